@@ -1,0 +1,351 @@
+"""From an edge list to a `HAG`: canonical form, search, programs, and joining them in batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from hag_plugin import cost
+from hag_plugin.hag import ARRAYS, HAG, METHODS, Options, Program, SelfLoops
+from hag_plugin.kernels import _cpu
+
+MAX_NODES = 2**31 - 1
+PACKED_ROWS = 64  # tiles of small graphs are joined up to this many rows
+
+
+def build_hag(
+    edge_index: Tensor,
+    *,
+    num_nodes: int | None = None,
+    size: tuple[int, int] | None = None,
+    method: str = "auto",
+    ptr: Tensor | Sequence[int] | None = None,
+    self_loops: SelfLoops | Sequence[SelfLoops] = False,
+    targets_first: bool = False,
+    allow_subtraction: bool = False,
+    capacity: int | None = None,
+    width: int = 64,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    progress: bool | None = None,
+) -> HAG:
+    """Preprocesses a graph into a HAG, so that sums shared by several nodes are computed once.
+
+    Args:
+        edge_index: int32 or int64 `[2, E]`; row 0 sources, row 1 targets. Duplicates count.
+        num_nodes: number of nodes; by default the largest id + 1.
+        size: `(num_src, num_dst)` of a bipartite graph, instead of `num_nodes`.
+        method: "auto" searches in tiles, prices what it finds and keeps what pays; "greedy" is
+            Algorithm 3 of the HAG paper (arXiv 1906.03707); "none" is the plain graph.
+        ptr: `[G + 1]`, first nodes of the graphs of a batch. No edge may cross.
+        self_loops: the mode, or modes, whose programs to build now: False, "add" (A + I) or
+            "fill" (exactly one loop a node). Others are built when they are first needed.
+        targets_first: the targets of a bipartite graph are its first sources (PyG's convention).
+        allow_subtraction: aggregate A as (A + I) x - x. Cheaper, but a NaN, an Inf or a huge value
+            in a node's own row then spoils its result.
+        capacity: for "greedy", the most intermediates; a quarter of the targets by default.
+        width: number of features that the price is for.
+        device: where the HAG is to be used; by default where `edge_index` is.
+        dtype: of the features that the price is for.
+        progress: show a bar; by default if it takes more than two seconds.
+
+    Returns:
+        The HAG, with the programs of `self_loops`.
+
+    Raises:
+        TypeError: an argument is of the wrong type or `edge_index` of the wrong dtype.
+        ValueError: an argument or an id is out of range.
+
+    Example:
+        >>> import torch
+        >>> hag = build_hag(torch.tensor([[0, 1, 2, 0, 1], [1, 0, 0, 2, 2]]), num_nodes=3)
+        >>> hag.num_edges
+        5
+    """
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; expected one of {METHODS}")
+    if capacity is not None:
+        if isinstance(capacity, bool) or not isinstance(capacity, int):
+            raise TypeError(f"capacity is {capacity!r}; expected an int or None")
+        if capacity < 0:
+            raise ValueError(f"capacity is {capacity}; expected 0 or more")
+        if method != "greedy":
+            raise ValueError(f'capacity is for method="greedy" only, not for {method!r}')
+    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+        raise ValueError(f"width is {width!r}; expected a positive int")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype is {dtype!r}; expected a floating-point torch.dtype")
+    if targets_first and size is None:
+        raise ValueError("targets_first is for bipartite graphs: it needs size=(num_src, num_dst)")
+    num_src, num_dst = _graph_size(edge_index, num_nodes, size)
+    if targets_first and num_dst > num_src:
+        raise ValueError(f"targets_first with {num_dst} targets and {num_src} sources; expected "
+                         "at most as many targets as sources")  # fmt: skip
+    row_ptr, col = canonical_graph(edge_index, num_src, num_dst)
+    if ptr is not None:
+        _check_ptr(ptr, row_ptr, col, num_src, num_dst)
+    options = Options(method, allow_subtraction, capacity, width)
+    hag = HAG(
+        torch.from_numpy(row_ptr),
+        torch.from_numpy(col),
+        num_src,
+        options=options,
+        targets_first=targets_first,
+    )
+    modes = self_loops if isinstance(self_loops, list | tuple) else (self_loops,)
+    with _showing(progress):
+        for mode in modes:
+            hag.program(mode)
+    return hag.to(edge_index.device if device is None else device)
+
+
+def _graph_size(
+    edge_index: Tensor, num_nodes: int | None, size: tuple[int, int] | None
+) -> tuple[int, int]:
+    check_edge_index(edge_index)
+    if num_nodes is not None and size is not None:
+        raise ValueError("num_nodes and size were both given; expected one of them")
+    if size is None:
+        if num_nodes is None:
+            num_nodes = int(edge_index.max()) + 1 if edge_index.numel() else 0
+        size = (num_nodes, num_nodes)
+    name = "size" if num_nodes is None else "num_nodes"
+    if len(size) != 2:
+        raise ValueError(f"size is {size!r}; expected (num_src, num_dst)")
+    for number in size:
+        if isinstance(number, bool) or not isinstance(number, int | np.integer):
+            raise TypeError(f"{name} holds {number!r}; expected an int")
+        if not 0 <= number <= MAX_NODES:
+            raise ValueError(f"{name} holds {number}; expected 0 to 2^31 - 1")
+    return int(size[0]), int(size[1])
+
+
+def check_edge_index(edge_index: Tensor) -> None:
+    """Raises unless `edge_index` is an integer tensor `[2, E]`."""
+    if not isinstance(edge_index, Tensor):
+        raise TypeError(f"edge_index is a {type(edge_index).__name__}; expected a torch.Tensor")
+    if edge_index.layout != torch.strided:
+        raise TypeError(f"edge_index has layout {edge_index.layout}; expected a dense tensor")
+    if edge_index.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"edge_index has dtype {edge_index.dtype}; expected int32 or int64")
+    if edge_index.dim() != 2 or edge_index.shape[0] != 2:
+        raise ValueError(f"edge_index has shape {tuple(edge_index.shape)}; expected [2, E]")
+
+
+def canonical_graph(
+    edge_index: Tensor, num_src: int, num_dst: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """CSR by target: row_ptr int64 `[num_dst + 1]` and col int32 `[E]`, increasing in a row."""
+    check_edge_index(edge_index)
+    source, target = edge_index.detach().cpu().numpy()
+    row_ptr, col = _cpu.build_csr(source, target, num_src, num_dst)
+    return row_ptr, col
+
+
+def _check_ptr(
+    ptr: Tensor | Sequence[int], row_ptr: np.ndarray, col: np.ndarray, num_src: int, num_dst: int
+) -> None:
+    starts = np.asarray(ptr.cpu() if isinstance(ptr, Tensor) else ptr)
+    if starts.ndim != 1 or not np.issubdtype(starts.dtype, np.integer):
+        raise TypeError(f"ptr has shape {starts.shape} and dtype {starts.dtype}; expected ints [G]")
+    if num_src != num_dst:
+        raise ValueError("ptr is for graphs with one kind of node; this one is bipartite")
+    if len(starts) < 1 or starts[0] != 0 or starts[-1] != num_dst or (np.diff(starts) < 0).any():
+        raise ValueError(f"ptr must increase from 0 to the number of nodes, {num_dst}")
+    for first, last in zip(starts[:-1], starts[1:], strict=True):
+        inside = col[row_ptr[first] : row_ptr[last]]
+        if inside.size and (inside.min() < first or inside.max() >= last):
+            raise ValueError(
+                f"an edge crosses ptr: a target in {first}..{last - 1} has source "
+                f"{inside.min() if inside.min() < first else inside.max()}"
+            )
+
+
+# Search ---------------------------------------------------------------------------------------
+
+_progress: bool | None = None
+
+
+class _showing:
+    """Whether searches inside the block show a bar (None: if they take over two seconds)."""
+
+    def __init__(self, progress: bool | None) -> None:
+        self.progress = progress
+
+    def __enter__(self) -> None:
+        global _progress
+        self.before, _progress = _progress, self.progress
+
+    def __exit__(self, *_: object) -> None:
+        global _progress
+        _progress = self.before
+
+
+def search_program(hag: HAG, self_loops: SelfLoops, idempotent: bool) -> Program:
+    """Searches the program of one matrix of a HAG's graph, by the HAG's options."""
+    options = hag.options
+    start = time.perf_counter()
+    subtract = options.allow_subtraction and self_loops is False and not idempotent
+    subtract = subtract and options.method == "auto" and (hag.is_square or hag.targets_first)
+    mode = "add" if subtract else (self_loops or "")
+    row_ptr, col = hag.row_ptr.cpu().numpy(), hag.col.cpu().numpy()
+    graph = (row_ptr, col, hag.num_src, mode, idempotent)
+    arrays: Sequence[np.ndarray]
+    if options.method == "none":
+        arrays = _cpu.plain_program(*graph)
+    else:
+        with tqdm(
+            total=1.0,
+            desc=f"searching {hag.num_edges:,} edges",
+            delay=0.0 if _progress else 2.0,
+            disable=_progress is False,
+            leave=False,
+            bar_format="{desc}: {percentage:3.0f}% |{bar}| {elapsed} < {remaining}",
+        ) as bar:
+            report = _reporter(bar)
+            if options.method == "greedy":
+                capacity = hag.num_dst // 4 if options.capacity is None else options.capacity
+                arrays = _cpu.greedy_program(*graph, capacity, torch.get_num_threads(), report)
+            else:
+                prices = cost.prices(options.width)
+                arrays = _cpu.search_program(
+                    *graph,
+                    hag.is_square or hag.targets_first,
+                    prices.intermediate,
+                    prices.work_per_edge,
+                    torch.get_num_threads(),
+                    report,
+                )
+    program = Program(
+        *map(torch.from_numpy, arrays),
+        num_src=hag.num_src,
+        num_dst=hag.num_dst,
+        diagonal=-1 if subtract else 0,
+        search_seconds=time.perf_counter() - start,
+    )
+    return program.to(hag.device)
+
+
+def _reporter(bar: Any) -> Callable[[float], None]:
+    def report(share: float) -> None:
+        bar.update(share - bar.n)
+
+    return report
+
+
+# Joining --------------------------------------------------------------------------------------
+
+
+def concatenate_graphs(hags: Sequence[HAG]) -> tuple[Tensor, Tensor]:
+    """The CSR of graphs side by side: (row_ptr, col)."""
+    num_src = np.cumsum([0] + [h.num_src for h in hags])
+    num_edges = np.cumsum([0] + [h.num_edges for h in hags])
+    if num_src[-1] > MAX_NODES or sum(h.num_dst for h in hags) > MAX_NODES:
+        raise ValueError(f"the batch has {num_src[-1]} sources; expected fewer than 2^31")
+    row_ptr = [h.row_ptr[:-1] + int(e) for h, e in zip(hags, num_edges, strict=False)]
+    row_ptr.append(torch.tensor(num_edges[-1:], device=hags[0].device))
+    col = [h.col + int(n) for h, n in zip(hags, num_src, strict=False)]
+    return torch.cat(row_ptr), torch.cat(col)
+
+
+def concatenate_programs(programs: Sequence[Program]) -> Program:
+    """The program of several graphs side by side, in O(ops).
+
+    Tiles of small graphs are joined up to 64 ops; partial sums follow all rows of y.
+    """
+    diagonal = min(p.diagonal for p in programs)
+    # Only allow_subtraction gives a diagonal; parts that went without get x added, then taken.
+    parts = [p if p.diagonal == diagonal else _add_own_row(p) for p in programs]
+    arrays = [[a.cpu().numpy() for a in p.arrays] for p in parts]
+    tile_ptr, op_ptr, source, target, hub_row, hub_ptr = (list(a) for a in zip(*arrays, strict=True))
+
+    def starts(counts: list[int]) -> np.ndarray:
+        return np.cumsum([0, *counts])
+
+    first_src = starts([p.num_src for p in parts])
+    first_dst = starts([p.num_dst for p in parts])
+    first_partial = starts([int(h[-1]) for h in hub_ptr])
+    first_op = starts([len(t) for t in target])
+    first_source = starts([len(s) for s in source])
+    num_dst = int(first_dst[-1])
+    for i, part in enumerate(parts):
+        source[i] = np.where(source[i] >= 0, source[i] + first_src[i], source[i])
+        partial = target[i] >= part.num_dst
+        shift = np.where(
+            partial, num_dst - part.num_dst + first_partial[i], first_dst[i] * (target[i] >= 0)
+        )
+        target[i] = target[i] + shift
+
+    def joined(parts: list[np.ndarray], first: np.ndarray) -> np.ndarray:
+        ends = [part[1:] + offset for part, offset in zip(parts, first, strict=False)]
+        return np.concatenate([np.zeros(1, np.int64), *ends])
+
+    packed = _pack_tiles(
+        joined(tile_ptr, first_op),
+        joined(op_ptr, first_source),
+        np.concatenate(source).astype(np.int32),
+        np.concatenate(target).astype(np.int32),
+    )
+    hub_rows = [h + d for h, d in zip(hub_row, first_dst, strict=False)]
+    return Program(
+        *map(torch.from_numpy, packed),
+        hub_row=torch.from_numpy(np.concatenate(hub_rows).astype(np.int32)),
+        hub_ptr=torch.from_numpy(joined(hub_ptr, first_partial)),
+        num_src=int(first_src[-1]),
+        num_dst=num_dst,
+        diagonal=diagonal,
+        search_seconds=sum(p.search_seconds for p in programs),
+    )
+
+
+def _pack_tiles(
+    tile_ptr: np.ndarray, op_ptr: np.ndarray, source: np.ndarray, target: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Joins neighbouring tiles while they stay within 64 ops; scratch rows are renumbered."""
+    num_tiles = len(tile_ptr) - 1
+    ops = np.diff(tile_ptr)
+    scratch = np.concatenate([np.zeros(1, np.int64), np.cumsum(target < 0)])[tile_ptr]
+    keep = np.ones(num_tiles + 1, bool)
+    size = 0
+    for tile, count in enumerate(ops.tolist()):
+        size += count
+        if tile and size <= PACKED_ROWS:
+            keep[tile] = False
+        else:
+            size = count
+    first_tile = np.maximum.accumulate(np.where(keep[:-1], np.arange(num_tiles), 0))
+    shift = (scratch[:-1] - scratch[first_tile]).astype(np.int32)
+    op_shift = np.repeat(shift, ops)
+    source_shift = np.repeat(op_shift, np.diff(op_ptr))
+    source = np.where(source < 0, source - source_shift, source)
+    target = np.where(target < 0, target - op_shift, target)
+    return tile_ptr[keep], op_ptr, source, target
+
+
+def _add_own_row(program: Program) -> Program:
+    """`P + I` with diagonal - 1 for a program `P`: the same result where values are finite."""
+    op_ptr, source = program.op_ptr.cpu().numpy(), program.source.cpu().numpy()
+    target = program.target.cpu().numpy()
+    own = np.where((target >= 0) & (target < program.num_dst), target, -1)
+    hub_ptr = program.hub_ptr.cpu().numpy()
+    for row, last in zip(program.hub_row.tolist(), hub_ptr[1:] - 1, strict=True):
+        own[target == program.num_dst + last] = row
+    takes = own >= 0
+    source = np.insert(source, op_ptr[1:][takes], own[takes])
+    op_ptr = op_ptr + np.concatenate([np.zeros(1, np.int64), np.cumsum(takes)])
+    arrays = dict(zip(ARRAYS, program.arrays, strict=True))
+    arrays["op_ptr"] = torch.from_numpy(op_ptr)
+    arrays["source"] = torch.from_numpy(source.astype(np.int32))
+    return Program(
+        **arrays,
+        num_src=program.num_src,
+        num_dst=program.num_dst,
+        diagonal=program.diagonal - 1,
+        search_seconds=program.search_seconds,
+    )

@@ -1,0 +1,61 @@
+"""The cost model: what a program costs on a device, and what the search may spend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hag_plugin.hag import HAG, Program, SelfLoops, Stats
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Constants of the search.
+
+    Attributes:
+        intermediate: a row of scratch, in rows read. An intermediate of s sources and u uses is
+            kept iff `s u > s + u + intermediate`.
+        work_per_edge: 64-bit words that greedy merging may compare for each edge of a tile.
+        seconds_per_byte: of rows read and written, one thread, rows near at hand.
+    """
+
+    intermediate: float = 2.0
+    work_per_edge: int = 512
+    seconds_per_byte: float = 6e-11
+
+
+def prices(width: int) -> Prices:
+    """The constants for features of `width` values."""
+    del width  # one set serves all widths until they are calibrated
+    return Prices()
+
+
+def predicted_seconds(rows_read: int, rows_written: int, width: int) -> float:
+    """One aggregation over float32 rows of `width`, on one thread."""
+    return (rows_read + rows_written) * width * 4 * prices(width).seconds_per_byte
+
+
+def program_stats(hag: HAG, self_loops: SelfLoops, program: Program) -> Stats:
+    """Counts what a program reads, writes and sums, beside the plain graph."""
+    arity = program.op_ptr.diff().cpu().numpy()
+    degree = hag.degree(self_loops).cpu().numpy()
+    partials = program.hub_ptr.diff().cpu().numpy()
+    diagonal = hag.num_dst if program.diagonal else 0
+    rows_read = int(arity.sum() + partials.sum()) + diagonal
+    rows_written = len(arity) + len(partials)
+    aggregations = int(np.maximum(arity - 1, 0).sum() + np.maximum(partials - 1, 0).sum())
+    return Stats(
+        aggregations=aggregations + diagonal,
+        aggregations_before=int(np.maximum(degree - 1, 0).sum()),
+        rows_read=rows_read,
+        rows_read_before=int(degree.sum()),
+        rows_written=rows_written,
+        rows_written_before=hag.num_dst,
+        intermediates=int((program.target < 0).sum()),
+        tiles=program.tile_ptr.shape[0] - 1,
+        search_seconds=program.search_seconds,
+        predicted_seconds=predicted_seconds(rows_read, rows_written, hag.options.width),
+        bytes=program.nbytes,
+        bytes_before=8 * (hag.num_dst + 1) + 4 * int(degree.sum()),
+    )

@@ -1,0 +1,641 @@
+"""`HAG`: a graph in canonical form with the programs that aggregate over it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import tempfile
+import threading
+import weakref
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hag_plugin.kernels import _cpu
+
+SelfLoops = Literal[False, "add", "fill"]
+SELF_LOOPS: tuple[SelfLoops, ...] = (False, "add", "fill")
+METHODS = ("auto", "greedy", "none")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a search was asked for. Kept with the HAG, for its other programs and its transpose."""
+
+    method: str = "auto"
+    allow_subtraction: bool = False
+    capacity: int | None = None
+    width: int = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A list of tiles of ops that computes `y = P x + d x`, where `d` is an integer.
+
+    An op sums (or takes the max or min of) a few rows and writes one. Nothing is shared between
+    tiles, so tiles run in any order.
+
+    Attributes:
+        tile_ptr: int64 `[T + 1]`, the ops of each tile, in an order that may be run as it stands.
+        op_ptr: int64 `[O + 1]`, the sources of each op.
+        source: int32 `[S]`. `s >= 0`: row `s` of x; `s < 0`: row `~s` of the tile's scratch.
+        target: int32 `[O]`. `t < 0`: row `~t` of the tile's scratch; `t < num_dst`: row `t` of y;
+            otherwise row `t - num_dst` of the partial sums of long rows.
+        hub_row: int32 `[H]`, the rows of y that are summed from partial sums in a second pass.
+        hub_ptr: int64 `[H + 1]`, the partial sums of each.
+        num_src: rows of x.
+        num_dst: rows of y.
+        diagonal: `d`. 1 also stands for "and x itself" in max and min.
+        search_seconds: what the search took.
+    """
+
+    tile_ptr: Tensor
+    op_ptr: Tensor
+    source: Tensor
+    target: Tensor
+    hub_row: Tensor
+    hub_ptr: Tensor
+    num_src: int
+    num_dst: int
+    diagonal: int = 0
+    search_seconds: float = 0.0
+
+    @property
+    def arrays(self) -> tuple[Tensor, ...]:
+        """The six arrays, in the order of the attributes above."""
+        return tuple(getattr(self, name) for name in ARRAYS)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(a.numel() * a.element_size() for a in self.arrays)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Program:
+        """The program with its arrays on `device`."""
+        moved = {n: getattr(self, n).to(device, non_blocking=non_blocking) for n in ARRAYS}
+        return replace(self, **moved)
+
+    @cached_property
+    def native(self) -> _cpu.Program:
+        """The program as the CPU kernels take it: every index checked, once."""
+        arrays = [a.cpu().numpy() for a in self.arrays]
+        return _cpu.Program(*arrays, self.num_src, self.num_dst, self.diagonal)
+
+
+ARRAYS = ("tile_ptr", "op_ptr", "source", "target", "hub_row", "hub_ptr")
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a program costs for one feature row, and what the plain graph costs (`_before`).
+
+    Attributes:
+        aggregations: binary sums.
+        rows_read: every source of every op, single copies and the diagonal included.
+        rows_written: rows of scratch, of partial sums and of y.
+        intermediates: rows of scratch.
+        tiles: number of tiles.
+        search_seconds: what the search took.
+        predicted_seconds: one forward aggregation at the width of the search, by the cost model.
+        bytes: of the program's arrays.
+        bytes_before: of the plain graph in CSR form.
+    """
+
+    aggregations: int
+    aggregations_before: int
+    rows_read: int
+    rows_read_before: int
+    rows_written: int
+    rows_written_before: int
+    intermediates: int
+    tiles: int
+    search_seconds: float
+    predicted_seconds: float
+    bytes: int
+    bytes_before: int
+
+
+_LIVE: weakref.WeakValueDictionary[int, HAG] = weakref.WeakValueDictionary()
+
+
+def find(row_ptr: Tensor) -> HAG | None:
+    """The live HAG whose `row_ptr` this is, or None.
+
+    Sound although it goes by address: while a HAG lives it owns that memory, and where its own
+    array has moved since (to shared memory, say) the comparison fails.
+    """
+    hag = _LIVE.get(row_ptr.data_ptr())
+    if hag is None or hag.row_ptr.data_ptr() != row_ptr.data_ptr():
+        return None
+    return hag if hag.row_ptr.shape == row_ptr.shape else None
+
+
+class HAG:
+    """A graph in canonical form (CSR by target, multiplicity kept) and its programs.
+
+    Made by `build_hag`, `HAG.load` and `batch`. Immutable to its users; programs are built when
+    first needed and kept. Stands where PyG takes an `edge_index`.
+
+    Attributes:
+        row_ptr: int64 `[num_dst + 1]`.
+        col: int32 `[E]`, the sources of each target in increasing order.
+        num_src: number of source nodes.
+        targets_first: the targets are the first `num_dst` sources (PyG's bipartite convention).
+        options: what the search was asked for.
+    """
+
+    def __init__(
+        self,
+        row_ptr: Tensor,
+        col: Tensor,
+        num_src: int,
+        *,
+        options: Options | None = None,
+        targets_first: bool = False,
+        symmetric: bool | None = None,
+        parts: Sequence[HAG] = (),
+    ) -> None:
+        """Takes a CSR that is known to be valid: users call `build_hag` or `HAG.from_csr`."""
+        self.row_ptr = row_ptr
+        self.col = col
+        self.num_src = num_src
+        self.targets_first = targets_first
+        self.options = options or Options()
+        self._symmetric = symmetric
+        self._parts = tuple(parts)
+        self._programs: dict[tuple[SelfLoops, bool], Program] = {}
+        self._scales: dict[tuple[float, SelfLoops, torch.dtype], Tensor] = {}
+        self._transpose: HAG | weakref.ref[HAG] | None = None
+        self._lock = threading.RLock()
+        _LIVE[row_ptr.data_ptr()] = self
+
+    @classmethod
+    def from_csr(cls, row_ptr: Tensor, col: Tensor, num_src: int, method: str = "auto") -> HAG:
+        """A HAG of a graph that is already in canonical form.
+
+        Args:
+            row_ptr: int64 `[num_dst + 1]`.
+            col: int32 `[E]`, increasing inside a row.
+            num_src: number of source nodes.
+            method: as for `build_hag`.
+
+        Raises:
+            ValueError: the arrays are not a canonical CSR of `num_src` sources.
+        """
+        _cpu.check_csr(row_ptr.cpu().numpy(), col.cpu().numpy(), num_src)
+        return cls(row_ptr, col, num_src, options=Options(method=method))
+
+    # What the graph is ----------------------------------------------------------------------
+
+    @property
+    def num_dst(self) -> int:
+        """Number of target nodes."""
+        return self.row_ptr.shape[0] - 1
+
+    @property
+    def num_edges(self) -> int:
+        """Number of edges, duplicates counted."""
+        return self.col.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the arrays are."""
+        return self.col.device
+
+    @property
+    def method(self) -> str:
+        """The search method: "auto", "greedy" or "none"."""
+        return self.options.method
+
+    @property
+    def is_square(self) -> bool:
+        """Whether sources and targets are the same nodes."""
+        return self.num_src == self.num_dst
+
+    @cached_property
+    def edge_index(self) -> Tensor:
+        """The edges as int64 `[2, E]`, by target, then by source."""
+        degree = self.row_ptr.diff()
+        target = torch.repeat_interleave(
+            torch.arange(self.num_dst, device=self.device), degree, output_size=self.num_edges
+        )
+        return torch.stack([self.col.long(), target])
+
+    @cached_property
+    def content_hash(self) -> tuple[int, int]:
+        """128 bits of the multiset of edges, whatever their order."""
+        source, target = self.edge_index.cpu().numpy()
+        return _cpu.edge_hash(source, target)
+
+    def matches(self, edge_index: Tensor) -> bool:
+        """Whether `edge_index` `[2, E]` has this graph's edges (by content hash, any order)."""
+        if edge_index.shape != (2, self.num_edges):
+            return False
+        source, target = edge_index.detach().cpu().numpy()
+        return _cpu.edge_hash(source, target) == self.content_hash
+
+    @cached_property
+    def _loops(self) -> Tensor | None:
+        """Self-loops of each target, int64 `[num_dst]`, or None where there is none."""
+        count = _cpu.count_self_loops(self.row_ptr.cpu().numpy(), self.col.cpu().numpy())
+        return None if count is None else torch.from_numpy(count).to(self.device)
+
+    def degree(self, self_loops: SelfLoops = False) -> Tensor:
+        """In-degrees as aggregated, int64 `[num_dst]`: duplicates and self-loops counted."""
+        self_loops = self._check_self_loops(self_loops)
+        degree = self.row_ptr.diff()
+        if self_loops is False:
+            return degree
+        if self_loops == "fill" and self._loops is not None:
+            degree = degree - self._loops
+        return degree + 1
+
+    def degree_scale(
+        self, exponent: float, self_loops: SelfLoops = False, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """`degree(self_loops) ** exponent`, `[num_dst]`, 0 where the degree is 0. Kept."""
+        key = (exponent, self_loops, dtype)
+        if key not in self._scales:
+            degree = self.degree(self_loops).to(dtype)
+            scale = degree.pow(exponent)
+            self._scales[key] = scale.masked_fill(degree == 0, 0.0)
+        return self._scales[key]
+
+    def _check_self_loops(self, self_loops: SelfLoops) -> SelfLoops:
+        if self_loops not in SELF_LOOPS:
+            raise ValueError(f"self_loops is {self_loops!r}; expected one of {SELF_LOOPS}")
+        if self_loops is not False and not (self.is_square or self.targets_first):
+            raise ValueError(
+                f"self_loops={self_loops!r} needs targets that are sources too; this HAG has "
+                f"{self.num_src} sources and {self.num_dst} targets (build it with "
+                "targets_first=True if the targets are the first sources)"
+            )
+        return self_loops
+
+    # Programs -------------------------------------------------------------------------------
+
+    def program(self, self_loops: SelfLoops = False, *, idempotent: bool = False) -> Program:
+        """The program for a self-loop mode, built if it is not there yet.
+
+        Args:
+            self_loops: False, "add" (A + I) or "fill" (exactly one loop a node).
+            idempotent: for max and min: without subtraction, duplicates once.
+        """
+        key = self._program_key(self._check_self_loops(self_loops), idempotent)
+        with self._lock:
+            if key not in self._programs:
+                self._programs[key] = self._make_program(*key)
+            return self._programs[key]
+
+    def _program_key(self, self_loops: SelfLoops, idempotent: bool) -> tuple[SelfLoops, bool]:
+        """One key for requests that come to the same program."""
+        if self_loops == "fill" and self._loops is None:
+            self_loops = "add"
+        if idempotent and self_loops == "add" and self._loops is not None:
+            self_loops = "fill"
+        subtracts = self_loops is False and self.options.allow_subtraction
+        return self_loops, idempotent and (subtracts or self._has_duplicates)
+
+    @cached_property
+    def _has_duplicates(self) -> bool:
+        return bool(_cpu.has_duplicates(self.row_ptr.cpu().numpy(), self.col.cpu().numpy()))
+
+    def _make_program(self, self_loops: SelfLoops, idempotent: bool) -> Program:
+        from hag_plugin import build
+
+        if self._parts:
+            parts = [part.program(self_loops, idempotent=idempotent) for part in self._parts]
+            return build.concatenate_programs(parts).to(self.device)
+        return build.search_program(self, self_loops, idempotent)
+
+    def transpose(self) -> HAG:
+        """The HAG of the reversed edges, with its own tiles; itself where the graph is symmetric.
+
+        Symmetric means that the multiset of edges is its own reverse; this is checked.
+        """
+        with self._lock:
+            kept = self._transpose
+            kept = kept() if isinstance(kept, weakref.ref) else kept
+            if kept is None:
+                kept = self._make_transpose()
+                self._transpose = kept if kept is not self else weakref.ref(self)
+            return kept
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether every edge has its reverse, with the same multiplicity."""
+        if self._symmetric is None:
+            self._symmetric = self.is_square and bool(
+                _cpu.is_symmetric(self.row_ptr.cpu().numpy(), self.col.cpu().numpy())
+            )
+        return self._symmetric
+
+    def _make_transpose(self) -> HAG:
+        if self.is_symmetric:
+            return self
+        if self._parts:
+            reverse = batch([part.transpose() for part in self._parts]).to(self.device)
+        else:
+            row_ptr, col = _cpu.transpose_csr(
+                self.row_ptr.cpu().numpy(), self.col.cpu().numpy(), self.num_src
+            )
+            reverse = HAG(
+                torch.from_numpy(row_ptr).to(self.device),
+                torch.from_numpy(col).to(self.device),
+                self.num_dst,
+                options=self.options,
+                targets_first=self.targets_first,
+                symmetric=False,
+            )
+        reverse._transpose = weakref.ref(self)
+        return reverse
+
+    def stats(self, self_loops: SelfLoops = False, *, idempotent: bool = False) -> Stats:
+        """Counts of the program for `self_loops` beside those of the plain graph."""
+        from hag_plugin import cost
+
+        return cost.program_stats(self, self_loops, self.program(self_loops, idempotent=idempotent))
+
+    def check(self, edge_index: Tensor, self_loops: SelfLoops | None = None) -> None:
+        """Expands the programs and compares them with the edges given, exactly.
+
+        Args:
+            edge_index: `[2, E]`, in any order.
+            self_loops: the mode whose program to check. By default every program built so far,
+                and that of the graph as given.
+
+        Raises:
+            ValueError: names the first row and source that differ, with the number of edges
+                expected and found.
+        """
+        from hag_plugin import build
+
+        row_ptr, col = build.canonical_graph(edge_index, self.num_src, self.num_dst)
+        keys = {self._program_key(m, i) for m in (self_loops or False,) for i in (False, True)}
+        if self_loops is None:
+            keys |= set(self._programs)
+        for mode, idempotent in sorted(keys, key=str):
+            program = self.program(mode, idempotent=idempotent)
+            _ = program.native  # checks that every index is in range
+            arrays = [a.cpu().numpy() for a in program.arrays]
+            _cpu.check_program(
+                *arrays, self.num_src, program.diagonal, row_ptr, col, mode or "", idempotent
+            )
+
+    # Moving and keeping ---------------------------------------------------------------------
+
+    def to(self, device: torch.device | str, non_blocking: bool = False, **_: Any) -> HAG:
+        """The HAG with its arrays and programs on `device`; itself if they are there."""
+        device = torch.device(device)
+        if device == self.device or (device.type == self.device.type and device.index is None):
+            return self
+        return self._moved(lambda a: a.to(device, non_blocking=non_blocking))
+
+    def cpu(self) -> HAG:
+        """The HAG in main memory."""
+        return self.to("cpu")
+
+    def cuda(self, device: int | str | None = None, non_blocking: bool = False) -> HAG:
+        """The HAG on a GPU."""
+        target = torch.device("cuda" if device is None else device)
+        return self.to(target, non_blocking=non_blocking)
+
+    def pin_memory(self) -> HAG:
+        """The HAG in page-locked memory."""
+        return self._moved(lambda a: a.pin_memory())
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> HAG:
+        state = self._state()
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return move(value)
+            if isinstance(value, dict):
+                return {k: moved(v) for k, v in value.items()}
+            return [moved(v) for v in value] if isinstance(value, list) else value
+
+        return rebuild_hag(moved(state))
+
+    def _state(self) -> dict[str, Any]:
+        """Tensors, numbers and strings that make this HAG again (pickle, files, devices)."""
+        reverse = self._transpose
+        if reverse is None or isinstance(reverse, weakref.ref):
+            reverse_state = None
+        else:
+            reverse_state = reverse._state()
+        programs = []
+        for (self_loops, idempotent), program in self._programs.items():
+            meta = {"self_loops": self_loops or "", "idempotent": idempotent}
+            meta |= {"diagonal": program.diagonal, "search_seconds": program.search_seconds}
+            programs.append(meta | dict(zip(ARRAYS, program.arrays, strict=True)))
+        return {
+            "row_ptr": self.row_ptr,
+            "col": self.col,
+            "num_src": self.num_src,
+            "targets_first": self.targets_first,
+            "symmetric": self._symmetric,
+            "options": asdict(self.options),
+            "programs": programs,
+            "transpose": reverse_state,
+        }
+
+    def __reduce__(self) -> tuple[Callable[[dict[str, Any]], HAG], tuple[dict[str, Any]]]:
+        return rebuild_hag, (self._state(),)
+
+    def __copy__(self) -> HAG:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HAG:
+        return self
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the graph and the programs built so far: arrays and a header, never a pickle.
+
+        The file appears whole or not at all.
+        """
+        arrays: dict[str, np.ndarray] = {}
+        header = {"format": FILE_FORMAT, "version": FILE_VERSION}
+        header["hag"] = _split_arrays(self._state(), arrays, "hag")
+        header["content_hash"] = list(self.content_hash)
+        arrays["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
+        path = Path(path)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+                file.flush()
+                os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> HAG:
+        """Reads a file that `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged, is no HAG file or is of another version.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            header = json.loads(arrays.pop("header").tobytes())
+        except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, AttributeError) as e:
+            if isinstance(e, FileNotFoundError | IsADirectoryError | PermissionError):
+                raise
+            raise ValueError(
+                f"{os.fspath(path)} is damaged, truncated or not a HAG file: {e}"
+            ) from e
+        if header.get("format") != FILE_FORMAT or header.get("version") != FILE_VERSION:
+            raise ValueError(
+                f"{os.fspath(path)} is of format {header.get('format')!r}, version "
+                f"{header.get('version')!r}; expected {FILE_FORMAT!r}, version {FILE_VERSION}"
+            )
+        try:
+            hag = rebuild_hag(_join_arrays(header["hag"], arrays), check=True)
+            expected = tuple(header["content_hash"])
+        except (KeyError, TypeError, ValueError, IndexError) as e:
+            raise ValueError(f"{os.fspath(path)} does not hold a valid HAG: {e}") from e
+        if hag.content_hash != expected:
+            raise ValueError(
+                f"{os.fspath(path)} holds edges with hash {hag.content_hash}; its header says "
+                f"{expected}"
+            )
+        return hag
+
+    # Standing where an edge_index stands ----------------------------------------------------
+
+    def flip(self, dims: int | Sequence[int]) -> HAG:
+        """The reversed graph, as `edge_index.flip([0])` gives it."""
+        if dims not in (0, -2) and tuple(dims if isinstance(dims, Sequence) else ()) != (0,):
+            raise ValueError(f"a HAG can be flipped in dimension 0 (direction) only, not {dims}")
+        return self.transpose()
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.edge_index[index]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.edge_index)
+
+    def size(self, dim: int | None = None) -> torch.Size | int:
+        """The size of the edge index, `[2, E]`."""
+        shape = torch.Size([2, self.num_edges])
+        return shape if dim is None else shape[dim]
+
+    def __repr__(self) -> str:
+        programs = ", ".join(
+            ("A", "A + I", "A with one loop each")[SELF_LOOPS.index(mode)] + " (max, min)" * only
+            for mode, only in self._programs
+        )
+        return (
+            f"HAG({self.num_src} -> {self.num_dst} nodes, {self.num_edges} edges, "
+            f"method={self.method!r}, programs=[{programs}], device={str(self.device)!r})"
+        )
+
+
+FILE_FORMAT = "hag_plugin.HAG"
+FILE_VERSION = 1
+
+
+def rebuild_hag(state: dict[str, Any], check: bool = False) -> HAG:
+    """The HAG of a state as `HAG._state` gives it. `check`: nothing in it is trusted."""
+    row_ptr, col, num_src = state["row_ptr"], state["col"], int(state["num_src"])
+    if check:
+        _cpu.check_csr(row_ptr.numpy(), col.numpy(), num_src)
+    hag = HAG(
+        row_ptr,
+        col,
+        num_src,
+        options=Options(**state["options"]),
+        targets_first=bool(state["targets_first"]),
+        symmetric=None if check else state["symmetric"],
+    )
+    for entry in state["programs"]:
+        program = Program(
+            *(entry[name] for name in ARRAYS),
+            num_src=num_src,
+            num_dst=hag.num_dst,
+            diagonal=int(entry["diagonal"]),
+            search_seconds=float(entry["search_seconds"]),
+        )
+        if check:
+            program.native  # noqa: B018  (its construction checks every index)
+        hag._programs[entry["self_loops"] or False, bool(entry["idempotent"])] = program
+    if state["transpose"] is not None:
+        hag._transpose = rebuild_hag(state["transpose"], check)
+        hag._transpose._transpose = weakref.ref(hag)
+    return hag
+
+
+def _split_arrays(value: Any, arrays: dict[str, np.ndarray], name: str) -> Any:
+    """`value` for JSON: every tensor goes to `arrays`, its name stays."""
+    if isinstance(value, Tensor):
+        arrays[name] = value.cpu().numpy()
+        return {"array": name}
+    if isinstance(value, dict):
+        return {k: _split_arrays(v, arrays, f"{name}.{k}") for k, v in value.items()}
+    if isinstance(value, list):
+        return [_split_arrays(v, arrays, f"{name}.{i}") for i, v in enumerate(value)]
+    return value
+
+
+def _join_arrays(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {"array"}:
+            return torch.from_numpy(np.ascontiguousarray(arrays[value["array"]]))
+        return {k: _join_arrays(v, arrays) for k, v in value.items()}
+    return [_join_arrays(v, arrays) for v in value] if isinstance(value, list) else value
+
+
+def batch(hags: Sequence[HAG]) -> HAG:
+    """The HAG of several graphs side by side, as a loader batches them.
+
+    Concatenates the programs that all of them have in O(ops); tiles of small graphs are packed
+    together. A program that some lack is built from the parts' when it is needed.
+
+    Raises:
+        ValueError: there is no HAG, or they differ in device or in the convention for targets.
+    """
+    from hag_plugin import build
+
+    hags = list(hags)
+    if not hags:
+        raise ValueError("batch takes at least one HAG, got none")
+    for hag in hags:
+        if not isinstance(hag, HAG):
+            raise TypeError(f"batch takes HAGs, got {type(hag).__name__}")
+    if len({hag.device for hag in hags}) > 1:
+        raise ValueError(f"the HAGs are on several devices: {sorted({str(h.device) for h in hags})}")
+    targets_first = not all(h.is_square for h in hags)
+    if targets_first and any(h.targets_first for h in hags):
+        raise ValueError("HAGs whose targets are the first sources keep no such order in a batch")
+    row_ptr, col = build.concatenate_graphs(hags)
+    known = [h._symmetric for h in hags]
+    out = HAG(
+        row_ptr,
+        col,
+        sum(h.num_src for h in hags),
+        options=hags[0].options,
+        symmetric=True if all(known) else (False if False in known else None),
+        parts=hags,
+    )
+    square = all(h.is_square for h in hags)
+    for mode, idempotent in itertools.product(SELF_LOOPS if square else (False,), (False, True)):
+        if all(h._program_key(mode, idempotent) in h._programs for h in hags):
+            out.program(mode, idempotent=idempotent)
+    if all(h._symmetric or isinstance(h._transpose, HAG) for h in hags):
+        out.transpose()
+    return out

@@ -1,0 +1,223 @@
+// Python bindings of graphs and search. Sizes and types are checked here; contents by the code
+// behind.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+
+#include <memory>
+#include <stdexcept>
+
+#include "graph.h"
+#include "search.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+template <typename T>
+using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using IdArray = nb::ndarray<nb::ndim<1>, nb::ro, nb::device::cpu>;
+
+constexpr int64_t kMostNodes = (1ll << 31) - 1;
+
+hag::Ids ids(const IdArray &array, const char *name) {
+  const bool wide = array.dtype() == nb::dtype<int64_t>();
+  if (!wide && array.dtype() != nb::dtype<int32_t>())
+    throw std::invalid_argument(std::string(name) + " must be int32 or int64");
+  return {array.data(), static_cast<int64_t>(array.shape(0)),
+          array.shape(0) ? static_cast<int64_t>(array.stride(0)) : 1, wide};
+}
+
+void same_length(const hag::Ids &source, const hag::Ids &target) {
+  if (source.size != target.size)
+    throw std::invalid_argument("there are " + std::to_string(source.size) + " sources and " +
+                                std::to_string(target.size) + " targets; expected as many");
+}
+
+hag::Csr csr(const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src) {
+  if (row_ptr.shape(0) < 1) throw std::invalid_argument("row_ptr is empty; expected num_dst + 1");
+  if (num_src < 0 || num_src > kMostNodes)
+    throw std::invalid_argument("num_src is " + std::to_string(num_src) + "; expected 0 to 2^31 - 1");
+  const int64_t num_dst = static_cast<int64_t>(row_ptr.shape(0)) - 1;
+  if (row_ptr.data()[0] != 0 || row_ptr.data()[num_dst] != static_cast<int64_t>(col.shape(0)))
+    throw std::invalid_argument("row_ptr does not run from 0 to the length of col");
+  return {row_ptr.data(), col.data(), num_dst, num_src};
+}
+
+template <typename T>
+nb::ndarray<nb::numpy, T, nb::ndim<1>> to_numpy(std::vector<T> &&values) {
+  auto *kept = new std::vector<T>(std::move(values));
+  nb::capsule owner(kept, [](void *p) noexcept { delete static_cast<std::vector<T> *>(p); });
+  return nb::ndarray<nb::numpy, T, nb::ndim<1>>(kept->data(), {kept->size()}, owner);
+}
+
+nb::tuple to_python(hag::ProgramArrays &&program) {
+  return nb::make_tuple(to_numpy(std::move(program.tile_ptr)), to_numpy(std::move(program.op_ptr)),
+                        to_numpy(std::move(program.source)), to_numpy(std::move(program.target)),
+                        to_numpy(std::move(program.hub_row)), to_numpy(std::move(program.hub_ptr)));
+}
+
+// Calls a Python function from the thread that called in. An exception there (an interrupt, say)
+// stops the search and is raised again.
+class PythonProgress {
+ public:
+  explicit PythonProgress(nb::object function) : function_(std::move(function)) {}
+
+  hag::Progress callback() {
+    if (function_.is_none()) return {};
+    return [this](double share) {
+      nb::gil_scoped_acquire gil;
+      try {
+        function_(share);
+        return true;
+      } catch (nb::python_error &error) {
+        error_ = std::make_unique<nb::python_error>(error);
+        return false;
+      }
+    };
+  }
+  void rethrow() {
+    if (error_) throw nb::python_error(*error_);
+  }
+
+ private:
+  nb::object function_;
+  std::unique_ptr<nb::python_error> error_;
+};
+
+template <typename Search>
+nb::tuple run_search(nb::object progress, Search search) {
+  PythonProgress python(std::move(progress));
+  hag::ProgramArrays program;
+  try {
+    const hag::Progress callback = python.callback();
+    nb::gil_scoped_release release;
+    program = search(callback);
+  } catch (const hag::Stopped &) {
+    python.rethrow();
+    throw;
+  }
+  return to_python(std::move(program));
+}
+
+template <typename T>
+std::vector<T> to_vector(const Array<T> &array) {
+  return {array.data(), array.data() + array.shape(0)};
+}
+
+}  // namespace
+
+void bind_graph(nb::module_ &m) {
+  using namespace nb::literals;
+
+  m.def(
+      "build_csr",
+      [](const IdArray &source, const IdArray &target, int64_t num_src, int64_t num_dst) {
+        const hag::Ids s = ids(source, "source"), t = ids(target, "target");
+        same_length(s, t);
+        if (num_src < 0 || num_src > kMostNodes || num_dst < 0 || num_dst > kMostNodes)
+          throw std::invalid_argument("numbers of nodes must be 0 to 2^31 - 1");
+        hag::CsrArrays out;
+        {
+          nb::gil_scoped_release release;
+          out = hag::build_csr(s, t, num_src, num_dst);
+        }
+        return nb::make_tuple(to_numpy(std::move(out.row_ptr)), to_numpy(std::move(out.col)));
+      },
+      "source"_a, "target"_a, "num_src"_a, "num_dst"_a);
+  m.def(
+      "transpose_csr",
+      [](const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src) {
+        const hag::Csr graph = csr(row_ptr, col, num_src);
+        hag::CsrArrays out;
+        {
+          nb::gil_scoped_release release;
+          out = hag::transpose_csr(graph);
+        }
+        return nb::make_tuple(to_numpy(std::move(out.row_ptr)), to_numpy(std::move(out.col)));
+      },
+      "row_ptr"_a, "col"_a, "num_src"_a);
+  m.def(
+      "edge_hash",
+      [](const IdArray &source, const IdArray &target) {
+        const hag::Ids s = ids(source, "source"), t = ids(target, "target");
+        same_length(s, t);
+        nb::gil_scoped_release release;
+        return hag::edge_hash(s, t);
+      },
+      "source"_a, "target"_a);
+  m.def("is_symmetric", [](const Array<int64_t> &row_ptr, const Array<int32_t> &col) {
+    return hag::is_symmetric(csr(row_ptr, col, static_cast<int64_t>(row_ptr.shape(0)) - 1));
+  });
+  m.def("has_duplicates", [](const Array<int64_t> &row_ptr, const Array<int32_t> &col) {
+    return hag::has_duplicates(csr(row_ptr, col, 0));
+  });
+  m.def("count_self_loops",
+        [](const Array<int64_t> &row_ptr, const Array<int32_t> &col) -> nb::object {
+          std::vector<int64_t> count = hag::count_self_loops(csr(row_ptr, col, 0));
+          if (count.empty()) return nb::none();
+          return nb::cast(to_numpy(std::move(count)));
+        });
+  m.def("check_csr",
+        [](const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src) {
+          hag::check_csr(csr(row_ptr, col, num_src), static_cast<int64_t>(col.shape(0)));
+        });
+
+  m.def(
+      "plain_program",
+      [](const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src,
+         const std::string &self_loops, bool idempotent) {
+        const hag::Csr graph = csr(row_ptr, col, num_src);
+        const hag::Mode mode = hag::parse_mode(self_loops);
+        return run_search(nb::none(), [&](const hag::Progress &) {
+          return hag::plain_program(graph, mode, idempotent);
+        });
+      },
+      "row_ptr"_a, "col"_a, "num_src"_a, "self_loops"_a, "idempotent"_a);
+  m.def(
+      "search_program",
+      [](const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src,
+         const std::string &self_loops, bool idempotent, bool leave_one_out, double intermediate,
+         int64_t work_per_edge, int threads, nb::object progress) {
+        const hag::Csr graph = csr(row_ptr, col, num_src);
+        const hag::Mode mode = hag::parse_mode(self_loops);
+        const hag::Costs costs{intermediate, work_per_edge};
+        return run_search(std::move(progress), [&](const hag::Progress &callback) {
+          return hag::search_program(graph, mode, idempotent, leave_one_out, costs, threads,
+                                     callback);
+        });
+      },
+      "row_ptr"_a, "col"_a, "num_src"_a, "self_loops"_a, "idempotent"_a, "leave_one_out"_a,
+      "intermediate"_a, "work_per_edge"_a, "threads"_a, "progress"_a = nb::none());
+  m.def(
+      "greedy_program",
+      [](const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src,
+         const std::string &self_loops, bool idempotent, int64_t capacity, int threads,
+         nb::object progress) {
+        const hag::Csr graph = csr(row_ptr, col, num_src);
+        const hag::Mode mode = hag::parse_mode(self_loops);
+        return run_search(std::move(progress), [&](const hag::Progress &callback) {
+          return hag::greedy_program(graph, mode, idempotent, capacity, threads, callback);
+        });
+      },
+      "row_ptr"_a, "col"_a, "num_src"_a, "self_loops"_a, "idempotent"_a, "capacity"_a, "threads"_a,
+      "progress"_a = nb::none());
+  m.def(
+      "check_program",
+      [](const Array<int64_t> &tile_ptr, const Array<int64_t> &op_ptr, const Array<int32_t> &source,
+         const Array<int32_t> &target, const Array<int32_t> &hub_row,
+         const Array<int64_t> &hub_ptr, int64_t num_src, int64_t diagonal,
+         const Array<int64_t> &row_ptr, const Array<int32_t> &col, const std::string &self_loops,
+         bool idempotent) {
+        const hag::ProgramArrays program{to_vector(tile_ptr), to_vector(op_ptr), to_vector(source),
+                                         to_vector(target),   to_vector(hub_row), to_vector(hub_ptr)};
+        const hag::Csr graph = csr(row_ptr, col, num_src);
+        const hag::Mode mode = hag::parse_mode(self_loops);
+        nb::gil_scoped_release release;
+        hag::check_program(program, num_src, diagonal, graph, mode, idempotent);
+      },
+      "tile_ptr"_a, "op_ptr"_a, "source"_a, "target"_a, "hub_row"_a, "hub_ptr"_a, "num_src"_a,
+      "diagonal"_a, "row_ptr"_a, "col"_a, "self_loops"_a, "idempotent"_a);
+}

@@ -1,0 +1,72 @@
+// A graph in canonical form: CSR by target, the sources of a row in increasing order, duplicates
+// kept. Everything here takes arrays whose sizes the bindings have checked.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace hag {
+
+struct Csr {
+  const int64_t *row_ptr;
+  const int32_t *col;
+  int64_t num_dst;
+  int64_t num_src;
+
+  int64_t num_edges() const { return row_ptr[num_dst]; }
+};
+
+// Which matrix is aggregated: A; A + I; A with exactly one loop a node.
+enum class Mode { given, add, fill };
+Mode parse_mode(const std::string &self_loops);
+
+// A row as a set (`simple`) and the copies beyond the first (`extra`), both in increasing order.
+struct Row {
+  std::vector<int32_t> simple;
+  std::vector<int32_t> extra;
+};
+void load_row(const Csr &graph, int64_t row, Mode mode, bool idempotent, Row &out);
+
+// A view of node ids, int32 or int64, with a stride in elements.
+struct Ids {
+  const void *data;
+  int64_t size;
+  int64_t stride;
+  bool wide;
+
+  int64_t operator[](int64_t i) const {
+    return wide ? static_cast<const int64_t *>(data)[i * stride]
+                : static_cast<const int32_t *>(data)[i * stride];
+  }
+};
+
+struct CsrArrays {
+  std::vector<int64_t> row_ptr;
+  std::vector<int32_t> col;
+};
+
+// Throws std::invalid_argument naming the first id that is out of range.
+CsrArrays build_csr(const Ids &source, const Ids &target, int64_t num_src, int64_t num_dst);
+CsrArrays transpose_csr(const Csr &graph);
+
+// 128 bits of the multiset of edges, whatever their order.
+std::pair<uint64_t, uint64_t> edge_hash(const Ids &source, const Ids &target);
+
+bool is_symmetric(const Csr &graph);
+bool has_duplicates(const Csr &graph);
+// Empty where no target has a self-loop.
+std::vector<int64_t> count_self_loops(const Csr &graph);
+
+// Throws std::invalid_argument unless `graph` is a canonical CSR with `num_edges` edges.
+void check_csr(const Csr &graph, int64_t num_edges);
+
+inline uint64_t mix(uint64_t value) {  // the finaliser of splitmix64
+  value += 0x9E3779B97F4A7C15ull;
+  value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9ull;
+  value = (value ^ (value >> 27)) * 0x94D049BB133111EBull;
+  return value ^ (value >> 31);
+}
+
+}  // namespace hag

@@ -1,0 +1,48 @@
+// Greedy pair merging (Algorithm 3 of the HAG paper; Paar's common-subexpression elimination) on
+// items given as bit sets of rows.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace hag {
+
+struct Merge {
+  int32_t first;   // first < second; the intermediate gets the next free number
+  int32_t second;
+  int32_t redundancy;
+};
+
+// Items 0..n-1 and the rows that aggregate each. Merging takes, again and again, the pair with the
+// largest redundancy (rows that aggregate both), the smallest pair among equals.
+class PairMerger {
+ public:
+  // `bits` holds `words` words an item, `num_items` items; it grows by one item a merge.
+  PairMerger(std::vector<uint64_t> &bits, int64_t words, int64_t num_items)
+      : bits_(bits), words_(words), num_items_(num_items) {}
+
+  // Merges while the redundancy exceeds 1, there are fewer than `capacity` intermediates and fewer
+  // than `work` words have been compared. Pairs are formed among the first `candidates` items and
+  // what comes of them.
+  std::vector<Merge> run(int64_t candidates, int64_t capacity, int64_t work);
+
+ private:
+  struct Entry {
+    int32_t count, first, second;
+    bool operator<(const Entry &other) const {  // std::priority_queue puts the largest on top
+      if (count != other.count) return count < other.count;
+      if (first != other.first) return first > other.first;
+      return second > other.second;
+    }
+  };
+  Entry best_partner(int32_t second);
+
+  std::vector<uint64_t> &bits_;
+  int64_t words_;
+  int64_t num_items_;
+  std::vector<int32_t> active_;  // candidates and intermediates, in increasing order
+  std::vector<int32_t> count_;   // rows of each item, by item
+  int64_t work_done_ = 0;
+};
+
+}  // namespace hag

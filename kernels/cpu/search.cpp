@@ -1,0 +1,237 @@
+#include "search.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <exception>
+#include <limits>
+#include <numeric>
+
+namespace hag {
+
+namespace {
+
+constexpr int64_t kPackRows = 64;         // small graphs share a tile up to this many rows
+constexpr int64_t kLargestWholeTile = 512;  // a graph of more rows is cut
+constexpr int64_t kTileEdges = 1 << 17;
+constexpr double kWorthIt = 0.97;         // of the plain program's cost; above it, plain
+
+struct Tiles {
+  std::vector<int32_t> order;   // rows
+  std::vector<int64_t> begin;   // tiles in `order`, [tiles + 1]
+  int64_t size() const { return static_cast<int64_t>(begin.size()) - 1; }
+};
+
+// A stretch of rows that shares no source with the rows outside it.
+struct Block {
+  int64_t begin, end;
+};
+
+bool is_hub(const Csr &graph, int64_t row) {
+  return graph.row_ptr[row + 1] - graph.row_ptr[row] > kHubLength;
+}
+
+std::vector<Block> independent_blocks(const Csr &graph) {
+  const int64_t n = graph.num_dst;
+  std::vector<int32_t> smallest(n + 1, std::numeric_limits<int32_t>::max());
+  for (int64_t v = n - 1; v >= 0; --v) {
+    smallest[v] = smallest[v + 1];
+    if (graph.row_ptr[v] < graph.row_ptr[v + 1] && !is_hub(graph, v))
+      smallest[v] = std::min(smallest[v], graph.col[graph.row_ptr[v]]);
+  }
+  std::vector<Block> blocks;
+  int32_t largest = -1;
+  int64_t begin = 0;
+  for (int64_t v = 0; v < n; ++v) {
+    if (graph.row_ptr[v] < graph.row_ptr[v + 1] && !is_hub(graph, v))
+      largest = std::max(largest, graph.col[graph.row_ptr[v + 1] - 1]);
+    if (largest >= 0 && smallest[v + 1] > largest) {
+      blocks.push_back({begin, v + 1});
+      begin = v + 1;
+    }
+  }
+  if (begin < n) blocks.push_back({begin, n});
+  return blocks;
+}
+
+// Rows of a block so that rows with similar closed neighbourhoods meet.
+void order_by_minhash(const Csr &graph, std::vector<int32_t> &rows) {
+  struct Key {
+    uint64_t first, second;
+    int32_t row;
+  };
+  std::vector<Key> keys;
+  keys.reserve(rows.size());
+  for (const int32_t v : rows) {
+    uint64_t first = mix(static_cast<uint64_t>(v)), second = mix(first);
+    for (int64_t e = graph.row_ptr[v]; e < graph.row_ptr[v + 1]; ++e) {
+      const uint64_t hash = mix(static_cast<uint64_t>(graph.col[e]));
+      first = std::min(first, hash);
+      second = std::min(second, mix(hash));
+    }
+    keys.push_back({first, second, v});
+  }
+  std::sort(keys.begin(), keys.end(), [](const Key &a, const Key &b) {
+    if (a.first != b.first) return a.first < b.first;
+    return a.second != b.second ? a.second < b.second : a.row < b.row;
+  });
+  for (size_t i = 0; i < rows.size(); ++i) rows[i] = keys[i].row;
+}
+
+struct Cut {
+  bool by_minhash;
+  int64_t rows;
+};
+
+// Appends the rows of the blocks: small ones packed whole, large ones cut.
+Tiles make_tiles(const Csr &graph, const std::vector<Block> &blocks, bool large, const Cut &cut) {
+  Tiles tiles;
+  tiles.begin.push_back(0);
+  std::vector<int32_t> rows;
+  auto end_tile = [&] {
+    if (tiles.begin.back() < static_cast<int64_t>(tiles.order.size()))
+      tiles.begin.push_back(static_cast<int64_t>(tiles.order.size()));
+  };
+  for (const Block &block : blocks) {
+    if ((block.end - block.begin > kLargestWholeTile) != large) continue;
+    rows.clear();
+    for (int64_t v = block.begin; v < block.end; ++v)
+      if (!is_hub(graph, v)) rows.push_back(static_cast<int32_t>(v));
+    if (!large) {
+      const int64_t open = static_cast<int64_t>(tiles.order.size()) - tiles.begin.back();
+      if (open + static_cast<int64_t>(rows.size()) > kPackRows) end_tile();
+      tiles.order.insert(tiles.order.end(), rows.begin(), rows.end());
+      continue;
+    }
+    if (cut.by_minhash) order_by_minhash(graph, rows);
+    int64_t edges = 0;
+    for (const int32_t v : rows) {
+      const int64_t open = static_cast<int64_t>(tiles.order.size()) - tiles.begin.back();
+      const int64_t length = graph.row_ptr[v + 1] - graph.row_ptr[v];
+      if (open >= cut.rows || edges + length > kTileEdges) {
+        end_tile();
+        edges = 0;
+      }
+      tiles.order.push_back(v);
+      edges += length;
+    }
+    end_tile();
+  }
+  end_tile();
+  return tiles;
+}
+
+double cost_of(const TileProgram &tile, const Costs &costs) {
+  return static_cast<double>(tile.source.size()) + costs.intermediate * tile.scratch_rows;
+}
+
+// Searches the tiles `first, first + step, ...` and hands each to `take` (from several threads).
+template <typename Take>
+void search_tiles(const Csr &graph, Mode mode, bool idempotent, bool leave_one_out,
+                  const Costs &costs, int threads, const Progress &progress, const Tiles &tiles,
+                  int64_t step, Take take) {
+  std::atomic<int64_t> next{0}, done{0};
+  std::atomic<bool> stop{false};
+  std::exception_ptr failure;
+  bool stopped = false;
+#pragma omp parallel num_threads(threads)
+  {
+    try {
+      TileSearch search(graph, mode, idempotent, leave_one_out, costs);
+      auto reported = std::chrono::steady_clock::now();
+      for (;;) {
+        const int64_t t = next.fetch_add(step);
+        if (t >= tiles.size() || stop) break;
+        take(t, search.run(tiles.order.data() + tiles.begin[t], tiles.begin[t + 1] - tiles.begin[t]));
+        done += step;
+        const auto now = std::chrono::steady_clock::now();
+        if (omp_get_thread_num() == 0 && progress &&
+            now - reported > std::chrono::milliseconds(100)) {
+          reported = now;
+          if (!progress(static_cast<double>(done) / static_cast<double>(tiles.size())))
+            stopped = stop = true;
+        }
+      }
+    } catch (...) {
+      stop = true;
+#pragma omp critical
+      failure = std::current_exception();
+    }
+  }
+  if (failure) std::rethrow_exception(failure);
+  if (stopped) throw Stopped();
+}
+
+}  // namespace
+
+ProgramArrays search_program(const Csr &graph, Mode mode, bool idempotent, bool leave_one_out,
+                             const Costs &costs, int threads, const Progress &progress) {
+  threads = usable_threads(threads);
+  std::vector<int32_t> hubs;
+  for (int64_t v = 0; v < graph.num_dst; ++v)
+    if (is_hub(graph, v)) hubs.push_back(static_cast<int32_t>(v));
+  const std::vector<Block> blocks = independent_blocks(graph);
+
+  auto search = [&](const Tiles &tiles, int64_t step, auto take, bool report) {
+    search_tiles(graph, mode, idempotent, leave_one_out, costs, threads,
+                 report ? progress : Progress(), tiles, step, take);
+  };
+  auto plain_cost = [&](const Tiles &tiles, int64_t t) {
+    int64_t reads = 0;
+    for (int64_t i = tiles.begin[t]; i < tiles.begin[t + 1]; ++i) {
+      const int64_t v = tiles.order[i];
+      reads += graph.row_ptr[v + 1] - graph.row_ptr[v] + (mode != Mode::given);
+    }
+    return reads;
+  };
+
+  Tiles tiles = make_tiles(graph, blocks, false, {});
+  int64_t large_edges = 0;
+  for (const Block &block : blocks)
+    if (block.end - block.begin > kLargestWholeTile)
+      large_edges += graph.row_ptr[block.end] - graph.row_ptr[block.begin];
+  if (large_edges) {
+    // The cut is chosen on a sample of its tiles; another order must win by a margin.
+    Tiles best;
+    double best_ratio = std::numeric_limits<double>::infinity();
+    for (const Cut cut : {Cut{false, 64}, Cut{false, 256}, Cut{true, 64}, Cut{true, 256}}) {
+      Tiles candidate = make_tiles(graph, blocks, true, cut);
+      const int64_t step = std::max<int64_t>(1, std::min(large_edges >> 18, candidate.size() / 16));
+      std::vector<double> cost(candidate.size(), 0.0);
+      search(candidate, step,
+             [&](int64_t t, TileProgram &&tile) { cost[t] = cost_of(tile, costs); }, false);
+      double total = 0.0;
+      int64_t plain = 0;
+      for (int64_t t = 0; t < candidate.size(); t += step) {
+        total += cost[t];
+        plain += plain_cost(candidate, t);
+      }
+      const double ratio = (cut.by_minhash ? 1.05 : 1.0) * total / std::max<int64_t>(1, plain);
+      if (ratio < best_ratio) {
+        best_ratio = ratio;
+        best = std::move(candidate);
+      }
+    }
+    const int64_t offset = static_cast<int64_t>(tiles.order.size());
+    tiles.order.insert(tiles.order.end(), best.order.begin(), best.order.end());
+    for (int64_t t = 1; t <= best.size(); ++t) tiles.begin.push_back(offset + best.begin[t]);
+  }
+
+  std::vector<TileProgram> programs(tiles.size());
+  search(tiles, 1, [&](int64_t t, TileProgram &&tile) { programs[t] = std::move(tile); }, true);
+  double total = 0.0;
+  int64_t plain = 0;
+  for (int64_t t = 0; t < tiles.size(); ++t) {
+    total += cost_of(programs[t], costs);
+    plain += plain_cost(tiles, t);
+  }
+  if (total > kWorthIt * static_cast<double>(plain)) {
+    programs = {};
+    return plain_program(graph, mode, idempotent);
+  }
+  return assemble(graph, mode, idempotent, std::move(programs), hubs);
+}
+
+}  // namespace hag

@@ -1,0 +1,51 @@
+// From a graph to a program: tiles of rows, the search in each, the arrays.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "graph.h"
+#include "tile_search.h"
+
+namespace hag {
+
+// The arrays of a program (hag_plugin/hag.py, Program).
+struct ProgramArrays {
+  std::vector<int64_t> tile_ptr, op_ptr;
+  std::vector<int32_t> source, target;
+  std::vector<int32_t> hub_row;
+  std::vector<int64_t> hub_ptr;
+};
+
+// Called with the share that is done; false asks to stop, and the search throws Stopped.
+using Progress = std::function<bool(double)>;
+struct Stopped {};
+
+// Rows longer than this become partial sums in tiles of their own.
+constexpr int64_t kHubLength = 4096;
+constexpr int64_t kHubPart = 2048;
+
+ProgramArrays plain_program(const Csr &graph, Mode mode, bool idempotent);
+
+// Method "auto". `leave_one_out`: targets are the first sources. Rows that do not profit, and whole
+// graphs that do not, are plain.
+ProgramArrays search_program(const Csr &graph, Mode mode, bool idempotent, bool leave_one_out,
+                             const Costs &costs, int threads, const Progress &progress);
+
+// Method "greedy": the paper's Algorithm 3 with at most `capacity` intermediates, one tile a
+// connected component.
+ProgramArrays greedy_program(const Csr &graph, Mode mode, bool idempotent, int64_t capacity,
+                             int threads, const Progress &progress);
+
+ProgramArrays assemble(const Csr &graph, Mode mode, bool idempotent,
+                       std::vector<TileProgram> tiles, const std::vector<int32_t> &hubs);
+
+// Throws std::invalid_argument at the first row and source where the program (indices in range)
+// and the graph differ.
+void check_program(const ProgramArrays &program, int64_t num_src, int64_t diagonal,
+                   const Csr &graph, Mode mode, bool idempotent);
+
+int usable_threads(int requested);  // 1 in a forked child, whose thread pool did not survive
+
+}  // namespace hag

@@ -1,0 +1,2 @@
+#define HAG_ISA baseline
+#include "walk.h"
