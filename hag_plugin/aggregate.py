@@ -1,15 +1,487 @@
-"""TEMPORARY stand-in until the operator lands (its owner replaces this file whole)."""
+"""The torch operator: y_i = t_i * REDUCE over edges j->i of (s_j * x_j).
+
+Four operators are registered with torch, over the graph's CSR arrays and never over a program: a
+compiled model sees `x`, `row_ptr` and `col`, and the HAG is found by the identity of `row_ptr`
+when the operator runs. Where that identity was lost (an input was cloned), the plain graph is
+aggregated instead: slower, the same result.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from hag_plugin import reference
-from hag_plugin.hag import HAG
+from hag_plugin.hag import HAG, SelfLoops, find
+from hag_plugin.kernels import _cpu
+
+Reduce = Literal["sum", "mean", "max", "min"]
+Ties = Literal["even", "first"]
+
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+REDUCES = {"sum": 0, "mean": 0, "max": 1, "min": 2}
+LOOPS = {"": 0, "add": 1, "fill": 2}
+TIES = ("even", "first")
+
+# Above this size glibc maps an output anew at each call, and its page faults would cost more than
+# the aggregation (DESIGN, section 2).
+HUGE_OUTPUT = 32 << 20
 
 
-def aggregate(x: Tensor, hag: HAG, reduce: str = "sum", *, ties: str = "even", **kw: Any) -> Tensor:
-    """`y_i = t_i * REDUCE_j(s_j * x_j)`."""
-    return reference.aggregate(x, hag.edge_index, hag.num_dst, reduce, **kw)
+def aggregate(
+    x: Tensor,
+    hag: HAG,
+    reduce: Reduce = "sum",
+    *,
+    self_loops: SelfLoops = False,
+    source_scale: Tensor | None = None,
+    target_scale: Tensor | None = None,
+    ties: Ties = "even",
+    out: Tensor | None = None,
+) -> Tensor:
+    """Aggregates the features of each node's sources: `y_i = t_i * REDUCE_j(s_j * x_j)`.
+
+    Args:
+        x: float32, float64, float16 or bfloat16 `[*, N_src, F]`. Half types accumulate in float32.
+        hag: the graph, from `build_hag`.
+        reduce: "sum"; "mean" (divides by the number of edges, duplicates and loops counted);
+            "max" or "min" (NaN propagates). A node without edges gets 0.
+        self_loops: False: the graph as given; "add": a loop more on each node; "fill": exactly one
+            loop on each node.
+        source_scale: `s`, `[N_src]`. Scales of another floating dtype are converted to float32, or
+            to float64 for float64 features.
+        target_scale: `t`, `[N_dst]`.
+        ties: where the gradient of max and min goes if several sources hold the extremum. "even"
+            is PyG's COO path, torch's `scatter_reduce` into zeros: it is split by multiplicity,
+            and where the extremum is exactly 0 the initial zero counts as one more source and
+            takes its share (max of 0, 0, -1 has gradients 1/3, 1/3, 0). "first" is DGL's: all of
+            it goes to the source with the smallest id.
+        out: `[*, N_dst, F]`, contiguous: written and returned. For inference only.
+
+    Returns:
+        `[*, N_dst, F]` in the dtype of `x`, twice differentiable in `x` and both scales.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong shape, device or value.
+
+    Example:
+        >>> import torch
+        >>> import hag_plugin as hp
+        >>> hag = hp.build_hag(torch.tensor([[0, 1, 2], [1, 0, 0]]), num_nodes=3)
+        >>> aggregate(torch.tensor([[1.0], [2.0], [4.0]]), hag).flatten().tolist()
+        [6.0, 1.0, 0.0]
+    """
+    if not isinstance(hag, HAG):
+        raise TypeError(f"hag is a {type(hag).__name__}; expected a HAG, from build_hag")
+    row_ptr, col = hag.row_ptr, hag.col
+    _check_features(x, row_ptr)
+    if reduce not in REDUCES:
+        raise ValueError(f"reduce is {reduce!r}; expected one of {tuple(REDUCES)}")
+    if ties not in TIES:
+        raise ValueError(f"ties is {ties!r}; expected one of {TIES}")
+    if self_loops is False:
+        loops = ""
+    elif self_loops in ("add", "fill"):
+        loops = self_loops
+    else:
+        raise ValueError(f"self_loops is {self_loops!r}; expected False, 'add' or 'fill'")
+    num_dst = row_ptr.shape[0] - 1
+    if source_scale is not None:
+        source_scale = _checked_scale(source_scale, "source_scale", x, x.shape[-2])
+    if target_scale is not None:
+        target_scale = _checked_scale(target_scale, "target_scale", x, num_dst)
+    if out is not None:
+        _check_out(out, x, num_dst, (x, source_scale, target_scale))
+    if reduce in ("sum", "mean"):
+        if out is not None and not torch.compiler.is_compiling():
+            _run_sum(
+                x, row_ptr, col, source_scale, target_scale, num_dst, loops, False, reduce, out
+            )
+            return out
+        y: Tensor = torch.ops.hag_plugin.aggregate.default(
+            x, row_ptr, col, source_scale, target_scale, num_dst, loops, False, reduce
+        )
+    else:
+        if source_scale is not None:
+            x = (x * source_scale.unsqueeze(-1)).to(x.dtype)
+        y = _extremum(x, row_ptr, col, loops, reduce == "max", ties)
+        if target_scale is not None:
+            y = (y * target_scale.unsqueeze(-1)).to(x.dtype)
+    return y if out is None else out.copy_(y)
+
+
+def _extremum(
+    x: Tensor, row_ptr: Tensor, col: Tensor, loops: str, largest: bool, ties: Ties
+) -> Tensor:
+    ops = torch.ops.hag_plugin
+    y: Tensor
+    if ties == "even" or not (torch.is_grad_enabled() and x.requires_grad) or x.shape[-2] == 0:
+        y = ops.extremum.default(x, row_ptr, col, loops, largest)
+        return y
+    with torch.no_grad():
+        y = ops.extremum.default(x, row_ptr, col, loops, largest)
+        first = ops.arg_first.default(x, y, row_ptr, col, loops)
+    return x.gather(-2, first.clamp(min=0)).masked_fill(first < 0, 0)
+
+
+# What a call may pass --------------------------------------------------------------------------
+
+
+def _check_features(x: Tensor, row_ptr: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x is a {type(x).__name__}; expected a torch.Tensor")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"x has dtype {x.dtype}; expected float32, float64, float16 or bfloat16")
+    if x.dim() < 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected [*, N_src, F]")
+    if x.device != row_ptr.device:
+        raise ValueError(f"x is on {x.device} and the HAG on {row_ptr.device}; move one with .to()")
+    if x.layout != torch.strided:
+        raise TypeError(f"x has layout {x.layout}; expected a dense tensor")
+    if type(x) is not Tensor and hasattr(type(x), "__tensor_flatten__"):
+        raise TypeError(
+            f"x is a {type(x).__name__}, which wraps other tensors; expected a plain torch.Tensor"
+        )
+
+
+def _checked_scale(scale: Tensor, name: str, x: Tensor, rows: int) -> Tensor:
+    """The scale in the dtype that sums of `x` accumulate in."""
+    if not isinstance(scale, Tensor):
+        raise TypeError(f"{name} is a {type(scale).__name__}; expected a torch.Tensor")
+    if not scale.dtype.is_floating_point:
+        raise TypeError(f"{name} has dtype {scale.dtype}; expected a floating dtype")
+    if scale.dim() != 1 or scale.shape[0] != rows:
+        raise ValueError(f"{name} has shape {list(scale.shape)}; expected [{rows}]")
+    if scale.device != x.device:
+        raise ValueError(f"{name} is on {scale.device}; expected {x.device}, as x")
+    return scale.to(_accumulator(x.dtype))
+
+
+def _check_out(
+    out: Tensor, x: Tensor, num_dst: int, inputs: tuple[Tensor | None, ...]
+) -> None:
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*inputs, out)):
+        raise ValueError(
+            "out= is for inference, but gradients are required; use torch.no_grad() or leave it out"
+        )
+    shape = (*x.shape[:-2], num_dst, x.shape[-1])
+    if out.dtype != x.dtype or out.shape != shape or out.device != x.device:
+        raise ValueError(
+            f"out is {out.dtype} {list(out.shape)} on {out.device}; "
+            f"expected {x.dtype} {list(shape)} on {x.device}"
+        )
+    if not out.is_contiguous():
+        raise ValueError(f"out has strides {out.stride()}; expected a contiguous tensor")
+    if torch.compiler.is_compiling():
+        return
+    memory = out.untyped_storage().data_ptr()
+    if memory and any(t is not None and t.untyped_storage().data_ptr() == memory for t in inputs):
+        raise ValueError("out shares memory with an input; expected memory of its own")
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+# Run time, on the CPU --------------------------------------------------------------------------
+
+
+def _found(
+    row_ptr: Tensor, col: Tensor, x_rows: int, num_rows: int, loops: str, transposed: bool
+) -> HAG:
+    """The HAG whose arrays these are, after a check of the number of rows on both sides."""
+    hag = find(row_ptr)
+    if hag is None:
+        # The arrays are copied, so that this HAG cannot be found in place of a longer-lived one.
+        num_src = num_rows if transposed else x_rows
+        hag = HAG.from_csr(row_ptr.clone(), col.clone(), num_src, method="none")
+        hag.targets_first = bool(loops)
+    rows, side = (hag.num_dst, "target") if transposed else (hag.num_src, "source")
+    if x_rows != rows:
+        raise ValueError(
+            f"x has {x_rows} rows in dimension -2, expected {rows} (the HAG's {side} nodes)"
+        )
+    if num_rows != (hag.num_src if transposed else hag.num_dst):
+        raise ValueError(
+            f"num_rows is {num_rows}; the HAG has {hag.num_src} sources, {hag.num_dst} targets"
+        )
+    return hag
+
+
+def _output(x: Tensor, num_rows: int) -> Tensor:
+    y = torch.empty((*x.shape[:-2], num_rows, x.shape[-1]), dtype=x.dtype, device=x.device)
+    if y.nbytes >= HUGE_OUTPUT:
+        _cpu.advise_huge_pages(y.data_ptr(), y.nbytes)
+    return y
+
+
+def _walk(
+    program: _cpu.Program,
+    x: Tensor,
+    y: Tensor,
+    reduce: str,
+    source_scale: Tensor | None = None,
+    target_scale: Tensor | None = None,
+) -> None:
+    """Runs a program on `x` `[*, num_src, F]`; every row of a contiguous `y` is written."""
+    if x.dim() > 3:
+        x = x.flatten(0, -3)
+    if x.stride(-1) != 1 and x.shape[-1] > 1:
+        x = x.contiguous()
+    batched = x.dim() == 3
+    rows, width = x.shape[-2:]
+    program.run(
+        x.data_ptr(),
+        y.data_ptr(),
+        x.shape[0] if batched else 1,
+        width,
+        x.stride(-2),
+        x.stride(0) if batched else 0,
+        rows,
+        y.shape[-2],
+        DTYPES[x.dtype],
+        REDUCES[reduce],
+        0 if source_scale is None else source_scale.data_ptr(),
+        0 if target_scale is None else target_scale.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
+def _kernel_scale(scale: Tensor | None, rows: int, dtype: torch.dtype) -> Tensor | None:
+    if scale is None:
+        return None
+    if scale.shape != (rows,) or scale.dtype != dtype:
+        raise ValueError(f"a scale is {scale.dtype} {list(scale.shape)}; expected {dtype} [{rows}]")
+    return scale.contiguous()
+
+
+def _run_sum(
+    x: Tensor,
+    row_ptr: Tensor,
+    col: Tensor,
+    source_scale: Tensor | None,
+    target_scale: Tensor | None,
+    num_rows: int,
+    loops: str,
+    transposed: bool,
+    reduce: str,
+    out: Tensor | None = None,
+) -> Tensor:
+    hag = _found(row_ptr, col, x.shape[-2], num_rows, loops, transposed)
+    mode: Any = loops or False
+    dtype = _accumulator(x.dtype)
+    source_scale = _kernel_scale(source_scale, x.shape[-2], dtype)
+    target_scale = _kernel_scale(target_scale, num_rows, dtype)
+    if reduce == "mean":  # the count belongs to the graph's targets
+        mean = hag.degree_scale(-1.0, mode, dtype)
+        if transposed:
+            source_scale = mean if source_scale is None else source_scale * mean
+        else:
+            target_scale = mean if target_scale is None else target_scale * mean
+    program = (hag.transpose() if transposed else hag).program(mode).native
+    y = _output(x, num_rows) if out is None else out
+    _walk(program, x, y, "sum", source_scale, target_scale)
+    return y
+
+
+def _run_extremum(x: Tensor, row_ptr: Tensor, col: Tensor, loops: str, largest: bool) -> Tensor:
+    num_dst = row_ptr.shape[0] - 1
+    hag = _found(row_ptr, col, x.shape[-2], num_dst, loops, False)
+    mode: Any = loops or False
+    y = _output(x, num_dst)
+    _walk(hag.program(mode, idempotent=True).native, x, y, "max" if largest else "min")
+    return y
+
+
+def _batch(x: Tensor) -> int:
+    return int(x.shape[:-2].numel())
+
+
+def _run_masked_sum(
+    v: Tensor | None,
+    key_source: Tensor,
+    key_target: Tensor,
+    row_ptr: Tensor,
+    col: Tensor,
+    loops: str,
+    transposed: bool,
+) -> Tensor:
+    # `inner` is the side that is summed over, `outer` the side of the result.
+    inner, outer = (key_target, key_source) if transposed else (key_source, key_target)
+    num_rows, num_cols = outer.shape[-2], inner.shape[-2]
+    hag = _found(row_ptr, col, num_cols, num_rows, loops, transposed)
+    if inner.shape[:-2] != outer.shape[:-2] or inner.shape[-1] != outer.shape[-1]:
+        raise ValueError(f"keys have shapes {list(inner.shape)} and {list(outer.shape)}")
+    if v is not None and (v.shape != inner.shape or v.dtype != inner.dtype):
+        raise ValueError(f"v is {v.dtype} {list(v.shape)}; expected {inner.dtype} {inner.shape}")
+    graph = hag.transpose() if transposed else hag
+    inner, outer = inner.contiguous(), outer.contiguous()
+    v = None if v is None else v.contiguous()
+    y = _output(outer, num_rows)
+    _cpu.masked_sum(
+        0 if v is None else v.data_ptr(),
+        inner.data_ptr(),
+        outer.data_ptr(),
+        y.data_ptr(),
+        graph.row_ptr.data_ptr(),
+        graph.col.data_ptr(),
+        num_rows,
+        num_cols,
+        _batch(outer),
+        outer.shape[-1],
+        LOOPS[loops],
+        DTYPES[outer.dtype],
+        torch.get_num_threads(),
+    )
+    return y
+
+
+def _run_arg_first(x: Tensor, y: Tensor, row_ptr: Tensor, col: Tensor, loops: str) -> Tensor:
+    hag = _found(row_ptr, col, x.shape[-2], y.shape[-2], loops, False)
+    x, y = x.contiguous(), y.contiguous()
+    first = torch.empty(y.shape, dtype=torch.int64)
+    _cpu.arg_first(
+        x.data_ptr(),
+        y.data_ptr(),
+        first.data_ptr(),
+        hag.row_ptr.data_ptr(),
+        hag.col.data_ptr(),
+        y.shape[-2],
+        x.shape[-2],
+        _batch(x),
+        x.shape[-1],
+        LOOPS[loops],
+        DTYPES[x.dtype],
+        torch.get_num_threads(),
+    )
+    return first
+
+
+# Gradients -------------------------------------------------------------------------------------
+
+
+def _keep_sum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, row_ptr, col, source_scale, target_scale, _, *ctx.how = inputs
+    # x itself is needed only where a scale is learned.
+    kept = x if ctx.needs_input_grad[3] or ctx.needs_input_grad[4] else None
+    ctx.num_rows, ctx.x_rows = inputs[5], x.shape[-2]
+    ctx.save_for_backward(kept, row_ptr, col, source_scale, target_scale)
+
+
+def _sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """With y = t A s x: dx = s A'(t dy), ds_j = x_j . (A'(t dy))_j, dt_i = dy_i . (A s x)_i."""
+    x, row_ptr, col, source_scale, target_scale = ctx.saved_tensors
+    loops, transposed, reduce = ctx.how
+    needs = ctx.needs_input_grad
+    op = torch.ops.hag_plugin.aggregate.default
+    grad_x = grad_source = grad_target = None
+
+    def back(scale: Tensor | None) -> Tensor:
+        y: Tensor = op(
+            grad, row_ptr, col, target_scale, scale, ctx.x_rows, loops, not transposed, reduce
+        )
+        return y
+
+    if needs[3]:
+        unscaled = back(None)
+        grad_source = _dot(x, unscaled)
+        if needs[0]:
+            grad_x = (unscaled * source_scale.unsqueeze(-1)).to(grad.dtype)
+    elif needs[0]:
+        grad_x = back(source_scale)
+    if needs[4]:
+        y = op(x, row_ptr, col, source_scale, None, ctx.num_rows, loops, transposed, reduce)
+        grad_target = _dot(grad, y)
+    return grad_x, None, None, grad_source, grad_target, None, None, None, None
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Row by row dot products of two `[*, N, F]`, summed over the leading dimensions: `[N]`."""
+    dtype = _accumulator(a.dtype)
+    product = a.to(dtype) * b.to(dtype)
+    return product.sum(dim=[d for d in range(product.dim()) if d != product.dim() - 2])
+
+
+def _keep_extremum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, row_ptr, col, ctx.loops, _ = inputs
+    ctx.save_for_backward(x, row_ptr, col, output)
+
+
+def _extremum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """As torch's `scatter_reduce_backward`: see `ties` in `aggregate`."""
+    x, row_ptr, col, y = ctx.saved_tensors
+    op = torch.ops.hag_plugin.masked_sum.default
+    # An empty row's extremum is 0 too, which keeps its count from being 0.
+    tied = op(None, x, y, row_ptr, col, ctx.loops, False) + (y == 0)
+    grad_x = op(grad / tied, x, y, row_ptr, col, ctx.loops, True)
+    return grad_x, None, None, None, None
+
+
+def _keep_masked_sum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, key_source, key_target, row_ptr, col, ctx.loops, ctx.transposed = inputs
+    ctx.save_for_backward(key_source, key_target, row_ptr, col)
+
+
+def _masked_sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    op = torch.ops.hag_plugin.masked_sum.default
+    grad_v = None
+    if ctx.needs_input_grad[0]:
+        grad_v = op(grad, *ctx.saved_tensors, ctx.loops, not ctx.transposed)
+    return grad_v, None, None, None, None, None, None
+
+
+# Shapes, for tracing ---------------------------------------------------------------------------
+
+
+def _shape_of_sum(x: Tensor, row_ptr: Tensor, col: Tensor, *args: Any) -> Tensor:
+    return x.new_empty((*x.shape[:-2], args[2], x.shape[-1]))
+
+
+def _shape_of_extremum(x: Tensor, row_ptr: Tensor, *args: Any) -> Tensor:
+    return x.new_empty((*x.shape[:-2], row_ptr.shape[0] - 1, x.shape[-1]))
+
+
+def _shape_of_masked_sum(
+    v: Tensor | None, key_source: Tensor, key_target: Tensor, *args: Any
+) -> Tensor:
+    like = key_source if args[-1] else key_target
+    return like.new_empty(like.shape)
+
+
+def _shape_of_arg_first(x: Tensor, y: Tensor, *args: Any) -> Tensor:
+    return y.new_empty(y.shape, dtype=torch.int64)
+
+
+_library = torch.library.Library("hag_plugin", "DEF")
+_GRAPH = "Tensor row_ptr, Tensor col"
+# name: (signature, CPU, shape, backward, what backward keeps)
+_OPERATORS: dict[str, tuple[Any, ...]] = {
+    "aggregate": (
+        f"(Tensor x, {_GRAPH}, Tensor? source_scale, Tensor? target_scale, SymInt num_rows,"
+        " str self_loops, bool transposed, str reduce) -> Tensor",
+        *(_run_sum, _shape_of_sum, _sum_backward, _keep_sum),
+    ),
+    "extremum": (
+        f"(Tensor x, {_GRAPH}, str self_loops, bool largest) -> Tensor",
+        *(_run_extremum, _shape_of_extremum, _extremum_backward, _keep_extremum),
+    ),
+    "masked_sum": (
+        f"(Tensor? v, Tensor key_source, Tensor key_target, {_GRAPH}, str self_loops,"
+        " bool transposed) -> Tensor",
+        *(_run_masked_sum, _shape_of_masked_sum, _masked_sum_backward, _keep_masked_sum),
+    ),
+    "arg_first": (
+        f"(Tensor x, Tensor y, {_GRAPH}, str self_loops) -> Tensor",
+        *(_run_arg_first, _shape_of_arg_first, None, None),
+    ),
+}
+for _name, (_signature, _run, _shape, _backward, _keep) in _OPERATORS.items():
+    _library.define(_name + _signature)
+    _library.impl(_name, _run, "CPU")
+    torch.library.register_fake(f"hag_plugin::{_name}", _shape, lib=_library)
+    if _backward is not None:
+        torch.library.register_autograd(
+            f"hag_plugin::{_name}", _backward, setup_context=_keep, lib=_library
+        )

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <exception>
 #include <limits>
 #include <numeric>
@@ -13,10 +14,13 @@ namespace hag {
 
 namespace {
 
-constexpr int64_t kPackRows = 64;         // small graphs share a tile up to this many rows
-constexpr int64_t kLargestWholeTile = 512;  // a graph of more rows is cut
-constexpr int64_t kTileEdges = 1 << 17;
-constexpr double kWorthIt = 0.97;         // of the plain program's cost; above it, plain
+constexpr int64_t kPackRows = 64;            // small graphs share a tile up to this many rows
+constexpr int64_t kLargestWholeTile = 512;   // a graph of more rows is cut
+constexpr int64_t kCutRows = 256;            // into tiles of this many
+constexpr int64_t kTileEdges = 1 << 17;      // or fewer, where rows are long
+constexpr double kWorthIt = 0.97;            // of the plain program's cost; above it, plain
+
+constexpr double kReorder = 1.05;             // a new order must be cheaper by this
 
 struct Tiles {
   std::vector<int32_t> order;   // rows
@@ -56,37 +60,75 @@ std::vector<Block> independent_blocks(const Csr &graph) {
   return blocks;
 }
 
-// Rows of a block so that rows with similar closed neighbourhoods meet.
-void order_by_minhash(const Csr &graph, std::vector<int32_t> &rows) {
-  struct Key {
-    uint64_t first, second;
-    int32_t row;
-  };
-  std::vector<Key> keys;
-  keys.reserve(rows.size());
-  for (const int32_t v : rows) {
-    uint64_t first = mix(static_cast<uint64_t>(v)), second = mix(first);
-    for (int64_t e = graph.row_ptr[v]; e < graph.row_ptr[v + 1]; ++e) {
-      const uint64_t hash = mix(static_cast<uint64_t>(graph.col[e]));
-      first = std::min(first, hash);
-      second = std::min(second, mix(hash));
-    }
-    keys.push_back({first, second, v});
-  }
-  std::sort(keys.begin(), keys.end(), [](const Key &a, const Key &b) {
-    if (a.first != b.first) return a.first < b.first;
-    return a.second != b.second ? a.second < b.second : a.row < b.row;
-  });
-  for (size_t i = 0; i < rows.size(); ++i) rows[i] = keys[i].row;
-}
+// Orders rows so that those of a tile have many sources in common: a tile starts with the first
+// row that is left and takes, a few at a time, the rows that share most with it, for their length.
+// Long rows and sources of many rows are sampled, so that the work is linear in the edges.
+class OverlapOrder {
+ public:
+  // `targets_of`: the reversed graph.
+  OverlapOrder(const Csr &graph, const Csr &targets_of)
+      : graph_(graph), targets_of_(targets_of), score_(graph.num_dst, 0), waits_(graph.num_dst, 0) {}
 
-struct Cut {
-  bool by_minhash;
-  int64_t rows;
+  void apply(std::vector<int32_t> &rows, int64_t tile_rows) {
+    for (const int32_t v : rows) waits_[v] = 1;
+    std::vector<int32_t> order;
+    order.reserve(rows.size());
+    std::vector<std::pair<double, int32_t>> best;
+    for (size_t next = 0; order.size() < rows.size();) {
+      const size_t end = std::min(rows.size(), order.size() + static_cast<size_t>(tile_rows));
+      while (order.size() < end) {
+        best.clear();
+        for (const int32_t v : touched_)
+          if (waits_[v]) best.push_back({-score_[v] / std::sqrt(1.0 + length(graph_, v)), v});
+        if (best.empty()) {
+          while (!waits_[rows[next]]) ++next;
+          take(rows[next], order);
+          continue;
+        }
+        const size_t size = std::min({kStep, best.size(), end - order.size()});
+        std::partial_sort(best.begin(), best.begin() + size, best.end());
+        for (size_t i = 0; i < size; ++i) take(best[i].second, order);
+      }
+      for (const int32_t v : touched_) score_[v] = 0;
+      touched_.clear();
+    }
+    rows = std::move(order);
+  }
+
+ private:
+  static constexpr size_t kStep = 8;
+  static constexpr int64_t kSample = 64;
+
+  static int64_t length(const Csr &graph, int64_t row) {
+    return graph.row_ptr[row + 1] - graph.row_ptr[row];
+  }
+  static int64_t stride(const Csr &graph, int64_t row) {
+    return std::max<int64_t>(1, length(graph, row) / kSample);
+  }
+  void take(int32_t row, std::vector<int32_t> &order) {
+    waits_[row] = 0;
+    order.push_back(row);
+    const int64_t step = stride(graph_, row);
+    for (int64_t e = graph_.row_ptr[row]; e < graph_.row_ptr[row + 1]; e += step)
+      touch_targets(graph_.col[e]);
+    if (row < targets_of_.num_dst) touch_targets(row);  // as if it had a self-loop
+  }
+  void touch_targets(int32_t source) {
+    const int64_t step = stride(targets_of_, source);
+    for (int64_t e = targets_of_.row_ptr[source]; e < targets_of_.row_ptr[source + 1]; e += step) {
+      const int32_t v = targets_of_.col[e];
+      if (waits_[v] && score_[v]++ == 0) touched_.push_back(v);
+    }
+  }
+
+  const Csr &graph_, &targets_of_;
+  std::vector<int32_t> score_, touched_;
+  std::vector<char> waits_;
 };
 
-// Appends the rows of the blocks: small ones packed whole, large ones cut.
-Tiles make_tiles(const Csr &graph, const std::vector<Block> &blocks, bool large, const Cut &cut) {
+// The rows of the small blocks, packed whole, or of the large ones, cut.
+Tiles make_tiles(const Csr &graph, const std::vector<Block> &blocks, bool large,
+                 OverlapOrder *reorder) {
   Tiles tiles;
   tiles.begin.push_back(0);
   std::vector<int32_t> rows;
@@ -105,12 +147,12 @@ Tiles make_tiles(const Csr &graph, const std::vector<Block> &blocks, bool large,
       tiles.order.insert(tiles.order.end(), rows.begin(), rows.end());
       continue;
     }
-    if (cut.by_minhash) order_by_minhash(graph, rows);
+    if (reorder) reorder->apply(rows, kCutRows);
     int64_t edges = 0;
     for (const int32_t v : rows) {
       const int64_t open = static_cast<int64_t>(tiles.order.size()) - tiles.begin.back();
       const int64_t length = graph.row_ptr[v + 1] - graph.row_ptr[v];
-      if (open >= cut.rows || edges + length > kTileEdges) {
+      if (open >= kCutRows || edges + length > kTileEdges) {
         end_tile();
         edges = 0;
       }
@@ -187,33 +229,32 @@ ProgramArrays search_program(const Csr &graph, Mode mode, bool idempotent, bool 
     return reads;
   };
 
-  Tiles tiles = make_tiles(graph, blocks, false, {});
+  Tiles tiles = make_tiles(graph, blocks, false, nullptr);
   int64_t large_edges = 0;
   for (const Block &block : blocks)
     if (block.end - block.begin > kLargestWholeTile)
       large_edges += graph.row_ptr[block.end] - graph.row_ptr[block.begin];
   if (large_edges) {
-    // The cut is chosen on a sample of its tiles; another order must win by a margin.
-    Tiles best;
-    double best_ratio = std::numeric_limits<double>::infinity();
-    for (const Cut cut : {Cut{false, 64}, Cut{false, 256}, Cut{true, 64}, Cut{true, 256}}) {
-      Tiles candidate = make_tiles(graph, blocks, true, cut);
+    // The order is chosen on a sample of the tiles; another than the graph's own must win clearly.
+    auto sampled_ratio = [&](const Tiles &candidate) {
       const int64_t step = std::max<int64_t>(1, std::min(large_edges >> 18, candidate.size() / 16));
       std::vector<double> cost(candidate.size(), 0.0);
       search(candidate, step,
              [&](int64_t t, TileProgram &&tile) { cost[t] = cost_of(tile, costs); }, false);
-      double total = 0.0;
-      int64_t plain = 0;
-      for (int64_t t = 0; t < candidate.size(); t += step) {
-        total += cost[t];
-        plain += plain_cost(candidate, t);
-      }
-      const double ratio = (cut.by_minhash ? 1.05 : 1.0) * total / std::max<int64_t>(1, plain);
-      if (ratio < best_ratio) {
-        best_ratio = ratio;
-        best = std::move(candidate);
-      }
+      int64_t plain = 1;
+      for (int64_t t = 0; t < candidate.size(); t += step) plain += plain_cost(candidate, t);
+      return std::accumulate(cost.begin(), cost.end(), 0.0) / static_cast<double>(plain);
+    };
+    CsrArrays reversed;
+    Csr targets_of = graph;
+    if (!is_symmetric(graph)) {
+      reversed = transpose_csr(graph);
+      targets_of = {reversed.row_ptr.data(), reversed.col.data(), graph.num_src, graph.num_dst};
     }
+    OverlapOrder overlap(graph, targets_of);
+    Tiles best = make_tiles(graph, blocks, true, nullptr);
+    Tiles reordered = make_tiles(graph, blocks, true, &overlap);
+    if (kReorder * sampled_ratio(reordered) < sampled_ratio(best)) best = std::move(reordered);
     const int64_t offset = static_cast<int64_t>(tiles.order.size());
     tiles.order.insert(tiles.order.end(), best.order.begin(), best.order.end());
     for (int64_t t = 1; t <= best.size(); ++t) tiles.begin.push_back(offset + best.begin[t]);
