@@ -8,7 +8,6 @@ import os
 import tempfile
 import threading
 import weakref
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -422,7 +421,7 @@ class HAG:
                 return {k: moved(v) for k, v in value.items()}
             return [moved(v) for v in value] if isinstance(value, list) else value
 
-        return rebuild_hag(moved(state))
+        return _rebuild(moved(state), trusted=True)
 
     def _state(self) -> dict[str, Any]:
         """Tensors, numbers and strings that make this HAG again (pickle, files, devices)."""
@@ -490,24 +489,26 @@ class HAG:
             ValueError: the file is damaged, is no HAG file or is of another version.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
             header = json.loads(arrays.pop("header").tobytes())
-        except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, AttributeError) as e:
-            if isinstance(e, FileNotFoundError | IsADirectoryError | PermissionError):
-                raise
+        except (FileNotFoundError, IsADirectoryError, PermissionError):
+            raise
+        except Exception as e:  # whatever a zip or an array header of wrong bytes leads to
             raise ValueError(
                 f"{os.fspath(path)} is damaged, truncated or not a HAG file: {e}"
             ) from e
+        if not isinstance(header, dict):
+            raise ValueError(f"{os.fspath(path)} is not a HAG file: its header is no object")
         if header.get("format") != FILE_FORMAT or header.get("version") != FILE_VERSION:
             raise ValueError(
                 f"{os.fspath(path)} is of format {header.get('format')!r}, version "
                 f"{header.get('version')!r}; expected {FILE_FORMAT!r}, version {FILE_VERSION}"
             )
         try:
-            hag = rebuild_hag(_join_arrays(header["hag"], arrays), check=True)
+            hag = rebuild_hag(_join_arrays(header["hag"], arrays))
             expected = tuple(header["content_hash"])
-        except (KeyError, TypeError, ValueError, IndexError) as e:
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise ValueError(f"{os.fspath(path)} does not hold a valid HAG: {e}") from e
         if hag.content_hash != expected:
             raise ValueError(
@@ -550,18 +551,30 @@ FILE_FORMAT = "hag_plugin.HAG"
 FILE_VERSION = 1
 
 
-def rebuild_hag(state: dict[str, Any], check: bool = False) -> HAG:
-    """The HAG of a state as `HAG._state` gives it. `check`: nothing in it is trusted."""
+def rebuild_hag(state: dict[str, Any]) -> HAG:
+    """The HAG of a state as `HAG._state` gives it, from a pickle or a file: nothing is trusted.
+
+    Raises:
+        ValueError: an array is no part of a valid HAG.
+    """
+    return _rebuild(state, trusted=False)
+
+
+# Files of weights may hold HAGs: what is rebuilt is checked.
+torch.serialization.add_safe_globals([rebuild_hag])
+
+
+def _rebuild(state: dict[str, Any], trusted: bool) -> HAG:
     row_ptr, col, num_src = state["row_ptr"], state["col"], int(state["num_src"])
-    if check:
-        _cpu.check_csr(row_ptr.numpy(), col.numpy(), num_src)
+    if not trusted:
+        _cpu.check_csr(row_ptr.cpu().numpy(), col.cpu().numpy(), num_src)
     hag = HAG(
         row_ptr,
         col,
         num_src,
         options=Options(**state["options"]),
         targets_first=bool(state["targets_first"]),
-        symmetric=None if check else state["symmetric"],
+        symmetric=state["symmetric"] if trusted else None,
     )
     for entry in state["programs"]:
         program = Program(
@@ -571,11 +584,11 @@ def rebuild_hag(state: dict[str, Any], check: bool = False) -> HAG:
             diagonal=int(entry["diagonal"]),
             search_seconds=float(entry["search_seconds"]),
         )
-        if check:
-            program.native  # noqa: B018  (its construction checks every index)
+        if not trusted:
+            _ = program.native  # its construction checks every index
         hag._programs[entry["self_loops"] or False, bool(entry["idempotent"])] = program
     if state["transpose"] is not None:
-        hag._transpose = rebuild_hag(state["transpose"], check)
+        hag._transpose = _rebuild(state["transpose"], trusted)
         hag._transpose._transpose = weakref.ref(hag)
     return hag
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,3 +35,47 @@ def seeded() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+# Real graphs ----------------------------------------------------------------------------------
+
+REAL_DATA = Path(
+    os.environ.get("HAG_PLUGIN_DATA", Path(__file__).parents[2] / "shared" / "data")
+).resolve()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-data",
+        action="store_true",
+        help="fail, instead of skipping, the tests on real graphs where these are absent",
+    )
+
+
+@pytest.fixture(scope="session")
+def shared_data(request: pytest.FixtureRequest) -> Path:
+    """The folder of real graphs: HAG_PLUGIN_DATA, or shared/data beside the repository."""
+    if not (REAL_DATA / "npz").is_dir():
+        reason = f"no real graphs in {REAL_DATA} (set HAG_PLUGIN_DATA)"
+        if request.config.getoption("--require-data"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return REAL_DATA
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Says how many tests ran on real graphs."""
+    ran = {"passed": 0, "failed": 0, "skipped": 0}
+    for outcome in ran:
+        for report in terminalreporter.stats.get(outcome, []):
+            ran[outcome] += "shared_data" in getattr(report, "fixtures_used", ())
+    terminalreporter.write_line(
+        f"tests on real graphs: {ran['passed'] + ran['failed']} ran, {ran['skipped']} skipped"
+    )
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    report.fixtures_used = tuple(getattr(item, "fixturenames", ()))

@@ -288,7 +288,7 @@ def test_out() -> None:
         assert_equal(out, x, edges, 40, reduce)
     with pytest.raises(ValueError, match="out shares memory"):
         hp.aggregate(x, hag, out=x)
-    with pytest.raises(ValueError, match="expected torch.float32"):
+    with pytest.raises(ValueError, match=r"expected torch\.float32"):
         hp.aggregate(x, hag, out=torch.empty(40, 8))
     with pytest.raises(ValueError, match="contiguous"):
         hp.aggregate(x, hag, out=torch.empty(2, 8, 40).transpose(1, 2))
@@ -630,8 +630,8 @@ hag = hp.build_hag(edges, num_nodes=2000)
 x = torch.randn(2000, 64)
 y = hp.aggregate(x, hag)
 child = os.fork()
-if child == 0:
-    os._exit(0 if torch.equal(hp.aggregate(x, hag), y) else 3)
+if child == 0:  # torch's own parallel operators would hang here, so numpy compares
+    os._exit(0 if (hp.aggregate(x, hag).numpy() == y.numpy()).all() else 3)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), torch.equal(hp.aggregate(x, hag), y))
 """
     assert run_python(code).split() == ["0", "True"]

@@ -1,7 +1,5 @@
 #include "aggregate.h"
 
-#include <omp.h>
-#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -17,6 +15,8 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+
+#include "search.h"
 
 namespace hag {
 namespace {
@@ -53,11 +53,14 @@ bool has_avx512() {
 }
 #endif
 
-#define HAG_KERNELS(ISA, USABLE)                                                          \
-  {                                                                                       \
-    #ISA, USABLE, hag_scratch_bytes_##ISA, hag_walk_tile_##ISA, hag_walk_hub_##ISA,       \
-        hag_masked_sum_##ISA, hag_arg_first_##ISA                                         \
-  }
+#define HAG_KERNELS(ISA, USABLE) \
+  {#ISA,                         \
+   USABLE,                       \
+   hag_scratch_bytes_##ISA,      \
+   hag_walk_tile_##ISA,          \
+   hag_walk_hub_##ISA,           \
+   hag_masked_sum_##ISA,         \
+   hag_arg_first_##ISA}
 const Kernels kKernels[] = {
     HAG_KERNELS(baseline, [] { return true; }),
 #if defined(__x86_64__)
@@ -88,17 +91,11 @@ const Kernels &kernels() {
 
 // ---------------------------------------------------------------- threads and scratch
 
-// A forked child inherits libgomp's pool without its threads: entering a parallel region hangs.
-std::atomic<bool> forked{false};
-const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forked = true; });
-
 // Runs work() on up to `threads` threads, this one included.
 template <class Work>
 void in_parallel(int threads, const Work &work) {
-  if (threads <= 1 || forked) {
-    work();
-    return;
-  }
+  threads = usable_threads(threads);
+  if (threads == 1) return work();
 #pragma omp parallel num_threads(threads)
   work();
 }
@@ -284,8 +281,8 @@ void Program::check_tiles() {
         if (y[t]++) refuse("target[", op, "] writes row ", t, " of y, which was written before");
       } else {
         if (t - num_dst_ >= num_partials_)
-          refuse("target[", op, "] is ", t, ", expected below num_dst + partial sums = ",
-                 num_dst_ + num_partials_);
+          refuse("target[", op, "] is ", t,
+                 ", expected below num_dst + partial sums = ", num_dst_ + num_partials_);
         if (partial[t - num_dst_]++)
           refuse("target[", op, "] writes partial sum ", t - num_dst_,
                  ", which was written before");
@@ -343,8 +340,7 @@ void Program::run(const Arguments &a) const {
   if (a.x_row_stride < 0 || a.x_batch_stride < 0)
     refuse("x has strides ", a.x_batch_stride, ", ", a.x_row_stride, ", expected none negative");
   if (a.threads < 1) refuse("threads is ", a.threads, ", expected at least 1");
-  if (a.reduce != HAG_SUM && (a.source_scale || a.target_scale))
-    refuse("scales are for sums only");
+  if (a.reduce != HAG_SUM && (a.source_scale || a.target_scale)) refuse("scales are for sums only");
   if (a.reduce != HAG_SUM && diagonal_ != 0 && diagonal_ != 1)
     refuse("a program with diagonal ", diagonal_, " cannot compute max or min");
   if (a.batch == 0 || a.width == 0 || num_dst_ == 0) return;
@@ -376,9 +372,9 @@ void Program::run(const Arguments &a) const {
   const HagWalk any = matrix(0);
   // A tile with fewer scratch rows may take wider blocks, but never more bytes than the budget
   // allows or than the largest tile needs.
-  const size_t bytes = std::max<int64_t>(
-      k.scratch_bytes(&any, max_scratch_),
-      std::min(any.scratch_budget, max_scratch_ * (a.width * acc_size + 64)));
+  const size_t bytes =
+      std::max<int64_t>(k.scratch_bytes(&any, max_scratch_),
+                        std::min(any.scratch_budget, max_scratch_ * (a.width * acc_size + 64)));
   const int64_t tiles = num_tiles();
   const int threads =
       useful_threads(a.threads, a.batch * a.width * (source_.size + 2 * target_.size));

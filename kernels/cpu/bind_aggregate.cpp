@@ -19,8 +19,8 @@ using Array = nb::ndarray<nb::ro, nb::device::cpu>;
 
 template <class T>
 hag::View<T> view(const char *name, const Array &array) {
-  const std::string expected = std::string("expected a contiguous 1-D array of int") +
-                               std::to_string(sizeof(T) * 8);
+  const std::string expected =
+      std::string("expected a contiguous 1-D array of int") + std::to_string(sizeof(T) * 8);
   if (array.ndim() != 1)
     throw std::invalid_argument(std::string(name) + " has " + std::to_string(array.ndim()) +
                                 " dimensions, " + expected);
@@ -60,8 +60,8 @@ class BoundProgram {
 };
 
 void masked_sum(uintptr_t v, uintptr_t key_source, uintptr_t key_target, uintptr_t out,
-                uintptr_t row_ptr, uintptr_t col, int64_t num_rows, int64_t num_cols,
-                int64_t batch, int64_t width, int loops, int dtype, int threads) {
+                uintptr_t row_ptr, uintptr_t col, int64_t num_rows, int64_t num_cols, int64_t batch,
+                int64_t width, int loops, int dtype, int threads) {
   HagMaskedSum args;
   args.row_ptr = reinterpret_cast<const int64_t *>(row_ptr);
   args.col = reinterpret_cast<const int32_t *>(col);
@@ -91,10 +91,11 @@ void arg_first(uintptr_t x, uintptr_t y, uintptr_t out, uintptr_t row_ptr, uintp
 }  // namespace
 
 void bind_aggregate(nb::module_ &m) {
-  nb::class_<BoundProgram>(m, "Program", "A validated program of tiles; see hag_plugin.hag.Program.")
+  nb::class_<BoundProgram>(m, "Program",
+                           "A validated program of tiles; see hag_plugin.hag.Program.")
       .def(nb::init<Array, Array, Array, Array, Array, Array, int64_t, int64_t, int64_t>(),
-           "tile_ptr"_a, "op_ptr"_a, "source"_a, "target"_a, "hub_row"_a, "hub_ptr"_a,
-           "num_src"_a, "num_dst"_a, "diagonal"_a)
+           "tile_ptr"_a, "op_ptr"_a, "source"_a, "target"_a, "hub_row"_a, "hub_ptr"_a, "num_src"_a,
+           "num_dst"_a, "diagonal"_a)
       .def("run", &BoundProgram::run, "x"_a, "y"_a, "batch"_a, "width"_a, "x_row_stride"_a,
            "x_batch_stride"_a, "x_rows"_a, "y_rows"_a, "dtype"_a, "reduce"_a, "source_scale"_a,
            "target_scale"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>(),

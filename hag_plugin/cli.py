@@ -1,0 +1,451 @@
+"""The command line: `hag-plugin demo | stats | build`.
+
+Results go to stdout, progress and messages to stderr. Exit codes: 0 done; 1 a check or a run
+failed; 2 the input was wrong; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import hag_plugin as hp
+from hag_plugin import cost, datasets, graph_files
+from hag_plugin.graph_data import DatasetError, GraphData
+from hag_plugin.hag import HAG, METHODS, SELF_LOOPS, SelfLoops, Stats
+
+LOOPS: dict[str, SelfLoops] = {str(mode) if mode else "none": mode for mode in SELF_LOOPS}
+PACKAGES = ("hag-plugin", "torch", "torch_geometric", "numpy")
+GRAPH_HELP = (
+    f"a built-in graph ({', '.join(datasets.BUILT_IN)}); a file: .npz, a HAG file, or an edge "
+    f"list ({', '.join(graph_files.EDGE_LIST_SUFFIXES)}); with --root, a TU or Planetoid name "
+    "(MUTAG, Cora, ...) or the name of an .npz in it"
+)
+
+
+class CheckError(RuntimeError):
+    """A HAG does not compute its graph."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code."""
+    parser = _parser()
+    try:
+        args = parser.parse_args(arguments)
+    except SystemExit as e:  # argparse has said what was wrong
+        return int(e.code or 0)
+    try:
+        if args.threads is not None:
+            torch.set_num_threads(args.threads)
+        args.run(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of stdout has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (DatasetError, ImportError, OSError) as e:
+        print(f"hag-plugin {args.command}: {_words(e)}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as e:
+        print(f"hag-plugin {args.command}: {_words(e)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if isinstance(error, ImportError) and "torch_geometric" in str(error):
+        return 'the demo needs PyG: pip install "hag-plugin[demo]"'
+    return str(error) or type(error).__name__
+
+
+# Arguments --------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hag-plugin",
+        description="Graph neural networks that sum shared neighbours once, with the same results.",
+        epilog="`hag-plugin COMMAND --help` shows the options and examples of a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"hag-plugin {hp.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_stats(commands)
+    _add_build(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, words: str, examples: Sequence[str]) -> Any:
+    epilog = "examples:\n" + "\n".join(f"  hag-plugin {name} {e}".rstrip() for e in examples)
+    parser = commands.add_parser(
+        name,
+        help=words.partition(".")[0],
+        description=textwrap.fill(words, 90),
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--threads", type=_positive, metavar="N", help="threads that torch may use")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def _add_source(parser: Any) -> None:
+    parser.add_argument("--root", metavar="DIR", help="folder of TU, Planetoid or .npz datasets")
+    parser.add_argument(
+        "--seed", type=_natural, default=0, help="of all that is random (default 0)"
+    )
+    parser.add_argument(
+        "--graphs", type=_positive, metavar="N", help="ego-networks to generate (default 1500)"
+    )
+    parser.add_argument(
+        "--relabel",
+        action="store_true",
+        help="edge list: number the ids that occur from 0; without it, ids that do not occur are "
+        "isolated nodes",
+    )
+    parser.add_argument(
+        "--undirected", action="store_true", help="edge list: take every edge in both directions"
+    )
+
+
+def _add_search(parser: Any) -> None:
+    parser.add_argument(
+        "--self-loops",
+        choices=sorted(LOOPS),
+        default="none",
+        help="none: the graph as given (default); add: A + I; fill: exactly one loop a node",
+    )
+    parser.add_argument("--method", choices=METHODS, default="auto", help="search (default auto)")
+    parser.add_argument(
+        "--allow-subtraction",
+        action="store_true",
+        help="aggregate A as A + I minus the node itself: cheaper, but a NaN, an Inf or a huge "
+        "value in a node's own row then spoils its result",
+    )
+    parser.add_argument(
+        "--width", type=_positive, default=64, help="features that the price is for (default 64)"
+    )
+    parser.add_argument("--check", action="store_true", help="expand the HAG and compare all edges")
+    parser.add_argument("--json", action="store_true", help="results as JSON on stdout")
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "demo",
+        _demo,
+        "Train a 2-layer GCN twice, stock PyG and accelerated, and compare. Both start from the "
+        "same weights and see the same batches; they take turns epoch by epoch, stock first, each "
+        "in a process of its own. Seconds an epoch: the median, without the first (warm-up). Peak "
+        "memory: growth of the process's resident memory over search and training, once the data "
+        "is loaded.",
+        [
+            "",
+            "--dataset digits",
+            "--dataset MUTAG --root data --hidden 32 --epochs 50",
+            "--graphs 300 --epochs 5 --json > demo.json",
+        ],
+    )
+    parser.add_argument(
+        "--dataset", default="collaboration", metavar="GRAPH",
+        help="default collaboration, generated ego-networks of authors in three fields. May be "
+        f"{GRAPH_HELP}",
+    )  # fmt: skip
+    _add_source(parser)
+    parser.add_argument("--hidden", type=_positive, default=64, help="width of layers (default 64)")
+    parser.add_argument(
+        "--epochs", type=_positive, help="default 20; 100 where nodes are classified"
+    )
+    parser.add_argument("--batch-size", type=_positive, default=32, help="graphs (default 32)")
+    parser.add_argument("--method", choices=METHODS, default="auto", help="search (default auto)")
+    parser.add_argument("--json", action="store_true", help="results as JSON on stdout")
+    parser.add_argument("--plot", metavar="FILE.png", help="losses and seconds as a picture "
+                        "(needs matplotlib)")  # fmt: skip
+
+
+def _add_stats(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "stats",
+        _stats,
+        "What a graph is, and what a HAG saves on it. Counts are for one aggregation over one "
+        "feature row a node, beside the plain graph.",
+        [
+            "cliques",
+            "edges.txt --undirected --self-loops fill",
+            "graph.npz --json",
+            "graph.hag.npz",
+        ],
+    )
+    parser.add_argument("graph", help=GRAPH_HELP)
+    _add_source(parser)
+    _add_search(parser)
+
+
+def _add_build(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "build",
+        _build,
+        "Build the HAG of a graph and write it to a file. `hag_plugin.HAG.load` reads it.",
+        ["edges.txt graph.hag.npz --self-loops fill", "graph.npz graph.hag.npz --check"],
+    )
+    parser.add_argument("graph", help=GRAPH_HELP)
+    parser.add_argument("output", help="HAG file to write, .npz")
+    _add_source(parser)
+    _add_search(parser)
+
+
+def _positive(text: str) -> int:
+    return _integer(text, 1)
+
+
+def _natural(text: str) -> int:
+    return _integer(text, 0)
+
+
+def _integer(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected an integer, {least} or more")
+    return value
+
+
+# Commands ---------------------------------------------------------------------------------------
+
+
+def _load(args: argparse.Namespace, name: str, features: bool) -> GraphData:
+    data = datasets.load(
+        name,
+        args.root,
+        num_graphs=args.graphs,
+        seed=args.seed,
+        features=features,
+        relabel=args.relabel,
+        undirected=args.undirected,
+    )
+    if not args.json:
+        print(f"{data.name}: {data.source}", file=sys.stderr)
+    return data
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from hag_plugin import demo
+    from hag_plugin.training import Settings
+
+    if args.plot:
+        demo.check_plot(args.plot)
+    data = _load(args, args.dataset, features=True)
+    settings = Settings(
+        hidden=args.hidden,
+        epochs=args.epochs or (20 if data.labels_graphs else 100),
+        batch_size=args.batch_size,
+        seed=args.seed,
+        threads=torch.get_num_threads(),
+        method=args.method,
+    )
+    with tqdm(
+        total=1.0,
+        disable=args.quiet,
+        leave=False,
+        file=sys.stderr,
+        bar_format="{desc:<32} {percentage:3.0f}% |{bar}| {elapsed} < {remaining}",
+    ) as bar:
+
+        def report(words: str, share: float) -> None:
+            bar.set_description_str(words, refresh=False)
+            bar.update(share - bar.n)
+
+        result = demo.compare(data, settings, report)
+    if args.plot:
+        demo.plot(result, args.plot)
+    _print(args, result.as_dict(), demo.table(result))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a graph is: edges are directed, duplicates counted."""
+
+    nodes: int
+    edges: int
+    graphs: int
+    duplicates: int
+    self_loops: int
+    isolated: int
+    symmetric: bool
+
+
+def _facts(data: GraphData, hag: HAG) -> Facts:
+    source, target = data.edge_index
+    touched = torch.zeros(data.num_nodes, dtype=torch.bool)
+    touched[source] = True
+    touched[target] = True
+    distinct = torch.unique(source * max(data.num_nodes, 1) + target).numel()
+    return Facts(
+        nodes=data.num_nodes,
+        edges=data.num_edges,
+        graphs=data.num_graphs,
+        duplicates=data.num_edges - distinct,
+        self_loops=int((source == target).sum()),
+        isolated=int((~touched).sum()),
+        symmetric=hag.is_symmetric,
+    )
+
+
+def _search(args: argparse.Namespace, data: GraphData, mode: SelfLoops) -> HAG:
+    hag = hp.build_hag(
+        data.edge_index,
+        num_nodes=data.num_nodes,
+        ptr=data.graph_ptr,
+        method=args.method,
+        self_loops=mode,
+        allow_subtraction=args.allow_subtraction,
+        width=args.width,
+        progress=False if args.quiet else None,
+    )
+    _check(args, data, hag, mode)
+    return hag
+
+
+def _check(args: argparse.Namespace, data: GraphData, hag: HAG, mode: SelfLoops) -> None:
+    if args.check:
+        try:
+            hag.check(data.edge_index, self_loops=mode)
+        except ValueError as e:
+            raise CheckError(f"the HAG does not compute its graph: {e}") from e
+
+
+def _stats(args: argparse.Namespace) -> None:
+    mode = LOOPS[args.self_loops]
+    data = _load(args, args.graph, features=False)
+    if graph_files.is_hag_file(args.graph):
+        hag = HAG.load(args.graph)  # as it was searched: --method and the like have no say
+        _check(args, data, hag, mode)
+    else:
+        hag = _search(args, data, mode)
+    _report(args, data, hag, mode, {})
+
+
+def _build(args: argparse.Namespace) -> None:
+    mode = LOOPS[args.self_loops]
+    output = Path(args.output)
+    if output.suffix.lower() != ".npz":
+        raise DatasetError(f"output is {args.output!r}; expected a name that ends in .npz")
+    if not output.parent.is_dir():
+        raise DatasetError(f"output is {args.output!r}; there is no folder {output.parent}")
+    data = _load(args, args.graph, features=False)
+    hag = _search(args, data, mode)
+    hag.save(output)
+    _report(args, data, hag, mode, {"output": args.output, "file_bytes": output.stat().st_size})
+
+
+def _report(
+    args: argparse.Namespace, data: GraphData, hag: HAG, mode: SelfLoops, extra: dict[str, Any]
+) -> None:
+    """Prints what a graph is and what its HAG costs."""
+    facts, stats = _facts(data, hag), hag.stats(mode)
+    plain = cost.predicted_seconds(stats.rows_read_before, stats.rows_written_before, args.width)
+    ratio = plain / stats.predicted_seconds if stats.predicted_seconds else 1.0
+    profits = ratio > 1.0
+    what = {"none": "A", "add": "A + I", "fill": "A with one loop a node"}[args.self_loops]
+    if profits:
+        words = f"The HAG profits: by the cost model, one aggregation costs {ratio:.2f}x less."
+    else:
+        words = "The HAG does not profit here: next to nothing is shared."
+    if args.check:
+        words += " Checked: it computes exactly this graph."
+    if extra:
+        words += f" Written to {extra['output']} ({extra['file_bytes']:,} bytes)."
+    result = {
+        "dataset": {"name": data.name, "source": data.source},
+        "graph": asdict(facts),
+        "settings": {"self_loops": args.self_loops, "method": args.method, "width": args.width,
+                     "allow_subtraction": args.allow_subtraction},
+        "stats": asdict(stats),
+        "predicted_ratio": ratio,
+        "profits": profits,
+        "checked": bool(args.check),
+        **extra,
+    }  # fmt: skip
+    text = "\n".join([_facts_text(facts), "", _stats_text(stats, what), "", words])
+    _print(args, result, text)
+
+
+def _facts_text(facts: Facts) -> str:
+    rows = [(key.replace("_", "-"), value) for key, value in asdict(facts).items()]
+    return "\n".join(
+        f"{key:<12}{('yes' if value else 'no') if isinstance(value, bool) else format(value, ',')}"
+        for key, value in rows
+    )
+
+
+def _stats_text(stats: Stats, what: str) -> str:
+    values = asdict(stats)
+    lines = [f"{what:<24}{'plain graph':>16}{'HAG':>16}{'ratio':>10}"]
+    for key in ("aggregations", "rows_read", "rows_written", "bytes"):
+        before, after = values[f"{key}_before"], values[key]
+        ratio = f"{before / after:.2f}x" if after else "-"
+        lines.append(f"{key.replace('_', ' '):<24}{before:>16,}{after:>16,}{ratio:>10}")
+    for key in ("intermediates", "tiles"):
+        lines.append(f"{key:<24}{'-':>16}{values[key]:>16,}")
+    lines.append(f"{'search, seconds':<24}{'-':>16}{stats.search_seconds:>16.3f}")
+    return "\n".join(lines)
+
+
+def _print(args: argparse.Namespace, result: dict[str, Any], text: str) -> None:
+    if not args.json:
+        print(text)
+        return
+    document = {"command": args.command, **result, "machine": _machine(), "versions": _versions()}
+    document["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    print(json.dumps(document, indent=2, allow_nan=False))
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "system": platform.system(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            line = next((line for line in file if line.startswith("model name")), "")
+    except OSError:
+        line = ""
+    return line.partition(":")[2].strip() or platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return versions

@@ -1,0 +1,9 @@
+"""PyTorch Geometric: accelerated layers and the dataset transform."""
+
+from hag_plugin.pyg.accelerate import accelerate, restore
+from hag_plugin.pyg.data import HagData
+from hag_plugin.pyg.explain import Explanation, explain
+from hag_plugin.pyg.layer import hag_layer
+from hag_plugin.pyg.transforms import ToHAG
+
+__all__ = ["Explanation", "HagData", "ToHAG", "accelerate", "explain", "hag_layer", "restore"]

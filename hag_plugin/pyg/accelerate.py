@@ -1,0 +1,75 @@
+"""`accelerate` and `restore`: the layers of a PyG model, in place."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TypeVar
+
+from torch.nn import Module
+from torch_geometric.nn import MessagePassing
+
+from hag_plugin.pyg.session import Session
+from hag_plugin.pyg.swap import stock_class, swap_in, swap_out
+
+M = TypeVar("M", bound=Module)
+
+
+def accelerate(module: M) -> M:
+    """Lets the layers of a model take a HAG where an `edge_index` stands.
+
+    Works on the module itself, recursively; parameters, `state_dict` and `isinstance` stay as
+    they are, results too. A plain `edge_index` is welcome: a tensor that comes back in a second
+    forward of `module` gets its HAG built. Call it on what you call: forwards are counted there.
+
+    Args:
+        module: a model of PyG layers, or one layer.
+
+    Returns:
+        `module`.
+
+    Raises:
+        TypeError: `module` is not a `torch.nn.Module`.
+
+    Example:
+        >>> import torch
+        >>> from torch_geometric.nn import GCNConv
+        >>> conv = accelerate(GCNConv(4, 2))
+        >>> conv
+        HagGCNConv(4, 2)
+        >>> edge_index = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
+        >>> conv(torch.ones(3, 4), edge_index).shape
+        torch.Size([3, 2])
+    """
+    if not isinstance(module, Module):
+        raise TypeError(f"accelerate takes a torch.nn.Module, got a {type(module).__name__}")
+    restore(module)
+    layers = [m for m in module.modules() if isinstance(m, MessagePassing)]
+    if not layers:
+        warnings.warn(
+            f"{type(module).__name__} holds no PyG message passing layer: nothing to accelerate",
+            stacklevel=2,
+        )
+    session = Session()
+    for layer in layers:
+        if getattr(type(layer), "_hag_recipe", None) is not None:
+            layer.__dict__["_hag_session"] = session  # hag_layer prepared the class itself
+        else:
+            swap_in(layer, session)
+    if layers:
+        module.register_forward_pre_hook(session)
+    return module
+
+
+def restore(module: M) -> M:
+    """Undoes `accelerate`: classes, sessions and hooks. Returns `module`."""
+    if not isinstance(module, Module):
+        raise TypeError(f"restore takes a torch.nn.Module, got a {type(module).__name__}")
+    for part in module.modules():
+        for key, hook in list(part._forward_pre_hooks.items()):
+            if isinstance(hook, Session):
+                del part._forward_pre_hooks[key]
+        if isinstance(part, MessagePassing):
+            if stock_class(part) is not type(part):
+                swap_out(part)
+            part.__dict__.pop("_hag_session", None)
+    return module

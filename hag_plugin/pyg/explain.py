@@ -1,0 +1,120 @@
+"""`explain`: what happens to each layer of a model, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch.nn import Module
+from torch_geometric.nn import MessagePassing
+
+from hag_plugin.pyg.recipes import REDUCERS, Recipe, recipe_of, ruled_out
+from hag_plugin.pyg.swap import stock_class
+
+GRAPHS = {False: "A", "add": "A + I", "fill": "A with one loop a node"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One message passing layer.
+
+    Attributes:
+        name: its qualified name in the model.
+        layer: its class, before `accelerate`.
+        accelerated: whether it aggregates over a HAG where it is given one.
+        aggregates: reducer and matrix, as in "sum over A"; empty where there is no recipe.
+        reason: why not, or what a call must not give.
+    """
+
+    name: str
+    layer: str
+    accelerated: bool
+    aggregates: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The rows of `explain`; prints as a table."""
+
+    rows: tuple[Row, ...]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[index]
+
+    def __str__(self) -> str:
+        table = [("layer", "class", "HAG", "aggregates", "note")]
+        table += [
+            (
+                r.name or "(itself)",
+                r.layer,
+                "yes" if r.accelerated else "no",
+                r.aggregates,
+                r.reason,
+            )
+            for r in self.rows
+        ]
+        widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(t, widths, strict=True)) for t in table]
+        lines.insert(1, "  ".join("-" * w for w in widths))
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def explain(module: Module) -> Explanation:
+    """Says of each message passing layer what is aggregated, whether over a HAG, and why not.
+
+    Example:
+        >>> from torch_geometric.nn import GATConv, GCNConv, Sequential
+        >>> import hag_plugin.pyg
+        >>> print(hag_plugin.pyg.explain(hag_plugin.pyg.accelerate(GCNConv(4, 2))))
+        layer     class    HAG  aggregates                                           note
+        --------  -------  ---  ---------------------------------------------------  --------------------------------
+        (itself)  GCNConv  yes  sum over D^-1/2 (A with one loop a node) D^-1/2      calls with edge_weight run stock
+    """
+    rows = [
+        _row(name, layer)
+        for name, layer in module.named_modules()
+        if isinstance(layer, MessagePassing)
+    ]
+    return Explanation(tuple(rows))
+
+
+def _row(name: str, layer: Any) -> Row:
+    stock = stock_class(layer)
+    recipe = recipe_of(stock)
+    if recipe is None:
+        return Row(name, stock.__name__, False, "", _why_no_recipe(stock))
+    ready = type(layer) is not stock or getattr(stock, "_hag_recipe", None) is not None
+    reason = ruled_out(layer)
+    if reason is None and not ready:
+        reason = "eligible: call accelerate"
+    accelerated = reason is None
+    if reason is None and recipe.edge_arguments:
+        reason = f"calls with {', '.join(recipe.edge_arguments)} run stock"
+    return Row(name, stock.__name__, accelerated, _aggregates(recipe, layer), reason or "")
+
+
+def _aggregates(recipe: Recipe, layer: Any) -> str:
+    reduce = REDUCERS.get(type(layer.aggr_module), layer.aggr)
+    matrix = GRAPHS[recipe.self_loops(layer)]
+    exponent = recipe.scale(layer)
+    if exponent is not None:
+        matrix = f"D^{exponent} ({matrix}) D^{exponent}"
+        matrix = matrix.replace("D^-0.5", "D^-1/2")
+    return f"{reduce} over {matrix}"
+
+
+def _why_no_recipe(stock: type) -> str:
+    known = next((c.__name__ for c in stock.__mro__[1:] if recipe_of(c) is not None), None)
+    if known is not None:
+        return f"a subclass of {known} may do something else: declare it with @hag_layer"
+    if stock.__module__.startswith("torch_geometric."):
+        return "no recipe: its messages depend on more than the source node, or it is not known yet"
+    return "no recipe: if its message depends on the source node alone, declare it with @hag_layer"

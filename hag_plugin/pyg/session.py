@@ -1,0 +1,134 @@
+"""Plain edge indices in an accelerated model: a graph that comes back gets its HAG."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hag_plugin.build import build_hag
+from hag_plugin.hag import HAG
+from hag_plugin.pyg.recipes import outside_inference
+
+MAX_SEARCHED_EDGES = 20_000_000  # larger graphs are searched only where build_hag is called
+MAX_GRAPHS = 8  # graphs remembered by one accelerated model
+
+
+@dataclass
+class Seen:
+    """A tensor that was met, and its HAG once it came back."""
+
+    tensor: weakref.ref[Tensor]
+    version: int
+    forward: int
+    hag: HAG | None = None
+    refused: bool = False
+
+
+class Session:
+    """What the root of an accelerated model knows about the edge indices it was called with.
+
+    The root's forward pre-hook (the session itself) counts forwards. A tensor is known by its
+    weak identity, version, shape and device. Met in a first forward it runs the stock layers;
+    only when the same tensor comes back in a later forward its HAG is built, so that sampled
+    batches are never searched. Decisions go by counts, never by time: ranks of a distributed job
+    decide alike. Copies and pickles start anew.
+    """
+
+    def __init__(self) -> None:
+        self.forwards = 0
+        self._seen: OrderedDict[tuple[Any, ...], Seen] = OrderedDict()
+        self._caches: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[Tensor], int]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._lock = threading.RLock()
+
+    def __call__(self, module: Any, inputs: Any) -> None:
+        """The forward pre-hook of the root module."""
+        if torch.compiler.is_compiling():
+            return
+        if torch._C._current_graph_task_id() < 0:  # not a checkpoint run again, inside a backward
+            self.forwards += 1
+
+    def __reduce__(self) -> tuple[type[Session], tuple[()]]:
+        return Session, ()
+
+    def hag_of(self, edge_index: Tensor, num_src: int, num_dst: int) -> HAG | None:
+        """The HAG of a tensor that came back; None where the stock layer is to run."""
+        if not _is_trackable(edge_index):
+            return None
+        key = (id(edge_index), edge_index.shape, edge_index.device, num_src, num_dst)
+        with self._lock:
+            seen = self._seen.get(key)
+            if (
+                seen is None
+                or seen.tensor() is not edge_index
+                or seen.version != edge_index._version
+            ):
+                seen = Seen(weakref.ref(edge_index), edge_index._version, self.forwards)
+                self._seen[key] = seen
+            self._seen.move_to_end(key)
+            self._forget()
+            if seen.hag is None and not seen.refused and self.forwards > seen.forward:
+                seen.hag = _build(edge_index, num_src, num_dst)
+                seen.refused = seen.hag is None
+            return seen.hag
+
+    def _forget(self) -> None:
+        for key in [k for k, seen in self._seen.items() if seen.tensor() is None]:
+            del self._seen[key]
+        while len(self._seen) > MAX_GRAPHS:
+            self._seen.popitem(last=False)
+
+    @property
+    def num_hags(self) -> int:
+        """Number of graphs that run on a HAG now."""
+        return sum(seen.hag is not None for seen in self._seen.values())
+
+    # Layers with cached=True run the graph of their first call for ever -------------------------
+
+    def fills_cache(self, conv: Any, edge_index: Tensor) -> None:
+        """Notes that a layer with `cached=True` is about to keep this tensor's graph."""
+        if _is_trackable(edge_index):
+            self._caches[conv] = (weakref.ref(edge_index), edge_index._version)
+
+    def is_cached(self, conv: Any, edge_index: Tensor) -> bool:
+        """Whether the graph that a layer with `cached=True` keeps is this tensor's."""
+        kept = self._caches.get(conv)
+        if kept is None or not _is_trackable(edge_index):
+            return False
+        return kept[0]() is edge_index and kept[1] == edge_index._version
+
+
+def _is_trackable(edge_index: Tensor) -> bool:
+    return (
+        type(edge_index) is Tensor
+        and not edge_index.is_inference()
+        and edge_index.layout == torch.strided
+        and edge_index.dtype in (torch.int32, torch.int64)
+        and edge_index.dim() == 2
+        and edge_index.shape[0] == 2
+    )
+
+
+def _build(edge_index: Tensor, num_src: int, num_dst: int) -> HAG | None:
+    num_edges = edge_index.shape[1]
+    if num_edges > MAX_SEARCHED_EDGES:
+        warnings.warn(
+            f"an edge_index with {num_edges:,} edges came back; from {MAX_SEARCHED_EDGES:,} edges "
+            "on, its HAG is not built during training: call hag_plugin.build_hag once and pass "
+            "the HAG where edge_index stands",
+            stacklevel=2,
+        )
+        return None
+    try:
+        with outside_inference(), torch.no_grad():
+            return build_hag(edge_index, size=(num_src, num_dst))
+    except ValueError:  # ids out of range: the stock layer says so in its own words
+        return None

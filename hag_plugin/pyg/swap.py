@@ -1,0 +1,210 @@
+"""The classes that accelerated layers get: stock layers whose graph may be a HAG."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.nn import MessagePassing
+
+from hag_plugin.hag import HAG
+from hag_plugin.pyg import recipes
+from hag_plugin.pyg.recipes import Recipe
+
+_CLASSES: dict[type, type] = {}
+
+
+def hag_class(stock: type) -> type:
+    """The subclass of `stock` that `accelerate` gives its instances. One for each class.
+
+    Nothing of the stock class is copied: `forward` settles what the graph argument is and calls
+    stock's; `propagate` runs the recipe where the graph is a HAG and stock's code elsewhere.
+    """
+    if stock not in _CLASSES:
+        recipe = recipes.recipe_of(stock)
+        body: dict[str, Any] = {
+            "__doc__": stock.__doc__,
+            "__module__": __name__,
+            "_hag_stock": stock,
+            "forward": _forward(stock, recipe),
+            "_set_jittable_templates": _leave_templates,
+            "__reduce_ex__": _reduce,
+            "__setstate__": _set_state,
+        }
+        if recipe is not None:
+            # `explain` and `decomposed_layers` put _orig_propagate (inherited) on the instance,
+            # and _jinja_propagate back when they are turned off.
+            propagate = _propagate(stock, recipe)
+            body |= {"propagate": propagate, "_jinja_propagate": propagate}
+        _CLASSES[stock] = type(f"Hag{stock.__name__}", (stock,), body)
+    return _CLASSES[stock]
+
+
+def stock_class(conv: MessagePassing) -> type:
+    """The class that a layer had before `accelerate`."""
+    stock: type = type(conv).__dict__.get("_hag_stock", type(conv))
+    return stock
+
+
+def swap_in(conv: Any, session: Any) -> None:
+    """Gives a layer its accelerated class."""
+    stock = type(conv)
+    bound = conv.__dict__.get("propagate")
+    if bound is not None and _function(bound) is getattr(stock, "_jinja_propagate", None):
+        del conv.__dict__["propagate"]  # left there when `explain` was turned off again
+    conv.__class__ = hag_class(stock)
+    conv.__dict__["_hag_session"] = session
+
+
+def swap_out(conv: Any) -> None:
+    """Gives a layer its stock class back."""
+    bound = conv.__dict__.get("propagate")
+    if bound is not None and _function(bound) is type(conv).__dict__.get("propagate"):
+        del conv.__dict__["propagate"]
+    conv.__class__ = stock_class(conv)
+    conv.__dict__.pop("_hag_session", None)
+
+
+def _function(method: Any) -> Any:
+    return getattr(method, "__func__", method)
+
+
+# What the classes are made of -------------------------------------------------------------------
+
+
+def _forward(stock: type, recipe: Recipe | None) -> Any:
+    names = list(inspect.signature(stock.forward).parameters)[1:]  # type: ignore[attr-defined]
+    stock_forward: Any = stock.forward  # type: ignore[attr-defined]
+
+    @functools.wraps(stock_forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        call = dict(zip(names, args, strict=False))
+        call.update(kwargs)
+        if recipe is None:
+            changed = _without_hags(self, call)
+        else:
+            changed = _settle_graphs(self, recipe, names, call)
+        if changed:
+            args = tuple(changed.pop(n, a) for n, a in zip(names, args, strict=False))
+            kwargs = {**kwargs, **changed}
+        return stock_forward(self, *args, **kwargs)
+
+    return forward
+
+
+def _without_hags(conv: Any, call: dict[str, Any]) -> dict[str, Any]:
+    """The arguments to replace so that a layer without a recipe meets no HAG."""
+    changed = {n: plain_edges(v) for n, v in call.items() if isinstance(v, HAG)}
+    if changed:
+        _refuse_edge_values(conv, [n for n in call if n.startswith("edge_")], call)
+    return changed
+
+
+def _settle_graphs(
+    conv: Any, recipe: Recipe, names: list[str], call: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments to replace: a tensor by its HAG, or a HAG that cannot be used by its edges."""
+    changed: dict[str, Any] = {}
+    for name in recipe.graphs:
+        graph = call.get(name)
+        if isinstance(graph, HAG):
+            _refuse_edge_values(conv, recipe.edge_arguments, call)
+            if recipes.why_stock(conv, call.get(recipe.source)) is None:
+                continue
+            changed[name] = plain_edges(graph)
+            if "size" in names and call.get("size") is None and not graph.is_square:
+                changed["size"] = (graph.num_src, graph.num_dst)
+        elif isinstance(graph, Tensor) and not torch.compiler.is_compiling():
+            hag = find_hag(conv, recipe, graph, call)
+            if hag is not None:
+                changed[name] = hag
+    return changed
+
+
+def find_hag(conv: Any, recipe: Recipe, edge_index: Tensor, call: dict[str, Any]) -> HAG | None:
+    """The HAG that the model's session has for a plain edge index, if this call may use it."""
+    session = conv.__dict__.get("_hag_session")
+    if session is None:
+        return None
+    if recipe.cache is not None and conv.cached:
+        # Stock runs the graph of its first call for ever, whatever it is given: let it fill its
+        # cache, and follow only as long as the graph is the same.
+        if getattr(conv, recipe.cache) is None:
+            if recipes.edge_values(recipe.edge_arguments, call) is None:
+                session.fills_cache(conv, edge_index)
+            session.hag_of(edge_index, *graph_size(recipe, conv, call))
+            return None
+        if not session.is_cached(conv, edge_index):
+            return None
+    if (
+        recipes.why_stock(conv, call.get(recipe.source)) is not None
+        or recipes.edge_values(recipe.edge_arguments, call) is not None
+    ):
+        return None
+    found: HAG | None = session.hag_of(edge_index, *graph_size(recipe, conv, call))
+    return found
+
+
+def graph_size(recipe: Recipe, conv: Any, call: dict[str, Any]) -> tuple[int, int]:
+    """The number of nodes on both sides, as `MessagePassing._collect` finds it."""
+    x = call[recipe.source]
+    pair = list(x) if isinstance(x, tuple | list) else [x, x]
+    size = list(call.get("size") or (None, None))
+    for dim, features in enumerate(pair):
+        if size[dim] is None and features is not None:
+            size[dim] = features.shape[conv.node_dim]
+    num_src = size[0] if size[0] is not None else size[1]
+    num_dst = size[1] if size[1] is not None else size[0]
+    return int(num_src), int(num_dst)
+
+
+def plain_edges(hag: HAG) -> Tensor:
+    """The edge index of a HAG."""
+    with recipes.outside_inference():
+        return hag.edge_index
+
+
+def _refuse_edge_values(conv: Any, names: Any, call: dict[str, Any]) -> None:
+    given = recipes.edge_values(tuple(n for n in names if not isinstance(call.get(n), HAG)), call)
+    if given is not None:
+        raise ValueError(
+            f"{stock_class(conv).__name__} got {given} together with a HAG. Edge weights have an "
+            "order that a HAG does not keep; pass edge_index instead"
+        )
+
+
+def _propagate(stock: type, recipe: Recipe) -> Any:
+    def propagate(self: Any, edge_index: Any, *args: Any, size: Any = None, **kwargs: Any) -> Any:
+        if isinstance(edge_index, HAG):
+            return recipes.run(recipe, self, edge_index, size, kwargs)
+        return stock.propagate(self, edge_index, *args, size=size, **kwargs)  # type: ignore[attr-defined]
+
+    return propagate
+
+
+def _leave_templates(self: Any, raise_on_error: bool = False) -> None:
+    """PyG would put a generated `propagate` on this class; the stock class has one already."""
+
+
+def _reduce(self: Any, protocol: Any) -> Any:
+    stock = stock_class(self)
+    reduced = stock.__reduce_ex__(self, protocol)  # type: ignore[operator]
+    return (_new_layer, (stock,), *reduced[2:])
+
+
+def _new_layer(stock: type) -> Any:
+    cls = hag_class(stock)
+    return cls.__new__(cls)
+
+
+def _set_state(self: Any, state: dict[str, Any]) -> None:
+    # As a stock layer, so that PyG generates the stock class's code where it was not run yet.
+    accelerated = type(self)
+    self.__class__ = accelerated._hag_stock
+    try:
+        self.__setstate__(state)
+    finally:
+        self.__class__ = accelerated

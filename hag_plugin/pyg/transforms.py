@@ -1,0 +1,133 @@
+"""`ToHAG`: the dataset transform."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch_geometric.data import Batch, Data, HeteroData
+from torch_geometric.transforms import BaseTransform
+
+from hag_plugin.build import build_hag
+from hag_plugin.hag import HAG, METHODS, SelfLoops
+from hag_plugin.pyg.data import hag_data_class
+
+
+class ToHAG(BaseTransform):  # type: ignore[misc]
+    """Builds the HAG of each graph; models take `data.hag` where they took `data.edge_index`.
+
+    As `pre_transform` it runs once, and the HAGs are saved with the dataset. As `transform` it
+    runs at each access, and finds the HAG of an edge index it has met. Programs are built now,
+    those of the reversed graph included, because a loader's worker would lose what it built.
+
+    Args:
+        method: as for `build_hag`: "auto", "greedy" or "none".
+        self_loops: the programs to build: False for SAGEConv, GINConv, GraphConv; "fill" for
+            GCNConv; "add" for A + I.
+        transpose: build the reversed graph's too, which gradients of directed graphs need.
+        remove_edge_index: leave `edge_index` out of the result.
+        **options: further arguments of `build_hag`.
+
+    Example:
+        >>> import torch
+        >>> from torch_geometric.data import Data
+        >>> data = Data(x=torch.ones(2, 1), edge_index=torch.tensor([[0, 1], [1, 0]]))
+        >>> ToHAG()(data).hag.num_edges
+        2
+    """
+
+    def __init__(
+        self,
+        method: str = "auto",
+        self_loops: SelfLoops | Sequence[SelfLoops] = (False, "fill"),
+        transpose: bool = True,
+        remove_edge_index: bool = False,
+        **options: Any,
+    ) -> None:
+        if method not in METHODS:
+            raise ValueError(f"method is {method!r}; expected one of {METHODS}")
+        taken = {"edge_index", "num_nodes", "size", "targets_first"} & options.keys()
+        if taken:
+            raise TypeError(f"ToHAG takes {sorted(taken)} from the data")
+        self.method = method
+        modes = self_loops if isinstance(self_loops, list | tuple) else (self_loops,)
+        self.self_loops = tuple(modes)
+        self.transpose = transpose
+        self.remove_edge_index = remove_edge_index
+        self.options = options
+        self._built: dict[int, tuple[weakref.ref[Tensor], int, int, HAG]] = {}
+
+    def forward(self, data: Any) -> Any:
+        """The data, of a class that knows `hag`.
+
+        Raises:
+            ValueError: the data is heterogeneous, a batch, or has no `edge_index`.
+        """
+        if isinstance(data, HeteroData):
+            raise ValueError(
+                f"ToHAG takes homogeneous graphs; got HeteroData with {len(data.edge_types)} edge "
+                "types. Build one HAG for each edge type with hag_plugin.build_hag"
+            )
+        if not isinstance(data, Data):
+            raise ValueError(f"ToHAG takes homogeneous graphs; got {type(data).__name__}")
+        if isinstance(data, Batch):
+            raise ValueError("ToHAG takes single graphs; got a Batch. Apply it to its graphs")
+        edge_index = data._store._mapping.get("edge_index")
+        if not isinstance(edge_index, Tensor):
+            raise ValueError(
+                f"ToHAG needs edge_index; this data has {sorted(data.keys())}. Apply it before "
+                "transforms that remove edge_index, such as ToSparseTensor"
+            )
+        if data._store._mapping.get("edge_weight") is not None:
+            warnings.warn(
+                "this data has edge_weight, which a HAG does not hold: layers that are given "
+                "data.hag aggregate without weights; pass edge_index where weights are needed",
+                stacklevel=2,
+            )
+        num_nodes = data.num_nodes
+        hag = self._hag_of(edge_index, int(num_nodes or 0))
+        # Data.__setattr__ would put it into the store.
+        object.__setattr__(data, "__class__", hag_data_class(type(data)))
+        data.hag = hag
+        if self.remove_edge_index:
+            if not {"num_nodes", "x", "pos"} & set(data.keys()):
+                data.num_nodes = num_nodes
+            del data.edge_index
+        return data
+
+    def _hag_of(self, edge_index: Tensor, num_nodes: int) -> HAG:
+        key = id(edge_index)
+        tracked = not edge_index.is_inference()
+        if tracked and key in self._built:
+            known, version, nodes, hag = self._built[key]
+            if known() is edge_index and (version, nodes) == (edge_index._version, num_nodes):
+                return hag
+        hag = build_hag(
+            edge_index,
+            num_nodes=num_nodes,
+            method=self.method,
+            self_loops=self.self_loops,
+            **self.options,
+        )
+        if self.transpose:
+            reverse = hag.transpose()
+            for mode in self.self_loops:
+                reverse.program(mode)
+        if tracked:
+            built = self._built
+            known = weakref.ref(edge_index, lambda _: built.pop(key, None))
+            built[key] = (known, edge_index._version, num_nodes, hag)
+        return hag
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_built": {}}
+
+    def __repr__(self) -> str:
+        options = "".join(f", {k}={v!r}" for k, v in sorted(self.options.items()))
+        return (
+            f"ToHAG(method={self.method!r}, self_loops={self.self_loops}, "
+            f"transpose={self.transpose}, remove_edge_index={self.remove_edge_index}{options})"
+        )
