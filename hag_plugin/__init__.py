@@ -1,10 +1,32 @@
 """HAG: graph neural networks that sum shared neighbours once, with the same results."""
 
+import importlib as _importlib
+from types import ModuleType as _ModuleType
+
 import torch as _torch  # noqa: F401  (first: its OpenMP runtime is the process's only one)
 
+from hag_plugin.adapters import accelerate, explain, hag_layer, restore
 from hag_plugin.aggregate import aggregate
 from hag_plugin.build import build_hag
-from hag_plugin.hag import HAG, Stats, batch
+from hag_plugin.hag import HAG, batch
+from hag_plugin.program import Stats
 
 __version__ = "0.1.0"
-__all__ = ["HAG", "Stats", "aggregate", "batch", "build_hag"]
+__all__ = [
+    "HAG",
+    "Stats",
+    "accelerate",
+    "aggregate",
+    "batch",
+    "build_hag",
+    "explain",
+    "hag_layer",
+    "pyg",
+    "restore",
+]
+
+
+def __getattr__(name: str) -> _ModuleType:
+    if name == "pyg":  # imports PyG, so only when it is asked for
+        return _importlib.import_module("hag_plugin.pyg")
+    raise AttributeError(f"module 'hag_plugin' has no attribute {name!r}")

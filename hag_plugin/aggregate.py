@@ -13,8 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hag_plugin.hag import HAG, SelfLoops, find
+from hag_plugin.hag import HAG, find
 from hag_plugin.kernels import _cpu
+from hag_plugin.program import SelfLoops
 
 Reduce = Literal["sum", "mean", "max", "min"]
 Ties = Literal["even", "first"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hag_plugin import cost
-from hag_plugin.hag import ARRAYS, HAG, METHODS, Options, Program, SelfLoops
+from hag_plugin.hag import HAG
 from hag_plugin.kernels import _cpu
+from hag_plugin.program import METHODS, Options, Program, SelfLoops
 
 MAX_NODES = 2**31 - 1
 PACKED_ROWS = 64  # tiles of small graphs are joined up to this many rows
@@ -158,7 +161,7 @@ def _check_ptr(
         raise ValueError("ptr is for graphs with one kind of node; this one is bipartite")
     if len(starts) < 1 or starts[0] != 0 or starts[-1] != num_dst or (np.diff(starts) < 0).any():
         raise ValueError(f"ptr must increase from 0 to the number of nodes, {num_dst}")
-    for first, last in zip(starts[:-1], starts[1:], strict=True):
+    for first, last in itertools.pairwise(starts):
         inside = col[row_ptr[first] : row_ptr[last]]
         if inside.size and (inside.min() < first or inside.max() >= last):
             raise ValueError(
@@ -222,12 +225,12 @@ def search_program(hag: HAG, self_loops: SelfLoops, idempotent: bool) -> Program
                     torch.get_num_threads(),
                     report,
                 )
-    program = Program(
-        *map(torch.from_numpy, arrays),
-        num_src=hag.num_src,
-        num_dst=hag.num_dst,
-        diagonal=-1 if subtract else 0,
-        search_seconds=time.perf_counter() - start,
+    program = Program.of(
+        map(torch.from_numpy, arrays),
+        hag.num_src,
+        hag.num_dst,
+        -1 if subtract else 0,
+        time.perf_counter() - start,
     )
     return program.to(hag.device)
 
@@ -263,7 +266,9 @@ def concatenate_programs(programs: Sequence[Program]) -> Program:
     # Only allow_subtraction gives a diagonal; parts that went without get x added, then taken.
     parts = [p if p.diagonal == diagonal else _add_own_row(p) for p in programs]
     arrays = [[a.cpu().numpy() for a in p.arrays] for p in parts]
-    tile_ptr, op_ptr, source, target, hub_row, hub_ptr = (list(a) for a in zip(*arrays, strict=True))
+    tile_ptr, op_ptr, source, target, hub_row, hub_ptr = (
+        list(a) for a in zip(*arrays, strict=True)
+    )
 
     def starts(counts: list[int]) -> np.ndarray:
         return np.cumsum([0, *counts])
@@ -293,14 +298,13 @@ def concatenate_programs(programs: Sequence[Program]) -> Program:
         np.concatenate(target).astype(np.int32),
     )
     hub_rows = [h + d for h, d in zip(hub_row, first_dst, strict=False)]
-    return Program(
-        *map(torch.from_numpy, packed),
-        hub_row=torch.from_numpy(np.concatenate(hub_rows).astype(np.int32)),
-        hub_ptr=torch.from_numpy(joined(hub_ptr, first_partial)),
-        num_src=int(first_src[-1]),
-        num_dst=num_dst,
-        diagonal=diagonal,
-        search_seconds=sum(p.search_seconds for p in programs),
+    hubs = (np.concatenate(hub_rows).astype(np.int32), joined(hub_ptr, first_partial))
+    return Program.of(
+        map(torch.from_numpy, (*packed, *hubs)),
+        int(first_src[-1]),
+        num_dst,
+        diagonal,
+        sum(p.search_seconds for p in programs),
     )
 
 
@@ -339,13 +343,9 @@ def _add_own_row(program: Program) -> Program:
     takes = own >= 0
     source = np.insert(source, op_ptr[1:][takes], own[takes])
     op_ptr = op_ptr + np.concatenate([np.zeros(1, np.int64), np.cumsum(takes)])
-    arrays = dict(zip(ARRAYS, program.arrays, strict=True))
-    arrays["op_ptr"] = torch.from_numpy(op_ptr)
-    arrays["source"] = torch.from_numpy(source.astype(np.int32))
-    return Program(
-        **arrays,
-        num_src=program.num_src,
-        num_dst=program.num_dst,
+    return replace(
+        program,
+        op_ptr=torch.from_numpy(op_ptr),
+        source=torch.from_numpy(source.astype(np.int32)),
         diagonal=program.diagonal - 1,
-        search_seconds=program.search_seconds,
     )

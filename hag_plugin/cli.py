@@ -25,7 +25,8 @@ from tqdm import tqdm
 import hag_plugin as hp
 from hag_plugin import cost, datasets, graph_files
 from hag_plugin.graph_data import DatasetError, GraphData
-from hag_plugin.hag import HAG, METHODS, SELF_LOOPS, SelfLoops, Stats
+from hag_plugin.hag import HAG
+from hag_plugin.program import METHODS, SELF_LOOPS, SelfLoops, Stats
 
 LOOPS: dict[str, SelfLoops] = {str(mode) if mode else "none": mode for mode in SELF_LOOPS}
 PACKAGES = ("hag-plugin", "torch", "torch_geometric", "numpy")
@@ -172,7 +173,7 @@ def _add_demo(commands: Any) -> None:
     _add_source(parser)
     parser.add_argument("--hidden", type=_positive, default=64, help="width of layers (default 64)")
     parser.add_argument(
-        "--epochs", type=_positive, help="default 20; 100 where nodes are classified"
+        "--epochs", type=_positive, help="default 15; 100 where nodes are classified"
     )
     parser.add_argument("--batch-size", type=_positive, default=32, help="graphs (default 32)")
     parser.add_argument("--method", choices=METHODS, default="auto", help="search (default auto)")
@@ -259,7 +260,7 @@ def _demo(args: argparse.Namespace) -> None:
     data = _load(args, args.dataset, features=True)
     settings = Settings(
         hidden=args.hidden,
-        epochs=args.epochs or (20 if data.labels_graphs else 100),
+        epochs=args.epochs or (15 if data.labels_graphs else 100),
         batch_size=args.batch_size,
         seed=args.seed,
         threads=torch.get_num_threads(),

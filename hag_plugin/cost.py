@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hag_plugin.hag import HAG, Program, SelfLoops, Stats
+from hag_plugin.hag import HAG
+from hag_plugin.program import Program, SelfLoops, Stats
 
 
 @dataclass(frozen=True)

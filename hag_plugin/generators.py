@@ -150,7 +150,8 @@ def _starts(count: np.ndarray) -> np.ndarray:
 def _unique(key: np.ndarray) -> np.ndarray:
     """The distinct values in order. `np.unique` hashes, which takes a minute on 50 million keys."""
     key = np.sort(key)
-    return key[np.concatenate([np.ones(min(len(key), 1), bool), key[1:] != key[:-1]])]
+    distinct: np.ndarray = np.concatenate([np.ones(min(len(key), 1), bool), key[1:] != key[:-1]])
+    return np.compress(distinct, key)
 
 
 def _union_of_cliques(group: np.ndarray, node: np.ndarray, num_nodes: int) -> np.ndarray:

@@ -23,7 +23,7 @@ def is_hag_file(path: str | os.PathLike[str]) -> bool:
     if Path(path).suffix.lower() != ".npz" or not Path(path).is_file():
         return False
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             return "header" in file.files
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return False
@@ -41,12 +41,15 @@ def load_npz(path: str | os.PathLike[str], *, features: bool = True) -> GraphDat
     """
     path = Path(path)
     if is_hag_file(path):
-        hag = HAG.load(path)
+        try:
+            hag = HAG.load(path)
+        except ValueError as e:
+            raise DatasetError(str(e)) from e
         if not hag.is_square:
             raise DatasetError(f"{path.name} holds a bipartite HAG; expected one set of nodes")
         return GraphData(path.stem, f"the HAG file {path.name}", hag.edge_index, hag.num_dst)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             skipped = () if features else ("x", "x_indptr", "x_indices", "x_data", "x_shape")
             arrays = {key: file[key] for key in file.files if key not in skipped}
     except Exception as e:  # zipfile, zlib and NumPy each have their own
@@ -72,9 +75,16 @@ def load_npz(path: str | os.PathLike[str], *, features: bool = True) -> GraphDat
 
     masks = {key: tensor(key, torch.bool) for key in ("train_mask", "val_mask", "test_mask")}
     x = _features(path, arrays, num_nodes) if features else None
-    return GraphData(path.stem, f"the file {path.name}", torch.from_numpy(edges.astype(np.int64, order="C")),
-                     num_nodes, x=x, y=tensor("y", torch.int64),
-                     graph_ptr=tensor("graph_ptr", torch.int64), **masks)  # fmt: skip
+    return GraphData(
+        path.stem,
+        f"the file {path.name}",
+        torch.from_numpy(edges.astype(np.int64, order="C")),
+        num_nodes,
+        x=x,
+        y=tensor("y", torch.int64),
+        graph_ptr=tensor("graph_ptr", torch.int64),
+        **masks,
+    )
 
 
 def _expand_upper(path: Path, arrays: dict[str, np.ndarray]) -> np.ndarray:

@@ -3,124 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
-import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hag_plugin.kernels import _cpu
-
-SelfLoops = Literal[False, "add", "fill"]
-SELF_LOOPS: tuple[SelfLoops, ...] = (False, "add", "fill")
-METHODS = ("auto", "greedy", "none")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a search was asked for. Kept with the HAG, for its other programs and its transpose."""
-
-    method: str = "auto"
-    allow_subtraction: bool = False
-    capacity: int | None = None
-    width: int = 64
-
-
-@dataclass(frozen=True, eq=False)
-class Program:
-    """A list of tiles of ops that computes `y = P x + d x`, where `d` is an integer.
-
-    An op sums (or takes the max or min of) a few rows and writes one. Nothing is shared between
-    tiles, so tiles run in any order.
-
-    Attributes:
-        tile_ptr: int64 `[T + 1]`, the ops of each tile, in an order that may be run as it stands.
-        op_ptr: int64 `[O + 1]`, the sources of each op.
-        source: int32 `[S]`. `s >= 0`: row `s` of x; `s < 0`: row `~s` of the tile's scratch.
-        target: int32 `[O]`. `t < 0`: row `~t` of the tile's scratch; `t < num_dst`: row `t` of y;
-            otherwise row `t - num_dst` of the partial sums of long rows.
-        hub_row: int32 `[H]`, the rows of y that are summed from partial sums in a second pass.
-        hub_ptr: int64 `[H + 1]`, the partial sums of each.
-        num_src: rows of x.
-        num_dst: rows of y.
-        diagonal: `d`. 1 also stands for "and x itself" in max and min.
-        search_seconds: what the search took.
-    """
-
-    tile_ptr: Tensor
-    op_ptr: Tensor
-    source: Tensor
-    target: Tensor
-    hub_row: Tensor
-    hub_ptr: Tensor
-    num_src: int
-    num_dst: int
-    diagonal: int = 0
-    search_seconds: float = 0.0
-
-    @property
-    def arrays(self) -> tuple[Tensor, ...]:
-        """The six arrays, in the order of the attributes above."""
-        return tuple(getattr(self, name) for name in ARRAYS)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the arrays."""
-        return sum(a.numel() * a.element_size() for a in self.arrays)
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Program:
-        """The program with its arrays on `device`."""
-        moved = {n: getattr(self, n).to(device, non_blocking=non_blocking) for n in ARRAYS}
-        return replace(self, **moved)
-
-    @cached_property
-    def native(self) -> _cpu.Program:
-        """The program as the CPU kernels take it: every index checked, once."""
-        arrays = [a.cpu().numpy() for a in self.arrays]
-        return _cpu.Program(*arrays, self.num_src, self.num_dst, self.diagonal)
-
-
-ARRAYS = ("tile_ptr", "op_ptr", "source", "target", "hub_row", "hub_ptr")
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What a program costs for one feature row, and what the plain graph costs (`_before`).
-
-    Attributes:
-        aggregations: binary sums.
-        rows_read: every source of every op, single copies and the diagonal included.
-        rows_written: rows of scratch, of partial sums and of y.
-        intermediates: rows of scratch.
-        tiles: number of tiles.
-        search_seconds: what the search took.
-        predicted_seconds: one forward aggregation at the width of the search, by the cost model.
-        bytes: of the program's arrays.
-        bytes_before: of the plain graph in CSR form.
-    """
-
-    aggregations: int
-    aggregations_before: int
-    rows_read: int
-    rows_read_before: int
-    rows_written: int
-    rows_written_before: int
-    intermediates: int
-    tiles: int
-    search_seconds: float
-    predicted_seconds: float
-    bytes: int
-    bytes_before: int
-
+from hag_plugin.program import ARRAYS, SELF_LOOPS, Options, Program, SelfLoops, Stats
 
 _LIVE: weakref.WeakValueDictionary[int, HAG] = weakref.WeakValueDictionary()
 
@@ -174,7 +69,8 @@ class HAG:
         self._scales: dict[tuple[float, SelfLoops, torch.dtype], Tensor] = {}
         self._transpose: HAG | weakref.ref[HAG] | None = None
         self._lock = threading.RLock()
-        _LIVE[row_ptr.data_ptr()] = self
+        if row_ptr.device.type != "meta":
+            _LIVE[row_ptr.data_ptr()] = self
 
     @classmethod
     def from_csr(cls, row_ptr: Tensor, col: Tensor, num_src: int, method: str = "auto") -> HAG:
@@ -232,14 +128,15 @@ class HAG:
     def content_hash(self) -> tuple[int, int]:
         """128 bits of the multiset of edges, whatever their order."""
         source, target = self.edge_index.cpu().numpy()
-        return _cpu.edge_hash(source, target)
+        low, high = _cpu.edge_hash(source, target)
+        return low, high
 
     def matches(self, edge_index: Tensor) -> bool:
         """Whether `edge_index` `[2, E]` has this graph's edges (by content hash, any order)."""
         if edge_index.shape != (2, self.num_edges):
             return False
         source, target = edge_index.detach().cpu().numpy()
-        return _cpu.edge_hash(source, target) == self.content_hash
+        return bool(_cpu.edge_hash(source, target) == self.content_hash)
 
     @cached_property
     def _loops(self) -> Tensor | None:
@@ -432,7 +329,7 @@ class HAG:
             reverse_state = reverse._state()
         programs = []
         for (self_loops, idempotent), program in self._programs.items():
-            meta = {"self_loops": self_loops or "", "idempotent": idempotent}
+            meta: dict[str, Any] = {"self_loops": self_loops or "", "idempotent": idempotent}
             meta |= {"diagonal": program.diagonal, "search_seconds": program.search_seconds}
             programs.append(meta | dict(zip(ARRAYS, program.arrays, strict=True)))
         return {
@@ -460,25 +357,9 @@ class HAG:
 
         The file appears whole or not at all.
         """
-        arrays: dict[str, np.ndarray] = {}
-        header = {"format": FILE_FORMAT, "version": FILE_VERSION}
-        header["hag"] = _split_arrays(self._state(), arrays, "hag")
-        header["content_hash"] = list(self.content_hash)
-        arrays["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
-        path = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-                file.flush()
-                os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(temporary, 0o666 & ~umask)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        from hag_plugin import files
+
+        files.write(path, self._state(), self.content_hash)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> HAG:
@@ -488,32 +369,17 @@ class HAG:
             FileNotFoundError: there is no such file.
             ValueError: the file is damaged, is no HAG file or is of another version.
         """
+        from hag_plugin import files
+
+        state, content_hash = files.read(path)
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            header = json.loads(arrays.pop("header").tobytes())
-        except (FileNotFoundError, IsADirectoryError, PermissionError):
-            raise
-        except Exception as e:  # whatever a zip or an array header of wrong bytes leads to
-            raise ValueError(
-                f"{os.fspath(path)} is damaged, truncated or not a HAG file: {e}"
-            ) from e
-        if not isinstance(header, dict):
-            raise ValueError(f"{os.fspath(path)} is not a HAG file: its header is no object")
-        if header.get("format") != FILE_FORMAT or header.get("version") != FILE_VERSION:
-            raise ValueError(
-                f"{os.fspath(path)} is of format {header.get('format')!r}, version "
-                f"{header.get('version')!r}; expected {FILE_FORMAT!r}, version {FILE_VERSION}"
-            )
-        try:
-            hag = rebuild_hag(_join_arrays(header["hag"], arrays))
-            expected = tuple(header["content_hash"])
+            hag = rebuild_hag(state)
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise ValueError(f"{os.fspath(path)} does not hold a valid HAG: {e}") from e
-        if hag.content_hash != expected:
+        if hag.content_hash != content_hash:
             raise ValueError(
                 f"{os.fspath(path)} holds edges with hash {hag.content_hash}; its header says "
-                f"{expected}"
+                f"{content_hash}"
             )
         return hag
 
@@ -547,10 +413,6 @@ class HAG:
         )
 
 
-FILE_FORMAT = "hag_plugin.HAG"
-FILE_VERSION = 1
-
-
 def rebuild_hag(state: dict[str, Any]) -> HAG:
     """The HAG of a state as `HAG._state` gives it, from a pickle or a file: nothing is trusted.
 
@@ -577,12 +439,12 @@ def _rebuild(state: dict[str, Any], trusted: bool) -> HAG:
         symmetric=state["symmetric"] if trusted else None,
     )
     for entry in state["programs"]:
-        program = Program(
-            *(entry[name] for name in ARRAYS),
-            num_src=num_src,
-            num_dst=hag.num_dst,
-            diagonal=int(entry["diagonal"]),
-            search_seconds=float(entry["search_seconds"]),
+        program = Program.of(
+            [entry[name] for name in ARRAYS],
+            num_src,
+            hag.num_dst,
+            int(entry["diagonal"]),
+            float(entry["search_seconds"]),
         )
         if not trusted:
             _ = program.native  # its construction checks every index
@@ -591,26 +453,6 @@ def _rebuild(state: dict[str, Any], trusted: bool) -> HAG:
         hag._transpose = _rebuild(state["transpose"], trusted)
         hag._transpose._transpose = weakref.ref(hag)
     return hag
-
-
-def _split_arrays(value: Any, arrays: dict[str, np.ndarray], name: str) -> Any:
-    """`value` for JSON: every tensor goes to `arrays`, its name stays."""
-    if isinstance(value, Tensor):
-        arrays[name] = value.cpu().numpy()
-        return {"array": name}
-    if isinstance(value, dict):
-        return {k: _split_arrays(v, arrays, f"{name}.{k}") for k, v in value.items()}
-    if isinstance(value, list):
-        return [_split_arrays(v, arrays, f"{name}.{i}") for i, v in enumerate(value)]
-    return value
-
-
-def _join_arrays(value: Any, arrays: dict[str, np.ndarray]) -> Any:
-    if isinstance(value, dict):
-        if value.keys() == {"array"}:
-            return torch.from_numpy(np.ascontiguousarray(arrays[value["array"]]))
-        return {k: _join_arrays(v, arrays) for k, v in value.items()}
-    return [_join_arrays(v, arrays) for v in value] if isinstance(value, list) else value
 
 
 def batch(hags: Sequence[HAG]) -> HAG:
@@ -631,7 +473,9 @@ def batch(hags: Sequence[HAG]) -> HAG:
         if not isinstance(hag, HAG):
             raise TypeError(f"batch takes HAGs, got {type(hag).__name__}")
     if len({hag.device for hag in hags}) > 1:
-        raise ValueError(f"the HAGs are on several devices: {sorted({str(h.device) for h in hags})}")
+        raise ValueError(
+            f"the HAGs are on several devices: {sorted({str(h.device) for h in hags})}"
+        )
     targets_first = not all(h.is_square for h in hags)
     if targets_first and any(h.targets_first for h in hags):
         raise ValueError("HAGs whose targets are the first sources keep no such order in a batch")

@@ -28,7 +28,7 @@ from torch_geometric.nn import GCNConv, global_mean_pool
 from tqdm import tqdm
 
 from hag_plugin.graph_data import GraphData
-from hag_plugin.hag import Stats
+from hag_plugin.program import Stats
 
 TEST_SHARE = 0.2
 SUMMED = tuple(f.name for f in fields(Stats))
@@ -49,7 +49,7 @@ class Settings:
     """
 
     hidden: int = 64
-    epochs: int = 20
+    epochs: int = 15
     batch_size: int = 32
     seed: int = 0
     threads: int = 1

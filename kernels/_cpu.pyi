@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from typing import Any
+
 from numpy import int32, int64
 from numpy.typing import NDArray
 
@@ -70,3 +73,60 @@ def arg_first(
 def advise_huge_pages(data: int, bytes: int) -> None: ...
 def instruction_set() -> str: ...
 def instruction_sets() -> list[str]: ...
+
+_Ids = NDArray[Any]  # int32 or int64
+_Arrays = tuple[
+    NDArray[int64], NDArray[int64], NDArray[int32], NDArray[int32], NDArray[int32], NDArray[int64]
+]
+_Progress = Callable[[float], None] | None
+
+def build_csr(
+    source: _Ids, target: _Ids, num_src: int, num_dst: int
+) -> tuple[NDArray[int64], NDArray[int32]]: ...
+def transpose_csr(
+    row_ptr: NDArray[int64], col: NDArray[int32], num_src: int
+) -> tuple[NDArray[int64], NDArray[int32]]: ...
+def edge_hash(source: _Ids, target: _Ids) -> tuple[int, int]: ...
+def is_symmetric(row_ptr: NDArray[int64], col: NDArray[int32]) -> bool: ...
+def has_duplicates(row_ptr: NDArray[int64], col: NDArray[int32]) -> bool: ...
+def count_self_loops(row_ptr: NDArray[int64], col: NDArray[int32]) -> NDArray[int64] | None: ...
+def check_csr(row_ptr: NDArray[int64], col: NDArray[int32], num_src: int) -> None: ...
+def plain_program(
+    row_ptr: NDArray[int64], col: NDArray[int32], num_src: int, self_loops: str, idempotent: bool
+) -> _Arrays: ...
+def search_program(
+    row_ptr: NDArray[int64],
+    col: NDArray[int32],
+    num_src: int,
+    self_loops: str,
+    idempotent: bool,
+    leave_one_out: bool,
+    intermediate: float,
+    work_per_edge: int,
+    threads: int,
+    progress: _Progress = None,
+) -> _Arrays: ...
+def greedy_program(
+    row_ptr: NDArray[int64],
+    col: NDArray[int32],
+    num_src: int,
+    self_loops: str,
+    idempotent: bool,
+    capacity: int,
+    threads: int,
+    progress: _Progress = None,
+) -> _Arrays: ...
+def check_program(
+    tile_ptr: NDArray[int64],
+    op_ptr: NDArray[int64],
+    source: NDArray[int32],
+    target: NDArray[int32],
+    hub_row: NDArray[int32],
+    hub_ptr: NDArray[int64],
+    num_src: int,
+    diagonal: int,
+    row_ptr: NDArray[int64],
+    col: NDArray[int32],
+    self_loops: str,
+    idempotent: bool,
+) -> None: ...

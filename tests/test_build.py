@@ -16,7 +16,8 @@ from hypothesis import given, settings
 
 import hag_plugin as hp
 from hag_plugin import reference
-from hag_plugin.hag import HAG, SELF_LOOPS, Program
+from hag_plugin.hag import HAG
+from hag_plugin.program import SELF_LOOPS, Program
 
 METHODS = ("auto", "greedy", "none")
 
@@ -296,11 +297,18 @@ def test_progress_bar(capfd: pytest.CaptureFixture[str]) -> None:
 
 # Real graphs ----------------------------------------------------------------------------------
 
-REAL = (
-    "MUTAG IMDB-MULTI BZR_MD COLLAB_ego_recon Cora PPI_ohmnet_brain ca-HepPh REDDIT-BINARY "
-    "AmazonPhoto"
-).split()
-GREEDY = "MUTAG BZR_MD IMDB-MULTI Cora ca-HepPh COLLAB_ego_recon".split()
+REAL = [
+    "MUTAG",
+    "IMDB-MULTI",
+    "BZR_MD",
+    "COLLAB_ego_recon",
+    "Cora",
+    "PPI_ohmnet_brain",
+    "ca-HepPh",
+    "REDDIT-BINARY",
+    "AmazonPhoto",
+]
+GREEDY = ["MUTAG", "BZR_MD", "IMDB-MULTI", "Cora", "ca-HepPh", "COLLAB_ego_recon"]
 
 
 @functools.cache

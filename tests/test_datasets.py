@@ -255,7 +255,9 @@ def test_hag_file_gives_its_graph(tmp_path: Path) -> None:
 
 
 def test_unknown_names_say_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"'nope' is neither a file nor a built-in .*karate.*--root"):
+    with pytest.raises(
+        DatasetError, match=r"'nope' is neither a file nor a built-in .*karate.*--root"
+    ):
         datasets.load("nope")
     with pytest.raises(DatasetError, match="no such file"):
         datasets.load(tmp_path / "nope.npz")

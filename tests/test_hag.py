@@ -18,7 +18,8 @@ from hypothesis import given, settings
 
 import hag_plugin as hp
 from hag_plugin import reference
-from hag_plugin.hag import HAG, SELF_LOOPS, find, rebuild_hag
+from hag_plugin.hag import HAG, find, rebuild_hag
+from hag_plugin.program import SELF_LOOPS
 
 
 def random_graph(seed: int, n: int = 30, edges: int = 150) -> torch.Tensor:
@@ -323,7 +324,9 @@ def test_batch(sizes: list[int], method: str, subtract: bool, symmetric: bool) -
             edge_index = torch.cat([edge_index, edge_index.flip(0)], 1)
         graphs.append((edge_index, n))
     hags = [
-        hp.build_hag(e, num_nodes=n, method=method, allow_subtraction=subtract, self_loops=(False, "fill"))
+        hp.build_hag(
+            e, num_nodes=n, method=method, allow_subtraction=subtract, self_loops=(False, "fill")
+        )
         for e, n in graphs
     ]
     joined = hp.batch(hags)

@@ -1,4 +1,4 @@
-"""Data objects that carry a HAG through batching, pickling and devices, and know when it is stale."""
+"""Data objects that carry a HAG through batching, pickling and moving, and know if it is stale."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copyreg
 import warnings
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch_geometric.data import Batch, Data
 
 from hag_plugin.build import build_hag
 from hag_plugin.hag import HAG, batch, rebuild_hag
+from hag_plugin.pyg.packing import HagList, unpack
 from hag_plugin.pyg.recipes import outside_inference
 
 KEY = "hag"
@@ -125,6 +127,14 @@ class HagMixin:
             _note_verdict(self)
         return moved
 
+    def to_dict(self) -> dict[str, Any]:
+        """As `Data.to_dict`; the HAGs of a collated data set are saved in a few tensors."""
+        out: dict[str, Any] = super().to_dict()  # type: ignore[misc]
+        held = out.get(KEY)
+        if isinstance(held, list) and held and all(isinstance(h, HAG) for h in held):
+            out[KEY] = HagList(held)
+        return out
+
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """As `Data.to`."""
         return self._moved("to", args, kwargs)
@@ -144,17 +154,21 @@ class HagMixin:
     def __reduce_ex__(self, protocol: Any) -> Any:
         if isinstance(self, Batch):
             _ = self.hag  # merges, and compares, in the worker
-        rebuild, args, state, *rest = super().__reduce_ex__(protocol)
-        return (rebuild, args, {**state, "_hag_verified": _verdict(self)}, *rest)
+        reduced: Any = super().__reduce_ex__(protocol)
+        if not isinstance(reduced[2], dict):  # a user's class with a state of its own
+            return reduced
+        state = {**reduced[2], "_hag_verified": _verdict(self)}
+        return (*reduced[:2], state, *reduced[3:])
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        verified = state.pop("_hag_verified", False)
-        self.__dict__.update(state)
+    def __setstate__(self, state: Any) -> None:
+        verified = isinstance(state, dict) and state.pop("_hag_verified", False)
+        set_state = getattr(super(), "__setstate__", self.__dict__.update)
+        set_state(state)
         if verified:
             _note_verdict(self)
 
 
-class HagData(HagMixin, Data):
+class HagData(HagMixin, Data):  # type: ignore[misc]
     """A `Data` with a HAG, made by `ToHAG`."""
 
 
@@ -182,7 +196,7 @@ def hag_data_class(base: type) -> type:
         meta: Any = HagDataMeta
         if type(base) is not type:  # a base with a metaclass of its own
             meta = type("HagDataMeta", (HagDataMeta, type(base)), {})
-            copyreg.pickle(meta, _reduce_class)  # type: ignore[arg-type]
+            copyreg.pickle(meta, _reduce_class)
         body = {"__module__": __name__, "_hag_base": base, "__doc__": base.__doc__}
         _CLASSES[base] = meta(f"Hag{base.__name__}", (HagMixin, base), body)
     return _CLASSES[base]
@@ -192,16 +206,28 @@ def _reduce_class(cls: Any) -> Any:
     return hag_data_class, (cls._hag_base,)
 
 
-copyreg.pickle(HagDataMeta, _reduce_class)  # type: ignore[arg-type]
-torch.serialization.add_safe_globals([rebuild_hag, HagData, HagBatch, hag_data_class])
+copyreg.pickle(HagDataMeta, _reduce_class)
+torch.serialization.add_safe_globals([rebuild_hag, unpack, HagData, HagBatch, hag_data_class])
 
 
 # Which graph is this? ---------------------------------------------------------------------------
 
-# Of each HAG: the edge index it was last compared with, that tensor's version and what came out.
-_VERDICTS: weakref.WeakKeyDictionary[HAG, tuple[weakref.ref[Tensor], int, int, HAG | None]] = (
-    weakref.WeakKeyDictionary()
-)
+# Of each HAG: the edge indices it was compared with, and what came out. Bounded for each.
+MAX_VERDICTS = 8
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    edge_index: weakref.ref[Tensor]
+    version: int
+    num_nodes: int
+    plain: HAG | None  # what is used instead, where they differ
+
+    def holds(self, edge_index: Tensor) -> bool:
+        return self.edge_index() is edge_index and self.version == edge_index._version
+
+
+_VERDICTS: weakref.WeakKeyDictionary[HAG, dict[int, _Verdict]] = weakref.WeakKeyDictionary()
 _WARNED: weakref.WeakSet[HAG] = weakref.WeakSet()
 
 
@@ -216,17 +242,32 @@ def _current(data: Any, held: HAG) -> HAG:
                 "larger graph. Apply ToHAG(remove_edge_index=False) to sample or to cut"
             )
         return held
-    known = _VERDICTS.get(held)
-    version = -1 if edge_index.is_inference() else edge_index._version
-    if known is None or known[0]() is not edge_index or known[1:3] != (version, num_nodes):
-        plain = None
-        if held.num_dst != num_nodes or not held.matches(edge_index):
-            plain = _plain(held, edge_index, num_nodes)
-        if version < 0:
-            return plain or held
-        known = (weakref.ref(edge_index), version, num_nodes, plain)
-        _VERDICTS[held] = known
-    return known[3] or held
+    known = None if edge_index.is_inference() else _known(held, edge_index)
+    if known is not None and known.num_nodes == num_nodes:
+        return known.plain or held
+    plain = None
+    if held.num_dst != num_nodes or not held.matches(edge_index):
+        plain = _plain(held, edge_index, num_nodes)
+    _note(held, edge_index, num_nodes, plain)
+    return plain or held
+
+
+def _known(held: HAG, edge_index: Tensor) -> _Verdict | None:
+    known = _VERDICTS.get(held, {}).get(id(edge_index))
+    return known if known is not None and known.holds(edge_index) else None
+
+
+def _note(held: HAG, edge_index: Tensor, num_nodes: int, plain: HAG | None) -> None:
+    if edge_index.is_inference():  # which has no version
+        return
+    verdicts = _VERDICTS.setdefault(held, {})
+    for key in [k for k, v in verdicts.items() if v.edge_index() is None]:
+        del verdicts[key]
+    while len(verdicts) >= MAX_VERDICTS:
+        del verdicts[next(iter(verdicts))]
+    verdicts[id(edge_index)] = _Verdict(
+        weakref.ref(edge_index), edge_index._version, num_nodes, plain
+    )
 
 
 def _plain(held: HAG, edge_index: Tensor, num_nodes: int) -> HAG:
@@ -256,17 +297,11 @@ def _verdict(data: Any) -> bool:
     held, edge_index = _held(data)
     if held is None or edge_index is None or edge_index.is_inference():
         return False
-    known = _VERDICTS.get(held)
-    return (
-        known is not None
-        and known[0]() is edge_index
-        and known[1] == edge_index._version
-        and known[3] is None
-    )
+    known = _known(held, edge_index)
+    return known is not None and known.plain is None
 
 
 def _note_verdict(data: Any) -> None:
     held, edge_index = _held(data)
-    if held is not None and edge_index is not None and not edge_index.is_inference():
-        entry = (weakref.ref(edge_index), edge_index._version, held.num_dst, None)
-        _VERDICTS[held] = entry
+    if held is not None and edge_index is not None:
+        _note(held, edge_index, held.num_dst, None)

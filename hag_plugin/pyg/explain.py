@@ -71,12 +71,12 @@ def explain(module: Module) -> Explanation:
     """Says of each message passing layer what is aggregated, whether over a HAG, and why not.
 
     Example:
-        >>> from torch_geometric.nn import GATConv, GCNConv, Sequential
-        >>> import hag_plugin.pyg
-        >>> print(hag_plugin.pyg.explain(hag_plugin.pyg.accelerate(GCNConv(4, 2))))
-        layer     class    HAG  aggregates                                           note
-        --------  -------  ---  ---------------------------------------------------  --------------------------------
-        (itself)  GCNConv  yes  sum over D^-1/2 (A with one loop a node) D^-1/2      calls with edge_weight run stock
+        >>> import torch
+        >>> from torch_geometric.nn import GATConv, SAGEConv
+        >>> from hag_plugin.pyg import accelerate
+        >>> model = accelerate(torch.nn.ModuleList([SAGEConv(4, 2), GATConv(2, 2)]))
+        >>> [(row.layer, row.aggregates) for row in explain(model)]
+        [('SAGEConv', 'mean over A'), ('GATConv', '')]
     """
     rows = [
         _row(name, layer)

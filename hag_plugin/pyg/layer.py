@@ -70,7 +70,6 @@ def hag_layer(cls: C) -> C:
         self_loops=base.self_loops,
         scale=base.scale,
         edge_arguments=base.edge_arguments,
-        resolve="propagate",
     )
     cls._set_jittable_templates = _set_templates  # type: ignore[attr-defined]
     return cls
@@ -174,7 +173,10 @@ def _propagate(self: Any, edge_index: Any, *args: Any, size: Any = None, **kwarg
 def _known_hag(
     conv: Any, recipe: Recipe, edge_index: Tensor, size: Any, kwargs: dict[str, Any]
 ) -> HAG | None:
-    """The HAG that the session of an accelerated model has for this tensor."""
+    """The HAG that the session of an accelerated model has for this tensor.
+
+    Asked here and not in forward, which may do with its tensor what a HAG cannot do.
+    """
     features = _source_features(conv, kwargs)
     if features is None:
         return None

@@ -13,7 +13,8 @@ from torch_geometric.nn import GCNConv, GINConv, GraphConv, MessagePassing, SAGE
 from torch_geometric.nn.aggr import MaxAggregation, MeanAggregation, MinAggregation, SumAggregation
 
 from hag_plugin.aggregate import DTYPES, aggregate
-from hag_plugin.hag import HAG, SelfLoops
+from hag_plugin.hag import HAG
+from hag_plugin.program import SelfLoops
 
 Call = Mapping[str, Any]  # the arguments of one call of `forward`, by name
 
@@ -43,8 +44,6 @@ class Recipe:
         edge_arguments: arguments of `forward` with one value an edge. A HAG keeps no order of
             edges, so a call with one of these runs the stock layer.
         cache: where a layer with `cached=True` keeps the graph of its first call.
-        resolve: where a plain edge index is looked up: in "forward" for layers whose forward is
-            known here; in "propagate" for users' layers, whose forward may need the tensor.
     """
 
     graphs: tuple[str, ...] = ("edge_index",)
@@ -53,7 +52,6 @@ class Recipe:
     scale: Callable[[Any], float | None] = lambda conv: None
     edge_arguments: tuple[str, ...] = ()
     cache: str | None = None
-    resolve: str = "forward"
 
 
 RECIPES: dict[type, Recipe] = {
@@ -253,7 +251,7 @@ def _shape_of_degree_scale(
     return row_ptr.new_empty(row_ptr.shape[0] - 1, dtype=dtype)
 
 
-_library = torch.library.Library("hag_plugin_pyg", "DEF")
+_library: Any = torch.library.Library("hag_plugin_pyg", "DEF")  # type: ignore[no-untyped-call]
 _library.define(
     "degree_scale(Tensor row_ptr, Tensor col, float exponent, str self_loops, ScalarType dtype)"
     " -> Tensor"

@@ -44,9 +44,7 @@ class Session:
     def __init__(self) -> None:
         self.forwards = 0
         self._seen: OrderedDict[tuple[Any, ...], Seen] = OrderedDict()
-        self._caches: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[Tensor], int]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._caches: weakref.WeakKeyDictionary[Any, tuple[Any, ...]] = weakref.WeakKeyDictionary()
         self._lock = threading.RLock()
 
     def __call__(self, module: Any, inputs: Any) -> None:
@@ -93,17 +91,17 @@ class Session:
 
     # Layers with cached=True run the graph of their first call for ever -------------------------
 
-    def fills_cache(self, conv: Any, edge_index: Tensor) -> None:
+    def fills_cache(self, conv: Any, edge_index: Tensor, size: tuple[int, int]) -> None:
         """Notes that a layer with `cached=True` is about to keep this tensor's graph."""
         if _is_trackable(edge_index):
-            self._caches[conv] = (weakref.ref(edge_index), edge_index._version)
+            self._caches[conv] = (weakref.ref(edge_index), edge_index._version, size)
 
-    def is_cached(self, conv: Any, edge_index: Tensor) -> bool:
+    def is_cached(self, conv: Any, edge_index: Tensor, size: tuple[int, int]) -> bool:
         """Whether the graph that a layer with `cached=True` keeps is this tensor's."""
         kept = self._caches.get(conv)
         if kept is None or not _is_trackable(edge_index):
             return False
-        return kept[0]() is edge_index and kept[1] == edge_index._version
+        return kept[0]() is edge_index and kept[1:] == (edge_index._version, size)
 
 
 def _is_trackable(edge_index: Tensor) -> bool:

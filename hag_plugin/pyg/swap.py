@@ -129,22 +129,23 @@ def find_hag(conv: Any, recipe: Recipe, edge_index: Tensor, call: dict[str, Any]
     session = conv.__dict__.get("_hag_session")
     if session is None:
         return None
+    if recipes.why_stock(conv, call.get(recipe.source)) is not None:
+        return None
+    size = graph_size(recipe, conv, call)
+    weighted = recipes.edge_values(recipe.edge_arguments, call) is not None
     if recipe.cache is not None and conv.cached:
         # Stock runs the graph of its first call for ever, whatever it is given: let it fill its
         # cache, and follow only as long as the graph is the same.
         if getattr(conv, recipe.cache) is None:
-            if recipes.edge_values(recipe.edge_arguments, call) is None:
-                session.fills_cache(conv, edge_index)
-            session.hag_of(edge_index, *graph_size(recipe, conv, call))
+            if not weighted:
+                session.fills_cache(conv, edge_index, size)
+                session.hag_of(edge_index, *size)
             return None
-        if not session.is_cached(conv, edge_index):
+        if not session.is_cached(conv, edge_index, size):
             return None
-    if (
-        recipes.why_stock(conv, call.get(recipe.source)) is not None
-        or recipes.edge_values(recipe.edge_arguments, call) is not None
-    ):
+    if weighted:
         return None
-    found: HAG | None = session.hag_of(edge_index, *graph_size(recipe, conv, call))
+    found: HAG | None = session.hag_of(edge_index, *size)
     return found
 
 
@@ -190,13 +191,13 @@ def _leave_templates(self: Any, raise_on_error: bool = False) -> None:
 
 
 def _reduce(self: Any, protocol: Any) -> Any:
-    stock = stock_class(self)
-    reduced = stock.__reduce_ex__(self, protocol)  # type: ignore[operator]
+    stock: Any = stock_class(self)
+    reduced = stock.__reduce_ex__(self, protocol)
     return (_new_layer, (stock,), *reduced[2:])
 
 
 def _new_layer(stock: type) -> Any:
-    cls = hag_class(stock)
+    cls: Any = hag_class(stock)
     return cls.__new__(cls)
 
 

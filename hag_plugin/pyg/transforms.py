@@ -12,7 +12,8 @@ from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.transforms import BaseTransform
 
 from hag_plugin.build import build_hag
-from hag_plugin.hag import HAG, METHODS, SelfLoops
+from hag_plugin.hag import HAG
+from hag_plugin.program import METHODS, SelfLoops
 from hag_plugin.pyg.data import hag_data_class
 
 

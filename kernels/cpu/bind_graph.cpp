@@ -39,7 +39,8 @@ void same_length(const hag::Ids &source, const hag::Ids &target) {
 hag::Csr csr(const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src) {
   if (row_ptr.shape(0) < 1) throw std::invalid_argument("row_ptr is empty; expected num_dst + 1");
   if (num_src < 0 || num_src > kMostNodes)
-    throw std::invalid_argument("num_src is " + std::to_string(num_src) + "; expected 0 to 2^31 - 1");
+    throw std::invalid_argument("num_src is " + std::to_string(num_src) +
+                                "; expected 0 to 2^31 - 1");
   const int64_t num_dst = static_cast<int64_t>(row_ptr.shape(0)) - 1;
   if (row_ptr.data()[0] != 0 || row_ptr.data()[num_dst] != static_cast<int64_t>(col.shape(0)))
     throw std::invalid_argument("row_ptr does not run from 0 to the length of col");
@@ -160,10 +161,9 @@ void bind_graph(nb::module_ &m) {
           if (count.empty()) return nb::none();
           return nb::cast(to_numpy(std::move(count)));
         });
-  m.def("check_csr",
-        [](const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src) {
-          hag::check_csr(csr(row_ptr, col, num_src), static_cast<int64_t>(col.shape(0)));
-        });
+  m.def("check_csr", [](const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src) {
+    hag::check_csr(csr(row_ptr, col, num_src), static_cast<int64_t>(col.shape(0)));
+  });
 
   m.def(
       "plain_program",
@@ -207,12 +207,12 @@ void bind_graph(nb::module_ &m) {
   m.def(
       "check_program",
       [](const Array<int64_t> &tile_ptr, const Array<int64_t> &op_ptr, const Array<int32_t> &source,
-         const Array<int32_t> &target, const Array<int32_t> &hub_row,
-         const Array<int64_t> &hub_ptr, int64_t num_src, int64_t diagonal,
-         const Array<int64_t> &row_ptr, const Array<int32_t> &col, const std::string &self_loops,
-         bool idempotent) {
-        const hag::ProgramArrays program{to_vector(tile_ptr), to_vector(op_ptr), to_vector(source),
-                                         to_vector(target),   to_vector(hub_row), to_vector(hub_ptr)};
+         const Array<int32_t> &target, const Array<int32_t> &hub_row, const Array<int64_t> &hub_ptr,
+         int64_t num_src, int64_t diagonal, const Array<int64_t> &row_ptr,
+         const Array<int32_t> &col, const std::string &self_loops, bool idempotent) {
+        const hag::ProgramArrays program{to_vector(tile_ptr), to_vector(op_ptr),
+                                         to_vector(source),   to_vector(target),
+                                         to_vector(hub_row),  to_vector(hub_ptr)};
         const hag::Csr graph = csr(row_ptr, col, num_src);
         const hag::Mode mode = hag::parse_mode(self_loops);
         nb::gil_scoped_release release;

@@ -32,10 +32,8 @@ void load_row(const Csr &graph, int64_t row, Mode mode, bool idempotent, Row &ou
   const int32_t self = static_cast<int32_t>(row);
   bool looped = mode == Mode::given;
   auto take = [&](int32_t source) {
-    if (out.simple.empty() || out.simple.back() != source)
-      out.simple.push_back(source);
-    else if (!idempotent)
-      out.extra.push_back(source);
+    if (out.simple.empty() || out.simple.back() != source) out.simple.push_back(source);
+    else if (!idempotent) out.extra.push_back(source);
   };
   for (int64_t e = graph.row_ptr[row]; e < graph.row_ptr[row + 1]; ++e) {
     const int32_t source = graph.col[e];
@@ -92,8 +90,8 @@ CsrArrays transpose_csr(const Csr &graph) {
 std::pair<uint64_t, uint64_t> edge_hash(const Ids &source, const Ids &target) {
   uint64_t low = 0, high = 0;
   for (int64_t e = 0; e < source.size; ++e) {
-    const uint64_t edge = (static_cast<uint64_t>(source[e]) << 32) ^
-                          static_cast<uint64_t>(target[e] & 0xFFFFFFFFll);
+    const uint64_t edge =
+        (static_cast<uint64_t>(source[e]) << 32) ^ static_cast<uint64_t>(target[e] & 0xFFFFFFFFll);
     const uint64_t mixed = mix(edge);
     low += mixed;
     high += mix(mixed ^ 0xD6E8FEB86659FD93ull);
@@ -142,12 +140,12 @@ void check_csr(const Csr &graph, int64_t num_edges) {
   for (int64_t v = 0; v < graph.num_dst; ++v) {
     const int64_t begin = graph.row_ptr[v], end = graph.row_ptr[v + 1];
     if (begin > end || end > num_edges)
-      refuse("row_ptr[" + std::to_string(v + 1) + "] is " + std::to_string(end) +
-             "; expected " + std::to_string(begin) + " to " + std::to_string(num_edges));
+      refuse("row_ptr[" + std::to_string(v + 1) + "] is " + std::to_string(end) + "; expected " +
+             std::to_string(begin) + " to " + std::to_string(num_edges));
     for (int64_t e = begin; e < end; ++e) {
       if (graph.col[e] < 0 || graph.col[e] >= graph.num_src)
-        refuse("col[" + std::to_string(e) + "] is " + std::to_string(graph.col[e]) +
-               "; expected " + range(graph.num_src));
+        refuse("col[" + std::to_string(e) + "] is " + std::to_string(graph.col[e]) + "; expected " +
+               range(graph.num_src));
       if (e > begin && graph.col[e] < graph.col[e - 1])
         refuse("col is not increasing inside row " + std::to_string(v));
     }

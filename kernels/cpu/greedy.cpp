@@ -20,7 +20,7 @@ constexpr int64_t kBitSetRows = 1024;  // larger components are merged on sorted
 
 struct Component {
   std::vector<int32_t> rows;
-  std::vector<int32_t> columns;  // sources, in increasing order: item i is columns[i]
+  std::vector<int32_t> columns;               // sources, in increasing order: item i is columns[i]
   std::vector<std::vector<int32_t>> rows_of;  // of each item, in increasing order
   std::vector<Merge> merges;                  // items are numbered inside the component
 };
@@ -271,8 +271,7 @@ ProgramArrays greedy_program(const Csr &graph, Mode mode, bool idempotent, int64
     load_items(graph, mode, component);
     if (static_cast<int64_t>(component.rows.size()) <= kBitSetRows)
       merge_bit_sets(component, capacity);
-    else
-      merge_lists(component, capacity, stop);
+    else merge_lists(component, capacity, stop);
     ++done;
     stop();
   });

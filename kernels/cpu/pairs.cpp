@@ -38,8 +38,7 @@ inline __attribute__((always_inline)) Best scan(const uint64_t *bits, const uint
     int64_t largest = 0;
     if (words == 1) {
       const uint64_t mine = own[0];
-      for (int64_t i = 0; i < size; ++i)
-        count[i] = __builtin_popcountll(bits[begin + i] & mine);
+      for (int64_t i = 0; i < size; ++i) count[i] = __builtin_popcountll(bits[begin + i] & mine);
     } else {
       for (int64_t i = 0; i < size; ++i) {
         const uint64_t *other = bits + (begin + i) * words;
@@ -77,8 +76,8 @@ __attribute__((target("popcnt"))) Best scan_popcnt(const uint64_t *bits, const u
   return scan(bits, own, words, n, most);
 }
 
-__attribute__((target("popcnt,avx512f,avx512vl,avx512vpopcntdq"))) Best scan_avx512(
-    const uint64_t *bits, const uint64_t *own, int64_t words, int64_t n, int32_t most) {
+__attribute__((target("popcnt,avx512f,avx512vl,avx512vpopcntdq"))) Best
+scan_avx512(const uint64_t *bits, const uint64_t *own, int64_t words, int64_t n, int32_t most) {
   return scan(bits, own, words, n, most);
 }
 

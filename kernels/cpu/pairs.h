@@ -8,7 +8,7 @@
 namespace hag {
 
 struct Merge {
-  int32_t first;   // first < second; the intermediate gets the next free number
+  int32_t first;  // first < second; the intermediate gets the next free number
   int32_t second;
   int32_t redundancy;
 };

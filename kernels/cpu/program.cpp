@@ -14,8 +14,8 @@ constexpr int64_t kPlainTileWork = 8192;  // sources and rows
 
 }  // namespace
 
-ProgramArrays assemble(const Csr &graph, Mode mode, bool idempotent,
-                       std::vector<TileProgram> tiles, const std::vector<int32_t> &hubs) {
+ProgramArrays assemble(const Csr &graph, Mode mode, bool idempotent, std::vector<TileProgram> tiles,
+                       const std::vector<int32_t> &hubs) {
   ProgramArrays out;
   out.hub_ptr.push_back(0);
   int32_t partial = static_cast<int32_t>(graph.num_dst);
@@ -60,8 +60,8 @@ ProgramArrays plain_program(const Csr &graph, Mode mode, bool idempotent) {
   int64_t work = 0;
   auto end_tile = [&] {
     if (!rows.empty())
-      tiles.push_back(plain_tile(graph, mode, idempotent, rows.data(),
-                                 static_cast<int64_t>(rows.size())));
+      tiles.push_back(
+          plain_tile(graph, mode, idempotent, rows.data(), static_cast<int64_t>(rows.size())));
     rows.clear();
     work = 0;
   };

@@ -14,17 +14,17 @@ namespace hag {
 
 namespace {
 
-constexpr int64_t kPackRows = 64;            // small graphs share a tile up to this many rows
-constexpr int64_t kLargestWholeTile = 512;   // a graph of more rows is cut
-constexpr int64_t kCutRows = 256;            // into tiles of this many
-constexpr int64_t kTileEdges = 1 << 17;      // or fewer, where rows are long
-constexpr double kWorthIt = 0.97;            // of the plain program's cost; above it, plain
+constexpr int64_t kPackRows = 64;           // small graphs share a tile up to this many rows
+constexpr int64_t kLargestWholeTile = 512;  // a graph of more rows is cut
+constexpr int64_t kCutRows = 256;           // into tiles of this many
+constexpr int64_t kTileEdges = 1 << 17;     // or fewer, where rows are long
+constexpr double kWorthIt = 0.97;           // of the plain program's cost; above it, plain
 
-constexpr double kReorder = 1.05;             // a new order must be cheaper by this
+constexpr double kReorder = 1.05;  // a new order must be cheaper by this
 
 struct Tiles {
-  std::vector<int32_t> order;   // rows
-  std::vector<int64_t> begin;   // tiles in `order`, [tiles + 1]
+  std::vector<int32_t> order;  // rows
+  std::vector<int64_t> begin;  // tiles in `order`, [tiles + 1]
   int64_t size() const { return static_cast<int64_t>(begin.size()) - 1; }
 };
 
@@ -67,7 +67,10 @@ class OverlapOrder {
  public:
   // `targets_of`: the reversed graph.
   OverlapOrder(const Csr &graph, const Csr &targets_of)
-      : graph_(graph), targets_of_(targets_of), score_(graph.num_dst, 0), waits_(graph.num_dst, 0) {}
+      : graph_(graph),
+        targets_of_(targets_of),
+        score_(graph.num_dst, 0),
+        waits_(graph.num_dst, 0) {}
 
   void apply(std::vector<int32_t> &rows, int64_t tile_rows) {
     for (const int32_t v : rows) waits_[v] = 1;
@@ -186,7 +189,8 @@ void search_tiles(const Csr &graph, Mode mode, bool idempotent, bool leave_one_o
       for (;;) {
         const int64_t t = next.fetch_add(step);
         if (t >= tiles.size() || stop) break;
-        take(t, search.run(tiles.order.data() + tiles.begin[t], tiles.begin[t + 1] - tiles.begin[t]));
+        take(t,
+             search.run(tiles.order.data() + tiles.begin[t], tiles.begin[t + 1] - tiles.begin[t]));
         done += step;
         const auto now = std::chrono::steady_clock::now();
         if (omp_get_thread_num() == 0 && progress &&
@@ -239,8 +243,9 @@ ProgramArrays search_program(const Csr &graph, Mode mode, bool idempotent, bool 
     auto sampled_ratio = [&](const Tiles &candidate) {
       const int64_t step = std::max<int64_t>(1, std::min(large_edges >> 18, candidate.size() / 16));
       std::vector<double> cost(candidate.size(), 0.0);
-      search(candidate, step,
-             [&](int64_t t, TileProgram &&tile) { cost[t] = cost_of(tile, costs); }, false);
+      search(
+          candidate, step, [&](int64_t t, TileProgram &&tile) { cost[t] = cost_of(tile, costs); },
+          false);
       int64_t plain = 1;
       for (int64_t t = 0; t < candidate.size(); t += step) plain += plain_cost(candidate, t);
       return std::accumulate(cost.begin(), cost.end(), 0.0) / static_cast<double>(plain);

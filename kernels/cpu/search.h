@@ -38,8 +38,8 @@ ProgramArrays search_program(const Csr &graph, Mode mode, bool idempotent, bool 
 ProgramArrays greedy_program(const Csr &graph, Mode mode, bool idempotent, int64_t capacity,
                              int threads, const Progress &progress);
 
-ProgramArrays assemble(const Csr &graph, Mode mode, bool idempotent,
-                       std::vector<TileProgram> tiles, const std::vector<int32_t> &hubs);
+ProgramArrays assemble(const Csr &graph, Mode mode, bool idempotent, std::vector<TileProgram> tiles,
+                       const std::vector<int32_t> &hubs);
 
 // Throws std::invalid_argument at the first row and source where the program (indices in range)
 // and the graph differ.

@@ -19,9 +19,8 @@ template <typename Equal, typename Found>
 void group_by_hash(const std::vector<uint64_t> &hash, Equal equal, Found found) {
   std::vector<int32_t> order(hash.size());
   std::iota(order.begin(), order.end(), 0);
-  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-    return hash[a] != hash[b] ? hash[a] < hash[b] : a < b;
-  });
+  std::sort(order.begin(), order.end(),
+            [&](int32_t a, int32_t b) { return hash[a] != hash[b] ? hash[a] < hash[b] : a < b; });
   std::vector<int32_t> firsts;
   for (size_t i = 0; i < order.size(); ++i) {
     if (i == 0 || hash[order[i]] != hash[order[i - 1]]) firsts.clear();
@@ -46,8 +45,7 @@ TileProgram plain_tile(const Csr &graph, Mode mode, bool idempotent, const int32
     load_row(graph, rows[r], mode, idempotent, row);
     row.simple.insert(row.simple.end(), row.extra.begin(), row.extra.end());
     std::inplace_merge(row.simple.begin(),
-                       row.simple.end() - static_cast<int64_t>(row.extra.size()),
-                       row.simple.end());
+                       row.simple.end() - static_cast<int64_t>(row.extra.size()), row.simple.end());
     out.add(row.simple, rows[r]);
   }
   out.arity.shrink_to_fit();
@@ -188,10 +186,9 @@ void TileSearch::merge_row_twins() {
   group_by_hash(
       hash,
       [&](int32_t a, int32_t b) {
-        return std::equal(columns_.begin() + candidates[a].begin,
-                          columns_.begin() + candidates[a].end,
-                          columns_.begin() + candidates[b].begin,
-                          columns_.begin() + candidates[b].end);
+        return std::equal(
+            columns_.begin() + candidates[a].begin, columns_.begin() + candidates[a].end,
+            columns_.begin() + candidates[b].begin, columns_.begin() + candidates[b].end);
       },
       [&](int32_t first, int32_t member) { groups[first].push_back(member); });
   row_classes_.clear();
@@ -297,10 +294,8 @@ void TileSearch::find_shared_sums() {
       rows += __builtin_popcountll(bits[i * words + w]);
       last = static_cast<int32_t>(64 * w + 63 - __builtin_clzll(bits[i * words + w]));
     }
-    if (rows > 1)
-      items.push_back({static_cast<int32_t>(i), rows});
-    else
-      residual[last].insert(residual[last].end(), groups[i].begin(), groups[i].end());
+    if (rows > 1) items.push_back({static_cast<int32_t>(i), rows});
+    else residual[last].insert(residual[last].end(), groups[i].begin(), groups[i].end());
   }
   for (auto &sources : residual) use_suffix_sums(sources);
   std::stable_sort(items.begin(), items.end(),
@@ -467,8 +462,7 @@ TileProgram TileSearch::emit() {
     for (const int32_t id : row.classes) {
       const auto &members = members_[id].rows;
       const size_t last = members.size() - 1;
-      for (size_t i = 0; i < last; ++i)
-        write(members[i], {prefix_[id][i], suffix_[id][i + 1]});
+      for (size_t i = 0; i < last; ++i) write(members[i], {prefix_[id][i], suffix_[id][i + 1]});
       write(members[last], {prefix_[id][last - 1], rows_[members[last - 1]]});
     }
   }

@@ -1,6 +1,7 @@
 // The search inside one tile: twins, leave-one-out classes, greedy pairs, pricing.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -20,9 +21,11 @@ struct TileProgram {
   std::vector<int32_t> target;
   int32_t scratch_rows = 0;
 
+  // Sources in increasing order, scratch first: kernels then guess right where a row is.
   void add(const std::vector<int32_t> &sources, int32_t to) {
     arity.push_back(static_cast<int32_t>(sources.size()));
     source.insert(source.end(), sources.begin(), sources.end());
+    std::sort(source.end() - static_cast<int64_t>(sources.size()), source.end());
     target.push_back(to);
   }
 };
@@ -86,18 +89,18 @@ class TileSearch {
 
   const int32_t *rows_ = nullptr;
   int64_t num_rows_ = 0;
-  std::vector<Output> outputs_;       // by position in the tile
-  std::vector<int64_t> begin_;        // columns of each position, [num_rows + 1]
-  std::vector<int32_t> columns_;      // of the rows, then of the leave-one-out classes' outsides
+  std::vector<Output> outputs_;   // by position in the tile
+  std::vector<int64_t> begin_;    // columns of each position, [num_rows + 1]
+  std::vector<int32_t> columns_;  // of the rows, then of the leave-one-out classes' outsides
   std::vector<int32_t> extra_;
   std::vector<Members> members_;
   std::vector<std::vector<int32_t>> suffix_, prefix_;  // nodes of each leave-one-out class
-  std::vector<int32_t> class_of_;     // leave-one-out class of a position, or -1
+  std::vector<int32_t> class_of_;                      // leave-one-out class of a position, or -1
   std::vector<std::pair<int64_t, int64_t>> outside_;   // columns of each class's outside
   std::vector<RowClass> row_classes_;
   std::vector<Node> nodes_;
-  std::vector<int32_t> slot_;         // by column: its number in the tile, or -1
-  std::vector<int32_t> suffix_of_;    // by column: the leave-one-out class it is in, or -1
+  std::vector<int32_t> slot_;       // by column: its number in the tile, or -1
+  std::vector<int32_t> suffix_of_;  // by column: the leave-one-out class it is in, or -1
   Row row_;
 };
 

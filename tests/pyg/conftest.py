@@ -31,6 +31,12 @@ class Graph:
         return self.num_src == self.num_dst
 
 
+@pytest.fixture(autouse=True)
+def one_thread(seeded: None) -> None:
+    """The graphs are small: on a busy machine threads would wait for each other."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def raw_root(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A writable copy of the raw files that PyG's dataset classes read."""
@@ -66,7 +72,9 @@ def multigraph() -> Graph:
     edges = torch.randint(50, (2, 300), generator=generator)
     loops = torch.tensor([0, 1, 2, 2, 2, 7]).expand(2, -1)
     edges = torch.cat([edges, edges[:, :60], loops], dim=1)
-    return Graph("multigraph", edges[:, torch.randperm(edges.shape[1], generator=generator)], 57, 57)
+    return Graph(
+        "multigraph", edges[:, torch.randperm(edges.shape[1], generator=generator)], 57, 57
+    )
 
 
 def bipartite() -> Graph:
@@ -81,7 +89,7 @@ def bipartite() -> Graph:
 _KNOWN: dict[str, Graph] = {}
 
 
-@pytest.fixture()
+@pytest.fixture
 def graph(request: pytest.FixtureRequest) -> Graph:
     """A graph by name: tests parametrize it indirectly."""
     name = request.param
@@ -103,7 +111,7 @@ def _load(name: str, request: pytest.FixtureRequest) -> Graph:
     return Graph(name, data.edge_index, data.num_nodes, data.num_nodes)
 
 
-@pytest.fixture()
+@pytest.fixture
 def awkward() -> Graph:
     """The multigraph alone."""
     return multigraph()

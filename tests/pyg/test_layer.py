@@ -123,7 +123,7 @@ def test_tensors_under_accelerate(awkward: Any) -> None:
 
 def test_forward_that_changes_edges(awkward: Any) -> None:
     """Each forward makes a new edge index: it never comes back, and stock runs."""
-    x, edge_index, hag = problem(awkward)
+    x, edge_index, _hag = problem(awkward)
     conv = accelerate(Inherited())
     results = [conv(x, edge_index) for _ in range(3)]
     torch.testing.assert_close(results[0], results[2])

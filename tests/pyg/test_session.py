@@ -28,7 +28,7 @@ class Twice(nn.Module):
         return x
 
 
-@pytest.fixture()
+@pytest.fixture
 def model() -> nn.Module:
     return accelerate(Twice().double())
 

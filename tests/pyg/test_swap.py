@@ -43,7 +43,7 @@ class Net(nn.Module):
         return self.third(x, edge_index)
 
 
-@pytest.fixture()
+@pytest.fixture
 def setup(awkward: Any) -> tuple[nn.Module, Tensor, Tensor, hp.HAG]:
     net = Net().double()
     x = torch.randn(awkward.num_src, 4, dtype=torch.float64)
@@ -222,7 +222,9 @@ def test_models_and_wrappers(setup: Any) -> None:
         GraphSAGE(4, 8, 2, aggr="mean"),
         DirGNNConv(GCNConv(4, 8)),
         DirGNNConv(SAGEConv(4, 8)),
-        Sequential("x, e", [(GCNConv(4, 8), "x, e -> x"), nn.ReLU(), (SAGEConv(8, 2), "x, e -> x")]),
+        Sequential(
+            "x, e", [(GCNConv(4, 8), "x, e -> x"), nn.ReLU(), (SAGEConv(8, 2), "x, e -> x")]
+        ),
     ]
     for model in models:
         model = model.double().eval()

@@ -1,0 +1,134 @@
+"""Programs: what the search makes of a graph, and the counts that describe them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hag_plugin.kernels import _cpu
+
+SelfLoops = Literal[False, "add", "fill"]
+SELF_LOOPS: tuple[SelfLoops, ...] = (False, "add", "fill")
+METHODS = ("auto", "greedy", "none")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a search was asked for. Kept with the HAG, for its other programs and its transpose."""
+
+    method: str = "auto"
+    allow_subtraction: bool = False
+    capacity: int | None = None
+    width: int = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A list of tiles of ops that computes `y = P x + d x`, where `d` is an integer.
+
+    An op sums (or takes the max or min of) a few rows and writes one. Nothing is shared between
+    tiles, so tiles run in any order.
+
+    Attributes:
+        tile_ptr: int64 `[T + 1]`, the ops of each tile, in an order that may be run as it stands.
+        op_ptr: int64 `[O + 1]`, the sources of each op.
+        source: int32 `[S]`. `s >= 0`: row `s` of x; `s < 0`: row `~s` of the tile's scratch.
+        target: int32 `[O]`. `t < 0`: row `~t` of the tile's scratch; `t < num_dst`: row `t` of y;
+            otherwise row `t - num_dst` of the partial sums of long rows.
+        hub_row: int32 `[H]`, the rows of y that are summed from partial sums in a second pass.
+        hub_ptr: int64 `[H + 1]`, the partial sums of each.
+        num_src: rows of x.
+        num_dst: rows of y.
+        diagonal: `d`. 1 also stands for "and x itself" in max and min.
+        search_seconds: what the search took.
+    """
+
+    tile_ptr: Tensor
+    op_ptr: Tensor
+    source: Tensor
+    target: Tensor
+    hub_row: Tensor
+    hub_ptr: Tensor
+    num_src: int
+    num_dst: int
+    diagonal: int = 0
+    search_seconds: float = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        arrays: Iterable[Tensor],
+        num_src: int,
+        num_dst: int,
+        diagonal: int = 0,
+        search_seconds: float = 0.0,
+    ) -> Program:
+        """The program of the six arrays, in the order of the attributes above."""
+        named = dict(zip(ARRAYS, arrays, strict=True))
+        return cls(
+            **named,
+            num_src=num_src,
+            num_dst=num_dst,
+            diagonal=diagonal,
+            search_seconds=search_seconds,
+        )
+
+    @property
+    def arrays(self) -> tuple[Tensor, ...]:
+        """The six arrays, in the order of the attributes above."""
+        return tuple(getattr(self, name) for name in ARRAYS)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(a.numel() * a.element_size() for a in self.arrays)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Program:
+        """The program with its arrays on `device`."""
+        moved = [a.to(device, non_blocking=non_blocking) for a in self.arrays]
+        numbers = (self.num_src, self.num_dst, self.diagonal, self.search_seconds)
+        return Program.of(moved, *numbers)
+
+    @cached_property
+    def native(self) -> _cpu.Program:
+        """The program as the CPU kernels take it: every index checked, once."""
+        arrays = [a.cpu().numpy() for a in self.arrays]
+        return _cpu.Program(*arrays, self.num_src, self.num_dst, self.diagonal)
+
+
+ARRAYS = ("tile_ptr", "op_ptr", "source", "target", "hub_row", "hub_ptr")
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a program costs for one feature row, and what the plain graph costs (`_before`).
+
+    Attributes:
+        aggregations: binary sums.
+        rows_read: every source of every op, single copies and the diagonal included.
+        rows_written: rows of scratch, of partial sums and of y.
+        intermediates: rows of scratch.
+        tiles: number of tiles.
+        search_seconds: what the search took.
+        predicted_seconds: one forward aggregation at the width of the search, by the cost model.
+        bytes: of the program's arrays.
+        bytes_before: of the plain graph in CSR form.
+    """
+
+    aggregations: int
+    aggregations_before: int
+    rows_read: int
+    rows_read_before: int
+    rows_written: int
+    rows_written_before: int
+    intermediates: int
+    tiles: int
+    search_seconds: float
+    predicted_seconds: float
+    bytes: int
+    bytes_before: int
