@@ -1,9 +1,16 @@
 """HAG: graph neural networks that sum shared neighbours once, with the same results."""
 
 import importlib as _importlib
+import importlib.util as _importlib_util
 from types import ModuleType as _ModuleType
 
 import torch as _torch  # noqa: F401  (first: its OpenMP runtime is the process's only one)
+
+if _importlib_util.find_spec("hag_plugin.kernels") is None:
+    raise ImportError(
+        "this is hag_plugin's source folder, without its compiled kernels: start Python outside of "
+        "it, or install it in place with pip install -e ."
+    )
 
 from hag_plugin.adapters import accelerate, explain, hag_layer, restore
 from hag_plugin.aggregate import aggregate

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hag_plugin import cost
-from hag_plugin.hag import HAG
+from hag_plugin.hag import HAG, outside_inference
 from hag_plugin.kernels import _cpu
 from hag_plugin.program import METHODS, Options, Program, SelfLoops
 
 MAX_NODES = 2**31 - 1
+SMALL_GRAPH = 20_000  # edges
 PACKED_ROWS = 64  # tiles of small graphs are joined up to this many rows
 
 
@@ -94,17 +95,12 @@ def build_hag(
     if ptr is not None:
         _check_ptr(ptr, row_ptr, col, num_src, num_dst)
     options = Options(method, allow_subtraction, capacity, width)
-    hag = HAG(
-        torch.from_numpy(row_ptr),
-        torch.from_numpy(col),
-        num_src,
-        options=options,
-        targets_first=targets_first,
-    )
+    with outside_inference():
+        arrays = torch.from_numpy(row_ptr), torch.from_numpy(col)
+    hag = HAG(*arrays, num_src, options=options, targets_first=targets_first)
     modes = self_loops if isinstance(self_loops, list | tuple) else (self_loops,)
-    with _showing(progress):
-        for mode in modes:
-            hag.program(mode)
+    for mode in modes:
+        hag.program(mode, progress=progress)
     return hag.to(edge_index.device if device is None else device)
 
 
@@ -172,25 +168,10 @@ def _check_ptr(
 
 # Search ---------------------------------------------------------------------------------------
 
-_progress: bool | None = None
 
-
-class _showing:
-    """Whether searches inside the block show a bar (None: if they take over two seconds)."""
-
-    def __init__(self, progress: bool | None) -> None:
-        self.progress = progress
-
-    def __enter__(self) -> None:
-        global _progress
-        self.before, _progress = _progress, self.progress
-
-    def __exit__(self, *_: object) -> None:
-        global _progress
-        _progress = self.before
-
-
-def search_program(hag: HAG, self_loops: SelfLoops, idempotent: bool) -> Program:
+def search_program(
+    hag: HAG, self_loops: SelfLoops, idempotent: bool, progress: bool | None = None
+) -> Program:
     """Searches the program of one matrix of a HAG's graph, by the HAG's options."""
     options = hag.options
     start = time.perf_counter()
@@ -200,21 +181,16 @@ def search_program(hag: HAG, self_loops: SelfLoops, idempotent: bool) -> Program
     row_ptr, col = hag.row_ptr.cpu().numpy(), hag.col.cpu().numpy()
     graph = (row_ptr, col, hag.num_src, mode, idempotent)
     arrays: Sequence[np.ndarray]
+    # A small graph is searched sooner than a second thread or a bar is there.
+    small = hag.num_edges < SMALL_GRAPH
+    threads = 1 if small else torch.get_num_threads()
     if options.method == "none":
         arrays = _cpu.plain_program(*graph)
     else:
-        with tqdm(
-            total=1.0,
-            desc=f"searching {hag.num_edges:,} edges",
-            delay=0.0 if _progress else 2.0,
-            disable=_progress is False,
-            leave=False,
-            bar_format="{desc}: {percentage:3.0f}% |{bar}| {elapsed} < {remaining}",
-        ) as bar:
-            report = _reporter(bar)
+        with _bar(hag, False if small and not progress else progress) as report:
             if options.method == "greedy":
                 capacity = hag.num_dst // 4 if options.capacity is None else options.capacity
-                arrays = _cpu.greedy_program(*graph, capacity, torch.get_num_threads(), report)
+                arrays = _cpu.greedy_program(*graph, capacity, threads, report)
             else:
                 prices = cost.prices(options.width)
                 arrays = _cpu.search_program(
@@ -222,7 +198,7 @@ def search_program(hag: HAG, self_loops: SelfLoops, idempotent: bool) -> Program
                     hag.is_square or hag.targets_first,
                     prices.intermediate,
                     prices.work_per_edge,
-                    torch.get_num_threads(),
+                    threads,
                     report,
                 )
     program = Program.of(
@@ -235,11 +211,20 @@ def search_program(hag: HAG, self_loops: SelfLoops, idempotent: bool) -> Program
     return program.to(hag.device)
 
 
-def _reporter(bar: Any) -> Callable[[float], None]:
-    def report(share: float) -> None:
-        bar.update(share - bar.n)
-
-    return report
+@contextmanager
+def _bar(hag: HAG, progress: bool | None) -> Iterator[Callable[[float], None] | None]:
+    """What a search calls with the share that is done. None: shown after two seconds."""
+    if progress is False:
+        yield None
+        return
+    with tqdm(
+        total=1.0,
+        desc=f"searching {hag.num_edges:,} edges",
+        delay=0.0 if progress else 2.0,
+        leave=False,
+        bar_format="{desc}: {percentage:3.0f}% |{bar}| {elapsed} < {remaining}",
+    ) as bar:
+        yield lambda share: bar.update(share - bar.n)
 
 
 # Joining --------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any
@@ -30,6 +31,13 @@ def find(row_ptr: Tensor) -> HAG | None:
     if hag is None or hag.row_ptr.data_ptr() != row_ptr.data_ptr():
         return None
     return hag if hag.row_ptr.shape == row_ptr.shape else None
+
+
+def outside_inference() -> AbstractContextManager[Any]:
+    """What is kept beyond a call must not be made of inference tensors."""
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        return nullcontext()
+    return torch.inference_mode(False)
 
 
 class HAG:
@@ -118,11 +126,11 @@ class HAG:
     @cached_property
     def edge_index(self) -> Tensor:
         """The edges as int64 `[2, E]`, by target, then by source."""
-        degree = self.row_ptr.diff()
-        target = torch.repeat_interleave(
-            torch.arange(self.num_dst, device=self.device), degree, output_size=self.num_edges
-        )
-        return torch.stack([self.col.long(), target])
+        with outside_inference():
+            nodes = torch.arange(self.num_dst, device=self.device)
+            degree = self.row_ptr.diff()
+            target = nodes.repeat_interleave(degree, output_size=self.num_edges)
+            return torch.stack([self.col.long(), target])
 
     @cached_property
     def content_hash(self) -> tuple[int, int]:
@@ -142,7 +150,8 @@ class HAG:
     def _loops(self) -> Tensor | None:
         """Self-loops of each target, int64 `[num_dst]`, or None where there is none."""
         count = _cpu.count_self_loops(self.row_ptr.cpu().numpy(), self.col.cpu().numpy())
-        return None if count is None else torch.from_numpy(count).to(self.device)
+        with outside_inference():
+            return None if count is None else torch.from_numpy(count).to(self.device)
 
     def degree(self, self_loops: SelfLoops = False) -> Tensor:
         """In-degrees as aggregated, int64 `[num_dst]`: duplicates and self-loops counted."""
@@ -160,9 +169,9 @@ class HAG:
         """`degree(self_loops) ** exponent`, `[num_dst]`, 0 where the degree is 0. Kept."""
         key = (exponent, self_loops, dtype)
         if key not in self._scales:
-            degree = self.degree(self_loops).to(dtype)
-            scale = degree.pow(exponent)
-            self._scales[key] = scale.masked_fill(degree == 0, 0.0)
+            with outside_inference():
+                degree = self.degree(self_loops).to(dtype)
+                self._scales[key] = degree.pow(exponent).masked_fill(degree == 0, 0.0)
         return self._scales[key]
 
     def _check_self_loops(self, self_loops: SelfLoops) -> SelfLoops:
@@ -178,17 +187,25 @@ class HAG:
 
     # Programs -------------------------------------------------------------------------------
 
-    def program(self, self_loops: SelfLoops = False, *, idempotent: bool = False) -> Program:
+    def program(
+        self,
+        self_loops: SelfLoops = False,
+        *,
+        idempotent: bool = False,
+        progress: bool | None = None,
+    ) -> Program:
         """The program for a self-loop mode, built if it is not there yet.
 
         Args:
             self_loops: False, "add" (A + I) or "fill" (exactly one loop a node).
             idempotent: for max and min: without subtraction, duplicates once.
+            progress: show a bar; by default if the search takes more than two seconds.
         """
         key = self._program_key(self._check_self_loops(self_loops), idempotent)
         with self._lock:
             if key not in self._programs:
-                self._programs[key] = self._make_program(*key)
+                with outside_inference():
+                    self._programs[key] = self._make_program(*key, progress)
             return self._programs[key]
 
     def _program_key(self, self_loops: SelfLoops, idempotent: bool) -> tuple[SelfLoops, bool]:
@@ -204,13 +221,15 @@ class HAG:
     def _has_duplicates(self) -> bool:
         return bool(_cpu.has_duplicates(self.row_ptr.cpu().numpy(), self.col.cpu().numpy()))
 
-    def _make_program(self, self_loops: SelfLoops, idempotent: bool) -> Program:
+    def _make_program(
+        self, self_loops: SelfLoops, idempotent: bool, progress: bool | None
+    ) -> Program:
         from hag_plugin import build
 
         if self._parts:
             parts = [part.program(self_loops, idempotent=idempotent) for part in self._parts]
             return build.concatenate_programs(parts).to(self.device)
-        return build.search_program(self, self_loops, idempotent)
+        return build.search_program(self, self_loops, idempotent, progress)
 
     def transpose(self) -> HAG:
         """The HAG of the reversed edges, with its own tiles; itself where the graph is symmetric.
@@ -221,7 +240,8 @@ class HAG:
             kept = self._transpose
             kept = kept() if isinstance(kept, weakref.ref) else kept
             if kept is None:
-                kept = self._make_transpose()
+                with outside_inference():
+                    kept = self._make_transpose()
                 self._transpose = kept if kept is not self else weakref.ref(self)
             return kept
 

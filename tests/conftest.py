@@ -78,4 +78,5 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
-    report.fixtures_used = tuple(getattr(item, "fixturenames", ()))
+    request = getattr(item, "_request", None)  # knows fixtures that were asked for in passing, too
+    report.fixtures_used = tuple(getattr(request, "_fixture_defs", ()))

@@ -247,8 +247,8 @@ def a_comparison(stock: float, ours: float, search: float, read: int, apart: flo
     return demo.Comparison(
         datasets.load("karate"),
         Settings(epochs=2),
-        demo.Run([9.0, stock], peak_bytes=2**20, **run),
-        demo.Run([9.0, ours], peak_bytes=None, **run),
+        demo.Run([9.0, stock], [0.1, 0.1], peak_bytes=2**20, **run),
+        demo.Run([9.0, ours], [0.2, 0.2], peak_bytes=None, **run),
         stats,
         search,
         dict.fromkeys(demo.DIFFERENCES, apart),

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copyreg
-import warnings
-import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -14,10 +11,9 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from hag_plugin.build import build_hag
-from hag_plugin.hag import HAG, batch, rebuild_hag
+from hag_plugin.hag import HAG, batch, outside_inference, rebuild_hag
+from hag_plugin.pyg.identity import current_hag, known_verdict, note_verdict
 from hag_plugin.pyg.packing import HagList, unpack
-from hag_plugin.pyg.recipes import outside_inference
 
 KEY = "hag"
 
@@ -105,7 +101,7 @@ class HagMixin:
         held = self._merge_hags()
         if isinstance(held, HagBatch):
             held = held.merged
-        return _current(self, held) if isinstance(held, HAG) else held
+        return current_hag(self, held) if isinstance(held, HAG) else held
 
     @hag.setter
     def hag(self, value: Any) -> None:
@@ -172,6 +168,29 @@ class HagData(HagMixin, Data):  # type: ignore[misc]
     """A `Data` with a HAG, made by `ToHAG`."""
 
 
+def _held(data: Any) -> tuple[HAG | None, Tensor | None]:
+    held = data._store._mapping.get(KEY)
+    held = held.merged if isinstance(held, HagBatch) else held
+    edge_index = data._store._mapping.get("edge_index")
+    known = isinstance(held, HAG) and isinstance(edge_index, Tensor)
+    return (held, edge_index) if known else (None, None)
+
+
+def _verdict(data: Any) -> bool:
+    """Whether the data's edges were compared with its HAG and are the same."""
+    held, edge_index = _held(data)
+    if held is None or edge_index is None or edge_index.is_inference():
+        return False
+    known = known_verdict(held, edge_index)
+    return known is not None and known.plain is None
+
+
+def _note_verdict(data: Any) -> None:
+    held, edge_index = _held(data)
+    if held is not None and edge_index is not None:
+        note_verdict(held, edge_index, held.num_dst, None)
+
+
 # Subclasses of users' own data classes ----------------------------------------------------------
 
 
@@ -208,100 +227,3 @@ def _reduce_class(cls: Any) -> Any:
 
 copyreg.pickle(HagDataMeta, _reduce_class)
 torch.serialization.add_safe_globals([rebuild_hag, unpack, HagData, HagBatch, hag_data_class])
-
-
-# Which graph is this? ---------------------------------------------------------------------------
-
-# Of each HAG: the edge indices it was compared with, and what came out. Bounded for each.
-MAX_VERDICTS = 8
-
-
-@dataclass(frozen=True)
-class _Verdict:
-    edge_index: weakref.ref[Tensor]
-    version: int
-    num_nodes: int
-    plain: HAG | None  # what is used instead, where they differ
-
-    def holds(self, edge_index: Tensor) -> bool:
-        return self.edge_index() is edge_index and self.version == edge_index._version
-
-
-_VERDICTS: weakref.WeakKeyDictionary[HAG, dict[int, _Verdict]] = weakref.WeakKeyDictionary()
-_WARNED: weakref.WeakSet[HAG] = weakref.WeakSet()
-
-
-def _current(data: Any, held: HAG) -> HAG:
-    """The HAG held if it is that of the data's edges, otherwise the plain graph of those."""
-    edge_index = data._store._mapping.get("edge_index")
-    num_nodes = data.num_nodes if data._store.can_infer_num_nodes else held.num_dst
-    if not isinstance(edge_index, Tensor):
-        if num_nodes != held.num_dst:
-            raise ValueError(
-                f"this data has {num_nodes} nodes and its HAG {held.num_dst}: it was cut out of a "
-                "larger graph. Apply ToHAG(remove_edge_index=False) to sample or to cut"
-            )
-        return held
-    known = None if edge_index.is_inference() else _known(held, edge_index)
-    if known is not None and known.num_nodes == num_nodes:
-        return known.plain or held
-    plain = None
-    if held.num_dst != num_nodes or not held.matches(edge_index):
-        plain = _plain(held, edge_index, num_nodes)
-    _note(held, edge_index, num_nodes, plain)
-    return plain or held
-
-
-def _known(held: HAG, edge_index: Tensor) -> _Verdict | None:
-    known = _VERDICTS.get(held, {}).get(id(edge_index))
-    return known if known is not None and known.holds(edge_index) else None
-
-
-def _note(held: HAG, edge_index: Tensor, num_nodes: int, plain: HAG | None) -> None:
-    if edge_index.is_inference():  # which has no version
-        return
-    verdicts = _VERDICTS.setdefault(held, {})
-    for key in [k for k, v in verdicts.items() if v.edge_index() is None]:
-        del verdicts[key]
-    while len(verdicts) >= MAX_VERDICTS:
-        del verdicts[next(iter(verdicts))]
-    verdicts[id(edge_index)] = _Verdict(
-        weakref.ref(edge_index), edge_index._version, num_nodes, plain
-    )
-
-
-def _plain(held: HAG, edge_index: Tensor, num_nodes: int) -> HAG:
-    if held not in _WARNED:
-        _WARNED.add(held)
-        warnings.warn(
-            f"edge_index ({edge_index.shape[1]} edges, {num_nodes} nodes) is not the graph that "
-            f"the HAG was built for ({held.num_edges} edges, {held.num_dst} nodes): the plain "
-            "graph is used. Apply ToHAG after the transform that changes edges; sampled graphs "
-            "need no HAG",
-            stacklevel=4,
-        )
-    with outside_inference():
-        return build_hag(edge_index, num_nodes=num_nodes, method="none")
-
-
-def _held(data: Any) -> tuple[HAG | None, Tensor | None]:
-    held = data._store._mapping.get(KEY)
-    held = held.merged if isinstance(held, HagBatch) else held
-    edge_index = data._store._mapping.get("edge_index")
-    known = isinstance(held, HAG) and isinstance(edge_index, Tensor)
-    return (held, edge_index) if known else (None, None)
-
-
-def _verdict(data: Any) -> bool:
-    """Whether the data's edges were compared with its HAG and are the same."""
-    held, edge_index = _held(data)
-    if held is None or edge_index is None or edge_index.is_inference():
-        return False
-    known = _known(held, edge_index)
-    return known is not None and known.plain is None
-
-
-def _note_verdict(data: Any) -> None:
-    held, edge_index = _held(data)
-    if held is not None and edge_index is not None:
-        _note(held, edge_index, held.num_dst, None)

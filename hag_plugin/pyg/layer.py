@@ -11,7 +11,7 @@ from torch import Tensor
 from torch_geometric.nn import MessagePassing
 
 from hag_plugin.build import build_hag
-from hag_plugin.hag import HAG
+from hag_plugin.hag import HAG, outside_inference
 from hag_plugin.pyg import recipes, swap
 from hag_plugin.pyg.recipes import RECIPES, Recipe
 
@@ -238,7 +238,7 @@ def _self_check(conv: Any, recipe: Recipe, kwargs: dict[str, Any]) -> None:
     devices = [device] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices),
-        recipes.outside_inference(),
+        outside_inference(),
         torch.no_grad(),
         torch.autocast(device.type, enabled=False),
     ):

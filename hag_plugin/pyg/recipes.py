@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -214,13 +213,6 @@ def check_sizes(hag: HAG, size: Any, source: Any, node_dim: int) -> None:
 # Degrees ---------------------------------------------------------------------------------------
 
 
-def outside_inference() -> AbstractContextManager[Any]:
-    """What is kept beyond a call must not be made of inference tensors."""
-    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
-        return nullcontext()
-    return torch.inference_mode(False)
-
-
 def degree_scale(hag: HAG, exponent: float, self_loops: SelfLoops, dtype: torch.dtype) -> Tensor:
     """`hag.degree_scale` in the dtype sums of `dtype` accumulate in; also inside torch.compile."""
     dtype = torch.float64 if dtype == torch.float64 else torch.float32
@@ -229,8 +221,7 @@ def degree_scale(hag: HAG, exponent: float, self_loops: SelfLoops, dtype: torch.
             hag.row_ptr, hag.col, exponent, self_loops or "", dtype
         )
         return scale
-    with outside_inference():
-        return hag.degree_scale(exponent, self_loops, dtype)
+    return hag.degree_scale(exponent, self_loops, dtype)
 
 
 def _run_degree_scale(

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from hag_plugin.build import build_hag
-from hag_plugin.hag import HAG
-from hag_plugin.pyg.recipes import outside_inference
+from hag_plugin.hag import HAG, outside_inference
 
 MAX_SEARCHED_EDGES = 20_000_000  # larger graphs are searched only where build_hag is called
 MAX_GRAPHS = 8  # graphs remembered by one accelerated model

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch_geometric.nn import MessagePassing
 
-from hag_plugin.hag import HAG
+from hag_plugin.hag import HAG, outside_inference
 from hag_plugin.pyg import recipes
 from hag_plugin.pyg.recipes import Recipe
 
@@ -164,7 +164,7 @@ def graph_size(recipe: Recipe, conv: Any, call: dict[str, Any]) -> tuple[int, in
 
 def plain_edges(hag: HAG) -> Tensor:
     """The edge index of a HAG."""
-    with recipes.outside_inference():
+    with outside_inference():
         return hag.edge_index
 
 

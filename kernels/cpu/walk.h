@@ -302,6 +302,11 @@ struct Walker {
     }
   }
 
+  HAG_INLINE void add_scratch(int64_t row, V *acc) const {
+    const Acc *p = scratch + row * pitch;
+    HAG_UNROLL for (int n = 0; n < N; ++n) acc[n] = combine<R>(acc[n], load_as<V>(p + at(n)));
+  }
+
   HAG_INLINE void write_acc(Acc *p, const V *acc) const {
     HAG_UNROLL for (int n = 0; n < N; ++n) store_as(p + at(n), acc[n]);
   }
@@ -336,8 +341,8 @@ struct Walker {
   }
 
   HAG_INLINE void prefetch(int32_t s) const {
-    if (s < 0) return;
-    const char *p = (const char *)(x + (int64_t)s * x_stride);
+    const int64_t row = s & ~(s >> 31);  // row 0 stands for scratch: a branch would cost more
+    const char *p = (const char *)(x + row * x_stride);
     constexpr int64_t bytes = (int64_t)N * L * sizeof(Elem);
     HAG_UNROLL for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(p + b, 0, 3);
   }
@@ -360,9 +365,21 @@ struct Walker {
       } else {
         if (k < ahead) prefetch(source[k + distance]);
         take<MIXED, true>(source[k], acc);
-        for (++k; k < stop; ++k) {
-          if (k < ahead) prefetch(source[k + distance]);
-          take<MIXED, false>(source[k], acc);
+        ++k;
+        if constexpr (MIXED) {
+          // The search puts an op's rows of scratch first, so these loops change over once.
+          while (k < stop) {
+            for (; k < stop && source[k] < 0; ++k) add_scratch(~source[k], acc);
+            for (; k < stop && source[k] >= 0; ++k) {
+              if (k < ahead) prefetch(source[k + distance]);
+              take<false, false>(source[k], acc);
+            }
+          }
+        } else {
+          for (; k < stop; ++k) {
+            if (k < ahead) prefetch(source[k + distance]);
+            take<false, false>(source[k], acc);
+          }
         }
       }
       const int32_t row = w.target[op];

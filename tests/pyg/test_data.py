@@ -150,6 +150,12 @@ class TestWhichGraph:
             hag = data.hag
         assert not is_hag_of(hag, data)
 
+    def test_data_that_holds_edges_only(self) -> None:
+        data = Data(edge_index=torch.tensor([[0, 1], [1, 0]]))
+        with pytest.warns(UserWarning, match="infer 'num_nodes'"):
+            data = TO_HAG(data)
+        assert data.hag.num_dst == 2  # a second warning would be an error
+
     def test_reordered_edges_are_the_same_graph(self) -> None:
         data = TO_HAG(make(0))
         data.edge_index = data.edge_index[:, torch.randperm(data.num_edges)]
