@@ -122,6 +122,10 @@ def load(
         1000
     """
     path, name = Path(name_or_path), os.fspath(name_or_path)
+    if num_graphs is not None and name != "collaboration":
+        raise DatasetError(f'{name}: a number of graphs (--graphs) is for "collaboration" only')
+    if (relabel or undirected) and path.suffix.lower() not in EDGE_LIST_SUFFIXES:
+        raise DatasetError(f"{name}: --relabel and --undirected are for edge lists only")
     if name in BUILT_IN and not (path.is_file() and path.suffix):
         make = BUILT_IN[name]
         return make(seed=seed) if num_graphs is None else make(num_graphs=num_graphs, seed=seed)

@@ -18,6 +18,11 @@ from hag_plugin.graph_data import DatasetError, GraphData
 from hag_plugin.training import Settings, serve, to_arrays
 
 MEBI = 2**20
+COUNTS = (
+    ("aggregations", "aggregations", "fewer/more"),
+    ("rows_read", "rows read", "fewer/more"),
+    ("bytes", "bytes, CSR and program", "smaller/larger"),
+)
 DIFFERENCES = {
     "initial_float64": "outputs differ by, initial weights, float64",
     "same_weights_float32": "  stock's trained weights in both, float32",
@@ -218,7 +223,7 @@ def compare(
         differences = _differences(stock, accelerated)
         report("done", 1.0)
     first, second = (
-        Run(*map(list, zip(*done, strict=True)), **end)
+        Run([e[0] for e in done], [e[1] for e in done], [e[2] for e in done], **end)
         for done, end in zip(epochs, ends, strict=True)
     )
     stats, search_seconds = found["stats"], found["search_seconds"]
@@ -298,8 +303,8 @@ def table(result: Comparison) -> str:
         add("  of it batching", stock.batching_per_epoch, ours.batching_per_epoch, "{:.4f}")
     rows.append(("epochs that earn the search back", "-",
                  "never" if earned is None else f"{earned:.2f}", ""))  # fmt: skip
-    before, after = (r.peak_bytes / MEBI if r.peak_bytes else None for r in (stock, ours))
-    add("peak memory, MiB", before, after, "{:,.1f}", "less/more")
+    peaks = [r.peak_bytes / MEBI if r.peak_bytes else None for r in (stock, ours)]
+    add("peak memory, MiB", peaks[0], peaks[1], "{:,.1f}", "less/more")
     add("final loss", stock.losses[-1], ours.losses[-1], "{:.5f}")
     add("test accuracy", stock.accuracy, ours.accuracy, "{:.4f}")
     for key, words in DIFFERENCES.items():

@@ -139,6 +139,8 @@ def test_greedy_and_subtraction(capsys: pytest.CaptureFixture[str]) -> None:
         (["demo", "--dataset", "cliques", "--quiet"], "no labels"),
         (["demo", "--dataset", "karate", "--plot", "a.doc"], "expected a name that ends in .png"),
         (["demo", "--graphs", "3", "--quiet"], "3 graphs; the demo needs 5 or more"),
+        (["stats", "karate", "--graphs", "3"], '(--graphs) is for "collaboration" only'),
+        (["stats", "karate", "--undirected"], "for edge lists only"),
         (["demo", "--epochs", "0"], "'0'; expected an integer, 1 or more"),
         (["nothing"], "invalid choice: 'nothing'"),
         ([], "COMMAND"),

@@ -1,0 +1,1 @@
+"""The benchmark: aggregation, epochs and search, against every peer in one run."""

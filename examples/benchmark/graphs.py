@@ -1,0 +1,142 @@
+"""Which graphs to measure on, and one graph made ready: features, loops, HAGs, peers' formats."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import hag_plugin as hp
+from hag_plugin import datasets
+from hag_plugin.graph_data import GraphData
+from hag_plugin.program import SelfLoops
+
+GENERATED = ("collaboration", "cliques", "erdos-renyi", "power-law")
+LOOPS: dict[str, SelfLoops] = {"A": False, "A+I": "add"}
+
+
+def names(root: str | None, wanted: list[str] | None) -> list[str]:
+    """The graphs to measure: those asked for, or all `.npz` files of `root`, or generated ones.
+
+    From the smallest file to the largest, so that an early end leaves the most.
+    """
+    if wanted:
+        return wanted
+    if root is None:
+        return list(GENERATED)
+    files = sorted(Path(root).glob("*.npz"), key=lambda path: (path.stat().st_size, path.name))
+    if not files:
+        raise FileNotFoundError(f"--root is {root}; expected a folder with .npz files")
+    return [path.stem for path in files]
+
+
+class Graph:
+    """A graph with everything that is prepared once, before any timing."""
+
+    def __init__(self, name: str, root: str | None, seed: int = 0) -> None:
+        """Loads a graph by name (`hag_plugin.datasets`)."""
+        self.name = name
+        self.seed = seed
+        self.data: GraphData = datasets.load(name, root, seed=seed, features=False)
+        self._kept: dict[Any, Any] = {}
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes."""
+        return self.data.num_nodes
+
+    def facts(self) -> dict[str, int]:
+        """Nodes, directed edges and graphs."""
+        return {
+            "nodes": self.data.num_nodes,
+            "edges": self.data.num_edges,
+            "graphs": self.data.num_graphs,
+        }
+
+    def kept(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` made for `key`, made once."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def forget(self) -> None:
+        """Frees all that was made."""
+        self._kept.clear()
+        gc.collect()
+
+    @cached_property
+    def edge_index(self) -> Tensor:
+        """The edges as given, int64 `[2, E]`."""
+        return self.data.edge_index
+
+    def edges(self, loops: str) -> Tensor:
+        """The edges of A, or of A + I, int64 `[2, E]`."""
+        if loops == "A":
+            return self.edge_index
+        nodes = torch.arange(self.num_nodes)
+        loop = torch.stack([nodes, nodes])
+        edges: Tensor = self.kept(("edges", loops), lambda: torch.cat([self.edge_index, loop], 1))
+        return edges
+
+    def csr(self, loops: str) -> tuple[Tensor, Tensor]:
+        """Row pointers int64 `[N + 1]` and sources int32 `[E]` by target, of A or A + I."""
+
+        def make() -> tuple[Tensor, Tensor]:
+            hag = hp.build_hag(self.edges(loops), num_nodes=self.num_nodes, method="none")
+            return hag.row_ptr, hag.col
+
+        arrays: tuple[Tensor, Tensor] = self.kept(("csr", loops), make)
+        return arrays
+
+    def hag(self, method: str, loops: str, width: int) -> hp.HAG:
+        """A HAG for features of this width, with its program for A or A + I."""
+        built: hp.HAG = self.kept(
+            ("hag", method, loops, width), lambda: self.build(method, loops, width)[0]
+        )
+        return built
+
+    def build(self, method: str, loops: str, width: int = 64) -> tuple[hp.HAG, float]:
+        """Builds a HAG anew; the HAG and the seconds that took."""
+        start = time.perf_counter()
+        hag = hp.build_hag(
+            self.edge_index,
+            num_nodes=self.num_nodes,
+            ptr=self.data.graph_ptr,
+            method=method,
+            self_loops=LOOPS[loops],
+            width=width,
+            progress=False,
+        )
+        return hag, time.perf_counter() - start
+
+    def features(self, width: int) -> Tensor:
+        """Random normal features, float32 `[N, width]`, the same for the same seed."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randn(self.num_nodes, width, generator=generator)
+
+
+def same_program(graph: Graph, loops: str, width: int, reduce: str) -> bool:
+    """Whether "auto" came to exactly the arrays of "none"."""
+    programs = [
+        graph.hag(method, loops, width).program(LOOPS[loops], idempotent=reduce == "max")
+        for method in ("auto", "none")
+    ]
+    pairs = zip(programs[0].arrays, programs[1].arrays, strict=True)
+    equal = all(torch.equal(a, b) for a, b in pairs)
+    return equal and programs[0].diagonal == programs[1].diagonal
+
+
+def memory_bytes() -> int | None:
+    """Bytes of main memory of this process now; None where that is not known."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None

@@ -1,0 +1,81 @@
+"""The file of results: one JSON object a line, appended as soon as a cell is measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+class Results:
+    """Records of cells and of the environments they were measured in.
+
+    A run that was interrupted goes on where it stopped: a cell that is there for the same
+    environment (machine, versions, threads, code, settings) is not measured again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Reads what is there. A line cut off by an interruption is dropped."""
+        self.path = path
+        self.records: list[Record] = []
+        self._cut = False
+        if not path.exists():
+            return
+        text = path.read_text()
+        self._cut = bool(text) and not text.endswith("\n")
+        for number, line in enumerate(text.splitlines(), 1):
+            try:
+                self.records.append(json.loads(line))
+            except ValueError:
+                print(f"{path.name}, line {number}: not a whole record, ignored", file=sys.stderr)
+
+    def append(self, record: Record) -> None:
+        """Writes a record to the end of the file, and to disk."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a") as file:
+            if self._cut:
+                file.write("\n")
+                self._cut = False
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.records.append(record)
+
+    def add_environment(self, environment: Record) -> None:
+        """Notes an environment, once."""
+        known = {r["id"] for r in self.records if r["kind"] == "environment"}
+        if environment["id"] not in known:
+            self.append(environment)
+
+    def find(self, suite: str, cell: Mapping[str, Any], environment: str) -> Record | None:
+        """The record of a cell in an environment, the newest one."""
+        for record in reversed(self.records):
+            if record["kind"] == "cell" and record["environment"] == environment:
+                if record["suite"] == suite and record["cell"] == cell:
+                    return record
+        return None
+
+    def cells(self, suite: str, environment: str | None = None) -> list[Record]:
+        """The newest record of each cell of a suite, in the order they were first measured.
+
+        Args:
+            suite: which.
+            environment: only records of this environment; None: of any.
+        """
+        newest: dict[str, Record] = {}
+        for record in self._of(suite):
+            if environment is None or record["environment"] == environment:
+                newest[json.dumps(record["cell"], sort_keys=True)] = record
+        return list(newest.values())
+
+    def _of(self, suite: str) -> Iterator[Record]:
+        return (r for r in self.records if r["kind"] == "cell" and r["suite"] == suite)
+
+    def environments(self) -> list[Record]:
+        """All environments, the oldest first."""
+        return [r for r in self.records if r["kind"] == "environment"]

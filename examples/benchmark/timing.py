@@ -1,0 +1,144 @@
+"""Interleaved timing: every side takes its turn in every round, so that drift hits all alike."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Call = Callable[[], Any]
+
+REWARMED = 20e-3  # seconds; a call shorter than this runs once, untimed, before it is measured
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to measure.
+
+    Attributes:
+        seconds: for all sides of one cell together; slow sides may exceed it.
+        least_rounds: measurements of each side, however slow.
+        most_rounds: measurements of each side, however fast.
+        least_seconds: one measurement repeats the call until it lasts this long.
+    """
+
+    seconds: float
+    least_rounds: int = 3
+    most_rounds: int = 101
+    least_seconds: float = 2e-3
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Seconds a call, by side and round; None where a slow side sat a round out.
+
+    Attributes:
+        seconds: by side, one entry a round.
+        calls: by side, calls in one measurement.
+    """
+
+    seconds: Mapping[str, Sequence[float | None]]
+    calls: Mapping[str, int]
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """By side: median, quartiles, smallest, number of rounds, calls in a measurement."""
+        table = {}
+        for side, measured in self.seconds.items():
+            times = sorted(t for t in measured if t is not None)
+            low, high = _quartiles(times)
+            table[side] = {
+                "median": statistics.median(times),
+                "low": low,
+                "high": high,
+                "least": times[0],
+                "rounds": len(times),
+                "calls": self.calls[side],
+            }
+        return table
+
+    def ratio(self, slower: str, faster: str) -> float:
+        """The median, over the rounds that both took part in, of one's time over the other's."""
+        return statistics.median(self._ratios(slower, faster))
+
+    def control(self, side: str, again: str) -> dict[str, float]:
+        """What one thing measured twice shows: `ratio` of its times and their `spread`.
+
+        The spread is the larger of the ratio's distance from 1 and the notch of a box plot,
+        1.57 x (quartile range) / sqrt(rounds): about a 95 % interval of a median.
+        """
+        ratios = self._ratios(side, again)
+        low, high = _quartiles(sorted(ratios))
+        notch = 1.57 * (high - low) / math.sqrt(len(ratios))
+        ratio = statistics.median(ratios)
+        return {"ratio": ratio, "spread": max(abs(ratio - 1.0), notch)}
+
+    def _ratios(self, a: str, b: str) -> list[float]:
+        pairs = zip(self.seconds[a], self.seconds[b], strict=True)
+        return [s / t for s, t in pairs if s is not None and t is not None]
+
+
+def interleave(sides: Mapping[str, Call], budget: Budget, seed: int = 0) -> Rounds:
+    """Times all sides in rounds, in a new random order each round.
+
+    Every side is warmed up, repeats its call to fill `budget.least_seconds`, and gets an equal
+    share of the time. A side too slow for all rounds is spread evenly over them.
+
+    Args:
+        sides: by name, what to call.
+        budget: how long.
+        seed: of the order.
+    """
+    calls, turns = {}, {}
+    for side, call in sides.items():
+        once = _warm_up(call)
+        calls[side] = max(1, math.ceil(budget.least_seconds / once))
+        share = budget.seconds / len(sides)
+        fitting = int(share / (once * (calls[side] + (once < REWARMED))))
+        turns[side] = min(max(fitting, budget.least_rounds), budget.most_rounds)
+    num_rounds = max(turns.values())
+    order = random.Random(seed)
+    seconds: dict[str, list[float | None]] = {side: [] for side in sides}
+    for number in range(num_rounds):
+        for side in order.sample(list(sides), len(sides)):
+            due = (number + 1) * turns[side] // num_rounds > number * turns[side] // num_rounds
+            seconds[side].append(_measure(sides[side], calls[side]) if due else None)
+    return Rounds(seconds, calls)
+
+
+def _warm_up(call: Call) -> float:
+    """Seconds of one warm call: the first is thrown away, short ones are called for longer."""
+    call()
+    least = math.inf
+    start = time.perf_counter()
+    for _ in range(5):
+        begin = time.perf_counter()
+        call()
+        end = time.perf_counter()
+        least = min(least, end - begin)
+        if end - start > REWARMED:
+            break
+    return max(least, 1e-7)
+
+
+def _measure(call: Call, calls: int) -> float:
+    """Seconds a call, of so many in a row."""
+    start = time.perf_counter()
+    call()
+    once = time.perf_counter() - start
+    if calls == 1 and once >= REWARMED:
+        return once  # long enough to be warm for all but its first moments
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - start) / calls
+
+
+def _quartiles(times: Sequence[float]) -> tuple[float, float]:
+    if len(times) < 2:
+        return times[0], times[0]
+    low, _, high = statistics.quantiles(times, n=4, method="inclusive")
+    return low, high
