@@ -20,7 +20,6 @@ from hag_plugin.program import METHODS, Options, Program, SelfLoops
 
 MAX_NODES = 2**31 - 1
 SMALL_GRAPH = 20_000  # edges
-PACKED_ROWS = 64  # tiles of small graphs are joined up to this many rows
 
 
 def build_hag(
@@ -250,71 +249,13 @@ def concatenate_programs(programs: Sequence[Program]) -> Program:
     diagonal = min(p.diagonal for p in programs)
     # Only allow_subtraction gives a diagonal; parts that went without get x added, then taken.
     parts = [p if p.diagonal == diagonal else _add_own_row(p) for p in programs]
-    arrays = [[a.cpu().numpy() for a in p.arrays] for p in parts]
-    tile_ptr, op_ptr, source, target, hub_row, hub_ptr = (
-        list(a) for a in zip(*arrays, strict=True)
-    )
-
-    def starts(counts: list[int]) -> np.ndarray:
-        return np.cumsum([0, *counts])
-
-    first_src = starts([p.num_src for p in parts])
-    first_dst = starts([p.num_dst for p in parts])
-    first_partial = starts([int(h[-1]) for h in hub_ptr])
-    first_op = starts([len(t) for t in target])
-    first_source = starts([len(s) for s in source])
-    num_dst = int(first_dst[-1])
-    for i, part in enumerate(parts):
-        source[i] = np.where(source[i] >= 0, source[i] + first_src[i], source[i])
-        partial = target[i] >= part.num_dst
-        shift = np.where(
-            partial, num_dst - part.num_dst + first_partial[i], first_dst[i] * (target[i] >= 0)
-        )
-        target[i] = target[i] + shift
-
-    def joined(parts: list[np.ndarray], first: np.ndarray) -> np.ndarray:
-        ends = [part[1:] + offset for part, offset in zip(parts, first, strict=False)]
-        return np.concatenate([np.zeros(1, np.int64), *ends])
-
-    packed = _pack_tiles(
-        joined(tile_ptr, first_op),
-        joined(op_ptr, first_source),
-        np.concatenate(source).astype(np.int32),
-        np.concatenate(target).astype(np.int32),
-    )
-    hub_rows = [h + d for h, d in zip(hub_row, first_dst, strict=False)]
-    hubs = (np.concatenate(hub_rows).astype(np.int32), joined(hub_ptr, first_partial))
     return Program.of(
-        map(torch.from_numpy, (*packed, *hubs)),
-        int(first_src[-1]),
-        num_dst,
+        map(torch.from_numpy, _cpu.concatenate([p.native for p in parts])),
+        sum(p.num_src for p in parts),
+        sum(p.num_dst for p in parts),
         diagonal,
         sum(p.search_seconds for p in programs),
     )
-
-
-def _pack_tiles(
-    tile_ptr: np.ndarray, op_ptr: np.ndarray, source: np.ndarray, target: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Joins neighbouring tiles while they stay within 64 ops; scratch rows are renumbered."""
-    num_tiles = len(tile_ptr) - 1
-    ops = np.diff(tile_ptr)
-    scratch = np.concatenate([np.zeros(1, np.int64), np.cumsum(target < 0)])[tile_ptr]
-    keep = np.ones(num_tiles + 1, bool)
-    size = 0
-    for tile, count in enumerate(ops.tolist()):
-        size += count
-        if tile and size <= PACKED_ROWS:
-            keep[tile] = False
-        else:
-            size = count
-    first_tile = np.maximum.accumulate(np.where(keep[:-1], np.arange(num_tiles), 0))
-    shift = (scratch[:-1] - scratch[first_tile]).astype(np.int32)
-    op_shift = np.repeat(shift, ops)
-    source_shift = np.repeat(op_shift, np.diff(op_ptr))
-    source = np.where(source < 0, source - source_shift, source)
-    target = np.where(target < 0, target - op_shift, target)
-    return tile_ptr[keep], op_ptr, source, target
 
 
 def _add_own_row(program: Program) -> Program:

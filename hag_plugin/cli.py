@@ -114,7 +114,7 @@ def _add_source(parser: Any) -> None:
         "--seed", type=_natural, default=0, help="of all that is random (default 0)"
     )
     parser.add_argument(
-        "--graphs", type=_positive, metavar="N", help="ego-networks to generate (default 1500)"
+        "--graphs", type=_positive, metavar="N", help="ego-networks to generate (default 1000)"
     )
     parser.add_argument(
         "--relabel",

@@ -21,7 +21,7 @@ DIGITS_NEIGHBOURS = 10
 # By name ----------------------------------------------------------------------------------------
 
 
-def collaboration(num_graphs: int = 1500, seed: int = 0) -> GraphData:
+def collaboration(num_graphs: int = 1000, seed: int = 0) -> GraphData:
     """Generated ego-networks of authors in three fields (see `generators.collaboration`)."""
     if num_graphs < 1:
         raise DatasetError(f"collaboration: {num_graphs} graphs; expected at least 1")

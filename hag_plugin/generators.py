@@ -38,7 +38,7 @@ FIELD_JITTER = 0.20  # egos of one field differ: log-normal factors on all three
 
 
 def collaboration(
-    num_graphs: int = 1500, seed: int = 0
+    num_graphs: int = 1000, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ego-networks of authors, made in the likeness of COLLAB; the label is the ego's field.
 

@@ -342,6 +342,7 @@ class HAG:
 
     def _state(self) -> dict[str, Any]:
         """Tensors, numbers and strings that make this HAG again (pickle, files, devices)."""
+        self._concatenate()
         reverse = self._transpose
         if reverse is None or isinstance(reverse, weakref.ref):
             reverse_state = None
@@ -362,6 +363,19 @@ class HAG:
             "programs": programs,
             "transpose": reverse_state,
         }
+
+    def _concatenate(self) -> None:
+        """Makes what all parts of a batch have: they do not travel with it."""
+        if not self._parts:
+            return
+        square = all(part.is_square for part in self._parts)
+        for mode, idempotent in itertools.product(
+            SELF_LOOPS if square else (False,), (False, True)
+        ):
+            if all(p._program_key(mode, idempotent) in p._programs for p in self._parts):
+                self.program(mode, idempotent=idempotent)
+        if all(p._symmetric or isinstance(p._transpose, HAG) for p in self._parts):
+            self.transpose()
 
     def __reduce__(self) -> tuple[Callable[[dict[str, Any]], HAG], tuple[dict[str, Any]]]:
         return rebuild_hag, (self._state(),)
@@ -478,8 +492,9 @@ def _rebuild(state: dict[str, Any], trusted: bool) -> HAG:
 def batch(hags: Sequence[HAG]) -> HAG:
     """The HAG of several graphs side by side, as a loader batches them.
 
-    Concatenates the programs that all of them have in O(ops); tiles of small graphs are packed
-    together. A program that some lack is built from the parts' when it is needed.
+    Programs are concatenated from the parts', in O(ops), when they are first needed or when the
+    batch is pickled (which is how a loader's worker hands it over); tiles of small graphs are
+    joined. A program that a part lacks is searched, and stays with the part.
 
     Raises:
         ValueError: there is no HAG, or they differ in device or in the convention for targets.
@@ -501,7 +516,7 @@ def batch(hags: Sequence[HAG]) -> HAG:
         raise ValueError("HAGs whose targets are the first sources keep no such order in a batch")
     row_ptr, col = build.concatenate_graphs(hags)
     known = [h._symmetric for h in hags]
-    out = HAG(
+    return HAG(
         row_ptr,
         col,
         sum(h.num_src for h in hags),
@@ -509,10 +524,3 @@ def batch(hags: Sequence[HAG]) -> HAG:
         symmetric=True if all(known) else (False if False in known else None),
         parts=hags,
     )
-    square = all(h.is_square for h in hags)
-    for mode, idempotent in itertools.product(SELF_LOOPS if square else (False,), (False, True)):
-        if all(h._program_key(mode, idempotent) in h._programs for h in hags):
-            out.program(mode, idempotent=idempotent)
-    if all(h._symmetric or isinstance(h._transpose, HAG) for h in hags):
-        out.transpose()
-    return out

@@ -66,9 +66,11 @@ class Graph:
             self._kept[key] = make()
         return self._kept[key]
 
-    def forget(self) -> None:
-        """Frees all that was made."""
-        self._kept.clear()
+    def forget(self, hags_only: bool = False) -> None:
+        """Frees all that was made, or the HAGs alone (they are made for one width)."""
+        for key in list(self._kept):
+            if not hags_only or key[0] == "hag":
+                del self._kept[key]
         gc.collect()
 
     @cached_property

@@ -81,7 +81,9 @@ class Rounds:
         return [s / t for s, t in pairs if s is not None and t is not None]
 
 
-def interleave(sides: Mapping[str, Call], budget: Budget, seed: int = 0) -> Rounds:
+def interleave(
+    sides: Mapping[str, Call], budget: Budget, together: Sequence[str] = (), seed: int = 0
+) -> Rounds:
     """Times all sides in rounds, in a new random order each round.
 
     Every side is warmed up, repeats its call to fill `budget.least_seconds`, and gets an equal
@@ -90,6 +92,7 @@ def interleave(sides: Mapping[str, Call], budget: Budget, seed: int = 0) -> Roun
     Args:
         sides: by name, what to call.
         budget: how long.
+        together: sides whose ratios are asked for: they take part in the same rounds.
         seed: of the order.
     """
     calls, turns = {}, {}
@@ -99,6 +102,8 @@ def interleave(sides: Mapping[str, Call], budget: Budget, seed: int = 0) -> Roun
         share = budget.seconds / len(sides)
         fitting = int(share / (once * (calls[side] + (once < REWARMED))))
         turns[side] = min(max(fitting, budget.least_rounds), budget.most_rounds)
+    for side in together:
+        turns[side] = min(turns[other] for other in together)
     num_rounds = max(turns.values())
     order = random.Random(seed)
     seconds: dict[str, list[float | None]] = {side: [] for side in sides}

@@ -44,6 +44,13 @@ class Program {
   int64_t num_src() const { return num_src_; }
   int64_t num_dst() const { return num_dst_; }
   int64_t diagonal() const { return diagonal_; }
+  const View<int64_t> &tile_ptr() const { return tile_ptr_; }
+  const View<int64_t> &op_ptr() const { return op_ptr_; }
+  const View<int32_t> &source() const { return source_; }
+  const View<int32_t> &target() const { return target_; }
+  const View<int32_t> &hub_row() const { return hub_row_; }
+  const View<int64_t> &hub_ptr() const { return hub_ptr_; }
+  const std::vector<int32_t> &tile_scratch() const { return tile_scratch_; }
 
  private:
   void check_tiles();

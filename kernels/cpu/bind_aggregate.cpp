@@ -9,6 +9,8 @@
 #include <string>
 
 #include "aggregate.h"
+#include "arrays.h"
+#include "concatenate.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -89,8 +91,16 @@ void arg_first(uintptr_t x, uintptr_t y, uintptr_t out, uintptr_t row_ptr, uintp
 }
 
 }  // namespace
-
 void bind_aggregate(nb::module_ &m) {
+  m.def(
+      "concatenate",
+      [](const std::vector<const BoundProgram *> &parts) {
+        std::vector<const hag::Program *> programs;
+        for (const BoundProgram *part : parts) programs.push_back(&part->program());
+        return to_python(hag::concatenate(programs));
+      },
+      "programs"_a);
+
   nb::class_<BoundProgram>(m, "Program",
                            "A validated program of tiles; see hag_plugin.hag.Program.")
       .def(nb::init<Array, Array, Array, Array, Array, Array, int64_t, int64_t, int64_t>(),

@@ -9,6 +9,7 @@
 #include <memory>
 #include <stdexcept>
 
+#include "arrays.h"
 #include "graph.h"
 #include "search.h"
 
@@ -45,19 +46,6 @@ hag::Csr csr(const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t n
   if (row_ptr.data()[0] != 0 || row_ptr.data()[num_dst] != static_cast<int64_t>(col.shape(0)))
     throw std::invalid_argument("row_ptr does not run from 0 to the length of col");
   return {row_ptr.data(), col.data(), num_dst, num_src};
-}
-
-template <typename T>
-nb::ndarray<nb::numpy, T, nb::ndim<1>> to_numpy(std::vector<T> &&values) {
-  auto *kept = new std::vector<T>(std::move(values));
-  nb::capsule owner(kept, [](void *p) noexcept { delete static_cast<std::vector<T> *>(p); });
-  return nb::ndarray<nb::numpy, T, nb::ndim<1>>(kept->data(), {kept->size()}, owner);
-}
-
-nb::tuple to_python(hag::ProgramArrays &&program) {
-  return nb::make_tuple(to_numpy(std::move(program.tile_ptr)), to_numpy(std::move(program.op_ptr)),
-                        to_numpy(std::move(program.source)), to_numpy(std::move(program.target)),
-                        to_numpy(std::move(program.hub_row)), to_numpy(std::move(program.hub_ptr)));
 }
 
 // Calls a Python function from the thread that called in. An exception there (an interrupt, say)

@@ -94,7 +94,9 @@ def graph(request: pytest.FixtureRequest) -> Graph:
     """A graph by name: tests parametrize it indirectly."""
     name = request.param
     if name in REAL:
-        request.getfixturevalue("shared_data")  # so that this test counts among those on real graphs
+        request.getfixturevalue(
+            "shared_data"
+        )  # so that this test counts among those on real graphs
     if name not in _KNOWN:
         _KNOWN[name] = _load(name, request)
     return _KNOWN[name]

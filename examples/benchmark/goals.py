@@ -1,0 +1,162 @@
+"""The goals of the project, computed from what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import suite_epochs
+from .results import Record
+from .sides import AUTO, COPY, NONE
+from .tables import markdown, means, over, over_best, times
+
+COLLAB = "COLLAB_ego_recon"
+REAL_GRAPHS = 19
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A goal and what was measured.
+
+    Attributes:
+        words: what is asked for.
+        measured: the figure, as text.
+        met: whether; None where it was not measured.
+    """
+
+    words: str
+    measured: str
+    met: bool | None
+
+
+def all_goals(suites: dict[str, Sequence[Record]], threads: int) -> list[Goal]:
+    """Every goal, in the order of the suites."""
+    return [
+        *_kernels(suites["aggregate"]),
+        *_peers(suites["aggregate"]),
+        *_epochs(suites["epochs"]),
+        *_search(suites["search"], threads),
+        *_never_slower(suites["never-slower"]),
+    ]
+
+
+def table(goals: Iterable[Goal]) -> str:
+    """The goals as Markdown."""
+    marks = {True: "met", False: "**not met**", None: "not measured"}
+    return markdown(["goal", "measured", ""], [[g.words, g.measured, marks[g.met]] for g in goals])
+
+
+def _least(words: str, value: float | None, bound: float) -> Goal:
+    return Goal(words, times(value), None if value is None else value >= bound)
+
+
+def _most(words: str, value: float | None, bound: float, unit: str = "x") -> Goal:
+    text = "-" if value is None else f"{value:#.3g}{unit}"
+    return Goal(words, text, None if value is None else value <= bound)
+
+
+def _pick(records: Iterable[Record], **cell: Any) -> list[Record]:
+    return [r for r in records if r["forms"] and cell.items() <= r["cell"].items()]
+
+
+def _one(records: Iterable[Record], ratio: Callable[[Record], float | None]) -> float | None:
+    for record in records:
+        return ratio(record)
+    return None
+
+
+def _kernels(records: Sequence[Record]) -> list[Goal]:
+    goals = []
+    words = {"reused": "copying x into y, reused buffers", "fresh": "x.clone(), fresh outputs"}
+    for width in (64, 256):
+        found = _pick(records, graph=COLLAB, width=width, loops="A+I", reduce="sum")
+        for form, than in words.items():
+            value = _one(found, lambda r, f=form: over(r, f, AUTO, COPY))
+            goals.append(_most(f"{COLLAB}, width {width}: at most 1.5x of {than}", value, 1.5))
+    return goals
+
+
+def _peers(records: Sequence[Record]) -> list[Goal]:
+    records = _pick(records, width=64, loops="A+I", reduce="sum")
+    goals = []
+    for graph, bound in ((COLLAB, 3.0), ("IMDB-MULTI", 2.5), ("ca-HepPh", 2.5),
+                         ("AmazonPhoto", 1.6)):  # fmt: skip
+        found = _pick(records, graph=graph)
+        value = _one(found, lambda r: over(r, "reused", "DGL", AUTO))
+        goals.append(_least(f"{graph}: at least {bound}x DGL, reused buffers", value, bound))
+    for form in ("reused", "fresh"):
+        value = means(records, lambda r, f=form: over(r, f, "DGL", NONE))
+        words = f'method="none", {len(records)} graphs, {form}: at least 1.5x DGL, geometric mean'
+        goals.append(_least(words, value, 1.5))
+        found = [over(r, form, "DGL", NONE) for r in records]
+        lowest = min((v for v in found if v is not None), default=None)
+        goals.append(_least(f'method="none", {form}: never below 0.9x DGL', lowest, 0.9))
+        value = means(records, lambda r, f=form: over_best(r, f))
+        words = f"auto, {len(records)} graphs, {form}: at least 2.5x the best peer, geometric mean"
+        goals.append(_least(words, value, 2.5))
+    return goals
+
+
+def _epochs(records: Sequence[Record]) -> list[Goal]:
+    goals = []
+    wanted = {"graph": COLLAB, "model": "GCN", "hidden": 16, "mode": "training"}
+    for side, bound in ((suite_epochs.STOCK, 50.0), ("DGL", 1.5)):
+        value = _one(_pick(records, **wanted), lambda r, s=side: over(r, "fresh", s, AUTO))
+        words = f"{COLLAB}, GCN, hidden 16, training: at least {bound:g}x {side}"
+        goals.append(_least(words, value, bound))
+    measured = _pick(records)
+    found = [(over_best(r, "fresh"), r) for r in measured]
+    known = [(v, r) for v, r in found if v is not None]
+    worst = min(known, key=lambda pair: pair[0], default=None)
+    words = f"{len(known)} epoch cells: never more than 3 % behind the best peer"
+    if worst is None:
+        return [*goals, Goal(words, "-", None)]
+    cell = " ".join(str(v) for v in worst[1]["cell"].values())
+    behind = sum(v < 0.97 for v, _ in known)
+    text = f"{times(worst[0])} ({cell}); {behind} behind"
+    return [*goals, Goal(words, text, worst[0] >= 0.97)]
+
+
+SEARCH_SECONDS = (
+    (COLLAB, "A+I", 5.0),
+    (COLLAB, "A", 8.0),
+    ("IMDB-MULTI", "A+I", 0.03),
+    ("ca-HepPh", "A+I", 0.15),
+)
+
+
+def _search(records: Sequence[Record], threads: int) -> list[Goal]:
+    by_cell = {(r["cell"]["graph"], r["cell"]["loops"]): r for r in records}
+    goals = []
+    for graph, loops, bound in SEARCH_SECONDS:
+        found = by_cell.get((graph, loops))
+        words = f"search of {graph}, {loops}: at most {bound:g} s (2 threads; here {threads})"
+        goals.append(_most(words, found and found["seconds"], bound, " s"))
+    for graph in ("fb100-Amherst41", "ogbl-ddi"):
+        found = by_cell.get((graph, "A+I"))
+        speed = None if found is None else found["edges_per_second"] / 1e6
+        text = "-" if speed is None else f"{speed:.2f} M"
+        met = None if speed is None else speed >= 1.0
+        goals.append(Goal(f"search of {graph}, A+I: at least 1 M edges/s", text, met))
+    return goals
+
+
+def _never_slower(records: Sequence[Record]) -> list[Goal]:
+    failed = sum(r["failed"] for r in records)
+    words = f"auto never slower than none ({len(records)} cells)"
+    return [Goal(words, f"{failed} failed", failed == 0 if records else None)]
+
+
+def headline(records: Sequence[Record]) -> dict[str, float | None]:
+    """Geometric means over all `aggregate` cells, by form."""
+    out: dict[str, float | None] = {}
+    measured = _pick(records)
+    for form in ("reused", "fresh"):
+        out[f"auto over best peer, {form}"] = means(measured, lambda r, f=form: over_best(r, f))
+        for name, side in (("auto", AUTO), ("none", NONE)):
+            for other in ("DGL", "torch CSR (MKL)", "PyG gather + scatter"):
+                ratio = means(measured, lambda r, f=form, s=side, o=other: over(r, f, o, s))
+                out[f"{name} over {other}, {form}"] = ratio
+        out[f"auto over none, {form}"] = means(measured, lambda r, f=form: over(r, f, NONE, AUTO))
+    return out

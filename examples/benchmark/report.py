@@ -1,0 +1,117 @@
+"""From the results to a page: Markdown with tables, goals and plots, and a JSON summary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from . import environment, goals, plots, tables
+from .results import Record, Results
+
+SUITES = ("aggregate", "epochs", "search", "never-slower")
+
+
+@dataclass(frozen=True)
+class Page:
+    """What was written.
+
+    Attributes:
+        text: the Markdown.
+        failures: lines: results that differ, and cells where "auto" is slower than "none".
+    """
+
+    text: str
+    failures: tuple[str, ...]
+
+
+def write(results: Results, folder: Path) -> Page:
+    """Writes `report.md`, `summary.json` and the plots from the newest environment's results."""
+    here = newest_environment(results)
+    suites: dict[str, Sequence[Record]] = {s: results.cells(s, here["id"]) for s in SUITES}
+    found = goals.all_goals(dict(suites), here["threads"])
+    failures = tables.wrong(suites) + [
+        f"never-slower, {' '.join(map(str, r['cell'].values()))}: auto is slower than none"
+        for r in suites["never-slower"]
+        if r["failed"] and not r["wrong"]
+    ]
+    drawn = plots.draw(dict(suites), folder)
+    means = goals.headline(suites["aggregate"])
+    parts = [_heading(here, suites), "## Goals\n", goals.table(found) + "\n"]
+    if failures:
+        parts += ["## Failures\n", "\n".join(f"- {line}" for line in failures) + "\n"]
+    if any(value is not None for value in means.values()):
+        rows = [[name, tables.times(value)] for name, value in means.items() if value is not None]
+        parts += ["## Geometric means over all aggregation cells\n",
+                  tables.markdown(["ratio", "mean"], rows) + "\n"]  # fmt: skip
+    for name, (title, text) in _sections(suites).items():
+        if suites[name]:
+            parts += [f"## {title}\n", text]
+            picture = f"{name.replace('-', '_')}.png"
+            if picture in drawn:
+                parts.append(f"![{title}]({picture})\n")
+    parts += ["## Published by others\n", tables.cbm()]
+    text = "\n".join(parts)
+    (folder / "report.md").write_text(text)
+    summary = {
+        "environment": here,
+        "written": environment.now(),
+        "goals": [asdict(goal) for goal in found],
+        "geometric_means": means,
+        "failures": failures,
+        "cells": {name: list(records) for name, records in suites.items()},
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    return Page(text, tuple(failures))
+
+
+def newest_environment(results: Results) -> Record:
+    """The environment that a cell was measured in last; the newest one where none was."""
+    known = {record["id"]: record for record in results.environments()}
+    for record in reversed(results.records):
+        if record["kind"] == "cell" and record["environment"] in known:
+            return known[record["environment"]]
+    return results.environments()[-1]
+
+
+def _sections(suites: dict[str, Sequence[Record]]) -> dict[str, tuple[str, str]]:
+    return {
+        "aggregate": ("Aggregation", tables.aggregate(suites["aggregate"])),
+        "epochs": ("Epochs", tables.epochs(suites["epochs"])),
+        "search": ("Search", tables.search(suites["search"], suites["epochs"])),
+        "never-slower": ("Never slower than plain", tables.never_slower(suites["never-slower"])),
+    }
+
+
+def _heading(here: Record, suites: dict[str, Sequence[Record]]) -> str:
+    machine: dict[str, Any] = here["machine"]
+    caches = ", ".join(f"{name} {size}" for name, size in machine["caches"].items())
+    versions = ", ".join(f"{name} {v}" for name, v in here["versions"].items() if v)
+    records = [r for found in suites.values() for r in found]
+    dates = sorted(r["date"] for r in records) or [here["date"]]
+    loads = [r["load"] for r in records if r["load"] is not None]
+    lines = [
+        "# Benchmark\n",
+        f"Measured {dates[0]} to {dates[-1]} (UTC), float32, {here['threads']} threads.\n",
+        f"- Machine: {machine['processor']}, {machine['cores']} cores, {caches}, "
+        f"{machine['memory_gib']} GiB; {machine['system']}; transparent huge pages: "
+        f"{machine['huge_pages']}",
+        f"- Versions: {versions}",
+        f"- Code: {here['git'] or 'no git revision'} (fingerprint {here['code']})",
+        f"- Settings: {json.dumps(here['settings'])}",
+    ]
+    if here["settings"]["quick"]:
+        lines.append("- **A quick run: its times mean nothing.**")
+    if loads and machine["cores"] and max(loads) > machine["cores"] + 1:
+        lines.append(
+            f"- **The machine was busy**: up to {max(loads):.1f} processes ran at a time on "
+            f"{machine['cores']} cores. Do not quote these times."
+        )
+    lines.append(
+        "\nAll sides of a cell take turns in one loop, in a new order each round, warm; medians. "
+        "The fastest peer is bold. A/A: one side measured twice in the same loop, ratio ± spread. "
+        "Ratios are speeds: 2x is half the time.\n"
+    )
+    return "\n".join(lines)

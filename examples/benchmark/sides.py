@@ -1,0 +1,262 @@
+"""The sides of an aggregation cell: what each one calls, with a fresh output and a reused one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import hag_plugin as hp
+
+from . import peers
+from .graphs import LOOPS, Graph
+
+Call = Callable[[], Tensor]
+
+AUTO, NONE, AGAIN, COPY = "hag auto", "hag none", "hag auto again", "copy"
+OURS = (AUTO, NONE, AGAIN)
+
+
+class Absent(RuntimeError):
+    """A side takes no part in a cell; the message says why."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One cell: a graph, features and what to compute.
+
+    Attributes:
+        graph: the graph.
+        loops: "A" or "A+I".
+        reduce: "sum" or "max".
+        x: features, float32 `[N, F]`.
+        out: the buffer that all sides write into where outputs are reused, `[N, F]`.
+        memory_limit: bytes that a side's messages, one a directed edge, may take.
+    """
+
+    graph: Graph
+    loops: str
+    reduce: str
+    x: Tensor
+    out: Tensor
+    memory_limit: float
+
+    @property
+    def width(self) -> int:
+        """Number of features."""
+        return self.x.shape[1]
+
+    def check_messages(self) -> None:
+        """Raises where one message an edge would not fit.
+
+        Raises:
+            Absent: with the size.
+        """
+        size = self.graph.edges(self.loops).shape[1] * self.width * 4
+        if size > self.memory_limit:
+            raise Absent(
+                f"its messages take {size / 1e9:.1f} GB, above the limit of "
+                f"{self.memory_limit / 1e9:.1f} GB"
+            )
+
+
+@dataclass(frozen=True)
+class Calls:
+    """What is timed.
+
+    Attributes:
+        fresh: allocates its output.
+        reused: writes into `problem.out`; None where the peer has no such call.
+    """
+
+    fresh: Call
+    reused: Call | None
+
+
+def prepare(problem: Problem) -> tuple[dict[str, Calls], dict[str, str]]:
+    """The sides that take part, and for those that do not, why."""
+    sides: dict[str, Calls] = {}
+    absent: dict[str, str] = {}
+    for name, make in SIDES.items():
+        try:
+            sides[name] = make(problem)
+        except Absent as e:
+            absent[name] = str(e)
+    return sides, absent
+
+
+# Ours and the floor -----------------------------------------------------------------------------
+
+
+def _hag(method: str) -> Callable[[Problem], Calls]:
+    def make(problem: Problem) -> Calls:
+        hag = problem.graph.hag(method, problem.loops, problem.width)
+        x, out, mode, reduce = problem.x, problem.out, LOOPS[problem.loops], problem.reduce
+        hag.program(mode, idempotent=reduce == "max")
+        return Calls(
+            lambda: hp.aggregate(x, hag, reduce, self_loops=mode),
+            lambda: hp.aggregate(x, hag, reduce, self_loops=mode, out=out),
+        )
+
+    return make
+
+
+def _copy(problem: Problem) -> Calls:
+    x, out = problem.x, problem.out
+    return Calls(lambda: x.clone(), lambda: out.copy_(x))
+
+
+# Peers ------------------------------------------------------------------------------------------
+
+
+def _peer(name: str) -> Any:
+    module = peers.load(name)
+    if module is None:
+        raise Absent(f"{name} is not installed")
+    return module
+
+
+def dgl_graph(graph: Graph, loops: str, formats: tuple[str, ...] = ("csc",)) -> Any:
+    """A DGLGraph with 32-bit ids, its formats created beforehand, sources in order."""
+
+    def make() -> Any:
+        dgl = _peer("dgl")
+        row_ptr, col = graph.csr(loops)
+        no_values = torch.empty(0, dtype=torch.int32)
+        arrays = (row_ptr.int(), col, no_values)
+        made = dgl.graph(("csc", arrays), num_nodes=graph.num_nodes, idtype=torch.int32)
+        made = made.formats(list(formats))
+        made.create_formats_()
+        return made
+
+    return graph.kept(("dgl", loops, formats), make)
+
+
+def _dgl(problem: Problem) -> Calls:
+    dgl = _peer("dgl")
+    from dgl import _sparse_ops as kernels
+
+    graph = dgl_graph(problem.graph, problem.loops)
+    x, out, reduce = problem.x, problem.out, problem.reduce
+    public = dgl.ops.copy_u_sum if reduce == "sum" else dgl.ops.copy_u_max
+    index = graph._graph
+    nothing = kernels.to_dgl_nd(None)
+    source, target = kernels.to_dgl_nd(x), kernels.to_dgl_nd_for_write(out)
+    winner = torch.empty(x.shape, dtype=torch.int32) if reduce == "max" else None
+    winners = kernels.to_dgl_nd_for_write(winner)
+
+    def reused() -> Tensor:
+        if reduce == "sum":
+            out.zero_()  # its kernel adds to what is there
+        kernels._CAPI_DGLKernelSpMM(
+            index, "copy_lhs", reduce, source, nothing, target, winners, nothing
+        )
+        return out
+
+    return Calls(lambda: public(graph, x), reused)
+
+
+def torch_csr(graph: Graph, loops: str) -> Tensor:
+    """The matrix of ones as a torch CSR tensor with 32-bit indices, targets as rows."""
+
+    def make() -> Tensor:
+        row_ptr, col = graph.csr(loops)
+        n = graph.num_nodes
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.sparse_csr_tensor(row_ptr.int(), col, torch.ones(len(col)), size=(n, n))
+
+    matrix: Tensor = graph.kept(("torch csr", loops), make)
+    return matrix
+
+
+def _torch_csr(problem: Problem) -> Calls:
+    if problem.reduce != "sum":
+        raise Absent("a matrix product is a sum")
+    matrix, x, out = torch_csr(problem.graph, problem.loops), problem.x, problem.out
+    # addmm with beta=0 is 2-3 times faster here than `matrix @ x`, which fills with zeros first.
+    return Calls(
+        lambda: torch.addmm(out, matrix, x, beta=0, out=torch.empty_like(x)),
+        lambda: torch.addmm(out, matrix, x, beta=0, out=out),
+    )
+
+
+def _torch_csr_reduce(problem: Problem) -> Calls:
+    matrix, x = torch_csr(problem.graph, problem.loops), problem.x
+    reduce = "sum" if problem.reduce == "sum" else "amax"
+    return Calls(lambda: torch.sparse.mm(matrix, x, reduce), None)
+
+
+def _pyg(problem: Problem) -> Calls:
+    _peer("torch_geometric")
+    from torch_geometric.nn import SimpleConv
+
+    problem.check_messages()
+    conv = SimpleConv(problem.reduce)
+    x, edges = problem.x, problem.graph.edges(problem.loops)
+    return Calls(lambda: conv(x, edges), None)
+
+
+def _torch_scatter(problem: Problem) -> Calls:
+    scatter = _peer("torch_scatter")
+    problem.check_messages()
+    row_ptr, col = problem.graph.csr(problem.loops)
+    x, out, reduce = problem.x, problem.out, problem.reduce
+    messages = torch.empty(len(col), problem.width)
+
+    def reused() -> Tensor:
+        torch.index_select(x, 0, col, out=messages)
+        return scatter.segment_csr(messages, row_ptr, out, reduce)
+
+    return Calls(lambda: scatter.segment_csr(x.index_select(0, col), row_ptr, None, reduce), reused)
+
+
+SIDES: Mapping[str, Callable[[Problem], Calls]] = {
+    COPY: _copy,
+    AUTO: _hag("auto"),
+    NONE: _hag("none"),
+    "DGL": _dgl,
+    "torch CSR (MKL)": _torch_csr,
+    "torch CSR reduce": _torch_csr_reduce,
+    "torch_scatter": _torch_scatter,
+    "PyG gather + scatter": _pyg,
+}
+PEER_SIDES = tuple(name for name in SIDES if name not in (*OURS, COPY))
+
+
+# Equal ------------------------------------------------------------------------------------------
+
+
+def unequal(problem: Problem, sides: Mapping[str, Calls]) -> dict[str, str]:
+    """Compares every side, in both forms, with the plain program; says which differ.
+
+    The buffer is full of NaN before each call, so that a row that is not written is noticed.
+    Rows without edges count for ours alone: their maximum is 0 here and in PyG, -inf in DGL.
+    """
+    filled = problem.graph.csr(problem.loops)[0].diff() > 0
+    plain = sides[NONE].fresh()
+    if problem.reduce == "sum":
+        hag = problem.graph.hag("none", problem.loops, problem.width)
+        size = hp.aggregate(problem.x.abs(), hag, self_loops=LOOPS[problem.loops])
+        allowed = 2e-5 * size + 1e-30
+    else:
+        allowed = torch.zeros(())
+    wrong = {}
+    for name, calls in sides.items():
+        for form in ("fresh", "reused"):
+            call = getattr(calls, form)
+            if call is None or name == COPY:
+                continue
+            problem.out.fill_(float("nan"))
+            difference = (call() - plain).abs_()
+            fits = difference <= allowed
+            if problem.reduce == "max" and name in PEER_SIDES:
+                fits |= ~filled.unsqueeze(-1)
+            if not bool(fits.all()):
+                worst = float(difference.nan_to_num(nan=float("inf")).max())
+                wrong[f"{name}, {form}"] = f"differs from the plain program by up to {worst:.3g}"
+    return wrong

@@ -1,0 +1,254 @@
+"""Markdown tables of what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from . import published, suite_epochs
+from .results import Record
+from .sides import AUTO, COPY, NONE, OURS, SIDES
+
+FORMS = {
+    "reused": "all sides write into the same buffer",
+    "fresh": "all sides allocate their output (stock allocator)",
+}
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; the first column is text, the others are numbers."""
+    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def geometric_mean(values: Iterable[float]) -> float | None:
+    """The geometric mean; None of nothing."""
+    logs = [math.log(value) for value in values]
+    return math.exp(sum(logs) / len(logs)) if logs else None
+
+
+def duration(seconds: float | None) -> str:
+    """Milliseconds with three digits that count."""
+    return "-" if seconds is None else f"{seconds * 1e3:#.3g}".rstrip(".")
+
+
+def times(ratio: float | None) -> str:
+    """A ratio, as in 2.31x."""
+    return "-" if ratio is None else f"{ratio:.2f}x"
+
+
+# One cell ---------------------------------------------------------------------------------------
+
+
+def median(record: Record, form: str, side: str) -> float | None:
+    """Seconds of a side; None where it took no part."""
+    found = record["forms"].get(form, {}).get("sides", {}).get(side)
+    return None if found is None else float(found["median"])
+
+
+def best_peer(record: Record, form: str) -> tuple[str, float] | None:
+    """The fastest side that is neither ours nor the copy, with its seconds."""
+    found = record["forms"].get(form, {}).get("sides", {})
+    peers = {s: t["median"] for s, t in found.items() if s not in (*OURS, COPY)}
+    return min(peers.items(), key=lambda item: item[1]) if peers else None
+
+
+def over(record: Record, form: str, slower: str, faster: str) -> float | None:
+    """How many times `faster` is faster, by medians; None where one took no part."""
+    a, b = median(record, form, slower), median(record, form, faster)
+    return None if a is None or b is None else a / b
+
+
+def over_best(record: Record, form: str, side: str = AUTO) -> float | None:
+    """How many times a side is faster than the best peer."""
+    peer, own = best_peer(record, form), median(record, form, side)
+    return None if peer is None or own is None else peer[1] / own
+
+
+def means(records: Iterable[Record], ratio: Any) -> float | None:
+    """The geometric mean of a ratio over the records that have it."""
+    found = [ratio(record) for record in records]
+    return geometric_mean(value for value in found if value is not None)
+
+
+# Suites -----------------------------------------------------------------------------------------
+
+
+def aggregate(records: Sequence[Record]) -> str:
+    """A table for each width, matrix, reducer and form: milliseconds and ratios."""
+    groups: dict[tuple[str, int, str], list[Record]] = {}
+    for record in records:
+        cell = record["cell"]
+        groups.setdefault((cell["loops"], cell["width"], cell["reduce"]), []).append(record)
+    parts = []
+    for (loops, width, reduce), group in sorted(groups.items()):
+        matrix = loops.replace("+", " + ")
+        parts.append(f"### {reduce} over {matrix}, width {width}\n")
+        for form, words in FORMS.items():
+            parts.append(f"Milliseconds, {words}:\n\n{_aggregate_group(group, form)}\n")
+    return "\n".join([*parts, _absences(records)])
+
+
+def _aggregate_group(group: Sequence[Record], form: str) -> str:
+    measured = [r for r in group if r["forms"]]
+    shown = [s for s in SIDES if any(median(r, form, s) is not None for r in measured)]
+    header = ["graph", "rows read", *shown, "auto / best peer", "auto / DGL", "none / DGL",
+              "auto / none", "auto's time / copy", "A/A"]  # fmt: skip
+    rows = []
+    for record in measured:
+        saved = record["saved"]
+        peer = best_peer(record, form)
+        control = record["forms"][form]["control"]
+        rows.append([
+            record["cell"]["graph"],
+            times(saved["rows_read_before"] / max(saved["rows_read"], 1)) + " fewer",
+            *[_cell_text(record, form, side, peer) for side in shown],
+            *[times(ratio(record, form)) for ratio in RATIOS],
+            f"{control['ratio']:.2f} ± {control['spread']:.2f}",
+        ])  # fmt: skip
+    mean = [times(means(measured, lambda r, f=ratio: f(r, form))) for ratio in RATIOS]
+    rows.append(["geometric mean", *[""] * (len(shown) + 1), *mean, ""])
+    return markdown(header, rows)
+
+
+RATIOS = (
+    over_best,
+    lambda record, form: over(record, form, "DGL", AUTO),
+    lambda record, form: over(record, form, "DGL", NONE),
+    lambda record, form: over(record, form, NONE, AUTO),
+    lambda record, form: over(record, form, AUTO, COPY),
+)
+
+
+def _cell_text(record: Record, form: str, side: str, peer: tuple[str, float] | None) -> str:
+    seconds = median(record, form, side)
+    if seconds is None:
+        return "n/a"
+    text = duration(seconds)
+    return f"**{text}**" if peer is not None and side == peer[0] else text
+
+
+def _absences(records: Sequence[Record]) -> str:
+    lines = sorted({
+        f"- {side}" + (f" on {record['cell']['graph']}" if "memory" in why or "GB" in why else "")
+        + f": {why}."
+        for record in records for side, why in record.get("absent", {}).items()
+    })  # fmt: skip
+    return "Left out (n/a in the tables; n/a also where a peer cannot write into a buffer):\n\n" + (
+        "\n".join(lines) + "\n" if lines else "- nothing.\n"
+    )
+
+
+def epochs(records: Sequence[Record]) -> str:
+    """A table for each model."""
+    parts = []
+    shown = list(suite_epochs.SIDES)
+    for model in dict.fromkeys(record["cell"]["model"] for record in records):
+        header = ["graph", "hidden", "mode", *shown, "auto / stock PyG", "auto / DGL",
+                  "auto / none", "auto / best peer", "A/A"]  # fmt: skip
+        rows = []
+        for record in records:
+            cell = record["cell"]
+            if cell["model"] != model or not record["forms"]:
+                continue
+            peer = best_peer(record, "fresh")
+            ratios = [over(record, "fresh", s, AUTO) for s in (suite_epochs.STOCK, "DGL", NONE)]
+            control = record["forms"]["fresh"]["control"]
+            rows.append([
+                cell["graph"], str(cell["hidden"]), cell["mode"],
+                *[_cell_text(record, "fresh", side, peer) for side in shown],
+                *[times(ratio) for ratio in (*ratios, over_best(record, "fresh"))],
+                f"{control['ratio']:.2f} ± {control['spread']:.2f}",
+            ])  # fmt: skip
+        parts.append(f"### {model}\n\nMilliseconds an epoch:\n\n{markdown(header, rows)}\n")
+    return "\n".join([*parts, _absences(records)])
+
+
+def search(records: Sequence[Record], epoch_records: Sequence[Record]) -> str:
+    """What building costs, and when that is earned back."""
+    header = ["graph", "matrix", "edges", "seconds", "M edges / s", "rows read",
+              "memory, MB", "epochs to earn back (none)", "(stock PyG)"]  # fmt: skip
+    rows = []
+    for record in records:
+        saved, growth = record["saved"], record["memory_growth"]
+        back = record["epochs_to_earn_back"]
+        rows.append([
+            record["cell"]["graph"], record["cell"]["loops"].replace("+", " + "),
+            f"{record['graph']['edges']:,}", f"{record['seconds']:#.3g}",
+            f"{record['edges_per_second'] / 1e6:.2f}",
+            times(saved["rows_read_before"] / max(saved["rows_read"], 1)) + " fewer",
+            "-" if growth is None else f"{growth / 1e6:.0f}",
+            "never" if back is None else f"{back:,.1f}",
+            _earned_back_on_stock(record, epoch_records),
+        ])  # fmt: skip
+    note = (
+        "Epochs to earn back: training epochs of a 2-layer GCN (four aggregations) until the search"
+        ' is paid for; against "none" by the aggregation\'s own saving at width 64, against stock '
+        "PyG by whole epochs at hidden 64, where these were measured."
+    )
+    return markdown(header, rows) + "\n\n" + note + "\n"
+
+
+def _earned_back_on_stock(record: Record, epoch_records: Sequence[Record]) -> str:
+    wanted = {"graph": record["cell"]["graph"], "hidden": 64, "mode": "training", "model": "GCN"}
+    if record["cell"]["loops"] != "A+I":
+        wanted["model"] = "SAGE-mean"
+    for epoch in epoch_records:
+        if epoch["cell"] == wanted:
+            stock = median(epoch, "fresh", suite_epochs.STOCK)
+            ours = median(epoch, "fresh", AUTO)
+            if stock is not None and ours is not None and stock > ours:
+                return f"{record['seconds'] / (stock - ours):,.2f}"
+    return "-"
+
+
+def never_slower(records: Sequence[Record]) -> str:
+    """Counts, means, the worst cells and the failures."""
+    timed = [r for r in records if r["forms"]]
+    failed = [r for r in records if r["failed"]]
+    same = sum(r["same"] for r in records)
+    lines = [f"{len(records)} cells: {same} with equal arrays (1.00x, not timed), {len(timed)} "
+             f"timed, {len(failed)} failed.\n"]  # fmt: skip
+    header = ["form", "geometric mean of none / auto over all cells", "smallest", "largest"]
+    rows = []
+    for form in FORMS:
+        ratios = [r["forms"][form]["ratio"] for r in timed] + [1.0] * same
+        if ratios:
+            rows.append([form, times(geometric_mean(ratios)), times(min(ratios)),
+                         times(max(ratios))])  # fmt: skip
+    lines.append(markdown(header, rows) + "\n")
+    header = ["graph", "matrix", "width", "reduce", "form", "none / auto", "A/A spread", "attempts"]
+    for title, chosen in (("Failures", failed), ("The ten lowest", _lowest(timed))):
+        body = [_never_row(record, form) for record in chosen for form in record["forms"]
+                if title != "Failures" or record["forms"][form]["failed"]]  # fmt: skip
+        lines.append(f"{title}:\n\n" + (markdown(header, body) if body else "none") + "\n")
+    return "\n".join(lines)
+
+
+def _lowest(timed: Sequence[Record]) -> list[Record]:
+    return sorted(timed, key=lambda r: min(f["ratio"] for f in r["forms"].values()))[:10]
+
+
+def _never_row(record: Record, form: str) -> list[str]:
+    cell, found = record["cell"], record["forms"][form]
+    return [cell["graph"], cell["loops"], str(cell["width"]), cell["reduce"], form,
+            f"{found['ratio']:.3f}", f"{found['spread']:.3f}",
+            str(found["attempts"])]  # fmt: skip
+
+
+def wrong(records: Mapping[str, Sequence[Record]]) -> list[str]:
+    """A line for each side whose result was not that of the plain program."""
+    return [
+        f"{suite}, {' '.join(map(str, record['cell'].values()))}: {side} {why}"
+        for suite, found in records.items()
+        for record in found
+        for side, why in record["wrong"].items()
+    ]
+
+
+def cbm() -> str:
+    """CBM's published figures."""
+    rows = [[f.what, f.value, f.where] for f in published.CBM]
+    return markdown(["figure", "value", "where"], rows) + f"\n\n{published.CBM_SOURCE}\n"

@@ -1,0 +1,30 @@
+"""The examples in the docstrings run."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+
+import hag_plugin
+
+HERE = Path(hag_plugin.__file__).parent
+MODULES = [
+    ".".join(["hag_plugin", *path.relative_to(HERE).with_suffix("").parts])
+    for path in sorted(HERE.rglob("*.py"))
+    if not path.name.startswith("__") and "kernels" not in path.parts
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.failed == 0
+
+
+def test_there_are_examples() -> None:
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    tests = [t for name in MODULES for t in finder.find(importlib.import_module(name))]
+    assert sum(bool(t.examples) for t in tests) >= 5
