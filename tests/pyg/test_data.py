@@ -306,3 +306,14 @@ class TestDatasets:
         data = TO_HAG(make(0))
         torch.save(data.hag, tmp_path / "hag.pt")
         assert torch.load(tmp_path / "hag.pt", weights_only=True).content_hash
+
+
+def test_a_hag_of_another_graph_is_refused() -> None:
+    """The same numbers of nodes and edges, one edge elsewhere."""
+    data = ToHAG()(Data(edge_index=torch.tensor([[0, 1, 2], [1, 2, 0]]), num_nodes=3))
+    other = hp.build_hag(torch.tensor([[0, 1, 2], [1, 2, 1]]), num_nodes=3)
+    with pytest.raises(ValueError, match="is not that of edge_index"):
+        data.hag = other
+    assert data.hag.matches(data.edge_index)
+    with pytest.raises(ValueError, match="row 0, source 2: expected 1 edges, found 0"):
+        other.check(data.edge_index)
