@@ -107,13 +107,13 @@ class HagMixin:
     def hag(self, value: Any) -> None:
         store = self._store  # type: ignore[attr-defined]
         edge_index = store._mapping.get("edge_index")
-        if isinstance(value, HAG) and isinstance(edge_index, Tensor):
-            if not value.matches(edge_index):
-                raise ValueError(
-                    f"this HAG, of {value.num_edges} edges between {value.num_dst} nodes, is not "
-                    f"that of edge_index, which has {edge_index.shape[1]} edges; expected "
-                    "build_hag(data.edge_index, num_nodes=data.num_nodes)"
-                )
+        comparable = isinstance(value, HAG) and isinstance(edge_index, Tensor)
+        if comparable and not value.matches(edge_index):
+            raise ValueError(
+                f"this HAG, of {value.num_edges} edges between {value.num_dst} nodes, is not "
+                f"that of edge_index, which has {edge_index.shape[1]} edges; expected "
+                "build_hag(data.edge_index, num_nodes=data.num_nodes)"
+            )
         store[KEY] = value
 
     def _merge_hags(self) -> Any:
