@@ -1,4 +1,4 @@
-"""Entry: `python examples/benchmark` or, from the repository root, `python -m examples.benchmark`."""
+"""Entry: `python examples/benchmark`, or `python -m examples.benchmark` from the root."""
 
 from __future__ import annotations
 

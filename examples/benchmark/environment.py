@@ -74,7 +74,7 @@ def versions() -> dict[str, str | None]:
 def code_fingerprint() -> str:
     """A hash of what runs: hag_plugin's sources, its native module and what measures."""
     root = Path(hag_plugin.__file__).parent
-    files = sorted(root.rglob("*.py")) + [Path(str(_cpu.__file__))]
+    files = [*sorted(root.rglob("*.py")), Path(str(_cpu.__file__))]
     for pattern in MEASURING:
         files += sorted(HERE.glob(pattern))
     digest = hashlib.sha256()

@@ -32,7 +32,7 @@ def write(results: Results, folder: Path) -> Page:
     here = newest_environment(results)
     suites: dict[str, Sequence[Record]] = {s: results.cells(s, here["id"]) for s in SUITES}
     found = goals.all_goals(dict(suites), here["threads"])
-    failures = tables.wrong(suites) + [
+    failures = tables.wrong(suites, ours=True) + [
         f"never-slower, {' '.join(map(str, r['cell'].values()))}: auto is slower than none"
         for r in suites["never-slower"]
         if r["failed"] and not r["wrong"]
@@ -42,6 +42,10 @@ def write(results: Results, folder: Path) -> Page:
     parts = [_heading(here, suites), "## Goals\n", goals.table(found) + "\n"]
     if failures:
         parts += ["## Failures\n", "\n".join(f"- {line}" for line in failures) + "\n"]
+    differing = tables.wrong(suites, ours=False)
+    if differing:
+        parts += ["## Peers whose result differs, not timed there\n",
+                  "\n".join(f"- {line}" for line in differing) + "\n"]  # fmt: skip
     if any(value is not None for value in means.values()):
         rows = [[name, tables.times(value)] for name, value in means.items() if value is not None]
         parts += ["## Geometric means over all aggregation cells\n",
@@ -61,6 +65,7 @@ def write(results: Results, folder: Path) -> Page:
         "goals": [asdict(goal) for goal in found],
         "geometric_means": means,
         "failures": failures,
+        "peers_that_differ": differing,
         "cells": {name: list(records) for name, records in suites.items()},
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")

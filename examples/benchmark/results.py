@@ -55,9 +55,10 @@ class Results:
     def find(self, suite: str, cell: Mapping[str, Any], environment: str) -> Record | None:
         """The record of a cell in an environment, the newest one."""
         for record in reversed(self.records):
-            if record["kind"] == "cell" and record["environment"] == environment:
-                if record["suite"] == suite and record["cell"] == cell:
-                    return record
+            if record["kind"] != "cell" or record["environment"] != environment:
+                continue
+            if record["suite"] == suite and record["cell"] == cell:
+                return record
         return None
 
     def cells(self, suite: str, environment: str | None = None) -> list[Record]:

@@ -82,9 +82,11 @@ def _edge_index(graph: Graph, kind: str, hidden: int, plan: Plan) -> tuple[Net, 
 
 
 def _torch_csr(graph: Graph, kind: str, hidden: int, plan: Plan) -> tuple[Net, Tensor]:
-    normalised = kind == "GCN"
-    matrix = models.normalised_csr(graph) if normalised else sides.torch_csr(graph, "A")
-    return models.pyg_net(kind, hidden, plan.seed, normalised), matrix
+    if kind == "GCN":
+        return models.pyg_net(kind, hidden, plan.seed, True), models.normalised_csr(graph)
+    # The gradient of torch.sparse.mm(A, x, "mean") is wrong with 32-bit indices (torch 2.13).
+    dtype = torch.int64 if kind == "SAGE-mean" else torch.int32
+    return models.pyg_net(kind, hidden, plan.seed), sides.torch_csr(graph, "A", dtype)
 
 
 def _dgl(graph: Graph, kind: str, hidden: int, plan: Plan) -> tuple[Net, Any]:

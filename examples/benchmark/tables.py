@@ -238,13 +238,14 @@ def _never_row(record: Record, form: str) -> list[str]:
             str(found["attempts"])]  # fmt: skip
 
 
-def wrong(records: Mapping[str, Sequence[Record]]) -> list[str]:
-    """A line for each side whose result was not that of the plain program."""
+def wrong(records: Mapping[str, Sequence[Record]], ours: bool) -> list[str]:
+    """A line for each side, of ours or of the peers, that did not agree with the plain program."""
     return [
         f"{suite}, {' '.join(map(str, record['cell'].values()))}: {side} {why}"
         for suite, found in records.items()
         for record in found
         for side, why in record["wrong"].items()
+        if (side.partition(", ")[0] in OURS) == ours
     ]
 
 
