@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,10 +60,9 @@ def _pick(records: Iterable[Record], **cell: Any) -> list[Record]:
     return [r for r in records if r["forms"] and cell.items() <= r["cell"].items()]
 
 
-def _one(records: Iterable[Record], ratio: Callable[[Record], float | None]) -> float | None:
-    for record in records:
-        return ratio(record)
-    return None
+def _one(records: Iterable[Record], form: str, slower: str, faster: str) -> float | None:
+    """The ratio of the only record there is."""
+    return next((over(record, form, slower, faster) for record in records), None)
 
 
 def _kernels(records: Sequence[Record]) -> list[Goal]:
@@ -72,7 +71,7 @@ def _kernels(records: Sequence[Record]) -> list[Goal]:
     for width in (64, 256):
         found = _pick(records, graph=COLLAB, width=width, loops="A+I", reduce="sum")
         for form, than in words.items():
-            value = _one(found, lambda r, f=form: over(r, f, AUTO, COPY))
+            value = _one(found, form, AUTO, COPY)
             goals.append(_most(f"{COLLAB}, width {width}: at most 1.5x of {than}", value, 1.5))
     return goals
 
@@ -83,14 +82,14 @@ def _peers(records: Sequence[Record]) -> list[Goal]:
     for graph, bound in ((COLLAB, 3.0), ("IMDB-MULTI", 2.5), ("ca-HepPh", 2.5),
                          ("AmazonPhoto", 1.6)):  # fmt: skip
         found = _pick(records, graph=graph)
-        value = _one(found, lambda r: over(r, "reused", "DGL", AUTO))
+        value = _one(found, "reused", "DGL", AUTO)
         goals.append(_least(f"{graph}: at least {bound}x DGL, reused buffers", value, bound))
     for form in ("reused", "fresh"):
         value = means(records, lambda r, f=form: over(r, f, "DGL", NONE))
         words = f'method="none", {len(records)} graphs, {form}: at least 1.5x DGL, geometric mean'
         goals.append(_least(words, value, 1.5))
-        found = [over(r, form, "DGL", NONE) for r in records]
-        lowest = min((v for v in found if v is not None), default=None)
+        against = [over(r, form, "DGL", NONE) for r in records]
+        lowest = min((v for v in against if v is not None), default=None)
         goals.append(_least(f'method="none", {form}: never below 0.9x DGL', lowest, 0.9))
         value = means(records, lambda r, f=form: over_best(r, f))
         words = f"auto, {len(records)} graphs, {form}: at least 2.5x the best peer, geometric mean"
@@ -102,7 +101,7 @@ def _epochs(records: Sequence[Record]) -> list[Goal]:
     goals = []
     wanted = {"graph": COLLAB, "model": "GCN", "hidden": 16, "mode": "training"}
     for side, bound in ((suite_epochs.STOCK, 50.0), ("DGL", 1.5)):
-        value = _one(_pick(records, **wanted), lambda r, s=side: over(r, "fresh", s, AUTO))
+        value = _one(_pick(records, **wanted), "fresh", side, AUTO)
         words = f"{COLLAB}, GCN, hidden 16, training: at least {bound:g}x {side}"
         goals.append(_least(words, value, bound))
     measured = _pick(records)
@@ -132,7 +131,7 @@ def _search(records: Sequence[Record], threads: int) -> list[Goal]:
     for graph, loops, bound in SEARCH_SECONDS:
         found = by_cell.get((graph, loops))
         words = f"search of {graph}, {loops}: at most {bound:g} s (2 threads; here {threads})"
-        goals.append(_most(words, found and found["seconds"], bound, " s"))
+        goals.append(_most(words, None if found is None else found["seconds"], bound, " s"))
     for graph in ("fb100-Amherst41", "ogbl-ddi"):
         found = by_cell.get((graph, "A+I"))
         speed = None if found is None else found["edges_per_second"] / 1e6

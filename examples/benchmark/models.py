@@ -139,7 +139,7 @@ class Side:
     def train(self) -> None:
         """One full-batch training epoch."""
         self.optimizer.zero_grad()
-        self.loss().backward()
+        torch.autograd.backward(self.loss())
         self.optimizer.step()
 
     def infer(self) -> Tensor:
@@ -151,7 +151,7 @@ class Side:
     def gradient_norm(self) -> float:
         """Norm of the gradient over all weights: the same for transposed weights."""
         self.optimizer.zero_grad()
-        self.loss().backward()
+        torch.autograd.backward(self.loss())
         squares = [p.grad.double().square().sum() for p in self.net.parameters()
                    if p.grad is not None]  # fmt: skip
         self.optimizer.zero_grad()

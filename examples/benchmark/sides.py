@@ -95,7 +95,8 @@ def prepare(problem: Problem) -> tuple[dict[str, Calls], dict[str, str]]:
 def _hag(method: str) -> Callable[[Problem], Calls]:
     def make(problem: Problem) -> Calls:
         hag = problem.graph.hag(method, problem.loops, problem.width)
-        x, out, mode, reduce = problem.x, problem.out, LOOPS[problem.loops], problem.reduce
+        x, out, mode = problem.x, problem.out, LOOPS[problem.loops]
+        reduce: Any = problem.reduce
         hag.program(mode, idempotent=reduce == "max")
         return Calls(
             lambda: hp.aggregate(x, hag, reduce, self_loops=mode),
@@ -215,7 +216,8 @@ def _torch_scatter(problem: Problem) -> Calls:
 
     def reused() -> Tensor:
         torch.index_select(x, 0, col, out=messages)
-        return scatter.segment_csr(messages, row_ptr, out, reduce)
+        scatter.segment_csr(messages, row_ptr, out, reduce)
+        return out
 
     return Calls(lambda: scatter.segment_csr(x.index_select(0, col), row_ptr, None, reduce), reused)
 

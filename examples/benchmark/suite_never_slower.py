@@ -44,7 +44,7 @@ def measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
 
 def _twice(problem: Problem, pair: dict[str, sides.Calls], form: str, plan: Plan) -> dict[str, Any]:
     """Measures; where that fails, once more: only twice running is a failure."""
-    attempts = []
+    attempts: list[dict[str, Any]] = []
     while len(attempts) < 2 and all(too_slow(a) for a in attempts):
         calls = {name: getattr(c, form) for name, c in pair.items()}
         calls[NONE_AGAIN] = calls[NONE]

@@ -86,8 +86,8 @@ def test_cora(way: str, cora: Any, shared_data: Any) -> None:
 
 def test_imdb(raw_root: Any, shared_data: Any) -> None:
     dataset = TUDataset(str(raw_root), "IMDB-MULTI", transform=Compose([Constant(), ToHAG()]))
-    items = [dataset[i] for i in range(0, len(dataset), 10)]
-    batches = [Batch.from_data_list(items[i : i + 75]) for i in range(0, 150, 75)]
+    items = list(dataset)
+    batches = [Batch.from_data_list(items[i : i + 500]) for i in range(0, len(items), 500)]
 
     def step(model: nn.Module, accelerated: bool) -> Tensor:
         total = torch.zeros((), dtype=torch.float64)
