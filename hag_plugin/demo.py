@@ -369,15 +369,15 @@ def _gain(result: Comparison) -> str:
 
 def check_plot(path: str) -> None:
     """Raises a `DatasetError` unless `path` can be drawn to; before the training, not after."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as e:
-        raise DatasetError("--plot needs matplotlib: pip install matplotlib") from e
     if Path(path).suffix.lower() not in PICTURES or not Path(path).resolve().parent.is_dir():
         raise DatasetError(
             f"--plot is {path!r}; expected a name that ends in {' or '.join(PICTURES)}, in a "
             "folder that exists"
         )
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as e:
+        raise DatasetError("--plot needs matplotlib: pip install matplotlib") from e
 
 
 def plot(result: Comparison, path: str) -> None:

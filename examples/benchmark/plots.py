@@ -10,9 +10,16 @@ from .results import Record
 from .sides import AUTO, COPY, NONE, SIDES
 from .tables import median, over
 
-COLOURS = {COPY: "#b0b0b0", AUTO: "#c0392b", NONE: "#e59866", "DGL": "#1f4e79", "torch CSR (MKL)": "#5dade2",
-           "torch CSR reduce": "#aed6f1", "torch_scatter": "#7d6608",
-           "PyG gather + scatter": "#229954"}  # fmt: skip
+COLOURS = {
+    COPY: "#b0b0b0",
+    AUTO: "#c0392b",
+    NONE: "#e59866",
+    "DGL": "#1f4e79",
+    "torch CSR (MKL)": "#5dade2",
+    "torch CSR reduce": "#aed6f1",
+    "torch_scatter": "#7d6608",
+    "PyG gather + scatter": "#229954",
+}
 
 
 def draw(suites: dict[str, Sequence[Record]], folder: Path) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 Call = Callable[[], Any]
 
 REWARMED = 20e-3  # seconds; a call shorter than this runs once, untimed, before it is measured
+SLOW = 1.0  # seconds; what a first call costs beyond the others is small against this
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,12 @@ def interleave(
 
 
 def _warm_up(call: Call) -> float:
-    """Seconds of one warm call: the first is thrown away, short ones are called for longer."""
+    """Seconds of one warm call: short ones are called for longer, long ones only once."""
+    start = time.perf_counter()
     call()
+    first = time.perf_counter() - start
+    if first > SLOW:
+        return first
     least = math.inf
     start = time.perf_counter()
     for _ in range(5):

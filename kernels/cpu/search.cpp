@@ -23,8 +23,9 @@ constexpr double kWorthIt = 0.97;           // of the plain program's cost; abov
 constexpr double kReorder = 1.05;  // a new order must be cheaper by this
 
 struct Tiles {
-  std::vector<int32_t> order;  // rows
-  std::vector<int64_t> begin;  // tiles in `order`, [tiles + 1]
+  std::vector<int32_t> order;         // rows
+  std::vector<int64_t> begin;         // tiles in `order`, [tiles + 1]
+  std::vector<TileProgram> programs;  // of the tiles searched so far; the others are empty
   int64_t size() const { return static_cast<int64_t>(begin.size()) - 1; }
 };
 
@@ -70,19 +71,23 @@ class OverlapOrder {
       : graph_(graph),
         targets_of_(targets_of),
         score_(graph.num_dst, 0),
-        waits_(graph.num_dst, 0) {}
+        weight_(graph.num_dst),
+        waits_(graph.num_dst, 0) {
+    for (int64_t v = 0; v < graph.num_dst; ++v)
+      weight_[v] = -1.0f / std::sqrt(1.0f + static_cast<float>(length(graph, v)));
+  }
 
   void apply(std::vector<int32_t> &rows, int64_t tile_rows) {
     for (const int32_t v : rows) waits_[v] = 1;
     std::vector<int32_t> order;
     order.reserve(rows.size());
-    std::vector<std::pair<double, int32_t>> best;
+    std::vector<std::pair<float, int32_t>> best;
     for (size_t next = 0; order.size() < rows.size();) {
       const size_t end = std::min(rows.size(), order.size() + static_cast<size_t>(tile_rows));
       while (order.size() < end) {
         best.clear();
         for (const int32_t v : touched_)
-          if (waits_[v]) best.push_back({-score_[v] / std::sqrt(1.0 + length(graph_, v)), v});
+          if (waits_[v]) best.push_back({static_cast<float>(score_[v]) * weight_[v], v});
         if (best.empty()) {
           while (!waits_[rows[next]]) ++next;
           take(rows[next], order);
@@ -126,6 +131,7 @@ class OverlapOrder {
 
   const Csr &graph_, &targets_of_;
   std::vector<int32_t> score_, touched_;
+  std::vector<float> weight_;
   std::vector<char> waits_;
 };
 
@@ -172,11 +178,11 @@ double cost_of(const TileProgram &tile, const Costs &costs) {
   return static_cast<double>(tile.source.size()) + costs.intermediate * tile.scratch_rows;
 }
 
-// Searches the tiles `first, first + step, ...` and hands each to `take` (from several threads).
-template <typename Take>
+// Searches the tiles 0, step, 2 step, ... that were not searched yet.
 void search_tiles(const Csr &graph, Mode mode, bool idempotent, bool leave_one_out,
-                  const Costs &costs, int threads, const Progress &progress, const Tiles &tiles,
-                  int64_t step, Take take) {
+                  const Costs &costs, int threads, const Progress &progress, int64_t step,
+                  Tiles &tiles) {
+  tiles.programs.resize(tiles.size());
   std::atomic<int64_t> next{0}, done{0};
   std::atomic<bool> stop{false};
   std::exception_ptr failure;
@@ -189,8 +195,10 @@ void search_tiles(const Csr &graph, Mode mode, bool idempotent, bool leave_one_o
       for (;;) {
         const int64_t t = next.fetch_add(step);
         if (t >= tiles.size() || stop) break;
-        take(t,
-             search.run(tiles.order.data() + tiles.begin[t], tiles.begin[t + 1] - tiles.begin[t]));
+        TileProgram &program = tiles.programs[t];
+        if (program.target.empty())
+          program =
+              search.run(tiles.order.data() + tiles.begin[t], tiles.begin[t + 1] - tiles.begin[t]);
         done += step;
         const auto now = std::chrono::steady_clock::now();
         if (omp_get_thread_num() == 0 && progress &&
@@ -220,17 +228,18 @@ ProgramArrays search_program(const Csr &graph, Mode mode, bool idempotent, bool 
     if (is_hub(graph, v)) hubs.push_back(static_cast<int32_t>(v));
   const std::vector<Block> blocks = independent_blocks(graph);
 
-  auto search = [&](const Tiles &tiles, int64_t step, auto take, bool report) {
-    search_tiles(graph, mode, idempotent, leave_one_out, costs, threads,
-                 report ? progress : Progress(), tiles, step, take);
-  };
-  auto plain_cost = [&](const Tiles &tiles, int64_t t) {
-    int64_t reads = 0;
-    for (int64_t i = tiles.begin[t]; i < tiles.begin[t + 1]; ++i) {
-      const int64_t v = tiles.order[i];
-      reads += graph.row_ptr[v + 1] - graph.row_ptr[v] + (mode != Mode::given);
+  auto search = [&](int64_t step, const Progress &report, Tiles &tiles) {
+    search_tiles(graph, mode, idempotent, leave_one_out, costs, threads, report, step, tiles);
+    double total = 0.0;
+    int64_t plain = 1;
+    for (int64_t t = 0; t < tiles.size(); t += step) {
+      total += cost_of(tiles.programs[t], costs);
+      for (int64_t i = tiles.begin[t]; i < tiles.begin[t + 1]; ++i) {
+        const int64_t v = tiles.order[i];
+        plain += graph.row_ptr[v + 1] - graph.row_ptr[v] + (mode != Mode::given);
+      }
     }
-    return reads;
+    return total / static_cast<double>(plain);  // cost, in that of the plain program
   };
 
   Tiles tiles = make_tiles(graph, blocks, false, nullptr);
@@ -240,15 +249,9 @@ ProgramArrays search_program(const Csr &graph, Mode mode, bool idempotent, bool 
       large_edges += graph.row_ptr[block.end] - graph.row_ptr[block.begin];
   if (large_edges) {
     // The order is chosen on a sample of the tiles; another than the graph's own must win clearly.
-    auto sampled_ratio = [&](const Tiles &candidate) {
-      const int64_t step = std::max<int64_t>(1, std::min(large_edges >> 18, candidate.size() / 16));
-      std::vector<double> cost(candidate.size(), 0.0);
-      search(
-          candidate, step, [&](int64_t t, TileProgram &&tile) { cost[t] = cost_of(tile, costs); },
-          false);
-      int64_t plain = 1;
-      for (int64_t t = 0; t < candidate.size(); t += step) plain += plain_cost(candidate, t);
-      return std::accumulate(cost.begin(), cost.end(), 0.0) / static_cast<double>(plain);
+    auto sample = [&](Tiles &candidate) {
+      return search(std::max<int64_t>(1, std::min(large_edges >> 18, candidate.size() / 16)), {},
+                    candidate);
     };
     CsrArrays reversed;
     Csr targets_of = graph;
@@ -259,25 +262,21 @@ ProgramArrays search_program(const Csr &graph, Mode mode, bool idempotent, bool 
     OverlapOrder overlap(graph, targets_of);
     Tiles best = make_tiles(graph, blocks, true, nullptr);
     Tiles reordered = make_tiles(graph, blocks, true, &overlap);
-    if (kReorder * sampled_ratio(reordered) < sampled_ratio(best)) best = std::move(reordered);
+    if (kReorder * sample(reordered) < sample(best)) best = std::move(reordered);
     const int64_t offset = static_cast<int64_t>(tiles.order.size());
     tiles.order.insert(tiles.order.end(), best.order.begin(), best.order.end());
-    for (int64_t t = 1; t <= best.size(); ++t) tiles.begin.push_back(offset + best.begin[t]);
+    tiles.programs.resize(tiles.size());
+    for (int64_t t = 0; t < best.size(); ++t) {
+      tiles.begin.push_back(offset + best.begin[t + 1]);
+      tiles.programs.push_back(std::move(best.programs[t]));
+    }
   }
 
-  std::vector<TileProgram> programs(tiles.size());
-  search(tiles, 1, [&](int64_t t, TileProgram &&tile) { programs[t] = std::move(tile); }, true);
-  double total = 0.0;
-  int64_t plain = 0;
-  for (int64_t t = 0; t < tiles.size(); ++t) {
-    total += cost_of(programs[t], costs);
-    plain += plain_cost(tiles, t);
-  }
-  if (total > kWorthIt * static_cast<double>(plain)) {
-    programs = {};
+  if (search(1, progress, tiles) > kWorthIt) {
+    tiles.programs = {};
     return plain_program(graph, mode, idempotent);
   }
-  return assemble(graph, mode, idempotent, std::move(programs), hubs);
+  return assemble(graph, mode, idempotent, std::move(tiles.programs), hubs);
 }
 
 }  // namespace hag
