@@ -301,10 +301,8 @@ class HAG:
         for mode, idempotent in sorted(keys, key=str):
             program = self.program(mode, idempotent=idempotent)
             _ = program.native  # checks that every index is in range
-            arrays = [a.cpu().numpy() for a in program.arrays]
-            _cpu.check_program(
-                *arrays, self.num_src, program.diagonal, row_ptr, col, mode or "", idempotent
-            )
+            graph = (self.num_src, program.diagonal, row_ptr, col, mode or "", idempotent)
+            _cpu.check_program(*program.numpy(), *graph)
 
     # Moving and keeping ---------------------------------------------------------------------
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hag_plugin.kernels import _cpu
 
+Array = np.ndarray[Any, Any]
+SixArrays = tuple[Array, Array, Array, Array, Array, Array]
 SelfLoops = Literal[False, "add", "fill"]
 SELF_LOOPS: tuple[SelfLoops, ...] = (False, "add", "fill")
 METHODS = ("auto", "greedy", "none")
@@ -83,6 +86,11 @@ class Program:
         """The six arrays, in the order of the attributes above."""
         return tuple(getattr(self, name) for name in ARRAYS)
 
+    def numpy(self) -> SixArrays:
+        """The arrays in main memory, without a copy where they are there."""
+        first, *rest = (a.cpu().numpy() for a in self.arrays)
+        return (first, rest[0], rest[1], rest[2], rest[3], rest[4])
+
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
@@ -97,8 +105,7 @@ class Program:
     @cached_property
     def native(self) -> _cpu.Program:
         """The program as the CPU kernels take it: every index checked, once."""
-        arrays = [a.cpu().numpy() for a in self.arrays]
-        return _cpu.Program(*arrays, self.num_src, self.num_dst, self.diagonal)
+        return _cpu.Program(*self.numpy(), self.num_src, self.num_dst, self.diagonal)
 
 
 ARRAYS = ("tile_ptr", "op_ptr", "source", "target", "hub_row", "hub_ptr")
