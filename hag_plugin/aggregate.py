@@ -404,7 +404,7 @@ def _sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 class _Sum(torch.autograd.Function):
-    """The operator with its gradient: a third of the overhead of torch's own wrapper around it.
+    """The operator with its gradient, with less overhead than torch's own wrapper around it.
 
     Tracers get the operator itself, with the same gradient registered.
     """
