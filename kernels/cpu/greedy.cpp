@@ -116,17 +116,9 @@ void merge_lists(Component &component, int64_t capacity, const std::function<boo
   std::vector<std::vector<int32_t>> items_of(component.rows.size());
   for (size_t i = 0; i < rows_of.size(); ++i)
     for (const int32_t r : rows_of[i]) items_of[r].push_back(static_cast<int32_t>(i));
-  struct Entry {
-    int32_t count, first, second;
-    bool operator<(const Entry &other) const {
-      if (count != other.count) return count < other.count;
-      if (first != other.first) return first > other.first;
-      return second > other.second;
-    }
-  };
   std::vector<int32_t> common(rows_of.size(), 0), touched;
   auto best_partner = [&](int32_t second) {
-    Entry best{0, 0, second};
+    Merge best{0, 0, second};
     touched.clear();
     for (const int32_t r : rows_of[second])
       for (const int32_t other : items_of[r]) {
@@ -134,31 +126,31 @@ void merge_lists(Component &component, int64_t capacity, const std::function<boo
         if (common[other]++ == 0) touched.push_back(other);
       }
     for (const int32_t other : touched) {
-      const Entry entry{common[other], other, second};
+      const Merge entry{common[other], other, second};
       if (best < entry) best = entry;
       common[other] = 0;
     }
     return best;
   };
-  std::priority_queue<Entry> queue;
+  std::priority_queue<Merge> queue;
   for (size_t i = 1; i < rows_of.size(); ++i) {
     if (i % 256 == 0 && stop()) return;
-    const Entry entry = best_partner(static_cast<int32_t>(i));
-    if (entry.count > 1) queue.push(entry);
+    const Merge entry = best_partner(static_cast<int32_t>(i));
+    if (entry.redundancy > 1) queue.push(entry);
   }
   std::vector<int32_t> both;
   for (int64_t steps = 1; !queue.empty(); ++steps) {
     if (static_cast<int64_t>(component.merges.size()) >= capacity) break;
     if (steps % 256 == 0 && stop()) return;
-    Entry top = queue.top();
+    Merge top = queue.top();
     queue.pop();
     both.clear();
     std::set_intersection(rows_of[top.first].begin(), rows_of[top.first].end(),
                           rows_of[top.second].begin(), rows_of[top.second].end(),
                           std::back_inserter(both));
-    if (static_cast<int32_t>(both.size()) != top.count) {
+    if (static_cast<int32_t>(both.size()) != top.redundancy) {
       top = best_partner(top.second);
-      if (top.count > 1) queue.push(top);
+      if (top.redundancy > 1) queue.push(top);
       continue;
     }
     const int32_t merged = static_cast<int32_t>(rows_of.size());
@@ -171,10 +163,10 @@ void merge_lists(Component &component, int64_t capacity, const std::function<boo
                   items.end());
       items.push_back(merged);
     }
-    component.merges.push_back({top.first, top.second, top.count});
+    component.merges.push_back(top);
     for (const int32_t item : {top.second, merged}) {
-      const Entry entry = best_partner(item);
-      if (entry.count > 1) queue.push(entry);
+      const Merge entry = best_partner(item);
+      if (entry.redundancy > 1) queue.push(entry);
     }
   }
 }

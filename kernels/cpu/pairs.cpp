@@ -92,7 +92,7 @@ Scan choose_scan() { return scan_baseline; }
 
 }  // namespace
 
-PairMerger::Entry PairMerger::best_partner(int32_t second) {
+Merge PairMerger::best_partner(int32_t second) {
   const uint64_t *own = bits_.data() + second * words_;
   const int32_t most = count_[second];
   if (most < 2) return {0, 0, second};
@@ -112,21 +112,21 @@ std::vector<Merge> PairMerger::run(int64_t candidates, int64_t capacity, int64_t
   for (int64_t i = 0; i < candidates; ++i)
     count_[i] = count_bits(bits_.data() + i * words_, words_);
 
-  std::priority_queue<Entry> queue;
+  std::priority_queue<Merge> queue;
   for (int64_t i = 1; i < candidates && work_done_ < work; ++i) {
-    const Entry entry = best_partner(static_cast<int32_t>(i));
-    if (entry.count > 1) queue.push(entry);
+    const Merge entry = best_partner(static_cast<int32_t>(i));
+    if (entry.redundancy > 1) queue.push(entry);
   }
   while (!queue.empty() && static_cast<int64_t>(merges.size()) < capacity && work_done_ < work) {
-    Entry top = queue.top();
+    Merge top = queue.top();
     queue.pop();
     uint64_t *first = bits_.data() + top.first * words_;
     uint64_t *second = bits_.data() + top.second * words_;
     work_done_ += words_;
     // Counts of a pair only fall, so an entry that still holds is the largest of all.
-    if (count_common(first, second, words_) != top.count) {
+    if (count_common(first, second, words_) != top.redundancy) {
       top = best_partner(top.second);
-      if (top.count > 1) queue.push(top);
+      if (top.redundancy > 1) queue.push(top);
       continue;
     }
     const int32_t merged = static_cast<int32_t>(count_.size());
@@ -139,13 +139,13 @@ std::vector<Merge> PairMerger::run(int64_t candidates, int64_t capacity, int64_t
       first[w] &= ~both[w];
       second[w] &= ~both[w];
     }
-    count_[top.first] -= top.count;
-    count_[top.second] -= top.count;
-    count_.push_back(top.count);
-    merges.push_back({top.first, top.second, top.count});
+    count_[top.first] -= top.redundancy;
+    count_[top.second] -= top.redundancy;
+    count_.push_back(top.redundancy);
+    merges.push_back(top);
     for (const int32_t item : {top.second, merged}) {
-      const Entry entry = best_partner(item);
-      if (entry.count > 1) queue.push(entry);
+      const Merge entry = best_partner(item);
+      if (entry.redundancy > 1) queue.push(entry);
     }
   }
   if (skipped) {  // intermediates are numbered from `num_items` on

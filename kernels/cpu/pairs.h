@@ -7,10 +7,18 @@
 
 namespace hag {
 
+// A pair, and the number of rows that aggregate both. Merging takes the largest redundancy first,
+// the smallest pair among equals.
 struct Merge {
+  int32_t redundancy;
   int32_t first;  // first < second; the intermediate gets the next free number
   int32_t second;
-  int32_t redundancy;
+
+  bool operator<(const Merge &other) const {  // std::priority_queue puts the largest on top
+    if (redundancy != other.redundancy) return redundancy < other.redundancy;
+    if (first != other.first) return first > other.first;
+    return second > other.second;
+  }
 };
 
 // Items 0..n-1 and the rows that aggregate each. Merging takes, again and again, the pair with the
@@ -27,15 +35,7 @@ class PairMerger {
   std::vector<Merge> run(int64_t candidates, int64_t capacity, int64_t work);
 
  private:
-  struct Entry {
-    int32_t count, first, second;
-    bool operator<(const Entry &other) const {  // std::priority_queue puts the largest on top
-      if (count != other.count) return count < other.count;
-      if (first != other.first) return first > other.first;
-      return second > other.second;
-    }
-  };
-  Entry best_partner(int32_t second);
+  Merge best_partner(int32_t second);
 
   std::vector<uint64_t> &bits_;
   int64_t words_;

@@ -48,9 +48,7 @@ TileProgram plain_tile(const Csr &graph, Mode mode, bool idempotent, const int32
                        row.simple.end() - static_cast<int64_t>(row.extra.size()), row.simple.end());
     out.add(row.simple, rows[r]);
   }
-  out.arity.shrink_to_fit();
-  out.source.shrink_to_fit();
-  out.target.shrink_to_fit();
+  out.shrink_to_fit();
   return out;
 }
 
@@ -466,9 +464,7 @@ TileProgram TileSearch::emit() {
       write(members[last], {prefix_[id][last - 1], rows_[members[last - 1]]});
     }
   }
-  out.arity.shrink_to_fit();
-  out.source.shrink_to_fit();
-  out.target.shrink_to_fit();
+  out.shrink_to_fit();
   return out;
 }
 

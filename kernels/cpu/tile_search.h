@@ -28,6 +28,11 @@ struct TileProgram {
     std::sort(source.end() - static_cast<int64_t>(sources.size()), source.end());
     target.push_back(to);
   }
+  void shrink_to_fit() {
+    arity.shrink_to_fit();
+    source.shrink_to_fit();
+    target.shrink_to_fit();
+  }
 };
 
 // The ops of the rows as they stand.
