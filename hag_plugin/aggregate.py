@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from hag_plugin.hag import HAG, find
 from hag_plugin.kernels import _cpu
@@ -101,10 +102,7 @@ def aggregate(
                 x, row_ptr, col, source_scale, target_scale, num_dst, loops, False, reduce, out
             )
             return out
-        call: Any = torch.ops.hag_plugin.aggregate.default
-        if not torch.compiler.is_compiling() and _needs_grad(x, source_scale, target_scale):
-            call = _Sum.apply
-        y: Tensor = call(x, row_ptr, col, source_scale, target_scale, num_dst, loops, False, reduce)
+        y = _sum(x, row_ptr, col, source_scale, target_scale, num_dst, loops, False, reduce)
     else:
         if source_scale is not None:
             x = (x * source_scale.unsqueeze(-1)).to(x.dtype)
@@ -166,7 +164,8 @@ def _check_out(out: Tensor, x: Tensor, num_dst: int, inputs: tuple[Tensor | None
         raise ValueError(
             "out= is for inference, but gradients are required; use torch.no_grad() or leave it out"
         )
-    shape = (*x.shape[:-2], num_dst, x.shape[-1])
+    *batch, _, width = x.shape
+    shape = (*batch, num_dst, width)
     if out.dtype != x.dtype or out.shape != shape or out.device != x.device:
         raise ValueError(
             f"out is {out.dtype} {list(out.shape)} on {out.device}; "
@@ -185,6 +184,36 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
     if not torch.is_grad_enabled():
         return False
     return any(t is not None and t.requires_grad for t in tensors)
+
+
+def _sum(
+    x: Tensor,
+    row_ptr: Tensor,
+    col: Tensor,
+    source_scale: Tensor | None,
+    target_scale: Tensor | None,
+    *how: Any,
+) -> Tensor:
+    """The operator `aggregate`, without torch's dispatch where nobody could tell.
+
+    On small graphs the dispatch, in Python, takes longer than the sum.
+    """
+    call: Any = torch.ops.hag_plugin.aggregate.default
+    if not torch.compiler.is_compiling() and _is_plain(x, source_scale, target_scale):
+        call = _Sum.apply if _needs_grad(x, source_scale, target_scale) else _run_sum
+    y: Tensor = call(x, row_ptr, col, source_scale, target_scale, *how)
+    return y
+
+
+def _is_plain(*tensors: Tensor | None) -> bool:
+    """Whether these are ordinary CPU tensors that no mode, transform or tracer looks at."""
+    if (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.maybe_current_level() is not None
+        or torch._C._get_tracing_state() is not None
+    ):
+        return False
+    return all(t is None or (type(t) in (Tensor, Parameter) and t.is_cpu) for t in tensors)
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -217,7 +246,8 @@ def _found(
 
 
 def _output(x: Tensor, num_rows: int) -> Tensor:
-    y = torch.empty((*x.shape[:-2], num_rows, x.shape[-1]), dtype=x.dtype, device=x.device)
+    *batch, _, width = x.shape
+    y = x.new_empty((*batch, num_rows, width))
     if y.nbytes >= HUGE_OUTPUT:
         _cpu.advise_huge_pages(y.data_ptr(), y.nbytes)
     return y
@@ -236,15 +266,15 @@ def _walk(
         x = x.flatten(0, -3)
     if x.stride(-1) != 1 and x.shape[-1] > 1:
         x = x.contiguous()
-    batched = x.dim() == 3
-    rows, width = x.shape[-2:]
+    *batch, rows, width = x.shape
+    *batch_stride, row_stride, _ = x.stride()
     program.run(
         x.data_ptr(),
         y.data_ptr(),
-        x.shape[0] if batched else 1,
+        batch[0] if batch else 1,
         width,
-        x.stride(-2),
-        x.stride(0) if batched else 0,
+        row_stride,
+        batch_stride[0] if batch else 0,
         rows,
         y.shape[-2],
         DTYPES[x.dtype],
@@ -381,14 +411,12 @@ def _sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, row_ptr, col, source_scale, target_scale = ctx.saved_tensors
     loops, transposed, reduce = ctx.how
     needs = ctx.needs_input_grad
-    op = torch.ops.hag_plugin.aggregate.default
     grad_x = grad_source = grad_target = None
 
     def back(scale: Tensor | None) -> Tensor:
-        y: Tensor = op(
+        return _sum(
             grad, row_ptr, col, target_scale, scale, ctx.x_rows, loops, not transposed, reduce
         )
-        return y
 
     if needs[3]:
         unscaled = back(None)
@@ -398,20 +426,17 @@ def _sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     elif needs[0]:
         grad_x = back(source_scale)
     if needs[4]:
-        y = op(x, row_ptr, col, source_scale, None, ctx.num_rows, loops, transposed, reduce)
+        y = _sum(x, row_ptr, col, source_scale, None, ctx.num_rows, loops, transposed, reduce)
         grad_target = _dot(grad, y)
     return grad_x, None, None, grad_source, grad_target, None, None, None, None
 
 
 class _Sum(torch.autograd.Function):
-    """The operator with its gradient, with less overhead than torch's own wrapper around it.
-
-    Tracers get the operator itself, with the same gradient registered.
-    """
+    """`_run_sum` with its gradient; tracers get the operator, with the same gradient registered."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        y: Tensor = torch.ops.hag_plugin.aggregate.default(*inputs)
+        y = _run_sum(*inputs)
         _keep_sum(ctx, inputs, y)
         return y
 

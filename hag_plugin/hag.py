@@ -74,6 +74,7 @@ class HAG:
         self._symmetric = symmetric
         self._parts = tuple(parts)
         self._programs: dict[tuple[SelfLoops, bool], Program] = {}
+        self._requested: dict[tuple[SelfLoops, bool], Program] = {}  # by the request, not its key
         self._scales: dict[tuple[float, SelfLoops, torch.dtype], Tensor] = {}
         self._transpose: HAG | weakref.ref[HAG] | None = None
         self._lock = threading.RLock()
@@ -201,11 +202,15 @@ class HAG:
             idempotent: for max and min: without subtraction, duplicates once.
             progress: show a bar; by default if the search takes more than two seconds.
         """
+        found = self._requested.get((self_loops, idempotent))
+        if found is not None:
+            return found
         key = self._program_key(self._check_self_loops(self_loops), idempotent)
         with self._lock:
             if key not in self._programs:
                 with outside_inference():
                     self._programs[key] = self._make_program(*key, progress)
+            self._requested[self_loops, idempotent] = self._programs[key]
             return self._programs[key]
 
     def _program_key(self, self_loops: SelfLoops, idempotent: bool) -> tuple[SelfLoops, bool]:

@@ -16,6 +16,7 @@
 #include <cpuid.h>
 #endif
 
+#include "op_order.h"
 #include "search.h"
 
 namespace hag {
@@ -124,6 +125,9 @@ constexpr int64_t kElementsPerThread = 16384;
 int useful_threads(int threads, int64_t elements) {
   return static_cast<int>(std::clamp<int64_t>(elements / kElementsPerThread, 1, threads));
 }
+
+// Rows of up to this many bytes are narrow: two cache lines.
+constexpr int64_t kNarrowRow = 128;
 
 // A thread's scratch lives on between calls, so that it stays in cache; not beyond this size.
 constexpr size_t kKeptScratch = size_t{8} << 20;
@@ -329,6 +333,11 @@ void Program::order_tiles() {
 
 // ---------------------------------------------------------------- running
 
+const OpOrder &Program::narrow_order() const {
+  std::call_once(narrow_once_, [this] { narrow_ = group_by_arity(*this); });
+  return narrow_;
+}
+
 void Program::run(const Arguments &a) const {
   const int64_t size = element_size(a.dtype);
   if (a.reduce < HAG_SUM || a.reduce > HAG_MIN)
@@ -351,13 +360,20 @@ void Program::run(const Arguments &a) const {
   const int64_t partial_bytes = num_partials_ * a.width * acc_size;
   if (num_partials_ > 0) partials.reset(new char[partial_bytes * a.batch]);
 
+  const OpOrder *order = nullptr;
+  if (a.width * acc_size <= kNarrowRow && !narrow_order().op_ptr.empty()) order = &narrow_order();
+  // What stays in L2 by itself need not be fetched ahead, at two instructions a source.
+  const bool cached = num_src_ * a.width * size <= scratch_budget();
   const auto matrix = [&](int64_t b) {
     HagWalk w;
-    w.tile_ptr = tile_ptr_.data, w.op_ptr = op_ptr_.data;
-    w.source = source_.data, w.target = target_.data;
+    w.tile_ptr = tile_ptr_.data;
+    w.op_ptr = order ? order->op_ptr.data() : op_ptr_.data;
+    w.source = order ? order->source.data() : source_.data;
+    w.target = order ? order->target.data() : target_.data;
     w.tile_scratch = tile_scratch_.data();
     w.hub_row = hub_row_.data, w.hub_ptr = hub_ptr_.data;
-    w.num_sources = source_.size, w.num_dst = num_dst_, w.diagonal = diagonal_;
+    w.prefetch_end = cached ? 0 : source_.size;
+    w.num_dst = num_dst_, w.diagonal = diagonal_;
     w.x = static_cast<const char *>(a.x) + b * a.x_batch_stride * size;
     w.y = static_cast<char *>(a.y) + b * num_dst_ * a.width * size;
     w.partial = partials.get() + b * partial_bytes;

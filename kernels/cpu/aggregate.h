@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,12 @@ struct View {
   const T *data = nullptr;
   int64_t size = 0;
   const T &operator[](int64_t i) const { return data[i]; }
+};
+
+// Ops of a program in an order of their own, see op_order.h.
+struct OpOrder {
+  std::vector<int64_t> op_ptr;  // empty: the program's own order
+  std::vector<int32_t> source, target;
 };
 
 // A program of tiles, see Program in hag_plugin/hag.py. The constructor checks every index, so
@@ -55,6 +62,7 @@ class Program {
  private:
   void check_tiles();
   void order_tiles();
+  const OpOrder &narrow_order() const;
 
   View<int64_t> tile_ptr_, op_ptr_;
   View<int32_t> source_, target_, hub_row_;
@@ -63,6 +71,8 @@ class Program {
   std::vector<int32_t> tile_scratch_;  // scratch rows of each tile
   std::vector<int32_t> order_;         // tiles as they are started; empty: in their own order
   int64_t num_heavy_ = 0;              // the first of `order_`, started one by one
+  mutable std::once_flag narrow_once_;
+  mutable OpOrder narrow_;  // made when narrow rows are met
 };
 
 int element_size(int dtype);

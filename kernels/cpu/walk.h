@@ -353,7 +353,7 @@ struct Walker {
     const int64_t *op_ptr = w.op_ptr;
     const int64_t end = w.tile_ptr[t + 1];
     constexpr int64_t distance = prefetch_distance(N * L * sizeof(Elem));
-    const int64_t ahead = w.num_sources - distance;
+    const int64_t ahead = w.prefetch_end - distance;
     int64_t op = w.tile_ptr[t];
     int64_t k = op_ptr[op];
     for (; op < end; ++op) {
@@ -366,7 +366,13 @@ struct Walker {
         if (k < ahead) prefetch(source[k + distance]);
         take<MIXED, true>(source[k], acc);
         ++k;
-        if constexpr (MIXED) {
+        if constexpr (MIXED && T::same && N <= 2) {
+          // Narrow: one loop, whose end is easier to predict than a change-over.
+          for (; k < stop; ++k) {
+            if (k < ahead) prefetch(source[k + distance]);
+            take<true, false>(source[k], acc);
+          }
+        } else if constexpr (MIXED) {
           // The search puts an op's rows of scratch first, so these loops change over once.
           while (k < stop) {
             for (; k < stop && source[k] < 0; ++k) add_scratch(~source[k], acc);

@@ -17,7 +17,7 @@ struct HagWalk {
   const int32_t *tile_scratch;  // scratch rows of each tile
   const int32_t *hub_row;
   const int64_t *hub_ptr;
-  int64_t num_sources;  // length of `source`
+  int64_t prefetch_end;  // rows of x are fetched ahead for source[0..prefetch_end)
   int64_t num_dst;
   int64_t diagonal;
   const void *x;
