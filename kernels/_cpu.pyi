@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from numpy import int32, int64
+from numpy import float64, int32, int64
 from numpy.typing import NDArray
 
 class Program:
@@ -70,6 +70,13 @@ def arg_first(
     dtype: int,
     threads: int,
 ) -> None: ...
+def factorise(
+    source: NDArray[int64],
+    target: NDArray[int64],
+    weight: NDArray[float64],
+    num_src: int,
+    num_dst: int,
+) -> tuple[NDArray[float64], NDArray[float64]]: ...
 def concatenate(programs: list[Program]) -> _Arrays: ...
 def advise_huge_pages(data: int, bytes: int) -> None: ...
 def instruction_set() -> str: ...

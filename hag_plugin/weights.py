@@ -1,0 +1,146 @@
+"""Edge weights: finding those that are products of node factors, and their place in a HAG."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hag_plugin.build import check_edge_index
+from hag_plugin.hag import HAG
+from hag_plugin.kernels import _cpu
+
+# Relative. Far above the rounding of the weights' own dtype along a path of the graph, and within
+# what a sum in that dtype is wrong by anyway.
+TOLERANCE = {
+    torch.float64: 1e-12,
+    torch.float32: 1e-6,
+    torch.float16: 2.0**-10,
+    torch.bfloat16: 2.0**-7,
+}
+# Factors stay within 2 to the power of plus or minus half the exponents of the dtype that sums
+# are accumulated in: a factor times a feature then overflows only where features do.
+LARGEST_FACTOR = {torch.float64: 2.0**511, torch.float32: 2.0**63}
+
+
+def factorise(
+    edge_index: Tensor,
+    weight: Tensor,
+    num_src: int,
+    num_dst: int,
+    *,
+    tolerance: float | None = None,
+) -> tuple[Tensor, Tensor] | None:
+    """Node factors with `w_e = s[source_e] * t[target_e]` for every edge, where there are any.
+
+    Such weights cost nothing: they are the `source_scale` and `target_scale` of `aggregate`. The
+    symmetric normalisation of GCN (arXiv 1609.02907, equation 2) is of this kind. A spanning
+    forest over sources and targets fixes the factors, then every edge is compared: O(E).
+
+    Args:
+        edge_index: int32 or int64 `[2, E]`.
+        weight: floating `[E]`, taken as constant: no gradient flows through the factors.
+        num_src: number of sources.
+        num_dst: number of targets.
+        tolerance: largest relative difference of a weight from its product; by default 1e-12 for
+            float64, 1e-6 for float32, one unit in the last place for half types.
+
+    Returns:
+        `s`, float64 `[num_src]`, and `t`, float64 `[num_dst]`: in each connected component of
+        about the same size, 1 on nodes without edges. None where there are no such factors, where
+        they would be too large or too small to be scales, and where a weight is NaN or Inf.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong shape or an id is out of range.
+
+    Example:
+        >>> import torch
+        >>> edges = torch.tensor([[0, 1, 2, 2], [0, 0, 0, 1]])
+        >>> s, t = factorise(edges, torch.tensor([1.0, 2.0, 4.0, 2.0]), 3, 2)
+        >>> (s[edges[0]] * t[edges[1]]).tolist()
+        [1.0, 2.0, 4.0, 2.0]
+        >>> factorise(torch.tensor([[0, 0], [0, 0]]), torch.tensor([1.0, 2.0]), 1, 1) is None
+        True
+    """
+    check_edge_index(edge_index)
+    _check_weight(weight, edge_index.shape[1])
+    if tolerance is None:
+        tolerance = TOLERANCE.get(weight.dtype)
+        if tolerance is None:
+            raise TypeError(f"weight has dtype {weight.dtype}; expected one of {list(TOLERANCE)}")
+    elif not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance is {tolerance}; expected 0 to 1")
+    source, target = edge_index.detach().cpu().long().contiguous()
+    exact = weight.detach().cpu().double().contiguous()
+    if not exact.isfinite().all():
+        return None
+    arrays = _cpu.factorise(source.numpy(), target.numpy(), exact.numpy(), num_src, num_dst)
+    s, t = map(torch.from_numpy, arrays)
+    difference = (s[source] * t[target] - exact).abs_()
+    if not (difference <= tolerance * exact.abs()).all():
+        return None
+    accumulator = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    largest = LARGEST_FACTOR[accumulator]
+    for factor in (s, t):
+        size = factor[factor != 0].abs()
+        if not ((size <= largest) & (size >= 1 / largest)).all():
+            return None
+    return s.to(weight.device), t.to(weight.device)
+
+
+def _check_weight(weight: Tensor, num_edges: int) -> None:
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight is a {type(weight).__name__}; expected a torch.Tensor")
+    if not weight.dtype.is_floating_point:
+        raise TypeError(f"weight has dtype {weight.dtype}; expected a floating dtype")
+    if weight.dim() != 1 or weight.shape[0] != num_edges:
+        raise ValueError(f"weight has shape {list(weight.shape)}; expected [{num_edges}]")
+
+
+def edge_slots(edge_index: Tensor, hag: HAG) -> Tensor:
+    """Where each edge of `edge_index` lies in the HAG's own order (by target, then by source).
+
+    Duplicates keep their order. Weights follow with `weight.new_empty(E).index_put((slots,),
+    weight)`, and gradients flow back.
+
+    Args:
+        edge_index: int32 or int64 `[2, E]`, the edges of the HAG's graph in any order.
+        hag: the graph.
+
+    Returns:
+        int64 `[E]`, a permutation.
+
+    Raises:
+        TypeError: `edge_index` is no integer tensor.
+        ValueError: `edge_index` does not hold the edges of the HAG.
+
+    Example:
+        >>> import torch
+        >>> import hag_plugin as hp
+        >>> edges = torch.tensor([[2, 0, 1], [0, 1, 0]])
+        >>> edge_slots(edges, hp.build_hag(edges, num_nodes=3)).tolist()
+        [1, 2, 0]
+    """
+    check_edge_index(edge_index)
+    if edge_index.device != hag.device:
+        raise ValueError(
+            f"edge_index is on {edge_index.device} and the HAG on {hag.device}; move one with .to()"
+        )
+    if edge_index.shape[1] != hag.num_edges:
+        raise ValueError(
+            f"edge_index has {edge_index.shape[1]} edges and the HAG {hag.num_edges}; "
+            "expected the same graph"
+        )
+    source, target = edge_index.long()
+    order = torch.argsort(target * hag.num_src + source, stable=True)
+    differs = (edge_index[:, order] != hag.edge_index).any(0)
+    if differs.any():
+        found = edge_index[:, order[differs][0]].tolist()
+        expected = hag.edge_index[:, differs][:, 0].tolist()
+        raise ValueError(
+            f"edge_index is of another graph than the HAG: it has the edge {found[0]} -> "
+            f"{found[1]} where the HAG has {expected[0]} -> {expected[1]}"
+        )
+    slots = torch.empty_like(order)
+    slots[order] = torch.arange(len(order), device=order.device)
+    return slots
