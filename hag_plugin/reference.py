@@ -63,6 +63,47 @@ def aggregate(
     return y if target_scale is None else y * target_scale.unsqueeze(-1)
 
 
+def weighted_aggregate(
+    x: Tensor,
+    edge_index: Tensor,
+    weight: Tensor,
+    num_dst: int,
+    reduce: str = "sum",
+    *,
+    self_loops: SelfLoops = False,
+    loop_weight: Tensor | None = None,
+    source_scale: Tensor | None = None,
+    target_scale: Tensor | None = None,
+) -> Tensor:
+    """`y_i = t_i * REDUCE_e(w_e * s_j * x_j)`, one message an edge, in the dtype of `x`.
+
+    Args:
+        x: `[*, N_src, F]`.
+        edge_index: `[2, E]`.
+        weight: `[E]`.
+        num_dst: number of rows of the result `[*, num_dst, F]`.
+        reduce: "sum" or "mean" (by the number of edges).
+        self_loops: False, "add" or "fill".
+        loop_weight: `[num_dst]`, of the loops that `self_loops` appends; None: 1.
+        source_scale: `[N_src]` or None.
+        target_scale: `[num_dst]` or None.
+    """
+    if self_loops == "fill":
+        weight = weight[edge_index[0] != edge_index[1]]
+    if self_loops is not False:
+        ones = weight.new_ones(num_dst)
+        weight = torch.cat([weight, ones if loop_weight is None else loop_weight])
+    source, target = with_self_loops(edge_index.long(), num_dst, self_loops)
+    message = x if source_scale is None else x * source_scale.unsqueeze(-1)
+    message = message.index_select(-2, source) * weight.unsqueeze(-1)
+    zeros = message.new_zeros(*x.shape[:-2], num_dst, x.shape[-1])
+    y = zeros.index_add(-2, target, message)
+    if reduce == "mean":
+        count = torch.bincount(target, minlength=num_dst).clamp(min=1)
+        y = y / count.unsqueeze(-1).to(y.dtype)
+    return y if target_scale is None else y * target_scale.unsqueeze(-1)
+
+
 def run_program(program: Program, x: Tensor, reduce: str = "sum") -> Tensor:
     """Walks a program op by op, row by row: `y = P x + d x` for a sum, or max, or min."""
 

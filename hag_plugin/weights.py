@@ -1,13 +1,22 @@
-"""Edge weights: finding those that are products of node factors, and their place in a HAG."""
+"""Edge weights: finding those that are products of node factors, and aggregating with the others.
+
+Products of node factors are the scales of `aggregate`; others go with `weighted_aggregate`, in the
+order of the HAG's edges, which `edge_slots` gives.
+"""
 
 from __future__ import annotations
+
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from hag_plugin.aggregate import _check_features, _checked_scale, _needs_grad
 from hag_plugin.build import check_edge_index
 from hag_plugin.hag import HAG
 from hag_plugin.kernels import _cpu
+from hag_plugin.program import SELF_LOOPS, SelfLoops
+from hag_plugin.weighted_sum import WeightedSum
 
 # Relative. Far above the rounding of the weights' own dtype along a path of the graph, and within
 # what a sum in that dtype is wrong by anyway.
@@ -20,6 +29,8 @@ TOLERANCE = {
 # Factors stay within 2 to the power of plus or minus half the exponents of the dtype that sums
 # are accumulated in: a factor times a feature then overflows only where features do.
 LARGEST_FACTOR = {torch.float64: 2.0**511, torch.float32: 2.0**63}
+
+WEIGHTED_REDUCES = ("sum", "mean")
 
 
 def factorise(
@@ -144,3 +155,80 @@ def edge_slots(edge_index: Tensor, hag: HAG) -> Tensor:
     slots = torch.empty_like(order)
     slots[order] = torch.arange(len(order), device=order.device)
     return slots
+
+
+def weighted_aggregate(
+    x: Tensor,
+    hag: HAG,
+    weight: Tensor,
+    reduce: Literal["sum", "mean"] = "sum",
+    *,
+    self_loops: SelfLoops = False,
+    loop_weight: Tensor | None = None,
+    source_scale: Tensor | None = None,
+    target_scale: Tensor | None = None,
+) -> Tensor:
+    """Aggregates with a weight an edge: `y_i = t_i * REDUCE_e(w_e * s_j * x_j)`, `e` from j to i.
+
+    It runs on the plain graph: sums with different weights share nothing. Weights that are
+    products of node factors (`factorise`) do better as scales of `aggregate`.
+
+    Args:
+        x: float32, float64, float16 or bfloat16 `[*, N_src, F]`. Half types accumulate in float32.
+        hag: the graph, from `build_hag`.
+        weight: `w`, floating `[E]`, in the HAG's own order of edges: see `edge_slots`. It
+            is converted to float32, or to float64 for float64
+            features.
+        reduce: "sum", or "mean", which divides by the number of edges (not by their weights). A
+            node without edges gets 0.
+        self_loops: False: the graph as given; "add": a loop more on each node; "fill": exactly one
+            loop on each node, in place of those there are and of their weights.
+        loop_weight: weights of the loops that `self_loops` puts there, `[N_dst]`; by default 1.
+        source_scale: `s`, `[N_src]`, converted as `weight`.
+        target_scale: `t`, `[N_dst]`, likewise.
+
+    Returns:
+        `[*, N_dst, F]` in the dtype of `x`, twice differentiable in `x`, `weight`, `loop_weight`
+        and both scales.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong shape, device or value.
+
+    Example:
+        >>> import torch
+        >>> import hag_plugin as hp
+        >>> edges, weight = torch.tensor([[2, 0, 1], [0, 1, 0]]), torch.tensor([0.5, 2.0, 1.0])
+        >>> hag = hp.build_hag(edges, num_nodes=3)
+        >>> weight = torch.empty(3).index_put((edge_slots(edges, hag),), weight)
+        >>> weighted_aggregate(torch.tensor([[1.0], [2.0], [4.0]]), hag, weight).flatten().tolist()
+        [4.0, 2.0, 0.0]
+    """
+    if not isinstance(hag, HAG):
+        raise TypeError(f"hag is a {type(hag).__name__}; expected a HAG, from build_hag")
+    row_ptr, col = hag.row_ptr, hag.col
+    _check_features(x, row_ptr)
+    if reduce not in WEIGHTED_REDUCES:
+        raise ValueError(f"reduce is {reduce!r}; expected one of {WEIGHTED_REDUCES}")
+    if self_loops not in SELF_LOOPS:
+        raise ValueError(f"self_loops is {self_loops!r}; expected one of {SELF_LOOPS}")
+    num_dst = row_ptr.shape[0] - 1
+    weight = _checked_scale(weight, "weight", x, col.shape[0])
+    if self_loops is not False:
+        if loop_weight is None:
+            loops = weight.new_ones(num_dst)
+        else:
+            loops = _checked_scale(loop_weight, "loop_weight", x, num_dst)
+        weight = torch.cat([weight, loops])
+    elif loop_weight is not None:
+        raise ValueError("loop_weight was given, but self_loops is False; expected 'add' or 'fill'")
+    if source_scale is not None:
+        source_scale = _checked_scale(source_scale, "source_scale", x, x.shape[-2])
+    if target_scale is not None:
+        target_scale = _checked_scale(target_scale, "target_scale", x, num_dst)
+    call: Any = torch.ops.hag_plugin.weighted_sum.default
+    if not torch.compiler.is_compiling() and _needs_grad(x, weight, source_scale, target_scale):
+        call = WeightedSum.apply
+    scales = source_scale, target_scale
+    y: Tensor = call(x, weight, row_ptr, col, *scales, num_dst, self_loops or "", False, reduce)
+    return y

@@ -77,6 +77,42 @@ def factorise(
     num_src: int,
     num_dst: int,
 ) -> tuple[NDArray[float64], NDArray[float64]]: ...
+def weighted_sum(
+    x: int,
+    y: int,
+    weight: int,
+    loop_weight: int,
+    row_ptr: int,
+    col: int,
+    source_scale: int,
+    target_scale: int,
+    num_rows: int,
+    num_loops: int,
+    batch: int,
+    width: int,
+    x_row_stride: int,
+    x_batch_stride: int,
+    skip_loops: bool,
+    dtype: int,
+    threads: int,
+) -> None: ...
+def edge_dot(
+    a: int,
+    b: int,
+    out: int,
+    row_ptr: int,
+    col: int,
+    source_scale: int,
+    target_scale: int,
+    num_rows: int,
+    num_cols: int,
+    num_loops: int,
+    batch: int,
+    width: int,
+    skip_loops: bool,
+    dtype: int,
+    threads: int,
+) -> None: ...
 def concatenate(programs: list[Program]) -> _Arrays: ...
 def advise_huge_pages(data: int, bytes: int) -> None: ...
 def instruction_set() -> str: ...

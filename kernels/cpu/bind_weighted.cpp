@@ -7,6 +7,7 @@
 
 #include "arrays.h"
 #include "factorise.h"
+#include "weighted.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -37,9 +38,51 @@ nb::tuple factorise(const Array<int64_t> &source, const Array<int64_t> &target,
   return nb::make_tuple(to_numpy(std::move(factors.source)), to_numpy(std::move(factors.target)));
 }
 
+const void *input(uintptr_t address) { return reinterpret_cast<const void *>(address); }
+
+void weighted_sum(uintptr_t x, uintptr_t y, uintptr_t weight, uintptr_t loop_weight,
+                  uintptr_t row_ptr, uintptr_t col, uintptr_t source_scale, uintptr_t target_scale,
+                  int64_t num_rows, int64_t num_loops, int64_t batch, int64_t width,
+                  int64_t x_row_stride, int64_t x_batch_stride, bool skip_loops, int dtype,
+                  int threads) {
+  HagWeightedSum args = {};
+  args.row_ptr = reinterpret_cast<const int64_t *>(row_ptr);
+  args.col = reinterpret_cast<const int32_t *>(col);
+  args.weight = input(weight), args.loop_weight = input(loop_weight);
+  args.source_scale = input(source_scale), args.target_scale = input(target_scale);
+  args.x = input(x), args.y = reinterpret_cast<void *>(y);
+  args.num_loops = num_loops, args.width = width, args.x_row_stride = x_row_stride;
+  args.skip_loops = skip_loops, args.dtype = dtype;
+  hag::weighted_sum(args, num_rows, batch, x_batch_stride, threads);
+}
+
+void edge_dot(uintptr_t a, uintptr_t b, uintptr_t out, uintptr_t row_ptr, uintptr_t col,
+              uintptr_t source_scale, uintptr_t target_scale, int64_t num_rows, int64_t num_cols,
+              int64_t num_loops, int64_t batch, int64_t width, bool skip_loops, int dtype,
+              int threads) {
+  HagEdgeDot args = {};
+  args.row_ptr = reinterpret_cast<const int64_t *>(row_ptr);
+  args.col = reinterpret_cast<const int32_t *>(col);
+  args.source_scale = input(source_scale), args.target_scale = input(target_scale);
+  args.a = input(a), args.b = input(b), args.out = reinterpret_cast<void *>(out);
+  args.batch = batch, args.width = width;
+  args.a_batch_stride = num_cols * width, args.b_batch_stride = num_rows * width;
+  args.skip_loops = skip_loops, args.dtype = dtype;
+  hag::edge_dot(args, num_rows, num_loops, threads);
+}
+
 }  // namespace
 
 void bind_weighted(nb::module_ &m) {
   m.def("factorise", &factorise, "source"_a, "target"_a, "weight"_a, "num_src"_a, "num_dst"_a,
         "Factors that reproduce the weights along a spanning forest; the caller compares.");
+  m.def("weighted_sum", &weighted_sum, "x"_a, "y"_a, "weight"_a, "loop_weight"_a, "row_ptr"_a,
+        "col"_a, "source_scale"_a, "target_scale"_a, "num_rows"_a, "num_loops"_a, "batch"_a,
+        "width"_a, "x_row_stride"_a, "x_batch_stride"_a, "skip_loops"_a, "dtype"_a, "threads"_a,
+        nb::call_guard<nb::gil_scoped_release>(),
+        "y_i = t_i * (sum over j->i of w s_j x_j, + loop_i s_i x_i), over raw addresses.");
+  m.def("edge_dot", &edge_dot, "a"_a, "b"_a, "out"_a, "row_ptr"_a, "col"_a, "source_scale"_a,
+        "target_scale"_a, "num_rows"_a, "num_cols"_a, "num_loops"_a, "batch"_a, "width"_a,
+        "skip_loops"_a, "dtype"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>(),
+        "s_j t_i <a_j, b_i> of each edge j->i, then of each loop, over raw addresses.");
 }

@@ -4,4 +4,5 @@
 #endif
 #define HAG_ISA avx2
 #include "walk.h"
+#include "weighted_rows.h"
 #endif

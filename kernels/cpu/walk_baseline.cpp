@@ -1,2 +1,3 @@
 #define HAG_ISA baseline
 #include "walk.h"
+#include "weighted_rows.h"

@@ -1,0 +1,281 @@
+"""The torch operators of weighted sums: y_i = t_i * sum over edges e: j->i of (w_e * s_j * x_j).
+
+Two operators are registered with torch, over the graph's CSR arrays as in `aggregate`. Both, and
+all their gradients, are derivatives of one form that is linear in each of its arguments,
+Q = sum_e w_e s_j t_i <a_j, b_i>: `weighted_sum` is its derivative by a or by b, `edge_dot` the one
+by w. So each is the other's gradient, to any order. No array of edges times features is made.
+
+Weights are `[E]` in the HAG's order of edges; where `self_loops` is set, those of the `num_dst`
+loops follow. A mean counts as part of the targets' scale.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hag_plugin.aggregate import DTYPES, _accumulator, _dot, _found, _kernel_scale, _output
+from hag_plugin.hag import HAG, outside_inference
+from hag_plugin.kernels import _cpu
+
+# Run time, on the CPU --------------------------------------------------------------------------
+
+_REVERSED: weakref.WeakKeyDictionary[HAG, Tensor] = weakref.WeakKeyDictionary()
+
+
+def _reversed_order(hag: HAG) -> Tensor:
+    """The HAG's edges in the order of its transpose, int64 `[E]`. Kept while the HAG lives."""
+    order = _REVERSED.get(hag)
+    if order is None or order.device != hag.device:
+        with outside_inference():
+            order = _REVERSED[hag] = torch.argsort(hag.col, stable=True)
+    return order
+
+
+def _kernel_scales(
+    hag: HAG,
+    source_scale: Tensor | None,
+    target_scale: Tensor | None,
+    loops: str,
+    transposed: bool,
+    reduce: str,
+    dtype: torch.dtype,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The scales with the mean's division, which belongs to the graph's targets."""
+    rows = (hag.num_dst, hag.num_src) if transposed else (hag.num_src, hag.num_dst)
+    given = (source_scale, target_scale)
+    scales = [_kernel_scale(g, n, dtype) for g, n in zip(given, rows, strict=True)]
+    mode: Any = loops or False
+    if reduce == "mean":
+        mean = hag.degree_scale(-1.0, mode, dtype)
+        side = 0 if transposed else 1
+        scale = scales[side]
+        scales[side] = mean if scale is None else scale * mean
+    return scales[0], scales[1]
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _run_weighted_sum(
+    x: Tensor,
+    weight: Tensor,
+    row_ptr: Tensor,
+    col: Tensor,
+    source_scale: Tensor | None,
+    target_scale: Tensor | None,
+    num_rows: int,
+    loops: str,
+    transposed: bool,
+    reduce: str,
+) -> Tensor:
+    hag = _found(row_ptr, col, x.shape[-2], num_rows, loops, transposed)
+    mode: Any = loops or False
+    num_loops = hag.num_dst if hag._check_self_loops(mode) else 0
+    dtype = _accumulator(x.dtype)
+    source_scale, target_scale = _kernel_scales(
+        hag, source_scale, target_scale, loops, transposed, reduce, dtype
+    )
+    _kernel_scale(weight, hag.num_edges + num_loops, dtype)
+    edges, of_loops = weight[: hag.num_edges], weight[hag.num_edges :].contiguous()
+    graph = hag
+    if transposed:
+        graph, edges = hag.transpose(), edges.index_select(0, _reversed_order(hag))
+    edges = edges.contiguous()
+    y = _output(x, num_rows)
+    if x.dim() > 3:
+        x = x.flatten(0, -3)
+    if x.stride(-1) != 1 and x.shape[-1] > 1:
+        x = x.contiguous()
+    batched = x.dim() == 3
+    _cpu.weighted_sum(
+        x.data_ptr(),
+        y.data_ptr(),
+        edges.data_ptr(),
+        of_loops.data_ptr() if num_loops else 0,
+        graph.row_ptr.data_ptr(),
+        graph.col.data_ptr(),
+        _address(source_scale),
+        _address(target_scale),
+        num_rows,
+        num_loops,
+        x.shape[0] if batched else 1,
+        x.shape[-1],
+        x.stride(-2),
+        x.stride(0) if batched else 0,
+        loops == "fill",
+        DTYPES[x.dtype],
+        torch.get_num_threads(),
+    )
+    return y
+
+
+def _run_edge_dot(
+    a: Tensor,
+    b: Tensor,
+    row_ptr: Tensor,
+    col: Tensor,
+    source_scale: Tensor | None,
+    target_scale: Tensor | None,
+    loops: str,
+    reduce: str,
+) -> Tensor:
+    """`s_j t_i <a_j, b_i>` of every edge, then of the loops, summed over leading dimensions."""
+    hag = _found(row_ptr, col, a.shape[-2], b.shape[-2], loops, False)
+    if a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-1] or a.dtype != b.dtype:
+        raise ValueError(
+            f"a is {a.dtype} {list(a.shape)} and b {b.dtype} {list(b.shape)}; "
+            "expected them to differ in dimension -2 only"
+        )
+    mode: Any = loops or False
+    num_loops = hag.num_dst if hag._check_self_loops(mode) else 0
+    dtype = _accumulator(a.dtype)
+    source_scale, target_scale = _kernel_scales(
+        hag, source_scale, target_scale, loops, False, reduce, dtype
+    )
+    a, b = a.contiguous(), b.contiguous()
+    out = torch.empty(hag.num_edges + num_loops, dtype=dtype)
+    _cpu.edge_dot(
+        a.data_ptr(),
+        b.data_ptr(),
+        out.data_ptr(),
+        hag.row_ptr.data_ptr(),
+        hag.col.data_ptr(),
+        _address(source_scale),
+        _address(target_scale),
+        hag.num_dst,
+        hag.num_src,
+        num_loops,
+        a.shape[:-2].numel(),
+        a.shape[-1],
+        loops == "fill",
+        DTYPES[a.dtype],
+        torch.get_num_threads(),
+    )
+    return out
+
+
+# Gradients -------------------------------------------------------------------------------------
+
+
+def _keep_weighted_sum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, *tensors, _, loops, transposed, reduce = inputs
+    needs = ctx.needs_input_grad
+    ctx.how = loops, transposed, reduce
+    ctx.rows = x.shape[-2], inputs[6]
+    ctx.save_for_backward(x if needs[1] or needs[4] or needs[5] else None, *tensors)
+
+
+def _weighted_sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, row_ptr, col, s, t = ctx.saved_tensors
+    (x_rows, y_rows), (loops, transposed, reduce) = ctx.rows, ctx.how
+    needs = ctx.needs_input_grad
+    op = torch.ops.hag_plugin.weighted_sum.default
+    graph = row_ptr, col
+
+    def back(scale: Tensor | None) -> Tensor:
+        y: Tensor = op(grad, weight, *graph, t, scale, x_rows, loops, not transposed, reduce)
+        return y
+
+    grad_x, grad_s = _by_features(back, x, s, needs[0], needs[4])
+    grad_weight = grad_t = None
+    if needs[1]:
+        sides = (grad, x, *graph, t, s) if transposed else (x, grad, *graph, s, t)
+        grad_weight = torch.ops.hag_plugin.edge_dot.default(*sides, loops, reduce)
+    if needs[5]:
+        y = op(x, weight, *graph, s, None, y_rows, loops, transposed, reduce)
+        grad_t = _dot(grad, y)
+    return grad_x, grad_weight, None, None, grad_s, grad_t, None, None, None, None
+
+
+def _by_features(
+    walk: Callable[[Tensor | None], Tensor],
+    a: Tensor,
+    scale: Tensor | None,
+    needs_a: bool,
+    needs_scale: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The derivatives of Q by `a` and by its scale. `walk(r)` is `r` times that by scale x a."""
+    if scale is None or not needs_scale:
+        return walk(scale) if needs_a else None, None
+    unscaled = walk(None)
+    by_a = (unscaled * scale.unsqueeze(-1)).to(unscaled.dtype) if needs_a else None
+    return by_a, _dot(a, unscaled)
+
+
+class WeightedSum(torch.autograd.Function):
+    """The operator with its gradient, with less overhead than torch's own wrapper around it."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        y: Tensor = torch.ops.hag_plugin.weighted_sum.default(*inputs)
+        _keep_weighted_sum(ctx, inputs, y)
+        return y
+
+    backward = staticmethod(_weighted_sum_backward)
+
+
+def _keep_edge_dot(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, loops, reduce = inputs
+    ctx.how = loops, reduce
+    ctx.save_for_backward(*tensors)
+
+
+def _edge_dot_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    a, b, row_ptr, col, s, t = ctx.saved_tensors
+    loops, reduce = ctx.how
+    needs = ctx.needs_input_grad
+    op = torch.ops.hag_plugin.weighted_sum.default
+    graph = row_ptr, col
+
+    def to_sources(scale: Tensor | None) -> Tensor:
+        y: Tensor = op(b, grad, *graph, t, scale, a.shape[-2], loops, True, reduce)
+        return y
+
+    def to_targets(scale: Tensor | None) -> Tensor:
+        y: Tensor = op(a, grad, *graph, s, scale, b.shape[-2], loops, False, reduce)
+        return y
+
+    grad_a, grad_s = _by_features(to_sources, a, s, needs[0], needs[4])
+    grad_b, grad_t = _by_features(to_targets, b, t, needs[1], needs[5])
+    return grad_a, grad_b, None, None, grad_s, grad_t, None, None
+
+
+# Shapes, for tracing ---------------------------------------------------------------------------
+
+
+def _shape_of_weighted_sum(x: Tensor, *args: Any) -> Tensor:
+    return x.new_empty((*x.shape[:-2], args[5], x.shape[-1]))
+
+
+def _shape_of_edge_dot(a: Tensor, b: Tensor, row_ptr: Tensor, col: Tensor, *args: Any) -> Tensor:
+    loops = row_ptr.shape[0] - 1 if args[2] else 0
+    return a.new_empty((col.shape[0] + loops,), dtype=_accumulator(a.dtype))
+
+
+_library: Any = torch.library.Library("hag_plugin", "FRAGMENT")  # type: ignore[no-untyped-call]
+_GRAPH = "Tensor row_ptr, Tensor col, Tensor? source_scale, Tensor? target_scale"
+# name: (signature, CPU, shape, backward, what backward keeps)
+_OPERATORS: dict[str, tuple[Any, ...]] = {
+    "weighted_sum": (
+        f"(Tensor x, Tensor weight, {_GRAPH}, SymInt num_rows, str self_loops, bool transposed,"
+        " str reduce) -> Tensor",
+        *(_run_weighted_sum, _shape_of_weighted_sum, _weighted_sum_backward, _keep_weighted_sum),
+    ),
+    "edge_dot": (
+        f"(Tensor a, Tensor b, {_GRAPH}, str self_loops, str reduce) -> Tensor",
+        *(_run_edge_dot, _shape_of_edge_dot, _edge_dot_backward, _keep_edge_dot),
+    ),
+}
+for _name, (_signature, _run, _shape, _backward, _keep) in _OPERATORS.items():
+    _library.define(_name + _signature)
+    _library.impl(_name, _run, "CPU")
+    torch.library.register_fake(f"hag_plugin::{_name}", _shape, lib=_library)
+    torch.library.register_autograd(
+        f"hag_plugin::{_name}", _backward, setup_context=_keep, lib=_library
+    )

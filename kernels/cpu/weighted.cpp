@@ -1,0 +1,162 @@
+#include "weighted.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "aggregate.h"
+#include "search.h"
+
+namespace hag {
+namespace {
+
+struct Kernels {
+  const char *name;
+  decltype(&hag_weighted_rows_baseline) rows;
+  decltype(&hag_weighted_part_baseline) part;
+  decltype(&hag_edge_dot_baseline) edge_dot;
+  decltype(&hag_loop_dot_baseline) loop_dot;
+};
+
+#define HAG_KERNELS(ISA) \
+  {#ISA, hag_weighted_rows_##ISA, hag_weighted_part_##ISA, hag_edge_dot_##ISA, hag_loop_dot_##ISA}
+const Kernels kKernels[] = {
+    HAG_KERNELS(baseline),
+#if defined(__x86_64__)
+    HAG_KERNELS(avx2),
+    HAG_KERNELS(avx512),
+#endif
+};
+
+const Kernels &kernels() {
+  static const Kernels &chosen =
+      *std::find_if(std::begin(kKernels), std::end(kKernels),
+                    [](const Kernels &k) { return !std::strcmp(k.name, instruction_set()); });
+  return chosen;
+}
+
+// Below this many elements read, waking another thread costs more than it brings.
+constexpr int64_t kElementsPerThread = 16384;
+constexpr int64_t kPiecesPerThread = 16;
+
+int useful_threads(int threads, int64_t elements) {
+  if (threads < 1)
+    throw std::invalid_argument("threads is " + std::to_string(threads) + ", expected at least 1");
+  const int64_t most = std::clamp<int64_t>(elements / kElementsPerThread, 1, threads);
+  return usable_threads(static_cast<int>(most));
+}
+
+// Runs body(0) .. body(count - 1), in any order, on this many threads.
+template <class Body>
+void share(int threads, int64_t count, const Body &body) {
+  if (threads == 1) {
+    for (int64_t item = 0; item < count; ++item) body(item);
+    return;
+  }
+  std::atomic<int64_t> next{0};
+#pragma omp parallel num_threads(threads)
+  for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(item);
+}
+
+// The first row of each piece of a graph that is cut by slots and rows.
+std::vector<int64_t> cut_rows(const int64_t *row_ptr, int64_t num_rows, int64_t pieces) {
+  std::vector<int64_t> first(pieces + 1, num_rows);
+  const int64_t work = row_ptr[num_rows] + num_rows;
+  int64_t row = 0;
+  for (int64_t p = 0; p < pieces; ++p) {
+    int64_t low = row, high = num_rows;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if ((row_ptr[middle] + middle) * pieces < work * p) low = middle + 1;
+      else high = middle;
+    }
+    first[p] = row = low;
+  }
+  return first;
+}
+
+// Rows longer than kHubLength and the parts they are summed in: a matter of the graph alone, so
+// that results do not depend on the number of threads.
+struct Hubs {
+  std::vector<int32_t> row;
+  std::vector<int64_t> ptr{0};
+  struct Part {
+    int64_t row, begin, end;
+  };
+  std::vector<Part> parts;
+
+  Hubs(const int64_t *row_ptr, int64_t num_rows) {
+    if (row_ptr[num_rows] <= kHubLength) return;
+    for (int64_t i = 0; i < num_rows; ++i) {
+      const int64_t begin = row_ptr[i], length = row_ptr[i + 1] - begin;
+      if (length <= kHubLength) continue;
+      const int64_t count = (length + kHubPart - 1) / kHubPart;
+      for (int64_t p = 0; p < count; ++p)
+        parts.push_back({i, begin + length * p / count, begin + length * (p + 1) / count});
+      row.push_back(static_cast<int32_t>(i));
+      ptr.push_back(static_cast<int64_t>(parts.size()));
+    }
+  }
+};
+
+}  // namespace
+
+void weighted_sum(const HagWeightedSum &args, int64_t num_rows, int64_t batch,
+                  int64_t x_batch_stride, int threads) {
+  const int64_t size = element_size(args.dtype), acc_size = args.dtype == HAG_FLOAT64 ? 8 : 4;
+  if (args.width < 0 || batch < 0 || num_rows < 0 || args.x_row_stride < 0 || x_batch_stride < 0)
+    throw std::invalid_argument("a size or a stride is negative");
+  if (args.width == 0 || num_rows == 0 || batch == 0) return;
+  const int64_t num_edges = args.row_ptr[num_rows];
+  const int used = useful_threads(threads, batch * args.width * (num_edges + 2 * num_rows));
+  const Hubs hubs(args.row_ptr, num_rows);
+  const int64_t num_parts = static_cast<int64_t>(hubs.parts.size());
+  const int64_t part_bytes = args.width * acc_size;
+  const std::unique_ptr<char[]> partial(new char[batch * num_parts * part_bytes]);
+
+  const auto matrix = [&](int64_t b) {
+    HagWeightedSum one = args;
+    one.x = static_cast<const char *>(args.x) + b * x_batch_stride * size;
+    one.y = static_cast<char *>(args.y) + b * num_rows * args.width * size;
+    one.partial = partial.get() + b * num_parts * part_bytes;
+    one.hub_row = hubs.row.data(), one.hub_ptr = hubs.ptr.data();
+    one.num_hubs = static_cast<int64_t>(hubs.row.size()), one.num_edges = num_edges;
+    return one;
+  };
+  share(used, batch * num_parts, [&](int64_t item) {
+    const HagWeightedSum one = matrix(item / num_parts);
+    const Hubs::Part &part = hubs.parts[item % num_parts];
+    kernels().part(&one, part.row, part.begin, part.end, partial.get() + item * part_bytes);
+  });
+  const int64_t pieces = used == 1 ? 1 : used * kPiecesPerThread;
+  const std::vector<int64_t> first = cut_rows(args.row_ptr, num_rows, pieces);
+  share(used, batch * pieces, [&](int64_t item) {
+    const HagWeightedSum one = matrix(item / pieces);
+    kernels().rows(&one, first[item % pieces], first[item % pieces + 1]);
+  });
+}
+
+void edge_dot(const HagEdgeDot &args, int64_t num_rows, int64_t num_loops, int threads) {
+  const int64_t acc_size = args.dtype == HAG_FLOAT64 ? 8 : 4;
+  element_size(args.dtype);  // refuses an unknown dtype
+  if (args.width < 0 || args.batch < 0 || num_rows < 0 || num_loops < 0)
+    throw std::invalid_argument("a size is negative");
+  const int64_t num_edges = num_rows > 0 ? args.row_ptr[num_rows] : 0;
+  const int used = useful_threads(threads, args.batch * args.width * 2 * (num_edges + num_loops));
+  const int64_t pieces = used == 1 ? 1 : used * kPiecesPerThread;
+  char *loops = static_cast<char *>(args.out) + num_edges * acc_size;
+  share(used, pieces, [&](int64_t p) {
+    const int64_t begin = num_edges * p / pieces, end = num_edges * (p + 1) / pieces;
+    if (begin < end) {
+      const int64_t *after = std::upper_bound(args.row_ptr, args.row_ptr + num_rows, begin);
+      kernels().edge_dot(&args, after - args.row_ptr - 1, begin, end);
+    }
+    kernels().loop_dot(&args, num_loops * p / pieces, num_loops * (p + 1) / pieces, loops);
+  });
+}
+
+}  // namespace hag

@@ -1,0 +1,17 @@
+// Weighted sums over a CSR graph and the gradients of their weights, on the CPU: threads and long
+// rows. The arithmetic is in weighted_rows.h.
+#pragma once
+
+#include "weighted_abi.h"
+
+namespace hag {
+
+// y for every matrix of a batch: y is contiguous [batch, num_rows, width]. The hub fields of `args`
+// are filled here. The graph must be valid: a HAG's is.
+void weighted_sum(const HagWeightedSum &args, int64_t num_rows, int64_t batch,
+                  int64_t x_batch_stride, int threads);
+
+// out: one number an edge, then one a loop of the first `num_loops` rows.
+void edge_dot(const HagEdgeDot &args, int64_t num_rows, int64_t num_loops, int threads);
+
+}  // namespace hag
