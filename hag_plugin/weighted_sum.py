@@ -81,12 +81,17 @@ def _run_weighted_sum(
     source_scale, target_scale = _kernel_scales(
         hag, source_scale, target_scale, loops, transposed, reduce, dtype
     )
-    _kernel_scale(weight, hag.num_edges + num_loops, dtype)
-    edges, of_loops = weight[: hag.num_edges], weight[hag.num_edges :].contiguous()
+    expected = [hag.num_edges + num_loops]
+    if list(weight.shape) != expected or weight.dtype != dtype:
+        raise ValueError(
+            f"weight is {weight.dtype} {list(weight.shape)}; expected {dtype} {expected}"
+        )
+    weight = edges = weight.contiguous()
+    loops_at = weight.data_ptr() + hag.num_edges * weight.element_size() if num_loops else 0
     graph = hag
     if transposed:
-        graph, edges = hag.transpose(), edges.index_select(0, _reversed_order(hag))
-    edges = edges.contiguous()
+        graph = hag.transpose()
+        edges = weight[: hag.num_edges].index_select(0, _reversed_order(hag))
     y = _output(x, num_rows)
     if x.dim() > 3:
         x = x.flatten(0, -3)
@@ -97,7 +102,7 @@ def _run_weighted_sum(
         x.data_ptr(),
         y.data_ptr(),
         edges.data_ptr(),
-        of_loops.data_ptr() if num_loops else 0,
+        loops_at,
         graph.row_ptr.data_ptr(),
         graph.col.data_ptr(),
         _address(source_scale),

@@ -353,7 +353,17 @@ def test_graphs_with_no_edge(num_src: int, num_dst: int) -> None:
         y.sum().backward()
         assert torch.equal(x.grad, torch.zeros(num_src, 5))
         assert weight.grad.shape == (0,)
-    assert weighted_aggregate(torch.zeros(num_src, 0), hag, weight).shape == (num_dst, 0)
+
+
+def test_zero_width() -> None:
+    hag = hp.build_hag(random_graph(5, 5, 9), num_nodes=5)
+    x = torch.zeros(5, 0, requires_grad=True)
+    weight = torch.randn(hag.num_edges, requires_grad=True)
+    y = weighted_aggregate(x, hag, weight, self_loops="fill")
+    assert y.shape == (5, 0)
+    y.sum().backward()
+    assert x.grad.shape == (5, 0)
+    assert torch.equal(weight.grad, torch.zeros(hag.num_edges))
 
 
 @pytest.mark.parametrize("where", ["x", "weight"])

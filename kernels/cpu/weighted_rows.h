@@ -126,21 +126,19 @@ void weighted_part(const HagWeightedSum &a, int64_t row, int64_t begin, int64_t 
 
 // ---------------------------------------------------------------- gradients of the weights
 
-template <class V>
-HAG_INLINE auto sum_lanes(V v) {
-  auto sum = v[0];
-  HAG_UNROLL for (int l = 1; l < (int)(sizeof(v) / sizeof(v[0])); ++l) sum += v[l];
-  return sum;
-}
-
-// Whole vectors, then ever shorter ones.
+// <a, b> + the lanes of `sum`: whole vectors, then ever shorter ones, folded in halves.
 template <class T, int L>
-HAG_INLINE typename T::Acc dot(const typename T::Elem *a, const typename T::Elem *b, int64_t n) {
-  Vec<typename T::Acc, L> sum = {};
+HAG_INLINE typename T::Acc dot(const typename T::Elem *a, const typename T::Elem *b, int64_t n,
+                               Vec<typename T::Acc, L> sum) {
   for (; n >= L; n -= L, a += L, b += L)
     sum = multiply_add(T::template load<L>(a), T::template load<L>(b), sum);
-  if constexpr (L == 1) return sum[0];
-  else return sum_lanes(sum) + dot<T, L / 2>(a, b, n);
+  if constexpr (L == 1) {
+    return sum[0];
+  } else {
+    typedef Vec<typename T::Acc, L / 2> Half;
+    const typename T::Acc *lanes = (const typename T::Acc *)&sum;
+    return dot<T, L / 2>(a, b, n, load_as<Half>(lanes) + load_as<Half>(lanes + L / 2));
+  }
 }
 
 template <class T>
@@ -148,21 +146,28 @@ HAG_INLINE typename T::Acc edge(const HagEdgeDot &e, int64_t i, int64_t j) {
   typedef typename T::Elem Elem;
   typedef typename T::Acc Acc;
   const Elem *a = (const Elem *)e.a + j * e.width, *b = (const Elem *)e.b + i * e.width;
+  constexpr int L = kVectorBytes / (int)sizeof(Acc);
   Acc sum = 0;
   for (int64_t m = 0; m < e.batch; ++m)
-    sum += dot<T, kVectorBytes / (int)sizeof(Acc)>(a + m * e.a_batch_stride,
-                                                   b + m * e.b_batch_stride, e.width);
+    sum += dot<T, L>(a + m * e.a_batch_stride, b + m * e.b_batch_stride, e.width, Vec<Acc, L>{});
   if (e.source_scale) sum *= ((const Acc *)e.source_scale)[j];
   if (e.target_scale) sum *= ((const Acc *)e.target_scale)[i];
   return sum;
 }
 
+HAG_INLINE void prefetch_bytes(const char *p, int64_t bytes) {
+  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(p + b, 0, 3);
+}
+
 template <class T>
 void edge_dot(const HagEdgeDot &e, int64_t row, int64_t begin, int64_t end) {
   typedef typename T::Acc Acc;
+  const int64_t bytes = e.width * (int64_t)sizeof(typename T::Elem);
+  const int64_t distance = prefetch_distance(bytes > 0 ? bytes : 1);
   for (int64_t k = begin, i = row; k < end; ++k) {
     while (k >= e.row_ptr[i + 1]) ++i;
     const int64_t j = e.col[k];
+    if (k + distance < end) prefetch_bytes((const char *)e.a + e.col[k + distance] * bytes, bytes);
     ((Acc *)e.out)[k] = e.skip_loops && i == j ? 0 : edge<T>(e, i, j);
   }
 }
