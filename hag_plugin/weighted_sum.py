@@ -18,9 +18,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hag_plugin.aggregate import DTYPES, _accumulator, _dot, _found, _kernel_scale, _output
+from hag_plugin.aggregate import (
+    DTYPES,
+    _accumulator,
+    _dot,
+    _found,
+    _is_plain,
+    _kernel_scale,
+    _needs_grad,
+    _output,
+)
 from hag_plugin.hag import HAG, outside_inference
 from hag_plugin.kernels import _cpu
+
+
+def weighted_sum(
+    x: Tensor,
+    weight: Tensor,
+    row_ptr: Tensor,
+    col: Tensor,
+    source_scale: Tensor | None,
+    target_scale: Tensor | None,
+    *how: Any,
+) -> Tensor:
+    """The operator `weighted_sum`, without torch's dispatch where nobody could tell."""
+    call: Any = torch.ops.hag_plugin.weighted_sum.default
+    tensors = x, weight, source_scale, target_scale
+    if not torch.compiler.is_compiling() and _is_plain(*tensors):
+        call = _WeightedSum.apply if _needs_grad(*tensors) else _run_weighted_sum
+    y: Tensor = call(x, weight, row_ptr, col, source_scale, target_scale, *how)
+    return y
+
 
 # Run time, on the CPU --------------------------------------------------------------------------
 
@@ -36,20 +64,15 @@ def _reversed_order(hag: HAG) -> Tensor:
     return order
 
 
+_Scales = tuple[Tensor | None, Tensor | None]
+
+
 def _kernel_scales(
-    hag: HAG,
-    source_scale: Tensor | None,
-    target_scale: Tensor | None,
-    loops: str,
-    transposed: bool,
-    reduce: str,
-    dtype: torch.dtype,
-) -> tuple[Tensor | None, Tensor | None]:
-    """The scales with the mean's division, which belongs to the graph's targets."""
+    hag: HAG, given: _Scales, mode: Any, transposed: bool, reduce: str, dtype: torch.dtype
+) -> _Scales:
+    """The scales of sources and targets with the mean's division, which is the graph's targets'."""
     rows = (hag.num_dst, hag.num_src) if transposed else (hag.num_src, hag.num_dst)
-    given = (source_scale, target_scale)
     scales = [_kernel_scale(g, n, dtype) for g, n in zip(given, rows, strict=True)]
-    mode: Any = loops or False
     if reduce == "mean":
         mean = hag.degree_scale(-1.0, mode, dtype)
         side = 0 if transposed else 1
@@ -78,9 +101,8 @@ def _run_weighted_sum(
     mode: Any = loops or False
     num_loops = hag.num_dst if hag._check_self_loops(mode) else 0
     dtype = _accumulator(x.dtype)
-    source_scale, target_scale = _kernel_scales(
-        hag, source_scale, target_scale, loops, transposed, reduce, dtype
-    )
+    scales = source_scale, target_scale
+    source_scale, target_scale = _kernel_scales(hag, scales, mode, transposed, reduce, dtype)
     expected = [hag.num_edges + num_loops]
     if list(weight.shape) != expected or weight.dtype != dtype:
         raise ValueError(
@@ -97,7 +119,8 @@ def _run_weighted_sum(
         x = x.flatten(0, -3)
     if x.stride(-1) != 1 and x.shape[-1] > 1:
         x = x.contiguous()
-    batched = x.dim() == 3
+    *batch, _, width = x.shape
+    *batch_stride, row_stride, _ = x.stride()
     _cpu.weighted_sum(
         x.data_ptr(),
         y.data_ptr(),
@@ -109,10 +132,10 @@ def _run_weighted_sum(
         _address(target_scale),
         num_rows,
         num_loops,
-        x.shape[0] if batched else 1,
-        x.shape[-1],
-        x.stride(-2),
-        x.stride(0) if batched else 0,
+        batch[0] if batch else 1,
+        width,
+        row_stride,
+        batch_stride[0] if batch else 0,
         loops == "fill",
         DTYPES[x.dtype],
         torch.get_num_threads(),
@@ -140,9 +163,8 @@ def _run_edge_dot(
     mode: Any = loops or False
     num_loops = hag.num_dst if hag._check_self_loops(mode) else 0
     dtype = _accumulator(a.dtype)
-    source_scale, target_scale = _kernel_scales(
-        hag, source_scale, target_scale, loops, False, reduce, dtype
-    )
+    scales = source_scale, target_scale
+    source_scale, target_scale = _kernel_scales(hag, scales, mode, False, reduce, dtype)
     a, b = a.contiguous(), b.contiguous()
     out = torch.empty(hag.num_edges + num_loops, dtype=dtype)
     _cpu.edge_dot(
@@ -180,12 +202,11 @@ def _weighted_sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, row_ptr, col, s, t = ctx.saved_tensors
     (x_rows, y_rows), (loops, transposed, reduce) = ctx.rows, ctx.how
     needs = ctx.needs_input_grad
-    op = torch.ops.hag_plugin.weighted_sum.default
     graph = row_ptr, col
 
     def back(scale: Tensor | None) -> Tensor:
-        y: Tensor = op(grad, weight, *graph, t, scale, x_rows, loops, not transposed, reduce)
-        return y
+        how = x_rows, loops, not transposed, reduce
+        return weighted_sum(grad, weight, *graph, t, scale, *how)
 
     grad_x, grad_s = _by_features(back, x, s, needs[0], needs[4])
     grad_weight = grad_t = None
@@ -193,7 +214,7 @@ def _weighted_sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         sides = (grad, x, *graph, t, s) if transposed else (x, grad, *graph, s, t)
         grad_weight = torch.ops.hag_plugin.edge_dot.default(*sides, loops, reduce)
     if needs[5]:
-        y = op(x, weight, *graph, s, None, y_rows, loops, transposed, reduce)
+        y = weighted_sum(x, weight, *graph, s, None, y_rows, loops, transposed, reduce)
         grad_t = _dot(grad, y)
     return grad_x, grad_weight, None, None, grad_s, grad_t, None, None, None, None
 
@@ -213,12 +234,12 @@ def _by_features(
     return by_a, _dot(a, unscaled)
 
 
-class WeightedSum(torch.autograd.Function):
-    """The operator with its gradient, with less overhead than torch's own wrapper around it."""
+class _WeightedSum(torch.autograd.Function):
+    """`_run_weighted_sum` with its gradient; tracers get the operator, with the same gradient."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        y: Tensor = torch.ops.hag_plugin.weighted_sum.default(*inputs)
+        y = _run_weighted_sum(*inputs)
         _keep_weighted_sum(ctx, inputs, y)
         return y
 
@@ -235,16 +256,13 @@ def _edge_dot_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     a, b, row_ptr, col, s, t = ctx.saved_tensors
     loops, reduce = ctx.how
     needs = ctx.needs_input_grad
-    op = torch.ops.hag_plugin.weighted_sum.default
     graph = row_ptr, col
 
     def to_sources(scale: Tensor | None) -> Tensor:
-        y: Tensor = op(b, grad, *graph, t, scale, a.shape[-2], loops, True, reduce)
-        return y
+        return weighted_sum(b, grad, *graph, t, scale, a.shape[-2], loops, True, reduce)
 
     def to_targets(scale: Tensor | None) -> Tensor:
-        y: Tensor = op(a, grad, *graph, s, scale, b.shape[-2], loops, False, reduce)
-        return y
+        return weighted_sum(a, grad, *graph, s, scale, b.shape[-2], loops, False, reduce)
 
     grad_a, grad_s = _by_features(to_sources, a, s, needs[0], needs[4])
     grad_b, grad_t = _by_features(to_targets, b, t, needs[1], needs[5])

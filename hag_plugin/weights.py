@@ -6,17 +6,17 @@ order of the HAG's edges, which `edge_slots` gives.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from hag_plugin.aggregate import _check_features, _checked_scale, _needs_grad
+from hag_plugin.aggregate import _check_features, _checked_scale
 from hag_plugin.build import check_edge_index
 from hag_plugin.hag import HAG
 from hag_plugin.kernels import _cpu
 from hag_plugin.program import SELF_LOOPS, SelfLoops
-from hag_plugin.weighted_sum import WeightedSum
+from hag_plugin.weighted_sum import weighted_sum
 
 # Relative. Far above the rounding of the weights' own dtype along a path of the graph, and within
 # what a sum in that dtype is wrong by anyway.
@@ -226,9 +226,5 @@ def weighted_aggregate(
         source_scale = _checked_scale(source_scale, "source_scale", x, x.shape[-2])
     if target_scale is not None:
         target_scale = _checked_scale(target_scale, "target_scale", x, num_dst)
-    call: Any = torch.ops.hag_plugin.weighted_sum.default
-    if not torch.compiler.is_compiling() and _needs_grad(x, weight, source_scale, target_scale):
-        call = WeightedSum.apply
-    scales = source_scale, target_scale
-    y: Tensor = call(x, weight, row_ptr, col, *scales, num_dst, self_loops or "", False, reduce)
-    return y
+    how = num_dst, self_loops or "", False, reduce
+    return weighted_sum(x, weight, row_ptr, col, source_scale, target_scale, *how)

@@ -427,6 +427,21 @@ def largest_allocation(function: Any, x: Tensor, weight: Tensor) -> int:
     return int(max(event.self_cpu_memory_usage for event in run.events()))
 
 
+def test_gradients_on_a_batch() -> None:
+    graphs = [random_graph(n, n, 4 * n, seed=n) for n in (5, 9, 3)]
+    hag = hp.batch([hp.build_hag(g, num_nodes=n) for g, n in zip(graphs, (5, 9, 3), strict=True)])
+    edges = torch.cat([g + first for g, first in zip(graphs, (0, 5, 14), strict=True)], 1)
+    x = torch.randn(17, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(edges.shape[1], dtype=torch.float64, requires_grad=True)
+    grad = torch.randn(17, 6, dtype=torch.float64)
+    y = aggregate(x, edges, weight, hag, "mean")
+    expected = reference.weighted_aggregate(x, edges, weight, 17, "mean")
+    torch.testing.assert_close(y, expected)
+    mine = torch.autograd.grad(y, (x, weight), grad)
+    for a, b in zip(mine, torch.autograd.grad(expected, (x, weight), grad), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_no_array_of_edges_times_features() -> None:
     edges = torch.cartesian_prod(torch.arange(200), torch.arange(200)).t()
     hag = hp.build_hag(edges, num_nodes=200, method="none")
@@ -488,6 +503,25 @@ def test_compiles_whole() -> None:
             results.append([y.detach(), *(v.grad for v in leaves)])
         for eager, other in zip(*results, strict=True):
             torch.testing.assert_close(other, eager, rtol=1e-4, atol=1e-5)
+
+
+def test_dispatch_modes_see_the_operator() -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    hag = hp.build_hag(random_graph(9, 9, 30), num_nodes=9)
+    x, weight = torch.randn(9, 4, requires_grad=True), torch.randn(hag.num_edges)
+    plain = weighted_aggregate(x, hag, weight)
+    with Recorder():
+        y = weighted_aggregate(x, hag, weight)
+    assert torch.equal(y, plain)
+    assert "hag_plugin.weighted_sum.default" in seen
 
 
 def test_identity_lost_falls_back_to_the_arrays() -> None:
