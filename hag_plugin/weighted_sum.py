@@ -50,6 +50,15 @@ def weighted_sum(
     return y
 
 
+def _edge_dot(a: Tensor, b: Tensor, *how: Any) -> Tensor:
+    """The operator `edge_dot`, likewise."""
+    call: Any = torch.ops.hag_plugin.edge_dot.default
+    if not (torch.compiler.is_compiling() or torch.is_grad_enabled()) and _is_plain(a, b, *how[2:4]):
+        call = _run_edge_dot
+    y: Tensor = call(a, b, *how)
+    return y
+
+
 # Run time, on the CPU --------------------------------------------------------------------------
 
 _REVERSED: weakref.WeakKeyDictionary[HAG, Tensor] = weakref.WeakKeyDictionary()
@@ -212,7 +221,7 @@ def _weighted_sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_weight = grad_t = None
     if needs[1]:
         sides = (grad, x, *graph, t, s) if transposed else (x, grad, *graph, s, t)
-        grad_weight = torch.ops.hag_plugin.edge_dot.default(*sides, loops, reduce)
+        grad_weight = _edge_dot(*sides, loops, reduce)
     if needs[5]:
         y = weighted_sum(x, weight, *graph, s, None, y_rows, loops, transposed, reduce)
         grad_t = _dot(grad, y)

@@ -133,28 +133,9 @@ def edge_slots(edge_index: Tensor, hag: HAG) -> Tensor:
         [1, 2, 0]
     """
     check_edge_index(edge_index)
-    if edge_index.device != hag.device:
-        raise ValueError(
-            f"edge_index is on {edge_index.device} and the HAG on {hag.device}; move one with .to()"
-        )
-    if edge_index.shape[1] != hag.num_edges:
-        raise ValueError(
-            f"edge_index has {edge_index.shape[1]} edges and the HAG {hag.num_edges}; "
-            "expected the same graph"
-        )
-    source, target = edge_index.long()
-    order = torch.argsort(target * hag.num_src + source, stable=True)
-    differs = (edge_index[:, order] != hag.edge_index).any(0)
-    if differs.any():
-        found = edge_index[:, order[differs][0]].tolist()
-        expected = hag.edge_index[:, differs][:, 0].tolist()
-        raise ValueError(
-            f"edge_index is of another graph than the HAG: it has the edge {found[0]} -> "
-            f"{found[1]} where the HAG has {expected[0]} -> {expected[1]}"
-        )
-    slots = torch.empty_like(order)
-    slots[order] = torch.arange(len(order), device=order.device)
-    return slots
+    source, target = edge_index.detach().cpu().long().contiguous().numpy()
+    graph = hag.row_ptr.cpu().numpy(), hag.col.cpu().numpy(), hag.num_src
+    return torch.from_numpy(_cpu.edge_slots(source, target, *graph)).to(edge_index.device)
 
 
 def weighted_aggregate(

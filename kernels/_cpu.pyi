@@ -77,6 +77,13 @@ def factorise(
     num_src: int,
     num_dst: int,
 ) -> tuple[NDArray[float64], NDArray[float64]]: ...
+def edge_slots(
+    source: NDArray[int64],
+    target: NDArray[int64],
+    row_ptr: NDArray[int64],
+    col: NDArray[int32],
+    num_src: int,
+) -> NDArray[int64]: ...
 def weighted_sum(
     x: int,
     y: int,

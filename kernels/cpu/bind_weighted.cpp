@@ -38,6 +38,21 @@ nb::tuple factorise(const Array<int64_t> &source, const Array<int64_t> &target,
   return nb::make_tuple(to_numpy(std::move(factors.source)), to_numpy(std::move(factors.target)));
 }
 
+nb::object edge_slots(const Array<int64_t> &source, const Array<int64_t> &target,
+                      const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src) {
+  const int64_t num_dst = static_cast<int64_t>(row_ptr.shape(0)) - 1;
+  if (source.shape(0) != target.shape(0) || num_dst < 0 ||
+      row_ptr.data()[num_dst] != static_cast<int64_t>(col.shape(0)))
+    throw std::invalid_argument("arrays of different lengths");
+  std::vector<int64_t> slots;
+  {
+    nb::gil_scoped_release release;
+    slots =
+        hag::edge_slots(ids(source), ids(target), {row_ptr.data(), col.data(), num_dst, num_src});
+  }
+  return nb::cast(to_numpy(std::move(slots)));
+}
+
 const void *input(uintptr_t address) { return reinterpret_cast<const void *>(address); }
 
 void weighted_sum(uintptr_t x, uintptr_t y, uintptr_t weight, uintptr_t loop_weight,
@@ -76,6 +91,8 @@ void edge_dot(uintptr_t a, uintptr_t b, uintptr_t out, uintptr_t row_ptr, uintpt
 void bind_weighted(nb::module_ &m) {
   m.def("factorise", &factorise, "source"_a, "target"_a, "weight"_a, "num_src"_a, "num_dst"_a,
         "Factors that reproduce the weights along a spanning forest; the caller compares.");
+  m.def("edge_slots", &edge_slots, "source"_a, "target"_a, "row_ptr"_a, "col"_a, "num_src"_a,
+        "The slot of each edge in a CSR of the same graph; duplicates keep their order.");
   m.def("weighted_sum", &weighted_sum, "x"_a, "y"_a, "weight"_a, "loop_weight"_a, "row_ptr"_a,
         "col"_a, "source_scale"_a, "target_scale"_a, "num_rows"_a, "num_loops"_a, "batch"_a,
         "width"_a, "x_row_stride"_a, "x_batch_stride"_a, "skip_loops"_a, "dtype"_a, "threads"_a,

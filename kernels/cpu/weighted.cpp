@@ -116,6 +116,7 @@ void weighted_sum(const HagWeightedSum &args, int64_t num_rows, int64_t batch,
   const Hubs hubs(args.row_ptr, num_rows);
   const int64_t num_parts = static_cast<int64_t>(hubs.parts.size());
   const int64_t part_bytes = args.width * acc_size;
+  const Kernels &k = kernels();  // not inside the parallel region: it may throw
   const std::unique_ptr<char[]> partial(new char[batch * num_parts * part_bytes]);
 
   const auto matrix = [&](int64_t b) {
@@ -130,13 +131,13 @@ void weighted_sum(const HagWeightedSum &args, int64_t num_rows, int64_t batch,
   share(used, batch * num_parts, [&](int64_t item) {
     const HagWeightedSum one = matrix(item / num_parts);
     const Hubs::Part &part = hubs.parts[item % num_parts];
-    kernels().part(&one, part.row, part.begin, part.end, partial.get() + item * part_bytes);
+    k.part(&one, part.row, part.begin, part.end, partial.get() + item * part_bytes);
   });
   const int64_t pieces = used == 1 ? 1 : used * kPiecesPerThread;
   const std::vector<int64_t> first = cut_rows(args.row_ptr, num_rows, pieces);
   share(used, batch * pieces, [&](int64_t item) {
     const HagWeightedSum one = matrix(item / pieces);
-    kernels().rows(&one, first[item % pieces], first[item % pieces + 1]);
+    k.rows(&one, first[item % pieces], first[item % pieces + 1]);
   });
 }
 
@@ -148,15 +149,44 @@ void edge_dot(const HagEdgeDot &args, int64_t num_rows, int64_t num_loops, int t
   const int64_t num_edges = num_rows > 0 ? args.row_ptr[num_rows] : 0;
   const int used = useful_threads(threads, args.batch * args.width * 2 * (num_edges + num_loops));
   const int64_t pieces = used == 1 ? 1 : used * kPiecesPerThread;
+  const Kernels &k = kernels();
   char *loops = static_cast<char *>(args.out) + num_edges * acc_size;
   share(used, pieces, [&](int64_t p) {
     const int64_t begin = num_edges * p / pieces, end = num_edges * (p + 1) / pieces;
     if (begin < end) {
       const int64_t *after = std::upper_bound(args.row_ptr, args.row_ptr + num_rows, begin);
-      kernels().edge_dot(&args, after - args.row_ptr - 1, begin, end);
+      k.edge_dot(&args, after - args.row_ptr - 1, begin, end);
     }
-    kernels().loop_dot(&args, num_loops * p / pieces, num_loops * (p + 1) / pieces, loops);
+    k.loop_dot(&args, num_loops * p / pieces, num_loops * (p + 1) / pieces, loops);
   });
+}
+
+std::vector<int64_t> edge_slots(const Ids &source, const Ids &target, const Csr &graph) {
+  const auto differs = [&](int64_t e) {
+    throw std::invalid_argument(
+        "edge_index is of another graph than the HAG: they differ at edge " + std::to_string(e) +
+        ", " + std::to_string(source[e]) + " -> " + std::to_string(target[e]));
+  };
+  if (source.size != graph.num_edges())
+    throw std::invalid_argument("edge_index has " + std::to_string(source.size) +
+                                " edges and the HAG " + std::to_string(graph.num_edges()) +
+                                "; expected the same graph");
+  std::vector<int64_t> next(graph.num_src + 1, 0), by_source(source.size), slot(source.size);
+  for (int64_t e = 0; e < source.size; ++e) {
+    if (source[e] < 0 || source[e] >= graph.num_src || target[e] < 0 || target[e] >= graph.num_dst)
+      differs(e);
+    ++next[source[e] + 1];
+  }
+  for (int64_t v = 0; v < graph.num_src; ++v) next[v + 1] += next[v];
+  for (int64_t e = 0; e < source.size; ++e) by_source[next[source[e]]++] = e;
+  // In this order each row is met with its sources increasing, as they lie in it.
+  next.assign(graph.row_ptr, graph.row_ptr + graph.num_dst);
+  for (const int64_t e : by_source) {
+    const int64_t k = next[target[e]]++;
+    if (k >= graph.row_ptr[target[e] + 1] || graph.col[k] != source[e]) differs(e);
+    slot[e] = k;
+  }
+  return slot;
 }
 
 }  // namespace hag

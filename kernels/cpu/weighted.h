@@ -1,7 +1,10 @@
-// Weighted sums over a CSR graph and the gradients of their weights, on the CPU: threads and long
-// rows. The arithmetic is in weighted_rows.h.
+// Weighted sums over a CSR graph and the gradients of their weights, on the CPU: the order of the
+// weights, threads and long rows. The arithmetic is in weighted_rows.h.
 #pragma once
 
+#include <vector>
+
+#include "graph.h"
 #include "weighted_abi.h"
 
 namespace hag {
@@ -13,5 +16,9 @@ void weighted_sum(const HagWeightedSum &args, int64_t num_rows, int64_t batch,
 
 // out: one number an edge, then one a loop of the first `num_loops` rows.
 void edge_dot(const HagEdgeDot &args, int64_t num_rows, int64_t num_loops, int threads);
+
+// The slot of each edge in the graph's CSR; duplicates keep their order. Throws
+// std::invalid_argument at an edge where the graph differs. O(nodes + edges).
+std::vector<int64_t> edge_slots(const Ids &source, const Ids &target, const Csr &graph);
 
 }  // namespace hag
