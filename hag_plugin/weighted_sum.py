@@ -53,7 +53,8 @@ def weighted_sum(
 def _edge_dot(a: Tensor, b: Tensor, *how: Any) -> Tensor:
     """The operator `edge_dot`, likewise."""
     call: Any = torch.ops.hag_plugin.edge_dot.default
-    if not (torch.compiler.is_compiling() or torch.is_grad_enabled()) and _is_plain(a, b, *how[2:4]):
+    traced = torch.compiler.is_compiling() or torch.is_grad_enabled()
+    if not traced and _is_plain(a, b, *how[2:4]):
         call = _run_edge_dot
     y: Tensor = call(a, b, *how)
     return y
