@@ -210,6 +210,13 @@ def search_program(
     return program.to(hag.device)
 
 
+def plain_program(hag: HAG, self_loops: SelfLoops) -> Program:
+    """The program that a HAG of method "none" has."""
+    row_ptr, col = hag.row_ptr.cpu().numpy(), hag.col.cpu().numpy()
+    arrays = _cpu.plain_program(row_ptr, col, hag.num_src, self_loops or "", False)
+    return Program.of(map(torch.from_numpy, arrays), hag.num_src, hag.num_dst).to(hag.device)
+
+
 @contextmanager
 def _bar(hag: HAG, progress: bool | None) -> Iterator[Callable[[float], None] | None]:
     """What a search calls with the share that is done. None: shown after two seconds."""

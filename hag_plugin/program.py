@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hag_plugin.kernels import _cpu
+
+if TYPE_CHECKING:
+    from hag_plugin.schedule import Schedule
 
 Array = np.ndarray[Any, Any]
 SixArrays = tuple[Array, Array, Array, Array, Array, Array]
@@ -106,6 +109,13 @@ class Program:
     def native(self) -> _cpu.Program:
         """The program as the CPU kernels take it: every index checked, once."""
         return _cpu.Program(*self.numpy(), self.num_src, self.num_dst, self.diagonal)
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The program as the GPU kernels take it, where the program is. Made once."""
+        from hag_plugin import schedule
+
+        return schedule.schedule_of(self).to(self.tile_ptr.device)
 
 
 ARRAYS = ("tile_ptr", "op_ptr", "source", "target", "hub_row", "hub_ptr")
