@@ -20,7 +20,7 @@ def take(acc, value, here, REDUCE: tl.constexpr):
     return acc
 
 
-@triton.jit(do_not_specialize=["first_op", "last_op", "diagonal"])
+@triton.jit(do_not_specialize=["first_op", "last_op"])
 def combine(
     x,
     y,
@@ -32,7 +32,6 @@ def combine(
     target_scale,
     first_op,
     last_op,
-    diagonal,
     width,
     x_stride,
     x_matrix,
@@ -42,7 +41,7 @@ def combine(
     MIXED: tl.constexpr,  # sources may be rows of scratch
     SCALED: tl.constexpr,  # with source_scale
     TARGET_SCALED: tl.constexpr,
-    DIAGONAL: tl.constexpr,
+    DIAGONAL: tl.constexpr,  # d, an integer
     ACC: tl.constexpr,  # dtype of sums and of scratch
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
@@ -83,12 +82,12 @@ def combine(
     t = tl.load(target + op, live, 0)
     to_y = live & (t >= 0)
     empty = begin == end
-    if DIAGONAL:
+    if DIAGONAL != 0:
         value = tl.load(x + at(t, column, x_stride), to_y[:, None] & inside, 0.0).to(ACC)
         if SCALED:
             value *= tl.load(source_scale + t, to_y, 0.0)[:, None]
         if REDUCE == "sum":
-            value *= diagonal.to(ACC)
+            value *= DIAGONAL
         acc = take(acc, value, to_y, REDUCE)
         empty = empty & (t < 0)
     if REDUCE != "sum":

@@ -22,12 +22,15 @@ from .ties import masked_sum as masked_sum_kernel
 if TYPE_CHECKING:
     from hag_plugin.schedule import Schedule
 
-VECTOR_BYTES = 16  # the widest load of a thread
+VECTOR_BYTES = 16  # the widest load of a thread, of accumulators: see `cut`
 MAX_WARPS = 4
 # Below this many instances of MAX_WARPS a level leaves multiprocessors idle: one warp each then.
 FEW_INSTANCES = 512
 # Rows that a thread has under way at a time.
 UNROLL = 4
+# Left to itself, ptxas spills a register or two of some kernels to fit 48. Nothing is pipelined:
+# rows are fetched where they are needed, UNROLL at a time.
+CODE = {"num_stages": 1, "maxnreg": 128, "enable_fp_fusion": True}
 # Triton's names of the accumulators.
 ACCUMULATORS = {
     torch.float16: tl.float32,
@@ -49,12 +52,17 @@ class Cut:
     @property
     def options(self) -> dict[str, int]:
         """As a launch takes it."""
-        return {"ROWS": self.rows, "COLS": self.cols, "UNROLL": UNROLL, "num_warps": self.warps}
+        shape = {"ROWS": self.rows, "COLS": self.cols, "UNROLL": UNROLL, "num_warps": self.warps}
+        return shape | CODE
 
 
 def cut(ops: int, width: int, matrices: int, itemsize: int) -> Cut:
-    """Every thread has one vector of a row; rows narrower than a warp's share it."""
-    lanes = 32 * VECTOR_BYTES // itemsize
+    """Every thread has one vector of a row; rows narrower than a warp's share it.
+
+    Half types get no longer vectors: rows of x and of scratch would be spread over the threads
+    differently, and would have to change hands in the inner loop.
+    """
+    lanes = 32 * VECTOR_BYTES // max(itemsize, 4)
     cols = min(triton.next_power_of_2(width), lanes)
     blocks = -(-width // cols)
 
@@ -114,7 +122,6 @@ def _run_level(
         target_scale if target_scale is not None else scratch,
         first,
         last,
-        float(schedule.diagonal),
         width,
         x.stride(1),
         x.stride(0),
@@ -124,9 +131,8 @@ def _run_level(
         MIXED=level > 0,
         SCALED=source_scale is not None,
         TARGET_SCALED=target_scale is not None,
-        DIAGONAL=schedule.diagonal != 0,
+        DIAGONAL=schedule.diagonal,
         ACC=ACCUMULATORS[x.dtype],
-        num_stages=1,
         **how.options,
     )
 
@@ -160,7 +166,6 @@ def masked_sum(plain: Schedule, value: Tensor | None, inner: Tensor, outer: Tens
             scratch.stride(0),
             ONES=value is None,
             ACC=ACCUMULATORS[outer.dtype],
-            num_stages=1,
             **how.options,
         )
         for level in range(1, plain.num_levels):
@@ -195,7 +200,6 @@ def arg_first(plain: Schedule, x: Tensor, y: Tensor) -> Tensor:
                 y.stride(0),
                 scratch.stride(0),
                 PARTS=level > 0,
-                num_stages=1,
                 **how.options,
             )
     return out
