@@ -31,6 +31,7 @@ class Options:
     allow_subtraction: bool = False
     capacity: int | None = None
     width: int = 64
+    device: str = "cpu"  # the kind of device that the price is for, "cpu" or "cuda"
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +132,7 @@ class Stats:
         rows_written: rows of scratch, of partial sums and of y.
         intermediates: rows of scratch.
         tiles: number of tiles.
+        levels: longest chain of ops of which each waits for the one before.
         search_seconds: what the search took.
         predicted_seconds: one forward aggregation at the width of the search, by the cost model.
         bytes: of the program's arrays.
@@ -145,6 +147,7 @@ class Stats:
     rows_written_before: int
     intermediates: int
     tiles: int
+    levels: int
     search_seconds: float
     predicted_seconds: float
     bytes: int

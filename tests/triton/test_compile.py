@@ -59,9 +59,9 @@ def check(compiled: Compiled) -> None:
     assert 0 < loads < stores, f"{name} loads after a store"
     assert not re.search(r"\b(atom|red)\.(global|shared)|\bcp\.async", ptx), name
     assert "async" not in ir, f"{name} is pipelined"
-    # Threads of an instance agree on row numbers at most, before the features come in: wide rows
-    # never change hands.
-    if compiled.variant.width >= 16:
+    # Features stay with the thread that loaded them; the compiler lets row numbers change hands
+    # where many short rows share an instance, and arg_first's int64 results on their way out.
+    if compiled.variant.width >= 16 and compiled.variant.kernel != "arg_first":
         assert compiled.shared == 0, f"{name} moves rows between threads"
         assert "bar.sync" not in ptx, name
 
