@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from hag_plugin import gpu
 from hag_plugin.hag import HAG, find
 from hag_plugin.kernels import _cpu
-from hag_plugin.program import SelfLoops
+from hag_plugin.program import Program, SelfLoops
 
 Reduce = Literal["sum", "mean", "max", "min"]
 Ties = Literal["even", "first"]
@@ -220,7 +221,11 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-# Run time, on the CPU --------------------------------------------------------------------------
+# Run time --------------------------------------------------------------------------------------
+
+
+def _on_gpu(x: Tensor) -> bool:
+    return x.is_cuda
 
 
 def _found(
@@ -248,13 +253,13 @@ def _found(
 def _output(x: Tensor, num_rows: int) -> Tensor:
     *batch, _, width = x.shape
     y = x.new_empty((*batch, num_rows, width))
-    if y.nbytes >= HUGE_OUTPUT:
+    if y.nbytes >= HUGE_OUTPUT and not y.is_cuda:
         _cpu.advise_huge_pages(y.data_ptr(), y.nbytes)
     return y
 
 
 def _walk(
-    program: _cpu.Program,
+    program: Program,
     x: Tensor,
     y: Tensor,
     reduce: str,
@@ -262,13 +267,16 @@ def _walk(
     target_scale: Tensor | None = None,
 ) -> None:
     """Runs a program on `x` `[*, num_src, F]`; every row of a contiguous `y` is written."""
+    if _on_gpu(x):
+        gpu.run_program(program, x, y, reduce, source_scale, target_scale)
+        return
     if x.dim() > 3:
         x = x.flatten(0, -3)
     if x.stride(-1) != 1 and x.shape[-1] > 1:
         x = x.contiguous()
     *batch, rows, width = x.shape
     *batch_stride, row_stride, _ = x.stride()
-    program.run(
+    program.native.run(
         x.data_ptr(),
         y.data_ptr(),
         batch[0] if batch else 1,
@@ -316,7 +324,7 @@ def _run_sum(
             source_scale = mean if source_scale is None else source_scale * mean
         else:
             target_scale = mean if target_scale is None else target_scale * mean
-    program = (hag.transpose() if transposed else hag).program(mode).native
+    program = (hag.transpose() if transposed else hag).program(mode)
     y = _output(x, num_rows) if out is None else out
     _walk(program, x, y, "sum", source_scale, target_scale)
     return y
@@ -327,7 +335,7 @@ def _run_extremum(x: Tensor, row_ptr: Tensor, col: Tensor, loops: str, largest: 
     hag = _found(row_ptr, col, x.shape[-2], num_dst, loops, False)
     mode: Any = loops or False
     y = _output(x, num_dst)
-    _walk(hag.program(mode, idempotent=True).native, x, y, "max" if largest else "min")
+    _walk(hag.program(mode, idempotent=True), x, y, "max" if largest else "min")
     return y
 
 
@@ -355,6 +363,9 @@ def _run_masked_sum(
     graph = hag.transpose() if transposed else hag
     inner, outer = inner.contiguous(), outer.contiguous()
     v = None if v is None else v.contiguous()
+    if _on_gpu(outer):
+        mode: Any = loops or False
+        return gpu.masked_sum(graph, mode, v, inner, outer)
     y = _output(outer, num_rows)
     _cpu.masked_sum(
         0 if v is None else v.data_ptr(),
@@ -377,6 +388,9 @@ def _run_masked_sum(
 def _run_arg_first(x: Tensor, y: Tensor, row_ptr: Tensor, col: Tensor, loops: str) -> Tensor:
     hag = _found(row_ptr, col, x.shape[-2], y.shape[-2], loops, False)
     x, y = x.contiguous(), y.contiguous()
+    if _on_gpu(x):
+        mode: Any = loops or False
+        return gpu.arg_first(hag, mode, x, y)
     first = torch.empty(y.shape, dtype=torch.int64)
     _cpu.arg_first(
         x.data_ptr(),
@@ -502,7 +516,7 @@ def _shape_of_arg_first(x: Tensor, y: Tensor, *args: Any) -> Tensor:
 
 _library: Any = torch.library.Library("hag_plugin", "DEF")  # type: ignore[no-untyped-call]
 _GRAPH = "Tensor row_ptr, Tensor col"
-# name: (signature, CPU, shape, backward, what backward keeps)
+# name: (signature, what runs, shape, backward, what backward keeps)
 _OPERATORS: dict[str, tuple[Any, ...]] = {
     "aggregate": (
         f"(Tensor x, {_GRAPH}, Tensor? source_scale, Tensor? target_scale, SymInt num_rows,"
@@ -525,7 +539,8 @@ _OPERATORS: dict[str, tuple[Any, ...]] = {
 }
 for _name, (_signature, _run, _shape, _backward, _keep) in _OPERATORS.items():
     _library.define(_name + _signature)
-    _library.impl(_name, _run, "CPU")
+    for _backend in ("CPU", "CUDA"):
+        _library.impl(_name, _run, _backend)
     torch.library.register_fake(f"hag_plugin::{_name}", _shape, lib=_library)
     if _backward is not None:
         torch.library.register_autograd(

@@ -54,7 +54,8 @@ def build_hag(
             in a node's own row then spoils its result.
         capacity: for "greedy", the most intermediates; a quarter of the targets by default.
         width: number of features that the price is for.
-        device: where the HAG is to be used; by default where `edge_index` is.
+        device: where the HAG is to be used, and what it is priced for, as one graph; by default
+            where `edge_index` is. Build graphs that are to be batched where the loader is.
         dtype: of the features that the price is for.
         progress: show a bar; by default if it takes more than two seconds.
 
@@ -87,20 +88,24 @@ def build_hag(
     if targets_first and size is None:
         raise ValueError("targets_first is for bipartite graphs: it needs size=(num_src, num_dst)")
     num_src, num_dst = _graph_size(edge_index, num_nodes, size)
+    home = torch.device(edge_index.device if device is None else device)
+    if home.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {str(home)!r}, but torch finds no GPU; expected 'cpu'")
     if targets_first and num_dst > num_src:
         raise ValueError(f"targets_first with {num_dst} targets and {num_src} sources; expected "
                          "at most as many targets as sources")  # fmt: skip
     row_ptr, col = canonical_graph(edge_index, num_src, num_dst)
     if ptr is not None:
         _check_ptr(ptr, row_ptr, col, num_src, num_dst)
-    options = Options(method, allow_subtraction, capacity, width)
+    kind = "cuda" if home.type == "cuda" else "cpu"
+    options = Options(method, allow_subtraction, capacity, width, kind)
     with outside_inference():
         arrays = torch.from_numpy(row_ptr), torch.from_numpy(col)
     hag = HAG(*arrays, num_src, options=options, targets_first=targets_first)
     modes = self_loops if isinstance(self_loops, list | tuple) else (self_loops,)
     for mode in modes:
         hag.program(mode, progress=progress)
-    return hag.to(edge_index.device if device is None else device)
+    return hag.to(home)
 
 
 def _graph_size(
@@ -191,7 +196,7 @@ def search_program(
                 capacity = hag.num_dst // 4 if options.capacity is None else options.capacity
                 arrays = _cpu.greedy_program(*graph, capacity, threads, report)
             else:
-                prices = cost.prices(options.width)
+                prices = cost.prices(options.width, options.device)
                 arrays = _cpu.search_program(
                     *graph,
                     hag.is_square or hag.targets_first,
@@ -207,7 +212,18 @@ def search_program(
         -1 if subtract else 0,
         time.perf_counter() - start,
     )
+    for_gpu = options.method == "auto" and options.device == "cuda"
+    if for_gpu and not cost.pays_on_gpu(hag, self_loops, program):
+        plain = plain_program(hag, self_loops, idempotent)
+        return replace(plain, search_seconds=time.perf_counter() - start)
     return program.to(hag.device)
+
+
+def plain_program(hag: HAG, self_loops: SelfLoops, idempotent: bool = False) -> Program:
+    """The program that a HAG of method "none" has."""
+    row_ptr, col = hag.row_ptr.cpu().numpy(), hag.col.cpu().numpy()
+    arrays = _cpu.plain_program(row_ptr, col, hag.num_src, self_loops or "", idempotent)
+    return Program.of(map(torch.from_numpy, arrays), hag.num_src, hag.num_dst).to(hag.device)
 
 
 @contextmanager

@@ -75,6 +75,7 @@ class HAG:
         self._parts = tuple(parts)
         self._programs: dict[tuple[SelfLoops, bool], Program] = {}
         self._requested: dict[tuple[SelfLoops, bool], Program] = {}  # by the request, not its key
+        self._plain: dict[SelfLoops, Program] = {}
         self._scales: dict[tuple[float, SelfLoops, torch.dtype], Tensor] = {}
         self._transpose: HAG | weakref.ref[HAG] | None = None
         self._lock = threading.RLock()
@@ -236,6 +237,16 @@ class HAG:
             return build.concatenate_programs(parts).to(self.device)
         return build.search_program(self, self_loops, idempotent, progress)
 
+    def plain_program(self, self_loops: SelfLoops = False) -> Program:
+        """The program without intermediates, duplicates kept: who is a source of whom. Kept."""
+        from hag_plugin import build
+
+        with self._lock:
+            if self_loops not in self._plain:
+                with outside_inference():
+                    self._plain[self_loops] = build.plain_program(self, self_loops)
+            return self._plain[self_loops]
+
     def transpose(self) -> HAG:
         """The HAG of the reversed edges, with its own tiles; itself where the graph is symmetric.
 
@@ -316,7 +327,17 @@ class HAG:
         device = torch.device(device)
         if device == self.device or (device.type == self.device.type and device.index is None):
             return self
-        return self._moved(lambda a: a.to(device, non_blocking=non_blocking))
+        moved = self._moved(lambda a: a.to(device, non_blocking=non_blocking))
+        if device.type == "cuda":
+            moved._make_schedules()
+        return moved
+
+    def _make_schedules(self) -> None:
+        """Makes now what the first launch would wait for the GPU to make."""
+        for program in self._programs.values():
+            _ = program.schedule
+        if isinstance(self._transpose, HAG):
+            self._transpose._make_schedules()
 
     def cpu(self) -> HAG:
         """The HAG in main memory."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hag_plugin.kernels import _cpu
+
+if TYPE_CHECKING:
+    from hag_plugin.schedule import Schedule
 
 Array = np.ndarray[Any, Any]
 SixArrays = tuple[Array, Array, Array, Array, Array, Array]
@@ -28,6 +31,7 @@ class Options:
     allow_subtraction: bool = False
     capacity: int | None = None
     width: int = 64
+    device: str = "cpu"  # the kind of device that the price is for, "cpu" or "cuda"
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +111,13 @@ class Program:
         """The program as the CPU kernels take it: every index checked, once."""
         return _cpu.Program(*self.numpy(), self.num_src, self.num_dst, self.diagonal)
 
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The program as the GPU kernels take it, where the program is. Made once."""
+        from hag_plugin import schedule
+
+        return schedule.schedule_of(self).to(self.tile_ptr.device)
+
 
 ARRAYS = ("tile_ptr", "op_ptr", "source", "target", "hub_row", "hub_ptr")
 
@@ -121,6 +132,7 @@ class Stats:
         rows_written: rows of scratch, of partial sums and of y.
         intermediates: rows of scratch.
         tiles: number of tiles.
+        levels: longest chain of ops of which each waits for the one before.
         search_seconds: what the search took.
         predicted_seconds: one forward aggregation at the width of the search, by the cost model.
         bytes: of the program's arrays.
@@ -135,6 +147,7 @@ class Stats:
     rows_written_before: int
     intermediates: int
     tiles: int
+    levels: int
     search_seconds: float
     predicted_seconds: float
     bytes: int

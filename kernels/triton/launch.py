@@ -1,0 +1,205 @@
+"""Launches: how an instance is cut, and the levels of a schedule one after the other.
+
+No launch waits for the device, and every argument is known on the host: CUDA graphs can capture
+them.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .combine import combine
+from .ties import arg_first as arg_first_kernel
+from .ties import masked_sum as masked_sum_kernel
+
+if TYPE_CHECKING:
+    from hag_plugin.schedule import Schedule
+
+VECTOR_BYTES = 16  # the widest load of a thread, of accumulators: see `cut`
+MAX_WARPS = 4
+# Below this many instances of MAX_WARPS a level leaves multiprocessors idle: one warp each then.
+FEW_INSTANCES = 512
+# Rows that a thread has under way at a time.
+UNROLL = 4
+# Left to itself, ptxas spills a register or two of some kernels to fit 48. Nothing is pipelined:
+# rows are fetched where they are needed, UNROLL at a time.
+CODE = {"num_stages": 1, "maxnreg": 128, "enable_fp_fusion": True}
+# Triton's names of the accumulators.
+ACCUMULATORS = {
+    torch.float16: tl.float32,
+    torch.bfloat16: tl.float32,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What an instance takes: `rows` ops by `cols` features, and the grid of all instances."""
+
+    rows: int
+    cols: int
+    warps: int
+    grid: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        """As a launch takes it."""
+        shape = {"ROWS": self.rows, "COLS": self.cols, "UNROLL": UNROLL, "num_warps": self.warps}
+        return shape | CODE
+
+
+def cut(ops: int, width: int, matrices: int, itemsize: int) -> Cut:
+    """Every thread has one vector of a row; rows narrower than a warp's share it.
+
+    Half types get no longer vectors: rows of x and of scratch would be spread over the threads
+    differently, and would have to change hands in the inner loop.
+    """
+    lanes = 32 * VECTOR_BYTES // max(itemsize, 4)
+    cols = min(triton.next_power_of_2(width), lanes)
+    blocks = -(-width // cols)
+
+    def grid(rows: int) -> int:
+        return -(-ops // rows) * blocks * matrices
+
+    warps = MAX_WARPS if grid(MAX_WARPS * lanes // cols) >= FEW_INSTANCES else 1
+    rows = warps * lanes // cols
+    return Cut(rows, cols, warps, grid(rows))
+
+
+def _on_device(x: Tensor) -> AbstractContextManager[Any]:
+    # Launches go to the current device; in Triton's interpreter tensors are on the CPU.
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def run_schedule(
+    schedule: Schedule,
+    x: Tensor,
+    y: Tensor,
+    reduce: str,
+    source_scale: Tensor | None = None,
+    target_scale: Tensor | None = None,
+) -> None:
+    """Runs a schedule on `x` `[B, num_src, F]` (last stride 1), into contiguous `y`."""
+    matrices, _, width = x.shape
+    if y.numel() == 0:
+        return
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    scratch = torch.empty((matrices, schedule.scratch_rows, width), dtype=dtype, device=x.device)
+    with _on_device(x):
+        for level in range(schedule.num_levels):
+            _run_level(schedule, level, x, y, scratch, reduce, source_scale, target_scale)
+
+
+def _run_level(
+    schedule: Schedule,
+    level: int,
+    x: Tensor,
+    y: Tensor,
+    scratch: Tensor,
+    reduce: str,
+    source_scale: Tensor | None,
+    target_scale: Tensor | None,
+) -> None:
+    matrices, _, width = x.shape
+    first, last = schedule.levels[level]
+    how = cut(last - first, width, matrices, x.element_size())
+    combine[(how.grid,)](
+        x,
+        y,
+        scratch,
+        schedule.op_ptr,
+        schedule.source,
+        schedule.target,
+        source_scale if source_scale is not None else scratch,
+        target_scale if target_scale is not None else scratch,
+        first,
+        last,
+        width,
+        x.stride(1),
+        x.stride(0),
+        schedule.num_dst * width,
+        schedule.scratch_rows * width,
+        REDUCE=reduce,
+        MIXED=level > 0,
+        SCALED=source_scale is not None,
+        TARGET_SCALED=target_scale is not None,
+        DIAGONAL=schedule.diagonal,
+        ACC=ACCUMULATORS[x.dtype],
+        **how.options,
+    )
+
+
+def masked_sum(plain: Schedule, value: Tensor | None, inner: Tensor, outer: Tensor) -> Tensor:
+    """Sums over the sources with the target's key; keys `[B, N, F]`, contiguous."""
+    matrices, _, width = outer.shape
+    out = torch.empty_like(outer)
+    if out.numel() == 0:
+        return out
+    dtype = torch.float64 if outer.dtype == torch.float64 else torch.float32
+    shape = (matrices, plain.scratch_rows, width)
+    scratch = torch.empty(shape, dtype=dtype, device=outer.device)
+    _, last = plain.levels[0]
+    how = cut(last, width, matrices, outer.element_size())
+    with _on_device(outer):
+        masked_sum_kernel[(how.grid,)](
+            inner if value is None else value,
+            inner,
+            outer,
+            out,
+            scratch,
+            plain.op_ptr,
+            plain.source,
+            plain.target,
+            plain.row,
+            last,
+            width,
+            inner.stride(0),
+            outer.stride(0),
+            scratch.stride(0),
+            ONES=value is None,
+            ACC=ACCUMULATORS[outer.dtype],
+            **how.options,
+        )
+        for level in range(1, plain.num_levels):
+            _run_level(plain, level, inner, out, scratch, "sum", None, None)
+    return out
+
+
+def arg_first(plain: Schedule, x: Tensor, y: Tensor) -> Tensor:
+    """The smallest source that holds the extremum `y`; `[B, N, F]`, contiguous."""
+    matrices, _, width = y.shape
+    out = torch.empty(y.shape, dtype=torch.int64, device=y.device)
+    if out.numel() == 0:
+        return out
+    shape = (matrices, plain.scratch_rows, width)
+    scratch = torch.empty(shape, dtype=torch.int32, device=y.device)
+    with _on_device(y):
+        for level, (first, last) in enumerate(plain.levels):
+            how = cut(last - first, width, matrices, y.element_size())
+            arg_first_kernel[(how.grid,)](
+                x,
+                y,
+                out,
+                scratch,
+                plain.op_ptr,
+                plain.source,
+                plain.target,
+                plain.row,
+                first,
+                last,
+                width,
+                x.stride(0),
+                y.stride(0),
+                scratch.stride(0),
+                PARTS=level > 0,
+                **how.options,
+            )
+    return out

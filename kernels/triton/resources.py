@@ -1,0 +1,199 @@
+"""Compiles every kernel for cards that are not there, and says what the machine code takes.
+
+    python -m hag_plugin.kernels.triton.resources --targets 80 90
+
+Prints registers, spills and shared memory as a Markdown table. Needs Triton, no card and no driver.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from tqdm import tqdm
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from .combine import combine
+from .launch import ACCUMULATORS, MAX_WARPS, UNROLL, cut
+from .ties import arg_first, masked_sum
+
+KERNELS = {"combine": combine, "masked_sum": masked_sum, "arg_first": arg_first}
+NAMES = {
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+}
+# A width of each kind: one feature, rows that share a warp, rows that no wide load can take, rows
+# of a warp and more than that.
+WIDTHS = (1, 3, 16, 33, 64, 130, 256)
+INDICES = {"op_ptr": "*i64", "source": "*i32", "target": "*i32", "row": "*i32"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel as one launch asks for it."""
+
+    kernel: str
+    dtype: torch.dtype
+    width: int
+    warps: int
+    flags: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        on = [str(v if isinstance(v, str) else k).lower() for k, v in self.flags.items() if v]
+        return f"{self.kernel} {' '.join(on)} {NAMES[self.dtype]} F={self.width} w={self.warps}"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a variant was compiled to. Bytes are per thread, shared memory per instance."""
+
+    variant: Variant
+    target: int
+    registers: int
+    stack: int
+    spills: int
+    shared: int
+    asm: dict[str, Any]
+
+
+def flags() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every combination of options that launches ask for."""
+    yes_no = (False, True)
+    for diagonal, mixed, scaled, target_scaled in itertools.product((0, -1), *[yes_no] * 3):
+        yield "combine", {
+            "REDUCE": "sum",
+            "MIXED": mixed,
+            "SCALED": scaled,
+            "TARGET_SCALED": target_scaled,
+            "DIAGONAL": diagonal,
+        }
+    for reduce, mixed, diagonal in itertools.product(("max", "min"), yes_no, (0, 1)):
+        yield "combine", {
+            "REDUCE": reduce,
+            "MIXED": mixed,
+            "SCALED": False,
+            "TARGET_SCALED": False,
+            "DIAGONAL": diagonal,
+        }
+    for ones in yes_no:
+        yield "masked_sum", {"ONES": ones}
+    for parts in yes_no:
+        yield "arg_first", {"PARTS": parts}
+
+
+def variants(widths: tuple[int, ...] = WIDTHS) -> Iterator[Variant]:
+    """Every kernel with every option, dtype and kind of width, for large and small levels."""
+    for (kernel, on), dtype, width, warps in itertools.product(
+        flags(), NAMES, widths, (1, MAX_WARPS)
+    ):
+        yield Variant(kernel, dtype, width, warps, on)
+
+
+def source_of(variant: Variant) -> tuple[ASTSource, dict[str, int]]:
+    """The kernel specialised as Triton does at a launch, and the options of the launch."""
+    kernel = KERNELS[variant.kernel]
+    many = 10**6 if variant.warps > 1 else 1
+    how = cut(many, variant.width, 1, variant.dtype.itemsize)
+    options = how.options
+    fixed = {name: options.pop(name) for name in ("ROWS", "COLS", "UNROLL")} | variant.flags
+    accumulator = ACCUMULATORS[variant.dtype]
+    if "ACC" in kernel.arg_names:
+        fixed["ACC"] = accumulator
+    scratch = "i32" if variant.kernel == "arg_first" else str(accumulator)
+    types = INDICES | {"scratch": f"*{scratch}"}
+    types |= {name: f"*{accumulator}" for name in ("source_scale", "target_scale")}
+    types |= {name: f"*{NAMES[variant.dtype]}" for name in ("x", "y", "value", "inner", "outer")}
+    types["out"] = "*i64" if variant.kernel == "arg_first" else types["x"]
+    types |= dict.fromkeys(("first_op", "last_op"), "i32")
+    signature, attributes = {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        if name == "width" and variant.width == 1:
+            fixed[name] = 1  # Triton takes an integer argument of 1 for a constant
+        signature[name] = "constexpr" if name in fixed else types.get(name, "i32")
+        divisible = signature[name][0] == "*" or (name not in types and variant.width % 16 == 0)
+        if divisible and name not in fixed:
+            attributes[index,] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature, fixed, attributes), options
+
+
+def compile_for(variant: Variant, target: int) -> Compiled:
+    """Compiles to machine code for compute capability `target` (80, 90).
+
+    Raises:
+        RuntimeError: ptxas or cuobjdump failed.
+    """
+    source, options = source_of(variant)
+    kernel = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+    usage = _usage(kernel.asm["cubin"])
+    return Compiled(
+        variant,
+        target,
+        usage["REG"],
+        usage["STACK"],
+        usage["LOCAL"],
+        kernel.metadata.shared,
+        dict(kernel.asm),
+    )
+
+
+def _usage(cubin: bytes) -> dict[str, int]:
+    """What cuobjdump says of the code's resources. LOCAL and STACK hold what was spilled."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run(
+            [str(tool), "--dump-resource-usage", file.name], capture_output=True, text=True
+        )
+    found = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", done.stdout))
+    if done.returncode or len(found) < 3:
+        raise RuntimeError(f"cuobjdump failed with {done.returncode}: {done.stdout}{done.stderr}")
+    return {key: int(value) for key, value in found.items()}
+
+
+def table(compiled: list[Compiled]) -> str:
+    """For each kernel, dtype and target the largest of each figure, in Markdown."""
+    lines = [
+        "| kernel | dtype | target | variants | registers | stack | spills | shared memory |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    key = lambda c: (c.variant.kernel, NAMES[c.variant.dtype], c.target)  # noqa: E731
+    for (kernel, dtype, target), group in itertools.groupby(sorted(compiled, key=key), key):
+        found = list(group)
+        most = [max(getattr(c, f) for c in found) for f in ("registers", "stack", "spills")]
+        shared = max(c.shared for c in found)
+        lines.append(
+            f"| {kernel} | {dtype} | sm_{target} | {len(found)} | "
+            + " | ".join(f"{value}" for value in (*most, shared))
+            + " |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--targets", type=int, nargs="+", default=[80, 90], metavar="CC")
+    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, metavar="F")
+    args = parser.parse_args()
+    todo = list(itertools.product(variants(tuple(args.widths)), args.targets))
+    bar = tqdm(todo, desc="compiling", file=sys.stderr)
+    print(table([compile_for(*item) for item in bar]))
+    print(f"\nTriton {triton.__version__}; {UNROLL} rows under way a thread.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Who holds the extremum: the kernels behind the gradients of max and min.
+
+They take a plain program's schedule: its first level holds rows, or parts of long rows, each with
+the row of y that it belongs to; higher levels put the parts together.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .instance import at, instance, sources, write
+
+
+@triton.jit(do_not_specialize=["last_op"])
+def masked_sum(
+    value,
+    inner,
+    outer,
+    out,
+    scratch,
+    op_ptr,
+    source,
+    target,
+    row,
+    last_op,
+    width,
+    inner_matrix,
+    outer_matrix,
+    scratch_matrix,
+    ONES: tl.constexpr,  # every value is 1
+    ACC: tl.constexpr,  # dtype of sums and of scratch
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """out_i = sum over sources j of [inner_j == outer_i] * value_j: the first level."""
+    matrix, leader, column = instance(0, last_op, width, ROWS, COLS)
+    op = leader + tl.arange(0, ROWS)
+    live = op < last_op
+    inside = (column < width)[None, :]
+    value += matrix * inner_matrix
+    inner += matrix * inner_matrix
+    outer += matrix * outer_matrix
+    out += matrix * outer_matrix
+    scratch += matrix * scratch_matrix
+    begin, end, longest = sources(op_ptr, leader, op, live)
+    i = tl.load(row + op, live, 0)
+    key = tl.load(outer + at(i, column, width), live[:, None] & inside, 0.0)
+
+    acc = tl.zeros((ROWS, COLS), ACC)
+    k = 0
+    while k < longest:
+        for u in tl.static_range(UNROLL):
+            here = begin + (k + u) < end
+            j = at(tl.load(source + begin + (k + u), here, 0), column, width)
+            mask = here[:, None] & inside
+            hit = (mask & (tl.load(inner + j, mask, 0.0) == key)).to(ACC)
+            if not ONES:
+                # A product, not a choice: 0 * Inf must be NaN, as in torch's scatter_reduce.
+                hit *= tl.load(value + j, mask, 0.0).to(ACC)
+            acc += hit
+        k += UNROLL
+    t = tl.load(target + op, live, 0)
+    write(scratch, out, t, live, column, width, acc, acc.to(out.dtype.element_ty))
+
+
+NOBODY = tl.constexpr(2**31 - 1)
+
+
+@triton.jit(do_not_specialize=["first_op", "last_op"])
+def arg_first(
+    x,
+    y,
+    out,
+    scratch,
+    op_ptr,
+    source,
+    target,
+    row,
+    first_op,
+    last_op,
+    width,
+    x_matrix,
+    y_matrix,
+    scratch_matrix,
+    PARTS: tl.constexpr,  # sources are rows of scratch, of parts of the row
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """The smallest source whose value is the row's extremum, -1 where there is none."""
+    matrix, leader, column = instance(first_op, last_op, width, ROWS, COLS)
+    op = leader + tl.arange(0, ROWS)
+    live = op < last_op
+    inside = (column < width)[None, :]
+    x += matrix * x_matrix
+    y += matrix * y_matrix
+    out += matrix * y_matrix
+    scratch += matrix * scratch_matrix
+    begin, end, longest = sources(op_ptr, leader, op, live)
+    i = tl.load(row + op, live, 0)
+    key = tl.load(y + at(i, column, width), live[:, None] & inside, 0.0)
+
+    first = tl.full((ROWS, COLS), NOBODY, tl.int32)
+    k = 0
+    while k < longest:
+        for u in tl.static_range(UNROLL):
+            here = begin + (k + u) < end
+            s = tl.load(source + begin + (k + u), here, 0)
+            mask = here[:, None] & inside
+            if PARTS:
+                candidate = tl.load(scratch + at(~s, column, width), mask, NOBODY)
+            else:
+                value = tl.load(x + at(s, column, width), mask, 0.0)
+                hit = (value == key) | ((value != value) & (key != key))
+                candidate = tl.where(mask & hit, s[:, None], NOBODY)
+            first = tl.minimum(first, candidate)
+        k += UNROLL
+    t = tl.load(target + op, live, 0)
+    found = tl.where(first == NOBODY, -1, first).to(tl.int64)
+    write(scratch, out, t, live, column, width, first, found)

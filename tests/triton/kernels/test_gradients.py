@@ -1,0 +1,124 @@
+"""Gradients of the kernels' operators against those of the CPU kernels and of torch."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import hag_plugin as hp
+from hag_plugin import reference
+
+from .conftest import NODES
+
+
+def gradients(y: Tensor, inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
+    found = torch.autograd.grad(y, inputs, grad.to(y.device))
+    return [g.cpu() for g in found]
+
+
+@pytest.mark.parametrize("mode", [False, "add", "fill"])
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+def test_sum(reduce: str, mode: hp.hag.SelfLoops, graph: Tensor, kernel_device: str) -> None:
+    hag = hp.build_hag(graph, num_nodes=NODES).to(kernel_device)
+    x, grad = torch.randn(2, NODES, 3, dtype=torch.float64)
+    scales = torch.randn(2, NODES, dtype=torch.float64)
+    found, expected = [], []
+    for device, run in ((kernel_device, hp.aggregate), ("cpu", reference.aggregate)):
+        inputs = [t.to(device).requires_grad_() for t in (x, *scales)]
+        how: dict[str, Any] = {"source_scale": inputs[1], "target_scale": inputs[2]}
+        where = (hag,) if run is hp.aggregate else (graph, NODES)
+        y = run(inputs[0], *where, reduce, self_loops=mode, **how)
+        (expected if found else found).extend(gradients(y, inputs, grad))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize("mode", [False, "add", "fill"])
+@pytest.mark.parametrize("reduce", ["max", "min"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_extremum(
+    dtype: torch.dtype, reduce: str, mode: hp.hag.SelfLoops, graph: Tensor, kernel_device: str
+) -> None:
+    """Few values, so that many sources tie, over rows that are split."""
+    x = torch.randint(-1, 2, (2, NODES, 5)).to(dtype)
+    grad = torch.randn(2, NODES, 5).to(dtype)
+    mine = x.to(kernel_device).requires_grad_()
+    hag = hp.build_hag(graph, num_nodes=NODES)
+    y = hp.aggregate(mine, hag.to(kernel_device), reduce, self_loops=mode)
+    (found,) = gradients(y, [mine], grad)
+    theirs = x.double().requires_grad_()
+    edge_index = reference.with_self_loops(graph, NODES, mode)
+    index = edge_index[1][:, None].expand(2, -1, 5)
+    z = torch.zeros(2, NODES, 5, dtype=torch.float64)
+    z = z.scatter_reduce(1, index, theirs[:, edge_index[0]], f"a{reduce}")
+    # torch counts the zeros that it starts from, where no value replaced them.
+    (expected,) = gradients(z, [theirs], grad.double()) if (z == y.cpu()).all() else (None,)
+    on_cpu = _on_cpu(x, hag, reduce, mode, "even", grad)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 0.2)
+    torch.testing.assert_close(found, on_cpu, rtol=tolerance, atol=tolerance)
+    if expected is not None:
+        torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("mode", [False, "add", "fill"])
+@pytest.mark.parametrize("reduce", ["max", "min"])
+def test_first(
+    reduce: str, mode: hp.hag.SelfLoops, graph: Tensor, kernel_device: str
+) -> None:
+    x, grad = torch.randint(-1, 2, (NODES, 5)).float(), torch.randn(NODES, 5)
+    x[5, 2] = x[7, 2] = math.nan
+    mine = x.to(kernel_device).requires_grad_()
+    hag = hp.build_hag(graph, num_nodes=NODES)
+    on_device = hag.to(kernel_device)
+    y = hp.aggregate(mine, on_device, reduce, self_loops=mode, ties="first")
+    (found,) = gradients(y, [mine], grad)
+    torch.testing.assert_close(found, _on_cpu(x, hag, reduce, mode, "first", grad))
+    edge_index = reference.with_self_loops(graph, NODES, mode)
+    first = torch.ops.hag_plugin.arg_first(
+        mine.detach(), y.detach(), on_device.row_ptr, on_device.col, mode or ""
+    )
+    for i in range(NODES):
+        sources = sorted(edge_index[0, edge_index[1] == i].tolist())
+        for f in range(5):
+            at = y[i, f].item()
+            hits = [s for s in sources if x[s, f] == at or (math.isnan(at) and x[s, f].isnan())]
+            assert first[i, f] == (hits[0] if hits else -1)
+
+
+def _on_cpu(x: Tensor, hag: Any, reduce: Any, mode: Any, ties: Any, grad: Tensor) -> Tensor:
+    aggregate = sys.modules["hag_plugin.aggregate"]
+    patched, aggregate._on_gpu = aggregate._on_gpu, lambda x: False
+    try:
+        x = x.clone().requires_grad_()
+        return gradients(hp.aggregate(x, hag, reduce, self_loops=mode, ties=ties), [x], grad)[0]
+    finally:
+        aggregate._on_gpu = patched
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's NumPy
+def test_infinite_gradient_of_a_loser(graph: Tensor, kernel_device: str) -> None:
+    """0 * Inf is NaN in torch's backward of `scatter_reduce`, so it is here."""
+    hag = hp.build_hag(graph, num_nodes=NODES).to(kernel_device)
+    x = torch.arange(1.0, NODES + 1)[:, None].to(kernel_device).requires_grad_()
+    y = hp.aggregate(x, hag, "max")
+    grad = torch.zeros(NODES, 1)
+    grad[17] = math.inf
+    (found,) = gradients(y, [x], grad)
+    assert found[16].isposinf()
+    assert found[:16].isnan().all()
+
+
+def test_second_derivative(kernel_device: str) -> None:
+    edge_index = torch.tensor([[0, 1, 2, 2, 0], [1, 0, 0, 1, 0]])
+    hag = hp.build_hag(edge_index, num_nodes=3).to(kernel_device)
+    x = torch.randn(3, 1, dtype=torch.float64, device=kernel_device, requires_grad=True)
+    scale = torch.rand(3, dtype=torch.float64, device=kernel_device, requires_grad=True)
+
+    def run(x: Tensor, scale: Tensor) -> Tensor:
+        return hp.aggregate(x, hag, "max", source_scale=scale).square()
+
+    assert torch.autograd.gradgradcheck(run, (x, scale))
