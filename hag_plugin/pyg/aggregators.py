@@ -6,19 +6,15 @@ several modules share are summed once, and all sums are one walk over the progra
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch_geometric.nn import aggr
 
-from hag_plugin.aggregate import aggregate
-from hag_plugin.hag import HAG
-from hag_plugin.program import SelfLoops
-from hag_plugin.pyg.degrees import degree_scale
+from hag_plugin.pyg.neighbourhoods import Neighbourhoods
+from hag_plugin.pyg.statistics import STATISTICS, Columns, is_semi
 
 REDUCERS: dict[type, Any] = {
     aggr.SumAggregation: "sum",
@@ -26,63 +22,6 @@ REDUCERS: dict[type, Any] = {
     aggr.MaxAggregation: "max",
     aggr.MinAggregation: "min",
 }
-Columns = dict[Any, tuple[str, Tensor]]  # what: (monoid, values at the sources)
-Found = Mapping[Any, Tensor]  # what: its values at the targets
-
-# exp of a smaller number is denormal, and loses digits.
-LOWEST_EXPONENT = {torch.float64: -690.0, torch.float32: -80.0}
-
-
-@dataclass(frozen=True)
-class Neighbourhoods:
-    """The sources of each target, for features whose nodes lie along dimension `dim`."""
-
-    hag: HAG
-    dim: int
-    self_loops: SelfLoops = False
-
-    def reduce(self, monoid: Any, z: Tensor) -> Tensor:
-        """Sums, or takes extrema of, the sources' rows of `z`."""
-        return _along(
-            z,
-            self.dim,
-            lambda rows: aggregate(rows, self.hag, monoid, self_loops=self.self_loops, ties="even"),
-        )
-
-    def degree(self, exponent: float, like: Tensor) -> Tensor:
-        """Degrees to a power, 0 where there are none, in the dtype of `like` and against it."""
-        scale = degree_scale(self.hag, exponent, self.self_loops, like.dtype)
-        shape = [1] * like.dim()
-        shape[self.dim] = -1
-        return scale.to(like.dtype).view(shape)
-
-
-def _along(x: Tensor, dim: int, walk: Callable[[Tensor], Tensor]) -> Tensor:
-    """Lets `walk` see `[*, N, F]`, whatever dimension the nodes are."""
-    if dim == x.dim() - 2:
-        return walk(x)
-    out = walk(x.movedim(dim, 0).reshape(x.shape[dim], -1))
-    others = [n for d, n in enumerate(x.shape) if d != dim]
-    return out.reshape(out.shape[0], *others).movedim(0, dim)
-
-
-def reduce_plain(
-    monoid: Any, z: Tensor, over: Neighbourhoods, scale: Tensor | None = None
-) -> Tensor:
-    """Sum, mean, max or min of `z`, with one scale on both sides."""
-    return _along(
-        z,
-        over.dim,
-        lambda rows: aggregate(
-            rows,
-            over.hag,
-            monoid,
-            self_loops=over.self_loops,
-            source_scale=scale,
-            target_scale=scale,
-            ties="even",
-        ),
-    )
 
 
 def reduce(module: Any, z: Tensor, over: Neighbourhoods, offset: Tensor | None = None) -> Tensor:
@@ -105,15 +44,15 @@ def reduce(module: Any, z: Tensor, over: Neighbourhoods, offset: Tensor | None =
     return module.combine(outs) if type(module) is aggr.MultiAggregation else outs[0]
 
 
-def _walk(columns: Columns, over: Neighbourhoods) -> dict[Any, Tensor]:
-    """One walk for all sums, side by side, and one for each kind of extremum."""
+def _walk(columns: Columns, over: Neighbourhoods) -> dict[str, Tensor]:
+    """One walk for all sums of a dtype, side by side, and one for each kind of extremum."""
     found = {}
-    summed: dict[torch.dtype, dict[Any, Tensor]] = {}
+    summed: dict[Any, dict[str, Tensor]] = {}
     for key, (monoid, values) in columns.items():
-        if monoid == "sum":
-            summed.setdefault(values.dtype, {})[key] = values
-        else:
+        if monoid != "sum" or over.dim == values.dim() - 1:  # nodes have no columns
             found[key] = over.reduce(monoid, values)
+        else:
+            summed.setdefault(values.dtype, {})[key] = values
     for side_by_side in summed.values():
         parts = list(side_by_side.values())
         together = over.reduce("sum", torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0])
@@ -137,7 +76,7 @@ def why_stock(module: Any) -> str | None:
         return f"{', '.join(unknown)}: no sum, mean, extremum or function of these"
     if len(set(kinds)) < len(kinds):
         return "one aggregation twice, which PyG's fused code mixes up"
-    if any(_is_semi(member) for member in module.aggrs):
+    if any(is_semi(member) for member in module.aggrs):
         return "semi_grad among several aggregations"
     return None
 
@@ -150,192 +89,6 @@ def takes_offset(module: Any) -> bool:
         return all(takes_offset(member) for member in module.aggrs)
     return type(module) is not aggr.PowerMeanAggregation
 
-
-def _is_semi(module: Any) -> bool:
-    return bool(getattr(getattr(module, "var_aggr", module), "semi_grad", False))
-
-
-# One aggregation --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Statistic:
-    """How an aggregation follows from sums and extrema.
-
-    Attributes:
-        columns: from the module and the sources' rows, what to reduce.
-        result: from the module, the sources' rows, what was found, the graph and the offset.
-    """
-
-    columns: Callable[[Any, Tensor, Neighbourhoods], Columns]
-    result: Callable[[Any, Tensor, Found, Neighbourhoods, Tensor | None], Tensor]
-
-
-def _sum_of(module: Any, z: Tensor, over: Neighbourhoods) -> Columns:
-    return {"sum": ("sum", z)}
-
-
-def _sum(
-    module: Any, z: Tensor, found: Found, over: Neighbourhoods, offset: Tensor | None
-) -> Tensor:
-    total = found["sum"]
-    return total if offset is None else total + over.degree(1.0, total) * offset
-
-
-def _per_root_degree(
-    module: Any, z: Tensor, found: Found, over: Neighbourhoods, offset: Tensor | None
-) -> Tensor:
-    """torch_geometric/nn/aggr/variance_preserving.py: the sum by the root of the degree."""
-    total = _sum(module, z, found, over, offset)
-    return total * over.degree(-0.5, total)
-
-
-def _shifted(out: Tensor, over: Neighbourhoods, offset: Tensor | None) -> Tensor:
-    """An offset moves what lies between the messages along, where there are any."""
-    return out if offset is None else out + over.degree(0.0, out) * offset
-
-
-def _mean_of(found: Found, over: Neighbourhoods) -> Tensor:
-    return found["sum"] * over.degree(-1.0, found["sum"])
-
-
-def _mean(
-    module: Any, z: Tensor, found: Found, over: Neighbourhoods, offset: Tensor | None
-) -> Tensor:
-    return _shifted(_mean_of(found, over), over, offset)
-
-
-def _moments(module: Any, z: Tensor, over: Neighbourhoods) -> Columns:
-    squares = (z * z).detach() if _is_semi(module) else z * z
-    return {"sum": ("sum", z), "squares": ("sum", squares)}
-
-
-def variance(found: Found, over: Neighbourhoods) -> Tensor:
-    """The mean of squares less the square of the mean, as PyG has it."""
-    mean = _mean_of(found, over)
-    return found["squares"] * over.degree(-1.0, mean) - mean * mean
-
-
-def _var(
-    module: Any, z: Tensor, found: Found, over: Neighbourhoods, offset: Tensor | None
-) -> Tensor:
-    return variance(found, over)  # an offset changes no variance
-
-
-def _std(
-    module: Any, z: Tensor, found: Found, over: Neighbourhoods, offset: Tensor | None
-) -> Tensor:
-    """torch_geometric/nn/aggr/basic.py, StdAggregation: 0, with no gradient, below the clamp."""
-    out = variance(found, over).clamp(min=1e-5).sqrt()
-    return out.masked_fill(out <= math.sqrt(1e-5), 0.0)
-
-
-def _extremum(monoid: str) -> Statistic:
-    return Statistic(
-        lambda module, z, over: {monoid: (monoid, z)},
-        lambda module, z, found, over, offset: _shifted(found[monoid], over, offset),
-    )
-
-
-# Softmax ----------------------------------------------------------------------------------------
-
-
-def _logits(module: Any, z: Tensor) -> Tensor:
-    t = module.t
-    if module.channels != 1:
-        t = t.view(-1, module.channels)
-    logits = z if isinstance(t, int | float) and t == 1 else z * t
-    return logits.detach() if module.semi_grad and not module.learn else logits
-
-
-def _softmax_columns(module: Any, z: Tensor, over: Neighbourhoods) -> Columns:
-    """`exp(t z - m)` and its product with `z`, where `m` is each channel's largest of all.
-
-    Stock subtracts the largest of each neighbourhood. One number for all gives the same ratio,
-    as long as no exponential is denormal. Where float32 would be too small, float64 is taken;
-    beyond its range nothing is summed here, and the result is that of stock's code.
-    """
-    logits = _logits(module, z)
-    if logits.shape[over.dim] == 0:
-        return {}
-    with torch.no_grad():
-        largest, least = logits.amax(over.dim, keepdim=True), logits.amin(over.dim, keepdim=True)
-        dtype = _softmax_dtype(logits.dtype, least - largest)
-    if dtype is None:
-        return {}
-    weight = (logits.to(dtype) - largest.to(dtype)).exp()
-    return {"weight": ("sum", weight), "weighted": ("sum", weight * z.to(dtype))}
-
-
-def _softmax_dtype(dtype: torch.dtype, lowest: Tensor) -> torch.dtype | None:
-    """The dtype whose exponentials of `lowest` and more keep their digits."""
-    if torch.compiler.is_compiling():  # values are not known here: see `_softmax`
-        return torch.float64
-    if not lowest.numel():
-        return dtype
-    exponent = lowest.min().item()
-    if dtype in LOWEST_EXPONENT and exponent >= LOWEST_EXPONENT[dtype]:
-        return dtype
-    return torch.float64 if exponent >= LOWEST_EXPONENT[torch.float64] else None
-
-
-def _softmax(
-    module: Any, z: Tensor, found: Found, over: Neighbourhoods, offset: Tensor | None
-) -> Tensor:
-    weight = found.get("weight")
-    if weight is None:
-        source, target = over.hag.edge_index
-        lifted = z.index_select(over.dim, source)
-        out: Tensor = module(lifted, target, dim_size=over.hag.num_dst, dim=over.dim)
-        return _shifted(out, over, offset)
-    empty = over.degree(0.0, weight) == 0
-    if torch.compiler.is_compiling():  # a sum that lost its digits must not look like a result
-        tiny = math.exp(LOWEST_EXPONENT[torch.float64])
-        weight = weight.masked_fill((weight < tiny) & ~empty, math.nan)
-    out = found["weighted"] / weight.masked_fill(empty, 1.0)
-    return _shifted(out.to(z.dtype), over, offset)
-
-
-# Means of powers --------------------------------------------------------------------------------
-
-
-def _has_power(module: Any) -> bool:
-    return not isinstance(module.p, int | float) or module.p != 1
-
-
-def _power(module: Any) -> Any:
-    return module.p.view(-1, module.channels) if module.channels != 1 else module.p
-
-
-def _power_columns(module: Any, z: Tensor, over: Neighbourhoods) -> Columns:
-    if _has_power(module):
-        z = z.clamp(min=module.min_value, max=module.max_value).pow(_power(module))
-    return {"powers": ("sum", z)}
-
-
-def _power_mean(
-    module: Any, z: Tensor, found: Found, over: Neighbourhoods, offset: Tensor | None
-) -> Tensor:
-    # There is no offset here: see `takes_offset`.
-    total = found["powers"]
-    out = total * over.degree(-1.0, total)
-    if _has_power(module):
-        out = out.clamp(min=module.min_value, max=module.max_value)
-        out = out.pow(1.0 / _power(module))
-    return out
-
-
-STATISTICS: dict[type, Statistic] = {
-    aggr.SumAggregation: Statistic(_sum_of, _sum),
-    aggr.MeanAggregation: Statistic(_sum_of, _mean),
-    aggr.MaxAggregation: _extremum("max"),
-    aggr.MinAggregation: _extremum("min"),
-    aggr.VarAggregation: Statistic(_moments, _var),
-    aggr.StdAggregation: Statistic(_moments, _std),
-    aggr.VariancePreservingAggregation: Statistic(_sum_of, _per_root_degree),
-    aggr.SoftmaxAggregation: Statistic(_softmax_columns, _softmax),
-    aggr.PowerMeanAggregation: Statistic(_power_columns, _power_mean),
-}
 
 # torch_geometric/nn/aggr/scaler.py: from the module and the degrees.
 SCALERS: dict[str, Callable[[Any, Tensor], Any]] = {

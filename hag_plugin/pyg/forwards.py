@@ -14,8 +14,10 @@ from torch import Tensor
 
 from hag_plugin.aggregate import aggregate
 from hag_plugin.hag import HAG
-from hag_plugin.pyg.aggregators import REDUCERS, Neighbourhoods, variance
+from hag_plugin.pyg.aggregators import REDUCERS
 from hag_plugin.pyg.degrees import degree_scale
+from hag_plugin.pyg.neighbourhoods import Neighbourhoods
+from hag_plugin.pyg.statistics import variance
 
 
 def _pair(x: Any) -> tuple[Any, Any]:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from hag_plugin.hag import HAG
-from hag_plugin.pyg.aggregators import REDUCERS, Neighbourhoods, reduce, reduce_plain
+from hag_plugin.pyg.aggregators import REDUCERS, reduce
 from hag_plugin.pyg.degrees import degree_scale
+from hag_plugin.pyg.neighbourhoods import Neighbourhoods
 from hag_plugin.pyg.recipes import Call, Recipe
 
 
@@ -52,7 +53,7 @@ def run_rows(
         scale = degree_scale(hag, exponent, self_loops, z.dtype)
         if torch.is_autocast_enabled(z.device.type):
             z = z.to(torch.promote_types(z.dtype, scale.dtype))  # as stock's weights promote it
-    return reduce_plain(monoid, z, over, scale)
+    return over.reduce(monoid, z, scale)
 
 
 def check_sizes(hag: HAG, size: Any, pair: tuple[Any, Any], node_dim: int, side: int = 0) -> None:
