@@ -16,9 +16,7 @@ import hag_plugin as hp
 from hag_plugin.pyg import accelerate, explain
 
 
-def compare(
-    conv: nn.Module, x: Tensor, graph: Any, tolerance: float = 1e-10
-) -> Tensor:
+def compare(conv: nn.Module, x: Tensor, graph: Any, tolerance: float = 1e-10) -> Tensor:
     """The result over a HAG, and its gradient, against stock in float64. Returns the result."""
     hag = hp.build_hag(graph.edge_index, num_nodes=graph.num_src)
     accelerated = accelerate(copy.deepcopy(conv))
