@@ -100,6 +100,8 @@ def _row(name: str, layer: Any) -> Row:
     accelerated = reason is None
     if reason is None and recipe.edge_arguments:
         reason = f"calls with {', '.join(recipe.edge_arguments)} run stock"
+        if recipe.weigh is not None:
+            reason = "edge_weight is fused where it is a product of node factors"
     return Row(name, stock.__name__, accelerated, _aggregates(recipe, layer), reason or "")
 
 

@@ -24,7 +24,7 @@ class Neighbourhoods:
 
     def reduce(self, monoid: Any, z: Tensor, scale: Tensor | None = None) -> Tensor:
         """Sum, mean, max or min of the sources' rows of `z`, with one scale on both sides."""
-        return _along(
+        return along(
             z,
             self.dim,
             lambda rows: aggregate(
@@ -46,7 +46,7 @@ class Neighbourhoods:
         return scale.to(like.dtype).view(shape)
 
 
-def _along(x: Tensor, dim: int, walk: Callable[[Tensor], Tensor]) -> Tensor:
+def along(x: Tensor, dim: int, walk: Callable[[Tensor], Tensor]) -> Tensor:
     """Lets `walk` see `[*, N, F]`, whatever dimension the nodes are."""
     if dim == x.dim() - 2:
         return walk(x)

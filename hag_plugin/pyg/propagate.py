@@ -12,6 +12,7 @@ from hag_plugin.pyg.aggregators import REDUCERS, reduce
 from hag_plugin.pyg.degrees import degree_scale
 from hag_plugin.pyg.neighbourhoods import Neighbourhoods
 from hag_plugin.pyg.recipes import Call, Recipe
+from hag_plugin.pyg.weighted import WeightedGraph
 
 
 def run(recipe: Recipe, conv: Any, hag: HAG, size: Any, arguments: Call) -> Tensor:
@@ -30,6 +31,11 @@ def run(recipe: Recipe, conv: Any, hag: HAG, size: Any, arguments: Call) -> Tens
         z = recipe.message(conv, z)
     offset = None if recipe.offset is None else recipe.offset(conv, _side(target, 1 - side))
     return run_rows(recipe, conv, hag if side == 0 else hag.transpose(), z, offset)
+
+
+def run_weighted(recipe: Recipe, conv: Any, graph: WeightedGraph, arguments: Call) -> Tensor:
+    """The same where weights were found with the graph, whose edges lead the layer's way."""
+    return graph.propagate(conv, _side(arguments[recipe.source], 0))
 
 
 def _side(value: Any, side: int) -> Any:

@@ -15,6 +15,7 @@ from hag_plugin.hag import HAG
 from hag_plugin.program import SelfLoops
 from hag_plugin.pyg import aggregators
 from hag_plugin.pyg.aggregators import REDUCERS
+from hag_plugin.pyg.weighted import Weigh
 
 Call = Mapping[str, Any]  # the arguments of one call of `forward` or `propagate`, by name
 
@@ -63,7 +64,8 @@ class Recipe:
             HAGs, or an edge index with the argument `edge_type`. None: one graph.
         size: from the layer and the call, the numbers of sources and targets of an edge index.
         edge_arguments: arguments of `forward` with one value an edge. A HAG keeps no order of
-            edges, so a call with one of these runs the stock layer.
+            edges, so a call with one of these runs the stock layer, but for `weigh`.
+        weigh: the weights of the messages, where `edge_weight` is given with an edge index.
         conditions: what else rules it out.
         cache: where a layer with `cached=True` keeps the graph of its first call.
     """
@@ -82,6 +84,7 @@ class Recipe:
     relations: Callable[[Any], int | None] = lambda conv: None
     size: Callable[[Any, Call], tuple[int, int]] | None = None
     edge_arguments: tuple[str, ...] = ()
+    weigh: Weigh | None = None
     conditions: tuple[Condition, ...] = ()
     cache: str | None = None
 

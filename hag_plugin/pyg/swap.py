@@ -17,6 +17,7 @@ from hag_plugin.pyg import recipes
 from hag_plugin.pyg.recipes import Recipe
 from hag_plugin.pyg.relations import plain_relations
 from hag_plugin.pyg.table import recipe_of
+from hag_plugin.pyg.weighted import WeightedGraph, weighted_graph
 
 _CLASSES: dict[type, type] = {}
 
@@ -186,10 +187,10 @@ def find_graph(conv: Any, recipe: Recipe, name: str, call: dict[str, Any]) -> di
                 session.fills_cache(conv, edge_index, size)
                 session.hag_of(edge_index, *size)
             return {}
-        if not session.is_cached(conv, edge_index, size):
+        if weighted or not session.is_cached(conv, edge_index, size):
             return {}
     if weighted:
-        return {}
+        return _find_weighted(conv, recipe, name, call, size)
     relations = recipe.relations(conv)
     if relations is None:
         hag = session.hag_of(edge_index, *size)
@@ -199,6 +200,17 @@ def find_graph(conv: Any, recipe: Recipe, name: str, call: dict[str, Any]) -> di
         return {}
     hags = session.relations_of(edge_index, edge_type, relations, size)
     return {} if hags is None else {name: hags, "edge_type": None}
+
+
+def _find_weighted(
+    conv: Any, recipe: Recipe, name: str, call: dict[str, Any], size: tuple[int, int]
+) -> dict[str, Any]:
+    weight = call.get("edge_weight")
+    if recipe.weigh is None or not isinstance(weight, Tensor):
+        return {}
+    session = conv.__dict__["_hag_session"]
+    graph = weighted_graph(conv, recipe.weigh, session, (call[name], weight), size)
+    return {} if graph is None else {name: graph, "edge_weight": None}
 
 
 def graph_size(recipe: Recipe, conv: Any, call: dict[str, Any]) -> tuple[int, int]:
@@ -235,6 +247,8 @@ def _propagate(stock: type, recipe: Recipe) -> Any:
     def propagate(self: Any, edge_index: Any, *args: Any, size: Any = None, **kwargs: Any) -> Any:
         if isinstance(edge_index, HAG):
             return running.run(recipe, self, edge_index, size, kwargs)
+        if isinstance(edge_index, WeightedGraph):
+            return running.run_weighted(recipe, self, edge_index, kwargs)
         return stock.propagate(self, edge_index, *args, size=size, **kwargs)  # type: ignore[attr-defined]
 
     return propagate

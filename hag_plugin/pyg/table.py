@@ -14,8 +14,11 @@ from hag_plugin.program import SelfLoops
 from hag_plugin.pyg import forwards
 from hag_plugin.pyg.aggregators import REDUCERS
 from hag_plugin.pyg.recipes import Call, Condition, Recipe
+from hag_plugin.pyg.weighted import as_given, normalised
 
 WEIGHT = ("edge_weight",)
+WEIGHED: dict[str, Any] = {"edge_arguments": WEIGHT, "weigh": as_given}
+NORMALISED: dict[str, Any] = {"edge_arguments": WEIGHT, "weigh": normalised}
 
 SOURCE_TO_TARGET = Condition(
     lambda conv: conv.flow != "source_to_target",
@@ -122,7 +125,7 @@ def _relational_size(conv: Any, call: Call) -> tuple[int, int]:
 _GCN = Recipe(
     self_loops=_filled_if_normalised,
     scale=_symmetric_if_normalised,
-    edge_arguments=WEIGHT,
+    **NORMALISED,
     cache="_cached_edge_index",
 )
 _RELATIONAL = Recipe(
@@ -137,12 +140,12 @@ RECIPES: dict[type, Recipe] = {
     # Messages are the sources' features as they are.
     nn.SAGEConv: Recipe(),
     nn.GINConv: Recipe(),
-    nn.GraphConv: Recipe(edge_arguments=WEIGHT),
+    nn.GraphConv: Recipe(**WEIGHED),
     nn.SimpleConv: Recipe(
         self_loops=lambda conv: "add" if conv.combine_root == "self_loop" else False,
-        edge_arguments=WEIGHT,
+        **WEIGHED,
     ),
-    nn.GatedGraphConv: Recipe(edge_arguments=WEIGHT),
+    nn.GatedGraphConv: Recipe(**WEIGHED),
     nn.SignedConv: Recipe(graphs=("pos_edge_index", "neg_edge_index")),
     nn.MFConv: Recipe(forward=forwards.mf, conditions=(SOURCE_TO_TARGET,)),
     nn.WLConvContinuous: Recipe(
@@ -152,16 +155,12 @@ RECIPES: dict[type, Recipe] = {
     nn.GCNConv: _GCN,
     nn.APPNP: replace(_GCN, conditions=(NO_EDGE_DROPOUT,)),
     nn.GCN2Conv: _GCN,
-    nn.SGConv: Recipe(
-        self_loops=_filled, scale=_symmetric, edge_arguments=WEIGHT, conditions=(NO_CACHE,)
-    ),
-    nn.SSGConv: Recipe(
-        self_loops=_filled, scale=_symmetric, edge_arguments=WEIGHT, conditions=(NO_CACHE,)
-    ),
-    nn.MixHopConv: Recipe(self_loops=_filled, scale=_symmetric, edge_arguments=WEIGHT),
-    nn.TAGConv: Recipe(scale=_symmetric_if_normalised, edge_arguments=WEIGHT),
-    nn.LGConv: Recipe(scale=_symmetric_if_normalised, edge_arguments=WEIGHT),
-    nn.ARMAConv: Recipe(scale=_symmetric, edge_arguments=WEIGHT),
+    nn.SGConv: Recipe(self_loops=_filled, scale=_symmetric, **NORMALISED, conditions=(NO_CACHE,)),
+    nn.SSGConv: Recipe(self_loops=_filled, scale=_symmetric, **NORMALISED, conditions=(NO_CACHE,)),
+    nn.MixHopConv: Recipe(self_loops=_filled, scale=_symmetric, **NORMALISED),
+    nn.TAGConv: Recipe(scale=_symmetric_if_normalised, **NORMALISED),
+    nn.LGConv: Recipe(scale=_symmetric_if_normalised, **NORMALISED),
+    nn.ARMAConv: Recipe(scale=_symmetric, **NORMALISED),
     # Normalised in ways of their own.
     nn.EGConv: Recipe(reduce=forwards.eg_aggregate, self_loops=_filled, cache="_cached_edge_index"),
     nn.ClusterGCNConv: Recipe(
