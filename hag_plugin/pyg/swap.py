@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch_geometric.nn import DirGNNConv
+from torch_geometric.nn import DirGNNConv, WLConv
 
 from hag_plugin.hag import HAG, outside_inference
 from hag_plugin.pyg import propagate as running
@@ -108,9 +108,16 @@ def _forward(stock: type, recipe: Recipe | None) -> Any:
 
 def _without_hags(conv: Any, call: dict[str, Any]) -> dict[str, Any]:
     """The arguments to replace so that a layer without a recipe meets no HAG."""
-    changed = {n: plain_edges(v) for n, v in call.items() if isinstance(v, HAG)}
+    changed: dict[str, Any] = {n: plain_edges(v) for n, v in call.items() if isinstance(v, HAG)}
+    for name, value in call.items():  # HANConv and HGTConv take a dictionary by edge type
+        if isinstance(value, dict) and any(isinstance(v, HAG) for v in value.values()):
+            changed[name] = {
+                kind: plain_edges(v) if isinstance(v, HAG) else v for kind, v in value.items()
+            }
     if changed:
-        _refuse_edge_values(conv, [n for n in call if n.startswith("edge_")], call)
+        _refuse_edge_values(
+            conv, [n for n in call if n.startswith("edge_") and n not in changed], call
+        )
     return changed
 
 
@@ -267,8 +274,9 @@ def _dir_gnn_forward(self: Any, x: Any, edge_index: Any) -> Any:
     return DirGNNConv.forward(self, x, edge_index)
 
 
-# Modules that aggregate nothing themselves but change the edge index for the layers they hold.
-WRAPPERS: dict[type, Any] = {DirGNNConv: _dir_gnn_forward}
+# Modules that are no MessagePassing: one changes the edge index for the layers that it holds, one
+# takes plain edges only.
+WRAPPERS: dict[type, Any] = {DirGNNConv: _dir_gnn_forward, WLConv: _forward(WLConv, None)}
 
 
 def _leave_templates(self: Any, raise_on_error: bool = False) -> None:

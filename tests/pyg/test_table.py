@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch_geometric import nn as pyg
 from torch_geometric.nn import aggr
 
 import hag_plugin as hp
-from hag_plugin.pyg import accelerate, explain, relation_hags
+from hag_plugin.pyg import accelerate, explain, relation_hags, restore
 from hag_plugin.pyg.table import RECIPES
 
 WIDTH, OUT = 6, 4
@@ -218,3 +220,58 @@ def count_calls(stock: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     propagate = stock.propagate
     monkeypatch.setattr(stock, "propagate", lambda *a, **k: calls.append(1) or propagate(*a, **k))
     return calls
+
+
+# Around a layer ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_copies_and_weights(name: str, awkward: Any) -> None:
+    stock = CONFIGURATIONS[name]().double().eval()
+    ours = accelerate(CONFIGURATIONS[name]().double().eval())
+    ours.load_state_dict(stock.state_dict(), strict=True)
+    stock.load_state_dict(ours.state_dict(), strict=True)
+    x = torch.randn(awkward.num_src, WIDTH, dtype=torch.float64)
+    plain, handed = variants(stock, x, awkward)
+    expected = stock(*plain)
+    for twin in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert type(twin) is type(ours)
+        for arguments in (handed, plain, plain):
+            assert_close(twin(*arguments), expected)
+        assert twin._hag_session.num_hags > 0
+    assert type(restore(ours)) is type(stock)
+    assert_close(ours(*plain), expected)
+
+
+@pytest.mark.parametrize("name", [name for name in FIRST if name != "mf"])  # stock cannot
+def test_autocast(name: str, awkward: Any) -> None:
+    stock = CONFIGURATIONS[name]().eval()
+    ours = accelerate(copy.deepcopy(stock))
+    x = torch.randn(awkward.num_src, WIDTH)
+    plain, handed = variants(stock, x, awkward)
+    handed = [h.float() if isinstance(h, Tensor) and h.is_floating_point() else h for h in handed]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected, y = stock(*plain), ours(*handed)
+    assert y.dtype == expected.dtype
+    scale = expected.float().abs().max()
+    assert (y.float() - expected.float()).abs().max() <= 0.05 * scale
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_compile_fullgraph(name: str) -> None:
+    """Few compilations for HAGs of many sizes."""
+    torch._dynamo.reset()
+    stock = CONFIGURATIONS[name]().double().eval()
+    counter = CompileCounterWithBackend("aot_eager")
+    whole = name != "hyper"  # which turns its graph round
+    compiled = torch.compile(accelerate(copy.deepcopy(stock)), backend=counter, fullgraph=whole)
+    for nodes in (31, 40, 55):
+
+        class Graph:
+            edge_index = torch.randint(nodes, (2, 4 * nodes))
+            num_src = nodes
+
+        x = torch.randn(nodes, WIDTH, dtype=torch.float64)
+        plain, handed = variants(stock, x, Graph)
+        assert_close(compiled(*handed), stock(*plain))
+    assert counter.frame_count <= 2 or not whole
