@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch_geometric.nn import aggr
 
-from hag_plugin.pyg.neighbourhoods import Neighbourhoods
+from hag_plugin.pyg.neighbourhoods import Neighbourhoods, Offset
 from hag_plugin.pyg.statistics import STATISTICS, Columns, is_semi
 
 REDUCERS: dict[type, Any] = {
@@ -24,14 +24,14 @@ REDUCERS: dict[type, Any] = {
 }
 
 
-def reduce(module: Any, z: Tensor, over: Neighbourhoods, offset: Tensor | None = None) -> Tensor:
+def reduce(module: Any, z: Tensor, over: Neighbourhoods, offset: Offset | None = None) -> Tensor:
     """What an aggregation module makes of the messages `z_j + c_i`.
 
     Args:
         module: one that `why_stock` has nothing against.
         z: `[*, N_src, *]`, floating.
         over: the graph.
-        offset: `c`, `[*, N_dst, *]`.
+        offset: `c`.
     """
     if type(module) is aggr.DegreeScalerAggregation:
         return _scaled(module, reduce(module.aggr, z, over, offset), over)

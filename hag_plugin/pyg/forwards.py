@@ -248,12 +248,9 @@ def pna_offset(conv: Any, x: Tensor) -> Tensor:
 def _by_tower(conv: Any, x: Tensor, columns: slice, bias: bool) -> Tensor:
     outs = []
     for i, tower in enumerate(conv.pre_nns):
-        lin = tower[0]
-        rows = x[:, i]
-        outs.append(
-            torch.nn.functional.linear(rows, lin.weight[:, columns], lin.bias if bias else None)
-        )
-    return torch.stack(outs, dim=1)
+        weight, b = tower[0].weight, tower[0].bias if bias else None
+        outs.append(torch.nn.functional.linear(x[:, i], weight[:, columns], b))
+    return torch.stack(outs, dim=1) if len(outs) > 1 else outs[0].unsqueeze(1)
 
 
 def general_message(conv: Any, x: Tensor) -> Tensor:

@@ -41,9 +41,33 @@ class Neighbourhoods:
     def degree(self, exponent: float, like: Tensor) -> Tensor:
         """Degrees to a power, 0 where there are none, in the dtype of `like` and against it."""
         scale = degree_scale(self.hag, exponent, self.self_loops, like.dtype)
-        shape = [1] * like.dim()
-        shape[self.dim] = -1
-        return scale.to(like.dtype).view(shape)
+        if scale.dtype != like.dtype:
+            scale = scale.to(like.dtype)
+        return scale.view(-1, *[1] * (like.dim() - 1 - self.dim))
+
+
+class Offset:
+    """A term `c` of the target in every message: how sums and other reductions move with it."""
+
+    def __init__(self, c: Tensor, over: Neighbourhoods) -> None:
+        self.c = c
+        self.over = over
+        self._products: dict[float, Tensor] = {}
+
+    @property
+    def summed(self) -> Tensor:
+        """The term once an edge."""
+        return self._times_degree(1.0)
+
+    @property
+    def present(self) -> Tensor:
+        """The term where there is an edge."""
+        return self._times_degree(0.0)
+
+    def _times_degree(self, exponent: float) -> Tensor:
+        if exponent not in self._products:
+            self._products[exponent] = self.over.degree(exponent, self.c) * self.c
+        return self._products[exponent]
 
 
 def along(x: Tensor, dim: int, walk: Callable[[Tensor], Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from hag_plugin.hag import HAG
 from hag_plugin.pyg.aggregators import REDUCERS, reduce
 from hag_plugin.pyg.degrees import degree_scale
-from hag_plugin.pyg.neighbourhoods import Neighbourhoods
+from hag_plugin.pyg.neighbourhoods import Neighbourhoods, Offset
 from hag_plugin.pyg.recipes import Call, Recipe
 from hag_plugin.pyg.weighted import WeightedGraph
 
@@ -52,14 +52,18 @@ def run_rows(
     dim = conv.node_dim if conv.node_dim >= 0 else z.dim() + conv.node_dim
     over = Neighbourhoods(hag, dim, self_loops)
     monoid = REDUCERS.get(type(conv.aggr_module))
-    if monoid is None or offset is not None:
-        return reduce(conv.aggr_module, z, over, offset)
+    moved = None if offset is None else Offset(offset, over)
+    if monoid is None:
+        return reduce(conv.aggr_module, z, over, moved)
     scale = None
     if exponent is not None:
         scale = degree_scale(hag, exponent, self_loops, z.dtype)
         if torch.is_autocast_enabled(z.device.type):
             z = z.to(torch.promote_types(z.dtype, scale.dtype))  # as stock's weights promote it
-    return over.reduce(monoid, z, scale)
+    out = over.reduce(monoid, z, scale)
+    if moved is not None:
+        out = out + (moved.summed if monoid == "sum" else moved.present)
+    return out
 
 
 def check_sizes(hag: HAG, size: Any, pair: tuple[Any, Any], node_dim: int, side: int = 0) -> None:

@@ -19,7 +19,11 @@ from hag_plugin.pyg.weighted import Weigh
 
 Call = Mapping[str, Any]  # the arguments of one call of `forward` or `propagate`, by name
 
-HOOKED = ("propagate", "message", "aggregate", "message_and_aggregate")
+HOOKS = tuple(
+    f"_{name}_forward_{when}"
+    for name in ("propagate", "message", "aggregate", "message_and_aggregate")
+    for when in ("pre_hooks", "hooks")
+)
 OVERRIDABLE = ("message", "aggregate", "update", "message_and_aggregate")
 
 
@@ -93,11 +97,7 @@ class Recipe:
 
 
 def _has_hooks(conv: Any) -> bool:
-    return any(
-        getattr(conv, f"_{name}_forward_{when}")
-        for name in HOOKED
-        for when in ("pre_hooks", "hooks")
-    )
+    return any(getattr(conv, name) for name in HOOKS)
 
 
 LAYER_CONDITIONS = (

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch_geometric.nn import aggr
 
-from hag_plugin.pyg.neighbourhoods import Neighbourhoods
+from hag_plugin.pyg.neighbourhoods import Neighbourhoods, Offset
 
 Columns = dict[str, tuple[str, Tensor]]  # what: (monoid, values at the sources)
 Found = Mapping[str, Tensor]  # what: its values at the targets
@@ -30,7 +30,7 @@ class Statistic:
     """
 
     columns: Callable[[Any, Tensor, Neighbourhoods], Columns]
-    result: Callable[[Any, Tensor, Found, Neighbourhoods, Tensor | None], Tensor]
+    result: Callable[[Any, Tensor, Found, Neighbourhoods, Offset | None], Tensor]
 
 
 def _sum_of(module: Any, z: Tensor, over: Neighbourhoods) -> Columns:
@@ -38,23 +38,23 @@ def _sum_of(module: Any, z: Tensor, over: Neighbourhoods) -> Columns:
 
 
 def _sum(
-    module: Any, z: Tensor, found: Found, over: Neighbourhoods, offset: Tensor | None
+    module: Any, z: Tensor, found: Found, over: Neighbourhoods, offset: Offset | None
 ) -> Tensor:
     total = found["sum"]
-    return total if offset is None else total + over.degree(1.0, total) * offset
+    return total if offset is None else total + offset.summed
 
 
 def _per_root_degree(
-    module: Any, z: Tensor, found: Found, over: Neighbourhoods, offset: Tensor | None
+    module: Any, z: Tensor, found: Found, over: Neighbourhoods, offset: Offset | None
 ) -> Tensor:
     """torch_geometric/nn/aggr/variance_preserving.py: the sum by the root of the degree."""
     total = _sum(module, z, found, over, offset)
     return total * over.degree(-0.5, total)
 
 
-def _shifted(out: Tensor, over: Neighbourhoods, offset: Tensor | None) -> Tensor:
+def _shifted(out: Tensor, offset: Offset | None) -> Tensor:
     """An offset moves what lies between the messages along, where there are any."""
-    return out if offset is None else out + over.degree(0.0, out) * offset
+    return out if offset is None else out + offset.present
 
 
 def _mean_of(found: Found, over: Neighbourhoods) -> Tensor:
@@ -62,9 +62,9 @@ def _mean_of(found: Found, over: Neighbourhoods) -> Tensor:
 
 
 def _mean(
-    module: Any, z: Tensor, found: Found, over: Neighbourhoods, offset: Tensor | None
+    module: Any, z: Tensor, found: Found, over: Neighbourhoods, offset: Offset | None
 ) -> Tensor:
-    return _shifted(_mean_of(found, over), over, offset)
+    return _shifted(_mean_of(found, over), offset)
 
 
 def is_semi(module: Any) -> bool:
@@ -84,13 +84,13 @@ def variance(found: Found, over: Neighbourhoods) -> Tensor:
 
 
 def _var(
-    module: Any, z: Tensor, found: Found, over: Neighbourhoods, offset: Tensor | None
+    module: Any, z: Tensor, found: Found, over: Neighbourhoods, offset: Offset | None
 ) -> Tensor:
     return variance(found, over)  # an offset changes no variance
 
 
 def _std(
-    module: Any, z: Tensor, found: Found, over: Neighbourhoods, offset: Tensor | None
+    module: Any, z: Tensor, found: Found, over: Neighbourhoods, offset: Offset | None
 ) -> Tensor:
     """torch_geometric/nn/aggr/basic.py, StdAggregation: 0, with no gradient, below the clamp."""
     out = variance(found, over).clamp(min=1e-5).sqrt()
@@ -100,7 +100,7 @@ def _std(
 def _extremum(monoid: str) -> Statistic:
     return Statistic(
         lambda module, z, over: {monoid: (monoid, z)},
-        lambda module, z, found, over, offset: _shifted(found[monoid], over, offset),
+        lambda module, z, found, over, offset: _shifted(found[monoid], offset),
     )
 
 
@@ -126,7 +126,7 @@ def _softmax_columns(module: Any, z: Tensor, over: Neighbourhoods) -> Columns:
     if logits.shape[over.dim] == 0:
         return {}
     with torch.no_grad():
-        largest, least = logits.amax(over.dim, keepdim=True), logits.amin(over.dim, keepdim=True)
+        least, largest = torch.aminmax(logits, dim=over.dim, keepdim=True)
         dtype = _softmax_dtype(logits.dtype, least - largest)
     if dtype is None:
         return {}
@@ -147,20 +147,20 @@ def _softmax_dtype(dtype: torch.dtype, lowest: Tensor) -> torch.dtype | None:
 
 
 def _softmax(
-    module: Any, z: Tensor, found: Found, over: Neighbourhoods, offset: Tensor | None
+    module: Any, z: Tensor, found: Found, over: Neighbourhoods, offset: Offset | None
 ) -> Tensor:
     weight = found.get("weight")
     if weight is None:
         source, target = over.hag.edge_index
         lifted = z.index_select(over.dim, source)
         out: Tensor = module(lifted, target, dim_size=over.hag.num_dst, dim=over.dim)
-        return _shifted(out, over, offset)
+        return _shifted(out, offset)
     empty = over.degree(0.0, weight) == 0
     if torch.compiler.is_compiling():  # a sum that lost its digits must not look like a result
         tiny = math.exp(LOWEST_EXPONENT[torch.float64])
         weight = weight.masked_fill((weight < tiny) & ~empty, math.nan)
     out = found["weighted"] / weight.masked_fill(empty, 1.0)
-    return _shifted(out.to(z.dtype), over, offset)
+    return _shifted(out.to(z.dtype), offset)
 
 
 # Means of powers --------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def _power_columns(module: Any, z: Tensor, over: Neighbourhoods) -> Columns:
 
 
 def _power_mean(
-    module: Any, z: Tensor, found: Found, over: Neighbourhoods, offset: Tensor | None
+    module: Any, z: Tensor, found: Found, over: Neighbourhoods, offset: Offset | None
 ) -> Tensor:
     # There is no offset here: see `takes_offset`.
     total = found["powers"]
