@@ -181,7 +181,7 @@ def layers(records: Sequence[Record]) -> str:
             cell = record["cell"]
             groups.setdefault((cell["graph"], cell["width"]), []).append(record)
     parts = ["One call, forward and backward. Layers are eligible under the conditions given; "
-             "beside these, where the aggregation follows from sums, means and extrema.\n"]  # fmt: skip
+             "beside these, where the aggregation follows from sums and extrema.\n"]  # fmt: skip
     for (graph, width), group in groups.items():
         rows = [_layer_row(record, conditions[record["cell"]["layer"]]) for record in group]
         parts.append(f"### {graph}, width {width}\n\n{markdown(header, rows)}\n")
