@@ -58,7 +58,7 @@ def test_every_suite_leaves_its_cells(measured: Path) -> None:
         assert record["environment"] == first["id"]
         assert not [side for side in record["wrong"] if side.startswith("hag")]
         count[record["suite"]] = count.get(record["suite"], 0) + 1
-    assert count == {"aggregate": 1, "epochs": 6, "search": 2, "never-slower": 4}
+    assert count == {"aggregate": 1, "epochs": 6, "layers": 28, "search": 2, "never-slower": 4}
 
 
 def test_a_cell_has_both_forms_and_a_control(measured: Path) -> None:
@@ -75,7 +75,8 @@ def test_a_cell_has_both_forms_and_a_control(measured: Path) -> None:
 
 def test_the_page_has_tables_goals_and_the_machine(measured: Path) -> None:
     page = (measured / "report.md").read_text()
-    for words in ("## Goals", "## Aggregation", "## Epochs", "## Search", "Published, not measured",
+    for words in ("## Goals", "## Aggregation", "## Epochs", "## Layers", "## Search",
+                  "Published, not measured",
                   "its times mean nothing", "| cliques |", "A/A"):  # fmt: skip
         assert words in page, words
     summary = json.loads((measured / "summary.json").read_text())

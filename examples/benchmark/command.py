@@ -22,16 +22,23 @@ from . import (
     report,
     suite_aggregate,
     suite_epochs,
+    suite_layers,
     suite_never_slower,
     suite_search,
 )
 from .graphs import Graph
-from .plan import EPOCH_GRAPHS, REDUCES, WIDTHS, Plan
+from .plan import EPOCH_GRAPHS, LAYER_GRAPHS, REDUCES, WIDTHS, Plan
 from .results import Results
 
 SUITES: dict[str, ModuleType] = {
     module.NAME: module
-    for module in (suite_aggregate, suite_epochs, suite_search, suite_never_slower)
+    for module in (
+        suite_aggregate,
+        suite_epochs,
+        suite_layers,
+        suite_search,
+        suite_never_slower,
+    )
 }
 HERE = Path(__file__).resolve().parent
 
@@ -129,6 +136,8 @@ def plan_of(args: argparse.Namespace, suite: str) -> Plan:
         widths = (16, 64, 256)
         if args.root is not None and not args.graphs:
             names = [name for name in names if name in EPOCH_GRAPHS]
+    if suite == "layers" and args.root is not None and not args.graphs:
+        names = [name for name in names if name in LAYER_GRAPHS]
     if args.quick:
         widths = (16,)
     loops = ("A", "A+I") if every or suite == "search" else ("A+I",)

@@ -11,6 +11,7 @@ Cell = dict[str, Any]
 
 WIDTHS = (16, 32, 64, 128, 256, 512)
 REDUCES = ("sum", "max")
+LAYER_GRAPHS = ("IMDB-MULTI", "AmazonPhoto")
 EPOCH_GRAPHS = (
     "COLLAB_ego_recon",
     "IMDB-MULTI",

@@ -11,7 +11,7 @@ from typing import Any
 from . import environment, goals, plots, tables
 from .results import Record, Results
 
-SUITES = ("aggregate", "epochs", "search", "never-slower")
+SUITES = ("aggregate", "epochs", "layers", "search", "never-slower")
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ def _sections(suites: dict[str, Sequence[Record]]) -> dict[str, tuple[str, str]]
     return {
         "aggregate": ("Aggregation", tables.aggregate(suites["aggregate"])),
         "epochs": ("Epochs", tables.epochs(suites["epochs"])),
+        "layers": ("Layers", tables.layers(suites["layers"])),
         "search": ("Search", tables.search(suites["search"], suites["epochs"])),
         "never-slower": ("Never slower than plain", tables.never_slower(suites["never-slower"])),
     }

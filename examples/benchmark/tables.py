@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from . import published, suite_epochs
+from . import published, suite_epochs, suite_layers
 from .results import Record
 from .sides import AUTO, COPY, NONE, OURS, SIDES
 
@@ -164,6 +164,40 @@ def epochs(records: Sequence[Record]) -> str:
             ])  # fmt: skip
         parts.append(f"### {model}\n\nMilliseconds an epoch:\n\n{markdown(header, rows)}\n")
     return "\n".join([*parts, _absences(records)])
+
+
+def layers(records: Sequence[Record]) -> str:
+    """A table for each graph and width: what each layer gains, and when it may."""
+    if not records:
+        return ""
+    from hag_plugin.pyg import layers as eligible_layers
+
+    conditions = {row.name: row.eligible_when for row in eligible_layers()}
+    header = ["layer", "eligible when", "stock, ms", "auto, ms", "auto / edge_index",
+              "auto / best sparse", "peak memory, auto / stock", "A/A"]  # fmt: skip
+    groups: dict[tuple[str, int], list[Record]] = {}
+    for record in records:
+        if record["forms"]:
+            cell = record["cell"]
+            groups.setdefault((cell["graph"], cell["width"]), []).append(record)
+    parts = ["One call, forward and backward. Layers are eligible under the conditions given; "
+             "beside these, where the aggregation follows from sums and extrema.\n"]  # fmt: skip
+    for (graph, width), group in groups.items():
+        rows = [_layer_row(record, conditions[record["cell"]["layer"]]) for record in group]
+        parts.append(f"### {graph}, width {width}\n\n{markdown(header, rows)}\n")
+    return "\n".join([*parts, _absences(records)])
+
+
+def _layer_row(record: Record, eligible: str) -> list[str]:
+    stock, csr = suite_layers.STOCK, suite_layers.CSR
+    control, memory = record["forms"]["fresh"]["control"], record["memory"]
+    return [
+        record["cell"]["layer"], eligible,
+        *[duration(median(record, "fresh", side)) for side in (stock, AUTO)],
+        *[times(over(record, "fresh", side, AUTO)) for side in (stock, csr)],
+        f"{memory[AUTO] / max(memory[stock], 1):.2f}",
+        f"{control['ratio']:.2f} ± {control['spread']:.2f}",
+    ]  # fmt: skip
 
 
 def search(records: Sequence[Record], epoch_records: Sequence[Record]) -> str:

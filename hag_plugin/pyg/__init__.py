@@ -4,6 +4,18 @@ from hag_plugin.pyg.accelerate import accelerate, restore
 from hag_plugin.pyg.data import HagData
 from hag_plugin.pyg.explain import Explanation, explain
 from hag_plugin.pyg.layer import hag_layer
+from hag_plugin.pyg.layers import layers
+from hag_plugin.pyg.relations import relation_hags
 from hag_plugin.pyg.transforms import ToHAG
 
-__all__ = ["Explanation", "HagData", "ToHAG", "accelerate", "explain", "hag_layer", "restore"]
+__all__ = [
+    "Explanation",
+    "HagData",
+    "ToHAG",
+    "accelerate",
+    "explain",
+    "hag_layer",
+    "layers",
+    "relation_hags",
+    "restore",
+]

@@ -9,7 +9,7 @@ from torch.nn import Module
 from torch_geometric.nn import MessagePassing
 
 from hag_plugin.pyg.session import Session
-from hag_plugin.pyg.swap import stock_class, swap_in, swap_out
+from hag_plugin.pyg.swap import WRAPPERS, stock_class, swap_in, swap_out
 
 M = TypeVar("M", bound=Module)
 
@@ -55,6 +55,8 @@ def accelerate(module: M) -> M:
             layer.__dict__["_hag_session"] = session  # hag_layer prepared the class itself
         else:
             swap_in(layer, session)
+    for wrapper in [m for m in module.modules() if type(m) in WRAPPERS]:
+        swap_in(wrapper, session)
     if layers:
         module.register_forward_pre_hook(session)
     return module
@@ -68,8 +70,7 @@ def restore(module: M) -> M:
         for key, hook in list(part._forward_pre_hooks.items()):
             if isinstance(hook, Session):
                 del part._forward_pre_hooks[key]
-        if isinstance(part, MessagePassing):
-            if stock_class(part) is not type(part):
-                swap_out(part)
-            part.__dict__.pop("_hag_session", None)
+        if stock_class(part) is not type(part):
+            swap_out(part)
+        part.__dict__.pop("_hag_session", None)
     return module

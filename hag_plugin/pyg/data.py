@@ -1,94 +1,99 @@
-"""Data objects that carry a HAG through batching, pickling and moving, and know if it is stale."""
+"""Data objects that carry HAGs through batching, pickling and moving, and know if one is stale."""
 
 from __future__ import annotations
 
 import copyreg
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Batch, Data
+from torch_geometric.data import Batch, Data, HeteroData
 
-from hag_plugin.hag import HAG, batch, outside_inference, rebuild_hag
+from hag_plugin.hag import HAG, rebuild_hag
 from hag_plugin.pyg.identity import current_hag, known_verdict, note_verdict
+from hag_plugin.pyg.merged import HagBatch
 from hag_plugin.pyg.packing import HagList, unpack
 
 KEY = "hag"
+NODE_KEYS = {"num_nodes", "x", "pos", "batch"}
 
 
-class HagBatch:
-    """The HAGs of a batch, merged into one. Stands in a `Batch`'s store in place of their list.
+class HagStores:
+    """Data whose edge stores may hold a HAG, under "hag".
 
-    Attributes:
-        merged: the HAG of all graphs side by side.
+    So PyG collates, separates, copies and moves it. PyG leaves a list of HAGs in a batch; it is
+    merged at the first use, or when the batch is pickled, which is how a loader's worker hands it
+    over.
     """
 
-    def __init__(self, merged: HAG, num_nodes: Sequence[int], parts: Sequence[HAG] | None) -> None:
-        self.merged = merged
-        self._num_nodes = list(num_nodes)
-        self._parts = None if parts is None else list(parts)
+    def _current_hag(self, store: Any) -> HAG | Any:
+        """The HAG of a store's edges as they are now; None where it holds none."""
+        held = self._merge_hags(store)
+        held = held.merged if isinstance(held, HagBatch) else held
+        if not isinstance(held, HAG):
+            return held
+        return current_hag(store._mapping.get("edge_index"), held, _size(self, store, held))
 
-    @classmethod
-    def of(cls, parts: Sequence[Any]) -> HagBatch:
-        """Merges HAGs, and batches of HAGs."""
-        hags = [part.merged if isinstance(part, HagBatch) else part for part in parts]
-        hags = [HagBatch.of(h).merged if isinstance(h, list) else h for h in hags]
-        with outside_inference():
-            return cls(batch(hags), [h.num_dst for h in hags], hags)
+    def _merge_hags(self, store: Any) -> Any:
+        held = store._mapping.get(KEY)
+        if isinstance(self, Batch) and isinstance(held, list) and held:
+            held = store._mapping[KEY] = HagBatch.of(held)
+        return held
 
-    def __getitem__(self, index: int) -> HAG:
-        """The HAG of one graph. After a move or a pickle it is searched anew when it is used."""
-        index = range(len(self._num_nodes))[int(index)]
-        if self._parts is not None:
-            return self._parts[index]
-        first = [0, *accumulate(self._num_nodes)]
-        low, high = first[index], first[index + 1]
-        row_ptr = self.merged.row_ptr[low : high + 1]
-        edges = slice(int(row_ptr[0]), int(row_ptr[-1]))
-        col = self.merged.col[edges] - low
-        part = HAG.from_csr(row_ptr - row_ptr[0], col, high - low)
-        part.options = self.merged.options
-        return part
+    def _moved(self, method: str, args: Any, kwargs: Any) -> Any:
+        """Moves all tensors; edges that were known to be the HAG's still are afterwards."""
+        for store in _edge_stores(self):
+            self._merge_hags(store)
+        known = _verdicts(self)
+        moved = getattr(super(), method)(*args, **kwargs)
+        _note_verdicts(self, known)
+        return moved
 
-    def _moved(self, merged: HAG) -> HagBatch:
-        same = merged is self.merged
-        return HagBatch(merged, self._num_nodes, self._parts if same else None)
+    def to_dict(self) -> dict[str, Any]:
+        """As PyG's; the HAGs of a collated data set are saved in a few tensors."""
+        out: dict[str, Any] = super().to_dict()  # type: ignore[misc]
+        for store in [out, *(value for value in out.values() if isinstance(value, dict))]:
+            held = store.get(KEY)
+            if isinstance(held, list) and held and all(isinstance(h, HAG) for h in held):
+                store[KEY] = HagList(held)
+        return out
 
-    def to(self, *args: Any, **kwargs: Any) -> HagBatch:
-        """Moves the merged HAG."""
-        return self._moved(self.merged.to(*args, **kwargs))
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """As PyG's."""
+        return self._moved("to", args, kwargs)
 
-    def cpu(self) -> HagBatch:
-        """Moves the merged HAG into main memory."""
-        return self._moved(self.merged.cpu())
+    def cpu(self, *args: Any) -> Any:
+        """As PyG's."""
+        return self._moved("cpu", args, {})
 
-    def cuda(self, *args: Any, **kwargs: Any) -> HagBatch:
-        """Moves the merged HAG onto a GPU."""
-        return self._moved(self.merged.cuda(*args, **kwargs))
+    def cuda(self, *args: Any, **kwargs: Any) -> Any:
+        """As PyG's."""
+        return self._moved("cuda", args, kwargs)
 
-    def pin_memory(self) -> HagBatch:
-        """Moves the merged HAG into page-locked memory."""
-        return self._moved(self.merged.pin_memory())
+    def pin_memory(self, *args: Any) -> Any:
+        """As PyG's."""
+        return self._moved("pin_memory", args, {})
 
-    def __deepcopy__(self, memo: Any) -> HagBatch:
-        return self
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if isinstance(self, Batch):
+            for store in _edge_stores(self):
+                self._current_hag(store)  # merges, and compares, in the worker
+        reduced: Any = super().__reduce_ex__(protocol)
+        if not isinstance(reduced[2], dict):  # a user's class with a state of its own
+            return reduced
+        state = {**reduced[2], "_hag_verified": _verdicts(self)}
+        return (*reduced[:2], state, *reduced[3:])
 
-    def __reduce__(self) -> Any:
-        return HagBatch, (self.merged, self._num_nodes, None)
+    def __setstate__(self, state: Any) -> None:
+        verified = state.pop("_hag_verified", []) if isinstance(state, dict) else []
+        set_state = getattr(super(), "__setstate__", self.__dict__.update)
+        set_state(state)
+        _note_verdicts(self, verified)
 
-    def __repr__(self) -> str:
-        return f"HagBatch({len(self._num_nodes)} graphs, {self.merged!r})"
 
-
-class HagMixin:
-    """What `HagData` adds to `Data`: the property `hag`.
-
-    The HAG lies in the store, under "hag", so PyG collates, separates, copies and moves it. PyG
-    leaves a list of HAGs in a batch; it is merged at the first use, or when the batch is pickled,
-    which is how a loader's worker hands it over.
-    """
+class HagMixin(HagStores):
+    """What `HagData` adds to `Data`: the property `hag`."""
 
     @property
     def hag(self) -> HAG | Any:
@@ -98,10 +103,7 @@ class HagMixin:
         have changed (a subgraph, a sampled or edited graph), the plain graph of the edges at hand
         is given instead, with a warning. None where there is no HAG.
         """
-        held = self._merge_hags()
-        if isinstance(held, HagBatch):
-            held = held.merged
-        return current_hag(self, held) if isinstance(held, HAG) else held
+        return self._current_hag(self._store)  # type: ignore[attr-defined]
 
     @hag.setter
     def hag(self, value: Any) -> None:
@@ -116,88 +118,76 @@ class HagMixin:
             )
         store[KEY] = value
 
-    def _merge_hags(self) -> Any:
-        store = self._store  # type: ignore[attr-defined]
-        held = store._mapping.get(KEY)
-        if isinstance(self, Batch) and isinstance(held, list) and held:
-            held = store._mapping[KEY] = HagBatch.of(held)
-        return held
-
-    def _moved(self, method: str, args: Any, kwargs: Any) -> Any:
-        """Moves all tensors; edges that were known to be the HAG's still are afterwards."""
-        self._merge_hags()
-        known = _verdict(self)
-        moved = getattr(super(), method)(*args, **kwargs)
-        if known:
-            _note_verdict(self)
-        return moved
-
-    def to_dict(self) -> dict[str, Any]:
-        """As `Data.to_dict`; the HAGs of a collated data set are saved in a few tensors."""
-        out: dict[str, Any] = super().to_dict()  # type: ignore[misc]
-        held = out.get(KEY)
-        if isinstance(held, list) and held and all(isinstance(h, HAG) for h in held):
-            out[KEY] = HagList(held)
-        return out
-
-    def to(self, *args: Any, **kwargs: Any) -> Any:
-        """As `Data.to`."""
-        return self._moved("to", args, kwargs)
-
-    def cpu(self, *args: Any) -> Any:
-        """As `Data.cpu`."""
-        return self._moved("cpu", args, {})
-
-    def cuda(self, *args: Any, **kwargs: Any) -> Any:
-        """As `Data.cuda`."""
-        return self._moved("cuda", args, kwargs)
-
-    def pin_memory(self, *args: Any) -> Any:
-        """As `Data.pin_memory`."""
-        return self._moved("pin_memory", args, {})
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        if isinstance(self, Batch):
-            _ = self.hag  # merges, and compares, in the worker
-        reduced: Any = super().__reduce_ex__(protocol)
-        if not isinstance(reduced[2], dict):  # a user's class with a state of its own
-            return reduced
-        state = {**reduced[2], "_hag_verified": _verdict(self)}
-        return (*reduced[:2], state, *reduced[3:])
-
-    def __setstate__(self, state: Any) -> None:
-        verified = isinstance(state, dict) and state.pop("_hag_verified", False)
-        set_state = getattr(super(), "__setstate__", self.__dict__.update)
-        set_state(state)
-        if verified:
-            _note_verdict(self)
-
 
 class HagData(HagMixin, Data):  # type: ignore[misc]
     """A `Data` with a HAG, made by `ToHAG`."""
 
 
-def _held(data: Any) -> tuple[HAG | None, Tensor | None]:
-    held = data._store._mapping.get(KEY)
+class HagHeteroMixin(HagStores):
+    """What `HagHeteroData` adds to `HeteroData`: the property `hag_dict`."""
+
+    @property
+    def hag_dict(self) -> dict[Any, HAG]:
+        """The HAGs by edge type, to pass where a model takes `edge_index_dict`.
+
+        As for `HagData.hag`, a HAG whose edges have changed gives way to their plain graph.
+        """
+        hags = {store._key: self._current_hag(store) for store in _edge_stores(self)}
+        return {kind: hag for kind, hag in hags.items() if hag is not None}
+
+
+class HagHeteroData(HagHeteroMixin, HeteroData):  # type: ignore[misc]
+    """A `HeteroData` with a HAG for each edge type, made by `ToHAG`."""
+
+
+# What is known of the stores --------------------------------------------------------------------
+
+
+def _edge_stores(data: Any) -> Iterator[Any]:
+    return (store for store in data.edge_stores if KEY in store._mapping)
+
+
+def _size(data: Any, store: Any, held: HAG) -> tuple[int, int]:
+    """The number of nodes on both sides, as the data has it, or else the HAG."""
+    if isinstance(data, HeteroData):
+        source, _, target = store._key
+        return _count(data[source], held.num_src), _count(data[target], held.num_dst)
+    nodes = _count(store, held.num_dst)
+    return nodes, nodes
+
+
+def _count(store: Any, otherwise: int) -> int:
+    # From the edges alone PyG would guess the number of nodes, with a warning.
+    counted = not NODE_KEYS.isdisjoint(store.keys())
+    return int(store.num_nodes) if counted else otherwise
+
+
+def _held(store: Any) -> tuple[HAG | None, Tensor | None]:
+    held = store._mapping.get(KEY)
     held = held.merged if isinstance(held, HagBatch) else held
-    edge_index = data._store._mapping.get("edge_index")
+    edge_index = store._mapping.get("edge_index")
     known = isinstance(held, HAG) and isinstance(edge_index, Tensor)
     return (held, edge_index) if known else (None, None)
 
 
-def _verdict(data: Any) -> bool:
-    """Whether the data's edges were compared with its HAG and are the same."""
-    held, edge_index = _held(data)
+def _verdicts(data: Any) -> list[bool]:
+    """Of each store with a HAG, whether its edges were compared with it and are the same."""
+    return [_verdict(store) for store in _edge_stores(data)]
+
+
+def _verdict(store: Any) -> bool:
+    held, edge_index = _held(store)
     if held is None or edge_index is None or edge_index.is_inference():
         return False
     known = known_verdict(held, edge_index)
     return known is not None and known.plain is None
 
 
-def _note_verdict(data: Any) -> None:
-    held, edge_index = _held(data)
-    if held is not None and edge_index is not None:
-        note_verdict(held, edge_index, held.num_dst, None)
+def _note_verdicts(data: Any, known: list[bool]) -> None:
+    for store, same in zip(_edge_stores(data), known, strict=False):
+        held, edge_index = _held(store)
+        if same and held is not None and edge_index is not None:
+            note_verdict(held, edge_index, (held.num_src, held.num_dst), None)
 
 
 # Subclasses of users' own data classes ----------------------------------------------------------
@@ -207,26 +197,29 @@ class HagDataMeta(type):
     """The class of `hag_data_class`'s classes, so that these can be pickled by their base."""
 
 
-_CLASSES: dict[type, type] = {Data: HagData}
+_CLASSES: dict[type, type] = {Data: HagData, HeteroData: HagHeteroData}
 
 
 def hag_data_class(base: type) -> type:
-    """The subclass of a data class that knows `hag`. One for each class.
+    """The subclass of a data class that knows its HAGs. One for each class.
 
     Raises:
-        TypeError: `base` is no subclass of `Data`.
+        TypeError: `base` is no subclass of `Data` or `HeteroData`.
     """
-    if issubclass(base, HagMixin):
+    if issubclass(base, HagStores):
         return base
-    if not issubclass(base, Data):
-        raise TypeError(f"hag_data_class takes a subclass of Data, got {base.__name__}")
+    if not issubclass(base, Data | HeteroData):
+        raise TypeError(
+            f"hag_data_class takes a subclass of Data or HeteroData, got {base.__name__}"
+        )
     if base not in _CLASSES:
         meta: Any = HagDataMeta
         if type(base) is not type:  # a base with a metaclass of its own
             meta = type("HagDataMeta", (HagDataMeta, type(base)), {})
             copyreg.pickle(meta, _reduce_class)
+        mixin = HagMixin if issubclass(base, Data) else HagHeteroMixin
         body = {"__module__": __name__, "_hag_base": base, "__doc__": base.__doc__}
-        _CLASSES[base] = meta(f"Hag{base.__name__}", (HagMixin, base), body)
+        _CLASSES[base] = meta(f"Hag{base.__name__}", (mixin, base), body)
     return _CLASSES[base]
 
 
@@ -235,4 +228,6 @@ def _reduce_class(cls: Any) -> Any:
 
 
 copyreg.pickle(HagDataMeta, _reduce_class)
-torch.serialization.add_safe_globals([rebuild_hag, unpack, HagData, HagBatch, hag_data_class])
+torch.serialization.add_safe_globals(
+    [rebuild_hag, unpack, HagData, HagHeteroData, HagBatch, hag_data_class]
+)

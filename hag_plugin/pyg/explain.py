@@ -9,8 +9,10 @@ from typing import Any
 from torch.nn import Module
 from torch_geometric.nn import MessagePassing
 
-from hag_plugin.pyg.recipes import REDUCERS, Recipe, recipe_of, ruled_out
+from hag_plugin.pyg.aggregators import REDUCERS
+from hag_plugin.pyg.recipes import Recipe, ruled_out
 from hag_plugin.pyg.swap import stock_class
+from hag_plugin.pyg.table import recipe_of
 
 GRAPHS = {False: "A", "add": "A + I", "fill": "A with one loop a node"}
 
@@ -92,23 +94,39 @@ def _row(name: str, layer: Any) -> Row:
     if recipe is None:
         return Row(name, stock.__name__, False, "", _why_no_recipe(stock))
     ready = type(layer) is not stock or getattr(stock, "_hag_recipe", None) is not None
-    reason = ruled_out(layer)
+    reason = ruled_out(layer, recipe)
     if reason is None and not ready:
         reason = "eligible: call accelerate"
     accelerated = reason is None
     if reason is None and recipe.edge_arguments:
         reason = f"calls with {', '.join(recipe.edge_arguments)} run stock"
+        if recipe.weigh is not None:
+            reason = "edge_weight is fused where it is a product of node factors"
     return Row(name, stock.__name__, accelerated, _aggregates(recipe, layer), reason or "")
 
 
 def _aggregates(recipe: Recipe, layer: Any) -> str:
-    reduce = REDUCERS.get(type(layer.aggr_module), layer.aggr)
+    reduce = _reduce(layer)
+    if recipe.matrix is not None:
+        return f"{reduce} over {recipe.matrix}"
     matrix = GRAPHS[recipe.self_loops(layer)]
     exponent = recipe.scale(layer)
     if exponent is not None:
         matrix = f"D^{exponent} ({matrix}) D^{exponent}"
         matrix = matrix.replace("D^-0.5", "D^-1/2")
     return f"{reduce} over {matrix}"
+
+
+def _reduce(layer: Any) -> str:
+    """The reducers in words, as in "mean, max, std"."""
+    known = REDUCERS.get(type(layer.aggr_module))
+    if known is not None:
+        names = getattr(layer, "aggregators", [known])  # EGConv's own
+    else:
+        module = getattr(layer.aggr_module, "aggr", layer.aggr_module)
+        members = getattr(module, "aggrs", [module])
+        names = [type(m).__name__.removesuffix("Aggregation").lower() for m in members]
+    return ", ".join(names)
 
 
 def _why_no_recipe(stock: type) -> str:

@@ -13,7 +13,6 @@ from hag_plugin.build import build_hag
 from hag_plugin.hag import HAG, outside_inference
 
 MAX_VERDICTS = 8  # edge indices remembered of each HAG
-NODE_KEYS = {"num_nodes", "x", "pos", "batch"}
 
 
 @dataclass(frozen=True)
@@ -23,13 +22,13 @@ class Verdict:
     Attributes:
         edge_index: the tensor.
         version: its `_version` then.
-        num_nodes: of the data.
+        size: the numbers of sources and targets of the data.
         plain: None where the edges are the HAG's; otherwise the HAG to use instead.
     """
 
     edge_index: weakref.ref[Tensor]
     version: int
-    num_nodes: int
+    size: tuple[int, int]
     plain: HAG | None
 
     def holds(self, edge_index: Tensor) -> bool:
@@ -41,27 +40,37 @@ _VERDICTS: weakref.WeakKeyDictionary[HAG, dict[int, Verdict]] = weakref.WeakKeyD
 _WARNED: weakref.WeakSet[HAG] = weakref.WeakSet()
 
 
-def current_hag(data: Any, held: HAG) -> HAG:
-    """The HAG held if it is that of the data's edges, otherwise the plain graph of those."""
-    edge_index = data._store._mapping.get("edge_index")
-    # From the edges alone PyG would guess the number of nodes, with a warning.
-    counted = not NODE_KEYS.isdisjoint(data._store.keys())
-    num_nodes = data.num_nodes if counted else held.num_dst
+def current_hag(edge_index: Any, held: HAG, size: tuple[int, int]) -> HAG:
+    """The HAG held if it is that of the data's edges, otherwise the plain graph of those.
+
+    Args:
+        edge_index: what the data has under that name: a tensor, or anything else.
+        held: the HAG that the data has.
+        size: the numbers of sources and targets that the data has.
+
+    Raises:
+        ValueError: there are no edges to make a plain graph of.
+    """
     if not isinstance(edge_index, Tensor):
-        if num_nodes != held.num_dst:
+        if size != (held.num_src, held.num_dst):
             raise ValueError(
-                f"this data has {num_nodes} nodes and its HAG {held.num_dst}: it was cut out of a "
+                f"this data has {_nodes(*size)} nodes and its HAG "
+                f"{_nodes(held.num_src, held.num_dst)}: it was cut out of a "
                 "larger graph. Apply ToHAG(remove_edge_index=False) to sample or to cut"
             )
         return held
     known = None if edge_index.is_inference() else known_verdict(held, edge_index)
-    if known is not None and known.num_nodes == num_nodes:
+    if known is not None and known.size == size:
         return known.plain or held
     plain = None
-    if held.num_dst != num_nodes or not held.matches(edge_index):
-        plain = _plain(held, edge_index, num_nodes)
-    note_verdict(held, edge_index, num_nodes, plain)
+    if (held.num_src, held.num_dst) != size or not held.matches(edge_index):
+        plain = _plain(held, edge_index, size)
+    note_verdict(held, edge_index, size, plain)
     return plain or held
+
+
+def _nodes(num_src: int, num_dst: int) -> str:
+    return str(num_dst) if num_src == num_dst else f"{num_src} and {num_dst}"
 
 
 def known_verdict(held: HAG, edge_index: Tensor) -> Verdict | None:
@@ -70,7 +79,7 @@ def known_verdict(held: HAG, edge_index: Tensor) -> Verdict | None:
     return known if known is not None and known.holds(edge_index) else None
 
 
-def note_verdict(held: HAG, edge_index: Tensor, num_nodes: int, plain: HAG | None) -> None:
+def note_verdict(held: HAG, edge_index: Tensor, size: tuple[int, int], plain: HAG | None) -> None:
     """Keeps a verdict, by the tensor's weak identity and version."""
     if edge_index.is_inference():  # which has no version
         return
@@ -79,20 +88,19 @@ def note_verdict(held: HAG, edge_index: Tensor, num_nodes: int, plain: HAG | Non
         del verdicts[key]
     while len(verdicts) >= MAX_VERDICTS:
         del verdicts[next(iter(verdicts))]
-    verdicts[id(edge_index)] = Verdict(
-        weakref.ref(edge_index), edge_index._version, num_nodes, plain
-    )
+    verdicts[id(edge_index)] = Verdict(weakref.ref(edge_index), edge_index._version, size, plain)
 
 
-def _plain(held: HAG, edge_index: Tensor, num_nodes: int) -> HAG:
+def _plain(held: HAG, edge_index: Tensor, size: tuple[int, int]) -> HAG:
     if held not in _WARNED:
         _WARNED.add(held)
         warnings.warn(
-            f"edge_index ({edge_index.shape[1]} edges, {num_nodes} nodes) is not the graph that "
-            f"the HAG was built for ({held.num_edges} edges, {held.num_dst} nodes): the plain "
+            f"edge_index ({edge_index.shape[1]} edges, {_nodes(*size)} nodes) is not the graph "
+            f"that the HAG was built for ({held.num_edges} edges, "
+            f"{_nodes(held.num_src, held.num_dst)} nodes): the plain "
             "graph is used. Apply ToHAG after the transform that changes edges; sampled graphs "
             "need no HAG",
-            stacklevel=4,
+            stacklevel=5,
         )
     with outside_inference():
-        return build_hag(edge_index, num_nodes=num_nodes, method="none")
+        return build_hag(edge_index, size=size, method="none")

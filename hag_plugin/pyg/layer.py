@@ -13,7 +13,9 @@ from torch_geometric.nn import MessagePassing
 from hag_plugin.build import build_hag
 from hag_plugin.hag import HAG, outside_inference
 from hag_plugin.pyg import recipes, swap
-from hag_plugin.pyg.recipes import RECIPES, Recipe
+from hag_plugin.pyg.propagate import check_sizes, run_rows
+from hag_plugin.pyg.recipes import Recipe
+from hag_plugin.pyg.table import RECIPES
 
 C = TypeVar("C", bound=type)
 
@@ -157,7 +159,7 @@ def _propagate(self: Any, edge_index: Any, *args: Any, size: Any = None, **kwarg
             f"{type(self).__name__} got {name} together with a HAG. Edge weights have an order "
             "that a HAG does not keep; pass edge_index instead"
         )
-    reason = recipes.why_stock(self, _source_features(self, kwargs))
+    reason = recipes.why_stock(self, recipe, _source_features(self, kwargs))
     if reason is not None:
         if recipe.scale(self) is not None or recipe.self_loops(self) is not False:
             raise ValueError(f"a HAG cannot be used here: {reason}; pass edge_index instead")
@@ -180,8 +182,10 @@ def _known_hag(
     features = _source_features(conv, kwargs)
     if features is None:
         return None
-    call = {**kwargs, "x": features, "size": size}
-    return swap.find_hag(conv, Recipe(edge_arguments=recipe.edge_arguments), edge_index, call)
+    call = {**kwargs, "x": features, "size": size, "edge_index": edge_index}
+    plain = Recipe(edge_arguments=recipe.edge_arguments)
+    found: HAG | None = swap.find_graph(conv, plain, "edge_index", call).get("edge_index")
+    return found
 
 
 def _source_features(conv: Any, kwargs: dict[str, Any]) -> Any:
@@ -200,14 +204,15 @@ def _run(conv: Any, recipe: Recipe, hag: HAG, size: Any, kwargs: dict[str, Any])
         if not name.endswith("_j"):
             continue  # a known layer's edge_weight, which is None
         value = kwargs[name[:-2]]
-        recipes.check_sizes(hag, size, value, conv.node_dim)
+        pair = (value[0], value[1]) if isinstance(value, tuple | list) else (value, value)
+        check_sizes(hag, size, pair, conv.node_dim, side)
         lifted[name] = value[side] if isinstance(value, tuple | list) else value
     if _is_own(type(conv), "message"):
         message = conv.message(**lifted)
     else:
         message = lifted[f"{recipe.source}_j"]
     graph = hag if side == 0 else hag.transpose()
-    out = recipes.run_rows(recipe, conv, graph, message)
+    out = run_rows(recipe, conv, graph, message)
     rest = {n: kwargs[n] for n in _parameters(type(conv), "update")[1:] if n in kwargs}
     updated: Tensor = conv.update(out, **rest)
     return updated

@@ -1,4 +1,4 @@
-"""One table: what each PyG layer aggregates, told in data, and when that does not hold."""
+"""What a recipe is: how a layer aggregates, told in data, and when that does not hold."""
 
 from __future__ import annotations
 
@@ -8,96 +8,99 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch_geometric.nn import GCNConv, GINConv, GraphConv, MessagePassing, SAGEConv, SimpleConv
-from torch_geometric.nn.aggr import MaxAggregation, MeanAggregation, MinAggregation, SumAggregation
+from torch_geometric.nn import MessagePassing
 
-from hag_plugin.aggregate import DTYPES, aggregate
+from hag_plugin.aggregate import DTYPES
 from hag_plugin.hag import HAG
 from hag_plugin.program import SelfLoops
+from hag_plugin.pyg import aggregators
+from hag_plugin.pyg.aggregators import REDUCERS
+from hag_plugin.pyg.weighted import Weigh
 
-Call = Mapping[str, Any]  # the arguments of one call of `forward`, by name
+Call = Mapping[str, Any]  # the arguments of one call of `forward` or `propagate`, by name
 
-REDUCERS: dict[type, Any] = {
-    SumAggregation: "sum",
-    MeanAggregation: "mean",
-    MaxAggregation: "max",
-    MinAggregation: "min",
-}
-HOOKED = ("propagate", "message", "aggregate", "message_and_aggregate")
+HOOKS = tuple(
+    f"_{name}_forward_{when}"
+    for name in ("propagate", "message", "aggregate", "message_and_aggregate")
+    for when in ("pre_hooks", "hooks")
+)
 OVERRIDABLE = ("message", "aggregate", "update", "message_and_aggregate")
 
 
 @dataclass(frozen=True)
+class Condition:
+    """Something that rules a recipe out: the stock layer runs instead.
+
+    Attributes:
+        holds: given the layer.
+        reason: given the layer, in words.
+        needs: what the layer must be like for the recipe, in words; for the table of layers.
+    """
+
+    holds: Callable[[Any], bool]
+    reason: Callable[[Any], str]
+    needs: str = ""
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """How a layer's `propagate` comes to `y_i = t_i * REDUCE_j(s_j * x_j)`.
+    """How a layer's `propagate` comes to `y_i = t_i * REDUCE_j(s_j * z_j + c_i)`.
 
     The layer's own `forward` runs as it is and hands `propagate` a HAG where an edge index stood.
     PyG's layers then leave out normalisation and self-loops, which the recipe puts back.
 
     Attributes:
         graphs: the arguments of `forward` that are edge indices.
-        source: the argument of `propagate` that is aggregated.
+        features: the argument of `forward` with a row for each node. None: not to be looked at.
+        source: the argument of `propagate` that is lifted to edges as `x_j`.
+        target: the argument of `propagate` with a row for each target, where that is another.
+        message: `z`, `[N_src, ...]`, from the layer and the source's rows; by default these.
+        offset: `c`, `[N_dst, ...]`, from the layer and the target's rows.
+        reduce: from the layer, `z` and the graph: what the layer does in place of its
+            aggregation module.
         self_loops: from the layer, the loops it adds: False, "add" or "fill".
         scale: from the layer, the exponent `p` where `s = t = degree ** p`, or None. Degrees are
             those of the targets, loops counted, on both sides, as in PyG's `gcn_norm`.
+        matrix: what is aggregated over, in words, where self_loops and scale do not tell it.
+        forward: what runs in place of the layer's own `forward` where its graph is a HAG, for
+            layers that look into their edge index.
+        relations: from the layer, the number of relations: the graph is then a sequence of
+            HAGs, or an edge index with the argument `edge_type`. None: one graph.
+        size: from the layer and the call, the numbers of sources and targets of an edge index.
         edge_arguments: arguments of `forward` with one value an edge. A HAG keeps no order of
-            edges, so a call with one of these runs the stock layer.
+            edges, so a call with one of these runs the stock layer, but for `weigh`.
+        weigh: the weights of the messages, where `edge_weight` is given with an edge index.
+        conditions: what else rules it out.
         cache: where a layer with `cached=True` keeps the graph of its first call.
     """
 
     graphs: tuple[str, ...] = ("edge_index",)
+    features: str | None = "x"
     source: str = "x"
+    target: str | None = None
+    message: Callable[[Any, Tensor], Tensor] | None = None
+    offset: Callable[[Any, Tensor], Tensor | None] | None = None
+    reduce: Callable[[Any, Tensor, HAG], Tensor] | None = None
     self_loops: Callable[[Any], SelfLoops] = lambda conv: False
     scale: Callable[[Any], float | None] = lambda conv: None
+    matrix: str | None = None
+    forward: Callable[..., Tensor] | None = None
+    relations: Callable[[Any], int | None] = lambda conv: None
+    size: Callable[[Any, Call], tuple[int, int]] | None = None
     edge_arguments: tuple[str, ...] = ()
+    weigh: Weigh | None = None
+    conditions: tuple[Condition, ...] = ()
     cache: str | None = None
 
 
-RECIPES: dict[type, Recipe] = {
-    # improved=True changes nothing here: gcn_norm ignores it for a plain edge index without
-    # weights (torch_geometric/nn/conv/gcn_conv.py, add_remaining_self_loops of edge_attr=None).
-    GCNConv: Recipe(
-        self_loops=lambda conv: "fill" if conv.normalize and conv.add_self_loops else False,
-        scale=lambda conv: -0.5 if conv.normalize else None,
-        edge_arguments=("edge_weight",),
-        cache="_cached_edge_index",
-    ),
-    SAGEConv: Recipe(),
-    GINConv: Recipe(),
-    GraphConv: Recipe(edge_arguments=("edge_weight",)),
-    SimpleConv: Recipe(
-        self_loops=lambda conv: "add" if conv.combine_root == "self_loop" else False,
-        edge_arguments=("edge_weight",),
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Condition:
-    """Something that rules the recipe out: the stock layer runs instead.
-
-    Attributes:
-        holds: given the layer.
-        reason: given the layer, in words.
-    """
-
-    holds: Callable[[Any], bool]
-    reason: Callable[[Any], str]
+# What holds for every layer ---------------------------------------------------------------------
 
 
 def _has_hooks(conv: Any) -> bool:
-    return any(
-        getattr(conv, f"_{name}_forward_{when}")
-        for name in HOOKED
-        for when in ("pre_hooks", "hooks")
-    )
+    return any(getattr(conv, name) for name in HOOKS)
 
 
 LAYER_CONDITIONS = (
-    Condition(
-        lambda conv: type(conv.aggr_module) not in REDUCERS,
-        lambda conv: f"aggr={conv.aggr!r} is not one of sum, mean, max and min",
-    ),
     Condition(
         lambda conv: conv._explain is True,
         lambda conv: "explain=True needs one message an edge",
@@ -117,17 +120,23 @@ LAYER_CONDITIONS = (
 )
 
 
-def recipe_of(cls: type) -> Recipe | None:
-    """The recipe of exactly this class: of the table, or declared by `hag_layer`."""
-    declared = getattr(cls, "_hag_recipe", None)
-    return declared if declared is not None else RECIPES.get(cls)
-
-
-def ruled_out(conv: MessagePassing) -> str | None:
+def ruled_out(conv: MessagePassing, recipe: Recipe) -> str | None:
     """Why the layer, as it is set up now, must run its stock code. None: it need not."""
     for condition in LAYER_CONDITIONS:
         if condition.holds(conv):
             return condition.reason(conv)
+    for condition in recipe.conditions:
+        if condition.holds(conv):
+            return condition.reason(conv)
+    if recipe.reduce is not None or type(conv.aggr_module) in REDUCERS:
+        return None
+    reason = aggregators.why_stock(conv.aggr_module)
+    if reason is not None:
+        return f"aggr={conv.aggr!r}: {reason}"
+    if recipe.offset is not None and not aggregators.takes_offset(conv.aggr_module):
+        return f"aggr={conv.aggr!r} of messages with a term of the target"
+    if recipe.self_loops(conv) is not False or recipe.scale(conv) is not None:
+        return f"aggr={conv.aggr!r} over a graph with self-loops or scales that the layer adds"
     return None
 
 
@@ -139,10 +148,10 @@ def edge_values(names: tuple[str, ...], call: Call) -> str | None:
     return None
 
 
-def why_stock(conv: Any, features: Any) -> str | None:
+def why_stock(conv: Any, recipe: Recipe, features: Any) -> str | None:
     """Why this call, with these features, must run stock code. None: it need not."""
-    reason = ruled_out(conv)
-    if reason is not None:
+    reason = ruled_out(conv, recipe)
+    if reason is not None or recipe.features is None:
         return reason
     pair = features if isinstance(features, tuple | list) else (features,)
     if not all(f is None or _is_taken(f) for f in pair):
@@ -155,97 +164,3 @@ def why_stock(conv: Any, features: Any) -> str | None:
 
 def _is_taken(x: Any) -> bool:
     return isinstance(x, Tensor) and x.layout == torch.strided and x.dtype in DTYPES
-
-
-def run(recipe: Recipe, conv: Any, hag: HAG, size: Any, arguments: Call) -> Tensor:
-    """What `conv.propagate(edge_index, size=size, **arguments)` returns before `update`.
-
-    Raises:
-        ValueError: the features or `size` are not those of the HAG's nodes.
-    """
-    # For flow="target_to_source" PyG lifts x_j from the second row of the edge index.
-    side = 0 if conv.flow == "source_to_target" else 1
-    check_sizes(hag, size, arguments[recipe.source], conv.node_dim)
-    source = arguments[recipe.source]
-    x = source[side] if isinstance(source, tuple | list) else source
-    return run_rows(recipe, conv, hag if side == 0 else hag.transpose(), x)
-
-
-def run_rows(recipe: Recipe, conv: Any, hag: HAG, x: Tensor) -> Tensor:
-    """Aggregates messages that were computed once per source node, `x`, along `conv.node_dim`."""
-    self_loops, exponent = recipe.self_loops(conv), recipe.scale(conv)
-    scale = None
-    if exponent is not None:
-        scale = degree_scale(hag, exponent, self_loops, x.dtype)
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.promote_types(x.dtype, scale.dtype))  # as stock's weights promote it
-    dim = conv.node_dim if conv.node_dim >= 0 else x.dim() + conv.node_dim
-    rows = x if dim == x.dim() - 2 else x.movedim(dim, 0).reshape(x.shape[dim], -1)
-    out = aggregate(
-        rows,
-        hag,
-        REDUCERS[type(conv.aggr_module)],
-        self_loops=self_loops,
-        source_scale=scale,
-        target_scale=scale,
-        ties="even",
-    )
-    if rows is x:
-        return out
-    others = [n for d, n in enumerate(x.shape) if d != dim]
-    return out.reshape(out.shape[0], *others).movedim(0, dim)
-
-
-def check_sizes(hag: HAG, size: Any, source: Any, node_dim: int) -> None:
-    """Raises ValueError unless features (a tensor or a pair) and `size` are the HAG's."""
-    pair = source if isinstance(source, tuple | list) else (source, source)
-    for dim, (name, nodes) in enumerate((("source", hag.num_src), ("target", hag.num_dst))):
-        if size is not None and size[dim] is not None and size[dim] != nodes:
-            raise ValueError(f"size is {tuple(size)}; the HAG has {nodes} {name} nodes")
-        x = pair[dim]
-        if isinstance(x, Tensor) and x.shape[node_dim] != nodes:
-            raise ValueError(
-                f"x has {x.shape[node_dim]} rows in dimension {node_dim}; the HAG has {nodes} "
-                f"{name} nodes"
-            )
-
-
-# Degrees ---------------------------------------------------------------------------------------
-
-
-def degree_scale(hag: HAG, exponent: float, self_loops: SelfLoops, dtype: torch.dtype) -> Tensor:
-    """`hag.degree_scale` in the dtype sums of `dtype` accumulate in; also inside torch.compile."""
-    dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    if torch.compiler.is_compiling():
-        scale: Tensor = torch.ops.hag_plugin_pyg.degree_scale.default(
-            hag.row_ptr, hag.col, exponent, self_loops or "", dtype
-        )
-        return scale
-    return hag.degree_scale(exponent, self_loops, dtype)
-
-
-def _run_degree_scale(
-    row_ptr: Tensor, col: Tensor, exponent: float, self_loops: str, dtype: torch.dtype
-) -> Tensor:
-    from hag_plugin.hag import find
-
-    hag = find(row_ptr)
-    if hag is None:  # its identity was lost: an input was cloned
-        hag = HAG.from_csr(row_ptr.clone(), col.clone(), row_ptr.shape[0] - 1, method="none")
-    mode: Any = self_loops or False
-    return hag.degree_scale(exponent, mode, dtype).clone()  # a compiled graph may write into it
-
-
-def _shape_of_degree_scale(
-    row_ptr: Tensor, col: Tensor, exponent: float, self_loops: str, dtype: torch.dtype
-) -> Tensor:
-    return row_ptr.new_empty(row_ptr.shape[0] - 1, dtype=dtype)
-
-
-_library: Any = torch.library.Library("hag_plugin_pyg", "DEF")  # type: ignore[no-untyped-call]
-_library.define(
-    "degree_scale(Tensor row_ptr, Tensor col, float exponent, str self_loops, ScalarType dtype)"
-    " -> Tensor"
-)
-_library.impl("degree_scale", _run_degree_scale, "CompositeExplicitAutograd")
-torch.library.register_fake("hag_plugin_pyg::degree_scale", _shape_of_degree_scale, lib=_library)

@@ -6,6 +6,7 @@ import threading
 import warnings
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,20 +15,26 @@ from torch import Tensor
 
 from hag_plugin.build import build_hag
 from hag_plugin.hag import HAG, outside_inference
+from hag_plugin.pyg.relations import relation_hags
 
 MAX_SEARCHED_EDGES = 20_000_000  # larger graphs are searched only where build_hag is called
-MAX_GRAPHS = 8  # graphs remembered by one accelerated model
+MAX_GRAPHS = 64  # graphs remembered by one accelerated model; as many as a model has edge types
 
 
 @dataclass
 class Seen:
-    """A tensor that was met, and its HAG once it came back."""
+    """Tensors that were met together, and what was built of them once they came back."""
 
-    tensor: weakref.ref[Tensor]
-    version: int
+    tensors: tuple[weakref.ref[Tensor], ...]
+    versions: tuple[int, ...]
     forward: int
-    hag: HAG | None = None
+    built: Any = None
     refused: bool = False
+
+    def holds(self, tensors: tuple[Tensor, ...]) -> bool:
+        """Whether these are the tensors, unchanged."""
+        pairs = zip(self.tensors, self.versions, tensors, strict=True)
+        return all(known() is t and version == t._version for known, version, t in pairs)
 
 
 class Session:
@@ -58,64 +65,82 @@ class Session:
 
     def hag_of(self, edge_index: Tensor, num_src: int, num_dst: int) -> HAG | None:
         """The HAG of a tensor that came back; None where the stock layer is to run."""
-        if not _is_trackable(edge_index):
+        size = (num_src, num_dst)
+        built: HAG | None = self.built_of(
+            (edge_index,), size, lambda: build_hag(edge_index, size=size)
+        )
+        return built
+
+    def relations_of(
+        self, edge_index: Tensor, edge_type: Tensor, num_relations: int, size: tuple[int, int]
+    ) -> list[HAG] | None:
+        """The HAGs of each relation of two tensors that came back."""
+        built: list[HAG] | None = self.built_of(
+            (edge_index, edge_type),
+            (num_relations, *size),
+            lambda: relation_hags(edge_index, edge_type, num_relations, size),
+        )
+        return built
+
+    def built_of(
+        self, tensors: tuple[Tensor, ...], key: tuple[Any, ...], build: Callable[[], Any]
+    ) -> Any:
+        """What `build` makes of tensors, of which the first is an edge index, once they came back.
+
+        None where they did not yet, cannot be known again, or where nothing is to be built.
+        """
+        edge_index = tensors[0]
+        if not (_is_edge_index(edge_index) and all(map(_is_trackable, tensors))):
             return None
-        key = (id(edge_index), edge_index.shape, edge_index.device, num_src, num_dst)
+        key = (*map(id, tensors), edge_index.shape, edge_index.device, *key)
         with self._lock:
             seen = self._seen.get(key)
-            if (
-                seen is None
-                or seen.tensor() is not edge_index
-                or seen.version != edge_index._version
-            ):
-                seen = Seen(weakref.ref(edge_index), edge_index._version, self.forwards)
+            if seen is None or not seen.holds(tensors):
+                self._forget()
+                versions = tuple(t._version for t in tensors)
+                seen = Seen(tuple(map(weakref.ref, tensors)), versions, self.forwards)
                 self._seen[key] = seen
             self._seen.move_to_end(key)
-            self._forget()
-            if seen.hag is None and not seen.refused and self.forwards > seen.forward:
-                seen.hag = _build(edge_index, num_src, num_dst)
-                seen.refused = seen.hag is None
-            return seen.hag
+            if seen.built is None and not seen.refused and self.forwards > seen.forward:
+                seen.built = _build(edge_index.shape[1], build)
+                seen.refused = seen.built is None
+            return seen.built
 
     def _forget(self) -> None:
-        for key in [k for k, seen in self._seen.items() if seen.tensor() is None]:
+        for key in [k for k, seen in self._seen.items() if any(t() is None for t in seen.tensors)]:
             del self._seen[key]
-        while len(self._seen) > MAX_GRAPHS:
+        while len(self._seen) >= MAX_GRAPHS:
             self._seen.popitem(last=False)
 
     @property
     def num_hags(self) -> int:
         """Number of graphs that run on a HAG now."""
-        return sum(seen.hag is not None for seen in self._seen.values())
+        return sum(seen.built is not None for seen in self._seen.values())
 
     # Layers with cached=True run the graph of their first call for ever -------------------------
 
     def fills_cache(self, conv: Any, edge_index: Tensor, size: tuple[int, int]) -> None:
         """Notes that a layer with `cached=True` is about to keep this tensor's graph."""
-        if _is_trackable(edge_index):
+        if _is_edge_index(edge_index) and _is_trackable(edge_index):
             self._caches[conv] = (weakref.ref(edge_index), edge_index._version, size)
 
     def is_cached(self, conv: Any, edge_index: Tensor, size: tuple[int, int]) -> bool:
         """Whether the graph that a layer with `cached=True` keeps is this tensor's."""
         kept = self._caches.get(conv)
-        if kept is None or not _is_trackable(edge_index):
+        if kept is None or not (_is_edge_index(edge_index) and _is_trackable(edge_index)):
             return False
         return kept[0]() is edge_index and kept[1:] == (edge_index._version, size)
 
 
-def _is_trackable(edge_index: Tensor) -> bool:
-    return (
-        type(edge_index) is Tensor
-        and not edge_index.is_inference()
-        and edge_index.layout == torch.strided
-        and edge_index.dtype in (torch.int32, torch.int64)
-        and edge_index.dim() == 2
-        and edge_index.shape[0] == 2
-    )
+def _is_trackable(tensor: Tensor) -> bool:
+    return type(tensor) is Tensor and not tensor.is_inference() and tensor.layout == torch.strided
 
 
-def _build(edge_index: Tensor, num_src: int, num_dst: int) -> HAG | None:
-    num_edges = edge_index.shape[1]
+def _is_edge_index(tensor: Tensor) -> bool:
+    return tensor.dtype in (torch.int32, torch.int64) and tensor.dim() == 2 and tensor.shape[0] == 2
+
+
+def _build(num_edges: int, build: Callable[[], Any]) -> Any:
     if num_edges > MAX_SEARCHED_EDGES:
         warnings.warn(
             f"an edge_index with {num_edges:,} edges came back; from {MAX_SEARCHED_EDGES:,} edges "
@@ -126,6 +151,6 @@ def _build(edge_index: Tensor, num_src: int, num_dst: int) -> HAG | None:
         return None
     try:
         with outside_inference(), torch.no_grad():
-            return build_hag(edge_index, size=(num_src, num_dst))
+            return build()
     except ValueError:  # ids out of range: the stock layer says so in its own words
         return None

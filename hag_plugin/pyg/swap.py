@@ -8,11 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch_geometric.nn import MessagePassing
+from torch.nn import Module
+from torch_geometric.nn import DirGNNConv, WLConv
 
 from hag_plugin.hag import HAG, outside_inference
+from hag_plugin.pyg import propagate as running
 from hag_plugin.pyg import recipes
 from hag_plugin.pyg.recipes import Recipe
+from hag_plugin.pyg.relations import plain_relations
+from hag_plugin.pyg.table import recipe_of
+from hag_plugin.pyg.weighted import WeightedGraph, weighted_graph
 
 _CLASSES: dict[type, type] = {}
 
@@ -21,15 +26,17 @@ def hag_class(stock: type) -> type:
     """The subclass of `stock` that `accelerate` gives its instances. One for each class.
 
     Nothing of the stock class is copied: `forward` settles what the graph argument is and calls
-    stock's; `propagate` runs the recipe where the graph is a HAG and stock's code elsewhere.
+    stock's, or the recipe's; `propagate` runs the recipe where the graph is a HAG and stock's
+    code elsewhere.
     """
     if stock not in _CLASSES:
-        recipe = recipes.recipe_of(stock)
+        recipe = recipe_of(stock)
+        forward = WRAPPERS[stock] if stock in WRAPPERS else _forward(stock, recipe)
         body: dict[str, Any] = {
             "__doc__": stock.__doc__,
             "__module__": __name__,
             "_hag_stock": stock,
-            "forward": _forward(stock, recipe),
+            "forward": forward,
             "_set_jittable_templates": _leave_templates,
             "__reduce_ex__": _reduce,
             "__setstate__": _set_state,
@@ -43,7 +50,7 @@ def hag_class(stock: type) -> type:
     return _CLASSES[stock]
 
 
-def stock_class(conv: MessagePassing) -> type:
+def stock_class(conv: Module) -> type:
     """The class that a layer had before `accelerate`."""
     stock: type = type(conv).__dict__.get("_hag_stock", type(conv))
     return stock
@@ -87,6 +94,10 @@ def _forward(stock: type, recipe: Recipe | None) -> Any:
             changed = _without_hags(self, call)
         else:
             changed = _settle_graphs(self, recipe, names, call)
+            if recipe.forward is not None:
+                graph = {**call, **changed}.get(recipe.graphs[0])
+                if isinstance(graph, HAG) or _is_relations(graph):
+                    return recipe.forward(self, **{**call, **changed})
         if changed:
             args = tuple(changed.pop(n, a) for n, a in zip(names, args, strict=False))
             kwargs = {**kwargs, **changed}
@@ -97,9 +108,16 @@ def _forward(stock: type, recipe: Recipe | None) -> Any:
 
 def _without_hags(conv: Any, call: dict[str, Any]) -> dict[str, Any]:
     """The arguments to replace so that a layer without a recipe meets no HAG."""
-    changed = {n: plain_edges(v) for n, v in call.items() if isinstance(v, HAG)}
+    changed: dict[str, Any] = {n: plain_edges(v) for n, v in call.items() if isinstance(v, HAG)}
+    for name, value in call.items():  # HANConv and HGTConv take a dictionary by edge type
+        if isinstance(value, dict) and any(isinstance(v, HAG) for v in value.values()):
+            changed[name] = {
+                kind: plain_edges(v) if isinstance(v, HAG) else v for kind, v in value.items()
+            }
     if changed:
-        _refuse_edge_values(conv, [n for n in call if n.startswith("edge_")], call)
+        _refuse_edge_values(
+            conv, [n for n in call if n.startswith("edge_") and n not in changed], call
+        )
     return changed
 
 
@@ -112,46 +130,101 @@ def _settle_graphs(
         graph = call.get(name)
         if isinstance(graph, HAG):
             _refuse_edge_values(conv, recipe.edge_arguments, call)
-            if recipes.why_stock(conv, call.get(recipe.source)) is None:
+            _check_relations(conv, recipe, None)
+            if _why_stock(conv, recipe, call) is None:
                 continue
             changed[name] = plain_edges(graph)
             if "size" in names and call.get("size") is None and not graph.is_square:
                 changed["size"] = (graph.num_src, graph.num_dst)
-        elif isinstance(graph, Tensor) and not torch.compiler.is_compiling():
-            hag = find_hag(conv, recipe, graph, call)
-            if hag is not None:
-                changed[name] = hag
+            if "num_edges" in names:
+                changed["num_edges"] = graph.num_dst
+        elif isinstance(graph, Tensor):
+            if not torch.compiler.is_compiling():
+                changed |= find_graph(conv, recipe, name, call)
+        elif graph is not None and _is_relations(graph):
+            _check_relations(conv, recipe, graph)
+            _refuse_edge_values(conv, ("edge_type",), call)
+            if _why_stock(conv, recipe, call) is not None:
+                changed[name], changed["edge_type"] = plain_relations(graph)
     return changed
 
 
-def find_hag(conv: Any, recipe: Recipe, edge_index: Tensor, call: dict[str, Any]) -> HAG | None:
-    """The HAG that the model's session has for a plain edge index, if this call may use it."""
+def _is_relations(graph: Any) -> bool:
+    return isinstance(graph, list | tuple) and bool(graph) and isinstance(graph[0], HAG)
+
+
+def _check_relations(conv: Any, recipe: Recipe, graphs: list[HAG] | None) -> None:
+    """Raises ValueError unless there are as many HAGs as relations; None stands for one HAG."""
+    count = recipe.relations(conv)
+    if count is None and graphs is not None:
+        raise ValueError(f"{stock_class(conv).__name__} got {len(graphs)} HAGs; expected one HAG")
+    if count is not None and (graphs is None or len(graphs) != count):
+        raise ValueError(
+            f"{stock_class(conv).__name__} got {'one HAG' if graphs is None else len(graphs)}; "
+            f"expected a list of {count} HAGs, one for each relation, as "
+            "hag_plugin.pyg.relation_hags makes it"
+        )
+
+
+def _why_stock(conv: Any, recipe: Recipe, call: dict[str, Any]) -> str | None:
+    features = None if recipe.features is None else call.get(recipe.features)
+    return recipes.why_stock(conv, recipe, features)
+
+
+def find_graph(conv: Any, recipe: Recipe, name: str, call: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that stand for a plain edge index, if the model's session has its HAG.
+
+    Args:
+        conv: the layer.
+        recipe: its recipe.
+        name: the argument that is the edge index.
+        call: all arguments.
+    """
     session = conv.__dict__.get("_hag_session")
-    if session is None:
-        return None
-    if recipes.why_stock(conv, call.get(recipe.source)) is not None:
-        return None
+    if session is None or _why_stock(conv, recipe, call) is not None:
+        return {}
+    edge_index = call[name]
     size = graph_size(recipe, conv, call)
     weighted = recipes.edge_values(recipe.edge_arguments, call) is not None
-    if recipe.cache is not None and conv.cached:
+    if recipe.cache is not None and conv.cached and getattr(conv, "normalize", True):
         # Stock runs the graph of its first call for ever, whatever it is given: let it fill its
         # cache, and follow only as long as the graph is the same.
         if getattr(conv, recipe.cache) is None:
             if not weighted:
                 session.fills_cache(conv, edge_index, size)
                 session.hag_of(edge_index, *size)
-            return None
-        if not session.is_cached(conv, edge_index, size):
-            return None
+            return {}
+        if weighted or not session.is_cached(conv, edge_index, size):
+            return {}
     if weighted:
-        return None
-    found: HAG | None = session.hag_of(edge_index, *size)
-    return found
+        return _find_weighted(conv, recipe, name, call, size)
+    relations = recipe.relations(conv)
+    if relations is None:
+        hag = session.hag_of(edge_index, *size)
+        return {} if hag is None else {name: hag}
+    edge_type = call.get("edge_type")
+    if not isinstance(edge_type, Tensor):
+        return {}
+    hags = session.relations_of(edge_index, edge_type, relations, size)
+    return {} if hags is None else {name: hags, "edge_type": None}
+
+
+def _find_weighted(
+    conv: Any, recipe: Recipe, name: str, call: dict[str, Any], size: tuple[int, int]
+) -> dict[str, Any]:
+    weight = call.get("edge_weight")
+    if recipe.weigh is None or not isinstance(weight, Tensor):
+        return {}
+    session = conv.__dict__["_hag_session"]
+    graph = weighted_graph(conv, recipe.weigh, session, (call[name], weight), size)
+    return {} if graph is None else {name: graph, "edge_weight": None}
 
 
 def graph_size(recipe: Recipe, conv: Any, call: dict[str, Any]) -> tuple[int, int]:
     """The number of nodes on both sides, as `MessagePassing._collect` finds it."""
-    x = call[recipe.source]
+    if recipe.size is not None:
+        return recipe.size(conv, call)
+    x = call[recipe.features or recipe.source]
     pair = list(x) if isinstance(x, tuple | list) else [x, x]
     size = list(call.get("size") or (None, None))
     for dim, features in enumerate(pair):
@@ -180,10 +253,30 @@ def _refuse_edge_values(conv: Any, names: Any, call: dict[str, Any]) -> None:
 def _propagate(stock: type, recipe: Recipe) -> Any:
     def propagate(self: Any, edge_index: Any, *args: Any, size: Any = None, **kwargs: Any) -> Any:
         if isinstance(edge_index, HAG):
-            return recipes.run(recipe, self, edge_index, size, kwargs)
+            return running.run(recipe, self, edge_index, size, kwargs)
+        if isinstance(edge_index, WeightedGraph):
+            return running.run_weighted(recipe, self, edge_index, kwargs)
         return stock.propagate(self, edge_index, *args, size=size, **kwargs)  # type: ignore[attr-defined]
 
     return propagate
+
+
+def _dir_gnn_forward(self: Any, x: Any, edge_index: Any) -> Any:
+    """dir_gnn_conv.py flips its edge index, and the new tensor would never come back."""
+    session = self.__dict__.get("_hag_session")
+    inner = self.conv_in
+    if session is not None and isinstance(edge_index, Tensor) and isinstance(x, Tensor):
+        recipe = recipe_of(stock_class(inner))
+        usable = recipe is not None and recipes.why_stock(inner, recipe, x) is None
+        if usable and not getattr(inner, "cached", False) and not torch.compiler.is_compiling():
+            nodes = x.shape[inner.node_dim]
+            edge_index = session.hag_of(edge_index, nodes, nodes) or edge_index
+    return DirGNNConv.forward(self, x, edge_index)
+
+
+# Modules that are no MessagePassing: one changes the edge index for the layers that it holds, one
+# takes plain edges only.
+WRAPPERS: dict[type, Any] = {DirGNNConv: _dir_gnn_forward, WLConv: _forward(WLConv, None)}
 
 
 def _leave_templates(self: Any, raise_on_error: bool = False) -> None:

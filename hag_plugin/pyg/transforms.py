@@ -14,11 +14,13 @@ from torch_geometric.transforms import BaseTransform
 from hag_plugin.build import build_hag
 from hag_plugin.hag import HAG
 from hag_plugin.program import METHODS, SelfLoops
-from hag_plugin.pyg.data import hag_data_class
+from hag_plugin.pyg.data import KEY, hag_data_class
 
 
 class ToHAG(BaseTransform):  # type: ignore[misc]
     """Builds the HAG of each graph; models take `data.hag` where they took `data.edge_index`.
+
+    A `HeteroData` gets one for each edge type: `data.hag_dict` stands for `data.edge_index_dict`.
 
     As `pre_transform` it runs once, and the HAGs are saved with the dataset. As `transform` it
     runs at each access, and finds the HAG of an edge index it has met. Programs are built now,
@@ -59,68 +61,62 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
         self.transpose = transpose
         self.remove_edge_index = remove_edge_index
         self.options = options
-        self._built: dict[int, tuple[weakref.ref[Tensor], int, int, HAG]] = {}
+        self._built: dict[int, tuple[weakref.ref[Tensor], int, tuple[int, int], HAG]] = {}
 
     def forward(self, data: Any) -> Any:
-        """The data, of a class that knows `hag`.
+        """The data, of a class that knows `hag`, or `hag_dict` where it is heterogeneous.
 
         Raises:
-            ValueError: the data is heterogeneous, a batch, or has no `edge_index`.
+            ValueError: the data is a batch, is of another kind or has no `edge_index`.
         """
-        if isinstance(data, HeteroData):
-            raise ValueError(
-                f"ToHAG takes homogeneous graphs; got HeteroData with {len(data.edge_types)} edge "
-                "types. Build one HAG for each edge type with hag_plugin.build_hag"
-            )
-        if not isinstance(data, Data):
-            raise ValueError(f"ToHAG takes homogeneous graphs; got {type(data).__name__}")
         if isinstance(data, Batch):
             raise ValueError("ToHAG takes single graphs; got a Batch. Apply it to its graphs")
-        edge_index = data._store._mapping.get("edge_index")
-        if not isinstance(edge_index, Tensor):
+        if not isinstance(data, Data | HeteroData):
+            raise ValueError(f"ToHAG takes Data or HeteroData; got {type(data).__name__}")
+        stores = [s for s in data.edge_stores if isinstance(s._mapping.get("edge_index"), Tensor)]
+        if not stores:
             raise ValueError(
                 f"ToHAG needs edge_index; this data has {sorted(data.keys())}. Apply it before "
                 "transforms that remove edge_index, such as ToSparseTensor"
             )
-        if data._store._mapping.get("edge_weight") is not None:
+        if any(store._mapping.get("edge_weight") is not None for store in stores):
             warnings.warn(
                 "this data has edge_weight, which a HAG does not hold: layers that are given "
                 "data.hag aggregate without weights; pass edge_index where weights are needed",
                 stacklevel=2,
             )
-        num_nodes = data.num_nodes
-        hag = self._hag_of(edge_index, int(num_nodes or 0))
+        sizes = [_size(data, store) for store in stores]
+        hags = [
+            self._hag_of(store._mapping["edge_index"], size)
+            for store, size in zip(stores, sizes, strict=True)
+        ]
         # Data.__setattr__ would put it into the store.
         object.__setattr__(data, "__class__", hag_data_class(type(data)))
-        data.hag = hag
+        for store, hag in zip(stores, hags, strict=True):
+            store[KEY] = hag
         if self.remove_edge_index:
-            if not {"num_nodes", "x", "pos"} & set(data.keys()):
-                data.num_nodes = num_nodes
-            del data.edge_index
+            for store, size in zip(stores, sizes, strict=True):
+                _keep_number_of_nodes(data, store, size)
+                del store["edge_index"]
         return data
 
-    def _hag_of(self, edge_index: Tensor, num_nodes: int) -> HAG:
+    def _hag_of(self, edge_index: Tensor, size: tuple[int, int]) -> HAG:
         key = id(edge_index)
         tracked = not edge_index.is_inference()
         if tracked and key in self._built:
-            known, version, nodes, hag = self._built[key]
-            if known() is edge_index and (version, nodes) == (edge_index._version, num_nodes):
+            known, version, known_size, hag = self._built[key]
+            if known() is edge_index and (version, known_size) == (edge_index._version, size):
                 return hag
-        hag = build_hag(
-            edge_index,
-            num_nodes=num_nodes,
-            method=self.method,
-            self_loops=self.self_loops,
-            **self.options,
-        )
+        modes = self.self_loops if size[0] == size[1] else (False,)
+        hag = build_hag(edge_index, size=size, method=self.method, self_loops=modes, **self.options)
         if self.transpose:
             reverse = hag.transpose()
-            for mode in self.self_loops:
+            for mode in modes:
                 reverse.program(mode)
         if tracked:
             built = self._built
             known = weakref.ref(edge_index, lambda _: built.pop(key, None))
-            built[key] = (known, edge_index._version, num_nodes, hag)
+            built[key] = (known, edge_index._version, size, hag)
         return hag
 
     def __getstate__(self) -> dict[str, Any]:
@@ -132,3 +128,21 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
             f"ToHAG(method={self.method!r}, self_loops={self.self_loops}, "
             f"transpose={self.transpose}, remove_edge_index={self.remove_edge_index}{options})"
         )
+
+
+def _size(data: Any, store: Any) -> tuple[int, int]:
+    """The numbers of sources and targets of a store's edges."""
+    if isinstance(data, HeteroData):
+        source, _, target = store._key
+        return int(data[source].num_nodes or 0), int(data[target].num_nodes or 0)
+    nodes = int(data.num_nodes or 0)
+    return nodes, nodes
+
+
+def _keep_number_of_nodes(data: Any, store: Any, size: tuple[int, int]) -> None:
+    """Writes down what PyG would have counted in the edges that are removed."""
+    kinds = (store._key[0], store._key[2]) if isinstance(data, HeteroData) else (None, None)
+    for kind, nodes in zip(kinds, size, strict=True):
+        node_store = store if kind is None else data[kind]
+        if not {"num_nodes", "x", "pos"} & set(node_store.keys()):
+            node_store.num_nodes = nodes

@@ -104,7 +104,7 @@ class TestData:
             _ = data.hag
 
     def test_what_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="homogeneous graphs"):
+        with pytest.raises(ValueError, match="needs edge_index"):
             TO_HAG(HeteroData())
         with pytest.raises(ValueError, match="ToHAG needs edge_index"):
             TO_HAG(Data(x=torch.ones(3, 1)))

@@ -1,0 +1,208 @@
+"""Suite `layers`: one call of every accelerated PyG layer, forward and backward, and its memory."""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import hag_plugin as hp
+
+from . import peers
+from .graphs import Graph
+from .plan import Cell, Plan
+from .sides import AGAIN, AUTO
+from .timing import interleave
+
+NAME = "layers"
+SECONDS = 6.0
+STOCK, CSR = "PyG edge_index", "PyG torch CSR"
+TOLERANCE = 1e-3  # of the largest value of the output and of the features' gradient, in float32
+RELATIONS = 4
+
+Make = Callable[[Any, int, Graph], nn.Module]  # from torch_geometric.nn, the width and the graph
+
+
+def _degrees(graph: Graph) -> Tensor:
+    """How many nodes have each in-degree."""
+    return torch.bincount(torch.bincount(graph.edge_index[1], minlength=graph.num_nodes))
+
+
+LAYERS: dict[str, Make] = {
+    "APPNP": lambda pyg, f, graph: pyg.APPNP(K=2, alpha=0.1),
+    "ARMAConv": lambda pyg, f, graph: pyg.ARMAConv(f, f),
+    "ChebConv": lambda pyg, f, graph: pyg.ChebConv(f, f, K=3),
+    "ClusterGCNConv": lambda pyg, f, graph: pyg.ClusterGCNConv(f, f),
+    "EGConv": lambda pyg, f, graph: pyg.EGConv(f, f, ["symnorm", "max", "std"]),
+    "FastRGCNConv": lambda pyg, f, graph: pyg.FastRGCNConv(f, f, RELATIONS),
+    "FiLMConv": lambda pyg, f, graph: pyg.FiLMConv(f, f, act=None),
+    "GCN2Conv": lambda pyg, f, graph: pyg.GCN2Conv(f, alpha=0.1),
+    "GCNConv": lambda pyg, f, graph: pyg.GCNConv(f, f),
+    "GENConv": lambda pyg, f, graph: pyg.GENConv(f, f, norm="layer"),
+    "GINConv": lambda pyg, f, graph: pyg.GINConv(nn.Linear(f, f)),
+    "GatedGraphConv": lambda pyg, f, graph: pyg.GatedGraphConv(f, num_layers=2),
+    "GeneralConv": lambda pyg, f, graph: pyg.GeneralConv(f, f),
+    "GraphConv": lambda pyg, f, graph: pyg.GraphConv(f, f),
+    "HypergraphConv": lambda pyg, f, graph: pyg.HypergraphConv(f, f),
+    "LEConv": lambda pyg, f, graph: pyg.LEConv(f, f),
+    "LGConv": lambda pyg, f, graph: pyg.LGConv(),
+    "MFConv": lambda pyg, f, graph: pyg.MFConv(f, f),
+    "MixHopConv": lambda pyg, f, graph: pyg.MixHopConv(f, f),
+    "PNAConv": lambda pyg, f, graph: pyg.PNAConv(
+        f, f, ["mean", "max", "min", "std"], ["identity", "amplification"], _degrees(graph)
+    ),
+    "RGCNConv": lambda pyg, f, graph: pyg.RGCNConv(f, f, RELATIONS),
+    "SAGEConv": lambda pyg, f, graph: pyg.SAGEConv(f, f),
+    "SGConv": lambda pyg, f, graph: pyg.SGConv(f, f, K=2),
+    "SSGConv": lambda pyg, f, graph: pyg.SSGConv(f, f, alpha=0.1, K=2),
+    "SignedConv": lambda pyg, f, graph: pyg.SignedConv(f, f, first_aggr=True),
+    "SimpleConv": lambda pyg, f, graph: pyg.SimpleConv(),
+    "TAGConv": lambda pyg, f, graph: pyg.TAGConv(f, f, K=2),
+    "WLConvContinuous": lambda pyg, f, graph: pyg.WLConvContinuous(),
+}
+
+
+def cells(plan: Plan) -> Iterator[Cell]:
+    """Graphs x widths x layers."""
+    for graph in plan.graphs:
+        for width in plan.widths:
+            for layer in LAYERS:
+                yield {"graph": graph, "layer": layer, "width": width}
+
+
+def measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
+    """Times one layer; `memory` has the bytes at the peak of a call, by side."""
+    pyg = peers.load("torch_geometric")
+    if pyg is None:
+        absent = dict.fromkeys((AUTO, STOCK, CSR), "torch_geometric is not installed")
+        return {"wrong": {}, "absent": absent, "forms": {}, "memory": {}}
+    torch.manual_seed(plan.seed)
+    stock = LAYERS[cell["layer"]](pyg.nn, cell["width"], graph)
+    x = graph.features(cell["width"]).requires_grad_()
+    calls, absent = _calls(graph, cell, stock, x, plan)
+    wrong = _unequal(calls, x, (AUTO, CSR))
+    for side in wrong:
+        if side == CSR:  # not a difference: stock computes something else from a matrix
+            absent[CSR] = "stock gives another result for it"
+        del calls[side]
+    wrong.pop(CSR, None)
+    if AUTO not in calls or STOCK not in calls:
+        return {"wrong": wrong, "absent": absent, "forms": {}, "memory": {}}
+    memory = {side: _peak_bytes(call) for side, call in calls.items()}
+    calls[AGAIN] = calls[AUTO]
+    rounds = interleave(calls, plan.budget(SECONDS), together=(AUTO, AGAIN))
+    timed = {"sides": rounds.summary(), "control": rounds.control(AUTO, AGAIN)}
+    return {"wrong": wrong, "absent": absent, "forms": {"fresh": timed}, "memory": memory}
+
+
+Calls = dict[str, Callable[[], Tensor]]
+
+
+def _calls(
+    graph: Graph, cell: Cell, stock: nn.Module, x: Tensor, plan: Plan
+) -> tuple[Calls, dict[str, str]]:
+    layer, absent = cell["layer"], {}
+    hag = graph.hag("auto", "A", cell["width"])
+    hag.transpose()
+    calls: Calls = {AUTO: _call(hp.accelerate(copy.deepcopy(stock)), x, layer, hag, graph)}
+    size = graph.edge_index.shape[1] * cell["width"] * 4
+    if size <= plan.memory_limit:
+        calls[STOCK] = _call(stock, x, layer, graph.edge_index, graph)
+    else:
+        absent[STOCK] = f"its messages take {size / 1e9:.1f} GB, above the limit"
+    csr = _call(copy.deepcopy(stock), x, layer, _matrix(graph), graph)
+    try:
+        csr()
+        calls[CSR] = csr
+    except Exception as e:  # in as many ways as there are layers that take no matrix
+        absent[CSR] = f"the layer takes no sparse matrix ({type(e).__name__})"
+    return calls, absent
+
+
+def _call(layer: nn.Module, x: Tensor, name: str, edges: Any, graph: Graph) -> Callable[[], Tensor]:
+    """One forward and backward; gives the output."""
+    arguments = [x, edges]
+    if name == "GCN2Conv":
+        arguments = [x, x.detach(), edges]
+    elif name == "SignedConv":
+        arguments = [x, edges, edges]
+    elif name in ("RGCNConv", "FastRGCNConv"):
+        arguments = [x, *_relations(edges, graph)]
+
+    def call() -> Tensor:
+        x.grad = None
+        layer.zero_grad()
+        y: Tensor = layer(*arguments)
+        y.backward(torch.ones_like(y))
+        return y.detach()
+
+    return call
+
+
+def _relations(edges: Any, graph: Graph) -> list[Any]:
+    """The edges in turn belong to one relation and the next."""
+    from hag_plugin.pyg import relation_hags
+
+    index = graph.edge_index
+    types = torch.arange(index.shape[1]) % RELATIONS
+    if not isinstance(edges, hp.HAG):
+        return [edges, types]
+    size = (graph.num_nodes, graph.num_nodes)
+    return [graph.kept(("relations",), lambda: relation_hags(index, types, RELATIONS, size))]
+
+
+def _matrix(graph: Graph) -> Tensor:
+    """The transposed adjacency matrix, which PyG's layers take for `adj_t`."""
+
+    def make() -> Tensor:
+        row_ptr, col = graph.csr("A")
+        n = graph.num_nodes
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.sparse_csr_tensor(row_ptr, col.long(), torch.ones(len(col)), size=(n, n))
+
+    matrix: Tensor = graph.kept(("layers csr",), make)
+    return matrix
+
+
+def _unequal(calls: Calls, x: Tensor, sides: tuple[str, ...]) -> dict[str, str]:
+    """Compares outputs and the features' gradients with those of stock."""
+    if STOCK not in calls:
+        return {}
+    expected = calls[STOCK](), x.grad
+    wrong = {}
+    for side in sides:
+        if side not in calls:
+            continue
+        found = calls[side](), x.grad
+        for what, ours, theirs in zip(("output", "gradient"), found, expected, strict=True):
+            if ours is None or theirs is None or ours.shape != theirs.shape:
+                wrong[side] = f"its {what} has another shape"
+                continue
+            off = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-6))
+            if not off <= TOLERANCE:
+                wrong[side] = f"its {what} differs by {off:.3g} of the largest"
+    return wrong
+
+
+def _peak_bytes(call: Callable[[], Any]) -> int:
+    """The most bytes that one call holds in torch's allocator at a time."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        call()
+    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = sorted(
+        (event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"
+    )
+    held = most = 0
+    for _, change in changes:
+        held += change
+        most = max(most, held)
+    return most

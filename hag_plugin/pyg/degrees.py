@@ -1,0 +1,101 @@
+"""Powers of degrees, kept with the graph; one operator, so that torch.compile can call for them."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hag_plugin.hag import HAG, find, outside_inference
+from hag_plugin.program import SelfLoops
+
+Of = Literal["targets", "sources", "linked"]
+
+_KEPT: weakref.WeakKeyDictionary[HAG, dict[Any, Tensor]] = weakref.WeakKeyDictionary()
+
+
+def degree_scale(
+    hag: HAG,
+    exponent: float,
+    self_loops: SelfLoops,
+    dtype: torch.dtype,
+    of: Of = "targets",
+) -> Tensor:
+    """Degrees to the power of `exponent`, 0 where the degree is 0.
+
+    Args:
+        hag: the graph.
+        exponent: 1 gives the degree, 0 tells whether there is an edge.
+        self_loops: the loops that are counted, as in `aggregate`.
+        dtype: of the features. The result has the dtype that sums of these accumulate in.
+        of: "targets": in-degrees `[N_dst]`. "sources": out-degrees without any self-loops
+            `[N_src]`. "linked": 1 for every node up to the last that has an edge, 0 beyond
+            `[N_src]`, whatever the exponent: the nodes that PyG counts where it is told no number.
+    """
+    dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    if torch.compiler.is_compiling():
+        scale: Tensor = torch.ops.hag_plugin_pyg.degree_scale.default(
+            hag.row_ptr, hag.col, hag.num_src, exponent, self_loops or "", dtype, of
+        )
+        return scale
+    if of == "targets":
+        return hag.degree_scale(exponent, self_loops, dtype)
+    kept = _KEPT.setdefault(hag, {})
+    key = (of, exponent, dtype)
+    if key not in kept:
+        with outside_inference():
+            kept[key] = _sources(hag, exponent, dtype) if of == "sources" else _linked(hag, dtype)
+    return kept[key]
+
+
+def _sources(hag: HAG, exponent: float, dtype: torch.dtype) -> Tensor:
+    degree = (hag.transpose().degree("fill") - 1).to(dtype)
+    return degree.pow(exponent).masked_fill(degree == 0, 0.0)
+
+
+def _linked(hag: HAG, dtype: torch.dtype) -> Tensor:
+    count = int(hag.edge_index.max()) + 1 if hag.num_edges else 0
+    return (torch.arange(hag.num_src, device=hag.device) < count).to(dtype)
+
+
+# In compiled code -------------------------------------------------------------------------------
+
+
+def _run(
+    row_ptr: Tensor,
+    col: Tensor,
+    num_src: int,
+    exponent: float,
+    self_loops: str,
+    dtype: torch.dtype,
+    of: Any,
+) -> Tensor:
+    hag = find(row_ptr)
+    if hag is None:  # its identity was lost: an input was cloned
+        hag = HAG.from_csr(row_ptr.clone(), col.clone(), num_src, method="none")
+    mode: Any = self_loops or False
+    return degree_scale(hag, exponent, mode, dtype, of).clone()  # compiled code may write into it
+
+
+def _shape(
+    row_ptr: Tensor,
+    col: Tensor,
+    num_src: int,
+    exponent: float,
+    self_loops: str,
+    dtype: torch.dtype,
+    of: str,
+) -> Tensor:
+    rows = row_ptr.shape[0] - 1 if of == "targets" else num_src
+    return row_ptr.new_empty(rows, dtype=dtype)
+
+
+_library: Any = torch.library.Library("hag_plugin_pyg", "DEF")  # type: ignore[no-untyped-call]
+_library.define(
+    "degree_scale(Tensor row_ptr, Tensor col, SymInt num_src, float exponent, str self_loops,"
+    " ScalarType dtype, str of) -> Tensor"
+)
+_library.impl("degree_scale", _run, "CompositeExplicitAutograd")
+torch.library.register_fake("hag_plugin_pyg::degree_scale", _shape, lib=_library)

@@ -1,0 +1,79 @@
+"""A HAG beside features whose nodes lie along any dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from hag_plugin.aggregate import aggregate
+from hag_plugin.hag import HAG
+from hag_plugin.program import SelfLoops
+from hag_plugin.pyg.degrees import degree_scale
+
+
+@dataclass(frozen=True)
+class Neighbourhoods:
+    """The sources of each target, for features whose nodes lie along dimension `dim`."""
+
+    hag: HAG
+    dim: int
+    self_loops: SelfLoops = False
+
+    def reduce(self, monoid: Any, z: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Sum, mean, max or min of the sources' rows of `z`, with one scale on both sides."""
+        return along(
+            z,
+            self.dim,
+            lambda rows: aggregate(
+                rows,
+                self.hag,
+                monoid,
+                self_loops=self.self_loops,
+                source_scale=scale,
+                target_scale=scale,
+                ties="even",
+            ),
+        )
+
+    def degree(self, exponent: float, like: Tensor) -> Tensor:
+        """Degrees to a power, 0 where there are none, in the dtype of `like` and against it."""
+        scale = degree_scale(self.hag, exponent, self.self_loops, like.dtype)
+        if scale.dtype != like.dtype:
+            scale = scale.to(like.dtype)
+        return scale.view(-1, *[1] * (like.dim() - 1 - self.dim))
+
+
+class Offset:
+    """A term `c` of the target in every message: how sums and other reductions move with it."""
+
+    def __init__(self, c: Tensor, over: Neighbourhoods) -> None:
+        self.c = c
+        self.over = over
+        self._products: dict[float, Tensor] = {}
+
+    @property
+    def summed(self) -> Tensor:
+        """The term once an edge."""
+        return self._times_degree(1.0)
+
+    @property
+    def present(self) -> Tensor:
+        """The term where there is an edge."""
+        return self._times_degree(0.0)
+
+    def _times_degree(self, exponent: float) -> Tensor:
+        if exponent not in self._products:
+            self._products[exponent] = self.over.degree(exponent, self.c) * self.c
+        return self._products[exponent]
+
+
+def along(x: Tensor, dim: int, walk: Callable[[Tensor], Tensor]) -> Tensor:
+    """Lets `walk` see `[*, N, F]`, whatever dimension the nodes are."""
+    if dim == x.dim() - 2:
+        return walk(x)
+    out = walk(x.movedim(dim, 0).reshape(x.shape[dim], -1))
+    others = [n for d, n in enumerate(x.shape) if d != dim]
+    return out.reshape(out.shape[0], *others).movedim(0, dim)

@@ -1,0 +1,86 @@
+"""What an accelerated layer's `propagate` does with a HAG: its recipe, run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hag_plugin.hag import HAG
+from hag_plugin.pyg.aggregators import REDUCERS, reduce
+from hag_plugin.pyg.degrees import degree_scale
+from hag_plugin.pyg.neighbourhoods import Neighbourhoods, Offset
+from hag_plugin.pyg.recipes import Call, Recipe
+from hag_plugin.pyg.weighted import WeightedGraph
+
+
+def run(recipe: Recipe, conv: Any, hag: HAG, size: Any, arguments: Call) -> Tensor:
+    """What `conv.propagate(edge_index, size=size, **arguments)` returns before `update`.
+
+    Raises:
+        ValueError: the features or `size` are not those of the HAG's nodes.
+    """
+    # For flow="target_to_source" PyG lifts x_j from the second row of the edge index.
+    side = 0 if conv.flow == "source_to_target" else 1
+    source = arguments[recipe.source]
+    target = source if recipe.target is None else arguments[recipe.target]
+    check_sizes(hag, size, (_side(source, 0), _side(target, 1)), conv.node_dim, side)
+    z = _side(source, side)
+    if recipe.message is not None:
+        z = recipe.message(conv, z)
+    offset = None if recipe.offset is None else recipe.offset(conv, _side(target, 1 - side))
+    return run_rows(recipe, conv, hag if side == 0 else hag.transpose(), z, offset)
+
+
+def run_weighted(recipe: Recipe, conv: Any, graph: WeightedGraph, arguments: Call) -> Tensor:
+    """The same where weights were found with the graph, whose edges lead the layer's way."""
+    return graph.propagate(conv, _side(arguments[recipe.source], 0))
+
+
+def _side(value: Any, side: int) -> Any:
+    return value[side] if isinstance(value, tuple | list) else value
+
+
+def run_rows(
+    recipe: Recipe, conv: Any, hag: HAG, z: Tensor, offset: Tensor | None = None
+) -> Tensor:
+    """Aggregates messages that were computed once per source node, `z`, along `conv.node_dim`."""
+    if recipe.reduce is not None:
+        return recipe.reduce(conv, z, hag)
+    self_loops, exponent = recipe.self_loops(conv), recipe.scale(conv)
+    dim = conv.node_dim if conv.node_dim >= 0 else z.dim() + conv.node_dim
+    over = Neighbourhoods(hag, dim, self_loops)
+    monoid = REDUCERS.get(type(conv.aggr_module))
+    moved = None if offset is None else Offset(offset, over)
+    if monoid is None:
+        return reduce(conv.aggr_module, z, over, moved)
+    scale = None
+    if exponent is not None:
+        scale = degree_scale(hag, exponent, self_loops, z.dtype)
+        if torch.is_autocast_enabled(z.device.type):
+            z = z.to(torch.promote_types(z.dtype, scale.dtype))  # as stock's weights promote it
+    out = over.reduce(monoid, z, scale)
+    if moved is not None:
+        out = out + (moved.summed if monoid == "sum" else moved.present)
+    return out
+
+
+def check_sizes(hag: HAG, size: Any, pair: tuple[Any, Any], node_dim: int, side: int = 0) -> None:
+    """Raises ValueError unless the features of both sides and `size` are the HAG's.
+
+    `size` overrules the features of the side that is not lifted: some layers propagate a tensor
+    of the sources alone.
+    """
+    for dim, (name, nodes) in enumerate((("source", hag.num_src), ("target", hag.num_dst))):
+        given = None if size is None else size[dim]
+        if given is not None and given != nodes:
+            raise ValueError(f"size is {tuple(size)}; the HAG has {nodes} {name} nodes")
+        x = pair[dim]
+        if given is not None and dim != side and pair[0] is pair[1]:
+            continue
+        if isinstance(x, Tensor) and x.shape[node_dim] != nodes:
+            raise ValueError(
+                f"x has {x.shape[node_dim]} rows in dimension {node_dim}; the HAG has {nodes} "
+                f"{name} nodes"
+            )
