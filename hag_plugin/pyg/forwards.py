@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch_geometric.nn.dense.linear import Linear
 
 from hag_plugin.aggregate import aggregate
 from hag_plugin.hag import HAG
+from hag_plugin.pyg import constant
 from hag_plugin.pyg.aggregators import REDUCERS
 from hag_plugin.pyg.degrees import degree_scale
 from hag_plugin.pyg.neighbourhoods import Neighbourhoods
@@ -26,6 +28,47 @@ def _pair(x: Any) -> tuple[Any, Any]:
 
 def _with_bias(conv: Any, out: Tensor) -> Tensor:
     return out if conv.bias is None else out + conv.bias
+
+
+def gcn(conv: Any, x: Tensor, edge_index: HAG, edge_weight: None = None) -> Tensor:
+    """gcn_conv.py: `A (X W) + b`, or `(A X) W + b` where that is less work.
+
+    It is where X is narrower than X W, and where X does not change, so that A X is known.
+    """
+    if not _may_aggregate_first(conv, x):
+        out: Tensor = conv._hag_stock.forward(conv, x, edge_index)
+        return out
+
+    def aggregate_first() -> Tensor:
+        aggregated: Tensor = conv.propagate(edge_index, x=x, edge_weight=None)
+        return aggregated
+
+    how = (type(conv.aggr_module), conv.flow, conv.normalize, conv.add_self_loops)
+    if constant.is_constant(x) and constant.comes_back(conv, edge_index, x, how):
+        out = constant.kept(conv, x, aggregate_first)
+    elif conv.lin.in_channels < conv.out_channels:
+        out = aggregate_first()
+    else:
+        return _with_bias(conv, conv.propagate(edge_index, x=conv.lin(x), edge_weight=None))
+    return torch.nn.functional.linear(out, conv.lin.weight, conv.bias)
+
+
+def _may_aggregate_first(conv: Any, x: Any) -> bool:
+    """Whether the order makes no difference but rounding: not with other reductions than a sum,
+    in half types, under autocast, or if somebody watches or replaced the linear map."""
+    lin = conv.lin
+    return (
+        isinstance(x, Tensor)
+        and x.dtype in (torch.float32, torch.float64)
+        and REDUCERS.get(type(conv.aggr_module)) in ("sum", "mean")
+        and type(lin) is Linear
+        and not (lin._forward_hooks or lin._forward_pre_hooks)
+        and not (lin._backward_hooks or lin._backward_pre_hooks)
+        and "weight" in lin._parameters
+        and lin.bias is None
+        and "forward" not in lin.__dict__
+        and not torch.is_autocast_enabled(x.device.type)
+    )
 
 
 def mf(conv: Any, x: Any, edge_index: HAG, size: Any = None) -> Tensor:

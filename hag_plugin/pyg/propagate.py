@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hag_plugin.hag import HAG
+from hag_plugin.pyg import constant
 from hag_plugin.pyg.aggregators import REDUCERS, reduce
 from hag_plugin.pyg.degrees import degree_scale
 from hag_plugin.pyg.neighbourhoods import Neighbourhoods, Offset
@@ -60,6 +61,10 @@ def run_rows(
         scale = degree_scale(hag, exponent, self_loops, z.dtype)
         if torch.is_autocast_enabled(z.device.type):
             z = z.to(torch.promote_types(z.dtype, scale.dtype))  # as stock's weights promote it
+    if recipe.keeps and constant.is_constant(z):
+        how = (monoid, dim, self_loops, exponent)
+        if constant.comes_back(conv, hag, z, how):
+            return constant.kept(conv, z, lambda: over.reduce(monoid, z, scale))
     out = over.reduce(monoid, z, scale)
     if moved is not None:
         out = out + (moved.summed if monoid == "sum" else moved.present)

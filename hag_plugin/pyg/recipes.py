@@ -61,6 +61,8 @@ class Recipe:
         self_loops: from the layer, the loops it adds: False, "add" or "fill".
         scale: from the layer, the exponent `p` where `s = t = degree ** p`, or None. Degrees are
             those of the targets, loops counted, on both sides, as in PyG's `gcn_norm`.
+        keeps: aggregates of features that do not change are computed once and kept. For layers
+            that aggregate what they are given, and do not write to the aggregate.
         matrix: what is aggregated over, in words, where self_loops and scale do not tell it.
         forward: what runs in place of the layer's own `forward` where its graph is a HAG, for
             layers that look into their edge index.
@@ -83,6 +85,7 @@ class Recipe:
     reduce: Callable[[Any, Tensor, HAG], Tensor] | None = None
     self_loops: Callable[[Any], SelfLoops] = lambda conv: False
     scale: Callable[[Any], float | None] = lambda conv: None
+    keeps: bool = False
     matrix: str | None = None
     forward: Callable[..., Tensor] | None = None
     relations: Callable[[Any], int | None] = lambda conv: None

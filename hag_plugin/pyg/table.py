@@ -138,9 +138,9 @@ _RELATIONAL = Recipe(
 
 RECIPES: dict[type, Recipe] = {
     # Messages are the sources' features as they are.
-    nn.SAGEConv: Recipe(),
-    nn.GINConv: Recipe(),
-    nn.GraphConv: Recipe(**WEIGHED),
+    nn.SAGEConv: Recipe(keeps=True),
+    nn.GINConv: Recipe(keeps=True),
+    nn.GraphConv: Recipe(**WEIGHED, keeps=True),
     nn.SimpleConv: Recipe(
         self_loops=lambda conv: "add" if conv.combine_root == "self_loop" else False,
         **WEIGHED,
@@ -152,7 +152,7 @@ RECIPES: dict[type, Recipe] = {
         forward=forwards.wl_continuous, edge_arguments=WEIGHT, conditions=(SOURCE_TO_TARGET,)
     ),
     # Normalised as GCN is.
-    nn.GCNConv: _GCN,
+    nn.GCNConv: replace(_GCN, forward=forwards.gcn),
     nn.APPNP: replace(_GCN, conditions=(NO_EDGE_DROPOUT,)),
     nn.GCN2Conv: _GCN,
     nn.SGConv: Recipe(self_loops=_filled, scale=_symmetric, **NORMALISED, conditions=(NO_CACHE,)),
