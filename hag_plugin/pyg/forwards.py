@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch_geometric.nn import FastRGCNConv
 from torch_geometric.nn.dense.linear import Linear
 
 from hag_plugin.aggregate import aggregate
@@ -18,7 +19,7 @@ from hag_plugin.hag import HAG
 from hag_plugin.pyg import constant
 from hag_plugin.pyg.aggregators import REDUCERS
 from hag_plugin.pyg.degrees import degree_scale
-from hag_plugin.pyg.neighbourhoods import Neighbourhoods
+from hag_plugin.pyg.neighbourhoods import Neighbourhoods, check_sizes
 from hag_plugin.pyg.statistics import variance
 
 
@@ -123,6 +124,7 @@ def cheb(
     Off its diagonal the Laplacian is `-t A s`, without self-loops. The program of A with one loop
     a node serves; the loops are taken off the diagonal again. Degrees are those of the sources.
     """
+    check_sizes(edge_index, None, (x, x), conv.node_dim)
     source, target, diagonal = _laplacian(conv, edge_index, x.dtype)
     if lambda_max is None:
         # The largest entry of L: no other is above 1 in the normalised ones.
@@ -203,6 +205,9 @@ def rgcn(conv: Any, x: Any, edge_index: Sequence[HAG], edge_type: None = None) -
         target = source if target is None else target
     size = (source.shape[0], target.shape[0])
     is_lookup = not target.is_floating_point()
+    looked_up = source
+    if isinstance(conv, FastRGCNConv):  # it looks up the node's number, whatever its feature
+        looked_up = torch.arange(size[0], device=source.device)
     weight = conv.weight
     if conv.num_bases is not None:
         weight = (conv.comp @ weight.view(conv.num_bases, -1)).view(
@@ -212,7 +217,7 @@ def rgcn(conv: Any, x: Any, edge_index: Sequence[HAG], edge_type: None = None) -
         raise ValueError("block-diagonal decomposition takes features of a floating dtype")
     out = torch.zeros(target.shape[0], conv.out_channels, device=target.device)
     for i, hag in enumerate(edge_index):
-        rows = weight[i, source] if is_lookup else source
+        rows = weight[i, looked_up] if is_lookup else source
         h = conv.propagate(hag, x=rows, size=size)
         if conv.num_blocks is not None:
             h = h.view(-1, weight.shape[1], weight.shape[2])

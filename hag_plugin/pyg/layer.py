@@ -13,7 +13,8 @@ from torch_geometric.nn import MessagePassing
 from hag_plugin.build import build_hag
 from hag_plugin.hag import HAG, outside_inference
 from hag_plugin.pyg import recipes, swap
-from hag_plugin.pyg.propagate import check_sizes, run_rows
+from hag_plugin.pyg.neighbourhoods import check_sizes
+from hag_plugin.pyg.propagate import run_rows
 from hag_plugin.pyg.recipes import Recipe
 from hag_plugin.pyg.table import RECIPES
 

@@ -77,3 +77,23 @@ def along(x: Tensor, dim: int, walk: Callable[[Tensor], Tensor]) -> Tensor:
     out = walk(x.movedim(dim, 0).reshape(x.shape[dim], -1))
     others = [n for d, n in enumerate(x.shape) if d != dim]
     return out.reshape(out.shape[0], *others).movedim(0, dim)
+
+
+def check_sizes(hag: HAG, size: Any, pair: tuple[Any, Any], node_dim: int, side: int = 0) -> None:
+    """Raises ValueError unless the features of both sides and `size` are the HAG's.
+
+    `size` overrules the features of the side that is not lifted: some layers propagate a tensor
+    of the sources alone.
+    """
+    for dim, (name, nodes) in enumerate((("source", hag.num_src), ("target", hag.num_dst))):
+        given = None if size is None else size[dim]
+        if given is not None and given != nodes:
+            raise ValueError(f"size is {tuple(size)}; the HAG has {nodes} {name} nodes")
+        x = pair[dim]
+        if given is not None and dim != side and pair[0] is pair[1]:
+            continue
+        if isinstance(x, Tensor) and x.shape[node_dim] != nodes:
+            raise ValueError(
+                f"x has {x.shape[node_dim]} rows in dimension {node_dim}; the HAG has {nodes} "
+                f"{name} nodes"
+            )

@@ -11,7 +11,7 @@ from hag_plugin.hag import HAG
 from hag_plugin.pyg import constant
 from hag_plugin.pyg.aggregators import REDUCERS, reduce
 from hag_plugin.pyg.degrees import degree_scale
-from hag_plugin.pyg.neighbourhoods import Neighbourhoods, Offset
+from hag_plugin.pyg.neighbourhoods import Neighbourhoods, Offset, check_sizes
 from hag_plugin.pyg.recipes import Call, Recipe
 from hag_plugin.pyg.weighted import WeightedGraph
 
@@ -69,23 +69,3 @@ def run_rows(
     if moved is not None:
         out = out + (moved.summed if monoid == "sum" else moved.present)
     return out
-
-
-def check_sizes(hag: HAG, size: Any, pair: tuple[Any, Any], node_dim: int, side: int = 0) -> None:
-    """Raises ValueError unless the features of both sides and `size` are the HAG's.
-
-    `size` overrules the features of the side that is not lifted: some layers propagate a tensor
-    of the sources alone.
-    """
-    for dim, (name, nodes) in enumerate((("source", hag.num_src), ("target", hag.num_dst))):
-        given = None if size is None else size[dim]
-        if given is not None and given != nodes:
-            raise ValueError(f"size is {tuple(size)}; the HAG has {nodes} {name} nodes")
-        x = pair[dim]
-        if given is not None and dim != side and pair[0] is pair[1]:
-            continue
-        if isinstance(x, Tensor) and x.shape[node_dim] != nodes:
-            raise ValueError(
-                f"x has {x.shape[node_dim]} rows in dimension {node_dim}; the HAG has {nodes} "
-                f"{name} nodes"
-            )

@@ -275,3 +275,23 @@ def test_compile_fullgraph(name: str) -> None:
         plain, handed = variants(stock, x, Graph)
         assert_close(compiled(*handed), stock(*plain))
     assert counter.frame_count <= 2 or not whole
+
+
+# Wrong graphs -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_wrong_number_of_rows(name: str, awkward: Any) -> None:
+    conv = accelerate(CONFIGURATIONS[name]())
+    x = torch.randn(awkward.num_src, WIDTH)
+    _, handed = variants(conv, x, awkward)
+    rest = handed[1:] if name != "gcn2" else [x[:-3], *handed[2:]]
+    with pytest.raises(ValueError, match=r"rows|nodes|size"):
+        conv(x[:-3], *rest)
+
+
+def test_device(awkward: Any) -> None:
+    hag = hp.build_hag(awkward.edge_index, num_nodes=awkward.num_src).to("meta")
+    for name in ("pna", "gated", "le", "cheb"):
+        with pytest.raises((ValueError, RuntimeError), match="meta"):
+            accelerate(CONFIGURATIONS[name]())(torch.randn(awkward.num_src, WIDTH), hag)
