@@ -1,1 +1,1 @@
-"""The papers' figures and tables, a script each; `python -m examples.reproduce` runs them all."""
+"""Scripts that reproduce figures and tables of the papers."""

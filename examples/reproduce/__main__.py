@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-from . import hag_accuracy, hag_aggregations, hag_capacity, hag_datasets, hag_training
-from .hag_run import main
+if not __package__:  # started as a folder: the repository's root goes where its folder stood
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+    __package__ = "examples.reproduce"
 
-STEPS = [
-    hag_datasets.STEP,
-    hag_aggregations.STEP,
-    hag_training.STEP,
-    hag_capacity.STEP,
-    hag_accuracy.STEP,
-]
+from .hag_steps import run
 
 if __name__ == "__main__":
-    sys.exit(main(STEPS))
+    sys.exit(run())

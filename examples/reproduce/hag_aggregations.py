@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # started as a file: the repository's root goes where its folder stood
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+    __package__ = "examples.reproduce"
+
 import torch
 from torch import Tensor
 
@@ -18,7 +22,7 @@ from hag_plugin.program import SelfLoops
 from hag_plugin.sequence import Order, SequentialHAG, build_sequence
 
 from . import hag_graphs, hag_paper
-from .hag_run import Setup, Step, main
+from .hag_run import Setup, Step
 
 # name: (method, options, self-loops)
 SETS: dict[str, tuple[str, dict[str, Any], SelfLoops]] = {
@@ -143,6 +147,11 @@ def label(record: Record) -> str:
     return f"{facts['paper']}: {name}" + ("" if facts["exact"] else " (stand-in)")
 
 
+def axis_label(record: Record) -> str:
+    """The same in lines, for an axis."""
+    return label(record).replace(": ", "\n").replace(" (", "\n(")
+
+
 def ratio(record: Record, variant: str, key: str) -> float:
     """Plain over HAG; 1 where there is nothing to count."""
     before, after = record["counts"][variant][key]
@@ -165,10 +174,11 @@ def draw(records: Sequence[Record], path: Path) -> bool:
                 values.append(geometric_mean(values) or 1.0)
                 places = [i + (number - len(variants) / 2 + 0.5) * wide for i in range(len(values))]
                 axes.bar(places, values, wide, label=variant)
-            names = [label(r).replace(": ", "\n") for r in chosen] + ["geometric\nmean"]
+            names = [axis_label(r) for r in chosen] + ["geometric\nmean"]
             axes.set_xticks(range(len(names)), names, fontsize=7)
             axes.axhline(1.0, color="black", linewidth=0.8)
             axes.set(yscale="log", ylabel="times fewer (log)", title=f"{words}, {kind} aggregate")
+            axes.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
             axes.legend(fontsize=7)
     figure.savefig(path, dpi=110)
     return True
@@ -203,4 +213,6 @@ STEP = Step(
 )
 
 if __name__ == "__main__":
-    sys.exit(main([STEP]))
+    from .hag_steps import run
+
+    sys.exit(run(["hag_aggregations", *sys.argv[1:]]))

@@ -6,6 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if not __package__:  # started as a file: the repository's root goes where its folder stood
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+    __package__ = "examples.reproduce"
+
 import torch
 
 import hag_plugin as hp
@@ -19,7 +23,7 @@ from hag_plugin import cost
 
 from . import hag_graphs, hag_paper
 from .hag_aggregations import label
-from .hag_run import Setup, Step, main
+from .hag_run import Setup, Step
 
 SHARES = (0.0, 1 / 64, 1 / 16, 1 / 8, 1 / 4, 0.4, 1.0, None)  # of V; None: no limit
 HIDDEN = 16
@@ -147,4 +151,6 @@ STEP = Step(
 )
 
 if __name__ == "__main__":
-    sys.exit(main([STEP]))
+    from .hag_steps import run
+
+    sys.exit(run(["hag_capacity", *sys.argv[1:]]))

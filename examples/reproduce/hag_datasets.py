@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # started as a file: the repository's root goes where its folder stood
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+    __package__ = "examples.reproduce"
 
 from examples.benchmark.results import Record
 from examples.benchmark.tables import markdown
 
 from . import hag_graphs
-from .hag_run import Setup, Step, main
+from .hag_run import Setup, Step
 
 
 def cells(setup: Setup) -> list[Record]:
@@ -55,4 +60,6 @@ STEP = Step(
 )
 
 if __name__ == "__main__":
-    sys.exit(main([STEP]))
+    from .hag_steps import run
+
+    sys.exit(run(["hag_datasets", *sys.argv[1:]]))

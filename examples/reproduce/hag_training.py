@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # started as a file: the repository's root goes where its folder stood
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+    __package__ = "examples.reproduce"
+
 import torch
 
 import hag_plugin as hp
@@ -19,8 +23,8 @@ from examples.benchmark.tables import duration, geometric_mean, markdown, times
 from examples.benchmark.timing import interleave
 
 from . import hag_graphs, hag_paper
-from .hag_aggregations import label
-from .hag_run import Setup, Step, main
+from .hag_aggregations import axis_label, label
+from .hag_run import Setup, Step
 
 HIDDEN = 16
 SECONDS = 15.0  # for all sides of a data set together; slow sides may exceed it
@@ -130,7 +134,7 @@ def draw(records: Sequence[Record], path: Path) -> bool:
                 pairs.append((place + shift, plain / theirs))
         if pairs:
             axes.bar(*zip(*pairs, strict=True), wide, label=title)
-    axes.set_xticks(range(len(records)), [label(r).replace(": ", "\n") for r in records])
+    axes.set_xticks(range(len(records)), [axis_label(r) for r in records])
     axes.axhline(1.0, color="black", linewidth=0.8)
     axes.set(yscale="log", ylabel="epochs a second, ours without HAG = 1 (log)")
     axes.set_title("training, 2-layer GCN, 16 hidden units")
@@ -160,4 +164,6 @@ STEP = Step(
 )
 
 if __name__ == "__main__":
-    sys.exit(main([STEP]))
+    from .hag_steps import run
+
+    sys.exit(run(["hag_training", *sys.argv[1:]]))
