@@ -19,6 +19,7 @@ from hag_plugin.program import Program, SelfLoops
 
 PICTURES = (".svg", ".png")
 MOST_DRAWN = 36  # nodes that a drawing can show
+DENSEST = 0.6  # share of all pairs; above it, a drawing shows a blot
 CAPACITIES = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)  # of the number of nodes
 MOST_SEARCHED = 5_000_000  # edges up to which several capacities are tried
 GREY, SHARED, INK = "#d5d8dc", "#e67e22", "#2c3e50"
@@ -100,7 +101,7 @@ def draw(
         _draw_uses(sharing, uses, data)
         _draw_costs(capacity, costs, hag, self_loops)
         metadata = {"Date": None} if Path(path).suffix.lower() == ".svg" else None
-        figure.savefig(path, dpi=130, metadata=metadata)
+        figure.savefig(path, dpi=90, metadata=metadata)
     return {
         "output": path,
         "drawn_nodes": part.num_nodes,
@@ -117,8 +118,8 @@ def draw(
 def small_part(data: GraphData) -> GraphData:
     """The graph itself if it is small, else a part of it that shows sharing.
 
-    Of many graphs, the one with most edges among those small enough and not complete; otherwise a
-    node of the largest degree and its neighbours, as many as can be drawn.
+    Of many graphs, the one with most edges among those small and sparse enough; otherwise a node of
+    the largest degree and its neighbours, as many as can be drawn.
     """
     if data.num_nodes <= MOST_DRAWN:
         return data
@@ -126,7 +127,7 @@ def small_part(data: GraphData) -> GraphData:
         sizes = data.graph_ptr.diff()
         graph = torch.searchsorted(data.graph_ptr, data.edge_index[1], right=True) - 1
         edges = torch.bincount(graph, minlength=data.num_graphs)
-        edges[(sizes > MOST_DRAWN) | (edges >= sizes * (sizes - 1))] = 0
+        edges[(sizes > MOST_DRAWN) | (edges > DENSEST * sizes * (sizes - 1))] = 0
         best = int(edges.argmax())
         if edges[best] > 0:
             nodes = torch.arange(int(data.graph_ptr[best]), int(data.graph_ptr[best + 1]))

@@ -126,7 +126,7 @@ def draw(records: Sequence[Record], path: Path) -> bool:
         if record["cell"]["method"] == "auto":
             axes.plot(record["intermediates"], record["epoch"]["median"] / base, "*",
                       markersize=14, label="epoch, default search")  # fmt: skip
-    axes.set(xscale="symlog", xlabel="aggregation nodes", ylabel="no HAG = 1", ylim=(0, None))
+    axes.set(xlabel="aggregation nodes", ylabel="no HAG = 1", ylim=(0, None))
     axes.set_title(label(greedy[0]))
     axes.legend()
     figure.savefig(path, dpi=110)

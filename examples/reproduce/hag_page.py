@@ -23,7 +23,7 @@ def write(steps: Sequence[Step], results: Results, folder: Path) -> str:
             continue
         parts += [f"## {step.title}", f"Script: `{step.name}.py`. The paper: {step.published}."]
         if step.timed:
-            parts.append(_load(records))
+            parts.append(_load(records, results.environments()[-1]["threads"]))
         if step.departures:
             parts.append("Where this departs from the paper:\n\n" + "\n".join(
                 f"- {words}" for words in step.departures))  # fmt: skip
@@ -69,11 +69,12 @@ def _heading(results: Results) -> str:
     return "\n\n".join(lines)
 
 
-def _load(records: Sequence[Record]) -> str:
+def _load(records: Sequence[Record], threads: int) -> str:
+    """How busy the machine was before each cell, and whether that spoils the times."""
     loads = [r["load"] for r in records if r["load"] is not None]
     if not loads:
         return ""
-    return (
-        f"Timed at a load average of {min(loads):.1f} to {max(loads):.1f} (before each cell; above "
-        "the number of threads, other work was running and times are unsure)."
-    )
+    words = f"Taken at load averages of {min(loads):.1f} to {max(loads):.1f}."
+    if max(loads) > threads + 1:
+        words += " **The machine was busy with other work: these times mean little.**"
+    return words
