@@ -12,6 +12,7 @@ if _importlib_util.find_spec("hag_plugin.kernels") is None:
         "it, or install it in place with pip install -e ."
     )
 
+from hag_plugin import sequence
 from hag_plugin.adapters import accelerate, explain, hag_layer, restore
 from hag_plugin.aggregate import aggregate
 from hag_plugin.build import build_hag
@@ -30,6 +31,7 @@ __all__ = [
     "hag_layer",
     "pyg",
     "restore",
+    "sequence",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The command line: `hag-plugin demo | stats | build`.
+"""The command line: `hag-plugin demo | stats | build | plot`.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done; 1 a check or a run
 failed; 2 the input was wrong; 130 interrupted.
@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_stats(commands)
     _add_build(commands)
+    _add_plot(commands)
     return parser
 
 
@@ -211,6 +212,24 @@ def _add_build(commands: Any) -> None:
     )
     parser.add_argument("graph", help=GRAPH_HELP)
     parser.add_argument("output", help="HAG file to write, .npz")
+    _add_source(parser)
+    _add_search(parser)
+
+
+def _add_plot(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "plot",
+        _plot,
+        "Draw a small graph beside its HAG, with the shared sums in colour; how often sums are "
+        "shared; and what the cost model says for more and more of them. Of a large graph a small "
+        "part is drawn. Needs matplotlib.",
+        ["karate -o karate.svg --self-loops fill", "graph.npz -o graph.png --method greedy"],
+    )
+    parser.add_argument("graph", help=GRAPH_HELP)
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="picture to write, .svg or .png"
+    )
     _add_source(parser)
     _add_search(parser)
 
@@ -359,6 +378,30 @@ def _build(args: argparse.Namespace) -> None:
     hag = _search(args, data, mode)
     hag.save(output)
     _report(args, data, hag, mode, {"output": args.output, "file_bytes": output.stat().st_size})
+
+
+def _plot(args: argparse.Namespace) -> None:
+    from hag_plugin import plot
+
+    plot.check_output(args.output)
+    mode = LOOPS[args.self_loops]
+    data = _load(args, args.graph, features=False)
+    hag = _search(args, data, mode)
+    with tqdm(
+        total=1.0,
+        disable=args.quiet,
+        leave=False,
+        delay=2.0,
+        file=sys.stderr,
+        bar_format="trying capacities {percentage:3.0f}% |{bar}| {elapsed} < {remaining}",
+    ) as bar:
+        drawn = plot.draw(data, hag, args.output, mode, lambda share: bar.update(share - bar.n))
+    words = (
+        f"{drawn['drawn_nodes']} nodes and {drawn['drawn_shared_sums']} shared sums drawn to "
+        f"{args.output}; the whole graph has {drawn['shared_sums']:,} shared sums, each used "
+        f"{drawn['mean_uses']:.1f} times on average."
+    )
+    _print(args, {"dataset": {"name": data.name, "source": data.source}, **drawn}, words)
 
 
 def _report(

@@ -6,11 +6,13 @@ from hag_plugin.pyg.explain import Explanation, explain
 from hag_plugin.pyg.layer import hag_layer
 from hag_plugin.pyg.layers import layers
 from hag_plugin.pyg.relations import relation_hags
+from hag_plugin.pyg.sequential import PrefixLSTMAggregation
 from hag_plugin.pyg.transforms import ToHAG
 
 __all__ = [
     "Explanation",
     "HagData",
+    "PrefixLSTMAggregation",
     "ToHAG",
     "accelerate",
     "explain",
