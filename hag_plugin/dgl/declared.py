@@ -101,4 +101,6 @@ def _check(graph: Any, etid: int, layer: Module, message_func: Any, nodes: Any) 
 def _agree(rows: Tensor, message: Tensor) -> bool:
     tolerance = TOLERANCE.get(message.dtype, 1e-2)
     scale = message.abs().max().clamp(min=1.0)
-    return bool(torch.allclose(rows, message, rtol=0, atol=tolerance * float(scale), equal_nan=True))
+    return bool(
+        torch.allclose(rows, message, rtol=0, atol=tolerance * float(scale), equal_nan=True)
+    )

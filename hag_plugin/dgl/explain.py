@@ -34,9 +34,9 @@ def explain(module: Module) -> Explanation:
 
 
 def _is_dgl_convolution(layer: Module) -> bool:
-    return any(cls.__module__.startswith("dgl.nn.pytorch.conv.") for cls in type(layer).__mro__) and (
-        not type(layer).__name__.endswith(("Tower", "EdgeWeightNorm"))
-    )
+    return any(
+        cls.__module__.startswith("dgl.nn.pytorch.conv.") for cls in type(layer).__mro__
+    ) and (not type(layer).__name__.endswith(("Tower", "EdgeWeightNorm")))
 
 
 def _row(name: str, layer: Any) -> Row:
