@@ -1,18 +1,19 @@
-"""Messages of a source node and the type of its edge (R-GCN, arXiv 1703.06103, equation 2).
+"""Messages that a matrix of the edge's type makes (R-GCN, arXiv 1703.06103, equation 2).
 
-They are computed once for each source and type that occur together, not once an edge, and summed on
-a HAG whose sources are those pairs.
+`y_v = sum_r sum_u c_e W_r x_u` is computed as `sum_r W_r (sum_u c_e x_u)`: the inner sums run on
+a HAG whose targets are the pairs of a node and a type that occur together, and matrices are applied
+once a pair, not once an edge.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from dgl.function.reducer import SimpleReduceFunction
+from dgl.nn.pytorch import TypedLinear
 from torch import Tensor
 
 from hag_plugin.aggregate import aggregate
@@ -26,38 +27,21 @@ from hag_plugin.weights import factorise
 
 @dataclass(frozen=True)
 class TypedGraph:
-    """A graph whose sources are pairs of a source node and an edge type.
+    """A graph whose targets are pairs of a node and an edge type.
 
     Attributes:
-        source: int64 `[P]`, the node of each pair. Pairs are sorted by type, then by node.
-        edge_type: `[P]`, their type, in the dtype that edges have it.
-        edges: int64 `[2, E]`, the pair and the target of each edge.
-        hag: their HAG.
-        norms: the factors of edge norms.
+        edge_type: `[P]`, the type of each pair, increasing; in the dtype that edges have it.
+        edges: int64 `[2, E]`, the source and the pair of each edge.
+        hag: the HAG of these edges.
+        joined: the HAG that sums the pairs of each node: a plain graph.
+        norms: what is known of edge norms.
     """
 
-    source: Tensor
     edge_type: Tensor
     edges: Tensor
     hag: HAG
+    joined: HAG
     norms: EdgeDataCache = field(default_factory=EdgeDataCache)
-
-
-class Rows(Mapping[str, Tensor]):
-    """Features as a message function sees them: the rows of a frame that belong to the pairs."""
-
-    def __init__(self, frame: Mapping[str, Tensor], chosen: Tensor) -> None:
-        self.frame = frame
-        self.chosen = chosen
-
-    def __getitem__(self, key: str) -> Tensor:
-        return self.frame[key][self.chosen]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.frame)
-
-    def __len__(self) -> int:
-        return len(self.frame)
 
 
 def run(
@@ -65,15 +49,17 @@ def run(
 ) -> Outputs | None:
     """Runs `RelGraphConv.message`, which reads "h" of the source, "etype" and "norm" of the edge.
 
-    Only for edge types (a tensor) that came back; a norm must be a product of a number of the pair
-    and one of the target, as the usual ones are.
+    Only for edge types (a tensor) that came back; a norm must be a product of a number of the
+    source and one of the pair, as one over the count of a node's edges of a type is.
     """
     if type(reduce_func) is not SimpleReduceFunction or reduce_func.name != "sum":
         return None
-    frames, edges = graph._node_frames, graph._edge_frames[etid]
-    frame = frames[graph._graph.metagraph.find_edge(etid)[0]]
+    if type(message_func.__self__.linear_r) is not TypedLinear or relation.self_loops is not False:
+        return None
+    edges = graph._edge_frames[etid]
+    x = graph._node_frames[graph._graph.metagraph.find_edge(etid)[0]]["h"]
     types = edges["etype"]
-    if relation.self_loops is not False or types.dim() != 1 or not is_taken(frame["h"]):
+    if types.dim() != 1 or types.dtype.is_floating_point or not is_taken(x) or x.dim() != 2:
         return None
     typed: TypedGraph | None = relation.edge_data.value(
         "types", types, lambda: _typed_graph(graph, etid, types, relation.options)
@@ -85,29 +71,34 @@ def run(
         scales = _norm_factors(typed, edges["norm"])
         if scales is None:
             return None
-    pairs = SimpleNamespace(src=Rows(frame, typed.source), data={"etype": typed.edge_type})
+    sums = aggregate(x, typed.hag, source_scale=scales[0], target_scale=scales[1])
+    pairs = SimpleNamespace(src={"h": sums}, data={"etype": typed.edge_type})
     rows = message_func(pairs)[reduce_func.msg_field]
-    if not is_taken(rows) or rows.dim() != 2:
+    return {reduce_func.out_field: aggregate(rows, typed.joined)}
+
+
+def _typed_graph(
+    graph: Any, etid: int, types: Tensor, options: dict[str, Any]
+) -> TypedGraph | None:
+    if types.numel() == 0:
         return None
-    source_scale, target_scale = scales
-    y = aggregate(rows, typed.hag, source_scale=source_scale, target_scale=target_scale)
-    return {reduce_func.out_field: y}
-
-
-def _typed_graph(graph: Any, etid: int, types: Tensor, options: dict[str, Any]) -> TypedGraph:
     with outside_inference(), torch.no_grad():
         num_src, num_dst = num_nodes(graph, etid)
         source, target = edge_index(graph, etid).long()
-        pairs, pair = torch.unique(types.long() * num_src + source, return_inverse=True)
-        edges = torch.stack([pair, target])
-        hag = build_hag(edges, size=(len(pairs), num_dst), **options)
+        pairs, pair = torch.unique(types.long() * num_dst + target, return_inverse=True)
+        edges = torch.stack([source, pair])
+        joins = torch.stack([torch.arange(len(pairs)), pairs % num_dst])
         return TypedGraph(
-            pairs % num_src, pairs.div(num_src, rounding_mode="floor").to(types.dtype), edges, hag
+            pairs.div(num_dst, rounding_mode="floor").to(types.dtype),
+            edges,
+            build_hag(edges, size=(num_src, len(pairs)), **options),
+            build_hag(joins, size=(len(pairs), num_dst), method="none"),
         )
 
 
 def _norm_factors(typed: TypedGraph, norm: Tensor) -> tuple[Tensor, Tensor] | None:
-    if norm.numel() != norm.shape[0] or (torch.is_grad_enabled() and norm.requires_grad):
+    column = norm.dim() == 2 and norm.shape[1] == 1
+    if not column or (torch.is_grad_enabled() and norm.requires_grad):
         return None
 
     def work_out() -> tuple[Tensor, Tensor] | None:
