@@ -68,7 +68,7 @@ def hag_layer(cls: C) -> C:
         args = tuple(_declared(arg, self) for arg in args)
         return forward(self, *args, **{k: _declared(v, self) for k, v in kwargs.items()})
 
-    cls.forward = declared  # type: ignore[attr-defined]
+    cls.forward = declared
     cls._hag_declared = True  # type: ignore[attr-defined]
     return cls
 

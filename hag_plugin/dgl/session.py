@@ -103,8 +103,9 @@ def _is_too_large(graph: DGLGraph) -> bool:
     if num_edges <= MAX_SEARCHED_EDGES:
         return False
     warnings.warn(
-        f"a graph with {num_edges:,} edges came back; from {MAX_SEARCHED_EDGES:,} edges on, its HAG "
-        "is not built during training: call hag_plugin.dgl.ToHAG()(graph) once and pass that graph",
+        f"a graph with {num_edges:,} edges came back; from {MAX_SEARCHED_EDGES:,} edges on, its "
+        "HAG is not built during training: call hag_plugin.dgl.ToHAG()(graph) once and pass that "
+        "graph",
         stacklevel=2,
     )
     return True

@@ -66,11 +66,12 @@ def run(
     )
     if typed is None:
         return None
-    scales: tuple[Tensor | None, Tensor | None] | None = (None, None)
+    scales: tuple[Tensor | None, Tensor | None] = (None, None)
     if "norm" in edges:
-        scales = _norm_factors(typed, edges["norm"])
-        if scales is None:
+        factors = _norm_factors(typed, edges["norm"])
+        if factors is None:
             return None
+        scales = factors
     sums = aggregate(x, typed.hag, source_scale=scales[0], target_scale=scales[1])
     pairs = SimpleNamespace(src={"h": sums}, data={"etype": typed.edge_type})
     rows = message_func(pairs)[reduce_func.msg_field]

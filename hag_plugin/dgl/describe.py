@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.nn import Module
 
-from hag_plugin.dgl.accelerate import is_accelerated, is_layer
+from hag_plugin.dgl.hooks import is_accelerated, is_layer
 from hag_plugin.dgl.recipes import recipe_of
 from hag_plugin.explanation import Explanation, Row
 
@@ -45,8 +45,8 @@ def _row(name: str, layer: Any) -> Row:
         return Row(name, cls.__name__, True, "its message, once a node", _hint(layer))
     recipe = recipe_of(cls)
     if recipe is None:
-        reason = "not known to aggregate rows of source nodes: as before"
-        return Row(name, cls.__name__, False, "", reason)
+        words = "not known to aggregate rows of source nodes: as before"
+        return Row(name, cls.__name__, False, "", words)
     reason = recipe.ruled_out(layer)
     if reason is not None:
         return Row(name, cls.__name__, False, "", reason)
