@@ -37,7 +37,7 @@ def graph_classification() -> None:
         n = 5 + i % 8
         nodes = torch.arange(n)
         if i % 2:
-            return dgl.graph((nodes, nodes.roll(1))).add_reverse_edges()
+            return dgl.add_reverse_edges(dgl.graph((nodes, nodes.roll(1))))
         return dgl.graph(tuple(torch.cartesian_prod(nodes, nodes).T)).remove_self_loop()
 
     # With a dataset class: GINDataset("IMDBMULTI", transform=ToHAG()), or last in a Compose.

@@ -157,10 +157,10 @@ def _add_demo(commands: Any) -> None:
         "demo",
         _demo,
         "Train a 2-layer GCN twice, stock PyG or DGL and accelerated, and compare. Both start from "
-        "the same weights and see the same batches; they take turns epoch by epoch, stock first, each "
-        "in a process of its own. Seconds an epoch: the median, without the first (warm-up). Peak "
-        "memory: growth of the process's resident memory over search and training, once the data "
-        "is loaded.",
+        "the same weights and see the same batches; they take turns epoch by epoch, stock first, "
+        "each in a process of its own. Seconds an epoch: the median, without the first (warm-up). "
+        "Peak memory: growth of the process's resident memory over search and training, once the "
+        "data is loaded.",
         [
             "",
             "--dataset digits",
