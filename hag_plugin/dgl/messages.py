@@ -20,7 +20,7 @@ from hag_plugin.hag import HAG, outside_inference
 from hag_plugin.weights import factorise
 
 REDUCERS = ("sum", "mean", "max", "min")
-DEVICES = ("cpu",)  # where aggregate has kernels
+DEVICES = ("cpu",)  # elsewhere DGL's own kernels run
 Outputs = dict[str, Tensor]
 
 
