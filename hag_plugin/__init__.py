@@ -27,6 +27,7 @@ __all__ = [
     "aggregate",
     "batch",
     "build_hag",
+    "dgl",
     "explain",
     "hag_layer",
     "pyg",
@@ -36,6 +37,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> _ModuleType:
-    if name == "pyg":  # imports PyG, so only when it is asked for
-        return _importlib.import_module("hag_plugin.pyg")
+    if name in ("dgl", "pyg"):  # imports DGL or PyG, so only when it is asked for
+        return _importlib.import_module(f"hag_plugin.{name}")
     raise AttributeError(f"module 'hag_plugin' has no attribute {name!r}")

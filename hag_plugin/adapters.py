@@ -1,40 +1,55 @@
 """`accelerate`, `restore`, `explain` and `hag_layer`, handed to the adapter of the framework.
 
 A framework is touched only if its package was imported already, as it was if there is a layer of
-it to accelerate.
+it to accelerate. A model may hold layers of several.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from types import ModuleType
 from typing import Any, TypeVar
 
 from torch.nn import Module
 
+from hag_plugin.explanation import Explanation
+
 M = TypeVar("M", bound=Module)
 C = TypeVar("C", bound=type)
 
-ADAPTERS = {"torch_geometric": "hag_plugin.pyg"}  # package: its adapter
+ADAPTERS = {"torch_geometric": "hag_plugin.pyg", "dgl": "hag_plugin.dgl"}  # package: its adapter
 
 
-def _adapter(purpose: str) -> ModuleType:
-    for package, adapter in ADAPTERS.items():
-        if package in sys.modules:
-            return importlib.import_module(adapter)
-    raise TypeError(f"{purpose}, but none of {', '.join(ADAPTERS)} has been imported")
+def _adapters(purpose: str, module: Any) -> list[Any]:
+    """The adapters of the frameworks whose layers a model holds; that of the first if of none."""
+    imported = {package: name for package, name in ADAPTERS.items() if package in sys.modules}
+    if not imported:
+        raise TypeError(f"{purpose}, but none of {', '.join(ADAPTERS)} has been imported")
+    held = _frameworks(module) if isinstance(module, Module) else set()
+    chosen = [name for package, name in imported.items() if package in held]
+    return [importlib.import_module(name) for name in chosen or [*imported.values()][:1]]
+
+
+def _frameworks(module: Module) -> set[str]:
+    """The packages whose layers, or classes declared with their `hag_layer`, a model holds."""
+    found = set()
+    for part in module.modules():
+        if getattr(type(part), "_hag_declared", False):
+            found.add("dgl")
+        found |= {cls.__module__.partition(".")[0] for cls in type(part).__mro__}
+    return found & {*ADAPTERS}
 
 
 def accelerate(module: M) -> M:
     """Lets the layers of a model, found recursively, run on HAGs. In place.
 
     The results stay the same, and so do parameters, `state_dict` and `isinstance`. Pass a HAG
-    where the model takes an `edge_index`; a plain `edge_index` gets its HAG built when it comes
+    where a model of PyG layers takes an `edge_index`, a graph from `hag_plugin.dgl.ToHAG` where
+    one of DGL layers takes a graph; a plain `edge_index` or graph gets its HAG built when it comes
     back in a second forward of `module`.
 
     Args:
-        module: a model of PyG layers, or one layer.
+        module: a model of PyG or DGL layers, or one layer.
 
     Returns:
         `module`.
@@ -42,14 +57,16 @@ def accelerate(module: M) -> M:
     Raises:
         TypeError: `module` is no `torch.nn.Module`, or no framework was imported.
     """
-    accelerated: M = _adapter("accelerate takes a model of PyG layers").accelerate(module)
-    return accelerated
+    for adapter in _adapters("accelerate takes a model of PyG or DGL layers", module):
+        adapter.accelerate(module)
+    return module
 
 
 def restore(module: M) -> M:
     """Undoes `accelerate`. Returns `module`."""
-    restored: M = _adapter("restore takes a model of PyG layers").restore(module)
-    return restored
+    for adapter in _adapters("restore takes a model of PyG or DGL layers", module):
+        adapter.restore(module)
+    return module
 
 
 def explain(module: Module) -> Any:
@@ -58,16 +75,29 @@ def explain(module: Module) -> Any:
     Returns:
         An object with `rows`, which prints as a table.
     """
-    return _adapter("explain takes a model of PyG layers").explain(module)
+    found = [
+        adapter.explain(module)
+        for adapter in _adapters("explain takes a model of PyG or DGL layers", module)
+    ]
+    if len(found) == 1:
+        return found[0]
+    return Explanation(tuple(row for explanation in found for row in explanation))
 
 
 def hag_layer(cls: C) -> C:
     """Decorates a user's own layer class whose message depends on the source node alone.
 
-    The declaration is the contract; the layer then takes a HAG where an `edge_index` stands.
+    The declaration is the contract. A PyG layer then takes a HAG where an `edge_index` stands; a
+    DGL layer computes its message once a node on a graph from `hag_plugin.dgl.ToHAG`.
 
     Raises:
-        TypeError: `cls` is no `MessagePassing`, or its message takes more than the source node.
+        TypeError: `cls` is no PyG `MessagePassing` and, where DGL was imported, no
+            `torch.nn.Module`; or its message takes more than the source node.
     """
-    decorated: C = _adapter("hag_layer takes a PyG MessagePassing class").hag_layer(cls)
+    purpose = "hag_layer takes a PyG MessagePassing class or a DGL layer class"
+    adapters = _adapters(purpose, None)
+    packages = {base.__module__.partition(".")[0] for base in getattr(cls, "__mro__", ())}
+    if "dgl" in sys.modules and "torch_geometric" not in packages:
+        adapters = [importlib.import_module(ADAPTERS["dgl"])]
+    decorated: C = adapters[0].hag_layer(cls)
     return decorated

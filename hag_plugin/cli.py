@@ -7,6 +7,7 @@ failed; 2 the input was wrong; 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -29,7 +30,7 @@ from hag_plugin.hag import HAG
 from hag_plugin.program import METHODS, SELF_LOOPS, SelfLoops, Stats
 
 LOOPS: dict[str, SelfLoops] = {str(mode) if mode else "none": mode for mode in SELF_LOOPS}
-PACKAGES = ("hag-plugin", "torch", "torch_geometric", "numpy")
+PACKAGES = ("hag-plugin", "torch", "torch_geometric", "dgl", "numpy")
 GRAPH_HELP = (
     f"a built-in graph ({', '.join(datasets.BUILT_IN)}); a file: .npz, a HAG file, or an edge "
     f"list ({', '.join(graph_files.EDGE_LIST_SUFFIXES)}); with --root, a TU or Planetoid name "
@@ -73,6 +74,8 @@ def _words(error: BaseException) -> str:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     if isinstance(error, ImportError) and "torch_geometric" in str(error):
         return 'the demo needs PyG: pip install "hag-plugin[demo]"'
+    if isinstance(error, ImportError) and error.name == "dgl":
+        return 'the demo with --framework dgl needs DGL: pip install "hag-plugin[dgl]"'
     return str(error) or type(error).__name__
 
 
@@ -154,16 +157,17 @@ def _add_demo(commands: Any) -> None:
         commands,
         "demo",
         _demo,
-        "Train a 2-layer GCN twice, stock PyG and accelerated, and compare. Both start from the "
-        "same weights and see the same batches; they take turns epoch by epoch, stock first, each "
-        "in a process of its own. Seconds an epoch: the median, without the first (warm-up). Peak "
-        "memory: growth of the process's resident memory over search and training, once the data "
-        "is loaded.",
+        "Train a 2-layer GCN twice, stock PyG or DGL and accelerated, and compare. Both start from "
+        "the same weights and see the same batches; they take turns epoch by epoch, stock first, "
+        "each in a process of its own. Seconds an epoch: the median, without the first (warm-up). "
+        "Peak memory: growth of the process's resident memory over search and training, once the "
+        "data is loaded.",
         [
             "",
             "--dataset digits",
             "--dataset MUTAG --root data --hidden 32 --epochs 50",
             "--graphs 300 --epochs 5 --json > demo.json",
+            "--framework dgl",
         ],
     )
     parser.add_argument(
@@ -171,6 +175,9 @@ def _add_demo(commands: Any) -> None:
         help="default collaboration, generated ego-networks of authors in three fields. May be "
         f"{GRAPH_HELP}",
     )  # fmt: skip
+    parser.add_argument(
+        "--framework", choices=("pyg", "dgl"), default="pyg", help="of both sides (default pyg)"
+    )
     _add_source(parser)
     parser.add_argument("--hidden", type=_positive, default=64, help="width of layers (default 64)")
     parser.add_argument(
@@ -272,8 +279,9 @@ def _load(args: argparse.Namespace, name: str, features: bool) -> GraphData:
 
 def _demo(args: argparse.Namespace) -> None:
     from hag_plugin import demo
-    from hag_plugin.training import Settings
+    from hag_plugin.training import FRAMEWORKS, Settings
 
+    importlib.import_module(FRAMEWORKS[args.framework][1])  # says now if it is not installed
     if args.plot:
         demo.check_plot(args.plot)
     data = _load(args, args.dataset, features=True)
@@ -284,6 +292,7 @@ def _demo(args: argparse.Namespace) -> None:
         seed=args.seed,
         threads=torch.get_num_threads(),
         method=args.method,
+        framework=args.framework,
     )
     with tqdm(
         total=1.0,

@@ -1,4 +1,4 @@
-"""The demo: one GCN classifier trained twice, stock PyG first and accelerated second."""
+"""The demo: one GCN classifier trained twice, stock PyG or DGL first, accelerated second."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 from hag_plugin import datasets
 from hag_plugin.graph_data import DatasetError, GraphData
-from hag_plugin.training import Settings, serve, to_arrays
+from hag_plugin.training import FRAMEWORKS, Settings, serve, to_arrays
 
 MEBI = 2**20
 COUNTS = (
@@ -273,7 +273,7 @@ def table(result: Comparison) -> str:
     """The comparison as text: a heading, one row a quantity, a closing sentence."""
     data, settings, stats = result.data, result.settings, result.stats
     stock, ours = result.stock, result.accelerated
-    rows = [("", "stock PyG", "accelerated", "ratio")]
+    rows = [("", f"stock {_framework(result)}", "accelerated", "ratio")]
 
     def add(name: str, a: float | None, b: float | None, form: str, words: str = "") -> None:
         ratio = ""
@@ -322,10 +322,15 @@ def table(result: Comparison) -> str:
         f"{data.name}: {what}{data.num_nodes:,} nodes, {data.num_edges:,} edges, "
         f"{data.num_classes} classes ({data.source})",
         f"2-layer GCN, hidden {settings.hidden}, {settings.epochs} epochs, {batches}, "
-        f"{settings.threads} thread(s); CPU; stock is PyG with edge_index",
+        f"{settings.threads} thread(s); CPU; stock is {_framework(result)}"
+        + (" with edge_index" if settings.framework == "pyg" else ""),
         "",
     ]
     return "\n".join([*heading, *lines, "", conclusion(result)])
+
+
+def _framework(result: Comparison) -> str:
+    return FRAMEWORKS[result.settings.framework][0]
 
 
 def conclusion(result: Comparison) -> str:
@@ -386,7 +391,7 @@ def plot(result: Comparison, path: str) -> None:
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     loss, seconds = figure.subplots(1, 2)
-    for name, run, style in (("stock PyG", result.stock, "-"),
+    for name, run, style in ((f"stock {_framework(result)}", result.stock, "-"),
                              ("accelerated", result.accelerated, "--")):  # fmt: skip
         epochs = range(1, len(run.losses) + 1)
         loss.plot(epochs, run.losses, style, label=name)

@@ -1,17 +1,20 @@
 """One side of the demo: a 2-layer GCN classifier, trained in a process of its own.
 
 Each side has its own process so that its peak memory is its own. `hag_plugin.demo` starts both and
-asks them for one epoch in turn.
+asks them for one epoch in turn. What differs between PyG and DGL is in `training_pyg` and
+`training_dgl`.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, fields
@@ -22,15 +25,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch_geometric.data import Data
-from torch_geometric.loader import DataLoader
-from torch_geometric.nn import GCNConv, global_mean_pool
 from tqdm import tqdm
 
 from hag_plugin.graph_data import GraphData
 from hag_plugin.program import Stats
 
 TEST_SHARE = 0.2
+# name: how the demo calls it, and what makes its sides
+FRAMEWORKS = {
+    "pyg": ("PyG", "hag_plugin.training_pyg"),
+    "dgl": ("DGL", "hag_plugin.training_dgl"),
+}
 SUMMED = tuple(f.name for f in fields(Stats) if f.name != "levels")  # a longest has no sum
 
 
@@ -46,6 +51,7 @@ class Settings:
         threads: that torch may use in each process.
         method: how the HAG is searched: "auto", "greedy" or "none".
         learning_rate: of Adam.
+        framework: of `FRAMEWORKS`.
     """
 
     hidden: int = 64
@@ -55,37 +61,10 @@ class Settings:
     threads: int = 1
     method: str = "auto"
     learning_rate: float = 0.01
+    framework: str = "pyg"
 
 
-class Classifier(nn.Module):
-    """Two GCN layers, a mean over each graph where graphs are labelled, and a linear layer."""
-
-    def __init__(self, features: int, hidden: int, classes: int) -> None:
-        super().__init__()
-        self.conv1 = GCNConv(features, hidden)
-        self.conv2 = GCNConv(hidden, hidden)
-        self.out = nn.Linear(hidden, classes)
-
-    def forward(self, x: Tensor, graph: Any, batch: Tensor | None, num_graphs: int) -> Tensor:
-        """Scores.
-
-        Args:
-            x: `[N, F]`.
-            graph: `edge_index` `[2, E]`, or the HAG that stands for it.
-            batch: int64 `[N]`, the graph of each node, or None where nodes are classified.
-            num_graphs: G.
-
-        Returns:
-            `[G, C]`, or `[N, C]` without `batch`.
-        """
-        x = self.conv1(x, graph).relu()
-        x = self.conv2(x, graph).relu()
-        if batch is not None:
-            x = global_mean_pool(x, batch, num_graphs)
-        return self.out(x)  # type: ignore[no-any-return]
-
-
-class Side:
+class Side(ABC):
     """Stock or accelerated: its data, its model and what is measured."""
 
     def __init__(self, data: GraphData, settings: Settings, accelerated: bool) -> None:
@@ -95,10 +74,10 @@ class Side:
         self.by_graph = data.labels_graphs
         torch.manual_seed(settings.seed)
         assert data.x is not None
-        self.model = Classifier(data.x.shape[1], settings.hidden, data.num_classes)
-        self.graphs = _as_pyg(data)
+        self.model = self.classifier(data.x.shape[1], settings.hidden, data.num_classes)
+        self.graphs = self.as_graphs(data)
         self.test = _split(data, settings.seed)
-        _warm_up()
+        self.warm_up()
         self.memory_before = _reset_peak_memory()
         self.optimizer = torch.optim.Adam(
             self.model.parameters(),
@@ -106,29 +85,64 @@ class Side:
             weight_decay=0.0 if self.by_graph else 5e-4,
         )
 
+    # What a framework has of its own ------------------------------------------------------------
+
+    @abstractmethod
+    def classifier(self, features: int, hidden: int, classes: int) -> nn.Module:
+        """Two GCN layers, a mean over each graph where graphs are labelled, a linear layer."""
+
+    @abstractmethod
+    def as_graphs(self, data: GraphData) -> list[Any]:
+        """A graph for each label; one, with masks, where nodes are labelled."""
+
+    @abstractmethod
+    def warm_up(self) -> None:
+        """Loads the code of a forward and backward pass, which would count as memory otherwise."""
+
+    @abstractmethod
+    def search(self) -> list[Stats]:
+        """Gives the graphs their HAGs and accelerates the model; the HAGs' counts."""
+
+    @abstractmethod
+    def loader(self, graphs: list[Any], order: torch.Generator | None) -> Iterable[Any]:
+        """Batches of the graphs, in random order if one is given."""
+
+    @abstractmethod
+    def merge(self, batch: Any) -> None:
+        """Does now what a batch would do at its first use."""
+
+    @abstractmethod
+    def scores(self, model: nn.Module, batch: Any, dtype: torch.dtype) -> Tensor:
+        """What the model says of each graph, or of each node, with features in `dtype`."""
+
+    @abstractmethod
+    def labels(self, batch: Any) -> Tensor:
+        """int64, of each graph or of each node."""
+
+    @abstractmethod
+    def mask(self, batch: Any, name: str) -> Tensor:
+        """ "train_mask" or "test_mask" of the nodes."""
+
+    # What both have -----------------------------------------------------------------------------
+
     def prepare(self) -> dict[str, Any]:
         """Searches the HAGs (accelerated) and makes the loaders; says what the search took."""
         found: dict[str, Any] = {}
         if self.accelerated:
-            from hag_plugin.pyg import ToHAG, accelerate
-
-            transform = ToHAG(self_loops="fill", method=self.settings.method)
             start = time.perf_counter()
-            self.graphs = [transform(graph) for graph in self.graphs]
+            stats = self.search()
             found["search_seconds"] = time.perf_counter() - start
-            stats = [graph.hag.stats("fill") for graph in self.graphs]
             found["stats"] = {k: sum(getattr(s, k) for s in stats) for k in SUMMED}
-            self.model = accelerate(self.model)
         self.train_loader: Iterable[Any] = self.graphs
         self.test_loader: Iterable[Any] = self.graphs
         if self.by_graph:
-            size, order = self.settings.batch_size, torch.Generator()
+            order = torch.Generator()
             order.manual_seed(self.settings.seed)
             test = self.test.tolist()
             train = [g for g, held_out in zip(self.graphs, test, strict=True) if not held_out]
             rest = [g for g, held_out in zip(self.graphs, test, strict=True) if held_out]
-            self.train_loader = DataLoader(train, size, shuffle=True, generator=order)
-            self.test_loader = DataLoader(rest, size)
+            self.train_loader = self.loader(train, order)
+            self.test_loader = self.loader(rest, None)
         self.initial = self.weights()
         return found
 
@@ -142,12 +156,13 @@ class Side:
         self.model.train()
         start, batching, total, count = time.perf_counter(), 0.0, 0.0, 0
         ready = start
-        for data in self.train_loader:
-            self._graph(data)
+        for batch in self.train_loader:
+            self.merge(batch)
             batching += time.perf_counter() - ready
-            scores, label = self._scores(self.model, data), data.y
+            scores, label = self.scores(self.model, batch, torch.float32), self.labels(batch)
             if not self.by_graph:
-                scores, label = scores[data.train_mask], label[data.train_mask]
+                chosen = self.mask(batch, "train_mask")
+                scores, label = scores[chosen], label[chosen]
             loss = cross_entropy(scores, label)
             self.optimizer.zero_grad()
             torch.autograd.backward(loss)
@@ -163,8 +178,9 @@ class Side:
         memory = None if peak is None or self.memory_before is None else peak - self.memory_before
         right = count = 0
         scores = torch.from_numpy(self.outputs(torch.float32))
-        for data in self.test_loader:
-            label = data.y if self.by_graph else data.y[data.test_mask]
+        for batch in self.test_loader:
+            label = self.labels(batch)
+            label = label if self.by_graph else label[self.mask(batch, "test_mask")]
             right += int((scores[count : count + len(label)].argmax(1) == label).sum())
             count += len(label)
         return {"peak_bytes": memory, "accuracy": right / max(count, 1)}
@@ -179,43 +195,24 @@ class Side:
             kept = self.initial if isinstance(weights, str) else weights
             model.load_state_dict({k: torch.from_numpy(v) for k, v in kept.items()})
         scores = []
-        for data in self.test_loader:
-            data = data.clone() if dtype != data.x.dtype else data
-            data.x = data.x.to(dtype)
-            out = self._scores(model, data)
-            scores.append(out if self.by_graph else out[data.test_mask])
+        for batch in self.test_loader:
+            out = self.scores(model, batch, dtype)
+            scores.append(out if self.by_graph else out[self.mask(batch, "test_mask")])
         return torch.cat(scores).numpy()
 
     def weights(self) -> dict[str, np.ndarray]:
         """The model's parameters by name."""
         return {k: v.detach().numpy().copy() for k, v in self.model.state_dict().items()}
 
-    def _scores(self, model: nn.Module, data: Any) -> Tensor:
-        batch = data.batch if self.by_graph else None
-        groups = data.num_graphs if self.by_graph else 1
-        return model(data.x, self._graph(data), batch, groups)  # type: ignore[no-any-return]
 
-    def _graph(self, data: Any) -> Any:
-        return data.hag if self.accelerated else data.edge_index
-
-
-def _as_pyg(data: GraphData) -> list[Any]:
-    """A `Data` for each labelled graph; one, with masks, where nodes are labelled."""
-    if not data.labels_graphs:
-        return [Data(data.x, data.edge_index, y=data.y, train_mask=data.train_mask,
-                     test_mask=data.test_mask)]  # fmt: skip
+def split_edges(data: GraphData) -> list[Tensor]:
+    """The edges of each graph of a batch, `[2, E]`, its first node being 0."""
     assert data.graph_ptr is not None
-    assert data.x is not None
-    assert data.y is not None
     graph = torch.searchsorted(data.graph_ptr, data.edge_index[1], right=True) - 1
     order = torch.sort(graph, stable=True).indices
     counts = torch.bincount(graph, minlength=data.num_graphs)
     edges = torch.split(data.edge_index[:, order], counts.tolist(), 1)
-    rows = torch.split(data.x, data.graph_ptr.diff().tolist())
-    return [
-        Data(x.clone(), (e - first).contiguous(), y=label.view(1))
-        for x, e, first, label in zip(rows, edges, data.graph_ptr, data.y, strict=False)
-    ]
+    return [(e - first).contiguous() for e, first in zip(edges, data.graph_ptr, strict=False)]
 
 
 def _split(data: GraphData, seed: int) -> Tensor:
@@ -225,14 +222,6 @@ def _split(data: GraphData, seed: int) -> Tensor:
         order = np.random.default_rng(seed).permutation(data.num_graphs)
         held_out[torch.from_numpy(order[: max(1, round(TEST_SHARE * data.num_graphs))])] = True
     return held_out
-
-
-def _warm_up() -> None:
-    """Loads the code of a forward and backward pass, which would count as memory otherwise."""
-    model = Classifier(2, 2, 2)
-    edges = torch.tensor([[0, 1], [1, 0]])
-    scores = model(torch.ones(2, 2), edges, torch.zeros(2, dtype=torch.long), 1)
-    torch.autograd.backward(cross_entropy(scores, torch.zeros(1, dtype=torch.long)))
 
 
 # Peak memory --------------------------------------------------------------------------------------
@@ -279,7 +268,8 @@ def serve(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process on Ctrl-C
     tqdm.set_lock(threading.RLock())  # its own would be a semaphore, leaked if we are ended
     try:
-        side = Side(from_arrays(arrays), settings, accelerated)
+        made_by = importlib.import_module(FRAMEWORKS[settings.framework][1])
+        side: Side = made_by.side(from_arrays(arrays), settings, accelerated)
         connection.send((True, None))
         while True:
             method, arguments = connection.recv()

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+os.environ.setdefault("DGLBACKEND", "pytorch")  # or DGL writes a file into the home directory
+
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:

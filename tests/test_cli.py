@@ -225,6 +225,16 @@ def test_demo_subprocess_on_graphs() -> None:
     assert "100%" in done.stderr or "epoch" in done.stderr
 
 
+@pytest.mark.parametrize("dataset", [["--graphs", "40"], ["--dataset", "karate"]])
+def test_demo_in_dgl(capsys: pytest.CaptureFixture[str], dataset: list[str]) -> None:
+    pytest.importorskip("dgl", reason="DGL is not installed")
+    arguments = ["demo", "--framework", "dgl", *dataset, "--epochs", "2", "--threads", "1"]
+    document, _ = run_json(capsys, *arguments)
+    check_demo(document, 2)
+    assert document["settings"]["framework"] == "dgl"
+    assert document["stats"]["rows_read"] <= document["stats"]["rows_read_before"]
+
+
 def test_demo_of_a_failing_side_is_an_error(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

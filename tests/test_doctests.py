@@ -20,11 +20,14 @@ MODULES = [
 
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings(name: str) -> None:
+    if name.startswith("hag_plugin.dgl."):
+        pytest.importorskip("dgl", reason="DGL is not installed")
     result = doctest.testmod(importlib.import_module(name))
     assert result.failed == 0
 
 
 def test_there_are_examples() -> None:
     finder = doctest.DocTestFinder(exclude_empty=True)
-    tests = [t for name in MODULES for t in finder.find(importlib.import_module(name))]
+    names = [name for name in MODULES if not name.startswith("hag_plugin.dgl.")]
+    tests = [t for name in names for t in finder.find(importlib.import_module(name))]
     assert sum(bool(t.examples) for t in tests) >= 5

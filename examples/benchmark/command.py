@@ -21,13 +21,14 @@ from . import (
     peers,
     report,
     suite_aggregate,
+    suite_dgl,
     suite_epochs,
     suite_layers,
     suite_never_slower,
     suite_search,
 )
 from .graphs import Graph
-from .plan import EPOCH_GRAPHS, LAYER_GRAPHS, REDUCES, WIDTHS, Plan
+from .plan import DGL_GRAPHS, EPOCH_GRAPHS, LAYER_GRAPHS, REDUCES, WIDTHS, Plan
 from .results import Results
 
 SUITES: dict[str, ModuleType] = {
@@ -36,6 +37,7 @@ SUITES: dict[str, ModuleType] = {
         suite_aggregate,
         suite_epochs,
         suite_layers,
+        suite_dgl,
         suite_search,
         suite_never_slower,
     )
@@ -138,6 +140,8 @@ def plan_of(args: argparse.Namespace, suite: str) -> Plan:
             names = [name for name in names if name in EPOCH_GRAPHS]
     if suite == "layers" and args.root is not None and not args.graphs:
         names = [name for name in names if name in LAYER_GRAPHS]
+    if suite == "dgl-layers" and args.root is not None and not args.graphs:
+        names = [name for name in names if name in DGL_GRAPHS]
     if args.quick:
         widths = (16,)
     loops = ("A", "A+I") if every or suite == "search" else ("A+I",)

@@ -11,6 +11,7 @@ Cell = dict[str, Any]
 
 WIDTHS = (16, 32, 64, 128, 256, 512)
 REDUCES = ("sum", "max")
+DGL_GRAPHS = ("IMDB-MULTI", "AmazonPhoto", "COLLAB_ego_recon")
 LAYER_GRAPHS = ("IMDB-MULTI", "AmazonPhoto")
 EPOCH_GRAPHS = (
     "COLLAB_ego_recon",

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import environment, goals, plots, tables
+from . import environment, goals, plots, suite_dgl, tables
 from .results import Record, Results
 
-SUITES = ("aggregate", "epochs", "layers", "search", "never-slower")
+SUITES = ("aggregate", "epochs", "layers", "dgl-layers", "search", "never-slower")
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ def _sections(suites: dict[str, Sequence[Record]]) -> dict[str, tuple[str, str]]
         "aggregate": ("Aggregation", tables.aggregate(suites["aggregate"])),
         "epochs": ("Epochs", tables.epochs(suites["epochs"])),
         "layers": ("Layers", tables.layers(suites["layers"])),
+        "dgl-layers": ("DGL's layers", suite_dgl.table(suites["dgl-layers"])),
         "search": ("Search", tables.search(suites["search"], suites["epochs"])),
         "never-slower": ("Never slower than plain", tables.never_slower(suites["never-slower"])),
     }

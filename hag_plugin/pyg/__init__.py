@@ -1,8 +1,9 @@
 """PyTorch Geometric: accelerated layers and the dataset transform."""
 
+from hag_plugin.explanation import Explanation
 from hag_plugin.pyg.accelerate import accelerate, restore
 from hag_plugin.pyg.data import HagData
-from hag_plugin.pyg.explain import Explanation, explain
+from hag_plugin.pyg.explain import explain
 from hag_plugin.pyg.layer import hag_layer
 from hag_plugin.pyg.layers import layers
 from hag_plugin.pyg.relations import relation_hags

@@ -1,0 +1,161 @@
+"""Suite `dgl-layers`: one call of every accelerated DGL layer, forward and backward."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import peers, tables
+from .graphs import Graph
+from .plan import Cell, Plan
+from .results import Record
+from .sides import AGAIN, AUTO, NONE
+from .timing import interleave
+
+NAME = "dgl-layers"
+SECONDS = 6.0
+STOCK = "DGL"
+TOLERANCE = 1e-3  # of the largest value of the output and of the features' gradient, in float32
+TYPES = 4
+FREE: dict[str, Any] = {"allow_zero_in_degree": True}
+
+LAYERS: dict[str, Callable[[Any, int], nn.Module]] = {
+    "APPNPConv": lambda made, f: made.APPNPConv(2, 0.1),
+    "ChebConv": lambda made, f: made.ChebConv(f, f, 3),
+    "DGNConv": lambda made, f: made.DGNConv(f, f, ["mean", "dir1-av"], ["identity"], 2.5),
+    "GATConv": lambda made, f: made.GATConv(f, f, 1, **FREE),
+    "GCN2Conv": lambda made, f: made.GCN2Conv(f, 1, **FREE),
+    "GINConv": lambda made, f: made.GINConv(nn.Linear(f, f)),
+    "GINConv max": lambda made, f: made.GINConv(nn.Linear(f, f), "max"),
+    "GatedGraphConv": lambda made, f: made.GatedGraphConv(f, f, 2, 1),
+    "GraphConv": lambda made, f: made.GraphConv(f, f, **FREE),
+    "GraphConv none": lambda made, f: made.GraphConv(f, f, norm="none", **FREE),
+    "PNAConv": lambda made, f: made.PNAConv(
+        f, f, ["mean", "max", "sum", "std"], ["identity", "amplification"], 2.5
+    ),
+    "RelGraphConv": lambda made, f: made.RelGraphConv(f, f, TYPES),
+    "SAGEConv gcn": lambda made, f: made.SAGEConv(f, f, "gcn"),
+    "SAGEConv mean": lambda made, f: made.SAGEConv(f, f, "mean"),
+    "SAGEConv pool": lambda made, f: made.SAGEConv(f, f, "pool"),
+    "SGConv": lambda made, f: made.SGConv(f, f, 2, **FREE),
+    "TAGConv": lambda made, f: made.TAGConv(f, f, 2),
+}
+
+
+def cells(plan: Plan) -> Iterator[Cell]:
+    """Graphs x widths x layers."""
+    for graph in plan.graphs:
+        for width in plan.widths:
+            for layer in LAYERS:
+                yield {"graph": graph, "layer": layer, "width": width}
+
+
+def measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
+    """Times one layer on plain graphs and on graphs from `ToHAG`."""
+    dgl = peers.load("dgl")
+    if dgl is None:
+        absent = dict.fromkeys((AUTO, NONE, STOCK), "dgl is not installed")
+        return {"wrong": {}, "absent": absent, "forms": {}}
+    from hag_plugin.dgl import ToHAG
+
+    torch.manual_seed(plan.seed)
+    width = cell["width"]
+    layer = LAYERS[cell["layer"]](dgl.nn.pytorch, width)
+    structure = graph.kept("dgl layers", lambda: _structure(dgl, graph))
+    graphs = {
+        AUTO: graph.kept(f"dgl auto {width}", lambda: ToHAG(width=width)(structure)),
+        NONE: graph.kept("dgl none", lambda: ToHAG("none")(structure)),
+        STOCK: structure,
+    }
+    x = graph.features(width).requires_grad_()
+    more = _arguments(cell["layer"], structure, x, graph)
+    calls = {side: _call(copy.deepcopy(layer), g, x, more) for side, g in graphs.items()}
+    wrong = _unequal(calls, x)
+    if AUTO in wrong:
+        return {"wrong": wrong, "absent": {}, "forms": {}}
+    calls = {side: call for side, call in calls.items() if side not in wrong}
+    calls[AGAIN] = calls[AUTO]
+    rounds = interleave(calls, plan.budget(SECONDS), together=(AUTO, AGAIN))
+    timed = {"sides": rounds.summary(), "control": rounds.control(AUTO, AGAIN)}
+    return {"wrong": wrong, "absent": {}, "forms": {"fresh": timed}}
+
+
+def _structure(dgl: Any, graph: Graph) -> Any:
+    # With edges in a list beside: DGL cannot run GATConv's backward on a graph made from a CSC.
+    made = dgl.graph(tuple(graph.edge_index.int()), num_nodes=graph.num_nodes)
+    made.create_formats_()
+    return made
+
+
+def _arguments(layer: str, structure: Any, x: Tensor, graph: Graph) -> tuple[Any, ...]:
+    if layer == "GCN2Conv":
+        return (x.detach(),)
+    if layer == "ChebConv":
+        return ([2.0],)
+    if layer == "DGNConv":
+        return (None, graph.features(3))
+    if layer == "RelGraphConv":  # kept: types that come back are what a HAG is built for
+        types = graph.kept("types", lambda: torch.randint(TYPES, (structure.num_edges(),)))
+        return (types,)
+    return ()
+
+
+def _call(
+    layer: nn.Module, structure: Any, x: Tensor, more: tuple[Any, ...]
+) -> Callable[[], Tensor]:
+    """One forward and backward; gives the output."""
+
+    def call() -> Tensor:
+        x.grad = None
+        layer.zero_grad()
+        y: Tensor = layer(structure, x, *more)
+        torch.autograd.backward(y.sum())
+        return y.detach()
+
+    return call
+
+
+def _unequal(calls: dict[str, Callable[[], Tensor]], x: Tensor) -> dict[str, str]:
+    """Compares output and gradient of each side with stock's."""
+
+    def found(side: str) -> tuple[Tensor, Tensor]:
+        y = [calls[side]() for _ in range(3)][-1]  # what comes back is met
+        assert x.grad is not None
+        return y, x.grad
+
+    expected = found(STOCK)
+    wrong = {}
+    for side in (AUTO, NONE):
+        for what, ours, stock in zip(("output", "gradient"), found(side), expected, strict=True):
+            off = float((ours - stock).abs().max() / stock.abs().max().clamp(min=1e-30))
+            if not off <= TOLERANCE:
+                wrong[side] = f"{what} differs by {off:.3g} of the largest"
+    return wrong
+
+
+def table(records: Sequence[Record]) -> str:
+    """A table for each graph and width."""
+    header = ["layer", "DGL, ms", "plain, ms", "auto, ms", "auto / DGL", "A/A"]
+    groups: dict[tuple[str, int], list[list[str]]] = {}
+    for record in records:
+        if not record["forms"]:
+            continue
+        cell, control = record["cell"], record["forms"]["fresh"]["control"]
+        groups.setdefault((cell["graph"], cell["width"]), []).append([
+            cell["layer"],
+            *[tables.duration(tables.median(record, "fresh", s)) for s in (STOCK, NONE, AUTO)],
+            tables.times(tables.over(record, "fresh", STOCK, AUTO)),
+            f"{control['ratio']:.2f} ± {control['spread']:.2f}",
+        ])  # fmt: skip
+    parts = ["One call, forward and backward, on a graph from `ToHAG` and on DGL's own. GATConv, "
+             "DGNConv, max and pool run DGL's code on both; the last two because gradients are "
+             "wanted here.\n"]  # fmt: skip
+    parts += [
+        f"### {graph}, width {width}\n\n{tables.markdown(header, rows)}\n"
+        for (graph, width), rows in groups.items()
+    ]
+    return "\n".join(parts) if groups else "DGL was not installed.\n"

@@ -1,0 +1,55 @@
+"""DGL: graphs whose `update_all` runs on the HAG, accelerated models and the dataset transform.
+
+The names are imported when they are first used, so that `graphbolt_stand_in` can be called before
+DGL is.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hag_plugin.dgl.batching import batch, collate, reverse, unbatch
+    from hag_plugin.dgl.describe import explain
+    from hag_plugin.dgl.graph import HagBlock, HagGraph
+    from hag_plugin.dgl.graphbolt import graphbolt_stand_in
+    from hag_plugin.dgl.hooks import accelerate, restore
+    from hag_plugin.dgl.layer import hag_layer
+    from hag_plugin.dgl.transforms import ToHAG
+
+__all__ = [
+    "HagBlock",
+    "HagGraph",
+    "ToHAG",
+    "accelerate",
+    "batch",
+    "collate",
+    "explain",
+    "graphbolt_stand_in",
+    "hag_layer",
+    "restore",
+    "reverse",
+    "unbatch",
+]
+# No file is named as what it holds: importing it would put the module in place of the name.
+FILES = {
+    "batching": ("batch", "collate", "reverse", "unbatch"),
+    "describe": ("explain",),
+    "graph": ("HagBlock", "HagGraph"),
+    "graphbolt": ("graphbolt_stand_in",),
+    "hooks": ("accelerate", "restore"),
+    "layer": ("hag_layer",),
+    "transforms": ("ToHAG",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for file, names in FILES.items():
+        if name in names:
+            return getattr(import_module(f"hag_plugin.dgl.{file}"), name)
+    raise AttributeError(f"module 'hag_plugin.dgl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

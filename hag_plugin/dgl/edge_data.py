@@ -1,0 +1,54 @@
+"""What is worked out of a tensor with one value an edge, kept by the tensor's weak identity."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+MAX_TENSORS = 4  # remembered of each relation
+UNKNOWN: Any = object()
+
+
+@dataclass
+class Known:
+    """A tensor that was met, and what was worked out of it once it came back."""
+
+    tensor: weakref.ref[Tensor]
+    version: int
+    value: Any = UNKNOWN
+
+
+class EdgeDataCache:
+    """Works something out of edge tensors that come back; those met once are only noted.
+
+    Attention coefficients and dropped-out weights are new tensors in each call, and cost nothing
+    here but a look-up. A tensor is known by its identity and version.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int], Known] = {}
+
+    def value(self, purpose: str, tensor: Tensor, work_out: Callable[[], Any]) -> Any:
+        """What `work_out` gives for a tensor that was met before; None at the first time."""
+        if tensor.is_inference():  # it has no version
+            return None
+        key = (purpose, id(tensor))
+        known = self._known.get(key)
+        if known is None or known.tensor() is not tensor or known.version != tensor._version:
+            self._note(key, tensor)
+            return None
+        if known.value is UNKNOWN:
+            known.value = work_out()
+        return known.value
+
+    def _note(self, key: tuple[str, int], tensor: Tensor) -> None:
+        for gone in [k for k, known in self._known.items() if known.tensor() is None]:
+            del self._known[gone]
+        self._known.pop(key, None)
+        while len(self._known) >= MAX_TENSORS:
+            del self._known[next(iter(self._known))]
+        self._known[key] = Known(weakref.ref(tensor), tensor._version)

@@ -1,0 +1,85 @@
+"""`ToHAG`: the transform that gives a DGL graph its HAGs."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from dgl import DGLGraph
+from dgl.transforms import BaseTransform
+
+from hag_plugin.dgl.graph import CLASSES, bind, relations_of
+from hag_plugin.dgl.relation import Relation
+from hag_plugin.hag import outside_inference
+from hag_plugin.program import METHODS
+
+TAKEN = {"edge_index", "num_nodes", "size", "targets_first", "self_loops", "ptr", "device"}
+
+
+class ToHAG(BaseTransform):  # type: ignore[misc]
+    """Gives a graph whose `update_all` runs on the HAG, edge type by edge type.
+
+    Put it last in `dgl.transforms.Compose`: a transform that changes edges after it drops the HAG
+    (only `add_self_loop` keeps it). A dataset applies its transform at each access; the HAGs of a
+    structure that was met are found again.
+
+    Args:
+        method: as for `build_hag`: "auto", "greedy" or "none".
+        transpose: build the reversed graph's too, which gradients of directed graphs need.
+        **options: further arguments of `build_hag`: `width`, `capacity`, `allow_subtraction`,
+            `dtype`, `progress`.
+
+    Example:
+        >>> import dgl, torch
+        >>> import dgl.function as fn
+        >>> graph = ToHAG()(dgl.graph(([0, 1, 2], [1, 0, 0])))
+        >>> graph.ndata["x"] = torch.tensor([[1.0], [2.0], [4.0]])
+        >>> graph.update_all(fn.copy_u("x", "m"), fn.sum("m", "y"))
+        >>> graph.ndata["y"].flatten().tolist()
+        [6.0, 1.0, 0.0]
+    """
+
+    def __init__(self, method: str = "auto", transpose: bool = True, **options: Any) -> None:
+        if method not in METHODS:
+            raise ValueError(f"method is {method!r}; expected one of {METHODS}")
+        if TAKEN & options.keys():
+            raise TypeError(f"ToHAG takes {sorted(TAKEN & options.keys())} from the graph")
+        self.method = method
+        self.transpose = transpose
+        self.options = options
+        self._built: dict[int, tuple[weakref.ref[Any], tuple[Relation, ...]]] = {}
+
+    def __call__(self, g: DGLGraph) -> Any:
+        """The graph with its HAGs: features and structure are shared with `g`, which stays.
+
+        Raises:
+            TypeError: `g` is no DGLGraph.
+        """
+        if type(g) not in CLASSES:
+            raise TypeError(f"ToHAG takes a DGLGraph or a DGLBlock, got {type(g).__name__}")
+        relations = self._relations_of(g)
+        with outside_inference(), torch.no_grad():
+            for etid, relation in enumerate(relations):
+                relation.prepare(g, etid, self.transpose)
+        return bind(g.local_var(), relations)
+
+    def _relations_of(self, graph: DGLGraph) -> tuple[Relation, ...]:
+        index = graph._graph
+        known = self._built.get(id(index))
+        if known is not None and known[0]() is index:
+            return known[1]
+        options = {"method": self.method, **self.options}
+        relations = relations_of(graph)
+        if relations is None or any(each.options != options for each in relations):
+            relations = tuple(Relation(options) for _ in graph.canonical_etypes)
+        built, key = self._built, id(index)
+        built[key] = (weakref.ref(index, lambda _: built.pop(key, None)), relations)
+        return relations
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_built": {}}
+
+    def __repr__(self) -> str:
+        options = "".join(f", {k}={v!r}" for k, v in sorted(self.options.items()))
+        return f"ToHAG(method={self.method!r}, transpose={self.transpose}{options})"
