@@ -1,0 +1,1 @@
+"""Layer-wise parallelism: how to split each layer of a model over devices."""
