@@ -82,7 +82,7 @@ class Choice:
     Attributes:
         configs: of each node, the index of its configuration.
         cost: their cost, as `CostGraph.cost` gives it.
-        memory: their memory, the sum over nodes; None where none was given.
+        memory: their memory, summed; None where none was given.
         width: the most neighbours that a node had when it was eliminated: 1 or 2 throughout where
             the paper's eliminations reduce the graph, more where bucket elimination was needed.
     """
@@ -97,6 +97,7 @@ def minimise(
     graph: CostGraph,
     *,
     memory: Sequence[np.ndarray] | None = None,
+    edge_memory: Sequence[np.ndarray] | None = None,
     memory_limit: float | None = None,
 ) -> Choice:
     """The cheapest choice; with a limit, the cheapest whose memory fits.
@@ -108,6 +109,7 @@ def minimise(
     Args:
         graph: nodes, edges and their costs.
         memory: of each node, float64 `[configurations]`; a choice takes their sum.
+        edge_memory: of each edge, shaped like its costs; added to that of the nodes.
         memory_limit: the most that a choice may take.
 
     Raises:
@@ -121,23 +123,22 @@ def minimise(
         >>> minimise(graph)
         Choice(configs=[1, 1], cost=4.0, memory=None, width=1)
     """
-    if memory is None:
-        if memory_limit is not None:
-            raise ValueError(f"memory_limit is {memory_limit}; expected memory of each node too")
-        return _eliminate(graph, None)
-    _check_memory(graph, memory)
-    best = _eliminate(graph, memory)
-    if memory_limit is None or (best.memory is not None and best.memory <= memory_limit):
+    sizes = _sizes(graph, memory, edge_memory)
+    if sizes is None and memory_limit is not None:
+        raise ValueError(f"memory_limit is {memory_limit}; expected memory of each node too")
+    best = _eliminate(graph, sizes)
+    if sizes is None or memory_limit is None or sizes.cost(best.configs) <= memory_limit:
         return best
     from hag_plugin.parallel import pareto
 
-    return pareto.minimise(graph, memory, memory_limit)
+    return pareto.minimise(graph, sizes, memory_limit)
 
 
 def brute_force(
     graph: CostGraph,
     *,
     memory: Sequence[np.ndarray] | None = None,
+    edge_memory: Sequence[np.ndarray] | None = None,
     memory_limit: float = math.inf,
 ) -> Choice:
     """The slow twin of `minimise`: tries every choice, and takes the first of the cheapest.
@@ -145,9 +146,10 @@ def brute_force(
     Raises:
         InfeasibleError: every choice is illegal, or none fits.
     """
+    sizes = _sizes(graph, memory, edge_memory)
     best: Choice | None = None
     for configs in itertools.product(*(range(len(c)) for c in graph.node_costs)):
-        size = _memory(memory, configs)
+        size = None if sizes is None else sizes.cost(configs)
         if size is not None and size > memory_limit:
             continue
         cost = graph.cost(configs)
@@ -158,19 +160,24 @@ def brute_force(
     return best
 
 
-def _check_memory(graph: CostGraph, memory: Sequence[np.ndarray]) -> None:
+def _sizes(
+    graph: CostGraph,
+    memory: Sequence[np.ndarray] | None,
+    edge_memory: Sequence[np.ndarray] | None,
+) -> CostGraph | None:
+    """Memory as a graph like that of the costs; None where none is given."""
+    if memory is None:
+        return None
     sizes, expected = [len(m) for m in memory], [len(c) for c in graph.node_costs]
     if sizes != expected:
         raise ValueError(f"memory is given for {sizes} configurations; expected {expected}")
-    for i, values in enumerate(memory):
-        if not np.isfinite(values).all():
-            raise ValueError(f"memory of node {i} holds NaN or inf; expected finite sizes")
-
-
-def _memory(memory: Sequence[np.ndarray] | None, configs: Sequence[int]) -> float | None:
-    if memory is None:
-        return None
-    return math.fsum(float(m[k]) for m, k in zip(memory, configs, strict=True))
+    if edge_memory is None:
+        return CostGraph(list(memory))
+    shapes, wanted = [m.shape for m in edge_memory], [c.shape for _, _, c in graph.edges]
+    if shapes != wanted:
+        raise ValueError(f"edge_memory is given for {shapes}; expected {wanted}")
+    pairs = [(u, v, m) for (u, v, _), m in zip(graph.edges, edge_memory, strict=True)]
+    return CostGraph(list(memory), pairs)
 
 
 # Elimination ----------------------------------------------------------------------------------
@@ -227,7 +234,7 @@ class _Table:
         )
 
 
-def _eliminate(graph: CostGraph, memory: Sequence[np.ndarray] | None) -> Choice:
+def _eliminate(graph: CostGraph, sizes: CostGraph | None) -> Choice:
     tables = [_Table((i,), costs) for i, costs in enumerate(graph.node_costs)]
     tables += [_Table((u, v), c) if u < v else _Table((v, u), c.T) for u, v, c in graph.edges]
     order = elimination_order(graph)
@@ -249,4 +256,4 @@ def _eliminate(graph: CostGraph, memory: Sequence[np.ndarray] | None) -> Choice:
     if math.isinf(cost):
         raise InfeasibleError("every choice of configurations holds an illegal one")
     width = max((len(around) for _, around in order), default=0)
-    return Choice(configs, cost, _memory(memory, configs), width)
+    return Choice(configs, cost, None if sizes is None else sizes.cost(configs), width)

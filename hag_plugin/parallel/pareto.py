@@ -8,7 +8,6 @@ already, or if the Lagrangian bound shows that no completion beats a choice know
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,14 +40,14 @@ class _Bound:
     fits: Choice
 
 
-def minimise(graph: CostGraph, memory: Sequence[np.ndarray], limit: float) -> Choice:
+def minimise(graph: CostGraph, sizes: CostGraph, limit: float) -> Choice:
     """The cheapest choice whose memory is at most `limit`.
 
     Raises:
         InfeasibleError: none fits; `nearest` is the one that takes least memory.
     """
-    bound = _lagrangian(graph, memory, limit)
-    tables = _tables(graph, memory)
+    bound = _lagrangian(graph, sizes, limit)
+    tables = _tables(graph, sizes)
     order = elimination_order(graph)
     for node, around in order:
         bucket = [t for t in tables if node in t.scope]
@@ -58,31 +57,35 @@ def minimise(graph: CostGraph, memory: Sequence[np.ndarray], limit: float) -> Ch
     width = max((len(around) for _, around in order), default=0)
     best = bound.fits
     for entry in np.argsort(rest.cost, kind="stable").tolist():
-        choice = _measured(graph, memory, [c for _, c in sorted(_choice_of(rest, entry).items())])
+        choice = _measured(graph, sizes, [c for _, c in sorted(_choice_of(rest, entry).items())])
         if choice.memory is not None and choice.memory <= limit:  # exactly: sums were rounded
             best = min(choice, best, key=lambda c: c.cost)
             break
     return Choice(best.configs, best.cost, best.memory, width)
 
 
-def _measured(graph: CostGraph, memory: Sequence[np.ndarray], configs: list[int]) -> Choice:
-    size = math.fsum(float(m[k]) for m, k in zip(memory, configs, strict=True))
-    return Choice(configs, graph.cost(configs), size)
+def _measured(graph: CostGraph, sizes: CostGraph, configs: list[int]) -> Choice:
+    return Choice(configs, graph.cost(configs), sizes.cost(configs))
 
 
-def _lagrangian(graph: CostGraph, memory: Sequence[np.ndarray], limit: float) -> _Bound:
+def _lagrangian(graph: CostGraph, sizes: CostGraph, limit: float) -> _Bound:
     """Bisects the price of memory between "for nothing" and "as dear as needed to fit"."""
 
+    def weighed(price: float) -> CostGraph:
+        costs = [c + price * m for c, m in zip(graph.node_costs, sizes.node_costs, strict=True)]
+        priced_pairs = [(u, v, price * m) for u, v, m in sizes.edges]
+        return CostGraph(costs, graph.edges + priced_pairs)
+
     def priced(price: float) -> Choice:
-        costs = [c + price * m for c, m in zip(graph.node_costs, memory, strict=True)]
-        return _measured(graph, memory, minimise_cost(CostGraph(costs, graph.edges)).configs)
+        return _measured(graph, sizes, minimise_cost(weighed(price)).configs)
 
     def excess(choice: Choice) -> float:
         return math.inf if choice.memory is None else choice.memory - limit
 
-    legal = [np.where(np.isinf(c), c, m) for c, m in zip(graph.node_costs, memory, strict=True)]
-    pairs = [(u, v, np.where(np.isinf(c), c, 0.0)) for u, v, c in graph.edges]
-    fits = _measured(graph, memory, minimise_cost(CostGraph(legal, pairs)).configs)
+    costs = zip(graph.node_costs, sizes.node_costs, strict=True)
+    legal = [np.where(np.isinf(c), c, m) for c, m in costs]
+    pairs = [(u, v, np.where(np.isinf(c), c, 0.0)) for u, v, c in graph.edges] + sizes.edges
+    fits = _measured(graph, sizes, minimise_cost(CostGraph(legal, pairs)).configs)
     if excess(fits) > 0:
         raise InfeasibleError(
             f"no choice fits in {limit:.6g}: the one that takes least memory takes "
@@ -166,18 +169,19 @@ def _falls(cost: np.ndarray, group: np.ndarray) -> np.ndarray:
     return falls
 
 
-def _tables(graph: CostGraph, memory: Sequence[np.ndarray]) -> list[_Frontiers]:
+def _tables(graph: CostGraph, sizes: CostGraph) -> list[_Frontiers]:
     tables = []
-    for i, (costs, sizes) in enumerate(zip(graph.node_costs, memory, strict=True)):
+    for i, (costs, taken) in enumerate(zip(graph.node_costs, sizes.node_costs, strict=True)):
         legal = np.flatnonzero(np.isfinite(costs))
-        tables.append(
-            _Frontiers((i,), legal[:, None], costs[legal], sizes[legal].astype(float), names=i)
-        )
-    for u, v, costs in graph.edges:
+        own = taken[legal].astype(float)
+        tables.append(_Frontiers((i,), legal[:, None], costs[legal], own, names=i))
+    free = [(u, v, np.zeros_like(m, float), m) for u, v, m in sizes.edges]
+    paid = [(u, v, c, np.zeros_like(c, float)) for u, v, c in graph.edges]
+    for u, v, costs, taken in paid + free:
         a, b = np.nonzero(np.isfinite(costs))
         configs = np.stack([a, b] if u < v else [b, a], axis=1)
         scope = (u, v) if u < v else (v, u)
-        tables.append(_Frontiers(scope, configs, costs[a, b], np.zeros(len(a))))
+        tables.append(_Frontiers(scope, configs, costs[a, b], taken[a, b].astype(float)))
     return tables
 
 
