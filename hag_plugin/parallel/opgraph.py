@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from hag_plugin.parallel.partition_stats import GraphStats
 
 KINDS = (
@@ -25,7 +27,7 @@ KINDS = (
     "opaque",  # anything else: runs on every device
     "loss",
 )
-OVER = ("nodes", "features", "each")
+OVER = ("nodes", "features")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Op:
         edge_products: `(k, n)` of dense products that a convolution makes for every edge.
         node_products: the same for every node, in place of `transform`.
         over: of a normalisation, what it normalises over: "nodes" (BatchNorm), "features"
-            (LayerNorm, softmax) or "each" value on its own (in evaluation).
+            (LayerNorm, softmax).
+        affine: whether a normalisation has a weight and a bias for each feature.
         layer: the class, for the reader.
     """
 
@@ -75,6 +78,7 @@ class Op:
     edge_products: tuple[tuple[int, int], ...] = ()
     node_products: tuple[tuple[int, int], ...] = ()
     over: str = "nodes"
+    affine: bool = False
     layer: str = ""
 
     @property
@@ -82,15 +86,20 @@ class Op:
         """Number of trainable values, biases left out."""
         products = sum(k * n for k, n in (*self.edge_products, *self.node_products))
         dense = self.transform or self.kind in ("linear", "attention")
-        wide = self.width if self.concatenated else self.width * self.heads
         own = self.input_width * self.width if self.root else 0
-        return products + own + (self.relations * self.input_width * wide if dense else 0)
+        return products + own + (self.relations * self.input_width * self.wide if dense else 0)
 
     @property
     def biases(self) -> int:
-        """Number of trainable values that belong to one output feature each."""
-        per_feature = {"normalisation": 2, "attention": 2}.get(self.kind, 0)
-        return (per_feature + self.bias) * self.width if self.over != "each" else 0
+        """Number of trainable values that belong to one feature each."""
+        if self.kind == "normalisation":
+            return 2 * self.width * self.affine
+        return self.bias * self.width + (2 * self.wide if self.kind == "attention" else 0)
+
+    @property
+    def wide(self) -> int:
+        """Features of all heads, before they are averaged."""
+        return self.width * (1 if self.concatenated else self.heads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +164,10 @@ class OpGraph:
         """(producer, consumer) of every tensor that goes from one operation to another."""
         return [(i, j) for j, op in enumerate(self.ops) for i in op.inputs]
 
+    def rows(self, parts: int) -> np.ndarray:
+        """Nodes of each of `parts` parts, int64 `[parts]`; the same for all layers."""
+        return next(iter(self.graphs.values())).partition(parts).rows
+
     @property
     def fingerprint(self) -> str:
         """Of the operations, not of the graphs: plans are for one model."""
@@ -172,5 +185,5 @@ def gcn(name: str, source: int, width_in: int, width: int, **changes: Any) -> Op
 
 def convolution(name: str, source: int, width_in: int, width: int, **changes: Any) -> Op:
     """A sum over neighbours with a transform that may go before or after it."""
-    changes = {"graph": "A", "transform": True, "commutes": True} | changes
-    return Op(name, "convolution", (source,), width, width_in, **changes)
+    settings: dict[str, Any] = {"graph": "A", "transform": True, "commutes": True}
+    return Op(name, "convolution", (source,), width, width_in, **(settings | changes))

@@ -81,13 +81,11 @@ class GraphStats:
     hag: HagCounts | None = None
     relation_edges: tuple[int, ...] = ()
     source: str = "measured"
-    _cut: Callable[[int], PartitionStats] = field(
-        default=lambda parts: _no_parts(parts), repr=False
-    )
-    _partitions: dict[int, PartitionStats] = field(default_factory=dict, repr=False)
+    _cut: Callable[[int, int], PartitionStats] | None = field(default=None, repr=False)
+    _partitions: dict[tuple[int, int], PartitionStats] = field(default_factory=dict, repr=False)
 
-    def partition(self, parts: int) -> PartitionStats:
-        """The graph cut into `parts`, computed once.
+    def partition(self, parts: int, merged: int = 1) -> PartitionStats:
+        """The graph cut into `parts`, of which each `merged` neighbours are one; computed once.
 
         Raises:
             ValueError: there are fewer nodes than parts.
