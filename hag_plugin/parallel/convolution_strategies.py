@@ -97,7 +97,7 @@ def _add(
         for k, n in problem.op.edge_products:
             terms.linear(edges, k, n, True)
             terms.retained += edges * k
-        width = problem.op.edge_products[-1][1]
+        width = problem.op.message_width
     terms.aggregate(counts, width, backward, len(problem.op.reduce))
     # Forward and backward each have a program; a row pointer is 8 bytes.
     terms.graph += 2 * (INDEX * counts.rows_read + 8 * counts.rows_written)

@@ -53,6 +53,8 @@ class Op:
         relations: kinds of edges, with weights each.
         edge_products: `(k, n)` of dense products that a convolution makes for every edge.
         node_products: the same for every node, in place of `transform`.
+        message_width: where messages are made for every edge, their width.
+        values: trainable values that no other attribute tells of.
         over: of a normalisation, what it normalises over: "nodes" (BatchNorm), "features"
             (LayerNorm, softmax).
         affine: whether a normalisation has a weight and a bias for each feature.
@@ -77,6 +79,8 @@ class Op:
     relations: int = 1
     edge_products: tuple[tuple[int, int], ...] = ()
     node_products: tuple[tuple[int, int], ...] = ()
+    message_width: int = 0
+    values: int = 0
     over: str = "nodes"
     affine: bool = False
     layer: str = ""
@@ -87,7 +91,12 @@ class Op:
         products = sum(k * n for k, n in (*self.edge_products, *self.node_products))
         dense = self.transform or self.kind in ("linear", "attention")
         own = self.input_width * self.width if self.root else 0
-        return products + own + (self.relations * self.input_width * self.wide if dense else 0)
+        return (
+            self.values
+            + products
+            + own
+            + (self.relations * self.input_width * self.wide if dense else 0)
+        )
 
     @property
     def biases(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -98,6 +98,14 @@ class GraphStats:
                 raise ValueError(f"nothing is known of the graph cut into {parts} parts")
             self._partitions[key] = self._cut(parts, merged)
         return self._partitions[key]
+
+    def without_hags(self) -> GraphStats:
+        """The same graph where edges have weights: a HAG shares nothing."""
+
+        def cut(parts: int, merged: int) -> PartitionStats:
+            return replace(self.partition(parts, merged), hags=None)
+
+        return replace(self, hag=None, _cut=cut, _partitions={})
 
     @classmethod
     def assumed(
