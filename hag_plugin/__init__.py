@@ -28,12 +28,13 @@ __all__ = [
     "build_hag",
     "explain",
     "hag_layer",
+    "parallel",
     "pyg",
     "restore",
 ]
 
 
 def __getattr__(name: str) -> _ModuleType:
-    if name == "pyg":  # imports PyG, so only when it is asked for
-        return _importlib.import_module("hag_plugin.pyg")
+    if name in ("parallel", "pyg"):  # heavy, or imports PyG: only when asked for
+        return _importlib.import_module(f"hag_plugin.{name}")
     raise AttributeError(f"module 'hag_plugin' has no attribute {name!r}")

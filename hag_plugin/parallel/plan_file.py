@@ -15,7 +15,7 @@ from hag_plugin.parallel.search import Memory
 from hag_plugin.parallel.strategies import HAGS, ORDERS, REGISTRY, Config
 
 if TYPE_CHECKING:
-    from hag_plugin.parallel.plan import LayerPlan, Plan
+    from hag_plugin.parallel.planner import LayerPlan, Plan
 
 FORMAT, VERSION = "hag_plugin.plan", 1
 NOTE = (
@@ -73,7 +73,7 @@ def parse(content: Any) -> Plan:
     Raises:
         ValueError: something is missing or wrong; names the layer, if it is in one.
     """
-    from hag_plugin.parallel.plan import Plan
+    from hag_plugin.parallel.planner import Plan
 
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"this is no plan: expected an object of format {FORMAT!r}")
@@ -105,7 +105,7 @@ def parse(content: Any) -> Plan:
 
 
 def _layer(entry: Any, what: str) -> LayerPlan:
-    from hag_plugin.parallel.plan import LayerPlan
+    from hag_plugin.parallel.planner import LayerPlan
 
     if not isinstance(entry, dict):
         raise ValueError(f"{what} is {entry!r}; expected an object")

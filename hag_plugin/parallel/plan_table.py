@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hag_plugin.parallel.plan import LayerPlan, Plan
+    from hag_plugin.parallel.planner import LayerPlan, Plan
 
 QUIET = ("elementwise", "input", "sum", "concatenation", "loss")
 HEAD = ("layer", "strategy", "HAG", "compute", "comm", "sync", "sent", "memory")

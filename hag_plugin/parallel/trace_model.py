@@ -163,13 +163,13 @@ class Recorder(TorchFunctionMode):
             elif any(f"{c.__module__}.{c.__qualname__}" in MESSAGE_PASSING
                      for c in type(module).__mro__):  # fmt: skip
                 module.forward = self._leaf(_opaque, module)
-            name = type(module).__name__
-            module.register_forward_pre_hook(
-                lambda m, a, p=path, n=name: self._stack.append((p, n))
-            )
-            module.register_forward_hook(lambda m, a, o: self._leave())
+            module.register_forward_pre_hook(partial(self._enter, path))
+            module.register_forward_hook(self._leave)
 
-    def _leave(self) -> None:
+    def _enter(self, path: str, module: Module, _: Any) -> None:
+        self._stack.append((path, type(module).__name__))
+
+    def _leave(self, *_: Any) -> None:
         self._stack.pop()
 
     def _leaf(self, entry: Any, module: Module) -> Callable[..., Tensor]:

@@ -28,7 +28,7 @@ from hag_plugin.parallel.cost import (
 from hag_plugin.parallel.exact import InfeasibleError
 from hag_plugin.parallel.opgraph import OpGraph
 from hag_plugin.parallel.search import Memory, Space
-from hag_plugin.parallel.strategies import Config
+from hag_plugin.parallel.strategies import Config, Problem, configs_of
 from hag_plugin.parallel.topology import Topology, load
 
 
@@ -301,6 +301,36 @@ def recost(found: Plan, graph: OpGraph, topology: Topology | str, costs: str = "
             )
         chosen.append(configs.index(layer.config))
     return planned(space, chosen, costs, baselines(graph, machine, compute))
+
+
+def alternatives(
+    found: Plan,
+    graph: OpGraph,
+    topology: Topology | str | os.PathLike[str],
+    costs: str = "analytic",
+) -> dict[str, dict[str, float | str]]:
+    """What else each layer could have been given.
+
+    Returns:
+        By layer with edges or weights, by strategy: predicted seconds of the cheapest plan in
+        which the layer has it (memory left out of account), or why it is refused.
+    """
+    machine = _machine(topology, found.world_size)
+    compute = _compute(costs, graph, machine)
+    listed: dict[str, dict[str, float | str]] = {}
+    for i, op in enumerate(graph.ops):
+        if op.kind not in ("convolution", "attention", "linear"):
+            continue
+        configs, reasons = configs_of(Problem(graph, op, machine.num_devices))
+        entries: dict[str, float | str] = {}
+        for name in dict.fromkeys(c.strategy for c in configs):
+
+            def allow(j: int, config: Config, i: int = i, name: str = name) -> bool:
+                return j != i or config.strategy == name
+
+            entries[name] = Space(graph, machine, compute, allow).cheapest().cost
+        listed[op.name] = entries | {name: f"refused: {why}" for name, why in reasons.items()}
+    return listed
 
 
 def _machine(topology: Topology | str | os.PathLike[str], world_size: int | None) -> Topology:
