@@ -6,24 +6,31 @@ plan.save("plan.json")
 """
 
 from hag_plugin.parallel.exact import InfeasibleError
+from hag_plugin.parallel.mcmc import Budget
 from hag_plugin.parallel.opgraph import Op, OpGraph
 from hag_plugin.parallel.partition_stats import GraphStats, measure
-from hag_plugin.parallel.planner import LayerPlan, Plan, plan, recost
+from hag_plugin.parallel.plan_tasks import Refined, refine, simulate_plan
+from hag_plugin.parallel.planner import LayerPlan, Plan, plan, recost, space_of
 from hag_plugin.parallel.topology import Topology, preset, presets
 from hag_plugin.parallel.trace_model import trace
 
 __all__ = [
+    "Budget",
     "GraphStats",
     "InfeasibleError",
     "LayerPlan",
     "Op",
     "OpGraph",
     "Plan",
+    "Refined",
     "Topology",
     "measure",
     "plan",
     "preset",
     "presets",
     "recost",
+    "refine",
+    "simulate_plan",
+    "space_of",
     "trace",
 ]

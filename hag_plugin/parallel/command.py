@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -22,9 +23,8 @@ from hag_plugin.parallel.cost import MODES, write_text
 from hag_plugin.parallel.exact import InfeasibleError
 from hag_plugin.parallel.opgraph import OpGraph
 from hag_plugin.parallel.partition_stats import GraphStats
-from hag_plugin.parallel.planner import Plan, alternatives, plan, recost
 from hag_plugin.parallel.plan_table import milliseconds
-from hag_plugin.parallel.probe import SIZES, probe
+from hag_plugin.parallel.planner import Plan, alternatives, plan, recost
 from hag_plugin.parallel.trace_model import trace
 
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -54,7 +54,7 @@ def add_plan(command: Any, commands: Any) -> None:
     )
     parser.add_argument("model", help=MODEL_HELP)
     parser.add_argument("graph", nargs="?", help="as for stats; or --nodes and --edges")
-    _add_graph(parser)
+    add_graph(parser)
     parser.add_argument("--memory", type=size, metavar="BYTES", help="of each device, 70GiB, say; "
                         "by default what the topology says")  # fmt: skip
     parser.add_argument("--require", nargs="*", default=[], metavar="LAYER=STRATEGY",
@@ -79,7 +79,7 @@ def add_explain(command: Any, commands: Any) -> None:
     parser.add_argument("plan", help="plan file")
     parser.add_argument("model", nargs="?", help=MODEL_HELP)
     parser.add_argument("graph", nargs="?", help="as for plan")
-    _add_graph(parser)
+    add_graph(parser)
     parser.add_argument("--json", action="store_true", help="as JSON on stdout")
 
 
@@ -96,13 +96,14 @@ def add_probe(command: Any, commands: Any) -> None:
     parser.add_argument("--world-sizes", nargs="+", type=int, default=[2], metavar="N",
                         help="numbers of processes (default 2)")  # fmt: skip
     parser.add_argument("--backend", choices=("gloo", "nccl"), default="gloo", help="default gloo")
-    parser.add_argument("--largest", type=size, default=SIZES[-1], metavar="BYTES",
+    parser.add_argument("--largest", type=size, default=1 << 24, metavar="BYTES",
                         help="largest message (default 16MiB)")  # fmt: skip
     parser.add_argument("-o", "--output", metavar="FILE.json", help="topology to write")
     parser.add_argument("--json", action="store_true", help="the topology as JSON on stdout")
 
 
-def _add_graph(parser: Any) -> None:
+def add_graph(parser: Any) -> None:
+    """Adds what says which graph, model size and machine a plan is for."""
     parser.add_argument("--root", metavar="DIR", help="folder of TU, Planetoid or .npz datasets")
     parser.add_argument("--nodes", type=int, help="of a graph that is known by its size only")
     parser.add_argument("--edges", type=int, help="likewise")
@@ -134,7 +135,7 @@ def size(text: str) -> int:
 
 
 @contextmanager
-def _in_words() -> Iterator[None]:
+def in_words() -> Iterator[None]:
     """Turns what a library call raises into what the command line reports."""
     try:
         yield
@@ -146,11 +147,11 @@ def _in_words() -> Iterator[None]:
 
 def run_plan(args: argparse.Namespace) -> dict[str, Any]:
     """Plans, and writes the plan if asked to."""
-    with _in_words():
+    with in_words():
         required = dict(_pair(text) for text in args.require)
         if args.output:
             _check_output(args.output)
-        graph = _graph(args)
+        graph = graph_of(args)
         found = plan(
             graph,
             topology=args.topology,
@@ -168,11 +169,11 @@ def run_plan(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_explain(args: argparse.Namespace) -> dict[str, Any]:
     """Prints a plan; with a model, checks it and lists what else there is."""
-    with _in_words():
+    with in_words():
         found = Plan.load(args.plan)
         if args.model is None:
             return {"result": {"plan": found.as_dict()}, "text": str(found)}
-        graph = _graph(args)
+        graph = graph_of(args)
         found = recost(found, graph, args.topology, args.costs)
         others = alternatives(found, graph, args.topology, args.costs)
     lines = [str(found), "", "each layer's other strategies (predicted for the whole step, the "
@@ -188,7 +189,9 @@ def run_explain(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_probe(args: argparse.Namespace) -> dict[str, Any]:
     """Measures this machine, and writes its topology if asked to."""
-    with _in_words():
+    from hag_plugin.parallel.probe import SIZES, probe  # torch.distributed, only for this
+
+    with in_words():
         if args.output:
             _check_output(args.output)
         sizes = [s for s in SIZES if s <= args.largest] or [args.largest]
@@ -201,8 +204,6 @@ def run_probe(args: argparse.Namespace) -> dict[str, Any]:
 
             found = probe(args.world_sizes, backend=args.backend, sizes=sizes, report=report)
         if args.output:
-            import json
-
             write_text(Path(args.output), json.dumps(found.as_dict(), indent=2) + "\n")
     device = found.device
     lines = [
@@ -240,7 +241,7 @@ def _pair(text: str) -> tuple[str, str]:
 # Models and graphs ----------------------------------------------------------------------------
 
 
-def _graph(args: argparse.Namespace) -> OpGraph:
+def graph_of(args: argparse.Namespace) -> OpGraph:
     """The operations of the model that was asked for, on the graph that was."""
     hag = getattr(args, "hag", "auto") == "auto"
     data: Any

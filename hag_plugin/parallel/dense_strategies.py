@@ -187,6 +187,8 @@ class Normalise(Strategy):
             )
         if op.over == "features" and columns > 1:
             self._sum(terms, STATISTICS * nodes * s, columns if columns < P else 0, columns)
+        if op.over == "everything":
+            self._sum(terms, np.full(P, STATISTICS * s), 0, P)
         values = features * op.biases // op.width
         problem.weights(terms, int(values.max()), copies=False)
         if columns < P and values.any():

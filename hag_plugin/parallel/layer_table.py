@@ -238,6 +238,13 @@ def _graph_norm(recorder: Recorder, module: Any, args: Any, kwargs: Any) -> Tens
     return recorder.add("normalisation", [x], x.shape[-1], over="nodes", affine=affine)
 
 
+def _layer_norm(recorder: Recorder, module: Any, args: Any, kwargs: Any) -> Tensor:
+    x = _arguments("x batch", args, kwargs)["x"]
+    over = "features" if module.mode == "node" else "everything"
+    affine = module.weight is not None
+    return recorder.add("normalisation", [x], x.shape[-1], over=over, affine=affine)
+
+
 # DGL ------------------------------------------------------------------------------------------
 
 
@@ -314,6 +321,7 @@ TABLE: dict[str, Entry] = {
     f"{PYG}conv.pna_conv.PNAConv": _pna,
     f"{PYG}models.jumping_knowledge.JumpingKnowledge": _jumping,
     f"{PYG}norm.graph_norm.GraphNorm": _graph_norm,
+    f"{PYG}norm.layer_norm.LayerNorm": _layer_norm,
     f"{DGL}graphconv.GraphConv": _dgl_gcn,
     f"{DGL}sageconv.SAGEConv": _dgl_sage,
     f"{DGL}ginconv.GINConv": _dgl_gin,

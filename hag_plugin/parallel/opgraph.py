@@ -27,7 +27,7 @@ KINDS = (
     "opaque",  # anything else: runs on every device
     "loss",
 )
-OVER = ("nodes", "features")
+OVER = ("nodes", "features", "everything")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Op:
         message_width: where messages are made for every edge, their width.
         values: trainable values that no other attribute tells of.
         over: of a normalisation, what it normalises over: "nodes" (BatchNorm), "features"
-            (LayerNorm, softmax).
+            (LayerNorm, softmax) or "everything" (PyG's LayerNorm).
         affine: whether a normalisation has a weight and a bias for each feature.
         layer: the class, for the reader.
     """
@@ -137,9 +137,19 @@ class OpGraph:
 
     @classmethod
     def of(
-        cls, ops: Sequence[Op], graphs: dict[str, GraphStats], itemsize: int = 4, model: str = ""
+        cls,
+        ops: Sequence[Op],
+        graphs: dict[str, GraphStats],
+        itemsize: int = 4,
+        model: str = "",
     ) -> OpGraph:
         """The graph of `ops`, checked.
+
+        Args:
+            ops: the first is the input.
+            graphs: counts by key; one at least, which says how many nodes there are.
+            itemsize: bytes a value.
+            model: its name.
 
         Raises:
             ValueError: names the operation that does not fit.
@@ -180,7 +190,8 @@ class OpGraph:
     @property
     def fingerprint(self) -> str:
         """Of the operations, not of the graphs: plans are for one model."""
-        text = repr([sorted(asdict(op).items()) for op in self.ops]) + str(self.itemsize)
+        said = [sorted((k, v) for k, v in asdict(op).items() if k != "layer") for op in self.ops]
+        text = repr(said) + str(self.itemsize)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

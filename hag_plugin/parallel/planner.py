@@ -333,6 +333,17 @@ def alternatives(
     return listed
 
 
+def space_of(
+    graph: OpGraph,
+    topology: Topology | str | os.PathLike[str],
+    world_size: int | None = None,
+    costs: str = "analytic",
+) -> Space:
+    """All plans of a model on so many devices of a machine; arguments as for `plan`."""
+    machine = _machine(topology, world_size)
+    return Space(graph, machine, _compute(costs, graph, machine))
+
+
 def _machine(topology: Topology | str | os.PathLike[str], world_size: int | None) -> Topology:
     machine = load(topology)
     if world_size is None or world_size == machine.num_devices:

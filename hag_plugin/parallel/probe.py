@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import multiprocessing
+import torch.multiprocessing
 
 import hag_plugin as hp
 from hag_plugin.parallel.layouts import sent_bytes
@@ -117,7 +117,8 @@ def _measure(size: int, backend: str, sizes: tuple[int, ...]) -> tuple[Measureme
         # The start method is spawn: OpenMP and CUDA do not survive a fork.
         arguments = (size, backend, sizes, folder)
         try:
-            multiprocessing.start_processes(_run_rank, arguments, nprocs=size)
+            start: Any = torch.multiprocessing.start_processes  # type: ignore[attr-defined]
+            start(_run_rank, arguments, nprocs=size, start_method="spawn")
         except Exception as e:
             raise RuntimeError(f"a process of {size} failed while probing: {e}") from e
         measured, device = json.loads((Path(folder) / RESULT).read_text())

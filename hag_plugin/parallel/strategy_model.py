@@ -74,6 +74,9 @@ def simulate_strategy(model: StrategyModel, strategy: Sequence[int]) -> Schedule
 class SimulatedStrategy:
     """A strategy and its simulated seconds, kept up to date by delta simulation.
 
+    A proposal that changes most tasks is built and simulated from the start: that is less work
+    than taking the old ones away.
+
     Args:
         model: what can be chosen.
         strategy: where to start.
@@ -88,6 +91,7 @@ class SimulatedStrategy:
             for node in ends:
                 self._edges[node].append(edge)
         self._proposed = (0, 0)
+        self._fresh: Schedule | None = None
 
     @property
     def cost(self) -> float:
@@ -102,14 +106,32 @@ class SimulatedStrategy:
             u, v = (config if end == node else strategy[end] for end in model.edges[edge])
             edges[edge] = model.edge_block(edge, u, v)
         self._proposed = node, config
-        return self.simulator.propose({node: model.node_block(node, config)}, edges)
+        block, graph = model.node_block(node, config), self.simulator.graph
+        coming = len(block.kinds) + sum(len(block.kinds) for block in edges.values())
+        if coming + graph.count([node], edges) < graph.num_tasks:
+            return self.simulator.propose({node: block}, edges)
+        changed = list(strategy)
+        changed[node] = config
+        self._fresh = simulate(task_graph(model, changed))
+        work, tasks = self.simulator.work, self._fresh.graph.num_tasks
+        work.proposals, work.rebuilt = work.proposals + 1, work.rebuilt + 1
+        work.scheduled, work.full = work.scheduled + tasks, work.full + tasks
+        return self._fresh.makespan
 
     def accept(self) -> None:
         """Takes the proposal."""
         node, config = self._proposed
-        self.simulator.accept()
+        if self._fresh is None:
+            self.simulator.accept()
+        else:
+            fresh, self._fresh = self._fresh, None
+            self.simulator = DeltaSimulator(
+                fresh.graph, makespan=fresh.makespan, work=self.simulator.work
+            )
         self.strategy[node] = config
 
     def reject(self) -> None:
         """Stays with the current strategy."""
-        self.simulator.reject()
+        if self._fresh is None:
+            self.simulator.reject()
+        self._fresh = None

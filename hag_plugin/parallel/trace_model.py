@@ -74,6 +74,8 @@ def trace(
     with recorder, torch.no_grad():
         out = shadow(*args, **kwargs)
     recorder.finish(out)
+    if not recorder.graphs:
+        recorder.graph(data[0] if isinstance(data, tuple) else getattr(data, "edge_index", x))
     return OpGraph.of(recorder.ops, recorder.graphs, itemsize, type(model).__name__)
 
 
