@@ -1,4 +1,4 @@
-"""The command line: `hag-plugin demo | stats | build | plan | explain-plan | probe`.
+"""The command line: `hag-plugin demo | stats | build | plan | explain-plan | probe | simulate`.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done; 1 a check or a run
 failed; 2 the input was wrong; 130 interrupted.
@@ -217,7 +217,7 @@ def _add_build(commands: Any) -> None:
 
 
 def _add_parallel(commands: Any) -> None:
-    from hag_plugin.parallel import command
+    from hag_plugin.parallel import command, simulate_command
 
     def printed(run: Any) -> Any:
         return lambda args: _print(args, **run(args))
@@ -228,6 +228,7 @@ def _add_parallel(commands: Any) -> None:
     command.add_plan(adds, commands)
     command.add_explain(adds, commands)
     command.add_probe(adds, commands)
+    simulate_command.add_simulate(adds, commands)
 
 
 def _positive(text: str) -> int:

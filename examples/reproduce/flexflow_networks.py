@@ -1,8 +1,8 @@
 """The convolutional networks of both papers, with their layers' true shapes.
 
 Batch normalisation and activations belong to the convolution before them. A multiply-add is two
-floating-point operations. Of the two spatial dimensions only height is split: the papers split both,
-which costs the same bytes and makes the space larger.
+floating-point operations. Of the two spatial dimensions only height is split: the papers split
+both, which makes the space larger.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Figures that the papers published. They were not measured here.
 
 FlexFlow's are from its evaluation (arXiv 1807.05358; MLSys 2019), by section, figure or table, as
-independent summaries of the paper give them. DeePa is OptCNN's first version (OpenReview SJCPLLpaW).
+independent summaries of the paper give them. DeePa is OptCNN's first version (OpenReview
+SJCPLLpaW).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The recurrent networks of FlexFlow's evaluation: RNNTC, RNNLM and NMT.
 
 Layers are as published (arXiv 1807.05358, table 3), unrolled for 40 steps. Hidden sizes and
-vocabularies are assumptions (the paper says that they match prior work); NMT's give the 65.8 GB that
-data parallelism sends with 64 GPUs (figure 8b) within 3 %. A layer's time steps run in blocks of 10,
-as in the released code (nmt/nmt.cc).
+vocabularies are assumptions (the paper says that they match prior work); NMT's give the 65.8 GB
+that data parallelism sends with 64 GPUs (figure 8b) within 5 %. A layer's time steps run in blocks
+of 10, as in the released code (nmt/nmt.cc).
 """
 
 from __future__ import annotations

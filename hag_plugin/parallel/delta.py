@@ -29,6 +29,7 @@ from hag_plugin.parallel.simulate import (
 )
 from hag_plugin.parallel.tasks import Block, Change, TaskGraph
 
+MOST_SNAPSHOTS, TASKS_A_SNAPSHOT = 16, 100
 DRIFT = 0.75  # snapshots are laid anew once the makespan is this much shorter, or longer
 
 
@@ -69,6 +70,7 @@ class Work:
         corrected: tasks that were corrected in a snapshot.
         full: tasks that as many full simulations would have scheduled.
         fell_back: proposals that were simulated from the start.
+        rebuilt: proposals that changed most tasks, and whose graph was built from the start.
         met: proposals whose end was copied from the old simulation.
         proposals: in all.
     """
@@ -77,6 +79,7 @@ class Work:
     corrected: int = 0
     full: int = 0
     fell_back: int = 0
+    rebuilt: int = 0
     met: int = 0
     proposals: int = 0
 
@@ -88,7 +91,10 @@ class DeltaSimulator:
 
     Args:
         graph: the task graph; it is this simulator's to change from now on.
-        snapshots: how many states to keep.
+        snapshots: how many states to keep; by default one for every `TASKS_A_SNAPSHOT` tasks, and
+            not more than `MOST_SNAPSHOTS`.
+        makespan: of the graph's schedule, if it is known.
+        work: where to count; by default anew.
 
     Example:
         >>> from hag_plugin.parallel.tasks import Block, TaskGraph
@@ -100,13 +106,21 @@ class DeltaSimulator:
         3.0
     """
 
-    def __init__(self, graph: TaskGraph, snapshots: int = 16) -> None:
+    def __init__(
+        self,
+        graph: TaskGraph,
+        snapshots: int | None = None,
+        makespan: float | None = None,
+        work: Work | None = None,
+    ) -> None:
+        if snapshots is None:
+            snapshots = max(1, min(MOST_SNAPSHOTS, graph.num_tasks // TASKS_A_SNAPSHOT))
         if snapshots < 1:
             raise ValueError(f"snapshots is {snapshots}; expected 1 or more")
         self.graph = graph
-        self.work = Work()
+        self.work = Work() if work is None else work
         self._count = snapshots
-        self._lay(simulate(graph).makespan)
+        self._lay(simulate(graph).makespan if makespan is None else makespan)
         self._current = self._finish(begin(graph), [])
         self._proposed: tuple[Change, _Run, set[int]] | None = None
 
@@ -261,14 +275,13 @@ class DeltaSimulator:
             return False
         snapshot = old.snapshots[number]
         time, size = snapshot.time, len(progress.pending)
+        for a, b in zip(progress.available, snapshot.available, strict=True):
+            if a != b and (a > time or b > time):
+                return False
         return (
-            all(
-                a == b or (a <= time and b <= time)
-                for a, b in zip(progress.available, snapshot.available, strict=True)
-            )
+            all(old.ready[task] < time for task in change.removed)
             and progress.pending == _padded(snapshot.pending, -1, size)
             and progress.partial == _padded(snapshot.partial, -1.0, size)
-            and all(old.ready[task] < time for task in change.removed)
         )
 
     def _copy_rest(self, progress: Progress, number: int, snapshots: list[Snapshot]) -> _Run:

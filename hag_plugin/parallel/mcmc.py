@@ -11,7 +11,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -141,7 +141,6 @@ def search(
     if beta is not None and not 0 <= beta < math.inf:
         raise ValueError(f"beta is {beta}; expected 0 or more")
     choose = random.Random(seed)
-    free = [node for node, count in enumerate(num_configs) if count > 1]
     chains = {name: chain(strategy) for name, strategy in starts.items()}
     costs = {name: one.cost for name, one in chains.items()}
     best_start = min(costs, key=costs.__getitem__)
@@ -152,29 +151,12 @@ def search(
     with tqdm(total=budget.proposals, disable=not progress, unit=" proposals", file=sys.stderr,
               desc="MCMC", leave=False) as bar:  # fmt: skip
         for number, name in enumerate(starts):
-            if not free:
-                break
-            one = chains.pop(name)
-            limit = _Share(budget, len(starts), number)
-            chain_best = one.cost
-            while not limit.spent():
-                limit.proposals += 1
+            one, share = chains.pop(name), _Share(budget, len(starts), number)
+            for accepted in _walk(one, num_configs, share, beta, choose):
                 found.proposals += 1
-                old = one.cost
-                node = free[choose.randrange(len(free))]
-                config = choose.randrange(num_configs[node] - 1)
-                new = one.propose(node, config + (config >= one.strategy[node]))
-                if new <= old or choose.random() < math.exp(beta * (old - new)):
-                    one.accept()
-                    found.accepted += 1
-                else:
-                    one.reject()
-                if one.cost < chain_best:
-                    chain_best = one.cost
-                    limit.better()
+                found.accepted += accepted
                 if one.cost < found.cost:
-                    found.cost, found.strategy = one.cost, list(one.strategy)
-                    found.best_start = name
+                    found.cost, found.strategy, found.best_start = one.cost, [*one.strategy], name
                     elapsed = time.perf_counter() - began
                     found.history.append((found.proposals, elapsed, found.cost))
                 if visit is not None:
@@ -182,6 +164,29 @@ def search(
                 bar.update()
     found.seconds = time.perf_counter() - began
     return found
+
+
+def _walk(
+    chain: Chain, num_configs: Sequence[int], share: _Share, beta: float, choose: random.Random
+) -> Iterator[bool]:
+    """Proposes until the share is spent; yields whether each proposal was accepted."""
+    free = [node for node, count in enumerate(num_configs) if count > 1]
+    best = chain.cost
+    while free and not share.spent():
+        share.proposals += 1
+        node = free[choose.randrange(len(free))]
+        config = choose.randrange(num_configs[node] - 1)
+        config += config >= chain.strategy[node]  # any but the one it has
+        old, new = chain.cost, chain.propose(node, config)
+        accepted = new <= old or choose.random() < math.exp(beta * (old - new))
+        if accepted:
+            chain.accept()
+        else:
+            chain.reject()
+        if chain.cost < best:
+            best = chain.cost
+            share.better()
+        yield accepted
 
 
 class _Share:

@@ -74,6 +74,7 @@ class Change:
     saved_tasks: list[tuple[int, int, float, int, int, list[int], list[int]]]
     saved_lists: dict[int, tuple[list[int], list[int]]]
     saved_free: list[int]
+    saved_size: int
     saved_groups: dict[int, list[int]] = field(default_factory=dict)
 
 
@@ -156,9 +157,10 @@ class TaskGraph:
         """The numbers of all tasks."""
         return (task for task, key in enumerate(self.key) if key >= 0)
 
-    def node_tasks(self, node: int) -> list[int]:
-        """The numbers of an operation's tasks, in the order of its block."""
-        return self._tasks[node]
+    def count(self, nodes: Iterable[int], edges: Iterable[int]) -> int:
+        """How many tasks these operations and edges have."""
+        groups = (*nodes, *(self._nodes + edge for edge in edges))
+        return sum(len(self._tasks[group]) for group in groups)
 
     def occupied(self, task: int) -> tuple[int, ...]:
         """The resources that a task takes."""
@@ -213,8 +215,10 @@ class TaskGraph:
             self._tasks[group] = tasks
             for task in tasks:
                 self.group[task] = group
-        old = set(change.removed).union(change.saved_free)
-        self._free = change.saved_free + [t for t in change.added if t not in old]
+        self._free = change.saved_free
+        for values in (self.kind, self.resource, self.duration, self.key, self.group):
+            del values[change.saved_size :]
+        del self.predecessors[change.saved_size :], self.successors[change.saved_size :]
 
     def _check(self, block: Block) -> None:
         count = len(block.kinds)
@@ -249,7 +253,7 @@ class TaskGraph:
         saved_groups = {group: self._tasks[group] for group in groups}
         removed = [task for tasks in saved_groups.values() for task in tasks]
         gone = set(removed)
-        change = Change(removed, [], [], [], {}, self._free, saved_groups)
+        change = Change(removed, [], [], [], {}, self._free, len(self.key), saved_groups)
         for task in removed:
             change.saved_tasks.append((
                 task, self.kind[task], self.duration[task], self.resource[task], self.key[task],

@@ -118,7 +118,7 @@ def test_late_and_hidden_changes_are_cheap() -> None:
     joins = Block([], [], [], [(SOURCE + 20, TARGET)])
     late = Block([], [], [], [(SOURCE + 190, TARGET)])
     graph = TaskGraph(["gpu", "side"], [chain, side, side], [(0, 1), (0, 2)], [joins, late])
-    simulator = DeltaSimulator(graph)
+    simulator = DeltaSimulator(graph, snapshots=16)
     longer = Block([0], [1], [0.75])
     assert simulator.propose({2: longer}, {1: late}) == 200.0
     assert simulator.work.scheduled < 20
