@@ -1,7 +1,8 @@
 """A network on a machine as a `StrategyModel`: the tasks of each configuration, and their time.
 
 Computation is a roofline over published peaks; messages and all-reduces take what the topology
-says. All of it is a model: nothing here was run on these machines.
+says. All of it is a model: nothing here was run on these machines. A tensor that several parts need
+is sent to each on its own, as in the papers: nothing is multicast.
 
 Gradients are summed in one of two ways. With "server", as in the papers, one of the copies of a
 weight receives the gradients of the others, updates it and sends it back; homes take turns. With

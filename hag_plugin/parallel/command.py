@@ -39,7 +39,12 @@ PLAN_EXAMPLES = [
     "sage --nodes 2400000 --edges 120000000 --halo-ratio 2 --features 100 --topology a100x8",
 ]
 EXPLAIN_EXAMPLES = ["plan.json", "plan.json gcn cora.npz --topology a100x8"]
-PROBE_EXAMPLES = ["-o machine.json", "--world-sizes 2 4 -o machine.json", "--backend nccl --json"]
+PROBE_EXAMPLES = [
+    "-o machine.json",
+    "--world-sizes 2 4 -o machine.json",
+    "--backend nccl --json",
+    "--model gcn --graph cora.npz --devices 4",
+]
 
 
 def add_plan(command: Any, commands: Any) -> None:
@@ -90,7 +95,9 @@ def add_probe(command: Any, commands: Any) -> None:
         "probe",
         run_probe,
         "Measure this machine: products and sums of a device while all work, and a line of "
-        "seconds over bytes for every collective and world size. Writes a topology for plan.",
+        "seconds over bytes for every collective and world size. Writes a topology for plan. With "
+        "--model, the blocks of a model instead, each once; plan and simulate use them with "
+        "--costs measured.",
         PROBE_EXAMPLES,
     )
     parser.add_argument("--world-sizes", nargs="+", type=int, default=[2], metavar="N",
@@ -99,6 +106,9 @@ def add_probe(command: Any, commands: Any) -> None:
     parser.add_argument("--largest", type=size, default=1 << 24, metavar="BYTES",
                         help="largest message (default 16MiB)")  # fmt: skip
     parser.add_argument("-o", "--output", metavar="FILE.json", help="topology to write")
+    parser.add_argument("--model", help=f"measure its blocks: {MODEL_HELP}")
+    parser.add_argument("--graph", help="with --model, as for plan")
+    add_graph(parser)
     parser.add_argument("--json", action="store_true", help="the topology as JSON on stdout")
 
 
@@ -189,6 +199,10 @@ def run_explain(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_probe(args: argparse.Namespace) -> dict[str, Any]:
     """Measures this machine, and writes its topology if asked to."""
+    if args.model is not None:
+        from hag_plugin.parallel.probe_model import run_probe_model  # it needs this file
+
+        return run_probe_model(args)
     from hag_plugin.parallel.probe import SIZES, probe  # torch.distributed, only for this
 
     with in_words():

@@ -198,6 +198,27 @@ def test_command_refuses(
     assert captured.out == ""
 
 
+def test_measured_blocks_feed_the_simulator(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HAG_PLUGIN_CACHE", str(tmp_path))
+    words = ["--topology", "cpu2", "--nodes", "500", "--edges", "3000", "--features", "8",
+             "--hidden", "8", "--layers", "2", "--quiet", "--json"]  # fmt: skip
+    assert main(["probe", "--model", "gcn", *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["blocks"]
+    assert all(block["measured"] > 0 and block["analytic"] > 0 for block in found["blocks"])
+    kept = Path(found["cache"]).read_text()
+    assert main(["probe", "--model", "gcn", *words]) == 0  # from the cache, to the last bit
+    assert json.loads(capsys.readouterr().out)["blocks"] == found["blocks"]
+    assert main(["simulate", "gcn", *words, "--costs", "measured"]) == 0
+    simulated = json.loads(capsys.readouterr().out)
+    assert simulated["plan"]["costs"] == "measured"
+    known, before = json.loads(Path(found["cache"]).read_text()), json.loads(kept)
+    assert {key: known[key] for key in before} == before
+    assert main(["probe", "--model", "gcn", "-o", "machine.json", *words]) == 2
+
+
 def test_examples_in_help_parse(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", "--help"]) == 0
     examples = capsys.readouterr().out.partition("examples:\n")[2].split("\n")
