@@ -9,8 +9,9 @@ from hag_plugin.parallel.exact import InfeasibleError
 from hag_plugin.parallel.mcmc import Budget
 from hag_plugin.parallel.opgraph import Op, OpGraph
 from hag_plugin.parallel.partition_stats import GraphStats, measure
-from hag_plugin.parallel.plan_tasks import Refined, refine, simulate_plan
+from hag_plugin.parallel.plan_tasks import simulate_plan
 from hag_plugin.parallel.planner import LayerPlan, Plan, plan, recost, space_of
+from hag_plugin.parallel.refine import Refined, refine
 from hag_plugin.parallel.topology import Topology, preset, presets
 from hag_plugin.parallel.trace_model import trace
 

@@ -61,6 +61,18 @@ def write_chrome_trace(
     write_whole(path, json.dumps(chrome_trace(schedule, title), allow_nan=False).encode())
 
 
+def check_json_path(path: str | os.PathLike[str]) -> None:
+    """Checks the name of a JSON file before the work is done.
+
+    Raises:
+        ValueError: it does not end in .json, or its folder is missing.
+    """
+    name = os.fspath(path)
+    if not name.lower().endswith(".json") or not os.path.isdir(os.path.dirname(name) or "."):
+        raise ValueError(f"file is {name!r}; expected a name that ends in .json, in a folder that "
+                         "exists")  # fmt: skip
+
+
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes a file that appears whole or not at all."""
     path = Path(path)

@@ -1,4 +1,4 @@
-"""The tasks of a plan for a graph neural network, and plans sampled with the simulator.
+"""The tasks of a plan for a graph neural network.
 
 All devices run the same operations on parts of the same size, so a computation is one task that
 takes every device, for as long as the busiest one works, and a collective is one task that takes
@@ -9,19 +9,16 @@ branches send and compute at the same time.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from hag_plugin.parallel.cost import Analytic, message_seconds
 from hag_plugin.parallel.layouts import Layout, Message
-from hag_plugin.parallel.mcmc import Budget, Search, random_strategies, search
-from hag_plugin.parallel.planner import Plan, planned
+from hag_plugin.parallel.planner import Plan
 from hag_plugin.parallel.search import Space
 from hag_plugin.parallel.simulate import Schedule
 from hag_plugin.parallel.strategies import Terms
-from hag_plugin.parallel.strategy_model import SimulatedStrategy, simulate_strategy
+from hag_plugin.parallel.strategy_model import simulate_strategy
 from hag_plugin.parallel.tasks import (
     BACKWARD,
     FORWARD,
@@ -219,103 +216,3 @@ def simulate_plan(plan: Plan, space: Space) -> Schedule:
     plan.check(space.graph, space.topology.num_devices)
     model = PlanModel(space)
     return simulate_strategy(model, model.numbers(plan))
-
-
-class _WithinMemory(SimulatedStrategy):
-    """Refuses, at infinite cost, what does not fit."""
-
-    def __init__(self, model: PlanModel, strategy: Sequence[int], limit: float) -> None:
-        super().__init__(model, strategy)
-        self._space, self._limit, self._refused = model.space, limit, False
-
-    def propose(self, node: int, config: int) -> float:
-        changed = list(self.strategy)
-        changed[node] = config
-        self._refused = self._space.memory(changed).total > self._limit
-        return float("inf") if self._refused else super().propose(node, config)
-
-    def reject(self) -> None:
-        if not self._refused:
-            super().reject()
-
-
-@dataclass(frozen=True)
-class Refined:
-    """A plan, sampled from where the additive optimum stood.
-
-    Attributes:
-        plan: the best found, priced additively as all plans are.
-        additive: predicted seconds of the plan it started from, nothing overlapping.
-        simulated: of the same plan, simulated.
-        sampled: of the best plan, simulated; never above `simulated`.
-        search: what the sampler did.
-    """
-
-    plan: Plan
-    additive: float
-    simulated: float
-    sampled: float
-    search: Search
-
-    def __str__(self) -> str:
-        return (
-            f"additive optimum {self.additive * 1e3:.4g} ms, simulated {self.simulated * 1e3:.4g} "
-            f"ms, MCMC {self.sampled * 1e3:.4g} ms (predicted; simulator gap "
-            f"{1 - self.sampled / self.simulated:.1%} after {self.search.proposals} proposals)"
-        )
-
-
-def refine(
-    plan: Plan,
-    space: Space,
-    budget: Budget,
-    *,
-    limit: float | None = None,
-    randoms: int = 1,
-    seed: int = 0,
-    progress: bool = False,
-) -> Refined:
-    """Samples plans by their simulated time, from a plan, its kin without overlap, and random ones.
-
-    Args:
-        plan: where to start, such as the additive optimum.
-        space: configurations to choose from.
-        budget: when to stop.
-        limit: bytes of a device; by default what the topology says.
-        randoms: random plans to start from as well; those that do not fit are left out.
-        seed: of proposals.
-        progress: show a bar on stderr.
-
-    Returns:
-        The best plan: its simulated time is never above that of `plan`.
-
-    Raises:
-        ValueError: the plan is not one of the space's.
-    """
-    plan.check(space.graph, space.topology.num_devices)
-    model = PlanModel(space)
-    most = space.topology.device.memory if limit is None else limit
-    start = model.numbers(plan)
-    starts = {"plan": start}
-    for name, strategy in random_strategies(model.sizes, randoms, seed).items():
-        if space.memory(strategy).total <= most:
-            starts[name] = strategy
-    found = search(
-        lambda strategy: _WithinMemory(model, strategy, most), model.sizes, starts, budget,
-        seed=seed, progress=progress,
-    )  # fmt: skip
-    best = planned(space, found.strategy, plan.costs, plan.baselines)
-    return Refined(best, plan.seconds, found.start_costs["plan"], found.cost, found)
-
-
-def trace_path(text: str | os.PathLike[str]) -> str:
-    """Checks the name of a trace before the work is done.
-
-    Raises:
-        ValueError: it does not end in .json, or its folder is missing.
-    """
-    name = os.fspath(text)
-    if not name.lower().endswith(".json") or not os.path.isdir(os.path.dirname(name) or "."):
-        raise ValueError(f"trace is {name!r}; expected a name that ends in .json, in a folder that "
-                         "exists")  # fmt: skip
-    return name

@@ -7,10 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from hag_plugin.parallel import command
-from hag_plugin.parallel.chrome_trace import write_chrome_trace
+from hag_plugin.parallel.chrome_trace import check_json_path, write_chrome_trace
 from hag_plugin.parallel.mcmc import Budget
-from hag_plugin.parallel.plan_tasks import Refined, refine, simulate_plan, trace_path
+from hag_plugin.parallel.plan_tasks import simulate_plan
 from hag_plugin.parallel.planner import Plan, plan, space_of
+from hag_plugin.parallel.refine import Refined, refine
 from hag_plugin.parallel.simulate import Schedule, critical_path
 from hag_plugin.parallel.timeline_plot import check_timeline_path, plot_timeline
 
@@ -51,11 +52,11 @@ def run_simulate(args: argparse.Namespace) -> dict[str, Any]:
     """Simulates, samples if asked to, and writes what was asked for."""
     with command.in_words():
         if args.trace:
-            trace_path(args.trace)
+            check_json_path(args.trace)
         if args.plot:
             check_timeline_path(args.plot)
         if args.output:
-            trace_path(args.output)
+            check_json_path(args.output)
         budget = None
         if args.proposals is not None or args.seconds is not None:
             budget = Budget(args.proposals, args.seconds)
