@@ -189,8 +189,10 @@ class Space:
         if limit is None or self.memory(best.configs).total <= limit:
             return best
         found: Choice | None = None
-        for transient, graph in self._maxima:
-            choice = self._within(limit - transient - graph, transient, graph)
+        for bound, retained, capped in self._capped(limit):
+            if found is not None and bound >= found.cost:
+                break  # the others cannot be cheaper even without a limit
+            choice = self._within(retained, capped)
             if choice is not None and (found is None or choice.cost < found.cost):
                 found = choice
         if found is None:
@@ -218,22 +220,26 @@ class Space:
             for row in self.terms
         ]
 
-    def _within(self, retained: float, transient: int, graph: int) -> Choice | None:
-        """The cheapest with no operation above the two maxima; None where none fits."""
-        legal = self._legal(transient, graph)
-        if retained < 0 or not all(mask.any() for mask in legal):
-            return None
-        costs = [
-            np.where(m, c, np.inf) for m, c in zip(legal, self.cost_graph.node_costs, strict=True)
-        ]
+    def _capped(self, limit: float) -> list[tuple[float, float, CostGraph]]:
+        """For all pairs of maxima: the optimum without a limit, bytes left, and the costs."""
+        found: dict[bytes, tuple[float, float, CostGraph]] = {}
+        for transient, graph in self._maxima:
+            legal = self._legal(transient, graph)
+            key = np.concatenate(legal).tobytes()
+            retained = limit - transient - graph
+            if key in found or retained < 0 or not all(mask.any() for mask in legal):
+                continue  # where more room allows nothing more, the first pair leaves more
+            pairs = zip(legal, self.cost_graph.node_costs, strict=True)
+            costs = [np.where(mask, c, np.inf) for mask, c in pairs]
+            capped = CostGraph(costs, self.cost_graph.edges)
+            found[key] = (minimise(capped).cost, retained, capped)
+        return sorted(found.values(), key=lambda entry: entry[:2])
+
+    def _within(self, retained: float, capped: CostGraph) -> Choice | None:
+        """The cheapest that keeps at most so many bytes; None where none does."""
         nodes, edges = self._retained
         try:
-            return minimise(
-                CostGraph(costs, self.cost_graph.edges),
-                memory=nodes,
-                edge_memory=edges,
-                memory_limit=retained,
-            )
+            return minimise(capped, memory=nodes, edge_memory=edges, memory_limit=retained)
         except InfeasibleError:
             return None
 
