@@ -19,6 +19,7 @@ import numpy as np
 from hag_plugin.parallel import attention_strategies as _attention  # noqa: F401
 from hag_plugin.parallel import convolution_strategies as _convolution  # noqa: F401
 from hag_plugin.parallel import dense_strategies as _dense  # noqa: F401
+from hag_plugin.parallel import grid_strategies as _grid  # noqa: F401
 from hag_plugin.parallel.cost import ComputeCost, Seconds, message_seconds, price
 from hag_plugin.parallel.exact import Choice, CostGraph, InfeasibleError, minimise
 from hag_plugin.parallel.layouts import Layout, Message, held, reshard
