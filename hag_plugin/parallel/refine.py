@@ -82,6 +82,17 @@ def refine(
 
     Raises:
         ValueError: the plan is not one of the space's.
+
+    Example:
+        >>> from hag_plugin.parallel.opgraph import Op, OpGraph, gcn
+        >>> from hag_plugin.parallel.partition_stats import GraphStats
+        >>> from hag_plugin.parallel.planner import plan, space_of
+        >>> ops = [Op("x", "input", width=64), gcn("conv", 0, 64, 8), Op("loss", "loss", (1,), 8)]
+        >>> graph = OpGraph.of(ops, {"A": GraphStats.assumed(10_000, 500_000)})
+        >>> found = plan(graph, topology="pcie4x4")
+        >>> refined = refine(found, space_of(graph, "pcie4x4"), Budget(proposals=20))
+        >>> refined.sampled <= refined.simulated <= refined.additive
+        True
     """
     plan.check(space.graph, space.topology.num_devices)
     model = PlanModel(space)
