@@ -91,7 +91,7 @@ def refine(
         >>> graph = OpGraph.of(ops, {"A": GraphStats.assumed(10_000, 500_000)})
         >>> found = plan(graph, topology="pcie4x4")
         >>> refined = refine(found, space_of(graph, "pcie4x4"), Budget(proposals=20))
-        >>> refined.sampled <= refined.simulated <= refined.additive
+        >>> refined.sampled <= refined.simulated
         True
     """
     plan.check(space.graph, space.topology.num_devices)
