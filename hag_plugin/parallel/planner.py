@@ -231,9 +231,7 @@ def plan(
     try:
         choice = space.cheapest(limit)
     except InfeasibleError as e:
-        hint = "" if e.nearest is None else (
-            "; give more memory or devices" + ("" if hag == "off" else ", or hag='off'")
-        )  # fmt: skip
+        hint = "" if e.nearest is None else "; give more memory or more devices"
         raise InfeasibleError(f"{e}{hint}", e.nearest) from None
     return planned(space, choice.configs, costs, baselines(graph, machine, compute))
 
