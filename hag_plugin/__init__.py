@@ -30,6 +30,7 @@ __all__ = [
     "dgl",
     "explain",
     "hag_layer",
+    "parallel",
     "pyg",
     "restore",
     "sequence",
@@ -37,6 +38,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> _ModuleType:
-    if name in ("dgl", "pyg"):  # imports DGL or PyG, so only when it is asked for
+    if name in ("dgl", "parallel", "pyg"):  # heavy, or imports DGL or PyG: only when asked for
         return _importlib.import_module(f"hag_plugin.{name}")
     raise AttributeError(f"module 'hag_plugin' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The command line: `hag-plugin demo | stats | build | plot`.
+"""The command line: demo, stats, build, plot; plan, explain-plan, probe, simulate.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done; 1 a check or a run
 failed; 2 the input was wrong; 130 interrupted.
@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_stats(commands)
     _add_build(commands)
     _add_plot(commands)
+    _add_parallel(commands)
     return parser
 
 
@@ -239,6 +240,21 @@ def _add_plot(commands: Any) -> None:
     )
     _add_source(parser)
     _add_search(parser)
+
+
+def _add_parallel(commands: Any) -> None:
+    from hag_plugin.parallel import command, simulate_command
+
+    def printed(run: Any) -> Any:
+        return lambda args: _print(args, **run(args))
+
+    def adds(commands: Any, name: str, run: Any, words: str, examples: Sequence[str]) -> Any:
+        return _command(commands, name, printed(run), words, examples)
+
+    command.add_plan(adds, commands)
+    command.add_explain(adds, commands)
+    command.add_probe(adds, commands)
+    simulate_command.add_simulate(adds, commands)
 
 
 def _positive(text: str) -> int:

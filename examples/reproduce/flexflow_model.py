@@ -1,0 +1,341 @@
+"""A network on a machine as a `StrategyModel`: the tasks of each configuration, and their time.
+
+Computation is a roofline over published peaks; messages and all-reduces take what the topology
+says. All of it is a model: nothing here was run on these machines. A tensor that several parts need
+is sent to each on its own, as in the papers: nothing is multicast.
+
+Gradients are summed in one of two ways. With "server", as in the papers, one of the copies of a
+weight receives the gradients of the others, updates it and sends it back; homes take turns. With
+"ring", as NCCL does today, an all-reduce sums them and every copy is updated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from hag_plugin.parallel.tasks import (
+    BACKWARD,
+    FORWARD,
+    SOURCE,
+    SYNCHRONISE,
+    TARGET,
+    TRANSFER,
+    UPDATE,
+    Block,
+)
+from hag_plugin.parallel.topology import Topology
+
+from .flexflow_soap import Config, Network, Operation, configs, largest_share, overlaps
+
+BYTES = 4  # float32
+SUMMED = ("server", "ring")
+CACHED = 40_000  # blocks that are kept
+
+
+Lists = tuple[list[int], list[int | tuple[int, ...]], list[float], list[tuple[int, int]]]
+
+
+def _append(
+    block: Lists, kind: int, resource: int | tuple[int, ...], seconds: float, after: Sequence[int]
+) -> int:
+    """Adds a task to the lists of a block; returns its place."""
+    kinds, resources, durations, joins = block
+    place = len(kinds)
+    kinds.append(kind)
+    resources.append(resource)
+    durations.append(seconds)
+    joins.extend((first, place) for first in after)
+    return place
+
+
+class SoapModel:
+    """What can be chosen for each operation of a network, and the tasks that follow.
+
+    Args:
+        network: the operations.
+        topology: the machine.
+        placed: whether configurations include the operation dimension: other devices.
+        summed: how gradients are: by a "server" or in a "ring".
+    """
+
+    def __init__(
+        self, network: Network, topology: Topology, *, placed: bool = True, summed: str = "server"
+    ) -> None:
+        if summed not in SUMMED:
+            raise ValueError(f"gradients are summed by {summed!r}; expected one of {SUMMED}")
+        self.summed = summed
+        self.network, self.topology = network, topology
+        self.names = [operation.name for operation in network.operations]
+        self.reads = [
+            (u, v, read) for v, op in enumerate(network.operations) for u, read in op.inputs
+        ]
+        self.edges = [(u, v) for u, v, _ in self.reads]
+        devices = topology.num_devices
+        self.resources = [f"{topology.device.name} {i}" for i in range(devices)]
+        self.resources += [link.name for link in topology.links]
+        group = topology.levels[0].size if len(topology.levels) > 1 else 1
+        self.configs = [
+            configs(op, devices, placed=placed, group=group) for op in network.operations
+        ]
+        self.place = [{config: i for i, config in enumerate(own)} for own in self.configs]
+        self._nodes: dict[tuple[int, int], Block] = {}
+        self._edges: dict[tuple[int, int, int], Block] = {}
+
+    def num_configs(self, node: int) -> int:
+        """How many configurations an operation has."""
+        return len(self.configs[node])
+
+    @property
+    def sizes(self) -> list[int]:
+        """Configurations of each operation."""
+        return [len(own) for own in self.configs]
+
+    @cached_property
+    def routes(self) -> list[list[tuple[tuple[int, ...], float, float]]]:
+        """For two devices: the links between them, their latency, and seconds a byte."""
+        topology, devices = self.topology, range(self.topology.num_devices)
+        place = {link.name: len(devices) + i for i, link in enumerate(topology.links)}
+        table = []
+        for a in devices:
+            row = []
+            for b in devices:
+                links = topology.route(a, b)
+                latency = sum(link.latency for link in links)
+                rate = min((link.bandwidth for link in links), default=1.0)
+                row.append((tuple(place[link.name] for link in links), latency, 1.0 / rate))
+            table.append(row)
+        return table
+
+    # Time -----------------------------------------------------------------------------------------
+
+    def compute_seconds(self, node: int, config: Config) -> tuple[float, float]:
+        """(forward, backward) of the largest part, all time steps."""
+        operation, device = self.network.operations[node], self.topology.device
+        share = largest_share(operation, config)
+        weights = operation.weights / config.degrees[1]
+        if operation.kind == "embedding":
+            weights = 0.0  # it reads rows, not the table
+        # Every block of time steps reads the weights again.
+        moved = weights * max(operation.exchanges, 1) * operation.steps + operation.elements * share
+        for source, read in operation.inputs:
+            elements = self.network.operations[source].elements
+            split = 1.0 / config.degrees[0]
+            if read.channels != "all":
+                split /= config.degrees[1]
+            if read.space != "all":
+                split /= config.degrees[2] * config.degrees[3]
+            moved += elements * split
+        forward = max(
+            operation.flops * share / (device.flops * device.flops_efficiency),
+            moved * BYTES / (device.bandwidth * device.bandwidth_efficiency),
+        )
+        passes = 2.0 if operation.inputs and operation.weights else 1.0  # of inputs, of weights
+        overhead = device.overhead * operation.steps * max(operation.exchanges, 1)
+        return forward + overhead, forward * passes + overhead
+
+    def copies(self, node: int, config: Config) -> list[list[int]]:
+        """For each shard of the weights, the parts that have a copy of it."""
+        n, c, h, w = config.degrees
+        if not self.network.operations[node].weights:
+            return []
+        return [
+            [(i * c + shard) * h * w + j for i in range(n) for j in range(h * w)]
+            for shard in range(c)
+        ]
+
+    def home(self, node: int, parts: Sequence[int]) -> int:
+        """The part that serves the copies of a shard; operations take turns."""
+        return parts[node % len(parts)]
+
+    def shard_bytes(self, node: int, config: Config) -> float:
+        """Of one shard of the weights."""
+        return self.network.operations[node].weights / config.degrees[1] * BYTES
+
+    def all_reduce(self, node: int, config: Config, parts: Sequence[int]) -> tuple[float, float]:
+        """(bytes that each sends, seconds) to sum the gradients of a shard in a ring."""
+        count = len(parts)
+        sent = 2.0 * (count - 1) / count * self.shard_bytes(node, config)
+        group = [config.device(part) for part in parts]
+        return sent, self.topology.seconds("all_reduce", sent, group)
+
+    def message(self, x: int, y: int, nbytes: float) -> tuple[tuple[int, ...], float]:
+        """(links, seconds) from device x to device y."""
+        links, latency, rate = self.routes[x][y]
+        return links, latency + nbytes * rate
+
+    def exchange(self, node: int, config: Config) -> list[tuple[list[int], float, float]]:
+        """Of a block of time steps, the gathers of the state: (parts, bytes each, seconds)."""
+        operation = self.network.operations[node]
+        n, c, _, _ = config.degrees
+        if not operation.exchanges or c == 1:
+            return []
+        step = operation.shape[0] / n * operation.shape[1] * BYTES
+        sent = (c - 1) / c * step
+        found = []
+        for i in range(n):
+            parts = [i * c + j for j in range(c)]
+            group = [config.device(part) for part in parts]
+            one = self.topology.seconds("all_gather", sent, group)
+            found.append((parts, sent * operation.exchanges, one * operation.exchanges))
+        return found
+
+    def update_seconds(self, node: int, config: Config) -> float:
+        """Of applying gradients: read both, write the weights."""
+        device = self.topology.device
+        weights = self.network.operations[node].weights / config.degrees[1]
+        moved = 3 * weights * BYTES / (device.bandwidth * device.bandwidth_efficiency)
+        return moved + device.overhead
+
+    def ring(self, devices: Sequence[int]) -> tuple[int, ...]:
+        """The links that a collective over these devices takes."""
+        hops = zip(devices, [*devices[1:], devices[0]], strict=True)
+        return tuple(sorted({link for a, b in hops for link in self.routes[a][b][0]}))
+
+    # Tasks ----------------------------------------------------------------------------------------
+
+    def node_block(self, node: int, config: int) -> Block:
+        """Forward and backward of each part and block of time steps, then the weights."""
+        block = self._nodes.get((node, config))
+        if block is None:
+            block = self._nodes[node, config] = self._node_block(node, self.configs[node][config])
+        return block
+
+    def _node_block(self, node: int, config: Config) -> Block:
+        operation = self.network.operations[node]
+        steps, parts, devices = operation.steps, config.parts, config.devices
+        forward, backward = (t / steps for t in self.compute_seconds(node, config))
+        count = steps * parts
+        kinds = [FORWARD] * count + [BACKWARD] * count
+        resources: list[int | tuple[int, ...]] = [*devices * (2 * steps)]
+        durations = [forward] * count + [backward] * count
+        joins = [(i, count + i) for i in range(count)]
+        for step in range(steps - 1):
+            for part in range(parts):
+                now, then = step * parts + part, (step + 1) * parts + part
+                joins += [(now, then), (count + then, count + now)]
+        for members, _, seconds in self.exchange(node, config):
+            links = self.ring([devices[part] for part in members])
+            for step in range(steps - 1):
+                for first, then in (
+                    (step * parts, (step + 1) * parts),
+                    (count + (step + 1) * parts, count + step * parts),
+                ):
+                    joins += [(first + part, len(kinds)) for part in members]
+                    joins += [(len(kinds), then + part) for part in members]
+                    kinds.append(TRANSFER)
+                    resources.append(links)
+                    durations.append(seconds)
+        block = kinds, resources, durations, joins
+        for parts_of_shard in self.copies(node, config):
+            # The last gradient is that of the first block of time steps.
+            ready = [count + part for part in parts_of_shard]
+            if self.summed == "ring":
+                self._add_ring(block, node, config, parts_of_shard, ready)
+            else:
+                self._add_server(block, node, config, parts_of_shard, ready)
+        return Block(kinds, resources, durations, joins)
+
+    def _add_ring(
+        self, block: Lists, node: int, config: Config, parts: list[int], ready: list[int]
+    ) -> None:
+        devices = [config.device(part) for part in parts]
+        if len(parts) > 1:
+            seconds = self.all_reduce(node, config, parts)[1]
+            task = _append(block, SYNCHRONISE, self.ring(devices), seconds, ready)
+            ready = [task] * len(parts)
+        for device, task in zip(devices, ready, strict=True):
+            _append(block, UPDATE, device, self.update_seconds(node, config), [task])
+
+    def _add_server(
+        self, block: Lists, node: int, config: Config, parts: list[int], ready: list[int]
+    ) -> None:
+        home = config.device(self.home(node, parts))
+        nbytes, arrived = self.shard_bytes(node, config), []
+        others = [config.device(part) for part in parts]
+        for device, task in zip(others, ready, strict=True):
+            if device != home:
+                task = _append(block, SYNCHRONISE, *self.message(device, home, nbytes), [task])
+            arrived.append(task)
+        update = _append(block, UPDATE, home, self.update_seconds(node, config), arrived)
+        for device in others:
+            if device != home:
+                _append(block, SYNCHRONISE, *self.message(home, device, nbytes), [update])
+
+    def edge_block(self, edge: int, first: int, second: int) -> Block:
+        """Messages, forward and backward; parts on one device only wait for each other."""
+        block = self._edges.get((edge, first, second))
+        if block is None:
+            if len(self._edges) >= CACHED:
+                self._edges.clear()
+            block = self._edges[edge, first, second] = self._edge_block(edge, first, second)
+        return block
+
+    def messages(self, edge: int, a: Config, b: Config) -> list[tuple[int, int, float]]:
+        """(part of the first, part of the second, bytes that one has and the other needs)."""
+        u, v, read = self.reads[edge]
+        source, target = self.network.operations[u], self.network.operations[v]
+        size = BYTES / source.shape[2] if read.steps == "last" else float(BYTES)
+        shared = overlaps(source, target, read, a.degrees, b.degrees)
+        return [(i, j, elements * size) for i, j, elements in shared]
+
+    def _edge_block(self, edge: int, first: int, second: int) -> Block:
+        u, v, read = self.reads[edge]
+        a, b = self.configs[u][first], self.configs[v][second]
+        steps, target_steps = self.network.operations[u].steps, self.network.operations[v].steps
+        if read.steps == "same":
+            pairs, size = [(i, i) for i in range(steps)], 1.0 / steps
+        elif read.steps == "all":
+            pairs, size = [(i, 0) for i in range(steps)], 1.0 / steps
+        else:
+            pairs, size = [(steps - 1, 0)], 1.0
+        back, target_back = SOURCE + steps * a.parts, TARGET + target_steps * b.parts
+        kinds: list[int] = []
+        resources: list[int | tuple[int, ...]] = []
+        durations: list[float] = []
+        joins: list[tuple[int, int]] = []
+        routes = self.routes
+        for i, j, nbytes in self.messages(edge, a, b):
+            x, y = a.device(i), b.device(j)
+            there, latency, rate = routes[x][y]
+            for s, t in pairs:
+                place, other = s * a.parts + i, t * b.parts + j
+                if x == y:
+                    joins.append((SOURCE + place, TARGET + other))
+                    joins.append((target_back + other, back + place))
+                    continue
+                joins.append((SOURCE + place, len(kinds)))
+                joins.append((len(kinds), TARGET + other))
+                joins.append((target_back + other, len(kinds) + 1))
+                joins.append((len(kinds) + 1, back + place))
+                kinds += (TRANSFER, TRANSFER)
+                resources += (there, routes[y][x][0])
+                durations += [latency + nbytes * size * rate] * 2
+        return Block(kinds, resources, durations, joins)
+
+    # Bytes ----------------------------------------------------------------------------------------
+
+    def transferred_bytes(self, strategy: Sequence[int]) -> float:
+        """What all devices send in one iteration."""
+        total = 0.0
+        for node, choice in enumerate(strategy):
+            config = self.configs[node][choice]
+            for parts in self.copies(node, config):
+                if self.summed == "ring" and len(parts) > 1:
+                    total += len(parts) * self.all_reduce(node, config, parts)[0]
+                elif self.summed == "server":
+                    total += 2 * (len(parts) - 1) * self.shard_bytes(node, config)
+            blocks = 2 * (self.network.operations[node].steps - 1)
+            total += sum(
+                blocks * len(parts) * sent for parts, sent, _ in self.exchange(node, config)
+            )
+        for edge, (u, v) in enumerate(self.edges):
+            a, b = self.configs[u][strategy[u]], self.configs[v][strategy[v]]
+            total += 2 * sum(
+                nbytes for i, j, nbytes in self.messages(edge, a, b) if a.device(i) != b.device(j)
+            )
+        return total
+
+    def operation(self, node: int) -> Operation:
+        """An operation of the network."""
+        return self.network.operations[node]

@@ -1,0 +1,37 @@
+"""Layer-wise parallelism: how to split each layer of a model over the devices of a machine.
+
+plan = hp.parallel.plan(model, data, "a100x8")
+print(plan)
+plan.save("plan.json")
+"""
+
+from hag_plugin.parallel.exact import InfeasibleError
+from hag_plugin.parallel.mcmc import Budget
+from hag_plugin.parallel.opgraph import Op, OpGraph
+from hag_plugin.parallel.partition_stats import GraphStats, measure
+from hag_plugin.parallel.plan_tasks import simulate_plan
+from hag_plugin.parallel.planner import LayerPlan, Plan, plan, recost, space_of
+from hag_plugin.parallel.refine import Refined, refine
+from hag_plugin.parallel.topology import Topology, preset, presets
+from hag_plugin.parallel.trace_model import trace
+
+__all__ = [
+    "Budget",
+    "GraphStats",
+    "InfeasibleError",
+    "LayerPlan",
+    "Op",
+    "OpGraph",
+    "Plan",
+    "Refined",
+    "Topology",
+    "measure",
+    "plan",
+    "preset",
+    "presets",
+    "recost",
+    "refine",
+    "simulate_plan",
+    "space_of",
+    "trace",
+]

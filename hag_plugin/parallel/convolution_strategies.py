@@ -1,0 +1,408 @@
+"""Strategies of convolutions: a sum over neighbours, with a transform before or after it.
+
+Notation: N nodes, n of the largest part, F features in, G out, P devices, w the width that is
+aggregated: F where the aggregation goes first, G where the transform does. Without weights F = G.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hag_plugin.parallel.layouts import (
+    COLUMNS,
+    REPLICATED,
+    ROWS,
+    Layout,
+    Message,
+    columns_to_rows,
+    even,
+    gather_rows,
+    held,
+    rows_to_columns,
+    scatter_rows,
+)
+from hag_plugin.parallel.partition_stats import HagCounts, PartitionStats
+from hag_plugin.parallel.strategies import (
+    INDEX,
+    Config,
+    Problem,
+    Strategy,
+    Terms,
+    column_refusal,
+    register,
+)
+
+AGGREGATE, TRANSFORM = "aggregate-first", "transform-first"
+
+
+def orders(problem: Problem) -> list[str]:
+    """In which orders the layer may be computed."""
+    if not problem.op.transform:
+        return [""]
+    return [AGGREGATE, TRANSFORM] if problem.op.commutes else [AGGREGATE]
+
+
+def aggregated_width(problem: Problem, order: str) -> int:
+    """w."""
+    return problem.op.width if order == TRANSFORM else problem.op.input_width
+
+
+def whole_hags(problem: Problem) -> list[str]:
+    """Choices of HAG where a device runs the whole graph."""
+    known = problem.stats.hag is not None and _shares(problem)
+    return ["off", "whole"] if known else ["off"]
+
+
+def part_hags(problem: Problem, partition: PartitionStats) -> list[str]:
+    """Choices of HAG where a device runs its part."""
+    return ["off", "part"] if partition.hags is not None and _shares(problem) else ["off"]
+
+
+def _shares(problem: Problem) -> bool:
+    return problem.op.relations == 1 and not problem.op.edge_products
+
+
+def add_whole_graph(problem: Problem, terms: Terms, hag: str, width: int, backward: bool) -> None:
+    """The sum over all edges, at `width` features."""
+    stats = problem.stats
+    written = stats.nodes * (problem.op.relations if width == problem.op.input_width else 1)
+    counts = HagCounts(stats.edges, written)
+    if hag == "whole" and stats.hag is not None:
+        counts = stats.hag
+    _add(problem, terms, counts, stats.edges, width, backward)
+
+
+def add_parts(
+    problem: Problem,
+    terms: Terms,
+    partition: PartitionStats,
+    hag: str,
+    width: int,
+    backward: bool,
+) -> None:
+    """The sum over the edges into the own part, on the busiest device."""
+    relations = problem.op.relations if width == problem.op.input_width else 1
+    counts = HagCounts(int(partition.edges.max()), int(partition.rows.max()) * relations)
+    if hag == "part" and partition.hags is not None:
+        counts = max(partition.hags, key=lambda h: h.rows_read + h.rows_written)
+    _add(problem, terms, counts, int(partition.edges.max()), width, backward)
+
+
+def _add(
+    problem: Problem, terms: Terms, counts: HagCounts, edges: int, width: int, backward: bool
+) -> None:
+    if problem.op.edge_products:
+        for k, n in problem.op.edge_products:
+            terms.linear(edges, k, n, True)
+            terms.retained += edges * k
+        width = problem.op.message_width
+    terms.aggregate(counts, width, backward, len(problem.op.reduce))
+    # Forward and backward each have a program; a row pointer is 8 bytes.
+    terms.graph += 2 * (INDEX * counts.rows_read + 8 * counts.rows_written)
+
+
+def add_transform(problem: Problem, terms: Terms, rows: int, k: int, n: int) -> None:
+    """The products with weights `[F, G]`, `k` and `n` of them on this device."""
+    op = problem.op
+    if op.transform:
+        terms.linear(rows, k, n, op.input_grad, op.relations)
+    if op.root:
+        terms.linear(rows, k, n, op.input_grad)
+    for a, b in op.node_products:
+        terms.linear(rows, a, b, True)
+
+
+def backward_needed(problem: Problem, order: str) -> bool:
+    """Whether a gradient flows through the aggregation: weights before it always want one."""
+    return problem.op.input_grad or order == TRANSFORM or bool(problem.op.edge_products)
+
+
+class Replicate(Strategy):
+    """Every device computes everything: no communication, no gain."""
+
+    name, kinds = "replicate", ("convolution",)
+
+    def configs(self, problem: Problem) -> list[Config]:
+        return [
+            Config(self.name, REPLICATED, REPLICATED, order, hag)
+            for order in orders(problem)
+            for hag in whole_hags(problem)
+        ]
+
+    def terms(self, problem: Problem, config: Config) -> Terms:
+        op, terms = problem.op, Terms()
+        width = aggregated_width(problem, config.order)
+        add_whole_graph(problem, terms, config.hag, width, backward_needed(problem, config.order))
+        add_transform(problem, terms, problem.total_rows, op.input_width, op.width)
+        problem.keep(terms, REPLICATED, op.width + (op.input_width if config.order else 0))
+        problem.weights(terms, op.weights + op.biases, copies=False)
+        return terms
+
+
+class _Rows(Strategy):
+    """Nodes are split; each device fetches the rows of other parts that its edges read."""
+
+    kinds, soap = ("convolution",), "S"
+
+    def configs(self, problem: Problem) -> list[Config]:
+        return [
+            Config(self.name, ROWS, ROWS, order, hag)
+            for order in orders(problem)
+            for hag in part_hags(problem, problem.partition)
+        ]
+
+    def terms(self, problem: Problem, config: Config) -> Terms:
+        op, terms = problem.op, Terms()
+        width = aggregated_width(problem, config.order)
+        backward = backward_needed(problem, config.order)
+        add_parts(problem, terms, problem.partition, config.hag, width, backward)
+        add_transform(problem, terms, problem.most_rows, op.input_width, op.width)
+        terms.messages.append(self.fetch(problem, width))
+        if backward:
+            terms.messages.append(self.give_back(problem, width))
+        terms.transient += self.fetched_rows(problem) * width
+        kept = op.input_width if config.order == AGGREGATE else 0
+        problem.keep(terms, ROWS, op.width + kept)
+        problem.weights(terms, op.weights + op.biases, copies=True)
+        return terms
+
+    def fetch(self, problem: Problem, width: int) -> Message:
+        """What is sent before the sum."""
+        raise NotImplementedError
+
+    def give_back(self, problem: Problem, width: int) -> Message:
+        """What is sent after the sum of the gradients over the reversed edges."""
+        raise NotImplementedError
+
+    def fetched_rows(self, problem: Problem) -> int:
+        """Rows that a device holds beside its own."""
+        raise NotImplementedError
+
+
+class RowsAllGather(_Rows):
+    """All rows go to all devices: 2 (P-1) n w values with the gradients."""
+
+    name = "rows, all-gather"
+
+    def fetch(self, problem: Problem, width: int) -> Message:
+        return gather_rows(problem.rows, width, problem.itemsize, "forward")
+
+    def give_back(self, problem: Problem, width: int) -> Message:
+        return scatter_rows(problem.rows, width, problem.itemsize, "backward")
+
+    def fetched_rows(self, problem: Problem) -> int:
+        return problem.total_rows
+
+
+class RowsHalo(_Rows):
+    """Only rows that are read go, to those who read them: the halo."""
+
+    name = "rows, halo"
+
+    def needed(self, problem: Problem) -> np.ndarray:
+        """int64 `[P, P]`, rows that p gets from q."""
+        return problem.partition.halo
+
+    def fetch(self, problem: Problem, width: int) -> Message:
+        sent = self.needed(problem).sum(axis=0) * width * problem.itemsize
+        return Message("exchange", sent, "forward")
+
+    def give_back(self, problem: Problem, width: int) -> Message:
+        sent = self.needed(problem).sum(axis=1) * width * problem.itemsize
+        return Message("exchange", sent, "backward")
+
+    def fetched_rows(self, problem: Problem) -> int:
+        return int(self.needed(problem).sum(axis=1).max())
+
+
+class RowsCover(RowsHalo):
+    """For each pair of parts rows or partial sums, whichever cover the cut edges with fewer."""
+
+    name = "rows, vertex-cover halo"
+
+    def refuses(self, problem: Problem) -> str | None:
+        if not set(problem.op.reduce) <= {"sum", "mean"} or problem.op.edge_products:
+            return f"partial sums need a sum or mean of node rows, not {problem.op.reduce}"
+        if problem.op.relations > 1:
+            return "partial sums of several relations are not supported"
+        if problem.partition.cover is None:
+            return "vertex covers were not computed (they need scipy and the edges)"
+        return None
+
+    def needed(self, problem: Problem) -> np.ndarray:
+        cover = problem.partition.cover
+        assert cover is not None  # refused otherwise
+        return cover
+
+
+def _features_refusal(problem: Problem, *widths: int) -> str | None:
+    if problem.op.edge_products:
+        return "its messages depend on both ends of an edge, so features cannot be split"
+    if problem.op.relations > 1:
+        return "split relations instead: features of a relational layer are not split"
+    return column_refusal(problem, *widths)
+
+
+class AllToAll(Strategy):
+    """Rows become columns for the sum and rows again: 4 (P-1)/P n w values with the gradients."""
+
+    name, kinds, soap = "all-to-all around aggregation", ("convolution",), "SA"
+
+    def refuses(self, problem: Problem) -> str | None:
+        widths = {aggregated_width(problem, order) for order in orders(problem)}
+        reasons = [_features_refusal(problem, width) for width in widths]
+        return reasons[0] if None not in reasons else None
+
+    def configs(self, problem: Problem) -> list[Config]:
+        op, found = problem.op, []
+        for order in orders(problem):
+            if _features_refusal(problem, aggregated_width(problem, order)):
+                continue
+            ends = [(ROWS, ROWS)]
+            if not op.root:  # the root weights want the rows as they came
+                if order != TRANSFORM:
+                    ends.append((COLUMNS, ROWS))
+                if order != AGGREGATE and not op.node_products:
+                    ends.append((ROWS, COLUMNS))
+            if not order:
+                ends.append((COLUMNS, COLUMNS))
+            found += [
+                Config(self.name, a, b, order, hag) for a, b in ends for hag in whole_hags(problem)
+            ]
+        return found
+
+    def terms(self, problem: Problem, config: Config) -> Terms:
+        op, terms, s = problem.op, Terms(), problem.itemsize
+        width = aggregated_width(problem, config.order)
+        backward = backward_needed(problem, config.order)
+        add_whole_graph(problem, terms, config.hag, problem.columns(width), backward)
+        add_transform(problem, terms, problem.most_rows, op.input_width, op.width)
+        there, back = rows_to_columns, columns_to_rows
+        if config.source == ROWS:
+            terms.messages.append(there(problem.rows, width, s, "forward"))
+            if backward:
+                terms.messages.append(back(problem.rows, width, s, "backward"))
+        if config.target == ROWS:
+            terms.messages.append(back(problem.rows, width, s, "forward"))
+            if backward:
+                terms.messages.append(there(problem.rows, width, s, "backward"))
+        terms.transient += 2 * held(COLUMNS, problem.rows, width)
+        if config.order == AGGREGATE:
+            problem.keep(terms, ROWS, op.input_width)
+        problem.keep(terms, config.target, op.width)
+        if config.target == COLUMNS:
+            problem.weights(terms, op.weights, copies=True)
+            problem.weights(terms, op.bias * problem.columns(op.width), copies=False)
+        else:
+            problem.weights(terms, op.weights + op.biases, copies=True)
+        return terms
+
+
+class RowSplitWeights(Strategy):
+    """Features are split, and the rows of the weights with them; partial outputs are summed.
+
+    Aggregate-first to rows or columns, (P-1) n G values each way; transform-first to columns.
+    """
+
+    name, kinds, soap = "columns, row-split weights", ("convolution",), "AP"
+
+    def refuses(self, problem: Problem) -> str | None:
+        if not problem.op.transform or problem.op.node_products:
+            return "it has no weights [in, out] of its own that could be split by rows"
+        return _features_refusal(problem, problem.op.input_width)
+
+    def configs(self, problem: Problem) -> list[Config]:
+        ends = [(AGGREGATE, ROWS)]
+        if problem.splits(problem.op.width):
+            ends.append((AGGREGATE, COLUMNS))
+            if problem.op.commutes and not problem.op.root:
+                ends.append((TRANSFORM, COLUMNS))
+        return [
+            Config(self.name, COLUMNS, target, order, hag)
+            for order, target in ends
+            if order in orders(problem)
+            for hag in whole_hags(problem)
+        ]
+
+    def terms(self, problem: Problem, config: Config) -> Terms:
+        op, terms, s = problem.op, Terms(), problem.itemsize
+        k = problem.columns(op.input_width)
+        width = problem.columns(aggregated_width(problem, config.order))
+        backward = backward_needed(problem, config.order)
+        add_whole_graph(problem, terms, config.hag, width, backward)
+        add_transform(problem, terms, problem.total_rows, k, op.width)
+        if config.target == ROWS:
+            terms.messages.append(scatter_rows(problem.rows, op.width, s, "forward"))
+            terms.messages.append(gather_rows(problem.rows, op.width, s, "backward"))
+        else:
+            shard = problem.total_rows * problem.columns(op.width) * s
+            terms.messages.append(even("reduce_scatter", shard, problem.devices, "forward"))
+            terms.messages.append(even("all_gather", shard, problem.devices, "backward"))
+        terms.transient += problem.total_rows * op.width
+        if config.order == AGGREGATE:
+            problem.keep(terms, COLUMNS, op.input_width)
+        problem.keep(terms, config.target, op.width)
+        problem.weights(terms, op.weights // op.input_width * k, copies=False)
+        split = config.target == COLUMNS
+        problem.weights(terms, problem.columns(op.width) * op.bias if split else op.biases,
+                        copies=not split)  # fmt: skip
+        return terms
+
+
+class ColumnSplitWeights(Strategy):
+    """Columns of the weights are split, each device computes its own output features.
+
+    Nothing is sent where the input is replicated and fixed; from rows, the input is gathered.
+    Followed by row-split weights it is the pair: the width between them is never sent.
+    """
+
+    name, kinds, soap = "column-split weights", ("convolution",), "P"
+
+    def refuses(self, problem: Problem) -> str | None:
+        if not problem.op.transform or not problem.op.commutes or problem.op.node_products:
+            return "it has no weights [in, out] that could go before the aggregation"
+        return _features_refusal(problem, problem.op.width)
+
+    def configs(self, problem: Problem) -> list[Config]:
+        return [
+            Config(self.name, source, COLUMNS, TRANSFORM, hag)
+            for source in (REPLICATED, ROWS)
+            for hag in whole_hags(problem)
+        ]
+
+    def terms(self, problem: Problem, config: Config) -> Terms:
+        op, terms = problem.op, Terms()
+        n = problem.columns(op.width)
+        add_whole_graph(problem, terms, config.hag, n, True)
+        add_transform(problem, terms, problem.total_rows, op.input_width, n)
+        gather_input(problem, terms, config.source, op.input_width)
+        terms.transient += held(COLUMNS, problem.rows, op.width)
+        problem.keep(terms, COLUMNS, op.width)
+        problem.weights(terms, op.weights // op.width * n + n * op.bias, copies=False)
+        return terms
+
+
+def gather_input(problem: Problem, terms: Terms, source: Layout, width: int) -> None:
+    """The whole input on every device; each has a part of its gradient."""
+    s, grad = problem.itemsize, problem.op.input_grad
+    if source == ROWS:
+        terms.messages.append(gather_rows(problem.rows, width, s, "forward"))
+        problem.keep(terms, REPLICATED, width)
+        if grad:
+            terms.messages.append(scatter_rows(problem.rows, width, s, "backward"))
+    elif grad:
+        nbytes = problem.total_rows * width * s
+        terms.messages.append(even("all_reduce", nbytes, problem.devices, "backward"))
+    if grad:
+        terms.transient += problem.total_rows * width
+
+
+register(
+    Replicate(),
+    RowsAllGather(),
+    RowsHalo(),
+    RowsCover(),
+    RowSplitWeights(),
+    AllToAll(),
+    ColumnSplitWeights(),
+)

@@ -1,0 +1,150 @@
+"""Strategies of convolutions that split more than nodes or features: grids and relations."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hag_plugin.parallel.convolution_strategies import (
+    AGGREGATE,
+    TRANSFORM,
+    add_parts,
+    add_transform,
+    aggregated_width,
+    backward_needed,
+    gather_input,
+    orders,
+    part_hags,
+)
+from hag_plugin.parallel.layouts import (
+    REPLICATED,
+    ROWS,
+    Layout,
+    Message,
+    chunk_sizes,
+    even,
+    gather_rows,
+    scatter_rows,
+    sent_bytes,
+)
+from hag_plugin.parallel.partition_stats import HagCounts
+from hag_plugin.parallel.strategies import INDEX, Config, Problem, Strategy, Terms, register
+
+
+class Grid(Strategy):
+    """Nodes and features are split: halos inside each column of the grid, partial outputs summed
+    inside each row of it.
+    """
+
+    name, kinds, soap = "2-D grid", ("convolution",), "SAP"
+
+    def refuses(self, problem: Problem) -> str | None:
+        if not problem.grids(problem.op.input_width, problem.op.width):
+            widths = problem.op.input_width, problem.op.width
+            return f"{problem.devices} devices make no grid for {widths[0]} to {widths[1]} features"
+        if problem.op.node_products or problem.op.edge_products or problem.op.relations > 1:
+            return "it has no one pair of aggregation and weights"
+        return None
+
+    def configs(self, problem: Problem) -> list[Config]:
+        found = []
+        for columns in problem.grids(problem.op.input_width, problem.op.width):
+            layout = Layout("grid", columns)
+            partition = problem.stats.partition(problem.devices, columns)
+            for order in orders(problem):
+                if order == TRANSFORM and problem.op.root:
+                    continue
+                found += [
+                    Config(self.name, layout, layout, order, hag)
+                    for hag in part_hags(problem, partition)
+                ]
+        return found
+
+    def terms(self, problem: Problem, config: Config) -> Terms:
+        op, terms, s = problem.op, Terms(), problem.itemsize
+        columns, P = config.target.columns, problem.devices
+        partition = problem.stats.partition(P, columns)
+        width = aggregated_width(problem, config.order)
+        blocks = np.tile(chunk_sizes(width, columns), P // columns)  # of each device
+        backward = backward_needed(problem, config.order)
+        add_parts(problem, terms, partition, config.hag, int(blocks.max()), backward)
+        for phase, axis in (("forward", 0), ("backward", 1)) if backward else (("forward", 0),):
+            rows = np.repeat(partition.halo.sum(axis=axis), columns)
+            terms.messages.append(Message("exchange", rows * blocks * s, phase, -columns))
+        terms.transient += int(partition.halo.sum(axis=1).max()) * int(blocks.max())
+        inputs = chunk_sizes(op.input_width, columns)
+        if op.transform:
+            rows = partition.rows
+            add_transform(problem, terms, int(rows.max()), int(inputs.max()), op.width)
+            shard = np.repeat(rows, columns) * int(chunk_sizes(op.width, columns).max()) * s
+            for collective, phase in (("reduce_scatter", "forward"), ("all_gather", "backward")):
+                sent = (columns - 1) * shard
+                terms.messages.append(Message(collective, sent, phase, columns))
+            terms.transient += int(rows.max()) * op.width
+            held_weights = op.weights // op.input_width * inputs
+            biases = op.bias * chunk_sizes(op.width, columns)
+            values = np.tile(held_weights + biases, P // columns)
+            sent = np.array([sent_bytes("all_reduce", int(v) * s, P // columns) for v in values])
+            terms.messages.append(Message("all_reduce", sent, "update", -columns))
+            problem.weights(terms, int(values.max()), copies=False)
+            if config.order == AGGREGATE:
+                problem.keep(terms, config.source, op.input_width)
+        problem.keep(terms, config.target, op.width)
+        return terms
+
+
+class Relations(Strategy):
+    """Each device has the edges and weights of some relations; their outputs are summed."""
+
+    name, kinds, soap = "relations", ("convolution",), "O"
+
+    def refuses(self, problem: Problem) -> str | None:
+        if problem.op.relations < problem.devices:
+            return f"it has {problem.op.relations} relations, fewer than {problem.devices} devices"
+        return None
+
+    def configs(self, problem: Problem) -> list[Config]:
+        return [
+            Config(self.name, source, target, order)
+            for source in (REPLICATED, ROWS)
+            for target in (REPLICATED, ROWS)
+            for order in orders(problem)
+        ]
+
+    def terms(self, problem: Problem, config: Config) -> Terms:
+        op, terms, s = problem.op, Terms(), problem.itemsize
+        edges, count = self.busiest(problem)
+        width = aggregated_width(problem, config.order)
+        written = problem.total_rows * (count if config.order == AGGREGATE else 1)
+        terms.aggregate(HagCounts(edges, written), width, backward_needed(problem, config.order))
+        terms.graph += 2 * (INDEX * edges + 8 * count * problem.total_rows)
+        terms.linear(problem.total_rows, op.input_width, op.width, op.input_grad, count)
+        if op.root:  # on the rows that the output is wanted for
+            rows = problem.most_rows if config.target == ROWS else problem.total_rows
+            terms.linear(rows, op.input_width, op.width, op.input_grad)
+        gather_input(problem, terms, config.source, op.input_width)
+        if config.target == ROWS:
+            terms.messages.append(scatter_rows(problem.rows, op.width, s, "forward"))
+            terms.messages.append(gather_rows(problem.rows, op.width, s, "backward"))
+        else:
+            nbytes = problem.total_rows * op.width * s
+            terms.messages.append(even("all_reduce", nbytes, problem.devices, "forward"))
+        terms.transient += 2 * problem.total_rows * op.width
+        if config.order == AGGREGATE:
+            terms.retained += count * problem.total_rows * op.input_width
+        problem.keep(terms, config.target, op.width)
+        problem.weights(terms, count * op.input_width * op.width, copies=False)
+        shared = op.root * op.input_width * op.width + op.biases
+        problem.weights(terms, shared, copies=config.target == ROWS)
+        return terms
+
+    def busiest(self, problem: Problem) -> tuple[int, int]:
+        """Edges and number of relations of the busiest device; the largest go first."""
+        edges = problem.stats.relation_edges or (problem.stats.edges,)
+        loads = [(0, 0)] * problem.devices
+        for size in sorted(edges, reverse=True):
+            k = loads.index(min(loads))
+            loads[k] = (loads[k][0] + size, loads[k][1] + 1)
+        return max(loads)[0], max(count for _, count in loads)
+
+
+register(Grid(), Relations())

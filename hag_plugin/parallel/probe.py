@@ -1,0 +1,235 @@
+"""`probe`: measures a machine. What comes out is a topology whose figures were met, not published.
+
+Processes, one a device, run every collective over a range of sizes; what counts is the slowest
+process, the median over repeats. Each collective and world size gets a line of its own,
+`seconds = alpha + beta * bytes sent`: the formula of a ring does not hold on gloo.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+import hag_plugin as hp
+from hag_plugin.parallel.layouts import sent_bytes
+from hag_plugin.parallel.topology import Device, Fit, Level, Topology
+
+SIZES = tuple(1 << k for k in range(10, 25, 2))  # bytes that each process hands in
+REPEATS = 7
+RESULT = "result.json"
+TIMEOUT = timedelta(seconds=120)
+
+
+def probe(
+    world_sizes: Sequence[int] = (2,),
+    *,
+    backend: str = "gloo",
+    sizes: Sequence[int] = SIZES,
+    name: str = "this machine",
+    report: Callable[[str, float], None] = lambda words, share: None,
+) -> Topology:
+    """The topology of this machine, measured.
+
+    Args:
+        world_sizes: numbers of processes; the largest is the number of devices.
+        backend: "gloo", a process a share of the cores; "nccl", a process a GPU.
+        sizes: bytes, of the tensors that processes hand in.
+        name: of the topology.
+        report: called with what is being done and the share that is done.
+
+    Raises:
+        ValueError: a world size is less than 2, or there are fewer GPUs.
+        RuntimeError: a process failed.
+    """
+    if not world_sizes or min(world_sizes) < 2:
+        raise ValueError(f"world_sizes are {list(world_sizes)}; expected numbers of 2 or more")
+    if backend not in ("gloo", "nccl"):
+        raise ValueError(f"backend is {backend!r}; expected 'gloo' or 'nccl'")
+    if backend == "nccl" and torch.cuda.device_count() < max(world_sizes):
+        raise ValueError(
+            f"nccl over {max(world_sizes)} processes needs as many GPUs; there are "
+            f"{torch.cuda.device_count()}"
+        )
+    fits: list[Fit] = []
+    device: Device | None = None
+    for i, size in enumerate(sorted(set(world_sizes))):
+        report(f"{size} processes", i / len(world_sizes))
+        measured, device = _measure(size, backend, tuple(sizes))
+        fits += [fit(c, size, sent, seconds) for c, (sent, seconds) in measured.items()]
+    report("done", 1.0)
+    assert device is not None  # there was one world size at least
+    widest = next(f for f in fits if f.collective == "all_to_all" and f.world_size == size)
+    level = Level(
+        "measured", size, 1 / max(widest.beta, 1e-15), max(widest.alpha, 1e-9), efficiency=1.0
+    )
+    words = f"measured by hag-plugin probe, {backend}, torch {torch.__version__}"
+    return Topology(name, device, (level,), tuple(fits), backend, (words,))
+
+
+def fit(collective: str, world_size: int, sent: Sequence[float], seconds: Sequence[float]) -> Fit:
+    """The line of least squared relative error through measured times.
+
+    Args:
+        collective: as in `COLLECTIVES`.
+        world_size: devices.
+        sent: bytes that each sent.
+        seconds: what that took.
+
+    Example:
+        >>> line = fit("all_reduce", 2, [1e3, 1e6], [2e-5 + 1e-6, 2e-5 + 1e-3])
+        >>> round(line.alpha * 1e6, 3), round(line.beta * 1e9, 3)
+        (20.0, 1.0)
+    """
+    x, y = np.asarray(sent, float), np.asarray(seconds, float)
+    columns = np.stack([np.ones_like(x), x], axis=1) / y[:, None]
+    alpha, beta = np.linalg.lstsq(columns, np.ones_like(y), rcond=None)[0].tolist()
+    if alpha < 0 or beta < 0:  # noise: the best line with one of them 0
+        only = [(0.0, _best(x / y)), (_best(1 / y), 0.0)]
+        alpha, beta = min(only, key=lambda ab: float((((ab[0] + ab[1] * x) / y - 1) ** 2).sum()))
+    error = float(np.abs((alpha + beta * x) / y - 1).max())
+    return Fit(collective, world_size, alpha, beta, error)
+
+
+def _best(ratio: np.ndarray) -> float:
+    """The factor f for which f * ratio is nearest to 1."""
+    return float(ratio.sum() / (ratio**2).sum())
+
+
+Measurements = dict[str, tuple[list[float], list[float]]]
+
+
+def _measure(size: int, backend: str, sizes: tuple[int, ...]) -> tuple[Measurements, Device]:
+    with tempfile.TemporaryDirectory() as folder:
+        # The start method is spawn: OpenMP and CUDA do not survive a fork.
+        arguments = (size, backend, sizes, folder)
+        try:
+            start: Any = torch.multiprocessing.start_processes  # type: ignore[attr-defined]
+            start(_run_rank, arguments, nprocs=size, start_method="spawn")
+        except Exception as e:
+            raise RuntimeError(f"a process of {size} failed while probing: {e}") from e
+        measured, device = json.loads((Path(folder) / RESULT).read_text())
+    return measured, Device(**device)
+
+
+def _run_rank(rank: int, size: int, backend: str, sizes: tuple[int, ...], folder: str) -> None:
+    """One process: takes part in every collective; rank 0 writes what was measured."""
+    if sys.platform == "linux":  # the machine may have no other interface that works
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if backend == "gloo":
+        torch.set_num_threads(max(_cores() // size, 1))
+    else:
+        torch.cuda.set_device(rank)
+    dist.init_process_group(
+        backend, init_method=f"file://{folder}/meet", rank=rank, world_size=size, timeout=TIMEOUT
+    )
+    try:
+        device = torch.device("cpu" if backend == "gloo" else f"cuda:{rank}")
+        measured: Measurements = {}
+        for collective, run in _collectives(size).items():
+            for nbytes in sizes:
+                count = max(nbytes // 4 // size, 1) * size
+                x = torch.rand(count, device=device)
+                sent, seconds = run(x)
+                taken = _slowest(seconds, device)
+                xs, ys = measured.setdefault(collective, ([], []))
+                xs.append(sent)
+                ys.append(taken)
+        measured["exchange"] = measured["all_to_all"]  # the same call with uneven parts
+        figures = _device(device)
+        if rank == 0:
+            text = json.dumps([measured, asdict(figures)])
+            (Path(folder) / RESULT).write_text(text)
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+Run = Callable[[torch.Tensor], tuple[float, Callable[[], Any]]]
+
+
+def _collectives(size: int) -> dict[str, Run]:
+    """For each, from the tensor handed in: the bytes sent, and the call."""
+    # torch renamed these two; the old names warn.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+    def all_gather(x: torch.Tensor) -> tuple[float, Callable[[], Any]]:
+        out = x.new_zeros(size * len(x))
+        return sent_bytes("all_gather", 4 * len(x), size), lambda: gather(out, x)
+
+    def reduce_scatter(x: torch.Tensor) -> tuple[float, Callable[[], Any]]:
+        out = x.new_zeros(len(x) // size)
+        return sent_bytes("reduce_scatter", 4 * len(out), size), lambda: scatter(out, x.clone())
+
+    def all_reduce(x: torch.Tensor) -> tuple[float, Callable[[], Any]]:
+        return sent_bytes("all_reduce", 4 * len(x), size), lambda: dist.all_reduce(x)
+
+    def all_to_all(x: torch.Tensor) -> tuple[float, Callable[[], Any]]:
+        out = torch.zeros_like(x)
+        return 4.0 * len(x) * (size - 1) / size, lambda: dist.all_to_all_single(out, x)
+
+    return {
+        "all_gather": all_gather,
+        "reduce_scatter": reduce_scatter,
+        "all_reduce": all_reduce,
+        "all_to_all": all_to_all,
+    }
+
+
+def _slowest(run: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of a call on the slowest rank, the median over repeats."""
+    taken = []
+    for repeat in range(REPEATS + 1):
+        dist.barrier()
+        start = time.perf_counter()
+        run()
+        _wait(device)
+        seconds = torch.tensor([time.perf_counter() - start], dtype=torch.float64, device=device)
+        dist.all_reduce(seconds, op=dist.ReduceOp.MAX)
+        if repeat:  # the first is warm-up
+            taken.append(seconds.item())
+    return statistics.median(taken)
+
+
+def _device(device: torch.device) -> Device:
+    """What a device reaches while all others work, too."""
+    n = 1024 if device.type == "cpu" else 8192
+    a, b = torch.rand(n, n, device=device), torch.rand(n, n, device=device)
+    product = _slowest(lambda: a @ b, device)
+    nodes, width = (1 << 16, 64) if device.type == "cpu" else (1 << 20, 128)
+    edges = torch.randint(nodes, (2, 8 * nodes), generator=torch.Generator().manual_seed(0))
+    hag = hp.build_hag(edges, num_nodes=nodes, method="none").to(device)
+    x = torch.rand(nodes, width, device=device)
+    gathered = _slowest(lambda: hp.aggregate(x, hag), device)
+    small = torch.rand(16, 16, device=device)
+    overhead = _slowest(lambda: small.relu(), device)
+    moved = 9 * nodes * width * 4 + 8 * nodes * 4
+    if device.type == "cuda":
+        name, memory = torch.cuda.get_device_name(device), torch.cuda.mem_get_info(device)[1]
+    else:
+        name = f"{torch.get_num_threads()} threads of {_cores()} cores"
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // dist.get_world_size()
+    return Device(name, 2 * n**3 / product, moved / gathered, memory, overhead, 1.0, 1.0)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

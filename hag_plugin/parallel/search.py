@@ -1,0 +1,262 @@
+"""The space of plans of a model on a machine, and the cheapest plan in it.
+
+Every operation is a node, every tensor between operations an edge; `exact.minimise` finds the
+optimum under the additive cost. Memory has a part that adds up (what is kept from forward to
+backward) and two maxima (what an operation holds while it runs, the graph that layers share): the
+search goes through the values of the maxima and is exact, too.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+# These fill the registry.
+from hag_plugin.parallel import attention_strategies as _attention  # noqa: F401
+from hag_plugin.parallel import convolution_strategies as _convolution  # noqa: F401
+from hag_plugin.parallel import dense_strategies as _dense  # noqa: F401
+from hag_plugin.parallel import grid_strategies as _grid  # noqa: F401
+from hag_plugin.parallel.cost import ComputeCost, Seconds, message_seconds, price
+from hag_plugin.parallel.exact import Choice, CostGraph, InfeasibleError, minimise
+from hag_plugin.parallel.layouts import Layout, Message, held, reshard
+from hag_plugin.parallel.opgraph import OpGraph
+from hag_plugin.parallel.strategies import Config, Problem, Terms, configs_of, terms_of
+from hag_plugin.parallel.topology import Topology
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the fullest device, counting tensors only.
+
+    Attributes:
+        retained: activations kept for the backward pass; weights, gradients and Adam's moments.
+        transient: the most that one operation holds besides while it runs.
+        graph: the largest graph, shared by the layers that run on it.
+    """
+
+    retained: int
+    transient: int
+    graph: int
+
+    @property
+    def total(self) -> int:
+        """The peak."""
+        return self.retained + self.transient + self.graph
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """All plans of one model on one machine.
+
+    Attributes:
+        graph: the model.
+        topology: the machine; all its devices are used.
+        compute: what computation costs.
+        allow: whether a configuration of an operation may be chosen.
+    """
+
+    graph: OpGraph
+    topology: Topology
+    compute: ComputeCost
+    allow: Callable[[int, Config], bool] = lambda op, config: True
+
+    @cached_property
+    def problems(self) -> list[Problem]:
+        """One for each operation."""
+        devices = self.topology.num_devices
+        return [Problem(self.graph, op, devices) for op in self.graph.ops]
+
+    @cached_property
+    def _found(self) -> list[tuple[list[Config], dict[str, str]]]:
+        return [configs_of(problem) for problem in self.problems]
+
+    @cached_property
+    def configs(self) -> list[list[Config]]:
+        """Configurations of each operation.
+
+        Raises:
+            InfeasibleError: an operation has none.
+        """
+        found = []
+        for i, (configs, reasons) in enumerate(self._found):
+            allowed = [c for c in configs if self.allow(i, c)]
+            if not allowed:
+                op = self.graph.ops[i]
+                words = "; ".join(f"{name}: {why}" for name, why in reasons.items())
+                known = sorted({c.strategy for c in configs})
+                raise InfeasibleError(
+                    f"layer {op.name!r} ({op.layer or op.kind}) cannot be split as asked"
+                    f"{' (' + words + ')' if words else ''}; it can be split by: {known}"
+                )
+            found.append(allowed)
+        return found
+
+    @cached_property
+    def terms(self) -> list[list[Terms]]:
+        """What each configuration takes."""
+        pairs = zip(self.problems, self.configs, strict=True)
+        return [[terms_of(problem, c) for c in configs] for problem, configs in pairs]
+
+    @cached_property
+    def seconds(self) -> list[list[Seconds]]:
+        """What each configuration costs."""
+        s = self.graph.itemsize
+        return [[price(self.topology, self.compute, t, s) for t in row] for row in self.terms]
+
+    @cached_property
+    def cost_graph(self) -> CostGraph:
+        """The additive cost."""
+        nodes = [np.array([s.total for s in row]) for row in self.seconds]
+        edges = []
+        for u, v in self.graph.edges:
+            seconds = self._per_layouts(u, v, self.reshard_seconds)
+            edges.append((u, v, seconds))
+        return CostGraph(nodes, edges)
+
+    def _per_layouts(
+        self, u: int, v: int, value: Callable[[int, int, Layout, Layout], float]
+    ) -> np.ndarray:
+        known: dict[tuple[Layout, Layout], float] = {}
+        table = np.empty((len(self.configs[u]), len(self.configs[v])))
+        for i, j in itertools.product(*map(range, table.shape)):
+            key = self.configs[u][i].target, self.configs[v][j].source
+            if key not in known:
+                known[key] = value(u, v, *key)
+            table[i, j] = known[key]
+        return table
+
+    def reshard_messages(self, u: int, v: int, before: Layout, after: Layout) -> list[Message]:
+        """What is sent between two operations, forward, and backward if a gradient flows."""
+        op, problem = self.graph.ops[u], self.problems[u]
+        sizes = (problem.rows, op.width, self.graph.itemsize)
+        messages = reshard(before, after, *sizes, "forward")
+        if self.gradients[u]:
+            messages += reshard(after, before, *sizes, "backward")
+        return messages
+
+    @cached_property
+    def gradients(self) -> list[bool]:
+        """Whether the gradient of each operation's output is wanted: weights lie before it."""
+        wanted: list[bool] = []
+        for op in self.graph.ops:
+            wanted.append(bool(op.weights or op.biases) or any(wanted[i] for i in op.inputs))
+        return wanted
+
+    def reshard_seconds(self, u: int, v: int, before: Layout, after: Layout) -> float:
+        """How long that takes. Fixed features are laid out before training, in every layout."""
+        if self.graph.ops[u].kind == "input":
+            return 0.0
+        messages = self.reshard_messages(u, v, before, after)
+        return sum(message_seconds(self.topology, m) for m in messages)
+
+    def reshard_bytes(self, u: int, v: int, before: Layout, after: Layout) -> float:
+        """The copy in the other layout; of fixed features, the only one."""
+        if before == after and self.graph.ops[u].kind != "input":
+            return 0.0
+        problem = self.problems[u]
+        return held(after, problem.rows, self.graph.ops[u].width) * self.graph.itemsize
+
+    # Searching -------------------------------------------------------------------------------
+
+    @cached_property
+    def _retained(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        s = self.graph.itemsize
+        nodes = [np.array([float(t.retained * s) for t in row]) for row in self.terms]
+        return nodes, [self._per_layouts(u, v, self.reshard_bytes) for u, v in self.graph.edges]
+
+    def memory(self, chosen: Sequence[int]) -> Memory:
+        """What a choice holds."""
+        nodes, edges = self._retained
+        terms = [row[k] for row, k in zip(self.terms, chosen, strict=True)]
+        retained = sum(float(m[k]) for m, k in zip(nodes, chosen, strict=True))
+        for (u, v), sizes in zip(self.graph.edges, edges, strict=True):
+            retained += float(sizes[chosen[u], chosen[v]])
+        transient = max(t.transient for t in terms) * self.graph.itemsize
+        return Memory(int(retained), transient, max(t.graph for t in terms))
+
+    def cheapest(self, limit: float | None = None) -> Choice:
+        """The optimum under the additive cost, within `limit` bytes on every device.
+
+        Raises:
+            InfeasibleError: none fits; `nearest` is the choice that takes least memory.
+        """
+        best = minimise(self.cost_graph)
+        if limit is None or self.memory(best.configs).total <= limit:
+            return best
+        found: Choice | None = None
+        for bound, retained, capped in self._capped(limit):
+            if found is not None and bound >= found.cost:
+                break  # the others cannot be cheaper even without a limit
+            choice = self._within(retained, capped)
+            if choice is not None and (found is None or choice.cost < found.cost):
+                found = choice
+        if found is None:
+            least = self.least_memory()
+            raise InfeasibleError(
+                f"no plan fits in {limit / GIB:.3g} GiB a device on {self.topology.num_devices} "
+                f"devices: the one that takes least memory needs "
+                f"{self.memory(least.configs).total / GIB:.3g} GiB",
+                least,
+            )
+        return found
+
+    @cached_property
+    def _maxima(self) -> list[tuple[int, int]]:
+        s = self.graph.itemsize
+        transient = sorted({t.transient * s for row in self.terms for t in row})
+        graph = sorted({t.graph for row in self.terms for t in row})
+        return list(itertools.product(transient, graph))
+
+    def _legal(self, transient: int, graph: int) -> list[np.ndarray]:
+        """Which configurations stay within the two maxima, in bytes."""
+        s = self.graph.itemsize
+        return [
+            np.array([t.transient * s <= transient and t.graph <= graph for t in row])
+            for row in self.terms
+        ]
+
+    def _capped(self, limit: float) -> list[tuple[float, float, CostGraph]]:
+        """For all pairs of maxima: the optimum without a limit, bytes left, and the costs."""
+        found: dict[bytes, tuple[float, float, CostGraph]] = {}
+        for transient, graph in self._maxima:
+            legal = self._legal(transient, graph)
+            key = np.concatenate(legal).tobytes()
+            retained = limit - transient - graph
+            if key in found or retained < 0 or not all(mask.any() for mask in legal):
+                continue  # where more room allows nothing more, the first pair leaves more
+            pairs = zip(legal, self.cost_graph.node_costs, strict=True)
+            costs = [np.where(mask, c, np.inf) for mask, c in pairs]
+            capped = CostGraph(costs, self.cost_graph.edges)
+            found[key] = (minimise(capped).cost, retained, capped)
+        return sorted(found.values(), key=lambda entry: entry[:2])
+
+    def _within(self, retained: float, capped: CostGraph) -> Choice | None:
+        """The cheapest that keeps at most so many bytes; None where none does."""
+        nodes, edges = self._retained
+        try:
+            return minimise(capped, memory=nodes, edge_memory=edges, memory_limit=retained)
+        except InfeasibleError:
+            return None
+
+    def least_memory(self) -> Choice:
+        """The choice that takes least memory; of several the cheapest that the search meets."""
+        best: Choice | None = None
+        nodes, edges = self._retained
+        pairs = [(u, v, m) for (u, v), m in zip(self.graph.edges, edges, strict=True)]
+        for transient, graph in self._maxima:
+            legal = self._legal(transient, graph)
+            if not all(mask.any() for mask in legal):
+                continue
+            sizes = [np.where(m, b, np.inf) for m, b in zip(legal, nodes, strict=True)]
+            configs = minimise(CostGraph(sizes, pairs)).configs
+            choice = Choice(configs, self.cost_graph.cost(configs), self.memory(configs).total)
+            if best is None or (choice.memory or 0) < (best.memory or 0):
+                best = choice
+        assert best is not None  # the largest maxima rule nothing out
+        return best

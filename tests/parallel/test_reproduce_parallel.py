@@ -1,0 +1,239 @@
+"""The scripts that reproduce OptCNN and FlexFlow: their networks, their searches, their output."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hag_plugin.parallel.mcmc import Budget, random_strategies, search
+from hag_plugin.parallel.strategy_model import SimulatedStrategy, simulate_strategy
+from hag_plugin.parallel.topology import preset
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "examples" / "reproduce"
+
+if not (SCRIPTS / "flexflow.py").is_file():
+    pytest.skip("the scripts are part of the repository, not of the wheel", allow_module_level=True)
+
+sys.path.insert(0, str(SCRIPTS.parent))
+try:
+    from reproduce import (
+        flexflow_additive,
+        flexflow_evaluate,
+        flexflow_experts,
+        flexflow_model,
+        flexflow_networks,
+        flexflow_rnns,
+        flexflow_soap,
+    )
+finally:
+    sys.path.remove(str(SCRIPTS.parent))
+
+SoapModel = flexflow_model.SoapModel
+SMALL = {
+    "AlexNet": lambda batch: flexflow_networks.alexnet(batch),
+    "Inception-v3": lambda batch: flexflow_networks.inception_v3(batch, (1, 1, 1)),
+    "RNNTC": lambda batch: flexflow_rnns.rnntc(batch),
+    "NMT": lambda batch: flexflow_rnns.nmt(batch),
+}
+
+
+def machine(name: str, devices: int) -> Any:
+    return preset(name).resized(devices)
+
+
+# The networks -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "millions", "gigaflops"),
+    [
+        # Parameters and multiply-adds as torchvision documents them (BatchNorm's are left out).
+        (flexflow_networks.alexnet, 61.1, 2 * 0.714),
+        (flexflow_networks.vgg16, 138.4, 2 * 15.47),
+        (flexflow_networks.resnet101, 44.5, 2 * 7.80),
+        (flexflow_networks.inception_v3, 23.8, 2 * 5.71),
+    ],
+)
+def test_networks_have_their_true_sizes(make: Any, millions: float, gigaflops: float) -> None:
+    network = make(1)
+    assert network.parameters / 1e6 == pytest.approx(millions, rel=0.01)
+    assert network.flops / 1e9 == pytest.approx(gigaflops, rel=0.01)
+    assert network.operations[-1].shape == (1, 1000, 1, 1)
+
+
+def test_nmt_sends_what_was_published() -> None:
+    """Data parallelism on 64 GPUs: 65.8 GB an iteration (FlexFlow, figure 8b)."""
+    model = SoapModel(flexflow_rnns.nmt(64 * 64), preset("k80x64"))
+    sent = model.transferred_bytes(flexflow_experts.data_parallel(model))
+    assert sent / 1e9 == pytest.approx(65.8, rel=0.05)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_parts_get_all_that_they_read(name: str) -> None:
+    """What passes to a part is the whole region it reads, from whichever parts hold it."""
+    network, choose = SMALL[name](32), random.Random(0)
+    reads = [(u, v, r) for v, op in enumerate(network.operations) for u, r in op.inputs]
+    for u, v, read in choose.sample(reads, min(12, len(reads))):
+        source, target = network.operations[u], network.operations[v]
+        for _ in range(5):
+            a, b = (
+                choose.choice(flexflow_soap.configs(op, 8, placed=False)) for op in (source, target)
+            )
+            needed = flexflow_soap.reads(target, read, source, b.degrees)
+            whole = [
+                math.prod(max(high - low, 0) for low, high in box)
+                for box in itertools.product(*needed)
+            ]
+            got = [0] * b.parts
+            for _, part, elements in flexflow_soap.overlaps(
+                source, target, read, a.degrees, b.degrees
+            ):
+                got[part] += elements
+            assert got == whole
+
+
+@pytest.mark.parametrize(("topology", "devices"), [("p100x16", 8), ("k80x64", 4)])
+@pytest.mark.parametrize("name", SMALL)
+def test_tables_equal_single_costs(name: str, topology: str, devices: int) -> None:
+    model = SoapModel(SMALL[name](32), machine(topology, devices), placed=False)
+    choose = random.Random(1)
+    for edge in choose.sample(range(len(model.edges)), 3):
+        table = flexflow_additive.transfer_table(model, edge)
+        u, v = model.edges[edge]
+        for _ in range(20):
+            i, j = (choose.randrange(model.num_configs(node)) for node in (u, v))
+            slow = flexflow_additive.transfer_seconds(
+                model, edge, model.configs[u][i], model.configs[v][j]
+            )
+            assert table[i, j] == pytest.approx(slow, rel=1e-9, abs=1e-15)
+
+
+# The searches -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("summed", flexflow_model.SUMMED)
+@pytest.mark.parametrize(("topology", "devices"), [("p100x16", 4), ("p100x16", 8), ("k80x64", 4)])
+@pytest.mark.parametrize("name", SMALL)
+def test_layer_wise_beats_every_single_strategy(
+    name: str, topology: str, devices: int, summed: str
+) -> None:
+    network, where = SMALL[name](32 * devices), machine(topology, devices)
+    model = SoapModel(network, where, placed=False, summed=summed)
+    singles = {
+        make.__name__: make(model)
+        for make in (
+            flexflow_experts.data_parallel,
+            flexflow_experts.model_parallel,
+            flexflow_experts.one_weird_trick,
+        )
+    }
+    exact, costs = flexflow_evaluate.layer_wise(network, where, model, singles, False)
+    assert costs.keys() == singles.keys()
+    assert exact.additive <= min(costs.values())
+    simulate_strategy(model, exact.strategy).check()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_delta_equals_full_on_their_networks(name: str) -> None:
+    model = SoapModel(SMALL[name](256), machine("p100x16", 8))
+    start = flexflow_experts.data_parallel(model)
+    speed = flexflow_evaluate.delta_speed(model, start, 60, seed=2)  # asserts that they are equal
+    assert speed.proposals == 60
+    assert speed.scheduled_share <= 1.0
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_sampling_is_at_least_as_good_as_every_start(name: str) -> None:
+    where = machine("p100x16", 4)
+    network = SMALL[name](256)
+    model = SoapModel(network, where)
+    starts = {
+        "data parallel": flexflow_experts.data_parallel(model),
+        "expert": flexflow_experts.layer_per_device(model),
+    }
+    exact, _ = flexflow_evaluate.layer_wise(network, where, model, starts, False)
+    starts["layer-wise"] = exact.strategy
+    found = flexflow_evaluate.sample(model, starts, 80, 1, 0, False)
+    assert found.start_costs.keys() == {*starts, "random 1"}
+    assert found.cost <= min(found.start_costs.values())
+    assert found.cost == simulate_strategy(model, found.strategy).makespan
+
+
+def test_sampling_reaches_the_best_of_all_simulated() -> None:
+    """As in FlexFlow, section 8.4: on a small network the search finds the global optimum."""
+    net = flexflow_networks.Layers("small", 64, 32)
+    net.softmax(net.linear(net.conv(None, 64, 3, 2), 4096))
+    model = SoapModel(net.network, machine("p100x16", 2))
+    best = min(
+        simulate_strategy(model, strategy).makespan
+        for strategy in itertools.product(*map(range, model.sizes))
+    )
+    for seed in range(3):
+        found = search(
+            lambda strategy: SimulatedStrategy(model, strategy),
+            model.sizes,
+            random_strategies(model.sizes, 2, seed),
+            Budget(proposals=500),
+            seed=seed,
+        )
+        assert found.cost == best
+
+
+def test_experts_place_a_layer_on_a_device() -> None:
+    model = SoapModel(flexflow_rnns.rnntc(1024), preset("p100x16"))
+    chosen = flexflow_experts.layer_per_device(model)
+    devices = [model.configs[node][config].devices for node, config in enumerate(chosen)]
+    assert devices[:5] == [[i % 4, 4 + i % 4, 8 + i % 4, 12 + i % 4] for i in range(5)]
+
+
+def test_wrong_models_are_refused() -> None:
+    with pytest.raises(ValueError, match="'guess'"):
+        SoapModel(flexflow_rnns.rnntc(64), preset("p100x16"), summed="guess")
+
+
+# The scripts ------------------------------------------------------------------------------------
+
+
+def run(script: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPTS / script), "--quick", "--quiet", *words],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("script", "last", "words"),
+    [
+        ("optcnn.py", "layer-wise", ["--network", "AlexNet", "--network", "VGG-16"]),
+        ("flexflow.py", "MCMC", ["--network", "NMT", "--machine", "K80", "--proposals", "40"]),
+    ],
+)
+def test_scripts(script: str, last: str, words: list[str]) -> None:
+    done = run(script, *words, "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert "simulated" in document["labels"]
+    for evaluation in document["evaluations"]:
+        rows = {row["name"]: row for row in evaluation["rows"]}
+        assert list(rows)[-1] == last
+        assert rows["data parallel"]["simulated"] >= rows[last]["simulated"]
+        assert evaluation["failures"] == []
+    assert all(figure["where"] for figure in document["published"])
+
+
+def test_a_script_in_words() -> None:
+    done = run("optcnn.py", "--network", "AlexNet", "--summed", "ring")
+    assert done.returncode == 0, done.stderr
+    assert "(simulated)" in done.stdout
+    assert "Published, not measured here" in done.stdout
+    assert run("flexflow.py", "--network", "LeNet").returncode == 2
