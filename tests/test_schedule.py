@@ -24,9 +24,7 @@ def run(s: schedule.Schedule, x: Tensor) -> Tensor:
     for first, last in s.levels:
         before = scratch.clone()
         for op in range(first, last):
-            rows = [
-                x[j] if j >= 0 else before[~j] for j in s.source[op_ptr[op] : op_ptr[op + 1]]
-            ]
+            rows = [x[j] if j >= 0 else before[~j] for j in s.source[op_ptr[op] : op_ptr[op + 1]]]
             total = torch.stack(rows).sum(0) if rows else torch.zeros(x.shape[1], dtype=x.dtype)
             if target[op] < 0:
                 assert scratch[~target[op]].isnan().all(), "a row of scratch is written twice"
