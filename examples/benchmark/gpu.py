@@ -36,7 +36,6 @@ NAMED = ("BZR_MD", "IMDB-MULTI", "PPI_ohmnet_brain", "ogbl-ddi", "REDDIT-BINARY"
          "COLLAB_ego_recon")  # fmt: skip
 GENERATED = ("cliques", "collaboration", "power-law", "reddit-sized")
 TESTS = ("tests/triton/kernels", "tests/triton/test_card.py", "tests/test_schedule.py")
-Call = Callable[[], Any]
 
 
 def card() -> dict[str, Any]:

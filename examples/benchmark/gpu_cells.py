@@ -21,6 +21,7 @@ from .sides import AGAIN, AUTO, COPY, NONE, torch_csr
 CUSPARSE, PYG, SCATTER = "torch CSR (cuSPARSE)", "PyG edge_index", "torch_scatter"
 AUTO_GRAPH, NONE_GRAPH = "hag auto, CUDA graph", "hag none, CUDA graph"
 PYG_CSR = "PyG torch CSR"
+Call = Callable[[], Any]
 
 
 @dataclass
@@ -53,7 +54,8 @@ def interleave(sides: dict[str, Call], seconds: float, seed: int = 0) -> dict[st
         calls[name] = max(1, min(100, int(5.0 / measure(call, 3))))
     once = sum(calls[name] * measure(call, 1) for name, call in sides.items())
     rounds = max(5, min(101, int(seconds * 1e3 * len(sides) / max(once, 1e-3))))
-    order, taken = random.Random(seed), {name: [] for name in sides}
+    order = random.Random(seed)
+    taken: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name in order.sample(list(sides), len(sides)):
             taken[name].append(measure(sides[name], calls[name]))
