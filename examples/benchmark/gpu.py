@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,12 @@ def main() -> int:
         if subprocess.run([*command, *TESTS], cwd=ROOT).returncode:
             return 1
     args.out.mkdir(parents=True, exist_ok=True)
-    facts = {"card": card(), "versions": versions(), "git": git_revision(), "date": now()}
+    facts = {
+        "card": card(),
+        "versions": versions() | {"triton": version("triton")},
+        "git": git_revision(),
+        "date": now(),
+    }
     cells: list[Cell] = []
     for name in tqdm(args.graphs, desc="graphs", file=sys.stderr):
         graph = load(name, args.root)
