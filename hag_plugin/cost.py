@@ -36,8 +36,8 @@ GPU_BYTES_PER_SECOND = 2e12
 def prices(width: int, device: str = "cpu") -> Prices:
     """The constants for features of `width` values on a "cpu" or "cuda" device.
 
-    On a CPU an op costs some 25 ns besides its rows, and a row of 16 values only 1.3 ns: the narrower the
-    rows, the more an intermediate must save. On a GPU ops run side by side.
+    On a CPU an op costs some 25 ns besides its rows, and a row of 16 values only 1.3 ns: the
+    narrower the rows, the more an intermediate must save. On a GPU ops run side by side.
     """
     if device == "cuda":
         return Prices()

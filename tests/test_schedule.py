@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,7 @@ def run(s: schedule.Schedule, x: Tensor) -> Tensor:
     for first, last in s.levels:
         before = scratch.clone()
         for op in range(first, last):
-            rows = [
-                x[j] if j >= 0 else before[~j] for j in s.source[op_ptr[op] : op_ptr[op + 1]]
-            ]
+            rows = [x[j] if j >= 0 else before[~j] for j in s.source[op_ptr[op] : op_ptr[op + 1]]]
             total = torch.stack(rows).sum(0) if rows else torch.zeros(x.shape[1], dtype=x.dtype)
             if target[op] < 0:
                 assert scratch[~target[op]].isnan().all(), "a row of scratch is written twice"
@@ -147,3 +146,25 @@ def test_real_graphs(shared_data: Path, name: str) -> None:
         if name == "BZR_MD":
             x = torch.randint(-9, 9, (graph.num_nodes, 1)).double()
             assert torch.equal(run(s, x), hp.aggregate(x, hag, self_loops=mode))
+
+
+def test_a_plan_for_a_card_must_pay() -> None:
+    """A small graph is over before a second launch would start; a large one is not."""
+    clique = torch.combinations(torch.arange(12)).T
+    small = torch.cat([clique, clique.flip(0)], 1)
+    large = torch.cat([small + 12 * i for i in range(3000)], 1)
+    for edge_index, nodes, shared in ((small, 12, False), (large, 36_000, True)):
+        on_cpu = hp.build_hag(edge_index, num_nodes=nodes)
+        options = replace(on_cpu.options, device="cuda")
+        hag = hp.HAG(on_cpu.row_ptr.clone(), on_cpu.col, nodes, options=options)
+        assert (hag.stats("add").intermediates > 0) == shared
+        assert hag.stats("add").predicted_seconds >= 4e-6 * (1 + shared)
+        hag.check(edge_index)
+    assert on_cpu.stats("add").levels == 2
+
+
+def test_no_card_is_found_before_work_is_lost() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("torch finds a GPU")
+    with pytest.raises(ValueError, match="device is 'cuda', but torch finds no GPU"):
+        hp.build_hag(torch.tensor([[0], [0]]), num_nodes=1, device="cuda")

@@ -63,7 +63,7 @@ def cut(ops: int, width: int, matrices: int, itemsize: int) -> Cut:
     differently, and would have to change hands in the inner loop.
     """
     lanes = 32 * VECTOR_BYTES // max(itemsize, 4)
-    cols = min(triton.next_power_of_2(width), lanes)
+    cols: int = min(triton.next_power_of_2(width), lanes)
     blocks = -(-width // cols)
 
     def grid(rows: int) -> int:

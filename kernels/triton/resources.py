@@ -73,21 +73,27 @@ def flags() -> Iterator[tuple[str, dict[str, Any]]]:
     """Every combination of options that launches ask for."""
     yes_no = (False, True)
     for diagonal, mixed, scaled, target_scaled in itertools.product((0, -1), *[yes_no] * 3):
-        yield "combine", {
-            "REDUCE": "sum",
-            "MIXED": mixed,
-            "SCALED": scaled,
-            "TARGET_SCALED": target_scaled,
-            "DIAGONAL": diagonal,
-        }
+        yield (
+            "combine",
+            {
+                "REDUCE": "sum",
+                "MIXED": mixed,
+                "SCALED": scaled,
+                "TARGET_SCALED": target_scaled,
+                "DIAGONAL": diagonal,
+            },
+        )
     for reduce, mixed, diagonal in itertools.product(("max", "min"), yes_no, (0, 1)):
-        yield "combine", {
-            "REDUCE": reduce,
-            "MIXED": mixed,
-            "SCALED": False,
-            "TARGET_SCALED": False,
-            "DIAGONAL": diagonal,
-        }
+        yield (
+            "combine",
+            {
+                "REDUCE": reduce,
+                "MIXED": mixed,
+                "SCALED": False,
+                "TARGET_SCALED": False,
+                "DIAGONAL": diagonal,
+            },
+        )
     for ones in yes_no:
         yield "masked_sum", {"ONES": ones}
     for parts in yes_no:
@@ -114,8 +120,8 @@ def source_of(variant: Variant) -> tuple[ASTSource, dict[str, int]]:
         fixed["ACC"] = accumulator
     scratch = "i32" if variant.kernel == "arg_first" else str(accumulator)
     types = INDICES | {"scratch": f"*{scratch}"}
-    types |= {name: f"*{accumulator}" for name in ("source_scale", "target_scale")}
-    types |= {name: f"*{NAMES[variant.dtype]}" for name in ("x", "y", "value", "inner", "outer")}
+    types |= dict.fromkeys(("source_scale", "target_scale"), f"*{accumulator}")
+    types |= dict.fromkeys(("x", "y", "value", "inner", "outer"), f"*{NAMES[variant.dtype]}")
     types["out"] = "*i64" if variant.kernel == "arg_first" else types["x"]
     types |= dict.fromkeys(("first_op", "last_op"), "i32")
     signature, attributes = {}, {}

@@ -38,7 +38,7 @@ def sample() -> list[tuple[Variant, int]]:
     options = itertools.product(resources.flags(), NAMES)
     every_option = [
         (Variant(kernel, dtype, width, warps, on), target)
-        for ((kernel, on), dtype), (width, warps, target) in zip(options, turns)
+        for ((kernel, on), dtype), (width, warps, target) in zip(options, turns, strict=False)
     ]
     kernel, scaled = next(f for f in resources.flags() if f[1].get("SCALED") and f[1]["MIXED"])
     every_shape = [

@@ -66,9 +66,7 @@ def test_extremum(
 
 @pytest.mark.parametrize("mode", [False, "add", "fill"])
 @pytest.mark.parametrize("reduce", ["max", "min"])
-def test_first(
-    reduce: str, mode: hp.hag.SelfLoops, graph: Tensor, kernel_device: str
-) -> None:
+def test_first(reduce: str, mode: hp.hag.SelfLoops, graph: Tensor, kernel_device: str) -> None:
     x, grad = torch.randint(-1, 2, (NODES, 5)).float(), torch.randn(NODES, 5)
     x[5, 2] = x[7, 2] = math.nan
     mine = x.to(kernel_device).requires_grad_()
