@@ -23,7 +23,7 @@ class Prices:
     """
 
     intermediate: float = 2.0
-    work_per_edge: int = 512
+    work_per_edge: int = 2048
     seconds_per_byte: float = 6e-11
 
 
