@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+# Plans depend on the cost constants: tests take the defaults, whatever was calibrated here.
+os.environ["HAG_PLUGIN_COSTS"] = ""
+
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
