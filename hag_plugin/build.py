@@ -6,14 +6,14 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hag_plugin import cost
+from hag_plugin import constants, cost
 from hag_plugin.hag import HAG, outside_inference
 from hag_plugin.kernels import _cpu
 from hag_plugin.program import METHODS, Options, Program, SelfLoops
@@ -98,7 +98,8 @@ def build_hag(
     if ptr is not None:
         _check_ptr(ptr, row_ptr, col, num_src, num_dst)
     kind = "cuda" if home.type == "cuda" else "cpu"
-    options = Options(method, allow_subtraction, capacity, width, kind)
+    digest = constants.in_force().digest
+    options = Options(method, allow_subtraction, capacity, width, kind, digest)
     with outside_inference():
         arrays = torch.from_numpy(row_ptr), torch.from_numpy(col)
     hag = HAG(*arrays, num_src, options=options, targets_first=targets_first)
@@ -196,14 +197,13 @@ def search_program(
                 capacity = hag.num_dst // 4 if options.capacity is None else options.capacity
                 arrays = _cpu.greedy_program(*graph, capacity, threads, report)
             else:
-                prices = cost.prices(options.width, options.device)
+                prices = cost.prices(options.width, options.device, constants.in_force())
                 arrays = _cpu.search_program(
                     *graph,
                     hag.is_square or hag.targets_first,
-                    prices.intermediate,
-                    prices.work_per_edge,
-                    threads,
-                    report,
+                    **asdict(prices),
+                    threads=threads,
+                    progress=report,
                 )
     program = Program.of(
         map(torch.from_numpy, arrays),

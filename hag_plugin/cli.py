@@ -1,4 +1,4 @@
-"""The command line: demo, stats, build, plot; plan, explain-plan, probe, simulate.
+"""The command line: demo, stats, build, plot, calibrate; plan, explain-plan, probe, simulate.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done; 1 a check or a run
 failed; 2 the input was wrong; 130 interrupted.
@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 import hag_plugin as hp
-from hag_plugin import cost, datasets, graph_files
+from hag_plugin import calibrate, constants, datasets, graph_files
 from hag_plugin.graph_data import DatasetError, GraphData
 from hag_plugin.hag import HAG
 from hag_plugin.program import METHODS, SELF_LOOPS, SelfLoops, Stats
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of stdout has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (DatasetError, ImportError, OSError) as e:
+    except (DatasetError, constants.CostsError, ImportError, OSError) as e:
         print(f"hag-plugin {args.command}: {_words(e)}", file=sys.stderr)
         return 2
     except (RuntimeError, MemoryError) as e:
@@ -95,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_build(commands)
     _add_plot(commands)
     _add_parallel(commands)
+    _add_calibrate(commands)
     return parser
 
 
@@ -255,6 +256,25 @@ def _add_parallel(commands: Any) -> None:
     command.add_explain(adds, commands)
     command.add_probe(adds, commands)
     simulate_command.add_simulate(adds, commands)
+
+
+def _add_calibrate(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "calibrate",
+        _calibrate,
+        "Measure the constants of the cost model on this machine, once. Every search reads them "
+        "from then on: from the file that HAG_PLUGIN_COSTS names, or else from "
+        "hag_plugin/costs.json in the user's configuration folder. Have nothing else run "
+        "meanwhile.",
+        ["", "--output costs.json --json"],
+    )
+    parser.add_argument("--output", metavar="FILE", help="where to write instead")
+    parser.add_argument(
+        "--rounds", type=_positive, default=15, metavar="N",
+        help="runs of each program; the shortest counts (default 15)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="results as JSON on stdout")
 
 
 def _positive(text: str) -> int:
@@ -429,13 +449,35 @@ def _plot(args: argparse.Namespace) -> None:
     _print(args, {"dataset": {"name": data.name, "source": data.source}, **drawn}, words)
 
 
+def _calibrate(args: argparse.Namespace) -> None:
+    path = Path(args.output) if args.output else constants.path_in_force()
+    if path is None:
+        raise DatasetError(
+            f"{constants.PATH_VARIABLE} is empty, which stands for the defaults; expected a file "
+            "in it, or --output FILE"
+        )
+    with tqdm(
+        total=1.0,
+        disable=args.quiet,
+        leave=False,
+        file=sys.stderr,
+        bar_format="calibrating: {percentage:3.0f}% |{bar}| {elapsed} < {remaining}",
+    ) as bar:
+        found = calibrate.calibrate(args.rounds, report=lambda share: bar.update(share - bar.n))
+    result = {"output": str(path), "digest": found.constants.digest, **asdict(found)}
+    measured = result.pop("constants")
+    about = {**result, "machine": _machine(), "versions": _versions()}
+    constants.write_constants(path, found.constants, about)
+    text = f"{calibrate.table(found)} Written to {path}."
+    _print(args, {**result, "constants": measured}, text)
+
+
 def _report(
     args: argparse.Namespace, data: GraphData, hag: HAG, mode: SelfLoops, extra: dict[str, Any]
 ) -> None:
     """Prints what a graph is and what its HAG costs."""
     facts, stats = _facts(data, hag), hag.stats(mode)
-    plain = cost.predicted_seconds(stats.rows_read_before, stats.rows_written_before, args.width)
-    ratio = plain / stats.predicted_seconds if stats.predicted_seconds else 1.0
+    ratio = stats.predicted_seconds_before / stats.predicted_seconds
     profits = ratio > 1.0
     what = {"none": "A", "add": "A + I", "fill": "A with one loop a node"}[args.self_loops]
     if profits:

@@ -3,50 +3,142 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from hag_plugin import schedule
-from hag_plugin.hag import HAG
+from hag_plugin.constants import DEFAULT, Constants, in_force
+from hag_plugin.kernels import _cpu
 from hag_plugin.program import Program, SelfLoops, Stats
+
+if TYPE_CHECKING:
+    from hag_plugin.hag import HAG
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Constants of the search.
+    """What the search goes by.
 
     Attributes:
         intermediate: a row of scratch, in rows read. An intermediate of s sources and u uses is
             kept iff `s u > s + u + intermediate`.
-        work_per_edge: 64-bit words that greedy merging may compare for each edge of a tile.
-        seconds_per_byte: of rows read and written, one thread, rows near at hand.
+        work_per_edge: 64-bit words that greedy merging may compare for each edge of a tile. On
+            dense graphs without twins (fb100-Amherst41, ogbl-ddi) 2048 saves 98 % of the rows that
+            merging without a bound saves in the same tiles.
+        worth_it: of the plain program's cost; above it the plain program is taken. Savings of less
+            were measured to be none.
+        reorder: another order of the rows than the graph's own must be cheaper by this.
+        pack_rows: small graphs share a tile up to this many rows.
+        cut_rows: a large graph is cut into tiles of this many rows.
     """
 
     intermediate: float = 2.0
-    work_per_edge: int = 512
-    seconds_per_byte: float = 6e-11
+    work_per_edge: int = 2048
+    worth_it: float = 0.885
+    reorder: float = 1.05
+    pack_rows: int = 64
+    cut_rows: int = 256
 
+
+def prices(width: int, device: str = "cpu", constants: Constants = DEFAULT) -> Prices:
+    """The prices for features of `width` values on a "cpu" or "cuda" device.
+
+    The narrower the rows, the more an intermediate must save, since its op costs the same: 2 rows
+    from width 64 on, 18 at width 16. These were measured where an op costs as much beside a row of
+    64 values as the default constants say; elsewhere they are scaled by that ratio.
+    On a GPU ops run side by side.
+    """
+    if device == "cuda":
+        return Prices()
+    scale = _op_in_rows(constants) / _op_in_rows(DEFAULT)
+    return Prices(intermediate=(2.0 + max(0, 64 - width) / 3) * min(max(scale, 0.25), 4.0))
+
+
+def _op_in_rows(constants: Constants) -> float:
+    row = constants.near.of(256)
+    return (constants.op + constants.scratch.of(256)) / row if row > 0 else 4.0
+
+
+# What a program costs ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a program does: numbers of ops and of rows.
+
+    Attributes:
+        ops: number of ops.
+        scratch: rows of scratch written and read.
+        again: rows of x read that the tile has read before.
+        first: other rows of x read.
+        written: rows of y and partial sums.
+        num_src: rows of x.
+    """
+
+    ops: int
+    scratch: int
+    again: int
+    first: int
+    written: int
+    num_src: int
+
+    @classmethod
+    def of(cls, program: Program) -> Work:
+        """Counts a program."""
+        tile_ptr, op_ptr, source, target, hub_row, hub_ptr = program.numpy()
+        reads, first = _cpu.count_reads(tile_ptr, op_ptr, source, program.num_src)
+        intermediates = int((target < 0).sum())
+        diagonal = program.num_dst if program.diagonal else 0
+        return cls(
+            ops=len(target) + len(hub_row),
+            scratch=reads + intermediates,
+            again=len(source) - reads - first + int(hub_ptr[-1]) + diagonal,
+            first=first,
+            written=len(target) - intermediates + len(hub_row),
+            num_src=program.num_src,
+        )
+
+    def seconds(
+        self, row_bytes: int, threads: int = 1, constants: Constants | None = None
+    ) -> float:
+        """Predicted seconds of one warm aggregation into a kept output.
+
+        Args:
+            row_bytes: of a row of features.
+            threads: that the kernel may use.
+            constants: by default those in force.
+        """
+        c = in_force() if constants is None else constants
+        terms = self.terms(row_bytes, c.cache_bytes)
+        work = sum(n * each for n, each in zip(terms, _in_order(c), strict=True))
+        return c.call + work / (1.0 + c.parallel * (threads - 1))
+
+    def terms(self, row_bytes: int, cache_bytes: int) -> tuple[float, ...]:
+        """How often each constant counts: op, written, then both of each kind of row (`ROWS`)."""
+        fits = self.num_src * row_bytes <= cache_bytes
+        near, far = (self.again + self.first, 0) if fits else (self.again, self.first)
+        terms: list[float] = [self.ops, self.written * row_bytes]
+        for rows in (self.scratch, near, far):
+            terms += [rows, rows * row_bytes]
+        return tuple(terms)
+
+
+ROWS = ("scratch", "near", "far")
+
+
+def _in_order(c: Constants) -> tuple[float, ...]:
+    rows = (getattr(c, name) for name in ROWS)
+    return (c.op, c.written, *(value for row in rows for value in (row.fixed, row.per_byte)))
+
+
+# On a GPU -----------------------------------------------------------------------------------------
 
 # A GPU's launch and its bytes. Round figures from data sheets (an A100 has 2e12 bytes a second, an
 # H100 3.3e12), not measured: they only decide whether a search beats the plain graph.
 GPU_SECONDS_PER_LAUNCH = 4e-6
 GPU_BYTES_PER_SECOND = 2e12
-
-
-def prices(width: int, device: str = "cpu") -> Prices:
-    """The constants for features of `width` values on a "cpu" or "cuda" device.
-
-    On a CPU an op costs some 25 ns besides its rows, and a row of 16 values only 1.3 ns: the
-    narrower the rows, the more an intermediate must save. On a GPU ops run side by side.
-    """
-    if device == "cuda":
-        return Prices()
-    return Prices(intermediate=2.0 + max(0, 64 - width) / 3)
-
-
-def predicted_seconds(rows_read: int, rows_written: int, width: int) -> float:
-    """One aggregation over float32 rows of `width`, on one thread."""
-    return (rows_read + rows_written) * width * 4 * prices(width).seconds_per_byte
 
 
 def gpu_seconds(rows_read: int, rows_written: int, launches: int, width: int) -> float:
@@ -57,11 +149,14 @@ def gpu_seconds(rows_read: int, rows_written: int, launches: int, width: int) ->
 
 def pays_on_gpu(hag: HAG, self_loops: SelfLoops, program: Program) -> bool:
     """Whether a GPU is predicted to run a program sooner than the plain graph."""
+    return _scheduled_seconds(program, hag.options.width) < _plain_gpu_seconds(hag, self_loops)
+
+
+def _plain_gpu_seconds(hag: HAG, self_loops: SelfLoops) -> float:
     degree = hag.degree(self_loops).cpu().numpy()
     parts = -(-degree[degree > schedule.LONGEST] // schedule.LONGEST)
     read, written = int(degree.sum() + parts.sum()), len(degree) + int(parts.sum())
-    plain = gpu_seconds(read, written, 1 + bool(len(parts)), hag.options.width)
-    return _scheduled_seconds(program, hag.options.width) < plain
+    return gpu_seconds(read, written, 1 + bool(len(parts)), hag.options.width)
 
 
 def _scheduled_seconds(program: Program, width: int) -> float:
@@ -69,6 +164,9 @@ def _scheduled_seconds(program: Program, width: int) -> float:
     diagonal = found.num_dst if found.diagonal else 0
     read, written = len(found.source) + diagonal, len(found.target)
     return gpu_seconds(read, written, found.num_levels, width)
+
+
+# Counts -------------------------------------------------------------------------------------------
 
 
 def program_stats(hag: HAG, self_loops: SelfLoops, program: Program) -> Stats:
@@ -79,12 +177,8 @@ def program_stats(hag: HAG, self_loops: SelfLoops, program: Program) -> Stats:
     diagonal = hag.num_dst if program.diagonal else 0
     rows_read = int(arity.sum() + partials.sum()) + diagonal
     rows_written = len(arity) + len(partials)
-    seconds = (
-        _scheduled_seconds(program, hag.options.width)
-        if hag.options.device == "cuda"
-        else predicted_seconds(rows_read, rows_written, hag.options.width)
-    )
     aggregations = int(np.maximum(arity - 1, 0).sum() + np.maximum(partials - 1, 0).sum())
+    seconds, seconds_before = _predicted_seconds(hag, self_loops, program)
     return Stats(
         aggregations=aggregations + diagonal,
         aggregations_before=int(np.maximum(degree - 1, 0).sum()),
@@ -97,6 +191,23 @@ def program_stats(hag: HAG, self_loops: SelfLoops, program: Program) -> Stats:
         levels=schedule.depth(program),
         search_seconds=program.search_seconds,
         predicted_seconds=seconds,
+        predicted_seconds_before=seconds_before,
         bytes=program.nbytes,
         bytes_before=8 * (hag.num_dst + 1) + 4 * int(degree.sum()),
     )
+
+
+def _predicted_seconds(hag: HAG, self_loops: SelfLoops, program: Program) -> tuple[float, float]:
+    """Of a program and of the plain graph, on the device that the HAG is priced for."""
+    width = hag.options.width
+    if hag.options.device == "cuda":
+        return _scheduled_seconds(program, width), _plain_gpu_seconds(hag, self_loops)
+    work = Work.of(program)
+    before = work if hag.method == "none" else _plain_work(hag, self_loops)
+    return work.seconds(4 * width), before.seconds(4 * width)
+
+
+def _plain_work(hag: HAG, self_loops: SelfLoops) -> Work:
+    graph = (hag.row_ptr.cpu().numpy(), hag.col.cpu().numpy(), hag.num_src)
+    arrays = _cpu.plain_program(*graph, self_loops or "", False)
+    return Work.of(Program.of(map(torch.from_numpy, arrays), hag.num_src, hag.num_dst))

@@ -135,6 +135,50 @@ def power_law(
     return undirected(pairs, num_nodes)
 
 
+def communities(
+    num_nodes: int = 20_000,
+    degree: float = 100.0,
+    community: int = 2000,
+    inside: float = 0.8,
+    exponent: float = 2.5,
+    seed: int = 0,
+) -> np.ndarray:
+    """Communities with heavy-tailed degrees, as in networks of posts (a degree-corrected block
+    model, Karrer and Newman 2011).
+
+    One end of an edge is drawn from all nodes with weight `rank^(-1 / (exponent - 1))`, ranks in
+    random order; the other end, by the same weights, from the same community with probability
+    `inside` and otherwise from all nodes.
+
+    Args:
+        num_nodes: number of nodes; communities hold consecutive ones.
+        degree: neighbours a node that are drawn; duplicates are dropped.
+        community: nodes of a community; the last one may be smaller.
+        inside: share of edges inside communities.
+        exponent: of the power law of degrees.
+        seed: of the NumPy generator.
+
+    Returns:
+        edge_index int64 `[2, E]`, at most `degree` neighbours a node on average.
+    """
+    rng = np.random.default_rng(seed)
+    weight = rng.permutation(np.arange(1, num_nodes + 1) ** (-1.0 / (exponent - 1.0)))
+    total = np.concatenate([np.zeros(1), np.cumsum(weight)])
+
+    def draw(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        """A node of `low..high-1` for each entry, by weight."""
+        node = np.searchsorted(total, rng.uniform(total[low], total[high]), side="right") - 1
+        clipped: np.ndarray = np.clip(node, low, high - 1)
+        return clipped
+
+    num_edges = int(num_nodes * degree / 2)
+    source = draw(np.zeros(num_edges, np.int64), np.full(num_edges, num_nodes))
+    at_home = rng.random(num_edges) < inside
+    first = np.where(at_home, source // community * community, 0)
+    last = np.where(at_home, np.minimum(first + community, num_nodes), num_nodes)
+    return undirected(np.stack([source, draw(first, last)]), num_nodes)
+
+
 def undirected(edge_index: np.ndarray, num_nodes: int) -> np.ndarray:
     """Both directions of every edge once, without self-loops, int64 `[2, E']`, sorted."""
     source, target = edge_index.astype(np.int64)

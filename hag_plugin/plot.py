@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from hag_plugin.build import build_hag
-from hag_plugin.cost import predicted_seconds
 from hag_plugin.graph_data import DatasetError, GraphData
 from hag_plugin.hag import HAG
 from hag_plugin.program import Program, SelfLoops
@@ -223,7 +222,7 @@ def _costs(
         if stats.intermediates == found:
             return  # there is nothing more to share
         found = stats.intermediates
-        seconds = predicted_seconds(stats.rows_read, stats.rows_written, hag.options.width)
+        seconds = stats.predicted_seconds
         yield {"intermediates": found, "seconds": seconds}
 
 

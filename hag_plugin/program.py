@@ -25,13 +25,17 @@ METHODS = ("auto", "greedy", "none")
 
 @dataclass(frozen=True)
 class Options:
-    """What a search was asked for. Kept with the HAG, for its other programs and its transpose."""
+    """What a search was asked for. Kept with the HAG, for its other programs and its transpose.
+
+    `constants` is the digest of the cost constants in force when the HAG was built.
+    """
 
     method: str = "auto"
     allow_subtraction: bool = False
     capacity: int | None = None
     width: int = 64
     device: str = "cpu"  # the kind of device that the price is for, "cpu" or "cuda"
+    constants: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +138,8 @@ class Stats:
         tiles: number of tiles.
         levels: longest chain of ops of which each waits for the one before.
         search_seconds: what the search took.
-        predicted_seconds: one forward aggregation at the width of the search, by the cost model.
+        predicted_seconds: one forward aggregation of float32 features at the width of the search,
+            on one thread, by the cost model.
         bytes: of the program's arrays.
         bytes_before: of the plain graph in CSR form.
     """
@@ -150,5 +155,6 @@ class Stats:
     levels: int
     search_seconds: float
     predicted_seconds: float
+    predicted_seconds_before: float
     bytes: int
     bytes_before: int

@@ -154,6 +154,10 @@ def search_program(
     leave_one_out: bool,
     intermediate: float,
     work_per_edge: int,
+    worth_it: float,
+    reorder: float,
+    pack_rows: int,
+    cut_rows: int,
     threads: int,
     progress: _Progress = None,
 ) -> _Arrays: ...
@@ -167,6 +171,9 @@ def greedy_program(
     threads: int,
     progress: _Progress = None,
 ) -> _Arrays: ...
+def count_reads(
+    tile_ptr: NDArray[int64], op_ptr: NDArray[int64], source: NDArray[int32], num_src: int
+) -> tuple[int, int]: ...
 def check_program(
     tile_ptr: NDArray[int64],
     op_ptr: NDArray[int64],

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 os.environ.setdefault("DGLBACKEND", "pytorch")  # or DGL writes a file into the home directory
+# Plans depend on the cost constants: tests take the defaults, whatever was calibrated here.
+os.environ["HAG_PLUGIN_COSTS"] = ""
 
 
 @pytest.fixture(autouse=True)

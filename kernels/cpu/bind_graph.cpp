@@ -168,17 +168,23 @@ void bind_graph(nb::module_ &m) {
       "search_program",
       [](const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src,
          const std::string &self_loops, bool idempotent, bool leave_one_out, double intermediate,
-         int64_t work_per_edge, int threads, nb::object progress) {
+         int64_t work_per_edge, double worth_it, double reorder, int64_t pack_rows,
+         int64_t cut_rows, int threads, nb::object progress) {
         const hag::Csr graph = csr(row_ptr, col, num_src);
         const hag::Mode mode = hag::parse_mode(self_loops);
-        const hag::Costs costs{intermediate, work_per_edge};
+        if (pack_rows < 1 || cut_rows < 1)
+          throw std::invalid_argument("pack_rows is " + std::to_string(pack_rows) +
+                                      " and cut_rows " + std::to_string(cut_rows) +
+                                      "; expected 1 or more");
+        const hag::Costs costs{intermediate, work_per_edge, worth_it, reorder, pack_rows, cut_rows};
         return run_search(std::move(progress), [&](const hag::Progress &callback) {
           return hag::search_program(graph, mode, idempotent, leave_one_out, costs, threads,
                                      callback);
         });
       },
       "row_ptr"_a, "col"_a, "num_src"_a, "self_loops"_a, "idempotent"_a, "leave_one_out"_a,
-      "intermediate"_a, "work_per_edge"_a, "threads"_a, "progress"_a = nb::none());
+      "intermediate"_a, "work_per_edge"_a, "worth_it"_a, "reorder"_a, "pack_rows"_a, "cut_rows"_a,
+      "threads"_a, "progress"_a = nb::none());
   m.def(
       "greedy_program",
       [](const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src,
@@ -192,6 +198,15 @@ void bind_graph(nb::module_ &m) {
       },
       "row_ptr"_a, "col"_a, "num_src"_a, "self_loops"_a, "idempotent"_a, "capacity"_a, "threads"_a,
       "progress"_a = nb::none());
+  m.def(
+      "count_reads",
+      [](const Array<int64_t> &tile_ptr, const Array<int64_t> &op_ptr, const Array<int32_t> &source,
+         int64_t num_src) {
+        nb::gil_scoped_release release;
+        return hag::count_reads(tile_ptr.data(), static_cast<int64_t>(tile_ptr.shape(0)) - 1,
+                                op_ptr.data(), source.data(), num_src);
+      },
+      "tile_ptr"_a, "op_ptr"_a, "source"_a, "num_src"_a);
   m.def(
       "check_program",
       [](const Array<int64_t> &tile_ptr, const Array<int64_t> &op_ptr, const Array<int32_t> &source,

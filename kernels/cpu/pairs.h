@@ -21,6 +21,25 @@ struct Merge {
   }
 };
 
+// An item of lower number that some rows aggregate together with a given one.
+struct Partner {
+  int32_t count;  // of these rows
+  int32_t item;
+
+  bool better_than(const Partner &other) const {
+    return count != other.count ? count > other.count : item < other.item;
+  }
+};
+
+constexpr int kPartners = 7;
+
+// The best partners of an item as they were when all were counted. Counts only fall, so the next
+// best still bounds every partner that is not listed, and most entries need no new scan.
+struct Partners {
+  Partner listed[kPartners];
+  Partner next;
+};
+
 // Items 0..n-1 and the rows that aggregate each. Merging takes, again and again, the pair with the
 // largest redundancy (rows that aggregate both), the smallest pair among equals.
 class PairMerger {
@@ -35,13 +54,17 @@ class PairMerger {
   std::vector<Merge> run(int64_t candidates, int64_t capacity, int64_t work);
 
  private:
+  void add_item(int32_t rows);
+  void copy_to_planes(int32_t item);
+  Merge scan_partners(int32_t second);
   Merge best_partner(int32_t second);
 
   std::vector<uint64_t> &bits_;
   int64_t words_;
   int64_t num_items_;
-  std::vector<int32_t> active_;  // candidates and intermediates, in increasing order
-  std::vector<int32_t> count_;   // rows of each item, by item
+  std::vector<int32_t> count_;      // rows of each item
+  std::vector<Partners> partners_;  // of each item
+  std::vector<uint64_t> planes_;    // the bits once more, as scans read them (pairs.cpp)
   int64_t work_done_ = 0;
 };
 

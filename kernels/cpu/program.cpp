@@ -80,6 +80,23 @@ ProgramArrays plain_program(const Csr &graph, Mode mode, bool idempotent) {
   return assemble(graph, mode, idempotent, std::move(tiles), hubs);
 }
 
+std::pair<int64_t, int64_t> count_reads(const int64_t *tile_ptr, int64_t num_tiles,
+                                        const int64_t *op_ptr, const int32_t *source,
+                                        int64_t num_src) {
+  std::vector<int64_t> last_tile(num_src, -1);
+  int64_t scratch = 0, first = 0;
+  for (int64_t tile = 0; tile < num_tiles; ++tile)
+    for (int64_t s = op_ptr[tile_ptr[tile]]; s < op_ptr[tile_ptr[tile + 1]]; ++s) {
+      if (source[s] < 0) {
+        ++scratch;
+      } else if (last_tile[source[s]] != tile) {
+        last_tile[source[s]] = tile;
+        ++first;
+      }
+    }
+  return {scratch, first};
+}
+
 void check_program(const ProgramArrays &program, int64_t num_src, int64_t diagonal,
                    const Csr &graph, Mode mode, bool idempotent) {
   if (num_src != graph.num_src)

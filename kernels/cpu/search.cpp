@@ -14,15 +14,8 @@ namespace hag {
 
 namespace {
 
-constexpr int64_t kPackRows = 64;           // small graphs share a tile up to this many rows
 constexpr int64_t kLargestWholeTile = 512;  // a graph of more rows is cut
-constexpr int64_t kCutRows = 256;           // into tiles of this many
-constexpr int64_t kTileEdges = 1 << 17;     // or fewer, where rows are long
-// Of the plain program's cost: above it, plain. Savings of less were measured to be none
-// (examples/benchmark, never-slower).
-constexpr double kWorthIt = 0.885;
-
-constexpr double kReorder = 1.05;  // a new order must be cheaper by this
+constexpr int64_t kTileEdges = 1 << 17;     // tiles have fewer rows where rows are long
 
 struct Tiles {
   std::vector<int32_t> order;         // rows
@@ -138,7 +131,7 @@ class OverlapOrder {
 };
 
 // The rows of the small blocks, packed whole, or of the large ones, cut.
-Tiles make_tiles(const Csr &graph, const std::vector<Block> &blocks, bool large,
+Tiles make_tiles(const Csr &graph, const std::vector<Block> &blocks, bool large, const Costs &costs,
                  OverlapOrder *reorder) {
   Tiles tiles;
   tiles.begin.push_back(0);
@@ -154,16 +147,16 @@ Tiles make_tiles(const Csr &graph, const std::vector<Block> &blocks, bool large,
       if (!is_hub(graph, v)) rows.push_back(static_cast<int32_t>(v));
     if (!large) {
       const int64_t open = static_cast<int64_t>(tiles.order.size()) - tiles.begin.back();
-      if (open + static_cast<int64_t>(rows.size()) > kPackRows) end_tile();
+      if (open + static_cast<int64_t>(rows.size()) > costs.pack_rows) end_tile();
       tiles.order.insert(tiles.order.end(), rows.begin(), rows.end());
       continue;
     }
-    if (reorder) reorder->apply(rows, kCutRows);
+    if (reorder) reorder->apply(rows, costs.cut_rows);
     int64_t edges = 0;
     for (const int32_t v : rows) {
       const int64_t open = static_cast<int64_t>(tiles.order.size()) - tiles.begin.back();
       const int64_t length = graph.row_ptr[v + 1] - graph.row_ptr[v];
-      if (open >= kCutRows || edges + length > kTileEdges) {
+      if (open >= costs.cut_rows || edges + length > kTileEdges) {
         end_tile();
         edges = 0;
       }
@@ -244,7 +237,7 @@ ProgramArrays search_program(const Csr &graph, Mode mode, bool idempotent, bool 
     return total / static_cast<double>(plain);  // cost, in that of the plain program
   };
 
-  Tiles tiles = make_tiles(graph, blocks, false, nullptr);
+  Tiles tiles = make_tiles(graph, blocks, false, costs, nullptr);
   int64_t large_edges = 0;
   for (const Block &block : blocks)
     if (block.end - block.begin > kLargestWholeTile)
@@ -262,9 +255,9 @@ ProgramArrays search_program(const Csr &graph, Mode mode, bool idempotent, bool 
       targets_of = {reversed.row_ptr.data(), reversed.col.data(), graph.num_src, graph.num_dst};
     }
     OverlapOrder overlap(graph, targets_of);
-    Tiles best = make_tiles(graph, blocks, true, nullptr);
-    Tiles reordered = make_tiles(graph, blocks, true, &overlap);
-    if (kReorder * sample(reordered) < sample(best)) best = std::move(reordered);
+    Tiles best = make_tiles(graph, blocks, true, costs, nullptr);
+    Tiles reordered = make_tiles(graph, blocks, true, costs, &overlap);
+    if (costs.reorder * sample(reordered) < sample(best)) best = std::move(reordered);
     const int64_t offset = static_cast<int64_t>(tiles.order.size());
     tiles.order.insert(tiles.order.end(), best.order.begin(), best.order.end());
     tiles.programs.resize(tiles.size());
@@ -274,7 +267,7 @@ ProgramArrays search_program(const Csr &graph, Mode mode, bool idempotent, bool 
     }
   }
 
-  if (search(1, progress, tiles) > kWorthIt) {
+  if (search(1, progress, tiles) > costs.worth_it) {
     tiles.programs = {};
     return plain_program(graph, mode, idempotent);
   }

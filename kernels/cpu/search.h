@@ -41,6 +41,11 @@ ProgramArrays greedy_program(const Csr &graph, Mode mode, bool idempotent, int64
 ProgramArrays assemble(const Csr &graph, Mode mode, bool idempotent, std::vector<TileProgram> tiles,
                        const std::vector<int32_t> &hubs);
 
+// Reads of a valid program: of scratch, and of rows of x that their tile has not read before.
+std::pair<int64_t, int64_t> count_reads(const int64_t *tile_ptr, int64_t num_tiles,
+                                        const int64_t *op_ptr, const int32_t *source,
+                                        int64_t num_src);
+
 // Throws std::invalid_argument at the first row and source where the program (indices in range)
 // and the graph differ.
 void check_program(const ProgramArrays &program, int64_t num_src, int64_t diagonal,

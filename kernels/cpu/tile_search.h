@@ -9,9 +9,14 @@
 
 namespace hag {
 
+// What things cost and how tiles are cut: hag_plugin/cost.py, Prices, has the figures and reasons.
 struct Costs {
   double intermediate;    // a row of scratch, in rows read
   int64_t work_per_edge;  // words that greedy merging may compare, for each edge of the tile
+  double worth_it;        // of the plain program's cost: above it, plain
+  double reorder;         // a new order of the rows must be cheaper by this
+  int64_t pack_rows;      // small graphs share a tile up to this many rows
+  int64_t cut_rows;       // a large graph is cut into tiles of this many
 };
 
 // The ops of one tile. A source or target >= 0 is a row of x or y, < 0 a row of scratch.

@@ -1,0 +1,166 @@
+"""The constants of the cost model: what an op and a row cost on a processor, kept in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from hag_plugin import files
+
+FILE_FORMAT = "hag_plugin.costs"
+FILE_VERSION = 1
+PATH_VARIABLE = "HAG_PLUGIN_COSTS"
+
+
+class CostsError(ValueError):
+    """A file does not hold cost constants."""
+
+
+@dataclass(frozen=True)
+class RowCost:
+    """Seconds that a row takes, affine in its bytes."""
+
+    fixed: float
+    per_byte: float
+
+    def of(self, row_bytes: int) -> float:
+        """Seconds for a row of so many bytes."""
+        return self.fixed + self.per_byte * row_bytes
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What the parts of an aggregation cost, in seconds on one thread, warm, into a kept output.
+
+    Attributes:
+        call: one aggregation, however small.
+        op: one op, beside its rows.
+        written: a byte of y, or of a partial sum.
+        scratch: a row of scratch, written or read.
+        near: a row of x that the tile has read before, or of an x that fits into `cache_bytes`.
+        far: any other row of x.
+        parallel: what each further thread adds, in threads: with T of them the work takes
+            1 / (1 + parallel (T - 1)) of the time.
+        cache_bytes: of the cache that near rows come from.
+    """
+
+    call: float = 5e-6
+    op: float = 1e-9
+    written: float = 9e-11
+    scratch: RowCost = RowCost(2e-9, 2e-12)
+    near: RowCost = RowCost(1e-9, 3e-12)
+    far: RowCost = RowCost(6e-9, 5e-11)
+    parallel: float = 0.9
+    cache_bytes: int = 1 << 20
+
+    @property
+    def digest(self) -> str:
+        """A hash of the constants, 12 hexadecimal digits. Kept with every HAG."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Constants:
+        """Constants from names and numbers, as JSON gives them.
+
+        Raises:
+            ValueError: a name is missing or unknown, or a value is no finite number >= 0.
+        """
+        names = {field.name for field in fields(cls)}
+        if not isinstance(values, Mapping) or set(values) != names:
+            found = sorted(values) if isinstance(values, Mapping) else type(values).__name__
+            raise ValueError(f"constants are {found}; expected {sorted(names)}")
+        made: dict[str, Any] = {}
+        for name, value in values.items():
+            if isinstance(getattr(DEFAULT, name), RowCost):
+                if not isinstance(value, Mapping) or set(value) != {"fixed", "per_byte"}:
+                    raise ValueError(f"{name} is {value!r}; expected fixed and per_byte")
+                made[name] = RowCost(**{k: _number(f"{name}.{k}", v) for k, v in value.items()})
+            else:
+                made[name] = _number(name, value)
+        made["cache_bytes"] = int(made["cache_bytes"])
+        return cls(**made)
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} is {value!r}; expected a number")
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} is {value}; expected a finite number, 0 or more")
+    return float(value)
+
+
+DEFAULT = Constants()
+
+
+# The constants in force -------------------------------------------------------------------------
+
+
+def path_in_force() -> Path | None:
+    """Where `hag-plugin calibrate` keeps constants: `HAG_PLUGIN_COSTS`, or the user's folder.
+
+    None where `HAG_PLUGIN_COSTS` is set and empty: the defaults, whatever the user's folder holds.
+    """
+    named = os.environ.get(PATH_VARIABLE)
+    if named is not None:
+        return Path(named) if named else None
+    folder = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(folder) / "hag_plugin" / "costs.json"
+
+
+def in_force() -> Constants:
+    """The constants in force: those that were calibrated, or the defaults. Read once.
+
+    Raises:
+        CostsError: the file does not hold constants.
+        FileNotFoundError: `HAG_PLUGIN_COSTS` names a file that is not there.
+    """
+    return _constants_at(path_in_force())
+
+
+@lru_cache(maxsize=8)
+def _constants_at(path: Path | None) -> Constants:
+    if path is None or (os.environ.get(PATH_VARIABLE) is None and not path.exists()):
+        return DEFAULT
+    return read_constants(path)
+
+
+def read_constants(path: str | os.PathLike[str]) -> Constants:
+    """The constants in a file that `write_constants` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CostsError: it does not hold constants of this version.
+    """
+    advice = "; delete it, or run `hag-plugin calibrate`"
+    try:
+        document = json.loads(Path(path).read_bytes())
+        kind = {key: document[key] for key in ("format", "version")}
+        if kind != {"format": FILE_FORMAT, "version": FILE_VERSION}:
+            raise ValueError(f"it is {kind}; expected {FILE_FORMAT!r}, version {FILE_VERSION}")
+        return Constants.of(document["constants"])
+    except (ValueError, KeyError, TypeError) as e:
+        words = f"there is no {e}" if isinstance(e, KeyError) else str(e)
+        raise CostsError(f"{os.fspath(path)} does not hold costs: {words}{advice}") from e
+
+
+def write_constants(
+    path: str | os.PathLike[str], constants: Constants, about: Mapping[str, Any]
+) -> None:
+    """Writes constants and what is to be known about them. The file appears whole or not at all."""
+    document = {
+        "format": FILE_FORMAT,
+        "version": FILE_VERSION,
+        "constants": asdict(constants),
+        "about": dict(about),
+    }
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with files.whole_file(path) as file:
+        file.write(json.dumps(document, indent=2, allow_nan=False).encode() + b"\n")
+    _constants_at.cache_clear()
