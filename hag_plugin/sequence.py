@@ -5,7 +5,7 @@ Each step of the recurrence runs once for every distinct prefix, a level of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -71,9 +71,9 @@ def lstm_aggregate(
     zeros = x.new_zeros(1, lstm.hidden_size)
     states = [(zeros, zeros)] * lstm.num_layers
     ended = []
-    for parent, step, ends in _padded_levels(sequence, last) if padded else _levels(sequence, last):
+    levels = list(_padded_levels(sequence, last) if padded else _levels(sequence, last))
+    for (parent, _, ends), below in zip(levels, _gathered(gates, levels), strict=True):
         if parent is not None:
-            below = gates.index_select(0, step)
             for layer, (w_input, w_hidden, bias) in enumerate(weights):
                 if layer:
                     below = linear(below, w_input, bias)
@@ -117,9 +117,12 @@ def child_sum(x: Tensor, sequence: SequentialHAG, weight: Tensor) -> Tensor:
     given, last = _rows(x, sequence, weight.shape[2], False)
     total = x.new_zeros(1, weight.shape[1])
     ended = []
-    for level, (parent, step, ends) in enumerate(_levels(sequence, last)):
+    levels = list(_levels(sequence, last))
+    for level, (rows, (parent, _, ends)) in enumerate(
+        zip(_gathered(given, levels), levels, strict=True)
+    ):
         if parent is not None:
-            term = linear(given.index_select(0, step), weight[level - 1])
+            term = linear(rows, weight[level - 1])
             total = total.index_select(0, parent) + term
         ended.append(total.index_select(0, ends))
     _, order = torch.unique(sequence.end, return_inverse=True)
@@ -129,6 +132,17 @@ def child_sum(x: Tensor, sequence: SequentialHAG, weight: Tensor) -> Tensor:
 # Steps ------------------------------------------------------------------------------------------
 
 Level = tuple[Tensor | None, Tensor, Tensor]
+
+
+def _gathered(rows: Tensor, levels: list[Level]) -> Sequence[Tensor]:
+    """The rows that each level reads.
+
+    Gathered all at once: the gradient of a gather is as large as `rows`, for every level again.
+    """
+    steps = [step if parent is not None else step[:0] for parent, step, _ in levels]
+    gathered = rows.index_select(0, torch.cat(steps))
+    cut: Sequence[Tensor] = torch.split(gathered, [len(step) for step in steps])
+    return cut
 
 
 def _levels(sequence: SequentialHAG, step: Tensor) -> Iterator[Level]:
