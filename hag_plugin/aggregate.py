@@ -103,7 +103,8 @@ def aggregate(
                 x, row_ptr, col, source_scale, target_scale, num_dst, loops, False, reduce, out
             )
             return out
-        y = _sum(x, row_ptr, col, source_scale, target_scale, num_dst, loops, False, reduce)
+        tensors = (x, row_ptr, col, source_scale, target_scale)
+        y = _call("aggregate", tensors, num_dst, loops, False, reduce)
     else:
         if source_scale is not None:
             x = (x * source_scale.unsqueeze(-1)).to(x.dtype)
@@ -116,14 +117,11 @@ def aggregate(
 def _extremum(
     x: Tensor, row_ptr: Tensor, col: Tensor, loops: str, largest: bool, ties: Ties
 ) -> Tensor:
-    ops = torch.ops.hag_plugin
-    y: Tensor
     if ties == "even" or not _needs_grad(x) or x.shape[-2] == 0:
-        y = ops.extremum.default(x, row_ptr, col, loops, largest)
-        return y
+        return _call("extremum", (x, row_ptr, col), loops, largest)
     with torch.no_grad():
-        y = ops.extremum.default(x, row_ptr, col, loops, largest)
-        first = ops.arg_first.default(x, y, row_ptr, col, loops)
+        y = _call("extremum", (x, row_ptr, col), loops, largest)
+        first = torch.ops.hag_plugin.arg_first.default(x, y, row_ptr, col, loops)
     return x.gather(-2, first.clamp(min=0)).masked_fill(first < 0, 0)
 
 
@@ -187,22 +185,16 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
     return any(t is not None and t.requires_grad for t in tensors)
 
 
-def _sum(
-    x: Tensor,
-    row_ptr: Tensor,
-    col: Tensor,
-    source_scale: Tensor | None,
-    target_scale: Tensor | None,
-    *how: Any,
-) -> Tensor:
-    """The operator `aggregate`, without torch's dispatch where nobody could tell.
+def _call(name: str, tensors: tuple[Tensor | None, ...], *others: Any) -> Tensor:
+    """The operator `name`, without torch's dispatch where nobody could tell.
 
-    On small graphs the dispatch, in Python, takes longer than the sum.
+    On small graphs the dispatch, in Python, takes longer than the aggregation.
     """
-    call: Any = torch.ops.hag_plugin.aggregate.default
-    if not torch.compiler.is_compiling() and _is_plain(x, source_scale, target_scale):
-        call = _Sum.apply if _needs_grad(x, source_scale, target_scale) else _run_sum
-    y: Tensor = call(x, row_ptr, col, source_scale, target_scale, *how)
+    call = getattr(torch.ops.hag_plugin, name).default
+    if not torch.compiler.is_compiling() and _is_plain(*tensors):
+        run, function = _EAGER[name]
+        call = function.apply if _needs_grad(*tensors) else run
+    y: Tensor = call(*tensors, *others)
     return y
 
 
@@ -428,9 +420,8 @@ def _sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_x = grad_source = grad_target = None
 
     def back(scale: Tensor | None) -> Tensor:
-        return _sum(
-            grad, row_ptr, col, target_scale, scale, ctx.x_rows, loops, not transposed, reduce
-        )
+        tensors = (grad, row_ptr, col, target_scale, scale)
+        return _call("aggregate", tensors, ctx.x_rows, loops, not transposed, reduce)
 
     if needs[3]:
         unscaled = back(None)
@@ -440,21 +431,10 @@ def _sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     elif needs[0]:
         grad_x = back(source_scale)
     if needs[4]:
-        y = _sum(x, row_ptr, col, source_scale, None, ctx.num_rows, loops, transposed, reduce)
+        tensors = (x, row_ptr, col, source_scale, None)
+        y = _call("aggregate", tensors, ctx.num_rows, loops, transposed, reduce)
         grad_target = _dot(grad, y)
     return grad_x, None, None, grad_source, grad_target, None, None, None, None
-
-
-class _Sum(torch.autograd.Function):
-    """`_run_sum` with its gradient; tracers get the operator, with the same gradient registered."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        y = _run_sum(*inputs)
-        _keep_sum(ctx, inputs, y)
-        return y
-
-    backward = staticmethod(_sum_backward)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -472,10 +452,10 @@ def _keep_extremum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _extremum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """As torch's `scatter_reduce_backward`: see `ties` in `aggregate`."""
     x, row_ptr, col, y = ctx.saved_tensors
-    op = torch.ops.hag_plugin.masked_sum.default
+    kept = (x, y, row_ptr, col)
     # An empty row's extremum is 0 too, which keeps its count from being 0.
-    tied = op(None, x, y, row_ptr, col, ctx.loops, False) + (y == 0)
-    grad_x = op(grad / tied, x, y, row_ptr, col, ctx.loops, True)
+    tied = _call("masked_sum", (None, *kept), ctx.loops, False) + (y == 0)
+    grad_x = _call("masked_sum", (grad / tied, *kept), ctx.loops, True)
     return grad_x, None, None, None, None
 
 
@@ -485,10 +465,10 @@ def _keep_masked_sum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _masked_sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    op = torch.ops.hag_plugin.masked_sum.default
     grad_v = None
     if ctx.needs_input_grad[0]:
-        grad_v = op(grad, *ctx.saved_tensors, ctx.loops, not ctx.transposed)
+        tensors = (grad, *ctx.saved_tensors)
+        grad_v = _call("masked_sum", tensors, ctx.loops, not ctx.transposed)
     return grad_v, None, None, None, None, None, None
 
 
@@ -537,12 +517,31 @@ _OPERATORS: dict[str, tuple[Any, ...]] = {
         *(_run_arg_first, _shape_of_arg_first, None, None),
     ),
 }
+
+
+def _function(run: Any, backward: Any, keep: Any) -> type[torch.autograd.Function]:
+    """An operator with its gradient, for `_call`; tracers get the operator that torch knows."""
+
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Tensor:
+            y: Tensor = run(*inputs)
+            keep(ctx, inputs, y)
+            return y
+
+    Eager.backward = staticmethod(backward)  # type: ignore[method-assign]
+    return Eager
+
+
+# name: (what runs, and with its gradient)
+_EAGER: dict[str, tuple[Any, Any]] = {}
 for _name, (_signature, _run, _shape, _backward, _keep) in _OPERATORS.items():
     _library.define(_name + _signature)
     for _backend in ("CPU", "CUDA"):
         _library.impl(_name, _run, _backend)
     torch.library.register_fake(f"hag_plugin::{_name}", _shape, lib=_library)
     if _backward is not None:
+        _EAGER[_name] = _run, _function(_run, _backward, _keep)
         torch.library.register_autograd(
             f"hag_plugin::{_name}", _backward, setup_context=_keep, lib=_library
         )
