@@ -58,7 +58,7 @@ def test_every_suite_leaves_its_cells(measured: Path) -> None:
         assert record["environment"] == first["id"]
         assert not [side for side in record["wrong"] if side.startswith("hag")]
         count[record["suite"]] = count.get(record["suite"], 0) + 1
-    assert count == {"aggregate": 1, "epochs": 6, "layers": 28, "search": 2, "never-slower": 4}
+    assert count == {"aggregate": 1, "epochs": 6, "layers": 28, "search": 2, "never-slower": 4, "cost": 2, "counts": 2}
 
 
 def test_a_cell_has_both_forms_and_a_control(measured: Path) -> None:

@@ -21,6 +21,8 @@ from . import (
     peers,
     report,
     suite_aggregate,
+    suite_cost,
+    suite_counts,
     suite_epochs,
     suite_layers,
     suite_never_slower,
@@ -38,8 +40,11 @@ SUITES: dict[str, ModuleType] = {
         suite_layers,
         suite_search,
         suite_never_slower,
+        suite_cost,
+        suite_counts,
     )
 }
+BOTH_LOOPS = ("search", "cost", "counts")
 HERE = Path(__file__).resolve().parent
 
 
@@ -138,9 +143,11 @@ def plan_of(args: argparse.Namespace, suite: str) -> Plan:
             names = [name for name in names if name in EPOCH_GRAPHS]
     if suite == "layers" and args.root is not None and not args.graphs:
         names = [name for name in names if name in LAYER_GRAPHS]
+    if suite == "cost":
+        widths = suite_cost.WIDTHS
     if args.quick:
         widths = (16,)
-    loops = ("A", "A+I") if every or suite == "search" else ("A+I",)
+    loops = ("A", "A+I") if every or suite in BOTH_LOOPS else ("A+I",)
     return Plan(
         graphs=tuple(names),
         widths=tuple(args.widths or widths),

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import environment, goals, plots, tables
+from . import environment, goals, plots, tables, tables_cost
 from .results import Record, Results
 
-SUITES = ("aggregate", "epochs", "layers", "search", "never-slower")
+SUITES = ("aggregate", "epochs", "layers", "search", "never-slower", "cost", "counts")
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,8 @@ def _sections(suites: dict[str, Sequence[Record]]) -> dict[str, tuple[str, str]]
         "layers": ("Layers", tables.layers(suites["layers"])),
         "search": ("Search", tables.search(suites["search"], suites["epochs"])),
         "never-slower": ("Never slower than plain", tables.never_slower(suites["never-slower"])),
+        "cost": ("Cost model", tables_cost.cost(suites["cost"]) if suites["cost"] else ""),
+        "counts": ("Rows saved", tables_cost.counts(suites["counts"])),
     }
 
 
