@@ -119,10 +119,13 @@ class Work:
         """How often each constant counts: op, written, then both of each kind of row (`ROWS`)."""
         fits = self.num_src * row_bytes <= cache_bytes
         near, far = (self.again + self.first, 0) if fits else (self.again, self.first)
-        terms: list[float] = [self.ops, self.written * row_bytes]
-        for rows in (self.scratch, near, far):
-            terms += [rows, rows * row_bytes]
-        return tuple(terms)
+        out = self.written * row_bytes  # stays in the cache, too, where x does
+        return (
+            *(self.ops, 0 if fits else out),
+            *(self.scratch, self.scratch * row_bytes),
+            *(near, near * row_bytes + (out if fits else 0)),
+            *(far, far * row_bytes),
+        )
 
 
 ROWS = ("scratch", "near", "far")

@@ -40,14 +40,14 @@ def refuse(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -
 # Help -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["demo", "stats", "build", "plot"])
+@pytest.mark.parametrize("command", ["demo", "stats", "build", "plot", "calibrate"])
 def test_help_has_examples(capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert main([command, "--help"]) == 0
     assert f"examples:\n  hag-plugin {command}" in capsys.readouterr().out
 
 
 def test_examples_in_help_parse(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("demo", "stats", "build", "plot"):
+    for command in ("demo", "stats", "build", "plot", "calibrate"):
         main([command, "--help"])
         examples = capsys.readouterr().out.partition("examples:\n")[2].split("\n")
         for line in filter(None, examples):

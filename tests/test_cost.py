@@ -79,7 +79,8 @@ def test_seconds_add_up() -> None:
     assert work.seconds(4, threads=3, constants=c) == pytest.approx(1.0 + (ops + rows) / 2.0)
     # All of x fits: every row is near.
     small = Work(ops=10, scratch=20, again=30, first=40, written=5, num_src=200)
-    assert small.seconds(4, constants=c) == pytest.approx(1.0 + ops + 20 * 1.4 + 70 * 2.8)
+    rows = 20 * 1.4 + 70 * 2.8 + 5 * 4 * 0.2  # and so is y
+    assert small.seconds(4, constants=c) == pytest.approx(1.0 + 10 * 2.0 + rows)
 
 
 def test_less_work_is_predicted_to_take_less() -> None:

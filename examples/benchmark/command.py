@@ -21,7 +21,12 @@ from . import (
     peers,
     report,
     suite_aggregate,
+<<<<<<< HEAD
     suite_dgl,
+=======
+    suite_cost,
+    suite_counts,
+>>>>>>> cal
     suite_epochs,
     suite_layers,
     suite_never_slower,
@@ -40,8 +45,11 @@ SUITES: dict[str, ModuleType] = {
         suite_dgl,
         suite_search,
         suite_never_slower,
+        suite_cost,
+        suite_counts,
     )
 }
+BOTH_LOOPS = ("search", "cost", "counts")
 HERE = Path(__file__).resolve().parent
 
 
@@ -140,11 +148,16 @@ def plan_of(args: argparse.Namespace, suite: str) -> Plan:
             names = [name for name in names if name in EPOCH_GRAPHS]
     if suite == "layers" and args.root is not None and not args.graphs:
         names = [name for name in names if name in LAYER_GRAPHS]
+<<<<<<< HEAD
     if suite == "dgl-layers" and args.root is not None and not args.graphs:
         names = [name for name in names if name in DGL_GRAPHS]
+=======
+    if suite == "cost":
+        widths = suite_cost.WIDTHS
+>>>>>>> cal
     if args.quick:
         widths = (16,)
-    loops = ("A", "A+I") if every or suite == "search" else ("A+I",)
+    loops = ("A", "A+I") if every or suite in BOTH_LOOPS else ("A+I",)
     return Plan(
         graphs=tuple(names),
         widths=tuple(args.widths or widths),

@@ -8,10 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+<<<<<<< HEAD
 from . import environment, goals, plots, suite_dgl, tables
 from .results import Record, Results
 
 SUITES = ("aggregate", "epochs", "layers", "dgl-layers", "search", "never-slower")
+=======
+from . import environment, goals, plots, tables, tables_cost
+from .results import Record, Results
+
+SUITES = ("aggregate", "epochs", "layers", "search", "never-slower", "cost", "counts")
+>>>>>>> cal
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,8 @@ def _sections(suites: dict[str, Sequence[Record]]) -> dict[str, tuple[str, str]]
         "dgl-layers": ("DGL's layers", suite_dgl.table(suites["dgl-layers"])),
         "search": ("Search", tables.search(suites["search"], suites["epochs"])),
         "never-slower": ("Never slower than plain", tables.never_slower(suites["never-slower"])),
+        "cost": ("Cost model", tables_cost.cost(suites["cost"]) if suites["cost"] else ""),
+        "counts": ("Rows saved", tables_cost.counts(suites["counts"])),
     }
 
 
