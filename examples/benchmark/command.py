@@ -21,12 +21,9 @@ from . import (
     peers,
     report,
     suite_aggregate,
-<<<<<<< HEAD
-    suite_dgl,
-=======
     suite_cost,
     suite_counts,
->>>>>>> cal
+    suite_dgl,
     suite_epochs,
     suite_layers,
     suite_never_slower,
@@ -148,13 +145,10 @@ def plan_of(args: argparse.Namespace, suite: str) -> Plan:
             names = [name for name in names if name in EPOCH_GRAPHS]
     if suite == "layers" and args.root is not None and not args.graphs:
         names = [name for name in names if name in LAYER_GRAPHS]
-<<<<<<< HEAD
     if suite == "dgl-layers" and args.root is not None and not args.graphs:
         names = [name for name in names if name in DGL_GRAPHS]
-=======
     if suite == "cost":
         widths = suite_cost.WIDTHS
->>>>>>> cal
     if args.quick:
         widths = (16,)
     loops = ("A", "A+I") if every or suite in BOTH_LOOPS else ("A+I",)

@@ -8,17 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
-from . import environment, goals, plots, suite_dgl, tables
+from . import environment, goals, plots, suite_dgl, tables, tables_cost
 from .results import Record, Results
 
-SUITES = ("aggregate", "epochs", "layers", "dgl-layers", "search", "never-slower")
-=======
-from . import environment, goals, plots, tables, tables_cost
-from .results import Record, Results
-
-SUITES = ("aggregate", "epochs", "layers", "search", "never-slower", "cost", "counts")
->>>>>>> cal
+SUITES = (
+    "aggregate", "epochs", "layers", "dgl-layers", "search", "never-slower", "cost", "counts"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
