@@ -36,7 +36,7 @@ class Prices:
 
     intermediate: float = 2.0
     work_per_edge: int = 2048
-    worth_it: float = 0.885
+    worth_it: float = 0.88
     reorder: float = 1.05
     pack_rows: int = 64
     cut_rows: int = 256

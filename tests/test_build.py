@@ -6,6 +6,7 @@ import functools
 import itertools
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -15,8 +16,9 @@ import torch
 from hypothesis import given, settings
 
 import hag_plugin as hp
-from hag_plugin import reference
+from hag_plugin import cost, reference
 from hag_plugin.hag import HAG
+from hag_plugin.kernels import _cpu
 from hag_plugin.program import SELF_LOOPS, Program
 
 METHODS = ("auto", "greedy", "none")
@@ -192,6 +194,19 @@ def test_greedy_is_algorithm_3_on_a_large_component() -> None:
     assert covers(hag.program()) == [naive_covers(edge_index, 1100, 60)]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_greedy_is_algorithm_3_where_many_partners_tie(seed: int) -> None:
+    """Dense rows of very different lengths: partners of an item are many, and their order turns."""
+    random = np.random.default_rng(seed)
+    n = 70
+    adjacent = random.random((n, n)) < random.random((n, 1)) * 0.8
+    edge_index = torch.from_numpy(np.argwhere(adjacent).T.copy())
+    hag = hp.build_hag(edge_index, num_nodes=n, method="greedy", capacity=10**9)
+    naive = naive_covers(edge_index, n, 10**9)
+    assert len(naive) > 200
+    assert covers(hag.program()) == [naive]
+
+
 def test_greedy_without_a_cap_on_complete_graphs() -> None:
     """Prior work: no cap gives an intermediate chain and one copy a row."""
     hag = hp.build_hag(clique(20), num_nodes=20, method="greedy", capacity=10**9)
@@ -360,6 +375,25 @@ def test_real_rows_read(shared_data: Path, name: str) -> None:
         assert stats.rows_read_before >= given_ * stats.rows_read
         stats = hp.build_hag(edge_index, num_nodes=n, allow_subtraction=True).stats()
         assert stats.rows_read_before >= subtracted * stats.rows_read
+
+
+@pytest.mark.parametrize("name", ["fb100-Amherst41", "ogbl-ddi"])
+def test_the_work_bound_costs_at_most_5_percent_of_what_is_saved(
+    shared_data: Path, name: str
+) -> None:
+    """Dense graphs without twins, against merging without a bound in the same tiles."""
+    edge_index, n = real_graph(shared_data, name)
+    hag = hp.build_hag(edge_index, num_nodes=n, method="none")
+    prices = cost.prices(64)
+    rows_read = []
+    for work in (prices.work_per_edge, 1 << 30):
+        arrays = _cpu.search_program(
+            hag.row_ptr.numpy(), hag.col.numpy(), n, "add", False, True,
+            **asdict(replace(prices, work_per_edge=work)), threads=2,
+        )  # fmt: skip
+        rows_read.append(len(arrays[2]))
+    plain = edge_index.shape[1] + n
+    assert plain - rows_read[0] >= 0.95 * (plain - rows_read[1])
 
 
 MEMORY = """
