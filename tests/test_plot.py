@@ -97,7 +97,7 @@ def test_of_many_graphs_the_densest_small_one_that_is_not_complete() -> None:
     assert {tuple(e) for e in part.edge_index.t().tolist()} == {tuple(e) for e in star.T.tolist()}
 
 
-@pytest.mark.parametrize(("name", "suffix"), [("karate", ".svg"), ("cliques", ".png")])
+@pytest.mark.parametrize(("name", "suffix"), [("collaboration", ".svg"), ("cliques", ".png")])
 def test_the_command_writes_a_whole_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, suffix: str
 ) -> None:

@@ -18,7 +18,8 @@ from examples.benchmark.results import Record
 from examples.benchmark.tables import markdown
 from hag_plugin import datasets, demo
 from hag_plugin.graph_data import GraphData
-from hag_plugin.training import Settings, Side
+from hag_plugin.training import Settings
+from hag_plugin.training_pyg import side as pyg_side
 
 from . import hag_paper
 from .hag_graphs import folder_of
@@ -51,7 +52,7 @@ def measure(cell: Record, setup: Setup) -> Record:
     outputs = []
     threads = torch.get_num_threads()
     for name in ("stock", "hag"):
-        side = Side(data, settings, accelerated=name == "hag")
+        side = pyg_side(data, settings, accelerated=name == "hag")
         side.prepare()
         losses = [side.epoch()[2] for _ in range(settings.epochs)]
         found[name] = {"losses": losses, "accuracy": side.finish()["accuracy"]}
