@@ -12,69 +12,28 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch_geometric.nn import FastRGCNConv
-from torch_geometric.nn.dense.linear import Linear
 
 from hag_plugin.aggregate import aggregate
 from hag_plugin.hag import HAG
-from hag_plugin.pyg import constant
 from hag_plugin.pyg.aggregators import REDUCERS
 from hag_plugin.pyg.degrees import degree_scale
 from hag_plugin.pyg.neighbourhoods import Neighbourhoods, check_sizes
 from hag_plugin.pyg.statistics import variance
 
 
-def _pair(x: Any) -> tuple[Any, Any]:
+def pair(x: Any) -> tuple[Any, Any]:
+    """The features of sources and of targets."""
     return (x, x) if isinstance(x, Tensor) else (x[0], x[1])
 
 
-def _with_bias(conv: Any, out: Tensor) -> Tensor:
+def with_bias(conv: Any, out: Tensor) -> Tensor:
+    """Adds the layer's bias, if it has one."""
     return out if conv.bias is None else out + conv.bias
-
-
-def gcn(conv: Any, x: Tensor, edge_index: HAG, edge_weight: None = None) -> Tensor:
-    """gcn_conv.py: `A (X W) + b`, or `(A X) W + b` where that is less work.
-
-    It is where X is narrower than X W, and where X does not change, so that A X is known.
-    """
-    if not _may_aggregate_first(conv, x):
-        out: Tensor = conv._hag_stock.forward(conv, x, edge_index)
-        return out
-
-    def aggregate_first() -> Tensor:
-        aggregated: Tensor = conv.propagate(edge_index, x=x, edge_weight=None)
-        return aggregated
-
-    how = (type(conv.aggr_module), conv.flow, conv.normalize, conv.add_self_loops)
-    if constant.is_constant(x) and constant.comes_back(conv, edge_index, x, how):
-        out = constant.kept(conv, x, aggregate_first)
-    elif conv.lin.in_channels < conv.out_channels:
-        out = aggregate_first()
-    else:
-        return _with_bias(conv, conv.propagate(edge_index, x=conv.lin(x), edge_weight=None))
-    return torch.nn.functional.linear(out, conv.lin.weight, conv.bias)
-
-
-def _may_aggregate_first(conv: Any, x: Any) -> bool:
-    """Whether the order makes no difference but rounding: not with other reductions than a sum,
-    in half types, under autocast, or if somebody watches or replaced the linear map."""
-    lin = conv.lin
-    return (
-        isinstance(x, Tensor)
-        and x.dtype in (torch.float32, torch.float64)
-        and REDUCERS.get(type(conv.aggr_module)) in ("sum", "mean")
-        and type(lin) is Linear
-        and not (lin._forward_hooks or lin._forward_pre_hooks)
-        and not (lin._backward_hooks or lin._backward_pre_hooks)
-        and "weight" in lin._parameters
-        and lin.bias is None
-        and "forward" not in lin.__dict__
-        and not torch.is_autocast_enabled(x.device.type)
-    )
 
 
 def mf(conv: Any, x: Any, edge_index: HAG, size: Any = None) -> Tensor:
     """mf_conv.py: one pair of weights for each degree."""
-    x = _pair(x)
+    x = pair(x)
     h = conv.propagate(edge_index, x=x, size=size)
     degree = edge_index.degree().clamp(max=conv.max_degree)
     out: Tensor = h.new_empty([*h.shape[:-1], conv.out_channels])
@@ -91,7 +50,7 @@ def wl_continuous(
     conv: Any, x: Any, edge_index: HAG, edge_weight: None = None, size: Any = None
 ) -> Tensor:
     """wl_conv_continuous.py: the mean of the sources, then of that and the node itself."""
-    x = _pair(x)
+    x = pair(x)
     out: Tensor = conv.propagate(edge_index, x=x, edge_weight=None, size=size)
     out = degree_scale(edge_index, -1.0, False, out.dtype).to(out.dtype).view(-1, 1) * out
     return out if x[1] is None else 0.5 * (x[1] + out)
@@ -153,7 +112,7 @@ def cheb(
     for lin in conv.lins[2:]:
         before, now = now, 2.0 * scaled_laplacian(now) - before
         out = out + lin(now)
-    return _with_bias(conv, out)
+    return with_bias(conv, out)
 
 
 def _laplacian(conv: Any, hag: HAG, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -191,7 +150,7 @@ def hypergraph(
     monoid = REDUCERS[type(conv.aggr_module)]
     out = aggregate(conv.lin(x), hyperedge_index, monoid, target_scale=per_hyperedge)
     out = aggregate(out, back, monoid, target_scale=per_node)
-    return _with_bias(conv, out)
+    return with_bias(conv, out)
 
 
 # One HAG for each relation ----------------------------------------------------------------------
@@ -227,12 +186,12 @@ def rgcn(conv: Any, x: Any, edge_index: Sequence[HAG], edge_type: None = None) -
         out = out + h
     if conv.root is not None:
         out = out + (conv.root[target] if is_lookup else target @ conv.root)
-    return _with_bias(conv, out)
+    return with_bias(conv, out)
 
 
 def film(conv: Any, x: Any, edge_index: Any, edge_type: None = None) -> Tensor:
     """film_conv.py with act=None: `gamma_i REDUCE_j(x_j) + beta_i`, one more for each relation."""
-    x = _pair(x)
+    x = pair(x)
     beta, gamma = conv.film_skip(x[1]).split(conv.out_channels, dim=-1)
     out: Tensor = gamma * conv.lin_skip(x[1]) + beta
     graphs = [edge_index] if isinstance(edge_index, HAG) else edge_index

@@ -11,7 +11,7 @@ from torch_geometric import nn
 from torch_geometric.nn.dense.linear import Linear
 
 from hag_plugin.program import SelfLoops
-from hag_plugin.pyg import forwards
+from hag_plugin.pyg import forwards, order
 from hag_plugin.pyg.aggregators import REDUCERS
 from hag_plugin.pyg.recipes import Call, Condition, Recipe
 from hag_plugin.pyg.weighted import as_given, normalised
@@ -138,9 +138,9 @@ _RELATIONAL = Recipe(
 
 RECIPES: dict[type, Recipe] = {
     # Messages are the sources' features as they are.
-    nn.SAGEConv: Recipe(keeps=True),
+    nn.SAGEConv: Recipe(keeps=True, forward=order.sage),
     nn.GINConv: Recipe(keeps=True),
-    nn.GraphConv: Recipe(**WEIGHED, keeps=True),
+    nn.GraphConv: Recipe(**WEIGHED, keeps=True, forward=order.graph),
     nn.SimpleConv: Recipe(
         self_loops=lambda conv: "add" if conv.combine_root == "self_loop" else False,
         **WEIGHED,
@@ -152,7 +152,7 @@ RECIPES: dict[type, Recipe] = {
         forward=forwards.wl_continuous, edge_arguments=WEIGHT, conditions=(SOURCE_TO_TARGET,)
     ),
     # Normalised as GCN is.
-    nn.GCNConv: replace(_GCN, forward=forwards.gcn),
+    nn.GCNConv: replace(_GCN, forward=order.gcn),
     nn.APPNP: replace(_GCN, conditions=(NO_EDGE_DROPOUT,)),
     nn.GCN2Conv: _GCN,
     nn.SGConv: Recipe(self_loops=_filled, scale=_symmetric, **NORMALISED, conditions=(NO_CACHE,)),

@@ -19,9 +19,11 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "GCNConv, wider": lambda: GCNConv(6, 9),
     "GCNConv, no bias": lambda: GCNConv(6, 4, bias=False),
     "SAGEConv": lambda: SAGEConv(6, 4, aggr="mean"),
+    "SAGEConv, wider": lambda: SAGEConv(6, 9, normalize=True),
     "SAGEConv, max": lambda: SAGEConv(6, 4, aggr="max"),
     "GINConv": lambda: GINConv(nn.Linear(6, 4), train_eps=True),
     "GraphConv": lambda: GraphConv(6, 4),
+    "GraphConv, wider": lambda: GraphConv(6, 9, aggr="max"),
 }
 
 
