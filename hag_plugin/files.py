@@ -31,6 +31,13 @@ def write(
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
+def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a file that appears whole or not at all, and the folder that it lies in."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file:
+        file.write(content)
+
+
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A file to write that takes the place of `path` when it is finished, or not at all."""

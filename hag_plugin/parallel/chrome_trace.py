@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
+from hag_plugin.files import write_whole
 from hag_plugin.parallel.simulate import Schedule
 from hag_plugin.parallel.tasks import KINDS
 
@@ -17,14 +16,15 @@ MICROSECONDS = 1e6
 def chrome_trace(schedule: Schedule, title: str = "simulated") -> dict[str, Any]:
     """The trace as an object for JSON: one row for each device and link, in trace event format.
 
-    A task that takes several resources is shown on each.
+        A task that takes several resources is shown on each.
 
-    Example:
-        >>> from hag_plugin.parallel.simulate import simulate
-        >>> from hag_plugin.parallel.tasks import Task, TaskGraph
-        >>> trace = chrome_trace(simulate(TaskGraph.of([Task("gpu", 0.5)])))
-        >>> [(e["ts"], e["dur"]) for e in trace["traceEvents"] if e["ph"] == "X"]
-        [(0.0, 500000.0)]
+        Example:
+            >>> from hag_plugin.files import write_whole
+    from hag_plugin.parallel.simulate import simulate
+            >>> from hag_plugin.parallel.tasks import Task, TaskGraph
+            >>> trace = chrome_trace(simulate(TaskGraph.of([Task("gpu", 0.5)])))
+            >>> [(e["ts"], e["dur"]) for e in trace["traceEvents"] if e["ph"] == "X"]
+            [(0.0, 500000.0)]
     """
     graph = schedule.graph
     events: list[dict[str, Any]] = [
@@ -71,19 +71,3 @@ def check_json_path(path: str | os.PathLike[str]) -> None:
     if not name.lower().endswith(".json") or not os.path.isdir(os.path.dirname(name) or "."):
         raise ValueError(f"file is {name!r}; expected a name that ends in .json, in a folder that "
                          "exists")  # fmt: skip
-
-
-def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes a file that appears whole or not at all."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

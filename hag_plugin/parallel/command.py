@@ -17,9 +17,10 @@ import torch
 from tqdm import tqdm
 
 from hag_plugin import datasets
+from hag_plugin.files import write_whole
 from hag_plugin.graph_data import DatasetError
 from hag_plugin.parallel import topology as topologies
-from hag_plugin.parallel.cost import MODES, write_text
+from hag_plugin.parallel.cost import MODES
 from hag_plugin.parallel.exact import InfeasibleError
 from hag_plugin.parallel.opgraph import OpGraph
 from hag_plugin.parallel.partition_stats import GraphStats
@@ -218,7 +219,7 @@ def run_probe(args: argparse.Namespace) -> dict[str, Any]:
 
             found = probe(args.world_sizes, backend=args.backend, sizes=sizes, report=report)
         if args.output:
-            write_text(Path(args.output), json.dumps(found.as_dict(), indent=2) + "\n")
+            write_whole(args.output, (json.dumps(found.as_dict(), indent=2) + "\n").encode())
     device = found.device
     lines = [
         f"{device.name}, measured while all {found.num_devices} processes work:",

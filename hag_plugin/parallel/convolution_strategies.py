@@ -6,6 +6,8 @@ aggregated: F where the aggregation goes first, G where the transform does. With
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import numpy as np
 
 from hag_plugin.parallel.layouts import (
@@ -166,17 +168,17 @@ class _Rows(Strategy):
         problem.weights(terms, op.weights + op.biases, copies=True)
         return terms
 
+    @abstractmethod
     def fetch(self, problem: Problem, width: int) -> Message:
         """What is sent before the sum."""
-        raise NotImplementedError
 
+    @abstractmethod
     def give_back(self, problem: Problem, width: int) -> Message:
         """What is sent after the sum of the gradients over the reversed edges."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fetched_rows(self, problem: Problem) -> int:
         """Rows that a device holds beside its own."""
-        raise NotImplementedError
 
 
 class RowsAllGather(_Rows):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from hag_plugin.files import write_whole
 from hag_plugin.parallel.baselines import baselines
 from hag_plugin.parallel.cost import (
     MODES,
@@ -23,7 +24,6 @@ from hag_plugin.parallel.cost import (
     Seconds,
     calibrated,
     message_seconds,
-    write_text,
 )
 from hag_plugin.parallel.exact import InfeasibleError
 from hag_plugin.parallel.opgraph import OpGraph
@@ -129,7 +129,7 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan as JSON, to be read and edited by hand."""
-        write_text(Path(path), json.dumps(self.as_dict(), indent=2) + "\n")
+        write_whole(path, (json.dumps(self.as_dict(), indent=2) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:

@@ -8,6 +8,7 @@ that are aggregated), parameter (weights). The executor has a class of the name 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -195,7 +196,7 @@ class Problem:
         terms.retained += held(layout, self.rows, width)
 
 
-class Strategy:
+class Strategy(ABC):
     """A registry entry. Subclasses state what is particular to them.
 
     Attributes:
@@ -218,13 +219,13 @@ class Strategy:
         """Why the operation cannot be split this way; None if it can."""
         return None
 
+    @abstractmethod
     def configs(self, problem: Problem) -> list[Config]:
         """The configurations of an operation that is not refused."""
-        raise NotImplementedError
 
+    @abstractmethod
     def terms(self, problem: Problem, config: Config) -> Terms:
         """What a configuration takes."""
-        raise NotImplementedError
 
 
 REGISTRY: dict[tuple[str, str], Strategy] = {}

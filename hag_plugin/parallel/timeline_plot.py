@@ -6,7 +6,7 @@ import io
 import os
 from pathlib import Path
 
-from hag_plugin.parallel.chrome_trace import write_whole
+from hag_plugin.files import write_whole
 from hag_plugin.parallel.simulate import Schedule
 from hag_plugin.parallel.tasks import KINDS
 
