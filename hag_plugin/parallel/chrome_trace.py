@@ -16,15 +16,14 @@ MICROSECONDS = 1e6
 def chrome_trace(schedule: Schedule, title: str = "simulated") -> dict[str, Any]:
     """The trace as an object for JSON: one row for each device and link, in trace event format.
 
-        A task that takes several resources is shown on each.
+    A task that takes several resources is shown on each.
 
-        Example:
-            >>> from hag_plugin.files import write_whole
-    from hag_plugin.parallel.simulate import simulate
-            >>> from hag_plugin.parallel.tasks import Task, TaskGraph
-            >>> trace = chrome_trace(simulate(TaskGraph.of([Task("gpu", 0.5)])))
-            >>> [(e["ts"], e["dur"]) for e in trace["traceEvents"] if e["ph"] == "X"]
-            [(0.0, 500000.0)]
+    Example:
+        >>> from hag_plugin.parallel.simulate import simulate
+        >>> from hag_plugin.parallel.tasks import Task, TaskGraph
+        >>> trace = chrome_trace(simulate(TaskGraph.of([Task("gpu", 0.5)])))
+        >>> [(e["ts"], e["dur"]) for e in trace["traceEvents"] if e["ph"] == "X"]
+        [(0.0, 500000.0)]
     """
     graph = schedule.graph
     events: list[dict[str, Any]] = [
