@@ -12,24 +12,32 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from hag_plugin import gpu
-from hag_plugin.hag import HAG, find
+from hag_plugin.hag import HAG
 from hag_plugin.kernels import _cpu
+from hag_plugin.operators import (
+    DTYPES,
+    accumulator,
+    call,
+    check_features,
+    check_self_loops,
+    checked_scale,
+    dot,
+    found,
+    kernel_scale,
+    needs_grad,
+    new_output,
+    register,
+)
 from hag_plugin.program import Program, SelfLoops
 
 Reduce = Literal["sum", "mean", "max", "min"]
 Ties = Literal["even", "first"]
 
-DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 REDUCES = {"sum": 0, "mean": 0, "max": 1, "min": 2}
 LOOPS = {"": 0, "add": 1, "fill": 2}
 TIES = ("even", "first")
-
-# Above this size glibc maps an output anew at each call, and its page faults would cost more than
-# the aggregation (DESIGN, section 2).
-HUGE_OUTPUT = 32 << 20
 
 
 def aggregate(
@@ -79,22 +87,17 @@ def aggregate(
     if not isinstance(hag, HAG):
         raise TypeError(f"hag is a {type(hag).__name__}; expected a HAG, from build_hag")
     row_ptr, col = hag.row_ptr, hag.col
-    _check_features(x, row_ptr)
+    check_features(x, row_ptr)
     if reduce not in REDUCES:
         raise ValueError(f"reduce is {reduce!r}; expected one of {tuple(REDUCES)}")
     if ties not in TIES:
         raise ValueError(f"ties is {ties!r}; expected one of {TIES}")
-    if self_loops is False:
-        loops = ""
-    elif self_loops in ("add", "fill"):
-        loops = self_loops
-    else:
-        raise ValueError(f"self_loops is {self_loops!r}; expected False, 'add' or 'fill'")
+    loops = check_self_loops(self_loops)
     num_dst = row_ptr.shape[0] - 1
     if source_scale is not None:
-        source_scale = _checked_scale(source_scale, "source_scale", x, x.shape[-2])
+        source_scale = checked_scale(source_scale, "source_scale", x, x.shape[-2])
     if target_scale is not None:
-        target_scale = _checked_scale(target_scale, "target_scale", x, num_dst)
+        target_scale = checked_scale(target_scale, "target_scale", x, num_dst)
     if out is not None:
         _check_out(out, x, num_dst, (x, source_scale, target_scale))
     if reduce in ("sum", "mean"):
@@ -104,7 +107,7 @@ def aggregate(
             )
             return out
         tensors = (x, row_ptr, col, source_scale, target_scale)
-        y = _call("aggregate", tensors, num_dst, loops, False, reduce)
+        y = call("aggregate", tensors, num_dst, loops, False, reduce)
     else:
         if source_scale is not None:
             x = (x * source_scale.unsqueeze(-1)).to(x.dtype)
@@ -117,10 +120,10 @@ def aggregate(
 def _extremum(
     x: Tensor, row_ptr: Tensor, col: Tensor, loops: str, largest: bool, ties: Ties
 ) -> Tensor:
-    if ties == "even" or not _needs_grad(x) or x.shape[-2] == 0:
-        return _call("extremum", (x, row_ptr, col), loops, largest)
+    if ties == "even" or not needs_grad(x) or x.shape[-2] == 0:
+        return call("extremum", (x, row_ptr, col), loops, largest)
     with torch.no_grad():
-        y = _call("extremum", (x, row_ptr, col), loops, largest)
+        y = call("extremum", (x, row_ptr, col), loops, largest)
         first = torch.ops.hag_plugin.arg_first.default(x, y, row_ptr, col, loops)
     return x.gather(-2, first.clamp(min=0)).masked_fill(first < 0, 0)
 
@@ -128,38 +131,8 @@ def _extremum(
 # What a call may pass --------------------------------------------------------------------------
 
 
-def _check_features(x: Tensor, row_ptr: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x is a {type(x).__name__}; expected a torch.Tensor")
-    if x.dtype not in DTYPES:
-        raise TypeError(f"x has dtype {x.dtype}; expected float32, float64, float16 or bfloat16")
-    if x.dim() < 2:
-        raise ValueError(f"x has shape {tuple(x.shape)}; expected [*, N_src, F]")
-    if x.device != row_ptr.device:
-        raise ValueError(f"x is on {x.device} and the HAG on {row_ptr.device}; move one with .to()")
-    if x.layout != torch.strided:
-        raise TypeError(f"x has layout {x.layout}; expected a dense tensor")
-    if type(x) is not Tensor and hasattr(type(x), "__tensor_flatten__"):
-        raise TypeError(
-            f"x is a {type(x).__name__}, which wraps other tensors; expected a plain torch.Tensor"
-        )
-
-
-def _checked_scale(scale: Tensor, name: str, x: Tensor, rows: int) -> Tensor:
-    """The scale in the dtype that sums of `x` accumulate in."""
-    if not isinstance(scale, Tensor):
-        raise TypeError(f"{name} is a {type(scale).__name__}; expected a torch.Tensor")
-    if not scale.dtype.is_floating_point:
-        raise TypeError(f"{name} has dtype {scale.dtype}; expected a floating dtype")
-    if scale.dim() != 1 or scale.shape[0] != rows:
-        raise ValueError(f"{name} has shape {list(scale.shape)}; expected [{rows}]")
-    if scale.device != x.device:
-        raise ValueError(f"{name} is on {scale.device}; expected {x.device}, as x")
-    return scale.to(_accumulator(x.dtype))
-
-
 def _check_out(out: Tensor, x: Tensor, num_dst: int, inputs: tuple[Tensor | None, ...]) -> None:
-    if _needs_grad(*inputs, out):
+    if needs_grad(*inputs, out):
         raise ValueError(
             "out= is for inference, but gradients are required; use torch.no_grad() or leave it out"
         )
@@ -179,75 +152,11 @@ def _check_out(out: Tensor, x: Tensor, num_dst: int, inputs: tuple[Tensor | None
         raise ValueError("out shares memory with an input; expected memory of its own")
 
 
-def _needs_grad(*tensors: Tensor | None) -> bool:
-    if not torch.is_grad_enabled():
-        return False
-    return any(t is not None and t.requires_grad for t in tensors)
-
-
-def _call(name: str, tensors: tuple[Tensor | None, ...], *others: Any) -> Tensor:
-    """The operator `name`, without torch's dispatch where nobody could tell.
-
-    On small graphs the dispatch, in Python, takes longer than the aggregation.
-    """
-    call = getattr(torch.ops.hag_plugin, name).default
-    if not torch.compiler.is_compiling() and _is_plain(*tensors):
-        run, function = _EAGER[name]
-        call = function.apply if _needs_grad(*tensors) else run
-    y: Tensor = call(*tensors, *others)
-    return y
-
-
-def _is_plain(*tensors: Tensor | None) -> bool:
-    """Whether these are ordinary CPU tensors that no mode, transform or tracer looks at."""
-    if (
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.maybe_current_level() is not None
-        or torch._C._get_tracing_state() is not None
-    ):
-        return False
-    return all(t is None or (type(t) in (Tensor, Parameter) and t.is_cpu) for t in tensors)
-
-
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 # Run time --------------------------------------------------------------------------------------
 
 
 def _on_gpu(x: Tensor) -> bool:
     return x.is_cuda
-
-
-def _found(
-    row_ptr: Tensor, col: Tensor, x_rows: int, num_rows: int, loops: str, transposed: bool
-) -> HAG:
-    """The HAG whose arrays these are, after a check of the number of rows on both sides."""
-    hag = find(row_ptr)
-    if hag is None:
-        # The arrays are copied, so that this HAG cannot be found in place of a longer-lived one.
-        num_src = num_rows if transposed else x_rows
-        hag = HAG.from_csr(row_ptr.clone(), col.clone(), num_src, method="none")
-        hag.targets_first = bool(loops)
-    rows, side = (hag.num_dst, "target") if transposed else (hag.num_src, "source")
-    if x_rows != rows:
-        raise ValueError(
-            f"x has {x_rows} rows in dimension -2, expected {rows} (the HAG's {side} nodes)"
-        )
-    if num_rows != (hag.num_src if transposed else hag.num_dst):
-        raise ValueError(
-            f"num_rows is {num_rows}; the HAG has {hag.num_src} sources, {hag.num_dst} targets"
-        )
-    return hag
-
-
-def _output(x: Tensor, num_rows: int) -> Tensor:
-    *batch, _, width = x.shape
-    y = x.new_empty((*batch, num_rows, width))
-    if y.nbytes >= HUGE_OUTPUT and not y.is_cuda:
-        _cpu.advise_huge_pages(y.data_ptr(), y.nbytes)
-    return y
 
 
 def _walk(
@@ -285,14 +194,6 @@ def _walk(
     )
 
 
-def _kernel_scale(scale: Tensor | None, rows: int, dtype: torch.dtype) -> Tensor | None:
-    if scale is None:
-        return None
-    if scale.shape != (rows,) or scale.dtype != dtype:
-        raise ValueError(f"a scale is {scale.dtype} {list(scale.shape)}; expected {dtype} [{rows}]")
-    return scale.contiguous()
-
-
 def _run_sum(
     x: Tensor,
     row_ptr: Tensor,
@@ -305,11 +206,11 @@ def _run_sum(
     reduce: str,
     out: Tensor | None = None,
 ) -> Tensor:
-    hag = _found(row_ptr, col, x.shape[-2], num_rows, loops, transposed)
+    hag = found(row_ptr, col, x.shape[-2], num_rows, loops, transposed)
     mode: Any = loops or False
-    dtype = _accumulator(x.dtype)
-    source_scale = _kernel_scale(source_scale, x.shape[-2], dtype)
-    target_scale = _kernel_scale(target_scale, num_rows, dtype)
+    dtype = accumulator(x.dtype)
+    source_scale = kernel_scale(source_scale, x.shape[-2], dtype)
+    target_scale = kernel_scale(target_scale, num_rows, dtype)
     if reduce == "mean":  # the count belongs to the graph's targets
         mean = hag.degree_scale(-1.0, mode, dtype)
         if transposed:
@@ -317,16 +218,16 @@ def _run_sum(
         else:
             target_scale = mean if target_scale is None else target_scale * mean
     program = (hag.transpose() if transposed else hag).program(mode)
-    y = _output(x, num_rows) if out is None else out
+    y = new_output(x, num_rows) if out is None else out
     _walk(program, x, y, "sum", source_scale, target_scale)
     return y
 
 
 def _run_extremum(x: Tensor, row_ptr: Tensor, col: Tensor, loops: str, largest: bool) -> Tensor:
     num_dst = row_ptr.shape[0] - 1
-    hag = _found(row_ptr, col, x.shape[-2], num_dst, loops, False)
+    hag = found(row_ptr, col, x.shape[-2], num_dst, loops, False)
     mode: Any = loops or False
-    y = _output(x, num_dst)
+    y = new_output(x, num_dst)
     _walk(hag.program(mode, idempotent=True), x, y, "max" if largest else "min")
     return y
 
@@ -347,7 +248,7 @@ def _run_masked_sum(
     # `inner` is the side that is summed over, `outer` the side of the result.
     inner, outer = (key_target, key_source) if transposed else (key_source, key_target)
     num_rows, num_cols = outer.shape[-2], inner.shape[-2]
-    hag = _found(row_ptr, col, num_cols, num_rows, loops, transposed)
+    hag = found(row_ptr, col, num_cols, num_rows, loops, transposed)
     if inner.shape[:-2] != outer.shape[:-2] or inner.shape[-1] != outer.shape[-1]:
         raise ValueError(f"keys have shapes {list(inner.shape)} and {list(outer.shape)}")
     if v is not None and (v.shape != inner.shape or v.dtype != inner.dtype):
@@ -358,7 +259,7 @@ def _run_masked_sum(
     if _on_gpu(outer):
         mode: Any = loops or False
         return gpu.masked_sum(graph, mode, v, inner, outer)
-    y = _output(outer, num_rows)
+    y = new_output(outer, num_rows)
     _cpu.masked_sum(
         0 if v is None else v.data_ptr(),
         inner.data_ptr(),
@@ -378,7 +279,7 @@ def _run_masked_sum(
 
 
 def _run_arg_first(x: Tensor, y: Tensor, row_ptr: Tensor, col: Tensor, loops: str) -> Tensor:
-    hag = _found(row_ptr, col, x.shape[-2], y.shape[-2], loops, False)
+    hag = found(row_ptr, col, x.shape[-2], y.shape[-2], loops, False)
     x, y = x.contiguous(), y.contiguous()
     if _on_gpu(x):
         mode: Any = loops or False
@@ -421,27 +322,20 @@ def _sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
     def back(scale: Tensor | None) -> Tensor:
         tensors = (grad, row_ptr, col, target_scale, scale)
-        return _call("aggregate", tensors, ctx.x_rows, loops, not transposed, reduce)
+        return call("aggregate", tensors, ctx.x_rows, loops, not transposed, reduce)
 
     if needs[3]:
         unscaled = back(None)
-        grad_source = _dot(x, unscaled)
+        grad_source = dot(x, unscaled)
         if needs[0]:
             grad_x = (unscaled * source_scale.unsqueeze(-1)).to(grad.dtype)
     elif needs[0]:
         grad_x = back(source_scale)
     if needs[4]:
         tensors = (x, row_ptr, col, source_scale, None)
-        y = _call("aggregate", tensors, ctx.num_rows, loops, transposed, reduce)
-        grad_target = _dot(grad, y)
+        y = call("aggregate", tensors, ctx.num_rows, loops, transposed, reduce)
+        grad_target = dot(grad, y)
     return grad_x, None, None, grad_source, grad_target, None, None, None, None
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Row by row dot products of two `[*, N, F]`, summed over the leading dimensions: `[N]`."""
-    dtype = _accumulator(a.dtype)
-    product = a.to(dtype) * b.to(dtype)
-    return product.sum(dim=[d for d in range(product.dim()) if d != product.dim() - 2])
 
 
 def _keep_extremum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -454,8 +348,8 @@ def _extremum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, row_ptr, col, y = ctx.saved_tensors
     kept = (x, y, row_ptr, col)
     # An empty row's extremum is 0 too, which keeps its count from being 0.
-    tied = _call("masked_sum", (None, *kept), ctx.loops, False) + (y == 0)
-    grad_x = _call("masked_sum", (grad / tied, *kept), ctx.loops, True)
+    tied = call("masked_sum", (None, *kept), ctx.loops, False) + (y == 0)
+    grad_x = call("masked_sum", (grad / tied, *kept), ctx.loops, True)
     return grad_x, None, None, None, None
 
 
@@ -468,7 +362,7 @@ def _masked_sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_v = None
     if ctx.needs_input_grad[0]:
         tensors = (grad, *ctx.saved_tensors)
-        grad_v = _call("masked_sum", tensors, ctx.loops, not ctx.transposed)
+        grad_v = call("masked_sum", tensors, ctx.loops, not ctx.transposed)
     return grad_v, None, None, None, None, None, None
 
 
@@ -494,7 +388,6 @@ def _shape_of_arg_first(x: Tensor, y: Tensor, *args: Any) -> Tensor:
     return y.new_empty(y.shape, dtype=torch.int64)
 
 
-_library: Any = torch.library.Library("hag_plugin", "DEF")  # type: ignore[no-untyped-call]
 _GRAPH = "Tensor row_ptr, Tensor col"
 # name: (signature, what runs, shape, backward, what backward keeps)
 _OPERATORS: dict[str, tuple[Any, ...]] = {
@@ -517,31 +410,5 @@ _OPERATORS: dict[str, tuple[Any, ...]] = {
         *(_run_arg_first, _shape_of_arg_first, None, None),
     ),
 }
-
-
-def _function(run: Any, backward: Any, keep: Any) -> type[torch.autograd.Function]:
-    """An operator with its gradient, for `_call`; tracers get the operator that torch knows."""
-
-    class Eager(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Tensor:
-            y: Tensor = run(*inputs)
-            keep(ctx, inputs, y)
-            return y
-
-    Eager.backward = staticmethod(backward)  # type: ignore[method-assign]
-    return Eager
-
-
-# name: (what runs, and with its gradient)
-_EAGER: dict[str, tuple[Any, Any]] = {}
-for _name, (_signature, _run, _shape, _backward, _keep) in _OPERATORS.items():
-    _library.define(_name + _signature)
-    for _backend in ("CPU", "CUDA"):
-        _library.impl(_name, _run, _backend)
-    torch.library.register_fake(f"hag_plugin::{_name}", _shape, lib=_library)
-    if _backward is not None:
-        _EAGER[_name] = _run, _function(_run, _backward, _keep)
-        torch.library.register_autograd(
-            f"hag_plugin::{_name}", _backward, setup_context=_keep, lib=_library
-        )
+for _name, _operator in _OPERATORS.items():
+    register(_name, *_operator, backends=("CPU", "CUDA"))

@@ -18,47 +18,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hag_plugin.aggregate import (
-    DTYPES,
-    _accumulator,
-    _dot,
-    _found,
-    _is_plain,
-    _kernel_scale,
-    _needs_grad,
-    _output,
-)
 from hag_plugin.hag import HAG, outside_inference
 from hag_plugin.kernels import _cpu
+from hag_plugin.operators import (
+    DTYPES,
+    accumulator,
+    call,
+    dot,
+    found,
+    kernel_scale,
+    new_output,
+    register,
+)
 
-
-def weighted_sum(
-    x: Tensor,
-    weight: Tensor,
-    row_ptr: Tensor,
-    col: Tensor,
-    source_scale: Tensor | None,
-    target_scale: Tensor | None,
-    *how: Any,
-) -> Tensor:
-    """The operator `weighted_sum`, without torch's dispatch where nobody could tell."""
-    call: Any = torch.ops.hag_plugin.weighted_sum.default
-    tensors = x, weight, source_scale, target_scale
-    if not torch.compiler.is_compiling() and _is_plain(*tensors):
-        call = _WeightedSum.apply if _needs_grad(*tensors) else _run_weighted_sum
-    y: Tensor = call(x, weight, row_ptr, col, source_scale, target_scale, *how)
-    return y
-
-
-def _edge_dot(a: Tensor, b: Tensor, *how: Any) -> Tensor:
-    """The operator `edge_dot`, likewise."""
-    call: Any = torch.ops.hag_plugin.edge_dot.default
-    traced = torch.compiler.is_compiling() or torch.is_grad_enabled()
-    if not traced and _is_plain(a, b, *how[2:4]):
-        call = _run_edge_dot
-    y: Tensor = call(a, b, *how)
-    return y
-
+NAME = "weighted_sum"
 
 # Run time, on the CPU --------------------------------------------------------------------------
 
@@ -82,7 +55,7 @@ def _kernel_scales(
 ) -> _Scales:
     """The scales of sources and targets with the mean's division, which is the graph's targets'."""
     rows = (hag.num_dst, hag.num_src) if transposed else (hag.num_src, hag.num_dst)
-    scales = [_kernel_scale(g, n, dtype) for g, n in zip(given, rows, strict=True)]
+    scales = [kernel_scale(g, n, dtype) for g, n in zip(given, rows, strict=True)]
     if reduce == "mean":
         mean = hag.degree_scale(-1.0, mode, dtype)
         side = 0 if transposed else 1
@@ -107,10 +80,10 @@ def _run_weighted_sum(
     transposed: bool,
     reduce: str,
 ) -> Tensor:
-    hag = _found(row_ptr, col, x.shape[-2], num_rows, loops, transposed)
+    hag = found(row_ptr, col, x.shape[-2], num_rows, loops, transposed)
     mode: Any = loops or False
     num_loops = hag.num_dst if hag._check_self_loops(mode) else 0
-    dtype = _accumulator(x.dtype)
+    dtype = accumulator(x.dtype)
     scales = source_scale, target_scale
     source_scale, target_scale = _kernel_scales(hag, scales, mode, transposed, reduce, dtype)
     expected = [hag.num_edges + num_loops]
@@ -124,7 +97,7 @@ def _run_weighted_sum(
     if transposed:
         graph = hag.transpose()
         edges = weight[: hag.num_edges].index_select(0, _reversed_order(hag))
-    y = _output(x, num_rows)
+    y = new_output(x, num_rows)
     if x.dim() > 3:
         x = x.flatten(0, -3)
     if x.stride(-1) != 1 and x.shape[-1] > 1:
@@ -164,7 +137,7 @@ def _run_edge_dot(
     reduce: str,
 ) -> Tensor:
     """`s_j t_i <a_j, b_i>` of every edge, then of the loops, summed over leading dimensions."""
-    hag = _found(row_ptr, col, a.shape[-2], b.shape[-2], loops, False)
+    hag = found(row_ptr, col, a.shape[-2], b.shape[-2], loops, False)
     if a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-1] or a.dtype != b.dtype:
         raise ValueError(
             f"a is {a.dtype} {list(a.shape)} and b {b.dtype} {list(b.shape)}; "
@@ -172,7 +145,7 @@ def _run_edge_dot(
         )
     mode: Any = loops or False
     num_loops = hag.num_dst if hag._check_self_loops(mode) else 0
-    dtype = _accumulator(a.dtype)
+    dtype = accumulator(a.dtype)
     scales = source_scale, target_scale
     source_scale, target_scale = _kernel_scales(hag, scales, mode, False, reduce, dtype)
     a, b = a.contiguous(), b.contiguous()
@@ -216,16 +189,17 @@ def _weighted_sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
     def back(scale: Tensor | None) -> Tensor:
         how = x_rows, loops, not transposed, reduce
-        return weighted_sum(grad, weight, *graph, t, scale, *how)
+        return call(NAME, (grad, weight, *graph, t, scale), *how)
 
     grad_x, grad_s = _by_features(back, x, s, needs[0], needs[4])
     grad_weight = grad_t = None
     if needs[1]:
         sides = (grad, x, *graph, t, s) if transposed else (x, grad, *graph, s, t)
-        grad_weight = _edge_dot(*sides, loops, reduce)
+        grad_weight = call("edge_dot", sides, loops, reduce)
     if needs[5]:
-        y = weighted_sum(x, weight, *graph, s, None, y_rows, loops, transposed, reduce)
-        grad_t = _dot(grad, y)
+        tensors = x, weight, *graph, s, None
+        y = call(NAME, tensors, y_rows, loops, transposed, reduce)
+        grad_t = dot(grad, y)
     return grad_x, grad_weight, None, None, grad_s, grad_t, None, None, None, None
 
 
@@ -241,19 +215,7 @@ def _by_features(
         return walk(scale) if needs_a else None, None
     unscaled = walk(None)
     by_a = (unscaled * scale.unsqueeze(-1)).to(unscaled.dtype) if needs_a else None
-    return by_a, _dot(a, unscaled)
-
-
-class _WeightedSum(torch.autograd.Function):
-    """`_run_weighted_sum` with its gradient; tracers get the operator, with the same gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        y = _run_weighted_sum(*inputs)
-        _keep_weighted_sum(ctx, inputs, y)
-        return y
-
-    backward = staticmethod(_weighted_sum_backward)
+    return by_a, dot(a, unscaled)
 
 
 def _keep_edge_dot(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -269,10 +231,12 @@ def _edge_dot_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     graph = row_ptr, col
 
     def to_sources(scale: Tensor | None) -> Tensor:
-        return weighted_sum(b, grad, *graph, t, scale, a.shape[-2], loops, True, reduce)
+        tensors = b, grad, *graph, t, scale
+        return call(NAME, tensors, a.shape[-2], loops, True, reduce)
 
     def to_targets(scale: Tensor | None) -> Tensor:
-        return weighted_sum(a, grad, *graph, s, scale, b.shape[-2], loops, False, reduce)
+        tensors = a, grad, *graph, s, scale
+        return call(NAME, tensors, b.shape[-2], loops, False, reduce)
 
     grad_a, grad_s = _by_features(to_sources, a, s, needs[0], needs[4])
     grad_b, grad_t = _by_features(to_targets, b, t, needs[1], needs[5])
@@ -288,14 +252,13 @@ def _shape_of_weighted_sum(x: Tensor, *args: Any) -> Tensor:
 
 def _shape_of_edge_dot(a: Tensor, b: Tensor, row_ptr: Tensor, col: Tensor, *args: Any) -> Tensor:
     loops = row_ptr.shape[0] - 1 if args[2] else 0
-    return a.new_empty((col.shape[0] + loops,), dtype=_accumulator(a.dtype))
+    return a.new_empty((col.shape[0] + loops,), dtype=accumulator(a.dtype))
 
 
-_library: Any = torch.library.Library("hag_plugin", "FRAGMENT")  # type: ignore[no-untyped-call]
 _GRAPH = "Tensor row_ptr, Tensor col, Tensor? source_scale, Tensor? target_scale"
 # name: (signature, CPU, shape, backward, what backward keeps)
 _OPERATORS: dict[str, tuple[Any, ...]] = {
-    "weighted_sum": (
+    NAME: (
         f"(Tensor x, Tensor weight, {_GRAPH}, SymInt num_rows, str self_loops, bool transposed,"
         " str reduce) -> Tensor",
         *(_run_weighted_sum, _shape_of_weighted_sum, _weighted_sum_backward, _keep_weighted_sum),
@@ -305,10 +268,5 @@ _OPERATORS: dict[str, tuple[Any, ...]] = {
         *(_run_edge_dot, _shape_of_edge_dot, _edge_dot_backward, _keep_edge_dot),
     ),
 }
-for _name, (_signature, _run, _shape, _backward, _keep) in _OPERATORS.items():
-    _library.define(_name + _signature)
-    _library.impl(_name, _run, "CPU")
-    torch.library.register_fake(f"hag_plugin::{_name}", _shape, lib=_library)
-    torch.library.register_autograd(
-        f"hag_plugin::{_name}", _backward, setup_context=_keep, lib=_library
-    )
+for _name, _operator in _OPERATORS.items():
+    register(_name, *_operator, backends=("CPU",))

@@ -11,12 +11,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hag_plugin.aggregate import _check_features, _checked_scale
 from hag_plugin.build import check_edge_index
 from hag_plugin.hag import HAG
 from hag_plugin.kernels import _cpu
-from hag_plugin.program import SELF_LOOPS, SelfLoops
-from hag_plugin.weighted_sum import weighted_sum
+from hag_plugin.operators import call, check_features, check_self_loops, checked_scale
+from hag_plugin.program import SelfLoops
+from hag_plugin.weighted_sum import NAME as WEIGHTED_SUM
 
 # Relative. Far above the rounding of the weights' own dtype along a path of the graph, and within
 # what a sum in that dtype is wrong by anyway.
@@ -157,9 +157,8 @@ def weighted_aggregate(
     Args:
         x: float32, float64, float16 or bfloat16 `[*, N_src, F]`. Half types accumulate in float32.
         hag: the graph, from `build_hag`.
-        weight: `w`, floating `[E]`, in the HAG's own order of edges: see `edge_slots`. It
-            is converted to float32, or to float64 for float64
-            features.
+        weight: `w`, floating `[E]`, in the HAG's own order of edges: see `edge_slots`. It is
+            converted to float32, or to float64 for float64 features.
         reduce: "sum", or "mean", which divides by the number of edges (not by their weights). A
             node without edges gets 0.
         self_loops: False: the graph as given; "add": a loop more on each node; "fill": exactly one
@@ -188,24 +187,23 @@ def weighted_aggregate(
     if not isinstance(hag, HAG):
         raise TypeError(f"hag is a {type(hag).__name__}; expected a HAG, from build_hag")
     row_ptr, col = hag.row_ptr, hag.col
-    _check_features(x, row_ptr)
+    check_features(x, row_ptr)
     if reduce not in WEIGHTED_REDUCES:
         raise ValueError(f"reduce is {reduce!r}; expected one of {WEIGHTED_REDUCES}")
-    if self_loops not in SELF_LOOPS:
-        raise ValueError(f"self_loops is {self_loops!r}; expected one of {SELF_LOOPS}")
+    mode = check_self_loops(self_loops)
     num_dst = row_ptr.shape[0] - 1
-    weight = _checked_scale(weight, "weight", x, col.shape[0])
+    weight = checked_scale(weight, "weight", x, col.shape[0])
     if self_loops is not False:
         if loop_weight is None:
             loops = weight.new_ones(num_dst)
         else:
-            loops = _checked_scale(loop_weight, "loop_weight", x, num_dst)
+            loops = checked_scale(loop_weight, "loop_weight", x, num_dst)
         weight = torch.cat([weight, loops])
     elif loop_weight is not None:
         raise ValueError("loop_weight was given, but self_loops is False; expected 'add' or 'fill'")
     if source_scale is not None:
-        source_scale = _checked_scale(source_scale, "source_scale", x, x.shape[-2])
+        source_scale = checked_scale(source_scale, "source_scale", x, x.shape[-2])
     if target_scale is not None:
-        target_scale = _checked_scale(target_scale, "target_scale", x, num_dst)
-    how = num_dst, self_loops or "", False, reduce
-    return weighted_sum(x, weight, row_ptr, col, source_scale, target_scale, *how)
+        target_scale = checked_scale(target_scale, "target_scale", x, num_dst)
+    tensors = x, weight, row_ptr, col, source_scale, target_scale
+    return call(WEIGHTED_SUM, tensors, num_dst, mode, False, reduce)

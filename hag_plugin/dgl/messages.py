@@ -14,9 +14,10 @@ from dgl.function.message import BinaryMessageFunction, CopyMessageFunction
 from dgl.function.reducer import SimpleReduceFunction
 from torch import Tensor
 
-from hag_plugin.aggregate import DTYPES, aggregate
+from hag_plugin.aggregate import aggregate
 from hag_plugin.dgl.relation import Relation, edge_index, num_nodes
 from hag_plugin.hag import HAG, outside_inference
+from hag_plugin.operators import DTYPES
 from hag_plugin.weights import factorise
 
 REDUCERS = ("sum", "mean", "max", "min")

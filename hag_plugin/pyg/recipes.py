@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch_geometric.nn import MessagePassing
 
-from hag_plugin.aggregate import DTYPES
 from hag_plugin.hag import HAG
+from hag_plugin.operators import DTYPES
 from hag_plugin.program import SelfLoops
 from hag_plugin.pyg import aggregators
 from hag_plugin.pyg.aggregators import REDUCERS
