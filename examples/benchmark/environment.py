@@ -21,6 +21,7 @@ PACKAGES = ("hag-plugin", "torch", "torch_geometric", "dgl", "torch_scatter", "n
 HERE = Path(__file__).resolve().parent
 # What shapes a measurement; pages and plots made from it do not.
 MEASURING = ("timing.py", "sides.py", "models.py", "graphs.py", "suite_*.py")
+NOT_MEASURED = "parallel"  # the folder of hag_plugin that no suite runs
 
 
 def describe(settings: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +75,8 @@ def versions() -> dict[str, str | None]:
 def code_fingerprint() -> str:
     """A hash of what runs: hag_plugin's sources, its native module and what measures."""
     root = Path(hag_plugin.__file__).parent
-    files = [*sorted(root.rglob("*.py")), Path(str(_cpu.__file__))]
+    sources = [p for p in root.rglob("*.py") if NOT_MEASURED not in p.relative_to(root).parts]
+    files = [*sorted(sources), Path(str(_cpu.__file__))]
     for pattern in MEASURING:
         files += sorted(HERE.glob(pattern))
     digest = hashlib.sha256()

@@ -20,6 +20,7 @@ from hag_plugin import datasets
 from hag_plugin.files import write_whole
 from hag_plugin.graph_data import DatasetError
 from hag_plugin.parallel import topology as topologies
+from hag_plugin.parallel.chrome_trace import check_json_path
 from hag_plugin.parallel.cost import MODES
 from hag_plugin.parallel.exact import InfeasibleError
 from hag_plugin.parallel.opgraph import OpGraph
@@ -161,7 +162,7 @@ def run_plan(args: argparse.Namespace) -> dict[str, Any]:
     with in_words():
         required = dict(_pair(text) for text in args.require)
         if args.output:
-            _check_output(args.output)
+            check_json_path(args.output)
         graph = graph_of(args)
         found = plan(
             graph,
@@ -208,7 +209,7 @@ def run_probe(args: argparse.Namespace) -> dict[str, Any]:
 
     with in_words():
         if args.output:
-            _check_output(args.output)
+            check_json_path(args.output)
         sizes = [s for s in SIZES if s <= args.largest] or [args.largest]
         with tqdm(total=1.0, disable=args.quiet, leave=False, file=sys.stderr,
                   bar_format="{desc:<16} {percentage:3.0f}% |{bar}| {elapsed}") as bar:  # fmt: skip
@@ -237,13 +238,6 @@ def run_probe(args: argparse.Namespace) -> dict[str, Any]:
         lines.append(f"written to {args.output}")
     fits = [asdict(line) for line in found.fits]
     return {"result": {"topology": found.as_dict(), "fits": fits}, "text": "\n".join(lines)}
-
-
-def _check_output(name: str) -> None:
-    path = Path(name)
-    if path.suffix.lower() != ".json" or not path.parent.is_dir():
-        raise ValueError(f"output is {name!r}; expected a name that ends in .json, in a folder "
-                         "that exists")  # fmt: skip
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -24,10 +24,9 @@ from hag_plugin.parallel.cost import ComputeCost, Seconds, message_seconds, pric
 from hag_plugin.parallel.exact import Choice, CostGraph, InfeasibleError, minimise
 from hag_plugin.parallel.layouts import Layout, Message, held, reshard
 from hag_plugin.parallel.opgraph import OpGraph
+from hag_plugin.parallel.plan_table import size
 from hag_plugin.parallel.strategies import Config, Problem, Terms, configs_of, terms_of
 from hag_plugin.parallel.topology import Topology
-
-GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -199,9 +198,9 @@ class Space:
         if found is None:
             least = self.least_memory()
             raise InfeasibleError(
-                f"no plan fits in {limit / GIB:.3g} GiB a device on {self.topology.num_devices} "
+                f"no plan fits in {size(limit)} a device on {self.topology.num_devices} "
                 f"devices: the one that takes least memory needs "
-                f"{self.memory(least.configs).total / GIB:.3g} GiB",
+                f"{size(self.memory(least.configs).total)}",
                 least,
             )
         return found
