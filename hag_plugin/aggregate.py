@@ -1,6 +1,6 @@
 """The torch operator: y_i = t_i * REDUCE over edges j->i of (s_j * x_j).
 
-Four operators are registered with torch, over the graph's CSR arrays and never over a program: a
+Five operators are registered with torch, over the graph's CSR arrays and never over a program: a
 compiled model sees `x`, `row_ptr` and `col`, and the HAG is found by the identity of `row_ptr`
 when the operator runs. Where that identity was lost (an input was cloned), the plain graph is
 aggregated instead: slower, the same result.
@@ -33,11 +33,11 @@ from hag_plugin.operators import (
 from hag_plugin.program import Program, SelfLoops
 
 Reduce = Literal["sum", "mean", "max", "min"]
-Ties = Literal["even", "first"]
+Ties = Literal["even", "first", "last"]
 
 REDUCES = {"sum": 0, "mean": 0, "max": 1, "min": 2}
 LOOPS = {"": 0, "add": 1, "fill": 2}
-TIES = ("even", "first")
+TIES = ("even", "first", "last")
 
 
 def aggregate(
@@ -66,8 +66,9 @@ def aggregate(
         ties: where the gradient of max and min goes if several sources hold the extremum. "even"
             is PyG's COO path, torch's `scatter_reduce` into zeros: it is split by multiplicity,
             and where the extremum is exactly 0 the initial zero counts as one more source and
-            takes its share (max of 0, 0, -1 has gradients 1/3, 1/3, 0). "first" is DGL's: all of
-            it goes to the source with the smallest id.
+            takes its share (max of 0, 0, -1 has gradients 1/3, 1/3, 0). "first" and "last": all
+            of it goes to the source with the smallest or largest id, as in DGL's kernels where a
+            node's sources are in order ("last" is not to be had on a GPU).
         out: `[*, N_dst, F]`, contiguous: written and returned. For inference only.
 
     Returns:
@@ -122,10 +123,9 @@ def _extremum(
 ) -> Tensor:
     if ties == "even" or not needs_grad(x) or x.shape[-2] == 0:
         return call("extremum", (x, row_ptr, col), loops, largest)
-    with torch.no_grad():
-        y = call("extremum", (x, row_ptr, col), loops, largest)
-        first = torch.ops.hag_plugin.arg_first.default(x, y, row_ptr, col, loops)
-    return x.gather(-2, first.clamp(min=0)).masked_fill(first < 0, 0)
+    y_and_winner: Any = call("winners", (x, row_ptr, col), loops, largest, ties == "last")
+    y: Tensor = y_and_winner[0]
+    return y
 
 
 # What a call may pass --------------------------------------------------------------------------
@@ -278,28 +278,55 @@ def _run_masked_sum(
     return y
 
 
-def _run_arg_first(x: Tensor, y: Tensor, row_ptr: Tensor, col: Tensor, loops: str) -> Tensor:
-    hag = found(row_ptr, col, x.shape[-2], y.shape[-2], loops, False)
-    x, y = x.contiguous(), y.contiguous()
+def _run_winners(
+    x: Tensor, row_ptr: Tensor, col: Tensor, loops: str, largest: bool, last: bool
+) -> tuple[Tensor, Tensor]:
+    num_dst = row_ptr.shape[0] - 1
+    hag = found(row_ptr, col, x.shape[-2], num_dst, loops, False)
+    mode: Any = loops or False
+    x = x.contiguous()
     if _on_gpu(x):
-        mode: Any = loops or False
-        return gpu.arg_first(hag, mode, x, y)
-    first = torch.empty(y.shape, dtype=torch.int64)
-    _cpu.arg_first(
+        if last:
+            raise ValueError("ties='last' needs features on the CPU; on a GPU take 'first'")
+        y = _run_extremum(x, row_ptr, col, loops, largest)
+        return y, gpu.arg_first(hag, mode, x, y)
+    y = new_output(x, num_dst)
+    winner = torch.empty(y.shape, dtype=torch.int64)
+    hag.program(mode, idempotent=True).native.winners(
         x.data_ptr(),
         y.data_ptr(),
-        first.data_ptr(),
-        hag.row_ptr.data_ptr(),
-        hag.col.data_ptr(),
-        y.shape[-2],
-        x.shape[-2],
+        winner.data_ptr(),
         _batch(x),
         x.shape[-1],
-        LOOPS[loops],
+        x.shape[-2],
+        num_dst,
         DTYPES[x.dtype],
+        largest,
+        last,
         torch.get_num_threads(),
     )
-    return first
+    return y, winner
+
+
+def _run_add_to_winners(grad: Tensor, winner: Tensor, num_rows: int) -> Tensor:
+    *batch, num_winners, width = grad.shape
+    out = grad.new_zeros((*batch, num_rows, width))
+    if _on_gpu(grad) or grad.dtype not in (torch.float32, torch.float64):
+        value = grad.masked_fill(winner < 0, 0)
+        return out.scatter_add_(-2, winner.clamp(min=0), value)
+    grad, winner = grad.contiguous(), winner.contiguous()
+    _cpu.add_to_winners(
+        grad.data_ptr(),
+        winner.data_ptr(),
+        out.data_ptr(),
+        _batch(grad),
+        num_winners,
+        num_rows,
+        width,
+        DTYPES[grad.dtype],
+        torch.get_num_threads(),
+    )
+    return out
 
 
 # Gradients -------------------------------------------------------------------------------------
@@ -366,6 +393,27 @@ def _masked_sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_v, None, None, None, None, None, None
 
 
+def _keep_winners(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    winner = output[1]
+    ctx.mark_non_differentiable(winner)
+    ctx.num_rows = inputs[0].shape[-2]
+    ctx.save_for_backward(winner)
+
+
+def _winners_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    (winner,) = ctx.saved_tensors
+    return call("add_to_winners", (grad, winner), ctx.num_rows), None, None, None, None, None
+
+
+def _keep_add_to_winners(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _add_to_winners_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (winner,) = ctx.saved_tensors
+    return grad.gather(-2, winner.clamp(min=0)).masked_fill(winner < 0, 0), None, None
+
+
 # Shapes, for tracing ---------------------------------------------------------------------------
 
 
@@ -384,8 +432,13 @@ def _shape_of_masked_sum(
     return like.new_empty(like.shape)
 
 
-def _shape_of_arg_first(x: Tensor, y: Tensor, *args: Any) -> Tensor:
-    return y.new_empty(y.shape, dtype=torch.int64)
+def _shape_of_winners(x: Tensor, row_ptr: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    y = _shape_of_extremum(x, row_ptr)
+    return y, y.new_empty(y.shape, dtype=torch.int64)
+
+
+def _shape_of_add_to_winners(grad: Tensor, winner: Tensor, num_rows: int) -> Tensor:
+    return grad.new_empty((*grad.shape[:-2], num_rows, grad.shape[-1]))
 
 
 _GRAPH = "Tensor row_ptr, Tensor col"
@@ -405,9 +458,18 @@ _OPERATORS: dict[str, tuple[Any, ...]] = {
         " bool transposed) -> Tensor",
         *(_run_masked_sum, _shape_of_masked_sum, _masked_sum_backward, _keep_masked_sum),
     ),
-    "arg_first": (
-        f"(Tensor x, Tensor y, {_GRAPH}, str self_loops) -> Tensor",
-        *(_run_arg_first, _shape_of_arg_first, None, None),
+    "winners": (
+        f"(Tensor x, {_GRAPH}, str self_loops, bool largest, bool last) -> (Tensor, Tensor)",
+        *(_run_winners, _shape_of_winners, _winners_backward, _keep_winners),
+    ),
+    "add_to_winners": (
+        "(Tensor grad, Tensor winner, SymInt num_rows) -> Tensor",
+        *(
+            _run_add_to_winners,
+            _shape_of_add_to_winners,
+            _add_to_winners_backward,
+            _keep_add_to_winners,
+        ),
     ),
 }
 for _name, _operator in _OPERATORS.items():

@@ -63,6 +63,34 @@ def aggregate(
     return y if target_scale is None else y * target_scale.unsqueeze(-1)
 
 
+def winners(
+    x: Tensor, edge_index: Tensor, num_dst: int, *, largest: bool, last: bool
+) -> tuple[Tensor, Tensor]:
+    """Max or min, and the source that each value comes from, edge by edge.
+
+    Args:
+        x: `[N_src, F]`. NaN wins over numbers.
+        edge_index: `[2, E]`, self-loops included.
+        num_dst: number of rows of both results, `[num_dst, F]`.
+        largest: max, otherwise min.
+        last: of sources that tie the largest wins, otherwise the smallest.
+
+    Returns:
+        The values, 0 where a node has no source, and the sources, -1 there.
+    """
+    y = x.new_zeros(num_dst, x.shape[1])
+    winner = torch.full(y.shape, -1)
+    source, target = edge_index.long()
+    order = torch.argsort(source, descending=last, stable=True)  # a later one must be better
+    for j, i in zip(source[order].tolist(), target[order].tolist(), strict=True):
+        better = x[j] > y[i] if largest else x[j] < y[i]
+        better |= x[j].isnan() & ~y[i].isnan()
+        better |= winner[i] < 0
+        y[i] = torch.where(better, x[j], y[i])
+        winner[i] = torch.where(better, j, winner[i])
+    return y, winner
+
+
 def weighted_aggregate(
     x: Tensor,
     edge_index: Tensor,

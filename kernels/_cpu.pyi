@@ -40,6 +40,20 @@ class Program:
         target_scale: int,
         threads: int,
     ) -> None: ...
+    def winners(
+        self,
+        x: int,
+        y: int,
+        winner: int,
+        batch: int,
+        width: int,
+        x_rows: int,
+        y_rows: int,
+        dtype: int,
+        largest: bool,
+        last: bool,
+        threads: int,
+    ) -> None: ...
 
 def masked_sum(
     v: int,
@@ -56,17 +70,14 @@ def masked_sum(
     dtype: int,
     threads: int,
 ) -> None: ...
-def arg_first(
-    x: int,
-    y: int,
+def add_to_winners(
+    grad: int,
+    winner: int,
     out: int,
-    row_ptr: int,
-    col: int,
-    num_rows: int,
-    num_cols: int,
     batch: int,
+    num_winners: int,
+    num_rows: int,
     width: int,
-    loops: int,
     dtype: int,
     threads: int,
 ) -> None: ...

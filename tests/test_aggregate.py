@@ -24,6 +24,7 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 WIDTHS = (1, 3, 16, 33, 64, 130)
 REDUCES = ("sum", "mean", "max", "min")
 MODES = (False, "add", "fill")
+TIES = ("even", "first", "last")
 EVERY_ISA = "kernels"  # tests with this in their name also run under each instruction set
 CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
@@ -191,7 +192,7 @@ def test_leading_dimensions(lead: tuple[int, ...], reduce: str) -> None:
 @pytest.mark.parametrize(("num_src", "num_dst"), [(0, 0), (1, 1), (0, 3), (3, 0), (5, 2), (2, 5)])
 def test_graphs_with_no_edge(num_src: int, num_dst: int, reduce: str) -> None:
     hag = hp.build_hag(torch.zeros(2, 0, dtype=torch.int64), size=(num_src, num_dst))
-    for ties in ("even", "first"):
+    for ties in TIES:
         x = torch.randn(num_src, 5, requires_grad=True)
         y = hp.aggregate(x, hag, reduce, ties=ties)
         assert torch.equal(y, torch.zeros(num_dst, 5))
@@ -334,7 +335,7 @@ def test_gradients_of_sums(reduce: Any, mode: Any) -> None:
     assert torch.autograd.gradcheck(lambda x: hp.aggregate(x, hag, reduce, self_loops=mode), x)
 
 
-@pytest.mark.parametrize("ties", ["even", "first"])
+@pytest.mark.parametrize("ties", TIES)
 @pytest.mark.parametrize("reduce", ["max", "min"])
 @pytest.mark.parametrize("mode", MODES)
 def test_gradients_of_extrema(mode: Any, reduce: Any, ties: Any) -> None:
@@ -389,6 +390,66 @@ def test_first_of_tied_sources() -> None:
     assert x.grad.flatten().tolist() == [1, 1, 0, 2, 1]
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), max_size=60),
+    st.sampled_from([False, "add", "fill"]),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(DTYPES),
+    st.integers(1, 70),
+    st.integers(0, 99),
+)
+def test_winners(
+    pairs: Any, mode: Any, largest: bool, last: bool, dtype: torch.dtype, width: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    edges = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).T
+    hag = hp.build_hag(edges, num_nodes=9)
+    x = torch.randint(-2, 3, (2, 9, width)).to(dtype)
+    x[torch.rand(x.shape) < 0.05] = float("nan")
+    loops = "" if mode is False else mode
+    y, winner = torch.ops.hag_plugin.winners(x, hag.row_ptr, hag.col, loops, largest, last)
+    for b in range(2):
+        whole = reference.with_self_loops(edges, 9, mode)
+        value, source = reference.winners(x[b], whole, 9, largest=largest, last=last)
+        assert torch.equal(y[b].nan_to_num(7), value.nan_to_num(7))
+        assert torch.equal(winner[b], source)
+    grad = torch.randint(1, 9, y.shape).to(dtype)
+    expected = torch.zeros_like(x).scatter_add(
+        1, winner.clamp(min=0), grad.masked_fill(winner < 0, 0)
+    )
+    assert torch.equal(torch.ops.hag_plugin.add_to_winners(grad, winner, 9), expected)
+
+
+@pytest.mark.parametrize("reduce", ["max", "min"])
+@pytest.mark.parametrize("ties", ["first", "last"])
+def test_winners_on_a_hag_with_hubs(ties: Any, reduce: Any) -> None:
+    edges = torch.stack([torch.randint(20_000, (15_000,)), torch.arange(15_000) % 2])
+    hag = hp.build_hag(edges, size=(20_000, 3))
+    assert hag.program(idempotent=True).hub_row.numel() > 0
+    x = torch.randint(-3, 3, (20_000, 20)).double()
+    value, source = reference.winners(x, edges, 3, largest=reduce == "max", last=ties == "last")
+    y, winner = torch.ops.hag_plugin.winners(
+        x, hag.row_ptr, hag.col, "", reduce == "max", ties == "last"
+    )
+    assert torch.equal(y, value)
+    assert torch.equal(winner, source)
+
+
+def test_last_of_ties_needs_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["hag_plugin.aggregate"], "_on_gpu", lambda x: True)
+    hag = hp.build_hag(random_graph(5, 5, 9), num_nodes=5)
+    with pytest.raises(ValueError, match="ties='last' needs features on the CPU"):
+        hp.aggregate(torch.ones(5, 2, requires_grad=True), hag, "max", ties="last")
+
+
+def test_a_winner_outside_is_passed_over() -> None:
+    grad, winner = torch.ones(3, 2), torch.tensor([[7, -1], [1, 2], [-9, 0]])
+    out = torch.ops.hag_plugin.add_to_winners(grad, winner, 2)
+    assert out.tolist() == [[0, 1], [1, 0]]
+
+
 def test_gradient_that_is_expanded() -> None:
     edges = random_graph(20, 20, 90)
     hag = hp.build_hag(edges, num_nodes=20)
@@ -431,7 +492,10 @@ def test_opcheck_of_the_others() -> None:
     torch.library.opcheck(ops.masked_sum.default, (None, x, y, *graph, "", False))
     w = torch.randn(4, 3, requires_grad=True)
     torch.library.opcheck(ops.masked_sum.default, (w, x, y, *graph, "", True))
-    torch.library.opcheck(ops.arg_first.default, (x, y, *graph, ""))
+    torch.library.opcheck(ops.winners.default, (x.requires_grad_(), *graph, "", True, False))
+    grad = torch.randn(4, 3, requires_grad=True)
+    winner = torch.tensor([[0, 5, -1]]).expand(4, 3)
+    torch.library.opcheck(ops.add_to_winners.default, (grad, winner, 6))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -703,7 +767,7 @@ def test_bad_inputs() -> None:
     refused(ValueError, "reduce is 'prod'", x, hag, "prod")
     refused(ValueError, "self_loops is True", x, hag, self_loops=True)
     refused(ValueError, "self_loops='add' needs", x, hag, self_loops="add")
-    refused(ValueError, "ties is 'last'", x, hag, "max", ties="last")
+    refused(ValueError, "ties is 'odd'", x, hag, "max", ties="odd")
     refused(ValueError, r"source_scale has shape \[6\]; expected \[7\]",
             x, hag, source_scale=torch.ones(6))  # fmt: skip
     refused(ValueError, r"target_scale has shape \[7, 1\]; expected \[6\]",

@@ -14,7 +14,7 @@ from dgl.function.message import BinaryMessageFunction, CopyMessageFunction
 from dgl.function.reducer import SimpleReduceFunction
 from torch import Tensor
 
-from hag_plugin.aggregate import aggregate
+from hag_plugin.aggregate import Ties, aggregate
 from hag_plugin.dgl.relation import Relation, edge_index, num_nodes
 from hag_plugin.hag import HAG, outside_inference
 from hag_plugin.operators import DTYPES
@@ -94,8 +94,12 @@ def aggregate_rows(
     if not is_taken(x):
         return None
     extremum = reduce in ("max", "min")
+    ties: Ties = "first"
     if extremum and torch.is_grad_enabled() and x.requires_grad:
-        return None  # DGL's kernel notes which source won, and breaks ties in its own order
+        found = relation.ties.ties(graph, etid, x.dtype)
+        if found is None:
+            return None  # DGL breaks ties in an order of its own
+        ties = found
     hag = relation.hag(graph, etid)
     rows = x.reshape(x.shape[0], -1) if x.dim() != 2 else x
     source_scale, target_scale = scales
@@ -106,6 +110,7 @@ def aggregate_rows(
         self_loops=relation.self_loops,
         source_scale=source_scale,
         target_scale=target_scale,
+        ties=ties,
     )
     if extremum:
         # DGL's max and min skip NaN and turn infinities into 0: rare, and left to it.

@@ -29,7 +29,7 @@ from hag_plugin.dgl import towers
 
 SYMMETRIC = "sum over D^-1/2 A D^-1/2"
 EDGE_WEIGHT = "edge_weight: on the HAG where it is a product of node factors and comes back"
-EXTREMA = "with gradients max and min run DGL's kernel, which notes the winner"
+EXTREMA = "with gradients, max and min: on the HAG where edges are sorted by source"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hag_plugin.build import build_hag
 from hag_plugin.dgl.edge_data import EdgeDataCache
+from hag_plugin.dgl.ties import TiesCache
 from hag_plugin.hag import HAG, outside_inference
 from hag_plugin.program import SelfLoops
 
@@ -22,6 +23,7 @@ class Relation:
         options: further arguments of `build_hag`.
         self_loops: False, or "add" where a loop for each node was added after the HAG was built.
         edge_data: what is known of tensors with one value an edge.
+        ties: what is known of the order in which DGL meets sources.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class Relation:
         self.options = options
         self.self_loops: SelfLoops = self_loops
         self.edge_data = EdgeDataCache()
+        self.ties = TiesCache()
         self._hag = hag
         self._lock = threading.RLock()
 

@@ -60,7 +60,7 @@ def run(
 
     def aggregated(rows: Tensor, reduce: str) -> Tensor:
         y = aggregate_rows(graph, etid, relation, rows, reduce)
-        if y is None:  # a max or min with a gradient
+        if y is None:  # a max or min that is left to DGL
             y = getattr(dgl.ops, f"copy_u_{reduce}")(graph, rows)
             y = y.masked_fill(degree == 0, 0)
         return y

@@ -38,7 +38,6 @@ struct Kernels {
   decltype(&hag_walk_tile_baseline) tile;
   decltype(&hag_walk_hub_baseline) hub;
   decltype(&hag_masked_sum_baseline) masked_sum;
-  decltype(&hag_arg_first_baseline) arg_first;
 };
 
 #if defined(__x86_64__)
@@ -60,8 +59,7 @@ bool has_avx512() {
    hag_scratch_bytes_##ISA,      \
    hag_walk_tile_##ISA,          \
    hag_walk_hub_##ISA,           \
-   hag_masked_sum_##ISA,         \
-   hag_arg_first_##ISA}
+   hag_masked_sum_##ISA}
 const Kernels kKernels[] = {
     HAG_KERNELS(baseline, [] { return true; }),
 #if defined(__x86_64__)
@@ -472,19 +470,6 @@ void masked_sum(const HagMaskedSum &args, int64_t num_rows, int64_t batch, int t
     one.key_target = shift(args.key_target, b * num_rows * row);
     one.out = shift(args.out, b * num_rows * row);
     kernels().masked_sum(&one, first, last);
-  });
-}
-
-void arg_first(const HagArgFirst &args, int64_t num_rows, int64_t batch, int threads) {
-  const int64_t row = args.width * element_size(args.dtype);
-  if (row == 0 || num_rows == 0 || batch == 0) return;
-  const int64_t work = batch * args.width * (args.row_ptr[num_rows] + num_rows);
-  over_rows(batch, num_rows, work, threads, [&](int64_t b, int64_t first, int64_t last) {
-    HagArgFirst one = args;
-    one.x = shift(args.x, b * args.num_cols * row);
-    one.y = shift(args.y, b * num_rows * row);
-    one.out = args.out + b * num_rows * args.width;
-    kernels().arg_first(&one, first, last);
   });
 }
 

@@ -80,7 +80,6 @@ int element_size(int dtype);
 // Contiguous arrays: [batch, num_cols, width] on the sources' side, [batch, num_rows, width] on the
 // targets'. The graph must be valid: a HAG's is.
 void masked_sum(const HagMaskedSum &args, int64_t num_rows, int64_t batch, int threads);
-void arg_first(const HagArgFirst &args, int64_t num_rows, int64_t batch, int threads);
 
 // Asks for huge pages under a large array that is about to be written for the first time: page
 // faults cost more than the aggregation itself.

@@ -11,6 +11,7 @@
 #include "aggregate.h"
 #include "arrays.h"
 #include "concatenate.h"
+#include "winners.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -56,6 +57,14 @@ class BoundProgram {
                   reinterpret_cast<const void *>(target_scale), threads});
   }
 
+  void winners(uintptr_t x, uintptr_t y, uintptr_t winner, int64_t batch, int64_t width,
+               int64_t x_rows, int64_t y_rows, int dtype, bool largest, bool last,
+               int threads) const {
+    hag::winners(program_, {reinterpret_cast<const void *>(x), reinterpret_cast<void *>(y),
+                            reinterpret_cast<int64_t *>(winner), batch, width, x_rows, y_rows,
+                            dtype, threads, largest, last});
+  }
+
  private:
   Array arrays_[6];
   hag::Program program_;
@@ -76,21 +85,15 @@ void masked_sum(uintptr_t v, uintptr_t key_source, uintptr_t key_target, uintptr
   hag::masked_sum(args, num_rows, batch, threads);
 }
 
-void arg_first(uintptr_t x, uintptr_t y, uintptr_t out, uintptr_t row_ptr, uintptr_t col,
-               int64_t num_rows, int64_t num_cols, int64_t batch, int64_t width, int loops,
-               int dtype, int threads) {
-  HagArgFirst args;
-  args.row_ptr = reinterpret_cast<const int64_t *>(row_ptr);
-  args.col = reinterpret_cast<const int32_t *>(col);
-  args.x = reinterpret_cast<const void *>(x);
-  args.y = reinterpret_cast<const void *>(y);
-  args.out = reinterpret_cast<int64_t *>(out);
-  args.num_cols = num_cols, args.width = width;
-  args.loops = loops, args.dtype = dtype;
-  hag::arg_first(args, num_rows, batch, threads);
+void add_to_winners(uintptr_t grad, uintptr_t winner, uintptr_t out, int64_t batch,
+                    int64_t num_winners, int64_t num_rows, int64_t width, int dtype, int threads) {
+  hag::add_to_winners(reinterpret_cast<const void *>(grad),
+                      reinterpret_cast<const int64_t *>(winner), reinterpret_cast<void *>(out),
+                      batch, num_winners, num_rows, width, dtype, threads);
 }
 
 }  // namespace
+
 void bind_aggregate(nb::module_ &m) {
   m.def(
       "concatenate",
@@ -110,6 +113,10 @@ void bind_aggregate(nb::module_ &m) {
            "x_batch_stride"_a, "x_rows"_a, "y_rows"_a, "dtype"_a, "reduce"_a, "source_scale"_a,
            "target_scale"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>(),
            "Runs over raw addresses, without the GIL; the caller vouches for them.")
+      .def("winners", &BoundProgram::winners, "x"_a, "y"_a, "winner"_a, "batch"_a, "width"_a,
+           "x_rows"_a, "y_rows"_a, "dtype"_a, "largest"_a, "last"_a, "threads"_a,
+           nb::call_guard<nb::gil_scoped_release>(),
+           "Max or min, and the source that each value comes from; -1 where a row has none.")
       .def_prop_ro("num_tiles", [](const BoundProgram &p) { return p.program().num_tiles(); })
       .def_prop_ro("num_ops", [](const BoundProgram &p) { return p.program().num_ops(); })
       .def_prop_ro("num_partials", [](const BoundProgram &p) { return p.program().num_partials(); })
@@ -122,10 +129,9 @@ void bind_aggregate(nb::module_ &m) {
         "col"_a, "num_rows"_a, "num_cols"_a, "batch"_a, "width"_a, "loops"_a, "dtype"_a,
         "threads"_a, nb::call_guard<nb::gil_scoped_release>(),
         "out_i = sum over j->i of [key_source_j == key_target_i] * v_j; v = 0 stands for ones.");
-  m.def("arg_first", &arg_first, "x"_a, "y"_a, "out"_a, "row_ptr"_a, "col"_a, "num_rows"_a,
-        "num_cols"_a, "batch"_a, "width"_a, "loops"_a, "dtype"_a, "threads"_a,
-        nb::call_guard<nb::gil_scoped_release>(),
-        "The smallest source whose value is the row's extremum, -1 where there is none.");
+  m.def("add_to_winners", &add_to_winners, "grad"_a, "winner"_a, "out"_a, "batch"_a,
+        "num_winners"_a, "num_rows"_a, "width"_a, "dtype"_a, "threads"_a,
+        nb::call_guard<nb::gil_scoped_release>(), "out[winner[i, f], f] += grad[i, f].");
   m.def(
       "advise_huge_pages",
       [](uintptr_t data, int64_t bytes) {

@@ -585,34 +585,6 @@ void masked_sum_of(const HagMaskedSum &a, int64_t first, int64_t last) {
   else masked_sum<T, true, L, true>(a, first, last);
 }
 
-template <class T>
-void arg_first_of(const HagArgFirst &a, int64_t first, int64_t last) {
-  typedef typename T::Elem Elem;
-  const int64_t width = a.width;
-  for (int64_t i = first; i < last; ++i) {
-    int64_t *out = a.out + i * width;
-    const Elem *y = (const Elem *)a.y + i * width;
-    for (int64_t f = 0; f < width; ++f) out[f] = -1;
-    const int64_t end = a.row_ptr[i + 1];
-    bool loop = a.loops != HAG_LOOPS_NONE && i < a.num_cols;
-    int64_t missing = width;
-    for (int64_t k = a.row_ptr[i]; missing && (k < end || loop);) {
-      // The sources come in ascending order; the loop is slipped in where it belongs.
-      int64_t j = k < end ? a.col[k] : i;
-      if (loop && i <= j) j = i, loop = false;
-      else ++k;
-      const Elem *x = (const Elem *)a.x + j * width;
-      missing = 0;
-      for (int64_t f = 0; f < width; ++f) {
-        const auto p = T::template load<1>(x + f)[0], q = T::template load<1>(y + f)[0];
-        const bool hit = (p == q) | ((p != p) & (q != q));
-        out[f] = (out[f] < 0) & hit ? j : out[f];
-        missing += out[f] < 0;
-      }
-    }
-  }
-}
-
 }  // namespace
 
 // ---------------------------------------------------------------- entry points
@@ -648,10 +620,6 @@ void HAG_ENTRY(hag_walk_hub_)(const HagWalk *walk, int64_t hub) { run<true>(*wal
 
 void HAG_ENTRY(hag_masked_sum_)(const HagMaskedSum *args, int64_t first, int64_t last) {
   HAG_BY_DTYPE(masked_sum_of)
-}
-
-void HAG_ENTRY(hag_arg_first_)(const HagArgFirst *args, int64_t first, int64_t last) {
-  HAG_BY_DTYPE(arg_first_of)
 }
 
 }  // extern "C"

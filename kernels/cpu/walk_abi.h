@@ -40,23 +40,12 @@ struct HagMaskedSum {
   int32_t loops, dtype;
 };
 
-// out[i, f] = the smallest j with x[j, f] == y[i, f] (or both NaN); -1 where there is none.
-struct HagArgFirst {
-  const int64_t *row_ptr;
-  const int32_t *col;
-  const void *x, *y;
-  int64_t *out;
-  int64_t num_cols, width;
-  int32_t loops, dtype;
-};
-
 #define HAG_DECLARE_WALK(ISA)                                                       \
   extern "C" {                                                                      \
   int64_t hag_scratch_bytes_##ISA(const HagWalk *walk, int64_t rows);               \
   void hag_walk_tile_##ISA(const HagWalk *walk, int64_t tile, void *scratch);       \
   void hag_walk_hub_##ISA(const HagWalk *walk, int64_t hub);                        \
   void hag_masked_sum_##ISA(const HagMaskedSum *args, int64_t first, int64_t last); \
-  void hag_arg_first_##ISA(const HagArgFirst *args, int64_t first, int64_t last);   \
   }
 
 HAG_DECLARE_WALK(baseline)

@@ -5,4 +5,5 @@
 #define HAG_ISA avx512
 #include "walk.h"
 #include "weighted_rows.h"
+#include "winner_rows.h"
 #endif

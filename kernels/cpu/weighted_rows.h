@@ -4,13 +4,14 @@
 
 namespace {
 
-// Calls body.run<L, N>(start, last) for all blocks of N vectors of L lanes that cover a row.
-template <class Acc, int L = kVectorBytes / (int)sizeof(Acc), class Body>
+// Calls body.run<L, N>(start, last) for all blocks of N <= MOST vectors of L lanes that cover a
+// row.
+template <class Acc, int MOST = kMaxVectors, int L = kVectorBytes / (int)sizeof(Acc), class Body>
 HAG_INLINE void over_blocks(int64_t width, const Body &body) {
   constexpr bool widest = L == kVectorBytes / (int)sizeof(Acc);
   if constexpr (L > 1)
-    if (width < L) return over_blocks<Acc, L / 2>(width, body);
-  const int64_t vectors = (width + L - 1) / L, blocks = (vectors + kMaxVectors - 1) / kMaxVectors;
+    if (width < L) return over_blocks<Acc, MOST, L / 2>(width, body);
+  const int64_t vectors = (width + L - 1) / L, blocks = (vectors + MOST - 1) / MOST;
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t from = b * vectors / blocks, to = (b + 1) * vectors / blocks;
     const int64_t start = from * L, rest = width - L - start;
@@ -18,9 +19,9 @@ HAG_INLINE void over_blocks(int64_t width, const Body &body) {
     if (to - from == 1) body.template run<L, 1>(start, last);
     else if (to - from == 2) body.template run<L, 2>(start, last);
     else if constexpr (widest) switch (to - from) {
-#define HAG_CASE(N)                       \
-  case N:                                 \
-    body.template run<L, N>(start, last); \
+#define HAG_CASE(N)                                                \
+  case N:                                                          \
+    if constexpr (N <= MOST) body.template run<L, N>(start, last); \
     break;
         HAG_CASE(3)
         HAG_CASE(4)

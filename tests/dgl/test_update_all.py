@@ -14,6 +14,7 @@ dgl = pytest.importorskip("dgl", reason="DGL is not installed")
 import dgl.function as fn  # noqa: E402
 
 from hag_plugin.dgl import ToHAG, messages  # noqa: E402
+from hag_plugin.dgl.ties import sources_are_in_order  # noqa: E402
 
 REDUCERS = ("sum", "mean", "max", "min")
 TO_HAG = ToHAG()
@@ -27,7 +28,10 @@ def graphs(draw: st.DrawFn) -> Any:
     square = draw(st.booleans())
     num_dst = num_src if square else draw(st.integers(1, 12))
     pairs = st.tuples(st.integers(0, num_src - 1), st.integers(0, num_dst - 1))
-    edges = torch.tensor(draw(st.lists(pairs, max_size=50)), dtype=idtype).view(-1, 2).T
+    drawn = draw(st.lists(pairs, max_size=50))
+    # Sorted: the sources of each node are in order, as max and min with gradients need them.
+    drawn = sorted(drawn) if draw(st.booleans()) else drawn
+    edges = torch.tensor(drawn, dtype=idtype).view(-1, 2).T
     if square:
         return dgl.graph(tuple(edges), num_nodes=num_src, idtype=idtype)
     return dgl.heterograph(
@@ -59,6 +63,17 @@ def assert_equal(graph: Any, x: Tensor, message: Any, reduce: Any, tolerance: fl
             assert torch.equal(a, b)
         else:
             torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The calls of `aggregate`, so of HAGs."""
+    calls: list[Any] = []
+    aggregate = messages.aggregate
+    monkeypatch.setattr(
+        messages, "aggregate", lambda *a, **k: calls.append(k) or aggregate(*a, **k)
+    )
+    return calls
 
 
 @settings(max_examples=150, deadline=None)
@@ -100,10 +115,40 @@ def test_the_hag_runs(reduce: str, monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("DGL's own code ran")
 
     monkeypatch.setattr(dgl.core, "message_passing", forbidden)
-    graph.ndata["x"] = torch.ones(3, 2, requires_grad=reduce in ("sum", "mean"))
+    graph.ndata["x"] = torch.ones(3, 2, requires_grad=True)
     graph.update_all(fn.copy_u("x", "m"), getattr(fn, reduce)("m", "y"))
     with pytest.raises(AssertionError, match="DGL's own"):
         graph.update_all(fn.copy_u("x", "m"), fn.sum("m", "y"), lambda nodes: {})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("reduce", ["max", "min"])
+def test_gradients_of_ties(reduce: str, dtype: torch.dtype, counted: list[Any]) -> None:
+    """To the first or last source, as DGL's kernel of the dtype; on the HAG where that can be."""
+    edges = torch.randint(40, (2, 400))
+    message, reducer = fn.copy_u("x", "m"), getattr(fn, reduce)("m", "y")
+    for width in (1, 5, 16, 33):
+        x = torch.randint(2, (40, width)).to(dtype).requires_grad_()
+        for order in (edges[0].argsort(), torch.arange(400)):
+            graph = dgl.graph(tuple(edges[:, order]), num_nodes=40)
+            before = len(counted)
+            assert_equal(graph, x, message, reducer, 0)
+            assert len(counted) - before == (order[0] != 0)
+    assert {call["ties"] for call in counted} <= {"first", "last"}
+
+
+def test_order_of_sources() -> None:
+    for edges, in_order in (
+        (([0, 1, 2, 0], [0, 0, 0, 1]), True),
+        (([1, 0, 2, 0], [1, 1, 0, 0]), False),
+        (([2, 2, 1, 1], [0, 0, 1, 1]), True),  # duplicates
+        (([3, 0], [0, 1]), True),  # another node's sources start anew
+        (([0, 1, 0], [0, 0, 0]), False),
+        (([], []), True),
+    ):
+        graph = dgl.graph(edges, num_nodes=4)
+        assert sources_are_in_order(graph, 0) == in_order
+        assert not sources_are_in_order(graph.formats("coo"), 0)
 
 
 def test_half_types() -> None:
@@ -132,17 +177,6 @@ def test_weights(graph: Any, reduce: str, factorises: bool, column: bool, seed: 
     x = torch.randn(graph.num_src_nodes(), 3, dtype=torch.float64, requires_grad=True)
     for _ in range(3):  # the weights come back
         assert_equal(graph, x, fn.u_mul_e("x", "w", "m"), getattr(fn, reduce)("m", "y"), 1e-10)
-
-
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The calls of `aggregate`, so of HAGs."""
-    calls: list[Any] = []
-    aggregate = messages.aggregate
-    monkeypatch.setattr(
-        messages, "aggregate", lambda *a, **k: calls.append(k) or aggregate(*a, **k)
-    )
-    return calls
 
 
 def weighted(graph: Any, weight: Tensor) -> Tensor:

@@ -76,8 +76,8 @@ def test_first(reduce: str, mode: hp.hag.SelfLoops, graph: Tensor, kernel_device
     (found,) = gradients(y, [mine], grad)
     torch.testing.assert_close(found, _on_cpu(x, hag, reduce, mode, "first", grad))
     edge_index = reference.with_self_loops(graph, NODES, mode)
-    first = torch.ops.hag_plugin.arg_first(
-        mine.detach(), y.detach(), on_device.row_ptr, on_device.col, mode or ""
+    _, first = torch.ops.hag_plugin.winners(
+        mine.detach(), on_device.row_ptr, on_device.col, mode or "", reduce == "max", False
     )
     for i in range(NODES):
         sources = sorted(edge_index[0, edge_index[1] == i].tolist())
