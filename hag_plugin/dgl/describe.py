@@ -55,4 +55,6 @@ def _row(name: str, layer: Any) -> Row:
 
 
 def _hint(layer: Module) -> str:
-    return "" if is_accelerated(layer) else "plain graphs: call accelerate"
+    if is_accelerated(layer):
+        return "plain graphs, dgl.batch's too: once they come back"
+    return "plain graphs: call accelerate"

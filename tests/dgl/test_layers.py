@@ -73,12 +73,18 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "PNAConv": lambda: PNAConv(WIDTH, WIDTH, MANY, SCALERS, 2.5),
     "PNAConv, towers": lambda: PNAConv(WIDTH, 4, MANY[:3], SCALERS[:2], 2.5, num_towers=2),
     "PNAConv, moments": lambda: PNAConv(WIDTH, 4, ["mean", "moment3"], SCALERS[:1], 2.5),
-    "DGNConv": lambda: DGNConv(WIDTH, 4, ["mean", "dir1-av", "dir1-dx"], SCALERS[:1], 2.5),
+    "DGNConv": lambda: DGNConv(WIDTH, 4, MANY, SCALERS, 2.5),
+    "DGNConv, towers": lambda: DGNConv(
+        WIDTH, WIDTH, ["sum", "min"], SCALERS[:2], 2.5, num_towers=2
+    ),
+    "DGNConv, directions": lambda: DGNConv(
+        WIDTH, 4, ["mean", "dir1-av", "dir1-dx"], SCALERS[:1], 2.5
+    ),
     "GATConv": lambda: GATConv(WIDTH, 4, 2, allow_zero_in_degree=True),
 }
 BIPARTITE = ("GraphConv", "SAGEConv", "GINConv", "RelGraphConv")
-STOCK = ("GATConv", "SAGEConv lstm", "GatedGraphConv, types", "PNAConv, moments", "DGNConv",
-         "APPNPConv, dropout")  # fmt: skip
+STOCK = ("GATConv", "SAGEConv lstm", "GatedGraphConv, types", "PNAConv, moments",
+         "DGNConv, directions", "APPNPConv, dropout")  # fmt: skip
 
 
 class Case:
@@ -104,7 +110,9 @@ class Case:
             pair = torch.stack([graph.edges()[1].long(), self.arguments[0]])
             _, inverse, count = pair.unique(dim=1, return_inverse=True, return_counts=True)
             self.arguments = (*self.arguments, 1 / count[inverse].double().unsqueeze(1))
-        if name.startswith("DGNConv"):
+        if name.startswith("DGNConv"):  # without directions it reads "eig" all the same
+            graph.ndata["eig"] = torch.randn(graph.num_nodes(), 3, dtype=torch.float64)
+        if name == "DGNConv, directions":
             self.arguments = (None, torch.randn(graph.num_nodes(), 3, dtype=torch.float64))
 
     def features(self, x: Tensor) -> Any:
@@ -128,7 +136,7 @@ class Case:
         # A standard deviation of nearly equal numbers is a difference of squares: stock's is no
         # better than that.
         rounding = 1e-11 if self.x.dtype == torch.float64 else 1e-5
-        tolerance = 1e-6 if "PNAConv" in self.name else rounding
+        tolerance = 1e-6 if self.name.startswith(("PNAConv", "DGNConv")) else rounding
         for _ in range(3):
             y, found = self.run(graph)
             torch.testing.assert_close(y, stock, rtol=tolerance, atol=tolerance)
@@ -252,6 +260,21 @@ def test_explain_agrees(name: str, multigraph: Any, hags: list[str]) -> None:
             case.layer.eval()(graph, case.features(case.x), *case.arguments)
     assert row.accelerated == bool(hags)
     assert bool(row.aggregates) == row.accelerated
+
+
+def test_dgn_needs_eigenvectors_as_before(multigraph: Any) -> None:
+    layer = LAYERS["DGNConv"]()
+    for graph in (multigraph(), ToHAG()(multigraph())):
+        with pytest.raises(KeyError, match="eig"):
+            layer(graph, torch.ones(57, WIDTH))
+
+
+def test_explain_says_why() -> None:
+    told = {row.layer: row.reason for row in explain(nn.ModuleList([
+        LAYERS["DGNConv, directions"](), LAYERS["GatedGraphConv, types"](),
+    ]))}  # fmt: skip
+    assert told["DGNConv"].startswith("dir1-av, dir1-dx: needs every message")
+    assert told["GatedGraphConv"].startswith("3 edge types")
 
 
 def test_tower_with_a_changed_message_layer(multigraph: Any) -> None:

@@ -16,6 +16,7 @@ import dgl.function as fn  # noqa: E402
 
 import hag_plugin.dgl as hag_dgl  # noqa: E402
 from hag_plugin.dgl.graph import relations_of  # noqa: E402
+from hag_plugin.dgl.session import Session  # noqa: E402
 
 COPIES: dict[str, Callable[[Any], Any]] = {
     "local_var": lambda g: g.local_var(),
@@ -239,6 +240,26 @@ def test_dataset_and_pipeline(monkeypatch: pytest.MonkeyPatch, multigraph: Any) 
     assert type(dataset.graphs[0]) is dgl.DGLGraph
     before = hag_dgl.ToHAG()(multigraph())
     assert hag_dgl.ToHAG()(before).hag is before.hag
+
+
+def test_stock_functions_make_plain_graphs(multigraph: Any) -> None:
+    """Plain, right, and in an accelerated model with their HAGs once they come back."""
+    graph = hag_dgl.ToHAG()(multigraph())
+    batch = dgl.batch([graph, graph])
+    for made in (batch, *dgl.unbatch(batch), dgl.reverse(graph)):
+        assert type(made) is dgl.DGLGraph
+        assert torch.equal(sums(made), expected(made))
+        conv = dgl.nn.SAGEConv(3, 2, "mean")
+        x = torch.randn(made.num_nodes(), 3)
+        stock = conv(made, x)
+        hag_dgl.accelerate(conv)
+        (session,) = [h for h in conv._forward_pre_hooks.values() if isinstance(h, Session)]
+        for forward in range(3):
+            torch.testing.assert_close(conv(made, x), stock)
+            assert session.num_graphs == (forward > 0)
+        (row,) = hag_dgl.explain(conv)
+        assert row.accelerated
+        assert "once they come back" in row.reason
 
 
 @pytest.mark.parametrize("workers", [0, 1])
