@@ -173,8 +173,10 @@ def why_stock(conv: Any, recipe: Recipe, features: Any) -> str | None:
 
 
 def is_small(conv: Any, recipe: Recipe, num_edges: int, features: Any) -> bool:
-    """Whether a call has so few messages that stock's code is as fast."""
-    if not recipe.yields or num_edges >= SMALL or torch.compiler.is_compiling():
+    """Whether a call has so few messages that stock's code is as fast: never in inference."""
+    if not recipe.yields or num_edges >= SMALL or not torch.is_grad_enabled():
+        return False
+    if torch.compiler.is_compiling():
         return False
     if recipe.scale(conv) is not None or getattr(conv, "cached", False):
         return False

@@ -258,6 +258,8 @@ def plain_edges(hag: HAG) -> Tensor:
 
 
 def _refuse_edge_values(conv: Any, names: Any, call: dict[str, Any]) -> None:
+    if not names:
+        return
     given = recipes.edge_values(tuple(n for n in names if not isinstance(call.get(n), HAG)), call)
     if given is not None:
         raise ValueError(
