@@ -323,6 +323,7 @@ def _sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         tensors = (grad, row_ptr, col, target_scale, None if needs[3] else source_scale)
         grad_x = call("aggregate", tensors, ctx.x_rows, loops, not transposed, reduce)
     if needs[3]:
+        assert grad_x is not None
         grad_source = dot(x, grad_x)
         grad_x = (grad_x * source_scale.unsqueeze(-1)).to(grad.dtype) if needs[0] else None
     if needs[4]:

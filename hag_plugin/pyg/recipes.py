@@ -183,7 +183,7 @@ def is_small(conv: Any, recipe: Recipe, num_edges: int, features: Any) -> bool:
     x = features[0] if isinstance(features, tuple | list) else features
     if not isinstance(x, Tensor) or x.dim() < 2:
         return False
-    return num_edges * x.numel() < SMALL * x.shape[conv.node_dim]
+    return bool(num_edges * x.numel() < SMALL * x.shape[conv.node_dim])
 
 
 def _is_taken(x: Any) -> bool:
