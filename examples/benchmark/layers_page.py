@@ -31,8 +31,8 @@ HeteroConv, DirGNNConv, GPSConv, AntiSymmetricConv and models from `to_hetero` r
 inside them do. Every other layer runs its stock code.
 
 In training, a call whose messages hold fewer than {SMALL:,} numbers in all (edges times features)
-runs stock code, which is as fast there; but for layers that normalise their edge index at each
-call.
+runs stock code, which is mostly faster there; but for layers that normalise their edge index at
+each call.
 
 Under `torch.compile`, layers that turn the graph round (`flow="target_to_source"`, DirGNNConv,
 HypergraphConv) break the compiled graph in two at that place: results are the same, but
