@@ -346,18 +346,13 @@ def _sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     loops, transposed, reduce = ctx.how
     needs = ctx.needs_input_grad
     grad_x = grad_source = grad_target = None
-
-    def back(scale: Tensor | None) -> Tensor:
-        tensors = (grad, row_ptr, col, target_scale, scale)
-        return call("aggregate", tensors, ctx.x_rows, loops, not transposed, reduce)
-
+    if needs[0] or needs[3]:
+        tensors = (grad, row_ptr, col, target_scale, None if needs[3] else source_scale)
+        grad_x = call("aggregate", tensors, ctx.x_rows, loops, not transposed, reduce)
     if needs[3]:
-        unscaled = back(None)
-        grad_source = dot(x, unscaled)
-        if needs[0]:
-            grad_x = (unscaled * source_scale.unsqueeze(-1)).to(grad.dtype)
-    elif needs[0]:
-        grad_x = back(source_scale)
+        assert grad_x is not None
+        grad_source = dot(x, grad_x)
+        grad_x = (grad_x * source_scale.unsqueeze(-1)).to(grad.dtype) if needs[0] else None
     if needs[4]:
         tensors = (x, row_ptr, col, source_scale, None)
         y = call("aggregate", tensors, ctx.num_rows, loops, transposed, reduce)

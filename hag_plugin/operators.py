@@ -81,9 +81,11 @@ def check_self_loops(self_loops: Any) -> str:
 
 def needs_grad(*tensors: Tensor | None) -> bool:
     """Whether autograd would record what is made of these."""
-    if not torch.is_grad_enabled():
-        return False
-    return any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -94,6 +96,7 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 # Registration and calls ------------------------------------------------------------------------
 
 _library: Any = torch.library.Library("hag_plugin", "DEF")  # type: ignore[no-untyped-call]
+_ORDINARY = (Tensor, Parameter)
 # name: (what runs, and with its gradient)
 _EAGER: dict[str, tuple[Any, Any]] = {}
 
@@ -131,7 +134,7 @@ def register(
     )
 
 
-def _function(run: Any, backward: Any, keep: Any) -> type[torch.autograd.Function]:
+def _function(run: Any, backward: Any, keep: Any) -> Any:
     """An operator with its gradient, for `call`; tracers get the operator that torch knows."""
 
     class Eager(torch.autograd.Function):
@@ -142,7 +145,8 @@ def _function(run: Any, backward: Any, keep: Any) -> type[torch.autograd.Functio
             return y
 
     Eager.backward = staticmethod(backward)  # type: ignore[method-assign]
-    return Eager
+    # Without what `Function.apply` does for the transforms that `_is_plain` rules out.
+    return super(torch.autograd.Function, Eager).apply
 
 
 def call(name: str, tensors: tuple[Tensor | None, ...], *others: Any) -> Tensor:
@@ -150,10 +154,11 @@ def call(name: str, tensors: tuple[Tensor | None, ...], *others: Any) -> Tensor:
 
     On small graphs the dispatch, in Python, takes longer than the aggregation.
     """
-    operator = getattr(torch.ops.hag_plugin, name).default
     if not torch.compiler.is_compiling() and _is_plain(*tensors):
-        run, function = _EAGER[name]
-        operator = function.apply if needs_grad(*tensors) else run
+        run, with_gradient = _EAGER[name]
+        operator = with_gradient if needs_grad(*tensors) else run
+    else:
+        operator = getattr(torch.ops.hag_plugin, name).default
     y: Tensor = operator(*tensors, *others)
     return y
 
@@ -166,7 +171,10 @@ def _is_plain(*tensors: Tensor | None) -> bool:
         or torch._C._get_tracing_state() is not None
     ):
         return False
-    return all(t is None or (type(t) in (Tensor, Parameter) and t.is_cpu) for t in tensors)
+    for t in tensors:  # noqa: SIM110  (a loop is faster, and this is run at every call)
+        if t is not None and not (type(t) in _ORDINARY and t.is_cpu):
+            return False
+    return True
 
 
 # Run time --------------------------------------------------------------------------------------

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import suite_dgl, suite_epochs
+from . import suite_calls, suite_dgl, suite_epochs, suite_layers
 from .results import Record
 from .sides import AUTO, COPY, NONE
-from .tables import markdown, means, over, over_best, times
+from .tables import markdown, means, median, over, over_best, times
 
 COLLAB = "COLLAB_ego_recon"
 REAL_GRAPHS = 19
@@ -36,6 +36,8 @@ def all_goals(suites: dict[str, Sequence[Record]], threads: int) -> list[Goal]:
         *_kernels(suites["aggregate"]),
         *_peers(suites["aggregate"]),
         *_epochs(suites["epochs"]),
+        *_layers(suites["layers"]),
+        *_calls(suites["calls"]),
         *_search(suites["search"], threads),
         *_never_slower(suites["never-slower"]),
         *_dgl_layers(suites["dgl-layers"]),
@@ -116,6 +118,42 @@ def _epochs(records: Sequence[Record]) -> list[Goal]:
     behind = sum(v < 0.97 for v, _ in known)
     text = f"{times(worst[0])} ({cell}); {behind} behind"
     return [*goals, Goal(words, text, worst[0] >= 0.97)]
+
+
+def _layers(records: Sequence[Record]) -> list[Goal]:
+    """Where stock takes over 1 ms; a cell counts as slower beyond the spread of its control."""
+    slower, worst, count = 0, None, 0
+    for record in _pick(records):
+        stock = median(record, "fresh", suite_layers.STOCK)
+        ratio = over(record, "fresh", suite_layers.STOCK, AUTO)
+        if stock is None or ratio is None or stock <= 1e-3:
+            continue
+        count += 1
+        slower += ratio < 0.95 - record["forms"]["fresh"]["control"]["spread"]
+        if worst is None or ratio < worst[0]:
+            worst = ratio, record
+    words = f"{count} calls of PyG layers, those that no HAG serves too: none below 0.95x stock"
+    if worst is None:
+        return [Goal(words, "-", None)]
+    cell = " ".join(str(v) for v in worst[1]["cell"].values())
+    return [Goal(words, f"{slower} beyond the A/A spread; lowest {times(worst[0])} ({cell})",
+                 slower == 0)]  # fmt: skip
+
+
+def _calls(records: Sequence[Record]) -> list[Goal]:
+    words = f"one call on ten nodes: at most {suite_calls.MOST:.0f} us over stock"
+    worst = suite_calls.most(records)
+    if worst is None:
+        return [Goal(words, "-", None)]
+    value, record = worst
+    cell = f"{record['cell']['layer']}, {record['cell']['mode']}"
+    above = sum(
+        max(r["extra"][s] for s in (suite_calls.HAG, suite_calls.PLAIN)) > suite_calls.MOST
+        for r in records
+        if r["extra"]
+    )
+    text = f"{value:.0f} us ({cell}); {above} of {len(records)} above"
+    return [Goal(words, text, above == 0)]
 
 
 SEARCH_SECONDS = (

@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import environment, goals, plots, suite_dgl, tables, tables_cost
+from . import environment, goals, plots, suite_calls, suite_dgl, tables, tables_cost
 from .results import Record, Results
 
 SUITES = (
-    "aggregate", "epochs", "layers", "dgl-layers", "search", "never-slower", "cost", "counts"
+    "aggregate", "epochs", "layers", "calls", "dgl-layers", "search", "never-slower", "cost",
+    "counts",
 )  # fmt: skip
 
 
@@ -88,6 +89,7 @@ def _sections(suites: dict[str, Sequence[Record]]) -> dict[str, tuple[str, str]]
         "aggregate": ("Aggregation", tables.aggregate(suites["aggregate"])),
         "epochs": ("Epochs", tables.epochs(suites["epochs"])),
         "layers": ("Layers", tables.layers(suites["layers"])),
+        "calls": ("The cost of a call", suite_calls.table(suites["calls"])),
         "dgl-layers": ("DGL's layers", suite_dgl.table(suites["dgl-layers"])),
         "search": ("Search", tables.search(suites["search"], suites["epochs"])),
         "never-slower": ("Never slower than plain", tables.never_slower(suites["never-slower"])),

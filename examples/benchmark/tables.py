@@ -183,7 +183,10 @@ def layers(records: Sequence[Record]) -> str:
     parts = ["One call, forward and backward. Layers are eligible under the conditions given; "
              "beside these, where the aggregation follows from sums and extrema.\n"]  # fmt: skip
     for (graph, width), group in groups.items():
-        rows = [_layer_row(record, conditions[record["cell"]["layer"]]) for record in group]
+        rows = [
+            _layer_row(record, conditions.get(record["cell"]["layer"], "never: runs as before"))
+            for record in group
+        ]
         parts.append(f"### {graph}, width {width}\n\n{markdown(header, rows)}\n")
     return "\n".join([*parts, _absences(records)])
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from hag_plugin.hag import HAG
 
@@ -27,6 +26,7 @@ class _Seen:
     """Features that a layer has met, and what it aggregated from them.
 
     Attributes:
+        features: themselves.
         version: of the features, which counts writes to them.
         hag: that they were aggregated over.
         how: everything else that the aggregate depends on.
@@ -34,6 +34,7 @@ class _Seen:
         result_version: its own count of writes.
     """
 
+    features: weakref.ref[Tensor]
     version: int
     hag: weakref.ref[HAG]
     how: Hashable
@@ -41,8 +42,8 @@ class _Seen:
     result_version: int = 0
 
 
-# By layer, then by the features themselves; both go when these are deleted.
-_SEEN: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+# By layer, then by the features' identity; both go when these are deleted.
+_SEEN: weakref.WeakKeyDictionary[Any, dict[int, _Seen]] = weakref.WeakKeyDictionary()
 
 
 def is_constant(x: Tensor) -> bool:
@@ -61,11 +62,19 @@ def comes_back(layer: Any, hag: HAG, x: Tensor, how: Hashable) -> bool:
     A tensor counts as changed once anything wrote to it, also to a view of it. What writes past
     torch's counter (through `.data`, or through a NumPy array that shares the memory) goes unseen.
     """
-    seen_by_layer = _SEEN.setdefault(layer, WeakTensorKeyDictionary())
-    seen = seen_by_layer.get(x)
-    if seen is not None and (seen.version, seen.hag(), seen.how) == (x._version, hag, how):
-        return True
-    seen_by_layer[x] = _Seen(x._version, weakref.ref(hag), how)
+    seen_by_layer = _SEEN.get(layer)
+    if seen_by_layer is None:
+        seen_by_layer = _SEEN[layer] = {}
+    key = id(x)
+    seen = seen_by_layer.get(key)
+    if seen is not None and seen.features() is x:
+        if seen.version == x._version and seen.hag() is hag and seen.how == how:
+            return True
+        features = seen.features
+    else:
+        known = seen_by_layer
+        features = weakref.ref(x, lambda _: known.pop(key, None))
+    seen_by_layer[key] = _Seen(features, x._version, weakref.ref(hag), how)
     return False
 
 
@@ -74,7 +83,7 @@ def kept(layer: Any, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
 
     Must not be written to; if somebody does, it is computed anew.
     """
-    seen: _Seen = _SEEN[layer][x]
+    seen: _Seen = _SEEN[layer][id(x)]
     if seen.result is not None and seen.result._version == seen.result_version:
         return seen.result
     with torch.no_grad():

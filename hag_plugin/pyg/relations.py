@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 
 import torch
@@ -41,9 +42,20 @@ def relation_hags(
     return [build_hag(edge_index[:, edge_type == r], size=size) for r in range(num_relations)]
 
 
+# By the first of some relations: all of them, their edge index and their edge types.
+_PLAIN: weakref.WeakKeyDictionary[HAG, tuple[list[weakref.ref[HAG]], Tensor, Tensor]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
 def plain_relations(hags: Sequence[HAG]) -> tuple[Tensor, Tensor]:
-    """The edge index and the edge types that HAGs of relations stand for."""
+    """The edge index and the edge types that HAGs of relations stand for. Kept."""
+    kept = _PLAIN.get(hags[0])
+    if kept is not None and [known() for known in kept[0]] == list(hags):
+        return kept[1], kept[2]
     with outside_inference():
         types = [torch.full((hag.num_edges,), r) for r, hag in enumerate(hags)]
         edge_type = torch.cat(types).to(hags[0].device)
-        return torch.cat([hag.edge_index for hag in hags], dim=1), edge_type
+        edge_index = torch.cat([hag.edge_index for hag in hags], dim=1)
+    _PLAIN[hags[0]] = [weakref.ref(hag) for hag in hags], edge_index, edge_type
+    return edge_index, edge_type

@@ -131,7 +131,7 @@ def _settle_graphs(
         if isinstance(graph, HAG):
             _refuse_edge_values(conv, recipe.edge_arguments, call)
             _check_relations(conv, recipe, None)
-            if _why_stock(conv, recipe, call) is None:
+            if not _is_small(conv, recipe, graph, call) and _why_stock(conv, recipe, call) is None:
                 continue
             changed[name] = plain_edges(graph)
             if "size" in names and call.get("size") is None and not graph.is_square:
@@ -144,7 +144,7 @@ def _settle_graphs(
         elif graph is not None and _is_relations(graph):
             _check_relations(conv, recipe, graph)
             _refuse_edge_values(conv, ("edge_type",), call)
-            if _why_stock(conv, recipe, call) is not None:
+            if _is_small(conv, recipe, graph, call) or _why_stock(conv, recipe, call) is not None:
                 changed[name], changed["edge_type"] = plain_relations(graph)
     return changed
 
@@ -171,6 +171,17 @@ def _why_stock(conv: Any, recipe: Recipe, call: dict[str, Any]) -> str | None:
     return recipes.why_stock(conv, recipe, features)
 
 
+def _is_small(conv: Any, recipe: Recipe, graph: HAG | list[HAG], call: dict[str, Any]) -> bool:
+    """As `recipes.is_small`. Not where sizes are wrong: the recipe says so, stock may not."""
+    hags = [graph] if isinstance(graph, HAG) else graph
+    features = call.get(recipe.features or recipe.source)
+    num_edges = sum(hag.num_edges for hag in hags)
+    if not recipes.is_small(conv, recipe, num_edges, features):
+        return False
+    size = graph_size(recipe, conv, call)
+    return all(size == (hag.num_src, hag.num_dst) for hag in hags)
+
+
 def find_graph(conv: Any, recipe: Recipe, name: str, call: dict[str, Any]) -> dict[str, Any]:
     """The arguments that stand for a plain edge index, if the model's session has its HAG.
 
@@ -181,9 +192,14 @@ def find_graph(conv: Any, recipe: Recipe, name: str, call: dict[str, Any]) -> di
         call: all arguments.
     """
     session = conv.__dict__.get("_hag_session")
-    if session is None or _why_stock(conv, recipe, call) is not None:
+    if session is None:
         return {}
     edge_index = call[name]
+    features = call.get(recipe.features or recipe.source)
+    if recipes.is_small(conv, recipe, edge_index.shape[-1], features):
+        return {}
+    if _why_stock(conv, recipe, call) is not None:
+        return {}
     size = graph_size(recipe, conv, call)
     weighted = recipes.edge_values(recipe.edge_arguments, call) is not None
     if recipe.cache is not None and conv.cached and getattr(conv, "normalize", True):
@@ -242,6 +258,8 @@ def plain_edges(hag: HAG) -> Tensor:
 
 
 def _refuse_edge_values(conv: Any, names: Any, call: dict[str, Any]) -> None:
+    if not names:
+        return
     given = recipes.edge_values(tuple(n for n in names if not isinstance(call.get(n), HAG)), call)
     if given is not None:
         raise ValueError(

@@ -126,6 +126,7 @@ _GCN = Recipe(
     self_loops=_filled_if_normalised,
     scale=_symmetric_if_normalised,
     **NORMALISED,
+    yields=True,
     cache="_cached_edge_index",
 )
 _RELATIONAL = Recipe(
@@ -138,18 +139,22 @@ _RELATIONAL = Recipe(
 
 RECIPES: dict[type, Recipe] = {
     # Messages are the sources' features as they are.
-    nn.SAGEConv: Recipe(keeps=True, forward=order.sage),
-    nn.GINConv: Recipe(keeps=True),
-    nn.GraphConv: Recipe(**WEIGHED, keeps=True, forward=order.graph),
+    nn.SAGEConv: Recipe(keeps=True, forward=order.sage, yields=True),
+    nn.GINConv: Recipe(keeps=True, yields=True),
+    nn.GraphConv: Recipe(**WEIGHED, keeps=True, forward=order.graph, yields=True),
     nn.SimpleConv: Recipe(
         self_loops=lambda conv: "add" if conv.combine_root == "self_loop" else False,
         **WEIGHED,
+        yields=True,
     ),
-    nn.GatedGraphConv: Recipe(**WEIGHED),
-    nn.SignedConv: Recipe(graphs=("pos_edge_index", "neg_edge_index")),
-    nn.MFConv: Recipe(forward=forwards.mf, conditions=(SOURCE_TO_TARGET,)),
+    nn.GatedGraphConv: Recipe(**WEIGHED, yields=True),
+    nn.SignedConv: Recipe(graphs=("pos_edge_index", "neg_edge_index"), yields=True),
+    nn.MFConv: Recipe(forward=forwards.mf, conditions=(SOURCE_TO_TARGET,), yields=True),
     nn.WLConvContinuous: Recipe(
-        forward=forwards.wl_continuous, edge_arguments=WEIGHT, conditions=(SOURCE_TO_TARGET,)
+        forward=forwards.wl_continuous,
+        edge_arguments=WEIGHT,
+        conditions=(SOURCE_TO_TARGET,),
+        yields=True,
     ),
     # Normalised as GCN is.
     nn.GCNConv: replace(_GCN, forward=order.gcn),
@@ -158,8 +163,8 @@ RECIPES: dict[type, Recipe] = {
     nn.SGConv: Recipe(self_loops=_filled, scale=_symmetric, **NORMALISED, conditions=(NO_CACHE,)),
     nn.SSGConv: Recipe(self_loops=_filled, scale=_symmetric, **NORMALISED, conditions=(NO_CACHE,)),
     nn.MixHopConv: Recipe(self_loops=_filled, scale=_symmetric, **NORMALISED),
-    nn.TAGConv: Recipe(scale=_symmetric_if_normalised, **NORMALISED),
-    nn.LGConv: Recipe(scale=_symmetric_if_normalised, **NORMALISED),
+    nn.TAGConv: Recipe(scale=_symmetric_if_normalised, **NORMALISED, yields=True),
+    nn.LGConv: Recipe(scale=_symmetric_if_normalised, **NORMALISED, yields=True),
     nn.ARMAConv: Recipe(scale=_symmetric, **NORMALISED),
     # Normalised in ways of their own.
     nn.EGConv: Recipe(reduce=forwards.eg_aggregate, self_loops=_filled, cache="_cached_edge_index"),
@@ -183,27 +188,36 @@ RECIPES: dict[type, Recipe] = {
     ),
     # A graph for each relation.
     nn.RGCNConv: replace(_RELATIONAL, conditions=(NO_SEGMENT_MATMUL,)),
-    nn.FastRGCNConv: replace(_RELATIONAL, conditions=(SUM_OR_MEAN,)),
+    nn.FastRGCNConv: replace(_RELATIONAL, conditions=(SUM_OR_MEAN,), yields=True),
     nn.FiLMConv: Recipe(
         forward=forwards.film,
         relations=lambda conv: conv.num_relations if conv.num_relations > 1 else None,
         conditions=(NO_ACTIVATION, SUM_OR_MEAN, SOURCE_TO_TARGET),
+        yields=True,
     ),
     # A term of the target, or a transform of the source, apart from the aggregation.
-    nn.LEConv: Recipe(source="a", target="b", offset=lambda conv, b: -b, edge_arguments=WEIGHT),
+    nn.LEConv: Recipe(
+        source="a",
+        target="b",
+        offset=lambda conv, b: -b,
+        edge_arguments=WEIGHT,
+        yields=True,
+    ),
     nn.GeneralConv: Recipe(
         message=forwards.general_message,
         offset=forwards.general_offset,
         edge_arguments=("edge_attr",),
         conditions=(NO_ATTENTION,),
+        yields=True,
     ),
     nn.PNAConv: Recipe(
         message=forwards.pna_message,
         offset=forwards.pna_offset,
         edge_arguments=("edge_attr",),
         conditions=(NO_EDGE_FEATURES, ONE_LAYER_BEFORE),
+        yields=True,
     ),
-    nn.GENConv: Recipe(message=forwards.gen_message, edge_arguments=("edge_attr",)),
+    nn.GENConv: Recipe(message=forwards.gen_message, edge_arguments=("edge_attr",), yields=True),
 }
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch_geometric.data import Batch
 from torch_geometric.datasets import Planetoid, TUDataset
 
+from hag_plugin.pyg import recipes
+
 REAL = ("Cora", "MUTAG", "IMDB-MULTI")
 
 
@@ -35,6 +37,12 @@ class Graph:
 def one_thread(seeded: None) -> None:
     """The graphs are small: on a busy machine threads would wait for each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def few_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets recipes run on the small graphs of these tests, which are left to stock otherwise."""
+    monkeypatch.setattr(recipes, "SMALL", 0)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,8 @@ from torch import nn
 from torch_geometric import nn as pyg
 
 import hag_plugin as hp
-from hag_plugin.pyg import accelerate, explain
+from hag_plugin.pyg import accelerate, explain, recipes, relation_hags
+from hag_plugin.pyg import propagate as running
 from hag_plugin.pyg.swap import WRAPPERS
 from hag_plugin.pyg.table import RECIPES
 
@@ -120,3 +121,46 @@ def test_layers_that_take_dictionaries(name: str) -> None:
     for given in (hags, plain, plain):
         for kind, ours in accelerated(x, given).items():
             assert torch.equal(ours, stock(x, plain)[kind])
+
+
+# Few messages ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["SAGEConv", "GENConv", "GCNConv", "FastRGCNConv"])
+def test_few_messages_run_stock_code(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below so many numbers in all messages only what stock normalises anew runs over a HAG."""
+    make: Any = {
+        "SAGEConv": lambda: pyg.SAGEConv(WIDTH, 3),
+        "GENConv": lambda: pyg.GENConv(WIDTH, 3, norm="layer"),
+        "GCNConv": lambda: pyg.GCNConv(WIDTH, 3),
+        "FastRGCNConv": lambda: pyg.FastRGCNConv(WIDTH, 3, 2),
+    }[name]
+    edge_index = torch.randint(NODES, (2, EDGES))
+    stock = make()
+    accelerated = accelerate(copy.deepcopy(stock))
+    plain: list[Any] = [edge_index]
+    handed: Any = hp.build_hag(edge_index, num_nodes=NODES)
+    if name == "FastRGCNConv":
+        plain.append(TYPES)
+        handed = relation_hags(edge_index, TYPES, 2, (NODES, NODES))
+    session = next(iter(accelerated._forward_pre_hooks.values()))
+    expected = stock(X, *plain)
+    ran: list[int] = []
+    original = running.run
+
+    def counted(*arguments: Any) -> Any:
+        ran.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(running, "run", counted)
+    for least, runs in ((EDGES * WIDTH + 1, name == "GCNConv"), (EDGES * WIDTH, True)):
+        monkeypatch.setattr(recipes, "SMALL", least)
+        ran.clear()
+        torch.testing.assert_close(accelerated(X, handed), expected)
+        assert bool(ran) == runs
+        for _ in range(2):
+            torch.testing.assert_close(accelerated(X, *plain), expected)
+        assert (session.num_hags > 0) == runs
+    monkeypatch.setattr(recipes, "SMALL", 10**6)
+    with pytest.raises(ValueError, match=r"rows|size"):  # a wrong graph is still said to be one
+        accelerated(X[:-1], handed)
