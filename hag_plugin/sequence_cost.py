@@ -25,17 +25,17 @@ class Costs:
         step: of ours: a constant, for each hidden unit, for each weight from state to state.
         level: of ours, for each position in the lists: a score of small operations.
         stock_step: of a host's fused kernel, as `step`; its weights are also those of the input.
-        stock_call: of a host's call of that kernel, one for each length of lists.
+        bucket: of a host that runs lists of one length at a time, for each length.
     """
 
     step: tuple[float, float, float]
     level: float
     stock_step: tuple[float, float, float]
-    stock_call: float
+    bucket: float
 
 
 TRAINING = Costs((0.1, 0.03, 7e-5), 250.0, (0.05, 0.015, 12e-5), 700.0)
-INFERENCE = Costs((0.05, 0.009, 4e-5), 70.0, (0.04, 0.004, 7e-5), 300.0)
+INFERENCE = Costs((0.05, 0.009, 4e-5), 70.0, (0.04, 0.004, 4.5e-5), 300.0)
 
 
 @dataclass(frozen=True)
@@ -46,21 +46,21 @@ class StepCounts:
         steps: rows that the tree's levels compute, padding included.
         levels: length of the longest list.
         stock_steps: rows that the host computes, padding included.
-        stock_calls: calls of the LSTM that the host makes.
+        buckets: lengths that the host runs one after another; 0 where it runs all lists at once.
     """
 
     steps: int
     levels: int
     stock_steps: int
-    stock_calls: int
+    buckets: int
 
     def pays(self, lstm: nn.LSTM) -> bool:
         """Whether the tree is expected to be faster for this LSTM, with gradients on or off as now.
 
         Example:
-            >>> StepCounts(10_000, 30, 200_000, 1).pays(nn.LSTM(16, 16))
+            >>> StepCounts(10_000, 30, 200_000, 0).pays(nn.LSTM(16, 16))
             True
-            >>> StepCounts(190_000, 30, 200_000, 1).pays(nn.LSTM(16, 16))
+            >>> StepCounts(190_000, 30, 200_000, 0).pays(nn.LSTM(16, 16))
             False
         """
         costs = TRAINING if torch.is_grad_enabled() else INFERENCE
@@ -68,7 +68,7 @@ class StepCounts:
         step = _dot(costs.step, (1, width, width * width))
         stock_step = _dot(costs.stock_step, (1, width, width * (inputs + width)))
         ours = self.steps * step + self.levels * costs.level
-        stock = self.stock_steps * stock_step + self.stock_calls * costs.stock_call
+        stock = self.stock_steps * stock_step + self.buckets * costs.bucket
         return MARGIN * ours <= stock
 
     def __str__(self) -> str:
@@ -88,19 +88,19 @@ def padded_counts(tree: SequentialHAG) -> StepCounts:
         >>> from hag_plugin.sequence import build_sequence
         >>> edges = torch.tensor([[0, 1, 2, 0, 1, 0, 1], [0, 0, 0, 1, 1, 2, 2]])
         >>> padded_counts(build_sequence(edges, num_nodes=3))  # (0 1 2), (0 1), (0 1)
-        StepCounts(steps=4, levels=3, stock_steps=9, stock_calls=1)
+        StepCounts(steps=4, levels=3, stock_steps=9, buckets=0)
     """
     ends = torch.unique(tree.end)
     lengths = torch.searchsorted(tree.level_ptr.to(ends.device), ends, right=True) - 1
     padding = int((tree.longest - lengths).sum())
-    return StepCounts(tree.num_prefixes + padding, tree.longest, tree.num_dst * tree.longest, 1)
+    return StepCounts(tree.num_prefixes + padding, tree.longest, tree.num_dst * tree.longest, 0)
 
 
 def bucketed_counts(tree: SequentialHAG) -> StepCounts:
     """The counts where lists of one length run together, without padding, as in DGL."""
     lengths = torch.unique(tree.list_lengths)
     return StepCounts(
-        tree.num_prefixes, tree.longest, tree.num_edges, stock_calls=int((lengths > 0).sum())
+        tree.num_prefixes, tree.longest, tree.num_edges, buckets=int((lengths > 0).sum())
     )
 
 

@@ -43,10 +43,10 @@ def _row(name: str, layer: Any) -> Row:
         return Row(name, stock.__name__, False, "", _why_no_recipe(stock))
     ready = type(layer) is not stock or getattr(stock, "_hag_recipe", None) is not None
     if sequential.is_lstm(layer) and stock in RECIPES:
-        runs, reason = sequential.explained(layer, recipe)
+        runs, words = sequential.explained(layer, recipe)
         if runs and not ready:
-            runs, reason = False, "eligible: call accelerate"
-        return Row(name, stock.__name__, runs, _aggregates(recipe, layer), reason)
+            runs, words = False, "eligible: call accelerate"
+        return Row(name, stock.__name__, runs, _aggregates(recipe, layer), words)
     reason = ruled_out(layer, recipe)
     if reason is None and not ready:
         reason = "eligible: call accelerate"
