@@ -35,7 +35,7 @@ class Costs:
 
 
 TRAINING = Costs((0.1, 0.03, 7e-5), 250.0, (0.05, 0.015, 12e-5), 700.0)
-INFERENCE = Costs((0.05, 0.009, 4e-5), 70.0, (0.04, 0.004, 4.5e-5), 300.0)
+INFERENCE = Costs((0.05, 0.009, 4e-5), 90.0, (0.04, 0.004, 4.5e-5), 350.0)
 
 
 @dataclass(frozen=True)

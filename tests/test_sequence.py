@@ -140,11 +140,12 @@ def test_what_pays_depends_on_the_width_and_on_gradients() -> None:
     counts = StepCounts(145_954, 32, 208_608, 0)
     assert counts.pays(nn.LSTM(64, 64))
     assert not counts.pays(nn.LSTM(16, 16))
-    # Few nodes and long lists: a level takes as long as the steps it saves, less so in inference.
-    counts = StepCounts(1_000, 22, 4_300, 0)
-    assert not counts.pays(nn.LSTM(64, 64))
+    # Few nodes: a level takes nearly as long as the steps it saves, of which the host's kernel
+    # makes less where it keeps nothing for gradients.
+    counts = StepCounts(1_000, 22, 4_500, 0)
+    assert counts.pays(nn.LSTM(64, 64))
     with torch.no_grad():
-        assert counts.pays(nn.LSTM(64, 64))
+        assert not counts.pays(nn.LSTM(64, 64))
 
 
 def test_rows_read_of_a_known_tree() -> None:
