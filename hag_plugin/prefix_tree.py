@@ -105,6 +105,33 @@ class SequentialHAG:
         level = torch.searchsorted(self.level_ptr.to(self.device), self.end, right=True)
         return level - 1
 
+    @property
+    def is_square(self) -> bool:
+        """Whether sources and targets may be the same nodes."""
+        return self.num_src == self.num_dst
+
+    @cached_property
+    def edge_index(self) -> Tensor:
+        """The edges, int64 `[2, E]`: by target, each list in the tree's order.
+
+        Example:
+            >>> tree = build_sequence(torch.tensor([[2, 1, 0], [1, 0, 1]]), num_nodes=3)
+            >>> tree.edge_index.tolist()
+            [[1, 2, 0], [0, 1, 1]]
+        """
+        lengths = self.list_lengths
+        first = self.level_ptr.tolist()
+        starts = lengths.cumsum(0) - lengths
+        target = torch.arange(self.num_dst, device=self.device).repeat_interleave(lengths)
+        source = torch.zeros_like(target)
+        prefix = self.end.clone()
+        for level in range(self.longest, 0, -1):
+            rows = (lengths >= level).nonzero().view(-1)
+            here = prefix[rows]
+            source[starts[rows] + level - 1] = self.source[here]
+            prefix[rows] = self.parent[here] + first[level - 1]
+        return torch.stack([source, target])
+
     def stats(self) -> SequenceStats:
         """Counts steps, binary aggregations and rows read.
 

@@ -78,7 +78,7 @@ def lstm_aggregate(
                 if layer:
                     below = linear(below, w_input, bias)
                 h, c = (state.index_select(0, parent) for state in states[layer])
-                states[layer] = _cell(below + linear(h, w_hidden), c)
+                states[layer] = _cell(torch.addmm(below, h, w_hidden.t()), c)
                 below = states[layer][0]
         ended.append(states[-1][0].index_select(0, ends))
     _, order = torch.unique(sequence.end, return_inverse=True)
@@ -178,7 +178,8 @@ def _padded_levels(sequence: SequentialHAG, step: Tensor) -> Iterator[Level]:
 
 def _cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """`(h, c)` after a step of an LSTM, from the sum of its gates' inputs `[n, 4 H]`."""
-    i, f, g, o = gates.chunk(4, -1)
+    # On strided rows this short, sigmoid and tanh take several times as long as a copy and they.
+    i, f, g, o = (part.contiguous() for part in gates.chunk(4, -1))
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
     return o.sigmoid() * c.tanh(), c
 

@@ -27,6 +27,7 @@ from hag_plugin.sequence import (
     child_sum,
     lstm_aggregate,
 )
+from hag_plugin.sequence_cost import StepCounts, bucketed_counts, padded_counts
 
 Lists = list[list[int]]
 
@@ -100,6 +101,7 @@ def test_the_tree_holds_the_lists_in_as_many_nodes_as_there_are_prefixes(
     lists, num_src = graph
     tree = tree_of(lists, num_src)
     assert lists_of(tree) == lists
+    assert torch.equal(tree.edge_index, edges_of(lists))
     prefixes = distinct_prefixes(lists)
     assert tree.num_prefixes == len(prefixes)
     stats = tree.stats()
@@ -116,6 +118,34 @@ def test_no_fewer_aggregations_than_the_papers_search_and_no_more(
 ) -> None:
     lists, num_src = graph
     assert tree_of(lists, num_src).stats().aggregations == greedy_sequential(lists)
+
+
+@given(neighbour_lists())
+@settings(deadline=None, max_examples=60)
+def test_steps_with_and_without_padding(graph: tuple[Lists, int]) -> None:
+    lists, num_src = graph
+    tree = tree_of(lists, num_src)
+    longest = max(map(len, lists), default=0)
+    padded = [row + [-1] * (longest - len(row)) for row in lists]
+    counts = padded_counts(tree)
+    assert counts.steps == len(distinct_prefixes(padded))
+    assert (counts.levels, counts.stock_steps) == (longest, longest * len(lists))
+    counts = bucketed_counts(tree)
+    assert (counts.steps, counts.stock_steps) == (tree.num_prefixes, tree.num_edges)
+    assert counts.buckets == len({len(row) for row in lists} - {0})
+
+
+def test_what_pays_depends_on_the_width_and_on_gradients() -> None:
+    # BZR_MD's graph: two thirds of the steps. The host's kernel is better where rows are narrow.
+    counts = StepCounts(145_954, 32, 208_608, 0)
+    assert counts.pays(nn.LSTM(64, 64))
+    assert not counts.pays(nn.LSTM(16, 16))
+    # Few nodes: a level takes nearly as long as the steps it saves, of which the host's kernel
+    # makes less where it keeps nothing for gradients.
+    counts = StepCounts(1_000, 22, 4_500, 0)
+    assert counts.pays(nn.LSTM(64, 64))
+    with torch.no_grad():
+        assert not counts.pays(nn.LSTM(64, 64))
 
 
 def test_rows_read_of_a_known_tree() -> None:

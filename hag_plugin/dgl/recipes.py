@@ -25,7 +25,7 @@ from dgl.nn.pytorch import (
     TAGConv,
 )
 
-from hag_plugin.dgl import towers
+from hag_plugin.dgl import sequential, towers
 
 SYMMETRIC = "sum over D^-1/2 A D^-1/2"
 EDGE_WEIGHT = "edge_weight: on the HAG where it is a product of node factors and comes back"
@@ -53,11 +53,18 @@ GRAPH_CONV = {
     "right": "sum over D^-1 A",
     "left": "sum over A D^-1",
 }
-SAGE = {"mean": "mean over A", "gcn": "sum over A + I", "pool": "max over A", "lstm": ""}
+SAGE = {"mean": "mean over A", "gcn": "sum over A + I", "pool": "max over A", "lstm": "lstm over A"}
+
+
+SAGE_NOTES: dict[str, Callable[[Any], str]] = {
+    "pool": lambda layer: EXTREMA,
+    "lstm": lambda layer: sequential.explained(layer)[1],
+}
 
 
 def _lstm(layer: Any) -> str | None:
-    return "an LSTM depends on the order of messages" if layer._aggre_type == "lstm" else None
+    runs, reason = sequential.explained(layer) if layer._aggre_type == "lstm" else (True, "")
+    return None if runs else reason
 
 
 def _several_types(layer: Any) -> str | None:
@@ -70,7 +77,7 @@ RECIPES: dict[type, Recipe] = {
     GraphConv: Recipe(lambda layer: GRAPH_CONV[layer._norm]),
     SAGEConv: Recipe(
         lambda layer: SAGE[layer._aggre_type],
-        lambda layer: EXTREMA if layer._aggre_type == "pool" else EDGE_WEIGHT,
+        lambda layer: SAGE_NOTES.get(layer._aggre_type, lambda _: EDGE_WEIGHT)(layer),
         _lstm,
     ),
     GINConv: Recipe(

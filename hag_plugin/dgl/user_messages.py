@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from dgl.nn.pytorch import RelGraphConv
+from dgl.nn.pytorch import RelGraphConv, SAGEConv
 from dgl.nn.pytorch.conv.dgnconv import DGNConvTower
 from dgl.nn.pytorch.conv.pnaconv import PNAConvTower
 
-from hag_plugin.dgl import declared, towers, typed
+from hag_plugin.dgl import declared, sequential, towers, typed
 from hag_plugin.dgl.messages import Outputs
 from hag_plugin.dgl.relation import Relation
 
@@ -25,6 +25,8 @@ def run(
 ) -> Outputs | None:
     """As `messages.run`."""
     runs = KNOWN.get(getattr(message_func, "__func__", None))
+    if getattr(reduce_func, "__func__", None) is SAGEConv._lstm_reducer:
+        runs = sequential.run
     if runs is None and declared.declaration_of(graph) is not None:
         runs = declared.run
     if runs is None:

@@ -8,10 +8,11 @@ from torch.nn import Module
 from torch_geometric.nn import MessagePassing
 
 from hag_plugin.explanation import Explanation, Row
+from hag_plugin.pyg import sequential
 from hag_plugin.pyg.aggregators import REDUCERS
 from hag_plugin.pyg.recipes import Recipe, ruled_out
 from hag_plugin.pyg.swap import stock_class
-from hag_plugin.pyg.table import recipe_of
+from hag_plugin.pyg.table import RECIPES, recipe_of
 
 GRAPHS = {False: "A", "add": "A + I", "fill": "A with one loop a node"}
 
@@ -41,6 +42,11 @@ def _row(name: str, layer: Any) -> Row:
     if recipe is None:
         return Row(name, stock.__name__, False, "", _why_no_recipe(stock))
     ready = type(layer) is not stock or getattr(stock, "_hag_recipe", None) is not None
+    if sequential.is_lstm(layer) and stock in RECIPES:
+        runs, words = sequential.explained(layer, recipe)
+        if runs and not ready:
+            runs, words = False, "eligible: call accelerate"
+        return Row(name, stock.__name__, runs, _aggregates(recipe, layer), words)
     reason = ruled_out(layer, recipe)
     if reason is None and not ready:
         reason = "eligible: call accelerate"

@@ -17,6 +17,7 @@ from hag_plugin.pyg.neighbourhoods import check_sizes
 from hag_plugin.pyg.propagate import run_rows
 from hag_plugin.pyg.recipes import Recipe
 from hag_plugin.pyg.table import RECIPES
+from hag_plugin.sequence import SequentialHAG
 
 C = TypeVar("C", bound=type)
 
@@ -149,6 +150,9 @@ def _stock_propagate(conv: Any) -> Any:
 
 def _propagate(self: Any, edge_index: Any, *args: Any, size: Any = None, **kwargs: Any) -> Any:
     recipe: Recipe = type(self)._hag_recipe
+    if isinstance(edge_index, SequentialHAG):
+        size = (edge_index.num_src, edge_index.num_dst) if size is None else size
+        edge_index = swap.plain_edges(edge_index)
     hag = edge_index if isinstance(edge_index, HAG) else None
     if hag is None and isinstance(edge_index, Tensor) and not torch.compiler.is_compiling():
         hag = _known_hag(self, recipe, edge_index, size, kwargs)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hag_plugin.aggregate import aggregate
 from hag_plugin.hag import HAG
+from hag_plugin.prefix_tree import SequentialHAG
 from hag_plugin.program import SelfLoops
 from hag_plugin.pyg.degrees import degree_scale
 
@@ -79,7 +80,9 @@ def along(x: Tensor, dim: int, walk: Callable[[Tensor], Tensor]) -> Tensor:
     return out.reshape(out.shape[0], *others).movedim(0, dim)
 
 
-def check_sizes(hag: HAG, size: Any, pair: tuple[Any, Any], node_dim: int, side: int = 0) -> None:
+def check_sizes(
+    hag: HAG | SequentialHAG, size: Any, pair: tuple[Any, Any], node_dim: int, side: int = 0
+) -> None:
     """Raises ValueError unless the features of both sides and `size` are the HAG's.
 
     `size` overrules the features of the side that is not lifted: some layers propagate a tensor

@@ -130,14 +130,19 @@ LAYER_CONDITIONS = (
 )
 
 
+def ruled_out_as_set_up(conv: MessagePassing, recipe: Recipe) -> str | None:
+    """Why the layer must run its stock code, whatever its aggregation. None: it need not."""
+    for condition in (*LAYER_CONDITIONS, *recipe.conditions):
+        if condition.holds(conv):
+            return condition.reason(conv)
+    return None
+
+
 def ruled_out(conv: MessagePassing, recipe: Recipe) -> str | None:
     """Why the layer, as it is set up now, must run its stock code. None: it need not."""
-    for condition in LAYER_CONDITIONS:
-        if condition.holds(conv):
-            return condition.reason(conv)
-    for condition in recipe.conditions:
-        if condition.holds(conv):
-            return condition.reason(conv)
+    reason = ruled_out_as_set_up(conv, recipe)
+    if reason is not None:
+        return reason
     if recipe.reduce is not None or type(conv.aggr_module) in REDUCERS:
         return None
     reason = aggregators.why_stock(conv.aggr_module)

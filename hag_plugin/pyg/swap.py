@@ -13,12 +13,14 @@ from torch_geometric.nn import DirGNNConv, WLConv
 
 from hag_plugin.hag import HAG, outside_inference
 from hag_plugin.pyg import propagate as running
-from hag_plugin.pyg import recipes
+from hag_plugin.pyg import recipes, sequential
 from hag_plugin.pyg.recipes import Recipe
 from hag_plugin.pyg.relations import plain_relations
 from hag_plugin.pyg.table import recipe_of
 from hag_plugin.pyg.weighted import WeightedGraph, weighted_graph
+from hag_plugin.sequence import SequentialHAG
 
+GRAPHS = (HAG, SequentialHAG)
 _CLASSES: dict[type, type] = {}
 
 
@@ -108,11 +110,11 @@ def _forward(stock: type, recipe: Recipe | None) -> Any:
 
 def _without_hags(conv: Any, call: dict[str, Any]) -> dict[str, Any]:
     """The arguments to replace so that a layer without a recipe meets no HAG."""
-    changed: dict[str, Any] = {n: plain_edges(v) for n, v in call.items() if isinstance(v, HAG)}
+    changed: dict[str, Any] = {n: plain_edges(v) for n, v in call.items() if isinstance(v, GRAPHS)}
     for name, value in call.items():  # HANConv and HGTConv take a dictionary by edge type
-        if isinstance(value, dict) and any(isinstance(v, HAG) for v in value.values()):
+        if isinstance(value, dict) and any(isinstance(v, GRAPHS) for v in value.values()):
             changed[name] = {
-                kind: plain_edges(v) if isinstance(v, HAG) else v for kind, v in value.items()
+                kind: plain_edges(v) if isinstance(v, GRAPHS) else v for kind, v in value.items()
             }
     if changed:
         _refuse_edge_values(
@@ -133,20 +135,37 @@ def _settle_graphs(
             _check_relations(conv, recipe, None)
             if not _is_small(conv, recipe, graph, call) and _why_stock(conv, recipe, call) is None:
                 continue
-            changed[name] = plain_edges(graph)
-            if "size" in names and call.get("size") is None and not graph.is_square:
-                changed["size"] = (graph.num_src, graph.num_dst)
-            if "num_edges" in names:
-                changed["num_edges"] = graph.num_dst
+            changed |= _plain(graph, name, names, call)
+        elif isinstance(graph, SequentialHAG):
+            _refuse_edge_values(conv, recipe.edge_arguments, call)
+            if graph.num_edges == 0 or sequential.why_stock(conv, recipe, call) is not None:
+                changed |= _plain(graph, name, names, call)
         elif isinstance(graph, Tensor):
-            if not torch.compiler.is_compiling():
+            if torch.compiler.is_compiling():
+                continue
+            if not sequential.is_lstm(conv):
                 changed |= find_graph(conv, recipe, name, call)
+            elif sequential.why_stock(conv, recipe, call) is None:
+                size = graph_size(recipe, conv, call)
+                changed |= sequential.find_tree(conv, recipe, name, call, size)
         elif graph is not None and _is_relations(graph):
             _check_relations(conv, recipe, graph)
             _refuse_edge_values(conv, ("edge_type",), call)
             if _is_small(conv, recipe, graph, call) or _why_stock(conv, recipe, call) is not None:
                 changed[name], changed["edge_type"] = plain_relations(graph)
     return changed
+
+
+def _plain(
+    graph: HAG | SequentialHAG, name: str, names: list[str], call: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments that say with plain edges what a graph says."""
+    plain: dict[str, Any] = {name: plain_edges(graph)}
+    if "size" in names and call.get("size") is None and not graph.is_square:
+        plain["size"] = (graph.num_src, graph.num_dst)
+    if "num_edges" in names:
+        plain["num_edges"] = graph.num_dst
+    return plain
 
 
 def _is_relations(graph: Any) -> bool:
@@ -251,16 +270,18 @@ def graph_size(recipe: Recipe, conv: Any, call: dict[str, Any]) -> tuple[int, in
     return int(num_src), int(num_dst)
 
 
-def plain_edges(hag: HAG) -> Tensor:
-    """The edge index of a HAG."""
+def plain_edges(graph: HAG | SequentialHAG) -> Tensor:
+    """The edge index of a HAG or a prefix tree."""
     with outside_inference():
-        return hag.edge_index
+        return graph.edge_index
 
 
 def _refuse_edge_values(conv: Any, names: Any, call: dict[str, Any]) -> None:
     if not names:
         return
-    given = recipes.edge_values(tuple(n for n in names if not isinstance(call.get(n), HAG)), call)
+    given = recipes.edge_values(
+        tuple(n for n in names if not isinstance(call.get(n), GRAPHS)), call
+    )
     if given is not None:
         raise ValueError(
             f"{stock_class(conv).__name__} got {given} together with a HAG. Edge weights have an "
@@ -272,6 +293,8 @@ def _propagate(stock: type, recipe: Recipe) -> Any:
     def propagate(self: Any, edge_index: Any, *args: Any, size: Any = None, **kwargs: Any) -> Any:
         if isinstance(edge_index, HAG):
             return running.run(recipe, self, edge_index, size, kwargs)
+        if isinstance(edge_index, SequentialHAG):
+            return sequential.run(recipe, self, edge_index, size, kwargs)
         if isinstance(edge_index, WeightedGraph):
             return running.run_weighted(recipe, self, edge_index, kwargs)
         return stock.propagate(self, edge_index, *args, size=size, **kwargs)  # type: ignore[attr-defined]
