@@ -6,7 +6,9 @@ partial sums) that others send. Put together, the ranks' edges are those of the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,9 +16,10 @@ from torch import Tensor
 
 from hag_plugin.build import build_hag, check_edge_index
 from hag_plugin.hag import HAG
-from hag_plugin.parallel.vertex_cover import minimum_cover
+from hag_plugin.parallel.vertex_cover import CoveredEdges
 from hag_plugin.program import SelfLoops
 
+T = TypeVar("T")
 ELSEWHERE = -1  # no node: rows that were scaled and summed where they came from
 
 
@@ -163,7 +166,7 @@ class LocalGraphs:
         self._edges = _by_target(source, target, np.arange(len(source)), self.nodes)
         self._count = len(source)
         self._types = None if edge_type is None else edge_type.cpu().long().numpy()
-        self._made: dict[tuple[object, ...], LocalGraph | Halo | Cover] = {}
+        self._made: dict[tuple[object, ...], Any] = {}
 
     # Degrees ---------------------------------------------------------------------------------
 
@@ -229,10 +232,11 @@ class LocalGraphs:
         """The edges into the own rows, with a vertex cover of those from others."""
         return self._keep(("cover", listed), lambda: self._cover(listed))
 
-    def _keep(self, key, make):  # type: ignore[no-untyped-def]
+    def _keep(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
         if key not in self._made:
             self._made[key] = make()
-        return self._made[key]
+        made: T = self._made[key]
+        return made
 
     def _bounds(self, columns: int = 1) -> np.ndarray:
         rows = self.rows.reshape(-1, columns).sum(axis=1)
@@ -318,10 +322,10 @@ class LocalGraphs:
             cover = self._pair(other, own)
             start = mine + sum(received)
             received.append(cover.size)
-            pieces.append((start + cover.row_of, cover.row_target - first, cover.row_number))
-            sums = np.full(len(cover.summed), ELSEWHERE)
-            pieces.append((start + len(cover.sent) + np.arange(len(cover.summed)),
-                           cover.summed - first, sums))  # fmt: skip
+            row, target, number = cover.by_row
+            pieces.append((start + np.searchsorted(cover.rows, row), target - first, number))
+            row = start + len(cover.rows) + np.arange(len(cover.sums))
+            pieces.append((row, cover.sums - first, np.full(len(row), ELSEWHERE)))
         nodes, others = np.arange(first, last), np.full(sum(received), ELSEWHERE)
         edges = _by_target(*map(np.concatenate, zip(*pieces, strict=True)), mine + sum(received))
         graph = self._graph(edges, np.concatenate([nodes, others]), nodes, listed, True)
@@ -334,17 +338,18 @@ class LocalGraphs:
         for other in range(len(self.rows)):
             cover, start = self._pair(self.rank, other), sum(counts)
             counts.append(cover.size)
-            rows = np.arange(len(cover.sent))
-            pieces.append((cover.sent - first, start + rows, np.full(len(rows), ELSEWHERE)))
-            place = start + len(rows) + np.searchsorted(cover.summed, cover.sum_target)
-            pieces.append((cover.sum_source - first, place, cover.sum_number))
+            place = start + np.arange(len(cover.rows))
+            pieces.append((cover.rows - first, place, np.full(len(place), ELSEWHERE)))
+            source, target, number = cover.by_sum
+            place = start + len(place) + np.searchsorted(cover.sums, target)
+            pieces.append((source - first, place, number))
         mine = int(self.rows[self.rank])
         edges = _by_target(*map(np.concatenate, zip(*pieces, strict=True)), mine)
         nowhere = np.full(sum(counts), ELSEWHERE)
         graph = self._graph(edges, np.arange(first, first + mine), nowhere, True, False)
         return graph, tuple(counts)
 
-    def _pair(self, sender: int, receiver: int) -> _PairCover:
+    def _pair(self, sender: int, receiver: int) -> CoveredEdges:
         """What covers the edges from one rank's rows to another's; both compute the same."""
         bounds = self._bounds()
         source, target, number = self._edges
@@ -353,31 +358,7 @@ class LocalGraphs:
         cut = (source >= bounds[sender]) & (source < bounds[sender + 1])
         if sender == receiver:
             cut[:] = False
-        source, target, number = source[cut], target[cut], number[cut]
-        rows, sums = minimum_cover(source, target)
-        by_row = np.isin(source, rows)
-        return _PairCover(
-            rows, np.searchsorted(rows, source[by_row]), target[by_row], number[by_row],
-            sums, source[~by_row], target[~by_row], number[~by_row],
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class _PairCover:
-    """Rows that are sent with the edges they serve, and targets whose partial sums are."""
-
-    sent: np.ndarray
-    row_of: np.ndarray
-    row_target: np.ndarray
-    row_number: np.ndarray
-    summed: np.ndarray
-    sum_source: np.ndarray
-    sum_target: np.ndarray
-    sum_number: np.ndarray
-
-    @property
-    def size(self) -> int:
-        return len(self.sent) + len(self.summed)
+        return CoveredEdges.of(source[cut], target[cut], number[cut])
 
 
 def _by_target(

@@ -2,7 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+
+Edges = tuple[np.ndarray, np.ndarray, np.ndarray]  # sources, targets, numbers
+
+
+@dataclass(frozen=True, eq=False)
+class CoveredEdges:
+    """Edges from one part to another, by what is sent for them.
+
+    Attributes:
+        rows: sources whose rows are sent, increasing.
+        sums: targets whose partial sums are sent, increasing.
+        by_row: the edges of these rows.
+        by_sum: the others, which are summed before.
+    """
+
+    rows: np.ndarray
+    sums: np.ndarray
+    by_row: Edges
+    by_sum: Edges
+
+    @classmethod
+    def of(cls, source: np.ndarray, target: np.ndarray, number: np.ndarray) -> CoveredEdges:
+        """The edges, int64 `[E]` each, with a minimum cover."""
+        rows, sums = minimum_cover(source, target)
+        sent = np.isin(source, rows)
+        by_row, by_sum = (tuple(a[k] for a in (source, target, number)) for k in (sent, ~sent))
+        return cls(rows, sums, by_row, by_sum)
+
+    @property
+    def size(self) -> int:
+        """Rows that are sent, sums counted."""
+        return len(self.rows) + len(self.sums)
 
 
 def minimum_cover(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
