@@ -45,13 +45,13 @@ class _Linear(torch.autograd.Function):
         return there(x, "forward")
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return ctx.back(grad, "backward"), None, None
 
 
 def _apply(x: Tensor, there: Map, back: Map) -> Tensor:
-    out: Tensor = _Linear.apply(x, there, back)
+    out: Tensor = _Linear.apply(x, there, back)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -100,9 +100,10 @@ class _Blocks:
         self._check(x, self.shape, "the shard of this rank")
         n, g = self.padded
         out = self.group.all_gather(_pad(x, n, g), phase)
-        out = out.view(-1, self.columns, n, g).transpose(1, 2).reshape(-1, n, self.columns * g)
+        bands, wide = len(self.rows), self.columns * g
+        out = out.view(bands, self.columns, n, g).transpose(1, 2).reshape(bands, n, wide)
         if min(self.rows) == n:
-            return out.view(-1, self.columns * g)[:, : self.width].contiguous()
+            return out.view(bands * n, wide)[:, : self.width].contiguous()
         return torch.cat([block[:k, : self.width] for block, k in zip(out, self.rows, strict=True)])
 
     def scatter(self, x: Tensor, phase: str) -> Tensor:
@@ -110,10 +111,11 @@ class _Blocks:
         self._check(x, (sum(self.rows), self.width), "partial sums of the whole")
         n, g = self.padded
         if min(self.rows) < n or self.width < self.columns * g:
-            blocks = torch.split(x, self.rows)
+            blocks = torch.split(x, list(self.rows))
             x = torch.cat([_pad(block, n, self.columns * g) for block in blocks])
-        blocks = x.view(-1, n, self.columns, g).transpose(1, 2).reshape(-1, g)
-        out = self.group.reduce_scatter(blocks, phase)
+        bands = len(self.rows)
+        by_member = x.reshape(bands, n, self.columns, g).transpose(1, 2)
+        out = self.group.reduce_scatter(by_member.reshape(self.group.size * n, g), phase)
         rows, width = self.shape
         return out[:rows, :width].contiguous()
 
@@ -220,7 +222,7 @@ class _Turn:
         flat = torch.cat([block.reshape(-1) for block in torch.split(x, self.widths, dim=1)])
         send = [mine * k for k in self.widths]
         receive = [n * g for n in self.rows]
-        return self.group.all_to_all(flat, send, receive, phase).view(-1, g)
+        return self.group.all_to_all(flat, send, receive, phase).view(sum(self.rows), g)
 
     def to_rows(self, x: Tensor, phase: str) -> Tensor:
         """`[N, g]` to `[n, width]`."""
@@ -305,7 +307,7 @@ class _SumGradients(torch.autograd.Function):
         return tuple(t.view_as(t) for t in tensors)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         wanted = [g for g, needed in zip(grads, ctx.needs_input_grad[1:], strict=True) if needed]
         flat = torch.cat([g.reshape(-1) for g in wanted])
@@ -321,7 +323,7 @@ def sum_gradients(tensors: Sequence[Tensor], group: Group) -> list[Tensor]:
     """
     if not tensors:
         return []
-    return list(_SumGradients.apply(group, *tensors))
+    return list(_SumGradients.apply(group, *tensors))  # type: ignore[no-untyped-call]
 
 
 # Layouts --------------------------------------------------------------------------------------

@@ -64,8 +64,11 @@ def run_threads(size: int, case: Callable[[int], Any], limit: float = LIMIT) -> 
         for thread in threads:
             thread.start()
         end = time.monotonic() + limit
+        while any(t.is_alive() for t in threads) and not failures and time.monotonic() < end:
+            for thread in threads:
+                thread.join(0.05)
         for thread in threads:
-            thread.join(max(end - time.monotonic(), 0))
+            thread.join(5 if failures else 0)
         late = [rank for rank, thread in enumerate(threads) if thread.is_alive()]
         if late:
             ProcessLocalGroup.exception_handle(TimeoutError())
