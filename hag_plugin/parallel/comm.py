@@ -7,9 +7,11 @@ that they can be compared with the planner's figures whatever algorithm the back
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -165,18 +167,18 @@ class Group:
         self._count("all_gather", x, phase)
         if self.size == 1:
             return x.clone()
-        out = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
+        out = _empty(x, self.size * x.shape[0])
         self._run("all_gather", lambda: _all_gather(out, x.contiguous(), group=self.process_group))
         return out
 
     def reduce_scatter(self, x: Tensor, phase: str) -> Tensor:
         """`[P * n, ...]` to `[n, ...]`: the sum over members of this one's block."""
-        out = x.new_empty((x.shape[0] // self.size, *x.shape[1:]))
+        out = _empty(x, x.shape[0] // self.size)
         self._count("reduce_scatter", out, phase)
         if self.size == 1:
             return x.clone()
         # Some backends write to the input.
-        mine = x.clone(memory_format=torch.contiguous_format)
+        mine = x.contiguous()
         self._run("reduce_scatter", lambda: _reduce_scatter(out, mine, group=self.process_group))
         return out
 
@@ -211,12 +213,12 @@ class Group:
                 f"x has shape {list(x.shape)}, send is {list(send)} and receive {list(receive)}; "
                 f"expected {self.size} counts each, and as many rows as send says"
             )
-        width = x[:1].numel() if x.shape[0] else x.new_empty((1, *x.shape[1:])).numel()
+        width = math.prod(x.shape[1:])
         nbytes = (x.shape[0] - send[self.rank]) * width * x.element_size()
         self.sent.add(self.phase or phase, collective, nbytes)
         if self.size == 1:
             return x.clone()
-        out = x.new_empty((sum(receive), *x.shape[1:]))
+        out = _empty(x, sum(receive))
         self._run(
             collective,
             lambda: dist.all_to_all_single(
@@ -293,3 +295,29 @@ class Group:
     def _count(self, collective: str, x: Tensor, phase: str) -> None:
         nbytes = x.numel() * x.element_size()
         self.sent.add(self.phase or phase, collective, sent_bytes(collective, nbytes, self.size))
+
+
+@contextmanager
+def session(
+    backend: str, meeting: str, rank: int, size: int, timeout: timedelta
+) -> Iterator[Group]:
+    """All ranks, from when torch.distributed is initialised until it is left.
+
+    Args:
+        backend: "gloo" or "nccl".
+        meeting: where ranks find each other: "file://..." or "env://" (as torchrun sets it).
+        rank: of this process.
+        size: how many there are.
+        timeout: after which a collective gives up.
+    """
+    dist.init_process_group(
+        backend, init_method=meeting, rank=rank, world_size=size, timeout=timeout
+    )
+    try:
+        yield Group.world()
+    finally:
+        dist.destroy_process_group()
+
+
+def _empty(x: Tensor, rows: int) -> Tensor:
+    return torch.empty((rows, *x.shape[1:]), dtype=x.dtype, device=x.device)

@@ -103,7 +103,7 @@ class _Blocks:
         bands, wide = len(self.rows), self.columns * g
         out = out.view(bands, self.columns, n, g).transpose(1, 2).reshape(bands, n, wide)
         if min(self.rows) == n:
-            return out.view(bands * n, wide)[:, : self.width].contiguous()
+            return out.reshape(bands * n, wide)[:, : self.width].contiguous()
         return torch.cat([block[:k, : self.width] for block, k in zip(out, self.rows, strict=True)])
 
     def scatter(self, x: Tensor, phase: str) -> Tensor:
