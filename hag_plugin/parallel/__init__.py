@@ -6,6 +6,7 @@ plan.save("plan.json")
 """
 
 from hag_plugin.parallel.exact import InfeasibleError
+from hag_plugin.parallel.execute import Parallel, Share, by_graph, parallelize
 from hag_plugin.parallel.mcmc import Budget
 from hag_plugin.parallel.opgraph import Op, OpGraph
 from hag_plugin.parallel.partition_stats import GraphStats, measure
@@ -22,10 +23,14 @@ __all__ = [
     "LayerPlan",
     "Op",
     "OpGraph",
+    "Parallel",
     "Plan",
     "Refined",
+    "Share",
     "Topology",
+    "by_graph",
     "measure",
+    "parallelize",
     "plan",
     "preset",
     "presets",
