@@ -29,7 +29,6 @@ from hag_plugin.parallel.strategies import (
 )
 
 
-
 def grids(problem: Problem) -> list[Layout]:
     """The grids that the operation's features may lie in."""
     return [Layout("grid", k) for k in problem.grids(problem.op.width)]

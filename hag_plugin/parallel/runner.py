@@ -244,4 +244,3 @@ class Runner(Walk):
         before, op = executor.site.config.target, at.ops[shard.index]
         rows = executor.site.rows
         return reshard(shard.local, before, layout, rows, op.width, at.world.group)
-

@@ -388,4 +388,3 @@ class Recorder(Walk):
         self.met.append(Met(self.path, call, self._roles(call), tuple(out.shape)))
         for tensor in results:
             self.track(tensor, index)
-
