@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hag_plugin.build import build_hag, check_edge_index
 from hag_plugin.hag import HAG
-from hag_plugin.parallel.vertex_cover import CoveredEdges
+from hag_plugin.parallel.vertex_cover import CoveredEdges, Edges
 from hag_plugin.program import SelfLoops
 
 T = TypeVar("T")
@@ -118,11 +118,13 @@ class LocalGraphs:
         rank: whose part is wanted.
         self_loops: those the layer adds: False, "add" or "fill".
         edge_type: int64 `[E]`, the relation of each edge.
-        edge_weight: `[E]`.
 
     Attributes:
         nodes: N.
-        edge_weight: as given.
+        edge_index: as given, on the CPU.
+        self_loops: as given.
+        rows: as given.
+        rank: as given.
 
     Raises:
         ValueError: an argument does not fit the others.
@@ -143,26 +145,25 @@ class LocalGraphs:
         *,
         self_loops: SelfLoops = False,
         edge_type: Tensor | None = None,
-        edge_weight: Tensor | None = None,
     ) -> None:
         check_edge_index(edge_index)
         self.rows = np.asarray(rows, np.int64)
         self.nodes = int(self.rows.sum())
-        self.rank, self.self_loops, self.edge_weight = rank, self_loops, edge_weight
+        self.rank, self.self_loops = rank, self_loops
+        self.edge_index = edge_index.detach().cpu().long()
         if not 0 <= rank < len(self.rows):
             raise ValueError(f"rank is {rank}; expected 0 to {len(self.rows) - 1}")
-        source, target = edge_index.detach().cpu().long().numpy()
+        source, target = self.edge_index.numpy()
         for ids in (source, target):
-            if ids.size and not (0 <= ids.min() and ids.max() < self.nodes):
+            if ids.size and (ids.min() < 0 or ids.max() >= self.nodes):
                 raise ValueError(
                     f"edge_index has ids {ids.min()} to {ids.max()}; expected 0 to {self.nodes - 1}"
                 )
-        for name, values in (("edge_type", edge_type), ("edge_weight", edge_weight)):
-            if values is not None and values.shape[:1] != (len(source),):
-                raise ValueError(
-                    f"{name} has shape {list(values.shape)}; expected [{len(source)}], one for "
-                    "each edge"
-                )
+        if edge_type is not None and edge_type.shape != (len(source),):
+            raise ValueError(
+                f"edge_type has shape {list(edge_type.shape)}; expected [{len(source)}], one for "
+                "each edge"
+            )
         self._edges = _by_target(source, target, np.arange(len(source)), self.nodes)
         self._count = len(source)
         self._types = None if edge_type is None else edge_type.cpu().long().numpy()
@@ -187,10 +188,13 @@ class LocalGraphs:
         source, target, number = self._listed(True)
         return torch.from_numpy(np.stack([source, target])), torch.from_numpy(number)
 
-    def _listed(self, loops: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        source, target, number = self._edges
+    def _listed(self, loops: bool) -> Edges:
         if not loops or self.self_loops is False:
             return self._edges
+        return self._keep(("listed",), self._with_loops)
+
+    def _with_loops(self) -> Edges:
+        source, target, number = self._edges
         kept = source != target if self.self_loops == "fill" else np.ones(len(source), bool)
         own = np.arange(self.nodes)
         return _by_target(
@@ -206,31 +210,27 @@ class LocalGraphs:
         """All edges. `listed`: the layer's loops are among them."""
         return self._keep(("whole", listed), lambda: self._whole(listed))
 
-    def gathered(self, own_first: bool = False, listed: bool = False) -> LocalGraph:
-        """The edges into the own rows, from the rows of all.
+    def gathered(self, own_first: bool = False) -> LocalGraph:
+        """The edges into the own rows, loops listed, from the rows of all.
 
         Args:
             own_first: the own rows are the first sources, those of others follow. If not, sources
-                are in order, and the layer's loops are among the edges.
-            listed: the layer's loops are among the edges.
+                are in order.
         """
-        return self._keep(
-            ("gathered", own_first, listed), lambda: self._gathered(own_first, listed)
-        )
+        return self._keep(("gathered", own_first), lambda: self._gathered(own_first))
 
-    def halo(self, columns: int = 1, listed: bool = False) -> Halo:
-        """The edges into the own rows, and the rows they read.
+    def halo(self, columns: int = 1) -> Halo:
+        """The edges into the own rows, loops listed, and the rows they read.
 
         Args:
             columns: of a grid: the parts of so many neighbours are one, and the group that
                 exchanges has one rank of each.
-            listed: the layer's loops are among the edges.
         """
-        return self._keep(("halo", columns, listed), lambda: self._halo(columns, listed))
+        return self._keep(("halo", columns), lambda: self._halo(columns))
 
-    def cover(self, listed: bool = False) -> Cover:
-        """The edges into the own rows, with a vertex cover of those from others."""
-        return self._keep(("cover", listed), lambda: self._cover(listed))
+    def cover(self) -> Cover:
+        """The edges into the own rows, loops listed, with a vertex cover of those from others."""
+        return self._keep(("cover",), self._cover)
 
     def _keep(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
         if key not in self._made:
@@ -244,11 +244,11 @@ class LocalGraphs:
 
     def _graph(
         self,
-        edges: tuple[np.ndarray, np.ndarray, np.ndarray],
+        edges: Edges,
         sources: np.ndarray,
         targets: np.ndarray,
-        listed: bool,
-        targets_first: bool,
+        targets_first: bool = False,
+        self_loops: SelfLoops = False,
     ) -> LocalGraph:
         """Edges in local numbers."""
         types = None
@@ -259,43 +259,43 @@ class LocalGraphs:
             sources,
             targets,
             edges[2],
-            False if listed else self.self_loops,
+            self_loops,
             targets_first,
             types,
         )
 
     def _whole(self, listed: bool) -> LocalGraph:
         nodes = np.arange(self.nodes)
-        return self._graph(self._listed(listed), nodes, nodes, listed, False)
+        loops = False if listed else self.self_loops
+        return self._graph(self._listed(listed), nodes, nodes, self_loops=loops)
 
-    def _inside(self, first: int, last: int, listed: bool) -> tuple[np.ndarray, ...]:
-        """The edges into nodes `first` to `last`."""
-        source, target, number = self._listed(listed)
+    def _inside(self, first: int, last: int) -> Edges:
+        """The edges into nodes `first` to `last`, loops listed."""
+        source, target, number = self._listed(True)
         inside = slice(*np.searchsorted(target, [first, last]))
         return source[inside], target[inside] - first, number[inside]
 
-    def _gathered(self, own_first: bool, listed: bool) -> LocalGraph:
+    def _gathered(self, own_first: bool) -> LocalGraph:
         first, last = self._bounds()[self.rank : self.rank + 2]
-        listed = listed or not own_first
-        source, target, number = self._inside(first, last, listed)
+        source, target, number = self._inside(first, last)
         nodes = np.arange(self.nodes)
         if own_first:
             own = (source >= first) & (source < last)
             source = np.where(own, source - first, source + (last - first) * (source < first))
             nodes = np.concatenate([nodes[first:last], nodes[:first], nodes[last:]])
         targets = np.arange(first, last)
-        return self._graph((source, target, number), nodes, targets, listed, own_first)
+        return self._graph((source, target, number), nodes, targets, own_first)
 
-    def _halo(self, columns: int, listed: bool) -> Halo:
+    def _halo(self, columns: int) -> Halo:
         bounds, block = self._bounds(columns), self.rank // columns
         first, last = bounds[block : block + 2]
-        source, target, number = self._inside(first, last, listed)
+        source, target, number = self._inside(first, last)
         seen, position = np.unique(source, return_inverse=True)
         own = (seen >= first) & (seen < last)
         local = np.where(own, seen - first, last - first + np.cumsum(~own) - 1)
         halo, nodes = seen[~own], np.arange(first, last)
         graph = self._graph(
-            (local[position], target, number), np.concatenate([nodes, halo]), nodes, listed, True
+            (local[position], target, number), np.concatenate([nodes, halo]), nodes, True
         )
         send, counts = self._wanted(bounds, block)
         return Halo(graph, send, counts, _counts(np.searchsorted(halo, bounds)))
@@ -310,14 +310,15 @@ class LocalGraphs:
         counts = np.bincount(pairs // max(self.nodes, 1), minlength=len(bounds) - 1)
         return pairs % max(self.nodes, 1) - first, tuple(counts.tolist())
 
-    def _cover(self, listed: bool) -> Cover:
+    def _cover(self) -> Cover:
         bounds, own = self._bounds(), self.rank
         first, last = bounds[own : own + 2]
-        source, target, number = self._inside(first, last, listed)
+        source, target, number = self._inside(first, last)
         inner = (source >= first) & (source < last)
         # Sources in local numbers: own rows, then what is received.
         pieces = [(source[inner] - first, target[inner], number[inner])]
-        received, mine = [], int(last - first)
+        received: list[int] = []
+        mine = int(last - first)
         for other in range(len(self.rows)):
             cover = self._pair(other, own)
             start = mine + sum(received)
@@ -327,14 +328,15 @@ class LocalGraphs:
             row = start + len(cover.rows) + np.arange(len(cover.sums))
             pieces.append((row, cover.sums - first, np.full(len(row), ELSEWHERE)))
         nodes, others = np.arange(first, last), np.full(sum(received), ELSEWHERE)
-        edges = _by_target(*map(np.concatenate, zip(*pieces, strict=True)), mine + sum(received))
-        graph = self._graph(edges, np.concatenate([nodes, others]), nodes, listed, True)
+        edges = _joined(pieces, mine + sum(received))
+        graph = self._graph(edges, np.concatenate([nodes, others]), nodes, True)
         send, counts = self._sent(first)
         return Cover(graph, send, counts, tuple(received))
 
     def _sent(self, first: int) -> tuple[LocalGraph, tuple[int, ...]]:
         """From the own rows to the buffer that is sent: rows as they are, and partial sums."""
-        pieces, counts = [], []
+        pieces: list[Edges] = []
+        counts: list[int] = []
         for other in range(len(self.rows)):
             cover, start = self._pair(self.rank, other), sum(counts)
             counts.append(cover.size)
@@ -344,9 +346,9 @@ class LocalGraphs:
             place = start + len(place) + np.searchsorted(cover.sums, target)
             pieces.append((source - first, place, number))
         mine = int(self.rows[self.rank])
-        edges = _by_target(*map(np.concatenate, zip(*pieces, strict=True)), mine)
+        edges = _joined(pieces, mine)
         nowhere = np.full(sum(counts), ELSEWHERE)
-        graph = self._graph(edges, np.arange(first, first + mine), nowhere, True, False)
+        graph = self._graph(edges, np.arange(first, first + mine), nowhere)
         return graph, tuple(counts)
 
     def _pair(self, sender: int, receiver: int) -> CoveredEdges:
@@ -361,11 +363,14 @@ class LocalGraphs:
         return CoveredEdges.of(source[cut], target[cut], number[cut])
 
 
-def _by_target(
-    source: np.ndarray, target: np.ndarray, number: np.ndarray, sources: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _by_target(source: np.ndarray, target: np.ndarray, number: np.ndarray, sources: int) -> Edges:
     order = np.argsort(target * max(sources, 1) + source, kind="stable")
     return source[order], target[order], number[order]
+
+
+def _joined(pieces: list[Edges], sources: int) -> Edges:
+    source, target, number = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
+    return _by_target(source, target, number, sources)
 
 
 def _counts(bounds: np.ndarray) -> tuple[int, ...]:

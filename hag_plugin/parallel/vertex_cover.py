@@ -30,7 +30,7 @@ class CoveredEdges:
         """The edges, int64 `[E]` each, with a minimum cover."""
         rows, sums = minimum_cover(source, target)
         sent = np.isin(source, rows)
-        by_row, by_sum = (tuple(a[k] for a in (source, target, number)) for k in (sent, ~sent))
+        by_row, by_sum = ((source[k], target[k], number[k]) for k in (sent, ~sent))
         return cls(rows, sums, by_row, by_sum)
 
     @property

@@ -1,0 +1,73 @@
+"""Convolutions in every strategy, order and choice of HAG, against the stock layers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch_geometric import nn as pyg
+from torch_geometric.data import Data
+
+from hag_plugin.parallel import convolution_executors, relation_executors, row_executors  # noqa: F401
+from hag_plugin.parallel import search as _fills_the_registry  # noqa: F401
+from hag_plugin.parallel.executors import Call, Edges
+from hag_plugin.parallel.strategies import Problem
+from hag_plugin.parallel.trace_model import trace
+
+from .sites import check_all
+
+
+class Alone(nn.Module):
+    """A model of one layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.layer(x, edge_index)
+
+
+def graph(nodes: int, count: int, seed: int = 0) -> Data:
+    """A directed multigraph with loops; the last eighth of the nodes have no edges."""
+    generator = torch.Generator().manual_seed(seed)
+    edges = torch.randint(max(nodes * 7 // 8, 1), (2, count), generator=generator)
+    edges = torch.cat([edges, edges[:, : count // 5]], dim=1)
+    x = torch.randn(nodes, 8, dtype=torch.float64, generator=generator)
+    return Data(x=x, edge_index=edges)
+
+
+def problem_of(layer: nn.Module, data: Data, devices: int, first: bool = False) -> Problem:
+    """The layer's own operation; `first`: its input is the fixed features."""
+    traced = trace(Alone(layer), data, itemsize=8)
+    op = next(op for op in traced.ops if op.kind in ("convolution", "attention"))
+    return Problem(traced, replace(op, input_grad=not first), devices)
+
+
+def check(layer: nn.Module, data: Data, devices: int, first: bool = False, **options: Any) -> set:
+    layer = layer.double()
+    problem = problem_of(layer, data, devices, first)
+    call = Call(type(layer).__name__, (data.x, data.edge_index), {})
+    loops = "fill" if problem.op.graph.startswith("A+I") else False
+    edges = Edges(data.edge_index, loops)
+    found = check_all(
+        problem, layer, lambda conv, x: conv(x, data.edge_index), call, edges, data.x, **options
+    )
+    return {(c.strategy, c.order, c.hag) for c in found}
+
+
+LAYERS = {
+    "GCN": lambda: pyg.GCNConv(8, 4),
+    "GCN, wider": lambda: pyg.GCNConv(8, 12),
+    "SAGE": lambda: pyg.SAGEConv(8, 4),
+}
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("name", LAYERS)
+def test_strategies_give_the_stock_layer(name: str, devices: int, first: bool) -> None:
+    check(LAYERS[name](), graph(30, 150), devices, first)
