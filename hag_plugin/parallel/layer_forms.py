@@ -1,7 +1,7 @@
 """One table: what a convolution of PyG or DGL computes, as numbers and names of parameters.
 
-All of them are `y = t * REDUCE_j(w_e * s_j * x_j) W + x R + b`, where the weights `W` may as well go
-before the aggregation if that is a sum or mean. Neither library is imported here.
+All of them are `y = t * REDUCE_j(w_e * s_j * x_j) W + x R + b`, where the weights `W` may go first
+if the aggregation is a sum or a mean. Neither library is imported here.
 """
 
 from __future__ import annotations
