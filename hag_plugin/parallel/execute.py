@@ -14,8 +14,12 @@ from torch import Tensor
 from torch.nn import Module
 
 # These fill the registry.
+from hag_plugin.parallel import attention_executors as _attention  # noqa: F401
+from hag_plugin.parallel import convolution_executors as _convolution  # noqa: F401
 from hag_plugin.parallel import dense_executors as _dense  # noqa: F401
 from hag_plugin.parallel import normalisation_executors as _normalisation  # noqa: F401
+from hag_plugin.parallel import relation_executors as _relation  # noqa: F401
+from hag_plugin.parallel import row_executors as _rows  # noqa: F401
 from hag_plugin.parallel.comm import Group, Sent
 from hag_plugin.parallel.executors import (
     OperationExecutor,

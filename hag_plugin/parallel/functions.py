@@ -174,4 +174,4 @@ def _pools(base: str, args: dict[str, Any], known: list[Tensor], out: Tensor) ->
     source = args.get("src", args.get("input"))
     if len(known) != 1 or known[0] is not source or source.dim() != 2 or out.dim() != 2:
         return False
-    return args.get("dim", None) in (0, -2, [0], [-2], (0,), (-2,)) and args.get("alpha", 1) == 1
+    return args.get("dim") in (0, -2, [0], [-2], (0,), (-2,)) and args.get("alpha", 1) == 1

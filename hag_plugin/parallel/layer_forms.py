@@ -133,13 +133,8 @@ def _gcn(site: Site, graphs: LocalGraphs) -> Form:
     """conv/gcn_conv.py, `gcn_norm`."""
     conv = cast(Any, site.module)
     form = Form("lin.weight", bias="bias" if conv.bias is not None else "")
-    loop = 2.0 if conv.improved and conv.normalize else 1.0
-    weight = _edge_weight(site, graphs, 2, loop)
-    if weight is None and loop != 1.0 and graphs.self_loops is not False:
-        weight = torch.ones(graphs.edge_index.shape[1] + graphs.nodes, dtype=torch.float64)
-        weight[-graphs.nodes :] = loop
-        source, target = graphs.edge_index
-        weight[graphs.edge_index.shape[1] + source[source == target]] = 1.0  # given: kept
+    # Without weights stock fills in loops of weight 1, `improved` or not.
+    weight = _edge_weight(site, graphs, 2, 2.0 if conv.improved else 1.0)
     if not conv.normalize:
         return replace(form, edge_weight=weight)
     if weight is None:

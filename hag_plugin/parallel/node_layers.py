@@ -11,14 +11,14 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from hag_plugin.parallel.convolution_strategies import AGGREGATE, TRANSFORM
 from hag_plugin.parallel.executors import Site
 from hag_plugin.parallel.layer_forms import form_of
 from hag_plugin.parallel.local_aggregate import LocalAggregate
 from hag_plugin.parallel.local_graphs import Cover, LocalGraph, LocalGraphs
+from hag_plugin.parallel.parameters import swapped
 
 Fetch = Callable[[Tensor], Tensor]
 
@@ -141,30 +141,21 @@ class Messages(NodeLayer):
         self.size = (len(graph.sources), len(graph.targets))
 
     def __call__(self, x: Tensor, fetch: Fetch) -> Tensor:
-        names = [n for n, _ in cast(nn.Module, self.site.module).named_parameters()]
-        body = _Bipartite(cast(nn.Module, self.site.module))
-        values = {f"layer.{n}": v for n, v in self.parameters(*names).items()}
-        out: Tensor = functional_call(body, values, (fetch(x), x, self.index, self.size))
-        return out
+        conv = cast(Any, self.site.module)
+        with swapped(conv, self.parameters(*(name for name, _ in conv.named_parameters()))):
+            return self.forward(conv, fetch(x), x)
 
-
-class _Bipartite(nn.Module):
-    """conv/pna_conv.py, with other rows for sources than for targets."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, source: Tensor, target: Tensor, index: Tensor, size: Any) -> Tensor:
-        conv = cast(Any, self.layer)
-        towers = [self._towers(conv, x) for x in (source, target)]
-        out = conv.propagate(index, x=tuple(towers), edge_attr=None, size=size)
-        out = torch.cat([towers[1], out], dim=-1)
+    def forward(self, conv: Any, source: Tensor, target: Tensor) -> Tensor:
+        """conv/pna_conv.py, with other rows for sources than for targets."""
+        pair = self.towers(conv, source), self.towers(conv, target)
+        out = conv.propagate(self.index, x=pair, edge_attr=None, size=self.size)
+        out = torch.cat([pair[1], out], dim=-1)
         rows = [post(out[:, i]) for i, post in enumerate(conv.post_nns)]
         result: Tensor = conv.lin(torch.cat(rows, dim=1))
         return result
 
-    def _towers(self, conv: Any, x: Tensor) -> Tensor:
+    def towers(self, conv: Any, x: Tensor) -> Tensor:
+        """`[n, F]` to `[n, towers, F_in]`."""
         if conv.divide_input:
             return x.view(-1, conv.towers, conv.F_in)
         return x.view(-1, 1, conv.F_in).repeat(1, conv.towers, 1)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch_geometric import nn as pyg
 from torch_geometric.data import Data
 
-from hag_plugin.parallel import convolution_executors, relation_executors, row_executors  # noqa: F401
-from hag_plugin.parallel import search as _fills_the_registry  # noqa: F401
+
+from hag_plugin.parallel import execute as _fills_the_registry  # noqa: F401
 from hag_plugin.parallel.executors import Call, Edges
 from hag_plugin.parallel.strategies import Problem
 from hag_plugin.parallel.trace_model import trace
@@ -51,18 +51,37 @@ def check(layer: nn.Module, data: Data, devices: int, first: bool = False, **opt
     layer = layer.double()
     problem = problem_of(layer, data, devices, first)
     call = Call(type(layer).__name__, (data.x, data.edge_index), {})
-    loops = "fill" if problem.op.graph.startswith("A+I") else False
-    edges = Edges(data.edge_index, loops)
+    loops = "add" if isinstance(layer, pyg.SimpleConv) else "fill"
+    edges = Edges(data.edge_index, loops if problem.op.graph.startswith("A+I") else False)
     found = check_all(
         problem, layer, lambda conv, x: conv(x, data.edge_index), call, edges, data.x, **options
     )
     return {(c.strategy, c.order, c.hag) for c in found}
 
 
+DEGREES = torch.tensor([4, 8, 8, 4, 2])
 LAYERS = {
     "GCN": lambda: pyg.GCNConv(8, 4),
     "GCN, wider": lambda: pyg.GCNConv(8, 12),
+    "GCN, improved": lambda: pyg.GCNConv(8, 4, improved=True),
+    "GCN without loops": lambda: pyg.GCNConv(8, 4, add_self_loops=False, bias=False),
+    "GCN without normalisation": lambda: pyg.GCNConv(8, 4, normalize=False),
     "SAGE": lambda: pyg.SAGEConv(8, 4),
+    "SAGE without root": lambda: pyg.SAGEConv(8, 4, root_weight=False),
+    "SAGE, sum": lambda: pyg.SAGEConv(8, 4, aggr="sum"),
+    "SAGE, max": lambda: pyg.SAGEConv(8, 4, aggr="max"),
+    "SAGE, median": lambda: pyg.SAGEConv(8, 4, aggr="median"),
+    "GraphConv": lambda: pyg.GraphConv(8, 12),
+    "SimpleConv": lambda: pyg.SimpleConv(combine_root=None),
+    "SimpleConv with loops": lambda: pyg.SimpleConv(aggr="mean", combine_root="self_loop"),
+    "GAT": lambda: pyg.GATConv(8, 4, heads=4),
+    "GAT, averaged": lambda: pyg.GATConv(8, 8, heads=4, concat=False),
+    "PNA": lambda: pyg.PNAConv(
+        8, 4, ["mean", "max", "std"], ["identity", "amplification"], DEGREES, towers=2
+    ),
+    "PNA, divided": lambda: pyg.PNAConv(
+        8, 4, ["sum"], ["identity"], DEGREES, towers=2, divide_input=True
+    ),
 }
 
 
