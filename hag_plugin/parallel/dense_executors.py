@@ -117,7 +117,8 @@ class Pool(OperationExecutor):
             out = sum_parts(x.sum(dim=0, keepdim=True), site.group)
             return out / int(nodes.sum()) if functions.base_name(call.name) == "mean" else out
         own, _ = shares(ROWS, nodes, x.shape[1], site.group.rank)
-        into, index = args["into"], args["index"][own]
+        into: Tensor = args["into"]
+        index: Tensor = args["index"][own]
         add = torch.index_add if index.dim() == 1 else torch.scatter_add
         return into + sum_parts(add(torch.zeros_like(into), 0, index, x), site.group)
 

@@ -82,20 +82,21 @@ def parallelize(
     """
     group = Group.world(device)
     with group.together("planning"):
-        chosen = _plan(model, data, plan, topology, part, group)
-    chosen = group.broadcast(chosen) if plan == "auto" else chosen
+        mine = _plan(model, data, plan, topology, part, group)
+    chosen = group.broadcast(mine) if plan == "auto" else mine
+    assert isinstance(chosen, Plan)
     with group.together("setting up the model"):
         if hasattr(model, "parallel"):
             raise ValueError("the model has an attribute 'parallel' already; expected none")
         pristine = copy.deepcopy(model).to("meta")
-        mine = copy.deepcopy(model).to(group.device)
-    parameters = Parameters(mine, group)
+        found = copy.deepcopy(model).to(group.device)
+    parameters = Parameters(found, group)
     parameters.broadcast()
-    parallel = Parallel(mine, pristine, parameters, chosen, part, group)
+    parallel = Parallel(found, pristine, parameters, chosen, part, group)
     parallel.data = parallel.share(data, first=True)
-    mine.parallel = parallel  # type: ignore[assignment]
-    mine.forward = parallel.run
-    return mine
+    vars(found)["parallel"] = parallel
+    found.forward = parallel.run
+    return found
 
 
 def _plan(
@@ -220,7 +221,8 @@ class Parallel:
         world = World(
             group, nodes, recorded.edges, self._parameters, group.device, dtype, seed=self._seed
         )
-        configs, executors = self.plan.configs, []
+        configs = self.plan.configs
+        executors: list[OperationExecutor | None] = []
         for i, (op, met) in enumerate(zip(graph.ops, recorded.met, strict=True)):
             if op.name not in configs or op.kind != self.plan.layer(op.name).kind:
                 raise ValueError(
@@ -323,7 +325,8 @@ class Parallel:
         """All rows of the model's output, or of what was made from its rows, on every rank."""
         if not self.split:
             return values.detach()
-        flat = values.detach().reshape(values.shape[0], -1)
+        flat = values.detach()
+        flat = flat.flatten(1) if flat.dim() > 1 else flat.view(-1, 1)
         nodes = self.data.prepared.world.nodes
         whole = replicate_rows(flat, nodes, self.group.counted_as("gather"))
         return whole.view(-1, *values.shape[1:])

@@ -72,8 +72,8 @@ def whole(walk: Walk, layer: Any, args: Any, kwargs: Any) -> Tensor:
             f"layer {walk.path!r} ({type(layer).__name__}) is not in the table of layers and "
             "does not say its out_channels: it cannot be planned"
         )
-    if getattr(layer, "concat", False) and hasattr(layer, "heads"):
-        width *= layer.heads
+    if getattr(layer, "concat", False):
+        width *= int(getattr(layer, "heads", 1))
     values = sum(p.numel() for p in layer.parameters())
     return walk.add("opaque", list({id(t): t for t in known}.values()), width, values=values)
 
@@ -177,8 +177,8 @@ def _gin(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
         graph=walk.graph(call["edge_index"]), reduce=reduce,
     )  # fmt: skip
     values = conv.eps.numel() if conv.eps.requires_grad else 0
-    call = (add_scaled, out, x, conv.eps)
-    out = walk.add("sum", [out, x], width, suffix="self", values=values, call=call)
+    scaled = (add_scaled, out, x, conv.eps)
+    out = walk.add("sum", [out, x], width, suffix="self", values=values, call=scaled)
     result: Tensor = conv.nn(out)
     return result
 
@@ -194,9 +194,9 @@ def _simple(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     if root == "sum":
         return walk.add("sum", [out, x], x.shape[-1], suffix="self", call=(torch.add, out, x))
     if root == "cat":
-        call = (torch.cat, (x, out), -1)
+        joined = (torch.cat, (x, out), -1)
         width = 2 * x.shape[-1]
-        return walk.add("concatenation", [x, out], width, suffix="self", call=call)
+        return walk.add("concatenation", [x, out], width, suffix="self", call=joined)
     return out
 
 
@@ -222,8 +222,8 @@ def _gat(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
             "linear", [x], width, input_width=conv.in_channels, suffix="residual",
             call=(F.linear, x, conv.res.weight),
         )  # fmt: skip
-        call = (torch.add, out, own)
-        out = walk.add("sum", [out, own], width, suffix="residual_sum", call=call)
+        added = (torch.add, out, own)
+        out = walk.add("sum", [out, own], width, suffix="residual_sum", call=added)
     return out
 
 
@@ -373,8 +373,8 @@ def _dgl_gin(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
         weighted=call.get("edge_weight") is not None,
     )  # fmt: skip
     values = conv.eps.numel() if conv.eps.requires_grad else 0
-    call = (add_scaled, out, x, conv.eps)
-    out = walk.add("sum", [out, x], x.shape[-1], suffix="self", values=values, call=call)
+    scaled = (add_scaled, out, x, conv.eps)
+    out = walk.add("sum", [out, x], x.shape[-1], suffix="self", values=values, call=scaled)
     if conv.apply_func is not None:
         out = conv.apply_func(out)
     return _activated(walk, conv, out)

@@ -35,7 +35,7 @@ class _Standardise(torch.autograd.Function):
         return out, mean, variance
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         out, scale, variance = ctx.saved_tensors
         mean = _sum(grad, ctx.dims, ctx.group, "backward") / ctx.count
@@ -64,8 +64,10 @@ def standardise(
         eps: added to the variance.
         outside: add it to the standard deviation instead.
     """
-    out, mean, variance = _Standardise.apply(x, dims, count, group, eps, outside)
-    return out, mean, variance
+    found: tuple[Tensor, Tensor, Tensor] = _Standardise.apply(  # type: ignore[no-untyped-call]
+        x, dims, count, group, eps, outside
+    )
+    return found
 
 
 @executes("local statistics, summed", "normalisation")

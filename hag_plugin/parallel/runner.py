@@ -180,8 +180,7 @@ class Runner(Walk):
         if name not in ("view", "reshape"):
             return True
         meta = torch.empty(args[0].shape, device="meta")
-        out: Tensor = func(meta, *args[1:], **kwargs)
-        return out.shape == args[0].shape
+        return bool(func(meta, *args[1:], **kwargs).shape == meta.shape)
 
     def _alias(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Tensor:
         token = args[0]

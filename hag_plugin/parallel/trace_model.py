@@ -142,7 +142,7 @@ class Recorded:
 
 def _features(data: Any, features: int | None) -> int:
     x = data[1] if isinstance(data, tuple) else getattr(data, "x", None)
-    if hasattr(x, "shape"):
+    if x is not None and hasattr(x, "shape"):
         return int(x.shape[1])
     if features is None:
         raise TypeError(f"{type(data).__name__} has no features x; pass features=, their number")
@@ -255,7 +255,8 @@ class Recorder(Walk):
         if weighted and "graph" in changes:  # weights an edge: nothing that a HAG could share
             changes["graph"] = self._weighted(changes["graph"])
         index = self.op(name, kind, sources, width, **changes)
-        out = torch.empty(self.ops[index].rows or self.nodes, width, device="meta")
+        rows = self.ops[index].rows or self.nodes
+        out = torch.empty(rows, width, device="meta", dtype=inputs[0].dtype)
         self.track(out, index)
         if call is not None:
             function, *args = call
@@ -368,7 +369,7 @@ class Recorder(Walk):
         shape_only = name in functions.OF_FIRST and not (
             isinstance(first, Tensor) and self.knows(first)
         )
-        results = [t for t in functions.tensors(out)]
+        results = list(functions.tensors(out))
         if results and not shape_only and name not in functions.CONSTANT:
             self._record(call, known, results)
         return out

@@ -30,7 +30,11 @@ PHASES = ("forward", "backward", "update")
 def space_with(graph: OpGraph, size: int, allow: Allow) -> Space:
     """The plans in which every operation has a configuration that is allowed."""
     machine = preset("a100x8").resized(size)
-    return Space(graph, machine, Analytic(machine), lambda i, c: allow(graph.ops[i], c))
+
+    def allowed(i: int, config: Config) -> bool:
+        return graph.ops[i].rows is not None or allow(graph.ops[i], config)
+
+    return Space(graph, machine, Analytic(machine), allowed)
 
 
 def bytes_of(space: Space, chosen: list[int]) -> dict[str, np.ndarray]:

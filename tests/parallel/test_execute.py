@@ -42,6 +42,43 @@ class MLP(nn.Module):
         return F.log_softmax(h @ self.weight, dim=-1)
 
 
+class Norms(nn.Module):
+    """Normalisation of all kinds; elementwise work with a weight; in-place sums; aliases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(FEATURES, 16)
+        self.graph_norm = pyg.GraphNorm(16)
+        self.everything = pyg.LayerNorm(16)
+        self.prelu = nn.PReLU()
+        self.plain = nn.BatchNorm1d(16, affine=False, track_running_stats=False)
+        self.last = nn.Linear(16, CLASSES)
+
+    def forward(self, data: Data) -> Tensor:
+        h = self.prelu(self.graph_norm(self.first(data.x)))
+        g = self.everything(h.view(-1, 16)).clone()
+        g += self.plain(h)
+        g = F.normalize(g.contiguous(), dim=-1) * 2 - 1
+        return F.softmax(self.last(torch.maximum(g, h)), dim=1)
+
+
+class Odd(nn.Module):
+    """What runs whole: products of nodes, tensors from outside, other shapes."""
+
+    def __init__(self, nodes: int) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(nodes, 16) / 4)
+        self.first = nn.Linear(FEATURES, 16)
+        self.last = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        h = self.first(x) + self.position
+        h = h + h.new_ones(h.shape[0], 1).cumsum(0) / h.size(0)
+        heads = h.view(-1, 4, 4).softmax(dim=1).reshape(h.shape)
+        mean = torch.tanh(h).mean(dim=0, keepdim=True)
+        return self.last(heads * torch.sigmoid(mean))
+
+
 KINDS = {
     "replicated": lambda op, c: c.source.kind == "replicated",
     "rows": lambda op, c: op.kind in ("input", "opaque") or c.source.kind == "rows",
@@ -52,13 +89,38 @@ KINDS = {
     "row-split": lambda op, c: op.kind != "linear" or c.strategy == "columns, row-split weights",
     "column-split": lambda op, c: op.kind != "linear" or c.strategy == "column-split weights",
     "cheapest": lambda op, c: True,
+    "grid": lambda op, c: (
+        op.kind not in ("elementwise", "sum", "normalisation") or c.source.kind == "grid"
+    ),
 }
+CASES = [(kind, size) for kind in KINDS for size in (2, 4) if (kind, size) != ("grid", 2)]
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "size"), [("cheapest", 1), *CASES])
 def test_dense_layers_in_every_layout(kind: str, size: int) -> None:
-    if size == 1 and kind != "cheapest":
-        pytest.skip("one rank has one plan")
     torch.manual_seed(0)
     check(MLP().double(), data(), size, KINDS[kind])
+
+
+@pytest.mark.parametrize(("kind", "size"), CASES)
+def test_normalisation_in_every_layout(kind: str, size: int) -> None:
+    torch.manual_seed(0)
+    check(Norms().double(), data(), size, KINDS[kind])
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_what_is_no_known_operation_runs_whole(size: int) -> None:
+    torch.manual_seed(0)
+    nodes = data().num_nodes
+    plan = check(Odd(nodes).double(), data(), size, KINDS["rows"])
+    assert sum(layer.kind == "opaque" for layer in plan.layers) >= 4
+
+
+@pytest.mark.parametrize("size", [3, 8])
+@pytest.mark.parametrize("kind", ["rows", "cheapest"])
+def test_ranks_without_nodes(kind: str, size: int) -> None:
+    """Nine nodes over eight ranks: two each, and the last ones have none."""
+    torch.manual_seed(0)
+    small = data(nodes=9, edges=20)
+    small.train_mask[:] = True
+    check(MLP().double(), small, size, KINDS[kind])
