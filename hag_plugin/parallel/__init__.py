@@ -5,10 +5,12 @@ print(plan)
 plan.save("plan.json")
 """
 
+from hag_plugin.parallel.checkpoint import load_checkpoint, save_checkpoint
 from hag_plugin.parallel.exact import InfeasibleError
 from hag_plugin.parallel.execute import Parallel, Share, by_graph, parallelize
 from hag_plugin.parallel.mcmc import Budget
 from hag_plugin.parallel.opgraph import Op, OpGraph
+from hag_plugin.parallel.partition import Partition, partition
 from hag_plugin.parallel.partition_stats import GraphStats, measure
 from hag_plugin.parallel.plan_tasks import simulate_plan
 from hag_plugin.parallel.planner import LayerPlan, Plan, plan, recost, space_of
@@ -24,18 +26,22 @@ __all__ = [
     "Op",
     "OpGraph",
     "Parallel",
+    "Partition",
     "Plan",
     "Refined",
     "Share",
     "Topology",
     "by_graph",
+    "load_checkpoint",
     "measure",
     "parallelize",
+    "partition",
     "plan",
     "preset",
     "presets",
     "recost",
     "refine",
+    "save_checkpoint",
     "simulate_plan",
     "space_of",
     "trace",

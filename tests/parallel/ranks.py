@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -142,7 +143,7 @@ def launch(
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         if sys.platform == "linux":
             environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        command = [sys.executable, "-W", "error", str(Path(__file__)), folder]
+        command = [sys.executable, str(Path(__file__)), folder]
         processes = []
         for rank in range(size):
             with (Path(folder) / f"stderr{rank}").open("wb") as stderr:
@@ -185,6 +186,7 @@ def _work(folder: Path, rank: int) -> None:
             timeout=timedelta(seconds=timeout),
         )
         case = getattr(_load(module, source), name)
+        warnings.simplefilter("error")  # as pytest has it; what was imported may warn
         outcome = ("returned", case(rank, *args))
         dist.destroy_process_group()
     except Exception:
