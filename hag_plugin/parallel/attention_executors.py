@@ -54,7 +54,7 @@ class Heads:
         source, target = self.hag.edge_index
         scores = as_source.index_select(0, source) + as_target.index_select(0, target)
         alpha = self.dropped(self.softmax(F.leaky_relu(scores, self.module.negative_slope), target))
-        heads = h.view(len(h), as_source.shape[1], -1).unbind(dim=1)
+        heads = h.chunk(as_source.shape[1], dim=1)
         sums = [
             weighted_aggregate(rows, self.hag, weight.contiguous())
             for rows, weight in zip(heads, alpha.unbind(dim=1), strict=True)

@@ -229,8 +229,11 @@ def _gat(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
 
 def _rgcn(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     call = _arguments("x edge_index edge_type", args, kwargs)
-    if conv.num_blocks is not None:
-        raise UnknownLayerError(f"layer {walk.path!r}: num_blocks is not in the table")
+    if conv.num_blocks is not None or conv.num_bases is not None:
+        raise UnknownLayerError(
+            f"layer {walk.path!r}: num_blocks and num_bases are not in the table"
+        )
+    reduce = _reducers(conv.aggr)
     return walk.add(
         "convolution",
         [_one(walk, call["x"])],
@@ -238,10 +241,10 @@ def _rgcn(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
         input_width=conv.in_channels_l,
         graph=walk.graph(call["edge_index"], edge_type=call.get("edge_type")),
         transform=True,
-        commutes=True,
+        commutes=_commutes(reduce),
         root=conv.root is not None,
         bias=conv.bias is not None,
-        reduce=_reducers(conv.aggr),
+        reduce=reduce,
         relations=conv.num_relations,
     )
 

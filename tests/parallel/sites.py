@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -126,9 +127,9 @@ def check_all(
     configs = [c for c in configs_of(problem)[0] if wanted(c)]
 
     def case(rank: int) -> list[Outcome]:
-        group = Group.world()
+        group, mine = Group.world(), copy.deepcopy(layer)
         with torch.autograd.set_multithreading_enabled(False):
-            return [run_config(problem, c, layer, call, edges, x, grad, group) for c in configs]
+            return [run_config(problem, c, mine, call, edges, x, grad, group) for c in configs]
 
     ranks = run_threads(problem.devices, case)
     for k, config in enumerate(configs):
