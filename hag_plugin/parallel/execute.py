@@ -85,6 +85,11 @@ def parallelize(
         mine = _plan(model, data, plan, topology, part, group)
     chosen = group.broadcast(mine) if plan == "auto" else mine
     assert isinstance(chosen, Plan)
+    _compare(chosen, group)
+    # Making groups is communication: it comes before work that may fail on one rank.
+    layouts = {k for c in chosen.configs.values() for k in (c.source, c.target)}
+    for columns in sorted({layout.columns for layout in layouts}):
+        group.mesh(columns)
     with group.together("setting up the model"):
         if hasattr(model, "parallel"):
             raise ValueError("the model has an attribute 'parallel' already; expected none")
@@ -116,6 +121,18 @@ def _plan(
     if group.rank:
         return None
     return find_plan(model, data, topology, world_size=group.size, part=part)
+
+
+def _compare(plan: Plan, group: Group) -> None:
+    """Whether all ranks have the same plan, and it is for so many."""
+    said = repr((plan.world_size, plan.model, plan.graphs, plan.configs))
+    for rank, other in zip(group.ranks, group.collect(said), strict=True):
+        if other != said:
+            raise ValueError(
+                f"rank {rank} has another plan than rank {group.rank}; expected the same on all"
+            )
+    if plan.world_size != group.size:
+        raise ValueError(f"the plan is for {plan.world_size} devices; there are {group.size} ranks")
 
 
 class Share:
@@ -208,7 +225,8 @@ class Parallel:
             world, executors = self._executors(recorded, data, part)
         if first:
             self._set_up(executors)
-        return self._shared(data, recorded, world, executors)
+        with group.together("laying out the features"):
+            return self._shared(data, recorded, world, executors)
 
     def _executors(
         self, recorded: Recorded, data: Any, part: Part | None

@@ -39,7 +39,13 @@ class Parameters:
         """Makes all ranks start from the first one's values."""
         state = [*self.model.parameters(), *self.model.buffers()]
         first = self.group.broadcast([t.detach().cpu() for t in state])
-        with torch.no_grad():
+        with self.group.together("taking the first rank's weights"), torch.no_grad():
+            shapes = [[list(t.shape) for t in tensors] for tensors in (state, first)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"the model's weights have shapes {shapes[0]}; expected {shapes[1]}, those of "
+                    "the first rank's model"
+                )
             for mine, theirs in zip(state, first, strict=True):
                 mine.copy_(theirs)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch_geometric import nn as pyg
 from torch_geometric.data import Data
 
 from .equality import check
