@@ -67,6 +67,12 @@ class _Product(OperationExecutor):
         weight = self.site.local("weight")
         return F.linear(x, weight if self.transposed else weight.t())
 
+    def biased(self, out: Tensor, copies: bool) -> Tensor:
+        """With this rank's part of the bias, in the product's precision as linear has it."""
+        if "bias" not in self.site.names:
+            return out
+        return out + self.site.local("bias", copies).to(out.dtype)
+
 
 @executes("columns, row-split weights", "linear")
 class RowSplitWeights(_Product):
@@ -86,7 +92,7 @@ class RowSplitWeights(_Product):
             out = scatter_rows(partial, site.rows, site.group)
         else:
             out = scatter_columns(partial, site.group)
-        return out + site.local("bias", to_rows) if "bias" in site.names else out
+        return self.biased(out, to_rows)
 
 
 @executes("column-split weights", "linear")
@@ -101,8 +107,7 @@ class ColumnSplitWeights(_Product):
         site, [x] = self.site, inputs
         whole = site.config.source == REPLICATED
         x = fan_out(x, site.group) if whole else gather_rows(x, site.rows, site.group)
-        out = self.product(x)
-        return out + site.local("bias") if "bias" in site.names else out
+        return self.biased(self.product(x), copies=False)
 
 
 @executes("rows, summed", "pooling")

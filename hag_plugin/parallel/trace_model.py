@@ -151,9 +151,10 @@ def _features(data: Any, features: int | None) -> int:
 
 def _dtype(data: Any) -> torch.dtype:
     x = data[1] if isinstance(data, tuple) else getattr(data, "x", None)
-    if isinstance(x, np.ndarray):
-        x = torch.empty(0, dtype=torch.from_numpy(x[:0]).dtype)
-    return x.dtype if isinstance(x, Tensor) else torch.float32
+    if isinstance(x, Tensor):
+        return x.dtype
+    known = getattr(x, "dtype", None)
+    return torch.from_numpy(np.empty(0, known or np.float32)).dtype
 
 
 def arguments(model: Module, data: Any, x: Tensor) -> tuple[list[Any], dict[str, Any]]:

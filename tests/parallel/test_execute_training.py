@@ -141,6 +141,7 @@ def test_a_rank_reads_its_share_of_features_only(tmp_path: Path) -> None:
 
     def case(rank: int) -> tuple[Tensor, int]:
         mine = data()
+        mine.num_nodes = mine.x.shape[0]
         mine.x = OnDisk(tmp_path / "x.npy", (mine.num_nodes, 12))
         ours = hp.parallel.parallelize(model, mine, plan)
         return ours.parallel.gather(ours()), mine.x.read
