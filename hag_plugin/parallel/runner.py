@@ -210,7 +210,8 @@ class Runner(Walk):
             key = id(self._shard(token))
             if key not in laid_out:
                 laid_out[key] = self._laid_out(token, executor.site.config.source)
-        if functions.in_place(call):  # autograd refuses to change views that others made
+        changed = functions.in_place(call) and call.args[0] is known[0]
+        if changed:  # autograd refuses to change views that others made
             laid_out = {key: t.clone() if t._is_view() else t for key, t in laid_out.items()}
         shards = {id(t): laid_out[id(self._shard(t))] for t in known}
         firsts = {self._shard(t).index: shards[id(t)] for t in reversed(known)}
@@ -223,7 +224,7 @@ class Runner(Walk):
         finally:
             self._paused = paused
         self._met.add(index)
-        if functions.in_place(call):  # the model may go on with the tensor that it gave
+        if changed:  # the model may go on with the tensor that it gave
             setattr(known[0], SHARD, Shard(index, out))
             return known[0]
         return stand_in(self.at.shapes[index], out, index, out)

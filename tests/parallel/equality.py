@@ -32,7 +32,8 @@ def space_with(graph: OpGraph, size: int, allow: Allow) -> Space:
     machine = preset("a100x8").resized(size)
 
     def allowed(i: int, config: Config) -> bool:
-        return graph.ops[i].rows is not None or allow(graph.ops[i], config)
+        op = graph.ops[i]
+        return (op.rows is not None and op.kind != "pooling") or allow(op, config)
 
     return Space(graph, machine, Analytic(machine), allowed)
 
