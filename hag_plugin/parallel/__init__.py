@@ -14,6 +14,7 @@ from hag_plugin.parallel.partition import Partition, partition
 from hag_plugin.parallel.partition_stats import GraphStats, measure
 from hag_plugin.parallel.plan_tasks import simulate_plan
 from hag_plugin.parallel.planner import LayerPlan, Plan, plan, recost, space_of
+from hag_plugin.parallel.probe import probe_ranks
 from hag_plugin.parallel.refine import Refined, refine
 from hag_plugin.parallel.topology import Topology, preset, presets
 from hag_plugin.parallel.trace_model import trace
@@ -39,6 +40,7 @@ __all__ = [
     "plan",
     "preset",
     "presets",
+    "probe_ranks",
     "recost",
     "refine",
     "save_checkpoint",

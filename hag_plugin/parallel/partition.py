@@ -9,6 +9,7 @@ al., arXiv 0709.2938; with bounds: Meyerhenke, Sanders and Schulz, arXiv 1402.32
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,6 +67,15 @@ class Partition:
     def arrange(self, x: Tensor) -> Tensor:
         """Rows `[N, ...]` of nodes in the new order."""
         return x[torch.from_numpy(self.order).to(x.device)]
+
+    def apply(self, data: Any) -> Any:
+        """A PyG `Data` in the new numbering: all that has a row for each node, and the edges."""
+        out = data.clone()
+        for key, value in data.to_dict().items():
+            if isinstance(value, Tensor) and data.is_node_attr(key):
+                out[key] = self.arrange(value)
+        out.edge_index = self.renumber(data.edge_index)
+        return out
 
     def undo(self, x: Tensor) -> Tensor:
         """Rows in the new order, back in the old one."""
@@ -140,7 +150,8 @@ class _Neighbours:
     @classmethod
     def of(cls, edges: np.ndarray, nodes: int) -> _Neighbours:
         source, target = np.concatenate([edges, edges[::-1]], axis=1)
-        key = np.unique((target * nodes + source)[source != target])
+        key = np.sort((target * nodes + source)[source != target])
+        key = key[np.diff(key, prepend=-1) > 0]
         degree = np.bincount(key // nodes, minlength=nodes)
         return cls(np.concatenate([[0], np.cumsum(degree)]), key % nodes)
 

@@ -71,6 +71,33 @@ def probe(
         fits += [fit(c, size, sent, seconds) for c, (sent, seconds) in measured.items()]
     report("done", 1.0)
     assert device is not None  # there was one world size at least
+    return _topology(name, backend, fits, device, size)
+
+
+def probe_ranks(
+    group: Group | None = None, *, sizes: Sequence[int] = SIZES, name: str = "these ranks"
+) -> Topology:
+    """The machine that the ranks of this program run on, measured by them; every rank calls it.
+
+    Args:
+        group: all ranks, 2 or more; by default those of torch.distributed.
+        sizes: bytes, of the tensors that ranks hand in.
+        name: of the topology.
+
+    Returns:
+        The same on every rank.
+    """
+    group = group or Group.world()
+    if group.size < 2:
+        raise ValueError("there is one rank; expected 2 or more, which have something to send")
+    measured, device = _run_collectives(group, sizes), _device(group)
+    fits = [fit(c, group.size, sent, seconds) for c, (sent, seconds) in measured.items()]
+    backend = "gloo" if group.device.type == "cpu" else "nccl"
+    found: Topology = group.broadcast(_topology(name, backend, fits, device, group.size))
+    return found
+
+
+def _topology(name: str, backend: str, fits: list[Fit], device: Device, size: int) -> Topology:
     widest = next(f for f in fits if f.collective == "all_to_all" and f.world_size == size)
     level = Level(
         "measured", size, 1 / max(widest.beta, 1e-15), max(widest.alpha, 1e-9), efficiency=1.0
@@ -133,22 +160,27 @@ def _run_rank(rank: int, size: int, backend: str, sizes: tuple[int, ...], folder
     else:
         torch.cuda.set_device(rank)
     with session(backend, f"file://{folder}/meet", rank, size, TIMEOUT) as group:
-        measured: Measurements = {}
-        for collective, run in _collectives(group).items():
-            for nbytes in sizes:
-                count = max(nbytes // 4 // size, 1) * size
-                call = run(torch.rand(count, device=group.device))
-                group.sent.reset()
-                call()
-                xs, ys = measured.setdefault(collective, ([], []))
-                xs.append(group.sent["probe"])
-                ys.append(_slowest(call, group))
-        measured["exchange"] = measured["all_to_all"]  # the same call with uneven parts
-        figures = _device(group)
+        measured, figures = _run_collectives(group, sizes), _device(group)
         if rank == 0:
             text = json.dumps([measured, asdict(figures)])
             (Path(folder) / RESULT).write_text(text)
         group.barrier()
+
+
+def _run_collectives(group: Group, sizes: Sequence[int]) -> Measurements:
+    """Bytes sent and seconds of each collective, over the sizes."""
+    measured: Measurements = {}
+    for collective, run in _collectives(group).items():
+        for nbytes in sizes:
+            count = max(nbytes // 4 // group.size, 1) * group.size
+            call = run(torch.rand(count, device=group.device))
+            before = group.sent["probe"]
+            call()
+            xs, ys = measured.setdefault(collective, ([], []))
+            xs.append(group.sent["probe"] - before)
+            ys.append(_slowest(call, group))
+    measured["exchange"] = measured["all_to_all"]  # the same call with uneven parts
+    return measured
 
 
 Run = Callable[[torch.Tensor], Callable[[], torch.Tensor]]
