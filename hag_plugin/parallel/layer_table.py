@@ -350,20 +350,22 @@ def _dgl_sage(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
         raise UnknownLayerError(f"layer {walk.path!r}: aggregator_type="
                                 f"{conv._aggre_type!r} is not in the table")  # fmt: skip
     gcn = conv._aggre_type == "gcn"  # the mean over neighbours and the node itself
+    x = _one(walk, call["feat"])
     out = walk.add(
         "convolution",
-        [_one(walk, call["feat"])],
+        [conv.feat_drop(x) if conv.feat_drop.p else x],
         conv._out_feats,
         input_width=conv._in_src_feats,
         graph=walk.graph(call["graph"], "add" if gcn else False),
         transform=True,
         commutes=True,
         root=not gcn,
-        bias=conv.fc_neigh.bias is not None or not gcn,
+        bias=(conv if gcn else conv.fc_self).bias is not None,
         reduce=("mean",),
         weighted=call.get("edge_weight") is not None,
     )
-    return _activated(walk, conv, out)
+    out = _activated(walk, conv, out)
+    return out if conv.norm is None else conv.norm(out)
 
 
 def _dgl_gin(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
