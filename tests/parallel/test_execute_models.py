@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch_geometric import nn as pyg
 from torch_geometric.data import Data
 
 from hag_plugin.parallel.opgraph import Op
+from hag_plugin.parallel.planner import Plan, planned
 from hag_plugin.parallel.strategies import Config
+from hag_plugin.parallel.trace_model import trace
 
-from .equality import Allow, check
-from .models import CLASSES, FEATURES, graph
+from .equality import (
+    Allow,
+    bytes_of,
+    check,
+    compare,
+    sgd,
+    space_with,
+    train_alone,
+    train_together,
+)
+from .models import CLASSES, FEATURES, MODELS, graph
+from .ranks import run_processes
 
 NODES = 45
 
@@ -61,3 +75,61 @@ def test_models_of_convolutions(strategy: str, order: str) -> None:
             continue
         for size in (2, 4):
             check(model.double(), data(), size, by_strategy(strategy, order))
+
+
+OTHERS = [
+    ("GIN", "rows, vertex-cover halo"),
+    ("jumping knowledge", "all-to-all around aggregation"),
+    ("GAT", "rows, halo"),
+    ("GAT", "heads"),
+    ("PNA with skips", "rows, halo"),
+    ("RGCN", "relations"),
+]
+
+
+@pytest.mark.parametrize(("name", "strategy"), OTHERS)
+def test_other_models(name: str, strategy: str) -> None:
+    torch.manual_seed(0)
+    for size in (2, 4):
+        check(MODELS[name]().double(), data(), size, by_strategy(strategy))
+
+
+@pytest.mark.parametrize("columns", [2, 4])
+def test_eight_ranks_in_a_grid(columns: int) -> None:
+    def allow(op: Op, config: Config) -> bool:
+        if op.kind == "convolution":
+            return config.strategy == "2-D grid" and config.target.columns == columns
+        return True
+
+    torch.manual_seed(0)
+    check(pyg.GCN(FEATURES, 8, 2, CLASSES, norm="layer").double(), data(), 8, allow)
+
+
+def seeded(name: str) -> Any:
+    """A model, with the same weights in every process."""
+    torch.manual_seed(0)
+    return MODELS[name]().double()
+
+
+def train_each(rank: int, jobs: list[tuple[str, Plan]]) -> list[Any]:
+    """In one process of several."""
+    return [train_together(seeded(name), data(), plan, sgd) for name, plan in jobs]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_processes(size: int) -> None:
+    """With gloo; warnings are errors there, too."""
+    chosen = [("GCN", s) for s, _ in PLANS] + OTHERS + [("SAGE", "cheapest")]
+    if size == 4:
+        chosen = [("GCN", "2-D grid"), *chosen[4::2]]
+    jobs, wanted = [], []
+    for name, strategy in chosen:
+        model = seeded(name)
+        allow = by_strategy(strategy) if strategy != "cheapest" else lambda op, config: True
+        space = space_with(trace(model, data(), hag=False), size, allow)
+        configs = list(space.cheapest().configs)
+        jobs.append((name, planned(space, configs)))
+        wanted.append((train_alone(model, data(), sgd), bytes_of(space, configs)))
+    ranks = run_processes(size, train_each, jobs)
+    for found, (expected, counted) in zip(zip(*ranks, strict=True), wanted, strict=True):
+        compare(list(found), expected, counted, 1e-10)
