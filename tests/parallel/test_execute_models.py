@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch_geometric import nn as pyg
 from torch_geometric.data import Data
 
+import hag_plugin as hp
 from hag_plugin.parallel.opgraph import Op
 from hag_plugin.parallel.planner import Plan, planned
 from hag_plugin.parallel.strategies import Config
@@ -23,9 +25,10 @@ from .equality import (
     space_with,
     train_alone,
     train_together,
+    whole,
 )
 from .models import CLASSES, FEATURES, MODELS, graph
-from .ranks import run_processes
+from .ranks import run_processes, run_threads
 
 NODES = 45
 
@@ -133,3 +136,41 @@ def test_processes(size: int) -> None:
     ranks = run_processes(size, train_each, jobs)
     for found, (expected, counted) in zip(zip(*ranks, strict=True), wanted, strict=True):
         compare(list(found), expected, counted, 1e-10)
+
+
+@pytest.mark.parametrize("strategy", ["rows, halo", "all-to-all around aggregation"])
+def test_models_of_dgl(strategy: str) -> None:
+    dgl = pytest.importorskip("dgl", reason="DGL is not installed")
+    from dgl.nn.pytorch import GraphConv, SAGEConv
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = GraphConv(FEATURES, 8, activation=torch.relu, allow_zero_in_degree=True)
+            self.second = SAGEConv(8, CLASSES, "mean")
+
+        def forward(self, g: Any, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.second(g, self.first(g, x))
+            return out
+
+    torch.manual_seed(0)
+    model, found = Net().double(), data()
+    given = dgl.graph(tuple(found.edge_index), num_nodes=NODES)
+    given.ndata["y"] = found.y
+    expected = model(given, found.x)
+    F.cross_entropy(expected, found.y).backward()
+    space = space_with(trace(model, (given, found.x), hag=False), 2, by_strategy(strategy))
+    plan = planned(space, list(space.cheapest().configs))
+
+    def case(rank: int) -> Any:
+        ours = hp.parallel.parallelize(model, (given, found.x), plan)
+        out = ours()
+        losses = F.cross_entropy(out, ours.parallel.data.y, reduction="none")
+        ours.parallel.mean(losses).backward()
+        gradients = [whole(p.grad) for p in ours.parameters()]
+        return ours.parallel.gather(out), gradients
+
+    for out, gradients in run_threads(2, case):
+        torch.testing.assert_close(out, expected.detach(), rtol=1e-10, atol=1e-10)
+        wanted = [p.grad for p in model.parameters()]
+        torch.testing.assert_close(gradients, wanted, rtol=1e-10, atol=1e-10)
