@@ -101,7 +101,7 @@ class Attention(NodeLayer):
             x, values[WEIGHT], values[SOURCE], values[TARGET]
         )
         rows = fetch(torch.cat([h, as_source], dim=1))
-        out = self.heads(*rows.split([op.wide, op.heads], dim=1), as_target)
+        out = self.heads(rows[:, : op.wide], rows[:, op.wide :], as_target)
         if not op.concatenated:
             out = out.view(len(out), op.heads, op.width).mean(dim=1)
         return out + values[BIAS] if self.bias else out

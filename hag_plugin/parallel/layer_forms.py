@@ -90,7 +90,7 @@ def form_of(site: Site, graphs: LocalGraphs) -> Form:
     Raises:
         TypeError: the layer has none, or is set up in a way that is not covered.
     """
-    layer = site.module
+    layer = cast(Any, site.module)
     for base in type(layer).__mro__:
         form = FORMS.get(f"{base.__module__}.{base.__qualname__}")
         if form is not None:

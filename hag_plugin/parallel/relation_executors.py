@@ -61,7 +61,7 @@ class Relations(Executor):
             return x
         if target == ROWS:
             return whole[self.own]
-        own: Tensor = _OwnGradient.apply(whole, self.own)
+        own: Tensor = _OwnGradient.apply(whole, self.own)  # type: ignore[no-untyped-call]
         return own
 
 
@@ -74,7 +74,7 @@ class _OwnGradient(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         kept = torch.zeros_like(grad)
         kept[ctx.own] = grad[ctx.own]
