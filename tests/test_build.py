@@ -82,6 +82,23 @@ def test_bipartite(graph: tuple[torch.Tensor, int], extra: int, method: str) -> 
         torch.testing.assert_close(got, reference.aggregate(x, edge_index, n, self_loops=mode))
 
 
+@given(graph=graphs(), extra=st.integers(1, 40), method=st.sampled_from(METHODS))
+@settings(max_examples=40, deadline=None)
+def test_gradients_where_targets_are_the_first_sources(
+    graph: tuple[torch.Tensor, int], extra: int, method: str
+) -> None:
+    edge_index, n = graph
+    hag = hp.build_hag(edge_index, size=(n + extra, n), method=method, targets_first=True)
+    for mode in SELF_LOOPS:
+        for reduce in ("sum", "mean", "max"):
+            x = torch.randn(n + extra, 2, dtype=torch.float64, requires_grad=True)
+            grad = torch.randn(n, 2, dtype=torch.float64)
+            y = hp.aggregate(x, hag, reduce, self_loops=mode)
+            expected = reference.aggregate(x, edge_index, n, reduce, self_loops=mode)
+            got = torch.autograd.grad(y, x, grad)
+            torch.testing.assert_close(got, torch.autograd.grad(expected, x, grad))
+
+
 def clique(n: int, first: int = 0) -> torch.Tensor:
     pairs = list(itertools.permutations(range(first, first + n), 2))
     return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).t()

@@ -147,9 +147,11 @@ class _Rows(Strategy):
     kinds, soap = ("convolution",), "S"
 
     def configs(self, problem: Problem) -> list[Config]:
+        # With relations, the rows of each would have to be sent if they were transformed first.
         return [
             Config(self.name, ROWS, ROWS, order, hag)
             for order in orders(problem)
+            if order != TRANSFORM or problem.op.relations == 1
             for hag in part_hags(problem, problem.partition)
         ]
 
@@ -160,7 +162,7 @@ class _Rows(Strategy):
         add_parts(problem, terms, problem.partition, config.hag, width, backward)
         add_transform(problem, terms, problem.most_rows, op.input_width, op.width)
         terms.messages.append(self.fetch(problem, width))
-        if backward:
+        if problem.op.input_grad or config.order == TRANSFORM:
             terms.messages.append(self.give_back(problem, width))
         terms.transient += self.fetched_rows(problem) * width
         kept = op.input_width if config.order == AGGREGATE else 0

@@ -18,6 +18,7 @@ from hag_plugin.parallel.layouts import (
     scatter_rows,
     sent_bytes,
 )
+from hag_plugin.parallel.opgraph import Op
 from hag_plugin.parallel.strategies import (
     Config,
     Problem,
@@ -26,8 +27,6 @@ from hag_plugin.parallel.strategies import (
     column_refusal,
     register,
 )
-
-STATISTICS = 2  # sum and sum of squares; maximum and sum of exponentials
 
 
 def grids(problem: Problem) -> list[Layout]:
@@ -92,7 +91,9 @@ class Local(Strategy):
         return [Config(self.name, k, k) for k in layouts + grids(problem)]
 
     def terms(self, problem: Problem, config: Config) -> Terms:
-        return local_terms(problem, config.target)
+        terms = local_terms(problem, config.target)
+        problem.weights(terms, problem.op.weights, copies=True)
+        return terms
 
 
 class Rows(Strategy):
@@ -182,14 +183,12 @@ class Normalise(Strategy):
         features = np.tile(chunk_sizes(op.width, columns), P // columns)
         nodes = np.repeat(problem.rows.reshape(-1, columns).sum(axis=1), columns)
         if op.over == "nodes" and columns < P:
-            self._sum(
-                terms, STATISTICS * features * s, -columns if columns > 1 else 0, P // columns
-            )
+            self._sum(op, terms, features * s, -columns if columns > 1 else 0, P // columns)
         if op.over == "features" and columns > 1:
-            self._sum(terms, STATISTICS * nodes * s, columns if columns < P else 0, columns)
+            self._sum(op, terms, nodes * s, columns if columns < P else 0, columns)
         if op.over == "everything":
-            self._sum(terms, np.full(P, STATISTICS * s), 0, P)
-        values = features * op.biases // op.width
+            self._sum(op, terms, np.full(P, s), 0, P)
+        values = features * (op.biases + op.weights) // op.width
         problem.weights(terms, int(values.max()), copies=False)
         if columns < P and values.any():
             groups, size = (-columns if columns > 1 else 0), P // columns
@@ -197,16 +196,21 @@ class Normalise(Strategy):
             terms.messages.append(Message("all_reduce", sent, "update", groups))
         return terms
 
-    def _sum(self, terms: Terms, nbytes: np.ndarray, columns: int, size: int) -> None:
+    def _sum(self, op: Op, terms: Terms, nbytes: np.ndarray, columns: int, size: int) -> None:
         sent = np.array([sent_bytes("all_reduce", int(n), size) for n in nbytes])
-        for phase in ("forward", "backward"):
-            terms.messages.append(Message("all_reduce", sent, phase, columns))
+        for phase, count in zip(("forward", "backward"), op.statistics, strict=True):
+            terms.messages += [Message("all_reduce", sent, phase, columns)] * count
 
 
 class Pool(Strategy):
     """Each device pools its own nodes; the sums of the graphs are added up."""
 
     name, kinds, soap = "rows, summed", ("pooling",), "S"
+
+    def refuses(self, problem: Problem) -> str | None:
+        if not set(problem.op.reduce) <= {"sum", "mean"}:
+            return f"partial results of {problem.op.reduce} are not sums"
+        return None
 
     def configs(self, problem: Problem) -> list[Config]:
         return [Config(self.name, ROWS, REPLICATED)]

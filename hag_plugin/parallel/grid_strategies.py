@@ -138,13 +138,14 @@ class Relations(Strategy):
         return terms
 
     def busiest(self, problem: Problem) -> tuple[int, int]:
-        """Edges and number of relations of the busiest device; the largest go first."""
-        edges = problem.stats.relation_edges or (problem.stats.edges,)
-        loads = [(0, 0)] * problem.devices
-        for size in sorted(edges, reverse=True):
-            k = loads.index(min(loads))
-            loads[k] = (loads[k][0] + size, loads[k][1] + 1)
-        return max(loads)[0], max(count for _, count in loads)
+        """The most edges and the most relations that a device has: blocks as torch cuts them."""
+        counts = chunk_sizes(problem.op.relations, problem.devices)
+        edges = problem.stats.relation_edges or tuple(
+            chunk_sizes(problem.stats.edges, problem.op.relations)
+        )
+        last = np.cumsum(counts)
+        loads = [sum(edges[i - n : i]) for i, n in zip(last, counts, strict=True)]
+        return int(max(loads)), int(counts.max())
 
 
 register(Grid(), Relations())

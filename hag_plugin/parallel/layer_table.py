@@ -1,21 +1,26 @@
 """One table: what the layers of PyG and DGL are, as operations. Neither is imported here.
 
 An entry is found by the qualified name of a layer's class or of one it is derived from. It is
-given the recorder, the layer and the arguments of its call, records operations, and returns the
-tensor that stands for the output.
+given the walk through the model, the layer and the arguments of its call, names its operations,
+and returns the tensor that stands for the output. What an operation beside the sum over edges
+computes is given with it as a function and its arguments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from hag_plugin.parallel.trace_model import Recorder
+from hag_plugin.parallel.functions import tensors
 
-Entry = Callable[["Recorder", Any, tuple[Any, ...], dict[str, Any]], Tensor]
+if TYPE_CHECKING:
+    from hag_plugin.parallel.walk import Walk
+
+Entry = Callable[["Walk", Any, tuple[Any, ...], dict[str, Any]], Tensor]
 LINEAR_REDUCERS = {"sum", "add", "mean"}
 
 
@@ -27,17 +32,17 @@ def _arguments(names: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dic
     return dict(zip(names.split(), args, strict=False)) | kwargs
 
 
-def _one(recorder: Recorder, x: Any) -> Tensor:
+def _one(walk: Walk, x: Any) -> Tensor:
     """The features, where a layer also takes a pair."""
     if isinstance(x, tuple | list):
         if len(x) != 2 or x[0] is not x[1]:
             raise UnknownLayerError(
-                f"layer {recorder.path!r} takes different features for sources and targets; "
+                f"layer {walk.path!r} takes different features for sources and targets; "
                 "expected one set of nodes"
             )
         x = x[0]
     if not isinstance(x, Tensor):
-        raise UnknownLayerError(f"layer {recorder.path!r} takes {type(x).__name__} as features; "
+        raise UnknownLayerError(f"layer {walk.path!r} takes {type(x).__name__} as features; "
                                 "expected a tensor")  # fmt: skip
     return x
 
@@ -54,18 +59,62 @@ def _commutes(reduce: tuple[str, ...]) -> bool:
     return len(reduce) == 1 and reduce[0] in LINEAR_REDUCERS
 
 
+def whole(walk: Walk, layer: Any, args: Any, kwargs: Any) -> Tensor:
+    """A layer that is not in the table: it runs on every device, whole.
+
+    Raises:
+        UnknownLayerError: it does not say how wide its output is.
+    """
+    known = [t for t in tensors([*args, kwargs]) if walk.knows(t)]
+    width = getattr(layer, "out_channels", getattr(layer, "in_channels", None))
+    if not isinstance(layer, torch.nn.Module) or not isinstance(width, int) or not known:
+        raise UnknownLayerError(
+            f"layer {walk.path!r} ({type(layer).__name__}) is not in the table of layers and "
+            "does not say its out_channels: it cannot be planned"
+        )
+    if getattr(layer, "concat", False):
+        width *= int(getattr(layer, "heads", 1))
+    values = sum(p.numel() for p in layer.parameters())
+    return walk.add("opaque", list({id(t): t for t in known}.values()), width, values=values)
+
+
+# What layers compute beside the sum over edges --------------------------------------------------
+
+
+def add_scaled(out: Tensor, x: Tensor, eps: Tensor) -> Tensor:
+    """Of GIN: the sum over neighbours, and `(1 + eps)` times the node itself."""
+    return out + (1 + eps) * x
+
+
+def largest(xs: Sequence[Tensor]) -> Tensor:
+    """Of jumping knowledge: the maximum over layers."""
+    return torch.stack(tuple(xs), dim=-1).max(dim=-1)[0]
+
+
+def graph_norm(x: Tensor, weight: Tensor, bias: Tensor, mean_scale: Tensor, eps: float) -> Tensor:
+    """GraphNorm of one graph: features are centred on a learned share of their mean."""
+    out = x - x.mean(dim=0, keepdim=True) * mean_scale
+    return weight * out / (out.pow(2).mean(dim=0, keepdim=True) + eps).sqrt() + bias
+
+
+def graph_layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """PyG's LayerNorm of one graph: over all its values."""
+    out = (x - x.mean()) / (x.std(unbiased=False) + eps)
+    return out if weight is None or bias is None else out * weight + bias
+
+
 # PyG ------------------------------------------------------------------------------------------
 
 
-def _gcn(recorder: Recorder, conv: Any, args: Any, kwargs: Any) -> Tensor:
+def _gcn(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     call = _arguments("x edge_index edge_weight", args, kwargs)
-    x, loops = _one(recorder, call["x"]), bool(conv.normalize and conv.add_self_loops)
-    return recorder.add(
+    x, loops = _one(walk, call["x"]), bool(conv.normalize and conv.add_self_loops)
+    return walk.add(
         "convolution",
         [x],
         conv.out_channels,
         input_width=conv.in_channels,
-        graph=recorder.graph(call["edge_index"], "fill" if loops else False),
+        graph=walk.graph(call["edge_index"], "fill" if loops else False),
         transform=True,
         commutes=True,
         bias=conv.bias is not None,
@@ -73,19 +122,19 @@ def _gcn(recorder: Recorder, conv: Any, args: Any, kwargs: Any) -> Tensor:
     )
 
 
-def _sage(recorder: Recorder, conv: Any, args: Any, kwargs: Any) -> Tensor:
+def _sage(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     call = _arguments("x edge_index size", args, kwargs)
-    x = _one(recorder, call["x"])
+    x = _one(walk, call["x"])
     reduce = _reducers(conv.aggr)
     if conv.project and hasattr(conv, "lin"):
-        raise UnknownLayerError(f"layer {recorder.path!r}: project=True is not in the table")
+        raise UnknownLayerError(f"layer {walk.path!r}: project=True is not in the table")
     width = conv.in_channels if isinstance(conv.in_channels, int) else conv.in_channels[0]
-    out = recorder.add(
+    out = walk.add(
         "convolution",
         [x],
         conv.out_channels,
         input_width=width,
-        graph=recorder.graph(call["edge_index"]),
+        graph=walk.graph(call["edge_index"]),
         transform=True,
         commutes=_commutes(reduce),
         root=bool(conv.root_weight),
@@ -93,21 +142,23 @@ def _sage(recorder: Recorder, conv: Any, args: Any, kwargs: Any) -> Tensor:
         reduce=reduce,
     )
     if conv.normalize:
-        out = recorder.add("normalisation", [out], conv.out_channels, over="features",
-                           suffix="normalize")  # fmt: skip
+        out = walk.add(
+            "normalisation", [out], conv.out_channels, over="features", suffix="normalize",
+            statistics=(1, 1), call=(F.normalize, out, 2.0, -1),
+        )  # fmt: skip
     return out
 
 
-def _graph_conv(recorder: Recorder, conv: Any, args: Any, kwargs: Any) -> Tensor:
+def _graph_conv(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     call = _arguments("x edge_index edge_weight size", args, kwargs)
     reduce = _reducers(conv.aggr)
     width = conv.in_channels if isinstance(conv.in_channels, int) else conv.in_channels[0]
-    return recorder.add(
+    return walk.add(
         "convolution",
-        [_one(recorder, call["x"])],
+        [_one(walk, call["x"])],
         conv.out_channels,
         input_width=width,
-        graph=recorder.graph(call["edge_index"]),
+        graph=walk.graph(call["edge_index"]),
         transform=True,
         commutes=_commutes(reduce),
         root=True,
@@ -117,90 +168,101 @@ def _graph_conv(recorder: Recorder, conv: Any, args: Any, kwargs: Any) -> Tensor
     )
 
 
-def _gin(recorder: Recorder, conv: Any, args: Any, kwargs: Any) -> Tensor:
+def _gin(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     call = _arguments("x edge_index size", args, kwargs)
-    x, reduce = _one(recorder, call["x"]), _reducers(conv.aggr)
+    x, reduce = _one(walk, call["x"]), _reducers(conv.aggr)
     width = x.shape[-1]
-    out = recorder.add(
+    out = walk.add(
         "convolution", [x], width, input_width=width,
-        graph=recorder.graph(call["edge_index"]), reduce=reduce,
+        graph=walk.graph(call["edge_index"]), reduce=reduce,
     )  # fmt: skip
-    out = recorder.add("sum", [out, x], width, suffix="self")
+    values = conv.eps.numel() if conv.eps.requires_grad else 0
+    scaled = (add_scaled, out, x, conv.eps)
+    out = walk.add("sum", [out, x], width, suffix="self", values=values, call=scaled)
     result: Tensor = conv.nn(out)
     return result
 
 
-def _simple(recorder: Recorder, conv: Any, args: Any, kwargs: Any) -> Tensor:
+def _simple(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     call = _arguments("x edge_index edge_weight size", args, kwargs)
-    x, root = _one(recorder, call["x"]), conv.combine_root
-    out = recorder.add(
+    x, root = _one(walk, call["x"]), conv.combine_root
+    out = walk.add(
         "convolution", [x], x.shape[-1], input_width=x.shape[-1],
-        graph=recorder.graph(call["edge_index"], "add" if root == "self_loop" else False),
+        graph=walk.graph(call["edge_index"], "add" if root == "self_loop" else False),
         reduce=_reducers(conv.aggr), weighted=call.get("edge_weight") is not None,
     )  # fmt: skip
     if root == "sum":
-        return recorder.add("sum", [out, x], x.shape[-1], suffix="self")
+        return walk.add("sum", [out, x], x.shape[-1], suffix="self", call=(torch.add, out, x))
     if root == "cat":
-        return recorder.add("concatenation", [x, out], 2 * x.shape[-1], suffix="self")
+        joined = (torch.cat, (x, out), -1)
+        width = 2 * x.shape[-1]
+        return walk.add("concatenation", [x, out], width, suffix="self", call=joined)
     return out
 
 
-def _gat(recorder: Recorder, conv: Any, args: Any, kwargs: Any) -> Tensor:
+def _gat(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     call = _arguments("x edge_index edge_attr size return_attention_weights", args, kwargs)
-    x = _one(recorder, call["x"])
+    x = _one(walk, call["x"])
     if call.get("edge_attr") is not None or call.get("return_attention_weights"):
-        raise UnknownLayerError(f"layer {recorder.path!r}: edge_attr and "
+        raise UnknownLayerError(f"layer {walk.path!r}: edge_attr and "
                                 "return_attention_weights are not in the table")  # fmt: skip
     width = conv.out_channels * (conv.heads if conv.concat else 1)
-    out = recorder.add(
+    out = walk.add(
         "attention",
         [x],
         width,
         input_width=conv.in_channels,
-        graph=recorder.graph(call["edge_index"], "fill" if conv.add_self_loops else False),
+        graph=walk.graph(call["edge_index"], "fill" if conv.add_self_loops else False),
         heads=conv.heads,
         concatenated=bool(conv.concat),
         bias=conv.bias is not None,
     )
     if getattr(conv, "residual", False):
-        own = recorder.add("linear", [x], width, input_width=conv.in_channels, suffix="residual")
-        out = recorder.add("sum", [out, own], width, suffix="residual_sum")
+        own = walk.add(
+            "linear", [x], width, input_width=conv.in_channels, suffix="residual",
+            call=(F.linear, x, conv.res.weight),
+        )  # fmt: skip
+        added = (torch.add, out, own)
+        out = walk.add("sum", [out, own], width, suffix="residual_sum", call=added)
     return out
 
 
-def _rgcn(recorder: Recorder, conv: Any, args: Any, kwargs: Any) -> Tensor:
+def _rgcn(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     call = _arguments("x edge_index edge_type", args, kwargs)
-    if conv.num_blocks is not None:
-        raise UnknownLayerError(f"layer {recorder.path!r}: num_blocks is not in the table")
-    return recorder.add(
+    if conv.num_blocks is not None or conv.num_bases is not None:
+        raise UnknownLayerError(
+            f"layer {walk.path!r}: num_blocks and num_bases are not in the table"
+        )
+    reduce = _reducers(conv.aggr)
+    return walk.add(
         "convolution",
-        [_one(recorder, call["x"])],
+        [_one(walk, call["x"])],
         conv.out_channels,
         input_width=conv.in_channels_l,
-        graph=recorder.graph(call["edge_index"], edge_type=call.get("edge_type")),
+        graph=walk.graph(call["edge_index"], edge_type=call.get("edge_type")),
         transform=True,
-        commutes=True,
+        commutes=_commutes(reduce),
         root=conv.root is not None,
         bias=conv.bias is not None,
-        reduce=_reducers(conv.aggr),
+        reduce=reduce,
         relations=conv.num_relations,
     )
 
 
-def _pna(recorder: Recorder, conv: Any, args: Any, kwargs: Any) -> Tensor:
+def _pna(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     call = _arguments("x edge_index edge_attr", args, kwargs)
     if call.get("edge_attr") is not None:
-        raise UnknownLayerError(f"layer {recorder.path!r}: edge_attr is not in the table")
-    x = _one(recorder, call["x"])
+        raise UnknownLayerError(f"layer {walk.path!r}: edge_attr is not in the table")
+    x = _one(walk, call["x"])
     pre = [(m.in_features, m.out_features) for m in _linears(conv.pre_nns)]
     post = [(m.in_features, m.out_features) for m in _linears(conv.post_nns)]
     lin = (conv.lin.in_channels, conv.lin.out_channels)
-    return recorder.add(
+    return walk.add(
         "convolution",
         [x],
         conv.out_channels,
         input_width=conv.in_channels,
-        graph=recorder.graph(call["edge_index"]),
+        graph=walk.graph(call["edge_index"]),
         bias=True,
         reduce=_reducers(list(conv.aggr_module.aggr.aggrs)),
         edge_products=tuple(pre),
@@ -221,90 +283,109 @@ def _linears(modules: Any) -> list[Any]:
     return found
 
 
-def _jumping(recorder: Recorder, module: Any, args: Any, kwargs: Any) -> Tensor:
+def _jumping(walk: Walk, module: Any, args: Any, kwargs: Any) -> Tensor:
     xs = _arguments("xs", args, kwargs)["xs"]
     width = xs[0].shape[-1]
     if module.mode == "cat":
-        return recorder.add("concatenation", list(xs), sum(x.shape[-1] for x in xs))
+        call = (torch.cat, tuple(xs), -1)
+        return walk.add("concatenation", list(xs), sum(x.shape[-1] for x in xs), call=call)
     if module.mode == "max":
-        return recorder.add("sum", list(xs), width)
+        return walk.add("sum", list(xs), width, call=(largest, tuple(xs)))
     values = sum(p.numel() for p in module.parameters())
-    return recorder.add("opaque", list(xs), width, values=values)
+    return walk.add("opaque", list(xs), width, values=values)
 
 
-def _graph_norm(recorder: Recorder, module: Any, args: Any, kwargs: Any) -> Tensor:
-    x = _arguments("x", args, kwargs)["x"]
-    affine = getattr(module, "weight", None) is not None
-    return recorder.add("normalisation", [x], x.shape[-1], over="nodes", affine=affine)
+def _graph_norm(walk: Walk, module: Any, args: Any, kwargs: Any) -> Tensor:
+    given = _arguments("x batch batch_size", args, kwargs)
+    if given.get("batch") is not None:
+        return whole(walk, module, args, kwargs)
+    x = given["x"]
+    return walk.add(
+        "normalisation", [x], x.shape[-1], over="nodes", affine=True, values=x.shape[-1],
+        call=(graph_norm, x, module.weight, module.bias, module.mean_scale, module.eps),
+    )  # fmt: skip
 
 
-def _layer_norm(recorder: Recorder, module: Any, args: Any, kwargs: Any) -> Tensor:
-    x = _arguments("x batch", args, kwargs)["x"]
-    over = "features" if module.mode == "node" else "everything"
-    affine = module.weight is not None
-    return recorder.add("normalisation", [x], x.shape[-1], over=over, affine=affine)
+def _layer_norm(walk: Walk, module: Any, args: Any, kwargs: Any) -> Tensor:
+    given = _arguments("x batch batch_size", args, kwargs)
+    if module.mode != "node" and given.get("batch") is not None:
+        return whole(walk, module, args, kwargs)
+    x, affine = given["x"], module.weight is not None
+    weights = (module.weight, module.bias)
+    if module.mode == "node":
+        call = (F.layer_norm, x, (x.shape[-1],), *weights, module.eps)
+        return walk.add("normalisation", [x], x.shape[-1], over="features", affine=affine,
+                        call=call)  # fmt: skip
+    return walk.add(
+        "normalisation", [x], x.shape[-1], over="everything", affine=affine,
+        call=(graph_layer_norm, x, *weights, module.eps),
+    )  # fmt: skip
 
 
 # DGL ------------------------------------------------------------------------------------------
 
 
-def _dgl_gcn(recorder: Recorder, conv: Any, args: Any, kwargs: Any) -> Tensor:
+def _dgl_gcn(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     call = _arguments("graph feat weight edge_weight", args, kwargs)
     if call.get("weight") is not None or conv._norm not in ("both", "none", "right", "left"):
-        raise UnknownLayerError(f"layer {recorder.path!r}: a weight from outside is not in the "
+        raise UnknownLayerError(f"layer {walk.path!r}: a weight from outside is not in the "
                                 "table")  # fmt: skip
-    out = recorder.add(
+    out = walk.add(
         "convolution",
-        [_one(recorder, call["feat"])],
+        [_one(walk, call["feat"])],
         conv._out_feats,
         input_width=conv._in_feats,
-        graph=recorder.graph(call["graph"]),
+        graph=walk.graph(call["graph"]),
         transform=conv.weight is not None,
         commutes=conv.weight is not None,
         bias=conv.bias is not None,
         weighted=call.get("edge_weight") is not None,
     )
-    return _activated(recorder, conv, out)
+    return _activated(walk, conv, out)
 
 
-def _dgl_sage(recorder: Recorder, conv: Any, args: Any, kwargs: Any) -> Tensor:
+def _dgl_sage(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     call = _arguments("graph feat edge_weight", args, kwargs)
     if conv._aggre_type not in ("mean", "gcn"):
-        raise UnknownLayerError(f"layer {recorder.path!r}: aggregator_type="
+        raise UnknownLayerError(f"layer {walk.path!r}: aggregator_type="
                                 f"{conv._aggre_type!r} is not in the table")  # fmt: skip
     gcn = conv._aggre_type == "gcn"  # the mean over neighbours and the node itself
-    out = recorder.add(
+    x = _one(walk, call["feat"])
+    out = walk.add(
         "convolution",
-        [_one(recorder, call["feat"])],
+        [conv.feat_drop(x) if conv.feat_drop.p else x],
         conv._out_feats,
         input_width=conv._in_src_feats,
-        graph=recorder.graph(call["graph"], "add" if gcn else False),
+        graph=walk.graph(call["graph"], "add" if gcn else False),
         transform=True,
         commutes=True,
         root=not gcn,
-        bias=conv.fc_neigh.bias is not None or not gcn,
+        bias=(conv if gcn else conv.fc_self).bias is not None,
         reduce=("mean",),
         weighted=call.get("edge_weight") is not None,
     )
-    return _activated(recorder, conv, out)
+    out = _activated(walk, conv, out)
+    return out if conv.norm is None else conv.norm(out)
 
 
-def _dgl_gin(recorder: Recorder, conv: Any, args: Any, kwargs: Any) -> Tensor:
+def _dgl_gin(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     call = _arguments("graph feat edge_weight", args, kwargs)
-    x = _one(recorder, call["feat"])
+    x = _one(walk, call["feat"])
     reduce = ({"sum": "sum", "mean": "mean", "max": "max"}[conv._aggregator_type],)
-    out = recorder.add(
+    out = walk.add(
         "convolution", [x], x.shape[-1], input_width=x.shape[-1],
-        graph=recorder.graph(call["graph"]), reduce=reduce,
+        graph=walk.graph(call["graph"]), reduce=reduce,
         weighted=call.get("edge_weight") is not None,
     )  # fmt: skip
-    out = recorder.add("sum", [out, x], x.shape[-1], suffix="self")
+    values = conv.eps.numel() if conv.eps.requires_grad else 0
+    scaled = (add_scaled, out, x, conv.eps)
+    out = walk.add("sum", [out, x], x.shape[-1], suffix="self", values=values, call=scaled)
     if conv.apply_func is not None:
         out = conv.apply_func(out)
-    return _activated(recorder, conv, out)
+    return _activated(walk, conv, out)
 
 
-def _activated(recorder: Recorder, conv: Any, out: Tensor) -> Tensor:
+def _activated(walk: Walk, conv: Any, out: Tensor) -> Tensor:
     activation = getattr(conv, "_activation", None) or getattr(conv, "activation", None)
     return out if activation is None else activation(out)
 

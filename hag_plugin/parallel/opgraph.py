@@ -58,6 +58,8 @@ class Op:
         over: of a normalisation, what it normalises over: "nodes" (BatchNorm), "features"
             (LayerNorm, softmax) or "everything" (PyG's LayerNorm).
         affine: whether a normalisation has a weight and a bias for each feature.
+        statistics: how many sums a normalisation takes over what is normalised over, forward and
+            backward.
         layer: the class, for the reader.
     """
 
@@ -83,6 +85,7 @@ class Op:
     values: int = 0
     over: str = "nodes"
     affine: bool = False
+    statistics: tuple[int, int] = (2, 2)
     layer: str = ""
 
     @property

@@ -21,11 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.multiprocessing
 
 import hag_plugin as hp
-from hag_plugin.parallel.layouts import sent_bytes
+from hag_plugin.parallel.comm import Group, session
 from hag_plugin.parallel.topology import Device, Fit, Level, Topology
 
 SIZES = tuple(1 << k for k in range(10, 25, 2))  # bytes that each process hands in
@@ -72,6 +71,33 @@ def probe(
         fits += [fit(c, size, sent, seconds) for c, (sent, seconds) in measured.items()]
     report("done", 1.0)
     assert device is not None  # there was one world size at least
+    return _topology(name, backend, fits, device, size)
+
+
+def probe_ranks(
+    group: Group | None = None, *, sizes: Sequence[int] = SIZES, name: str = "these ranks"
+) -> Topology:
+    """The machine that the ranks of this program run on, measured by them; every rank calls it.
+
+    Args:
+        group: all ranks, 2 or more; by default those of torch.distributed.
+        sizes: bytes, of the tensors that ranks hand in.
+        name: of the topology.
+
+    Returns:
+        The same on every rank.
+    """
+    group = group or Group.world()
+    if group.size < 2:
+        raise ValueError("there is one rank; expected 2 or more, which have something to send")
+    measured, device = _run_collectives(group, sizes), _device(group)
+    fits = [fit(c, group.size, sent, seconds) for c, (sent, seconds) in measured.items()]
+    backend = "gloo" if group.device.type == "cpu" else "nccl"
+    found: Topology = group.broadcast(_topology(name, backend, fits, device, group.size))
+    return found
+
+
+def _topology(name: str, backend: str, fits: list[Fit], device: Device, size: int) -> Topology:
     widest = next(f for f in fits if f.collective == "all_to_all" and f.world_size == size)
     level = Level(
         "measured", size, 1 / max(widest.beta, 1e-15), max(widest.alpha, 1e-9), efficiency=1.0
@@ -133,96 +159,84 @@ def _run_rank(rank: int, size: int, backend: str, sizes: tuple[int, ...], folder
         torch.set_num_threads(max(_cores() // size, 1))
     else:
         torch.cuda.set_device(rank)
-    dist.init_process_group(
-        backend, init_method=f"file://{folder}/meet", rank=rank, world_size=size, timeout=TIMEOUT
-    )
-    try:
-        device = torch.device("cpu" if backend == "gloo" else f"cuda:{rank}")
-        measured: Measurements = {}
-        for collective, run in _collectives(size).items():
-            for nbytes in sizes:
-                count = max(nbytes // 4 // size, 1) * size
-                x = torch.rand(count, device=device)
-                sent, seconds = run(x)
-                taken = _slowest(seconds, device)
-                xs, ys = measured.setdefault(collective, ([], []))
-                xs.append(sent)
-                ys.append(taken)
-        measured["exchange"] = measured["all_to_all"]  # the same call with uneven parts
-        figures = _device(device)
+    with session(backend, f"file://{folder}/meet", rank, size, TIMEOUT) as group:
+        measured, figures = _run_collectives(group, sizes), _device(group)
         if rank == 0:
             text = json.dumps([measured, asdict(figures)])
             (Path(folder) / RESULT).write_text(text)
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
+        group.barrier()
 
 
-Run = Callable[[torch.Tensor], tuple[float, Callable[[], Any]]]
+def _run_collectives(group: Group, sizes: Sequence[int]) -> Measurements:
+    """Bytes sent and seconds of each collective, over the sizes."""
+    measured: Measurements = {}
+    for collective, run in _collectives(group).items():
+        for nbytes in sizes:
+            count = max(nbytes // 4 // group.size, 1) * group.size
+            call = run(torch.rand(count, device=group.device))
+            before = group.sent["probe"]
+            call()
+            xs, ys = measured.setdefault(collective, ([], []))
+            xs.append(group.sent["probe"] - before)
+            ys.append(_slowest(call, group))
+    measured["exchange"] = measured["all_to_all"]  # the same call with uneven parts
+    return measured
 
 
-def _collectives(size: int) -> dict[str, Run]:
-    """For each, from the tensor handed in: the bytes sent, and the call."""
-    # torch renamed these two; the old names warn.
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+Run = Callable[[torch.Tensor], Callable[[], torch.Tensor]]
 
-    def all_gather(x: torch.Tensor) -> tuple[float, Callable[[], Any]]:
-        out = x.new_zeros(size * len(x))
-        return sent_bytes("all_gather", 4 * len(x), size), lambda: gather(out, x)
 
-    def reduce_scatter(x: torch.Tensor) -> tuple[float, Callable[[], Any]]:
-        out = x.new_zeros(len(x) // size)
-        return sent_bytes("reduce_scatter", 4 * len(out), size), lambda: scatter(out, x.clone())
+def _collectives(group: Group) -> dict[str, Run]:
+    """For each, from the tensor handed in, the call."""
 
-    def all_reduce(x: torch.Tensor) -> tuple[float, Callable[[], Any]]:
-        return sent_bytes("all_reduce", 4 * len(x), size), lambda: dist.all_reduce(x)
-
-    def all_to_all(x: torch.Tensor) -> tuple[float, Callable[[], Any]]:
-        out = torch.zeros_like(x)
-        return 4.0 * len(x) * (size - 1) / size, lambda: dist.all_to_all_single(out, x)
+    def all_to_all(x: torch.Tensor) -> Callable[[], torch.Tensor]:
+        even = [len(x) // group.size] * group.size
+        return lambda: group.all_to_all(x, even, even, "probe")
 
     return {
-        "all_gather": all_gather,
-        "reduce_scatter": reduce_scatter,
-        "all_reduce": all_reduce,
+        "all_gather": lambda x: lambda: group.all_gather(x, "probe"),
+        "reduce_scatter": lambda x: lambda: group.reduce_scatter(x, "probe"),
+        "all_reduce": lambda x: lambda: group.all_reduce(x, "probe"),
         "all_to_all": all_to_all,
     }
 
 
-def _slowest(run: Callable[[], Any], device: torch.device) -> float:
+def _slowest(run: Callable[[], Any], group: Group) -> float:
     """Seconds of a call on the slowest rank, the median over repeats."""
     taken = []
     for repeat in range(REPEATS + 1):
-        dist.barrier()
+        group.barrier()
         start = time.perf_counter()
         run()
-        _wait(device)
-        seconds = torch.tensor([time.perf_counter() - start], dtype=torch.float64, device=device)
-        dist.all_reduce(seconds, op=dist.ReduceOp.MAX)
+        _wait(group.device)
+        seconds = torch.tensor(
+            [time.perf_counter() - start], dtype=torch.float64, device=group.device
+        )
+        longest = group.all_reduce(seconds, "clock", "max")
         if repeat:  # the first is warm-up
-            taken.append(seconds.item())
+            taken.append(longest.item())
     return statistics.median(taken)
 
 
-def _device(device: torch.device) -> Device:
+def _device(group: Group) -> Device:
     """What a device reaches while all others work, too."""
+    device = group.device
     n = 1024 if device.type == "cpu" else 8192
     a, b = torch.rand(n, n, device=device), torch.rand(n, n, device=device)
-    product = _slowest(lambda: a @ b, device)
+    product = _slowest(lambda: a @ b, group)
     nodes, width = (1 << 16, 64) if device.type == "cpu" else (1 << 20, 128)
     edges = torch.randint(nodes, (2, 8 * nodes), generator=torch.Generator().manual_seed(0))
     hag = hp.build_hag(edges, num_nodes=nodes, method="none").to(device)
     x = torch.rand(nodes, width, device=device)
-    gathered = _slowest(lambda: hp.aggregate(x, hag), device)
+    gathered = _slowest(lambda: hp.aggregate(x, hag), group)
     small = torch.rand(16, 16, device=device)
-    overhead = _slowest(lambda: small.relu(), device)
+    overhead = _slowest(lambda: small.relu(), group)
     moved = 9 * nodes * width * 4 + 8 * nodes * 4
     if device.type == "cuda":
         name, memory = torch.cuda.get_device_name(device), torch.cuda.mem_get_info(device)[1]
     else:
         name = f"{torch.get_num_threads()} threads of {_cores()} cores"
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // dist.get_world_size()
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // group.size
     return Device(name, 2 * n**3 / product, moved / gathered, memory, overhead, 1.0, 1.0)
 
 

@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.overrides import TorchFunctionMode
 
-from hag_plugin.parallel.layer_table import UnknownLayerError, entry_of
+from hag_plugin.parallel import functions
+from hag_plugin.parallel.executors import Call, Edges
 from hag_plugin.parallel.opgraph import Op, OpGraph
 from hag_plugin.parallel.partition_stats import GraphStats, measure
+from hag_plugin.parallel.walk import Walk
 from hag_plugin.program import SelfLoops
-
-MESSAGE_PASSING = ("torch_geometric.nn.conv.message_passing.MessagePassing",)
-ALIASES = {"contiguous", "view", "reshape", "to", "float", "clone", "type_as", "requires_grad_"}
-OVER_FEATURES = {"layer_norm", "softmax", "log_softmax", "normalize", "group_norm"}
-PRODUCTS = {"linear", "matmul", "mm", "__matmul__", "addmm"}
 
 
 def trace(
@@ -36,7 +32,7 @@ def trace(
     features: int | None = None,
     hag: bool = True,
     part: Callable[[int], np.ndarray] | None = None,
-    itemsize: int = 4,
+    itemsize: int | None = None,
 ) -> OpGraph:
     """The operations of a model on a graph, with the graph's counts.
 
@@ -47,7 +43,7 @@ def trace(
         features: width of the input, where `data` has no `x`.
         hag: search HAGs of the graph, to know what they save.
         part: as in `partition_stats.measure`.
-        itemsize: bytes a value.
+        itemsize: bytes a value; by default of those of `data`, 4 where it has none.
 
     Raises:
         TypeError: a layer cannot be traced; names it.
@@ -59,10 +55,35 @@ def trace(
         >>> [op.name for op in graph.ops]
         ['x', 'convs.0', 'act', 'dropout', 'convs.1', 'loss']
     """
-    recorder = Recorder(data, hag, part)
+    return record(model, data, features=features, hag=hag, part=part, itemsize=itemsize).graph
+
+
+def record(
+    model: Module,
+    data: Any,
+    *,
+    features: int | None = None,
+    hag: bool = True,
+    part: Callable[[int], np.ndarray] | None = None,
+    itemsize: int | None = None,
+    counted: bool = True,
+) -> Recorded:
+    """What `trace` gives, and what it takes to run the operations.
+
+    Args:
+        model: see `trace`, as for the others.
+        data: as above.
+        features: as above.
+        hag: as above.
+        part: as above.
+        itemsize: as above.
+        counted: count the edges; otherwise only their number is right in the graphs' counts.
+    """
+    recorder = Recorder(data, hag, part, counted)
     with torch.device("meta"):
-        x = torch.empty(recorder.nodes, _features(data, features))
+        x = torch.empty(recorder.nodes, _features(data, features), dtype=_dtype(data))
     recorder.track(x, recorder.op("x", "input", [], x.shape[1]))
+    recorder.met.append(Met("", Call("x", (), {}), {}, tuple(x.shape)))
     shadow = copy.deepcopy(model)
     lazy = [n for n, p in shadow.named_parameters() if isinstance(
         p, torch.nn.parameter.UninitializedParameter)]  # fmt: skip
@@ -70,26 +91,83 @@ def trace(
         raise TypeError(f"{lazy[0]!r} has no shape yet: run the model once before planning")
     shadow = shadow.to("meta")
     recorder.attach(shadow)
-    args, kwargs = _call(shadow, data, x)
+    args, kwargs = arguments(shadow, data, x)
     with recorder, torch.no_grad():
         out = shadow(*args, **kwargs)
     recorder.finish(out)
     if not recorder.graphs:
         recorder.graph(data[0] if isinstance(data, tuple) else getattr(data, "edge_index", x))
-    return OpGraph.of(recorder.ops, recorder.graphs, itemsize, type(model).__name__)
+    graph = OpGraph.of(
+        recorder.ops, recorder.graphs, itemsize or x.element_size(), type(model).__name__
+    )
+    return Recorded(graph, tuple(_without_others(recorder.met)), recorder.edges)
+
+
+def _without_others(met: Sequence[Met]) -> list[Met]:
+    """Layers without the weights that functions inside them use: those are the functions'."""
+    taken = {name for m in met if not m.leaf for name in m.names.values()}
+    return [
+        replace(m, names={k: n for k, n in m.names.items() if n not in taken}) if m.leaf else m
+        for m in met
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class Met:
+    """What became an operation.
+
+    Attributes:
+        path: of the module that ran.
+        call: of it, or of a function; features and weights in it have no storage.
+        names: of parameters and buffers: in the layer or the function's signature, in the model.
+        shape: of the output.
+        leaf: whether the call is a layer's.
+    """
+
+    path: str
+    call: Call
+    names: Mapping[str, str]
+    shape: tuple[int, ...]
+    leaf: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """A model's operations, how each came about, and the edges it runs on by key."""
+
+    graph: OpGraph
+    met: tuple[Met, ...]
+    edges: dict[str, Edges]
 
 
 def _features(data: Any, features: int | None) -> int:
     x = data[1] if isinstance(data, tuple) else getattr(data, "x", None)
-    if isinstance(x, Tensor):
+    if x is not None and hasattr(x, "shape"):
         return int(x.shape[1])
     if features is None:
         raise TypeError(f"{type(data).__name__} has no features x; pass features=, their number")
     return features
 
 
-def _call(model: Module, data: Any, x: Tensor) -> tuple[list[Any], dict[str, Any]]:
-    """The arguments of the model's forward, found by name."""
+def _dtype(data: Any) -> torch.dtype:
+    x = data[1] if isinstance(data, tuple) else getattr(data, "x", None)
+    if isinstance(x, Tensor):
+        return x.dtype
+    known = getattr(x, "dtype", None)
+    return torch.from_numpy(np.empty(0, known or np.float32)).dtype
+
+
+def arguments(model: Module, data: Any, x: Tensor) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of the model's forward, found by name.
+
+    Args:
+        model: PyG's or DGL's.
+        data: as for `trace`.
+        x: stands for the features.
+
+    Raises:
+        TypeError: an argument is not in the data; names it.
+    """
     if isinstance(data, tuple):
         return [data[0], x], {}
     names = list(inspect.signature(model.forward).parameters.values())
@@ -99,8 +177,8 @@ def _call(model: Module, data: Any, x: Tensor) -> tuple[list[Any], dict[str, Any
         known: dict[str, Any] = {"x": x, "edge_index": edges, "edge_type": kinds}
     else:
         known = {"x": x, "edge_index": data.edge_index}
-        for key in ("edge_type", "edge_weight", "edge_attr"):
-            if getattr(data, key, None) is not None:
+        for key in {"edge_type", "edge_weight", "edge_attr", "batch"} | {p.name for p in names}:
+            if key not in known and getattr(data, key, None) is not None:
                 known[key] = getattr(data, key)
     if len(names) == 1 and names[0].name not in known:  # forward(data)
         whole = copy.copy(data)
@@ -121,24 +199,29 @@ def _call(model: Module, data: Any, x: Tensor) -> tuple[list[Any], dict[str, Any
     return [], kwargs
 
 
-class Recorder(TorchFunctionMode):
+class Recorder(Walk):
     """Collects operations while a model runs.
 
     Attributes:
         ops: so far.
+        met: what became each of them.
         graphs: counts of the graphs met so far, by key.
-        path: of the module that runs.
+        edges: of these graphs.
     """
 
-    def __init__(self, data: Any, hag: bool, part: Callable[[int], np.ndarray] | None) -> None:
+    def __init__(
+        self, data: Any, hag: bool, part: Callable[[int], np.ndarray] | None, counted: bool = True
+    ) -> None:
         super().__init__()
-        self.data, self.hag, self.part = data, hag, part
+        self.data, self.hag, self.part, self.counted = data, hag, part, counted
         self.ops: list[Op] = []
+        self.met: list[Met] = []
         self.graphs: dict[str, GraphStats] = {}
+        self.edges: dict[str, Edges] = {}
         self._keys: dict[tuple[int, Any], str] = {}
         self._kept: list[Any] = []  # ids are only good while their objects live
         self._known: dict[int, int] = {}
-        self._stack: list[tuple[str, str]] = []
+        self._names: dict[int, str] = {}
 
     @property
     def nodes(self) -> int:
@@ -149,67 +232,53 @@ class Recorder(TorchFunctionMode):
             return int(self.data[0].num_nodes())
         return int(self.data.num_nodes)
 
-    @property
-    def path(self) -> str:
-        """Of the innermost module that runs."""
-        return self._stack[-1][0] if self._stack else ""
-
-    # Modules ---------------------------------------------------------------------------------
-
     def attach(self, model: Module) -> None:
-        """Follows the modules of a model, and lets those in the table record themselves."""
-        for path, module in model.named_modules():
-            entry = entry_of(type(module))
-            if entry is not None:
-                module.forward = self._leaf(entry, module)
-            elif any(f"{c.__module__}.{c.__qualname__}" in MESSAGE_PASSING
-                     for c in type(module).__mro__):  # fmt: skip
-                module.forward = self._leaf(_opaque, module)
-            module.register_forward_pre_hook(partial(self._enter, path))
-            module.register_forward_hook(self._leave)
-
-    def _enter(self, path: str, module: Module, _: Any) -> None:
-        self._stack.append((path, type(module).__name__))
-
-    def _leave(self, *_: Any) -> None:
-        self._stack.pop()
-
-    def _leaf(self, entry: Any, module: Module) -> Callable[..., Tensor]:
-        def forward(*args: Any, **kwargs: Any) -> Tensor:
-            out: Tensor = entry(self, module, args, kwargs)
-            return out
-
-        return forward
+        super().attach(model)
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            self._names[id(tensor)] = name
 
     # Operations ------------------------------------------------------------------------------
 
     def op(self, name: str, kind: str, inputs: Sequence[int], width: int, **changes: Any) -> int:
         """Adds an operation under a name of its own; returns its index."""
-        taken = {op.name for op in self.ops}
-        unique, count = name, 1
-        while unique in taken:
-            count += 1
-            unique = f"{name}:{count}"
         wants = [bool(op.weights or op.biases) or op.input_grad for op in self.ops]
         grad = any(wants[i] for i in inputs)
-        layer = self._stack[-1][1] if self._stack else ""
-        settings: dict[str, Any] = {"input_grad": grad, "layer": layer} | changes
-        self.ops.append(Op(unique, kind, tuple(inputs), width, **settings))
+        settings: dict[str, Any] = {"input_grad": grad, "layer": self.layer} | changes
+        self.ops.append(Op(self.unique(name), kind, tuple(inputs), width, **settings))
         return len(self.ops) - 1
 
     def add(
         self, kind: str, inputs: Sequence[Tensor], width: int, *, suffix: str = "",
-        weighted: bool = False, **changes: Any,
+        call: tuple[Any, ...] | None = None, weighted: bool = False, **changes: Any,
     ) -> Tensor:  # fmt: skip
-        """Records an operation of the module that runs; returns a tensor for its output."""
-        sources = [self.source(x) for x in inputs]
+        sources = list(dict.fromkeys(self.source(x) for x in inputs))
         name = ".".join(part for part in (self.path, suffix) if part) or kind
         if weighted and "graph" in changes:  # weights an edge: nothing that a HAG could share
             changes["graph"] = self._weighted(changes["graph"])
         index = self.op(name, kind, sources, width, **changes)
-        out = torch.empty(self.ops[index].rows or self.nodes, width, device="meta")
+        rows = self.ops[index].rows or self.nodes
+        out = torch.empty(rows, width, device="meta", dtype=inputs[0].dtype)
         self.track(out, index)
+        if call is not None:
+            function, *args = call
+            met = Call(function.__name__, tuple(args), {}, function)
+            self.met.append(Met(self.path, met, self._roles(met), tuple(out.shape)))
+        else:
+            assert self.current is not None  # a layer of the table runs
+            module, given, kwargs = self.current
+            own = (*module.named_parameters(), *module.named_buffers())
+            names = {name: f"{self.path}.{name}".lstrip(".") for name, _ in own}
+            leaf = Call(type(module).__name__, given, kwargs)
+            self.met.append(Met(self.path, leaf, names, tuple(out.shape), True))
         return out
+
+    def _roles(self, call: Call) -> dict[str, str]:
+        args = functions.bound(call.name, call.args, call.kwargs, call.function)
+        named = {role: t for role, t in args.items() if isinstance(t, Tensor)}
+        return {role: self._names[id(t)] for role, t in named.items() if id(t) in self._names}
+
+    def knows(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._known
 
     def track(self, tensor: Tensor, index: int) -> None:
         """`tensor` is the output of operation `index`."""
@@ -235,17 +304,17 @@ class Recorder(TorchFunctionMode):
         Raises:
             TypeError: the output has nothing to do with the features.
         """
-        first = next((t for t in _tensors(out) if id(t) in self._known), None)
+        first = next((t for t in functions.tensors(out) if self.knows(t)), None)
         if first is None:
             raise TypeError("the model's output does not depend on the features x")
         last = self.source(first)
         rows = self.ops[last].rows
         self.op("loss", "loss", [last], self.ops[last].width, rows=rows)
+        self.met.append(Met("", Call("loss", (), {}), {}, self.met[last].shape))
 
     # Graphs ----------------------------------------------------------------------------------
 
     def graph(self, edges: Any, self_loops: SelfLoops = False, edge_type: Any = None) -> str:
-        """The key of a graph that a layer aggregates over; its edges are counted once."""
         if not (isinstance(edges, Tensor) or hasattr(edges, "num_edges")):
             raise TypeError(f"layer {self.path!r} runs on a {type(edges).__name__}; expected "
                             "an edge_index [2, E]")  # fmt: skip
@@ -257,112 +326,67 @@ class Recorder(TorchFunctionMode):
             name = f"{name}:{count + 1}" if count else name
             self._kept.append(edges)
             self._keys[key] = name
-            self.graphs[name] = self._stats(edges, self_loops, edge_type)
+            if not isinstance(edges, Tensor):  # a HAG, or a DGLGraph
+                ends = edges.edges() if callable(getattr(edges, "edges", None)) else None
+                edges = torch.stack(list(ends or edges.edge_index))
+            self.edges[name] = Edges(edges, self_loops, edge_type)
+            self.graphs[name] = self._stats(self.edges[name])
         return self._keys[key]
 
-    def _stats(self, edges: Any, self_loops: SelfLoops, edge_type: Any) -> GraphStats:
+    def _stats(self, edges: Edges) -> GraphStats:
         if isinstance(self.data, GraphStats):
             return self.data
-        if not isinstance(edges, Tensor):  # a HAG, or a DGLGraph
-            pair = edges.edges() if callable(getattr(edges, "edges", None)) else edges.edge_index
-            edges = torch.stack(list(pair))
+        if not self.counted:
+            return GraphStats.assumed(self.nodes, edges.edge_index.shape[1])
         return measure(
-            edges, self.nodes, self_loops=self_loops, part=self.part, hag=self.hag,
-            edge_type=edge_type,
+            edges.edge_index, self.nodes, self_loops=edges.self_loops, part=self.part,
+            hag=self.hag, edge_type=edges.edge_type,
         )  # fmt: skip
 
     def _weighted(self, key: str) -> str:
         name = f"{key} with weights"
         if name not in self.graphs:
             self.graphs[name] = self.graphs[key].without_hags()
+            self.edges[name] = self.edges[key]
         return name
 
     # Functions -------------------------------------------------------------------------------
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def meet(
+        self, func: Any, name: str, args: Any, kwargs: dict[str, Any], known: list[Tensor]
+    ) -> Any:
+        if functions.base_name(name) in functions.RANDOM:
+            raise TypeError(
+                f"{self.path or 'the model'} calls {name}, whose random numbers would differ from "
+                "device to device; expected dropout as the only random function"
+            )
+        call = Call(name, tuple(args), kwargs, func)
+        given = [t for t in functions.tensors([*args, kwargs]) if t.device.type != "meta"]
+        if given:
+            shadows = {id(t): t.to("meta") for t in given}
+            args, kwargs = functions.replaced([*args], shadows), functions.replaced(kwargs, shadows)
         out = func(*args, **kwargs)
-        known = [t for t in _tensors([*args, *kwargs.values()]) if id(t) in self._known]
-        results = _tensors(out)
-        if known and results:
-            self._record(func, args, kwargs, known, results)
+        first = call.args[0] if call.args else None
+        shape_only = name in functions.OF_FIRST and not (
+            isinstance(first, Tensor) and self.knows(first)
+        )
+        results = list(functions.tensors(out))
+        if results and not shape_only and name not in functions.CONSTANT:
+            self._record(call, known, results)
         return out
 
-    def _record(
-        self, func: Any, args: Any, kwargs: Any, known: list[Tensor], results: list[Tensor]
-    ) -> None:
-        out, name = results[0], getattr(func, "__name__", str(func))
+    def _record(self, call: Call, known: list[Tensor], results: list[Tensor]) -> None:
+        out, name = results[0], call.name
         sources = list(dict.fromkeys(self._known[id(t)] for t in known))
-        if name in ALIASES and out.shape == known[0].shape:
+        if name in functions.ALIASES and out.shape == known[0].shape:
             self.track(out, sources[0])
             return
         width = int(out.shape[-1]) if out.dim() > 1 else 1
-        rows = None if out.dim() and out.shape[0] == self.nodes else int(out.numel() // width)
-        kind, changes = self._classify(name, args, kwargs, known, out)
-        if rows is not None:
-            changes["rows"] = rows
-            if self.ops[sources[0]].rows is None:
-                kind = "pooling" if width == known[0].shape[-1] and rows < self.nodes else "opaque"
-        label = self.path or name
-        module = self._stack[-1][1] if self._stack else ""
-        if self.path and not _is_module_of(module, name):
-            label = f"{self.path}.{name}"
-        index = self.op(label, kind, sources, width, **changes)
+        args = functions.bound(name, call.args, call.kwargs, call.function)
+        kind, changes = functions.classify(name, args, known, out, set(self._names))
+        if kind == "pooling" or out.dim() != 2 or out.shape[0] != self.nodes:
+            changes["rows"] = out.numel() // width
+        index = self.op(self.label(name), kind, sources, width, **changes)
+        self.met.append(Met(self.path, call, self._roles(call), tuple(out.shape)))
         for tensor in results:
             self.track(tensor, index)
-
-    def _classify(
-        self, name: str, args: Any, kwargs: Any, known: list[Tensor], out: Tensor
-    ) -> tuple[str, dict[str, Any]]:
-        same = all(t.shape == out.shape for t in known)
-        if name in PRODUCTS and len(known) == 1 and isinstance(args[0], Tensor):
-            changes = {"input_width": int(known[0].shape[-1])}
-            changes["bias"] = name == "linear" and _argument(args, kwargs, 2, "bias") is not None
-            return "linear", changes
-        if name == "batch_norm":
-            affine = _argument(args, kwargs, 3, "weight") is not None
-            return "normalisation", {"over": "nodes", "affine": affine}
-        if name in OVER_FEATURES and same:
-            affine = name.endswith("_norm") and _argument(args, kwargs, 2, "weight") is not None
-            return "normalisation", {"over": "features", "affine": affine}
-        if name in ("cat", "concat", "concatenate"):
-            dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
-            joined = sum(t.shape[-1] for t in known) == out.shape[-1]
-            if dim in (-1, out.dim() - 1) and joined:
-                return "concatenation", {}
-            return "opaque", {}
-        if same:
-            return ("elementwise" if len(known) == 1 else "sum"), {}
-        return "opaque", {}
-
-
-def _is_module_of(module: str, function: str) -> bool:
-    """Whether a function is all that a module does, so that the module's name says enough."""
-    return function.replace("_", "") in module.lower() or function == "batch_norm"
-
-
-def _opaque(recorder: Recorder, conv: Any, args: Any, kwargs: Any) -> Tensor:
-    """A layer that is not in the table: it runs on every device, whole."""
-    width = getattr(conv, "out_channels", None)
-    if not isinstance(width, int):
-        raise UnknownLayerError(
-            f"layer {recorder.path!r} ({type(conv).__name__}) is not in the table of layers and "
-            "does not say its out_channels: it cannot be planned"
-        )
-    if getattr(conv, "concat", False) and hasattr(conv, "heads"):
-        width *= conv.heads
-    known = [t for t in _tensors([*args, *kwargs.values()]) if id(t) in recorder._known]
-    values = sum(p.numel() for p in conv.parameters())
-    return recorder.add("opaque", list({id(t): t for t in known}.values()), width, values=values)
-
-
-def _argument(args: Any, kwargs: Any, position: int, name: str) -> Any:
-    return args[position] if len(args) > position else kwargs.get(name)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, list | tuple):
-        return [t for item in value for t in _tensors(item)]
-    return []

@@ -30,7 +30,8 @@ void load_row(const Csr &graph, int64_t row, Mode mode, bool idempotent, Row &ou
   out.simple.clear();
   out.extra.clear();
   const int32_t self = static_cast<int32_t>(row);
-  bool looped = mode == Mode::given;
+  // Where targets go on behind the sources (a reversed bipartite graph), those have no loop.
+  bool looped = mode == Mode::given || row >= graph.num_src;
   auto take = [&](int32_t source) {
     if (out.simple.empty() || out.simple.back() != source) out.simple.push_back(source);
     else if (!idempotent) out.extra.push_back(source);

@@ -316,13 +316,13 @@ def test_grid_exchanges_a_slice_among_fewer_rows() -> None:
     assert (forward.columns, scatter.columns) == (-2, 2)
 
 
-def test_relations_are_dealt_out_by_size() -> None:
+def test_relations_are_dealt_out_in_blocks() -> None:
     stats = GraphStats(100, 1000, "x", relation_edges=(500, 200, 150, 100, 50), _cut=None)
     from hag_plugin.parallel.grid_strategies import Relations
 
     op = convolution("conv", 0, 8, 8, relations=5)
     graph = OpGraph.of([Op("x", "input", width=8), op], {"A": stats}, S)
-    assert Relations().busiest(Problem(graph, op, 2)) == (500, 4)
+    assert Relations().busiest(Problem(graph, op, 2)) == (850, 3)
 
 
 # Refusals -------------------------------------------------------------------------------------

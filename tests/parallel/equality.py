@@ -1,0 +1,205 @@
+"""A parallel model against the same model in one process: values, gradients, training, bytes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+import hag_plugin as hp
+from hag_plugin.parallel.cost import Analytic
+from hag_plugin.parallel.opgraph import Op, OpGraph
+from hag_plugin.parallel.planner import Plan, planned
+from hag_plugin.parallel.search import Space
+from hag_plugin.parallel.strategies import Config
+from hag_plugin.parallel.topology import preset
+from hag_plugin.parallel.trace_model import trace
+
+from .ranks import run_threads
+
+Allow = Callable[[Op, Config], bool]
+PHASES = ("forward", "backward", "update")
+
+
+def space_with(graph: OpGraph, size: int, allow: Allow) -> Space:
+    """The plans in which every operation has a configuration that is allowed."""
+    machine = preset("a100x8").resized(size)
+
+    def allowed(i: int, config: Config) -> bool:
+        op = graph.ops[i]
+        return (op.rows is not None and op.kind != "pooling") or allow(op, config)
+
+    return Space(graph, machine, Analytic(machine), allowed)
+
+
+def bytes_of(space: Space, chosen: list[int]) -> dict[str, np.ndarray]:
+    """What every message of a plan sends, by phase: int64 `[P]` each."""
+    graph = space.graph
+    messages = [m for v, k in enumerate(chosen) for m in space.terms[v][k].messages]
+    for u, v in graph.edges:
+        if graph.ops[u].kind != "input":
+            ends = space.configs[u][chosen[u]].target, space.configs[v][chosen[v]].source
+            messages += space.reshard_messages(u, v, *ends)
+    size = space.topology.num_devices
+    return {
+        phase: sum((m.sent for m in messages if m.phase == phase), np.zeros(size, np.int64))
+        for phase in PHASES
+    }
+
+
+def whole(tensor: Tensor | None) -> Tensor | None:
+    """A DTensor's value, gathered."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def train_alone(model: nn.Module, data: Any, make: Any, steps: int = 3, **kwargs: Any) -> Any:
+    """Losses, outputs, first gradients, last weights of one process."""
+    model, args = copy.deepcopy(model), _arguments(model, data)
+    optimizer = make(model.parameters())
+    losses, outs, gradients = [], [], {}
+    for step in range(steps):
+        optimizer.zero_grad()
+        with _autocast(kwargs):
+            out = model(*args)
+        chosen = out[data.train_mask] if out.shape[0] == data.num_nodes else out
+        loss = F.cross_entropy(chosen, data.y[data.train_mask] if chosen is not out else data.y)
+        loss.backward()
+        if not step:
+            gradients = {n: p.grad.clone() for n, p in model.named_parameters()
+                         if p.grad is not None}  # fmt: skip
+        if kwargs.get("clip"):
+            torch.nn.utils.clip_grad_norm_(model.parameters(), kwargs["clip"])
+        optimizer.step()
+        losses.append(loss.detach())
+        outs.append(out.detach())
+    model.eval()
+    with torch.no_grad():
+        outs.append(model(*args))
+    return losses, outs, gradients, model.state_dict()
+
+
+def _autocast(kwargs: Any) -> Any:
+    wanted = kwargs.get("autocast")
+    return torch.autocast("cpu", wanted, enabled=wanted is not None)
+
+
+def _arguments(model: nn.Module, data: Any) -> list[Any]:
+    import inspect
+
+    names = inspect.signature(model.forward).parameters
+    if list(names) == ["data"]:
+        return [data]
+    if isinstance(data, tuple):
+        return list(data)
+    return [data[n] for n in names if n in data]
+
+
+def train_together(
+    model: nn.Module, data: Any, plan: Plan, make: Any, part: Any = None, steps: int = 3,
+    **kwargs: Any,
+) -> Any:  # fmt: skip
+    """The same on one rank of many, and the bytes it sent in the first step."""
+    model = hp.parallel.parallelize(model, data, plan, part=part)
+    parallel, local = model.parallel, model.parallel.data
+    optimizer = make(model.parameters())
+    losses, outs, gradients, sent = [], [], {}, {}
+    for step in range(steps):
+        optimizer.zero_grad()
+        parallel.sent.reset()
+        with _autocast(kwargs):
+            out = model()
+        if "train_mask" in vars(local) and out.shape[0] == len(local.train_mask):
+            values = F.cross_entropy(out[local.train_mask], local.y[local.train_mask],
+                                     reduction="none")  # fmt: skip
+        else:
+            values = F.cross_entropy(out, local.y, reduction="none")
+        loss = parallel.mean(values)
+        loss.backward()
+        if not step:
+            sent = {phase: parallel.sent[phase] for phase in PHASES}
+            gradients = {n: whole(p.grad) for n, p in model.named_parameters()
+                         if p.grad is not None}  # fmt: skip
+            gradients = {n: g.clone() for n, g in gradients.items()}
+        if kwargs.get("clip"):
+            torch.nn.utils.clip_grad_norm_(model.parameters(), kwargs["clip"])
+        optimizer.step()
+        losses.append(loss.detach())
+        outs.append(parallel.gather(out))
+    model.eval()
+    with torch.no_grad():
+        outs.append(parallel.gather(model()))
+    state = {n: whole(t) for n, t in model.state_dict().items()}
+    return losses, outs, gradients, state, sent
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    """With momentum, so that steps depend on each other."""
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+
+
+def check(
+    model: nn.Module,
+    data: Any,
+    size: int,
+    allow: Allow = lambda op, config: True,
+    *,
+    make: Any = sgd,
+    tolerance: float = 1e-10,
+    hag: bool = False,
+    run: Any = run_threads,
+    part: Any = None,
+    count_bytes: bool = True,
+    **kwargs: Any,
+) -> Plan:
+    """Trains with a plan and alone; everything must be equal, and the bytes those of the plan.
+
+    Args:
+        model: is copied.
+        data: PyG's, with `y` and `train_mask`.
+        size: ranks.
+        allow: configurations that the plan may have.
+        make: the optimiser, from parameters.
+        tolerance: relative and absolute.
+        hag: search HAGs for the plan.
+        run: `run_threads` or the like.
+        part: as for `plan`.
+        count_bytes: compare them, too.
+        kwargs: `clip`, the norm that gradients are clipped to; `autocast`, a type.
+
+    Returns:
+        The plan.
+    """
+    graph = trace(model, data, hag=hag, part=part)
+    space = space_with(graph, size, allow)
+    chosen = list(space.cheapest().configs)
+    plan = planned(space, chosen)
+    expected = train_alone(model, data, make, **kwargs)
+    found = run(size, lambda rank: train_together(model, data, plan, make, part, **kwargs))
+    compare(found, expected, bytes_of(space, chosen) if count_bytes else None, tolerance)
+    return plan
+
+
+def compare(
+    found: list[Any],
+    expected: Any,
+    counted: dict[str, np.ndarray] | None,
+    tolerance: float,
+) -> None:
+    """What each rank has against what one process has, and its bytes against the plan's.
+
+    Values may be of lower precision in one process, where layers cast them under autocast.
+    """
+    close = {"rtol": tolerance, "atol": tolerance, "check_dtype": tolerance < 0.01}
+    for rank, (losses, outs, gradients, state, sent) in enumerate(found):
+        torch.testing.assert_close(losses, expected[0], **close)
+        torch.testing.assert_close(outs, expected[1], **close)
+        torch.testing.assert_close(gradients, expected[2], **close)
+        torch.testing.assert_close(state, dict(expected[3]), **close)
+        if counted is not None:
+            assert sent == {p: int(counted[p][rank]) for p in PHASES}, f"rank {rank}"
