@@ -94,9 +94,10 @@ def form_of(site: Site, graphs: LocalGraphs) -> Form:
     for base in type(layer).__mro__:
         form = FORMS.get(f"{base.__module__}.{base.__qualname__}")
         if form is not None:
-            if getattr(layer, "flow", "source_to_target") != "source_to_target":
+            flow = getattr(layer, "flow", "source_to_target")
+            if flow != "source_to_target":
                 raise TypeError(
-                    f"layer {site.op.name!r} has flow {layer.flow!r}; expected 'source_to_target'"
+                    f"layer {site.op.name!r} has flow {flow!r}; expected 'source_to_target'"
                 )
             return form(site, graphs)
     raise TypeError(

@@ -188,12 +188,13 @@ def _work(folder: Path, rank: int) -> None:
         case = getattr(_load(module, source), name)
         warnings.simplefilter("error")  # as pytest has it; what was imported may warn
         outcome = ("returned", case(rank, *args))
-        dist.destroy_process_group()
     except Exception:
         outcome = ("raised", traceback.format_exc())
     written = folder / f"part{rank}"
     written.write_bytes(pickle.dumps(outcome))
     written.rename(folder / f"result{rank}")
+    if outcome[0] == "returned":
+        dist.destroy_process_group()
 
 
 def _load(name: str, source: str) -> Any:
