@@ -30,7 +30,8 @@ ROWS_PER_EDGE = {"DGNConv": 12, "GatedGraphConv types": 4, "PNAConv": 12, "RelGr
 
 LAYERS: dict[str, Callable[[Any, int], nn.Module]] = {
     "APPNPConv": lambda made, f: made.APPNPConv(2, 0.1),
-    "ChebConv": lambda made, f: made.ChebConv(f, f, 3),
+    # Without its ReLU: some of millions of outputs are so near 0 that rounding flips gradients.
+    "ChebConv": lambda made, f: made.ChebConv(f, f, 3, activation=None),
     "DGNConv": lambda made, f: made.DGNConv(f, f, ["mean", "dir1-av"], ["identity"], 2.5),
     "GATConv": lambda made, f: made.GATConv(f, f, 1, **FREE),
     "GCN2Conv": lambda made, f: made.GCN2Conv(f, 1, **FREE),
