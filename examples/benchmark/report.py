@@ -104,7 +104,9 @@ def _heading(here: Record, suites: dict[str, Sequence[Record]]) -> str:
     versions = ", ".join(f"{name} {v}" for name, v in here["versions"].items() if v)
     records = [r for found in suites.values() for r in found]
     dates = sorted(r["date"] for r in records) or [here["date"]]
-    loads = [r["load"] for r in records if r["load"] is not None]
+    # Of cells that were timed: equal arrays are not.
+    timed = [r for r in records if r.get("forms", True)]
+    loads = [r["load"] for r in timed if r["load"] is not None]
     lines = [
         "# Benchmark\n",
         f"Measured {dates[0]} to {dates[-1]} (UTC), float32, {here['threads']} threads.\n",
