@@ -50,6 +50,21 @@ def check_features(x: Tensor, row_ptr: Tensor) -> None:
         )
 
 
+def check_vector(tensor: Tensor, name: str, length: int) -> None:
+    """Whether `tensor`, called `name`, is a floating vector of this length.
+
+    Raises:
+        TypeError: it is no floating tensor.
+        ValueError: it is not `[length]`.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}; expected a torch.Tensor")
+    if not tensor.dtype.is_floating_point:
+        raise TypeError(f"{name} has dtype {tensor.dtype}; expected a floating dtype")
+    if tensor.dim() != 1 or tensor.shape[0] != length:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; expected [{length}]")
+
+
 def checked_scale(scale: Tensor, name: str, x: Tensor, rows: int) -> Tensor:
     """A scale or weights, in the dtype that sums of `x` accumulate in.
 
@@ -57,12 +72,7 @@ def checked_scale(scale: Tensor, name: str, x: Tensor, rows: int) -> Tensor:
         TypeError: it is no floating tensor.
         ValueError: it is not `[rows]`, or on another device.
     """
-    if not isinstance(scale, Tensor):
-        raise TypeError(f"{name} is a {type(scale).__name__}; expected a torch.Tensor")
-    if not scale.dtype.is_floating_point:
-        raise TypeError(f"{name} has dtype {scale.dtype}; expected a floating dtype")
-    if scale.dim() != 1 or scale.shape[0] != rows:
-        raise ValueError(f"{name} has shape {list(scale.shape)}; expected [{rows}]")
+    check_vector(scale, name, rows)
     if scale.device != x.device:
         raise ValueError(f"{name} is on {scale.device}; expected {x.device}, as x")
     return scale.to(accumulator(x.dtype))

@@ -14,7 +14,14 @@ from torch import Tensor
 from hag_plugin.build import check_edge_index
 from hag_plugin.hag import HAG
 from hag_plugin.kernels import _cpu
-from hag_plugin.operators import call, check_features, check_self_loops, checked_scale
+from hag_plugin.operators import (
+    accumulator,
+    call,
+    check_features,
+    check_self_loops,
+    check_vector,
+    checked_scale,
+)
 from hag_plugin.program import SelfLoops
 from hag_plugin.weighted_sum import NAME as WEIGHTED_SUM
 
@@ -74,7 +81,7 @@ def factorise(
         True
     """
     check_edge_index(edge_index)
-    _check_weight(weight, edge_index.shape[1])
+    check_vector(weight, "weight", edge_index.shape[1])
     if tolerance is None:
         tolerance = TOLERANCE.get(weight.dtype)
         if tolerance is None:
@@ -90,22 +97,12 @@ def factorise(
     difference = (s[source] * t[target] - exact).abs_()
     if not (difference <= tolerance * exact.abs()).all():
         return None
-    accumulator = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    largest = LARGEST_FACTOR[accumulator]
+    largest = LARGEST_FACTOR[accumulator(weight.dtype)]
     for factor in (s, t):
         size = factor[factor != 0].abs()
         if not ((size <= largest) & (size >= 1 / largest)).all():
             return None
     return s.to(weight.device), t.to(weight.device)
-
-
-def _check_weight(weight: Tensor, num_edges: int) -> None:
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"weight is a {type(weight).__name__}; expected a torch.Tensor")
-    if not weight.dtype.is_floating_point:
-        raise TypeError(f"weight has dtype {weight.dtype}; expected a floating dtype")
-    if weight.dim() != 1 or weight.shape[0] != num_edges:
-        raise ValueError(f"weight has shape {list(weight.shape)}; expected [{num_edges}]")
 
 
 def edge_slots(edge_index: Tensor, hag: HAG) -> Tensor:
