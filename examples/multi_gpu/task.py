@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch_geometric import nn as pyg
 from torch_geometric.data import Data
 
 import hag_plugin as hp
 from hag_plugin import datasets, generators
-from hag_plugin.parallel.comm import Group
+from hag_plugin.parallel.comm import Group, session
 from hag_plugin.parallel.strategies import REGISTRY
 
 MODELS = {"gcn": pyg.GCN, "sage": pyg.GraphSAGE, "gin": pyg.GIN, "gat": pyg.GAT}
@@ -61,11 +60,10 @@ def ranks(timeout: float) -> Iterator[Group]:
     gpus = torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
     if gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if gpus else "gloo", timeout=timedelta(seconds=timeout))
-    try:
-        yield Group.world()
-    finally:
-        dist.destroy_process_group()
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    limit = timedelta(seconds=timeout)
+    with session("nccl" if gpus else "gloo", "env://", rank, size, limit) as group:
+        yield group
 
 
 def load(args: argparse.Namespace, size: int) -> tuple[Data, hp.parallel.Partition]:

@@ -7,7 +7,10 @@ that they can be compared with the planner's figures whatever algorithm the back
 
 from __future__ import annotations
 
+import atexit
 import math
+import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -76,15 +79,14 @@ class Group:
         device: where tensors lie.
         sent: what this process sent, in this group and those made from it.
         phase: under which phase everything is counted; None: as the caller says.
-        process_group: of torch.distributed.
     """
 
     ranks: tuple[int, ...]
     rank: int
     device: torch.device
     sent: Sent
-    process_group: dist.ProcessGroup
     phase: str | None = None
+    _axis: tuple[DeviceMesh, int] | None = None  # of a grid; None: all ranks
     _grids: dict[int, tuple[DeviceMesh, Group, Group]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -106,9 +108,15 @@ class Group:
             on_gpu = "nccl" in str(dist.get_backend())
             device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else "cpu"
         ranks = tuple(range(dist.get_world_size()))
-        whole = dist.group.WORLD
-        assert whole is not None  # it is initialised
-        return cls(ranks, dist.get_rank(), torch.device(device), Sent(), whole)
+        return cls(ranks, dist.get_rank(), torch.device(device), Sent())
+
+    @property
+    def process_group(self) -> dist.ProcessGroup:
+        """Of torch.distributed, which alone keeps it: see `_let_go`."""
+        found = dist.group.WORLD if self._axis is None else self._axis[0].get_group(self._axis[1])
+        if found is None:
+            raise RuntimeError("torch.distributed was left: its process group is destroyed")
+        return found
 
     @property
     def size(self) -> int:
@@ -138,19 +146,19 @@ class Group:
             if columns < 1 or size % columns:
                 raise ValueError(f"{size} ranks make no grid of {columns} columns")
             if columns == 1:
-                mesh = init_device_mesh(kind, (size,), mesh_dim_names=("ranks",))
+                mesh = _mesh(kind, (size,), ("ranks",))
                 alone = replace(self, ranks=(self.ranks[self.rank],), rank=0, _grids={})
                 self._grids[1] = mesh, alone, self
             else:
                 shape = (size // columns, columns)
-                mesh = init_device_mesh(kind, shape, mesh_dim_names=("rows", "columns"))
+                mesh = _mesh(kind, shape, ("rows", "columns"))
                 row, column = divmod(self.rank, columns)
                 members = (
                     (1, column, self.ranks[row * columns : (row + 1) * columns]),
                     (0, row, self.ranks[column::columns]),
                 )
                 neighbours, strided = (
-                    replace(self, ranks=ranks, rank=at, process_group=mesh.get_group(d), _grids={})
+                    replace(self, ranks=ranks, rank=at, _axis=(mesh, d), _grids={})
                     for d, at, ranks in members
                 )
                 self._grids[columns] = mesh, neighbours, strided
@@ -317,6 +325,32 @@ def session(
         yield Group.world()
     finally:
         dist.destroy_process_group()
+
+
+def _mesh(kind: str, shape: tuple[int, ...], names: tuple[str, ...]) -> DeviceMesh:
+    """A mesh that lets go of its process groups before the interpreter ends."""
+    mesh = init_device_mesh(kind, shape, mesh_dim_names=names)
+    groups = getattr(mesh, "_pg_registry", None)  # older versions of torch keep names alone
+    if groups is not None:
+        weakref.finalize(mesh, groups.clear)
+    return mesh
+
+
+@atexit.register
+def _let_go() -> None:
+    """Ends gloo's threads before the interpreter.
+
+    They run until the last reference to their group is gone, after `destroy_process_group` too;
+    one that still has to release a tensor when the interpreter is gone aborts the process.
+    torch.distributed.nn, which DTensor imports, keeps the world as a default of its functions.
+    """
+    module = sys.modules.get("torch.distributed.nn.functional")
+    for function in vars(module).values() if module else ():
+        defaults = getattr(function, "__defaults__", None)
+        if defaults:
+            function.__defaults__ = tuple(
+                None if isinstance(d, dist.ProcessGroup) else d for d in defaults
+            )
 
 
 def _empty(x: Tensor, rows: int) -> Tensor:

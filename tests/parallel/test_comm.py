@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +139,33 @@ def test_only_this_file_communicates() -> None:
             odd = [n for n in names if n.startswith("torch.distributed")]
             odd = [n for n in odd if not n.startswith(allowed)]
             assert not odd, f"{source} imports {odd}"
+
+
+LEAVING = """
+import atexit, sys
+threads = lambda: [Path(t, "comm").read_text().strip() for t in Path("/proc/self/task").iterdir()]
+atexit.register(lambda: print("at exit", threads()))  # the first that is registered is run last
+from pathlib import Path
+import torch.distributed as dist
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+from torch.distributed.tensor import Shard, distribute_tensor
+from hag_plugin.parallel.comm import Group
+import torch
+group = Group.world()
+kept = distribute_tensor(torch.ones(4), group.mesh(), [Shard(0)])
+group.all_reduce(kept.to_local(), "forward")
+print("running", threads())
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+def test_gloo_ends_before_the_interpreter(tmp_path: Path) -> None:
+    """A thread of gloo that releases a tensor when the interpreter is gone aborts the process."""
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVING, str(tmp_path / "meeting")],
+        capture_output=True, text=True, timeout=100, check=True,
+    )  # fmt: skip
+    running, at_exit = done.stdout.splitlines()
+    assert "gloo" in running
+    assert "gloo" not in at_exit
