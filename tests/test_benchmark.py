@@ -60,7 +60,7 @@ def test_every_suite_leaves_its_cells(measured: Path) -> None:
         count[record["suite"]] = count.get(record["suite"], 0) + 1
     assert count == {
         "aggregate": 1, "epochs": 6, "layers": 32, "calls": 2 * 43, "dgl-layers": 18,
-        "search": 2, "never-slower": 4, "cost": 2, "counts": 2,
+        "search": 2, "scale": 1, "never-slower": 4, "cost": 2, "counts": 2,
     }  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from . import (
     suite_epochs,
     suite_layers,
     suite_never_slower,
+    suite_scale,
     suite_search,
 )
 from .graphs import Graph
@@ -43,6 +44,7 @@ SUITES: dict[str, ModuleType] = {
         suite_calls,
         suite_dgl,
         suite_search,
+        suite_scale,
         suite_never_slower,
         suite_cost,
         suite_counts,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import suite_calls, suite_dgl, suite_epochs, suite_layers
+from . import suite_calls, suite_dgl, suite_epochs, suite_layers, suite_scale
 from .results import Record
 from .sides import AUTO, COPY, NONE
 from .tables import markdown, means, median, over, over_best, times
@@ -41,6 +41,7 @@ def all_goals(suites: dict[str, Sequence[Record]], threads: int) -> list[Goal]:
         *_layers(suites["layers"]),
         *_calls(suites["calls"]),
         *_search(suites["search"], threads),
+        *_scale(suites["scale"]),
         *_never_slower(suites["never-slower"]),
         *_dgl_layers(suites["dgl-layers"]),
     ]
@@ -178,6 +179,18 @@ def _search(records: Sequence[Record], threads: int) -> list[Goal]:
         met = None if speed is None else speed >= 1.0
         goals.append(Goal(f"search of {graph}, A+I: at least 1 M edges/s", text, met))
     return goals
+
+
+def _scale(records: Sequence[Record]) -> list[Goal]:
+    largest = next((r for r in records if r["cell"]["graph"] == suite_scale.LARGEST), None)
+    seconds, memory = (None, None) if largest is None else (largest["seconds"], largest["memory"])
+    gib = None if memory is None else memory / 2**30
+    return [
+        _most(f"search of {suite_scale.LARGEST}: at most 120 s", seconds, 120.0, " s"),
+        _most(f"search of {suite_scale.LARGEST}: at most 10 GiB", gib, 10.0, " GiB"),
+        _most("seconds an edge at 1, 10 and 115 M edges: within 1.5x",
+              suite_scale.spread(records), 1.5),
+    ]  # fmt: skip
 
 
 def _never_slower(records: Sequence[Record]) -> list[Goal]:

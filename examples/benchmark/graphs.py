@@ -14,12 +14,18 @@ import torch
 from torch import Tensor
 
 import hag_plugin as hp
-from hag_plugin import datasets
+from hag_plugin import datasets, generators
 from hag_plugin.graph_data import GraphData
 from hag_plugin.program import SelfLoops
 
 GENERATED = ("collaboration", "cliques", "erdos-renyi", "power-law")
 TEN_NODES = "ten nodes"  # for the cost of a call itself
+# Nodes, and neighbours a node that are drawn: of one kind, for what depends on size alone.
+SCALED = {
+    "communities-1M": (2_330, 500),
+    "communities-10M": (23_300, 560),
+    "communities-115M": (232_965, 575),
+}
 LOOPS: dict[str, SelfLoops] = {"A": False, "A+I": "add"}
 
 
@@ -45,11 +51,13 @@ class Graph:
         """Loads a graph by name (`hag_plugin.datasets`)."""
         self.name = name
         self.seed = seed
-        self.data: GraphData = (
-            _ten_nodes(seed)
-            if name == TEN_NODES
-            else datasets.load(name, root, seed=seed, features=False)
-        )
+        self.data: GraphData
+        if name == TEN_NODES:
+            self.data = _ten_nodes(seed)
+        elif name in SCALED:
+            self.data = _communities(name, seed)
+        else:
+            self.data = datasets.load(name, root, seed=seed, features=False)
         self._kept: dict[Any, Any] = {}
 
     @property
@@ -134,6 +142,13 @@ def _ten_nodes(seed: int) -> GraphData:
     pairs = torch.randint(10, (2, 20), generator=torch.Generator().manual_seed(seed))
     edges = torch.cat([pairs, pairs.flip(0)], dim=1)
     return GraphData(TEN_NODES, f"generated: twenty random pairs, seed {seed}", edges, 10)
+
+
+def _communities(name: str, seed: int) -> GraphData:
+    """Communities of 2,000 nodes with heavy-tailed degrees."""
+    nodes, degree = SCALED[name]
+    edges = generators.communities(nodes, degree, exponent=3.5, seed=seed)
+    return GraphData(name, f"generated, seed {seed}", torch.from_numpy(edges), nodes)
 
 
 def same_program(graph: Graph, loops: str, width: int, reduce: str) -> bool:

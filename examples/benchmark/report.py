@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import environment, goals, plots, suite_calls, suite_dgl, tables, tables_cost
+from . import environment, goals, plots, suite_calls, suite_dgl, suite_scale, tables, tables_cost
 from .results import Record, Results
 
 SUITES = (
-    "aggregate", "epochs", "layers", "calls", "dgl-layers", "search", "never-slower", "cost",
-    "counts",
+    "aggregate", "epochs", "layers", "calls", "dgl-layers", "search", "scale", "never-slower",
+    "cost", "counts",
 )  # fmt: skip
 
 
@@ -92,6 +92,7 @@ def _sections(suites: dict[str, Sequence[Record]]) -> dict[str, tuple[str, str]]
         "calls": ("The cost of a call", suite_calls.table(suites["calls"])),
         "dgl-layers": ("DGL's layers", suite_dgl.table(suites["dgl-layers"])),
         "search": ("Search", tables.search(suites["search"], suites["epochs"])),
+        "scale": ("Search by size", suite_scale.table(suites["scale"])),
         "never-slower": ("Never slower than plain", tables.never_slower(suites["never-slower"])),
         "cost": ("Cost model", tables_cost.cost(suites["cost"]) if suites["cost"] else ""),
         "counts": ("Rows saved", tables_cost.counts(suites["counts"])),

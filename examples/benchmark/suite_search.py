@@ -37,7 +37,7 @@ def measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
     """Builds the HAG again and again for the time given; counts rows; times an aggregation."""
     budget = plan.budget(SECONDS)
     loops = cell["loops"]
-    hag, growth = _build_watched(graph, loops)
+    hag, growth, _ = build_watched(graph, loops)
     hag.check(graph.edge_index, self_loops=LOOPS[loops])
     del hag
     seconds: list[float] = []
@@ -78,17 +78,17 @@ def _saving(graph: Graph, cell: Cell, plan: Plan) -> float:
     return summary[NONE]["median"] - summary[AUTO]["median"]
 
 
-def _build_watched(graph: Graph, loops: str) -> tuple[Any, int | None]:
-    """A HAG, and by how many bytes the process grew at most while it was built."""
+def build_watched(graph: Graph, loops: str) -> tuple[Any, int | None, float]:
+    """A HAG, by how many bytes the process grew at most while it was built, and the seconds."""
     gc.collect()
     _give_back()
     watched = _reset_peak()
     before = memory_bytes()
-    hag, _ = graph.build("auto", loops, WIDTH)
+    hag, seconds = graph.build("auto", loops, WIDTH)
     peak = _peak()
     if not watched or before is None or peak is None:
-        return hag, None
-    return hag, max(peak - before, 0)
+        return hag, None, seconds
+    return hag, max(peak - before, 0), seconds
 
 
 def _give_back() -> None:
