@@ -31,9 +31,14 @@ class Page:
 
 
 def write(results: Results, folder: Path) -> Page:
-    """Writes `report.md`, `summary.json` and the plots from the newest environment's results."""
+    """Writes `report.md`, `summary.json` and the plots.
+
+    Each suite's newest results count, of the machine and the versions measured last; the page
+    says which code each suite ran.
+    """
     here = newest_environment(results)
-    suites: dict[str, Sequence[Record]] = {s: results.cells(s, here["id"]) for s in SUITES}
+    ran = {suite: _newest_of(suite, results, here) for suite in SUITES}
+    suites: dict[str, Sequence[Record]] = {s: results.cells(s, e["id"]) for s, e in ran.items()}
     found = goals.all_goals(dict(suites), here["threads"])
     failures = tables.wrong(suites, ours=True) + [
         f"never-slower, {' '.join(map(str, r['cell'].values()))}: auto is slower than none"
@@ -42,7 +47,7 @@ def write(results: Results, folder: Path) -> Page:
     ]
     drawn = plots.draw(dict(suites), folder)
     means = goals.headline(suites["aggregate"])
-    parts = [_heading(here, suites), "## Goals\n", goals.table(found) + "\n"]
+    parts = [_heading(here, ran, suites), "## Goals\n", goals.table(found) + "\n"]
     if failures:
         parts += ["## Failures\n", "\n".join(f"- {line}" for line in failures) + "\n"]
     differing = tables.wrong(suites, ours=False)
@@ -64,6 +69,7 @@ def write(results: Results, folder: Path) -> Page:
     (folder / "report.md").write_text(text)
     summary = {
         "environment": here,
+        "code": {s: {k: ran[s][k] for k in ("git", "code")} for s in SUITES if suites[s]},
         "written": environment.now(),
         "goals": [asdict(goal) for goal in found],
         "geometric_means": means,
@@ -84,6 +90,17 @@ def newest_environment(results: Results) -> Record:
     return results.environments()[-1]
 
 
+def _newest_of(suite: str, results: Results, here: Record) -> Record:
+    """The environment that a suite was measured in last, among those that differ in code alone."""
+    alike = {
+        record["id"]: record
+        for record in results.environments()
+        if all(record[key] == here[key] for key in here if key not in ("id", "code", "git", "date"))
+    }
+    of_suite = (r for r in reversed(results.records) if r["kind"] == "cell" and r["suite"] == suite)
+    return next((alike[r["environment"]] for r in of_suite if r["environment"] in alike), here)
+
+
 def _sections(suites: dict[str, Sequence[Record]]) -> dict[str, tuple[str, str]]:
     return {
         "aggregate": ("Aggregation", tables.aggregate(suites["aggregate"])),
@@ -99,7 +116,7 @@ def _sections(suites: dict[str, Sequence[Record]]) -> dict[str, tuple[str, str]]
     }
 
 
-def _heading(here: Record, suites: dict[str, Sequence[Record]]) -> str:
+def _heading(here: Record, ran: dict[str, Record], suites: dict[str, Sequence[Record]]) -> str:
     machine: dict[str, Any] = here["machine"]
     caches = ", ".join(f"{name} {size}" for name, size in machine["caches"].items())
     versions = ", ".join(f"{name} {v}" for name, v in here["versions"].items() if v)
@@ -115,7 +132,7 @@ def _heading(here: Record, suites: dict[str, Sequence[Record]]) -> str:
         f"{machine['memory_gib']} GiB; {machine['system']}; transparent huge pages: "
         f"{machine['huge_pages']}",
         f"- Versions: {versions}",
-        f"- Code: {here['git'] or 'no git revision'} (fingerprint {here['code']})",
+        f"- Code: {_codes(ran, suites)}",
         f"- Settings: {json.dumps(here['settings'])}",
     ]
     if here["settings"]["quick"]:
@@ -131,3 +148,15 @@ def _heading(here: Record, suites: dict[str, Sequence[Record]]) -> str:
         "Ratios are speeds: 2x is half the time.\n"
     )
     return "\n".join(lines)
+
+
+def _codes(ran: dict[str, Record], suites: dict[str, Sequence[Record]]) -> str:
+    """The revision and fingerprint that ran, with its suites where there are several."""
+    by_code: dict[str, list[str]] = {}
+    for suite, where in ran.items():
+        if suites[suite]:
+            words = f"{where['git'] or 'no git revision'} (fingerprint {where['code']})"
+            by_code.setdefault(words, []).append(suite)
+    if len(by_code) == 1:
+        return next(iter(by_code))
+    return "; ".join(f"{words}: {', '.join(names)}" for words, names in by_code.items())
