@@ -126,6 +126,8 @@ def _calls(
     hag.transpose()
     calls: Calls = {AUTO: _call(hp.accelerate(copy.deepcopy(stock)), x, layer, hag, graph)}
     size = graph.edge_index.shape[1] * cell["width"] * 4
+    if layer == "FastRGCNConv":
+        size *= cell["width"]  # a matrix an edge
     if size <= plan.memory_limit:
         calls[STOCK] = _call(stock, x, layer, graph.edge_index, graph)
     else:
