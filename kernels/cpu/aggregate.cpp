@@ -294,12 +294,13 @@ void Program::run(const Arguments &a) const {
   const int64_t tiles = num_tiles();
   const int64_t grain = (tiles - num_heavy_) * a.batch / (int64_t{threads} * 16);
   // Heavy tiles one by one, then the others in runs of neighbours.
-  Counter heavy(num_heavy_ * a.batch, 1), light((tiles - num_heavy_) * a.batch, grain);
-  Counter hubs(hub_row_.size * a.batch, 1);
+  Counter heavy(num_heavy_ * a.batch, 1, 1);
+  Counter light((tiles - num_heavy_) * a.batch, grain, threads);
   std::atomic<bool> out_of_memory{false};
 
-  const auto walk = [&](Counter &counter, int64_t offset, int64_t count, void *scratch) {
-    counter.share([&](int64_t first, int64_t last) {
+  const auto walk = [&](int thread, Counter &counter, int64_t offset, int64_t count,
+                        void *scratch) {
+    counter.share(thread, [&](int64_t first, int64_t last) {
       for (int64_t item = first; item < last;) {
         const HagWalk w = matrix(item / count);
         const int64_t stop = std::min(last, (item / count + 1) * count);
@@ -310,26 +311,29 @@ void Program::run(const Arguments &a) const {
       }
     });
   };
-  in_parallel(threads, [&] {
+  in_parallel(threads, [&](int thread) {
     void *scratch = scratch_of_thread.get(bytes);
     if (bytes > 0 && !scratch) {
       out_of_memory = true;
       return;
     }
-    walk(heavy, 0, num_heavy_, scratch);
-    walk(light, num_heavy_, tiles - num_heavy_, scratch);
+    walk(thread, heavy, 0, num_heavy_, scratch);
+    walk(thread, light, num_heavy_, tiles - num_heavy_, scratch);
     scratch_of_thread.trim();
   });
   if (out_of_memory) throw std::bad_alloc();
-  if (hub_row_.size > 0)
-    in_parallel(std::min<int64_t>(threads, hub_row_.size * a.batch), [&] {
-      hubs.share([&](int64_t first, int64_t last) {
+  const int64_t num_hubs = hub_row_.size * a.batch;
+  if (num_hubs > 0) {
+    Counter hubs(num_hubs, 1, 1);
+    in_parallel(static_cast<int>(std::min<int64_t>(threads, num_hubs)), [&](int thread) {
+      hubs.share(thread, [&](int64_t first, int64_t last) {
         for (int64_t item = first; item < last; ++item) {
           const HagWalk w = matrix(item / hub_row_.size);
           k.hub(&w, item % hub_row_.size);
         }
       });
     });
+  }
 }
 
 namespace {
@@ -341,9 +345,9 @@ void over_rows(int64_t batch, int64_t rows, int64_t work, int threads, const Bod
   const int used = useful_threads(threads, work);
   const int64_t grain = std::max<int64_t>(rows / (int64_t{used} * 32), 1);
   const int64_t pieces = (rows + grain - 1) / grain;
-  Counter counter(batch * pieces, 1);
-  in_parallel(used, [&] {
-    counter.share([&](int64_t item, int64_t) {
+  Counter counter(batch * pieces, 1, used);
+  in_parallel(used, [&](int thread) {
+    counter.share(thread, [&](int64_t item, int64_t) {
       const int64_t first = item % pieces * grain;
       body(item / pieces, first, std::min(first + grain, rows));
     });

@@ -31,8 +31,10 @@ constexpr int64_t kPiecesPerThread = 16;
 // Runs body(0) .. body(count - 1), in any order, on this many threads.
 template <class Body>
 void share(int threads, int64_t count, const Body &body) {
-  Counter counter(count, 1);
-  in_parallel(threads, [&] { counter.share([&](int64_t item, int64_t) { body(item); }); });
+  Counter counter(count, 1, threads);
+  in_parallel(threads, [&](int thread) {
+    counter.share(thread, [&](int64_t item, int64_t) { body(item); });
+  });
 }
 
 // The first row of each piece of a graph that is cut by slots and rows.

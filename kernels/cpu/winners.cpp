@@ -30,9 +30,9 @@ constexpr size_t kCacheLine = 64;
 // Runs body(first, last, scratch) over pieces of 0 .. count - 1 on this many threads.
 template <class Body>
 void share(int threads, int64_t count, int64_t scratch_bytes, const Body &body) {
-  Counter counter(count, count / (threads * kPiecesPerThread));
+  Counter counter(count, count / (threads * kPiecesPerThread), threads);
   std::atomic<bool> out_of_memory{false};
-  in_parallel(threads, [&] {
+  in_parallel(threads, [&](int thread) {
     const size_t bytes = (scratch_bytes / kCacheLine + 1) * kCacheLine;
     const std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(kCacheLine, bytes),
                                                               &std::free);
@@ -40,7 +40,7 @@ void share(int threads, int64_t count, int64_t scratch_bytes, const Body &body) 
       out_of_memory = true;
       return;
     }
-    counter.share([&](int64_t first, int64_t last) { body(first, last, scratch.get()); });
+    counter.share(thread, [&](int64_t first, int64_t last) { body(first, last, scratch.get()); });
   });
   if (out_of_memory) throw std::bad_alloc();
 }
