@@ -21,6 +21,7 @@ from hag_plugin.operators import (
     accumulator,
     call,
     check_features,
+    check_rows,
     check_self_loops,
     checked_scale,
     dot,
@@ -103,10 +104,8 @@ def aggregate(
         _check_out(out, x, num_dst, (x, source_scale, target_scale))
     if reduce in ("sum", "mean"):
         if out is not None and not torch.compiler.is_compiling():
-            _run_sum(
-                x, row_ptr, col, source_scale, target_scale, num_dst, loops, False, reduce, out
-            )
-            return out
+            check_rows(hag, x.shape[-2], num_dst, False)
+            return _sum(hag, x, source_scale, target_scale, out, loops, False, reduce)
         tensors = (x, row_ptr, col, source_scale, target_scale)
         y = call("aggregate", tensors, num_dst, loops, False, reduce)
     else:
@@ -136,8 +135,8 @@ def _check_out(out: Tensor, x: Tensor, num_dst: int, inputs: tuple[Tensor | None
         raise ValueError(
             "out= is for inference, but gradients are required; use torch.no_grad() or leave it out"
         )
-    *batch, _, width = x.shape
-    shape = (*batch, num_dst, width)
+    size = x.shape
+    shape = (*size[:-2], num_dst, size[-1])
     if out.dtype != x.dtype or out.shape != shape or out.device != x.device:
         raise ValueError(
             f"out is {out.dtype} {list(out.shape)} on {out.device}; "
@@ -148,8 +147,9 @@ def _check_out(out: Tensor, x: Tensor, num_dst: int, inputs: tuple[Tensor | None
     if torch.compiler.is_compiling():
         return
     memory = out.untyped_storage().data_ptr()
-    if memory and any(t is not None and t.untyped_storage().data_ptr() == memory for t in inputs):
-        raise ValueError("out shares memory with an input; expected memory of its own")
+    for t in inputs:
+        if t is not None and memory and memory == t.untyped_storage().data_ptr():
+            raise ValueError("out shares memory with an input; expected memory of its own")
 
 
 # Run time --------------------------------------------------------------------------------------
@@ -173,10 +173,11 @@ def _walk(
         return
     if x.dim() > 3:
         x = x.flatten(0, -3)
-    if x.stride(-1) != 1 and x.shape[-1] > 1:
-        x = x.contiguous()
     *batch, rows, width = x.shape
-    *batch_stride, row_stride, _ = x.stride()
+    *batch_stride, row_stride, stride = x.stride()
+    if stride != 1 and width > 1:
+        x = x.contiguous()
+        *batch_stride, row_stride, _ = x.stride()
     program.native.run(
         x.data_ptr(),
         y.data_ptr(),
@@ -204,13 +205,29 @@ def _run_sum(
     loops: str,
     transposed: bool,
     reduce: str,
-    out: Tensor | None = None,
 ) -> Tensor:
     hag = found(row_ptr, col, x.shape[-2], num_rows, loops, transposed)
+    y = new_output(x, num_rows)
+    return _sum(hag, x, source_scale, target_scale, y, loops, transposed, reduce)
+
+
+def _sum(
+    hag: HAG,
+    x: Tensor,
+    source_scale: Tensor | None,
+    target_scale: Tensor | None,
+    y: Tensor,
+    loops: str,
+    transposed: bool,
+    reduce: str,
+) -> Tensor:
+    """Writes the sums into `y`, `[*, num_rows, F]` and contiguous, after `check_rows`."""
     mode: Any = loops or False
     dtype = accumulator(x.dtype)
-    source_scale = kernel_scale(source_scale, x.shape[-2], dtype)
-    target_scale = kernel_scale(target_scale, num_rows, dtype)
+    if source_scale is not None:
+        source_scale = kernel_scale(source_scale, x.shape[-2], dtype)
+    if target_scale is not None:
+        target_scale = kernel_scale(target_scale, y.shape[-2], dtype)
     if reduce == "mean":  # the count belongs to the graph's targets
         mean = hag.degree_scale(-1.0, mode, dtype)
         if transposed:
@@ -218,7 +235,6 @@ def _run_sum(
         else:
             target_scale = mean if target_scale is None else target_scale * mean
     program = (hag.transpose() if transposed else hag).program(mode)
-    y = new_output(x, num_rows) if out is None else out
     _walk(program, x, y, "sum", source_scale, target_scale)
     return y
 

@@ -200,6 +200,16 @@ def found(
         num_src = num_rows if transposed else x_rows
         hag = HAG.from_csr(row_ptr.clone(), col.clone(), num_src, method="none")
         hag.targets_first = bool(loops)
+    check_rows(hag, x_rows, num_rows, transposed)
+    return hag
+
+
+def check_rows(hag: HAG, x_rows: int, num_rows: int, transposed: bool) -> None:
+    """Whether features and result have as many rows as the HAG has nodes on their sides.
+
+    Raises:
+        ValueError: they have not.
+    """
     rows, side = (hag.num_dst, "target") if transposed else (hag.num_src, "source")
     if x_rows != rows:
         raise ValueError(
@@ -209,7 +219,6 @@ def found(
         raise ValueError(
             f"num_rows is {num_rows}; the HAG has {hag.num_src} sources, {hag.num_dst} targets"
         )
-    return hag
 
 
 def new_output(x: Tensor, num_rows: int) -> Tensor:

@@ -6,123 +6,31 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <new>
-#include <numeric>
-#include <sstream>
-#include <stdexcept>
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
 
+#include "instruction_set.h"
 #include "op_order.h"
-#include "search.h"
+#include "refuse.h"
+#include "threads.h"
 
 namespace hag {
 namespace {
 
-template <class... Parts>
-[[noreturn]] void refuse(const Parts &...parts) {
-  std::ostringstream text;
-  (text << ... << parts);
-  throw std::invalid_argument(text.str());
-}
-
-// ---------------------------------------------------------------- instruction sets
-
 struct Kernels {
-  const char *name;
-  bool (*usable)();
   decltype(&hag_scratch_bytes_baseline) scratch_bytes;
   decltype(&hag_walk_tile_baseline) tile;
   decltype(&hag_walk_hub_baseline) hub;
   decltype(&hag_masked_sum_baseline) masked_sum;
 };
 
-#if defined(__x86_64__)
-bool has_avx2() {
-  unsigned a, b, c = 0, d;
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
-}
+#define HAG_KERNELS(ISA) \
+  {hag_scratch_bytes_##ISA, hag_walk_tile_##ISA, hag_walk_hub_##ISA, hag_masked_sum_##ISA}
+const Kernels kKernels[] = {HAG_EVERY_ISA(HAG_KERNELS)};
 
-bool has_avx512() {
-  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-}
-#endif
+const Kernels &kernels() { return kKernels[isa_in_use()]; }
 
-#define HAG_KERNELS(ISA, USABLE) \
-  {#ISA,                         \
-   USABLE,                       \
-   hag_scratch_bytes_##ISA,      \
-   hag_walk_tile_##ISA,          \
-   hag_walk_hub_##ISA,           \
-   hag_masked_sum_##ISA}
-const Kernels kKernels[] = {
-    HAG_KERNELS(baseline, [] { return true; }),
-#if defined(__x86_64__)
-    HAG_KERNELS(avx2, has_avx2),
-    HAG_KERNELS(avx512, has_avx512),
-#endif
-};
-
-const Kernels &choose_kernels() {
-  const char *forced = std::getenv("HAG_PLUGIN_ISA");
-  const Kernels *best = nullptr;
-  std::string names;
-  for (const Kernels &kernels : kKernels) {
-    if (!kernels.usable()) continue;
-    if (forced && std::strcmp(forced, kernels.name) == 0) return kernels;
-    names += std::string(names.empty() ? "" : ", ") + kernels.name;
-    best = &kernels;
-  }
-  if (forced && *forced)
-    refuse("HAG_PLUGIN_ISA is \"", forced, "\", but this machine can run: ", names);
-  return *best;
-}
-
-const Kernels &kernels() {
-  static const Kernels &chosen = choose_kernels();
-  return chosen;
-}
-
-// ---------------------------------------------------------------- threads and scratch
-
-// Runs work() on up to `threads` threads, this one included.
-template <class Work>
-void in_parallel(int threads, const Work &work) {
-  threads = usable_threads(threads);
-  if (threads == 1) return work();
-#pragma omp parallel num_threads(threads)
-  work();
-}
-
-// Hands out 0..count-1 in pieces of `grain`.
-class Counter {
- public:
-  Counter(int64_t count, int64_t grain) : count_(count), grain_(std::max<int64_t>(grain, 1)) {}
-  template <class Body>
-  void share(const Body &body) {
-    for (;;) {
-      const int64_t first = next_.fetch_add(grain_, std::memory_order_relaxed);
-      if (first >= count_) return;
-      body(first, std::min(first + grain_, count_));
-    }
-  }
-
- private:
-  std::atomic<int64_t> next_{0};
-  const int64_t count_, grain_;
-};
-
-// Below this many elements read, waking another thread costs more than it brings.
-constexpr int64_t kElementsPerThread = 16384;
-
-int useful_threads(int threads, int64_t elements) {
-  return static_cast<int>(std::clamp<int64_t>(elements / kElementsPerThread, 1, threads));
-}
+// ---------------------------------------------------------------- scratch
 
 // Rows of up to this many bytes are narrow: two cache lines.
 constexpr int64_t kNarrowRow = 128;
@@ -169,15 +77,6 @@ int64_t scratch_budget() {
 
 }  // namespace
 
-const char *instruction_set() { return kernels().name; }
-
-std::vector<std::string> instruction_sets() {
-  std::vector<std::string> names;
-  for (const Kernels &k : kKernels)
-    if (k.usable()) names.push_back(k.name);
-  return names;
-}
-
 int element_size(int dtype) {
   switch (dtype) {
     case HAG_FLOAT32:
@@ -190,6 +89,8 @@ int element_size(int dtype) {
   }
   refuse("dtype_code is ", dtype, ", expected 0 (float32), 1 (float64), 2 (float16), 3 (bfloat16)");
 }
+
+int accumulator_size(int dtype) { return dtype == HAG_FLOAT64 ? 8 : 4; }
 
 void advise_huge_pages(void *data, int64_t bytes) {
 #if defined(MADV_HUGEPAGE)
@@ -346,14 +247,15 @@ void Program::run(const Arguments &a) const {
     refuse("width ", a.width, " and batch ", a.batch, ", expected none negative");
   if (a.x_row_stride < 0 || a.x_batch_stride < 0)
     refuse("x has strides ", a.x_batch_stride, ", ", a.x_row_stride, ", expected none negative");
-  if (a.threads < 1) refuse("threads is ", a.threads, ", expected at least 1");
+  const int threads =
+      useful_threads(a.threads, a.batch * a.width * (source_.size + 2 * target_.size));
   if (a.reduce != HAG_SUM && (a.source_scale || a.target_scale)) refuse("scales are for sums only");
   if (a.reduce != HAG_SUM && diagonal_ != 0 && diagonal_ != 1)
     refuse("a program with diagonal ", diagonal_, " cannot compute max or min");
   if (a.batch == 0 || a.width == 0 || num_dst_ == 0) return;
   if (!a.y || (!a.x && num_src_ > 0)) refuse("x or y is a null pointer");
 
-  const int64_t acc_size = a.dtype == HAG_FLOAT64 ? 8 : 4;
+  const int64_t acc_size = accumulator_size(a.dtype);
   std::unique_ptr<char[]> partials;
   const int64_t partial_bytes = num_partials_ * a.width * acc_size;
   if (num_partials_ > 0) partials.reset(new char[partial_bytes * a.batch]);
@@ -390,16 +292,15 @@ void Program::run(const Arguments &a) const {
       std::max<int64_t>(k.scratch_bytes(&any, max_scratch_),
                         std::min(any.scratch_budget, max_scratch_ * (a.width * acc_size + 64)));
   const int64_t tiles = num_tiles();
-  const int threads =
-      useful_threads(a.threads, a.batch * a.width * (source_.size + 2 * target_.size));
   const int64_t grain = (tiles - num_heavy_) * a.batch / (int64_t{threads} * 16);
   // Heavy tiles one by one, then the others in runs of neighbours.
-  Counter heavy(num_heavy_ * a.batch, 1), light((tiles - num_heavy_) * a.batch, grain);
-  Counter hubs(hub_row_.size * a.batch, 1);
+  Counter heavy(num_heavy_ * a.batch, 1, 1);
+  Counter light((tiles - num_heavy_) * a.batch, grain, threads);
   std::atomic<bool> out_of_memory{false};
 
-  const auto walk = [&](Counter &counter, int64_t offset, int64_t count, void *scratch) {
-    counter.share([&](int64_t first, int64_t last) {
+  const auto walk = [&](int thread, Counter &counter, int64_t offset, int64_t count,
+                        void *scratch) {
+    counter.share(thread, [&](int64_t first, int64_t last) {
       for (int64_t item = first; item < last;) {
         const HagWalk w = matrix(item / count);
         const int64_t stop = std::min(last, (item / count + 1) * count);
@@ -410,26 +311,29 @@ void Program::run(const Arguments &a) const {
       }
     });
   };
-  in_parallel(threads, [&] {
+  in_parallel(threads, [&](int thread) {
     void *scratch = scratch_of_thread.get(bytes);
     if (bytes > 0 && !scratch) {
       out_of_memory = true;
       return;
     }
-    walk(heavy, 0, num_heavy_, scratch);
-    walk(light, num_heavy_, tiles - num_heavy_, scratch);
+    walk(thread, heavy, 0, num_heavy_, scratch);
+    walk(thread, light, num_heavy_, tiles - num_heavy_, scratch);
     scratch_of_thread.trim();
   });
   if (out_of_memory) throw std::bad_alloc();
-  if (hub_row_.size > 0)
-    in_parallel(std::min<int64_t>(threads, hub_row_.size * a.batch), [&] {
-      hubs.share([&](int64_t first, int64_t last) {
+  const int64_t num_hubs = hub_row_.size * a.batch;
+  if (num_hubs > 0) {
+    Counter hubs(num_hubs, 1, 1);
+    in_parallel(static_cast<int>(std::min<int64_t>(threads, num_hubs)), [&](int thread) {
+      hubs.share(thread, [&](int64_t first, int64_t last) {
         for (int64_t item = first; item < last; ++item) {
           const HagWalk w = matrix(item / hub_row_.size);
           k.hub(&w, item % hub_row_.size);
         }
       });
     });
+  }
 }
 
 namespace {
@@ -437,14 +341,13 @@ namespace {
 // Runs body(matrix, first row, last row) over all rows of a batch of matrices.
 template <class Body>
 void over_rows(int64_t batch, int64_t rows, int64_t work, int threads, const Body &body) {
-  if (threads < 1) refuse("threads is ", threads, ", expected at least 1");
   if (batch < 0 || rows < 0) refuse("batch ", batch, ", rows ", rows, ", expected none negative");
   const int used = useful_threads(threads, work);
   const int64_t grain = std::max<int64_t>(rows / (int64_t{used} * 32), 1);
   const int64_t pieces = (rows + grain - 1) / grain;
-  Counter counter(batch * pieces, 1);
-  in_parallel(used, [&] {
-    counter.share([&](int64_t item, int64_t) {
+  Counter counter(batch * pieces, 1, used);
+  in_parallel(used, [&](int thread) {
+    counter.share(thread, [&](int64_t item, int64_t) {
       const int64_t first = item % pieces * grain;
       body(item / pieces, first, std::min(first + grain, rows));
     });

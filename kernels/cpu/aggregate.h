@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <mutex>
-#include <string>
 #include <vector>
 
 #include "walk_abi.h"
@@ -75,7 +74,8 @@ class Program {
   mutable OpOrder narrow_;  // made when narrow rows are met
 };
 
-int element_size(int dtype);
+int element_size(int dtype);      // bytes; throws std::invalid_argument at an unknown one
+int accumulator_size(int dtype);  // bytes of the dtype that sums accumulate in
 
 // Contiguous arrays: [batch, num_cols, width] on the sources' side, [batch, num_rows, width] on the
 // targets'. The graph must be valid: a HAG's is.
@@ -84,9 +84,5 @@ void masked_sum(const HagMaskedSum &args, int64_t num_rows, int64_t batch, int t
 // Asks for huge pages under a large array that is about to be written for the first time: page
 // faults cost more than the aggregation itself.
 void advise_huge_pages(void *data, int64_t bytes);
-
-// The instruction set in use, and those this machine can run.
-const char *instruction_set();
-std::vector<std::string> instruction_sets();
 
 }  // namespace hag

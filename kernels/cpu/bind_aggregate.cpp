@@ -11,6 +11,7 @@
 #include "aggregate.h"
 #include "arrays.h"
 #include "concatenate.h"
+#include "instruction_set.h"
 #include "winners.h"
 
 namespace nb = nanobind;

@@ -1,6 +1,6 @@
 #include "concatenate.h"
 
-#include <stdexcept>
+#include "refuse.h"
 
 namespace hag {
 
@@ -12,8 +12,7 @@ ProgramArrays concatenate(const std::vector<const Program *> &programs) {
     ops += part->num_ops();
     sources += part->source().size;
   }
-  if (num_src > INT32_MAX || num_dst > INT32_MAX)
-    throw std::invalid_argument("the batch has 2^31 nodes or more");
+  if (num_src > INT32_MAX || num_dst > INT32_MAX) refuse("the batch has 2^31 nodes or more");
   ProgramArrays out;
   out.tile_ptr = {0};
   out.op_ptr.reserve(ops + 1);

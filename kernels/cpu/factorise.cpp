@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <stdexcept>
-#include <string>
+
+#include "refuse.h"
 
 namespace hag {
 
@@ -19,9 +19,7 @@ struct DoubleCover {
 void check_ids(const char *name, const Ids &ids, int64_t count) {
   for (int64_t e = 0; e < ids.size; ++e)
     if (ids[e] < 0 || ids[e] >= count)
-      throw std::invalid_argument(std::string(name) + " of edge " + std::to_string(e) + " is " +
-                                  std::to_string(ids[e]) + "; expected 0 to " +
-                                  std::to_string(count - 1));
+      refuse(name, " of edge ", e, " is ", ids[e], "; expected 0 to ", count - 1);
 }
 
 DoubleCover double_cover(const Ids &source, const Ids &target, const double *weight,

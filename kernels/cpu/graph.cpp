@@ -1,20 +1,19 @@
 #include "graph.h"
 
 #include <algorithm>
-#include <stdexcept>
+
+#include "refuse.h"
 
 namespace hag {
 
 namespace {
 
-[[noreturn]] void refuse(const std::string &message) { throw std::invalid_argument(message); }
-
 std::string range(int64_t end) { return "0 <= id < " + std::to_string(end); }
 
 void check_id(int64_t id, int64_t end, int row, int64_t edge) {
   if (id < 0 || id >= end)
-    refuse("edge_index[" + std::to_string(row) + ", " + std::to_string(edge) + "] is " +
-           std::to_string(id) + "; expected " + range(end) + (row ? " (targets)" : " (sources)"));
+    refuse("edge_index[", row, ", ", edge, "] is ", id, "; expected ", range(end),
+           (row ? " (targets)" : " (sources)"));
 }
 
 }  // namespace
@@ -23,7 +22,7 @@ Mode parse_mode(const std::string &self_loops) {
   if (self_loops.empty()) return Mode::given;
   if (self_loops == "add") return Mode::add;
   if (self_loops == "fill") return Mode::fill;
-  refuse("self_loops is '" + self_loops + "'; expected '', 'add' or 'fill'");
+  refuse("self_loops is '", self_loops, "'; expected '', 'add' or 'fill'");
 }
 
 void load_row(const Csr &graph, int64_t row, Mode mode, bool idempotent, Row &out) {
@@ -135,20 +134,17 @@ std::vector<int64_t> count_self_loops(const Csr &graph) {
 
 void check_csr(const Csr &graph, int64_t num_edges) {
   if (graph.row_ptr[0] != 0 || graph.row_ptr[graph.num_dst] != num_edges)
-    refuse("row_ptr runs from " + std::to_string(graph.row_ptr[0]) + " to " +
-           std::to_string(graph.row_ptr[graph.num_dst]) + "; expected 0 to " +
-           std::to_string(num_edges) + " (the length of col)");
+    refuse("row_ptr runs from ", graph.row_ptr[0], " to ", graph.row_ptr[graph.num_dst],
+           "; expected 0 to ", num_edges, " (the length of col)");
   for (int64_t v = 0; v < graph.num_dst; ++v) {
     const int64_t begin = graph.row_ptr[v], end = graph.row_ptr[v + 1];
     if (begin > end || end > num_edges)
-      refuse("row_ptr[" + std::to_string(v + 1) + "] is " + std::to_string(end) + "; expected " +
-             std::to_string(begin) + " to " + std::to_string(num_edges));
+      refuse("row_ptr[", v + 1, "] is ", end, "; expected ", begin, " to ", num_edges);
     for (int64_t e = begin; e < end; ++e) {
       if (graph.col[e] < 0 || graph.col[e] >= graph.num_src)
-        refuse("col[" + std::to_string(e) + "] is " + std::to_string(graph.col[e]) + "; expected " +
-               range(graph.num_src));
+        refuse("col[", e, "] is ", graph.col[e], "; expected ", range(graph.num_src));
       if (e > begin && graph.col[e] < graph.col[e - 1])
-        refuse("col is not increasing inside row " + std::to_string(v));
+        refuse("col is not increasing inside row ", v);
     }
   }
 }

@@ -11,6 +11,7 @@
 
 #include "pairs.h"
 #include "search.h"
+#include "threads.h"
 
 namespace hag {
 

@@ -1,8 +1,7 @@
 // Putting tiles together, the plain program, and expanding a program to check it.
 #include <algorithm>
-#include <stdexcept>
-#include <string>
 
+#include "refuse.h"
 #include "search.h"
 
 namespace hag {
@@ -100,8 +99,7 @@ std::pair<int64_t, int64_t> count_reads(const int64_t *tile_ptr, int64_t num_til
 void check_program(const ProgramArrays &program, int64_t num_src, int64_t diagonal,
                    const Csr &graph, Mode mode, bool idempotent) {
   if (num_src != graph.num_src)
-    throw std::invalid_argument("the program reads " + std::to_string(num_src) +
-                                " sources; expected " + std::to_string(graph.num_src));
+    refuse("the program reads ", num_src, " sources; expected ", graph.num_src);
   struct Difference {
     int64_t row, source, expected, found;
   };
@@ -165,10 +163,8 @@ void check_program(const ProgramArrays &program, int64_t num_src, int64_t diagon
     if (!written[v]) compare(v, nothing);
   }
   if (first.row < graph.num_dst)
-    throw std::invalid_argument(
-        "the program differs from the graph at row " + std::to_string(first.row) + ", source " +
-        std::to_string(first.source) + ": expected " + std::to_string(first.expected) +
-        " edges, found " + std::to_string(first.found));
+    refuse("the program differs from the graph at row ", first.row, ", source ", first.source,
+           ": expected ", first.expected, " edges, found ", first.found);
 }
 
 }  // namespace hag

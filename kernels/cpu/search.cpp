@@ -10,6 +10,8 @@
 #include <limits>
 #include <numeric>
 
+#include "threads.h"
+
 namespace hag {
 
 namespace {

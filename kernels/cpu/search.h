@@ -51,6 +51,4 @@ std::pair<int64_t, int64_t> count_reads(const int64_t *tile_ptr, int64_t num_til
 void check_program(const ProgramArrays &program, int64_t num_src, int64_t diagonal,
                    const Csr &graph, Mode mode, bool idempotent);
 
-int usable_threads(int requested);  // 1 in a forked child, whose thread pool did not survive
-
 }  // namespace hag

@@ -1,21 +1,19 @@
 #include "weighted.h"
 
 #include <algorithm>
-#include <atomic>
-#include <cstring>
 #include <memory>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "aggregate.h"
+#include "instruction_set.h"
+#include "refuse.h"
 #include "search.h"
+#include "threads.h"
 
 namespace hag {
 namespace {
 
 struct Kernels {
-  const char *name;
   decltype(&hag_weighted_rows_baseline) rows;
   decltype(&hag_weighted_part_baseline) part;
   decltype(&hag_edge_dot_baseline) edge_dot;
@@ -23,43 +21,20 @@ struct Kernels {
 };
 
 #define HAG_KERNELS(ISA) \
-  {#ISA, hag_weighted_rows_##ISA, hag_weighted_part_##ISA, hag_edge_dot_##ISA, hag_loop_dot_##ISA}
-const Kernels kKernels[] = {
-    HAG_KERNELS(baseline),
-#if defined(__x86_64__)
-    HAG_KERNELS(avx2),
-    HAG_KERNELS(avx512),
-#endif
-};
+  {hag_weighted_rows_##ISA, hag_weighted_part_##ISA, hag_edge_dot_##ISA, hag_loop_dot_##ISA}
+const Kernels kKernels[] = {HAG_EVERY_ISA(HAG_KERNELS)};
 
-const Kernels &kernels() {
-  static const Kernels &chosen =
-      *std::find_if(std::begin(kKernels), std::end(kKernels),
-                    [](const Kernels &k) { return !std::strcmp(k.name, instruction_set()); });
-  return chosen;
-}
+const Kernels &kernels() { return kKernels[isa_in_use()]; }
 
-// Below this many elements read, waking another thread costs more than it brings.
-constexpr int64_t kElementsPerThread = 16384;
 constexpr int64_t kPiecesPerThread = 16;
-
-int useful_threads(int threads, int64_t elements) {
-  if (threads < 1)
-    throw std::invalid_argument("threads is " + std::to_string(threads) + ", expected at least 1");
-  const int64_t most = std::clamp<int64_t>(elements / kElementsPerThread, 1, threads);
-  return usable_threads(static_cast<int>(most));
-}
 
 // Runs body(0) .. body(count - 1), in any order, on this many threads.
 template <class Body>
 void share(int threads, int64_t count, const Body &body) {
-  if (threads == 1) {
-    for (int64_t item = 0; item < count; ++item) body(item);
-    return;
-  }
-  std::atomic<int64_t> next{0};
-#pragma omp parallel num_threads(threads)
-  for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(item);
+  Counter counter(count, 1, threads);
+  in_parallel(threads, [&](int thread) {
+    counter.share(thread, [&](int64_t item, int64_t) { body(item); });
+  });
 }
 
 // The first row of each piece of a graph that is cut by slots and rows.
@@ -107,9 +82,9 @@ struct Hubs {
 
 void weighted_sum(const HagWeightedSum &args, int64_t num_rows, int64_t batch,
                   int64_t x_batch_stride, int threads) {
-  const int64_t size = element_size(args.dtype), acc_size = args.dtype == HAG_FLOAT64 ? 8 : 4;
+  const int64_t size = element_size(args.dtype), acc_size = accumulator_size(args.dtype);
   if (args.width < 0 || batch < 0 || num_rows < 0 || args.x_row_stride < 0 || x_batch_stride < 0)
-    throw std::invalid_argument("a size or a stride is negative");
+    refuse("a size or a stride is negative");
   if (args.width == 0 || num_rows == 0 || batch == 0) return;
   const int64_t num_edges = args.row_ptr[num_rows];
   const int used = useful_threads(threads, batch * args.width * (num_edges + 2 * num_rows));
@@ -142,10 +117,10 @@ void weighted_sum(const HagWeightedSum &args, int64_t num_rows, int64_t batch,
 }
 
 void edge_dot(const HagEdgeDot &args, int64_t num_rows, int64_t num_loops, int threads) {
-  const int64_t acc_size = args.dtype == HAG_FLOAT64 ? 8 : 4;
+  const int64_t acc_size = accumulator_size(args.dtype);
   element_size(args.dtype);  // refuses an unknown dtype
   if (args.width < 0 || args.batch < 0 || num_rows < 0 || num_loops < 0)
-    throw std::invalid_argument("a size is negative");
+    refuse("a size is negative");
   const int64_t num_edges = num_rows > 0 ? args.row_ptr[num_rows] : 0;
   const int used = useful_threads(threads, args.batch * args.width * 2 * (num_edges + num_loops));
   const int64_t pieces = used == 1 ? 1 : used * kPiecesPerThread;
@@ -163,14 +138,12 @@ void edge_dot(const HagEdgeDot &args, int64_t num_rows, int64_t num_loops, int t
 
 std::vector<int64_t> edge_slots(const Ids &source, const Ids &target, const Csr &graph) {
   const auto differs = [&](int64_t e) {
-    throw std::invalid_argument(
-        "edge_index is of another graph than the HAG: they differ at edge " + std::to_string(e) +
-        ", " + std::to_string(source[e]) + " -> " + std::to_string(target[e]));
+    refuse("edge_index is of another graph than the HAG: they differ at edge ", e, ", ", source[e],
+           " -> ", target[e]);
   };
   if (source.size != graph.num_edges())
-    throw std::invalid_argument("edge_index has " + std::to_string(source.size) +
-                                " edges and the HAG " + std::to_string(graph.num_edges()) +
-                                "; expected the same graph");
+    refuse("edge_index has ", source.size, " edges and the HAG ", graph.num_edges(),
+           "; expected the same graph");
   std::vector<int64_t> next(graph.num_src + 1, 0), by_source(source.size), slot(source.size);
   for (int64_t e = 0; e < source.size; ++e) {
     if (source[e] < 0 || source[e] >= graph.num_src || target[e] < 0 || target[e] >= graph.num_dst)

@@ -3,83 +3,57 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <new>
-#include <stdexcept>
-#include <string>
-#include <vector>
 
-#include "search.h"
+#include "instruction_set.h"
+#include "refuse.h"
+#include "threads.h"
 
 namespace hag {
 namespace {
 
 struct Kernels {
-  const char *name;
   decltype(&hag_winner_bytes_baseline) bytes;
   decltype(&hag_winner_tile_baseline) tile;
   decltype(&hag_winner_hub_baseline) hub;
 };
 
-#define HAG_KERNELS(ISA) {#ISA, hag_winner_bytes_##ISA, hag_winner_tile_##ISA, hag_winner_hub_##ISA}
-const Kernels kKernels[] = {
-    HAG_KERNELS(baseline),
-#if defined(__x86_64__)
-    HAG_KERNELS(avx2),
-    HAG_KERNELS(avx512),
-#endif
-};
+#define HAG_KERNELS(ISA) {hag_winner_bytes_##ISA, hag_winner_tile_##ISA, hag_winner_hub_##ISA}
+const Kernels kKernels[] = {HAG_EVERY_ISA(HAG_KERNELS)};
 
-const Kernels &kernels() {
-  static const Kernels &chosen =
-      *std::find_if(std::begin(kKernels), std::end(kKernels),
-                    [](const Kernels &k) { return !std::strcmp(k.name, instruction_set()); });
-  return chosen;
-}
+const Kernels &kernels() { return kKernels[isa_in_use()]; }
 
-// Below this many elements read, waking another thread costs more than it brings.
-constexpr int64_t kElementsPerThread = 16384;
 constexpr int64_t kPiecesPerThread = 16;
 constexpr size_t kCacheLine = 64;
-
-int useful_threads(int threads, int64_t elements) {
-  if (threads < 1)
-    throw std::invalid_argument("threads is " + std::to_string(threads) + ", expected at least 1");
-  const int64_t most = std::clamp<int64_t>(elements / kElementsPerThread, 1, threads);
-  return usable_threads(static_cast<int>(most));
-}
 
 // Runs body(first, last, scratch) over pieces of 0 .. count - 1 on this many threads.
 template <class Body>
 void share(int threads, int64_t count, int64_t scratch_bytes, const Body &body) {
-  const int64_t grain = std::max<int64_t>(count / (threads * kPiecesPerThread), 1);
-  std::atomic<int64_t> next{0};
+  Counter counter(count, count / (threads * kPiecesPerThread), threads);
   std::atomic<bool> out_of_memory{false};
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
+  in_parallel(threads, [&](int thread) {
     const size_t bytes = (scratch_bytes / kCacheLine + 1) * kCacheLine;
     const std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(kCacheLine, bytes),
                                                               &std::free);
-    if (!scratch) out_of_memory = true;
-    for (int64_t first;
-         scratch && (first = next.fetch_add(grain, std::memory_order_relaxed)) < count;)
-      body(first, std::min(first + grain, count), scratch.get());
-  }
+    if (!scratch) {
+      out_of_memory = true;
+      return;
+    }
+    counter.share(thread, [&](int64_t first, int64_t last) { body(first, last, scratch.get()); });
+  });
   if (out_of_memory) throw std::bad_alloc();
 }
 
 }  // namespace
 
 void winners(const Program &p, const WinnerArguments &a) {
-  const int64_t size = element_size(a.dtype), acc_size = a.dtype == HAG_FLOAT64 ? 8 : 4;
+  const int64_t size = element_size(a.dtype), acc_size = accumulator_size(a.dtype);
   if (a.x_rows != p.num_src() || a.y_rows != p.num_dst())
-    throw std::invalid_argument(
-        "x and y have " + std::to_string(a.x_rows) + " and " + std::to_string(a.y_rows) +
-        " rows, expected " + std::to_string(p.num_src()) + " and " + std::to_string(p.num_dst()));
+    refuse("x and y have ", a.x_rows, " and ", a.y_rows, " rows, expected ", p.num_src(), " and ",
+           p.num_dst());
   if (p.diagonal() != 0 && p.diagonal() != 1)
-    throw std::invalid_argument("a program with diagonal " + std::to_string(p.diagonal()) +
-                                " cannot compute max or min");
+    refuse("a program with diagonal ", p.diagonal(), " cannot compute max or min");
   if (a.width <= 0 || a.batch <= 0 || p.num_dst() == 0) return;
   const int64_t tiles = p.num_tiles(), hubs = p.hub_row().size;
   const int64_t partial_size = p.num_partials() * a.width * acc_size;
@@ -137,8 +111,7 @@ void add_columns(const T *grad, const int64_t *winner, T *out, int64_t num_winne
 void add_to_winners(const void *grad, const int64_t *winner, void *out, int64_t batch,
                     int64_t num_winners, int64_t num_rows, int64_t width, int dtype, int threads) {
   if (dtype != HAG_FLOAT32 && dtype != HAG_FLOAT64)
-    throw std::invalid_argument("dtype_code is " + std::to_string(dtype) +
-                                ", expected 0 (float32) or 1 (float64)");
+    refuse("dtype_code is ", dtype, ", expected 0 (float32) or 1 (float64)");
   if (width <= 0 || batch <= 0 || num_winners <= 0) return;
   const int64_t elements = batch * num_winners * width;
   const int64_t line = kCacheLine / element_size(dtype), lines = (width + line - 1) / line;

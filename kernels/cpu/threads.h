@@ -1,0 +1,62 @@
+// How many threads a piece of work gets, and how they share it.
+#pragma once
+
+#include <omp.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <vector>
+
+namespace hag {
+
+int usable_threads(int requested);  // 1 in a forked child, whose thread pool did not survive
+
+// Those of `requested` that reading so many elements keeps busy, among the usable ones. Throws
+// std::invalid_argument if `requested` is below 1.
+int useful_threads(int requested, int64_t elements);
+
+// Runs work(thread) on so many threads, numbered from 0; this one is 0.
+template <class Work>
+void in_parallel(int threads, const Work &work) {
+  if (threads == 1) return work(0);
+#pragma omp parallel num_threads(threads)
+  work(omp_get_thread_num());
+}
+
+// Hands out 0..count-1 in pieces of `grain`. Each thread has a stretch of its own, the same at
+// every call: rows that were in its cache are there again. Who is done helps the next.
+class Counter {
+ public:
+  Counter(int64_t count, int64_t grain, int threads)
+      : grain_(std::max<int64_t>(grain, 1)), stretches_(threads) {
+    for (int t = 0; t < threads; ++t) {
+      stretches_[t].next = count * t / threads;
+      stretches_[t].end = count * (t + 1) / threads;
+    }
+  }
+
+  // body(first, last) for one piece after another, while there are any.
+  template <class Body>
+  void share(int thread, const Body &body) {
+    const size_t threads = stretches_.size();
+    for (size_t i = 0; i < threads; ++i) {
+      Stretch &stretch = stretches_[(thread + i) % threads];
+      for (;;) {
+        const int64_t first = stretch.next.fetch_add(grain_, std::memory_order_relaxed);
+        if (first >= stretch.end) break;
+        body(first, std::min(first + grain_, stretch.end));
+      }
+    }
+  }
+
+ private:
+  struct alignas(64) Stretch {  // a cache line each
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+  const int64_t grain_;
+  std::vector<Stretch> stretches_;
+};
+
+}  // namespace hag
