@@ -28,7 +28,15 @@ from dgl.nn.pytorch import (  # noqa: E402
     TAGConv,
 )
 
-from hag_plugin.dgl import ToHAG, explain, messages, sequential, towers, typed  # noqa: E402
+from hag_plugin.dgl import (  # noqa: E402
+    ToHAG,
+    directions,
+    explain,
+    messages,
+    sequential,
+    towers,
+    typed,
+)
 
 WIDTH = 6
 TYPES = 3
@@ -80,11 +88,14 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "DGNConv, directions": lambda: DGNConv(
         WIDTH, 4, ["mean", "dir1-av", "dir1-dx"], SCALERS[:1], 2.5
     ),
+    "DGNConv, directions, towers": lambda: DGNConv(
+        WIDTH, WIDTH, ["dir3-dx", "dir2-av"], SCALERS, 2.5, num_towers=2
+    ),
     "GATConv": lambda: GATConv(WIDTH, 4, 2, allow_zero_in_degree=True),
 }
 BIPARTITE = ("GraphConv", "SAGEConv", "GINConv", "RelGraphConv")
 STOCK = ("GATConv", "SAGEConv lstm", "GatedGraphConv, types", "PNAConv, moments",
-         "DGNConv, directions", "APPNPConv, dropout")  # fmt: skip
+         "APPNPConv, dropout")  # fmt: skip
 
 
 class Case:
@@ -112,7 +123,7 @@ class Case:
             self.arguments = (*self.arguments, 1 / count[inverse].double().unsqueeze(1))
         if name.startswith("DGNConv"):  # without directions it reads "eig" all the same
             graph.ndata["eig"] = torch.randn(graph.num_nodes(), 3, dtype=torch.float64)
-        if name == "DGNConv, directions":
+        if name.startswith("DGNConv, directions"):
             self.arguments = (None, torch.randn(graph.num_nodes(), 3, dtype=torch.float64))
 
     def features(self, x: Tensor) -> Any:
@@ -150,7 +161,12 @@ class Case:
 def hags(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """One entry for each aggregation over a HAG."""
     calls: list[str] = []
-    places = ((messages, "aggregate"), (typed, "aggregate"), (sequential, "lstm_aggregate"))
+    places = (
+        (messages, "aggregate"),
+        (typed, "aggregate"),
+        (sequential, "lstm_aggregate"),
+        (directions, "weighted_aggregate"),
+    )
     for module, function in places:
         stock = getattr(module, function)
 
@@ -272,9 +288,9 @@ def test_dgn_needs_eigenvectors_as_before(multigraph: Any) -> None:
 
 def test_explain_says_why() -> None:
     told = {row.layer: row.reason for row in explain(nn.ModuleList([
-        LAYERS["DGNConv, directions"](), LAYERS["GatedGraphConv, types"](),
+        LAYERS["PNAConv, moments"](), LAYERS["GatedGraphConv, types"](),
     ]))}  # fmt: skip
-    assert told["DGNConv"].startswith("dir1-av, dir1-dx: needs every message")
+    assert told["PNAConv"].startswith("moment3: needs every message")
     assert told["GatedGraphConv"].startswith("3 edge types")
 
 
