@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from hag_plugin.sequence import SequentialHAG, lstm_aggregate
+from hag_plugin.sequence_cost import StepCounts
 
 os.environ.setdefault("DGLBACKEND", "pytorch")  # or DGL writes a file into the home directory
 # Plans depend on the cost constants: tests take the defaults, whatever was calibrated here.
@@ -39,6 +43,31 @@ def seeded() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+# LSTMs over prefix trees ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def walks(monkeypatch: pytest.MonkeyPatch) -> list[SequentialHAG]:
+    """The trees that LSTMs of either framework walked, one entry a call."""
+    trees: list[SequentialHAG] = []
+
+    def counted(x: Any, tree: SequentialHAG, *args: Any, **kwargs: Any) -> Any:
+        trees.append(tree)
+        return lstm_aggregate(x, tree, *args, **kwargs)
+
+    for framework in ("pyg", "dgl"):
+        module = sys.modules.get(f"hag_plugin.{framework}.sequential")
+        if module is not None:
+            monkeypatch.setattr(module, "lstm_aggregate", counted)
+    return trees
+
+
+@pytest.fixture
+def always_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small graphs take the tree, too: what is tested is what runs, not whether it pays."""
+    monkeypatch.setattr(StepCounts, "pays", lambda *_: True)
 
 
 # Real graphs ----------------------------------------------------------------------------------

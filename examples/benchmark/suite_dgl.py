@@ -185,8 +185,8 @@ def table(records: Sequence[Record]) -> str:
             f"{control['ratio']:.2f} ± {control['spread']:.2f}",
         ])  # fmt: skip
     parts = [
-        "One call, forward and backward, on a graph from `ToHAG` and on DGL's own. GATConv, "
-        "DGNConv with directions and GatedGraphConv with types run DGL's code on both.\n"
+        "One call, forward and backward, on a graph from `ToHAG` and on DGL's own. GATConv runs "
+        "DGL's code on both.\n"
     ]
     parts += [
         f"### {graph}, width {width}\n\n{tables.markdown(header, rows)}\n"

@@ -11,7 +11,7 @@ from dgl.base import ALL
 from dgl.heterograph import DGLBlock, pad_tuple, reduce_dict_data
 from torch import Tensor
 
-from hag_plugin.dgl import messages
+from hag_plugin.dgl import gated, messages
 from hag_plugin.dgl.relation import Relation
 from hag_plugin.hag import HAG
 
@@ -63,6 +63,11 @@ class HagMixin:
                 graph._set_n_repr(target, ALL, out)
                 return
         super().update_all(message_func, reduce_func, apply_node_func, etype)  # type: ignore[misc]
+
+    def apply_edges(self, func: Any, edges: Any = ALL, etype: Any = None) -> None:
+        """As `DGLGraph.apply_edges`; GatedGraphConv's calls wait for its `update_all`."""
+        if relations_of(self) is None or not gated.put_off(self, func, edges):
+            super().apply_edges(func, edges, etype)  # type: ignore[misc]
 
     def multi_update_all(
         self, etype_dict: dict[Any, Any], cross_reducer: Any, apply_node_func: Any = None

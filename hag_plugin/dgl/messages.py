@@ -45,13 +45,15 @@ def run(
         empty_rows_zero: nodes without edges get 0 from max and min; otherwise the infinity that
             DGL merges edge types with.
     """
-    from hag_plugin.dgl import user_messages
+    from hag_plugin.dgl import gated, user_messages
 
     if type(reduce_func) is SimpleReduceFunction and reduce_func.name in REDUCERS:
         field = getattr(message_func, "out_field", None)
         if isinstance(message_func, CopyMessageFunction | BinaryMessageFunction):
             if field != reduce_func.msg_field:
                 return None  # DGL says what is wrong
+            if message_func.name == "copy_e":
+                return gated.run(graph, etid, relation, message_func, reduce_func)
             y = _run_builtin(graph, etid, relation, message_func, reduce_func.name, empty_rows_zero)
             return None if y is None else {reduce_func.out_field: y}
     found: Outputs | None = user_messages.run(graph, etid, relation, message_func, reduce_func)

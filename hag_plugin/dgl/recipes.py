@@ -25,7 +25,7 @@ from dgl.nn.pytorch import (
     TAGConv,
 )
 
-from hag_plugin.dgl import sequential, towers
+from hag_plugin.dgl import gated, sequential, towers
 
 SYMMETRIC = "sum over D^-1/2 A D^-1/2"
 EDGE_WEIGHT = "edge_weight: on the HAG where it is a product of node factors and comes back"
@@ -67,12 +67,6 @@ def _lstm(layer: Any) -> str | None:
     return None if runs else reason
 
 
-def _several_types(layer: Any) -> str | None:
-    if layer._n_etypes == 1:
-        return None
-    return f"{layer._n_etypes} edge types: messages are computed edge by edge"
-
-
 RECIPES: dict[type, Recipe] = {
     GraphConv: Recipe(lambda layer: GRAPH_CONV[layer._norm]),
     SAGEConv: Recipe(
@@ -94,7 +88,11 @@ RECIPES: dict[type, Recipe] = {
             f"edge_drop={layer.edge_drop.p}: stock in training" if layer.edge_drop.p else ""
         ),
     ),
-    GatedGraphConv: Recipe(lambda layer: "sum over A", lambda layer: "", _several_types),
+    GatedGraphConv: Recipe(
+        lambda layer: "sum over A" if layer._n_etypes == 1 else "sum over A, type by type",
+        lambda layer: "" if layer._n_etypes == 1 else "edge types that come back",
+        lambda layer: None if layer._n_etypes == 1 else gated.why_stock(layer),
+    ),
     RelGraphConv: Recipe(
         lambda layer: "sum over A, type by type",
         lambda layer: "edge types that come back; norm: as a product of factors",

@@ -14,6 +14,7 @@ import torch
 from dgl.function.message import CopyMessageFunction
 from torch import nn
 
+from hag_plugin.dgl.edge_data import is_run_again
 from hag_plugin.dgl.messages import Outputs, is_taken
 from hag_plugin.dgl.relation import Relation, edge_index, num_nodes
 from hag_plugin.hag import outside_inference
@@ -91,7 +92,7 @@ def run(
 def _tree(graph: Any, etid: int, relation: Relation, lstm: nn.LSTM) -> SequentialHAG | None:
     known = _KNOWN.setdefault(relation, Known())
     if known.counts is None:
-        if lstm not in known.met:
+        if lstm not in known.met or is_run_again():
             known.met.add(lstm)
             return None
         with outside_inference(), torch.no_grad():

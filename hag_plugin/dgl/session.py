@@ -9,9 +9,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from dgl import DGLGraph
 
+from hag_plugin.dgl.edge_data import is_run_again
 from hag_plugin.dgl.graph import CLASSES, relations_of, view
 from hag_plugin.dgl.relation import Relation
 
@@ -45,7 +45,7 @@ class Session:
 
     def __call__(self, module: Any, inputs: Any) -> None:
         """The forward pre-hook of the root module."""
-        if torch._C._current_graph_task_id() < 0:  # not a checkpoint run again, inside a backward
+        if not is_run_again():
             self.forwards += 1
 
     def __reduce__(self) -> tuple[type[Session], tuple[()]]:

@@ -2,7 +2,8 @@
 
 The message is `M (x_u | x_v) = M_s x_u + M_t x_v + b`. Its target's part is the same on all edges
 of a node, so that only `a_u = M_s x_u` is aggregated, on the HAG: mean, max and min are those of
-`a` plus the target's part, a sum adds it degree times, and a variance does not see it.
+`a` plus the target's part, a sum adds it degree times, and a variance does not see it. Directional
+aggregators are in `directions`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch import Tensor
 from torch.nn import Linear
 from torch.nn.functional import linear
 
+from hag_plugin.dgl.directions import NAME as DIRECTION
+from hag_plugin.dgl.directions import directional
 from hag_plugin.dgl.messages import Outputs, aggregate_rows, is_taken
 from hag_plugin.dgl.relation import Relation
 
@@ -27,7 +30,11 @@ REDUCE_FUNCTIONS = (PNAConvTower.reduce_func, DGNConvTower.reduce_func)
 
 def why_stock(tower: Any) -> str | None:
     """Why a tower must run its stock code; None: it need not."""
-    others = [name for name in tower.aggregators if name not in AGGREGATORS]
+    others = [
+        name
+        for name in tower.aggregators
+        if name not in AGGREGATORS and not DIRECTION.fullmatch(name)
+    ]
     if others:
         return f"{', '.join(others)}: needs every message of a node"
     if tower.edge_feat_size > 0:
@@ -53,6 +60,9 @@ def run(
     x = frame["h"]
     if not is_taken(x) or x.dim() != 2:
         return None
+    directions = {name for name in tower.aggregators if DIRECTION.fullmatch(name)}
+    if directions and not (is_taken(frame["eig"]) and frame["eig"].dim() == 2):
+        return None
     source_weight, target_weight = tower.M.weight.split(tower.in_size, dim=1)
     sources = linear(x, source_weight)
     targets = linear(x, target_weight, tower.M.bias)
@@ -65,10 +75,13 @@ def run(
             y = y.masked_fill(degree == 0, 0)
         return y
 
-    h = torch.cat(
-        [_aggregator(name, sources, targets, degree, aggregated) for name in tower.aggregators],
-        dim=1,
-    )
+    def aggregator(name: str) -> Tensor:
+        if name not in directions:
+            return _aggregator(name, sources, targets, degree, aggregated)
+        hag = relation.hag(graph, etid)
+        return directional(name, hag, relation.self_loops, frame["eig"], sources, targets, x)
+
+    h = torch.cat([aggregator(name) for name in tower.aggregators], dim=1)
     h = torch.cat([_scaled(h, name, degree, tower.delta) for name in tower.scalers], dim=1)
     return {"h_neigh": h.masked_fill(degree == 0, 0)}
 

@@ -22,7 +22,9 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
 
     Put it last in `dgl.transforms.Compose`: a transform that changes edges after it drops the HAG
     (only `add_self_loop` keeps it). A dataset applies its transform at each access; the HAGs of a
-    structure that was met are found again.
+    structure that was met are found again. `dgl.batch`, `dgl.unbatch` and `dgl.reverse` make plain
+    graphs, whatever they are given: `batch`, `unbatch`, `reverse` and, for a `GraphDataLoader`,
+    `collate`, all in `hag_plugin.dgl`, keep the HAGs.
 
     Args:
         method: as for `build_hag`: "auto", "greedy" or "none".

@@ -62,7 +62,10 @@ def run(
     if types.dim() != 1 or types.dtype.is_floating_point or not is_taken(x) or x.dim() != 2:
         return None
     typed: TypedGraph | None = relation.edge_data.value(
-        "types", types, lambda: _typed_graph(graph, etid, types, relation.options)
+        "types",
+        types,
+        lambda: _typed_graph(graph, etid, types, relation.options),
+        reader=message_func.__self__,
     )
     if typed is None:
         return None

@@ -14,31 +14,10 @@ import dgl.function as fn  # noqa: E402
 from dgl.nn.pytorch import HeteroGraphConv, SAGEConv  # noqa: E402
 
 import hag_plugin as hp  # noqa: E402
-from hag_plugin.dgl import ToHAG, explain, sequential  # noqa: E402
+from hag_plugin.dgl import ToHAG, explain  # noqa: E402
 from hag_plugin.sequence import SequentialHAG  # noqa: E402
-from hag_plugin.sequence_cost import StepCounts  # noqa: E402
 
 WIDTH = 5
-
-
-@pytest.fixture
-def walks(monkeypatch: pytest.MonkeyPatch) -> list[SequentialHAG]:
-    """The trees that were walked, one entry a call."""
-    trees: list[SequentialHAG] = []
-    real = sequential.lstm_aggregate
-
-    def counted(x: Tensor, tree: SequentialHAG, *args: Any, **kwargs: Any) -> Tensor:
-        trees.append(tree)
-        return real(x, tree, *args, **kwargs)
-
-    monkeypatch.setattr(sequential, "lstm_aggregate", counted)
-    return trees
-
-
-@pytest.fixture
-def always_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The graphs of these tests are small: what is tested is what runs, not whether it pays."""
-    monkeypatch.setattr(StepCounts, "pays", lambda *_: True)
 
 
 def conv() -> Any:

@@ -14,9 +14,8 @@ from torch_geometric import nn as pyg
 
 import hag_plugin as hp
 from hag_plugin import datasets
-from hag_plugin.pyg import accelerate, explain, sequential
+from hag_plugin.pyg import accelerate, explain
 from hag_plugin.sequence import SequentialHAG, build_sequence
-from hag_plugin.sequence_cost import StepCounts
 
 WIDTH = 4
 LSTM = {"aggr": "lstm", "aggr_kwargs": {"in_channels": WIDTH, "out_channels": WIDTH}}
@@ -55,26 +54,6 @@ def cliques(count: int, size: int) -> Tensor:
     nodes = torch.arange(size)
     one = torch.stack([nodes.repeat(size), nodes.repeat_interleave(size)])
     return torch.cat([one + i * size for i in range(count)], 1)
-
-
-@pytest.fixture
-def walks(monkeypatch: pytest.MonkeyPatch) -> list[SequentialHAG]:
-    """The trees that were walked, one entry a call."""
-    trees: list[SequentialHAG] = []
-    real = sequential.lstm_aggregate
-
-    def counted(x: Tensor, tree: SequentialHAG, *args: Any, **kwargs: Any) -> Tensor:
-        trees.append(tree)
-        return real(x, tree, *args, **kwargs)
-
-    monkeypatch.setattr(sequential, "lstm_aggregate", counted)
-    return trees
-
-
-@pytest.fixture
-def always_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The graphs of these tests are small: what is tested is what runs, not whether it pays."""
-    monkeypatch.setattr(StepCounts, "pays", lambda *_: True)
 
 
 def results(layer: Any, x: Any, *graph: Any, **kwargs: Any) -> list[Tensor]:
