@@ -69,7 +69,7 @@ def aggregate(
             and where the extremum is exactly 0 the initial zero counts as one more source and
             takes its share (max of 0, 0, -1 has gradients 1/3, 1/3, 0). "first" and "last": all
             of it goes to the source with the smallest or largest id, as in DGL's kernels where a
-            node's sources are in order ("last" is not to be had on a GPU).
+            node's sources are in order.
         out: `[*, N_dst, F]`, contiguous: written and returned. For inference only.
 
     Returns:
@@ -155,10 +155,6 @@ def _check_out(out: Tensor, x: Tensor, num_dst: int, inputs: tuple[Tensor | None
 # Run time --------------------------------------------------------------------------------------
 
 
-def _on_gpu(x: Tensor) -> bool:
-    return x.is_cuda
-
-
 def _walk(
     program: Program,
     x: Tensor,
@@ -168,7 +164,7 @@ def _walk(
     target_scale: Tensor | None = None,
 ) -> None:
     """Runs a program on `x` `[*, num_src, F]`; every row of a contiguous `y` is written."""
-    if _on_gpu(x):
+    if gpu.is_home(x):
         gpu.run_program(program, x, y, reduce, source_scale, target_scale)
         return
     if x.dim() > 3:
@@ -272,7 +268,7 @@ def _run_masked_sum(
     graph = hag.transpose() if transposed else hag
     inner, outer = inner.contiguous(), outer.contiguous()
     v = None if v is None else v.contiguous()
-    if _on_gpu(outer):
+    if gpu.is_home(outer):
         mode: Any = loops or False
         return gpu.masked_sum(graph, mode, v, inner, outer)
     y = new_output(outer, num_rows)
@@ -301,11 +297,9 @@ def _run_winners(
     hag = found(row_ptr, col, x.shape[-2], num_dst, loops, False)
     mode: Any = loops or False
     x = x.contiguous()
-    if _on_gpu(x):
-        if last:
-            raise ValueError("ties='last' needs features on the CPU; on a GPU take 'first'")
+    if gpu.is_home(x):
         y = _run_extremum(x, row_ptr, col, loops, largest)
-        return y, gpu.arg_first(hag, mode, x, y)
+        return y, gpu.winner(hag, mode, x, y, last)
     y = new_output(x, num_dst)
     winner = torch.empty(y.shape, dtype=torch.int64)
     hag.program(mode, idempotent=True).native.winners(
@@ -327,7 +321,7 @@ def _run_winners(
 def _run_add_to_winners(grad: Tensor, winner: Tensor, num_rows: int) -> Tensor:
     *batch, num_winners, width = grad.shape
     out = grad.new_zeros((*batch, num_rows, width))
-    if _on_gpu(grad) or grad.dtype not in (torch.float32, torch.float64):
+    if gpu.is_home(grad) or grad.dtype not in (torch.float32, torch.float64):
         value = grad.masked_fill(winner < 0, 0)
         return out.scatter_add_(-2, winner.clamp(min=0), value)
     grad, winner = grad.contiguous(), winner.contiguous()

@@ -138,16 +138,27 @@ def _in_order(c: Constants) -> tuple[float, ...]:
 
 # On a GPU -----------------------------------------------------------------------------------------
 
-# A GPU's launch and its bytes. Round figures from data sheets (an A100 has 2e12 bytes a second, an
-# H100 3.3e12), not measured: they only decide whether a search beats the plain graph.
+# A GPU's launch, its bytes, and how long rows that are fetched together are under way. Round
+# figures from data sheets (an A100 has 2e12 bytes a second, an H100 3.3e12), not measured: they
+# only decide whether a search beats the plain graph.
 GPU_SECONDS_PER_LAUNCH = 4e-6
 GPU_BYTES_PER_SECOND = 2e12
+GPU_SECONDS_PER_WAIT = 6e-7
+GPU_ROWS_PER_WAIT = 4
 
 
-def gpu_seconds(rows_read: int, rows_written: int, launches: int, width: int) -> float:
-    """One aggregation over float32 rows of `width` on a GPU: bytes moved, and launches."""
-    seconds = (rows_read + rows_written) * width * 4 / GPU_BYTES_PER_SECOND
-    return seconds + launches * GPU_SECONDS_PER_LAUNCH
+def gpu_seconds(rows: int, longest: int, width: int) -> float:
+    """One launch of a level over float32 rows of `width` on a GPU.
+
+    Args:
+        rows: read and written.
+        longest: rows that the longest op reads, one after the other: a level too small to keep the
+            card busy takes as long as these.
+        width: features of a row.
+    """
+    moving = rows * width * 4 / GPU_BYTES_PER_SECOND
+    waiting = -(-longest // GPU_ROWS_PER_WAIT) * GPU_SECONDS_PER_WAIT
+    return GPU_SECONDS_PER_LAUNCH + max(moving, waiting)
 
 
 def pays_on_gpu(hag: HAG, self_loops: SelfLoops, program: Program) -> bool:
@@ -158,15 +169,26 @@ def pays_on_gpu(hag: HAG, self_loops: SelfLoops, program: Program) -> bool:
 def _plain_gpu_seconds(hag: HAG, self_loops: SelfLoops) -> float:
     degree = hag.degree(self_loops).cpu().numpy()
     parts = -(-degree[degree > schedule.LONGEST] // schedule.LONGEST)
-    read, written = int(degree.sum() + parts.sum()), len(degree) + int(parts.sum())
-    return gpu_seconds(read, written, 1 + bool(len(parts)), hag.options.width)
+    width, longest = hag.options.width, min(int(degree.max(initial=0)), schedule.LONGEST)
+    rows = int(degree.sum() + parts.sum()) + len(degree) - len(parts)
+    seconds = gpu_seconds(rows, longest, width)
+    if len(parts):
+        longest = min(int(parts.max()), schedule.LONGEST)
+        seconds += gpu_seconds(int(parts.sum()) + len(parts), longest, width)
+    return seconds
 
 
 def _scheduled_seconds(program: Program, width: int) -> float:
     found = program.schedule
-    diagonal = found.num_dst if found.diagonal else 0
-    read, written = len(found.source) + diagonal, len(found.target)
-    return gpu_seconds(read, written, found.num_levels, width)
+    op_ptr, target = found.op_ptr.cpu().numpy(), found.target.cpu().numpy()
+    length = np.diff(op_ptr)
+    seconds = 0.0
+    for first, last in found.levels:
+        rows = int(op_ptr[last] - op_ptr[first]) + last - first
+        if found.diagonal:
+            rows += int((target[first:last] >= 0).sum())
+        seconds += gpu_seconds(rows, int(length[first:last].max()), width)
+    return seconds
 
 
 # Counts -------------------------------------------------------------------------------------------

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from hag_plugin.hag import HAG
+from hag_plugin.hag import HAG, outside_inference
 from hag_plugin.program import Program, SelfLoops
 
 
@@ -25,6 +29,11 @@ def launches() -> ModuleType:
         ) from e
     module: ModuleType = launch
     return module
+
+
+def is_home(x: Tensor) -> bool:
+    """Whether the operators run the kernels of this module on `x`."""
+    return x.is_cuda
 
 
 def as_matrices(x: Tensor) -> Tensor:
@@ -57,8 +66,106 @@ def masked_sum(
     return out.view(outer.shape)
 
 
-def arg_first(hag: HAG, self_loops: SelfLoops, x: Tensor, y: Tensor) -> Tensor:
-    """The smallest source that holds the extremum `y`, int64, -1 where there is none."""
+def winner(hag: HAG, self_loops: SelfLoops, x: Tensor, y: Tensor, last: bool) -> Tensor:
+    """The largest or smallest source that holds the extremum `y`, int64, -1 where none does."""
     plain = hag.plain_program(self_loops).schedule
-    first: Tensor = launches().arg_first(plain, as_matrices(x), as_matrices(y))
-    return first.view(y.shape)
+    won: Tensor = launches().winner(plain, as_matrices(x), as_matrices(y), last)
+    return won.view(y.shape)
+
+
+# Weights of edges -------------------------------------------------------------------------------
+
+# For each graph, by self-loop mode: see `_places`; by nothing: the target of each edge.
+_KEPT: weakref.WeakKeyDictionary[HAG, dict[Any, Tensor]] = weakref.WeakKeyDictionary()
+
+
+def _kept(hag: HAG, key: Any, make: Callable[[], Tensor]) -> Tensor:
+    kept = _KEPT.setdefault(hag, {})
+    if key not in kept:
+        with outside_inference():
+            kept[key] = make()
+    return kept[key]
+
+
+def _places(graph: HAG, self_loops: SelfLoops, slot: Tensor) -> Tensor:
+    """For each source of the plain schedule the place of its weight, int64 `[S]`.
+
+    Both the schedule and the edges are sorted by target, then by source; edges that are the same
+    may change places. Sums of parts of long rows have no weight, and stand last.
+
+    Args:
+        graph: whose rows are summed.
+        self_loops: the mode; weights of the loops that it puts there follow those of the edges.
+        slot: int64 `[E]`, the place of the weight of each of the graph's edges.
+    """
+    found = graph.plain_program(self_loops).schedule
+    last = torch.iinfo(torch.int64).max
+    size = found.op_ptr.diff()
+    row = found.row.long().repeat_interleave(size, output_size=len(found.source))
+    key = torch.where(found.source >= 0, row * graph.num_src + found.source, last)
+    source, target = graph.edge_index
+    edge = target * graph.num_src + source
+    if self_loops:
+        if self_loops == "fill":
+            edge = edge.masked_fill(source == target, last)
+        nodes = torch.arange(min(graph.num_src, graph.num_dst), device=graph.device)
+        edge = torch.cat([edge, nodes * graph.num_src + nodes])
+        slot = torch.cat([slot, nodes + graph.num_edges])
+    order = key.argsort()
+    given = slot[edge.argsort()]
+    place = torch.zeros_like(key)
+    shared = min(len(order), len(given))  # what stands behind is no edge on either side
+    place[order[:shared]] = given[:shared]
+    return place
+
+
+def weighted_sum(
+    hag: HAG,
+    transposed: bool,
+    self_loops: SelfLoops,
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor,
+    reversed_order: Callable[[], Tensor],
+    scales: tuple[Tensor | None, Tensor | None],
+) -> None:
+    """`y_i = t_i * sum_e(w_e * s_j * x_j)` over the graph or its transpose, into `y`.
+
+    Args:
+        hag: the graph that the weights are of.
+        transposed: sum over the targets of each source.
+        self_loops: the mode.
+        x: `[*, N, F]`.
+        y: `[*, N', F]`, contiguous.
+        weight: of the edges in the HAG's order, then of the loops of the mode, contiguous.
+        reversed_order: the HAG's edges in the order of its transpose.
+        scales: `s` and `t`.
+    """
+    graph = hag.transpose() if transposed else hag
+
+    def make() -> Tensor:
+        edges = torch.arange(hag.num_edges, device=hag.device)
+        return _places(graph, self_loops, reversed_order() if transposed else edges)
+
+    place = _kept(hag, (self_loops, transposed), make)
+    plain = graph.plain_program(self_loops).schedule
+    weights = weight, place
+    launches().run_schedule(plain, as_matrices(x), as_matrices(y), "sum", *scales, weights)
+
+
+def edge_dot(
+    hag: HAG,
+    self_loops: SelfLoops,
+    num_loops: int,
+    a: Tensor,
+    b: Tensor,
+    scales: tuple[Tensor | None, Tensor | None],
+) -> Tensor:
+    """`s_j t_i <a_j, b_i>` of each edge j -> i, then of the loops; `a`, `b` contiguous.
+
+    Leading dimensions are summed over.
+    """
+    target = _kept(hag, "target", lambda: hag.edge_index[1].int())
+    sides = as_matrices(a), as_matrices(b), hag.col, target
+    out: Tensor = launches().edge_dot(*sides, num_loops, self_loops == "fill", *scales)
+    return out

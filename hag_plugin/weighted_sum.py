@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hag_plugin import gpu
 from hag_plugin.hag import HAG, outside_inference
 from hag_plugin.kernels import _cpu
 from hag_plugin.operators import (
@@ -33,7 +34,7 @@ from hag_plugin.operators import (
 
 NAME = "weighted_sum"
 
-# Run time, on the CPU --------------------------------------------------------------------------
+# Run time ---------------------------------------------------------------------------------------
 
 _REVERSED: weakref.WeakKeyDictionary[HAG, Tensor] = weakref.WeakKeyDictionary()
 
@@ -92,12 +93,16 @@ def _run_weighted_sum(
             f"weight is {weight.dtype} {list(weight.shape)}; expected {dtype} {expected}"
         )
     weight = edges = weight.contiguous()
+    y = new_output(x, num_rows)
+    if gpu.is_home(x):
+        order, scales = lambda: _reversed_order(hag), (source_scale, target_scale)
+        gpu.weighted_sum(hag, transposed, mode, x, y, weight, order, scales)
+        return y
     loops_at = weight.data_ptr() + hag.num_edges * weight.element_size() if num_loops else 0
     graph = hag
     if transposed:
         graph = hag.transpose()
         edges = weight[: hag.num_edges].index_select(0, _reversed_order(hag))
-    y = new_output(x, num_rows)
     if x.dim() > 3:
         x = x.flatten(0, -3)
     if x.stride(-1) != 1 and x.shape[-1] > 1:
@@ -149,6 +154,8 @@ def _run_edge_dot(
     scales = source_scale, target_scale
     source_scale, target_scale = _kernel_scales(hag, scales, mode, False, reduce, dtype)
     a, b = a.contiguous(), b.contiguous()
+    if gpu.is_home(a):
+        return gpu.edge_dot(hag, mode, num_loops, a, b, (source_scale, target_scale))
     out = torch.empty(hag.num_edges + num_loops, dtype=dtype)
     _cpu.edge_dot(
         a.data_ptr(),
@@ -256,7 +263,7 @@ def _shape_of_edge_dot(a: Tensor, b: Tensor, row_ptr: Tensor, col: Tensor, *args
 
 
 _GRAPH = "Tensor row_ptr, Tensor col, Tensor? source_scale, Tensor? target_scale"
-# name: (signature, CPU, shape, backward, what backward keeps)
+# name: (signature, what runs, shape, backward, what backward keeps)
 _OPERATORS: dict[str, tuple[Any, ...]] = {
     NAME: (
         f"(Tensor x, Tensor weight, {_GRAPH}, SymInt num_rows, str self_loops, bool transposed,"
@@ -269,4 +276,4 @@ _OPERATORS: dict[str, tuple[Any, ...]] = {
     ),
 }
 for _name, _operator in _OPERATORS.items():
-    register(_name, *_operator, backends=("CPU",))
+    register(_name, *_operator, backends=("CPU", "CUDA"))

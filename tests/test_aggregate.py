@@ -437,13 +437,6 @@ def test_winners_on_a_hag_with_hubs(ties: Any, reduce: Any) -> None:
     assert torch.equal(winner, source)
 
 
-def test_last_of_ties_needs_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["hag_plugin.aggregate"], "_on_gpu", lambda x: True)
-    hag = hp.build_hag(random_graph(5, 5, 9), num_nodes=5)
-    with pytest.raises(ValueError, match="ties='last' needs features on the CPU"):
-        hp.aggregate(torch.ones(5, 2, requires_grad=True), hag, "max", ties="last")
-
-
 def test_a_winner_outside_is_passed_over() -> None:
     grad, winner = torch.ones(3, 2), torch.tensor([[7, -1], [1, 2], [-9, 0]])
     out = torch.ops.hag_plugin.add_to_winners(grad, winner, 2)

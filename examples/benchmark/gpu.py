@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -37,6 +38,8 @@ NAMED = ("BZR_MD", "IMDB-MULTI", "PPI_ohmnet_brain", "ogbl-ddi", "REDDIT-BINARY"
          "COLLAB_ego_recon")  # fmt: skip
 GENERATED = ("cliques", "collaboration", "power-law", "reddit-sized")
 TESTS = ("tests/triton/kernels", "tests/triton/test_card.py", "tests/test_schedule.py")
+# Few enough for a tool that slows every launch; between them they run every kernel.
+MEMCHECK = ("long_rows", "one_winner", "test_second_derivative", "test_small")
 
 
 def card() -> dict[str, Any]:
@@ -73,6 +76,26 @@ def load(name: str, root: str | None) -> Graph:
                                   nodes)  # fmt: skip
     graph.name = name
     return graph
+
+
+# Tests ------------------------------------------------------------------------------------------
+
+
+def run_tests() -> bool:
+    """The kernels' tests on the card, and some under compute-sanitizer. False: some failed."""
+    # Other versions of torch and PyG warn of other things: here that is no failure.
+    command = [sys.executable, "-m", "pytest", "-q", "-o", "filterwarnings=default"]
+    if subprocess.run([*command, *TESTS], cwd=ROOT).returncode:
+        return False
+    tool = shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:/usr/local/cuda/bin")
+    if tool is None:
+        print("compute-sanitizer is not on the PATH: memory accesses were not checked")
+        return True
+    checked = [tool, "--tool", "memcheck", "--error-exitcode", "1", *command]
+    # Without torch's cache each tensor is an allocation of its own, whose bounds the tool knows.
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    some = [TESTS[0], "-k", " or ".join(MEMCHECK)]
+    return subprocess.run([*checked, *some], cwd=ROOT, env=environment).returncode == 0
 
 
 # The command ------------------------------------------------------------------------------------
@@ -137,11 +160,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Measures, and writes gpu.json and gpu.md as it goes. 1: tests or a side of ours failed."""
     args = parse()
-    if args.tests:
-        # Other versions of torch and PyG warn of other things: here that is no failure.
-        command = [sys.executable, "-m", "pytest", "-q", "-o", "filterwarnings=default"]
-        if subprocess.run([*command, *TESTS], cwd=ROOT).returncode:
-            return 1
+    if args.tests and not run_tests():
+        return 1
     args.out.mkdir(parents=True, exist_ok=True)
     facts = {
         "card": card(),

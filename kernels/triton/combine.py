@@ -30,6 +30,8 @@ def combine(
     target,
     source_scale,
     target_scale,
+    weight,
+    edge,
     first_op,
     last_op,
     width,
@@ -41,13 +43,17 @@ def combine(
     MIXED: tl.constexpr,  # sources may be rows of scratch
     SCALED: tl.constexpr,  # with source_scale
     TARGET_SCALED: tl.constexpr,
+    WEIGHTED: tl.constexpr,  # each source has a weight of its own, of the edge `edge`
     DIAGONAL: tl.constexpr,  # d, an integer
     ACC: tl.constexpr,  # dtype of sums and of scratch
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """y_i = t_i * (REDUCE_j s_j x_j + d s_i x_i), where j may be a row of scratch, with s_j = 1."""
+    """y_i = t_i * (REDUCE_j w_e s_j x_j + d s_i x_i), where j may be a row of scratch.
+
+    That has no scale and no weight.
+    """
     matrix, leader, column = instance(first_op, last_op, width, ROWS, COLS)
     op = leader + tl.arange(0, ROWS)
     live = op < last_op
@@ -72,6 +78,9 @@ def combine(
             value = tl.load(x + at(s, column, x_stride), from_x[:, None] & inside, 0.0).to(ACC)
             if SCALED:
                 value *= tl.load(source_scale + s, from_x, 0.0)[:, None]
+            if WEIGHTED:
+                e = tl.load(edge + begin + (k + u), from_x, 0)
+                value *= tl.load(weight + e, from_x, 0.0)[:, None]
             if MIXED:
                 shared = (here & (s < 0))[:, None]
                 row = tl.load(scratch + at(~s, column, width), shared & inside, 0.0)

@@ -16,14 +16,17 @@ import triton.language as tl
 from torch import Tensor
 
 from .combine import combine
-from .ties import arg_first as arg_first_kernel
+from .edges import edge_dot as edge_dot_kernel
 from .ties import masked_sum as masked_sum_kernel
+from .ties import winner as winner_kernel
 
 if TYPE_CHECKING:
     from hag_plugin.schedule import Schedule
 
 VECTOR_BYTES = 16  # the widest load of a thread, of accumulators: see `cut`
 MAX_WARPS = 4
+# Triton 3.6 fails to compile the kernel with more, on rows of 16 features.
+WINNER_WARPS = 1
 # Below this many instances of MAX_WARPS a level leaves multiprocessors idle: one warp each then.
 FEW_INSTANCES = 512
 # Rows that a thread has under way at a time.
@@ -38,6 +41,8 @@ ACCUMULATORS = {
     torch.float32: tl.float32,
     torch.float64: tl.float64,
 }
+# `w`, and for each source of a schedule the place of its weight in `w`, int64.
+Weights = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,10 @@ class Cut:
     @property
     def options(self) -> dict[str, int]:
         """As a launch takes it."""
-        shape = {"ROWS": self.rows, "COLS": self.cols, "UNROLL": UNROLL, "num_warps": self.warps}
-        return shape | CODE
+        return {"ROWS": self.rows, "COLS": self.cols, "num_warps": self.warps} | CODE
 
 
-def cut(ops: int, width: int, matrices: int, itemsize: int) -> Cut:
+def cut(ops: int, width: int, matrices: int, itemsize: int, most_warps: int = MAX_WARPS) -> Cut:
     """Every thread has one vector of a row; rows narrower than a warp's share it.
 
     Half types get no longer vectors: rows of x and of scratch would be spread over the threads
@@ -69,7 +73,7 @@ def cut(ops: int, width: int, matrices: int, itemsize: int) -> Cut:
     def grid(rows: int) -> int:
         return -(-ops // rows) * blocks * matrices
 
-    warps = MAX_WARPS if grid(MAX_WARPS * lanes // cols) >= FEW_INSTANCES else 1
+    warps = most_warps if grid(most_warps * lanes // cols) >= FEW_INSTANCES else 1
     rows = warps * lanes // cols
     return Cut(rows, cols, warps, grid(rows))
 
@@ -86,8 +90,12 @@ def run_schedule(
     reduce: str,
     source_scale: Tensor | None = None,
     target_scale: Tensor | None = None,
+    weights: Weights | None = None,
 ) -> None:
-    """Runs a schedule on `x` `[B, num_src, F]` (last stride 1), into contiguous `y`."""
+    """Runs a schedule on `x` `[B, num_src, F]` (last stride 1), into contiguous `y`.
+
+    With `weights` the schedule is a plain one: levels above the first put parts together.
+    """
     matrices, _, width = x.shape
     if y.numel() == 0:
         return
@@ -95,7 +103,8 @@ def run_schedule(
     scratch = torch.empty((matrices, schedule.scratch_rows, width), dtype=dtype, device=x.device)
     with _on_device(x):
         for level in range(schedule.num_levels):
-            _run_level(schedule, level, x, y, scratch, reduce, source_scale, target_scale)
+            scales = source_scale, target_scale
+            _run_level(schedule, level, x, y, scratch, reduce, *scales, weights)
 
 
 def _run_level(
@@ -107,10 +116,12 @@ def _run_level(
     reduce: str,
     source_scale: Tensor | None,
     target_scale: Tensor | None,
+    weights: Weights | None = None,
 ) -> None:
     matrices, _, width = x.shape
     first, last = schedule.levels[level]
     how = cut(last - first, width, matrices, x.element_size())
+    weight, edge = (scratch, scratch) if weights is None else weights
     combine[(how.grid,)](
         x,
         y,
@@ -120,6 +131,8 @@ def _run_level(
         schedule.target,
         source_scale if source_scale is not None else scratch,
         target_scale if target_scale is not None else scratch,
+        weight,
+        edge,
         first,
         last,
         width,
@@ -131,8 +144,10 @@ def _run_level(
         MIXED=level > 0,
         SCALED=source_scale is not None,
         TARGET_SCALED=target_scale is not None,
+        WEIGHTED=weights is not None and level == 0,
         DIAGONAL=schedule.diagonal,
         ACC=ACCUMULATORS[x.dtype],
+        UNROLL=UNROLL,
         **how.options,
     )
 
@@ -166,6 +181,7 @@ def masked_sum(plain: Schedule, value: Tensor | None, inner: Tensor, outer: Tens
             scratch.stride(0),
             ONES=value is None,
             ACC=ACCUMULATORS[outer.dtype],
+            UNROLL=UNROLL,
             **how.options,
         )
         for level in range(1, plain.num_levels):
@@ -173,18 +189,18 @@ def masked_sum(plain: Schedule, value: Tensor | None, inner: Tensor, outer: Tens
     return out
 
 
-def arg_first(plain: Schedule, x: Tensor, y: Tensor) -> Tensor:
-    """The smallest source that holds the extremum `y`; `[B, N, F]`, contiguous."""
+def winner(plain: Schedule, x: Tensor, y: Tensor, last: bool) -> Tensor:
+    """The largest or smallest source that holds the extremum `y`; `[B, N, F]`, contiguous."""
     matrices, _, width = y.shape
-    out = torch.empty(y.shape, dtype=torch.int64, device=y.device)
+    out = torch.empty(y.shape, dtype=torch.int32, device=y.device)
     if out.numel() == 0:
-        return out
+        return out.long()
     shape = (matrices, plain.scratch_rows, width)
     scratch = torch.empty(shape, dtype=torch.int32, device=y.device)
     with _on_device(y):
-        for level, (first, last) in enumerate(plain.levels):
-            how = cut(last - first, width, matrices, y.element_size())
-            arg_first_kernel[(how.grid,)](
+        for level, (begin, end) in enumerate(plain.levels):
+            how = cut(end - begin, width, matrices, y.element_size(), WINNER_WARPS)
+            winner_kernel[(how.grid,)](
                 x,
                 y,
                 out,
@@ -193,13 +209,57 @@ def arg_first(plain: Schedule, x: Tensor, y: Tensor) -> Tensor:
                 plain.source,
                 plain.target,
                 plain.row,
-                first,
-                last,
+                begin,
+                end,
                 width,
                 x.stride(0),
                 y.stride(0),
                 scratch.stride(0),
                 PARTS=level > 0,
+                LAST=last,
+                UNROLL=UNROLL,
                 **how.options,
             )
+    return out.long()
+
+
+def edge_dot(
+    a: Tensor,
+    b: Tensor,
+    source: Tensor,
+    target: Tensor,
+    num_loops: int,
+    fill: bool,
+    source_scale: Tensor | None,
+    target_scale: Tensor | None,
+) -> Tensor:
+    """`s_j t_i <a_j, b_i>` of the edges, then of the loops; `[B, N, F]`, contiguous."""
+    matrices, _, width = a.shape
+    dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
+    total = len(source) + num_loops
+    if a.numel() == 0 or b.numel() == 0:
+        return torch.zeros(total, dtype=dtype, device=a.device)
+    out = torch.empty(total, dtype=dtype, device=a.device)
+    how = cut(total, width, 1, a.element_size())
+    with _on_device(a):
+        edge_dot_kernel[(-(-total // how.rows),)](
+            a,
+            b,
+            out,
+            source,
+            target,
+            source_scale if source_scale is not None else out,
+            target_scale if target_scale is not None else out,
+            len(source),
+            total,
+            width,
+            matrices,
+            a.stride(0),
+            b.stride(0),
+            FILL=fill,
+            SCALED=source_scale is not None,
+            TARGET_SCALED=target_scale is not None,
+            ACC=ACCUMULATORS[a.dtype],
+            **how.options,
+        )
     return out

@@ -25,10 +25,18 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from .combine import combine
-from .launch import ACCUMULATORS, MAX_WARPS, UNROLL, cut
-from .ties import arg_first, masked_sum
+from .edges import edge_dot
+from .launch import ACCUMULATORS, MAX_WARPS, UNROLL, WINNER_WARPS, cut
+from .ties import masked_sum, winner
 
-KERNELS = {"combine": combine, "masked_sum": masked_sum, "arg_first": arg_first}
+KERNELS = {
+    "combine": combine,
+    "masked_sum": masked_sum,
+    "winner": winner,
+    "edge_dot": edge_dot,
+}
+# Warps of an instance, on small levels and on large ones.
+WARPS = dict.fromkeys(KERNELS, (1, MAX_WARPS)) | {"winner": (WINNER_WARPS,)}
 NAMES = {
     torch.float32: "fp32",
     torch.float64: "fp64",
@@ -38,7 +46,7 @@ NAMES = {
 # A width of each kind: one feature, rows that share a warp, rows that no wide load can take, rows
 # of a warp and more than that.
 WIDTHS = (1, 3, 16, 33, 64, 130, 256)
-INDICES = {"op_ptr": "*i64", "source": "*i32", "target": "*i32", "row": "*i32"}
+INDICES = {"op_ptr": "*i64", "edge": "*i64", "source": "*i32", "target": "*i32", "row": "*i32"}
 
 
 @dataclass(frozen=True)
@@ -72,40 +80,28 @@ class Compiled:
 def flags() -> Iterator[tuple[str, dict[str, Any]]]:
     """Every combination of options that launches ask for."""
     yes_no = (False, True)
-    for diagonal, mixed, scaled, target_scaled in itertools.product((0, -1), *[yes_no] * 3):
-        yield (
-            "combine",
-            {
-                "REDUCE": "sum",
-                "MIXED": mixed,
-                "SCALED": scaled,
-                "TARGET_SCALED": target_scaled,
-                "DIAGONAL": diagonal,
-            },
-        )
+    for scaled, target_scaled in itertools.product(yes_no, yes_no):
+        scales = {"SCALED": scaled, "TARGET_SCALED": target_scaled}
+        for diagonal, mixed in itertools.product((0, -1), yes_no):
+            yield "combine", {"REDUCE": "sum", "MIXED": mixed, "DIAGONAL": diagonal} | scales
+        weighted = {"REDUCE": "sum", "MIXED": False, "WEIGHTED": True, "DIAGONAL": 0}
+        yield "combine", weighted | scales
+        for fill in yes_no:
+            yield "edge_dot", {"FILL": fill} | scales
     for reduce, mixed, diagonal in itertools.product(("max", "min"), yes_no, (0, 1)):
-        yield (
-            "combine",
-            {
-                "REDUCE": reduce,
-                "MIXED": mixed,
-                "SCALED": False,
-                "TARGET_SCALED": False,
-                "DIAGONAL": diagonal,
-            },
-        )
+        scales = {"SCALED": False, "TARGET_SCALED": False}
+        yield "combine", {"REDUCE": reduce, "MIXED": mixed, "DIAGONAL": diagonal} | scales
     for ones in yes_no:
         yield "masked_sum", {"ONES": ones}
-    for parts in yes_no:
-        yield "arg_first", {"PARTS": parts}
+    for parts, last in itertools.product(yes_no, yes_no):
+        yield "winner", {"PARTS": parts, "LAST": last}
 
 
 def variants(widths: tuple[int, ...] = WIDTHS) -> Iterator[Variant]:
     """Every kernel with every option, dtype and kind of width, for large and small levels."""
-    for (kernel, on), dtype, width, warps in itertools.product(
-        flags(), NAMES, widths, (1, MAX_WARPS)
-    ):
-        yield Variant(kernel, dtype, width, warps, on)
+    for (kernel, on), dtype, width in itertools.product(flags(), NAMES, widths):
+        for warps in WARPS[kernel]:
+            yield Variant(kernel, dtype, width, warps, on)
 
 
 def source_of(variant: Variant) -> tuple[ASTSource, dict[str, int]]:
@@ -114,16 +110,18 @@ def source_of(variant: Variant) -> tuple[ASTSource, dict[str, int]]:
     many = 10**6 if variant.warps > 1 else 1
     how = cut(many, variant.width, 1, variant.dtype.itemsize)
     options = how.options
-    fixed = {name: options.pop(name) for name in ("ROWS", "COLS", "UNROLL")} | variant.flags
     accumulator = ACCUMULATORS[variant.dtype]
-    if "ACC" in kernel.arg_names:
-        fixed["ACC"] = accumulator
-    scratch = "i32" if variant.kernel == "arg_first" else str(accumulator)
+    fixed = {"UNROLL": UNROLL, "ACC": accumulator, "WEIGHTED": False} | variant.flags
+    fixed |= {name: options.pop(name) for name in ("ROWS", "COLS")}
+    fixed = {name: value for name, value in fixed.items() if name in kernel.arg_names}
+    scratch = "i32" if variant.kernel == "winner" else str(accumulator)
     types = INDICES | {"scratch": f"*{scratch}"}
-    types |= dict.fromkeys(("source_scale", "target_scale"), f"*{accumulator}")
-    types |= dict.fromkeys(("x", "y", "value", "inner", "outer"), f"*{NAMES[variant.dtype]}")
-    types["out"] = "*i64" if variant.kernel == "arg_first" else types["x"]
-    types |= dict.fromkeys(("first_op", "last_op"), "i32")
+    types |= dict.fromkeys(("source_scale", "target_scale", "weight"), f"*{accumulator}")
+    rows = ("x", "y", "value", "inner", "outer", "a", "b")
+    types |= dict.fromkeys(rows, f"*{NAMES[variant.dtype]}")
+    results = {"winner": "*i32", "masked_sum": types["x"], "edge_dot": f"*{accumulator}"}
+    types["out"] = results.get(variant.kernel, "")
+    types |= dict.fromkeys(("first_op", "last_op", "num_edges", "total", "matrices"), "i32")
     signature, attributes = {}, {}
     for index, name in enumerate(kernel.arg_names):
         if name == "width" and variant.width == 1:

@@ -65,11 +65,12 @@ def masked_sum(
     write(scratch, out, t, live, column, width, acc, acc.to(out.dtype.element_ty))
 
 
+# The rank of no source. Sources are ranked so that the smallest rank wins.
 NOBODY = tl.constexpr(2**31 - 1)
 
 
 @triton.jit(do_not_specialize=["first_op", "last_op"])
-def arg_first(
+def winner(
     x,
     y,
     out,
@@ -85,11 +86,12 @@ def arg_first(
     y_matrix,
     scratch_matrix,
     PARTS: tl.constexpr,  # sources are rows of scratch, of parts of the row
+    LAST: tl.constexpr,  # the largest source, otherwise the smallest
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """The smallest source whose value is the row's extremum, -1 where there is none."""
+    """The first or last source whose value is the row's extremum, -1 where there is none."""
     matrix, leader, column = instance(first_op, last_op, width, ROWS, COLS)
     op = leader + tl.arange(0, ROWS)
     live = op < last_op
@@ -102,7 +104,7 @@ def arg_first(
     i = tl.load(row + op, live, 0)
     key = tl.load(y + at(i, column, width), live[:, None] & inside, 0.0)
 
-    first = tl.full((ROWS, COLS), NOBODY, tl.int32)
+    won = tl.full((ROWS, COLS), NOBODY, tl.int32)
     k = 0
     while k < longest:
         for u in tl.static_range(UNROLL):
@@ -114,9 +116,11 @@ def arg_first(
             else:
                 value = tl.load(x + at(s, column, width), mask, 0.0)
                 hit = (value == key) | ((value != value) & (key != key))
-                candidate = tl.where(mask & hit, s[:, None], NOBODY)
-            first = tl.minimum(first, candidate)
+                rank = NOBODY - 1 - s if LAST else s
+                candidate = tl.where(mask & hit, rank[:, None], NOBODY)
+            won = tl.minimum(won, candidate)
         k += UNROLL
     t = tl.load(target + op, live, 0)
-    found = tl.where(first == NOBODY, -1, first).to(tl.int64)
-    write(scratch, out, t, live, column, width, first, found)
+    source_of = NOBODY - 1 - won if LAST else won
+    found = tl.where(won == NOBODY, -1, source_of)
+    write(scratch, out, t, live, column, width, won, found)

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import itertools
 import re
-from pathlib import Path
+from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 
 from hag_plugin.kernels.triton import resources
-from hag_plugin.kernels.triton.launch import MAX_WARPS
-from hag_plugin.kernels.triton.resources import NAMES, WIDTHS, Compiled, Variant
+from hag_plugin.kernels.triton.resources import NAMES, WARPS, WIDTHS, Compiled, Variant
 
 TARGETS = (80, 90)
+# The bits of the offsets of each block of rows and features.
+OFFSETS = r"tt\.addptr .*: tensor<\d+x\d+x!tt\.ptr<\w+>.*>, tensor<\d+x\d+xi(\d+)>"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,59 +33,79 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def sample() -> list[tuple[Variant, int]]:
-    """All options and dtypes, on widths, warps and targets in turn.
+    """All options and dtypes on widths, warps and targets in turn; all widths and warps once.
 
     `python -m hag_plugin.kernels.triton.resources` compiles the whole product.
     """
-    turns = itertools.cycle(itertools.product(WIDTHS, (1, MAX_WARPS), TARGETS))
+    target = itertools.cycle(TARGETS)
+    width, turn = itertools.cycle(WIDTHS), itertools.cycle((0, -1))
     options = itertools.product(resources.flags(), NAMES)
     every_option = [
-        (Variant(kernel, dtype, width, warps, on), target)
-        for ((kernel, on), dtype), (width, warps, target) in zip(options, turns, strict=False)
+        Variant(kernel, dtype, next(width), WARPS[kernel][next(turn)], on)
+        for (kernel, on), dtype in options
     ]
-    kernel, scaled = next(f for f in resources.flags() if f[1].get("SCALED") and f[1]["MIXED"])
+    most_options = {kernel: on for kernel, on in resources.flags() if not on.get("PARTS")}
+    most_options["combine"] = next(
+        on for _, on in resources.flags() if on.get("SCALED") and on["MIXED"]
+    )
+    dtypes = (torch.float32, torch.float64, torch.float16)
     every_shape = [
-        (Variant(kernel, dtype, width, MAX_WARPS, scaled), 90)
-        for dtype, width in itertools.product(NAMES, WIDTHS)
+        Variant(kernel, dtype, width, warps, on)
+        for (kernel, on), dtype, width in itertools.product(most_options.items(), dtypes, WIDTHS)
+        for warps in WARPS[kernel]
     ]
-    return every_option + every_shape
+    return [(variant, next(target)) for variant in every_option + every_shape]
 
 
 def check(compiled: Compiled) -> None:
     """Raises AssertionError where the code has what the kernels must not have."""
     ptx, ir = compiled.asm["ptx"], compiled.asm["ttgir"]
-    name = f"{compiled.variant} sm_{compiled.target}"
+    variant = compiled.variant
+    name = f"{variant} sm_{compiled.target}"
     assert (compiled.stack, compiled.spills) == (0, 0), f"{name} spills"
     assert compiled.registers <= 128, name
     assert compiled.asm["cubin"][:4] == b"\x7fELF", name
     stores, loads = ptx.find("st.global"), ptx.rfind("ld.global")
     assert 0 < loads < stores, f"{name} loads after a store"
-    assert not re.search(r"\b(atom|red)\.(global|shared)|\bcp\.async", ptx), name
+    assert not re.search(r"\b(atom|red)\.", ptx), f"{name} has atomics"
     assert "async" not in ir, f"{name} is pipelined"
+    assert "cp.async" not in ptx, f"{name} is pipelined"
+    offsets = re.findall(OFFSETS, compiled.asm["ttir"])
+    assert offsets, name
+    assert set(offsets) == {"64"}, f"{name} computes places of features in {set(offsets)} bits"
     # Features stay with the thread that loaded them; the compiler lets row numbers change hands
-    # where many short rows share an instance, and arg_first's int64 results on their way out.
-    if compiled.variant.width >= 16 and compiled.variant.kernel != "arg_first":
+    # where many short rows share an instance, and edge_dot's sums on their way out.
+    if variant.width >= 16 and (variant.kernel != "edge_dot" or variant.warps == 1):
         assert compiled.shared == 0, f"{name} moves rows between threads"
-        assert "bar.sync" not in ptx, name
+        assert "bar.sync" not in ptx, f"{name} waits"
 
 
 def test_compiles_without_spills() -> None:
-    for variant, target in sample():
+    found = sample()
+    assert {variant.kernel for variant, _ in found} == set(resources.KERNELS)
+    for variant, target in found:
         check(resources.compile_for(variant, target))
 
 
-def test_check_can_fail(tmp_path: Path) -> None:
-    variant, target = sample()[0]
+def test_check_can_fail() -> None:
+    variant, target = next(s for s in sample() if s[0].width == 64 and s[0].kernel == "combine")
     good = resources.compile_for(variant, target)
-    ptx = good.asm["ptx"]
-    cases = {
+    ptx, ttir = good.asm["ptx"], good.asm["ttir"]
+    cases: dict[str, dict[str, Any]] = {
         "spills": {"stack": 8},
-        "loads after a store": {"asm": {**good.asm, "ptx": ptx + "\nld.global.b32 %r1, [%rd1];"}},
-        "pipelined": {"asm": {**good.asm, "ttgir": "ttg.async_wait"}},
+        "loads after a store": {"ptx": ptx + "\nld.global.b32 %r1, [%rd1];"},
+        "has atomics": {"ptx": "atom.relaxed.gpu.global.add.f32\n" + ptx},
+        "is pipelined": {"ttgir": "ttg.async_wait"},
+        "in .*'32'": {"ttir": re.sub(r"(tensor<\d+x\d+x)i64", r"\1i32", ttir)},
+        "moves rows": {"shared": 128},
+        "waits": {"ptx": "bar.sync 0;\n" + ptx},
     }
     for message, change in cases.items():
+        texts = {k: v for k, v in change.items() if k in good.asm}
+        numbers = {k: v for k, v in change.items() if k not in good.asm}
+        bad = replace(good, asm={**good.asm, **texts}, **numbers)
         with pytest.raises(AssertionError, match=message):
-            check(Compiled(**{**vars(good), **change}))
+            check(bad)
 
 
 def test_table() -> None:

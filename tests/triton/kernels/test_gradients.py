@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 import hag_plugin as hp
-from hag_plugin import reference
+from hag_plugin import gpu, reference
 
 from .conftest import NODES
 
@@ -66,35 +65,51 @@ def test_extremum(
 
 @pytest.mark.parametrize("mode", [False, "add", "fill"])
 @pytest.mark.parametrize("reduce", ["max", "min"])
-def test_first(reduce: str, mode: hp.hag.SelfLoops, graph: Tensor, kernel_device: str) -> None:
+@pytest.mark.parametrize("ties", ["first", "last"])
+def test_one_winner(
+    ties: str, reduce: str, mode: hp.hag.SelfLoops, graph: Tensor, kernel_device: str
+) -> None:
+    """Few values, NaN and infinities among them, over rows that are split."""
     x, grad = torch.randint(-1, 2, (NODES, 5)).float(), torch.randn(NODES, 5)
     x[5, 2] = x[7, 2] = math.nan
+    x[:, 3], x[9, 4] = math.inf if reduce == "min" else -math.inf, math.inf
     mine = x.to(kernel_device).requires_grad_()
     hag = hp.build_hag(graph, num_nodes=NODES)
     on_device = hag.to(kernel_device)
-    y = hp.aggregate(mine, on_device, reduce, self_loops=mode, ties="first")
+    y = hp.aggregate(mine, on_device, reduce, self_loops=mode, ties=ties)
     (found,) = gradients(y, [mine], grad)
-    torch.testing.assert_close(found, _on_cpu(x, hag, reduce, mode, "first", grad))
+    torch.testing.assert_close(found, _on_cpu(x, hag, reduce, mode, ties, grad))
+    csr, largest, last = (on_device.row_ptr, on_device.col), reduce == "max", ties == "last"
+    _, won = torch.ops.hag_plugin.winners(mine.detach(), *csr, mode or "", largest, last)
     edge_index = reference.with_self_loops(graph, NODES, mode)
-    _, first = torch.ops.hag_plugin.winners(
-        mine.detach(), on_device.row_ptr, on_device.col, mode or "", reduce == "max", False
-    )
-    for i in range(NODES):
-        sources = sorted(edge_index[0, edge_index[1] == i].tolist())
-        for f in range(5):
-            at = y[i, f].item()
-            hits = [s for s in sources if x[s, f] == at or (math.isnan(at) and x[s, f].isnan())]
-            assert first[i, f] == (hits[0] if hits else -1)
+    values, winner = reference.winners(x, edge_index, NODES, largest=largest, last=last)
+    assert torch.equal(won.cpu(), winner)
+    torch.testing.assert_close(y.detach().cpu(), values, rtol=0, atol=0, equal_nan=True)
+    other = reference.winners(x, edge_index, NODES, largest=largest, last=not last)[1]
+    assert not torch.equal(winner, other)  # ties there are
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("width", [1, 33, 130])
+def test_winners_of_every_dtype(width: int, dtype: torch.dtype, kernel_device: str) -> None:
+    edge_index = torch.tensor([[0, 1, 2, 3, 4, 5, 5, 0], [1, 1, 1, 1, 1, 1, 1, 2]])
+    hag = hp.build_hag(edge_index, num_nodes=6).to(kernel_device)
+    x = torch.randint(0, 2, (2, 6, width)).to(dtype)
+    for last in (False, True):
+        call = (hag.row_ptr, hag.col, "", True, last)
+        y, won = torch.ops.hag_plugin.winners(x.to(kernel_device), *call)
+        for matrix in range(2):
+            how = {"largest": True, "last": last}
+            values, winner = reference.winners(x[matrix].float(), edge_index, 6, **how)
+            assert torch.equal(y[matrix].cpu().float(), values)
+            assert torch.equal(won[matrix].cpu(), winner)
 
 
 def _on_cpu(x: Tensor, hag: Any, reduce: Any, mode: Any, ties: Any, grad: Tensor) -> Tensor:
-    aggregate = sys.modules["hag_plugin.aggregate"]
-    patched, aggregate._on_gpu = aggregate._on_gpu, lambda x: False
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu, "is_home", lambda x: False)
         x = x.clone().requires_grad_()
         return gradients(hp.aggregate(x, hag, reduce, self_loops=mode, ties=ties), [x], grad)[0]
-    finally:
-        aggregate._on_gpu = patched
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's NumPy
