@@ -153,7 +153,8 @@ def _settle_graphs(
         if isinstance(graph, HAG):
             _refuse_edge_values(conv, recipe.edge_arguments, call)
             _check_relations(conv, recipe, None)
-            if not _is_small(conv, recipe, graph, call) and _why_stock(conv, recipe, call) is None:
+            plain = _is_small(conv, recipe, graph, call) or sequential.is_lstm(conv)
+            if not plain and _why_stock(conv, recipe, call) is None:
                 continue
             changed |= _plain(graph, name, names, call)
         elif isinstance(graph, SequentialHAG):
@@ -165,6 +166,8 @@ def _settle_graphs(
                 continue
             if not sequential.is_lstm(conv):
                 changed |= find_graph(conv, recipe, name, call)
+            elif sequential.is_left_to_stock(conv, graph):
+                continue
             elif sequential.why_stock(conv, recipe, call) is None:
                 size = graph_size(recipe, conv, call)
                 changed |= sequential.find_tree(conv, recipe, name, call, size)
