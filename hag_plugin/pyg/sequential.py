@@ -38,6 +38,7 @@ class Found:
 
 # In accelerated layers --------------------------------------------------------------------------
 
+
 @dataclass(frozen=True)
 class LeftToStock:
     """An edge index on which stock's code was found to be as fast, in a layer as it was then.
