@@ -47,12 +47,12 @@ class ReversedHAG(HAG):
         """As `HAG.degree`."""
         self_loops = self._check_self_loops(self_loops)
         source, target = self.edge_index
-        degree = target.new_zeros(self.num_dst)
+        degree: Tensor = target.new_zeros(self.num_dst)
         counted = torch.ones_like(target)
         if self_loops == "fill":
             counted = (source != target).long()
         degree = degree.index_add(0, target, counted)
-        return degree if self_loops is False else degree + 1
+        return degree if self_loops is False else degree.add(1)
 
     def transpose(self) -> HAG:
         """The HAG that this is the reverse of."""

@@ -88,12 +88,14 @@ def _forward(stock: type, recipe: Recipe | None) -> Any:
     names = list(inspect.signature(stock.forward).parameters)[1:]  # type: ignore[attr-defined]
     stock_forward: Any = stock.forward  # type: ignore[attr-defined]
     # The commonest call, which for few messages is settled before all else.
-    yields = recipe is not None and recipe.yields and names[:2] == ["x", *recipe.graphs]
+    few = recipe if recipe is not None and recipe.yields else None
+    if names[:2] != ["x", "edge_index"]:
+        few = None
 
     @functools.wraps(stock_forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if yields and len(args) == 2 and not kwargs:
-            edges = _few_edges(self, recipe, *args)
+        if few is not None and len(args) == 2 and not kwargs:
+            edges = _few_edges(self, few, *args)
             if edges is not None:
                 return stock_forward(self, args[0], edges)
         call = dict(zip(names, args, strict=False))
