@@ -216,14 +216,15 @@ def _why_stock(conv: Any, recipe: Recipe, call: dict[str, Any]) -> str | None:
 
 
 def _is_small(conv: Any, recipe: Recipe, graph: HAG | list[HAG], call: dict[str, Any]) -> bool:
-    """As `recipes.is_small`. Not where sizes are wrong: the recipe says so, stock may not."""
+    """As `recipes.is_small`. Not where sizes or devices are wrong: the recipe says so."""
     hags = [graph] if isinstance(graph, HAG) else graph
     features = call.get(recipe.features or recipe.source)
     num_edges = sum(hag.num_edges for hag in hags)
     if not recipes.is_small(conv, recipe, num_edges, features):
         return False
     size = graph_size(recipe, conv, call)
-    return all(size == (hag.num_src, hag.num_dst) for hag in hags)
+    x: Any = features[0] if isinstance(features, recipes.PAIRS) else features
+    return all(size == (hag.num_src, hag.num_dst) and x.device == hag.device for hag in hags)
 
 
 def find_graph(conv: Any, recipe: Recipe, name: str, call: dict[str, Any]) -> dict[str, Any]:
