@@ -27,6 +27,7 @@ from hag_plugin.operators import (
     dot,
     found,
     kernel_scale,
+    loop_mode,
     needs_grad,
     new_output,
     register,
@@ -94,8 +95,8 @@ def aggregate(
         raise ValueError(f"reduce is {reduce!r}; expected one of {tuple(REDUCES)}")
     if ties not in TIES:
         raise ValueError(f"ties is {ties!r}; expected one of {TIES}")
-    loops = check_self_loops(self_loops)
-    num_dst = row_ptr.shape[0] - 1
+    loops = check_self_loops(self_loops, hag)
+    num_dst = hag.num_dst
     if source_scale is not None:
         source_scale = checked_scale(source_scale, "source_scale", x, x.shape[-2])
     if target_scale is not None:
@@ -111,18 +112,17 @@ def aggregate(
     else:
         if source_scale is not None:
             x = (x * source_scale.unsqueeze(-1)).to(x.dtype)
-        y = _extremum(x, row_ptr, col, loops, reduce == "max", ties)
+        y = _extremum(x, hag, loops, reduce == "max", ties)
         if target_scale is not None:
             y = (y * target_scale.unsqueeze(-1)).to(x.dtype)
     return y if out is None else out.copy_(y)
 
 
-def _extremum(
-    x: Tensor, row_ptr: Tensor, col: Tensor, loops: str, largest: bool, ties: Ties
-) -> Tensor:
+def _extremum(x: Tensor, hag: HAG, loops: str, largest: bool, ties: Ties) -> Tensor:
+    tensors = (x, hag.row_ptr, hag.col)
     if ties == "even" or not needs_grad(x) or x.shape[-2] == 0:
-        return call("extremum", (x, row_ptr, col), loops, largest)
-    y_and_winner: Any = call("winners", (x, row_ptr, col), loops, largest, ties == "last")
+        return call("extremum", tensors, loops, largest, hag.num_dst)
+    y_and_winner: Any = call("winners", tensors, loops, largest, ties == "last", hag.num_dst)
     y: Tensor = y_and_winner[0]
     return y
 
@@ -218,7 +218,7 @@ def _sum(
     reduce: str,
 ) -> Tensor:
     """Writes the sums into `y`, `[*, num_rows, F]` and contiguous, after `check_rows`."""
-    mode: Any = loops or False
+    mode = loop_mode(loops)
     dtype = accumulator(x.dtype)
     if source_scale is not None:
         source_scale = kernel_scale(source_scale, x.shape[-2], dtype)
@@ -235,10 +235,17 @@ def _sum(
     return y
 
 
-def _run_extremum(x: Tensor, row_ptr: Tensor, col: Tensor, loops: str, largest: bool) -> Tensor:
-    num_dst = row_ptr.shape[0] - 1
+def _run_extremum(
+    x: Tensor,
+    row_ptr: Tensor,
+    col: Tensor,
+    loops: str,
+    largest: bool,
+    num_dst: int | None = None,
+) -> Tensor:
+    num_dst = row_ptr.shape[0] - 1 if num_dst is None else num_dst
     hag = found(row_ptr, col, x.shape[-2], num_dst, loops, False)
-    mode: Any = loops or False
+    mode = loop_mode(loops)
     y = new_output(x, num_dst)
     _walk(hag.program(mode, idempotent=True), x, y, "max" if largest else "min")
     return y
@@ -268,8 +275,8 @@ def _run_masked_sum(
     graph = hag.transpose() if transposed else hag
     inner, outer = inner.contiguous(), outer.contiguous()
     v = None if v is None else v.contiguous()
+    mode = loop_mode(loops)
     if gpu.is_home(outer):
-        mode: Any = loops or False
         return gpu.masked_sum(graph, mode, v, inner, outer)
     y = new_output(outer, num_rows)
     _cpu.masked_sum(
@@ -283,7 +290,7 @@ def _run_masked_sum(
         num_cols,
         _batch(outer),
         outer.shape[-1],
-        LOOPS[loops],
+        LOOPS[mode or ""],
         DTYPES[outer.dtype],
         torch.get_num_threads(),
     )
@@ -291,14 +298,20 @@ def _run_masked_sum(
 
 
 def _run_winners(
-    x: Tensor, row_ptr: Tensor, col: Tensor, loops: str, largest: bool, last: bool
+    x: Tensor,
+    row_ptr: Tensor,
+    col: Tensor,
+    loops: str,
+    largest: bool,
+    last: bool,
+    num_dst: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    num_dst = row_ptr.shape[0] - 1
+    num_dst = row_ptr.shape[0] - 1 if num_dst is None else num_dst
     hag = found(row_ptr, col, x.shape[-2], num_dst, loops, False)
-    mode: Any = loops or False
+    mode = loop_mode(loops)
     x = x.contiguous()
     if gpu.is_home(x):
-        y = _run_extremum(x, row_ptr, col, loops, largest)
+        y = _run_extremum(x, row_ptr, col, loops, largest, num_dst)
         return y, gpu.winner(hag, mode, x, y, last)
     y = new_output(x, num_dst)
     winner = torch.empty(y.shape, dtype=torch.int64)
@@ -371,7 +384,7 @@ def _sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _keep_extremum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, row_ptr, col, ctx.loops, _ = inputs
+    x, row_ptr, col, ctx.loops, *_ = inputs
     ctx.save_for_backward(x, row_ptr, col, output)
 
 
@@ -382,7 +395,7 @@ def _extremum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     # An empty row's extremum is 0 too, which keeps its count from being 0.
     tied = call("masked_sum", (None, *kept), ctx.loops, False) + (y == 0)
     grad_x = call("masked_sum", (grad / tied, *kept), ctx.loops, True)
-    return grad_x, None, None, None, None
+    return grad_x, None, None, None, None, None
 
 
 def _keep_masked_sum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -407,7 +420,7 @@ def _keep_winners(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
 
 def _winners_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     (winner,) = ctx.saved_tensors
-    return call("add_to_winners", (grad, winner), ctx.num_rows), None, None, None, None, None
+    return call("add_to_winners", (grad, winner), ctx.num_rows), *[None] * 6
 
 
 def _keep_add_to_winners(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -426,8 +439,11 @@ def _shape_of_sum(x: Tensor, row_ptr: Tensor, col: Tensor, *args: Any) -> Tensor
     return x.new_empty((*x.shape[:-2], args[2], x.shape[-1]))
 
 
-def _shape_of_extremum(x: Tensor, row_ptr: Tensor, *args: Any) -> Tensor:
-    return x.new_empty((*x.shape[:-2], row_ptr.shape[0] - 1, x.shape[-1]))
+def _shape_of_extremum(
+    x: Tensor, row_ptr: Tensor, col: Tensor, loops: str, largest: bool, num_dst: Any = None
+) -> Tensor:
+    num_dst = row_ptr.shape[0] - 1 if num_dst is None else num_dst
+    return x.new_empty((*x.shape[:-2], num_dst, x.shape[-1]))
 
 
 def _shape_of_masked_sum(
@@ -437,8 +453,16 @@ def _shape_of_masked_sum(
     return like.new_empty(like.shape)
 
 
-def _shape_of_winners(x: Tensor, row_ptr: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    y = _shape_of_extremum(x, row_ptr)
+def _shape_of_winners(
+    x: Tensor,
+    row_ptr: Tensor,
+    col: Tensor,
+    loops: str,
+    largest: bool,
+    last: bool,
+    num_dst: Any = None,
+) -> tuple[Tensor, Tensor]:
+    y = _shape_of_extremum(x, row_ptr, col, loops, largest, num_dst)
     return y, y.new_empty(y.shape, dtype=torch.int64)
 
 
@@ -455,7 +479,7 @@ _OPERATORS: dict[str, tuple[Any, ...]] = {
         *(_run_sum, _shape_of_sum, _sum_backward, _keep_sum),
     ),
     "extremum": (
-        f"(Tensor x, {_GRAPH}, str self_loops, bool largest) -> Tensor",
+        f"(Tensor x, {_GRAPH}, str self_loops, bool largest, SymInt? num_dst=None) -> Tensor",
         *(_run_extremum, _shape_of_extremum, _extremum_backward, _keep_extremum),
     ),
     "masked_sum": (
@@ -464,7 +488,8 @@ _OPERATORS: dict[str, tuple[Any, ...]] = {
         *(_run_masked_sum, _shape_of_masked_sum, _masked_sum_backward, _keep_masked_sum),
     ),
     "winners": (
-        f"(Tensor x, {_GRAPH}, str self_loops, bool largest, bool last) -> (Tensor, Tensor)",
+        f"(Tensor x, {_GRAPH}, str self_loops, bool largest, bool last, SymInt? num_dst=None)"
+        " -> (Tensor, Tensor)",
         *(_run_winners, _shape_of_winners, _winners_backward, _keep_winners),
     ),
     "add_to_winners": (

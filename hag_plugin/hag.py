@@ -52,7 +52,10 @@ class HAG:
         num_src: number of source nodes.
         targets_first: the targets are the first `num_dst` sources (PyG's bipartite convention).
         options: what the search was asked for.
+        is_reversed: whether the arrays are those of the reverse: see `ReversedHAG`.
     """
+
+    is_reversed = False
 
     def __init__(
         self,
@@ -77,6 +80,7 @@ class HAG:
         self._requested: dict[tuple[SelfLoops, bool], Program] = {}  # by the request, not its key
         self._plain: dict[SelfLoops, Program] = {}
         self._scales: dict[tuple[float, SelfLoops, torch.dtype], Tensor] = {}
+        self._edge_index: Tensor | None = None
         self._transpose: HAG | weakref.ref[HAG] | None = None
         self._lock = threading.RLock()
         if row_ptr.device.type != "meta":
@@ -125,14 +129,20 @@ class HAG:
         """Whether sources and targets are the same nodes."""
         return self.num_src == self.num_dst
 
-    @cached_property
+    @property
     def edge_index(self) -> Tensor:
-        """The edges as int64 `[2, E]`, by target, then by source."""
-        with outside_inference():
-            nodes = torch.arange(self.num_dst, device=self.device)
-            degree = self.row_ptr.diff()
-            target = nodes.repeat_interleave(degree, output_size=self.num_edges)
-            return torch.stack([self.col.long(), target])
+        """The edges as int64 `[2, E]`, by target, then by source. Kept."""
+        if torch.compiler.is_compiling():  # nothing can be kept
+            return self._make_edge_index()
+        if self._edge_index is None:
+            with outside_inference():
+                self._edge_index = self._make_edge_index()
+        return self._edge_index
+
+    def _make_edge_index(self) -> Tensor:
+        nodes = torch.arange(self.num_dst, device=self.device)
+        target = nodes.repeat_interleave(self.row_ptr.diff(), output_size=self.num_edges)
+        return torch.stack([self.col.long(), target])
 
     @cached_property
     def content_hash(self) -> tuple[int, int]:
@@ -252,6 +262,10 @@ class HAG:
 
         Symmetric means that the multiset of edges is its own reverse; this is checked.
         """
+        if torch.compiler.is_compiling():
+            from hag_plugin.reversed import ReversedHAG
+
+            return ReversedHAG(self)
         with self._lock:
             kept = self._transpose
             kept = kept() if isinstance(kept, weakref.ref) else kept

@@ -18,6 +18,7 @@ from hag_plugin.hag import HAG, find
 from hag_plugin.kernels import _cpu
 from hag_plugin.program import SELF_LOOPS
 
+REVERSED = "reversed "  # before a self-loop mode: of the graph whose reverse the arrays are
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
 # Above this size glibc maps an output anew at each call, and its page faults would cost more than
@@ -78,15 +79,20 @@ def checked_scale(scale: Tensor, name: str, x: Tensor, rows: int) -> Tensor:
     return scale.to(accumulator(x.dtype))
 
 
-def check_self_loops(self_loops: Any) -> str:
-    """False, "add" or "fill", as operators take it.
+def check_self_loops(self_loops: Any, hag: HAG) -> str:
+    """False, "add" or "fill", as operators take it together with the arrays of a HAG.
 
     Raises:
         ValueError: it is something else.
     """
     if self_loops not in SELF_LOOPS:
         raise ValueError(f"self_loops is {self_loops!r}; expected one of {SELF_LOOPS}")
-    return self_loops or ""
+    return REVERSED + (self_loops or "") if hag.is_reversed else self_loops or ""
+
+
+def loop_mode(loops: str) -> Any:
+    """The self-loop mode in what `check_self_loops` gave."""
+    return loops.removeprefix(REVERSED) or False
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
@@ -193,13 +199,19 @@ def _is_plain(*tensors: Tensor | None) -> bool:
 def found(
     row_ptr: Tensor, col: Tensor, x_rows: int, num_rows: int, loops: str, transposed: bool
 ) -> HAG:
-    """The HAG whose arrays these are, after a check of the number of rows on both sides."""
+    """The HAG whose arrays these are, after a check of the number of rows on both sides.
+
+    Its reverse, if that is what `loops` says.
+    """
     hag = find(row_ptr)
+    is_reversed = loops.startswith(REVERSED)
     if hag is None:
         # The arrays are copied, so that this HAG cannot be found in place of a longer-lived one.
-        num_src = num_rows if transposed else x_rows
+        num_src = num_rows if transposed != is_reversed else x_rows
         hag = HAG.from_csr(row_ptr.clone(), col.clone(), num_src, method="none")
-        hag.targets_first = bool(loops)
+        hag.targets_first = bool(loop_mode(loops))
+    if is_reversed:
+        hag = hag.transpose()
     check_rows(hag, x_rows, num_rows, transposed)
     return hag
 

@@ -28,6 +28,7 @@ from hag_plugin.operators import (
     dot,
     found,
     kernel_scale,
+    loop_mode,
     new_output,
     register,
 )
@@ -82,7 +83,7 @@ def _run_weighted_sum(
     reduce: str,
 ) -> Tensor:
     hag = found(row_ptr, col, x.shape[-2], num_rows, loops, transposed)
-    mode: Any = loops or False
+    mode = loop_mode(loops)
     num_loops = hag.num_dst if hag._check_self_loops(mode) else 0
     dtype = accumulator(x.dtype)
     scales = source_scale, target_scale
@@ -124,7 +125,7 @@ def _run_weighted_sum(
         width,
         row_stride,
         batch_stride[0] if batch else 0,
-        loops == "fill",
+        mode == "fill",
         DTYPES[x.dtype],
         torch.get_num_threads(),
     )
@@ -148,7 +149,7 @@ def _run_edge_dot(
             f"a is {a.dtype} {list(a.shape)} and b {b.dtype} {list(b.shape)}; "
             "expected them to differ in dimension -2 only"
         )
-    mode: Any = loops or False
+    mode = loop_mode(loops)
     num_loops = hag.num_dst if hag._check_self_loops(mode) else 0
     dtype = accumulator(a.dtype)
     scales = source_scale, target_scale
@@ -170,7 +171,7 @@ def _run_edge_dot(
         num_loops,
         a.shape[:-2].numel(),
         a.shape[-1],
-        loops == "fill",
+        mode == "fill",
         DTYPES[a.dtype],
         torch.get_num_threads(),
     )
@@ -258,7 +259,7 @@ def _shape_of_weighted_sum(x: Tensor, *args: Any) -> Tensor:
 
 
 def _shape_of_edge_dot(a: Tensor, b: Tensor, row_ptr: Tensor, col: Tensor, *args: Any) -> Tensor:
-    loops = row_ptr.shape[0] - 1 if args[2] else 0
+    loops = b.shape[-2] if loop_mode(args[2]) else 0
     return a.new_empty((col.shape[0] + loops,), dtype=accumulator(a.dtype))
 
 

@@ -187,8 +187,8 @@ def weighted_aggregate(
     check_features(x, row_ptr)
     if reduce not in WEIGHTED_REDUCES:
         raise ValueError(f"reduce is {reduce!r}; expected one of {WEIGHTED_REDUCES}")
-    mode = check_self_loops(self_loops)
-    num_dst = row_ptr.shape[0] - 1
+    mode = check_self_loops(self_loops, hag)
+    num_dst = hag.num_dst
     weight = checked_scale(weight, "weight", x, col.shape[0])
     if self_loops is not False:
         if loop_weight is None:

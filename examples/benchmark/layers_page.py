@@ -33,10 +33,6 @@ inside them do. Every other layer runs its stock code.
 In training, a call whose messages hold fewer than {SMALL:,} numbers in all (edges times features)
 runs stock code, which is mostly faster there; but for layers that normalise their edge index at
 each call.
-
-Under `torch.compile`, layers that turn the graph round (`flow="target_to_source"`, DirGNNConv,
-HypergraphConv) break the compiled graph in two at that place: results are the same, but
-`fullgraph=True` is refused.
 """
 
 

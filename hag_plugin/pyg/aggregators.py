@@ -35,7 +35,7 @@ def reduce(module: Any, z: Tensor, over: Neighbourhoods, offset: Offset | None =
     """
     if type(module) is aggr.DegreeScalerAggregation:
         return _scaled(module, reduce(module.aggr, z, over, offset), over)
-    members = list(module.aggrs) if type(module) is aggr.MultiAggregation else [module]
+    members = _members(module)
     columns: Columns = {}
     for member in members:
         columns |= STATISTICS[type(member)].columns(member, z, over)
@@ -70,15 +70,22 @@ def why_stock(module: Any) -> str | None:
         if type(module) in STATISTICS:
             return None
         return f"{type(module).__name__} is no sum, mean, extremum or function of these"
-    kinds = [type(member) for member in module.aggrs]
+    members = _members(module)
+    kinds = [type(member) for member in members]
     unknown = [kind.__name__ for kind in kinds if kind not in STATISTICS]
     if unknown:
         return f"{', '.join(unknown)}: no sum, mean, extremum or function of these"
     if len(set(kinds)) < len(kinds):
         return "one aggregation twice, which PyG's fused code mixes up"
-    if any(is_semi(member) for member in module.aggrs):
+    if any(is_semi(member) for member in members):
         return "semi_grad among several aggregations"
     return None
+
+
+def _members(module: Any) -> list[Any]:
+    """What a module consists of; read past `Module.__getattr__`, which is slow."""
+    several = type(module) is aggr.MultiAggregation
+    return list(module._modules["aggrs"]._modules.values()) if several else [module]
 
 
 def takes_offset(module: Any) -> bool:
@@ -86,7 +93,7 @@ def takes_offset(module: Any) -> bool:
     if type(module) is aggr.DegreeScalerAggregation:
         return takes_offset(module.aggr)
     if type(module) is aggr.MultiAggregation:
-        return all(takes_offset(member) for member in module.aggrs)
+        return all(takes_offset(member) for member in _members(module))
     return type(module) is not aggr.PowerMeanAggregation
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hag_plugin.hag import HAG, find, outside_inference
+from hag_plugin.operators import REVERSED, check_self_loops, loop_mode
 from hag_plugin.program import SelfLoops
 
 Of = Literal["targets", "sources", "linked"]
@@ -36,8 +37,11 @@ def degree_scale(
     """
     dtype = torch.float64 if dtype == torch.float64 else torch.float32
     if torch.compiler.is_compiling():
+        # Of the graph whose arrays these are; `loops` says whether its reverse is meant.
+        num_src = hag.num_dst if hag.is_reversed else hag.num_src
+        loops = check_self_loops(self_loops, hag)
         scale: Tensor = torch.ops.hag_plugin_pyg.degree_scale.default(
-            hag.row_ptr, hag.col, hag.num_src, exponent, self_loops or "", dtype, of
+            hag.row_ptr, hag.col, num_src, exponent, loops, dtype, of
         )
         return scale
     if of == "targets":
@@ -75,7 +79,9 @@ def _run(
     hag = find(row_ptr)
     if hag is None:  # its identity was lost: an input was cloned
         hag = HAG.from_csr(row_ptr.clone(), col.clone(), num_src, method="none")
-    mode: Any = self_loops or False
+    if self_loops.startswith(REVERSED):
+        hag = hag.transpose()
+    mode = loop_mode(self_loops)
     return degree_scale(hag, exponent, mode, dtype, of).clone()  # compiled code may write into it
 
 
@@ -88,7 +94,8 @@ def _shape(
     dtype: torch.dtype,
     of: str,
 ) -> Tensor:
-    rows = row_ptr.shape[0] - 1 if of == "targets" else num_src
+    of_targets = (of == "targets") != self_loops.startswith(REVERSED)
+    rows = row_ptr.shape[0] - 1 if of_targets else num_src
     return row_ptr.new_empty(rows, dtype=dtype)
 
 

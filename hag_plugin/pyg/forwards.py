@@ -254,10 +254,13 @@ def pna_offset(conv: Any, x: Tensor) -> Tensor:
 
 def _by_tower(conv: Any, x: Tensor, columns: slice, bias: bool) -> Tensor:
     outs = []
-    for i, tower in enumerate(conv.pre_nns):
-        weight, b = tower[0].weight, tower[0].bias if bias else None
-        outs.append(torch.nn.functional.linear(x[:, i], weight[:, columns], b))
-    return torch.stack(outs, dim=1) if len(outs) > 1 else outs[0].unsqueeze(1)
+    for i, tower in enumerate(conv.pre_nns._modules.values()):
+        (lin,) = tower._modules.values()
+        rows = x if x.shape[1] == 1 else x.narrow(1, i, 1)
+        outs.append(
+            torch.nn.functional.linear(rows, lin.weight[:, columns], lin.bias if bias else None)
+        )
+    return torch.cat(outs, dim=1) if len(outs) > 1 else outs[0]
 
 
 def general_message(conv: Any, x: Tensor) -> Tensor:

@@ -75,6 +75,9 @@ def along(x: Tensor, dim: int, walk: Callable[[Tensor], Tensor]) -> Tensor:
     """Lets `walk` see `[*, N, F]`, whatever dimension the nodes are."""
     if dim == x.dim() - 2:
         return walk(x)
+    if dim == 0:
+        out = walk(x.flatten(1) if x.dim() > 1 else x.unsqueeze(1))
+        return out.view(out.shape[0], *x.shape[1:])
     out = walk(x.movedim(dim, 0).reshape(x.shape[dim], -1))
     others = [n for d, n in enumerate(x.shape) if d != dim]
     return out.reshape(out.shape[0], *others).movedim(0, dim)

@@ -28,6 +28,8 @@ HOOKS = tuple(
 # forward and backward: the times meet at 1,000 (FastRGCNConv) to 25,000 (PNAConv with one sum).
 SMALL = 4096
 
+PAIRS = (tuple, list)
+NOT_TAKEN = "the features are not dense tensors of a floating dtype"
 OVERRIDABLE = ("message", "aggregate", "update", "message_and_aggregate")
 
 
@@ -107,7 +109,19 @@ class Recipe:
 
 
 def _has_hooks(conv: Any) -> bool:
-    return any(getattr(conv, name) for name in HOOKS)
+    own = conv.__dict__  # this and the loops below are run at every call
+    for name in HOOKS:  # noqa: SIM110
+        if own[name]:
+            return True
+    return False
+
+
+def _is_changed(conv: Any) -> bool:
+    own = conv.__dict__
+    for name in OVERRIDABLE:  # noqa: SIM110
+        if name in own:
+            return True
+    return False
 
 
 LAYER_CONDITIONS = (
@@ -124,7 +138,7 @@ LAYER_CONDITIONS = (
         lambda conv: "hooks on propagate, message or aggregate see the stock computation",
     ),
     Condition(
-        lambda conv: any(name in conv.__dict__ for name in OVERRIDABLE),
+        _is_changed,
         lambda conv: "message, aggregate or update was replaced on the instance",
     ),
 )
@@ -132,9 +146,10 @@ LAYER_CONDITIONS = (
 
 def ruled_out_as_set_up(conv: MessagePassing, recipe: Recipe) -> str | None:
     """Why the layer must run its stock code, whatever its aggregation. None: it need not."""
-    for condition in (*LAYER_CONDITIONS, *recipe.conditions):
-        if condition.holds(conv):
-            return condition.reason(conv)
+    for conditions in (LAYER_CONDITIONS, recipe.conditions):
+        for condition in conditions:
+            if condition.holds(conv):
+                return condition.reason(conv)
     return None
 
 
@@ -143,12 +158,15 @@ def ruled_out(conv: MessagePassing, recipe: Recipe) -> str | None:
     reason = ruled_out_as_set_up(conv, recipe)
     if reason is not None:
         return reason
-    if recipe.reduce is not None or type(conv.aggr_module) in REDUCERS:
+    if recipe.reduce is not None:
         return None
-    reason = aggregators.why_stock(conv.aggr_module)
+    module = conv.aggr_module
+    if type(module) in REDUCERS:
+        return None
+    reason = aggregators.why_stock(module)
     if reason is not None:
         return f"aggr={conv.aggr!r}: {reason}"
-    if recipe.offset is not None and not aggregators.takes_offset(conv.aggr_module):
+    if recipe.offset is not None and not aggregators.takes_offset(module):
         return f"aggr={conv.aggr!r} of messages with a term of the target"
     if recipe.self_loops(conv) is not False or recipe.scale(conv) is not None:
         return f"aggr={conv.aggr!r} over a graph with self-loops or scales that the layer adds"
@@ -168,10 +186,11 @@ def why_stock(conv: Any, recipe: Recipe, features: Any) -> str | None:
     reason = ruled_out(conv, recipe)
     if reason is not None or recipe.features is None:
         return reason
-    pair = features if isinstance(features, tuple | list) else (features,)
-    if not all(f is None or _is_taken(f) for f in pair):
-        return "the features are not dense tensors of a floating dtype"
-    if conv.flow == "target_to_source" and pair[0] is not pair[-1]:
+    if not isinstance(features, PAIRS):
+        return None if features is None or _is_taken(features) else NOT_TAKEN
+    if not all(f is None or _is_taken(f) for f in features):
+        return NOT_TAKEN
+    if conv.flow == "target_to_source" and features[0] is not features[-1]:
         # PyG's generated code lifts x[0] here, its Python code x[1] (collect.jinja, _collect).
         return "flow='target_to_source' with two sets of nodes is left to stock"
     return None
@@ -181,14 +200,14 @@ def is_small(conv: Any, recipe: Recipe, num_edges: int, features: Any) -> bool:
     """Whether a call has so few messages that stock's code is as fast: never in inference."""
     if not recipe.yields or num_edges >= SMALL or not torch.is_grad_enabled():
         return False
-    if torch.compiler.is_compiling():
-        return False
-    if recipe.scale(conv) is not None or getattr(conv, "cached", False):
-        return False
-    x = features[0] if isinstance(features, tuple | list) else features
+    x = features[0] if isinstance(features, PAIRS) else features
     if not isinstance(x, Tensor) or x.dim() < 2:
         return False
-    return bool(num_edges * x.numel() < SMALL * x.shape[conv.node_dim])
+    if num_edges * x.numel() >= SMALL * x.shape[conv.node_dim]:
+        return False
+    if recipe.scale(conv) is not None or conv.__dict__.get("cached"):
+        return False
+    return not torch.compiler.is_compiling()
 
 
 def _is_taken(x: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,9 +39,30 @@ class Found:
 # In accelerated layers --------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class LeftToStock:
+    """An edge index on which stock's code was found to be as fast, in a layer as it was then.
+
+    Attributes:
+        edge_index: the tensor.
+        version: of it, which counts writes to it.
+        aggregation: the layer's LSTM aggregation.
+        gradients: whether there were any.
+    """
+
+    edge_index: weakref.ref[Tensor]
+    version: int
+    aggregation: weakref.ref[Any]
+    gradients: bool
+
+
+# By layer, the last of these: so that one which stays with stock does not ask anew at each call.
+_LEFT: weakref.WeakKeyDictionary[Any, LeftToStock] = weakref.WeakKeyDictionary()
+
+
 def is_lstm(conv: Any) -> bool:
     """Whether a layer aggregates with PyG's own `LSTMAggregation`."""
-    return type(conv.aggr_module) is LSTMAggregation
+    return type(conv._modules["aggr_module"]) is LSTMAggregation
 
 
 def ruled_out(conv: Any, recipe: Recipe) -> str | None:
@@ -66,6 +88,18 @@ def explained(conv: Any, recipe: Recipe) -> tuple[bool, str]:
     """Whether a layer with an LSTM runs over prefix trees, and why, for `explain`."""
     reason = ruled_out(conv, recipe)
     return describe(conv.aggr_module.lstm) if reason is None else (False, reason)
+
+
+def is_left_to_stock(conv: Any, edge_index: Tensor) -> bool:
+    """Whether it is known from the last call that stock's code is as fast on this edge index."""
+    left = _LEFT.get(conv)
+    return (
+        left is not None
+        and left.edge_index() is edge_index
+        and left.version == edge_index._version
+        and left.aggregation() is conv._modules["aggr_module"]
+        and left.gradients == torch.is_grad_enabled()
+    )
 
 
 def why_stock(conv: Any, recipe: Recipe, call: Call) -> str | None:
@@ -97,7 +131,15 @@ def find_tree(
         return {}
     lstm = conv.aggr_module.lstm
     note_counts(lstm, found.counts)
-    return {name: found.tree} if found.tree is not None and found.counts.pays(lstm) else {}
+    if found.tree is not None and found.counts.pays(lstm):
+        return {name: found.tree}
+    _LEFT[conv] = LeftToStock(
+        weakref.ref(edge_index),
+        edge_index._version,
+        weakref.ref(conv.aggr_module),
+        torch.is_grad_enabled(),
+    )
+    return {}
 
 
 def _build(edge_index: Tensor, size: tuple[int, int]) -> Found | None:

@@ -69,7 +69,8 @@ def _mean(
 
 def is_semi(module: Any) -> bool:
     """Whether squares, or weights, are constants to the gradient."""
-    return bool(getattr(getattr(module, "var_aggr", module), "semi_grad", False))
+    squared = module._modules.get("var_aggr", module)  # of StdAggregation
+    return bool(squared.__dict__.get("semi_grad"))
 
 
 def _moments(module: Any, z: Tensor, over: Neighbourhoods) -> Columns:

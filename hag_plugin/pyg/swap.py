@@ -87,9 +87,17 @@ def _function(method: Any) -> Any:
 def _forward(stock: type, recipe: Recipe | None) -> Any:
     names = list(inspect.signature(stock.forward).parameters)[1:]  # type: ignore[attr-defined]
     stock_forward: Any = stock.forward  # type: ignore[attr-defined]
+    # The commonest call, which for few messages is settled before all else.
+    few = recipe if recipe is not None and recipe.yields else None
+    if names[:2] != ["x", "edge_index"]:
+        few = None
 
     @functools.wraps(stock_forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if few is not None and len(args) == 2 and not kwargs:
+            edges = _few_edges(self, few, *args)
+            if edges is not None:
+                return stock_forward(self, args[0], edges)
         call = dict(zip(names, args, strict=False))
         call.update(kwargs)
         if recipe is None:
@@ -106,6 +114,20 @@ def _forward(stock: type, recipe: Recipe | None) -> Any:
         return stock_forward(self, *args, **kwargs)
 
     return forward
+
+
+def _few_edges(conv: Any, recipe: Recipe, x: Any, graph: Any) -> Tensor | None:
+    """The edges that stock's code is to take where there are few messages; None: not settled."""
+    if type(graph) is Tensor:
+        few = graph.dim() == 2 and recipes.is_small(conv, recipe, graph.shape[1], x)
+        return graph if few and not sequential.is_lstm(conv) else None
+    if type(graph) is not HAG or not isinstance(x, Tensor) or recipe.relations(conv) is not None:
+        return None
+    if not recipes.is_small(conv, recipe, graph.num_edges, x):
+        return None
+    nodes = x.shape[conv.node_dim]
+    fits = nodes == graph.num_src == graph.num_dst and x.device == graph.device
+    return plain_edges(graph) if fits else None
 
 
 def _without_hags(conv: Any, call: dict[str, Any]) -> dict[str, Any]:
@@ -133,7 +155,8 @@ def _settle_graphs(
         if isinstance(graph, HAG):
             _refuse_edge_values(conv, recipe.edge_arguments, call)
             _check_relations(conv, recipe, None)
-            if not _is_small(conv, recipe, graph, call) and _why_stock(conv, recipe, call) is None:
+            plain = _is_small(conv, recipe, graph, call) or sequential.is_lstm(conv)
+            if not plain and _why_stock(conv, recipe, call) is None:
                 continue
             changed |= _plain(graph, name, names, call)
         elif isinstance(graph, SequentialHAG):
@@ -145,6 +168,8 @@ def _settle_graphs(
                 continue
             if not sequential.is_lstm(conv):
                 changed |= find_graph(conv, recipe, name, call)
+            elif sequential.is_left_to_stock(conv, graph):
+                continue
             elif sequential.why_stock(conv, recipe, call) is None:
                 size = graph_size(recipe, conv, call)
                 changed |= sequential.find_tree(conv, recipe, name, call, size)
@@ -191,14 +216,15 @@ def _why_stock(conv: Any, recipe: Recipe, call: dict[str, Any]) -> str | None:
 
 
 def _is_small(conv: Any, recipe: Recipe, graph: HAG | list[HAG], call: dict[str, Any]) -> bool:
-    """As `recipes.is_small`. Not where sizes are wrong: the recipe says so, stock may not."""
+    """As `recipes.is_small`. Not where sizes or devices are wrong: the recipe says so."""
     hags = [graph] if isinstance(graph, HAG) else graph
     features = call.get(recipe.features or recipe.source)
     num_edges = sum(hag.num_edges for hag in hags)
     if not recipes.is_small(conv, recipe, num_edges, features):
         return False
     size = graph_size(recipe, conv, call)
-    return all(size == (hag.num_src, hag.num_dst) for hag in hags)
+    x: Any = features[0] if isinstance(features, recipes.PAIRS) else features
+    return all(size == (hag.num_src, hag.num_dst) and x.device == hag.device for hag in hags)
 
 
 def find_graph(conv: Any, recipe: Recipe, name: str, call: dict[str, Any]) -> dict[str, Any]:
@@ -291,6 +317,8 @@ def _refuse_edge_values(conv: Any, names: Any, call: dict[str, Any]) -> None:
 
 def _propagate(stock: type, recipe: Recipe) -> Any:
     def propagate(self: Any, edge_index: Any, *args: Any, size: Any = None, **kwargs: Any) -> Any:
+        if type(edge_index) is Tensor:
+            return stock.propagate(self, edge_index, *args, size=size, **kwargs)  # type: ignore[attr-defined]
         if isinstance(edge_index, HAG):
             return running.run(recipe, self, edge_index, size, kwargs)
         if isinstance(edge_index, SequentialHAG):

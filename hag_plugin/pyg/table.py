@@ -51,7 +51,7 @@ NO_ATTENTION = Condition(
     "no attention",
 )
 ONE_LAYER_BEFORE = Condition(
-    lambda conv: not all(_is_linear(tower) for tower in conv.pre_nns),
+    lambda conv: not _are_linear(conv.pre_nns),
     lambda conv: "pre_layers > 1 makes messages of both ends, or the first layer was replaced",
     "pre_layers=1",
 )
@@ -83,10 +83,16 @@ LOOPS = Condition(
 )
 
 
-def _is_linear(tower: Any) -> bool:
-    first = tower[0]
-    hooked = first._forward_hooks or first._forward_pre_hooks
-    return len(tower) == 1 and isinstance(first, Linear | torch.nn.Linear) and not hooked
+def _are_linear(towers: Any) -> bool:
+    for tower in towers._modules.values():
+        if len(tower._modules) != 1:
+            return False
+        (first,) = tower._modules.values()
+        if first._forward_hooks or first._forward_pre_hooks:
+            return False
+        if not isinstance(first, (Linear, torch.nn.Linear)):
+            return False
+    return True
 
 
 def _filled(conv: Any) -> SelfLoops:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch_geometric
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch_geometric import nn as pyg
 from torch_geometric.data import Data
 from torch_geometric.loader import ClusterData
@@ -28,31 +30,79 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 REVERSED: dict[str, Callable[[], nn.Module]] = {
     "GCNConv": lambda: pyg.GCNConv(WIDTH, 3, flow=REVERSE),
     "SAGEConv": lambda: pyg.SAGEConv(WIDTH, 3, flow=REVERSE),
+    "GraphConv max": lambda: pyg.GraphConv(WIDTH, 3, aggr="max", flow=REVERSE),
+    "EGConv": lambda: pyg.EGConv(
+        WIDTH, 4, ["symnorm", "max", "std"], num_heads=2, num_bases=2, flow=REVERSE
+    ),
     "DirGNNConv": lambda: pyg.DirGNNConv(pyg.SAGEConv(WIDTH, 3)),
+    "DirGNNConv of GCNConv": lambda: pyg.DirGNNConv(pyg.GCNConv(WIDTH, 3)),
+    "DirGNNConv of GATConv": lambda: pyg.DirGNNConv(pyg.GATConv(WIDTH, 3, add_self_loops=False)),
+    "HypergraphConv": lambda: pyg.HypergraphConv(WIDTH, 3),
 }
 
 
-def compiled(model: nn.Module, fullgraph: bool) -> nn.Module:
+def compiled(model: nn.Module, backend: Any, fullgraph: bool) -> nn.Module:
     torch._dynamo.reset()
     with warnings.catch_warnings():  # PyG's name is deprecated in favour of torch's
         warnings.simplefilter("ignore")
-        made: nn.Module = torch_geometric.compile(model, backend="aot_eager", fullgraph=fullgraph)
+        made: nn.Module = torch_geometric.compile(model, backend=backend, fullgraph=fullgraph)
     return made
 
 
-# Dynamo itself looks at the gradients of what crosses from one compiled graph to the next.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def edges_between(nodes: int, generator: torch.Generator) -> torch.Tensor:
+    """Directed edges with duplicates; the last node has one on both sides."""
+    edges = torch.randint(nodes, (2, 4 * nodes), generator=generator)
+    edges[0, 0] = edges[1, -1] = nodes - 1
+    return edges
+
+
 @pytest.mark.parametrize("name", [*MODELS, *REVERSED])
 def test_compiled_equals_stock(name: str) -> None:
-    """Reversed graphs are made outside of the compiled graph, so that it is not whole."""
+    """Whole graphs, forward and backward; and not one compilation for each HAG."""
+    generator = torch.Generator().manual_seed(0)
     stock = (MODELS | REVERSED)[name]().double()
-    ours = compiled(accelerate(copy.deepcopy(stock)), fullgraph=name in MODELS)
-    for nodes in (20, 27):
-        edge_index = torch.randint(nodes, (2, 4 * nodes))
+    backend = CompileCounterWithBackend("aot_eager")
+    ours = compiled(accelerate(copy.deepcopy(stock)), backend, fullgraph=True)
+    for nodes in (20, 27, 33, 41):
+        edge_index = edges_between(nodes, generator)
+        if nodes == 33:  # a symmetric graph, which is its own reverse
+            edge_index = torch.cat([edge_index, edge_index.flip(0)], dim=1)
         x = torch.randn(nodes, WIDTH, dtype=torch.float64)
-        found = ours(x, hp.build_hag(edge_index, num_nodes=nodes))
-        torch.testing.assert_close(found, stock(x, edge_index), rtol=1e-10, atol=1e-10)
-        found.sum().backward()
+        results = []
+        for model, graph in (
+            (ours, hp.build_hag(edge_index, num_nodes=nodes)),
+            (stock, edge_index),
+        ):
+            leaf = x.clone().requires_grad_()
+            model.zero_grad()
+            y = model(leaf, graph)
+            (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum().backward()
+            results.append([y, leaf.grad, *(p.grad for p in model.parameters())])
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    assert backend.frame_count <= 2  # the second with sizes that vary
+
+
+class Through(nn.Module):
+    """Turns its graph round, and does something that no compiled graph holds, in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = pyg.GCNConv(WIDTH, 3)
+
+    def forward(self, x: torch.Tensor, edge_index: Any) -> torch.Tensor:
+        back = edge_index.flip([0])
+        torch._dynamo.graph_break()
+        out: torch.Tensor = self.conv(x, back)
+        return out
+
+
+def test_a_reversed_graph_leaves_compiled_code() -> None:
+    edge_index = edges_between(20, torch.Generator().manual_seed(0))
+    x, stock = torch.randn(20, WIDTH), Through()
+    ours = compiled(accelerate(copy.deepcopy(stock)), "eager", fullgraph=False)
+    hag = hp.build_hag(edge_index, num_nodes=20)
+    torch.testing.assert_close(ours(x, hag), stock(x, edge_index))
 
 
 def test_a_hag_for_each_fixed_cluster(monkeypatch: pytest.MonkeyPatch) -> None:

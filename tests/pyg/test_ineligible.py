@@ -164,3 +164,5 @@ def test_few_messages_run_stock_code(name: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(recipes, "SMALL", 10**6)
     with pytest.raises(ValueError, match=r"rows|size"):  # a wrong graph is still said to be one
         accelerated(X[:-1], handed)
+    with pytest.raises((ValueError, RuntimeError), match="meta"):  # so is one elsewhere
+        accelerated(X, [h.to("meta") for h in handed] if len(plain) > 1 else handed.to("meta"))

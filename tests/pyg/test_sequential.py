@@ -16,6 +16,7 @@ import hag_plugin as hp
 from hag_plugin import datasets
 from hag_plugin.pyg import accelerate, explain
 from hag_plugin.sequence import SequentialHAG, build_sequence
+from hag_plugin.sequence_cost import StepCounts
 
 WIDTH = 4
 LSTM = {"aggr": "lstm", "aggr_kwargs": {"in_channels": WIDTH, "out_channels": WIDTH}}
@@ -226,6 +227,30 @@ def test_calls_that_are_left_to_stock(walks: list[SequentialHAG], always_pays: N
     assert not walks
     with pytest.raises(ValueError, match="edge_weight together with a HAG"):
         layer(x, build_sequence(edges, num_nodes=23), edge_weight=torch.rand(edges.shape[1]))
+
+
+@pytest.mark.parametrize("change", ["none", "gradients", "in place", "aggregation"])
+def test_what_is_left_to_stock_is_asked_anew_where_something_changed(
+    change: str, walks: list[SequentialHAG], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edges, x = sorted_graph(), torch.randn(23, WIDTH)
+    layer = accelerate(LAYERS["SAGEConv"]())
+    asked: list[int] = []
+    monkeypatch.setattr(StepCounts, "pays", lambda *_: bool(asked.append(1)))
+    for _ in range(4):
+        layer(x, edges)
+    assert len(asked) == 1
+    assert not explain(layer)[0].accelerated
+    monkeypatch.setattr(StepCounts, "pays", lambda *_: True)
+    if change == "in place":
+        edges[0, 0] = (edges[0, 0] + 1) % 23
+    elif change == "aggregation":
+        layer.aggr_module = copy.deepcopy(layer.aggr_module)
+    with torch.set_grad_enabled(change != "gradients"):
+        expected = hp.restore(copy.deepcopy(layer))(x, edges)
+        for _ in range(2):
+            torch.testing.assert_close(layer(x, edges), expected)
+    assert bool(walks) == (change != "none")
 
 
 def test_explain_before_and_after_accelerate() -> None:
