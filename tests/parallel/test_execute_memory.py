@@ -51,11 +51,19 @@ class Peak(TorchDispatchMode):
         self.now -= self.alive.pop(key, 0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Views and what is written in place are not new; they may belong to another rank's thread.
+        given = {t.untyped_storage()._cdata for t in plain([args, kwargs])}
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and not isinstance(tensor, DTensor):
+        for tensor in plain(out):
+            if tensor.untyped_storage()._cdata not in given:
                 self.see(tensor)
         return out
+
+
+def plain(value: Any) -> list[Tensor]:
+    """All tensors in it that have values of their own."""
+    found = (t for t in tree_leaves(value) if isinstance(t, Tensor))
+    return [t for t in found if not isinstance(t, DTensor) and t.device.type != "meta"]
 
 
 def data() -> Data:
