@@ -68,8 +68,8 @@ def function_held(problem: Problem, layout: Layout) -> Held:
         return Held(mask, forward=max(hashes - mask - values, values), backward=values)
     if op.needs == "same":
         return Held(output=True)
-    if op.needs == "inside":
-        return Held(2 * values, forward=values, backward=values)
+    if op.needs in ("centred", "all"):
+        return Held(2 * values, op.needs == "all", forward=values, backward=3 * values)
     of_output = op.needs == "output"
     return Held(values * of_output, op.needs == "input", of_output)
 

@@ -40,7 +40,6 @@ KEEP_NOTHING = {
 }  # fmt: skip
 KEEP_THE_OTHER = {"mul", "rmul", "imul", "multiply", "div", "truediv", "itruediv", "divide",
                   "true_divide"}  # fmt: skip
-KEEP_INSIDE = {"graph_norm", "graph_layer_norm"}
 # Their masks and noise would differ from rank to rank.
 RANDOM = {
     "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d",
@@ -190,7 +189,8 @@ def kept(name: str, args: Mapping[str, Any], inputs: int, values: int) -> str:
 
     Returns:
         "input", "output" or "" (nothing); "mask": which values dropout keeps; "largest": which of
-        its inputs was; "inside": two tensors of its own; "same": the output is the input.
+        its inputs was; "centred": two tensors of its own; "all": its input and these; "same": the
+        output is the input.
 
     Example:
         >>> kept("dropout", {"p": 0.5}, 1, 0), kept("relu_", {}, 1, 0), kept("add", {}, 2, 0)
@@ -202,10 +202,9 @@ def kept(name: str, args: Mapping[str, Any], inputs: int, values: int) -> str:
         return "same" if p == 0 else "mask" if p < 1 else ""
     if base in KEEP_OUTPUT:
         return "output"
-    if base in KEEP_INSIDE:
-        return "inside"
-    if base == "largest":
-        return base
+    own = {"largest": "largest", "graph_norm": "centred", "graph_layer_norm": "all"}
+    if base in own:
+        return own[base]
     nothing = base in KEEP_NOTHING or (base in KEEP_THE_OTHER and inputs == 1)
     return "" if nothing and not values else "input"
 

@@ -161,16 +161,19 @@ def attention(op: Op, rows: int, sources: int, edges: int, heads: int, fetch: li
     f, H, E = op.wide // op.heads * heads, heads, edges * heads
     out = rows * (f if op.concatenated else op.width)
     copied = sources * (f + H) * bool(fetch)
-    # Scores before and after the exponential, what divides them, weights, and dropout's mask.
-    kept = rows * f + copied + 4 * E + -(-E // 4)
+    # Scores before and after the exponential, what divides them, weights; and dropout's mask.
+    of_edges = 4 * E + -(-E // 4) * (op.needs == "mask")
+    kept = rows * f + copied + of_edges
     source = rows * op.input_width
+    running = of_edges + E if op.needs != "mask" else 7 * E
+    sums = max(of_edges + E + 2 * rows * f, of_edges + rows * f + out, running) - of_edges - out
     gradients = out + source * op.input_grad
-    sums = max(2 * rows * f + E - out, rows * f, 7 * E - (kept - rows * f - copied) - out)
-    most = kept + out + sources * f + edges  # of the last head: all that is kept, and gradients
-    pieces = rows * f + (3 * copied if fetch else 0) + 2 * sources * f
-    moving = max((s.backward + s.made for s in fetch), default=0) + 2 * rows * (f + H)
-    backward = max(most, pieces, rows * f + moving) - kept - gradients
-    return Held(kept, True, False, max(sums, 0), max(backward, 0))
+    last_head = kept + rows * f + sources * f + edges
+    joined = rows * f + of_edges + 2 * sources * f
+    pieces = rows * f + sources * f + 2 * copied
+    fetched = rows * f + 2 * rows * (f + H) + sum(s.made + s.backward for s in fetch)
+    backward = max(last_head, joined, pieces, fetched, rows * f + 2 * rows * f + source)
+    return Held(kept, True, False, max(sums, 0), max(backward - kept - gradients, 0))
 
 
 def heads(op: Op, rows: np.ndarray, edges: int, count: int, fetched: bool, summed: bool) -> Held:

@@ -216,6 +216,7 @@ def _gat(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
         heads=conv.heads,
         concatenated=bool(conv.concat),
         bias=conv.bias is not None,
+        keeps="mask" if conv.dropout else "",
     )
     if getattr(conv, "residual", False):
         own = walk.add(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch_geometric import nn as pyg
 from torch_geometric.data import Data
 
 import hag_plugin as hp
+from hag_plugin.parallel.comm import Group
 from hag_plugin.parallel.planner import planned
 from hag_plugin.parallel.trace_model import trace
 
@@ -25,6 +27,34 @@ from .ranks import run_threads
 from .test_execute_models import by_strategy
 
 NODES, WIDTH, CLASSES = 4000, 64, 16
+
+
+AT = threading.local()
+IN_PLACE = {
+    torch.ops.aten.index_add.default: torch.ops.aten.index_add_.default,
+    torch.ops.aten.scatter.src: torch.ops.aten.scatter_.src,
+    torch.ops.aten.scatter_add.default: torch.ops.aten.scatter_add_.default,
+}
+
+
+@pytest.fixture(autouse=True)
+def sending(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Says when a rank is inside a collective."""
+    mark_collectives(monkeypatch.setattr)
+
+
+def mark_collectives(change: Any) -> None:
+    """As `sending`, with what sets an attribute."""
+    run = Group._run
+
+    def marked(self: Group, what: str, call: Any) -> None:
+        AT.sending = True
+        try:
+            run(self, what, call)
+        finally:
+            AT.sending = False
+
+    change(Group, "_run", marked)
 
 
 class Peak(TorchDispatchMode):
@@ -51,6 +81,10 @@ class Peak(TorchDispatchMode):
         self.now -= self.alive.pop(key, 0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(AT, "sending", False):  # one thread moves what all ranks send
+            return func(*args, **(kwargs or {}))
+        if torch._C._current_graph_task_id() != -1 and func in IN_PLACE:  # without a mode it is
+            return IN_PLACE[func](*args, **(kwargs or {}))
         # Views and what is written in place are not new; they may belong to another rank's thread.
         given = {t.untyped_storage()._cdata for t in plain([args, kwargs])}
         out = func(*args, **(kwargs or {}))
