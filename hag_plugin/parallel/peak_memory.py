@@ -165,11 +165,10 @@ class PeakMemory:
         moving = sum(sizes) + turn(before, after, problem.rows, problem.op.width)
         if self.gradients[u]:
             moving = max(moving, sum(sizes) + turn(after, before, problem.rows, problem.op.width))
-        values = moving
+        size = moving * self.itemsize - self.later[v - 1]
         if not self._keeps_input(v, j) and self._always_kept(u):
-            running = self._forward(v, j) + self.later[v]
-            values = max(values, int(running / self.itemsize) + sizes[1])
-        return rounded(values * self.itemsize - self.later[v])
+            size = max(size, self._forward(v, j) + sizes[1] * self.itemsize)
+        return rounded(size)
 
     def _output(self, v: int, config: Config) -> int:
         """Values of the output, of which a loss and what gives its input on have none."""

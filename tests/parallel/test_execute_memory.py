@@ -30,11 +30,11 @@ NODES, WIDTH, CLASSES = 4000, 64, 16
 
 
 AT = threading.local()
-IN_PLACE = {
-    torch.ops.aten.index_add.default: torch.ops.aten.index_add_.default,
-    torch.ops.aten.scatter.src: torch.ops.aten.scatter_.src,
-    torch.ops.aten.scatter_add.default: torch.ops.aten.scatter_add_.default,
-}
+# Autograd does these in place in a backward pass, but not while a mode looks on.
+ADDITIONS = {
+    torch.ops.aten.add.Tensor, torch.ops.aten.index_add.default, torch.ops.aten.scatter.src,
+    torch.ops.aten.scatter_add.default,
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +64,7 @@ class Peak(TorchDispatchMode):
         super().__init__()
         self.alive: dict[int, int] = {}
         self.now = self.most = 0
+        self.added: Tensor | None = None
 
     def see(self, tensor: Tensor) -> None:
         """Counts a tensor's storage until it dies."""
@@ -77,17 +78,25 @@ class Peak(TorchDispatchMode):
         self.most = max(self.most, self.now)
         weakref.finalize(storage, self._dies, storage._cdata)
 
+    def settle(self) -> None:
+        """Counts the last sum, after what it was added to has died if nobody else has that."""
+        added, self.added = self.added, None
+        if added is not None:
+            self.see(added)
+
     def _dies(self, key: int) -> None:
         self.now -= self.alive.pop(key, 0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(AT, "sending", False):  # one thread moves what all ranks send
             return func(*args, **(kwargs or {}))
-        if torch._C._current_graph_task_id() != -1 and func in IN_PLACE:  # without a mode it is
-            return IN_PLACE[func](*args, **(kwargs or {}))
         # Views and what is written in place are not new; they may belong to another rank's thread.
         given = {t.untyped_storage()._cdata for t in plain([args, kwargs])}
+        self.settle()
         out = func(*args, **(kwargs or {}))
+        if func in ADDITIONS and torch._C._current_graph_task_id() != -1:
+            self.added = out
+            return out
         for tensor in plain(out):
             if tensor.untyped_storage()._cdata not in given:
                 self.see(tensor)
