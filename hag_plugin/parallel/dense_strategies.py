@@ -248,8 +248,8 @@ class Normalise(Strategy):
         if op.needs == "output":  # softmax: of exponentials
             return Held(values, forward=values, backward=2 * values)
         if not op.affine:
-            return Held(values, output=True, forward=values, backward=2 * values)
-        return Held(values, forward=values, backward=3 * values)
+            return Held(values, output=True, forward=values, backward=values)
+        return Held(values, forward=values, backward=values)
 
     def _sum(self, op: Op, terms: Terms, nbytes: np.ndarray, columns: int, size: int) -> None:
         sent = np.array([sent_bytes("all_reduce", int(n), size) for n in nbytes])

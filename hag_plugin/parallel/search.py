@@ -3,7 +3,7 @@
 Every operation is a node, every tensor between operations an edge; `exact.minimise` finds the
 optimum under the additive cost. Memory has a part that adds up (what is kept from forward to
 backward) and two maxima (what an operation holds while it runs, the graph that layers share): the
-search goes through the values of the maxima and is exact, too.
+search goes through the values of the maxima, and finds the cheapest plan whose bound fits.
 """
 
 from __future__ import annotations
@@ -178,21 +178,24 @@ class Space:
 
     def memory(self, chosen: Sequence[int]) -> Memory:
         """What a choice holds."""
-        peak = self.peak
-        retained = sum(float(m[k]) for m, k in zip(peak.kept, chosen, strict=True))
-        for (u, v), sizes in zip(self._pairs, peak.kept_between, strict=True):
-            retained += float(sizes[chosen[u], chosen[v]])
-        transient = max(float(m[k]) for m, k in zip(peak.held, chosen, strict=True))
-        for (u, v), sizes in zip(self.graph.edges, peak.held_between, strict=True):
-            transient = max(transient, float(sizes[chosen[u], chosen[v]]))
-        graph = max(row[k].graph for row, k in zip(self.terms, chosen, strict=True))
-        return Memory(round(retained), round(transient), graph)
+        kept, passing = self.peak.retained(chosen), self.peak.transient(chosen)
+        return Memory(round(kept), round(passing), self._graph(chosen))
+
+    def bound(self, chosen: Sequence[int]) -> int:
+        """What the search takes for the bytes of a choice: never less than it holds."""
+        kept, passing = self.peak.retained(chosen), self.peak.bound(chosen)
+        return round(kept) + round(passing) + self._graph(chosen)
+
+    def _graph(self, chosen: Sequence[int]) -> int:
+        return max(row[k].graph for row, k in zip(self.terms, chosen, strict=True))
 
     def cheapest(self, limit: float | None = None) -> Choice:
         """The optimum under the additive cost, within `limit` bytes on every device.
 
+        Where the optimum without a limit does not fit, it is the cheapest whose `bound` does.
+
         Raises:
-            InfeasibleError: none fits; `nearest` is the choice that takes least memory.
+            InfeasibleError: none fits; `nearest` is the choice whose bound is least.
         """
         best = minimise(self.cost_graph)
         if limit is None or self.memory(best.configs).total <= limit:
@@ -204,15 +207,17 @@ class Space:
             choice = self._within(retained, capped)
             if choice is not None and (found is None or choice.cost < found.cost):
                 found = choice
-        if found is None:
-            least = self.least_memory()
-            raise InfeasibleError(
-                f"no plan fits in {size(limit)} a device on {self.topology.num_devices} "
-                f"devices: the one that takes least memory needs "
-                f"{size(self.memory(least.configs).total)}",
-                least,
-            )
-        return found
+        if found is not None:
+            return found
+        least = self.least_memory()
+        needed = self.memory(least.configs).total
+        if needed <= limit:
+            return least
+        raise InfeasibleError(
+            f"no plan fits in {size(limit)} a device on {self.topology.num_devices} devices: "
+            f"the one that takes least memory needs {size(needed)}",
+            least,
+        )
 
     @cached_property
     def _maxima(self) -> list[tuple[float, int]]:
@@ -260,7 +265,7 @@ class Space:
             return None
 
     def least_memory(self) -> Choice:
-        """The choice that takes least memory; of several the cheapest that the search meets."""
+        """The choice of least `bound`; of several the cheapest that the search meets."""
         best: Choice | None = None
         tables = zip(self._pairs, self.peak.kept_between, strict=True)
         kept = CostGraph(self.peak.kept, [(u, v, sizes) for (u, v), sizes in tables])
@@ -272,7 +277,7 @@ class Space:
                 configs = minimise(capped).configs
             except InfeasibleError:
                 continue
-            choice = Choice(configs, self.cost_graph.cost(configs), self.memory(configs).total)
+            choice = Choice(configs, self.cost_graph.cost(configs), self.bound(configs))
             if best is None or (choice.memory or 0) < (best.memory or 0):
                 best = choice
         assert best is not None  # the largest maxima rule nothing out
