@@ -44,6 +44,8 @@ def local_terms(problem: Problem, layout: Layout) -> Terms:
     reads = max(len(problem.op.inputs), 1)
     terms.streams += [("forward", (reads + 1) * values), ("backward", (reads + 1) * values)]
     terms.held = function_held(problem, layout)
+    if problem.op.kind == "loss":
+        terms.states += values  # whoever trains has the model's output, too
     return terms
 
 
@@ -54,8 +56,8 @@ def function_held(problem: Problem, layout: Layout) -> Held:
     inputs = held(layout, problem.rows, op.input_width or op.width)
     if op.kind == "linear":
         return hold(inputs, [Step(values, "input", weights=True)], op.input_grad)
-    if op.kind == "loss":  # cross entropy: its log-softmax, and the output that one still has
-        return Held(2 * values, backward=values)
+    if op.kind == "loss":  # cross entropy
+        return Held(values, backward=values)
     if op.kind == "concatenation":
         return Held()
     if op.kind == "opaque":
@@ -69,7 +71,7 @@ def function_held(problem: Problem, layout: Layout) -> Held:
     if op.needs == "same":
         return Held(output=True)
     if op.needs in ("centred", "all"):
-        return Held(2 * values, op.needs == "all", forward=values, backward=3 * values)
+        return Held(2 * values, op.needs == "all", forward=values, backward=2 * values)
     of_output = op.needs == "output"
     return Held(values * of_output, op.needs == "input", of_output)
 

@@ -122,11 +122,12 @@ def finished(op: Op, source: int, steps: list[Step], out: int) -> Held:
 def relations(op: Op, order: str, count: int, rows: int, sources: int, F: int, G: int) -> Step:
     """The sum of what relations give: all of them are held before it is taken."""
     parts = 2 * count * rows * G if count > 1 else 0
-    grads = sources * F if op.input_grad else 0
     if order == TRANSFORM:
-        return Step(rows * G, "input", forward=parts, backward=sources * G + grads, weights=True)
-    held_sums = count * rows * F
-    return Step(rows * G, "", held_sums, parts, rows * F + grads, weights=True)
+        gradients = (sources * G) + sources * F * op.input_grad
+        return Step(rows * G, "input", forward=parts, backward=gradients, weights=True)
+    # Gradients of sources add up while sums of relations that are done with are let go.
+    waits = sources * F - rows * F if op.input_grad and count > 1 else 0
+    return Step(rows * G, "", count * rows * F, parts, max(rows * F, waits), weights=True)
 
 
 def messages(op: Op, rows: int, sources: int, edges: int, fetch: list[Step]) -> Held:
@@ -140,7 +141,7 @@ def messages(op: Op, rows: int, sources: int, edges: int, fetch: list[Step]) -> 
         kept += edges * m
     inner = [
         Step(sources * m, weights=True),
-        Step(rows * m * scaled, extra=kept, forward=4 * edges * m, backward=5 * edges * m),
+        Step(rows * m * scaled, extra=kept, forward=4 * edges * m, backward=4 * edges * m),
         Step(rows * op.width, "input", weights=True),
         Step(rows * op.width, "input", weights=True),
     ]

@@ -83,7 +83,8 @@ class Terms:
         products: dense products.
         streams: `(phase, values)` that elementwise work reads and writes.
         messages: what is sent.
-        states: values of weights, their gradients and moments of the optimiser.
+        states: values that are there all the time: weights, their gradients and moments of the
+            optimiser.
         held: what is kept for the backward pass and held while the operation runs.
         graph: bytes of the graph it runs on; layers on the same graph share them.
     """
