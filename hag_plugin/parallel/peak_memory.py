@@ -248,4 +248,5 @@ def behind(sizes: Sequence[float]) -> list[float]:
 def rounded(sizes: np.ndarray) -> np.ndarray:
     """Up, by a few percent at most; what is negative to nothing."""
     steps = 2.0 ** np.floor(np.log2(np.maximum(sizes, 1.0))) / STEPS
-    return np.maximum(np.ceil(sizes / steps) * steps, 0.0)
+    up: np.ndarray = np.ceil(sizes / steps) * steps
+    return np.maximum(up, 0.0)

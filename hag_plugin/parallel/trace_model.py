@@ -258,9 +258,9 @@ class Recorder(Walk):
         if call is not None:
             function, *args = call
             met = Call(function.__name__, tuple(args), {}, function)
-            given = functions.bound(met.name, met.args, {}, function)
+            named = functions.bound(met.name, met.args, {}, function)
             values = changes.get("values", 0)
-            changes["keeps"] = functions.kept(met.name, given, len(sources), values)
+            changes["keeps"] = functions.kept(met.name, named, len(sources), values)
         index = self.op(name, kind, sources, width, **changes)
         rows = self.ops[index].rows or self.nodes
         out = torch.empty(rows, width, device="meta", dtype=inputs[0].dtype)
