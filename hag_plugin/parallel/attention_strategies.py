@@ -95,7 +95,7 @@ class RowsHalo(RowsAllGather):
 
     def fetch(self, problem: Problem, width: int) -> Step:
         sent, received = (int(problem.partition.halo.sum(axis=a).max()) for a in (0, 1))
-        return steps.exchange(problem.most_rows, sent, received, width)
+        return steps.exchange(problem.most_rows, sent, received, width, False)
 
     def messages(self, problem: Problem, width: int) -> list[Message]:
         halo: np.ndarray = problem.partition.halo * width * problem.itemsize

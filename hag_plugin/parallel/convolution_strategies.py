@@ -231,7 +231,7 @@ class RowsHalo(_Rows):
 
     def steps(self, problem: Problem, width: int, hag: str) -> list[Step]:
         sent, received = (int(self.needed(problem).sum(axis=a).max()) for a in (0, 1))
-        return [steps.exchange(problem.most_rows, sent, received, width)]
+        return [steps.exchange(problem.most_rows, sent, received, width, problem.waits)]
 
 
 class RowsCover(RowsHalo):

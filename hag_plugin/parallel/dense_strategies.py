@@ -68,6 +68,8 @@ def function_held(problem: Problem, layout: Layout) -> Held:
     if op.needs == "mask":  # of a byte a value; made from three tensors of 32-bit numbers
         mask, hashes = -(-values // problem.itemsize), -(-12 * values // problem.itemsize)
         return Held(mask, forward=max(hashes - mask - values, values), backward=values)
+    if op.needs == "scaled":
+        return Held(forward=values, backward=values)
     if op.needs == "same":
         return Held(output=True)
     if op.needs in ("centred", "all"):

@@ -36,7 +36,7 @@ KEEP_OUTPUT = {"relu", "sigmoid", "tanh", "exp", "expm1", "sqrt", "rsqrt", "reci
                "log_softmax"}  # fmt: skip
 KEEP_NOTHING = {
     "add", "radd", "iadd", "sub", "rsub", "isub", "subtract", "neg", "positive", "detach", "sign",
-    "half", "double", "bfloat16", "add_scaled", "cat", "concat", "concatenate",
+    "half", "double", "bfloat16", "cat", "concat", "concatenate",
 }  # fmt: skip
 KEEP_THE_OTHER = {"mul", "rmul", "imul", "multiply", "div", "truediv", "itruediv", "divide",
                   "true_divide"}  # fmt: skip
@@ -189,8 +189,8 @@ def kept(name: str, args: Mapping[str, Any], inputs: int, values: int) -> str:
 
     Returns:
         "input", "output" or "" (nothing); "mask": which values dropout keeps; "largest": which of
-        its inputs was; "centred": two tensors of its own; "all": its input and these; "same": the
-        output is the input.
+        its inputs was; "centred": two tensors of its own; "all": its input and these; "scaled":
+        its inputs if it learns a factor; "same": the output is the input.
 
     Example:
         >>> kept("dropout", {"p": 0.5}, 1, 0), kept("relu_", {}, 1, 0), kept("add", {}, 2, 0)
@@ -202,9 +202,14 @@ def kept(name: str, args: Mapping[str, Any], inputs: int, values: int) -> str:
         return "same" if p == 0 else "mask" if p < 1 else ""
     if base in KEEP_OUTPUT:
         return "output"
-    own = {"largest": "largest", "graph_norm": "centred", "graph_layer_norm": "all"}
+    own = {
+        "largest": "largest",
+        "add_scaled": "scaled",
+        "graph_norm": "centred",
+        "graph_layer_norm": "all",
+    }
     if base in own:
-        return own[base]
+        return "input" if base == "add_scaled" and values else own[base]
     nothing = base in KEEP_NOTHING or (base in KEEP_THE_OTHER and inputs == 1)
     return "" if nothing and not values else "input"
 

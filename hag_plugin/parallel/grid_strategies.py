@@ -98,7 +98,7 @@ class Grid(Strategy):
         most = int(partition.rows.max())
         sent, received = (int(partition.halo.sum(axis=a).max()) for a in (0, 1))
         total = [
-            steps.exchange(most, sent, received, width),
+            steps.exchange(most, sent, received, width, problem.waits),
             steps.neighbours(op, most, width),
         ]
         source, out = (held(config.source, rows, w) for w in (op.input_width, op.width))

@@ -34,10 +34,18 @@ def scatter_columns(rows: int, width: int, columns: int) -> Step:
     return Step(block, forward=columns * block, backward=columns * block)
 
 
-def exchange(rows: int, sent: int, received: int, width: int) -> Step:
-    """Own rows, and behind them those that come from others."""
-    there = (sent + received) * width
-    return Step((rows + received) * width, forward=there, backward=max(sent, rows) * width)
+def exchange(rows: int, sent: int, received: int, width: int, waits: bool) -> Step:
+    """Own rows, and behind them those that come from others.
+
+    Args:
+        rows: of this device.
+        sent: rows.
+        received: rows.
+        width: of a row.
+        waits: whether a gradient of the own rows waits already: others are added to it in place.
+    """
+    back = sent - rows if waits else max(sent, rows)
+    return Step((rows + received) * width, forward=received * width, backward=back * width)
 
 
 def rows_to_columns(rows: np.ndarray, width: int) -> Step:

@@ -82,8 +82,9 @@ class PeakMemory:
         if self.problems[u].op.kind == "input":
             others = {w for _, w in self.beside}
             return 0 if v in others else self.size(u, layout) * self.itemsize
-        again = layout == self.configs[u][i].target and first.output
-        if again or not self._keeps_input(v, j):
+        same = layout == self.configs[u][i].target
+        handed_on = not same and self.problems[v].op.needs == "same"
+        if (same and first.output) or not (handed_on or self._keeps_input(v, j)):
             return 0
         return self.size(u, layout) * self.itemsize
 
@@ -150,14 +151,18 @@ class PeakMemory:
         return values
 
     def _backward(self, v: int, j: int) -> int:
-        """Gradients of the output and of inputs, those that wait for another branch, and more."""
+        """Gradients of the output and of inputs, those that wait for another branch, and more.
+
+        Those of a sum's or a concatenation's inputs are (parts of) that of its output.
+        """
         op, config, own = self.problems[v].op, self.configs[v][j], self.terms[v][j].held
         if op.kind == "input" or not self.gradients[v]:
             return 0
         values = own.backward + self._output(v, config)
+        shared = op.kind in ("sum", "concatenation") and op.needs in ("", "scaled")
         for u in range(1, v):
             if self.gradients[u]:
-                wanted = u in op.inputs and op.needs != "same"
+                wanted = u in op.inputs and op.needs != "same" and not shared
                 waits = self._last[u] > v
                 values += (wanted + waits) * self.size(u, config.source)
         return values
@@ -248,5 +253,5 @@ def behind(sizes: Sequence[float]) -> list[float]:
 def rounded(sizes: np.ndarray) -> np.ndarray:
     """Up, by a few percent at most; what is negative to nothing."""
     steps = 2.0 ** np.floor(np.log2(np.maximum(sizes, 1.0))) / STEPS
-    up: np.ndarray = np.ceil(sizes / steps) * steps
-    return np.maximum(up, 0.0)
+    up: np.ndarray = np.maximum(np.ceil(sizes / steps) * steps, 0.0)
+    return up

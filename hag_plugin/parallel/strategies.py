@@ -164,6 +164,13 @@ class Problem:
         """Rows of the largest part."""
         return int(self.rows.max())
 
+    @property
+    def waits(self) -> bool:
+        """Whether its input is read again behind it, so that a gradient of it waits already."""
+        ops = self.graph.ops
+        behind = ops[[op.name for op in ops].index(self.op.name) + 1 :]
+        return any({*self.op.inputs} & {*op.inputs} for op in behind)
+
     def columns(self, width: int) -> int:
         """Features of the largest block."""
         return int(chunk_sizes(width, self.devices).max())

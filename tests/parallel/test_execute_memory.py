@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 import weakref
 from pathlib import Path
@@ -232,7 +231,6 @@ def peak(model: nn.Module, given: Data, plan: Plan) -> int:
     ours = hp.parallel.parallelize(model, given, plan)
     optimizer = torch.optim.Adam(ours.parameters())
     local = ours.parallel.data
-    gc.collect()
     with Peak() as seen:
         for tensor in (*ours.parameters(), *local.prepared.features.values()):
             seen.see(tensor.detach())
