@@ -17,7 +17,7 @@ from hag_plugin.parallel.layer_steps import turn
 from hag_plugin.parallel.layouts import Layout, held
 from hag_plugin.parallel.strategies import Config, Problem, Terms
 
-STEPS = 32  # of sizes between powers of two: fewer sizes are searched faster
+STEPS = 8  # of bounds between powers of two: fewer are searched faster
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,7 +251,7 @@ def behind(sizes: Sequence[float]) -> list[float]:
 
 
 def rounded(sizes: np.ndarray) -> np.ndarray:
-    """Up, by a few percent at most; what is negative to nothing."""
+    """Up, by an eighth at most; what is negative to nothing."""
     steps = 2.0 ** np.floor(np.log2(np.maximum(sizes, 1.0))) / STEPS
     up: np.ndarray = np.maximum(np.ceil(sizes / steps) * steps, 0.0)
     return up
