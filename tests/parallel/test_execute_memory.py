@@ -256,6 +256,27 @@ def test_a_rank_holds_what_its_plan_says(size: int) -> None:
     assert not wrong
 
 
+def test_kept_tensors_by_hand() -> None:
+    """On one device: products keep their inputs, ReLU its output; a shared one counts once."""
+    N, hidden = 512, 32
+    torch.manual_seed(0)
+    graph = trace(pyg.GCN(WIDTH, hidden, 2, CLASSES, dropout=0.5), data(N), hag=False)
+    weights = WIDTH * hidden + hidden + hidden * CLASSES + CLASSES
+    features, dropped, end = N * WIDTH, N * hidden, 2 * N * CLASSES  # output and log-softmax
+    mask = dropped // 4
+    for orders, kept in {
+        ("aggregate-first", "aggregate-first"): N * WIDTH + dropped + mask + dropped,
+        ("transform-first", "aggregate-first"): dropped + mask + dropped,
+        ("transform-first", "transform-first"): dropped + mask + dropped,
+    }.items():
+        wanted = dict(zip(("convs.0", "convs.1"), orders, strict=True))
+        space = space_with(graph, 1, lambda op, c, w=wanted: c.order == w.get(op.name, c.order))
+        memory = space.memory(space.cheapest().configs)
+        assert memory.retained == 4 * (features + kept + end + 4 * weights)
+    # The gradients of dropout's output and input, and one between; later layers keep nothing yet.
+    assert memory.transient == 4 * (3 * dropped - dropped - N * CLASSES)
+
+
 def test_plans_from_files_and_on_the_spot(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, given = pyg.GCN(WIDTH, 8, 2, CLASSES), data()
