@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from hag_plugin.parallel import layer_steps as steps
+from hag_plugin.parallel.activations import Step
 from hag_plugin.parallel.convolution_strategies import gather_input
 from hag_plugin.parallel.layouts import (
     COLUMNS,
@@ -23,10 +25,8 @@ from hag_plugin.parallel.strategies import INDEX, Config, Problem, Strategy, Ter
 SCORE_PASSES = 6  # reads and writes of a score: add, activation, maximum, exponential, sum, divide
 
 
-def add_attention(
-    problem: Problem, terms: Terms, rows: int, sources: int, edges: int, heads: int
-) -> None:
-    """Transform of `rows`, then attention of `heads` heads over `edges` of `sources` rows."""
+def add_attention(problem: Problem, terms: Terms, rows: int, edges: int, heads: int) -> None:
+    """Transform of `rows`, then attention of `heads` heads over `edges`."""
     op = problem.op
     features = problem.op.wide // op.heads * heads
     terms.linear(rows, op.input_width, features, op.input_grad)
@@ -35,7 +35,6 @@ def add_attention(
     # as one more read of the edges' rows.
     scores = SCORE_PASSES * edges * heads
     terms.streams += [("forward", scores), ("backward", scores)]
-    terms.retained += edges * heads + sources * features
     terms.graph += 2 * (INDEX * edges + 8 * rows)
 
 
@@ -49,8 +48,10 @@ class Replicate(Strategy):
 
     def terms(self, problem: Problem, config: Config) -> Terms:
         op, terms, rows = problem.op, Terms(), problem.total_rows
-        add_attention(problem, terms, rows, rows, problem.stats.edges, op.heads)
-        problem.keep(terms, REPLICATED, op.width)
+        edges = problem.stats.edges
+        add_attention(problem, terms, rows, edges, op.heads)
+        own = [Step(rows * (op.wide + op.heads))]  # features and scores side by side
+        terms.held = steps.attention(op, rows, rows, edges, op.heads, own)
         problem.weights(terms, op.weights + op.biases, copies=False)
         return terms
 
@@ -66,16 +67,17 @@ class RowsAllGather(Strategy):
     def terms(self, problem: Problem, config: Config) -> Terms:
         op, terms = problem.op, Terms()
         edges = int(problem.partition.edges.max())
-        sources = problem.most_rows + self.fetched(problem)
-        add_attention(problem, terms, problem.most_rows, sources, edges, op.heads)
+        rows, width = problem.most_rows, op.wide + op.heads
+        add_attention(problem, terms, rows, edges, op.heads)
+        fetch = self.fetch(problem, width)
+        terms.held = steps.attention(op, rows, fetch.made // width, edges, op.heads, [fetch])
         terms.messages += self.messages(problem, problem.op.wide + op.heads)
-        problem.keep(terms, ROWS, op.width)
         problem.weights(terms, op.weights + op.biases, copies=True)
         return terms
 
-    def fetched(self, problem: Problem) -> int:
-        """Rows of other parts that a device holds."""
-        return problem.total_rows
+    def fetch(self, problem: Problem, width: int) -> Step:
+        """The step that brings the sources."""
+        return steps.gather_rows(problem.rows, width)
 
     def messages(self, problem: Problem, width: int) -> list[Message]:
         """What is sent before the scores, and with their gradients."""
@@ -91,8 +93,9 @@ class RowsHalo(RowsAllGather):
 
     name = "rows, halo"
 
-    def fetched(self, problem: Problem) -> int:
-        return int(problem.partition.halo.sum(axis=1).max())
+    def fetch(self, problem: Problem, width: int) -> Step:
+        sent, received = (int(problem.partition.halo.sum(axis=a).max()) for a in (0, 1))
+        return steps.exchange(problem.most_rows, sent, received, width, False)
 
     def messages(self, problem: Problem, width: int) -> list[Message]:
         halo: np.ndarray = problem.partition.halo * width * problem.itemsize
@@ -119,13 +122,14 @@ class Heads(Strategy):
     def terms(self, problem: Problem, config: Config) -> Terms:
         op, terms, s, P = problem.op, Terms(), problem.itemsize, problem.devices
         rows = problem.total_rows
-        add_attention(problem, terms, rows, rows, problem.stats.edges, op.heads // P)
+        edges, heads, to_rows = problem.stats.edges, op.heads // P, config.target == ROWS
+        add_attention(problem, terms, rows, edges, heads)
+        fetched = config.source == ROWS
+        terms.held = steps.heads(op, problem.rows, edges, heads, fetched, to_rows)
         gather_input(problem, terms, config.source, op.input_width)
-        if config.target == ROWS:  # the mean of heads: partial sums on every device
+        if to_rows:  # the mean of heads: partial sums on every device
             terms.messages.append(scatter_rows(problem.rows, op.width, s, "forward"))
             terms.messages.append(gather_rows(problem.rows, op.width, s, "backward"))
-            terms.transient += rows * op.width
-        problem.keep(terms, config.target, op.width)
         bias = op.bias * op.width
         problem.weights(terms, (op.weights + op.biases - bias) // P, copies=False)
         split = config.target == COLUMNS

@@ -10,6 +10,8 @@ from abc import abstractmethod
 
 import numpy as np
 
+from hag_plugin.parallel import layer_steps as steps
+from hag_plugin.parallel.activations import Held, Step, hold
 from hag_plugin.parallel.layouts import (
     COLUMNS,
     REPLICATED,
@@ -96,7 +98,6 @@ def _add(
     if problem.op.edge_products:
         for k, n in problem.op.edge_products:
             terms.linear(edges, k, n, True)
-            terms.retained += edges * k
         width = problem.op.message_width
     terms.aggregate(counts, width, backward, len(problem.op.reduce))
     # Forward and backward each have a program; a row pointer is 8 bytes.
@@ -136,7 +137,7 @@ class Replicate(Strategy):
         width = aggregated_width(problem, config.order)
         add_whole_graph(problem, terms, config.hag, width, backward_needed(problem, config.order))
         add_transform(problem, terms, problem.total_rows, op.input_width, op.width)
-        problem.keep(terms, REPLICATED, op.width + (op.input_width if config.order else 0))
+        terms.held = layer(problem, config.order, problem.total_rows, problem.total_rows, [])
         problem.weights(terms, op.weights + op.biases, copies=False)
         return terms
 
@@ -164,9 +165,8 @@ class _Rows(Strategy):
         terms.messages.append(self.fetch(problem, width))
         if problem.op.input_grad or config.order == TRANSFORM:
             terms.messages.append(self.give_back(problem, width))
-        terms.transient += self.fetched_rows(problem) * width
-        kept = op.input_width if config.order == AGGREGATE else 0
-        problem.keep(terms, ROWS, op.width + kept)
+        fetch = self.steps(problem, width, config.hag)
+        terms.held = layer(problem, config.order, problem.most_rows, self.sources(problem), fetch)
         problem.weights(terms, op.weights + op.biases, copies=True)
         return terms
 
@@ -179,8 +179,12 @@ class _Rows(Strategy):
         """What is sent after the sum of the gradients over the reversed edges."""
 
     @abstractmethod
-    def fetched_rows(self, problem: Problem) -> int:
-        """Rows that a device holds beside its own."""
+    def sources(self, problem: Problem) -> int:
+        """Rows that a device's edges read, its own among them."""
+
+    @abstractmethod
+    def steps(self, problem: Problem, width: int, hag: str) -> list[Step]:
+        """Of fetching."""
 
 
 class RowsAllGather(_Rows):
@@ -194,8 +198,15 @@ class RowsAllGather(_Rows):
     def give_back(self, problem: Problem, width: int) -> Message:
         return scatter_rows(problem.rows, width, problem.itemsize, "backward")
 
-    def fetched_rows(self, problem: Problem) -> int:
+    def sources(self, problem: Problem) -> int:
         return problem.total_rows
+
+    def steps(self, problem: Problem, width: int, hag: str) -> list[Step]:
+        whole = steps.gather_rows(problem.rows, width)
+        if hag != "part":
+            return [whole]
+        # Its own rows first: a copy of all, and in the backward pass one for each piece.
+        return [whole, Step(whole.made, backward=whole.made)]
 
 
 class RowsHalo(_Rows):
@@ -215,8 +226,12 @@ class RowsHalo(_Rows):
         sent = self.needed(problem).sum(axis=1) * width * problem.itemsize
         return Message("exchange", sent, "backward")
 
-    def fetched_rows(self, problem: Problem) -> int:
-        return int(self.needed(problem).sum(axis=1).max())
+    def sources(self, problem: Problem) -> int:
+        return problem.most_rows + int(self.needed(problem).sum(axis=1).max())
+
+    def steps(self, problem: Problem, width: int, hag: str) -> list[Step]:
+        sent, received = (int(self.needed(problem).sum(axis=a).max()) for a in (0, 1))
+        return [steps.exchange(problem.most_rows, sent, received, width, problem.waits)]
 
 
 class RowsCover(RowsHalo):
@@ -290,16 +305,29 @@ class AllToAll(Strategy):
             terms.messages.append(back(problem.rows, width, s, "forward"))
             if backward:
                 terms.messages.append(there(problem.rows, width, s, "backward"))
-        terms.transient += 2 * held(COLUMNS, problem.rows, width)
-        if config.order == AGGREGATE:
-            problem.keep(terms, ROWS, op.input_width)
-        problem.keep(terms, config.target, op.width)
+        terms.held = self.held(problem, config, width)
         if config.target == COLUMNS:
             problem.weights(terms, op.weights, copies=True)
             problem.weights(terms, op.bias * problem.columns(op.width), copies=False)
         else:
             problem.weights(terms, op.weights + op.biases, copies=True)
         return terms
+
+    def held(self, problem: Problem, config: Config, width: int) -> Held:
+        """What it holds: the sum between two changes of layout."""
+        op, rows, source = problem.op, problem.rows, config.source
+        block = held(COLUMNS, rows, width)
+        found = [] if source == COLUMNS else [steps.rows_to_columns(rows, width)]
+        found.append(steps.neighbours(op, 1, block))
+        if config.target == ROWS:
+            found.append(steps.columns_to_rows(rows, width))
+        if config.order == TRANSFORM:
+            found.insert(0, steps.product(problem.most_rows, op.width))
+        out = held(config.target, rows, op.width)
+        if config.order == AGGREGATE:
+            found.append(steps.product(1, out))
+        size = held(source, rows, op.input_width)
+        return steps.finished(op, size, found, out)
 
 
 class RowSplitWeights(Strategy):
@@ -342,15 +370,29 @@ class RowSplitWeights(Strategy):
             shard = problem.total_rows * problem.columns(op.width) * s
             terms.messages.append(even("reduce_scatter", shard, problem.devices, "forward"))
             terms.messages.append(even("all_gather", shard, problem.devices, "backward"))
-        terms.transient += problem.total_rows * op.width
-        if config.order == AGGREGATE:
-            problem.keep(terms, COLUMNS, op.input_width)
-        problem.keep(terms, config.target, op.width)
+        terms.held = self.held(problem, config)
         problem.weights(terms, op.weights // op.input_width * k, copies=False)
         split = config.target == COLUMNS
         problem.weights(terms, problem.columns(op.width) * op.bias if split else op.biases,
                         copies=not split)  # fmt: skip
         return terms
+
+    def held(self, problem: Problem, config: Config) -> Held:
+        """What it holds: partial outputs of full width before they are summed."""
+        op, rows, N = problem.op, problem.rows, problem.total_rows
+        source = held(COLUMNS, rows, op.input_width)
+        found = [steps.product(N, op.width)]
+        if op.root:  # both products are added before they are sent
+            found.append(Step(N * op.width, forward=N * op.width))
+        if config.target == ROWS:
+            found.append(steps.scatter_rows(rows, op.width))
+        else:
+            found.append(steps.scatter_columns(N, op.width, problem.devices))
+        out = held(config.target, rows, op.width)
+        total = steps.neighbours(op, 1, source if config.order == AGGREGATE else out)
+        found = [total, *found] if config.order == AGGREGATE else [*found, total]
+        known = hold(source, found + steps.bias(op, out), op.input_grad)
+        return steps.with_root(op, known, source)
 
 
 class ColumnSplitWeights(Strategy):
@@ -380,8 +422,12 @@ class ColumnSplitWeights(Strategy):
         add_whole_graph(problem, terms, config.hag, n, True)
         add_transform(problem, terms, problem.total_rows, op.input_width, n)
         gather_input(problem, terms, config.source, op.input_width)
-        terms.transient += held(COLUMNS, problem.rows, op.width)
-        problem.keep(terms, COLUMNS, op.width)
+        out = held(COLUMNS, problem.rows, op.width)
+        fetch = input_steps(problem, config.source, op.input_width)
+        found = [*fetch, steps.product(1, out), steps.neighbours(op, 1, out)]
+        terms.held = steps.finished(
+            op, held(config.source, problem.rows, op.input_width), found, out
+        )
         problem.weights(terms, op.weights // op.width * n + n * op.bias, copies=False)
         return terms
 
@@ -391,14 +437,25 @@ def gather_input(problem: Problem, terms: Terms, source: Layout, width: int) -> 
     s, grad = problem.itemsize, problem.op.input_grad
     if source == ROWS:
         terms.messages.append(gather_rows(problem.rows, width, s, "forward"))
-        problem.keep(terms, REPLICATED, width)
         if grad:
             terms.messages.append(scatter_rows(problem.rows, width, s, "backward"))
     elif grad:
         nbytes = problem.total_rows * width * s
         terms.messages.append(even("all_reduce", nbytes, problem.devices, "backward"))
-    if grad:
-        terms.transient += problem.total_rows * width
+
+
+def input_steps(problem: Problem, source: Layout, width: int) -> list[Step]:
+    """The steps of that; what is there already is not copied."""
+    return [steps.gather_rows(problem.rows, width)] if source == ROWS else []
+
+
+def layer(problem: Problem, order: str, rows: int, sources: int, fetch: list[Step]) -> Held:
+    """What a layer holds whose weights are whole."""
+    if problem.op.edge_products:
+        edges = problem.stats.edges if not fetch else int(problem.partition.edges.max())
+        return steps.messages(problem.op, rows, sources, edges, fetch)
+    widths = problem.op.input_width, problem.op.width
+    return steps.convolution(problem.op, order, rows, widths, fetch, sources)
 
 
 register(

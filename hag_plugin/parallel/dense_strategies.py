@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from hag_plugin.parallel.convolution_strategies import gather_input
+from hag_plugin.parallel import layer_steps as steps
+from hag_plugin.parallel.activations import Held, Step, hold
+from hag_plugin.parallel.convolution_strategies import gather_input, input_steps
+from hag_plugin.parallel.layer_steps import product
 from hag_plugin.parallel.layouts import (
     COLUMNS,
     REPLICATED,
@@ -40,8 +43,39 @@ def local_terms(problem: Problem, layout: Layout) -> Terms:
     values = held(layout, problem.rows, problem.op.width)
     reads = max(len(problem.op.inputs), 1)
     terms.streams += [("forward", (reads + 1) * values), ("backward", (reads + 1) * values)]
-    terms.retained += values
+    terms.held = function_held(problem, layout)
+    if problem.op.kind == "loss":
+        terms.states += values  # whoever trains has the model's output, too
     return terms
+
+
+def function_held(problem: Problem, layout: Layout) -> Held:
+    """What a function holds that runs on what lies there, as torch has it."""
+    op = problem.op
+    values = held(layout, problem.rows, op.width)
+    inputs = held(layout, problem.rows, op.input_width or op.width)
+    if op.kind == "linear":
+        return hold(inputs, [Step(values, "input", weights=True)], op.input_grad)
+    if op.kind == "loss":  # cross entropy
+        return Held(values, backward=values)
+    if op.kind == "concatenation":
+        return Held()
+    if op.kind == "opaque":
+        return Held(values)
+    if op.needs == "largest":  # all inputs side by side; which was the largest
+        indices = -(-8 * values // problem.itemsize)
+        return Held(indices, forward=len(op.inputs) * values)
+    if op.needs == "mask":  # of a byte a value; made from three tensors of 32-bit numbers
+        mask, hashes = -(-values // problem.itemsize), -(-12 * values // problem.itemsize)
+        return Held(mask, forward=max(hashes - mask - values, values), backward=values)
+    if op.needs == "scaled":
+        return Held(forward=values, backward=values)
+    if op.needs == "same":
+        return Held(output=True)
+    if op.needs in ("centred", "all"):
+        return Held(2 * values, op.needs == "all", forward=values, backward=2 * values)
+    of_output = op.needs == "output"
+    return Held(values * of_output, op.needs == "input", of_output)
 
 
 class Fixed(Strategy):
@@ -137,7 +171,14 @@ class RowSplitWeights(Strategy):
             shard = problem.total_rows * problem.columns(op.width) * s
             terms.messages.append(even("reduce_scatter", shard, problem.devices, "forward"))
             terms.messages.append(even("all_gather", shard, problem.devices, "backward"))
-        terms.transient += problem.total_rows * op.width
+        out = held(config.target, problem.rows, op.width)
+        found = [product(problem.total_rows, op.width)]
+        if config.target == ROWS:
+            found.append(steps.scatter_rows(problem.rows, op.width))
+        else:
+            found.append(steps.scatter_columns(problem.total_rows, op.width, problem.devices))
+        source = held(COLUMNS, problem.rows, op.input_width)
+        terms.held = hold(source, found + steps.bias(op, out), op.input_grad)
         problem.weights(terms, k * op.width, copies=False)
         split = config.target == COLUMNS
         biases = op.bias * problem.columns(op.width) if split else op.biases
@@ -161,6 +202,10 @@ class ColumnSplitWeights(Strategy):
         terms = local_terms(problem, COLUMNS)
         terms.linear(problem.total_rows, op.input_width, n, op.input_grad)
         gather_input(problem, terms, config.source, op.input_width)
+        out = held(COLUMNS, problem.rows, op.width)
+        found = [*input_steps(problem, config.source, op.input_width), product(1, out)]
+        source = held(config.source, problem.rows, op.input_width)
+        terms.held = hold(source, found + steps.bias(op, out), op.input_grad)
         problem.weights(terms, (op.input_width + op.bias) * n, copies=False)
         return terms
 
@@ -188,6 +233,7 @@ class Normalise(Strategy):
             self._sum(op, terms, nodes * s, columns if columns < P else 0, columns)
         if op.over == "everything":
             self._sum(op, terms, np.full(P, s), 0, P)
+        terms.held = self.held(problem, layout, columns)
         values = features * (op.biases + op.weights) // op.width
         problem.weights(terms, int(values.max()), copies=False)
         if columns < P and values.any():
@@ -195,6 +241,19 @@ class Normalise(Strategy):
             sent = np.array([sent_bytes("all_reduce", int(v) * s, size) for v in values])
             terms.messages.append(Message("all_reduce", sent, "update", groups))
         return terms
+
+    def held(self, problem: Problem, layout: Layout, columns: int) -> Held:
+        """What it holds where statistics are summed over devices; else as torch has it."""
+        op, P = problem.op, problem.devices
+        whole = (op.over == "nodes" and columns == P) or (op.over == "features" and columns == 1)
+        if whole:
+            return function_held(problem, layout)
+        values = held(layout, problem.rows, op.width)
+        if op.needs == "output":  # softmax: of exponentials
+            return Held(values, forward=values, backward=2 * values)
+        if not op.affine:
+            return Held(values, output=True, forward=values, backward=values)
+        return Held(values, forward=values, backward=values)
 
     def _sum(self, op: Op, terms: Terms, nbytes: np.ndarray, columns: int, size: int) -> None:
         sent = np.array([sent_bytes("all_reduce", int(n), size) for n in nbytes])
@@ -221,7 +280,7 @@ class Pool(Strategy):
         terms = Terms(streams=[("forward", values), ("backward", values)])
         nbytes = problem.total_rows * op.width * problem.itemsize
         terms.messages.append(even("all_reduce", nbytes, problem.devices, "forward"))
-        terms.retained += problem.total_rows * op.width
+        terms.held = Held()
         return terms
 
 

@@ -31,6 +31,15 @@ ELEMENTWISE = {
     "div", "truediv", "rtruediv", "itruediv", "true_divide", "divide", "maximum", "minimum",
     "fmax", "fmin", "lerp", "hypot",
 }  # fmt: skip
+# What autograd keeps of functions; of others, their input.
+KEEP_OUTPUT = {"relu", "sigmoid", "tanh", "exp", "expm1", "sqrt", "rsqrt", "reciprocal", "softmax",
+               "log_softmax"}  # fmt: skip
+KEEP_NOTHING = {
+    "add", "radd", "iadd", "sub", "rsub", "isub", "subtract", "neg", "positive", "detach", "sign",
+    "half", "double", "bfloat16", "cat", "concat", "concatenate",
+}  # fmt: skip
+KEEP_THE_OTHER = {"mul", "rmul", "imul", "multiply", "div", "truediv", "itruediv", "divide",
+                  "true_divide"}  # fmt: skip
 # Their masks and noise would differ from rank to rank.
 RANDOM = {
     "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d",
@@ -167,6 +176,42 @@ def classify(
         kind = "elementwise" if len({id(t) for t in known}) == 1 else "sum"
         return kind, {"values": values}
     return "opaque", {}
+
+
+def kept(name: str, args: Mapping[str, Any], inputs: int, values: int) -> str:
+    """What autograd keeps of a function, other than a product.
+
+    Args:
+        name: of the function.
+        args: as `bound` gives them.
+        inputs: how many outputs of operations it takes.
+        values: how many trainable values.
+
+    Returns:
+        "input", "output" or "" (nothing); "mask": which values dropout keeps; "largest": which of
+        its inputs was; "centred": two tensors of its own; "all": its input and these; "scaled":
+        its inputs if it learns a factor; "same": the output is the input.
+
+    Example:
+        >>> kept("dropout", {"p": 0.5}, 1, 0), kept("relu_", {}, 1, 0), kept("add", {}, 2, 0)
+        ('mask', 'output', '')
+    """
+    base = base_name(name)
+    if base == "dropout":
+        p = args.get("p", 0.5)
+        return "same" if p == 0 else "mask" if p < 1 else ""
+    if base in KEEP_OUTPUT:
+        return "output"
+    own = {
+        "largest": "largest",
+        "add_scaled": "scaled",
+        "graph_norm": "centred",
+        "graph_layer_norm": "all",
+    }
+    if base in own:
+        return "input" if base == "add_scaled" and values else own[base]
+    nothing = base in KEEP_NOTHING or (base in KEEP_THE_OTHER and inputs == 1)
+    return "" if nothing and not values else "input"
 
 
 def _pools(base: str, args: dict[str, Any], known: list[Tensor], out: Tensor) -> bool:

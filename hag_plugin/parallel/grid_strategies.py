@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from hag_plugin.parallel import layer_steps as steps
+from hag_plugin.parallel.activations import Held, Step, hold
 from hag_plugin.parallel.convolution_strategies import (
     AGGREGATE,
     TRANSFORM,
@@ -12,6 +14,7 @@ from hag_plugin.parallel.convolution_strategies import (
     aggregated_width,
     backward_needed,
     gather_input,
+    input_steps,
     orders,
     part_hags,
 )
@@ -23,6 +26,7 @@ from hag_plugin.parallel.layouts import (
     chunk_sizes,
     even,
     gather_rows,
+    held,
     scatter_rows,
     sent_bytes,
 )
@@ -70,7 +74,6 @@ class Grid(Strategy):
         for phase, axis in (("forward", 0), ("backward", 1)) if backward else (("forward", 0),):
             rows = np.repeat(partition.halo.sum(axis=axis), columns)
             terms.messages.append(Message("exchange", rows * blocks * s, phase, -columns))
-        terms.transient += int(partition.halo.sum(axis=1).max()) * int(blocks.max())
         inputs = chunk_sizes(op.input_width, columns)
         if op.transform:
             rows = partition.rows
@@ -79,17 +82,35 @@ class Grid(Strategy):
             for collective, phase in (("reduce_scatter", "forward"), ("all_gather", "backward")):
                 sent = (columns - 1) * shard
                 terms.messages.append(Message(collective, sent, phase, columns))
-            terms.transient += int(rows.max()) * op.width
             held_weights = op.weights // op.input_width * inputs
             biases = op.bias * chunk_sizes(op.width, columns)
             values = np.tile(held_weights + biases, P // columns)
             sent = np.array([sent_bytes("all_reduce", int(v) * s, P // columns) for v in values])
             terms.messages.append(Message("all_reduce", sent, "update", -columns))
             problem.weights(terms, int(values.max()), copies=False)
-            if config.order == AGGREGATE:
-                problem.keep(terms, config.source, op.input_width)
-        problem.keep(terms, config.target, op.width)
+        terms.held = self.held(problem, config, int(blocks.max()))
         return terms
+
+    def held(self, problem: Problem, config: Config, width: int) -> Held:
+        """What it holds: rows of a block of features, then partial outputs of full width."""
+        op, columns, rows = problem.op, config.target.columns, problem.rows
+        partition = problem.stats.partition(problem.devices, columns)
+        most = int(partition.rows.max())
+        sent, received = (int(partition.halo.sum(axis=a).max()) for a in (0, 1))
+        total = [
+            steps.exchange(most, sent, received, width, problem.waits),
+            steps.neighbours(op, most, width),
+        ]
+        source, out = (held(config.source, rows, w) for w in (op.input_width, op.width))
+        product = []
+        if op.transform:
+            product.append(steps.product(most, op.width))
+            if op.root:
+                product.append(Step(most * op.width, forward=most * op.width))
+            product.append(steps.scatter_columns(most, op.width, columns))
+        found = [*product, *total] if config.order == TRANSFORM else [*total, *product]
+        known = hold(source, found + steps.bias(op, out), op.input_grad)
+        return steps.with_root(op, known, source)
 
 
 class Relations(Strategy):
@@ -128,14 +149,26 @@ class Relations(Strategy):
         else:
             nbytes = problem.total_rows * op.width * s
             terms.messages.append(even("all_reduce", nbytes, problem.devices, "forward"))
-        terms.transient += 2 * problem.total_rows * op.width
-        if config.order == AGGREGATE:
-            terms.retained += count * problem.total_rows * op.input_width
-        problem.keep(terms, config.target, op.width)
+        terms.held = self.held(problem, config, count)
         problem.weights(terms, count * op.input_width * op.width, copies=False)
         shared = op.root * op.input_width * op.width + op.biases
         problem.weights(terms, shared, copies=config.target == ROWS)
         return terms
+
+    def held(self, problem: Problem, config: Config, count: int) -> Held:
+        """What it holds: the outputs of `count` relations for all nodes."""
+        op, N, out = (
+            problem.op,
+            problem.total_rows,
+            held(config.target, problem.rows, problem.op.width),
+        )
+        found = input_steps(problem, config.source, op.input_width)
+        found.append(steps.relations(op, config.order, count, N, N, op.input_width, op.width))
+        if config.target == ROWS:
+            found.append(steps.scatter_rows(problem.rows, op.width))
+        else:
+            found.append(Step(out))  # an all-reduce
+        return steps.finished(op, held(config.source, problem.rows, op.input_width), found, out)
 
     def busiest(self, problem: Problem) -> tuple[int, int]:
         """The most edges and the most relations that a device has: blocks as torch cuts them."""

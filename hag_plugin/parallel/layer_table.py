@@ -177,8 +177,9 @@ def _gin(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
         graph=walk.graph(call["edge_index"]), reduce=reduce,
     )  # fmt: skip
     values = conv.eps.numel() if conv.eps.requires_grad else 0
-    scaled = (add_scaled, out, x, conv.eps)
-    out = walk.add("sum", [out, x], width, suffix="self", values=values, call=scaled)
+    out = walk.add(
+        "sum", [out, x], width, suffix="self", values=values, call=(add_scaled, out, x, conv.eps)
+    )
     result: Tensor = conv.nn(out)
     return result
 
@@ -216,6 +217,7 @@ def _gat(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
         heads=conv.heads,
         concatenated=bool(conv.concat),
         bias=conv.bias is not None,
+        keeps="mask" if conv.dropout else "",
     )
     if getattr(conv, "residual", False):
         own = walk.add(
@@ -378,8 +380,14 @@ def _dgl_gin(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
         weighted=call.get("edge_weight") is not None,
     )  # fmt: skip
     values = conv.eps.numel() if conv.eps.requires_grad else 0
-    scaled = (add_scaled, out, x, conv.eps)
-    out = walk.add("sum", [out, x], x.shape[-1], suffix="self", values=values, call=scaled)
+    out = walk.add(
+        "sum",
+        [out, x],
+        x.shape[-1],
+        suffix="self",
+        values=values,
+        call=(add_scaled, out, x, conv.eps),
+    )
     if conv.apply_func is not None:
         out = conv.apply_func(out)
     return _activated(walk, conv, out)

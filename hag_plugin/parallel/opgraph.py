@@ -60,6 +60,8 @@ class Op:
         affine: whether a normalisation has a weight and a bias for each feature.
         statistics: how many sums a normalisation takes over what is normalised over, forward and
             backward.
+        keeps: what the backward pass of a function needs, as `functions.kept` says; by default
+            what ReLU and BatchNorm need.
         layer: the class, for the reader.
     """
 
@@ -86,6 +88,7 @@ class Op:
     over: str = "nodes"
     affine: bool = False
     statistics: tuple[int, int] = (2, 2)
+    keeps: str | None = None
     layer: str = ""
 
     @property
@@ -100,6 +103,12 @@ class Op:
             + own
             + (self.relations * self.input_width * self.wide if dense else 0)
         )
+
+    @property
+    def needs(self) -> str:
+        """What its backward pass needs, if it is a function."""
+        default = {"elementwise": "output", "normalisation": "input"}.get(self.kind, "")
+        return default if self.keeps is None else self.keeps
 
     @property
     def biases(self) -> int:
@@ -193,7 +202,10 @@ class OpGraph:
     @property
     def fingerprint(self) -> str:
         """Of the operations, not of the graphs: plans are for one model."""
-        said = [sorted((k, v) for k, v in asdict(op).items() if k != "layer") for op in self.ops]
+        said_apart = ("layer", "keeps")  # neither changes what is computed
+        said = [
+            sorted((k, v) for k, v in asdict(op).items() if k not in said_apart) for op in self.ops
+        ]
         text = repr(said) + str(self.itemsize)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

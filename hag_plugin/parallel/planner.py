@@ -246,10 +246,9 @@ def planned(
         k = chosen[v]
         terms, seconds = space.terms[v][k], space.seconds[v][k]
         sent = np.zeros(space.topology.num_devices, np.int64) + terms.sent()
-        moved, copies = 0.0, 0.0
+        moved = 0.0
         for u in op.inputs:
             ends = space.configs[u][chosen[u]].target, space.configs[v][k].source
-            copies += space.reshard_bytes(u, v, *ends)
             if graph.ops[u].kind != "input":
                 messages = space.reshard_messages(u, v, *ends)
                 moved += sum(message_seconds(space.topology, m) for m in messages)
@@ -261,7 +260,7 @@ def planned(
                 space.configs[v][k],
                 Seconds(seconds.compute, seconds.communication + moved, seconds.synchronisation),
                 int(sent.max(initial=0)),
-                int(terms.retained * graph.itemsize + copies),
+                round(space.kept(chosen, v)),
             )
         )
     return Plan(

@@ -3,13 +3,14 @@
 Every operation is a node, every tensor between operations an edge; `exact.minimise` finds the
 optimum under the additive cost. Memory has a part that adds up (what is kept from forward to
 backward) and two maxima (what an operation holds while it runs, the graph that layers share): the
-search goes through the values of the maxima and is exact, too.
+search goes through the values of the maxima, and finds the cheapest plan whose bound fits.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,8 +23,9 @@ from hag_plugin.parallel import dense_strategies as _dense  # noqa: F401
 from hag_plugin.parallel import grid_strategies as _grid  # noqa: F401
 from hag_plugin.parallel.cost import ComputeCost, Seconds, message_seconds, price
 from hag_plugin.parallel.exact import Choice, CostGraph, InfeasibleError, minimise
-from hag_plugin.parallel.layouts import Layout, Message, held, reshard
+from hag_plugin.parallel.layouts import Layout, Message, reshard
 from hag_plugin.parallel.opgraph import OpGraph
+from hag_plugin.parallel.peak_memory import PeakMemory
 from hag_plugin.parallel.plan_table import size
 from hag_plugin.parallel.strategies import Config, Problem, Terms, configs_of, terms_of
 from hag_plugin.parallel.topology import Topology
@@ -35,7 +37,7 @@ class Memory:
 
     Attributes:
         retained: activations kept for the backward pass; weights, gradients and Adam's moments.
-        transient: the most that one operation holds besides while it runs.
+        transient: the most that one operation holds besides while it runs, see `activations`.
         graph: the largest graph, shared by the layers that run on it.
     """
 
@@ -116,6 +118,8 @@ class Space:
         for u, v in self.graph.edges:
             seconds = self._per_layouts(u, v, self.reshard_seconds)
             edges.append((u, v, seconds))
+        for u, v in self.peak.beside:  # they share memory
+            edges.append((u, v, np.zeros((len(nodes[u]), len(nodes[v])))))
         return CostGraph(nodes, edges)
 
     def _per_layouts(
@@ -154,36 +158,44 @@ class Space:
         messages = self.reshard_messages(u, v, before, after)
         return sum(message_seconds(self.topology, m) for m in messages)
 
-    def reshard_bytes(self, u: int, v: int, before: Layout, after: Layout) -> float:
-        """The copy in the other layout; of fixed features, the only one."""
-        if before == after and self.graph.ops[u].kind != "input":
-            return 0.0
-        problem = self.problems[u]
-        return held(after, problem.rows, self.graph.ops[u].width) * self.graph.itemsize
-
     # Searching -------------------------------------------------------------------------------
 
     @cached_property
-    def _retained(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        s = self.graph.itemsize
-        nodes = [np.array([float(t.retained * s) for t in row]) for row in self.terms]
-        return nodes, [self._per_layouts(u, v, self.reshard_bytes) for u, v in self.graph.edges]
+    def peak(self) -> PeakMemory:
+        """What configurations keep and hold."""
+        return PeakMemory(self.problems, self.configs, self.terms, self.gradients)
+
+    @cached_property
+    def _pairs(self) -> list[tuple[int, int]]:
+        return [*self.graph.edges, *self.peak.beside]
+
+    def kept(self, chosen: Sequence[int], op: int) -> float:
+        """Bytes that an operation keeps in a choice, with what it adds to its inputs."""
+        total = float(self.peak.kept[op][chosen[op]])
+        for (u, v), sizes in zip(self._pairs, self.peak.kept_between, strict=True):
+            total += float(sizes[chosen[u], chosen[v]]) if v == op else 0.0
+        return total
 
     def memory(self, chosen: Sequence[int]) -> Memory:
         """What a choice holds."""
-        nodes, edges = self._retained
-        terms = [row[k] for row, k in zip(self.terms, chosen, strict=True)]
-        retained = sum(float(m[k]) for m, k in zip(nodes, chosen, strict=True))
-        for (u, v), sizes in zip(self.graph.edges, edges, strict=True):
-            retained += float(sizes[chosen[u], chosen[v]])
-        transient = max(t.transient for t in terms) * self.graph.itemsize
-        return Memory(int(retained), transient, max(t.graph for t in terms))
+        kept, passing = self.peak.retained(chosen), self.peak.transient(chosen)
+        return Memory(round(kept), round(passing), self._graph(chosen))
+
+    def bound(self, chosen: Sequence[int]) -> int:
+        """What the search takes for the bytes of a choice: never less than it holds."""
+        kept, passing = self.peak.retained(chosen), self.peak.bound(chosen)
+        return round(kept) + round(passing) + self._graph(chosen)
+
+    def _graph(self, chosen: Sequence[int]) -> int:
+        return max(row[k].graph for row, k in zip(self.terms, chosen, strict=True))
 
     def cheapest(self, limit: float | None = None) -> Choice:
         """The optimum under the additive cost, within `limit` bytes on every device.
 
+        Where the optimum without a limit does not fit, it is the cheapest whose `bound` does.
+
         Raises:
-            InfeasibleError: none fits; `nearest` is the choice that takes least memory.
+            InfeasibleError: none fits; `nearest` is the choice whose bound is least.
         """
         best = minimise(self.cost_graph)
         if limit is None or self.memory(best.configs).total <= limit:
@@ -195,66 +207,77 @@ class Space:
             choice = self._within(retained, capped)
             if choice is not None and (found is None or choice.cost < found.cost):
                 found = choice
-        if found is None:
-            least = self.least_memory()
-            raise InfeasibleError(
-                f"no plan fits in {size(limit)} a device on {self.topology.num_devices} "
-                f"devices: the one that takes least memory needs "
-                f"{size(self.memory(least.configs).total)}",
-                least,
-            )
-        return found
+        if found is not None:
+            return found
+        least = self.least_memory()
+        needed = self.memory(least.configs).total
+        if needed <= limit:
+            return least
+        raise InfeasibleError(
+            f"no plan fits in {size(limit)} a device on {self.topology.num_devices} devices: "
+            f"the one that takes least memory needs {size(needed)}",
+            least,
+        )
 
     @cached_property
-    def _maxima(self) -> list[tuple[int, int]]:
-        s = self.graph.itemsize
-        transient = sorted({t.transient * s for row in self.terms for t in row})
+    def _maxima(self) -> list[tuple[float, int]]:
+        tables = [*self.peak.held, *self.peak.held_between]
+        transient = sorted({float(size) for table in tables for size in table.flat})
         graph = sorted({t.graph for row in self.terms for t in row})
         return list(itertools.product(transient, graph))
 
-    def _legal(self, transient: int, graph: int) -> list[np.ndarray]:
-        """Which configurations stay within the two maxima, in bytes."""
-        s = self.graph.itemsize
-        return [
-            np.array([t.transient * s <= transient and t.graph <= graph for t in row])
-            for row in self.terms
-        ]
+    def _masked(self, graph: CostGraph, transient: float, largest: int) -> CostGraph | None:
+        """Without what exceeds the two maxima, in bytes; None where nothing is left."""
+        nodes, edges = [], []
+        for costs, sizes, row in zip(graph.node_costs, self.peak.held, self.terms, strict=True):
+            legal = (sizes <= transient) & np.array([t.graph <= largest for t in row])
+            nodes.append(np.where(legal, costs, np.inf))
+        beside = [np.zeros_like(costs) for _, _, costs in graph.edges[len(self.graph.edges) :]]
+        between = [*self.peak.held_between, *beside]
+        for (u, v, costs), sizes in zip(graph.edges, between, strict=True):
+            edges.append((u, v, np.where(sizes <= transient, costs, np.inf)))
+        if any(np.isinf(t).all() for t in [*nodes, *(costs for _, _, costs in edges)]):
+            return None
+        return CostGraph(nodes, edges)
 
     def _capped(self, limit: float) -> list[tuple[float, float, CostGraph]]:
         """For all pairs of maxima: the optimum without a limit, bytes left, and the costs."""
         found: dict[bytes, tuple[float, float, CostGraph]] = {}
         for transient, graph in self._maxima:
-            legal = self._legal(transient, graph)
-            key = np.concatenate(legal).tobytes()
             retained = limit - transient - graph
-            if key in found or retained < 0 or not all(mask.any() for mask in legal):
+            capped = self._masked(self.cost_graph, transient, graph) if retained >= 0 else None
+            if capped is None:
+                continue
+            tables = [*capped.node_costs, *(costs for _, _, costs in capped.edges)]
+            key = b"".join(np.isinf(table).tobytes() for table in tables)
+            if key in found:
                 continue  # where more room allows nothing more, the first pair leaves more
-            pairs = zip(legal, self.cost_graph.node_costs, strict=True)
-            costs = [np.where(mask, c, np.inf) for mask, c in pairs]
-            capped = CostGraph(costs, self.cost_graph.edges)
-            found[key] = (minimise(capped).cost, retained, capped)
+            with suppress(InfeasibleError):
+                found[key] = (minimise(capped).cost, retained, capped)
         return sorted(found.values(), key=lambda entry: entry[:2])
 
     def _within(self, retained: float, capped: CostGraph) -> Choice | None:
         """The cheapest that keeps at most so many bytes; None where none does."""
-        nodes, edges = self._retained
+        nodes, edges = self.peak.kept, self.peak.kept_between
         try:
             return minimise(capped, memory=nodes, edge_memory=edges, memory_limit=retained)
         except InfeasibleError:
             return None
 
     def least_memory(self) -> Choice:
-        """The choice that takes least memory; of several the cheapest that the search meets."""
+        """The choice of least `bound`; of several the cheapest that the search meets."""
         best: Choice | None = None
-        nodes, edges = self._retained
-        pairs = [(u, v, m) for (u, v), m in zip(self.graph.edges, edges, strict=True)]
+        tables = zip(self._pairs, self.peak.kept_between, strict=True)
+        kept = CostGraph(self.peak.kept, [(u, v, sizes) for (u, v), sizes in tables])
         for transient, graph in self._maxima:
-            legal = self._legal(transient, graph)
-            if not all(mask.any() for mask in legal):
+            capped = self._masked(kept, transient, graph)
+            if capped is None:
                 continue
-            sizes = [np.where(m, b, np.inf) for m, b in zip(legal, nodes, strict=True)]
-            configs = minimise(CostGraph(sizes, pairs)).configs
-            choice = Choice(configs, self.cost_graph.cost(configs), self.memory(configs).total)
+            try:
+                configs = minimise(capped).configs
+            except InfeasibleError:
+                continue
+            choice = Choice(configs, self.cost_graph.cost(configs), self.bound(configs))
             if best is None or (choice.memory or 0) < (best.memory or 0):
                 best = choice
         assert best is not None  # the largest maxima rule nothing out

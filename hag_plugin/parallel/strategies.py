@@ -14,13 +14,8 @@ from functools import cached_property
 
 import numpy as np
 
-from hag_plugin.parallel.layouts import (
-    Layout,
-    Message,
-    chunk_sizes,
-    even,
-    held,
-)
+from hag_plugin.parallel.activations import Held
+from hag_plugin.parallel.layouts import Layout, Message, chunk_sizes, even
 from hag_plugin.parallel.opgraph import Op, OpGraph
 from hag_plugin.parallel.partition_stats import GraphStats, HagCounts, PartitionStats
 
@@ -88,8 +83,9 @@ class Terms:
         products: dense products.
         streams: `(phase, values)` that elementwise work reads and writes.
         messages: what is sent.
-        retained: values kept from the forward to the backward pass, and states of weights.
-        transient: values held only while the operation runs.
+        states: values that are there all the time: weights, their gradients and moments of the
+            optimiser.
+        held: what is kept for the backward pass and held while the operation runs.
         graph: bytes of the graph it runs on; layers on the same graph share them.
     """
 
@@ -97,8 +93,8 @@ class Terms:
     products: list[Product] = field(default_factory=list)
     streams: list[tuple[str, int]] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
-    retained: int = 0
-    transient: int = 0
+    states: int = 0
+    held: Held = field(default_factory=Held)
     graph: int = 0
 
     def linear(self, m: int, k: int, n: int, input_grad: bool, times: int = 1) -> None:
@@ -168,6 +164,13 @@ class Problem:
         """Rows of the largest part."""
         return int(self.rows.max())
 
+    @property
+    def waits(self) -> bool:
+        """Whether its input is read again behind it, so that a gradient of it waits already."""
+        ops = self.graph.ops
+        behind = ops[[op.name for op in ops].index(self.op.name) + 1 :]
+        return any({*self.op.inputs} & {*op.inputs} for op in behind)
+
     def columns(self, width: int) -> int:
         """Features of the largest block."""
         return int(chunk_sizes(width, self.devices).max())
@@ -178,7 +181,7 @@ class Problem:
 
     def weights(self, terms: Terms, values: int, copies: bool) -> None:
         """Counts weights; where devices have copies, one all-reduce of all their gradients."""
-        terms.retained += STATES * values
+        terms.states += STATES * values
         if copies and values:
             nbytes = values * self.itemsize
             terms.messages.append(even("all_reduce", nbytes, self.devices, "update"))
@@ -190,10 +193,6 @@ class Problem:
             for k in range(2, self.devices // 2 + 1)
             if self.devices % k == 0 and all(chunk_sizes(w, k).min() > 0 for w in widths)
         ]
-
-    def keep(self, terms: Terms, layout: Layout, width: int) -> None:
-        """Counts a tensor `[N, width]` that the backward pass needs."""
-        terms.retained += held(layout, self.rows, width)
 
 
 class Strategy(ABC):

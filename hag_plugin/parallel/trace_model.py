@@ -255,13 +255,17 @@ class Recorder(Walk):
         name = ".".join(part for part in (self.path, suffix) if part) or kind
         if weighted and "graph" in changes:  # weights an edge: nothing that a HAG could share
             changes["graph"] = self._weighted(changes["graph"])
+        if call is not None:
+            function, *args = call
+            met = Call(function.__name__, tuple(args), {}, function)
+            named = functions.bound(met.name, met.args, {}, function)
+            values = changes.get("values", 0)
+            changes["keeps"] = functions.kept(met.name, named, len(sources), values)
         index = self.op(name, kind, sources, width, **changes)
         rows = self.ops[index].rows or self.nodes
         out = torch.empty(rows, width, device="meta", dtype=inputs[0].dtype)
         self.track(out, index)
         if call is not None:
-            function, *args = call
-            met = Call(function.__name__, tuple(args), {}, function)
             self.met.append(Met(self.path, met, self._roles(met), tuple(out.shape)))
         else:
             assert self.current is not None  # a layer of the table runs
@@ -384,6 +388,7 @@ class Recorder(Walk):
         width = int(out.shape[-1]) if out.dim() > 1 else 1
         args = functions.bound(name, call.args, call.kwargs, call.function)
         kind, changes = functions.classify(name, args, known, out, set(self._names))
+        changes["keeps"] = functions.kept(name, args, len(sources), changes.get("values", 0))
         if kind == "pooling" or out.dim() != 2 or out.shape[0] != self.nodes:
             changes["rows"] = out.numel() // width
         index = self.op(self.label(name), kind, sources, width, **changes)

@@ -86,20 +86,23 @@ def test_exact_equals_brute_force_within_memory(traced: dict[str, OpGraph]) -> N
         full = Space(traced[name], topology, Analytic(topology))
         space = Space(traced[name], topology, Analytic(topology), some_configs(full, seed))
         choices = [
-            (space.cost_graph.cost(c), space.memory(c).total)
+            (space.cost_graph.cost(c), space.bound(c), space.memory(c).total)
             for c in itertools.product(*(range(len(k)) for k in space.configs))
         ]
-        sizes = [size for _, size in choices]
+        sizes = [size for _, size, _ in choices]
+        assert all(exact <= size for _, size, exact in choices)
+        free = min(choices, key=lambda c: c[0])
         for limit in np.quantile(sizes, [0.0, 0.1, 0.5]):
             fast = space.cheapest(limit)
-            slow = min(cost for cost, size in choices if size <= limit)
+            slow = min(c for c, size, _ in choices if size <= limit)
+            slow = free[0] if free[2] <= limit else slow
             assert fast.cost == pytest.approx(slow, rel=1e-12)
             assert space.memory(fast.configs).total <= limit
             bound += fast.cost > space.cheapest().cost
         with pytest.raises(InfeasibleError) as caught:
-            space.cheapest(min(sizes) - 1)
+            space.cheapest(min(exact for *_, exact in choices) - 1)
         assert caught.value.nearest is not None
-        assert space.memory(caught.value.nearest.configs).total == min(sizes)
+        assert space.bound(caught.value.nearest.configs) == min(sizes)
     assert bound > 0  # the limit mattered
 
 
