@@ -77,6 +77,8 @@ class Heads:
         p, world = self.module.dropout, self.site.world
         if not (self.module.training and p):
             return alpha
+        if p >= 1:
+            return alpha * 0
         heads = torch.arange(alpha.shape[1], device=alpha.device) + self.first
         key = (world.seed, world.step, self.site.index)
         return torch.where(keep(key, self.numbers, heads, p), alpha / (1 - p), 0)
