@@ -26,6 +26,12 @@ def network(hidden: int = 16, layers: int = 2) -> nn.Module:
     return pyg.GCN(FEATURES, hidden, layers, CLASSES).double()
 
 
+def with_more(model: nn.Module, size: int) -> nn.Module:
+    """With weights that no layer uses."""
+    model.register_parameter("more", nn.Parameter(torch.zeros(size).double()))
+    return model
+
+
 def plan_of(model: nn.Module, graph: Data, size: int, strategy: str = "rows, halo") -> Plan:
     space = space_with(
         trace(model, graph, hag=False),
@@ -63,6 +69,7 @@ def setups(rank: int) -> dict[str, str]:
         "no topology": (model, graph, "auto"),
         "another plan on a rank": (model, graph, mine),
         "another model on a rank": (network(16 + 8 * rank), graph, plan),
+        "other weights on a rank": (with_more(network(), 1 + rank), graph, plan),
         "no file on a rank": (model, graph, plan if rank == 0 else "nowhere/plan.json"),
         "another graph on a rank": (model, data() if rank == 0 else relabelled, plan),
         "no features on a rank": (model, data() if rank == 0 else Data(num_nodes=37), plan),
@@ -92,6 +99,10 @@ EXPECTED = {
 }
 EXPECTED_BY_RANK = {
     "another model on a rank": (
+        "RuntimeError: checking the plan failed on rank 1: ValueError: the plan is for model",
+        "ValueError: the plan is for model GCN with fingerprint",
+    ),
+    "other weights on a rank": (
         "RuntimeError: taking the first rank's weights failed on rank 1: ValueError",
         "ValueError: the model's weights have shapes",
     ),
@@ -100,11 +111,11 @@ EXPECTED_BY_RANK = {
         "FileNotFoundError: .*nowhere/plan.json",
     ),
     "another graph on a rank": (
-        "RuntimeError: laying out the data failed on rank 1: ValueError: the plan is for graph",
+        "RuntimeError: checking the plan failed on rank 1: ValueError: the plan is for graph",
         "ValueError: the plan is for graph",
     ),
     "no features on a rank": (
-        "RuntimeError: laying out the data failed on rank 1: ",
+        "RuntimeError: checking the plan failed on rank 1: ",
         r"\w+Error: ",
     ),
 }
