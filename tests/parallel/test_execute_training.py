@@ -19,7 +19,7 @@ from hag_plugin.parallel.dropout import keep
 from hag_plugin.parallel.planner import Plan, planned
 from hag_plugin.parallel.trace_model import trace
 
-from .equality import Allow, check, compare, space_with, train_alone, train_together
+from .equality import Allow, check, compare, space_with, train_alone, train_together, whole
 from .ranks import run_threads
 from .test_execute import KINDS, MLP, data
 
@@ -169,6 +169,53 @@ def test_attention_drops_the_edges_of_one_process(
         expected = train_alone(model, given, Adam)
     assert masks.calls == 6  # two layers, three steps
     compare([(*rank[:4], {}) for rank in found], expected, None, 1e-10)
+
+
+# Losses ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["rows", "replicated"])
+def test_weighted_means(kind: str) -> None:
+    """Weights of classes, masks, rows that are left out: as torch takes the mean of them."""
+    torch.manual_seed(0)
+    model, given = MLP().double(), data()
+    given.y[::5] = -100  # as cross_entropy leaves out
+    classes = torch.rand(8, dtype=torch.float64)
+    plan = plan_for(model, given, 4, KINDS[kind])
+
+    def weights(name: str, local: Any) -> Tensor:
+        of_row = classes[local.y.clamp(min=0)] * (local.y >= 0)
+        return {"classes": of_row, "mask": local.train_mask, "left out": local.y >= 0}[name]
+
+    def alone(name: str) -> Tensor:
+        out = model(given.x, given.edge_index)
+        if name == "mask":
+            chosen = given.train_mask
+            losses = F.cross_entropy(out[chosen], given.y[chosen], reduction="none")
+            return losses.mean()
+        return F.cross_entropy(out, given.y, weight=classes if name == "classes" else None)
+
+    def case(rank: int) -> dict[str, Any]:
+        ours, found = hp.parallel.parallelize(model, given, plan), {}
+        local = ours.parallel.data
+        for name in ("classes", "mask", "left out"):
+            ours.zero_grad()
+            losses = F.cross_entropy(ours(), local.y, reduction="none")
+            loss = ours.parallel.mean(losses, weights(name, local))
+            loss.backward()
+            found[name] = loss.detach(), [whole(p.grad) for p in ours.parameters()]
+        with pytest.raises(ValueError, match=r"weights has shape \[2\]; expected \[\d+\]"):
+            ours.parallel.mean(losses, torch.ones(2))
+        return found
+
+    ranks = run_threads(4, case)
+    for name in ("classes", "mask", "left out"):
+        model.zero_grad()
+        loss = alone(name)
+        loss.backward()
+        expected = loss.detach(), [p.grad for p in model.parameters()]
+        for found in ranks:
+            torch.testing.assert_close(found[name], expected, rtol=1e-10, atol=1e-10)
 
 
 # Data -----------------------------------------------------------------------------------------
