@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,11 @@ def plan_of(model: nn.Module, graph: Data, size: int, strategy: str = "rows, hal
     return planned(space, list(space.cheapest().configs))
 
 
+def blocks(graph: Data, parts: int) -> hp.parallel.Partition:
+    """The nodes in so many blocks."""
+    return hp.parallel.partition(graph.edge_index, graph.num_nodes, parts, "contiguous")
+
+
 def step(model: Any) -> None:
     local = model.parallel.data
     out = model()[local.train_mask]
@@ -58,7 +64,7 @@ def setups(rank: int) -> dict[str, str]:
     relabelled = data()
     relabelled.edge_index = relabelled.edge_index.flip(0)
     mine = plan if rank == 0 else plan_of(model, graph, 2, "rows, all-gather")
-    cases: dict[str, tuple[Any, Any, Any]] = {
+    cases: dict[str, tuple[Any, ...]] = {
         "another graph": (model, relabelled, plan),
         "other nodes": (model, data(nodes=40), plan),
         "another model": (network(layers=3), graph, plan),
@@ -70,14 +76,17 @@ def setups(rank: int) -> dict[str, str]:
         "another plan on a rank": (model, graph, mine),
         "another model on a rank": (network(16 + 8 * rank), graph, plan),
         "other weights on a rank": (with_more(network(), 1 + rank), graph, plan),
+        "a partition of more parts": (model, graph, plan, blocks(graph, 3)),
+        "parts that are mixed": (model, graph, plan, lambda parts: np.arange(37) % parts),
+        "parts of other nodes": (model, graph, plan, lambda parts: np.zeros(40, np.int64)),
         "no file on a rank": (model, graph, plan if rank == 0 else "nowhere/plan.json"),
         "another graph on a rank": (model, data() if rank == 0 else relabelled, plan),
         "no features on a rank": (model, data() if rank == 0 else Data(num_nodes=37), plan),
     }
     said = {}
-    for name, arguments in cases.items():
+    for name, (*arguments, given) in ((k, (*v, None)[:4]) for k, v in cases.items()):
         try:
-            hp.parallel.parallelize(*arguments)
+            hp.parallel.parallelize(*arguments, part=given)
         except Exception as e:
             said[name] = f"{type(e).__name__}: {e}"
         else:
@@ -96,6 +105,9 @@ EXPECTED = {
     "no plan": "FileNotFoundError: .*nowhere/plan.json",
     "no topology": "ValueError: plan='auto' needs topology=",
     "another plan on a rank": "ValueError: rank [01] has another plan than rank [01]",
+    "a partition of more parts": "ValueError: the partition has 3 parts; 2 are wanted",
+    "parts that are mixed": "ValueError: part gave an array .*expected .37., increasing, of 0..1",
+    "parts of other nodes": r"ValueError: part gave an array of shape \(40,\); expected .37.",
 }
 EXPECTED_BY_RANK = {
     "another model on a rank": (
