@@ -159,7 +159,7 @@ class Parallel:
                             "splits in another way; give them the same strategy"
                         )
                     splits[name], users[name] = split, op.name
-        self._parameters.place({n: split for n, split in splits.items() if split is not None})
+            self._parameters.place({n: split for n, split in splits.items() if split is not None})
 
     def _shared(
         self,
