@@ -15,9 +15,10 @@ from torch import Tensor
 
 from hag_plugin.parallel.convolution_strategies import AGGREGATE, TRANSFORM
 from hag_plugin.parallel.executors import Site
+from hag_plugin.parallel.graph_parts import Cover, LocalGraph
 from hag_plugin.parallel.layer_forms import form_of, relational_product
 from hag_plugin.parallel.local_aggregate import LocalAggregate
-from hag_plugin.parallel.local_graphs import Cover, LocalGraph, LocalGraphs
+from hag_plugin.parallel.local_graphs import LocalGraphs
 from hag_plugin.parallel.parameters import swapped
 
 Fetch = Callable[[Tensor], Tensor]
