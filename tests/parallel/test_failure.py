@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch_geometric import nn as pyg
@@ -195,28 +192,6 @@ def test_a_rank_that_ends(case: Any) -> None:
     assert how == "raised"
     assert "among ranks [0, 1] failed; another rank has ended" in said
     assert other == ("raised" if case is fails_in_training else "died")
-
-
-def never_comes(rank: int, folder: str) -> None:
-    """One rank is alive, and elsewhere in the program."""
-    limit = timedelta(seconds=5)  # from now: starting a process takes longer
-    dist.destroy_process_group()
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/again", rank=rank, world_size=2, timeout=limit
-    )
-    model, graph = network(), data()
-    model = hp.parallel.parallelize(model, graph, plan_of(model, graph, 2))
-    step(model)
-    if rank == 1:
-        time.sleep(12)
-    else:
-        step(model)
-
-
-def test_a_rank_that_never_comes(tmp_path: Path) -> None:
-    (how, said), _ = launch(2, never_comes, str(tmp_path), limit=60)
-    assert how == "raised"
-    assert "took longer than the process group's time limit" in said
 
 
 def out_of_memory(rank: int) -> None:
