@@ -96,21 +96,10 @@ def sent_by_step(group: Group, model: Any) -> int:
 
 def sweep(args: argparse.Namespace, group: Group) -> dict[str, Any]:
     """Plans, predictions, measurements, and how far the first two are from the third."""
-    with group.together("loading the data"):
-        data, partition = task.load(args, group.size)
-        model = task.model_for(args, data)
-    topology = task.topology_for(args, group)
-    with group.together("planning"):
-        plans = None
-        if group.rank == 0:
-            graph = hp.parallel.trace(model, data, part=partition.owners)
-            plans = plans_for(graph, topology, group.size)
-    plans = group.broadcast(plans)
+    begun = task.start(args, group, lambda graph, machine: plans_for(graph, machine, group.size))
+    plans, data, topology = begun.planned, begun.data, begun.topology
     legal = {name: plan for name, plan in plans.items() if isinstance(plan, hp.parallel.Plan)}
-    models = {
-        name: hp.parallel.parallelize(model, data, plan, part=partition.owners)
-        for name, plan in legal.items()
-    }
+    models = {name: begun.parallelize(plan) for name, plan in legal.items()}
     sent = {name: sent_by_step(group, m) for name, m in models.items()}
     quiet = group.rank > 0 or args.json
     seconds = time_plans(group, models, args.rounds, args.seed, quiet)
@@ -123,7 +112,7 @@ def sweep(args: argparse.Namespace, group: Group) -> dict[str, Any]:
         "device": topology.device.name if isinstance(topology, hp.parallel.Topology) else topology,
         "model": f"{args.model}, {args.layers} layers, {args.hidden} hidden",
         "graph": f"{args.data}: {data.num_nodes} nodes, {data.num_edges} edges, "
-        f"{data.num_features} features, {partition.method} parts",
+        f"{data.num_features} features, {begun.partition.method} parts",
         "rounds": args.rounds,
         "noise": noise,
         "predicted_seconds": predicted,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,50 @@ def topology_for(args: argparse.Namespace, group: Group) -> Any:
     if args.topology or group.size == 1:
         return args.topology or "a100x8"
     return hp.parallel.probe_ranks(group, sizes=PROBED)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What ranks have before they train; the same on each.
+
+    Attributes:
+        data: nodes numbered by rank.
+        partition: how they are assigned to ranks.
+        model: not yet parallel.
+        topology: the machine.
+        planned: what was asked for.
+    """
+
+    data: Data
+    partition: hp.parallel.Partition
+    model: torch.nn.Module
+    topology: Any
+    planned: Any
+
+    def parallelize(self, plan: hp.parallel.Plan) -> Any:
+        """The model, run as a plan says."""
+        return hp.parallel.parallelize(self.model, self.data, plan, part=self.partition)
+
+
+def start(
+    args: argparse.Namespace, group: Group, choose: Callable[[hp.parallel.OpGraph, Any], Any]
+) -> Start:
+    """Data, a model and plans for it, from nothing.
+
+    Args:
+        args: as `parser` has them.
+        group: all ranks.
+        choose: makes the plans, for a graph of operations and a machine; on the first rank.
+    """
+    with group.together("loading the data"):
+        data, partition = load(args, group.size)
+        model = model_for(args, data)
+    topology = topology_for(args, group)
+    with group.together("planning"):
+        planned = None
+        if group.rank == 0:
+            planned = choose(hp.parallel.trace(model, data, part=partition), topology)
+    return Start(data, partition, model, topology, group.broadcast(planned))
 
 
 def strategies() -> list[str]:

@@ -45,21 +45,18 @@ def accuracy(model: Any, mask: str) -> float:
 
 def train(args: argparse.Namespace, group: Group) -> dict[str, Any]:
     """From nothing to a trained model."""
-    with group.together("loading the data"):
-        data, partition = task.load(args, group.size)
-        model = task.model_for(args, data)
-    topology = task.topology_for(args, group)
-    with group.together("planning"):
-        plan = None
-        if group.rank == 0:  # one plans for all
-            graph = hp.parallel.trace(model, data, part=partition.owners)
-            plan = task.plan_for(graph, topology, group.size, args.plan)
-            if args.save_plan:
-                plan.save(args.save_plan)
-    plan = group.broadcast(plan)
+
+    def choose(graph: hp.parallel.OpGraph, topology: Any) -> hp.parallel.Plan:
+        plan = task.plan_for(graph, topology, group.size, args.plan)
+        if args.save_plan:
+            plan.save(args.save_plan)
+        return plan
+
+    begun = task.start(args, group, choose)
+    plan, nodes, method = begun.planned, begun.data.num_nodes, begun.partition.method
     if not args.json:
-        task.say(group, f"{data.num_nodes} nodes in {partition.method} parts\n{plan}\n")
-    model = hp.parallel.parallelize(model, data, plan, part=partition.owners)
+        task.say(group, f"{nodes} nodes in {method} parts\n{plan}\n")
+    model = begun.parallelize(plan)
     optimizer = torch.optim.Adam(model.parameters(), args.learning_rate)
     if args.checkpoint and Path(args.checkpoint).exists():
         hp.parallel.load_checkpoint(args.checkpoint, model, optimizer)

@@ -15,8 +15,9 @@ from torch import Tensor
 from hag_plugin.parallel.convolution_executors import whole_input
 from hag_plugin.parallel.dropout import keep
 from hag_plugin.parallel.executors import Executor, Site, Split, executes
+from hag_plugin.parallel.graph_parts import LocalGraph
 from hag_plugin.parallel.layouts import ROWS
-from hag_plugin.parallel.local_graphs import LocalGraph, LocalGraphs
+from hag_plugin.parallel.local_graphs import LocalGraphs
 from hag_plugin.parallel.node_layers import Fetch, NodeLayer, graphs_of
 from hag_plugin.parallel.transfer import scatter_rows
 from hag_plugin.weights import edge_slots, weighted_aggregate
@@ -77,6 +78,8 @@ class Heads:
         p, world = self.module.dropout, self.site.world
         if not (self.module.training and p):
             return alpha
+        if p >= 1:
+            return alpha * 0
         heads = torch.arange(alpha.shape[1], device=alpha.device) + self.first
         key = (world.seed, world.step, self.site.index)
         return torch.where(keep(key, self.numbers, heads, p), alpha / (1 - p), 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def save_checkpoint(
         state = _state(model, [optimizer]) | {"step": torch.tensor(parallel.step)}
     try:
         save(state, checkpoint_id=partial)  # a rank's error is raised on all
-    except CheckpointException as e:
+    except (CheckpointException, RuntimeError) as e:  # a rank failed, or has ended
         raise RuntimeError(f"the checkpoint {path} could not be written: {e}") from e
     with group.together("putting the checkpoint in its place"):
         if group.rank == 0:
@@ -77,7 +78,8 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: there is no whole checkpoint.
-        ValueError: it is of another model.
+        ValueError: it is of another model, or damaged.
+        RuntimeError: another rank does not find it.
 
     Example:
         load_checkpoint("checkpoint", model, optimizer)
@@ -88,8 +90,11 @@ def load_checkpoint(
 
     parallel: Any = getattr(model, "parallel", None)
     path = Path(path)
-    if not (path / METADATA).is_file():
-        raise FileNotFoundError(f"{path} holds no checkpoint; expected a folder with {METADATA}")
+    with nullcontext() if parallel is None else parallel.group.together("finding the checkpoint"):
+        if not (path / METADATA).is_file():
+            raise FileNotFoundError(
+                f"{path} holds no checkpoint; expected a folder with {METADATA}"
+            )
     state: dict[str, Any] = _state(model, optimizers)
     if parallel is not None:
         state["step"] = torch.tensor(parallel.step)
@@ -99,7 +104,7 @@ def load_checkpoint(
         try:
             load(state, checkpoint_id=path, no_dist=parallel is None)
         except (CheckpointException, RuntimeError, ValueError) as e:
-            raise ValueError(f"the checkpoint {path} is of another model: {e}") from e
+            raise ValueError(f"the checkpoint {path} is of another model, or damaged: {e}") from e
     set_state_dict(
         model,
         list(optimizers),

@@ -63,7 +63,7 @@ def part_hags(problem: Problem, partition: PartitionStats) -> list[str]:
 
 
 def _shares(problem: Problem) -> bool:
-    return problem.op.relations == 1 and not problem.op.edge_products
+    return not problem.op.relational and not problem.op.edge_products
 
 
 def add_whole_graph(problem: Problem, terms: Terms, hag: str, width: int, backward: bool) -> None:
@@ -108,11 +108,21 @@ def add_transform(problem: Problem, terms: Terms, rows: int, k: int, n: int) -> 
     """The products with weights `[F, G]`, `k` and `n` of them on this device."""
     op = problem.op
     if op.transform:
-        terms.linear(rows, k, n, op.input_grad, op.relations)
+        add_relation_products(problem, terms, rows, k, n, op.relations)
     if op.root:
         terms.linear(rows, k, n, op.input_grad)
     for a, b in op.node_products:
         terms.linear(rows, a, b, True)
+
+
+def add_relation_products(
+    problem: Problem, terms: Terms, rows: int, k: int, n: int, relations: int
+) -> None:
+    """The products with weights `[k, n]` of so many relations."""
+    op = problem.op
+    terms.linear(rows, k, n // op.blocks, op.input_grad, relations)
+    if op.bases:  # the weights are made first
+        terms.linear(relations, op.bases, k * n, True)
 
 
 def backward_needed(problem: Problem, order: str) -> bool:
@@ -152,7 +162,7 @@ class _Rows(Strategy):
         return [
             Config(self.name, ROWS, ROWS, order, hag)
             for order in orders(problem)
-            if order != TRANSFORM or problem.op.relations == 1
+            if order != TRANSFORM or not problem.op.relational
             for hag in part_hags(problem, problem.partition)
         ]
 
@@ -242,7 +252,7 @@ class RowsCover(RowsHalo):
     def refuses(self, problem: Problem) -> str | None:
         if not set(problem.op.reduce) <= {"sum", "mean"} or problem.op.edge_products:
             return f"partial sums need a sum or mean of node rows, not {problem.op.reduce}"
-        if problem.op.relations > 1:
+        if problem.op.relational:
             return "partial sums of several relations are not supported"
         if problem.partition.cover is None:
             return "vertex covers were not computed (they need scipy and the edges)"
@@ -257,7 +267,7 @@ class RowsCover(RowsHalo):
 def _features_refusal(problem: Problem, *widths: int) -> str | None:
     if problem.op.edge_products:
         return "its messages depend on both ends of an edge, so features cannot be split"
-    if problem.op.relations > 1:
+    if problem.op.relational:
         return "split relations instead: features of a relational layer are not split"
     return column_refusal(problem, *widths)
 

@@ -10,6 +10,7 @@ from hag_plugin.parallel.convolution_strategies import (
     AGGREGATE,
     TRANSFORM,
     add_parts,
+    add_relation_products,
     add_transform,
     aggregated_width,
     backward_needed,
@@ -45,7 +46,7 @@ class Grid(Strategy):
         if not problem.grids(problem.op.input_width, problem.op.width):
             widths = problem.op.input_width, problem.op.width
             return f"{problem.devices} devices make no grid for {widths[0]} to {widths[1]} features"
-        if problem.op.node_products or problem.op.edge_products or problem.op.relations > 1:
+        if problem.op.node_products or problem.op.edge_products or problem.op.relational:
             return "it has no one pair of aggregation and weights"
         return None
 
@@ -138,7 +139,7 @@ class Relations(Strategy):
         written = problem.total_rows * (count if config.order == AGGREGATE else 1)
         terms.aggregate(HagCounts(edges, written), width, backward_needed(problem, config.order))
         terms.graph += 2 * (INDEX * edges + 8 * count * problem.total_rows)
-        terms.linear(problem.total_rows, op.input_width, op.width, op.input_grad, count)
+        add_relation_products(problem, terms, problem.total_rows, op.input_width, op.width, count)
         if op.root:  # on the rows that the output is wanted for
             rows = problem.most_rows if config.target == ROWS else problem.total_rows
             terms.linear(rows, op.input_width, op.width, op.input_grad)
@@ -150,9 +151,12 @@ class Relations(Strategy):
             nbytes = problem.total_rows * op.width * s
             terms.messages.append(even("all_reduce", nbytes, problem.devices, "forward"))
         terms.held = self.held(problem, config, count)
-        problem.weights(terms, count * op.input_width * op.width, copies=False)
-        shared = op.root * op.input_width * op.width + op.biases
-        problem.weights(terms, shared, copies=config.target == ROWS)
+        matrix = op.input_width * op.width
+        own, copied = count * (op.bases or matrix // op.blocks), op.bases * matrix
+        shared = op.root * matrix + op.biases
+        own, copied = (own, copied + shared) if config.target == ROWS else (own + shared, copied)
+        problem.weights(terms, own, copies=False)
+        problem.weights(terms, copied, copies=True)
         return terms
 
     def held(self, problem: Problem, config: Config, count: int) -> Held:

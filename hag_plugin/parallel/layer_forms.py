@@ -6,7 +6,7 @@ if the aggregation is a sum or a mean. Neither library is imported here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -35,6 +35,8 @@ class Form:
         target_scale: `t`, `[N]`, or None.
         edge_weight: `w`, `[E + N]`: of the edges as they were given, then of each node's loop; or
             None. The layer's loops are then listed among the edges.
+        coefficients: name of `[R, B]`, of which and `W` the weights of relations are sums; "" for
+            none.
     """
 
     weight: str = ""
@@ -47,6 +49,7 @@ class Form:
     source_scale: Tensor | None = None
     target_scale: Tensor | None = None
     edge_weight: Tensor | None = None
+    coefficients: str = ""
 
     @property
     def listed(self) -> bool:
@@ -78,10 +81,26 @@ class Form:
         sizes = {name: site.module.get_parameter(name).dim() for name in self.weights}
         return {name: Split(dimension % dims, columns) for name, dims in sizes.items()}
 
+    def of_relations(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The weights of relations, `[R, F, G]` or in blocks, from the layer's parameters."""
+        weight = values[self.weight]
+        if not self.coefficients:
+            return weight
+        coefficients = values[self.coefficients]
+        return (coefficients @ weight.flatten(1)).view(-1, *weight.shape[1:])
+
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
         """`[n, k]` times weights, or a block of them: `[n, g]`."""
         weight = weight.view(weight.shape[-2:])
         return F.linear(x, weight) if self.inputs == -1 else x @ weight
+
+
+def relational_product(x: Tensor, weight: Tensor) -> Tensor:
+    """`[n, F]` times the weights of a relation, `[F, G]` or its blocks `[B, F / B, G / B]`."""
+    if weight.dim() == 2:
+        return x @ weight
+    blocks = x.view(len(x), len(weight), -1)
+    return torch.einsum("nbf,bfg->nbg", blocks, weight).flatten(1)
 
 
 def form_of(site: Site, graphs: LocalGraphs) -> Form:
@@ -172,11 +191,12 @@ def _sum_only(site: Site, graphs: LocalGraphs) -> Form:
 
 
 def _rgcn(site: Site, graphs: LocalGraphs) -> Form:
-    """conv/rgcn_conv.py: `W` `[R, F, G]`, the root `[F, G]`."""
+    """conv/rgcn_conv.py: `W` `[R, F, G]`, bases `[B, F, G]`, or blocks `[R, B, F / B, G / B]`."""
     conv = cast(Any, site.module)
     root, bias = ("root", conv.root), ("bias", conv.bias)
     names = [name if value is not None else "" for name, value in (root, bias)]
-    return Form("weight", -2, -1, names[0], names[1], _reducer(site))
+    coefficients = "comp" if conv.comp is not None else ""
+    return Form("weight", -2, -1, names[0], names[1], _reducer(site), coefficients=coefficients)
 
 
 def _reducer(site: Site) -> str:

@@ -109,7 +109,7 @@ def convolution(
         sources: how many rows that are.
     """
     F, G = widths
-    if op.relations > 1:
+    if op.relational:
         steps = [*fetch, relations(op, order, op.relations, rows, sources, F, G)]
     elif order == TRANSFORM:
         steps = [product(rows, G), *fetch, neighbours(op, rows, G)]
@@ -130,12 +130,14 @@ def finished(op: Op, source: int, steps: list[Step], out: int) -> Held:
 def relations(op: Op, order: str, count: int, rows: int, sources: int, F: int, G: int) -> Step:
     """The sum of what relations give: all of them are held before it is taken."""
     parts = 2 * count * rows * G if count > 1 else 0
+    made = count * F * G if op.bases else 0  # weights, of bases
     if order == TRANSFORM:
-        gradients = (sources * G) + sources * F * op.input_grad
-        return Step(rows * G, "input", forward=parts, backward=gradients, weights=True)
+        gradients = (sources * G) + sources * F * op.input_grad + made
+        return Step(rows * G, "input", made, parts, gradients, weights=True)
     # Gradients of sources add up while sums of relations that are done with are let go.
     waits = sources * F - rows * F if op.input_grad and count > 1 else 0
-    return Step(rows * G, "", count * rows * F, parts, max(rows * F, waits), weights=True)
+    kept, gradients = count * rows * F + made, max(rows * F, waits) + made
+    return Step(rows * G, "", kept, parts, gradients, weights=True)
 
 
 def messages(op: Op, rows: int, sources: int, edges: int, fetch: list[Step]) -> Held:

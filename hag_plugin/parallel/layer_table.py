@@ -231,10 +231,6 @@ def _gat(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
 
 def _rgcn(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     call = _arguments("x edge_index edge_type", args, kwargs)
-    if conv.num_blocks is not None or conv.num_bases is not None:
-        raise UnknownLayerError(
-            f"layer {walk.path!r}: num_blocks and num_bases are not in the table"
-        )
     reduce = _reducers(conv.aggr)
     return walk.add(
         "convolution",
@@ -248,6 +244,8 @@ def _rgcn(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
         bias=conv.bias is not None,
         reduce=reduce,
         relations=conv.num_relations,
+        bases=conv.num_bases or 0,
+        blocks=conv.num_blocks or 1,
     )
 
 

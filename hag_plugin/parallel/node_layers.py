@@ -15,9 +15,10 @@ from torch import Tensor
 
 from hag_plugin.parallel.convolution_strategies import AGGREGATE, TRANSFORM
 from hag_plugin.parallel.executors import Site
-from hag_plugin.parallel.layer_forms import form_of
+from hag_plugin.parallel.graph_parts import Cover, LocalGraph
+from hag_plugin.parallel.layer_forms import form_of, relational_product
 from hag_plugin.parallel.local_aggregate import LocalAggregate
-from hag_plugin.parallel.local_graphs import Cover, LocalGraph, LocalGraphs
+from hag_plugin.parallel.local_graphs import LocalGraphs
 from hag_plugin.parallel.parameters import swapped
 
 Fetch = Callable[[Tensor], Tensor]
@@ -112,8 +113,9 @@ class Relational(NodeLayer):
 
     def __call__(self, x: Tensor, fetch: Fetch) -> Tensor:
         form = self.form
-        values = self.parameters(form.weight, form.root, form.bias)
-        out = relational_sum(self.site, self.aggregates, x, fetch, values[form.weight])
+        values = self.parameters(form.weight, form.coefficients, form.root, form.bias)
+        weights = form.of_relations(values)
+        out = relational_sum(self.site, self.aggregates, x, fetch, weights)
         if form.root:
             out = out + x @ values[form.root]
         return out + values[form.bias] if form.bias else out
@@ -122,12 +124,13 @@ class Relational(NodeLayer):
 def relational_sum(
     site: Site, aggregates: list[LocalAggregate], x: Tensor, fetch: Fetch, weight: Tensor
 ) -> Tensor:
-    """The sum over relations, `[n, G]`, of weights `[R, F, G]`."""
+    """The sum over relations, `[n, G]`; weights are those of `Form.of_relations`."""
+    pairs = zip(aggregates, weight, strict=True)
     if site.config.order == TRANSFORM:
-        parts = [a(fetch(x @ w)) for a, w in zip(aggregates, weight, strict=True)]
+        parts = [a(fetch(relational_product(x, w))) for a, w in pairs]
     else:
         rows = fetch(x)
-        parts = [a(rows) @ w for a, w in zip(aggregates, weight, strict=True)]
+        parts = [relational_product(a(rows), w) for a, w in pairs]
     return torch.stack(parts).sum(dim=0) if len(parts) > 1 else parts[0]
 
 
@@ -170,4 +173,4 @@ def layer_of(site: Site, graphs: LocalGraphs, copies: bool) -> NodeLayer:
         return Attention(site, graphs, copies)
     if op.edge_products:
         return Messages(site, graphs, copies)
-    return (Relational if op.relations > 1 else Convolution)(site, graphs, copies)
+    return (Relational if op.relational else Convolution)(site, graphs, copies)

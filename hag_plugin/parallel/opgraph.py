@@ -51,6 +51,9 @@ class Op:
         heads: of attention; they are concatenated if `concatenated`, else averaged.
         concatenated: see `heads`.
         relations: kinds of edges, with weights each.
+        bases: B > 0: the weights of relations are sums of B matrices, with coefficients
+            `[relations, B]` (RGCN, arXiv 1703.06103, equation 3).
+        blocks: the weights of relations are so many blocks on a diagonal (equation 4).
         edge_products: `(k, n)` of dense products that a convolution makes for every edge.
         node_products: the same for every node, in place of `transform`.
         message_width: where messages are made for every edge, their width.
@@ -81,6 +84,8 @@ class Op:
     heads: int = 1
     concatenated: bool = True
     relations: int = 1
+    bases: int = 0
+    blocks: int = 1
     edge_products: tuple[tuple[int, int], ...] = ()
     node_products: tuple[tuple[int, int], ...] = ()
     message_width: int = 0
@@ -97,12 +102,14 @@ class Op:
         products = sum(k * n for k, n in (*self.edge_products, *self.node_products))
         dense = self.transform or self.kind in ("linear", "attention")
         own = self.input_width * self.width if self.root else 0
-        return (
-            self.values
-            + products
-            + own
-            + (self.relations * self.input_width * self.wide if dense else 0)
-        )
+        each = self.input_width * self.wide // self.blocks if dense else 0
+        matrices = self.bases or self.relations
+        return self.values + products + own + matrices * each + self.relations * self.bases
+
+    @property
+    def relational(self) -> bool:
+        """Whether edges are of kinds, so that there is no one sum with one matrix."""
+        return self.relations > 1 or self.bases > 0 or self.blocks > 1
 
     @property
     def needs(self) -> str:

@@ -26,7 +26,7 @@ CHUNKS = 8  # of nodes that choose their labels at once
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """Nodes numbered anew, part by part.
+    """Nodes numbered anew, part by part. Give it as `part`, with data in that numbering.
 
     Attributes:
         order: int64 `[N]`, the node that now has each number.
@@ -43,8 +43,8 @@ class Partition:
         """int64 `[N]`, the part of each node in the new numbering: increasing."""
         return np.repeat(np.arange(len(self.rows)), self.rows)
 
-    def owners(self, parts: int) -> np.ndarray:
-        """`part`, as `measure` and `plan` ask for it.
+    def __call__(self, parts: int) -> np.ndarray:
+        """`part`, as `measure`, `plan` and `parallelize` ask for it.
 
         Raises:
             ValueError: the partition has another number of parts.

@@ -73,6 +73,7 @@ class GraphStats:
         hag: counts of the HAG of the whole graph, None where none was searched.
         relation_edges: edges of each relation, for relational layers.
         source: how the counts came about, for the reader of a plan.
+        shares: whether a HAG could share anything: not where edges have weights.
     """
 
     nodes: int
@@ -83,6 +84,7 @@ class GraphStats:
     source: str = "measured"
     _cut: Callable[[int, int], PartitionStats] | None = field(default=None, repr=False)
     _partitions: dict[tuple[int, int], PartitionStats] = field(default_factory=dict, repr=False)
+    shares: bool = True
 
     def partition(self, parts: int, merged: int = 1) -> PartitionStats:
         """The graph cut into `parts`, of which each `merged` neighbours are one; computed once.
@@ -105,7 +107,21 @@ class GraphStats:
         def cut(parts: int, merged: int) -> PartitionStats:
             return replace(self.partition(parts, merged), hags=None)
 
-        return replace(self, hag=None, _cut=cut, _partitions={})
+        return replace(self, hag=None, shares=False, _cut=cut, _partitions={})
+
+    def uncounted(self) -> GraphStats:
+        """Stands for the graph where it is asked what is possible, not what it costs: HAGs and
+        covers may be wanted, whether they were searched or not, and nothing has to be counted.
+        """
+        some = HagCounts(self.edges, self.nodes) if self.shares else None
+
+        def cut(parts: int, merged: int) -> PartitionStats:
+            rows = chunk_sizes(self.nodes, parts).reshape(-1, merged).sum(axis=1)
+            none = np.zeros((len(rows), len(rows)), np.int64)
+            hags = None if some is None else (some,) * len(rows)
+            return PartitionStats(rows, none[0], none, none, hags, "uncounted")
+
+        return replace(self, hag=some, _cut=cut, _partitions={})
 
     @classmethod
     def assumed(
@@ -198,7 +214,7 @@ def measure(
         relation_edges = tuple(torch.bincount(edge_type.cpu()).tolist())
 
     def cut(parts: int, merged: int) -> PartitionStats:
-        owner = _owners(part, parts, num_nodes) // merged
+        owner = owners(part, parts, num_nodes) // merged
         return _measure_partition(whole, owner, parts // merged, self_loops, hag, progress)
 
     digest = "".join(f"{half:016x}" for half in whole.content_hash)
@@ -217,7 +233,12 @@ def _digest(text: bytes) -> str:
     return hashlib.blake2b(text, digest_size=16).hexdigest()
 
 
-def _owners(part: Callable[[int], np.ndarray] | None, parts: int, nodes: int) -> np.ndarray:
+def owners(part: Callable[[int], np.ndarray] | None, parts: int, nodes: int) -> np.ndarray:
+    """The part of each node, int64 `[nodes]`; arguments as for `measure`.
+
+    Raises:
+        ValueError: `part` gives something else.
+    """
     if part is None:
         return np.repeat(np.arange(parts), chunk_sizes(nodes, parts))
     owner = np.asarray(part(parts))

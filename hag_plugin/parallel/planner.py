@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,8 @@ class Plan:
         """Whether the plan is for this model, on these graphs and so many devices.
 
         Raises:
-            ValueError: it is not; says what differs.
+            ValueError: it is not, says what differs; or a layer has what is not possible there,
+                names it.
         """
         if world_size is not None and world_size != self.world_size:
             raise ValueError(f"the plan is for {self.world_size} devices; there are {world_size}")
@@ -126,6 +127,17 @@ class Plan:
                 f"the plan is for model {self.model[0]} with fingerprint {self.model[1]}; this one "
                 f"has {graph.fingerprint}: sizes or settings of a layer differ"
             )
+        uncounted = {key: stats.uncounted() for key, stats in graph.graphs.items()}
+        known = replace(graph, graphs=uncounted)
+        for layer, op in zip(self.layers, graph.ops, strict=True):
+            if layer.kind != op.kind:
+                raise ValueError(
+                    f"layer {layer.name!r} is of kind {layer.kind!r} in the plan; expected "
+                    f"{op.kind!r}, as it is in the model"
+                )
+            configs, reasons = configs_of(Problem(known, op, self.world_size))
+            if layer.config not in configs:
+                raise _impossible(layer, configs, reasons)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan as JSON, to be read and edited by hand."""
@@ -290,14 +302,23 @@ def recost(found: Plan, graph: OpGraph, topology: Topology | str, costs: str = "
     chosen = []
     for layer, configs in zip(found.layers, space.configs, strict=True):
         if layer.config not in configs:
-            same = [str(c) + f", hag {c.hag}" for c in configs
-                    if c.strategy == layer.config.strategy]  # fmt: skip
-            raise ValueError(
-                f"layer {layer.name!r}: {layer.config}, hag {layer.config.hag} is not possible "
-                f"there; expected one of {same or sorted({c.strategy for c in configs})}"
-            )
+            raise _impossible(layer, configs)
         chosen.append(configs.index(layer.config))
     return planned(space, chosen, costs, baselines(graph, machine, compute))
+
+
+def _impossible(
+    layer: LayerPlan, configs: Sequence[Config], reasons: Mapping[str, str] | None = None
+) -> ValueError:
+    """A layer was given what is not among the configurations that it may have."""
+    config = layer.config
+    why = (reasons or {}).get(config.strategy)
+    same = [f"{c}, hag {c.hag}" for c in configs if c.strategy == config.strategy]
+    return ValueError(
+        f"layer {layer.name!r}: {config}, hag {config.hag} is not possible there"
+        f"{'' if why is None else f' ({why})'}; expected one of "
+        f"{same or sorted({c.strategy for c in configs})}"
+    )
 
 
 def alternatives(

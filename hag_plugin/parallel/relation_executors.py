@@ -35,24 +35,32 @@ class Relations(Executor):
         self.own = slice(start, start + int(site.rows[rank]))
 
     def placements(self) -> dict[str, Split]:
-        return {self.form.weight: Split(0)}
+        return {self.form.coefficients or self.form.weight: Split(0)}
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         site, form, x = self.site, self.form, inputs[0]
         to_rows = site.config.target == ROWS
         whole = whole_input(site, x)
-        [weight] = site.locals([form.weight])
+        values = self.parameters(to_rows)
+        weight = form.of_relations(values)
         if self.aggregates:
             out = relational_sum(site, self.aggregates, whole, lambda z: z, weight)
         else:  # nothing, but with gradients: every rank takes part in what is sent
             nothing = whole[:0].sum() + weight.sum()
             out = nothing.expand(len(whole), site.op.width)
         out = scatter_rows(out, site.rows, site.group) if to_rows else sum_parts(out, site.group)
-        names = [name for name in (form.root, form.bias) if name]
-        values = dict(zip(names, site.locals(names, copies=to_rows), strict=True))
         if form.root:
             out = out + self.root_rows(x, whole) @ values[form.root]
         return out + values[form.bias] if form.bias else out
+
+    def parameters(self, to_rows: bool) -> dict[str, Tensor]:
+        """Own blocks, and copies: bases are used by all; the root and the bias by row."""
+        form, own = self.form, self.form.coefficients or self.form.weight
+        copied = [form.weight] if form.coefficients else []
+        last = [name for name in (form.root, form.bias) if name]
+        plain, copied = ([own], copied + last) if to_rows else ([own, *last], copied)
+        values = dict(zip(plain, self.site.locals(plain), strict=True))
+        return values | dict(zip(copied, self.site.locals(copied, copies=True), strict=True))
 
     def root_rows(self, x: Tensor, whole: Tensor) -> Tensor:
         """The rows that the output is wanted for; their gradient goes to each node's row once."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hag_plugin.parallel.comm import Group
 from hag_plugin.parallel.executors import Executor, Site, executes
-from hag_plugin.parallel.local_graphs import Halo
+from hag_plugin.parallel.graph_parts import Halo
 from hag_plugin.parallel.node_layers import Convolution, graphs_of, layer_of
 from hag_plugin.parallel.transfer import exchange, gather_rows
 

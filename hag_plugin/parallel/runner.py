@@ -74,7 +74,7 @@ def stand_in(shape: Sequence[int], like: Tensor, index: int, local: Tensor | Non
 
 
 class Runner(Walk):
-    """Runs what `trace_model.Recorder` recorded.
+    """Runs what `recorder.Recorder` recorded.
 
     Args:
         model: is changed: its layers stand for themselves only while a runner is at work.

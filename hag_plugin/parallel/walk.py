@@ -1,6 +1,6 @@
 """Following a model while it runs: which module is at work, and which functions are called.
 
-`trace_model.Recorder` writes down what it meets, `runner.Runner` runs it on shards; both go the
+`recorder.Recorder` writes down what it meets, `runner.Runner` runs it on shards; both go the
 same way and give operations the same names.
 """
 

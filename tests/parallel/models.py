@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,10 +42,10 @@ class SkipPNA(nn.Module):
 class RGCN(nn.Module):
     """Two relational layers."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__()
-        self.first = pyg.RGCNConv(FEATURES, 32, RELATIONS)
-        self.second = pyg.RGCNConv(32, CLASSES, RELATIONS)
+        self.first = pyg.RGCNConv(FEATURES, 32, RELATIONS, **options)
+        self.second = pyg.RGCNConv(32, CLASSES, RELATIONS, **options)
 
     def forward(self, x: Tensor, edge_index: Tensor, edge_type: Tensor) -> Tensor:
         h = torch.relu(self.first(x, edge_index, edge_type))

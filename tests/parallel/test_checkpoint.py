@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,12 @@ from torch_geometric import nn as pyg
 from torch_geometric.data import Data
 
 import hag_plugin as hp
-from hag_plugin.parallel.checkpoint import load_checkpoint, save_checkpoint
+from hag_plugin.parallel.checkpoint import METADATA, load_checkpoint, save_checkpoint
 from hag_plugin.parallel.planner import Plan, planned
 from hag_plugin.parallel.trace_model import trace
 
 from .equality import space_with, whole
-from .ranks import run_processes
+from .ranks import launch, run_processes, run_threads
 from .test_execute import CLASSES, FEATURES, data
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
@@ -173,3 +175,55 @@ def test_a_failure_leaves_what_was_there(folder: Path) -> None:
     for said in run_processes(2, fail_to_save, str(folder)):
         assert "no space left" in said
     assert {p.name: p.read_bytes() for p in (folder / "pair").iterdir()} == before
+
+
+def die_while_saving(rank: int, folder: str) -> None:
+    from torch.distributed.checkpoint import FileSystemWriter
+
+    model, optimizer = start("pair")
+    if rank == 1:
+
+        def dies(*args: Any) -> None:
+            os._exit(7)
+
+        FileSystemWriter.write_data = dies  # type: ignore[method-assign]
+    save_checkpoint(Path(folder) / "pair", model, optimizer)
+
+
+def test_a_rank_that_dies_leaves_what_was_there(folder: Path) -> None:
+    before = {p.name: p.read_bytes() for p in (folder / "pair").iterdir()}
+    (how, said), (other, _) = launch(2, die_while_saving, str(folder), limit=60, timeout=20)
+    assert (how, other) == ("raised", "died")
+    assert f"the checkpoint {folder / 'pair'} could not be written" in said
+    assert {p.name: p.read_bytes() for p in (folder / "pair").iterdir()} == before
+    assert not (folder / "pair.partial" / METADATA).exists()
+    load_checkpoint(folder / "pair", network())
+
+
+def test_a_damaged_checkpoint_is_refused(folder: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder / "rows", damaged)
+    shards = sorted(damaged.glob("*.distcp"))
+    whole_shard = shards[0].read_bytes()
+    shards[0].write_bytes(whole_shard[: len(whole_shard) // 4])
+    model = network()
+    with pytest.raises(ValueError, match="is of another model, or damaged"):
+        load_checkpoint(damaged, model)
+    shards[0].unlink()
+    with pytest.raises(ValueError, match="is of another model, or damaged"):
+        load_checkpoint(damaged, model)
+
+
+def find_on_one_rank(rank: int, folder: str) -> str:
+    model, optimizer = start("rows")
+    try:
+        load_checkpoint(Path(folder) / ("rows" if rank == 0 else "nowhere"), model, optimizer)
+    except Exception as e:
+        return f"{type(e).__name__}: {e}"
+    return ""
+
+
+def test_a_rank_that_does_not_find_the_checkpoint_ends_all(folder: Path) -> None:
+    first, second = run_threads(2, lambda rank: find_on_one_rank(rank, str(folder)), limit=30)
+    assert first.startswith("RuntimeError: finding the checkpoint failed on rank 1: FileNotFound")
+    assert second.startswith("FileNotFoundError: ")

@@ -106,6 +106,11 @@ RELATIONAL = {
     "RGCN": lambda: pyg.RGCNConv(8, 4, 5),
     "RGCN, sum": lambda: pyg.RGCNConv(8, 12, 5, aggr="sum", root_weight=False),
     "RGCN, max": lambda: pyg.RGCNConv(8, 4, 5, aggr="max", bias=False),
+    "RGCN of bases": lambda: pyg.RGCNConv(8, 4, 5, num_bases=3),
+    "RGCN of bases, alone": lambda: pyg.RGCNConv(
+        8, 4, 5, num_bases=2, root_weight=False, bias=False
+    ),
+    "RGCN of blocks": lambda: pyg.RGCNConv(8, 12, 5, num_blocks=4, aggr="sum"),
 }
 
 
@@ -119,6 +124,14 @@ def test_relational_layers(name: str, devices: int, first: bool) -> None:
     assert {strategy for strategy, _, _ in found} == {
         "replicate", "rows, all-gather", "rows, halo", "relations",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{"num_bases": 2}, {"num_blocks": 2}])
+def test_one_relation(options: dict[str, int]) -> None:
+    data = graph(30, 150)
+    data.edge_type = torch.zeros(data.num_edges, dtype=torch.long)
+    found = check(pyg.RGCNConv(8, 4, 1, **options), data, 2)
+    assert {strategy for strategy, _, _ in found} == {"replicate", "rows, all-gather", "rows, halo"}
 
 
 WEIGHTED = {

@@ -27,6 +27,8 @@ MODELS: dict[str, Any] = {
     "GIN": lambda: pyg.GIN(FEATURES, 12, 2, CLASSES, train_eps=True),
     "GAT": lambda: pyg.GAT(FEATURES, 16, 2, CLASSES, heads=4),
     "RGCN": RGCN,
+    "RGCN of bases": lambda: RGCN(num_bases=3),
+    "RGCN of blocks": lambda: RGCN(num_blocks=4),
     "PNA": SkipPNA,
 }
 

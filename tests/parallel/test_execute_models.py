@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -106,6 +107,28 @@ def test_eight_ranks_in_a_grid(columns: int) -> None:
 
     torch.manual_seed(0)
     check(pyg.GCN(FEATURES, 8, 2, CLASSES, norm="layer").double(), data(), 8, allow)
+
+
+@pytest.mark.parametrize("strategy", ["rows, halo", "all-to-all around aggregation", "2-D grid"])
+def test_nodes_assigned_to_ranks(strategy: str) -> None:
+    """Parts of any size, one of them empty; outputs in the old order."""
+    given, random = data(), np.random.default_rng(0)
+    rows = np.array([7, 20, 0, 18])
+    found = hp.parallel.Partition(random.permutation(NODES), rows, "by hand")
+    arranged = found.apply(given)
+    model = pyg.GCN(FEATURES, 8, 2, CLASSES, norm="batch").double()
+    plan = check(model, arranged, 4, by_strategy(strategy), part=found)
+    expected = model(given.x, given.edge_index)
+
+    def case(rank: int) -> tuple[int, torch.Tensor]:
+        ours = hp.parallel.parallelize(model, arranged, plan, part=found)
+        return len(ours.parallel.data.y), found.undo(ours.parallel.gather(ours()))
+
+    ranks = run_threads(4, case)
+    for _, out in ranks:
+        torch.testing.assert_close(out, expected.detach(), rtol=1e-10, atol=1e-10)
+    if plan.layer("loss").config.source.kind == "rows":
+        assert [have for have, _ in ranks] == rows.tolist()
 
 
 def seeded(name: str) -> Any:

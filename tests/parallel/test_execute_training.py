@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from hag_plugin.parallel.dropout import keep
 from hag_plugin.parallel.planner import Plan, planned
 from hag_plugin.parallel.trace_model import trace
 
-from .equality import Allow, check, space_with, train_together
+from .equality import Allow, check, compare, space_with, train_alone, train_together, whole
 from .ranks import run_threads
 from .test_execute import KINDS, MLP, data
 
@@ -110,6 +111,111 @@ def test_masks_change_from_step_to_step_and_drop_as_many_as_asked() -> None:
         assert mask.double().mean(dim=0).std() < 1.3 * (0.21 / 400) ** 0.5
         assert mask.double().mean(dim=1).std() < 1.3 * (0.21 / 300) ** 0.5
     assert keep((1,), rows, columns, 0.0).all()
+
+
+class Attending(nn.Module):
+    """Attention that drops edges: heads side by side, then averaged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = pyg.GATConv(12, 4, heads=4, dropout=0.4)
+        self.second = pyg.GATConv(16, 8, heads=4, dropout=0.6, concat=False)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        h: Tensor = self.second(torch.tanh(self.first(x, edge_index)), edge_index)
+        return h
+
+
+class Masks:
+    """Dropout of the layers of one process, with the masks that ranks have."""
+
+    def __init__(self, given: Any, names: list[str], layers: tuple[str, ...]) -> None:
+        own = given.edge_index[0] == given.edge_index[1]
+        loops = given.num_edges + torch.arange(given.num_nodes)
+        self.edges = torch.cat([(~own).nonzero().view(-1), loops])  # as GATConv lists them
+        self.layers = [names.index(name) for name in layers]
+        self.calls = 0
+
+    def __call__(self, alpha: Tensor, p: float, training: bool) -> Tensor:
+        if not training:
+            return alpha
+        step, layer = divmod(self.calls, len(self.layers))
+        self.calls += 1
+        key = (torch.initial_seed(), step + 1, self.layers[layer])
+        kept = keep(key, self.edges, torch.arange(alpha.shape[1]), p)
+        assert 0.5 * p < 1 - kept.double().mean() < 1.5 * p
+        return torch.where(kept, alpha / (1 - p), 0)
+
+
+ATTENTION = ("replicate", "rows, all-gather", "rows, halo", "heads")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "size"), [("replicate", 1), *((s, k) for s in ATTENTION for k in (2, 4))]
+)
+def test_attention_drops_the_edges_of_one_process(
+    strategy: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model, given = Attending().double(), data()
+    plan = plan_for(
+        model, given, size, lambda op, c: op.kind != "attention" or c.strategy == strategy
+    )
+    found = run_threads(size, lambda rank: train_together(model, given, plan, Adam))
+    masks = Masks(given, [layer.name for layer in plan.layers], ("first", "second"))
+    functional = SimpleNamespace(**vars(F) | {"dropout": masks})
+    with monkeypatch.context() as patch:
+        patch.setattr(pyg.conv.gat_conv, "F", functional)
+        expected = train_alone(model, given, Adam)
+    assert masks.calls == 6  # two layers, three steps
+    compare([(*rank[:4], {}) for rank in found], expected, None, 1e-10)
+
+
+# Losses ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["rows", "replicated"])
+def test_weighted_means(kind: str) -> None:
+    """Weights of classes, masks, rows that are left out: as torch takes the mean of them."""
+    torch.manual_seed(0)
+    model, given = MLP().double(), data()
+    given.y[::5] = -100  # as cross_entropy leaves out
+    classes = torch.rand(8, dtype=torch.float64)
+    plan = plan_for(model, given, 4, KINDS[kind])
+
+    def weights(name: str, local: Any) -> Tensor:
+        of_row = classes[local.y.clamp(min=0)] * (local.y >= 0)
+        return {"classes": of_row, "mask": local.train_mask, "left out": local.y >= 0}[name]
+
+    def alone(name: str) -> Tensor:
+        out = model(given.x, given.edge_index)
+        if name == "mask":
+            chosen = given.train_mask
+            losses = F.cross_entropy(out[chosen], given.y[chosen], reduction="none")
+            return losses.mean()
+        return F.cross_entropy(out, given.y, weight=classes if name == "classes" else None)
+
+    def case(rank: int) -> dict[str, Any]:
+        ours, found = hp.parallel.parallelize(model, given, plan), {}
+        local = ours.parallel.data
+        for name in ("classes", "mask", "left out"):
+            ours.zero_grad()
+            losses = F.cross_entropy(ours(), local.y, reduction="none")
+            loss = ours.parallel.mean(losses, weights(name, local))
+            loss.backward()
+            found[name] = loss.detach(), [whole(p.grad) for p in ours.parameters()]
+        with pytest.raises(ValueError, match=r"weights has shape \[2\]; expected \[\d+\]"):
+            ours.parallel.mean(losses, torch.ones(2))
+        return found
+
+    ranks = run_threads(4, case)
+    for name in ("classes", "mask", "left out"):
+        model.zero_grad()
+        loss = alone(name)
+        loss.backward()
+        expected = loss.detach(), [p.grad for p in model.parameters()]
+        for found in ranks:
+            torch.testing.assert_close(found[name], expected, rtol=1e-10, atol=1e-10)
 
 
 # Data -----------------------------------------------------------------------------------------

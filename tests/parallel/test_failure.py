@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,12 @@ def network(hidden: int = 16, layers: int = 2) -> nn.Module:
     return pyg.GCN(FEATURES, hidden, layers, CLASSES).double()
 
 
+def with_more(model: nn.Module, size: int) -> nn.Module:
+    """With weights that no layer uses."""
+    model.register_parameter("more", nn.Parameter(torch.zeros(size).double()))
+    return model
+
+
 def plan_of(model: nn.Module, graph: Data, size: int, strategy: str = "rows, halo") -> Plan:
     space = space_with(
         trace(model, graph, hag=False),
@@ -33,6 +40,11 @@ def plan_of(model: nn.Module, graph: Data, size: int, strategy: str = "rows, hal
         lambda op, c: op.kind != "convolution" or c.strategy == strategy,
     )
     return planned(space, list(space.cheapest().configs))
+
+
+def blocks(graph: Data, parts: int) -> hp.parallel.Partition:
+    """The nodes in so many blocks."""
+    return hp.parallel.partition(graph.edge_index, graph.num_nodes, parts, "contiguous")
 
 
 def step(model: Any) -> None:
@@ -52,7 +64,7 @@ def setups(rank: int) -> dict[str, str]:
     relabelled = data()
     relabelled.edge_index = relabelled.edge_index.flip(0)
     mine = plan if rank == 0 else plan_of(model, graph, 2, "rows, all-gather")
-    cases: dict[str, tuple[Any, Any, Any]] = {
+    cases: dict[str, tuple[Any, ...]] = {
         "another graph": (model, relabelled, plan),
         "other nodes": (model, data(nodes=40), plan),
         "another model": (network(layers=3), graph, plan),
@@ -63,14 +75,18 @@ def setups(rank: int) -> dict[str, str]:
         "no topology": (model, graph, "auto"),
         "another plan on a rank": (model, graph, mine),
         "another model on a rank": (network(16 + 8 * rank), graph, plan),
+        "other weights on a rank": (with_more(network(), 1 + rank), graph, plan),
+        "a partition of more parts": (model, graph, plan, blocks(graph, 3)),
+        "parts that are mixed": (model, graph, plan, lambda parts: np.arange(37) % parts),
+        "parts of other nodes": (model, graph, plan, lambda parts: np.zeros(40, np.int64)),
         "no file on a rank": (model, graph, plan if rank == 0 else "nowhere/plan.json"),
         "another graph on a rank": (model, data() if rank == 0 else relabelled, plan),
         "no features on a rank": (model, data() if rank == 0 else Data(num_nodes=37), plan),
     }
     said = {}
-    for name, arguments in cases.items():
+    for name, (*arguments, given) in ((k, (*v, None)[:4]) for k, v in cases.items()):
         try:
-            hp.parallel.parallelize(*arguments)
+            hp.parallel.parallelize(*arguments, part=given)
         except Exception as e:
             said[name] = f"{type(e).__name__}: {e}"
         else:
@@ -89,9 +105,16 @@ EXPECTED = {
     "no plan": "FileNotFoundError: .*nowhere/plan.json",
     "no topology": "ValueError: plan='auto' needs topology=",
     "another plan on a rank": "ValueError: rank [01] has another plan than rank [01]",
+    "a partition of more parts": "ValueError: the partition has 3 parts; 2 are wanted",
+    "parts that are mixed": "ValueError: part gave an array .*expected .37., increasing, of 0..1",
+    "parts of other nodes": r"ValueError: part gave an array of shape \(40,\); expected .37.",
 }
 EXPECTED_BY_RANK = {
     "another model on a rank": (
+        "RuntimeError: checking the plan failed on rank 1: ValueError: the plan is for model",
+        "ValueError: the plan is for model GCN with fingerprint",
+    ),
+    "other weights on a rank": (
         "RuntimeError: taking the first rank's weights failed on rank 1: ValueError",
         "ValueError: the model's weights have shapes",
     ),
@@ -100,11 +123,11 @@ EXPECTED_BY_RANK = {
         "FileNotFoundError: .*nowhere/plan.json",
     ),
     "another graph on a rank": (
-        "RuntimeError: laying out the data failed on rank 1: ValueError: the plan is for graph",
+        "RuntimeError: checking the plan failed on rank 1: ValueError: the plan is for graph",
         "ValueError: the plan is for graph",
     ),
     "no features on a rank": (
-        "RuntimeError: laying out the data failed on rank 1: ",
+        "RuntimeError: checking the plan failed on rank 1: ",
         r"\w+Error: ",
     ),
 }

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import hag_plugin as hp
+from hag_plugin.parallel.graph_parts import ELSEWHERE, Halo, LocalGraph
 from hag_plugin.parallel.layouts import chunk_sizes
-from hag_plugin.parallel.local_graphs import ELSEWHERE, Halo, LocalGraph, LocalGraphs
+from hag_plugin.parallel.local_graphs import LocalGraphs
 from hag_plugin.parallel.partition_stats import measure
 from hag_plugin.parallel.vertex_cover import minimum_cover
 

@@ -26,7 +26,7 @@ def communities(nodes: int, parts: int, seed: int = 0) -> torch.Tensor:
 
 def halo_rows(edges: torch.Tensor, nodes: int, found: Partition) -> int:
     stats = partition_stats.measure(
-        found.renumber(edges), nodes, part=found.owners, hag=False, progress=False
+        found.renumber(edges), nodes, part=found, hag=False, progress=False
     )
     cut = stats.partition(len(found.rows))
     assert np.array_equal(cut.rows, found.rows)
@@ -105,4 +105,4 @@ def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="parts is 0"):
         partition(edges, 6, 0)
     with pytest.raises(ValueError, match="has 2 parts; 3 are wanted"):
-        partition(edges, 6, 2).owners(3)
+        partition(edges, 6, 2)(3)
