@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .combine import combine
 from .edges import edge_dot as edge_dot_kernel
+from .ties import add_to_winners as add_to_winners_kernel
 from .ties import masked_sum as masked_sum_kernel
 from .ties import winner as winner_kernel
 
@@ -221,6 +222,47 @@ def winner(plain: Schedule, x: Tensor, y: Tensor, last: bool) -> Tensor:
                 **how.options,
             )
     return out.long()
+
+
+def add_to_winners(reverse: Schedule, value: Tensor, winner: Tensor) -> Tensor:
+    """Sums to each source the values it won; `value`, `winner` `[B, N, F]`, contiguous.
+
+    Args:
+        reverse: the schedule whose rows are the sources, each target once.
+        value: of the targets.
+        winner: the source that each value goes to, -1: to none.
+    """
+    matrices, _, width = value.shape
+    out = torch.empty((matrices, reverse.num_dst, width), dtype=value.dtype, device=value.device)
+    if out.numel() == 0:
+        return out
+    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+    shape = (matrices, reverse.scratch_rows, width)
+    scratch = torch.empty(shape, dtype=dtype, device=value.device)
+    _, last = reverse.levels[0]
+    how = cut(last, width, matrices, value.element_size())
+    with _on_device(value):
+        add_to_winners_kernel[(how.grid,)](
+            value,
+            winner.int(),  # halves what is read for each edge
+            out,
+            scratch,
+            reverse.op_ptr,
+            reverse.source,
+            reverse.target,
+            reverse.row,
+            last,
+            width,
+            value.stride(0),
+            out.stride(0),
+            scratch.stride(0),
+            ACC=ACCUMULATORS[value.dtype],
+            UNROLL=UNROLL,
+            **how.options,
+        )
+        for level in range(1, reverse.num_levels):
+            _run_level(reverse, level, value, out, scratch, "sum", None, None)
+    return out
 
 
 def edge_dot(

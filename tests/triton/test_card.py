@@ -35,15 +35,17 @@ def test_mixed_devices_are_refused() -> None:
         hp.aggregate(torch.ones(480, 4).cuda(), hag.cuda(), source_scale=torch.ones(480))
 
 
-@pytest.mark.parametrize("reduce", ["sum", "mean", "max"])
-def test_no_call_waits_for_the_card(reduce: str) -> None:
+@pytest.mark.parametrize(
+    ("reduce", "ties"), [("sum", "even"), ("mean", "even"), ("max", "even"), ("min", "first")]
+)
+def test_no_call_waits_for_the_card(reduce: str, ties: str) -> None:
     hag = hp.build_hag(cliques(), num_nodes=480).cuda()
     x = torch.randn(480, 16, device="cuda", requires_grad=True)
     for _ in range(2):
-        hp.aggregate(x, hag, reduce).sum().backward()
+        hp.aggregate(x, hag, reduce, ties=ties).sum().backward()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        hp.aggregate(x, hag, reduce).sum().backward()
+        hp.aggregate(x, hag, reduce, ties=ties).sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -31,7 +31,7 @@ def test_shapes_and_devices(dtype: torch.dtype) -> None:
             (OPS.masked_sum(None, x, y, *graph, "", False), [like_y]),
             (OPS.masked_sum(y, x, y, *graph, "", True), [like_x]),
             (OPS.winners(x, *graph, "", True, True), [like_y, (y.shape, torch.int64)]),
-            (OPS.add_to_winners(y, won, 7), [like_x]),
+            (OPS.add_to_winners(y, won, *graph, 7, ""), [like_x]),
             (OPS.weighted_sum(x, weight, *graph, s, t, 4, "", False, "sum"), [like_y]),
             (OPS.edge_dot(x, y, *graph, s, t, "", "sum"), [(weight.shape, exact)]),
             (OPS.edge_dot(x, y, *graph, s, t, "add", "sum"), [(torch.Size([13]), exact)]),
