@@ -1,4 +1,4 @@
-"""Launches: how an instance is cut, and the levels of a schedule one after the other.
+"""Launches: the levels of a schedule one after the other.
 
 No launch waits for the device, and every argument is known on the host: CUDA graphs can capture
 them.
@@ -7,15 +7,14 @@ them.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from .combine import combine
+from .cut import WINNER_WARPS, cut
 from .edges import edge_dot as edge_dot_kernel
 from .ties import add_to_winners as add_to_winners_kernel
 from .ties import masked_sum as masked_sum_kernel
@@ -24,17 +23,8 @@ from .ties import winner as winner_kernel
 if TYPE_CHECKING:
     from hag_plugin.schedule import Schedule
 
-VECTOR_BYTES = 16  # the widest load of a thread, of accumulators: see `cut`
-MAX_WARPS = 4
-# Triton 3.6 fails to compile the kernel with more, on rows of 16 features.
-WINNER_WARPS = 1
-# Below this many instances of MAX_WARPS a level leaves multiprocessors idle: one warp each then.
-FEW_INSTANCES = 512
 # Rows that a thread has under way at a time.
 UNROLL = 4
-# Left to itself, ptxas spills a register or two of some kernels to fit 48. Nothing is pipelined:
-# rows are fetched where they are needed, UNROLL at a time.
-CODE = {"num_stages": 1, "maxnreg": 128, "enable_fp_fusion": True}
 # Triton's names of the accumulators.
 ACCUMULATORS = {
     torch.float16: tl.float32,
@@ -44,39 +34,6 @@ ACCUMULATORS = {
 }
 # `w`, and for each source of a schedule the place of its weight in `w`, int64.
 Weights = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """What an instance takes: `rows` ops by `cols` features, and the grid of all instances."""
-
-    rows: int
-    cols: int
-    warps: int
-    grid: int
-
-    @property
-    def options(self) -> dict[str, int]:
-        """As a launch takes it."""
-        return {"ROWS": self.rows, "COLS": self.cols, "num_warps": self.warps} | CODE
-
-
-def cut(ops: int, width: int, matrices: int, itemsize: int, most_warps: int = MAX_WARPS) -> Cut:
-    """Every thread has one vector of a row; rows narrower than a warp's share it.
-
-    Half types get no longer vectors: rows of x and of scratch would be spread over the threads
-    differently, and would have to change hands in the inner loop.
-    """
-    lanes = 32 * VECTOR_BYTES // max(itemsize, 4)
-    cols: int = min(triton.next_power_of_2(width), lanes)
-    blocks = -(-width // cols)
-
-    def grid(rows: int) -> int:
-        return -(-ops // rows) * blocks * matrices
-
-    warps = most_warps if grid(most_warps * lanes // cols) >= FEW_INSTANCES else 1
-    rows = warps * lanes // cols
-    return Cut(rows, cols, warps, grid(rows))
 
 
 def _on_device(x: Tensor) -> AbstractContextManager[Any]:

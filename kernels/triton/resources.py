@@ -25,8 +25,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from .combine import combine
+from .cut import MAX_WARPS, WINNER_WARPS, cut
 from .edges import edge_dot
-from .launch import ACCUMULATORS, MAX_WARPS, UNROLL, WINNER_WARPS, cut
+from .launch import ACCUMULATORS, UNROLL
 from .ties import add_to_winners, masked_sum, winner
 
 KERNELS = {

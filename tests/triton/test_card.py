@@ -25,6 +25,9 @@ def test_search_for_the_card() -> None:
     assert hag.options.device == "cuda"
     assert hag.stats().predicted_seconds > 0
     assert hp.HAG.cpu(hag).device.type == "cpu"
+    gpu = hag.stats().gpu
+    assert gpu is not None
+    assert gpu.multiprocessors == torch.cuda.get_device_properties(0).multi_processor_count
 
 
 def test_mixed_devices_are_refused() -> None:
