@@ -331,10 +331,16 @@ def _run_winners(
     return y, winner
 
 
-def _run_add_to_winners(grad: Tensor, winner: Tensor, num_rows: int) -> Tensor:
+def _run_add_to_winners(
+    grad: Tensor, winner: Tensor, row_ptr: Tensor, col: Tensor, num_rows: int, loops: str
+) -> Tensor:
     *batch, num_winners, width = grad.shape
+    if gpu.is_home(grad):
+        hag = found(row_ptr, col, num_winners, num_rows, loops, True)
+        kept = grad.contiguous(), winner.contiguous()
+        return gpu.add_to_winners(hag, loop_mode(loops), *kept)
     out = grad.new_zeros((*batch, num_rows, width))
-    if gpu.is_home(grad) or grad.dtype not in (torch.float32, torch.float64):
+    if grad.dtype not in (torch.float32, torch.float64):
         value = grad.masked_fill(winner < 0, 0)
         return out.scatter_add_(-2, winner.clamp(min=0), value)
     grad, winner = grad.contiguous(), winner.contiguous()
@@ -412,15 +418,17 @@ def _masked_sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _keep_winners(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, row_ptr, col, ctx.loops, *_ = inputs
     winner = output[1]
     ctx.mark_non_differentiable(winner)
-    ctx.num_rows = inputs[0].shape[-2]
-    ctx.save_for_backward(winner)
+    ctx.num_rows = x.shape[-2]
+    ctx.save_for_backward(winner, row_ptr, col)
 
 
 def _winners_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    (winner,) = ctx.saved_tensors
-    return call("add_to_winners", (grad, winner), ctx.num_rows), *[None] * 6
+    tensors = (grad, *ctx.saved_tensors)
+    grad_x = call("add_to_winners", tensors, ctx.num_rows, ctx.loops)
+    return grad_x, *[None] * 6
 
 
 def _keep_add_to_winners(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -429,7 +437,8 @@ def _keep_add_to_winners(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> N
 
 def _add_to_winners_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (winner,) = ctx.saved_tensors
-    return grad.gather(-2, winner.clamp(min=0)).masked_fill(winner < 0, 0), None, None
+    grad_v = grad.gather(-2, winner.clamp(min=0)).masked_fill(winner < 0, 0)
+    return grad_v, None, None, None, None, None
 
 
 # Shapes, for tracing ---------------------------------------------------------------------------
@@ -466,7 +475,8 @@ def _shape_of_winners(
     return y, y.new_empty(y.shape, dtype=torch.int64)
 
 
-def _shape_of_add_to_winners(grad: Tensor, winner: Tensor, num_rows: int) -> Tensor:
+def _shape_of_add_to_winners(grad: Tensor, winner: Tensor, *args: Any) -> Tensor:
+    num_rows = args[2]
     return grad.new_empty((*grad.shape[:-2], num_rows, grad.shape[-1]))
 
 
@@ -493,7 +503,7 @@ _OPERATORS: dict[str, tuple[Any, ...]] = {
         *(_run_winners, _shape_of_winners, _winners_backward, _keep_winners),
     ),
     "add_to_winners": (
-        "(Tensor grad, Tensor winner, SymInt num_rows) -> Tensor",
+        f"(Tensor grad, Tensor winner, {_GRAPH}, SymInt num_rows, str self_loops) -> Tensor",
         *(
             _run_add_to_winners,
             _shape_of_add_to_winners,

@@ -14,7 +14,7 @@ import platform
 import sys
 import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,6 +27,7 @@ import hag_plugin as hp
 from hag_plugin import calibrate, constants, datasets, graph_files
 from hag_plugin.graph_data import DatasetError, GraphData
 from hag_plugin.hag import HAG
+from hag_plugin.occupancy import Occupancy
 from hag_plugin.program import METHODS, SELF_LOOPS, SelfLoops, Stats
 
 LOOPS: dict[str, SelfLoops] = {str(mode) if mode else "none": mode for mode in SELF_LOOPS}
@@ -149,6 +150,12 @@ def _add_search(parser: Any) -> None:
     )
     parser.add_argument(
         "--width", type=_positive, default=64, help="features that the price is for (default 64)"
+    )
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="that the price is for (default cpu); cuda needs no GPU here",
     )
     parser.add_argument("--check", action="store_true", help="expand the HAG and compare all edges")
     parser.add_argument("--json", action="store_true", help="results as JSON on stdout")
@@ -384,11 +391,13 @@ def _search(args: argparse.Namespace, data: GraphData, mode: SelfLoops) -> HAG:
         num_nodes=data.num_nodes,
         ptr=data.graph_ptr,
         method=args.method,
-        self_loops=mode,
+        self_loops=(),  # the search is yet to come
         allow_subtraction=args.allow_subtraction,
         width=args.width,
-        progress=False if args.quiet else None,
     )
+    options = replace(hag.options, device=args.device)
+    hag = HAG(hag.row_ptr, hag.col, hag.num_src, options=options)
+    hag.program(mode, progress=False if args.quiet else None)
     _check(args, data, hag, mode)
     return hag
 
@@ -492,7 +501,8 @@ def _report(
         "dataset": {"name": data.name, "source": data.source},
         "graph": asdict(facts),
         "settings": {"self_loops": args.self_loops, "method": args.method, "width": args.width,
-                     "allow_subtraction": args.allow_subtraction},
+                     "allow_subtraction": args.allow_subtraction,
+                     "device": hag.options.device},
         "stats": asdict(stats),
         "predicted_ratio": ratio,
         "profits": profits,
@@ -521,7 +531,27 @@ def _stats_text(stats: Stats, what: str) -> str:
     for key in ("intermediates", "tiles"):
         lines.append(f"{key:<24}{'-':>16}{values[key]:>16,}")
     lines.append(f"{'search, seconds':<24}{'-':>16}{stats.search_seconds:>16.3f}")
-    return "\n".join(lines)
+    return "\n".join(lines + _occupancy_lines(stats.gpu))
+
+
+def _occupancy_lines(gpu: Occupancy | None) -> list[str]:
+    if gpu is None:
+        return []
+    lines = [
+        "",
+        f"On a GPU of {gpu.multiprocessors} multiprocessors, in this order:",
+        f"{'launch':<8}{'ops':>12}{'rows':>12}{'longest op':>12}{'width blocks':>14}"
+        f"{'instances':>12}{'warps':>8}{'occupancy':>11}",
+    ]
+    for number, each in enumerate(gpu.launches):
+        lines.append(
+            f"{number:<8}{each.ops:>12,}{each.rows:>12,}{each.longest_op:>12,}"
+            f"{each.width_blocks:>14,}{each.instances:>12,}{each.warps:>8}{each.occupancy:>11.1%}"
+        )
+    return [
+        *lines,
+        f"longest serial chain: {gpu.serial_chain:,} rows; scratch: {gpu.scratch_bytes:,} bytes",
+    ]
 
 
 def _print(args: argparse.Namespace, result: dict[str, Any], text: str) -> None:

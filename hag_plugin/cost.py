@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from hag_plugin import schedule
+from hag_plugin import occupancy, schedule
 from hag_plugin.constants import DEFAULT, Constants, in_force
 from hag_plugin.kernels import _cpu
 from hag_plugin.program import Program, SelfLoops, Stats
@@ -179,16 +179,19 @@ def _plain_gpu_seconds(hag: HAG, self_loops: SelfLoops) -> float:
 
 
 def _scheduled_seconds(program: Program, width: int) -> float:
-    found = program.schedule
-    op_ptr, target = found.op_ptr.cpu().numpy(), found.target.cpu().numpy()
-    length = np.diff(op_ptr)
-    seconds = 0.0
-    for first, last in found.levels:
-        rows = int(op_ptr[last] - op_ptr[first]) + last - first
-        if found.diagonal:
-            rows += int((target[first:last] >= 0).sum())
-        seconds += gpu_seconds(rows, int(length[first:last].max()), width)
-    return seconds
+    launches = occupancy.launches(program.schedule, width)
+    return sum(gpu_seconds(each.rows, each.longest_op, width) for each in launches)
+
+
+def _occupancy(hag: HAG, program: Program) -> occupancy.Occupancy | None:
+    """Of the card that the HAG is on, or of the usual one where it is priced for one."""
+    if hag.device.type == "cuda":
+        card = torch.cuda.get_device_properties(hag.device)
+        count = card.multi_processor_count
+        return occupancy.occupancy(program.schedule, hag.options.width, count)
+    if hag.options.device == "cuda":
+        return occupancy.occupancy(program.schedule, hag.options.width)
+    return None
 
 
 # Counts -------------------------------------------------------------------------------------------
@@ -219,6 +222,7 @@ def program_stats(hag: HAG, self_loops: SelfLoops, program: Program) -> Stats:
         predicted_seconds_before=seconds_before,
         bytes=program.nbytes,
         bytes_before=8 * (hag.num_dst + 1) + 4 * int(degree.sum()),
+        gpu=_occupancy(hag, program),
     )
 
 

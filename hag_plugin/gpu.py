@@ -68,9 +68,16 @@ def masked_sum(
 
 def winner(hag: HAG, self_loops: SelfLoops, x: Tensor, y: Tensor, last: bool) -> Tensor:
     """The largest or smallest source that holds the extremum `y`, int64, -1 where none does."""
-    plain = hag.plain_program(self_loops).schedule
+    plain = hag.plain_program(self_loops, idempotent=True).schedule
     won: Tensor = launches().winner(plain, as_matrices(x), as_matrices(y), last)
     return won.view(y.shape)
+
+
+def add_to_winners(hag: HAG, self_loops: SelfLoops, grad: Tensor, winner: Tensor) -> Tensor:
+    """`out_j = sum over j -> i of [winner_i == j] * grad_i`, contiguous arguments."""
+    reverse = hag.transpose().plain_program(self_loops, idempotent=True).schedule
+    out: Tensor = launches().add_to_winners(reverse, as_matrices(grad), as_matrices(winner))
+    return out.view(*grad.shape[:-2], hag.num_src, grad.shape[-1])
 
 
 # Weights of edges -------------------------------------------------------------------------------

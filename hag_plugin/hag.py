@@ -78,7 +78,7 @@ class HAG:
         self._parts = tuple(parts)
         self._programs: dict[tuple[SelfLoops, bool], Program] = {}
         self._requested: dict[tuple[SelfLoops, bool], Program] = {}  # by the request, not its key
-        self._plain: dict[SelfLoops, Program] = {}
+        self._plain: dict[tuple[SelfLoops, bool], Program] = {}
         self._scales: dict[tuple[float, SelfLoops, torch.dtype], Tensor] = {}
         self._edge_index: Tensor | None = None
         self._transpose: HAG | weakref.ref[HAG] | None = None
@@ -247,15 +247,19 @@ class HAG:
             return build.concatenate_programs(parts).to(self.device)
         return build.search_program(self, self_loops, idempotent, progress)
 
-    def plain_program(self, self_loops: SelfLoops = False) -> Program:
-        """The program without intermediates, duplicates kept: who is a source of whom. Kept."""
+    def plain_program(self, self_loops: SelfLoops = False, *, idempotent: bool = False) -> Program:
+        """The program without intermediates: who is a source of whom, in increasing order. Kept.
+
+        Duplicates are kept, too, unless it is `idempotent`.
+        """
         from hag_plugin import build
 
+        key = self_loops, idempotent
         with self._lock:
-            if self_loops not in self._plain:
+            if key not in self._plain:
                 with outside_inference():
-                    self._plain[self_loops] = build.plain_program(self, self_loops)
-            return self._plain[self_loops]
+                    self._plain[key] = build.plain_program(self, *key)
+            return self._plain[key]
 
     def transpose(self) -> HAG:
         """The HAG of the reversed edges, with its own tiles; itself where the graph is symmetric.

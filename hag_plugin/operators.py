@@ -180,15 +180,15 @@ def call(name: str, tensors: tuple[Tensor | None, ...], *others: Any) -> Tensor:
 
 
 def _is_plain(*tensors: Tensor | None) -> bool:
-    """Whether these are ordinary CPU tensors that no mode, transform or tracer looks at."""
+    """Whether these are ordinary CPU or GPU tensors that no mode, transform or tracer looks at."""
     if (
         torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.maybe_current_level() is not None
         or torch._C._get_tracing_state() is not None
     ):
         return False
-    for t in tensors:  # noqa: SIM110  (a loop is faster, and this is run at every call)
-        if t is not None and not (type(t) in _ORDINARY and t.is_cpu):
+    for t in tensors:  # faster than all(), and this is run at every call
+        if t is not None and not (type(t) in _ORDINARY and (t.is_cpu or t.is_cuda)):
             return False
     return True
 

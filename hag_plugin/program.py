@@ -14,6 +14,7 @@ from torch import Tensor
 from hag_plugin.kernels import _cpu
 
 if TYPE_CHECKING:
+    from hag_plugin.occupancy import Occupancy
     from hag_plugin.schedule import Schedule
 
 Array = np.ndarray[Any, Any]
@@ -139,9 +140,10 @@ class Stats:
         levels: longest chain of ops of which each waits for the one before.
         search_seconds: what the search took.
         predicted_seconds: one forward aggregation of float32 features at the width of the search,
-            on one thread, by the cost model.
+            on one thread, by the cost model; on a GPU where the HAG is priced for one.
         bytes: of the program's arrays.
         bytes_before: of the plain graph in CSR form.
+        gpu: how the launches fill a GPU, where the HAG is on one or priced for one.
     """
 
     aggregations: int
@@ -158,3 +160,4 @@ class Stats:
     predicted_seconds_before: float
     bytes: int
     bytes_before: int
+    gpu: Occupancy | None = None

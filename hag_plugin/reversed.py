@@ -87,9 +87,9 @@ class ReversedHAG(HAG):
         """As `HAG.program`."""
         return self._made().program(self_loops, idempotent=idempotent, progress=progress)
 
-    def plain_program(self, self_loops: SelfLoops = False) -> Program:
+    def plain_program(self, self_loops: SelfLoops = False, *, idempotent: bool = False) -> Program:
         """As `HAG.plain_program`."""
-        return self._made().plain_program(self_loops)
+        return self._made().plain_program(self_loops, idempotent=idempotent)
 
     def check(self, edge_index: Tensor, self_loops: SelfLoops | None = None) -> None:
         """As `HAG.check`."""

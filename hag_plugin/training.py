@@ -36,7 +36,7 @@ FRAMEWORKS = {
     "pyg": ("PyG", "hag_plugin.training_pyg"),
     "dgl": ("DGL", "hag_plugin.training_dgl"),
 }
-SUMMED = tuple(f.name for f in fields(Stats) if f.name != "levels")  # a longest has no sum
+SUMMED = tuple(f.name for f in fields(Stats) if f.name not in ("levels", "gpu"))  # have no sum
 
 
 @dataclass(frozen=True)

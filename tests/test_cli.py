@@ -102,6 +102,22 @@ def test_stats_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert "The HAG profits" in out
 
 
+def test_stats_of_a_plan_for_a_gpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = str(tmp_path / "c.npz")
+    how = ("--self-loops", "add", "--method", "greedy", "--device", "cuda")
+    built, _ = run_json(capsys, "build", "cliques", path, *how)
+    assert built["settings"]["device"] == "cuda"
+    gpu = built["stats"]["gpu"]
+    assert gpu["serial_chain"] == sum(each["longest_op"] for each in gpu["launches"])
+    assert len(gpu["launches"]) > 1
+    assert run_json(capsys, "stats", path, "--self-loops", "add")[0]["stats"]["gpu"] == gpu
+    assert run_json(capsys, "stats", "cliques")[0]["stats"]["gpu"] is None
+    assert main(["stats", "cliques", *how]) == 0
+    out = capsys.readouterr().out
+    assert "occupancy" in out
+    assert f"longest serial chain: {gpu['serial_chain']} rows" in out
+
+
 def test_empty_graph(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "g.txt"
     path.write_text("")

@@ -1,4 +1,4 @@
-"""Launches: how an instance is cut, and the levels of a schedule one after the other.
+"""Launches: the levels of a schedule one after the other.
 
 No launch waits for the device, and every argument is known on the host: CUDA graphs can capture
 them.
@@ -7,33 +7,24 @@ them.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from .combine import combine
+from .cut import WINNER_WARPS, cut
 from .edges import edge_dot as edge_dot_kernel
+from .ties import add_to_winners as add_to_winners_kernel
 from .ties import masked_sum as masked_sum_kernel
 from .ties import winner as winner_kernel
 
 if TYPE_CHECKING:
     from hag_plugin.schedule import Schedule
 
-VECTOR_BYTES = 16  # the widest load of a thread, of accumulators: see `cut`
-MAX_WARPS = 4
-# Triton 3.6 fails to compile the kernel with more, on rows of 16 features.
-WINNER_WARPS = 1
-# Below this many instances of MAX_WARPS a level leaves multiprocessors idle: one warp each then.
-FEW_INSTANCES = 512
 # Rows that a thread has under way at a time.
 UNROLL = 4
-# Left to itself, ptxas spills a register or two of some kernels to fit 48. Nothing is pipelined:
-# rows are fetched where they are needed, UNROLL at a time.
-CODE = {"num_stages": 1, "maxnreg": 128, "enable_fp_fusion": True}
 # Triton's names of the accumulators.
 ACCUMULATORS = {
     torch.float16: tl.float32,
@@ -43,39 +34,6 @@ ACCUMULATORS = {
 }
 # `w`, and for each source of a schedule the place of its weight in `w`, int64.
 Weights = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """What an instance takes: `rows` ops by `cols` features, and the grid of all instances."""
-
-    rows: int
-    cols: int
-    warps: int
-    grid: int
-
-    @property
-    def options(self) -> dict[str, int]:
-        """As a launch takes it."""
-        return {"ROWS": self.rows, "COLS": self.cols, "num_warps": self.warps} | CODE
-
-
-def cut(ops: int, width: int, matrices: int, itemsize: int, most_warps: int = MAX_WARPS) -> Cut:
-    """Every thread has one vector of a row; rows narrower than a warp's share it.
-
-    Half types get no longer vectors: rows of x and of scratch would be spread over the threads
-    differently, and would have to change hands in the inner loop.
-    """
-    lanes = 32 * VECTOR_BYTES // max(itemsize, 4)
-    cols: int = min(triton.next_power_of_2(width), lanes)
-    blocks = -(-width // cols)
-
-    def grid(rows: int) -> int:
-        return -(-ops // rows) * blocks * matrices
-
-    warps = most_warps if grid(most_warps * lanes // cols) >= FEW_INSTANCES else 1
-    rows = warps * lanes // cols
-    return Cut(rows, cols, warps, grid(rows))
 
 
 def _on_device(x: Tensor) -> AbstractContextManager[Any]:
@@ -221,6 +179,47 @@ def winner(plain: Schedule, x: Tensor, y: Tensor, last: bool) -> Tensor:
                 **how.options,
             )
     return out.long()
+
+
+def add_to_winners(reverse: Schedule, value: Tensor, winner: Tensor) -> Tensor:
+    """Sums to each source the values it won; `value`, `winner` `[B, N, F]`, contiguous.
+
+    Args:
+        reverse: the schedule whose rows are the sources, each target once.
+        value: of the targets.
+        winner: the source that each value goes to, -1: to none.
+    """
+    matrices, _, width = value.shape
+    out = torch.empty((matrices, reverse.num_dst, width), dtype=value.dtype, device=value.device)
+    if out.numel() == 0:
+        return out
+    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+    shape = (matrices, reverse.scratch_rows, width)
+    scratch = torch.empty(shape, dtype=dtype, device=value.device)
+    _, last = reverse.levels[0]
+    how = cut(last, width, matrices, value.element_size())
+    with _on_device(value):
+        add_to_winners_kernel[(how.grid,)](
+            value,
+            winner.int(),  # halves what is read for each edge
+            out,
+            scratch,
+            reverse.op_ptr,
+            reverse.source,
+            reverse.target,
+            reverse.row,
+            last,
+            width,
+            value.stride(0),
+            out.stride(0),
+            scratch.stride(0),
+            ACC=ACCUMULATORS[value.dtype],
+            UNROLL=UNROLL,
+            **how.options,
+        )
+        for level in range(1, reverse.num_levels):
+            _run_level(reverse, level, value, out, scratch, "sum", None, None)
+    return out
 
 
 def edge_dot(

@@ -25,14 +25,16 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from .combine import combine
+from .cut import MAX_WARPS, WINNER_WARPS, cut
 from .edges import edge_dot
-from .launch import ACCUMULATORS, MAX_WARPS, UNROLL, WINNER_WARPS, cut
-from .ties import masked_sum, winner
+from .launch import ACCUMULATORS, UNROLL
+from .ties import add_to_winners, masked_sum, winner
 
 KERNELS = {
     "combine": combine,
     "masked_sum": masked_sum,
     "winner": winner,
+    "add_to_winners": add_to_winners,
     "edge_dot": edge_dot,
 }
 # Warps of an instance, on small levels and on large ones.
@@ -46,7 +48,8 @@ NAMES = {
 # A width of each kind: one feature, rows that share a warp, rows that no wide load can take, rows
 # of a warp and more than that.
 WIDTHS = (1, 3, 16, 33, 64, 130, 256)
-INDICES = {"op_ptr": "*i64", "edge": "*i64", "source": "*i32", "target": "*i32", "row": "*i32"}
+INDICES = dict.fromkeys(("op_ptr", "edge"), "*i64")
+INDICES |= dict.fromkeys(("source", "target", "row", "won"), "*i32")
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ def flags() -> Iterator[tuple[str, dict[str, Any]]]:
         yield "masked_sum", {"ONES": ones}
     for parts, last in itertools.product(yes_no, yes_no):
         yield "winner", {"PARTS": parts, "LAST": last}
+    yield "add_to_winners", {}
 
 
 def variants(widths: tuple[int, ...] = WIDTHS) -> Iterator[Variant]:
@@ -119,8 +123,8 @@ def source_of(variant: Variant) -> tuple[ASTSource, dict[str, int]]:
     types |= dict.fromkeys(("source_scale", "target_scale", "weight"), f"*{accumulator}")
     rows = ("x", "y", "value", "inner", "outer", "a", "b")
     types |= dict.fromkeys(rows, f"*{NAMES[variant.dtype]}")
-    results = {"winner": "*i32", "masked_sum": types["x"], "edge_dot": f"*{accumulator}"}
-    types["out"] = results.get(variant.kernel, "")
+    results = {"winner": "*i32", "edge_dot": f"*{accumulator}"}
+    types["out"] = results.get(variant.kernel, types["x"])
     types |= dict.fromkeys(("first_op", "last_op", "num_edges", "total", "matrices"), "i32")
     signature, attributes = {}, {}
     for index, name in enumerate(kernel.arg_names):

@@ -65,6 +65,54 @@ def masked_sum(
     write(scratch, out, t, live, column, width, acc, acc.to(out.dtype.element_ty))
 
 
+@triton.jit(do_not_specialize=["last_op"])
+def add_to_winners(
+    value,
+    won,
+    out,
+    scratch,
+    op_ptr,
+    source,
+    target,
+    row,
+    last_op,
+    width,
+    value_matrix,
+    out_matrix,
+    scratch_matrix,
+    ACC: tl.constexpr,  # dtype of sums and of scratch
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """out_j = sum over targets i of j of [won_i == j] * value_i: the first level of the transpose.
+
+    Rows of value are read only where they count.
+    """
+    matrix, leader, column = instance(0, last_op, width, ROWS, COLS)
+    op = leader + tl.arange(0, ROWS)
+    live = op < last_op
+    inside = (column < width)[None, :]
+    value += matrix * value_matrix
+    won += matrix * value_matrix
+    out += matrix * out_matrix
+    scratch += matrix * scratch_matrix
+    begin, end, longest = sources(op_ptr, leader, op, live)
+    j = tl.load(row + op, live, 0)[:, None]
+
+    acc = tl.zeros((ROWS, COLS), ACC)
+    k = 0
+    while k < longest:
+        for u in tl.static_range(UNROLL):
+            here = begin + (k + u) < end
+            i = at(tl.load(source + begin + (k + u), here, 0), column, width)
+            hit = tl.load(won + i, here[:, None] & inside, -1) == j
+            acc += tl.load(value + i, hit, 0.0).to(ACC)
+        k += UNROLL
+    t = tl.load(target + op, live, 0)
+    write(scratch, out, t, live, column, width, acc, acc.to(out.dtype.element_ty))
+
+
 # The rank of no source. Sources are ranked so that the smallest rank wins.
 NOBODY = tl.constexpr(2**31 - 1)
 

@@ -25,6 +25,9 @@ def test_search_for_the_card() -> None:
     assert hag.options.device == "cuda"
     assert hag.stats().predicted_seconds > 0
     assert hp.HAG.cpu(hag).device.type == "cpu"
+    gpu = hag.stats().gpu
+    assert gpu is not None
+    assert gpu.multiprocessors == torch.cuda.get_device_properties(0).multi_processor_count
 
 
 def test_mixed_devices_are_refused() -> None:
@@ -35,15 +38,17 @@ def test_mixed_devices_are_refused() -> None:
         hp.aggregate(torch.ones(480, 4).cuda(), hag.cuda(), source_scale=torch.ones(480))
 
 
-@pytest.mark.parametrize("reduce", ["sum", "mean", "max"])
-def test_no_call_waits_for_the_card(reduce: str) -> None:
+@pytest.mark.parametrize(
+    ("reduce", "ties"), [("sum", "even"), ("mean", "even"), ("max", "even"), ("min", "first")]
+)
+def test_no_call_waits_for_the_card(reduce: str, ties: str) -> None:
     hag = hp.build_hag(cliques(), num_nodes=480).cuda()
     x = torch.randn(480, 16, device="cuda", requires_grad=True)
     for _ in range(2):
-        hp.aggregate(x, hag, reduce).sum().backward()
+        hp.aggregate(x, hag, reduce, ties=ties).sum().backward()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        hp.aggregate(x, hag, reduce).sum().backward()
+        hp.aggregate(x, hag, reduce, ties=ties).sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

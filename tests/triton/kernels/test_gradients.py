@@ -11,6 +11,7 @@ from torch import Tensor
 
 import hag_plugin as hp
 from hag_plugin import gpu, reference
+from hag_plugin.operators import REVERSED
 
 from .conftest import NODES
 
@@ -103,6 +104,58 @@ def test_winners_of_every_dtype(width: int, dtype: torch.dtype, kernel_device: s
             values, winner = reference.winners(x[matrix].float(), edge_index, 6, **how)
             assert torch.equal(y[matrix].cpu().float(), values)
             assert torch.equal(won[matrix].cpu(), winner)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("width", [1, 16, 33, 130])
+def test_gradients_go_to_their_winners(width: int, dtype: torch.dtype, kernel_device: str) -> None:
+    """A source with more targets than others, duplicates and a loop; integers sum exactly."""
+    source = torch.cat([torch.zeros(12, dtype=torch.long), torch.randint(0, 9, (40,))])
+    edges = torch.stack([source, torch.cat([torch.arange(12), torch.randint(0, 15, (40,))])])
+    edges = torch.cat([edges, edges[:, ::3], torch.tensor([[3], [3]])], dim=1)
+    hag = hp.build_hag(edges, size=(9, 15)).to(kernel_device)
+    assert hag.transpose().plain_program(idempotent=True).schedule.num_levels > 1
+    x, grad = torch.randint(0, 2, (2, 9, width)).to(dtype), torch.randint(-9, 9, (2, 15, width))
+    grad = grad.to(dtype)
+    for last in (False, True):
+        how = {"largest": True, "last": last}
+        won = torch.stack([reference.winners(m.float(), edges, 15, **how)[1] for m in x])
+        assert (won < 0).any()
+        expected = torch.zeros(2, 9, width, dtype=torch.float64)
+        expected.scatter_add_(1, won.clamp(min=0), grad.double().masked_fill(won < 0, 0))
+        given = grad.to(kernel_device), won.to(kernel_device), hag.row_ptr, hag.col
+        found = torch.ops.hag_plugin.add_to_winners(*given, 9, "")
+        assert found.dtype == dtype
+        assert torch.equal(found.cpu().double(), expected)
+        of_reverse = *given[:2], hag.transpose().row_ptr, hag.transpose().col
+        again = torch.ops.hag_plugin.add_to_winners(*of_reverse, 9, REVERSED)
+        assert torch.equal(again, found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_gradients_of_winners_sum_in_float32(dtype: torch.dtype, kernel_device: str) -> None:
+    """One by one, ones would be lost beside a number whose last place counts twos or more."""
+    hag = hp.build_hag(torch.stack([torch.zeros(19), torch.arange(1, 20)]).long(), num_nodes=20)
+    x = torch.zeros(20, 3, dtype=dtype, device=kernel_device, requires_grad=True)
+    y = hp.aggregate(x, hag.to(kernel_device), "max", ties="first")
+    large = 2 / torch.finfo(dtype).eps
+    grad = torch.ones(20, 3)
+    grad[1] = large
+    (found,) = gradients(y, [x], grad.to(dtype))
+    assert found[0].tolist() == [large + 18] * 3
+    assert not found[1:].any()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's NumPy
+def test_infinite_gradient_of_a_winner(graph: Tensor, kernel_device: str) -> None:
+    """Others do not notice it: the winner's number decides, not a product."""
+    hag = hp.build_hag(graph, num_nodes=NODES).to(kernel_device)
+    x = torch.arange(1.0, NODES + 1)[:, None].to(kernel_device).requires_grad_()
+    grad = torch.zeros(NODES, 1)
+    grad[17] = math.inf
+    (found,) = gradients(hp.aggregate(x, hag, "max", ties="last"), [x], grad)
+    assert found[16].isposinf()
+    assert found.isfinite().sum() == NODES - 1
 
 
 def _on_cpu(x: Tensor, hag: Any, reduce: Any, mode: Any, ties: Any, grad: Tensor) -> Tensor:
