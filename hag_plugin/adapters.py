@@ -81,7 +81,10 @@ def explain(module: Module) -> Any:
     ]
     if len(found) == 1:
         return found[0]
-    return Explanation(tuple(row for explanation in found for row in explanation))
+    return Explanation(
+        tuple(row for explanation in found for row in explanation),
+        tuple(note for explanation in found for note in explanation.notes),
+    )
 
 
 def hag_layer(cls: C) -> C:

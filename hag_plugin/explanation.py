@@ -27,9 +27,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The rows of `explain`; prints as a table."""
+    """The rows of `explain`; prints as a table.
+
+    Attributes:
+        rows: one for each layer.
+        notes: sentences about several rows, printed below the table.
+    """
 
     rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
@@ -55,4 +61,5 @@ class Explanation:
         widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(t, widths, strict=True)) for t in table]
         lines.insert(1, "  ".join("-" * w for w in widths))
+        lines += ["", *self.notes] if self.notes else []
         return "\n".join(line.rstrip() for line in lines)

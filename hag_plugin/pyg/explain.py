@@ -8,12 +8,16 @@ from torch.nn import Module
 from torch_geometric.nn import MessagePassing
 
 from hag_plugin.explanation import Explanation, Row
-from hag_plugin.pyg import sequential
+from hag_plugin.pyg import recipes, sequential
 from hag_plugin.pyg.aggregators import REDUCERS
 from hag_plugin.pyg.recipes import Recipe, ruled_out
 from hag_plugin.pyg.swap import stock_class
 from hag_plugin.pyg.table import RECIPES, recipe_of
 
+FEW = (
+    f"{{}}: in training, a call with fewer than {recipes.SMALL:,} numbers in all its messages runs "
+    "stock, which is as fast there."
+)
 GRAPHS = {False: "A", "add": "A + I", "fill": "A with one loop a node"}
 
 
@@ -28,12 +32,20 @@ def explain(module: Module) -> Explanation:
         >>> [(row.layer, row.aggregates) for row in explain(model)]
         [('SAGEConv', 'mean over A'), ('GATConv', '')]
     """
-    rows = [
-        _row(name, layer)
-        for name, layer in module.named_modules()
-        if isinstance(layer, MessagePassing)
+    layers = [
+        (n, layer) for n, layer in module.named_modules() if isinstance(layer, MessagePassing)
     ]
-    return Explanation(tuple(rows))
+    rows = tuple(_row(name, layer) for name, layer in layers)
+    few = {r.layer for r, (_, layer) in zip(rows, layers, strict=True) if _yields(r, layer)}
+    return Explanation(rows, (FEW.format(", ".join(sorted(few))),) if few else ())
+
+
+def _yields(row: Row, layer: Any) -> bool:
+    """Whether an accelerated layer leaves a call with few messages to stock."""
+    recipe = recipe_of(stock_class(layer))
+    if recipe is None or not row.accelerated or sequential.is_lstm(layer):
+        return False
+    return recipes.may_be_small(layer, recipe)
 
 
 def _row(name: str, layer: Any) -> Row:

@@ -15,7 +15,7 @@ from torch_geometric.nn.dense.linear import Linear
 from hag_plugin.hag import HAG
 from hag_plugin.pyg import constant
 from hag_plugin.pyg.aggregators import REDUCERS
-from hag_plugin.pyg.forwards import pair, with_bias
+from hag_plugin.pyg.forwards import pair
 
 
 def gcn(conv: Any, x: Tensor, edge_index: HAG, edge_weight: None = None) -> Tensor:
@@ -37,47 +37,93 @@ def gcn(conv: Any, x: Tensor, edge_index: HAG, edge_weight: None = None) -> Tens
     elif conv.lin.in_channels < conv.out_channels:
         out = aggregate_first()
     else:
-        return with_bias(conv, conv.propagate(edge_index, x=conv.lin(x), edge_weight=None))
+        out = conv.propagate(edge_index, x=conv.lin(x), edge_weight=None)
+        return out if conv.bias is None else _added(out, conv.bias)
     return torch.nn.functional.linear(out, conv.lin.weight, conv.bias)
 
 
 def sage(conv: Any, x: Any, edge_index: HAG, size: Any = None) -> Tensor:
     """sage_conv.py: `A X W_l + X W_r + b`, or `A (X W_l)` where that is narrower."""
     source, target = pair(x)
-    if conv.project or not _narrows(conv, source, edge_index, conv.lin_l):
-        out: Tensor = conv._hag_stock.forward(conv, x, edge_index, size)
-        return out
-    out = _transform_first(conv, source, target, edge_index, size, conv.lin_l)
-    if conv.root_weight and target is not None:
-        out = out + conv.lin_r(target)
+    if conv.project or not _may_reorder(conv, source, conv.lin_l):
+        stock: Tensor = conv._hag_stock.forward(conv, x, edge_index, size)
+        return stock
+    root = conv.lin_r if conv.root_weight else None
+    out = _transformed(conv, source, target, edge_index, size, conv.lin_l, root)
     return torch.nn.functional.normalize(out, p=2.0, dim=-1) if conv.normalize else out
 
 
 def graph(conv: Any, x: Any, edge_index: HAG, edge_weight: None = None, size: Any = None) -> Tensor:
     """graph_conv.py, as `sage`."""
     source, target = pair(x)
-    if not _narrows(conv, source, edge_index, conv.lin_rel):
-        out: Tensor = conv._hag_stock.forward(conv, x, edge_index, None, size)
-        return out
-    out = _transform_first(conv, source, target, edge_index, size, conv.lin_rel)
-    return out if target is None else out + conv.lin_root(target)
+    if not _may_reorder(conv, source, conv.lin_rel):
+        stock: Tensor = conv._hag_stock.forward(conv, x, edge_index, None, size)
+        return stock
+    return _transformed(conv, source, target, edge_index, size, conv.lin_rel, conv.lin_root)
 
 
-def _transform_first(
-    conv: Any, source: Tensor, target: Tensor | None, hag: HAG, size: Any, lin: Linear
+def gin(conv: Any, x: Any, edge_index: HAG, size: Any = None) -> Tensor:
+    """gin_conv.py: `nn(A X + (1 + eps) X)`, the sum in one pass."""
+    source, target = pair(x)
+    out: Tensor = conv.propagate(edge_index, x=(source, target), size=size)
+    if target is not None:
+        scale = 1 + conv.eps
+        if not out.dtype == target.dtype == scale.dtype:
+            out = out + scale * target
+        elif out.requires_grad and _may_write():  # with a gradient it is none that is kept
+            out = out.addcmul_(target, scale)
+        else:
+            out = torch.addcmul(out, target, scale)
+    y: Tensor = conv.nn(out)
+    return y
+
+
+def _transformed(
+    conv: Any,
+    source: Tensor,
+    target: Tensor | None,
+    hag: HAG,
+    size: Any,
+    lin: Linear,
+    root: Any,
 ) -> Tensor:
-    """`A (X W) + b`."""
-    rows = torch.nn.functional.linear(source, lin.weight)
+    """`A X W + b + X' W'`, of which `A (X W)` first where that is narrower; `root` has W'."""
     weight = {"edge_weight": None} if "lin_rel" in conv._modules else {}
-    out: Tensor = conv.propagate(hag, x=(rows, target), size=size, **weight)
-    return out if lin.bias is None else out + lin.bias
+    if _narrows(conv, source, hag, lin):
+        rows = torch.nn.functional.linear(source, lin.weight)
+        out: Tensor = conv.propagate(hag, x=(rows, target), size=size, **weight)
+        if lin.bias is not None:
+            out = _added(out, lin.bias)
+    else:
+        aggregated = conv.propagate(hag, x=(source, target), size=size, **weight)
+        out = torch.nn.functional.linear(aggregated, lin.weight, lin.bias)
+    if root is None or target is None:
+        return out
+    if _is_bare(root) and root.bias is None and out.dim() == target.dim() == 2 and _may_write():
+        return out.addmm_(target, root.weight.t())
+    return _added(out, root(target))
+
+
+def _added(out: Tensor, term: Tensor) -> Tensor:
+    """`out + term`, in the memory of `out`, which nobody else has seen, where it can be.
+
+    Memory of its own would cost a large graph more than its aggregation.
+    """
+    return out.add_(term) if out.dtype == term.dtype and _may_write() else out + term
+
+
+def _may_write() -> bool:
+    """Whether a sum may be made in place.
+
+    Not under torch.func, where the term may be a batch and the sum none; a compiler sees to its
+    memory itself.
+    """
+    return not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is None
 
 
 def _narrows(conv: Any, x: Any, hag: HAG, lin: Any) -> bool:
     """Whether to transform first: where that narrows the rows, unless A X is known already."""
-    if conv.flow != "source_to_target" or not _may_reorder(conv, x, lin):
-        return False
-    if lin.out_channels >= lin.in_channels:
+    if conv.flow != "source_to_target" or lin.out_channels >= lin.in_channels:
         return False
     how = (REDUCERS[type(conv.aggr_module)], conv.node_dim % x.dim(), False, None)
     return not (constant.is_constant(x) and constant.comes_back(conv, hag, x, how))
@@ -90,10 +136,17 @@ def _may_reorder(conv: Any, x: Any, lin: Any) -> bool:
         isinstance(x, Tensor)
         and x.dtype in (torch.float32, torch.float64)
         and REDUCERS.get(type(conv.aggr_module)) in ("sum", "mean")
-        and type(lin) is Linear
+        and _is_bare(lin)
+        and not torch.is_autocast_enabled(x.device.type)
+    )
+
+
+def _is_bare(lin: Any) -> bool:
+    """Whether nobody watches the linear map or put another in its place."""
+    return (
+        type(lin) is Linear
         and not (lin._forward_hooks or lin._forward_pre_hooks)
         and not (lin._backward_hooks or lin._backward_pre_hooks)
         and "weight" in lin._parameters
         and "forward" not in lin.__dict__
-        and not torch.is_autocast_enabled(x.device.type)
     )

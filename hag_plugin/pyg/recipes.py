@@ -196,6 +196,11 @@ def why_stock(conv: Any, recipe: Recipe, features: Any) -> str | None:
     return None
 
 
+def may_be_small(conv: Any, recipe: Recipe) -> bool:
+    """Whether the layer leaves a call with few messages to stock."""
+    return recipe.yields and recipe.scale(conv) is None and not conv.__dict__.get("cached")
+
+
 def is_small(conv: Any, recipe: Recipe, num_edges: int, features: Any) -> bool:
     """Whether a call has so few messages that stock's code is as fast: never in inference."""
     if not recipe.yields or num_edges >= SMALL or not torch.is_grad_enabled():
@@ -205,9 +210,7 @@ def is_small(conv: Any, recipe: Recipe, num_edges: int, features: Any) -> bool:
         return False
     if num_edges * x.numel() >= SMALL * x.shape[conv.node_dim]:
         return False
-    if recipe.scale(conv) is not None or conv.__dict__.get("cached"):
-        return False
-    return not torch.compiler.is_compiling()
+    return may_be_small(conv, recipe) and not torch.compiler.is_compiling()
 
 
 def _is_taken(x: Any) -> bool:

@@ -87,17 +87,18 @@ def _function(method: Any) -> Any:
 def _forward(stock: type, recipe: Recipe | None) -> Any:
     names = list(inspect.signature(stock.forward).parameters)[1:]  # type: ignore[attr-defined]
     stock_forward: Any = stock.forward  # type: ignore[attr-defined]
-    # The commonest call, which for few messages is settled before all else.
+    # The commonest call, features and graphs, which for few messages is settled before all else.
     few = recipe if recipe is not None and recipe.yields else None
-    if names[:2] != ["x", "edge_index"]:
+    taken = 0 if few is None else 1 + len(few.graphs)
+    if few is not None and names[:taken] != ["x", *few.graphs]:
         few = None
 
     @functools.wraps(stock_forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if few is not None and len(args) == 2 and not kwargs:
+        if few is not None and len(args) == taken and not kwargs:
             edges = _few_edges(self, few, *args)
             if edges is not None:
-                return stock_forward(self, args[0], edges)
+                return stock_forward(self, args[0], *edges)
         call = dict(zip(names, args, strict=False))
         call.update(kwargs)
         if recipe is None:
@@ -116,8 +117,18 @@ def _forward(stock: type, recipe: Recipe | None) -> Any:
     return forward
 
 
-def _few_edges(conv: Any, recipe: Recipe, x: Any, graph: Any) -> Tensor | None:
+def _few_edges(conv: Any, recipe: Recipe, x: Any, *graphs: Any) -> list[Tensor] | None:
     """The edges that stock's code is to take where there are few messages; None: not settled."""
+    edges = []
+    for graph in graphs:
+        found = _few_of_one(conv, recipe, x, graph)
+        if found is None:
+            return None
+        edges.append(found)
+    return edges
+
+
+def _few_of_one(conv: Any, recipe: Recipe, x: Any, graph: Any) -> Tensor | None:
     if type(graph) is Tensor:
         few = graph.dim() == 2 and recipes.is_small(conv, recipe, graph.shape[1], x)
         return graph if few and not sequential.is_lstm(conv) else None

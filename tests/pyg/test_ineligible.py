@@ -162,6 +162,9 @@ def test_few_messages_run_stock_code(name: str, monkeypatch: pytest.MonkeyPatch)
             torch.testing.assert_close(accelerated(X, *plain), expected)
         assert (session.num_hags > 0) == runs
     monkeypatch.setattr(recipes, "SMALL", 10**6)
+    assert (f"{name}: in training, a call with fewer than" in str(hp.explain(accelerated))) != (
+        name == "GCNConv"
+    )
     with pytest.raises(ValueError, match=r"rows|size"):  # a wrong graph is still said to be one
         accelerated(X[:-1], handed)
     with pytest.raises((ValueError, RuntimeError), match="meta"):  # so is one elsewhere
