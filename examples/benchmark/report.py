@@ -33,12 +33,12 @@ class Page:
 def write(results: Results, folder: Path) -> Page:
     """Writes `report.md`, `summary.json` and the plots.
 
-    Each suite's newest results count, of the machine and the versions measured last; the page
-    says which code each suite ran.
+    Each cell's newest result counts, of the machine and the versions measured last; the page says
+    which code each suite ran.
     """
     here = newest_environment(results)
-    ran = {suite: _newest_of(suite, results, here) for suite in SUITES}
-    suites: dict[str, Sequence[Record]] = {s: results.cells(s, e["id"]) for s, e in ran.items()}
+    alike = _alike(results, here)
+    suites: dict[str, Sequence[Record]] = {s: results.cells(s, alike) for s in SUITES}
     found = goals.all_goals(dict(suites), here["threads"])
     failures = tables.wrong(suites, ours=True) + [
         f"never-slower, {' '.join(map(str, r['cell'].values()))}: auto is slower than none"
@@ -47,7 +47,8 @@ def write(results: Results, folder: Path) -> Page:
     ]
     drawn = plots.draw(dict(suites), folder)
     means = goals.headline(suites["aggregate"])
-    parts = [_heading(here, ran, suites), "## Goals\n", goals.table(found) + "\n"]
+    codes = {suite: _codes(suites[suite], alike) for suite in SUITES if suites[suite]}
+    parts = [_heading(here, codes, suites), "## Goals\n", goals.table(found) + "\n"]
     if failures:
         parts += ["## Failures\n", "\n".join(f"- {line}" for line in failures) + "\n"]
     differing = tables.wrong(suites, ours=False)
@@ -69,7 +70,7 @@ def write(results: Results, folder: Path) -> Page:
     (folder / "report.md").write_text(text)
     summary = {
         "environment": here,
-        "code": {s: {k: ran[s][k] for k in ("git", "code")} for s in SUITES if suites[s]},
+        "code": codes,
         "written": environment.now(),
         "goals": [asdict(goal) for goal in found],
         "geometric_means": means,
@@ -90,15 +91,13 @@ def newest_environment(results: Results) -> Record:
     return results.environments()[-1]
 
 
-def _newest_of(suite: str, results: Results, here: Record) -> Record:
-    """The environment that a suite was measured in last, among those that differ in code alone."""
-    alike = {
+def _alike(results: Results, here: Record) -> dict[str, Record]:
+    """The environments, by id, that differ from one in the code that ran alone."""
+    return {
         record["id"]: record
         for record in results.environments()
         if all(record[key] == here[key] for key in here if key not in ("id", "code", "git", "date"))
     }
-    of_suite = (r for r in reversed(results.records) if r["kind"] == "cell" and r["suite"] == suite)
-    return next((alike[r["environment"]] for r in of_suite if r["environment"] in alike), here)
 
 
 def _sections(suites: dict[str, Sequence[Record]]) -> dict[str, tuple[str, str]]:
@@ -116,7 +115,9 @@ def _sections(suites: dict[str, Sequence[Record]]) -> dict[str, tuple[str, str]]
     }
 
 
-def _heading(here: Record, ran: dict[str, Record], suites: dict[str, Sequence[Record]]) -> str:
+def _heading(
+    here: Record, codes: dict[str, dict[str, int]], suites: dict[str, Sequence[Record]]
+) -> str:
     machine: dict[str, Any] = here["machine"]
     caches = ", ".join(f"{name} {size}" for name, size in machine["caches"].items())
     versions = ", ".join(f"{name} {v}" for name, v in here["versions"].items() if v)
@@ -132,7 +133,7 @@ def _heading(here: Record, ran: dict[str, Record], suites: dict[str, Sequence[Re
         f"{machine['memory_gib']} GiB; {machine['system']}; transparent huge pages: "
         f"{machine['huge_pages']}",
         f"- Versions: {versions}",
-        f"- Code: {_codes(ran, suites)}",
+        f"- Code: {_suites_by_code(codes)}",
         f"- Settings: {json.dumps(here['settings'])}",
     ]
     if here["settings"]["quick"]:
@@ -150,13 +151,23 @@ def _heading(here: Record, ran: dict[str, Record], suites: dict[str, Sequence[Re
     return "\n".join(lines)
 
 
-def _codes(ran: dict[str, Record], suites: dict[str, Sequence[Record]]) -> str:
-    """The revision and fingerprint that ran, with its suites where there are several."""
-    by_code: dict[str, list[str]] = {}
-    for suite, where in ran.items():
-        if suites[suite]:
-            words = f"{where['git'] or 'no git revision'} (fingerprint {where['code']})"
-            by_code.setdefault(words, []).append(suite)
-    if len(by_code) == 1:
-        return next(iter(by_code))
-    return "; ".join(f"{words}: {', '.join(names)}" for words, names in by_code.items())
+def _codes(records: Sequence[Record], environments: dict[str, Record]) -> dict[str, int]:
+    """The revisions and fingerprints that ran, each with its number of cells."""
+    count: dict[str, int] = {}
+    for record in records:
+        where = environments[record["environment"]]
+        words = f"{where['git'] or 'no git revision'} (fingerprint {where['code']})"
+        count[words] = count.get(words, 0) + 1
+    return count
+
+
+def _suites_by_code(codes: dict[str, dict[str, int]]) -> str:
+    """The code that ran, with its suites where there are several."""
+    names: dict[str, list[str]] = {}
+    for suite, count in codes.items():
+        for words, cells in count.items():
+            part = "" if len(count) == 1 else f" ({cells} of {sum(count.values())} cells)"
+            names.setdefault(words, []).append(suite + part)
+    if len(names) == 1:
+        return next(iter(names))
+    return "; ".join(f"{words}: {', '.join(suites)}" for words, suites in names.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +61,16 @@ class Results:
                 return record
         return None
 
-    def cells(self, suite: str, environment: str | None = None) -> list[Record]:
+    def cells(self, suite: str, environments: Container[str] | None = None) -> list[Record]:
         """The newest record of each cell of a suite, in the order they were first measured.
 
         Args:
             suite: which.
-            environment: only records of this environment; None: of any.
+            environments: only records of these; None: of any.
         """
         newest: dict[str, Record] = {}
         for record in self._of(suite):
-            if environment is None or record["environment"] == environment:
+            if environments is None or record["environment"] in environments:
                 newest[json.dumps(record["cell"], sort_keys=True)] = record
         return list(newest.values())
 

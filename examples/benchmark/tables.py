@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from . import published, suite_epochs, suite_layers
+from .plan import LAYER_GRAPHS
 from .results import Record
 from .sides import AUTO, COPY, NONE, OURS, SIDES
 
@@ -183,12 +184,53 @@ def layers(records: Sequence[Record]) -> str:
     parts = ["One call, forward and backward. Layers are eligible under the conditions given; "
              "beside these, where the aggregation follows from sums and extrema.\n"]  # fmt: skip
     for (graph, width), group in groups.items():
-        rows = [
-            _layer_row(record, conditions.get(record["cell"]["layer"], "never: runs as before"))
-            for record in group
-        ]
-        parts.append(f"### {graph}, width {width}\n\n{markdown(header, rows)}\n")
-    return "\n".join([*parts, _absences(records)])
+        if graph in LAYER_GRAPHS:
+            rows = [
+                _layer_row(record, conditions.get(record["cell"]["layer"], "never: runs as before"))
+                for record in group
+            ]
+            parts.append(f"### {graph}, width {width}\n\n{markdown(header, rows)}\n")
+    others = [r for key, group in groups.items() if key[0] not in LAYER_GRAPHS for r in group]
+    if others:
+        parts.append(_layers_by_graph(others))
+    return "\n".join([*parts, _timed_twice(records), _absences(records)])
+
+
+def _layers_by_graph(records: Sequence[Record]) -> str:
+    """A line a layer, a column a graph: stock's time over ours."""
+    found: dict[str, dict[str, str]] = {}
+    for record in records:
+        timed = record["forms"]["fresh"]
+        text = times(over(record, "fresh", suite_layers.STOCK, AUTO))
+        if suite_layers.is_slower(timed):
+            text = f"**{text}**"
+        elif timed["sides"][suite_layers.STOCK]["median"] <= suite_layers.LEAST:
+            text = f"({text})"
+        found.setdefault(record["cell"]["layer"], {})[record["cell"]["graph"]] = text
+    graphs = list(dict.fromkeys(record["cell"]["graph"] for record in records))
+    rows = [[layer, *[by_graph.get(g, "n/a") for g in graphs]] for layer, by_graph in found.items()]
+    return (
+        "### auto / edge_index on other graphs\n\nIn brackets: stock takes 1 ms or less. Bold: "
+        f"slower by more than 5 % and the A/A spread.\n\n{markdown(['layer', *graphs], rows)}\n"
+    )
+
+
+def _timed_twice(records: Sequence[Record]) -> str:
+    lines = []
+    for record in records:
+        if "first" in record["forms"]:
+            layer, graph = record["cell"]["layer"], record["cell"]["graph"]
+            first, then = (
+                times(over(record, form, suite_layers.STOCK, AUTO)) for form in ("first", "fresh")
+            )
+            lines.append(f"- {layer} on {graph}: {first}, then {then}.")
+    if not lines:
+        return ""
+    return (
+        "Slower the first time, beyond the spread, and so timed twice:\n\n"
+        + "\n".join(lines)
+        + "\n"
+    )
 
 
 def _layer_row(record: Record, eligible: str) -> list[str]:

@@ -14,6 +14,7 @@ Call = Callable[[], Any]
 
 REWARMED = 20e-3  # seconds; a call shorter than this runs once, untimed, before it is measured
 SLOW = 1.0  # seconds; what a first call costs beyond the others is small against this
+ENDLESS = 4.0  # seconds; a call that takes longer is measured once, after its first call
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Budget:
 
     Attributes:
         seconds: for all sides of one cell together; slow sides may exceed it.
-        least_rounds: measurements of each side, however slow.
+        least_rounds: measurements of each side, however slow; one, if a call exceeds `ENDLESS`.
         most_rounds: measurements of each side, however fast.
         least_seconds: one measurement repeats the call until it lasts this long.
     """
@@ -102,7 +103,8 @@ def interleave(
         calls[side] = max(1, math.ceil(budget.least_seconds / once))
         share = budget.seconds / len(sides)
         fitting = int(share / (once * (calls[side] + (once < REWARMED))))
-        turns[side] = min(max(fitting, budget.least_rounds), budget.most_rounds)
+        least = 1 if once > ENDLESS else budget.least_rounds
+        turns[side] = min(max(fitting, least), budget.most_rounds)
     for side in together:
         turns[side] = min(turns[other] for other in together)
     num_rounds = max(turns.values())
