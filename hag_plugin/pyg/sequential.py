@@ -25,7 +25,7 @@ from hag_plugin.sequence_cost import (
 
 # What a recipe may run in place of a layer's forward. Others look into their graph for degrees or
 # loops; these only reorder what the layer does where its graph is a HAG.
-REORDERED = (None, order.sage, order.graph)
+REORDERED = (None, order.sage, order.graph, order.gin)
 
 
 @dataclass(frozen=True)
