@@ -18,9 +18,7 @@ from hag_plugin.program import Array, Program
 
 FLOAT32, SUM = 0, 0  # as the kernel numbers dtypes and reducers
 WIDTHS = (16, 64, 256)
-LARGE_X = 64 << 20  # bytes of an x that no cache holds
-BYTES_READ = 16 << 20  # in one run of a program
-TILE_ROWS = 64
+WARM_CALLS = 3  # before the one timed: after a single one, writing y took twice as long
 SCRATCH_SHARE = 0.7  # of the sources of a row of y, where there is scratch
 
 
@@ -28,30 +26,38 @@ SCRATCH_SHARE = 0.7  # of the sources of a row of y, where there is scratch
 class Shape:
     """A synthetic program: tiles that are all alike, but for the rows they read.
 
+    There are as many rows of y as of x, as in a graph.
+
     Attributes:
         arity: sources of a row of y, on average.
-        window: consecutive rows of x that a tile reads from; 0: all of x.
+        caches: how many times as large as the cache x is.
+        rows: of y in a tile.
+        window: consecutive rows of x that a tile reads from, the first of them its own; 0: all.
         scratch: rows of scratch in a tile, each the sum of two rows of x.
-        fits: whether x and y fit into the cache.
     """
 
     arity: int
+    caches: float
+    rows: int = 256
     window: int = 0
     scratch: int = 0
-    fits: bool = False
 
 
-SHAPES = (
-    Shape(1, window=TILE_ROWS),
-    Shape(1, fits=True),
-    Shape(2),
-    Shape(16),
-    Shape(16, fits=True),
-    Shape(2, window=TILE_ROWS),
-    Shape(16, window=TILE_ROWS),
-    Shape(4, window=TILE_ROWS, scratch=64),
-    Shape(16, window=TILE_ROWS, scratch=64),
-    Shape(16, scratch=16, fits=True),
+# As the tiles of searched and plain programs are: 256 rows of large graphs or 64 of packed small
+# ones. The cache holds all of x and y, half of them, or an eighth.
+SHAPES = tuple(
+    shape
+    for caches in (0.25, 1.0, 4.0)
+    for shape in (
+        Shape(1, caches, window=256),
+        Shape(4, caches, window=256),
+        Shape(16, caches, window=256),
+        Shape(4, caches, window=256, scratch=256),
+        Shape(2, caches),
+        Shape(16, caches),
+        Shape(2, caches, rows=64, window=64),
+        Shape(8, caches, rows=64, window=64, scratch=64),
+    )
 )
 
 
@@ -91,7 +97,7 @@ def calibrate(
     gains: list[float] = []
     for number, width in enumerate(WIDTHS):
         runs = [_Run(shape, width, cache) for shape in SHAPES]
-        runs.append(_Run(Shape(1, fits=True), width, cache, tiles=1))
+        runs.append(_Run(Shape(1, 0.25, rows=64), width, cache, tiles=1))
         single, several = [np.inf] * len(runs), [np.inf] * len(runs)
         for turn in range(rounds):
             for i, run in enumerate(runs):
@@ -102,8 +108,11 @@ def calibrate(
         seconds += single
         terms += [(1.0, *run.work.terms(4 * width, cache)) for run in runs]
         if threads > 1:
-            pairs = zip(single[:-1], several[:-1], strict=True)
-            gains += [(one / more - 1.0) / (threads - 1) for one, more in pairs]
+            gains += [
+                (one / more - 1.0) / (threads - 1)
+                for run, one, more in zip(runs, single, several, strict=True)
+                if run.shape.caches > 1.0  # in short programs, starting the threads counts
+            ]
     parallel = min(max(statistics.median(gains), 0.0), 1.0) if gains else DEFAULT.parallel
     fitted = fit(np.array(terms), np.array(seconds))
     constants = _constants(fitted, parallel, cache)
@@ -183,24 +192,18 @@ class _Run:
     """A program with its buffers, ready to be timed."""
 
     def __init__(self, shape: Shape, width: int, cache: int, tiles: int | None = None) -> None:
-        row_bytes = 4 * width
-        x_bytes = cache // 4 if shape.fits else LARGE_X
-        if tiles is None:  # with x, y fits, too
-            reads = TILE_ROWS * shape.arity + 2 * shape.scratch
-            tiles = (
-                x_bytes // (TILE_ROWS * row_bytes)
-                if shape.fits
-                else BYTES_READ // (row_bytes * reads)
-            )
-        num_src = x_bytes // row_bytes
+        self.shape = shape
+        num_src = max(int(cache * shape.caches) // (4 * width), shape.rows)
+        tiles = num_src // shape.rows if tiles is None else tiles
         self.program = synthetic_program(shape, tiles, num_src)
         self.work = Work.of(self.program)
         self.x = torch.ones(num_src, width)
         self.y = torch.zeros(self.program.num_dst, width)
 
     def seconds(self, threads: int) -> float:
-        """Of one call. The call before it brings into the cache what fits there."""
-        self._call(threads)
+        """Of one call. Those before it bring into the caches what they hold."""
+        for _ in range(WARM_CALLS):
+            self._call(threads)
         start = time.perf_counter()
         self._call(threads)
         return time.perf_counter() - start
@@ -214,9 +217,9 @@ class _Run:
 
 
 def synthetic_program(shape: Shape, tiles: int, num_src: int) -> Program:
-    """The program of a shape: `tiles` tiles of 64 rows of y over `num_src` rows of x."""
+    """The program of a shape: `tiles` tiles over `num_src` rows of x."""
     rng = np.random.default_rng(0)
-    ops = shape.scratch + TILE_ROWS
+    ops = shape.scratch + shape.rows
     # Lengths vary as in searched programs: a processor must not learn them by heart.
     arity = rng.integers(1, 2 * shape.arity, (tiles, ops))
     arity[:, : shape.scratch] = 2
@@ -224,7 +227,7 @@ def synthetic_program(shape: Shape, tiles: int, num_src: int) -> Program:
     op = np.repeat(np.arange(tiles * ops), arity.ravel())
     tile, place = op // ops, op % ops
     if shape.window:
-        first = tile * shape.window % (num_src - shape.window + 1)
+        first = tile * shape.rows % (num_src - shape.window + 1)
         source = first + rng.integers(0, shape.window, len(op))
     else:
         source = rng.integers(0, num_src, len(op))
@@ -232,7 +235,7 @@ def synthetic_program(shape: Shape, tiles: int, num_src: int) -> Program:
         takes = (place >= shape.scratch) & (rng.random(len(op)) < SCRATCH_SHARE)
         source[takes] = ~rng.integers(0, shape.scratch, int(takes.sum()))
     source = source[np.lexsort((source, op))]
-    target = np.arange(tiles * TILE_ROWS).reshape(tiles, TILE_ROWS)
+    target = np.arange(tiles * shape.rows).reshape(tiles, shape.rows)
     scratch = np.broadcast_to(~np.arange(shape.scratch), (tiles, shape.scratch))
     arrays = (
         np.arange(tiles + 1) * ops,
@@ -242,4 +245,4 @@ def synthetic_program(shape: Shape, tiles: int, num_src: int) -> Program:
         np.zeros(0, np.int32),
         np.zeros(1, np.int64),
     )
-    return Program.of(map(torch.from_numpy, arrays), num_src, tiles * TILE_ROWS)
+    return Program.of(map(torch.from_numpy, arrays), num_src, tiles * shape.rows)

@@ -15,7 +15,7 @@ from typing import Any
 from hag_plugin import files
 
 FILE_FORMAT = "hag_plugin.costs"
-FILE_VERSION = 1
+FILE_VERSION = 2  # of the model, too: constants that were fitted to another one mislead
 PATH_VARIABLE = "HAG_PLUGIN_COSTS"
 
 
@@ -44,23 +44,24 @@ class Constants:
     Attributes:
         call: one aggregation, however small.
         op: one op, beside its rows.
-        written: a byte of y, or of a partial sum, where x does not fit into `cache_bytes`; where
-            it does, y is taken to be near, too.
+        written: a byte of y, or of a partial sum, that the cache does not hold; one that it does
+            costs as much as a byte of a near row.
         scratch: a row of scratch, written or read.
-        near: a row of x that the tile has read before, or of an x that fits into `cache_bytes`.
+        near: a row of x that the tile has read before, or that the cache holds. The cache holds
+            all of x and y, or as large a share of them as `cache_bytes` are.
         far: any other row of x.
         parallel: what each further thread adds, in threads: with T of them the work takes
             1 / (1 + parallel (T - 1)) of the time.
         cache_bytes: of the cache that near rows come from.
     """
 
-    call: float = 1.6e-6
-    op: float = 2.4e-9
-    written: float = 4.5e-11
-    scratch: RowCost = RowCost(1.2e-9, 2.3e-12)
-    near: RowCost = RowCost(0.3e-9, 6.8e-12)
-    far: RowCost = RowCost(5e-9, 5.5e-11)
-    parallel: float = 0.95
+    call: float = 1.7e-6
+    op: float = 1.3e-9
+    written: float = 5.4e-11
+    scratch: RowCost = RowCost(1.4e-9, 4.4e-12)
+    near: RowCost = RowCost(0.15e-9, 8.4e-12)
+    far: RowCost = RowCost(0.0, 3.2e-11)
+    parallel: float = 0.99
     cache_bytes: int = 2 << 20
 
     @property

@@ -116,14 +116,18 @@ class Work:
         return c.call + work / (1.0 + c.parallel * (threads - 1))
 
     def terms(self, row_bytes: int, cache_bytes: int) -> tuple[float, ...]:
-        """How often each constant counts: op, written, then both of each kind of row (`ROWS`)."""
-        fits = self.num_src * row_bytes <= cache_bytes
-        near, far = (self.again + self.first, 0) if fits else (self.again, self.first)
-        out = self.written * row_bytes  # stays in the cache, too, where x does
+        """How often each constant counts: op, written, then both of each kind of row (`ROWS`).
+
+        x and y pass through one cache: where they outgrow it, the share of them that it can hold
+        is taken to be found there.
+        """
+        out = self.written * row_bytes
+        held = min(1.0, cache_bytes / max(self.num_src * row_bytes + out, 1))
+        near, far = self.again + held * self.first, (1.0 - held) * self.first
         return (
-            *(self.ops, 0 if fits else out),
+            *(self.ops, (1.0 - held) * out),
             *(self.scratch, self.scratch * row_bytes),
-            *(near, near * row_bytes + (out if fits else 0)),
+            *(near, near * row_bytes + held * out),
             *(far, far * row_bytes),
         )
 

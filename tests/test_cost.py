@@ -70,17 +70,30 @@ def test_work_of_a_hub() -> None:
 
 
 def test_seconds_add_up() -> None:
-    work = Work(ops=10, scratch=20, again=30, first=40, written=5, num_src=1000)
+    work = Work(ops=10, scratch=20, again=30, first=40, written=5, num_src=995)
     c = Constants(call=1.0, op=2.0, written=0.5, scratch=RowCost(1.0, 0.1), near=RowCost(2.0, 0.2),
-                  far=RowCost(3.0, 0.3), parallel=0.5, cache_bytes=999)  # fmt: skip
-    ops = 10 * 2.0 + 5 * 4 * 0.5
-    rows = 20 * 1.4 + 30 * 2.8 + 40 * 4.2
+                  far=RowCost(3.0, 0.3), parallel=0.5, cache_bytes=1000)  # fmt: skip
+    # Of the 1000 rows of x and y, 4 bytes each, the cache holds a quarter.
+    ops = 10 * 2.0 + 5 * 4 * (0.75 * 0.5 + 0.25 * 0.2)
+    rows = 20 * 1.4 + (30 + 10) * 2.8 + 30 * 4.2
     assert work.seconds(4, constants=c) == pytest.approx(1.0 + ops + rows)
     assert work.seconds(4, threads=3, constants=c) == pytest.approx(1.0 + (ops + rows) / 2.0)
-    # All of x fits: every row is near.
-    small = Work(ops=10, scratch=20, again=30, first=40, written=5, num_src=200)
-    rows = 20 * 1.4 + 70 * 2.8 + 5 * 4 * 0.2  # and so is y
+    # All of x and y fits: every row is near.
+    small = Work(ops=10, scratch=20, again=30, first=40, written=5, num_src=245)
+    rows = 20 * 1.4 + 70 * 2.8 + 5 * 4 * 0.2
     assert small.seconds(4, constants=c) == pytest.approx(1.0 + 10 * 2.0 + rows)
+
+
+@given(num_src=st.integers(1, 100_000), first=st.integers(0, 1_000_000))
+def test_a_few_more_bytes_take_a_little_longer(num_src: int, first: int) -> None:
+    """There is no cliff where x outgrows the cache, and no prediction falls as rows grow."""
+    work = Work(100, 50, 1000, first, num_src, num_src)
+    widths = range(8, 264, 4)
+    seconds = np.array([work.seconds(4 * width, constants=DEFAULT) for width in widths])
+    growth = seconds[1:] / seconds[:-1] - 1.0
+    dearest = DEFAULT.written / DEFAULT.near.per_byte  # byte, beside the cheapest of x and y
+    assert (growth >= 0.0).all()
+    assert (growth <= dearest * 4 / np.array(widths[:-1])).all()
 
 
 def test_less_work_is_predicted_to_take_less() -> None:
@@ -134,7 +147,7 @@ def test_synthetic_programs_are_what_they_are_called(shape: calibrate.Shape) -> 
     run_program(program, x)  # reads no scratch before it is written
     _ = program.native  # every index is in range
     work = Work.of(program)
-    assert work.written == 5 * calibrate.TILE_ROWS
+    assert work.written == 5 * shape.rows
     assert (work.scratch > 0) == (shape.scratch > 0)
     if shape.window:
         assert work.first <= 5 * shape.window
@@ -145,9 +158,7 @@ def test_synthetic_programs_are_what_they_are_called(shape: calibrate.Shape) -> 
 def test_calibrate_writes_what_searches_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(calibrate, "SHAPES", calibrate.SHAPES[:2])
-    monkeypatch.setattr(calibrate, "BYTES_READ", 1 << 16)
-    monkeypatch.setattr(calibrate, "LARGE_X", 1 << 20)
+    monkeypatch.setattr(calibrate, "SHAPES", (calibrate.SHAPES[0], calibrate.SHAPES[-1]))
     path = tmp_path / "folder" / "costs.json"
     monkeypatch.setenv("HAG_PLUGIN_COSTS", str(path))
     with pytest.raises(FileNotFoundError):
@@ -192,7 +203,7 @@ def test_without_a_file_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 GOOD: dict[str, Any] = {
-    "format": "hag_plugin.costs", "version": 1, "about": {},
+    "format": "hag_plugin.costs", "version": 2, "about": {},
     "constants": {
         "call": 1e-6, "op": 1e-9, "written": 1e-10, "parallel": 1, "cache_bytes": 1000,
         **{row: {"fixed": 1e-9, "per_byte": 0} for row in ("scratch", "near", "far")},
@@ -210,7 +221,7 @@ def changed(**values: Any) -> dict[str, Any]:
         ("{", "Expecting property name"),
         ([], "does not hold costs"),
         ({"format": "x"}, "there is no 'version'"),
-        ({**GOOD, "version": 2}, "expected 'hag_plugin.costs', version 1"),
+        ({**GOOD, "version": 1}, "expected 'hag_plugin.costs', version 2"),
         ({**GOOD, "constants": {"op": 1}}, r"constants are \['op'\]; expected \['cache_bytes'"),
         ({**GOOD, "constants": 3}, "constants are int; expected"),
         (changed(op=-1), "op is -1; expected a finite number, 0 or more"),
