@@ -410,7 +410,7 @@ def test_winners(
     x = torch.randint(-2, 3, (2, 9, width)).to(dtype)
     x[torch.rand(x.shape) < 0.05] = float("nan")
     loops = "" if mode is False else mode
-    y, winner = torch.ops.hag_plugin.winners(x, hag.row_ptr, hag.col, loops, largest, last)
+    y, winner = torch.ops.hag_plugin.winners(x, hag.row_ptr, hag.col, loops, largest, last, 9)
     for b in range(2):
         whole = reference.with_self_loops(edges, 9, mode)
         value, source = reference.winners(x[b], whole, 9, largest=largest, last=last)
@@ -433,7 +433,7 @@ def test_winners_on_a_hag_with_hubs(ties: Any, reduce: Any) -> None:
     x = torch.randint(-3, 3, (20_000, 20)).double()
     value, source = reference.winners(x, edges, 3, largest=reduce == "max", last=ties == "last")
     y, winner = torch.ops.hag_plugin.winners(
-        x, hag.row_ptr, hag.col, "", reduce == "max", ties == "last"
+        x, hag.row_ptr, hag.col, "", reduce == "max", ties == "last", 3
     )
     assert torch.equal(y, value)
     assert torch.equal(winner, source)
@@ -480,15 +480,15 @@ def test_opcheck_of_the_others() -> None:
     graph = (hag.row_ptr, hag.col)
     x = torch.randn(6, 3, requires_grad=True)
     ops = torch.ops.hag_plugin
-    torch.library.opcheck(ops.extremum.default, (x, *graph, "", True))
+    torch.library.opcheck(ops.extremum.default, (x, *graph, "", True, 4))
     x = x.detach()
-    y = ops.extremum(x, *graph, "", True)
+    y = ops.extremum(x, *graph, "", True, 4)
     v = torch.randn(6, 3, requires_grad=True)
     torch.library.opcheck(ops.masked_sum.default, (v, x, y, *graph, "", False))
     torch.library.opcheck(ops.masked_sum.default, (None, x, y, *graph, "", False))
     w = torch.randn(4, 3, requires_grad=True)
     torch.library.opcheck(ops.masked_sum.default, (w, x, y, *graph, "", True))
-    torch.library.opcheck(ops.winners.default, (x.requires_grad_(), *graph, "", True, False))
+    torch.library.opcheck(ops.winners.default, (x.requires_grad_(), *graph, "", True, False, 4))
     grad = torch.randn(4, 3, requires_grad=True)
     winner = torch.tensor([[0, 5, -1]]).expand(4, 3)
     torch.library.opcheck(ops.add_to_winners.default, (grad, winner, *graph, 6, ""))
