@@ -31,6 +31,7 @@ from hag_plugin.operators import (
     needs_grad,
     new_output,
     register,
+    side_by_side,
 )
 from hag_plugin.program import Program, SelfLoops
 
@@ -167,13 +168,9 @@ def _walk(
     if gpu.is_home(x):
         gpu.run_program(program, x, y, reduce, source_scale, target_scale)
         return
-    if x.dim() > 3:
-        x = x.flatten(0, -3)
+    x = side_by_side(x)
     *batch, rows, width = x.shape
-    *batch_stride, row_stride, stride = x.stride()
-    if stride != 1 and width > 1:
-        x = x.contiguous()
-        *batch_stride, row_stride, _ = x.stride()
+    *batch_stride, row_stride, _ = x.stride()
     program.native.run(
         x.data_ptr(),
         y.data_ptr(),
