@@ -31,6 +31,7 @@ from hag_plugin.operators import (
     needs_grad,
     new_output,
     register,
+    side_by_side,
 )
 from hag_plugin.program import Program, SelfLoops
 
@@ -167,13 +168,9 @@ def _walk(
     if gpu.is_home(x):
         gpu.run_program(program, x, y, reduce, source_scale, target_scale)
         return
-    if x.dim() > 3:
-        x = x.flatten(0, -3)
+    x = side_by_side(x)
     *batch, rows, width = x.shape
-    *batch_stride, row_stride, stride = x.stride()
-    if stride != 1 and width > 1:
-        x = x.contiguous()
-        *batch_stride, row_stride, _ = x.stride()
+    *batch_stride, row_stride, _ = x.stride()
     program.native.run(
         x.data_ptr(),
         y.data_ptr(),
@@ -236,14 +233,8 @@ def _sum(
 
 
 def _run_extremum(
-    x: Tensor,
-    row_ptr: Tensor,
-    col: Tensor,
-    loops: str,
-    largest: bool,
-    num_dst: int | None = None,
+    x: Tensor, row_ptr: Tensor, col: Tensor, loops: str, largest: bool, num_dst: int
 ) -> Tensor:
-    num_dst = row_ptr.shape[0] - 1 if num_dst is None else num_dst
     hag = found(row_ptr, col, x.shape[-2], num_dst, loops, False)
     mode = loop_mode(loops)
     y = new_output(x, num_dst)
@@ -304,9 +295,8 @@ def _run_winners(
     loops: str,
     largest: bool,
     last: bool,
-    num_dst: int | None = None,
+    num_dst: int,
 ) -> tuple[Tensor, Tensor]:
-    num_dst = row_ptr.shape[0] - 1 if num_dst is None else num_dst
     hag = found(row_ptr, col, x.shape[-2], num_dst, loops, False)
     mode = loop_mode(loops)
     x = x.contiguous()
@@ -449,9 +439,8 @@ def _shape_of_sum(x: Tensor, row_ptr: Tensor, col: Tensor, *args: Any) -> Tensor
 
 
 def _shape_of_extremum(
-    x: Tensor, row_ptr: Tensor, col: Tensor, loops: str, largest: bool, num_dst: Any = None
+    x: Tensor, row_ptr: Tensor, col: Tensor, loops: str, largest: bool, num_dst: Any
 ) -> Tensor:
-    num_dst = row_ptr.shape[0] - 1 if num_dst is None else num_dst
     return x.new_empty((*x.shape[:-2], num_dst, x.shape[-1]))
 
 
@@ -469,7 +458,7 @@ def _shape_of_winners(
     loops: str,
     largest: bool,
     last: bool,
-    num_dst: Any = None,
+    num_dst: Any,
 ) -> tuple[Tensor, Tensor]:
     y = _shape_of_extremum(x, row_ptr, col, loops, largest, num_dst)
     return y, y.new_empty(y.shape, dtype=torch.int64)
@@ -489,7 +478,7 @@ _OPERATORS: dict[str, tuple[Any, ...]] = {
         *(_run_sum, _shape_of_sum, _sum_backward, _keep_sum),
     ),
     "extremum": (
-        f"(Tensor x, {_GRAPH}, str self_loops, bool largest, SymInt? num_dst=None) -> Tensor",
+        f"(Tensor x, {_GRAPH}, str self_loops, bool largest, SymInt num_dst) -> Tensor",
         *(_run_extremum, _shape_of_extremum, _extremum_backward, _keep_extremum),
     ),
     "masked_sum": (
@@ -498,7 +487,7 @@ _OPERATORS: dict[str, tuple[Any, ...]] = {
         *(_run_masked_sum, _shape_of_masked_sum, _masked_sum_backward, _keep_masked_sum),
     ),
     "winners": (
-        f"(Tensor x, {_GRAPH}, str self_loops, bool largest, bool last, SymInt? num_dst=None)"
+        f"(Tensor x, {_GRAPH}, str self_loops, bool largest, bool last, SymInt num_dst)"
         " -> (Tensor, Tensor)",
         *(_run_winners, _shape_of_winners, _winners_backward, _keep_winners),
     ),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hag_plugin.hag import HAG, outside_inference
+from hag_plugin.operators import side_by_side
 from hag_plugin.program import Program, SelfLoops
 
 
@@ -37,9 +38,9 @@ def is_home(x: Tensor) -> bool:
 
 
 def as_matrices(x: Tensor) -> Tensor:
-    """`[*, N, F]` as `[B, N, F]` whose features lie side by side, without a copy if they do."""
-    x = x.unsqueeze(0) if x.dim() == 2 else x.flatten(0, -3)
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+    """`side_by_side` as `[B, N, F]`."""
+    x = side_by_side(x)
+    return x.unsqueeze(0) if x.dim() == 2 else x
 
 
 def run_program(

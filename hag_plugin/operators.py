@@ -233,6 +233,16 @@ def check_rows(hag: HAG, x_rows: int, num_rows: int, transposed: bool) -> None:
         )
 
 
+def side_by_side(x: Tensor) -> Tensor:
+    """`[*, N, F]` as `[N, F]` or `[B, N, F]` whose features lie side by side, as kernels read them.
+
+    Without a copy if they do, and if leading dimensions can be one.
+    """
+    if x.dim() > 3:
+        x = x.flatten(0, -3)
+    return x.contiguous() if x.stride(-1) != 1 and x.shape[-1] > 1 else x
+
+
 def new_output(x: Tensor, num_rows: int) -> Tensor:
     """An empty tensor like `x`, with so many rows."""
     *batch, _, width = x.shape

@@ -31,6 +31,7 @@ from hag_plugin.operators import (
     loop_mode,
     new_output,
     register,
+    side_by_side,
 )
 
 NAME = "weighted_sum"
@@ -104,10 +105,7 @@ def _run_weighted_sum(
     if transposed:
         graph = hag.transpose()
         edges = weight[: hag.num_edges].index_select(0, _reversed_order(hag))
-    if x.dim() > 3:
-        x = x.flatten(0, -3)
-    if x.stride(-1) != 1 and x.shape[-1] > 1:
-        x = x.contiguous()
+    x = side_by_side(x)
     *batch, _, width = x.shape
     *batch_stride, row_stride, _ = x.stride()
     _cpu.weighted_sum(

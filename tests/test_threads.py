@@ -51,6 +51,18 @@ print(wrong, len(runtimes), torch.get_num_threads())
     assert run_python(code) == ["0", "1", "2"]
 
 
+@linux
+def test_one_openmp_runtime() -> None:
+    code = """
+import hag_plugin as hp, torch
+hag = hp.build_hag(torch.randint(0, 2000, (2, 40000)), num_nodes=2000)
+hp.aggregate(torch.randn(2000, 64), hag)
+lines = open("/proc/self/maps").read().split()
+print(len({w for w in lines if any(n in w for n in ("libgomp", "libiomp", "libomp"))}))
+"""
+    assert run_python(code) == ["1"]
+
+
 # Balance ----------------------------------------------------------------------------------------
 
 
@@ -131,6 +143,41 @@ for (hag, y), (want, z) in zip(loader, expected):
 print(torch.equal(hp.aggregate(x, expected[0][0], self_loops="add"), expected[0][1]))
 """
     assert run_python(code) == ["True"] * 5
+
+
+@forks
+def test_a_forked_child_aggregates_alone() -> None:
+    code = """
+import os, torch, hag_plugin as hp
+torch.set_num_threads(2)
+edges = torch.randint(0, 2000, (2, 40000))
+hag = hp.build_hag(edges, num_nodes=2000)
+x = torch.randn(2000, 64)
+y = hp.aggregate(x, hag)
+child = os.fork()
+if child == 0:  # torch's own parallel operators would hang here, so numpy compares
+    os._exit(0 if (hp.aggregate(x, hag).numpy() == y.numpy()).all() else 3)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), torch.equal(hp.aggregate(x, hag), y))
+"""
+    assert run_python(code) == ["0", "True"]
+
+
+@forks
+def test_a_forked_child_sums_weighted_alone() -> None:
+    code = """
+import os, torch, hag_plugin as hp
+from hag_plugin.weights import weighted_aggregate
+torch.set_num_threads(2)
+hag = hp.build_hag(torch.randint(0, 2000, (2, 40000)), num_nodes=2000, method="none")
+x, weight = torch.randn(2000, 64), torch.randn(40000)
+y = weighted_aggregate(x, hag, weight)
+child = os.fork()
+if child == 0:  # torch's own parallel operators would hang here, so numpy compares
+    os._exit(0 if (weighted_aggregate(x, hag, weight).numpy() == y.numpy()).all() else 3)
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(status, torch.equal(weighted_aggregate(x, hag, weight), y))
+"""
+    assert run_python(code) == ["0", "True"]
 
 
 # Python threads ---------------------------------------------------------------------------------

@@ -54,10 +54,7 @@ def combine(
 
     That has no scale and no weight.
     """
-    matrix, leader, column = instance(first_op, last_op, width, ROWS, COLS)
-    op = leader + tl.arange(0, ROWS)
-    live = op < last_op
-    inside = (column < width)[None, :]
+    matrix, leader, op, live, column, inside = instance(first_op, last_op, width, ROWS, COLS)
     x += matrix * x_matrix
     y += matrix * y_matrix
     scratch += matrix * scratch_matrix

@@ -13,9 +13,10 @@ import triton.language as tl
 
 @triton.jit
 def instance(first_op, last_op, width, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """The instance's matrix of the batch, its first op, and its columns.
+    """The instance's matrix of the batch, its ops, and its columns.
 
-    Neighbouring instances take neighbouring columns, then ops, then matrices.
+    Of the ops the first, all, and which there are; of the columns all, and which there are, as a
+    row. Neighbouring instances take neighbouring columns, then ops, then matrices.
     """
     blocks = tl.cdiv(width, COLS)
     row_blocks = tl.cdiv(last_op - first_op, ROWS)
@@ -23,7 +24,8 @@ def instance(first_op, last_op, width, ROWS: tl.constexpr, COLS: tl.constexpr):
     column = place % blocks * COLS + tl.arange(0, COLS)
     leader = first_op + place // blocks % row_blocks * ROWS
     matrix = (place // blocks // row_blocks).to(tl.int64)
-    return matrix, leader, column
+    op = leader + tl.arange(0, ROWS)
+    return matrix, leader, op, op < last_op, column, (column < width)[None, :]
 
 
 @triton.jit

@@ -35,10 +35,7 @@ def masked_sum(
     UNROLL: tl.constexpr,
 ):
     """out_i = sum over sources j of [inner_j == outer_i] * value_j: the first level."""
-    matrix, leader, column = instance(0, last_op, width, ROWS, COLS)
-    op = leader + tl.arange(0, ROWS)
-    live = op < last_op
-    inside = (column < width)[None, :]
+    matrix, leader, op, live, column, inside = instance(0, last_op, width, ROWS, COLS)
     value += matrix * inner_matrix
     inner += matrix * inner_matrix
     outer += matrix * outer_matrix
@@ -89,10 +86,7 @@ def add_to_winners(
 
     Rows of value are read only where they count.
     """
-    matrix, leader, column = instance(0, last_op, width, ROWS, COLS)
-    op = leader + tl.arange(0, ROWS)
-    live = op < last_op
-    inside = (column < width)[None, :]
+    matrix, leader, op, live, column, inside = instance(0, last_op, width, ROWS, COLS)
     value += matrix * value_matrix
     won += matrix * value_matrix
     out += matrix * out_matrix
@@ -140,10 +134,7 @@ def winner(
     UNROLL: tl.constexpr,
 ):
     """The first or last source whose value is the row's extremum, -1 where there is none."""
-    matrix, leader, column = instance(first_op, last_op, width, ROWS, COLS)
-    op = leader + tl.arange(0, ROWS)
-    live = op < last_op
-    inside = (column < width)[None, :]
+    matrix, leader, op, live, column, inside = instance(first_op, last_op, width, ROWS, COLS)
     x += matrix * x_matrix
     y += matrix * y_matrix
     out += matrix * y_matrix

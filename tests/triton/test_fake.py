@@ -32,10 +32,10 @@ def test_shapes_and_devices(dtype: torch.dtype) -> None:
         cases: tuple[tuple[Any, list[tuple[torch.Size, torch.dtype]]], ...] = (
             (OPS.aggregate(x, *graph, s, t, 4, "", False, "mean"), [like_y]),
             (OPS.aggregate(y, *graph, t, s, 7, "", True, "sum"), [like_x]),
-            (OPS.extremum(x, *graph, "", True), [like_y]),
+            (OPS.extremum(x, *graph, "", True, 4), [like_y]),
             (OPS.masked_sum(None, x, y, *graph, "", False), [like_y]),
             (OPS.masked_sum(y, x, y, *graph, "", True), [like_x]),
-            (OPS.winners(x, *graph, "", True, True), [like_y, (y.shape, torch.int64)]),
+            (OPS.winners(x, *graph, "", True, True, 4), [like_y, (y.shape, torch.int64)]),
             (OPS.add_to_winners(y, won, *graph, 7, ""), [like_x]),
             (OPS.weighted_sum(x, weight, *graph, s, t, 4, "", False, "sum"), [like_y]),
             (OPS.edge_dot(x, y, *graph, s, t, "", "sum"), [(weight.shape, exact)]),

@@ -81,7 +81,7 @@ def test_one_winner(
     (found,) = gradients(y, [mine], grad)
     torch.testing.assert_close(found, _on_cpu(x, hag, reduce, mode, ties, grad))
     csr, largest, last = (on_device.row_ptr, on_device.col), reduce == "max", ties == "last"
-    _, won = torch.ops.hag_plugin.winners(mine.detach(), *csr, mode or "", largest, last)
+    _, won = torch.ops.hag_plugin.winners(mine.detach(), *csr, mode or "", largest, last, NODES)
     edge_index = reference.with_self_loops(graph, NODES, mode)
     values, winner = reference.winners(x, edge_index, NODES, largest=largest, last=last)
     assert torch.equal(won.cpu(), winner)
@@ -97,7 +97,7 @@ def test_winners_of_every_dtype(width: int, dtype: torch.dtype, kernel_device: s
     hag = hp.build_hag(edge_index, num_nodes=6).to(kernel_device)
     x = torch.randint(0, 2, (2, 6, width)).to(dtype)
     for last in (False, True):
-        call = (hag.row_ptr, hag.col, "", True, last)
+        call = (hag.row_ptr, hag.col, "", True, last, 6)
         y, won = torch.ops.hag_plugin.winners(x.to(kernel_device), *call)
         for matrix in range(2):
             how = {"largest": True, "last": last}

@@ -1,0 +1,58 @@
+"""Equality of sums within rounding, and of extrema exactly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hag_plugin import reference
+
+
+def assert_within(y: Tensor, expected: Tensor, bound: Tensor) -> None:
+    """Within the bound, and for half types what rounding the result adds."""
+    if y.dtype in (torch.float16, torch.bfloat16):
+        info = torch.finfo(y.dtype)
+        bound = bound + 2 * info.eps * expected.abs() + 2 * info.smallest_normal * info.eps
+    assert y.shape == expected.shape
+    wrong = ~((y.double() - expected).abs() <= bound)
+    assert not wrong.any(), (wrong.nonzero()[:5], y[wrong][:5], expected[wrong][:5])
+
+
+def assert_equal(
+    y: Tensor,
+    x: Tensor,
+    edge_index: Tensor,
+    num_dst: int,
+    reduce: str = "sum",
+    **how: Any,
+) -> None:
+    """Equal as DESIGN.md, section 4, has it; `x` is what went in, rounded as it was."""
+    wide = {k: v.double() if isinstance(v, Tensor) else v for k, v in how.items()}
+    expected = reference.aggregate(x.double(), edge_index, num_dst, reduce, **wide)
+    if reduce in ("max", "min") and "source_scale" not in how and "target_scale" not in how:
+        assert torch.equal(y, expected.to(y.dtype))
+        return
+    absolute = {k: v.abs() if isinstance(v, Tensor) else v for k, v in wide.items()}
+    kind = "mean" if reduce == "mean" else "sum"
+    size = reference.aggregate(x.double().abs(), edge_index, num_dst, kind, **absolute)
+    ones = torch.ones(x.shape[-2], 1, dtype=torch.float64)
+    terms = reference.aggregate(ones, edge_index, num_dst, self_loops=how.get("self_loops", False))
+    bound = size * (1e-12 if y.dtype == torch.float64 else 1e-6 * terms.clamp(min=1).sqrt())
+    assert_within(y, expected, bound)
+
+
+def assert_weighted_equal(
+    y: Tensor, x: Tensor, edges: Tensor, weight: Tensor, num_dst: int, *args: Any, **how: Any
+) -> None:
+    """Within rounding of a float64 reference, relative to the row's sum of absolute values."""
+    wide = {k: v.double() if isinstance(v, Tensor) else v for k, v in how.items()}
+    size = {k: v.abs() if isinstance(v, Tensor) else v for k, v in wide.items()}
+    graph = edges, weight.double(), num_dst
+    expected = reference.weighted_aggregate(x.double(), *graph, *args, **wide)
+    absolute = edges, weight.double().abs(), num_dst
+    bound = reference.weighted_aggregate(x.double().abs(), *absolute, *args, **size)
+    terms = torch.bincount(edges[1], minlength=num_dst).add(2).sqrt().unsqueeze(-1)
+    bound = bound * (1e-12 if y.dtype == torch.float64 else 1e-6 * terms)
+    assert_within(y, expected, bound)
