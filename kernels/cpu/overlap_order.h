@@ -20,10 +20,10 @@ class OverlapOrder {
   void apply(std::vector<int32_t> &rows, int64_t tile_rows);
 
  private:
-  // What a waiting row shares with the tile, times its weight: 0 or less, least is best.
+  // A row by what it shares with the tile, for its length: the least value is best.
   struct Waiting {
     int32_t shared;  // kTaken: not waiting
-    float weight;
+    float weight;    // below 0
 
     float value() const { return static_cast<float>(shared) * weight; }
   };
