@@ -5,11 +5,10 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cmath>
 #include <exception>
 #include <limits>
-#include <numeric>
 
+#include "overlap_order.h"
 #include "threads.h"
 
 namespace hag {
@@ -18,6 +17,7 @@ namespace {
 
 constexpr int64_t kLargestWholeTile = 512;  // a graph of more rows is cut
 constexpr int64_t kTileEdges = 1 << 17;     // tiles have fewer rows where rows are long
+constexpr int64_t kFewTiles = 8;            // fewer say nothing of the others: all are searched
 
 struct Tiles {
   std::vector<int32_t> order;         // rows
@@ -57,80 +57,6 @@ std::vector<Block> independent_blocks(const Csr &graph) {
   if (begin < n) blocks.push_back({begin, n});
   return blocks;
 }
-
-// Orders rows so that those of a tile have many sources in common: a tile starts with the first
-// row that is left and takes, a few at a time, the rows that share most with it, for their length.
-// Long rows and sources of many rows are sampled, so that the work is linear in the edges.
-class OverlapOrder {
- public:
-  // `targets_of`: the reversed graph.
-  OverlapOrder(const Csr &graph, const Csr &targets_of)
-      : graph_(graph),
-        targets_of_(targets_of),
-        score_(graph.num_dst, 0),
-        weight_(graph.num_dst),
-        waits_(graph.num_dst, 0) {
-    for (int64_t v = 0; v < graph.num_dst; ++v)
-      weight_[v] = -1.0f / std::sqrt(1.0f + static_cast<float>(length(graph, v)));
-  }
-
-  void apply(std::vector<int32_t> &rows, int64_t tile_rows) {
-    for (const int32_t v : rows) waits_[v] = 1;
-    std::vector<int32_t> order;
-    order.reserve(rows.size());
-    std::vector<std::pair<float, int32_t>> best;
-    for (size_t next = 0; order.size() < rows.size();) {
-      const size_t end = std::min(rows.size(), order.size() + static_cast<size_t>(tile_rows));
-      while (order.size() < end) {
-        best.clear();
-        for (const int32_t v : touched_)
-          if (waits_[v]) best.push_back({static_cast<float>(score_[v]) * weight_[v], v});
-        if (best.empty()) {
-          while (!waits_[rows[next]]) ++next;
-          take(rows[next], order);
-          continue;
-        }
-        const size_t size = std::min({kStep, best.size(), end - order.size()});
-        std::partial_sort(best.begin(), best.begin() + size, best.end());
-        for (size_t i = 0; i < size; ++i) take(best[i].second, order);
-      }
-      for (const int32_t v : touched_) score_[v] = 0;
-      touched_.clear();
-    }
-    rows = std::move(order);
-  }
-
- private:
-  static constexpr size_t kStep = 8;
-  static constexpr int64_t kSample = 64;
-
-  static int64_t length(const Csr &graph, int64_t row) {
-    return graph.row_ptr[row + 1] - graph.row_ptr[row];
-  }
-  static int64_t stride(const Csr &graph, int64_t row) {
-    return std::max<int64_t>(1, length(graph, row) / kSample);
-  }
-  void take(int32_t row, std::vector<int32_t> &order) {
-    waits_[row] = 0;
-    order.push_back(row);
-    const int64_t step = stride(graph_, row);
-    for (int64_t e = graph_.row_ptr[row]; e < graph_.row_ptr[row + 1]; e += step)
-      touch_targets(graph_.col[e]);
-    if (row < targets_of_.num_dst) touch_targets(row);  // as if it had a self-loop
-  }
-  void touch_targets(int32_t source) {
-    const int64_t step = stride(targets_of_, source);
-    for (int64_t e = targets_of_.row_ptr[source]; e < targets_of_.row_ptr[source + 1]; e += step) {
-      const int32_t v = targets_of_.col[e];
-      if (waits_[v] && score_[v]++ == 0) touched_.push_back(v);
-    }
-  }
-
-  const Csr &graph_, &targets_of_;
-  std::vector<int32_t> score_, touched_;
-  std::vector<float> weight_;
-  std::vector<char> waits_;
-};
 
 // The rows of the small blocks, packed whole, or of the large ones, cut.
 Tiles make_tiles(const Csr &graph, const std::vector<Block> &blocks, bool large, const Costs &costs,
@@ -246,9 +172,11 @@ ProgramArrays search_program(const Csr &graph, Mode mode, bool idempotent, bool 
       large_edges += graph.row_ptr[block.end] - graph.row_ptr[block.begin];
   if (large_edges) {
     // The order is chosen on a sample of the tiles; another than the graph's own must win clearly.
+    // What is searched of the order that loses is lost: at most half of the tiles, unless few.
     auto sample = [&](Tiles &candidate) {
-      return search(std::max<int64_t>(1, std::min(large_edges >> 18, candidate.size() / 16)), {},
-                    candidate);
+      const int64_t size = candidate.size();
+      const int64_t step = std::max<int64_t>(1, std::min(large_edges >> 18, size / 16));
+      return search(size < kFewTiles ? 1 : 2 * step, {}, candidate);
     };
     CsrArrays reversed;
     Csr targets_of = graph;
