@@ -47,11 +47,11 @@ class Plan:
     memory_limit: float
     seed: int
 
-    def budget(self, seconds: float) -> Budget:
+    def budget(self, seconds: float, least_rounds: int = 3) -> Budget:
         """How long a form of a cell is measured, where the suite would take `seconds`."""
         if self.quick:
             return Budget(0.02, least_rounds=2, most_rounds=3, least_seconds=1e-4)
-        return Budget(seconds if self.seconds is None else self.seconds)
+        return Budget(seconds if self.seconds is None else self.seconds, least_rounds)
 
     def settings(self) -> dict[str, Any]:
         """What results depend on beside their cell."""

@@ -15,6 +15,7 @@ from .sides import AGAIN, AUTO, NONE, Problem
 from .timing import interleave
 
 NAME = "aggregate"
+ROUNDS = 9  # at least; page faults of large outputs make single calls differ by a factor of two
 SECONDS = 5.0
 
 
@@ -40,7 +41,7 @@ def measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
         for form in ("fresh", "reused"):
             calls = {name: getattr(c, form) for name, c in taking_part.items()}
             timed = {name: call for name, call in calls.items() if call is not None}
-            rounds = interleave(timed, plan.budget(SECONDS), together=(AUTO, AGAIN))
+            rounds = interleave(timed, plan.budget(SECONDS, ROUNDS), together=(AUTO, AGAIN))
             forms[form] = {"sides": rounds.summary(), "control": rounds.control(AUTO, AGAIN)}
     return {"wrong": wrong, "absent": absent, "forms": forms, "saved": saved(graph, cell)}
 
