@@ -203,14 +203,25 @@ def may_be_small(conv: Any, recipe: Recipe) -> bool:
 
 def is_small(conv: Any, recipe: Recipe, num_edges: int, features: Any) -> bool:
     """Whether a call has so few messages that stock's code is as fast: never in inference."""
+    return _has_few(conv, recipe, num_edges, features) and may_be_small(conv, recipe)
+
+
+def is_small_plain(conv: Any, recipe: Recipe, edge_index: Tensor, features: Any) -> bool:
+    """The same of an edge index: there, stock may also have cached what it normalised."""
+    if not _has_few(conv, recipe, edge_index.shape[-1], features):
+        return False
+    is_cached = recipe.cache is not None and getattr(conv, recipe.cache) is not None
+    return is_cached or may_be_small(conv, recipe)
+
+
+def _has_few(conv: Any, recipe: Recipe, num_edges: int, features: Any) -> bool:
     if not recipe.yields or num_edges >= SMALL or not torch.is_grad_enabled():
         return False
     x = features[0] if isinstance(features, PAIRS) else features
     if not isinstance(x, Tensor) or x.dim() < 2:
         return False
-    if num_edges * x.numel() >= SMALL * x.shape[conv.node_dim]:
-        return False
-    return may_be_small(conv, recipe) and not torch.compiler.is_compiling()
+    few = num_edges * x.numel() < SMALL * x.shape[conv.node_dim]
+    return few and not torch.compiler.is_compiling()
 
 
 def _is_taken(x: Any) -> bool:

@@ -130,7 +130,7 @@ def _few_edges(conv: Any, recipe: Recipe, x: Any, *graphs: Any) -> list[Tensor] 
 
 def _few_of_one(conv: Any, recipe: Recipe, x: Any, graph: Any) -> Tensor | None:
     if type(graph) is Tensor:
-        few = graph.dim() == 2 and recipes.is_small(conv, recipe, graph.shape[1], x)
+        few = graph.dim() == 2 and recipes.is_small_plain(conv, recipe, graph, x)
         return graph if few and not sequential.is_lstm(conv) else None
     if type(graph) is not HAG or not isinstance(x, Tensor) or recipe.relations(conv) is not None:
         return None
@@ -252,7 +252,7 @@ def find_graph(conv: Any, recipe: Recipe, name: str, call: dict[str, Any]) -> di
         return {}
     edge_index = call[name]
     features = call.get(recipe.features or recipe.source)
-    if recipes.is_small(conv, recipe, edge_index.shape[-1], features):
+    if recipes.is_small_plain(conv, recipe, edge_index, features):
         return {}
     if _why_stock(conv, recipe, call) is not None:
         return {}

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn import GCNConv, GINConv, GraphConv, SAGEConv
+from torch_geometric.nn import GCNConv, GINConv, GraphConv, SAGEConv, SignedConv
 
 import hag_plugin as hp
+from hag_plugin.pyg import propagate as running
 from hag_plugin.pyg import recipes
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
@@ -123,10 +124,6 @@ def test_the_bias_of_another_dtype_promotes() -> None:
 
 def test_two_graphs_of_few_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     """SignedConv takes two graphs: stock's code runs where both are small, as for one."""
-    from torch_geometric.nn import SignedConv
-
-    from hag_plugin.pyg import propagate as running
-
     monkeypatch.setattr(recipes, "SMALL", 10**6)
     stock = SignedConv(6, 4, first_aggr=True).double()
     fast = hp.accelerate(copy.deepcopy(stock))
@@ -140,3 +137,29 @@ def test_two_graphs_of_few_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     with pytest.raises(ValueError, match="rows"):
         fast(x[:-1], *hags)
+
+
+def test_few_messages_of_what_stock_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stock is faster where it need not normalise again; a HAG is not the graph of its cache."""
+    monkeypatch.setattr(recipes, "SMALL", 10**6)
+    edge_index = torch.randint(30, (2, 90))
+    hag = hp.build_hag(edge_index, num_nodes=30)
+    stock = GCNConv(6, 4, cached=True).double()
+    fast = hp.accelerate(copy.deepcopy(stock))
+    x = features()
+    expected = stock(x, edge_index)
+    ran: list[Any] = []
+    original = running.run
+
+    def counted(*given: Any) -> Any:
+        ran.append(given)
+        return original(*given)
+
+    monkeypatch.setattr(running, "run", counted)
+    for _ in range(4):
+        torch.testing.assert_close(fast(x, edge_index), expected)
+    assert not ran
+    torch.testing.assert_close(fast(x, hag), expected)
+    with torch.no_grad():  # in inference the HAG that was found is as fast
+        torch.testing.assert_close(fast(x, edge_index), expected)
+    assert len(ran) == 2
