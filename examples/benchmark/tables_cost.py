@@ -82,6 +82,12 @@ def _saved(record: Record, key: str) -> int | None:
     return None if found is None else int(record["plain"]) - int(found["rows_read"])
 
 
+def lost_by_bound(record: Record) -> float | None:
+    """The share of the rows that merging without a work bound saves in the same tiles."""
+    saved, most = _saved(record, "tiles"), _saved(record, "unbounded")
+    return None if saved is None or not most else 1.0 - saved / most
+
+
 def _share(record: Record, saved: int | None) -> str:
     return "-" if saved is None else f"{saved / max(record['plain'], 1):.1%}"
 
