@@ -30,6 +30,10 @@ TOLERANCE = 1e-3  # of the largest value of the output and of the features' grad
 # Where they differ by more: how much further than stock from the result in float64 is still equal.
 # Variances near 0 lose their digits in float32, in stock as here.
 FURTHER = 2.0
+# Rounding may cross a kink of an activation, or tip a near tie: the few rows around it then have
+# another gradient. Equal is still what is equal in float64 and differs in no more of the rows.
+EXACT = 1e-9
+KINKS = 1e-4
 LEAST = 1e-3  # seconds of a stock call that is to be no slower
 RELATIONS = 4
 
@@ -232,22 +236,34 @@ def _unequal(calls: Calls, x: Tensor, sides: tuple[str, ...]) -> dict[str, str]:
 def _as_exact(graph: Graph, cell: Cell, stock: nn.Module, calls: Calls, x: Tensor) -> bool:
     """Whether ours is no further from stock in float64 than stock in float32 is, times `FURTHER`.
 
-    Output and gradient are both compared by their largest and by their mean error.
+    Output and gradient are both compared by their largest and by their mean error. Or whether the
+    two are equal in float64, and differ in few rows in float32 (`KINKS`).
     """
     exact_x = x.detach().double().requires_grad_()
     twin = copy.deepcopy(stock).double()
     exact = _call(twin, exact_x, cell["layer"], graph.edge_index, graph)(), exact_x.grad
-    errors = {}
+    errors: dict[str, list[Tensor]] = {}
     for side in (AUTO, STOCK):
         found = calls[side](), x.grad
         errors[side] = [
-            measure_of((a.double() - b).abs())
+            (a.double() - b).abs()
             for a, b in zip(found, exact, strict=True)
             if a is not None and b is not None
-            for measure_of in (torch.max, torch.mean)
         ]
-    pairs = zip(errors[AUTO], errors[STOCK], strict=True)
-    return all(bool(ours <= FURTHER * theirs) for ours, theirs in pairs)
+    pairs = list(zip(errors[AUTO], errors[STOCK], strict=True))
+    if all(o.max() <= FURTHER * s.max() and o.mean() <= FURTHER * s.mean() for o, s in pairs):
+        return True
+    hag = graph.hag("auto", "A", cell["width"])
+    ours_x = exact_x.detach().requires_grad_()
+    ours = _call(hp.accelerate(copy.deepcopy(twin)), ours_x, cell["layer"], hag, graph)()
+    for error, a, b in zip(errors[AUTO], (ours, ours_x.grad), exact, strict=True):
+        assert a is not None
+        assert b is not None
+        largest = b.abs().max()
+        off = (error > TOLERANCE * largest).any(-1).double().mean()
+        if not ((a - b).abs().max() <= EXACT * largest and off <= KINKS):
+            return False
+    return True
 
 
 def _peak_bytes(call: Callable[[], Any]) -> int:
