@@ -70,8 +70,8 @@ def gin(conv: Any, x: Any, edge_index: HAG, size: Any = None) -> Tensor:
         scale = 1 + conv.eps
         if not out.dtype == target.dtype == scale.dtype:
             out = out + scale * target
-        elif out.requires_grad and _may_write():  # with a gradient it is none that is kept
-            out = out.addcmul_(target, scale)
+        elif out.requires_grad and _sums(conv) and _may_write():
+            out = out.addcmul_(target, scale)  # with a gradient it is none that is kept
         else:
             out = torch.addcmul(out, target, scale)
     y: Tensor = conv.nn(out)
@@ -99,7 +99,8 @@ def _transformed(
         out = torch.nn.functional.linear(aggregated, lin.weight, lin.bias)
     if root is None or target is None:
         return out
-    if _is_bare(root) and root.bias is None and out.dim() == target.dim() == 2 and _may_write():
+    is_plain = _is_bare(root) and root.bias is None and out.dtype == target.dtype
+    if is_plain and out.dim() == target.dim() == 2 and _may_write():
         return out.addmm_(target, root.weight.t())
     return _added(out, root(target))
 
@@ -135,10 +136,15 @@ def _may_reorder(conv: Any, x: Any, lin: Any) -> bool:
     return (
         isinstance(x, Tensor)
         and x.dtype in (torch.float32, torch.float64)
-        and REDUCERS.get(type(conv.aggr_module)) in ("sum", "mean")
+        and _sums(conv)
         and _is_bare(lin)
         and not torch.is_autocast_enabled(x.device.type)
     )
+
+
+def _sums(conv: Any) -> bool:
+    """Whether the aggregate is a sum, whose gradient does not need it: that of a maximum does."""
+    return REDUCERS.get(type(conv.aggr_module)) in ("sum", "mean")
 
 
 def _is_bare(lin: Any) -> bool:

@@ -24,6 +24,9 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "GraphConv, narrower": lambda: GraphConv(6, 4),
     "GraphConv, wider": lambda: GraphConv(6, 9, aggr="mean", bias=False),
     "GINConv": lambda: GINConv(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 4))),
+    "GINConv, max": lambda: GINConv(nn.Linear(6, 4), aggr="max"),
+    "GINConv, std": lambda: GINConv(nn.Linear(6, 4), aggr="std"),
+    "GINConv, softmax": lambda: GINConv(nn.Linear(6, 4), aggr="softmax"),
     "GINConv, learned": lambda: GINConv(nn.Linear(6, 4), eps=0.5, train_eps=True),
 }
 every_layer = pytest.mark.parametrize("name", LAYERS)
