@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -56,3 +57,15 @@ def assert_weighted_equal(
     terms = torch.bincount(edges[1], minlength=num_dst).add(2).sqrt().unsqueeze(-1)
     bound = bound * (1e-12 if y.dtype == torch.float64 else 1e-6 * terms)
     assert_within(y, expected, bound)
+
+
+def assert_alike(functions: Sequence[Any], inputs: Sequence[Tensor], hag: Any) -> None:
+    """All functions of the inputs and a HAG have the result and the gradients of the first."""
+    results = []
+    for function in functions:
+        leaves = [v.clone().requires_grad_() for v in inputs]
+        y = function(*leaves, hag)
+        y.square().sum().backward()
+        results.append([y.detach(), *(v.grad for v in leaves)])
+    for eager, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, eager, rtol=1e-4, atol=1e-5)

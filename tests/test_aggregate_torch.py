@@ -12,6 +12,7 @@ from torch import Tensor
 import hag_plugin as hp
 
 from .cases import random_graph
+from .equality import assert_alike
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -67,14 +68,7 @@ def test_compiles_whole(backend: str) -> None:
     compiled = torch.compile(layer, fullgraph=True, backend=backend)
     hag = hp.build_hag(random_graph(20, 20, 90), num_nodes=20)
     inputs = [torch.randn(20, 5), torch.randn(5, 4), torch.randn(20)]
-    results = []
-    for function in (layer, compiled):
-        leaves = [v.clone().requires_grad_() for v in inputs]
-        y = function(*leaves, hag)
-        y.square().sum().backward()
-        results.append([y.detach(), *(v.grad for v in leaves)])
-    for eager, other in zip(*results, strict=True):
-        torch.testing.assert_close(other, eager, rtol=1e-4, atol=1e-5)
+    assert_alike((layer, compiled), inputs, hag)
     with torch.no_grad():
         torch.testing.assert_close(compiled(*inputs, hag), layer(*inputs, hag))
 

@@ -12,6 +12,7 @@ import hag_plugin as hp
 from hag_plugin.weights import weighted_aggregate
 
 from .cases import random_graph
+from .equality import assert_alike
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -46,14 +47,7 @@ def test_compiles_whole() -> None:
         edges = random_graph(nodes, nodes, 90 + nodes, seed)
         hag = hp.build_hag(edges, num_nodes=nodes)
         inputs = [torch.randn(nodes, 5), torch.randn(edges.shape[1]), torch.randn(nodes)]
-        results = []
-        for function in (layer, compiled):
-            leaves = [v.clone().requires_grad_() for v in inputs]
-            y = function(*leaves, hag)
-            y.square().sum().backward()
-            results.append([y.detach(), *(v.grad for v in leaves)])
-        for eager, other in zip(*results, strict=True):
-            torch.testing.assert_close(other, eager, rtol=1e-4, atol=1e-5)
+        assert_alike((layer, compiled), inputs, hag)
 
 
 def test_dispatch_modes_see_the_operator() -> None:
