@@ -18,7 +18,7 @@ class ReversedHAG(HAG):
     and the HAG keeps what they make. Where it leaves the traced code, it works all the same.
 
     Attributes:
-        row_ptr: of the HAG itself, not of its reverse; so is `col`.
+        arrays: of the HAG itself, not of its reverse; so are `row_ptr` and `col`.
         num_src: of the reverse.
     """
 
@@ -26,8 +26,7 @@ class ReversedHAG(HAG):
 
     def __init__(self, hag: HAG) -> None:
         """Takes a HAG that is not reversed."""
-        self.row_ptr = hag.row_ptr
-        self.col = hag.col
+        self.arrays = hag.arrays
         self.num_src = hag.num_dst
         self.targets_first = hag.targets_first
         self.options = hag.options
@@ -76,6 +75,9 @@ class ReversedHAG(HAG):
     ) -> Tensor:
         """As `HAG.degree_scale`."""
         return self._made().degree_scale(exponent, self_loops, dtype)
+
+    def _kept_scale(self, exponent: float, self_loops: SelfLoops, dtype: torch.dtype) -> Tensor:
+        return self._made()._kept_scale(exponent, self_loops, dtype)
 
     def program(
         self,
