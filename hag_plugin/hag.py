@@ -120,7 +120,8 @@ class HAG:
         with outside_inference():
             if not owned:
                 row_ptr, col = _checked_copies(row_ptr, col, num_src)
-            token = torch.tensor(secrets.randbits(63), device="cpu")
+            number = secrets.randbits(63)
+            token = torch.tensor(number, device="cpu")
         self.arrays = Arrays(row_ptr, col, token)
         self.num_src = num_src
         self.targets_first = targets_first
@@ -135,7 +136,7 @@ class HAG:
         self._edge_index_version = 0  # made anew once somebody wrote to it
         self._transpose: HAG | weakref.ref[HAG] | None = None
         self._lock = threading.RLock()
-        _LIVE[int(token)] = self
+        _LIVE[number] = self
 
     @classmethod
     def from_csr(cls, row_ptr: Tensor, col: Tensor, num_src: int, method: str = "auto") -> HAG:
@@ -164,6 +165,10 @@ class HAG:
     def col(self) -> Tensor:
         """The sources of each target in increasing order, int32 `[E]`: a copy."""
         return self.arrays.col.clone()
+
+    def _made(self) -> HAG:
+        """The graph as a HAG that has its own arrays: see `ReversedHAG`."""
+        return self
 
     def numpy(self) -> tuple[Array, Array]:
         """The arrays themselves in main memory, to be read only."""

@@ -13,7 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch._C._functorch import (
+    get_single_level_autograd_function_allowed,
+    set_single_level_autograd_function_allowed,
+)
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.nn import Parameter
@@ -242,9 +245,9 @@ def _derived_kernel(
         def forward(ctx: Any, how: tuple[Any, bool, bool], *args: Any) -> Any:
             keyset, grad_mode, tangent_mode = how
             # autograd has turned both off, for the transforms further out as well
-            with torch.set_grad_enabled(grad_mode):
-                with forward_ad._set_fwd_grad_enabled(tangent_mode):
-                    y = below(keyset, args)
+            modes = torch.set_grad_enabled(grad_mode)
+            with modes, forward_ad._set_fwd_grad_enabled(tangent_mode):
+                y = below(keyset, args)
             graph, inputs = split(args)
             kept = operator.keep(ctx, needs_of(ctx), inputs, y)
             ctx.save_for_backward(*graph, *kept)
@@ -287,9 +290,14 @@ def _derived_kernel(
         if (tangents and forward_ad._current_level >= 0) or (
             recorded and torch._C._any_requires_grad(*args)
         ):
-            with enable_single_level_autograd_function():
-                how = keyset, recorded, tangents
+            how = keyset, recorded, tangents
+            # Here, below the transforms' own dispatch, one level is all there is.
+            allowed = get_single_level_autograd_function_allowed()
+            set_single_level_autograd_function_allowed(True)
+            try:
                 return Derived.apply(how, *args)  # type: ignore[attr-defined]
+            finally:
+                set_single_level_autograd_function_allowed(allowed)
         return below(keyset, args)
 
     return derived
@@ -439,7 +447,7 @@ def _has_memory(tensor: Tensor | None) -> bool:
     return True
 
 
-def is_ordinary(*tensors: Tensor) -> bool:
+def is_ordinary(*tensors: Tensor | None) -> bool:
     """Whether nothing but their numbers is to be known of tensors, so that these may be kept.
 
     No transform, mode or tracer is at work on them, none of its wrappers is left around them, and

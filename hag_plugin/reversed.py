@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hag_plugin.hag import HAG
-from hag_plugin.program import Program, SelfLoops
+from hag_plugin.program import Array, Program, SelfLoops
 
 
 class ReversedHAG(HAG):
@@ -42,6 +42,9 @@ class ReversedHAG(HAG):
         """The edges as int64 `[2, E]`, by source, then by target."""
         return self._of.edge_index.flip(0)
 
+    def _make_edge_index(self) -> Tensor:
+        return self._of._make_edge_index().flip(0)
+
     def degree(self, self_loops: SelfLoops = False) -> Tensor:
         """As `HAG.degree`."""
         self_loops = self._check_self_loops(self_loops)
@@ -64,6 +67,10 @@ class ReversedHAG(HAG):
         if isinstance(made, ReversedHAG):
             raise RuntimeError("the reverse of a HAG has no programs inside torch.compile")
         return made
+
+    def numpy(self) -> tuple[Array, Array]:
+        """As `HAG.numpy`."""
+        return self._made().numpy()
 
     @property
     def is_symmetric(self) -> bool:

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 
 import hag_plugin as hp
+from hag_plugin.hag import Arrays
 from hag_plugin.weights import weighted_aggregate
 
 OPS = torch.ops.hag_plugin
@@ -68,8 +69,8 @@ def inputs_on(device: str) -> tuple[Tensor, Tensor, Tensor, hp.HAG]:
         row_ptr, col = (torch.empty(n, dtype=dtype, device=device) for n, dtype in sizes)
         return row_ptr, col
 
-    hag = hp.HAG(*csr("meta"), 9)  # one with memory would be kept by its address
-    hag.row_ptr, hag.col = csr(device)
+    hag = hp.HAG(*csr("meta"), 9)  # one with memory would be checked
+    hag.arrays = Arrays(*csr(device), torch.empty((), dtype=torch.long))
     sizes = ((9, 5), (30,), (9,))
     x, weight, scale = (torch.empty(size, device=device) for size in sizes)
     return x, weight, scale, hag
