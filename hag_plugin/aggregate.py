@@ -128,8 +128,12 @@ def aggregate(
 
 
 def _extremum(x: Tensor, hag: HAG, loops: str, largest: bool, ties: Ties) -> Tensor:
-    # Inside a transform nobody can tell whether a derivative will be asked for.
-    derived = needs_grad(x) or is_transformed()
+    # Inside a transform nobody can tell whether a derivative will be asked for, and a compiler
+    # does not say whether there is one.
+    if torch.compiler.is_compiling():
+        derived = torch.is_grad_enabled()
+    else:
+        derived = needs_grad(x) or is_transformed()
     if ties == "even" or not derived or x.shape[-2] == 0:
         y: Tensor = call("extremum", hag, (x,), loops, largest, hag.num_dst)
     else:
@@ -141,7 +145,7 @@ def _extremum(x: Tensor, hag: HAG, loops: str, largest: bool, ties: Ties) -> Ten
 
 
 def _check_out(out: Tensor, x: Tensor, num_dst: int, inputs: tuple[Tensor | None, ...]) -> None:
-    if needs_grad(*inputs, out) or is_transformed():
+    if needs_grad(*inputs, out) or (not torch.compiler.is_compiling() and is_transformed()):
         raise ValueError(
             "out= is for inference, but derivatives are required; use torch.no_grad(), outside of "
             "torch.func's transforms, or leave it out"

@@ -44,11 +44,13 @@ def find(row_ptr: Tensor, col: Tensor, token: Tensor | None) -> HAG | None:
     hag = None if token is None else _LIVE.get(int(token))
     if hag is None:
         return None
-    pairs = ((row_ptr, hag.arrays.row_ptr), (col, hag.arrays.col))
-    return hag if all(_same(given, own) for given, own in pairs) else None
+    own = hag.arrays
+    return hag if _same(row_ptr, own.row_ptr) and _same(col, own.col) else None
 
 
 def _same(given: Tensor, own: Tensor) -> bool:
+    if given is own:
+        return True
     if given.dtype != own.dtype or given.shape != own.shape or given.device != own.device:
         return False
     # A live HAG's memory is its own: who has the address has the array.

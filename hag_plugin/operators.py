@@ -251,7 +251,7 @@ def _derived_kernel(
             graph, inputs = split(args)
             kept = operator.keep(ctx, needs_of(ctx), inputs, y)
             ctx.save_for_backward(*graph, *kept)
-            if forward_ad._current_level >= 0:  # then `jvp` may be called
+            if _may_have_tangents():
                 ctx.others = inputs[num_tensors:]
                 first = y[0] if isinstance(y, tuple) else y
                 last = y[-1] if isinstance(y, tuple) else y
@@ -287,9 +287,7 @@ def _derived_kernel(
 
     def derived(keyset: Any, *args: Any) -> Any:
         recorded, tangents = torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()
-        if (tangents and forward_ad._current_level >= 0) or (
-            recorded and torch._C._any_requires_grad(*args)
-        ):
+        if (tangents and _may_have_tangents()) or (recorded and torch._C._any_requires_grad(*args)):
             how = keyset, recorded, tangents
             # Here, below the transforms' own dispatch, one level is all there is.
             allowed = get_single_level_autograd_function_allowed()
@@ -434,6 +432,11 @@ def _is_plain(*tensors: Tensor | None) -> bool:
 def is_transformed() -> bool:
     """Whether a transform of `torch.func` or forward-mode AD is at work."""
     return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
+
+
+def _may_have_tangents() -> bool:
+    # What a compiler has traced enters levels without a word to `forward_ad`.
+    return is_transformed() or torch._C._len_torch_dispatch_stack() > 0
 
 
 def _has_memory(tensor: Tensor | None) -> bool:
