@@ -402,7 +402,7 @@ def call(name: str, graph: Graph, tensors: tuple[Tensor | None, ...], *others: A
                 return with_gradient(graph, *tensors, *others)
             return run(graph, *tensors, *others)
         except RuntimeError:
-            if all(map(_has_memory, tensors)):
+            if all(map(has_memory, tensors)):
                 raise
     at = _GRAPH_AT[name]
     arrays = graph.arrays if isinstance(graph, HAG) else graph
@@ -439,7 +439,7 @@ def _may_have_tangents() -> bool:
     return is_transformed() or torch._C._len_torch_dispatch_stack() > 0
 
 
-def _has_memory(tensor: Tensor | None) -> bool:
+def has_memory(tensor: Tensor | None) -> bool:
     """Whether there is memory behind it: not where it stands for a batch, or for a tracer's."""
     if tensor is None:
         return True
@@ -457,8 +457,18 @@ def is_ordinary(*tensors: Tensor | None) -> bool:
     they have no tangent.
     """
     return (
-        not torch.compiler.is_compiling() and _is_plain(*tensors) and all(map(_has_memory, tensors))
+        not torch.compiler.is_compiling() and _is_plain(*tensors) and all(map(has_memory, tensors))
     )
+
+
+def number(tensor: Tensor) -> Any:
+    """The one value of a tensor; None where it has many, as in a batch of `torch.vmap`."""
+    try:
+        return tensor.item()
+    except RuntimeError:
+        if has_memory(tensor):
+            raise
+        return None
 
 
 # Run time --------------------------------------------------------------------------------------
