@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -78,7 +79,7 @@ def outside_inference() -> AbstractContextManager[Any]:
 def _outside_modes() -> Iterator[None]:
     with (
         torch.inference_mode(False),
-        torch._C._DisableFuncTorch(),
+        temporarily_clear_interpreter_stack(),
         forward_ad._set_fwd_grad_enabled(False),
         torch.no_grad(),
         _disable_current_modes(),

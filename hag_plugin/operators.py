@@ -439,6 +439,23 @@ def _may_have_tangents() -> bool:
     return is_transformed() or torch._C._len_torch_dispatch_stack() > 0
 
 
+def is_fixed(tensor: Tensor) -> bool:
+    """Whether no derivative goes through a tensor, and its numbers can be read."""
+    if torch.is_grad_enabled() and tensor.requires_grad:
+        return False
+    if not is_transformed():
+        return True
+    if forward_ad._current_level >= 0 and _tangent(tensor) is not None:
+        return False
+    return has_memory(tensor)
+
+
+def _tangent(tensor: Tensor) -> Tensor | None:
+    dual: Any = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+    tangent: Tensor | None = dual.tangent
+    return tangent
+
+
 def has_memory(tensor: Tensor | None) -> bool:
     """Whether there is memory behind it: not where it stands for a batch, or for a tracer's."""
     if tensor is None:

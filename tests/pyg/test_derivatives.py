@@ -10,11 +10,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch_geometric import nn as pyg
 
 from hag_plugin.pyg import accelerate
 
+from ..derivatives import (
+    batched_gradients,
+    dual,
+    forward_over_reverse,
+    gradients_of_many,
+    jvp,
+    vjp,
+)
 from .test_table import CONFIGURATIONS as TABLE
 from .test_table import WIDTH, assert_close, variants
 
@@ -32,40 +39,10 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 HESSIANS = ("gcn", "sage", "sage-max", "gin", "pna", "gen", "eg", "cheb", "sage-lstm")
 
 
-def jvp(f: Any, x: Tensor, v: Tensor) -> Tensor:
-    return torch.func.jvp(f, (x,), (v,))[1]
-
-
-def dual(f: Any, x: Tensor, v: Tensor) -> Tensor:
-    with forward_ad.dual_level():
-        y = forward_ad.unpack_dual(f(forward_ad.make_dual(x, v)))
-        return torch.zeros_like(y.primal) if y.tangent is None else y.tangent
-
-
-def vjp(f: Any, x: Tensor, v: Tensor) -> Tensor:
-    y, back = torch.func.vjp(f, x)
-    return back(y.detach().cos())[0]
-
-
-def batched(f: Any, x: Tensor, v: Tensor) -> Tensor:
-    return torch.vmap(torch.func.grad(lambda x: f(x).square().sum()))(torch.stack([x, v]))
-
-
-def forward_over_reverse(f: Any, x: Tensor, v: Tensor) -> Tensor:
-    return jvp(torch.func.grad(lambda x: f(x).square().sum()), x, v)
-
-
-def batched_grads(f: Any, x: Tensor, v: Tensor) -> Tensor:
-    x = x.clone().requires_grad_()
-    y = f(x)
-    weights = torch.stack([y.detach().cos(), y.detach().sin()])
-    return torch.autograd.grad(y, x, weights, is_grads_batched=True)[0]
-
-
 # of torch's own batching rules
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
 
-TRANSFORMS = (jvp, dual, vjp, batched, forward_over_reverse, batched_grads)
+TRANSFORMS = (jvp, dual, vjp, gradients_of_many, batched_gradients, forward_over_reverse)
 
 
 def small_graph(nodes: int = 7) -> Any:
