@@ -182,6 +182,7 @@ def search_program(
     start = time.perf_counter()
     subtract = options.allow_subtraction and self_loops is False and not idempotent
     subtract = subtract and options.method == "auto" and (hag.is_square or hag.targets_first)
+    subtract = subtract and hag.num_dst <= hag.num_src  # every target has an x to be taken off
     mode = "add" if subtract else (self_loops or "")
     row_ptr, col = hag.numpy()
     graph = (row_ptr, col, hag.num_src, mode, idempotent)
