@@ -407,24 +407,22 @@ def _extremum_backward(
 ) -> Gradients:
     """As torch's `scatter_reduce_backward`: see `ties` in `aggregate`."""
     x, y = kept
-    tied = _tied(graph, x, y, ctx.loops)
+    # An empty row's extremum is 0 too, which keeps its count from being 0.
+    tied = call("masked_sum", graph, (None, x, y), ctx.loops, False) + (y == 0)
     return (call("masked_sum", graph, (grad / tied, x, y), ctx.loops, True),)
 
 
 def _extremum_tangent(
     graph: Graph, inputs: Inputs, y: Tensor, tangents: Sequence[Tensor | None]
 ) -> Tensor:
-    """As torch's `scatter_reduce_jvp`."""
+    """As torch's `scatter_reduce_jvp`: where sources are tied, their mean.
+
+    Of the initial zero, which takes a share of the gradient, forward-mode AD knows nothing.
+    """
     x, loops, *_ = inputs
     total: Tensor = call("masked_sum", graph, (tangents[0], x, y), loops, False)
-    return total / _tied(graph, x, y, loops)
-
-
-def _tied(graph: Graph, x: Tensor, y: Tensor, loops: str) -> Tensor:
-    """How many hold an extremum; one more, the initial zero, where it is 0, as in an empty row."""
-    x, y = x.detach(), y.detach()
-    tied: Tensor = call("masked_sum", graph, (None, x, y), loops, False) + (y == 0)
-    return tied
+    tied: Tensor = call("masked_sum", graph, (None, x, y), loops, False)
+    return total / tied.clamp(min=1)
 
 
 def _folded_extremum(graph: Graph, size: int, batched: Sequence[bool], inputs: Inputs) -> Tensor:

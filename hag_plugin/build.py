@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hag_plugin import constants, cost
-from hag_plugin.hag import HAG, outside_inference
+from hag_plugin.hag import HAG, numpy_of, outside_inference
 from hag_plugin.kernels import _cpu
 from hag_plugin.program import METHODS, Options, Program, SelfLoops
 
@@ -147,7 +147,7 @@ def canonical_graph(
 ) -> tuple[np.ndarray, np.ndarray]:
     """CSR by target: row_ptr int64 `[num_dst + 1]` and col int32 `[E]`, increasing in a row."""
     check_edge_index(edge_index)
-    source, target = edge_index.detach().cpu().numpy()
+    source, target = numpy_of(edge_index)
     row_ptr, col = _cpu.build_csr(source, target, num_src, num_dst)
     return row_ptr, col
 
@@ -155,7 +155,7 @@ def canonical_graph(
 def _check_ptr(
     ptr: Tensor | Sequence[int], row_ptr: np.ndarray, col: np.ndarray, num_src: int, num_dst: int
 ) -> None:
-    starts = np.asarray(ptr.cpu() if isinstance(ptr, Tensor) else ptr)
+    starts = np.asarray(numpy_of(ptr) if isinstance(ptr, Tensor) else ptr)
     if starts.ndim != 1 or not np.issubdtype(starts.dtype, np.integer):
         raise TypeError(f"ptr has shape {starts.shape} and dtype {starts.dtype}; expected ints [G]")
     if num_src != num_dst:

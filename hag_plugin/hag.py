@@ -87,6 +87,24 @@ def _outside_modes() -> Iterator[None]:
         yield
 
 
+def in_memory(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor in main memory, also of one that a transform has wrapped.
+
+    Raises:
+        RuntimeError: there is no one tensor, as in a batch of `torch.vmap`.
+    """
+    while torch._C._functorch.is_gradtrackingtensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    with outside_inference():
+        return tensor.detach().cpu()
+
+
+def numpy_of(tensor: Tensor) -> Array:
+    """The same as an array."""
+    with outside_inference():
+        return in_memory(tensor).numpy()
+
+
 class HAG:
     """A graph in canonical form (CSR by target, multiplicity kept) and its programs.
 
@@ -237,7 +255,7 @@ class HAG:
         """Whether `edge_index` `[2, E]` has this graph's edges (by content hash, any order)."""
         if edge_index.shape != (2, self.num_edges):
             return False
-        source, target = edge_index.detach().cpu().numpy()
+        source, target = numpy_of(edge_index)
         return bool(_cpu.edge_hash(source, target) == self.content_hash)
 
     @cached_property
