@@ -472,16 +472,7 @@ class HAG:
         return self._moved(lambda a: a.pin_memory())
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> HAG:
-        state = self._state()
-
-        def moved(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return move(value)
-            if isinstance(value, dict):
-                return {k: moved(v) for k, v in value.items()}
-            return [moved(v) for v in value] if isinstance(value, list) else value
-
-        return _rebuild(moved(state), trusted=True)
+        return _rebuild(_mapped(self._state(), move), trusted=True)
 
     def _state(self) -> dict[str, Any]:
         """Tensors, numbers and strings that make this HAG again (pickle, files, devices)."""
@@ -521,7 +512,8 @@ class HAG:
             self.transpose()
 
     def __reduce__(self) -> tuple[Callable[[dict[str, Any]], HAG], tuple[dict[str, Any]]]:
-        return rebuild_hag, (self._state(),)
+        # Copies: what goes to another process moves into memory that both have.
+        return rebuild_hag, (_mapped(self._state(), Tensor.clone),)
 
     def __copy__(self) -> HAG:
         return self
@@ -588,6 +580,15 @@ class HAG:
             f"HAG({self.num_src} -> {self.num_dst} nodes, {self.num_edges} edges, "
             f"method={self.method!r}, programs=[{programs}], device={str(self.device)!r})"
         )
+
+
+def _mapped(value: Any, move: Callable[[Tensor], Tensor]) -> Any:
+    """A state with something else in the place of each tensor."""
+    if isinstance(value, Tensor):
+        return move(value)
+    if isinstance(value, dict):
+        return {k: _mapped(v, move) for k, v in value.items()}
+    return [_mapped(v, move) for v in value] if isinstance(value, list) else value
 
 
 def rebuild_hag(state: dict[str, Any]) -> HAG:
