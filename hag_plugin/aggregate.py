@@ -1,13 +1,14 @@
 """The torch operator: y_i = t_i * REDUCE over edges j->i of (s_j * x_j).
 
 Five operators are registered with torch, over the graph's CSR arrays and never over a program: a
-compiled model sees `x`, `row_ptr` and `col`, and the HAG is found by the identity of `row_ptr`
-when the operator runs. Where that identity was lost (an input was cloned), the plain graph is
-aggregated instead: slower, the same result.
+compiled model sees `x`, `row_ptr`, `col` and a token, by which the HAG is found when the operator
+runs. Where there is no such HAG (in another process, say), the plain graph is aggregated instead:
+slower, the same result.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,15 +19,23 @@ from hag_plugin.hag import HAG
 from hag_plugin.kernels import _cpu
 from hag_plugin.operators import (
     DTYPES,
+    Gradients,
+    Graph,
+    Inputs,
+    Operator,
     accumulator,
     call,
     check_features,
-    check_rows,
     check_self_loops,
     checked_scale,
     dot,
+    expanded,
+    folded_scales,
     found,
+    is_ordinary,
+    is_transformed,
     kernel_scale,
+    linear_tangent,
     loop_mode,
     needs_grad,
     new_output,
@@ -90,8 +99,7 @@ def aggregate(
     """
     if not isinstance(hag, HAG):
         raise TypeError(f"hag is a {type(hag).__name__}; expected a HAG, from build_hag")
-    row_ptr, col = hag.row_ptr, hag.col
-    check_features(x, row_ptr)
+    check_features(x, hag)
     if reduce not in REDUCES:
         raise ValueError(f"reduce is {reduce!r}; expected one of {tuple(REDUCES)}")
     if ties not in TIES:
@@ -105,11 +113,11 @@ def aggregate(
     if out is not None:
         _check_out(out, x, num_dst, (x, source_scale, target_scale))
     if reduce in ("sum", "mean"):
-        if out is not None and not torch.compiler.is_compiling():
-            check_rows(hag, x.shape[-2], num_dst, False)
-            return _sum(hag, x, source_scale, target_scale, out, loops, False, reduce)
-        tensors = (x, row_ptr, col, source_scale, target_scale)
-        y = call("aggregate", tensors, num_dst, loops, False, reduce)
+        if out is not None and is_ordinary(x, source_scale, target_scale, out):
+            graph = found(hag, x.shape[-2], num_dst, loops, False)
+            return _sum(graph, x, source_scale, target_scale, out, loops, False, reduce)
+        tensors = (x, source_scale, target_scale)
+        y: Tensor = call("aggregate", hag, tensors, num_dst, loops, False, reduce)
     else:
         if source_scale is not None:
             x = (x * source_scale.unsqueeze(-1)).to(x.dtype)
@@ -120,11 +128,16 @@ def aggregate(
 
 
 def _extremum(x: Tensor, hag: HAG, loops: str, largest: bool, ties: Ties) -> Tensor:
-    tensors = (x, hag.row_ptr, hag.col)
-    if ties == "even" or not needs_grad(x) or x.shape[-2] == 0:
-        return call("extremum", tensors, loops, largest, hag.num_dst)
-    y_and_winner: Any = call("winners", tensors, loops, largest, ties == "last", hag.num_dst)
-    y: Tensor = y_and_winner[0]
+    # Inside a transform nobody can tell whether a derivative will be asked for, and a compiler
+    # does not say whether there is one.
+    if torch.compiler.is_compiling():
+        derived = torch.is_grad_enabled()
+    else:
+        derived = needs_grad(x) or is_transformed()
+    if ties == "even" or not derived or x.shape[-2] == 0:
+        y: Tensor = call("extremum", hag, (x,), loops, largest, hag.num_dst)
+    else:
+        y, _ = call("winners", hag, (x,), loops, largest, ties == "last", hag.num_dst)
     return y
 
 
@@ -132,9 +145,10 @@ def _extremum(x: Tensor, hag: HAG, loops: str, largest: bool, ties: Ties) -> Ten
 
 
 def _check_out(out: Tensor, x: Tensor, num_dst: int, inputs: tuple[Tensor | None, ...]) -> None:
-    if needs_grad(*inputs, out):
+    if needs_grad(*inputs, out) or (not torch.compiler.is_compiling() and is_transformed()):
         raise ValueError(
-            "out= is for inference, but gradients are required; use torch.no_grad() or leave it out"
+            "out= is for inference, but derivatives are required; use torch.no_grad(), outside of "
+            "torch.func's transforms, or leave it out"
         )
     size = x.shape
     shape = (*size[:-2], num_dst, size[-1])
@@ -189,9 +203,8 @@ def _walk(
 
 
 def _run_sum(
+    graph: Graph,
     x: Tensor,
-    row_ptr: Tensor,
-    col: Tensor,
     source_scale: Tensor | None,
     target_scale: Tensor | None,
     num_rows: int,
@@ -199,7 +212,7 @@ def _run_sum(
     transposed: bool,
     reduce: str,
 ) -> Tensor:
-    hag = found(row_ptr, col, x.shape[-2], num_rows, loops, transposed)
+    hag = found(graph, x.shape[-2], num_rows, loops, transposed)
     y = new_output(x, num_rows)
     return _sum(hag, x, source_scale, target_scale, y, loops, transposed, reduce)
 
@@ -222,7 +235,7 @@ def _sum(
     if target_scale is not None:
         target_scale = kernel_scale(target_scale, y.shape[-2], dtype)
     if reduce == "mean":  # the count belongs to the graph's targets
-        mean = hag.degree_scale(-1.0, mode, dtype)
+        mean = hag._kept_scale(-1.0, mode, dtype)
         if transposed:
             source_scale = mean if source_scale is None else source_scale * mean
         else:
@@ -232,10 +245,8 @@ def _sum(
     return y
 
 
-def _run_extremum(
-    x: Tensor, row_ptr: Tensor, col: Tensor, loops: str, largest: bool, num_dst: int
-) -> Tensor:
-    hag = found(row_ptr, col, x.shape[-2], num_dst, loops, False)
+def _run_extremum(graph: Graph, x: Tensor, loops: str, largest: bool, num_dst: int) -> Tensor:
+    hag = found(graph, x.shape[-2], num_dst, loops, False)
     mode = loop_mode(loops)
     y = new_output(x, num_dst)
     _walk(hag.program(mode, idempotent=True), x, y, "max" if largest else "min")
@@ -247,36 +258,34 @@ def _batch(x: Tensor) -> int:
 
 
 def _run_masked_sum(
+    graph: Graph,
     v: Tensor | None,
     key_source: Tensor,
     key_target: Tensor,
-    row_ptr: Tensor,
-    col: Tensor,
     loops: str,
     transposed: bool,
 ) -> Tensor:
     # `inner` is the side that is summed over, `outer` the side of the result.
     inner, outer = (key_target, key_source) if transposed else (key_source, key_target)
     num_rows, num_cols = outer.shape[-2], inner.shape[-2]
-    hag = found(row_ptr, col, num_cols, num_rows, loops, transposed)
+    hag = found(graph, num_cols, num_rows, loops, transposed)
     if inner.shape[:-2] != outer.shape[:-2] or inner.shape[-1] != outer.shape[-1]:
         raise ValueError(f"keys have shapes {list(inner.shape)} and {list(outer.shape)}")
     if v is not None and (v.shape != inner.shape or v.dtype != inner.dtype):
         raise ValueError(f"v is {v.dtype} {list(v.shape)}; expected {inner.dtype} {inner.shape}")
-    graph = hag.transpose() if transposed else hag
+    hag = hag.transpose() if transposed else hag
     inner, outer = inner.contiguous(), outer.contiguous()
     v = None if v is None else v.contiguous()
     mode = loop_mode(loops)
     if gpu.is_home(outer):
-        return gpu.masked_sum(graph, mode, v, inner, outer)
+        return gpu.masked_sum(hag, mode, v, inner, outer)
     y = new_output(outer, num_rows)
     _cpu.masked_sum(
         0 if v is None else v.data_ptr(),
         inner.data_ptr(),
         outer.data_ptr(),
         y.data_ptr(),
-        graph.row_ptr.data_ptr(),
-        graph.col.data_ptr(),
+        *hag.addresses,
         num_rows,
         num_cols,
         _batch(outer),
@@ -289,19 +298,13 @@ def _run_masked_sum(
 
 
 def _run_winners(
-    x: Tensor,
-    row_ptr: Tensor,
-    col: Tensor,
-    loops: str,
-    largest: bool,
-    last: bool,
-    num_dst: int,
+    graph: Graph, x: Tensor, loops: str, largest: bool, last: bool, num_dst: int
 ) -> tuple[Tensor, Tensor]:
-    hag = found(row_ptr, col, x.shape[-2], num_dst, loops, False)
+    hag = found(graph, x.shape[-2], num_dst, loops, False)
     mode = loop_mode(loops)
     x = x.contiguous()
     if gpu.is_home(x):
-        y = _run_extremum(x, row_ptr, col, loops, largest, num_dst)
+        y = _run_extremum(graph, x, loops, largest, num_dst)
         return y, gpu.winner(hag, mode, x, y, last)
     y = new_output(x, num_dst)
     winner = torch.empty(y.shape, dtype=torch.int64)
@@ -322,11 +325,11 @@ def _run_winners(
 
 
 def _run_add_to_winners(
-    grad: Tensor, winner: Tensor, row_ptr: Tensor, col: Tensor, num_rows: int, loops: str
+    graph: Graph, grad: Tensor, winner: Tensor, num_rows: int, loops: str
 ) -> Tensor:
     *batch, num_winners, width = grad.shape
     if gpu.is_home(grad):
-        hag = found(row_ptr, col, num_winners, num_rows, loops, True)
+        hag = found(graph, num_winners, num_rows, loops, True)
         kept = grad.contiguous(), winner.contiguous()
         return gpu.add_to_winners(hag, loop_mode(loops), *kept)
     out = grad.new_zeros((*batch, num_rows, width))
@@ -348,158 +351,231 @@ def _run_add_to_winners(
     return out
 
 
-# Gradients -------------------------------------------------------------------------------------
+# Derivatives -----------------------------------------------------------------------------------
 
 
-def _keep_sum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, row_ptr, col, source_scale, target_scale, _, *ctx.how = inputs
+def _keep_sum(ctx: Any, needs: Sequence[bool], inputs: Inputs, output: Tensor) -> Gradients:
+    x, source_scale, target_scale, ctx.num_rows, *ctx.how = inputs
+    ctx.x_rows = x.shape[-2]
     # x itself is needed only where a scale is learned.
-    kept = x if ctx.needs_input_grad[3] or ctx.needs_input_grad[4] else None
-    ctx.num_rows, ctx.x_rows = inputs[5], x.shape[-2]
-    ctx.save_for_backward(kept, row_ptr, col, source_scale, target_scale)
+    return (x if needs[1] or needs[2] else None), source_scale, target_scale
 
 
-def _sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _sum_backward(
+    ctx: Any, graph: Graph, needs: Sequence[bool], kept: Sequence[Any], grad: Tensor
+) -> Gradients:
     """With y = t A s x: dx = s A'(t dy), ds_j = x_j . (A'(t dy))_j, dt_i = dy_i . (A s x)_i."""
-    x, row_ptr, col, source_scale, target_scale = ctx.saved_tensors
+    x, source_scale, target_scale = kept
     loops, transposed, reduce = ctx.how
-    needs = ctx.needs_input_grad
     grad_x = grad_source = grad_target = None
-    if needs[0] or needs[3]:
-        tensors = (grad, row_ptr, col, target_scale, None if needs[3] else source_scale)
-        grad_x = call("aggregate", tensors, ctx.x_rows, loops, not transposed, reduce)
-    if needs[3]:
+    if needs[0] or needs[1]:
+        tensors = (grad, target_scale, None if needs[1] else source_scale)
+        grad_x = call("aggregate", graph, tensors, ctx.x_rows, loops, not transposed, reduce)
+    if needs[1]:
         assert grad_x is not None
         grad_source = dot(x, grad_x)
         grad_x = (grad_x * source_scale.unsqueeze(-1)).to(grad.dtype) if needs[0] else None
-    if needs[4]:
-        tensors = (x, row_ptr, col, source_scale, None)
-        y = call("aggregate", tensors, ctx.num_rows, loops, transposed, reduce)
+    if needs[2]:
+        tensors = (x, source_scale, None)
+        y = call("aggregate", graph, tensors, ctx.num_rows, loops, transposed, reduce)
         grad_target = dot(grad, y)
-    return grad_x, None, None, grad_source, grad_target, None, None, None, None
+    return grad_x, grad_source, grad_target
 
 
-def _keep_extremum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, row_ptr, col, ctx.loops, *_ = inputs
-    ctx.save_for_backward(x, row_ptr, col, output)
+def _sum_tangent(
+    graph: Graph, inputs: Inputs, output: Tensor, tangents: Sequence[Tensor | None]
+) -> Tensor:
+    return linear_tangent("aggregate", graph, inputs, (0, 1, 2), tangents)
 
 
-def _extremum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _folded_sum(graph: Graph, size: int, batched: Sequence[bool], inputs: Inputs) -> Tensor:
+    def run(x: Tensor, s: Tensor | None, t: Tensor | None) -> Tensor:
+        y: Tensor = call("aggregate", graph, (x, s, t), *inputs[3:])
+        return y
+
+    x, s, t = inputs[:3]
+    return folded_scales(run, size, batched, x, s, t)
+
+
+def _keep_extremum(ctx: Any, needs: Sequence[bool], inputs: Inputs, output: Tensor) -> Gradients:
+    x, ctx.loops, *_ = inputs
+    return x, output
+
+
+def _extremum_backward(
+    ctx: Any, graph: Graph, needs: Sequence[bool], kept: Sequence[Any], grad: Tensor
+) -> Gradients:
     """As torch's `scatter_reduce_backward`: see `ties` in `aggregate`."""
-    x, row_ptr, col, y = ctx.saved_tensors
-    kept = (x, y, row_ptr, col)
+    x, y = kept
     # An empty row's extremum is 0 too, which keeps its count from being 0.
-    tied = call("masked_sum", (None, *kept), ctx.loops, False) + (y == 0)
-    grad_x = call("masked_sum", (grad / tied, *kept), ctx.loops, True)
-    return grad_x, None, None, None, None, None
+    tied = call("masked_sum", graph, (None, x, y), ctx.loops, False) + (y == 0)
+    return (call("masked_sum", graph, (grad / tied, x, y), ctx.loops, True),)
 
 
-def _keep_masked_sum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, key_source, key_target, row_ptr, col, ctx.loops, ctx.transposed = inputs
-    ctx.save_for_backward(key_source, key_target, row_ptr, col)
+def _extremum_tangent(
+    graph: Graph, inputs: Inputs, y: Tensor, tangents: Sequence[Tensor | None]
+) -> Tensor:
+    """As torch's `scatter_reduce_jvp`: where sources are tied, their mean.
+
+    Of the initial zero, which takes a share of the gradient, forward-mode AD knows nothing.
+    """
+    x, loops, *_ = inputs
+    total: Tensor = call("masked_sum", graph, (tangents[0], x, y), loops, False)
+    tied: Tensor = call("masked_sum", graph, (None, x, y), loops, False)
+    return total / tied.clamp(min=1)
 
 
-def _masked_sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _folded_extremum(graph: Graph, size: int, batched: Sequence[bool], inputs: Inputs) -> Tensor:
+    y: Tensor = call("extremum", graph, inputs[:1], *inputs[1:])
+    return y
+
+
+def _keep_masked_sum(ctx: Any, needs: Sequence[bool], inputs: Inputs, output: Tensor) -> Gradients:
+    _, key_source, key_target, ctx.loops, ctx.transposed = inputs
+    return key_source, key_target
+
+
+def _masked_sum_backward(
+    ctx: Any, graph: Graph, needs: Sequence[bool], kept: Sequence[Any], grad: Tensor
+) -> Gradients:
     grad_v = None
-    if ctx.needs_input_grad[0]:
-        tensors = (grad, *ctx.saved_tensors)
-        grad_v = call("masked_sum", tensors, ctx.loops, not ctx.transposed)
-    return grad_v, None, None, None, None, None, None
+    if needs[0]:
+        grad_v = call("masked_sum", graph, (grad, *kept), ctx.loops, not ctx.transposed)
+    return grad_v, None, None
 
 
-def _keep_winners(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, row_ptr, col, ctx.loops, *_ = inputs
+def _masked_sum_tangent(
+    graph: Graph, inputs: Inputs, output: Tensor, tangents: Sequence[Tensor | None]
+) -> Tensor:
+    if tangents[0] is None:
+        return torch.zeros_like(output)
+    y: Tensor = call("masked_sum", graph, (tangents[0], *inputs[1:3]), *inputs[3:])
+    return y
+
+
+def _folded_masked_sum(graph: Graph, size: int, batched: Sequence[bool], inputs: Inputs) -> Tensor:
+    y: Tensor = call("masked_sum", graph, expanded(size, batched, inputs[:3]), *inputs[3:])
+    return y
+
+
+def _keep_winners(ctx: Any, needs: Sequence[bool], inputs: Inputs, output: Any) -> Gradients:
+    x, ctx.loops, *_ = inputs
     winner = output[1]
     ctx.mark_non_differentiable(winner)
     ctx.num_rows = x.shape[-2]
-    ctx.save_for_backward(winner, row_ptr, col)
+    return (winner,)
 
 
-def _winners_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    tensors = (grad, *ctx.saved_tensors)
-    grad_x = call("add_to_winners", tensors, ctx.num_rows, ctx.loops)
-    return grad_x, *[None] * 6
+def _winners_backward(
+    ctx: Any, graph: Graph, needs: Sequence[bool], kept: Sequence[Any], grad: Tensor, _: Any
+) -> Gradients:
+    return (call("add_to_winners", graph, (grad, kept[0]), ctx.num_rows, ctx.loops),)
 
 
-def _keep_add_to_winners(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[1])
+def _winners_tangent(
+    graph: Graph, inputs: Inputs, output: Any, tangents: Sequence[Tensor | None]
+) -> Tensor:
+    assert tangents[0] is not None
+    return _of_winners(tangents[0], output[1])
 
 
-def _add_to_winners_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    (winner,) = ctx.saved_tensors
-    grad_v = grad.gather(-2, winner.clamp(min=0)).masked_fill(winner < 0, 0)
-    return grad_v, None, None, None, None, None
+def _of_winners(v: Tensor, winner: Tensor) -> Tensor:
+    """`v` of each target's winner, 0 where there is none."""
+    if v.shape[-2] == 0:
+        return v.new_zeros(winner.shape)
+    return v.gather(-2, winner.clamp(min=0)).masked_fill(winner < 0, 0)
+
+
+def _folded_winners(graph: Graph, size: int, batched: Sequence[bool], inputs: Inputs) -> Any:
+    return call("winners", graph, inputs[:1], *inputs[1:])
+
+
+def _keep_add_to_winners(
+    ctx: Any, needs: Sequence[bool], inputs: Inputs, output: Tensor
+) -> Gradients:
+    return (inputs[1],)
+
+
+def _add_to_winners_backward(
+    ctx: Any, graph: Graph, needs: Sequence[bool], kept: Sequence[Any], grad: Tensor
+) -> Gradients:
+    return _of_winners(grad, kept[0]), None
+
+
+def _add_to_winners_tangent(
+    graph: Graph, inputs: Inputs, output: Tensor, tangents: Sequence[Tensor | None]
+) -> Tensor:
+    y: Tensor = call("add_to_winners", graph, (tangents[0], inputs[1]), *inputs[2:])
+    return y
+
+
+def _folded_add_to_winners(
+    graph: Graph, size: int, batched: Sequence[bool], inputs: Inputs
+) -> Tensor:
+    y: Tensor = call("add_to_winners", graph, expanded(size, batched, inputs[:2]), *inputs[2:])
+    return y
 
 
 # Shapes, for tracing ---------------------------------------------------------------------------
 
 
-def _shape_of_sum(x: Tensor, row_ptr: Tensor, col: Tensor, *args: Any) -> Tensor:
-    return x.new_empty((*x.shape[:-2], args[2], x.shape[-1]))
+def _shape_of_sum(graph: Graph, x: Tensor, s: Any, t: Any, num_rows: Any, *how: Any) -> Tensor:
+    return x.new_empty((*x.shape[:-2], num_rows, x.shape[-1]))
 
 
-def _shape_of_extremum(
-    x: Tensor, row_ptr: Tensor, col: Tensor, loops: str, largest: bool, num_dst: Any
-) -> Tensor:
+def _shape_of_extremum(graph: Graph, x: Tensor, loops: str, largest: bool, num_dst: Any) -> Tensor:
     return x.new_empty((*x.shape[:-2], num_dst, x.shape[-1]))
 
 
 def _shape_of_masked_sum(
-    v: Tensor | None, key_source: Tensor, key_target: Tensor, *args: Any
+    graph: Graph, v: Tensor | None, key_source: Tensor, key_target: Tensor, *how: Any
 ) -> Tensor:
-    like = key_source if args[-1] else key_target
+    like = key_source if how[-1] else key_target
     return like.new_empty(like.shape)
 
 
 def _shape_of_winners(
-    x: Tensor,
-    row_ptr: Tensor,
-    col: Tensor,
-    loops: str,
-    largest: bool,
-    last: bool,
-    num_dst: Any,
+    graph: Graph, x: Tensor, loops: str, largest: bool, last: bool, num_dst: Any
 ) -> tuple[Tensor, Tensor]:
-    y = _shape_of_extremum(x, row_ptr, col, loops, largest, num_dst)
+    y = _shape_of_extremum(graph, x, loops, largest, num_dst)
     return y, y.new_empty(y.shape, dtype=torch.int64)
 
 
-def _shape_of_add_to_winners(grad: Tensor, winner: Tensor, *args: Any) -> Tensor:
-    num_rows = args[2]
+def _shape_of_add_to_winners(
+    graph: Graph, grad: Tensor, winner: Tensor, num_rows: Any, loops: str
+) -> Tensor:
     return grad.new_empty((*grad.shape[:-2], num_rows, grad.shape[-1]))
 
 
 _GRAPH = "Tensor row_ptr, Tensor col"
-# name: (signature, what runs, shape, backward, what backward keeps)
-_OPERATORS: dict[str, tuple[Any, ...]] = {
-    "aggregate": (
+_OPERATORS = {
+    "aggregate": Operator(
         f"(Tensor x, {_GRAPH}, Tensor? source_scale, Tensor? target_scale, SymInt num_rows,"
         " str self_loops, bool transposed, str reduce) -> Tensor",
-        *(_run_sum, _shape_of_sum, _sum_backward, _keep_sum),
+        *(_run_sum, _shape_of_sum, _keep_sum, _sum_backward, _sum_tangent, _folded_sum),
     ),
-    "extremum": (
+    "extremum": Operator(
         f"(Tensor x, {_GRAPH}, str self_loops, bool largest, SymInt num_dst) -> Tensor",
-        *(_run_extremum, _shape_of_extremum, _extremum_backward, _keep_extremum),
+        *(_run_extremum, _shape_of_extremum, _keep_extremum),
+        *(_extremum_backward, _extremum_tangent, _folded_extremum),
     ),
-    "masked_sum": (
+    "masked_sum": Operator(
         f"(Tensor? v, Tensor key_source, Tensor key_target, {_GRAPH}, str self_loops,"
         " bool transposed) -> Tensor",
-        *(_run_masked_sum, _shape_of_masked_sum, _masked_sum_backward, _keep_masked_sum),
+        *(_run_masked_sum, _shape_of_masked_sum, _keep_masked_sum),
+        *(_masked_sum_backward, _masked_sum_tangent, _folded_masked_sum),
     ),
-    "winners": (
+    "winners": Operator(
         f"(Tensor x, {_GRAPH}, str self_loops, bool largest, bool last, SymInt num_dst)"
         " -> (Tensor, Tensor)",
-        *(_run_winners, _shape_of_winners, _winners_backward, _keep_winners),
+        *(_run_winners, _shape_of_winners, _keep_winners),
+        *(_winners_backward, _winners_tangent, _folded_winners),
     ),
-    "add_to_winners": (
+    "add_to_winners": Operator(
         f"(Tensor grad, Tensor winner, {_GRAPH}, SymInt num_rows, str self_loops) -> Tensor",
-        *(
-            _run_add_to_winners,
-            _shape_of_add_to_winners,
-            _add_to_winners_backward,
-            _keep_add_to_winners,
-        ),
+        *(_run_add_to_winners, _shape_of_add_to_winners, _keep_add_to_winners),
+        *(_add_to_winners_backward, _add_to_winners_tangent, _folded_add_to_winners),
     ),
 }
 for _name, _operator in _OPERATORS.items():
-    register(_name, *_operator, backends=("CPU", "CUDA"))
+    register(_name, _operator, backends=("CPU", "CUDA"))

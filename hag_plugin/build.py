@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hag_plugin import constants, cost
-from hag_plugin.hag import HAG, outside_inference
+from hag_plugin.hag import HAG, numpy_of, outside_inference
 from hag_plugin.kernels import _cpu
 from hag_plugin.program import METHODS, Options, Program, SelfLoops
 
@@ -102,7 +102,7 @@ def build_hag(
     options = Options(method, allow_subtraction, capacity, width, kind, digest)
     with outside_inference():
         arrays = torch.from_numpy(row_ptr), torch.from_numpy(col)
-    hag = HAG(*arrays, num_src, options=options, targets_first=targets_first)
+    hag = HAG(*arrays, num_src, options=options, targets_first=targets_first, owned=True)
     modes = self_loops if isinstance(self_loops, list | tuple) else (self_loops,)
     for mode in modes:
         hag.program(mode, progress=progress)
@@ -147,7 +147,7 @@ def canonical_graph(
 ) -> tuple[np.ndarray, np.ndarray]:
     """CSR by target: row_ptr int64 `[num_dst + 1]` and col int32 `[E]`, increasing in a row."""
     check_edge_index(edge_index)
-    source, target = edge_index.detach().cpu().numpy()
+    source, target = numpy_of(edge_index)
     row_ptr, col = _cpu.build_csr(source, target, num_src, num_dst)
     return row_ptr, col
 
@@ -155,7 +155,7 @@ def canonical_graph(
 def _check_ptr(
     ptr: Tensor | Sequence[int], row_ptr: np.ndarray, col: np.ndarray, num_src: int, num_dst: int
 ) -> None:
-    starts = np.asarray(ptr.cpu() if isinstance(ptr, Tensor) else ptr)
+    starts = np.asarray(numpy_of(ptr) if isinstance(ptr, Tensor) else ptr)
     if starts.ndim != 1 or not np.issubdtype(starts.dtype, np.integer):
         raise TypeError(f"ptr has shape {starts.shape} and dtype {starts.dtype}; expected ints [G]")
     if num_src != num_dst:
@@ -182,8 +182,9 @@ def search_program(
     start = time.perf_counter()
     subtract = options.allow_subtraction and self_loops is False and not idempotent
     subtract = subtract and options.method == "auto" and (hag.is_square or hag.targets_first)
+    subtract = subtract and hag.num_dst <= hag.num_src  # every target has an x to be taken off
     mode = "add" if subtract else (self_loops or "")
-    row_ptr, col = hag.row_ptr.cpu().numpy(), hag.col.cpu().numpy()
+    row_ptr, col = hag.numpy()
     graph = (row_ptr, col, hag.num_src, mode, idempotent)
     arrays: Sequence[np.ndarray]
     # A small graph is searched sooner than a second thread or a bar is there.
@@ -221,7 +222,7 @@ def search_program(
 
 def plain_program(hag: HAG, self_loops: SelfLoops, idempotent: bool = False) -> Program:
     """The program that a HAG of method "none" has."""
-    row_ptr, col = hag.row_ptr.cpu().numpy(), hag.col.cpu().numpy()
+    row_ptr, col = hag.numpy()
     arrays = _cpu.plain_program(row_ptr, col, hag.num_src, self_loops or "", idempotent)
     return Program.of(map(torch.from_numpy, arrays), hag.num_src, hag.num_dst).to(hag.device)
 
@@ -251,9 +252,9 @@ def concatenate_graphs(hags: Sequence[HAG]) -> tuple[Tensor, Tensor]:
     num_edges = np.cumsum([0] + [h.num_edges for h in hags])
     if num_src[-1] > MAX_NODES or sum(h.num_dst for h in hags) > MAX_NODES:
         raise ValueError(f"the batch has {num_src[-1]} sources; expected fewer than 2^31")
-    row_ptr = [h.row_ptr[:-1] + int(e) for h, e in zip(hags, num_edges, strict=False)]
+    row_ptr = [h.arrays.row_ptr[:-1] + int(e) for h, e in zip(hags, num_edges, strict=False)]
     row_ptr.append(torch.tensor(num_edges[-1:], device=hags[0].device))
-    col = [h.col + int(n) for h, n in zip(hags, num_src, strict=False)]
+    col = [h.arrays.col + int(n) for h, n in zip(hags, num_src, strict=False)]
     return torch.cat(row_ptr), torch.cat(col)
 
 

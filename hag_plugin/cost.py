@@ -241,6 +241,6 @@ def _predicted_seconds(hag: HAG, self_loops: SelfLoops, program: Program) -> tup
 
 
 def _plain_work(hag: HAG, self_loops: SelfLoops) -> Work:
-    graph = (hag.row_ptr.cpu().numpy(), hag.col.cpu().numpy(), hag.num_src)
+    graph = (*hag.numpy(), hag.num_src)
     arrays = _cpu.plain_program(*graph, self_loops or "", False)
     return Work.of(Program.of(map(torch.from_numpy, arrays), hag.num_src, hag.num_dst))

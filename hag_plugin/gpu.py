@@ -111,7 +111,7 @@ def _places(graph: HAG, self_loops: SelfLoops, slot: Tensor) -> Tensor:
     size = found.op_ptr.diff()
     row = found.row.long().repeat_interleave(size, output_size=len(found.source))
     key = torch.where(found.source >= 0, row * graph.num_src + found.source, last)
-    source, target = graph.edge_index
+    source, target = graph._make_edge_index()
     edge = target * graph.num_src + source
     if self_loops:
         if self_loops == "fill":
@@ -173,7 +173,7 @@ def edge_dot(
 
     Leading dimensions are summed over.
     """
-    target = _kept(hag, "target", lambda: hag.edge_index[1].int())
-    sides = as_matrices(a), as_matrices(b), hag.col, target
+    target = _kept(hag, "target", lambda: hag._make_edge_index()[1].int())
+    sides = as_matrices(a), as_matrices(b), hag.arrays.col, target
     out: Tensor = launches().edge_dot(*sides, num_loops, self_loops == "fill", *scales)
     return out

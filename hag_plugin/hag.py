@@ -4,40 +4,105 @@ from __future__ import annotations
 
 import itertools
 import os
+import secrets
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _disable_current_modes
 
 from hag_plugin.kernels import _cpu
-from hag_plugin.program import ARRAYS, SELF_LOOPS, Options, Program, SelfLoops, Stats
-
-_LIVE: weakref.WeakValueDictionary[int, HAG] = weakref.WeakValueDictionary()
+from hag_plugin.program import ARRAYS, SELF_LOOPS, Array, Options, Program, SelfLoops, Stats
 
 
-def find(row_ptr: Tensor) -> HAG | None:
-    """The live HAG whose `row_ptr` this is, or None.
+class Arrays(NamedTuple):
+    """A graph as torch's operators are given it: with the token by which its HAG is found again.
 
-    Sound although it goes by address: while a HAG lives it owns that memory, and where its own
-    array has moved since (to shared memory, say) the comparison fails.
+    The token is a number of its HAG's own, int64 `[]`. A copy of it, or of the arrays, is as good.
     """
-    hag = _LIVE.get(row_ptr.data_ptr())
-    if hag is None or hag.row_ptr.data_ptr() != row_ptr.data_ptr():
+
+    row_ptr: Tensor
+    col: Tensor
+    token: Tensor | None
+
+
+_LIVE: weakref.WeakValueDictionary[int, HAG] = weakref.WeakValueDictionary()  # by token
+
+
+def find(row_ptr: Tensor, col: Tensor, token: Tensor | None) -> HAG | None:
+    """The live HAG of a token, if these are its arrays or hold the same; otherwise None.
+
+    The arrays say what the graph is, the token only which HAG may stand for it.
+    """
+    hag = None if token is None else _LIVE.get(int(token))
+    if hag is None:
         return None
-    return hag if hag.row_ptr.shape == row_ptr.shape else None
+    own = hag.arrays
+    return hag if _same(row_ptr, own.row_ptr) and _same(col, own.col) else None
+
+
+def _same(given: Tensor, own: Tensor) -> bool:
+    if given is own:
+        return True
+    if given.dtype != own.dtype or given.shape != own.shape or given.device != own.device:
+        return False
+    # A live HAG's memory is its own: who has the address has the array.
+    at_own = given.data_ptr() == own.data_ptr() and given.stride() == own.stride()
+    return at_own or torch.equal(given, own)
 
 
 def outside_inference() -> AbstractContextManager[Any]:
-    """What is kept beyond a call must not be made of inference tensors."""
-    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+    """For what is kept beyond a call: made of plain tensors, whatever mode the caller is in.
+
+    Not of inference tensors, nor of the wrappers of `torch.func`'s transforms, forward-mode AD or
+    a dispatch mode.
+    """
+    if torch.compiler.is_compiling() or not (
+        torch.is_inference_mode_enabled()
+        or torch._C._functorch.maybe_current_level() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack() > 0
+    ):
         return nullcontext()
-    return torch.inference_mode(False)
+    return _outside_modes()
+
+
+@contextmanager
+def _outside_modes() -> Iterator[None]:
+    with (
+        torch.inference_mode(False),
+        temporarily_clear_interpreter_stack(),
+        forward_ad._set_fwd_grad_enabled(False),
+        torch.no_grad(),
+        _disable_current_modes(),
+    ):
+        yield
+
+
+def in_memory(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor in main memory, also of one that a transform has wrapped.
+
+    Raises:
+        RuntimeError: there is no one tensor, as in a batch of `torch.vmap`.
+    """
+    while torch._C._functorch.is_gradtrackingtensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    with outside_inference():
+        return tensor.detach().cpu()
+
+
+def numpy_of(tensor: Tensor) -> Array:
+    """The same as an array."""
+    with outside_inference():
+        return in_memory(tensor).numpy()
 
 
 class HAG:
@@ -47,8 +112,7 @@ class HAG:
     first needed and kept. Stands where PyG takes an `edge_index`.
 
     Attributes:
-        row_ptr: int64 `[num_dst + 1]`.
-        col: int32 `[E]`, the sources of each target in increasing order.
+        arrays: the graph's own, which nobody else may write to.
         num_src: number of source nodes.
         targets_first: the targets are the first `num_dst` sources (PyG's bipartite convention).
         options: what the search was asked for.
@@ -67,10 +131,19 @@ class HAG:
         targets_first: bool = False,
         symmetric: bool | None = None,
         parts: Sequence[HAG] = (),
+        owned: bool = False,
     ) -> None:
-        """Takes a CSR that is known to be valid: users call `build_hag` or `HAG.from_csr`."""
-        self.row_ptr = row_ptr
-        self.col = col
+        """Users call `build_hag` or `HAG.from_csr`.
+
+        The arrays are copied and checked, unless they are `owned`: then they were checked, and
+        nobody else has them.
+        """
+        with outside_inference():
+            if not owned:
+                row_ptr, col = _checked_copies(row_ptr, col, num_src)
+            number = secrets.randbits(63)
+            token = torch.tensor(number, device="cpu")
+        self.arrays = Arrays(row_ptr, col, token)
         self.num_src = num_src
         self.targets_first = targets_first
         self.options = options or Options()
@@ -81,43 +154,67 @@ class HAG:
         self._plain: dict[tuple[SelfLoops, bool], Program] = {}
         self._scales: dict[tuple[float, SelfLoops, torch.dtype], Tensor] = {}
         self._edge_index: Tensor | None = None
+        self._edge_index_version = 0  # made anew once somebody wrote to it
         self._transpose: HAG | weakref.ref[HAG] | None = None
         self._lock = threading.RLock()
-        if row_ptr.device.type != "meta":
-            _LIVE[row_ptr.data_ptr()] = self
+        _LIVE[number] = self
 
     @classmethod
     def from_csr(cls, row_ptr: Tensor, col: Tensor, num_src: int, method: str = "auto") -> HAG:
-        """A HAG of a graph that is already in canonical form.
+        """A HAG of a graph that is already in canonical form. The arrays are copied.
 
         Args:
             row_ptr: int64 `[num_dst + 1]`.
-            col: int32 `[E]`, increasing inside a row.
+            col: int32 `[E]`, increasing inside a row, on the same device.
             num_src: number of source nodes.
             method: as for `build_hag`.
 
         Raises:
-            ValueError: the arrays are not a canonical CSR of `num_src` sources.
+            TypeError: an array is no dense tensor of this dtype.
+            ValueError: the arrays are not a canonical CSR of `num_src` sources, or on two devices.
         """
-        _cpu.check_csr(row_ptr.cpu().numpy(), col.cpu().numpy(), num_src)
         return cls(row_ptr, col, num_src, options=Options(method=method))
 
     # What the graph is ----------------------------------------------------------------------
 
     @property
+    def row_ptr(self) -> Tensor:
+        """Where each target's sources start, int64 `[num_dst + 1]`: a copy."""
+        return self.arrays.row_ptr.clone()
+
+    @property
+    def col(self) -> Tensor:
+        """The sources of each target in increasing order, int32 `[E]`: a copy."""
+        return self.arrays.col.clone()
+
+    def _made(self) -> HAG:
+        """The graph as a HAG that has its own arrays: see `ReversedHAG`."""
+        return self
+
+    def numpy(self) -> tuple[Array, Array]:
+        """The arrays themselves in main memory, to be read only."""
+        with outside_inference():
+            return self.arrays.row_ptr.cpu().numpy(), self.arrays.col.cpu().numpy()
+
+    @property
+    def addresses(self) -> tuple[int, int]:
+        """Where the arrays are."""
+        return self.arrays.row_ptr.data_ptr(), self.arrays.col.data_ptr()
+
+    @property
     def num_dst(self) -> int:
         """Number of target nodes."""
-        return self.row_ptr.shape[0] - 1
+        return self.arrays.row_ptr.shape[0] - 1
 
     @property
     def num_edges(self) -> int:
         """Number of edges, duplicates counted."""
-        return self.col.shape[0]
+        return self.arrays.col.shape[0]
 
     @property
     def device(self) -> torch.device:
         """Where the arrays are."""
-        return self.col.device
+        return self.arrays.col.device
 
     @property
     def method(self) -> str:
@@ -134,20 +231,23 @@ class HAG:
         """The edges as int64 `[2, E]`, by target, then by source. Kept."""
         if torch.compiler.is_compiling():  # nothing can be kept
             return self._make_edge_index()
-        if self._edge_index is None:
+        if self._edge_index is None or self._edge_index._version != self._edge_index_version:
             with outside_inference():
                 self._edge_index = self._make_edge_index()
+                self._edge_index_version = self._edge_index._version
         return self._edge_index
 
     def _make_edge_index(self) -> Tensor:
         nodes = torch.arange(self.num_dst, device=self.device)
-        target = nodes.repeat_interleave(self.row_ptr.diff(), output_size=self.num_edges)
-        return torch.stack([self.col.long(), target])
+        degree = self.arrays.row_ptr.diff()
+        target = nodes.repeat_interleave(degree, output_size=self.num_edges)
+        return torch.stack([self.arrays.col.long(), target])
 
     @cached_property
     def content_hash(self) -> tuple[int, int]:
         """128 bits of the multiset of edges, whatever their order."""
-        source, target = self.edge_index.cpu().numpy()
+        with outside_inference():
+            source, target = self._make_edge_index().cpu().numpy()
         low, high = _cpu.edge_hash(source, target)
         return low, high
 
@@ -155,20 +255,20 @@ class HAG:
         """Whether `edge_index` `[2, E]` has this graph's edges (by content hash, any order)."""
         if edge_index.shape != (2, self.num_edges):
             return False
-        source, target = edge_index.detach().cpu().numpy()
+        source, target = numpy_of(edge_index)
         return bool(_cpu.edge_hash(source, target) == self.content_hash)
 
     @cached_property
     def _loops(self) -> Tensor | None:
         """Self-loops of each target, int64 `[num_dst]`, or None where there is none."""
-        count = _cpu.count_self_loops(self.row_ptr.cpu().numpy(), self.col.cpu().numpy())
+        count = _cpu.count_self_loops(*self.numpy())
         with outside_inference():
             return None if count is None else torch.from_numpy(count).to(self.device)
 
     def degree(self, self_loops: SelfLoops = False) -> Tensor:
         """In-degrees as aggregated, int64 `[num_dst]`: duplicates and self-loops counted."""
         self_loops = self._check_self_loops(self_loops)
-        degree = self.row_ptr.diff()
+        degree = self.arrays.row_ptr.diff()
         if self_loops is False:
             return degree
         if self_loops == "fill" and self._loops is not None:
@@ -178,7 +278,11 @@ class HAG:
     def degree_scale(
         self, exponent: float, self_loops: SelfLoops = False, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """`degree(self_loops) ** exponent`, `[num_dst]`, 0 where the degree is 0. Kept."""
+        """`degree(self_loops) ** exponent`, `[num_dst]`, 0 where the degree is 0."""
+        return self._kept_scale(exponent, self_loops, dtype).clone()
+
+    def _kept_scale(self, exponent: float, self_loops: SelfLoops, dtype: torch.dtype) -> Tensor:
+        """The same, not to be written to."""
         key = (exponent, self_loops, dtype)
         if key not in self._scales:
             with outside_inference():
@@ -235,7 +339,7 @@ class HAG:
 
     @cached_property
     def _has_duplicates(self) -> bool:
-        return bool(_cpu.has_duplicates(self.row_ptr.cpu().numpy(), self.col.cpu().numpy()))
+        return bool(_cpu.has_duplicates(*self.numpy()))
 
     def _make_program(
         self, self_loops: SelfLoops, idempotent: bool, progress: bool | None
@@ -283,9 +387,7 @@ class HAG:
     def is_symmetric(self) -> bool:
         """Whether every edge has its reverse, with the same multiplicity."""
         if self._symmetric is None:
-            self._symmetric = self.is_square and bool(
-                _cpu.is_symmetric(self.row_ptr.cpu().numpy(), self.col.cpu().numpy())
-            )
+            self._symmetric = self.is_square and bool(_cpu.is_symmetric(*self.numpy()))
         return self._symmetric
 
     def _make_transpose(self) -> HAG:
@@ -294,9 +396,7 @@ class HAG:
         if self._parts:
             reverse = batch([part.transpose() for part in self._parts]).to(self.device)
         else:
-            row_ptr, col = _cpu.transpose_csr(
-                self.row_ptr.cpu().numpy(), self.col.cpu().numpy(), self.num_src
-            )
+            row_ptr, col = _cpu.transpose_csr(*self.numpy(), self.num_src)
             reverse = HAG(
                 torch.from_numpy(row_ptr).to(self.device),
                 torch.from_numpy(col).to(self.device),
@@ -304,6 +404,7 @@ class HAG:
                 options=self.options,
                 targets_first=self.targets_first,
                 symmetric=False,
+                owned=True,
             )
         reverse._transpose = weakref.ref(self)
         return reverse
@@ -371,16 +472,7 @@ class HAG:
         return self._moved(lambda a: a.pin_memory())
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> HAG:
-        state = self._state()
-
-        def moved(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return move(value)
-            if isinstance(value, dict):
-                return {k: moved(v) for k, v in value.items()}
-            return [moved(v) for v in value] if isinstance(value, list) else value
-
-        return _rebuild(moved(state), trusted=True)
+        return _rebuild(_mapped(self._state(), move), trusted=True)
 
     def _state(self) -> dict[str, Any]:
         """Tensors, numbers and strings that make this HAG again (pickle, files, devices)."""
@@ -396,8 +488,8 @@ class HAG:
             meta |= {"diagonal": program.diagonal, "search_seconds": program.search_seconds}
             programs.append(meta | dict(zip(ARRAYS, program.arrays, strict=True)))
         return {
-            "row_ptr": self.row_ptr,
-            "col": self.col,
+            "row_ptr": self.arrays.row_ptr,
+            "col": self.arrays.col,
             "num_src": self.num_src,
             "targets_first": self.targets_first,
             "symmetric": self._symmetric,
@@ -420,7 +512,8 @@ class HAG:
             self.transpose()
 
     def __reduce__(self) -> tuple[Callable[[dict[str, Any]], HAG], tuple[dict[str, Any]]]:
-        return rebuild_hag, (self._state(),)
+        # Copies: what goes to another process moves into memory that both have.
+        return rebuild_hag, (_mapped(self._state(), Tensor.clone),)
 
     def __copy__(self) -> HAG:
         return self
@@ -489,6 +582,15 @@ class HAG:
         )
 
 
+def _mapped(value: Any, move: Callable[[Tensor], Tensor]) -> Any:
+    """A state with something else in the place of each tensor."""
+    if isinstance(value, Tensor):
+        return move(value)
+    if isinstance(value, dict):
+        return {k: _mapped(v, move) for k, v in value.items()}
+    return [_mapped(v, move) for v in value] if isinstance(value, list) else value
+
+
 def rebuild_hag(state: dict[str, Any]) -> HAG:
     """The HAG of a state as `HAG._state` gives it, from a pickle or a file: nothing is trusted.
 
@@ -502,21 +604,47 @@ def rebuild_hag(state: dict[str, Any]) -> HAG:
 torch.serialization.add_safe_globals([rebuild_hag])
 
 
+def _checked_copies(row_ptr: Tensor, col: Tensor, num_src: int) -> tuple[Tensor, Tensor]:
+    """Own memory for a CSR, which is then checked.
+
+    Raises:
+        TypeError: an array is no dense tensor of the right dtype.
+        ValueError: the arrays are not a canonical CSR of `num_src` sources, or on two devices.
+    """
+    for name, array, dtype in (("row_ptr", row_ptr, torch.int64), ("col", col, torch.int32)):
+        if not isinstance(array, Tensor):
+            raise TypeError(f"{name} is a {type(array).__name__}; expected a torch.Tensor")
+        if array.dtype != dtype or array.layout != torch.strided:
+            raise TypeError(
+                f"{name} is {array.dtype}, {array.layout}; expected dense {dtype}, as CSR arrays "
+                "of a HAG are"
+            )
+        if array.dim() != 1:
+            raise ValueError(f"{name} has shape {list(array.shape)}; expected one dimension")
+    if row_ptr.device != col.device:
+        raise ValueError(f"row_ptr is on {row_ptr.device} and col on {col.device}; expected one")
+    kept = [a.detach().clone(memory_format=torch.contiguous_format) for a in (row_ptr, col)]
+    if row_ptr.device.type != "meta":
+        _cpu.check_csr(kept[0].cpu().numpy(), kept[1].cpu().numpy(), num_src)
+    return kept[0], kept[1]
+
+
 def _rebuild(state: dict[str, Any], trusted: bool) -> HAG:
-    row_ptr, col, num_src = state["row_ptr"], state["col"], int(state["num_src"])
-    if not trusted:
-        _cpu.check_csr(row_ptr.cpu().numpy(), col.cpu().numpy(), num_src)
+    num_src = int(state["num_src"])
     hag = HAG(
-        row_ptr,
-        col,
+        state["row_ptr"],
+        state["col"],
         num_src,
         options=Options(**state["options"]),
         targets_first=bool(state["targets_first"]),
         symmetric=state["symmetric"] if trusted else None,
+        owned=trusted,
     )
     for entry in state["programs"]:
+        arrays = [entry[name] for name in ARRAYS]
         program = Program.of(
-            [entry[name] for name in ARRAYS],
+            # Those of a pickle may be shared with the process that made it.
+            arrays if trusted else [a.clone() for a in arrays],
             num_src,
             hag.num_dst,
             int(entry["diagonal"]),
@@ -556,7 +684,8 @@ def batch(hags: Sequence[HAG]) -> HAG:
     targets_first = not all(h.is_square for h in hags)
     if targets_first and any(h.targets_first for h in hags):
         raise ValueError("HAGs whose targets are the first sources keep no such order in a batch")
-    row_ptr, col = build.concatenate_graphs(hags)
+    with outside_inference():
+        row_ptr, col = build.concatenate_graphs(hags)
     known = [h._symmetric for h in hags]
     return HAG(
         row_ptr,
@@ -565,4 +694,5 @@ def batch(hags: Sequence[HAG]) -> HAG:
         options=hags[0].options,
         symmetric=True if all(known) else (False if False in known else None),
         parts=hags,
+        owned=True,
     )

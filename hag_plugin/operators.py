@@ -1,20 +1,27 @@
 """What the package's torch operators have in common: registration, the way past torch's dispatch,
 and the checks at their door.
 
-Operators are registered over the graph's CSR arrays, never over a program; the HAG is found by the
-identity of `row_ptr` when one runs.
+Operators are registered over the graph's CSR arrays, never over a program. Where one runs outside
+of traced code, it is handed the HAG itself; in traced code the HAG's token finds it again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import (
+    get_single_level_autograd_function_allowed,
+    set_single_level_autograd_function_allowed,
+)
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 from torch.nn import Parameter
 
-from hag_plugin.hag import HAG, find
+from hag_plugin.hag import HAG, Arrays, find
 from hag_plugin.kernels import _cpu
 from hag_plugin.program import SELF_LOOPS
 
@@ -28,8 +35,8 @@ HUGE_OUTPUT = 32 << 20
 # What a call may pass --------------------------------------------------------------------------
 
 
-def check_features(x: Tensor, row_ptr: Tensor) -> None:
-    """Whether an operator may be given `x` on the graph that `row_ptr` is of.
+def check_features(x: Tensor, hag: HAG) -> None:
+    """Whether an operator may be given `x` on this graph.
 
     Raises:
         TypeError: it is no dense floating tensor.
@@ -41,8 +48,9 @@ def check_features(x: Tensor, row_ptr: Tensor) -> None:
         raise TypeError(f"x has dtype {x.dtype}; expected float32, float64, float16 or bfloat16")
     if x.dim() < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected [*, N_src, F]")
-    if x.device != row_ptr.device:
-        raise ValueError(f"x is on {x.device} and the HAG on {row_ptr.device}; move one with .to()")
+    device = hag.device
+    if x.device != device:
+        raise ValueError(f"x is on {x.device} and the HAG on {device}; move one with .to()")
     if x.layout != torch.strided:
         raise TypeError(f"x has layout {x.layout}; expected a dense tensor")
     if type(x) is not Tensor and hasattr(type(x), "__tensor_flatten__"):
@@ -111,107 +119,393 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 # Registration and calls ------------------------------------------------------------------------
 
+
+Graph = HAG | Arrays
+Inputs = tuple[Any, ...]  # of an operator, without the graph: tensors, then other values
+Gradients = tuple[Tensor | None, ...]  # by each of the tensors among the inputs
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A torch operator and its derivatives, which are made of operators again.
+
+    So they have derivatives of any order, too, and go into and out of each of torch's transforms.
+
+    Attributes:
+        signature: in torch's schema language, from the opening bracket. Tensors come first; among
+            them are `row_ptr` and `col`, which the functions below get as one graph.
+        run: `(graph, *inputs)`; computes it.
+        shape: `(graph, *inputs)`; an empty tensor like the result, for tracing.
+        keep: `(ctx, needs, inputs, output)`; the tensors that `backward` needs.
+        backward: `(ctx, graph, needs, kept, *grads)`; the gradients. `needs` says by which.
+        tangent: `(graph, inputs, output, tangents)`; that of the (first) output. A tangent that is
+            0 is None; one at least is not.
+        folded: `(graph, size, batched, inputs)`; the result where the inputs that are `batched`
+            have one more dimension in front, of this size; None: it is to be computed one by one.
+    """
+
+    signature: str
+    run: Callable[..., Any]
+    shape: Callable[..., Any]
+    keep: Callable[..., Gradients]
+    backward: Callable[..., Gradients]
+    tangent: Callable[..., Tensor]
+    folded: Callable[..., Any] = lambda *_: None
+
+
 _library: Any = torch.library.Library("hag_plugin", "DEF")  # type: ignore[no-untyped-call]
 _ORDINARY = (Tensor, Parameter)
 # name: (what runs, and with its gradient)
 _EAGER: dict[str, tuple[Any, Any]] = {}
+_GRAPH_AT: dict[str, int] = {}  # how many tensors come before the graph
 
 
-def register(
-    name: str,
-    signature: str,
-    run: Callable[..., Tensor],
-    shape: Callable[..., Tensor],
-    backward: Callable[..., Any] | None,
-    keep: Callable[..., None] | None,
-    *,
-    backends: Sequence[str],
-) -> None:
+def register(name: str, operator: Operator, *, backends: Sequence[str]) -> None:
     """Makes `torch.ops.hag_plugin.NAME`.
+
+    A last argument is added, the HAG's token. Without one the plain graph is run.
 
     Args:
         name: of the operator.
-        signature: in torch's schema language, from the opening bracket; tensors come first.
-        run: computes it.
-        shape: an empty tensor like the result, for tracing.
-        backward: the gradient, from `(ctx, grad)`; None: it has none.
-        keep: what the gradient needs, `(ctx, inputs, output)`.
-        backends: torch's keys of the devices on which `run` works.
+        operator: what it does.
+        backends: torch's keys of the devices on which it runs.
     """
-    _library.define(name + signature)
+    signature, results = operator.signature.split(" -> ")
+    arguments = signature.strip("()").split(", ")
+    at = _GRAPH_AT[name] = arguments.index("Tensor row_ptr")
+    num_tensors = sum(a.startswith("Tensor") for a in arguments) - 2
+    _library.define(f"{name}({', '.join(arguments)}, Tensor? token=None) -> {results}")
+
+    def split(args: tuple[Any, ...]) -> tuple[Arrays, Inputs]:
+        """The graph and the other inputs; torch leaves out a token that is None."""
+        token = args[len(arguments)] if len(args) > len(arguments) else None
+        graph = Arrays(args[at], args[at + 1], token)
+        return graph, (*args[:at], *args[at + 2 : len(arguments)])
+
+    def kernel(*args: Any) -> Any:
+        graph, inputs = split(args)
+        return operator.run(graph, *inputs)
+
+    def shape(*args: Any) -> Any:
+        graph, inputs = split(args)
+        return operator.shape(graph, *inputs)
+
     for backend in backends:
-        _library.impl(name, run, backend)
+        _library.impl(name, kernel, backend)
     torch.library.register_fake(f"hag_plugin::{name}", shape, lib=_library)
-    if backward is None:
-        return
-    _EAGER[name] = run, _function(run, backward, keep)
-    torch.library.register_autograd(
-        f"hag_plugin::{name}", backward, setup_context=keep, lib=_library
-    )
+    overload = getattr(torch.ops.hag_plugin, name).default
+    _EAGER[name] = operator.run, _eager_function(operator, num_tensors)
+    derived = _derived_kernel(operator, overload, num_tensors, split)
+    _library.impl(name, derived, "Autograd", with_keyset=True)
+    batched = _batching_rule(name, operator, num_tensors, split)
+    torch.library.register_vmap(f"hag_plugin::{name}", batched, lib=_library)
 
 
-def _function(run: Any, backward: Any, keep: Any) -> Any:
-    """An operator with its gradient, for `call`; tracers get the operator that torch knows."""
+def _eager_function(operator: Operator, num_tensors: int) -> Any:
+    """An operator on a HAG with its gradient, for `call`."""
+    keep, backward, run = operator.keep, operator.backward, operator.run
+    last = num_tensors + 1
 
-    class Eager(torch.autograd.Function):
+    # Without what `Function.apply` does for the transforms that `is_plain` rules out.
+    class Eager(_SingleLevelFunction):
         @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Tensor:
-            y: Tensor = run(*inputs)
-            keep(ctx, inputs, y)
+        def forward(ctx: Any, hag: HAG, *inputs: Any) -> Any:
+            y = run(hag, *inputs)
+            ctx.hag = hag
+            ctx.save_for_backward(*keep(ctx, ctx.needs_input_grad[1:last], inputs, y))
             return y
 
-    Eager.backward = staticmethod(backward)  # type: ignore[method-assign]
-    # Without what `Function.apply` does for the transforms that `_is_plain` rules out.
-    return super(torch.autograd.Function, Eager).apply
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            needs = ctx.needs_input_grad
+            found = backward(ctx, ctx.hag, needs[1:last], ctx.saved_tensors, *grads)
+            return None, *found, *(None,) * (len(needs) - last)
+
+    return Eager.apply  # type: ignore[attr-defined]
 
 
-def call(name: str, tensors: tuple[Tensor | None, ...], *others: Any) -> Tensor:
+def _derived_kernel(
+    operator: Operator,
+    overload: Any,
+    num_tensors: int,
+    split: Callable[[tuple[Any, ...]], tuple[Arrays, Inputs]],
+) -> Any:
+    """What torch's dispatch runs for autograd and forward-mode AD, at any level of transforms."""
+
+    def below(keyset: Any, args: tuple[Any, ...]) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+    def needs_of(ctx: Any) -> tuple[bool, ...]:
+        _, needs = split(ctx.needs_input_grad[1:])
+        return needs[:num_tensors]
+
+    class Derived(_SingleLevelFunction):
+        @staticmethod
+        def forward(ctx: Any, how: tuple[Any, bool, bool], *args: Any) -> Any:
+            keyset, grad_mode, tangent_mode = how
+            # autograd has turned both off, for the transforms further out as well
+            modes = torch.set_grad_enabled(grad_mode)
+            with modes, forward_ad._set_fwd_grad_enabled(tangent_mode):
+                y = below(keyset, args)
+            graph, inputs = split(args)
+            kept = operator.keep(ctx, needs_of(ctx), inputs, y)
+            ctx.save_for_backward(*graph, *kept)
+            if _may_have_tangents():
+                ctx.others = inputs[num_tensors:]
+                first = y[0] if isinstance(y, tuple) else y
+                last = y[-1] if isinstance(y, tuple) else y
+                ctx.save_for_forward(*graph, *inputs[:num_tensors], first, last)
+                ctx.set_materialize_grads(False)
+            return y
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            found: Gradients = (None,) * num_tensors
+            if grads[0] is not None:
+                row_ptr, col, token, *kept = ctx.saved_tensors
+                graph = Arrays(row_ptr, col, token)
+                found = operator.backward(ctx, graph, needs_of(ctx), kept, *grads)
+            return None, *_in_schema_order(found, len(ctx.needs_input_grad) - 1)
+
+        @staticmethod
+        def jvp(ctx: Any, _: Any, *tangents: Any) -> Any:
+            row_ptr, col, token, *tensors, first, last = ctx.saved_tensors
+            output = first if first is last else (first, last)
+            _, of_inputs = split(tangents)
+            inputs = (*tensors, *ctx.others)
+            y = operator.tangent(
+                Arrays(row_ptr, col, token), inputs, output, of_inputs[:num_tensors]
+            )
+            return y if first is last else (y, None)
+
+    at = _GRAPH_AT[overload._opname]
+
+    def _in_schema_order(found: Gradients, count: int) -> tuple[Tensor | None, ...]:
+        rest = (None,) * (count - num_tensors - 2)
+        return (*found[:at], None, None, *found[at:], *rest)
+
+    def derived(keyset: Any, *args: Any) -> Any:
+        recorded, tangents = torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()
+        if (tangents and _may_have_tangents()) or (recorded and torch._C._any_requires_grad(*args)):
+            how = keyset, recorded, tangents
+            # Here, below the transforms' own dispatch, one level is all there is.
+            allowed = get_single_level_autograd_function_allowed()
+            set_single_level_autograd_function_allowed(True)
+            try:
+                return Derived.apply(how, *args)  # type: ignore[attr-defined]
+            finally:
+                set_single_level_autograd_function_allowed(allowed)
+        return below(keyset, args)
+
+    return derived
+
+
+def _batching_rule(
+    name: str,
+    operator: Operator,
+    num_tensors: int,
+    split: Callable[[tuple[Any, ...]], tuple[Arrays, Inputs]],
+) -> Any:
+    """What `torch.vmap` runs."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        graph, inputs = split(args)
+        graph_dims, dims = split(in_dims)
+        if any(dim is not None for dim in graph_dims):
+            raise ValueError(
+                f"{name} got a batch of graphs from vmap; expected one graph for all, and "
+                "hag_plugin.batch for several"
+            )
+        batched = [dim is not None for dim in dims[:num_tensors]]
+        inputs = tuple(
+            t if dim is None else t.movedim(dim, 0) for t, dim in zip(inputs, dims, strict=True)
+        )
+        y = operator.folded(graph, info.batch_size, batched, inputs)
+        if y is None:
+            tensors, others = inputs[:num_tensors], inputs[num_tensors:]
+            ys = [
+                call(
+                    name,
+                    graph,
+                    tuple(t[i] if b else t for t, b in zip(tensors, batched, strict=True)),
+                    *others,
+                )
+                for i in range(info.batch_size)
+            ]
+            y = torch.stack(ys)
+        return y, (0,) * len(y) if isinstance(y, tuple) else 0
+
+    return rule
+
+
+def expanded(
+    size: int, batched: Sequence[bool], tensors: Sequence[Tensor | None]
+) -> tuple[Any, ...]:
+    """Tensors of which some have a batch in front, each with the batch in front."""
+    pairs = zip(tensors, batched, strict=True)
+    return tuple(t if t is None or b else t.expand(size, *t.shape) for t, b in pairs)
+
+
+def folded_scales(
+    run: Callable[[Tensor, Tensor | None, Tensor | None], Tensor],
+    size: int,
+    batched: Sequence[bool],
+    x: Tensor,
+    s: Tensor | None,
+    t: Tensor | None,
+) -> Tensor:
+    """`run(x, s, t)`, a sum scaled by `s` and `t`, where some of the three are batches."""
+    dtype = x.dtype
+    (x,) = expanded(size, batched[:1], (x,))
+    scales = [s, t]
+
+    def scaled(rows: Tensor, side: int) -> Tensor:
+        scale = scales[side]
+        assert scale is not None
+        between = [1] * (rows.dim() - 3)
+        return rows * scale.view(size, *between, -1, 1)  # in the dtype that sums accumulate in
+
+    if batched[1]:
+        x, s = scaled(x, 0), None
+    y = run(x.to(accumulator(dtype)) if batched[2] else x, s, None if batched[2] else t)
+    return (scaled(y, 1) if batched[2] else y).to(dtype)
+
+
+def linear_tangent(
+    name: str,
+    graph: Graph,
+    inputs: Inputs,
+    factors: Sequence[int],
+    tangents: Sequence[Tensor | None],
+) -> Tensor:
+    """The tangent of an operator that is linear in each of its `factors`, the first tensors."""
+    terms = []
+    num_tensors = len(tangents)
+    for at in factors:
+        if tangents[at] is not None:
+            tensors = (*inputs[:at], tangents[at], *inputs[at + 1 : num_tensors])
+            terms.append(call(name, graph, tensors, *inputs[num_tensors:]))
+    total: Tensor = sum(terms[1:], terms[0])
+    return total
+
+
+def call(name: str, graph: Graph, tensors: tuple[Tensor | None, ...], *others: Any) -> Any:
     """The operator `name`, without torch's dispatch where nobody could tell.
 
     On small graphs the dispatch, in Python, takes longer than the aggregation.
     """
-    if not torch.compiler.is_compiling() and _is_plain(*tensors):
+    if not torch.compiler.is_compiling() and isinstance(graph, HAG) and _is_plain(*tensors):
         run, with_gradient = _EAGER[name]
-        operator = with_gradient if needs_grad(*tensors) else run
-    else:
-        operator = getattr(torch.ops.hag_plugin, name).default
-    y: Tensor = operator(*tensors, *others)
-    return y
+        try:
+            if needs_grad(*tensors):
+                return with_gradient(graph, *tensors, *others)
+            return run(graph, *tensors, *others)
+        except RuntimeError:
+            if all(map(has_memory, tensors)):
+                raise
+    at = _GRAPH_AT[name]
+    arrays = graph.arrays if isinstance(graph, HAG) else graph
+    operator = getattr(torch.ops.hag_plugin, name).default
+    return operator(*tensors[:at], arrays[0], arrays[1], *tensors[at:], *others, arrays[2])
 
 
 def _is_plain(*tensors: Tensor | None) -> bool:
-    """Whether these are ordinary CPU or GPU tensors that no mode, transform or tracer looks at."""
+    """Whether these are ordinary CPU or GPU tensors that no mode, transform or tracer looks at.
+
+    What it lets through for the sake of speed has no memory, and shows when that is asked for.
+    """
     if (
         torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.maybe_current_level() is not None
+        or is_transformed()
         or torch._C._get_tracing_state() is not None
     ):
         return False
     for t in tensors:  # faster than all(), and this is run at every call
-        if t is not None and not (type(t) in _ORDINARY and (t.is_cpu or t.is_cuda)):
+        if t is not None and not (
+            type(t) in _ORDINARY and (t.is_cpu or t.is_cuda) and not t.is_neg()
+        ):
             return False
     return True
+
+
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func` or forward-mode AD is at work."""
+    return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
+
+
+def _may_have_tangents() -> bool:
+    # What a compiler has traced enters levels without a word to `forward_ad`.
+    return is_transformed() or torch._C._len_torch_dispatch_stack() > 0
+
+
+def is_fixed(tensor: Tensor) -> bool:
+    """Whether no derivative goes through a tensor, and its numbers can be read."""
+    if torch.is_grad_enabled() and tensor.requires_grad:
+        return False
+    if not is_transformed():
+        return True
+    if forward_ad._current_level >= 0 and _tangent(tensor) is not None:
+        return False
+    return has_memory(tensor)
+
+
+def _tangent(tensor: Tensor) -> Tensor | None:
+    dual: Any = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+    tangent: Tensor | None = dual.tangent
+    return tangent
+
+
+def has_memory(tensor: Tensor | None) -> bool:
+    """Whether there is memory behind it: not where it stands for a batch, or for a tracer's."""
+    if tensor is None:
+        return True
+    try:
+        tensor.data_ptr()
+    except RuntimeError:
+        return False
+    return True
+
+
+def is_ordinary(*tensors: Tensor | None) -> bool:
+    """Whether nothing but their numbers is to be known of tensors, so that these may be kept.
+
+    No transform, mode or tracer is at work on them, none of its wrappers is left around them, and
+    they have no tangent.
+    """
+    return (
+        not torch.compiler.is_compiling() and _is_plain(*tensors) and all(map(has_memory, tensors))
+    )
+
+
+def number(tensor: Tensor) -> Any:
+    """The one value of a tensor; None where it has many, as in a batch of `torch.vmap`."""
+    try:
+        return tensor.item()
+    except RuntimeError:
+        if has_memory(tensor):
+            raise
+        return None
 
 
 # Run time --------------------------------------------------------------------------------------
 
 
-def found(
-    row_ptr: Tensor, col: Tensor, x_rows: int, num_rows: int, loops: str, transposed: bool
-) -> HAG:
-    """The HAG whose arrays these are, after a check of the number of rows on both sides.
+def found(graph: Graph, x_rows: int, num_rows: int, loops: str, transposed: bool) -> HAG:
+    """The HAG of a graph, after a check of the number of rows on both sides.
 
     Its reverse, if that is what `loops` says.
     """
-    hag = find(row_ptr)
-    is_reversed = loops.startswith(REVERSED)
-    if hag is None:
-        # The arrays are copied, so that this HAG cannot be found in place of a longer-lived one.
-        num_src = num_rows if transposed != is_reversed else x_rows
-        hag = HAG.from_csr(row_ptr.clone(), col.clone(), num_src, method="none")
-        hag.targets_first = bool(loop_mode(loops))
-    if is_reversed:
-        hag = hag.transpose()
+    if isinstance(graph, HAG):
+        hag = graph._made() if graph.is_reversed else graph
+    else:
+        is_reversed = loops.startswith(REVERSED)
+        maybe = find(*graph)
+        if maybe is None:
+            num_src = num_rows if transposed != is_reversed else x_rows
+            maybe = HAG.from_csr(graph.row_ptr, graph.col, num_src, method="none")
+            maybe.targets_first = bool(loop_mode(loops))
+        hag = maybe.transpose() if is_reversed else maybe
     check_rows(hag, x_rows, num_rows, transposed)
     return hag
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hag_plugin.build import check_edge_index
+from hag_plugin.hag import numpy_of, outside_inference
 
 Order = Literal["stock", "id", "frequency", "degree"]
 ORDERS: tuple[Order, ...] = ("stock", "id", "frequency", "degree")
@@ -202,7 +203,7 @@ def build_sequence(
     if order not in ORDERS:
         raise ValueError(f"order is {order!r}; expected one of {ORDERS}")
     check_edge_index(edge_index)
-    source, target = edge_index.detach().cpu().numpy().astype(np.int64)
+    source, target = numpy_of(edge_index).astype(np.int64)
     num_src, num_dst = _checked_size(source, target, num_nodes, size)
     if order == "degree" and num_src != num_dst:
         raise ValueError(f"order='degree' needs one set of nodes; got {num_src} and {num_dst}")
@@ -213,9 +214,10 @@ def build_sequence(
     parent, last, place = (np.concatenate(part) for part in zip(*levels, strict=True))
     edge = np.concatenate([[-1], by[place[1:]]])
     arrays = {"level_ptr": level_ptr, "parent": parent, "source": last, "edge": edge, "end": end}
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    tree = SequentialHAG(**tensors, num_src=num_src, num_edges=len(source))
-    return tree.to(edge_index.device)
+    with outside_inference():
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        tree = SequentialHAG(**tensors, num_src=num_src, num_edges=len(source))
+        return tree.to(edge_index.device)
 
 
 def _checked_size(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hag_plugin.hag import HAG
-from hag_plugin.program import Program, SelfLoops
+from hag_plugin.program import Array, Program, SelfLoops
 
 
 class ReversedHAG(HAG):
@@ -18,7 +18,7 @@ class ReversedHAG(HAG):
     and the HAG keeps what they make. Where it leaves the traced code, it works all the same.
 
     Attributes:
-        row_ptr: of the HAG itself, not of its reverse; so is `col`.
+        arrays: of the HAG itself, not of its reverse; so are `row_ptr` and `col`.
         num_src: of the reverse.
     """
 
@@ -26,8 +26,7 @@ class ReversedHAG(HAG):
 
     def __init__(self, hag: HAG) -> None:
         """Takes a HAG that is not reversed."""
-        self.row_ptr = hag.row_ptr
-        self.col = hag.col
+        self.arrays = hag.arrays
         self.num_src = hag.num_dst
         self.targets_first = hag.targets_first
         self.options = hag.options
@@ -42,6 +41,9 @@ class ReversedHAG(HAG):
     def edge_index(self) -> Tensor:
         """The edges as int64 `[2, E]`, by source, then by target."""
         return self._of.edge_index.flip(0)
+
+    def _make_edge_index(self) -> Tensor:
+        return self._of._make_edge_index().flip(0)
 
     def degree(self, self_loops: SelfLoops = False) -> Tensor:
         """As `HAG.degree`."""
@@ -66,6 +68,10 @@ class ReversedHAG(HAG):
             raise RuntimeError("the reverse of a HAG has no programs inside torch.compile")
         return made
 
+    def numpy(self) -> tuple[Array, Array]:
+        """As `HAG.numpy`."""
+        return self._made().numpy()
+
     @property
     def is_symmetric(self) -> bool:
         """Whether every edge has its reverse, with the same multiplicity."""
@@ -76,6 +82,9 @@ class ReversedHAG(HAG):
     ) -> Tensor:
         """As `HAG.degree_scale`."""
         return self._made().degree_scale(exponent, self_loops, dtype)
+
+    def _kept_scale(self, exponent: float, self_loops: SelfLoops, dtype: torch.dtype) -> Tensor:
+        return self._made()._kept_scale(exponent, self_loops, dtype)
 
     def program(
         self,

@@ -12,22 +12,28 @@ loops follow. A mean counts as part of the targets' scale.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hag_plugin import gpu
-from hag_plugin.hag import HAG, outside_inference
+from hag_plugin.hag import HAG, Arrays, outside_inference
 from hag_plugin.kernels import _cpu
 from hag_plugin.operators import (
     DTYPES,
+    Gradients,
+    Graph,
+    Inputs,
+    Operator,
     accumulator,
     call,
     dot,
+    folded_scales,
     found,
     kernel_scale,
+    linear_tangent,
     loop_mode,
     new_output,
     register,
@@ -46,7 +52,7 @@ def _reversed_order(hag: HAG) -> Tensor:
     order = _REVERSED.get(hag)
     if order is None or order.device != hag.device:
         with outside_inference():
-            order = _REVERSED[hag] = torch.argsort(hag.col, stable=True)
+            order = _REVERSED[hag] = torch.argsort(hag.arrays.col, stable=True)
     return order
 
 
@@ -60,7 +66,7 @@ def _kernel_scales(
     rows = (hag.num_dst, hag.num_src) if transposed else (hag.num_src, hag.num_dst)
     scales = [kernel_scale(g, n, dtype) for g, n in zip(given, rows, strict=True)]
     if reduce == "mean":
-        mean = hag.degree_scale(-1.0, mode, dtype)
+        mean = hag._kept_scale(-1.0, mode, dtype)
         side = 0 if transposed else 1
         scale = scales[side]
         scales[side] = mean if scale is None else scale * mean
@@ -72,10 +78,9 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def _run_weighted_sum(
+    graph: Graph,
     x: Tensor,
     weight: Tensor,
-    row_ptr: Tensor,
-    col: Tensor,
     source_scale: Tensor | None,
     target_scale: Tensor | None,
     num_rows: int,
@@ -83,7 +88,7 @@ def _run_weighted_sum(
     transposed: bool,
     reduce: str,
 ) -> Tensor:
-    hag = found(row_ptr, col, x.shape[-2], num_rows, loops, transposed)
+    hag = found(graph, x.shape[-2], num_rows, loops, transposed)
     mode = loop_mode(loops)
     num_loops = hag.num_dst if hag._check_self_loops(mode) else 0
     dtype = accumulator(x.dtype)
@@ -101,9 +106,9 @@ def _run_weighted_sum(
         gpu.weighted_sum(hag, transposed, mode, x, y, weight, order, scales)
         return y
     loops_at = weight.data_ptr() + hag.num_edges * weight.element_size() if num_loops else 0
-    graph = hag
+    walked = hag
     if transposed:
-        graph = hag.transpose()
+        walked = hag.transpose()
         edges = weight[: hag.num_edges].index_select(0, _reversed_order(hag))
     x = side_by_side(x)
     *batch, _, width = x.shape
@@ -113,8 +118,7 @@ def _run_weighted_sum(
         y.data_ptr(),
         edges.data_ptr(),
         loops_at,
-        graph.row_ptr.data_ptr(),
-        graph.col.data_ptr(),
+        *walked.addresses,
         _address(source_scale),
         _address(target_scale),
         num_rows,
@@ -131,17 +135,16 @@ def _run_weighted_sum(
 
 
 def _run_edge_dot(
+    graph: Graph,
     a: Tensor,
     b: Tensor,
-    row_ptr: Tensor,
-    col: Tensor,
     source_scale: Tensor | None,
     target_scale: Tensor | None,
     loops: str,
     reduce: str,
 ) -> Tensor:
     """`s_j t_i <a_j, b_i>` of every edge, then of the loops, summed over leading dimensions."""
-    hag = found(row_ptr, col, a.shape[-2], b.shape[-2], loops, False)
+    hag = found(graph, a.shape[-2], b.shape[-2], loops, False)
     if a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-1] or a.dtype != b.dtype:
         raise ValueError(
             f"a is {a.dtype} {list(a.shape)} and b {b.dtype} {list(b.shape)}; "
@@ -160,8 +163,7 @@ def _run_edge_dot(
         a.data_ptr(),
         b.data_ptr(),
         out.data_ptr(),
-        hag.row_ptr.data_ptr(),
-        hag.col.data_ptr(),
+        *hag.addresses,
         _address(source_scale),
         _address(target_scale),
         hag.num_dst,
@@ -176,37 +178,37 @@ def _run_edge_dot(
     return out
 
 
-# Gradients -------------------------------------------------------------------------------------
+# Derivatives -----------------------------------------------------------------------------------
 
 
-def _keep_weighted_sum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, *tensors, _, loops, transposed, reduce = inputs
-    needs = ctx.needs_input_grad
-    ctx.how = loops, transposed, reduce
-    ctx.rows = x.shape[-2], inputs[6]
-    ctx.save_for_backward(x if needs[1] or needs[4] or needs[5] else None, *tensors)
+def _keep_weighted_sum(
+    ctx: Any, needs: Sequence[bool], inputs: Inputs, output: Tensor
+) -> Gradients:
+    x, weight, s, t, num_rows, *ctx.how = inputs
+    ctx.rows = x.shape[-2], num_rows
+    return (x if needs[1] or needs[2] or needs[3] else None), weight, s, t
 
 
-def _weighted_sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, row_ptr, col, s, t = ctx.saved_tensors
+def _weighted_sum_backward(
+    ctx: Any, graph: Graph, needs: Sequence[bool], kept: Sequence[Any], grad: Tensor
+) -> Gradients:
+    x, weight, s, t = kept
     (x_rows, y_rows), (loops, transposed, reduce) = ctx.rows, ctx.how
-    needs = ctx.needs_input_grad
-    graph = row_ptr, col
 
     def back(scale: Tensor | None) -> Tensor:
-        how = x_rows, loops, not transposed, reduce
-        return call(NAME, (grad, weight, *graph, t, scale), *how)
+        tensors = grad, weight, t, scale
+        y: Tensor = call(NAME, graph, tensors, x_rows, loops, not transposed, reduce)
+        return y
 
-    grad_x, grad_s = _by_features(back, x, s, needs[0], needs[4])
+    grad_x, grad_s = _by_features(back, x, s, needs[0], needs[2])
     grad_weight = grad_t = None
     if needs[1]:
-        sides = (grad, x, *graph, t, s) if transposed else (x, grad, *graph, s, t)
-        grad_weight = call("edge_dot", sides, loops, reduce)
-    if needs[5]:
-        tensors = x, weight, *graph, s, None
-        y = call(NAME, tensors, y_rows, loops, transposed, reduce)
+        sides = (grad, x, t, s) if transposed else (x, grad, s, t)
+        grad_weight = call("edge_dot", graph, sides, loops, reduce)
+    if needs[3]:
+        y = call(NAME, graph, (x, weight, s, None), y_rows, loops, transposed, reduce)
         grad_t = dot(grad, y)
-    return grad_x, grad_weight, None, None, grad_s, grad_t, None, None, None, None
+    return grad_x, grad_weight, grad_s, grad_t
 
 
 def _by_features(
@@ -224,55 +226,86 @@ def _by_features(
     return by_a, dot(a, unscaled)
 
 
-def _keep_edge_dot(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _weighted_sum_tangent(
+    graph: Graph, inputs: Inputs, output: Tensor, tangents: Sequence[Tensor | None]
+) -> Tensor:
+    return linear_tangent(NAME, graph, inputs, (0, 1, 2, 3), tangents)
+
+
+def _folded_weighted_sum(
+    graph: Graph, size: int, batched: Sequence[bool], inputs: Inputs
+) -> Tensor | None:
+    x, weight, s, t = inputs[:4]
+    if batched[1]:
+        return None
+
+    def run(x: Tensor, s: Tensor | None, t: Tensor | None) -> Tensor:
+        y: Tensor = call(NAME, graph, (x, weight, s, t), *inputs[4:])
+        return y
+
+    return folded_scales(run, size, (batched[0], *batched[2:]), x, s, t)
+
+
+def _keep_edge_dot(ctx: Any, needs: Sequence[bool], inputs: Inputs, output: Tensor) -> Gradients:
     *tensors, loops, reduce = inputs
     ctx.how = loops, reduce
-    ctx.save_for_backward(*tensors)
+    return tuple(tensors)
 
 
-def _edge_dot_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    a, b, row_ptr, col, s, t = ctx.saved_tensors
+def _edge_dot_backward(
+    ctx: Any, graph: Graph, needs: Sequence[bool], kept: Sequence[Any], grad: Tensor
+) -> Gradients:
+    a, b, s, t = kept
     loops, reduce = ctx.how
-    needs = ctx.needs_input_grad
-    graph = row_ptr, col
 
     def to_sources(scale: Tensor | None) -> Tensor:
-        tensors = b, grad, *graph, t, scale
-        return call(NAME, tensors, a.shape[-2], loops, True, reduce)
+        y: Tensor = call(NAME, graph, (b, grad, t, scale), a.shape[-2], loops, True, reduce)
+        return y
 
     def to_targets(scale: Tensor | None) -> Tensor:
-        tensors = a, grad, *graph, s, scale
-        return call(NAME, tensors, b.shape[-2], loops, False, reduce)
+        y: Tensor = call(NAME, graph, (a, grad, s, scale), b.shape[-2], loops, False, reduce)
+        return y
 
-    grad_a, grad_s = _by_features(to_sources, a, s, needs[0], needs[4])
-    grad_b, grad_t = _by_features(to_targets, b, t, needs[1], needs[5])
-    return grad_a, grad_b, None, None, grad_s, grad_t, None, None
+    grad_a, grad_s = _by_features(to_sources, a, s, needs[0], needs[2])
+    grad_b, grad_t = _by_features(to_targets, b, t, needs[1], needs[3])
+    return grad_a, grad_b, grad_s, grad_t
+
+
+def _edge_dot_tangent(
+    graph: Graph, inputs: Inputs, output: Tensor, tangents: Sequence[Tensor | None]
+) -> Tensor:
+    return linear_tangent("edge_dot", graph, inputs, (0, 1, 2, 3), tangents)
 
 
 # Shapes, for tracing ---------------------------------------------------------------------------
 
 
-def _shape_of_weighted_sum(x: Tensor, *args: Any) -> Tensor:
-    return x.new_empty((*x.shape[:-2], args[5], x.shape[-1]))
+def _shape_of_weighted_sum(
+    graph: Graph, x: Tensor, weight: Tensor, s: Any, t: Any, num_rows: Any, *how: Any
+) -> Tensor:
+    return x.new_empty((*x.shape[:-2], num_rows, x.shape[-1]))
 
 
-def _shape_of_edge_dot(a: Tensor, b: Tensor, row_ptr: Tensor, col: Tensor, *args: Any) -> Tensor:
-    loops = b.shape[-2] if loop_mode(args[2]) else 0
-    return a.new_empty((col.shape[0] + loops,), dtype=accumulator(a.dtype))
+def _shape_of_edge_dot(
+    graph: Arrays, a: Tensor, b: Tensor, s: Any, t: Any, loops: str, reduce: str
+) -> Tensor:
+    num_loops = b.shape[-2] if loop_mode(loops) else 0
+    return a.new_empty((graph.col.shape[0] + num_loops,), dtype=accumulator(a.dtype))
 
 
 _GRAPH = "Tensor row_ptr, Tensor col, Tensor? source_scale, Tensor? target_scale"
-# name: (signature, what runs, shape, backward, what backward keeps)
-_OPERATORS: dict[str, tuple[Any, ...]] = {
-    NAME: (
+_OPERATORS = {
+    NAME: Operator(
         f"(Tensor x, Tensor weight, {_GRAPH}, SymInt num_rows, str self_loops, bool transposed,"
         " str reduce) -> Tensor",
-        *(_run_weighted_sum, _shape_of_weighted_sum, _weighted_sum_backward, _keep_weighted_sum),
+        *(_run_weighted_sum, _shape_of_weighted_sum, _keep_weighted_sum),
+        *(_weighted_sum_backward, _weighted_sum_tangent, _folded_weighted_sum),
     ),
-    "edge_dot": (
+    "edge_dot": Operator(
         f"(Tensor a, Tensor b, {_GRAPH}, str self_loops, str reduce) -> Tensor",
-        *(_run_edge_dot, _shape_of_edge_dot, _edge_dot_backward, _keep_edge_dot),
+        *(_run_edge_dot, _shape_of_edge_dot, _keep_edge_dot),
+        *(_edge_dot_backward, _edge_dot_tangent),
     ),
 }
 for _name, _operator in _OPERATORS.items():
-    register(_name, *_operator, backends=("CPU", "CUDA"))
+    register(_name, _operator, backends=("CPU", "CUDA"))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hag_plugin.build import check_edge_index
-from hag_plugin.hag import HAG
+from hag_plugin.hag import HAG, in_memory, outside_inference
 from hag_plugin.kernels import _cpu
 from hag_plugin.operators import (
     accumulator,
@@ -88,8 +88,21 @@ def factorise(
             raise TypeError(f"weight has dtype {weight.dtype}; expected one of {list(TOLERANCE)}")
     elif not 0 <= tolerance < 1:
         raise ValueError(f"tolerance is {tolerance}; expected 0 to 1")
-    source, target = edge_index.detach().cpu().long().contiguous()
-    exact = weight.detach().cpu().double().contiguous()
+    with outside_inference():
+        source, target = in_memory(edge_index).long().contiguous()
+        exact = in_memory(weight).double().contiguous()
+        return _factors(source, target, exact, weight, num_src, num_dst, tolerance)
+
+
+def _factors(
+    source: Tensor,
+    target: Tensor,
+    exact: Tensor,
+    weight: Tensor,
+    num_src: int,
+    num_dst: int,
+    tolerance: float,
+) -> tuple[Tensor, Tensor] | None:
     if not exact.isfinite().all():
         return None
     arrays = _cpu.factorise(source.numpy(), target.numpy(), exact.numpy(), num_src, num_dst)
@@ -130,9 +143,10 @@ def edge_slots(edge_index: Tensor, hag: HAG) -> Tensor:
         [1, 2, 0]
     """
     check_edge_index(edge_index)
-    source, target = edge_index.detach().cpu().long().contiguous().numpy()
-    graph = hag.row_ptr.cpu().numpy(), hag.col.cpu().numpy(), hag.num_src
-    return torch.from_numpy(_cpu.edge_slots(source, target, *graph)).to(edge_index.device)
+    with outside_inference():
+        source, target = in_memory(edge_index).long().contiguous().numpy()
+        graph = *hag.numpy(), hag.num_src
+        return torch.from_numpy(_cpu.edge_slots(source, target, *graph)).to(edge_index.device)
 
 
 def weighted_aggregate(
@@ -183,13 +197,12 @@ def weighted_aggregate(
     """
     if not isinstance(hag, HAG):
         raise TypeError(f"hag is a {type(hag).__name__}; expected a HAG, from build_hag")
-    row_ptr, col = hag.row_ptr, hag.col
-    check_features(x, row_ptr)
+    check_features(x, hag)
     if reduce not in WEIGHTED_REDUCES:
         raise ValueError(f"reduce is {reduce!r}; expected one of {WEIGHTED_REDUCES}")
     mode = check_self_loops(self_loops, hag)
     num_dst = hag.num_dst
-    weight = checked_scale(weight, "weight", x, col.shape[0])
+    weight = checked_scale(weight, "weight", x, hag.num_edges)
     if self_loops is not False:
         if loop_weight is None:
             loops = weight.new_ones(num_dst)
@@ -202,5 +215,6 @@ def weighted_aggregate(
         source_scale = checked_scale(source_scale, "source_scale", x, x.shape[-2])
     if target_scale is not None:
         target_scale = checked_scale(target_scale, "target_scale", x, num_dst)
-    tensors = x, weight, row_ptr, col, source_scale, target_scale
-    return call(WEIGHTED_SUM, tensors, num_dst, mode, False, reduce)
+    tensors = x, weight, source_scale, target_scale
+    y: Tensor = call(WEIGHTED_SUM, hag, tensors, num_dst, mode, False, reduce)
+    return y

@@ -162,14 +162,12 @@ def test_torch_save_with_weights_only(tmp_path: Path) -> None:
 
 def test_find_knows_live_hags_only() -> None:
     hag, _ = make()
-    assert find(hag.row_ptr) is hag
-    assert find(hag.row_ptr.clone()) is None
-    row_ptr = hag.row_ptr
+    arrays = hag.arrays
+    assert find(*arrays) is hag
+    assert find(*(a.clone() for a in arrays)) is hag
+    assert find(arrays.row_ptr, arrays.col, None) is None
     del hag
-    assert find(row_ptr) is None
-    moved, _ = make()
-    moved.row_ptr.share_memory_()  # what sending it to another process does
-    assert find(moved.row_ptr) is None or find(moved.row_ptr) is moved
+    assert find(*arrays) is None
 
 
 def test_meta_device_and_the_same_device() -> None:

@@ -17,6 +17,7 @@ from torch.nn import Module
 
 from hag_plugin.dgl.messages import REDUCERS, Outputs, aggregate_rows
 from hag_plugin.dgl.relation import Relation, edge_index
+from hag_plugin.operators import is_transformed
 
 CHECKED_EDGES = 96
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -57,7 +58,8 @@ def run(
     name = type(layer).__name__
     frame = graph._node_frames[graph._graph.metagraph.find_edge(etid)[0]]
     nodes = SimpleNamespace(src=frame, dst=Nothing("dst", name), data=Nothing("data", name))
-    if "_hag_checked" not in layer.__dict__ and graph.num_edges(graph.canonical_etypes[etid]):
+    unchecked = "_hag_checked" not in layer.__dict__ and not is_transformed()
+    if unchecked and graph.num_edges(graph.canonical_etypes[etid]):
         _check(graph, etid, layer, message_func, nodes)
         layer.__dict__["_hag_checked"] = True
     field = reduce_func.msg_field

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hag_plugin.operators import has_memory
+
 MAX_TENSORS = 4  # remembered of each relation
 UNKNOWN: Any = object()
 
@@ -54,7 +56,7 @@ class EdgeDataCache:
             reader: the layer that asks, where it takes long: it must be the one to come back, so
                 that a batch that passes through two layers, once, never waits for it.
         """
-        if tensor.is_inference():  # it has no version
+        if tensor.is_inference() or not has_memory(tensor):  # it has no version, or is a wrapper
             return None
         key = (purpose, id(tensor))
         known = self._known.get(key)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hag_plugin.dgl import gated, messages
 from hag_plugin.dgl.relation import Relation
-from hag_plugin.hag import HAG
+from hag_plugin.hag import HAG, outside_inference
 
 
 class HagMixin:
@@ -102,6 +102,18 @@ class HagMixin:
             graph._node_frames[target].update(merged)
             if apply_node_func is not None:
                 graph.apply_nodes(apply_node_func, ALL, graph.ntypes[target])
+
+    # Degrees are DGL's own, which layers ask for inside of torch's transforms, too ----------------
+
+    def in_degrees(self, *args: Any, **kwargs: Any) -> Any:
+        """As `DGLGraph.in_degrees`."""
+        with outside_inference():
+            return super().in_degrees(*args, **kwargs)  # type: ignore[misc]
+
+    def out_degrees(self, *args: Any, **kwargs: Any) -> Any:
+        """As `DGLGraph.out_degrees`."""
+        with outside_inference():
+            return super().out_degrees(*args, **kwargs)  # type: ignore[misc]
 
     # Copies, which keep the relations -----------------------------------------------------------
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from hag_plugin.aggregate import Ties, aggregate
 from hag_plugin.dgl.relation import Relation, edge_index, num_nodes
 from hag_plugin.hag import HAG, outside_inference
-from hag_plugin.operators import DTYPES
+from hag_plugin.operators import DTYPES, is_fixed, is_transformed, needs_grad, number
 from hag_plugin.weights import factorise
 
 REDUCERS = ("sum", "mean", "max", "min")
@@ -97,7 +97,7 @@ def aggregate_rows(
         return None
     extremum = reduce in ("max", "min")
     ties: Ties = "first"
-    if extremum and torch.is_grad_enabled() and x.requires_grad:
+    if extremum and (needs_grad(x) or is_transformed()):
         found = relation.ties.ties(graph, etid, x.dtype)
         if found is None:
             return None  # DGL breaks ties in an order of its own
@@ -116,7 +116,7 @@ def aggregate_rows(
     )
     if extremum:
         # DGL's max and min skip NaN and turn infinities into 0: rare, and left to it.
-        if not bool(torch.isfinite(y).all()):
+        if number(torch.isfinite(y).all()) is False:  # in a batch of torch.vmap nobody knows
             return None
         if not empty_rows_zero:
             y = _with_infinite_empty_rows(y, hag, relation, reduce)
@@ -149,7 +149,7 @@ def _is_scalar_weight(weight: Tensor, x: Tensor) -> bool:
         weight.dtype == x.dtype
         and 1 <= weight.dim() <= x.dim()
         and weight.numel() == weight.shape[0]
-        and not (torch.is_grad_enabled() and weight.requires_grad)
+        and is_fixed(weight)
     )
 
 

@@ -22,6 +22,7 @@ from hag_plugin.dgl.edge_data import EdgeDataCache
 from hag_plugin.dgl.messages import Outputs, is_taken
 from hag_plugin.dgl.relation import Relation, edge_index, num_nodes
 from hag_plugin.hag import HAG, outside_inference
+from hag_plugin.operators import is_fixed
 from hag_plugin.weights import factorise
 
 
@@ -102,7 +103,7 @@ def _typed_graph(
 
 def _norm_factors(typed: TypedGraph, norm: Tensor) -> tuple[Tensor, Tensor] | None:
     column = norm.dim() == 2 and norm.shape[1] == 1
-    if not column or (torch.is_grad_enabled() and norm.requires_grad):
+    if not column or not is_fixed(norm):
         return None
 
     def work_out() -> tuple[Tensor, Tensor] | None:

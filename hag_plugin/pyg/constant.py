@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hag_plugin.hag import HAG
+from hag_plugin.operators import is_ordinary
 
 # What all layers keep together, in bytes. Above it they compute as if nothing was constant.
 LIMIT = 1 << 30
@@ -48,12 +49,7 @@ _SEEN: weakref.WeakKeyDictionary[Any, dict[int, _Seen]] = weakref.WeakKeyDiction
 
 def is_constant(x: Tensor) -> bool:
     """Whether `x` could be the same tensor, with the same numbers, in the next call."""
-    return (
-        type(x) is Tensor
-        and not x.requires_grad
-        and not torch.compiler.is_compiling()
-        and not x.is_inference()
-    )
+    return type(x) is Tensor and not x.requires_grad and is_ordinary(x) and not x.is_inference()
 
 
 def comes_back(layer: Any, hag: HAG, x: Tensor, how: Hashable) -> bool:

@@ -41,11 +41,18 @@ def degree_scale(
         num_src = hag.num_dst if hag.is_reversed else hag.num_src
         loops = check_self_loops(self_loops, hag)
         scale: Tensor = torch.ops.hag_plugin_pyg.degree_scale.default(
-            hag.row_ptr, hag.col, num_src, exponent, loops, dtype, of
+            hag.arrays.row_ptr,
+            hag.arrays.col,
+            num_src,
+            exponent,
+            loops,
+            dtype,
+            of,
+            hag.arrays.token,
         )
         return scale
     if of == "targets":
-        return hag.degree_scale(exponent, self_loops, dtype)
+        return hag._kept_scale(exponent, self_loops, dtype)
     kept = _KEPT.setdefault(hag, {})
     key = (of, exponent, dtype)
     if key not in kept:
@@ -60,7 +67,7 @@ def _sources(hag: HAG, exponent: float, dtype: torch.dtype) -> Tensor:
 
 
 def _linked(hag: HAG, dtype: torch.dtype) -> Tensor:
-    count = int(hag.edge_index.max()) + 1 if hag.num_edges else 0
+    count = int(hag._make_edge_index().max()) + 1 if hag.num_edges else 0
     return (torch.arange(hag.num_src, device=hag.device) < count).to(dtype)
 
 
@@ -75,10 +82,11 @@ def _run(
     self_loops: str,
     dtype: torch.dtype,
     of: Any,
+    token: Tensor | None = None,
 ) -> Tensor:
-    hag = find(row_ptr)
-    if hag is None:  # its identity was lost: an input was cloned
-        hag = HAG.from_csr(row_ptr.clone(), col.clone(), num_src, method="none")
+    hag = find(row_ptr, col, token)
+    if hag is None:  # it lives in another process, say
+        hag = HAG.from_csr(row_ptr, col, num_src, method="none")
     if self_loops.startswith(REVERSED):
         hag = hag.transpose()
     mode = loop_mode(self_loops)
@@ -93,6 +101,7 @@ def _shape(
     self_loops: str,
     dtype: torch.dtype,
     of: str,
+    token: Tensor | None = None,
 ) -> Tensor:
     of_targets = (of == "targets") != self_loops.startswith(REVERSED)
     rows = row_ptr.shape[0] - 1 if of_targets else num_src
@@ -102,7 +111,7 @@ def _shape(
 _library: Any = torch.library.Library("hag_plugin_pyg", "DEF")  # type: ignore[no-untyped-call]
 _library.define(
     "degree_scale(Tensor row_ptr, Tensor col, SymInt num_src, float exponent, str self_loops,"
-    " ScalarType dtype, str of) -> Tensor"
+    " ScalarType dtype, str of, Tensor? token=None) -> Tensor"
 )
 _library.impl("degree_scale", _run, "CompositeExplicitAutograd")
 torch.library.register_fake("hag_plugin_pyg::degree_scale", _shape, lib=_library)

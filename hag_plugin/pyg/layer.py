@@ -12,6 +12,7 @@ from torch_geometric.nn import MessagePassing
 
 from hag_plugin.build import build_hag
 from hag_plugin.hag import HAG, outside_inference
+from hag_plugin.operators import is_transformed
 from hag_plugin.pyg import recipes, swap
 from hag_plugin.pyg.neighbourhoods import check_sizes
 from hag_plugin.pyg.propagate import run_rows
@@ -171,7 +172,11 @@ def _propagate(self: Any, edge_index: Any, *args: Any, size: Any = None, **kwarg
         edges = swap.plain_edges(hag)
         size = (hag.num_src, hag.num_dst) if size is None else size
         return _stock_propagate(self)(self, edges, *args, size=size, **kwargs)
-    if not torch.compiler.is_compiling() and "_hag_checked" not in self.__dict__:
+    if (
+        not torch.compiler.is_compiling()
+        and "_hag_checked" not in self.__dict__
+        and not is_transformed()
+    ):
         _self_check(self, recipe, kwargs)
         self.__dict__["_hag_checked"] = True
     return _run(self, recipe, hag, size, kwargs)

@@ -40,8 +40,8 @@ class HagBatch:
         num_src, num_dst = self._sizes[index]
         first_src = sum(sources for sources, _ in self._sizes[:index])
         first_dst = sum(targets for _, targets in self._sizes[:index])
-        row_ptr = self.merged.row_ptr[first_dst : first_dst + num_dst + 1]
-        col = self.merged.col[int(row_ptr[0]) : int(row_ptr[-1])] - first_src
+        row_ptr = self.merged.arrays.row_ptr[first_dst : first_dst + num_dst + 1]
+        col = self.merged.arrays.col[int(row_ptr[0]) : int(row_ptr[-1])] - first_src
         part = HAG.from_csr(row_ptr - row_ptr[0], col, num_src)
         part.options = self.merged.options
         return part

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch_geometric.nn.dense.linear import Linear
 
 from hag_plugin.hag import HAG
+from hag_plugin.operators import is_transformed
 from hag_plugin.pyg import constant
 from hag_plugin.pyg.aggregators import REDUCERS
 from hag_plugin.pyg.forwards import pair
@@ -116,10 +117,10 @@ def _added(out: Tensor, term: Tensor) -> Tensor:
 def _may_write() -> bool:
     """Whether a sum may be made in place.
 
-    Not under torch.func, where the term may be a batch and the sum none; a compiler sees to its
+    Not where it is derived, when the term may be a batch and the sum none; a compiler sees to its
     memory itself.
     """
-    return not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is None
+    return not torch.compiler.is_compiling() and not is_transformed()
 
 
 def _narrows(conv: Any, x: Any, hag: HAG, lin: Any) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hag_plugin.build import build_hag
 from hag_plugin.hag import HAG, outside_inference
+from hag_plugin.operators import has_memory
 from hag_plugin.pyg.relations import relation_hags
 
 MAX_SEARCHED_EDGES = 20_000_000  # larger graphs are searched only where build_hag is called
@@ -133,7 +134,12 @@ class Session:
 
 
 def _is_trackable(tensor: Tensor) -> bool:
-    return type(tensor) is Tensor and not tensor.is_inference() and tensor.layout == torch.strided
+    return (
+        type(tensor) is Tensor
+        and not tensor.is_inference()
+        and tensor.layout == torch.strided
+        and has_memory(tensor)  # a wrapper of torch.func is another one in the next call
+    )
 
 
 def _is_edge_index(tensor: Tensor) -> bool:

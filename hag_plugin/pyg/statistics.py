@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch_geometric.nn import aggr
 
+from hag_plugin.operators import number
 from hag_plugin.pyg.neighbourhoods import Neighbourhoods, Offset
 
 Columns = dict[str, tuple[str, Tensor]]  # what: (monoid, values at the sources)
@@ -74,7 +75,8 @@ def is_semi(module: Any) -> bool:
 
 
 def _moments(module: Any, z: Tensor, over: Neighbourhoods) -> Columns:
-    squares = (z * z).detach() if is_semi(module) else z * z
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not is_semi(module)):
+        squares = z * z  # forward-mode AD goes through it, as in stock
     return {"sum": ("sum", z), "squares": ("sum", squares)}
 
 
@@ -112,8 +114,10 @@ def _logits(module: Any, z: Tensor) -> Tensor:
     t = module.t
     if module.channels != 1:
         t = t.view(-1, module.channels)
-    logits = z if isinstance(t, int | float) and t == 1 else z * t
-    return logits.detach() if module.semi_grad and not module.learn else logits
+    is_constant = module.semi_grad and not module.learn
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not is_constant):
+        # a tensor of its own where it is constant: z itself has a gradient
+        return z * t if is_constant or not isinstance(t, int | float) or t != 1 else z
 
 
 def _softmax_columns(module: Any, z: Tensor, over: Neighbourhoods) -> Columns:
@@ -126,9 +130,8 @@ def _softmax_columns(module: Any, z: Tensor, over: Neighbourhoods) -> Columns:
     logits = _logits(module, z)
     if logits.shape[over.dim] == 0:
         return {}
-    with torch.no_grad():
-        least, largest = torch.aminmax(logits, dim=over.dim, keepdim=True)
-        dtype = _softmax_dtype(logits.dtype, least - largest)
+    least, largest = torch.aminmax(logits.detach(), dim=over.dim, keepdim=True)
+    dtype = _softmax_dtype(logits.dtype, least - largest)
     if dtype is None:
         return {}
     weight = (logits.to(dtype) - largest.to(dtype)).exp()
@@ -141,7 +144,9 @@ def _softmax_dtype(dtype: torch.dtype, lowest: Tensor) -> torch.dtype | None:
         return torch.float64
     if not lowest.numel():
         return dtype
-    exponent = lowest.min().item()
+    exponent = number(lowest.min())
+    if exponent is None:
+        return None
     if dtype in LOWEST_EXPONENT and exponent >= LOWEST_EXPONENT[dtype]:
         return dtype
     return torch.float64 if exponent >= LOWEST_EXPONENT[torch.float64] else None

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import hag_plugin as hp
 from hag_plugin import gpu, operators, weighted_sum, weights
+from hag_plugin.hag import Arrays
 from hag_plugin.kernels.triton import launch
 
 KERNELS = ("combine", "masked_sum_kernel", "winner_kernel", "add_to_winners_kernel")
@@ -81,7 +82,7 @@ def without_memory(hag: hp.HAG) -> None:
     """Takes the values from a HAG and from all that it has kept."""
     empty = partial(torch.empty_like, device="meta")
     for one in {hag, hag.transpose()}:
-        one.row_ptr, one.col = empty(one.row_ptr), empty(one.col)
+        one.arrays = Arrays(empty(one.row_ptr), empty(one.col), one.arrays.token)
         one._scales = {k: empty(v) for k, v in one._scales.items()}
         for program in (*one._programs.values(), *one._plain.values()):
             if "schedule" in program.__dict__:
