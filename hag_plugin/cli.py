@@ -29,6 +29,7 @@ from hag_plugin.graph_data import DatasetError, GraphData
 from hag_plugin.hag import HAG
 from hag_plugin.occupancy import Occupancy
 from hag_plugin.program import METHODS, SELF_LOOPS, SelfLoops, Stats
+from hag_plugin.starting import INTERRUPTED, hand_over
 
 LOOPS: dict[str, SelfLoops] = {str(mode) if mode else "none": mode for mode in SELF_LOOPS}
 PACKAGES = ("hag-plugin", "torch", "torch_geometric", "dgl", "numpy")
@@ -45,6 +46,15 @@ class CheckError(RuntimeError):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
+    try:
+        hand_over()
+        return _run(arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = _parser()
     try:
         args = parser.parse_args(arguments)
@@ -55,9 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             torch.set_num_threads(args.threads)
         args.run(args)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # the reader of stdout has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -369,16 +376,16 @@ class Facts:
 
 
 def _facts(data: GraphData, hag: HAG) -> Facts:
-    source, target = data.edge_index
+    source, target = hag.edge_index  # by target, then by source: duplicates are neighbours
     touched = torch.zeros(data.num_nodes, dtype=torch.bool)
     touched[source] = True
     touched[target] = True
-    distinct = torch.unique(source * max(data.num_nodes, 1) + target).numel()
+    again = (source[1:] == source[:-1]) & (target[1:] == target[:-1])
     return Facts(
         nodes=data.num_nodes,
         edges=data.num_edges,
         graphs=data.num_graphs,
-        duplicates=data.num_edges - distinct,
+        duplicates=int(again.sum()),
         self_loops=int((source == target).sum()),
         isolated=int((~touched).sum()),
         symmetric=hag.is_symmetric,
