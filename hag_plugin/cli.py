@@ -29,7 +29,7 @@ from hag_plugin.graph_data import DatasetError, GraphData
 from hag_plugin.hag import HAG
 from hag_plugin.occupancy import Occupancy
 from hag_plugin.program import METHODS, SELF_LOOPS, SelfLoops, Stats
-from hag_plugin.starting import INTERRUPTED, hand_over
+from hag_plugin.starting import hand_over, interrupted
 
 LOOPS: dict[str, SelfLoops] = {str(mode) if mode else "none": mode for mode in SELF_LOOPS}
 PACKAGES = ("hag-plugin", "torch", "torch_geometric", "dgl", "numpy")
@@ -46,25 +46,19 @@ class CheckError(RuntimeError):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
-    try:
-        hand_over()
-        return _run(arguments)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-
-
-def _run(arguments: Sequence[str] | None) -> int:
     parser = _parser()
     try:
         args = parser.parse_args(arguments)
     except SystemExit as e:  # argparse has said what was wrong
         return int(e.code or 0)
     try:
+        hand_over()
         if args.threads is not None:
             torch.set_num_threads(args.threads)
         args.run(args)
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        return interrupted()
     except BrokenPipeError:  # the reader of stdout has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

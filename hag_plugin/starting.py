@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import itertools
 import os
 import signal
 import sys
@@ -13,7 +15,7 @@ from types import FrameType
 INTERRUPTED = 130  # exit code
 
 
-def end_quietly_on_interrupt() -> None:
+def _watch() -> None:
     """Until `hand_over`, Ctrl-C ends the process without a traceback, if it is the command's."""
     if (
         _is_command()
@@ -21,6 +23,7 @@ def end_quietly_on_interrupt() -> None:
         and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     ):
         signal.signal(signal.SIGINT, _end)
+        atexit.register(_exit_as_interrupted)  # before anybody else's, so that it comes last
 
 
 def hand_over() -> None:
@@ -29,17 +32,34 @@ def hand_over() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def interrupted() -> int:
+    """Says so; the exit code."""
+    global _was_interrupted
+    _was_interrupted = True
+    print("interrupted", file=sys.stderr)
+    return INTERRUPTED
+
+
+_was_interrupted = False
+
+
 def _is_command() -> bool:
     started = sys.orig_argv
-    as_module = any(
-        pair == ("-m", "hag_plugin") for pair in zip(started, started[1:], strict=False)
-    )
+    as_module = ("-m", "hag_plugin") in itertools.pairwise(started)
     return as_module or any(os.path.basename(word) == "hag-plugin" for word in started[:2])
 
 
 def _end(number: int, frame: FrameType | None) -> None:
     os.write(2, b"interrupted\n")  # nothing is open yet that would have to be closed
     os._exit(INTERRUPTED)
+
+
+def _exit_as_interrupted() -> None:
+    # Python would end itself by the signal instead, had that come inside an exec of text (which
+    # makes the methods of a dataclass, say).
+    if _was_interrupted:
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)
 
 
 @contextmanager
@@ -59,3 +79,6 @@ def interrupts_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_watch()

@@ -1,4 +1,4 @@
-"""Ctrl-C: every long call ends early, leaves nothing half done, and the same call succeeds after it.
+"""Ctrl-C: every long call ends early, leaves nothing half done, and then succeeds when repeated.
 
 A signal's handler may raise only where Python runs. Here a timer sends one while native code does.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -55,9 +56,9 @@ class Graph:
     """A graph that no native function is done with in no time, and what they take."""
 
     def __init__(self) -> None:
-        nodes, rng = 150_000, np.random.default_rng(0)
+        nodes, rng = 60_000, np.random.default_rng(0)
         self.nodes = nodes
-        self.edges = rng.integers(0, nodes, (2, 3_000_000))
+        self.edges = rng.integers(0, nodes, (2, 1_200_000))
         self.csr = canonical_graph(torch.from_numpy(self.edges), nodes, nodes)
         self.graph = (*self.csr, nodes)
         self.plain = _cpu.plain_program(*self.graph, "", False)
@@ -72,7 +73,7 @@ def graph() -> Graph:
     return Graph()
 
 
-def star(nodes: int = 6_000_000) -> np.ndarray:
+def star(nodes: int = 2_000_000) -> np.ndarray:
     """One row, which is sorted at once."""
     leaves = np.random.default_rng(0).permutation(nodes)
     return np.stack([leaves, np.zeros_like(leaves)])
@@ -81,7 +82,7 @@ def star(nodes: int = 6_000_000) -> np.ndarray:
 # All that takes a graph. The others are kernels, or count nothing.
 CALLS: dict[str, Callable[[Graph], Any]] = {
     "build_csr": lambda g: partial(_cpu.build_csr, *g.edges, g.nodes, g.nodes),
-    "build_csr of a star": lambda g: partial(_cpu.build_csr, *star(), 6_000_000, 1),
+    "build_csr of a star": lambda g: partial(_cpu.build_csr, *star(), 2_000_000, 1),
     "transpose_csr": lambda g: partial(_cpu.transpose_csr, *g.graph),
     "edge_hash": lambda g: partial(_cpu.edge_hash, *g.edges),
     "is_symmetric": lambda g: partial(_cpu.is_symmetric, *g.symmetric),
@@ -120,7 +121,7 @@ def test_every_native_function_is_here() -> None:
 
 
 @pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("after", [0.01, 0.2])
+@pytest.mark.parametrize("after", [0.01, 0.15])
 def test_native_calls_listen(
     name: str, after: float, graph: Graph, interrupt: Callable[[float], None]
 ) -> None:
@@ -194,10 +195,13 @@ def test_what_a_bar_raises_comes_out(graph: Graph) -> None:
 # What people call -----------------------------------------------------------------------------
 
 
+NODES = 30_000
+
+
 @pytest.fixture(scope="module")
 def edges() -> torch.Tensor:
-    """A search takes a second or so."""
-    return torch.from_numpy(generators.power_law(60_000, degree=20, exponent=2.2))
+    """A search takes half a second or so."""
+    return torch.from_numpy(generators.power_law(NODES, degree=20, exponent=2.2))
 
 
 def interrupted(
@@ -217,11 +221,11 @@ def bare(hag: HAG, method: str) -> HAG:
     return HAG(hag.row_ptr, hag.col, hag.num_src, options=Options(method=method))
 
 
-MOMENTS = (0.003, 0.02, 0.1, 0.3)
+MOMENTS = (0.003, 0.03, 0.2)
 
 
 @pytest.mark.parametrize("seconds", MOMENTS)
-@pytest.mark.parametrize("progress", [False, True, None])
+@pytest.mark.parametrize("progress", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_build_can_be_interrupted_and_made_again(
     method: str,
@@ -261,7 +265,7 @@ def test_a_build_of_every_phase_leaves_nothing_half_done(
         hag._requested.clear()
         hag.program(progress=False)
 
-    for moment in np.linspace(0.05, 0.6, 12):
+    for moment in np.linspace(0.05, 0.8, 4):
         interrupted(interrupt, moment * whole, search)
     hag._programs.clear()
     hag._requested.clear()
@@ -269,56 +273,68 @@ def test_a_build_of_every_phase_leaves_nothing_half_done(
     hag.check(edges)
 
 
-def entry_points(edges: torch.Tensor, folder: Path) -> dict[str, Callable[[], Any]]:
-    hag = hp.build_hag(edges, method="auto")
-    hag.save(folder / "kept.npz")
-
-    def forgetful(call: Callable[[HAG], Any]) -> Callable[[], Any]:
-        return lambda: call(bare(hag, "none"))
-
-    return {
-        "check": lambda: hag.check(edges),
-        "save": lambda: hag.save(folder / "written.npz"),
-        "load": lambda: HAG.load(folder / "kept.npz"),
-        "transpose": forgetful(HAG.transpose),
-        "batch": lambda: hp.batch([hag, hag]).program(),
-        "stats": lambda: hag.stats(),
-        "matches": lambda: hag.matches(edges),
-        "schedule": lambda: schedule_of(hag.program()),
-        "calibrate": lambda: calibrate.calibrate(rounds=1),
-        "factorise": lambda: weights.factorise(edges, torch.ones(edges.shape[1]), 60_000, 60_000),
-        "edge_slots": lambda: weights.edge_slots(edges, hag),
-        "sequence": lambda: hp.sequence.build_sequential_hag(edges, num_nodes=60_000),
-        "datasets": lambda: generators.power_law(60_000),
-    }
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("interrupt")
 
 
 @pytest.fixture(scope="module")
-def calls(edges: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("interrupt")
-    return {"folder": folder, **entry_points(edges, folder)}
+def built(edges: torch.Tensor, folder: Path) -> HAG:
+    hag = hp.build_hag(edges)
+    hag.save(folder / "kept.npz")
+    return hag
 
 
-@pytest.mark.parametrize("seconds", MOMENTS)
-@pytest.mark.parametrize(
-    "name",
-    ["check", "save", "load", "transpose", "batch", "stats", "matches", "schedule", "calibrate",
-     "factorise", "edge_slots", "sequence", "datasets"],
-)  # fmt: skip
+# What is called, with the edges, their HAG and a folder that holds it as "kept.npz".
+ENTRIES: dict[str, Callable[[torch.Tensor, HAG, Path], Any]] = {
+    "check": lambda edges, hag, folder: hag.check(edges),
+    "save": lambda edges, hag, folder: hag.save(folder / "written.npz"),
+    "load": lambda edges, hag, folder: HAG.load(folder / "kept.npz"),
+    "transpose": lambda edges, hag, folder: bare(hag, "none").transpose(),
+    "batch": lambda edges, hag, folder: hp.batch([hag, hag]).program(),
+    "stats": lambda edges, hag, folder: hag.stats(),
+    "matches": lambda edges, hag, folder: hag.matches(edges),
+    "pickle": lambda edges, hag, folder: pickle.loads(pickle.dumps(hag)),
+    "schedule": lambda edges, hag, folder: schedule_of(hag.program()),
+    "factorise": lambda edges, hag, folder: weights.factorise(
+        edges, torch.ones(edges.shape[1]), NODES, NODES
+    ),
+    "edge_slots": lambda edges, hag, folder: weights.edge_slots(edges, hag),
+    "sequence": lambda edges, hag, folder: hp.sequence.build_sequence(edges, num_nodes=NODES),
+    "generators": lambda edges, hag, folder: generators.power_law(NODES),
+}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
 def test_every_call_can_be_interrupted_and_made_again(
-    name: str, seconds: float, calls: dict[str, Any], interrupt: Callable[[float], None]
+    name: str,
+    edges: torch.Tensor,
+    built: HAG,
+    folder: Path,
+    interrupt: Callable[[float], None],
 ) -> None:
-    interrupted(interrupt, seconds, calls[name])
-    calls[name]()
-    for path in calls["folder"].iterdir():  # whole, or not there
+    call = partial(ENTRIES[name], edges, built, folder)
+    for seconds in MOMENTS:
+        interrupted(interrupt, seconds, call)
+    call()
+    for path in folder.iterdir():  # whole, or not there
         assert path.name in ("kept.npz", "written.npz")
         HAG.load(path)
 
 
+def test_calibration_can_be_interrupted(interrupt: Callable[[float], None]) -> None:
+    for seconds in MOMENTS:
+        interrupted(interrupt, seconds, lambda: calibrate.calibrate(rounds=1))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_file_is_replaced_or_left_as_it_was(
     tmp_path: Path, interrupt: Callable[[float], None]
 ) -> None:
-    """At a hundred moments, down to the one after the new file took its place."""
+    """At a hundred moments, down to the one after the new file took its place.
+
+    A file that is interrupted while it is being opened is closed without a name, with a warning.
+    """
     path = tmp_path / "file"
     path.write_bytes(b"old")
     content = b"x" * 1_000_000
