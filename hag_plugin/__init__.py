@@ -4,6 +4,9 @@ import importlib as _importlib
 import importlib.util as _importlib_util
 from types import ModuleType as _ModuleType
 
+from hag_plugin import starting as _starting  # noqa: F401  (first: what follows takes seconds)
+
+# isort: split
 import torch as _torch  # noqa: F401  (first: its OpenMP runtime is the process's only one)
 
 if _importlib_util.find_spec("hag_plugin.kernels") is None:

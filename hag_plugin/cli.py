@@ -29,6 +29,7 @@ from hag_plugin.graph_data import DatasetError, GraphData
 from hag_plugin.hag import HAG
 from hag_plugin.occupancy import Occupancy
 from hag_plugin.program import METHODS, SELF_LOOPS, SelfLoops, Stats
+from hag_plugin.starting import hand_over, interrupted
 
 LOOPS: dict[str, SelfLoops] = {str(mode) if mode else "none": mode for mode in SELF_LOOPS}
 PACKAGES = ("hag-plugin", "torch", "torch_geometric", "dgl", "numpy")
@@ -51,13 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as e:  # argparse has said what was wrong
         return int(e.code or 0)
     try:
+        hand_over()
         if args.threads is not None:
             torch.set_num_threads(args.threads)
         args.run(args)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return interrupted()
     except BrokenPipeError:  # the reader of stdout has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -369,16 +370,16 @@ class Facts:
 
 
 def _facts(data: GraphData, hag: HAG) -> Facts:
-    source, target = data.edge_index
+    source, target = hag.edge_index  # by target, then by source: duplicates are neighbours
     touched = torch.zeros(data.num_nodes, dtype=torch.bool)
     touched[source] = True
     touched[target] = True
-    distinct = torch.unique(source * max(data.num_nodes, 1) + target).numel()
+    again = (source[1:] == source[:-1]) & (target[1:] == target[:-1])
     return Facts(
         nodes=data.num_nodes,
         edges=data.num_edges,
         graphs=data.num_graphs,
-        duplicates=data.num_edges - distinct,
+        duplicates=int(again.sum()),
         self_loops=int((source == target).sum()),
         isolated=int((~touched).sum()),
         symmetric=hag.is_symmetric,

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 from hag_plugin import datasets
+from hag_plugin.files import whole_file
 from hag_plugin.graph_data import DatasetError, GraphData
+from hag_plugin.starting import interrupts_blocked
 from hag_plugin.training import FRAMEWORKS, Settings, serve, to_arrays
 
 MEBI = 2**20
@@ -143,7 +145,8 @@ class Worker:
         self.connection, theirs = context.Pipe()
         arguments = (theirs, data, settings, name == "accelerated")
         self.process = context.Process(target=serve, args=arguments, daemon=True)
-        self.process.start()
+        with interrupts_blocked():
+            self.process.start()
         theirs.close()
 
     def answer(self) -> Any:
@@ -176,10 +179,9 @@ class Worker:
         trace: TracebackType | None,
     ) -> None:
         self.connection.close()
-        self.process.join(None if kind is None else 0.5)
-        if self.process.is_alive():
+        if kind is not None:
             self.process.terminate()
-            self.process.join()
+        self.process.join()
 
 
 def compare(
@@ -400,4 +402,5 @@ def plot(result: Comparison, path: str) -> None:
     seconds.set(xlabel="epoch", ylabel="seconds an epoch", ylim=(0, None))
     seconds.set_title(f"median {result.speedup:.1f}x faster")
     loss.legend()
-    figure.savefig(path, dpi=150)
+    with whole_file(path) as file:
+        figure.savefig(file, format=Path(path).suffix[1:].lower(), dpi=150)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hag_plugin.build import build_hag
+from hag_plugin.files import whole_file
 from hag_plugin.graph_data import DatasetError, GraphData
 from hag_plugin.hag import HAG
 from hag_plugin.program import Program, SelfLoops
@@ -99,8 +100,10 @@ def draw(
         _draw_hag(tiles, drawing, part_hag, self_loops)
         _draw_uses(sharing, uses, data)
         _draw_costs(capacity, costs, hag, self_loops)
-        metadata = {"Date": None} if Path(path).suffix.lower() == ".svg" else None
-        figure.savefig(path, dpi=90, metadata=metadata)
+        kind = Path(path).suffix[1:].lower()
+        metadata = {"Date": None} if kind == "svg" else None
+        with whole_file(path) as file:
+            figure.savefig(file, format=kind, dpi=90, metadata=metadata)
     return {
         "output": path,
         "drawn_nodes": part.num_nodes,

@@ -265,7 +265,7 @@ def serve(
     connection: Connection, arrays: dict[str, Any], settings: Settings, accelerated: bool
 ) -> None:
     """Runs a `Side` on request: takes `(method, arguments)`, answers `(ok, result)`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process on Ctrl-C
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where the parent could not block it
     tqdm.set_lock(threading.RLock())  # its own would be a semaphore, leaked if we are ended
     try:
         made_by = importlib.import_module(FRAMEWORKS[settings.framework][1])

@@ -26,6 +26,7 @@ import torch.multiprocessing
 import hag_plugin as hp
 from hag_plugin.parallel.comm import Group, session
 from hag_plugin.parallel.topology import Device, Fit, Level, Topology
+from hag_plugin.starting import interrupts_blocked
 
 SIZES = tuple(1 << k for k in range(10, 25, 2))  # bytes that each process hands in
 REPEATS = 7
@@ -144,7 +145,15 @@ def _measure(size: int, backend: str, sizes: tuple[int, ...]) -> tuple[Measureme
         arguments = (size, backend, sizes, folder)
         try:
             start: Any = torch.multiprocessing.start_processes  # type: ignore[attr-defined]
-            start(_run_rank, arguments, nprocs=size, start_method="spawn")
+            with interrupts_blocked():
+                ranks = start(_run_rank, arguments, size, join=False, start_method="spawn")
+            try:
+                while not ranks.join():
+                    pass
+            finally:
+                for process in ranks.processes:
+                    process.terminate()
+                    process.join()
         except Exception as e:
             raise RuntimeError(f"a process of {size} failed while probing: {e}") from e
         measured, device = json.loads((Path(folder) / RESULT).read_text())

@@ -10,6 +10,7 @@
 #include <new>
 
 #include "instruction_set.h"
+#include "interrupt.h"
 #include "op_order.h"
 #include "refuse.h"
 #include "threads.h"
@@ -159,11 +160,13 @@ void Program::check_tiles() {
   constexpr int64_t never = -1;
   std::vector<int64_t> written_in;  // the tile that last wrote each scratch row
   std::vector<uint8_t> y(num_dst_, 0), partial(num_partials_, 0);
+  Pace pace;
   tile_scratch_.assign(num_tiles(), 0);
   for (int64_t tile = 0; tile < num_tiles(); ++tile) {
     int64_t rows = 0;
     for (int64_t op = tile_ptr_[tile]; op < tile_ptr_[tile + 1]; ++op) {
       const int64_t first = op_ptr_[op], last = op_ptr_[op + 1];
+      pace(1 + last - first);
       for (int64_t k = first; k < last; ++k) {
         const int64_t s = source_[k];
         if (s >= num_src_)

@@ -10,6 +10,7 @@
 
 #include "aggregate.h"
 #include "arrays.h"
+#include "bind_call.h"
 #include "concatenate.h"
 #include "instruction_set.h"
 #include "winners.h"
@@ -41,11 +42,12 @@ class BoundProgram {
  public:
   BoundProgram(Array tile_ptr, Array op_ptr, Array source, Array target, Array hub_row,
                Array hub_ptr, int64_t num_src, int64_t num_dst, int64_t diagonal)
-      : arrays_{tile_ptr, op_ptr, source, target, hub_row, hub_ptr},
-        program_(view<int64_t>("tile_ptr", tile_ptr), view<int64_t>("op_ptr", op_ptr),
-                 view<int32_t>("source", source), view<int32_t>("target", target),
-                 view<int32_t>("hub_row", hub_row), view<int64_t>("hub_ptr", hub_ptr), num_src,
-                 num_dst, diagonal) {}
+      : arrays_{tile_ptr, op_ptr, source, target, hub_row, hub_ptr}, program_(long_call([&] {
+          return hag::Program(view<int64_t>("tile_ptr", tile_ptr), view<int64_t>("op_ptr", op_ptr),
+                              view<int32_t>("source", source), view<int32_t>("target", target),
+                              view<int32_t>("hub_row", hub_row), view<int64_t>("hub_ptr", hub_ptr),
+                              num_src, num_dst, diagonal);
+        })) {}
 
   const hag::Program &program() const { return program_; }
 
@@ -101,7 +103,7 @@ void bind_aggregate(nb::module_ &m) {
       [](const std::vector<const BoundProgram *> &parts) {
         std::vector<const hag::Program *> programs;
         for (const BoundProgram *part : parts) programs.push_back(&part->program());
-        return to_python(hag::concatenate(programs));
+        return to_python(long_call([&] { return hag::concatenate(programs); }));
       },
       "programs"_a);
 
@@ -112,11 +114,11 @@ void bind_aggregate(nb::module_ &m) {
            "num_dst"_a, "diagonal"_a)
       .def("run", &BoundProgram::run, "x"_a, "y"_a, "batch"_a, "width"_a, "x_row_stride"_a,
            "x_batch_stride"_a, "x_rows"_a, "y_rows"_a, "dtype"_a, "reduce"_a, "source_scale"_a,
-           "target_scale"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>(),
+           "target_scale"_a, "threads"_a, nb::call_guard<WithoutGil>(),
            "Runs over raw addresses, without the GIL; the caller vouches for them.")
       .def("winners", &BoundProgram::winners, "x"_a, "y"_a, "winner"_a, "batch"_a, "width"_a,
            "x_rows"_a, "y_rows"_a, "dtype"_a, "largest"_a, "last"_a, "threads"_a,
-           nb::call_guard<nb::gil_scoped_release>(),
+           nb::call_guard<WithoutGil>(),
            "Max or min, and the source that each value comes from; -1 where a row has none.")
       .def_prop_ro("num_tiles", [](const BoundProgram &p) { return p.program().num_tiles(); })
       .def_prop_ro("num_ops", [](const BoundProgram &p) { return p.program().num_ops(); })
@@ -128,11 +130,11 @@ void bind_aggregate(nb::module_ &m) {
 
   m.def("masked_sum", &masked_sum, "v"_a, "key_source"_a, "key_target"_a, "out"_a, "row_ptr"_a,
         "col"_a, "num_rows"_a, "num_cols"_a, "batch"_a, "width"_a, "loops"_a, "dtype"_a,
-        "threads"_a, nb::call_guard<nb::gil_scoped_release>(),
+        "threads"_a, nb::call_guard<WithoutGil>(),
         "out_i = sum over j->i of [key_source_j == key_target_i] * v_j; v = 0 stands for ones.");
   m.def("add_to_winners", &add_to_winners, "grad"_a, "winner"_a, "out"_a, "batch"_a,
         "num_winners"_a, "num_rows"_a, "width"_a, "dtype"_a, "threads"_a,
-        nb::call_guard<nb::gil_scoped_release>(), "out[winner[i, f], f] += grad[i, f].");
+        nb::call_guard<WithoutGil>(), "out[winner[i, f], f] += grad[i, f].");
   m.def(
       "advise_huge_pages",
       [](uintptr_t data, int64_t bytes) {

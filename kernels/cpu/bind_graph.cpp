@@ -2,14 +2,13 @@
 // behind.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
-#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 
-#include <memory>
 #include <stdexcept>
 
 #include "arrays.h"
+#include "bind_call.h"
 #include "graph.h"
 #include "search.h"
 
@@ -48,49 +47,6 @@ hag::Csr csr(const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t n
   return {row_ptr.data(), col.data(), num_dst, num_src};
 }
 
-// Calls a Python function from the thread that called in. An exception there (an interrupt, say)
-// stops the search and is raised again.
-class PythonProgress {
- public:
-  explicit PythonProgress(nb::object function) : function_(std::move(function)) {}
-
-  hag::Progress callback() {
-    if (function_.is_none()) return {};
-    return [this](double share) {
-      nb::gil_scoped_acquire gil;
-      try {
-        function_(share);
-        return true;
-      } catch (nb::python_error &error) {
-        error_ = std::make_unique<nb::python_error>(error);
-        return false;
-      }
-    };
-  }
-  void rethrow() {
-    if (error_) throw nb::python_error(*error_);
-  }
-
- private:
-  nb::object function_;
-  std::unique_ptr<nb::python_error> error_;
-};
-
-template <typename Search>
-nb::tuple run_search(nb::object progress, Search search) {
-  PythonProgress python(std::move(progress));
-  hag::ProgramArrays program;
-  try {
-    const hag::Progress callback = python.callback();
-    nb::gil_scoped_release release;
-    program = search(callback);
-  } catch (const hag::Stopped &) {
-    python.rethrow();
-    throw;
-  }
-  return to_python(std::move(program));
-}
-
 template <typename T>
 std::vector<T> to_vector(const Array<T> &array) {
   return {array.data(), array.data() + array.shape(0)};
@@ -108,11 +64,7 @@ void bind_graph(nb::module_ &m) {
         same_length(s, t);
         if (num_src < 0 || num_src > kMostNodes || num_dst < 0 || num_dst > kMostNodes)
           throw std::invalid_argument("numbers of nodes must be 0 to 2^31 - 1");
-        hag::CsrArrays out;
-        {
-          nb::gil_scoped_release release;
-          out = hag::build_csr(s, t, num_src, num_dst);
-        }
+        hag::CsrArrays out = long_call([&] { return hag::build_csr(s, t, num_src, num_dst); });
         return nb::make_tuple(to_numpy(std::move(out.row_ptr)), to_numpy(std::move(out.col)));
       },
       "source"_a, "target"_a, "num_src"_a, "num_dst"_a);
@@ -120,11 +72,7 @@ void bind_graph(nb::module_ &m) {
       "transpose_csr",
       [](const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src) {
         const hag::Csr graph = csr(row_ptr, col, num_src);
-        hag::CsrArrays out;
-        {
-          nb::gil_scoped_release release;
-          out = hag::transpose_csr(graph);
-        }
+        hag::CsrArrays out = long_call([&] { return hag::transpose_csr(graph); });
         return nb::make_tuple(to_numpy(std::move(out.row_ptr)), to_numpy(std::move(out.col)));
       },
       "row_ptr"_a, "col"_a, "num_src"_a);
@@ -133,24 +81,27 @@ void bind_graph(nb::module_ &m) {
       [](const IdArray &source, const IdArray &target) {
         const hag::Ids s = ids(source, "source"), t = ids(target, "target");
         same_length(s, t);
-        nb::gil_scoped_release release;
-        return hag::edge_hash(s, t);
+        return long_call([&] { return hag::edge_hash(s, t); });
       },
       "source"_a, "target"_a);
   m.def("is_symmetric", [](const Array<int64_t> &row_ptr, const Array<int32_t> &col) {
-    return hag::is_symmetric(csr(row_ptr, col, static_cast<int64_t>(row_ptr.shape(0)) - 1));
+    const hag::Csr graph = csr(row_ptr, col, static_cast<int64_t>(row_ptr.shape(0)) - 1);
+    return long_call([&] { return hag::is_symmetric(graph); });
   });
   m.def("has_duplicates", [](const Array<int64_t> &row_ptr, const Array<int32_t> &col) {
-    return hag::has_duplicates(csr(row_ptr, col, 0));
+    const hag::Csr graph = csr(row_ptr, col, 0);
+    return long_call([&] { return hag::has_duplicates(graph); });
   });
   m.def("count_self_loops",
         [](const Array<int64_t> &row_ptr, const Array<int32_t> &col) -> nb::object {
-          std::vector<int64_t> count = hag::count_self_loops(csr(row_ptr, col, 0));
+          const hag::Csr graph = csr(row_ptr, col, 0);
+          std::vector<int64_t> count = long_call([&] { return hag::count_self_loops(graph); });
           if (count.empty()) return nb::none();
           return nb::cast(to_numpy(std::move(count)));
         });
   m.def("check_csr", [](const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src) {
-    hag::check_csr(csr(row_ptr, col, num_src), static_cast<int64_t>(col.shape(0)));
+    const hag::Csr graph = csr(row_ptr, col, num_src);
+    long_call([&] { hag::check_csr(graph, static_cast<int64_t>(col.shape(0))); });
   });
 
   m.def(
@@ -159,9 +110,7 @@ void bind_graph(nb::module_ &m) {
          const std::string &self_loops, bool idempotent) {
         const hag::Csr graph = csr(row_ptr, col, num_src);
         const hag::Mode mode = hag::parse_mode(self_loops);
-        return run_search(nb::none(), [&](const hag::Progress &) {
-          return hag::plain_program(graph, mode, idempotent);
-        });
+        return to_python(long_call([&] { return hag::plain_program(graph, mode, idempotent); }));
       },
       "row_ptr"_a, "col"_a, "num_src"_a, "self_loops"_a, "idempotent"_a);
   m.def(
@@ -169,7 +118,7 @@ void bind_graph(nb::module_ &m) {
       [](const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src,
          const std::string &self_loops, bool idempotent, bool leave_one_out, double intermediate,
          int64_t work_per_edge, double worth_it, double reorder, int64_t pack_rows,
-         int64_t cut_rows, int threads, nb::object progress) {
+         int64_t cut_rows, int threads, const nb::object &progress) {
         const hag::Csr graph = csr(row_ptr, col, num_src);
         const hag::Mode mode = hag::parse_mode(self_loops);
         if (pack_rows < 1 || cut_rows < 1)
@@ -177,10 +126,10 @@ void bind_graph(nb::module_ &m) {
                                       " and cut_rows " + std::to_string(cut_rows) +
                                       "; expected 1 or more");
         const hag::Costs costs{intermediate, work_per_edge, worth_it, reorder, pack_rows, cut_rows};
-        return run_search(std::move(progress), [&](const hag::Progress &callback) {
-          return hag::search_program(graph, mode, idempotent, leave_one_out, costs, threads,
-                                     callback);
-        });
+        const auto search = [&] {
+          return hag::search_program(graph, mode, idempotent, leave_one_out, costs, threads);
+        };
+        return to_python(long_call(search, progress));
       },
       "row_ptr"_a, "col"_a, "num_src"_a, "self_loops"_a, "idempotent"_a, "leave_one_out"_a,
       "intermediate"_a, "work_per_edge"_a, "worth_it"_a, "reorder"_a, "pack_rows"_a, "cut_rows"_a,
@@ -189,12 +138,13 @@ void bind_graph(nb::module_ &m) {
       "greedy_program",
       [](const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src,
          const std::string &self_loops, bool idempotent, int64_t capacity, int threads,
-         nb::object progress) {
+         const nb::object &progress) {
         const hag::Csr graph = csr(row_ptr, col, num_src);
         const hag::Mode mode = hag::parse_mode(self_loops);
-        return run_search(std::move(progress), [&](const hag::Progress &callback) {
-          return hag::greedy_program(graph, mode, idempotent, capacity, threads, callback);
-        });
+        const auto search = [&] {
+          return hag::greedy_program(graph, mode, idempotent, capacity, threads);
+        };
+        return to_python(long_call(search, progress));
       },
       "row_ptr"_a, "col"_a, "num_src"_a, "self_loops"_a, "idempotent"_a, "capacity"_a, "threads"_a,
       "progress"_a = nb::none());
@@ -202,9 +152,10 @@ void bind_graph(nb::module_ &m) {
       "count_reads",
       [](const Array<int64_t> &tile_ptr, const Array<int64_t> &op_ptr, const Array<int32_t> &source,
          int64_t num_src) {
-        nb::gil_scoped_release release;
-        return hag::count_reads(tile_ptr.data(), static_cast<int64_t>(tile_ptr.shape(0)) - 1,
-                                op_ptr.data(), source.data(), num_src);
+        return long_call([&] {
+          return hag::count_reads(tile_ptr.data(), static_cast<int64_t>(tile_ptr.shape(0)) - 1,
+                                  op_ptr.data(), source.data(), num_src);
+        });
       },
       "tile_ptr"_a, "op_ptr"_a, "source"_a, "num_src"_a);
   m.def(
@@ -218,8 +169,7 @@ void bind_graph(nb::module_ &m) {
                                          to_vector(hub_row),  to_vector(hub_ptr)};
         const hag::Csr graph = csr(row_ptr, col, num_src);
         const hag::Mode mode = hag::parse_mode(self_loops);
-        nb::gil_scoped_release release;
-        hag::check_program(program, num_src, diagonal, graph, mode, idempotent);
+        long_call([&] { hag::check_program(program, num_src, diagonal, graph, mode, idempotent); });
       },
       "tile_ptr"_a, "op_ptr"_a, "source"_a, "target"_a, "hub_row"_a, "hub_ptr"_a, "num_src"_a,
       "diagonal"_a, "row_ptr"_a, "col"_a, "self_loops"_a, "idempotent"_a);

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "arrays.h"
+#include "bind_call.h"
 #include "factorise.h"
 #include "weighted.h"
 
@@ -30,11 +31,8 @@ nb::tuple factorise(const Array<int64_t> &source, const Array<int64_t> &target,
                                 " weights; expected as many of each");
   if (num_src < 0 || num_dst < 0)
     throw std::invalid_argument("numbers of nodes must not be negative");
-  hag::Factors factors;
-  {
-    nb::gil_scoped_release release;
-    factors = hag::factorise(ids(source), ids(target), weight.data(), num_src, num_dst);
-  }
+  hag::Factors factors = long_call(
+      [&] { return hag::factorise(ids(source), ids(target), weight.data(), num_src, num_dst); });
   return nb::make_tuple(to_numpy(std::move(factors.source)), to_numpy(std::move(factors.target)));
 }
 
@@ -44,12 +42,10 @@ nb::object edge_slots(const Array<int64_t> &source, const Array<int64_t> &target
   if (source.shape(0) != target.shape(0) || num_dst < 0 ||
       row_ptr.data()[num_dst] != static_cast<int64_t>(col.shape(0)))
     throw std::invalid_argument("arrays of different lengths");
-  std::vector<int64_t> slots;
-  {
-    nb::gil_scoped_release release;
-    slots =
-        hag::edge_slots(ids(source), ids(target), {row_ptr.data(), col.data(), num_dst, num_src});
-  }
+  std::vector<int64_t> slots = long_call([&] {
+    return hag::edge_slots(ids(source), ids(target),
+                           {row_ptr.data(), col.data(), num_dst, num_src});
+  });
   return nb::cast(to_numpy(std::move(slots)));
 }
 
@@ -96,10 +92,10 @@ void bind_weighted(nb::module_ &m) {
   m.def("weighted_sum", &weighted_sum, "x"_a, "y"_a, "weight"_a, "loop_weight"_a, "row_ptr"_a,
         "col"_a, "source_scale"_a, "target_scale"_a, "num_rows"_a, "num_loops"_a, "batch"_a,
         "width"_a, "x_row_stride"_a, "x_batch_stride"_a, "skip_loops"_a, "dtype"_a, "threads"_a,
-        nb::call_guard<nb::gil_scoped_release>(),
+        nb::call_guard<WithoutGil>(),
         "y_i = t_i * (sum over j->i of w s_j x_j, + loop_i s_i x_i), over raw addresses.");
   m.def("edge_dot", &edge_dot, "a"_a, "b"_a, "out"_a, "row_ptr"_a, "col"_a, "source_scale"_a,
         "target_scale"_a, "num_rows"_a, "num_cols"_a, "num_loops"_a, "batch"_a, "width"_a,
-        "skip_loops"_a, "dtype"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>(),
+        "skip_loops"_a, "dtype"_a, "threads"_a, nb::call_guard<WithoutGil>(),
         "s_j t_i <a_j, b_i> of each edge j->i, then of each loop, over raw addresses.");
 }

@@ -1,5 +1,6 @@
 #include "concatenate.h"
 
+#include "interrupt.h"
 #include "refuse.h"
 
 namespace hag {
@@ -21,6 +22,7 @@ ProgramArrays concatenate(const std::vector<const Program *> &programs) {
   out.target.reserve(ops);
   out.hub_ptr = {0};
   int32_t first_src = 0, first_dst = 0, first_scratch = 0;
+  Pace pace;
   for (const Program *part : programs) {
     const int64_t partials = out.hub_ptr.back();
     const int64_t part_dst = part->num_dst();
@@ -32,6 +34,7 @@ ProgramArrays concatenate(const std::vector<const Program *> &programs) {
         first_scratch = 0;
       }
       for (int64_t op = begin; op < end; ++op) {
+        pace(1 + part->op_ptr()[op + 1] - part->op_ptr()[op]);
         for (int64_t s = part->op_ptr()[op]; s < part->op_ptr()[op + 1]; ++s) {
           const int32_t source = part->source()[s];
           out.source.push_back(source < 0 ? source - first_scratch : source + first_src);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "interrupt.h"
 #include "refuse.h"
 
 namespace hag {
@@ -17,28 +18,29 @@ struct DoubleCover {
 };
 
 void check_ids(const char *name, const Ids &ids, int64_t count) {
-  for (int64_t e = 0; e < ids.size; ++e)
+  each(ids.size, [&](int64_t e) {
     if (ids[e] < 0 || ids[e] >= count)
       refuse(name, " of edge ", e, " is ", ids[e], "; expected 0 to ", count - 1);
+  });
 }
 
 DoubleCover double_cover(const Ids &source, const Ids &target, const double *weight,
                          int64_t num_src, int64_t num_nodes) {
   DoubleCover cover;
   cover.first.assign(num_nodes + 1, 0);
-  for (int64_t e = 0; e < source.size; ++e) {
-    if (weight[e] == 0) continue;
+  each(source.size, [&](int64_t e) {
+    if (weight[e] == 0) return;
     ++cover.first[source[e] + 1];
     ++cover.first[num_src + target[e] + 1];
-  }
+  });
   for (int64_t v = 0; v < num_nodes; ++v) cover.first[v + 1] += cover.first[v];
   cover.edge.resize(cover.first[num_nodes]);
   std::vector<int64_t> next(cover.first.begin(), cover.first.end() - 1);
-  for (int64_t e = 0; e < source.size; ++e) {
-    if (weight[e] == 0) continue;
+  each(source.size, [&](int64_t e) {
+    if (weight[e] == 0) return;
     cover.edge[next[source[e]]++] = e;
     cover.edge[next[num_src + target[e]]++] = e;
-  }
+  });
   return cover;
 }
 
@@ -53,12 +55,14 @@ Factors factorise(const Ids &source, const Ids &target, const double *weight, in
 
   Factors out{std::vector<double>(num_src, 1), std::vector<double>(num_dst, 1)};
   // A node that only has edges of weight 0 takes the blame for them.
-  for (int64_t e = 0; e < source.size; ++e)
+  each(source.size, [&](int64_t e) {
     if (weight[e] == 0) out.source[source[e]] = out.target[target[e]] = 0;
+  });
 
   std::vector<double> factor(num_nodes);
   std::vector<char> reached(num_nodes, 0);
   std::vector<int64_t> queue;
+  Pace pace;
   for (int64_t root = 0; root < num_nodes; ++root) {
     if (reached[root] || cover.first[root] == cover.first[root + 1]) continue;
     factor[root] = 1;
@@ -69,6 +73,7 @@ Factors factorise(const Ids &source, const Ids &target, const double *weight, in
     int64_t low = 0, high = 0;
     for (size_t at = 0; at < queue.size(); ++at) {
       const int64_t v = queue[at];
+      pace(1 + cover.first[v + 1] - cover.first[v]);
       for (int64_t k = cover.first[v]; k < cover.first[v + 1]; ++k) {
         const int64_t e = cover.edge[k];
         const int64_t other = v < num_src ? num_src + target[e] : source[e];

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "interrupt.h"
 #include "refuse.h"
 
 namespace hag {
@@ -52,22 +53,23 @@ CsrArrays build_csr(const Ids &source, const Ids &target, int64_t num_src, int64
   CsrArrays out;
   out.row_ptr.assign(num_dst + 1, 0);
   int64_t *ptr = out.row_ptr.data();
-  for (int64_t e = 0; e < num_edges; ++e) {
+  each(num_edges, [&](int64_t e) {
     check_id(source[e], num_src, 0, e);
     const int64_t t = target[e];
     check_id(t, num_dst, 1, e);
     ++ptr[t + 1];
-  }
+  });
   for (int64_t v = 0; v < num_dst; ++v) ptr[v + 1] += ptr[v];
   out.col.resize(num_edges);
   // Each ptr[v] runs to the end of its row while the row fills; shifting restores the starts.
-  for (int64_t e = 0; e < num_edges; ++e)
-    out.col[ptr[target[e]]++] = static_cast<int32_t>(source[e]);
+  each(num_edges, [&](int64_t e) { out.col[ptr[target[e]]++] = static_cast<int32_t>(source[e]); });
   for (int64_t v = num_dst; v > 0; --v) ptr[v] = ptr[v - 1];
   ptr[0] = 0;
+  Pace pace;
   for (int64_t v = 0; v < num_dst; ++v) {
     int32_t *begin = out.col.data() + ptr[v], *end = out.col.data() + ptr[v + 1];
-    if (!std::is_sorted(begin, end)) std::sort(begin, end);
+    pace(1 + end - begin);
+    if (!std::is_sorted(begin, end)) sort(begin, end);
   }
   return out;
 }
@@ -76,12 +78,15 @@ CsrArrays transpose_csr(const Csr &graph) {
   CsrArrays out;
   out.row_ptr.assign(graph.num_src + 1, 0);
   int64_t *ptr = out.row_ptr.data();
-  for (int64_t e = 0; e < graph.num_edges(); ++e) ++ptr[graph.col[e] + 1];
+  each(graph.num_edges(), [&](int64_t e) { ++ptr[graph.col[e] + 1]; });
   for (int64_t v = 0; v < graph.num_src; ++v) ptr[v + 1] += ptr[v];
   out.col.resize(graph.num_edges());
-  for (int64_t v = 0; v < graph.num_dst; ++v)
+  Pace pace;
+  for (int64_t v = 0; v < graph.num_dst; ++v) {
     for (int64_t e = graph.row_ptr[v]; e < graph.row_ptr[v + 1]; ++e)
       out.col[ptr[graph.col[e]]++] = static_cast<int32_t>(v);
+    pace(1 + graph.row_ptr[v + 1] - graph.row_ptr[v]);
+  }
   for (int64_t v = graph.num_src; v > 0; --v) ptr[v] = ptr[v - 1];
   ptr[0] = 0;
   return out;
@@ -89,13 +94,13 @@ CsrArrays transpose_csr(const Csr &graph) {
 
 std::pair<uint64_t, uint64_t> edge_hash(const Ids &source, const Ids &target) {
   uint64_t low = 0, high = 0;
-  for (int64_t e = 0; e < source.size; ++e) {
+  each(source.size, [&](int64_t e) {
     const uint64_t edge =
         (static_cast<uint64_t>(source[e]) << 32) ^ static_cast<uint64_t>(target[e] & 0xFFFFFFFFll);
     const uint64_t mixed = mix(edge);
     low += mixed;
     high += mix(mixed ^ 0xD6E8FEB86659FD93ull);
-  }
+  });
   return {low, high};
 }
 
@@ -103,26 +108,34 @@ bool is_symmetric(const Csr &graph) {
   if (graph.num_src != graph.num_dst) return false;
   // Targets are visited in increasing order, so row `source` must name them in that order.
   std::vector<int64_t> next(graph.row_ptr, graph.row_ptr + graph.num_dst);
-  for (int64_t v = 0; v < graph.num_dst; ++v)
+  Pace pace;
+  for (int64_t v = 0; v < graph.num_dst; ++v) {
+    pace(1 + graph.row_ptr[v + 1] - graph.row_ptr[v]);
     for (int64_t e = graph.row_ptr[v]; e < graph.row_ptr[v + 1]; ++e) {
       const int32_t source = graph.col[e];
       int64_t &at = next[source];
       if (at == graph.row_ptr[source + 1] || graph.col[at] != v) return false;
       ++at;
     }
+  }
   return true;
 }
 
 bool has_duplicates(const Csr &graph) {
-  for (int64_t v = 0; v < graph.num_dst; ++v)
+  Pace pace;
+  for (int64_t v = 0; v < graph.num_dst; ++v) {
+    pace(1 + graph.row_ptr[v + 1] - graph.row_ptr[v]);
     for (int64_t e = graph.row_ptr[v] + 1; e < graph.row_ptr[v + 1]; ++e)
       if (graph.col[e] == graph.col[e - 1]) return true;
+  }
   return false;
 }
 
 std::vector<int64_t> count_self_loops(const Csr &graph) {
   std::vector<int64_t> count;
+  Pace pace;
   for (int64_t v = 0; v < graph.num_dst; ++v) {
+    pace(16);
     const int32_t *begin = graph.col + graph.row_ptr[v], *end = graph.col + graph.row_ptr[v + 1];
     const auto loops = std::equal_range(begin, end, static_cast<int32_t>(v));
     if (loops.first == loops.second) continue;
@@ -136,8 +149,10 @@ void check_csr(const Csr &graph, int64_t num_edges) {
   if (graph.row_ptr[0] != 0 || graph.row_ptr[graph.num_dst] != num_edges)
     refuse("row_ptr runs from ", graph.row_ptr[0], " to ", graph.row_ptr[graph.num_dst],
            "; expected 0 to ", num_edges, " (the length of col)");
+  Pace pace;
   for (int64_t v = 0; v < graph.num_dst; ++v) {
     const int64_t begin = graph.row_ptr[v], end = graph.row_ptr[v + 1];
+    pace(1 + end - begin);
     if (begin > end || end > num_edges)
       refuse("row_ptr[", v + 1, "] is ", end, "; expected ", begin, " to ", num_edges);
     for (int64_t e = begin; e < end; ++e) {

@@ -1,14 +1,12 @@
 // Method "greedy": Algorithm 3 of the HAG paper over a whole graph. Components share nothing, so
 // each is merged on its own; a merge of their sequences by redundancy gives the global order, and
 // with it the intermediates that a global capacity admits.
-#include <omp.h>
-
 #include <algorithm>
 #include <atomic>
-#include <exception>
 #include <numeric>
 #include <queue>
 
+#include "interrupt.h"
 #include "pairs.h"
 #include "search.h"
 #include "threads.h"
@@ -45,9 +43,11 @@ class UnionFind {
 std::vector<Component> find_components(const Csr &graph, Mode mode) {
   UnionFind sources(graph.num_src);
   Row row;
+  Pace pace;
   std::vector<int32_t> first(graph.num_dst, -1);
   for (int64_t v = 0; v < graph.num_dst; ++v) {
     load_row(graph, v, mode, true, row);
+    pace(1 + static_cast<int64_t>(row.simple.size()));
     if (!row.simple.empty()) first[v] = row.simple.front();
     for (const int32_t source : row.simple) sources.join(row.simple.front(), source);
   }
@@ -72,12 +72,15 @@ std::vector<Component> find_components(const Csr &graph, Mode mode) {
 void load_items(const Csr &graph, Mode mode, Component &component) {
   std::vector<std::pair<int32_t, int32_t>> entries;
   Row row;
+  Pace pace;
   for (size_t r = 0; r < component.rows.size(); ++r) {
     load_row(graph, component.rows[r], mode, true, row);
+    pace(1 + static_cast<int64_t>(row.simple.size()));
     for (const int32_t source : row.simple) entries.push_back({source, static_cast<int32_t>(r)});
   }
-  std::sort(entries.begin(), entries.end());
+  sort(entries.data(), entries.data() + entries.size());
   for (const auto &[source, r] : entries) {
+    pace();
     if (component.columns.empty() || component.columns.back() != source) {
       component.columns.push_back(source);
       component.rows_of.emplace_back();
@@ -112,7 +115,8 @@ std::vector<int32_t> split_common(std::vector<int32_t> &first, std::vector<int32
 
 // The same merges on sorted lists. Each item keeps its best partner of lower number; counts only
 // fall, so what the queue holds is an upper bound and is counted anew when it comes up.
-void merge_lists(Component &component, int64_t capacity, const std::function<bool()> &stop) {
+void merge_lists(Component &component, int64_t capacity) {
+  Pace pace;
   std::vector<std::vector<int32_t>> rows_of = component.rows_of;
   std::vector<std::vector<int32_t>> items_of(component.rows.size());
   for (size_t i = 0; i < rows_of.size(); ++i)
@@ -121,11 +125,13 @@ void merge_lists(Component &component, int64_t capacity, const std::function<boo
   auto best_partner = [&](int32_t second) {
     Merge best{0, 0, second};
     touched.clear();
-    for (const int32_t r : rows_of[second])
+    for (const int32_t r : rows_of[second]) {
+      pace(1 + static_cast<int64_t>(items_of[r].size()));
       for (const int32_t other : items_of[r]) {
         if (other >= second) break;
         if (common[other]++ == 0) touched.push_back(other);
       }
+    }
     for (const int32_t other : touched) {
       const Merge entry{common[other], other, second};
       if (best < entry) best = entry;
@@ -135,16 +141,14 @@ void merge_lists(Component &component, int64_t capacity, const std::function<boo
   };
   std::priority_queue<Merge> queue;
   for (size_t i = 1; i < rows_of.size(); ++i) {
-    if (i % 256 == 0 && stop()) return;
     const Merge entry = best_partner(static_cast<int32_t>(i));
     if (entry.redundancy > 1) queue.push(entry);
   }
   std::vector<int32_t> both;
-  for (int64_t steps = 1; !queue.empty(); ++steps) {
-    if (static_cast<int64_t>(component.merges.size()) >= capacity) break;
-    if (steps % 256 == 0 && stop()) return;
+  while (!queue.empty() && static_cast<int64_t>(component.merges.size()) < capacity) {
     Merge top = queue.top();
     queue.pop();
+    pace(static_cast<int64_t>(rows_of[top.first].size() + rows_of[top.second].size()));
     both.clear();
     std::set_intersection(rows_of[top.first].begin(), rows_of[top.first].end(),
                           rows_of[top.second].begin(), rows_of[top.second].end(),
@@ -197,7 +201,9 @@ void apply_capacity(std::vector<Component> &components, int64_t num_src, int64_t
   std::priority_queue<Head> queue;
   for (size_t c = 0; c < components.size(); ++c)
     if (!components[c].merges.empty()) queue.push(head(c));
+  Pace pace;
   for (int64_t taken = 0; taken < capacity && !queue.empty(); ++taken) {
+    pace(16);
     const size_t c = queue.top().component;
     queue.pop();
     number[c].push_back(num_src + taken);
@@ -210,18 +216,23 @@ TileProgram emit(const Csr &graph, Mode mode, bool idempotent, Component &compon
   TileProgram out;
   auto &rows_of = component.rows_of;
   std::vector<int32_t> ref = component.columns;
+  Pace pace;
   for (const Merge &merge : component.merges) {
+    pace(16 + static_cast<int64_t>(rows_of[merge.first].size() + rows_of[merge.second].size()));
     rows_of.push_back(split_common(rows_of[merge.first], rows_of[merge.second]));
     ref.push_back(~out.scratch_rows);
     out.add({ref[merge.first], ref[merge.second]}, ~out.scratch_rows);
     ++out.scratch_rows;
   }
   std::vector<std::vector<int32_t>> sources(component.rows.size());
-  for (size_t i = 0; i < rows_of.size(); ++i)
+  for (size_t i = 0; i < rows_of.size(); ++i) {
+    pace(1 + static_cast<int64_t>(rows_of[i].size()));
     for (const int32_t r : rows_of[i]) sources[r].push_back(ref[i]);
+  }
   Row row;
   for (size_t r = 0; r < component.rows.size(); ++r) {
     load_row(graph, component.rows[r], mode, idempotent, row);
+    pace(1 + static_cast<int64_t>(sources[r].size()));
     sources[r].insert(sources[r].end(), row.extra.begin(), row.extra.end());
     out.add(sources[r], component.rows[r]);
   }
@@ -231,42 +242,26 @@ TileProgram emit(const Csr &graph, Mode mode, bool idempotent, Component &compon
 }  // namespace
 
 ProgramArrays greedy_program(const Csr &graph, Mode mode, bool idempotent, int64_t capacity,
-                             int threads, const Progress &progress) {
+                             int threads) {
   std::vector<Component> components = find_components(graph, mode);
-  std::atomic<int64_t> next{0}, done{0};
-  std::atomic<bool> stopped{false};
-  std::exception_ptr failure;
   auto parallel = [&](auto body) {
-    next = 0;
-#pragma omp parallel num_threads(usable_threads(threads))
-    for (;;) {
-      const int64_t c = next++;
-      if (c >= static_cast<int64_t>(components.size()) || stopped) break;
-      try {
+    std::atomic<int64_t> next{0};
+    const int64_t size = static_cast<int64_t>(components.size());
+    in_parallel_until_stopped(usable_threads(threads), [&](int) {
+      Pace pace;
+      for (int64_t c; (c = next++) < size;) {
+        pace(16);
         body(components[c]);
-      } catch (...) {
-        stopped = true;
-#pragma omp critical
-        failure = std::current_exception();
       }
-    }
-    if (failure) std::rethrow_exception(failure);
-    if (stopped) throw Stopped();
+    });
   };
-  int64_t calls = 0;
-  auto stop = [&]() -> bool {
-    if (omp_get_thread_num() == 0 && progress && ++calls % 16 == 0 &&
-        !progress(static_cast<double>(done) / static_cast<double>(components.size())))
-      stopped = true;
-    return stopped;
-  };
+  std::atomic<int64_t> done{0};
   parallel([&](Component &component) {
     load_items(graph, mode, component);
     if (static_cast<int64_t>(component.rows.size()) <= kBitSetRows)
       merge_bit_sets(component, capacity);
-    else merge_lists(component, capacity, stop);
-    ++done;
-    stop();
+    else merge_lists(component, capacity);
+    report(static_cast<double>(++done) / static_cast<double>(components.size()));
   });
   apply_capacity(components, graph.num_src, capacity);
   std::vector<TileProgram> tiles(components.size());

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "interrupt.h"
+
 namespace hag {
 
 namespace {
@@ -29,12 +31,14 @@ OverlapOrder::OverlapOrder(const Csr &graph, const Csr &targets_of)
 }
 
 void OverlapOrder::apply(std::vector<int32_t> &rows, int64_t tile_rows) {
+  Pace pace;
   for (const int32_t v : rows) row_[v].shared = 0;
   std::vector<int32_t> order;
   order.reserve(rows.size());
   for (size_t next = 0; order.size() < rows.size();) {
     const size_t end = std::min(rows.size(), order.size() + static_cast<size_t>(tile_rows));
     while (order.size() < end) {
+      pace(kSample * static_cast<int64_t>(kStep));  // rows are sampled, and so are their targets
       choose(std::min(kStep, end - order.size()));
       if (leading_.empty()) {
         while (row_[rows[next]].shared == kTaken) ++next;

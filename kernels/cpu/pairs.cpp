@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <queue>
 
+#include "interrupt.h"
+
 namespace hag {
 
 namespace {
@@ -154,9 +156,18 @@ std::vector<Merge> PairMerger::run(int64_t candidates, int64_t capacity, int64_t
   auto push = [&](const Merge &entry) {
     if (entry.redundancy > 1) queue.push(entry);
   };
-  for (int64_t i = 1; i < candidates && work_done_ < work; ++i)
+  Pace pace;
+  int64_t paced = 0;
+  auto keep_pace = [&] {
+    pace(1 + work_done_ - paced);
+    paced = work_done_;
+  };
+  for (int64_t i = 1; i < candidates && work_done_ < work; ++i) {
+    keep_pace();
     push(scan_partners(static_cast<int32_t>(i)));
+  }
   while (!queue.empty() && static_cast<int64_t>(merges.size()) < capacity && work_done_ < work) {
+    keep_pace();
     const Merge top = queue.top();
     queue.pop();
     uint64_t *first = bits_.data() + top.first * words_;

@@ -1,6 +1,7 @@
 // Putting tiles together, the plain program, and expanding a program to check it.
 #include <algorithm>
 
+#include "interrupt.h"
 #include "refuse.h"
 #include "search.h"
 
@@ -43,7 +44,9 @@ ProgramArrays assemble(const Csr &graph, Mode mode, bool idempotent, std::vector
   out.op_ptr.push_back(0);
   out.target.reserve(num_ops);
   out.source.reserve(num_sources);
+  Pace pace;
   for (TileProgram &tile : tiles) {
+    pace(static_cast<int64_t>(tile.target.size() + tile.source.size()));
     for (const int32_t arity : tile.arity) out.op_ptr.push_back(out.op_ptr.back() + arity);
     out.source.insert(out.source.end(), tile.source.begin(), tile.source.end());
     out.target.insert(out.target.end(), tile.target.begin(), tile.target.end());
@@ -57,7 +60,9 @@ ProgramArrays plain_program(const Csr &graph, Mode mode, bool idempotent) {
   std::vector<TileProgram> tiles;
   std::vector<int32_t> hubs, rows;
   int64_t work = 0;
+  Pace pace;
   auto end_tile = [&] {
+    pace(8 * work);
     if (!rows.empty())
       tiles.push_back(
           plain_tile(graph, mode, idempotent, rows.data(), static_cast<int64_t>(rows.size())));
@@ -84,8 +89,11 @@ std::pair<int64_t, int64_t> count_reads(const int64_t *tile_ptr, int64_t num_til
                                         int64_t num_src) {
   std::vector<int64_t> last_tile(num_src, -1);
   int64_t scratch = 0, first = 0;
-  for (int64_t tile = 0; tile < num_tiles; ++tile)
-    for (int64_t s = op_ptr[tile_ptr[tile]]; s < op_ptr[tile_ptr[tile + 1]]; ++s) {
+  Pace pace;
+  for (int64_t tile = 0; tile < num_tiles; ++tile) {
+    const int64_t begin = op_ptr[tile_ptr[tile]], end = op_ptr[tile_ptr[tile + 1]];
+    pace(1 + end - begin);
+    for (int64_t s = begin; s < end; ++s) {
       if (source[s] < 0) {
         ++scratch;
       } else if (last_tile[source[s]] != tile) {
@@ -93,6 +101,7 @@ std::pair<int64_t, int64_t> count_reads(const int64_t *tile_ptr, int64_t num_til
         ++first;
       }
     }
+  }
   return {scratch, first};
 }
 
@@ -108,7 +117,9 @@ void check_program(const ProgramArrays &program, int64_t num_src, int64_t diagon
   std::vector<char> written(graph.num_dst, 0);
   Row row;
   std::vector<int32_t> expected;
+  Pace pace;
   auto compare = [&](int64_t v, std::vector<int32_t> &found) {
+    pace(8 * static_cast<int64_t>(found.size()));
     written[v] = 1;
     if (v >= first.row) return;
     load_row(graph, v, mode, idempotent, row);
@@ -116,8 +127,8 @@ void check_program(const ProgramArrays &program, int64_t num_src, int64_t diagon
     expected.insert(expected.end(), row.extra.begin(), row.extra.end());
     for (int64_t d = diagonal; d < 0; ++d) expected.push_back(static_cast<int32_t>(v));
     for (int64_t d = diagonal; d > 0; --d) found.push_back(static_cast<int32_t>(v));
-    std::sort(expected.begin(), expected.end());
-    std::sort(found.begin(), found.end());
+    sort(expected.data(), expected.data() + expected.size());
+    sort(found.data(), found.data() + found.size());
     if (idempotent) found.erase(std::unique(found.begin(), found.end()), found.end());
     if (expected == found) return;
     size_t at = 0;
@@ -141,6 +152,7 @@ void check_program(const ProgramArrays &program, int64_t num_src, int64_t diagon
           cover.insert(cover.end(), scratch[~source].begin(), scratch[~source].end());
         }
       }
+      pace(1 + static_cast<int64_t>(cover.size()));
       const int32_t target = program.target[op];
       if (target < 0) {
         if (static_cast<size_t>(~target) >= scratch.size()) scratch.resize(~target + 1);

@@ -1,13 +1,10 @@
 #include "search.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <atomic>
-#include <chrono>
-#include <exception>
 #include <limits>
 
+#include "interrupt.h"
 #include "overlap_order.h"
 #include "threads.h"
 
@@ -101,58 +98,38 @@ double cost_of(const TileProgram &tile, const Costs &costs) {
   return static_cast<double>(tile.source.size()) + costs.intermediate * tile.scratch_rows;
 }
 
-// Searches the tiles 0, step, 2 step, ... that were not searched yet.
+// Searches the tiles 0, step, 2 step, ... that were not searched yet. Reports what is done where
+// all are to be.
 void search_tiles(const Csr &graph, Mode mode, bool idempotent, bool leave_one_out,
-                  const Costs &costs, int threads, const Progress &progress, int64_t step,
-                  Tiles &tiles) {
+                  const Costs &costs, int threads, int64_t step, Tiles &tiles) {
   tiles.programs.resize(tiles.size());
   std::atomic<int64_t> next{0}, done{0};
-  std::atomic<bool> stop{false};
-  std::exception_ptr failure;
-  bool stopped = false;
-#pragma omp parallel num_threads(threads)
-  {
-    try {
-      TileSearch search(graph, mode, idempotent, leave_one_out, costs);
-      auto reported = std::chrono::steady_clock::now();
-      for (;;) {
-        const int64_t t = next.fetch_add(step);
-        if (t >= tiles.size() || stop) break;
-        TileProgram &program = tiles.programs[t];
-        if (program.target.empty())
-          program =
-              search.run(tiles.order.data() + tiles.begin[t], tiles.begin[t + 1] - tiles.begin[t]);
-        done += step;
-        const auto now = std::chrono::steady_clock::now();
-        if (omp_get_thread_num() == 0 && progress &&
-            now - reported > std::chrono::milliseconds(100)) {
-          reported = now;
-          if (!progress(static_cast<double>(done) / static_cast<double>(tiles.size())))
-            stopped = stop = true;
-        }
-      }
-    } catch (...) {
-      stop = true;
-#pragma omp critical
-      failure = std::current_exception();
+  in_parallel_until_stopped(threads, [&](int) {
+    TileSearch search(graph, mode, idempotent, leave_one_out, costs);
+    for (int64_t t; (t = next.fetch_add(step)) < tiles.size();) {
+      poll();
+      TileProgram &program = tiles.programs[t];
+      if (program.target.empty())
+        program =
+            search.run(tiles.order.data() + tiles.begin[t], tiles.begin[t + 1] - tiles.begin[t]);
+      const int64_t all = ++done;
+      if (step == 1) report(static_cast<double>(all) / static_cast<double>(tiles.size()));
     }
-  }
-  if (failure) std::rethrow_exception(failure);
-  if (stopped) throw Stopped();
+  });
 }
 
 }  // namespace
 
 ProgramArrays search_program(const Csr &graph, Mode mode, bool idempotent, bool leave_one_out,
-                             const Costs &costs, int threads, const Progress &progress) {
+                             const Costs &costs, int threads) {
   threads = usable_threads(threads);
   std::vector<int32_t> hubs;
   for (int64_t v = 0; v < graph.num_dst; ++v)
     if (is_hub(graph, v)) hubs.push_back(static_cast<int32_t>(v));
   const std::vector<Block> blocks = independent_blocks(graph);
 
-  auto search = [&](int64_t step, const Progress &report, Tiles &tiles) {
-    search_tiles(graph, mode, idempotent, leave_one_out, costs, threads, report, step, tiles);
+  auto search = [&](int64_t step, Tiles &tiles) {
+    search_tiles(graph, mode, idempotent, leave_one_out, costs, threads, step, tiles);
     double total = 0.0;
     int64_t plain = 1;
     for (int64_t t = 0; t < tiles.size(); t += step) {
@@ -176,7 +153,7 @@ ProgramArrays search_program(const Csr &graph, Mode mode, bool idempotent, bool 
     auto sample = [&](Tiles &candidate) {
       const int64_t size = candidate.size();
       const int64_t step = std::max<int64_t>(1, std::min(large_edges >> 18, size / 16));
-      return search(size < kFewTiles ? 1 : 2 * step, {}, candidate);
+      return search(size < kFewTiles ? 1 : 2 * step, candidate);
     };
     CsrArrays reversed;
     Csr targets_of = graph;
@@ -197,7 +174,7 @@ ProgramArrays search_program(const Csr &graph, Mode mode, bool idempotent, bool 
     }
   }
 
-  if (search(1, progress, tiles) > costs.worth_it) {
+  if (search(1, tiles) > costs.worth_it) {
     tiles.programs = {};
     return plain_program(graph, mode, idempotent);
   }

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
+#include <utility>
 #include <vector>
 
 #include "graph.h"
@@ -18,10 +18,6 @@ struct ProgramArrays {
   std::vector<int64_t> hub_ptr;
 };
 
-// Called with the share that is done; false asks to stop, and the search throws Stopped.
-using Progress = std::function<bool(double)>;
-struct Stopped {};
-
 // Rows longer than this become partial sums in tiles of their own.
 constexpr int64_t kHubLength = 4096;
 constexpr int64_t kHubPart = 2048;
@@ -31,12 +27,12 @@ ProgramArrays plain_program(const Csr &graph, Mode mode, bool idempotent);
 // Method "auto". `leave_one_out`: targets are the first sources. Rows that do not profit, and whole
 // graphs that do not, are plain.
 ProgramArrays search_program(const Csr &graph, Mode mode, bool idempotent, bool leave_one_out,
-                             const Costs &costs, int threads, const Progress &progress);
+                             const Costs &costs, int threads);
 
 // Method "greedy": the paper's Algorithm 3 with at most `capacity` intermediates, one tile a
 // connected component.
 ProgramArrays greedy_program(const Csr &graph, Mode mode, bool idempotent, int64_t capacity,
-                             int threads, const Progress &progress);
+                             int threads);
 
 ProgramArrays assemble(const Csr &graph, Mode mode, bool idempotent, std::vector<TileProgram> tiles,
                        const std::vector<int32_t> &hubs);

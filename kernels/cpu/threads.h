@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 namespace hag {
@@ -23,6 +24,10 @@ void in_parallel(int threads, const Work &work) {
 #pragma omp parallel num_threads(threads)
   work(omp_get_thread_num());
 }
+
+// The same for long work (interrupt.h), which may throw: the first exception comes out of here, and
+// the other threads leave at their next poll.
+void in_parallel_until_stopped(int threads, const std::function<void(int)> &work);
 
 // Hands out 0..count-1 in pieces of `grain`. Each thread has a stretch of its own, the same at
 // every call: rows that were in its cache are there again. Who is done helps the next.

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "interrupt.h"
 #include "pairs.h"
 
 namespace hag {
@@ -68,10 +69,13 @@ TileProgram TileSearch::run(const int32_t *rows, int64_t num_rows) {
   load(rows, num_rows);
   const int64_t plain = static_cast<int64_t>(columns_.size() + extra_.size());
   if (leave_one_out_) find_leave_one_out();
+  poll();
   merge_row_twins();
   nodes_.clear();
   add_leave_one_out_suffixes();
+  poll();
   find_shared_sums();
+  poll();
   add_leave_one_out_prefixes();
   price();
   const int64_t cost = cost_in_reads();

@@ -6,6 +6,7 @@
 
 #include "aggregate.h"
 #include "instruction_set.h"
+#include "interrupt.h"
 #include "refuse.h"
 #include "search.h"
 #include "threads.h"
@@ -145,20 +146,21 @@ std::vector<int64_t> edge_slots(const Ids &source, const Ids &target, const Csr 
     refuse("edge_index has ", source.size, " edges and the HAG ", graph.num_edges(),
            "; expected the same graph");
   std::vector<int64_t> next(graph.num_src + 1, 0), by_source(source.size), slot(source.size);
-  for (int64_t e = 0; e < source.size; ++e) {
+  each(source.size, [&](int64_t e) {
     if (source[e] < 0 || source[e] >= graph.num_src || target[e] < 0 || target[e] >= graph.num_dst)
       differs(e);
     ++next[source[e] + 1];
-  }
+  });
   for (int64_t v = 0; v < graph.num_src; ++v) next[v + 1] += next[v];
-  for (int64_t e = 0; e < source.size; ++e) by_source[next[source[e]]++] = e;
+  each(source.size, [&](int64_t e) { by_source[next[source[e]]++] = e; });
   // In this order each row is met with its sources increasing, as they lie in it.
   next.assign(graph.row_ptr, graph.row_ptr + graph.num_dst);
-  for (const int64_t e : by_source) {
+  each(source.size, [&](int64_t i) {
+    const int64_t e = by_source[i];
     const int64_t k = next[target[e]]++;
     if (k >= graph.row_ptr[target[e] + 1] || graph.col[k] != source[e]) differs(e);
     slot[e] = k;
-  }
+  });
   return slot;
 }
 
