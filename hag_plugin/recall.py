@@ -57,10 +57,11 @@ class _Facts:
             storage = thing.untyped_storage()
             owners.append(storage)
             form = thing.shape, thing.stride(), thing.dtype, thing.is_neg()
-            where.append((id(storage), thing.data_ptr(), form))
+            address = thing.data_ptr()
+            if not address and thing.numel():
+                raise RuntimeError("a meta or a functional tensor holds nothing")
+            where.append((id(storage), address, form))
             versions.append(thing._version)
-            if thing.is_meta:
-                raise RuntimeError("a tensor on the meta device has no contents")
         self.owners = owners
         self.where = tuple(where)
         self.versions = versions
@@ -154,14 +155,19 @@ class Known:
         """Whether contents were taken."""
         return self._contents is not None
 
-    def take_contents(self, things: Things, features: bool = False) -> None:
+    def take_contents(
+        self, things: Things, features: bool = False, occasion: Any = None, asker: Any = None
+    ) -> None:
         """Remembers what things hold now.
 
         Args:
             things: that are meant.
             features: they are large: only where others may write to them unseen.
+            occasion: as for `holds`.
+            asker: as for `holds`.
         """
         self._contents = tuple(_contents(thing, features) for thing in things)
+        self._occasion, self._askers = occasion, {id(asker)}
 
     def is_same(self, things: Things, occasion: Any, asker: Any, features: bool = False) -> bool:
         """Whether things that agree hold what they held when contents were taken."""
@@ -301,7 +307,7 @@ class Recall:
                 if not entry.known.has_contents or entry.known.is_same(
                     things, None, None, self.features
                 ):
-                    entry.known.take_contents(things, self.features)
+                    entry.known.take_contents(things, self.features, occasion, asker)
                     entry.value = make()
                     return entry.value
             # Changed behind torch's back: only what stays as it is now is worth anything anew.

@@ -22,9 +22,8 @@ from torch.utils.checkpoint import checkpoint
 import hag_plugin as hp
 from hag_plugin.recall import Known, Recall, checksum, decide
 
-# Writes that torch does not count, to a tensor, of another's contents: each returns the tensor to
-# go on with.
-Write = Callable[[Tensor, Tensor], None]
+# Writes of another's contents to a tensor. Torch counts the last only.
+Write = Callable[[Tensor, Tensor], Any]
 
 
 def _assign(tensor: Tensor, other: Tensor) -> None:
@@ -34,14 +33,14 @@ def _assign(tensor: Tensor, other: Tensor) -> None:
 WRITES: dict[str, Write] = {
     "numpy": lambda t, o: np.copyto(t.numpy(), o.numpy()),
     "dlpack": lambda t, o: np.copyto(_writeable(t), o.numpy()),
-    "torch's dlpack": lambda t, o: torch.from_dlpack(t.__dlpack__()).copy_(o) and None,
-    "data": lambda t, o: t.data.copy_(o) and None,
-    "data of a slice": lambda t, o: t.data[..., :3].copy_(o[..., :3]) and None,
+    "torch's dlpack": lambda t, o: torch.from_dlpack(t.__dlpack__()).copy_(o),
+    "data": lambda t, o: t.data.copy_(o),
+    "data of a slice": lambda t, o: t.data[..., :3].copy_(o[..., :3]),
     "data is another": _assign,
-    "set_": lambda t, o: t.set_(o.clone()) and None,
-    "storage": lambda t, o: t.untyped_storage().copy_(o.clone().untyped_storage()) and None,
+    "set_": lambda t, o: t.set_(o.clone()),
+    "storage": lambda t, o: t.untyped_storage().copy_(o.clone().untyped_storage()),
     "swap_tensors": lambda t, o: torch.utils.swap_tensors(t, o.clone()),
-    "counted": lambda t, o: t.copy_(o) and None,
+    "counted": lambda t, o: t.copy_(o),
 }
 
 
@@ -269,7 +268,7 @@ def test_features_are_compared_where_others_may_write() -> None:
 def test_each_element_counts(dtype: torch.dtype, rows: int, columns: int, data: Any) -> None:
     t = torch.randint(100, (rows, columns)).to(dtype)
     before = checksum(t)
-    assert before == checksum(t.clone()) == checksum(torch.cat([t, t], 1)[:, :columns])
+    assert before == checksum(t.clone())
     i, j = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, columns - 1))
     t[i, j] += 1
     assert checksum(t) != before
