@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -25,67 +26,61 @@ T = TypeVar("T")
 Things = tuple[Any, ...]  # tensors, or other objects, which are known by their identity
 
 UNKNOWN: Any = object()
+_top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
 
 # What identifies things -------------------------------------------------------------------------
 
 
-class _Facts:
-    """Things as they are at one moment, without their contents.
-
-    Attributes:
-        owners: what to refer to weakly: the storage of a tensor, or the object itself.
-        where: their identities, and how tensors lie in their memory.
-        versions: torch's counts of writes.
-    """
-
-    __slots__ = ("owners", "versions", "where")
-
-    def __init__(self, things: Things) -> None:
-        owners: list[Any] = []
-        where: list[Any] = []
-        versions = []
-        for thing in things:
-            if not isinstance(thing, Tensor):
-                owners.append(thing)
-                where.append(id(thing))
-                continue
-            if type(thing) is not Tensor and type(thing) is not nn.Parameter:
-                raise RuntimeError("a tensor of another class may hold more than a storage")
-            # Each of these raises a RuntimeError for tensors that have no such thing: those made
-            # in inference mode, those inside torch.func, sparse ones.
-            storage = thing.untyped_storage()
-            owners.append(storage)
-            form = thing.shape, thing.stride(), thing.dtype, thing.is_neg()
-            address = thing.data_ptr()
-            if not address and thing.numel():
-                raise RuntimeError("a meta or a functional tensor holds nothing")
-            where.append((id(storage), address, form))
-            versions.append(thing._version)
-        self.owners = owners
-        self.where = tuple(where)
-        self.versions = versions
+# The storages of tensors, or the objects themselves; where all lie, and in which form; and torch's
+# counts of writes.
+_Facts = tuple[tuple[Any, ...], tuple[Any, ...], tuple[int, ...]]
 
 
 def _facts_of(things: Things) -> _Facts | None:
+    """Things as they are now, but for their contents; None where they cannot be known again."""
     try:
-        return _Facts(things)
-    except RuntimeError:
+        if len(things) == 1:
+            storage, where, version = _facts_of_one(things[0])
+            return (storage,), where, (version,)
+        each = [_facts_of_one(thing) for thing in things]
+    except RuntimeError:  # one has no storage or no version: made in inference mode, in torch.func
         return None
+    return (
+        tuple(storage for storage, _, _ in each),
+        tuple(where for _, where, _ in each),
+        tuple(version for _, _, version in each),
+    )
+
+
+def _facts_of_one(thing: Any) -> tuple[Any, tuple[Any, ...], int]:
+    if type(thing) is not Tensor and type(thing) is not nn.Parameter:
+        if isinstance(thing, Tensor):
+            raise RuntimeError("a tensor of another class may hold more than its storage")
+        return thing, (id(thing),), 0
+    storage, address, shape = thing.untyped_storage(), thing.data_ptr(), thing.shape
+    if not address and thing.numel():
+        raise RuntimeError("a tensor without memory: a meta or a functional one")
+    where = id(storage), address, shape, thing.stride(), thing.dtype, thing.is_neg()
+    return storage, where, thing._version
 
 
 def checksum(tensor: Tensor) -> int:
     """64 bits of what a tensor on the CPU holds, and in which order."""
-    if tensor.dim() == 2 and tensor.stride(1) == 1 and tensor.stride(0) >= 0:
-        (rows, columns), stride = tensor.shape, tensor.stride(0)
-    else:
-        tensor = tensor if tensor.is_contiguous() else tensor.detach().contiguous()
-        rows, columns = 1, tensor.numel()
-        stride = columns
-    size = tensor.element_size()
-    threads = 1 if rows * columns < 8192 else torch.get_num_threads()
-    sum64 = _cpu.checksum(tensor.data_ptr(), rows, columns * size, stride * size, threads)
-    return int(sum64)
+    rows, row, stride = 1, tensor.nbytes, 0
+    if not tensor.is_contiguous():
+        if tensor.dim() == 2 and tensor.stride(1) == 1:
+            size = tensor.element_size()
+            rows, row, stride = len(tensor), tensor.shape[1] * size, tensor.stride(0) * size
+        else:
+            tensor = tensor.detach().contiguous()
+    threads = 1 if row < 65536 else torch.get_num_threads()
+    sum64: int = _cpu.checksum(tensor.data_ptr(), rows, row, stride, threads)
+    return sum64
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _may_be_written_unseen(tensor: Tensor) -> bool:
@@ -95,11 +90,7 @@ def _may_be_written_unseen(tensor: Tensor) -> bool:
     resized. Collectives write without counting.
     """
     storage = tensor.untyped_storage()
-    return (
-        not storage.resizable()
-        or storage.is_shared()
-        or (torch.distributed.is_available() and torch.distributed.is_initialized())
-    )
+    return not storage.resizable() or _is_distributed() or storage.is_shared()
 
 
 class Known:
@@ -107,16 +98,23 @@ class Known:
 
     Args:
         facts: theirs.
+        features: things are large: their contents count only where others may write to them.
         vanished: called once one of them is no more.
     """
 
-    __slots__ = ("_askers", "_contents", "_facts", "_occasion", "_owners")
+    __slots__ = ("_askers", "_contents", "_features", "_occasion", "_owners", "_versions", "_where")
 
-    def __init__(self, facts: _Facts, vanished: Callable[[Any], Any] | None = None) -> None:
-        self._owners = tuple(weakref.ref(owner, vanished) for owner in facts.owners)
-        self._facts = facts.where, facts.versions
-        self._contents: tuple[int | None, ...] | None = None
-        self._occasion: Any = UNKNOWN  # when contents were compared last, and who asked then
+    def __init__(
+        self,
+        facts: _Facts,
+        features: bool = False,
+        vanished: Callable[[Any], Any] | None = None,
+    ) -> None:
+        owners, self._where, self._versions = facts
+        self._owners = tuple(weakref.ref(owner, vanished) for owner in owners)
+        self._features = features
+        self._contents: list[int | None] | None = None
+        self._occasion: Any = None  # when contents were compared last, and who asked then
         self._askers: set[int] = set()
 
     @classmethod
@@ -129,23 +127,17 @@ class Known:
         known.take_contents(things)
         return known
 
-    def holds(self, things: Things, occasion: Any = None, asker: Any = None) -> bool:
-        """Whether these are the things, unchanged, contents included.
-
-        Args:
-            things: to compare.
-            occasion: of a forward; None: of this call alone.
-            asker: the layer that asks. Within a forward contents are compared once, unless the
-                same layer asks again: then it was called outside of that forward, perhaps.
-        """
+    def holds(self, things: Things) -> bool:
+        """Whether these are the things, unchanged, contents included."""
         facts = _facts_of(things)
-        return facts is not None and self.agrees(facts) and self.is_same(things, occasion, asker)
+        return facts is not None and self.agrees(facts) and self.is_same(things)
 
     def agrees(self, facts: _Facts) -> bool:
         """Whether these are the facts; contents are not compared."""
-        if self._facts != (facts.where, facts.versions):
+        owners, where, versions = facts
+        if self._versions != versions or self._where != where:
             return False
-        for known, owner in zip(self._owners, facts.owners, strict=True):
+        for known, owner in zip(self._owners, owners, strict=True):  # noqa: SIM110  (at every call)
             if known() is not owner:
                 return False
         return True
@@ -155,22 +147,26 @@ class Known:
         """Whether contents were taken."""
         return self._contents is not None
 
-    def take_contents(
-        self, things: Things, features: bool = False, occasion: Any = None, asker: Any = None
-    ) -> None:
+    def take_contents(self, things: Things, occasion: Any = None, asker: Any = None) -> None:
         """Remembers what things hold now.
 
         Args:
             things: that are meant.
-            features: they are large: only where others may write to them unseen.
-            occasion: as for `holds`.
-            asker: as for `holds`.
+            occasion: as for `is_same`.
+            asker: as for `is_same`.
         """
-        self._contents = tuple(_contents(thing, features) for thing in things)
+        self._contents = self._read(things)
         self._occasion, self._askers = occasion, {id(asker)}
 
-    def is_same(self, things: Things, occasion: Any, asker: Any, features: bool = False) -> bool:
-        """Whether things that agree hold what they held when contents were taken."""
+    def is_same(self, things: Things, occasion: Any = None, asker: Any = None) -> bool:
+        """Whether things that agree hold what they held when contents were taken.
+
+        Args:
+            things: to compare.
+            occasion: of a forward; None: of this call alone.
+            asker: the layer that asks. Within a forward contents are compared once, unless the
+                same layer asks again: then it was called outside of that forward, perhaps.
+        """
         if self._contents is None:
             return True
         if occasion is not None and asker is not None:
@@ -178,20 +174,17 @@ class Known:
                 self._askers.add(id(asker))
                 return True
             self._occasion, self._askers = occasion, {id(asker)}
-        for thing, known in zip(things, self._contents, strict=True):
-            now = _contents(thing, features)
-            # Features that others may write to since the last time are not known.
-            if now != known:
-                return False
-        return True
+        return self._contents == self._read(things)
 
-
-def _contents(thing: Any, features: bool) -> int | None:
-    if not isinstance(thing, Tensor) or thing.device.type != "cpu":
-        return None  # other devices would have to be waited for
-    if features and not _may_be_written_unseen(thing):
-        return None
-    return checksum(thing)
+    def _read(self, things: Things) -> list[int | None]:
+        return [
+            checksum(thing)
+            if isinstance(thing, Tensor)
+            and thing.is_cpu  # others would have to be waited for
+            and (not self._features or _may_be_written_unseen(thing))
+            else None
+            for thing in things
+        ]
 
 
 # What was made of them --------------------------------------------------------------------------
@@ -200,11 +193,12 @@ def _contents(thing: Any, features: bool) -> int | None:
 class _Entry:
     """Things that were met, by whom, and what was made of them once they came back."""
 
-    __slots__ = ("known", "occasion", "readers", "value")
+    __slots__ = ("known", "occasion", "readers", "used", "value")
 
     def __init__(self, known: Known) -> None:
         self.known = known
         self.value: Any = UNKNOWN
+        self.used = 0
         self.occasion: Any = UNKNOWN
         self.readers: weakref.WeakKeyDictionary[Any, Any] | None = None
 
@@ -236,6 +230,7 @@ class Recall:
         self.limit = limit
         self.features = features
         self._entries: dict[Any, _Entry] = {}
+        self._clock = count()
         self._lock = threading.RLock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -274,6 +269,9 @@ class Recall:
                 call is another.
             asker: as for `Known.holds`.
         """
+        hooks: Any = _top_hooks(True)
+        if hooks is None:
+            return self._value(things, purpose, make, reader, occasion, asker)
         take = lambda: self._value(things, purpose, make, reader, occasion, asker)  # noqa: E731
         return decide(purpose, take)
 
@@ -295,24 +293,21 @@ class Recall:
                 if not is_run_again():
                     self._note(facts, purpose).came_back(reader, occasion)
                 return None
-            if entry.value is not UNKNOWN and entry.known.is_same(
-                things, occasion, asker, self.features
-            ):
+            known = entry.known
+            if entry.value is not UNKNOWN and known.is_same(things, occasion, asker):
                 return entry.value
             if is_run_again():
                 return None
             if entry.value is UNKNOWN:
                 if not entry.came_back(reader, occasion):
                     return None
-                if not entry.known.has_contents or entry.known.is_same(
-                    things, None, None, self.features
-                ):
-                    entry.known.take_contents(things, self.features, occasion, asker)
+                if not known.has_contents or known.is_same(things):
+                    known.take_contents(things, occasion, asker)
                     entry.value = make()
                     return entry.value
             # Changed behind torch's back: only what stays as it is now is worth anything anew.
             entry = self._note(facts, purpose)
-            entry.known.take_contents(things, self.features)
+            entry.known.take_contents(things)
             entry.came_back(reader, occasion)
             return None
 
@@ -341,7 +336,7 @@ class Recall:
             return None
         with self._lock:
             entry = self._met(facts, purpose)
-            if entry is None or not entry.known.is_same(things, occasion, asker, self.features):
+            if entry is None or not entry.known.is_same(things, occasion, asker):
                 return None
             return None if entry.value is UNKNOWN else entry.value
 
@@ -352,24 +347,23 @@ class Recall:
             return
         with self._lock:
             entry = self._note(facts, purpose)
-            entry.known.take_contents(things, self.features)
+            entry.known.take_contents(things)
             entry.value = value
 
     def _met(self, facts: _Facts, purpose: Hashable) -> _Entry | None:
-        key = (purpose, facts.where)
+        key = (purpose, facts[1])
         entry = self._entries.get(key)
         if entry is None or not entry.known.agrees(facts):
             return None
-        if self.limit is not None:
-            self._entries[key] = self._entries.pop(key, entry)  # the latest
+        entry.used = next(self._clock)
         return entry
 
     def _note(self, facts: _Facts, purpose: Hashable) -> _Entry:
-        key = (purpose, facts.where)
+        key = (purpose, facts[1])
         entries = self._entries
         entries.pop(key, None)
         while self.limit is not None and len(entries) >= self.limit:
-            entries.pop(next(iter(entries)), None)
+            entries.pop(min(list(entries.items()), key=lambda item: item[1].used)[0], None)
         mine = weakref.ref(self)
 
         def vanished(_: Any) -> None:
@@ -377,7 +371,8 @@ class Recall:
             if recall is not None:
                 recall._entries.pop(key, None)
 
-        entry = entries[key] = _Entry(Known(facts, vanished))
+        entry = entries[key] = _Entry(Known(facts, self.features, vanished))
+        entry.used = next(self._clock)
         return entry
 
 
@@ -395,7 +390,7 @@ def decide(about: Hashable, take: Callable[[], T]) -> T:
         about: what is decided. Kept with the decision: one about something else is not taken.
         take: decides, by memory.
     """
-    hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    hooks: Any = _top_hooks(True)
     if hooks is None:
         return take()
     frame, again = _checkpoint_frame(hooks[0])
@@ -423,7 +418,7 @@ def is_run_again() -> bool:
     """
     if torch._C._current_graph_task_id() >= 0:
         return True
-    hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    hooks: Any = _top_hooks(True)
     return hooks is not None and _checkpoint_frame(hooks[0])[1]
 
 

@@ -70,7 +70,8 @@ def test_every_write_is_seen(write: str, source: str) -> None:
         if source in ("view", "transposed", "columns") and write == "storage":
             continue  # another's storage is not laid out like this
         known = Known.of((t,))
-        assert known is not None and known.holds((t,))
+        assert known is not None
+        assert known.holds((t,))
         WRITES[write](t, torch.randint(1000, shape))
         assert not known.holds((t,))
 
@@ -83,7 +84,8 @@ def test_memory_behind_a_tensor_is_compared() -> None:
         mapped[:] = 1
         t = torch.from_numpy(mapped)
         known = Known.of((t,))
-        assert known is not None and known.holds((t,))
+        assert known is not None
+        assert known.holds((t,))
         np.ndarray(10, np.int64, other.buf)[9] = 2  # as another process would
         assert not known.holds((t,))
         del t, mapped
@@ -103,7 +105,8 @@ def test_tensors_that_are_not_the_same() -> None:
     assert known.holds((t.detach(),))
     z = torch.zeros(3, dtype=torch.complex64)
     imaginary = Known.of((z.imag,))
-    assert imaginary is not None and imaginary.holds((z.imag,))
+    assert imaginary is not None
+    assert imaginary.holds((z.imag,))
     assert not imaginary.holds((z.conj().imag,))
 
 
@@ -188,7 +191,8 @@ def test_a_limit_a_copy_and_clear() -> None:
         *(id(tensors[i]) for i in (0, 3, 4)),
     }
     for copied in (copy.deepcopy(memory), pickle.loads(pickle.dumps(memory))):
-        assert len(copied) == 0 and copied.limit == 3
+        assert len(copied) == 0
+        assert copied.limit == 3
     memory.clear()
     assert len(memory) == 0
 
