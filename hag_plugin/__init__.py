@@ -16,7 +16,7 @@ if _importlib_util.find_spec("hag_plugin.kernels") is None:
     )
 
 from hag_plugin import sequence
-from hag_plugin.adapters import accelerate, explain, hag_layer, restore
+from hag_plugin.adapters import accelerate, explain, forget, hag_layer, restore
 from hag_plugin.aggregate import aggregate
 from hag_plugin.build import build_hag
 from hag_plugin.hag import HAG, batch
@@ -32,6 +32,7 @@ __all__ = [
     "build_hag",
     "dgl",
     "explain",
+    "forget",
     "hag_layer",
     "parallel",
     "pyg",

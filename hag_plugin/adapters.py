@@ -1,4 +1,4 @@
-"""`accelerate`, `restore`, `explain` and `hag_layer`, handed to the adapter of the framework.
+"""`accelerate`, `restore`, `forget`, `explain`, `hag_layer`: handed to a framework's adapter.
 
 A framework is touched only if its package was imported already, as it was if there is a layer of
 it to accelerate. A model may hold layers of several.
@@ -66,6 +66,29 @@ def restore(module: M) -> M:
     """Undoes `accelerate`. Returns `module`."""
     for adapter in _adapters("restore takes a model of PyG or DGL layers", module):
         adapter.restore(module)
+    return module
+
+
+def forget(module: M) -> M:
+    """Lets an accelerated model forget the tensors and graphs that it was called with.
+
+    What it built of these goes, and they are met anew. Needed only after a write that cannot be
+    seen: to constant features through `.data`, through `storage()` or behind DLPack, and, on other
+    devices than the CPU, any write to edges that torch does not count. Stays accelerated.
+
+    Args:
+        module: a model, or one layer; nothing happens where it was not accelerated.
+
+    Returns:
+        `module`.
+
+    Raises:
+        TypeError: `module` is no `torch.nn.Module`, or no framework was imported.
+    """
+    if not isinstance(module, Module):
+        raise TypeError(f"forget takes a torch.nn.Module, got a {type(module).__name__}")
+    for adapter in _adapters("forget takes a model of PyG or DGL layers", module):
+        adapter.forget(module)
     return module
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hag_plugin.dgl.describe import explain
     from hag_plugin.dgl.graph import HagBlock, HagGraph
     from hag_plugin.dgl.graphbolt import graphbolt_stand_in
-    from hag_plugin.dgl.hooks import accelerate, restore
+    from hag_plugin.dgl.hooks import accelerate, forget, restore
     from hag_plugin.dgl.layer import hag_layer
     from hag_plugin.dgl.transforms import ToHAG
 
@@ -26,6 +26,7 @@ __all__ = [
     "batch",
     "collate",
     "explain",
+    "forget",
     "graphbolt_stand_in",
     "hag_layer",
     "restore",
@@ -38,7 +39,7 @@ FILES = {
     "describe": ("explain",),
     "graph": ("HagBlock", "HagGraph"),
     "graphbolt": ("graphbolt_stand_in",),
-    "hooks": ("accelerate", "restore"),
+    "hooks": ("accelerate", "forget", "restore"),
     "layer": ("hag_layer",),
     "transforms": ("ToHAG",),
 }

@@ -8,7 +8,6 @@ sources these pairs are.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import CodeType
@@ -21,10 +20,10 @@ from torch import Tensor, nn
 
 from hag_plugin.aggregate import aggregate
 from hag_plugin.build import build_hag
-from hag_plugin.dgl.edge_data import is_run_again
 from hag_plugin.dgl.messages import Outputs, is_taken
 from hag_plugin.dgl.relation import Relation, edge_index, num_nodes
 from hag_plugin.hag import HAG, outside_inference
+from hag_plugin.recall import checksum
 
 FEATURES, MESSAGES = "h", "W_e*h"  # the fields that the layer names
 
@@ -79,24 +78,6 @@ class Pairs:
     hag: HAG
 
 
-@dataclass
-class Known:
-    """The types that an edge type's layers were called with last.
-
-    Attributes:
-        edges: the ids of the edges of each type.
-        met: the layers that met them, with the edge features of the call.
-        pairs: once one of these layers was called with them again.
-    """
-
-    edges: list[Tensor]
-    met: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Any]]
-    pairs: Pairs | None = None
-
-
-_KNOWN: weakref.WeakKeyDictionary[Relation, Known] = weakref.WeakKeyDictionary()
-
-
 def put_off(graph: Any, func: Any, edges: Any) -> bool:
     """Whether a call of `apply_edges` is the layer's, and was noted on the graph for `run`."""
     if MESSAGE_CODE is None or getattr(func, "__code__", None) is not MESSAGE_CODE:
@@ -143,21 +124,18 @@ def _message(linear: nn.Linear) -> Any:
 
 
 def _pairs(graph: Any, etid: int, relation: Relation, noted: PutOff) -> Pairs | None:
-    known = _KNOWN.get(relation)
-    if known is None or not _same(known.edges, noted.edges):
-        known = _KNOWN[relation] = Known(noted.edges, weakref.WeakKeyDictionary())
-    if known.pairs is None:
-        last = known.met.get(noted.layer)
-        if last is None or last() is noted.frame or is_run_again():
-            known.met[noted.layer] = weakref.ref(noted.frame)
-            return None
+    def make() -> Pairs:
         with outside_inference(), torch.no_grad():
-            known.pairs = _make_pairs(graph, etid, noted.edges, relation.options)
-    return known.pairs
+            return _make_pairs(graph, etid, noted.edges, relation.options)
 
-
-def _same(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
-    return len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))
+    # The layer finds the edges of each type anew in every call: they are known by what they hold.
+    # It did not come back before it has other edge features: all steps of a call share these.
+    types = tuple(map(checksum, noted.edges))
+    call = noted.frame.__dict__.setdefault("_hag_call", object())
+    pairs: Pairs | None = relation.memory.value(
+        (), ("pairs", types), make, reader=noted.layer, occasion=call
+    )
+    return pairs
 
 
 def _make_pairs(graph: Any, etid: int, edges: Sequence[Tensor], options: dict[str, Any]) -> Pairs:

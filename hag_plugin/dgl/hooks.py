@@ -66,6 +66,14 @@ def restore(module: M) -> M:
     return module
 
 
+def forget(module: Module) -> None:
+    """Forgets the graphs and edge tensors that a model was called with; they are met anew."""
+    for part in module.modules():
+        for hook in part._forward_pre_hooks.values():
+            if isinstance(hook, LayerHook):
+                hook.session.forget()
+
+
 def is_layer(module: Module) -> bool:
     """Whether this is a layer that aggregates: DGL's, by the table, or declared by its user."""
     cls = type(module)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hag_plugin.aggregate import Ties, aggregate
 from hag_plugin.dgl.relation import Relation, edge_index, num_nodes
+from hag_plugin.dgl.ties import tie_rule
 from hag_plugin.hag import HAG, outside_inference
 from hag_plugin.operators import DTYPES, is_fixed, is_transformed, needs_grad, number
 from hag_plugin.weights import factorise
@@ -98,7 +99,7 @@ def aggregate_rows(
     extremum = reduce in ("max", "min")
     ties: Ties = "first"
     if extremum and (needs_grad(x) or is_transformed()):
-        found = relation.ties.ties(graph, etid, x.dtype)
+        found = tie_rule(graph, etid, relation, x.dtype)
         if found is None:
             return None  # DGL breaks ties in an order of its own
         ties = found
@@ -171,7 +172,7 @@ def edge_factors(
         with outside_inference(), torch.no_grad():
             return factorise(edge_index(graph, etid), flat, *num_nodes(graph, etid))
 
-    found: tuple[Tensor, Tensor] | None = relation.edge_data.value("weight", weight, work_out)
+    found: tuple[Tensor, Tensor] | None = relation.memory.value((weight,), "weight", work_out)
     return found
 
 

@@ -10,10 +10,11 @@ from dgl import DGLGraph
 from torch import Tensor
 
 from hag_plugin.build import build_hag
-from hag_plugin.dgl.edge_data import EdgeDataCache
-from hag_plugin.dgl.ties import TiesCache
 from hag_plugin.hag import HAG, outside_inference
 from hag_plugin.program import SelfLoops
+from hag_plugin.recall import Recall
+
+MAX_REMEMBERED = 16  # edge tensors and the like, of one edge type
 
 
 class Relation:
@@ -22,8 +23,7 @@ class Relation:
     Attributes:
         options: further arguments of `build_hag`.
         self_loops: False, or "add" where a loop for each node was added after the HAG was built.
-        edge_data: what is known of tensors with one value an edge.
-        ties: what is known of the order in which DGL meets sources.
+        memory: what is known of the edges and of tensors with one value an edge.
     """
 
     def __init__(
@@ -31,8 +31,7 @@ class Relation:
     ) -> None:
         self.options = options
         self.self_loops: SelfLoops = self_loops
-        self.edge_data = EdgeDataCache()
-        self.ties = TiesCache()
+        self.memory = Recall(MAX_REMEMBERED)
         self._hag = hag
         self._lock = threading.RLock()
 

@@ -6,15 +6,13 @@ nodes without edges.
 
 from __future__ import annotations
 
-import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from dgl.function.message import CopyMessageFunction
 from torch import nn
 
-from hag_plugin.dgl.edge_data import is_run_again
 from hag_plugin.dgl.messages import Outputs, is_taken
 from hag_plugin.dgl.relation import Relation, edge_index, num_nodes
 from hag_plugin.hag import outside_inference
@@ -32,22 +30,17 @@ MAILBOX = "m"  # the field that `SAGEConv._lstm_reducer` reads, and the one that
 RESULT = "neigh"
 
 
-@dataclass
-class Known:
-    """What is known of one edge type's lists.
+@dataclass(frozen=True)
+class Found:
+    """The prefix tree of one edge type's lists, and its counts.
 
     Attributes:
-        met: the LSTMs that ran on it.
-        counts: of its prefix tree, once one of them came back.
+        counts: of the tree.
         tree: None where it is faster for no width.
     """
 
-    met: weakref.WeakSet[nn.LSTM] = field(default_factory=weakref.WeakSet)
-    counts: StepCounts | None = None
-    tree: SequentialHAG | None = None
-
-
-_KNOWN: weakref.WeakKeyDictionary[Relation, Known] = weakref.WeakKeyDictionary()
+    counts: StepCounts
+    tree: SequentialHAG | None
 
 
 def why_stock(conv: Any) -> str | None:
@@ -90,14 +83,13 @@ def run(
 
 
 def _tree(graph: Any, etid: int, relation: Relation, lstm: nn.LSTM) -> SequentialHAG | None:
-    known = _KNOWN.setdefault(relation, Known())
-    if known.counts is None:
-        if lstm not in known.met or is_run_again():
-            known.met.add(lstm)
-            return None
+    def make() -> Found:
         with outside_inference(), torch.no_grad():
             tree = build_sequence(edge_index(graph, etid), size=num_nodes(graph, etid))
-        known.counts = bucketed_counts(tree)
-        known.tree = tree if tree.num_edges else None
-    note_counts(lstm, known.counts)
-    return known.tree if known.counts.pays(lstm) else None
+        return Found(bucketed_counts(tree), tree if tree.num_edges else None)
+
+    found: Found | None = relation.memory.value((), "lists", make, reader=lstm)
+    if found is None:
+        return None
+    note_counts(lstm, found.counts)
+    return found.tree if found.counts.pays(lstm) else None

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 import weakref
-from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Any
 
 from dgl import DGLGraph
 
-from hag_plugin.dgl.edge_data import is_run_again
 from hag_plugin.dgl.graph import CLASSES, relations_of, view
 from hag_plugin.dgl.relation import Relation
+from hag_plugin.recall import Recall, is_run_again
 
 MAX_SEARCHED_EDGES = 20_000_000  # larger graphs are searched only where ToHAG is called
 MAX_GRAPHS = 8  # graphs remembered by one accelerated model
-
-
-@dataclass
-class Seen:
-    """A graph's structure that was met, and its HAGs once it came back."""
-
-    index: weakref.ref[Any]
-    forward: int
-    relations: tuple[Relation, ...] | None = None
-    refused: bool = False
 
 
 class Session:
@@ -40,8 +27,8 @@ class Session:
 
     def __init__(self) -> None:
         self.forwards = 0
-        self._seen: OrderedDict[int, Seen] = OrderedDict()
-        self._lock = threading.RLock()
+        self.graphs = Recall(MAX_GRAPHS)
+        self._given: weakref.WeakSet[Relation] = weakref.WeakSet()  # those that came with a graph
 
     def __call__(self, module: Any, inputs: Any) -> None:
         """The forward pre-hook of the root module."""
@@ -54,34 +41,32 @@ class Session:
     @property
     def num_graphs(self) -> int:
         """Number of graphs that run on HAGs now."""
-        return sum(seen.relations is not None for seen in self._seen.values())
+        return sum(relations is not None for relations in self.graphs.values())
 
     def graph(self, graph: DGLGraph) -> DGLGraph:
         """A graph on HAGs that shares everything with `graph`, or `graph` itself."""
-        if type(graph) not in CLASSES or relations_of(graph) is not None:
+        if type(graph) not in CLASSES:
             return graph
-        relations = self._relations_of(graph)
+        given = relations_of(graph)
+        if given is not None:
+            self._given.update(given)
+            return graph
+        relations: tuple[Relation, ...] | None = self.graphs.value(
+            (graph._graph,), "relations", lambda: _relations(graph), occasion=self.forwards
+        )
         return graph if relations is None else view(graph, relations)
 
-    def _relations_of(self, graph: DGLGraph) -> tuple[Relation, ...] | None:
-        index = graph._graph
-        with self._lock:
-            seen = self._seen.get(id(index))
-            if seen is None or seen.index() is not index:
-                seen = self._seen[id(index)] = Seen(weakref.ref(index), self.forwards)
-            self._seen.move_to_end(id(index))
-            self._forget()
-            if seen.relations is None and not seen.refused and self.forwards > seen.forward:
-                seen.refused = _is_too_large(graph)
-                if not seen.refused:
-                    seen.relations = tuple(Relation({}) for _ in graph.canonical_etypes)
-            return seen.relations
+    def forget(self) -> None:
+        """Forgets all graphs, and what is known of edges of those that came with HAGs."""
+        self.graphs.clear()
+        for relation in self._given:
+            relation.memory.clear()
 
-    def _forget(self) -> None:
-        for key in [k for k, seen in self._seen.items() if seen.index() is None]:
-            del self._seen[key]
-        while len(self._seen) > MAX_GRAPHS:
-            self._seen.popitem(last=False)
+
+def _relations(graph: DGLGraph) -> tuple[Relation, ...] | None:
+    if _is_too_large(graph):
+        return None
+    return tuple(Relation({}) for _ in graph.canonical_etypes)
 
 
 class LayerHook:

@@ -7,7 +7,6 @@ or the largest number gets it. That is the same where a node's sources are met i
 
 from __future__ import annotations
 
-import weakref
 from functools import cache
 from typing import Any, Literal
 
@@ -15,36 +14,31 @@ import dgl
 import torch
 from torch import Tensor
 
+from hag_plugin.dgl.relation import Relation
 from hag_plugin.hag import outside_inference
 
 TIED = 3  # sources of the graph that tells
 WIDTHS = (1, 24)
 
 
-class TiesCache:
-    """Whether the sources of a structure are in order, worked out once. Copies start anew."""
+def tie_rule(
+    graph: Any, etid: int, relation: Relation, dtype: torch.dtype
+) -> Literal["first", "last"] | None:
+    """The rule by which a HAG gives DGL's gradients of max and min; None: there is none."""
+    rule = _rule(dtype, bool(dgl.is_libxsmm_enabled()))
+    if rule is None or not _are_in_order(graph, etid, relation):
+        return None
+    # Of a graph without edges DGL's gradient goes to node 0.
+    return rule if graph.num_edges(graph.canonical_etypes[etid]) else None
 
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[weakref.ref[Any], bool]] = {}
 
-    def ties(self, graph: Any, etid: int, dtype: torch.dtype) -> Literal["first", "last"] | None:
-        """The rule by which a HAG gives DGL's gradients of max and min; None: there is none."""
-        rule = _rule(dtype, bool(dgl.is_libxsmm_enabled()))
-        if rule is None or not self._are_in_order(graph, etid):
-            return None
-        # Of a graph without edges DGL's gradient goes to node 0.
-        return rule if graph.num_edges(graph.canonical_etypes[etid]) else None
-
-    def _are_in_order(self, graph: Any, etid: int) -> bool:
-        index, key = graph._graph, id(graph._graph)
-        seen = self._known.get(key)
-        if seen is None or seen[0]() is not index:
-            known = self._known
-            seen = known[key] = (
-                weakref.ref(index, lambda _: known.pop(key, None)),
-                sources_are_in_order(graph, etid),
-            )
-        return seen[1]
+def _are_in_order(graph: Any, etid: int, relation: Relation) -> bool:
+    structure = (graph._graph,)
+    known: bool | None = relation.memory.get(structure, "order")
+    if known is None:
+        known = sources_are_in_order(graph, etid)
+        relation.memory.put(structure, "order", known)
+    return known
 
 
 def sources_are_in_order(graph: Any, etid: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from hag_plugin.dgl.graph import CLASSES, bind, relations_of
 from hag_plugin.dgl.relation import Relation
 from hag_plugin.hag import outside_inference
 from hag_plugin.program import METHODS
+from hag_plugin.recall import Recall
 
 TAKEN = {"edge_index", "num_nodes", "size", "targets_first", "self_loops", "ptr", "device"}
 
@@ -50,7 +50,7 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
         self.method = method
         self.transpose = transpose
         self.options = options
-        self._built: dict[int, tuple[weakref.ref[Any], tuple[Relation, ...]]] = {}
+        self._built = Recall()
 
     def __call__(self, g: DGLGraph) -> Any:
         """The graph with its HAGs: features and structure are shared with `g`, which stays.
@@ -67,20 +67,16 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
         return bind(g.local_var(), relations)
 
     def _relations_of(self, graph: DGLGraph) -> tuple[Relation, ...]:
-        index = graph._graph
-        known = self._built.get(id(index))
-        if known is not None and known[0]() is index:
-            return known[1]
+        structure = (graph._graph,)
+        known: tuple[Relation, ...] | None = self._built.get(structure, "relations")
+        if known is not None:
+            return known
         options = {"method": self.method, **self.options}
         relations = relations_of(graph)
         if relations is None or any(each.options != options for each in relations):
             relations = tuple(Relation(options) for _ in graph.canonical_etypes)
-        built, key = self._built, id(index)
-        built[key] = (weakref.ref(index, lambda _: built.pop(key, None)), relations)
+        self._built.put(structure, "relations", relations)
         return relations
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_built": {}}
 
     def __repr__(self) -> str:
         options = "".join(f", {k}={v!r}" for k, v in sorted(self.options.items()))

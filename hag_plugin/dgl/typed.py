@@ -18,11 +18,11 @@ from torch import Tensor
 
 from hag_plugin.aggregate import aggregate
 from hag_plugin.build import build_hag
-from hag_plugin.dgl.edge_data import EdgeDataCache
 from hag_plugin.dgl.messages import Outputs, is_taken
-from hag_plugin.dgl.relation import Relation, edge_index, num_nodes
+from hag_plugin.dgl.relation import MAX_REMEMBERED, Relation, edge_index, num_nodes
 from hag_plugin.hag import HAG, outside_inference
 from hag_plugin.operators import is_fixed
+from hag_plugin.recall import Recall
 from hag_plugin.weights import factorise
 
 
@@ -42,7 +42,7 @@ class TypedGraph:
     edges: Tensor
     hag: HAG
     joined: HAG
-    norms: EdgeDataCache = field(default_factory=EdgeDataCache)
+    norms: Recall = field(default_factory=lambda: Recall(MAX_REMEMBERED))
 
 
 def run(
@@ -62,9 +62,9 @@ def run(
     types = edges["etype"]
     if types.dim() != 1 or types.dtype.is_floating_point or not is_taken(x) or x.dim() != 2:
         return None
-    typed: TypedGraph | None = relation.edge_data.value(
+    typed: TypedGraph | None = relation.memory.value(
+        (types,),
         "types",
-        types,
         lambda: _typed_graph(graph, etid, types, relation.options),
         reader=message_func.__self__,
     )
@@ -111,5 +111,5 @@ def _norm_factors(typed: TypedGraph, norm: Tensor) -> tuple[Tensor, Tensor] | No
             hag = typed.hag
             return factorise(typed.edges, norm.detach().flatten(), hag.num_src, hag.num_dst)
 
-    found: tuple[Tensor, Tensor] | None = typed.norms.value("norm", norm, work_out)
+    found: tuple[Tensor, Tensor] | None = typed.norms.value((norm,), "norm", work_out)
     return found

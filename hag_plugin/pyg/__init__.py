@@ -1,7 +1,7 @@
 """PyTorch Geometric: accelerated layers and the dataset transform."""
 
 from hag_plugin.explanation import Explanation
-from hag_plugin.pyg.accelerate import accelerate, restore
+from hag_plugin.pyg.accelerate import accelerate, forget, restore
 from hag_plugin.pyg.data import HagData
 from hag_plugin.pyg.explain import explain
 from hag_plugin.pyg.layer import hag_layer
@@ -17,6 +17,7 @@ __all__ = [
     "ToHAG",
     "accelerate",
     "explain",
+    "forget",
     "hag_layer",
     "layers",
     "relation_hags",

@@ -8,6 +8,7 @@ from typing import TypeVar
 from torch.nn import Module
 from torch_geometric.nn import MessagePassing
 
+from hag_plugin.pyg import constant
 from hag_plugin.pyg.session import Session
 from hag_plugin.pyg.swap import WRAPPERS, stock_class, swap_in, swap_out
 
@@ -74,3 +75,12 @@ def restore(module: M) -> M:
             swap_out(part)
         part.__dict__.pop("_hag_session", None)
     return module
+
+
+def forget(module: Module) -> None:
+    """Forgets the graphs and features that a model was called with; they are met anew."""
+    for part in module.modules():
+        constant.forget(part)
+        session = part.__dict__.get("_hag_session")
+        if session is not None:
+            session.forget()

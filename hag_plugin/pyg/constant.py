@@ -15,81 +15,78 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hag_plugin.hag import HAG
+from hag_plugin.hag import HAG, outside_inference
 from hag_plugin.operators import is_ordinary
+from hag_plugin.recall import Recall
 
 # What all layers keep together, in bytes. Above it they compute as if nothing was constant.
 LIMIT = 1 << 30
 
 
-@dataclass
-class _Seen:
-    """Features that a layer has met, and what it aggregated from them.
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """An aggregate, and its count of writes: who writes to it spoils it."""
 
-    Attributes:
-        features: themselves.
-        version: of the features, which counts writes to them.
-        hag: that they were aggregated over.
-        how: everything else that the aggregate depends on.
-        result: the aggregate, once the features came back.
-        result_version: its own count of writes.
-    """
-
-    features: weakref.ref[Tensor]
+    aggregate: Tensor
     version: int
-    hag: weakref.ref[HAG]
-    how: Hashable
-    result: Tensor | None = None
-    result_version: int = 0
 
 
-# By layer, then by the features' identity; both go when these are deleted.
-_SEEN: weakref.WeakKeyDictionary[Any, dict[int, _Seen]] = weakref.WeakKeyDictionary()
+# By layer. The features and the graph that an aggregate was made of take it along when they go.
+_MEMORY: weakref.WeakKeyDictionary[Any, Recall] = weakref.WeakKeyDictionary()
 
 
 def is_constant(x: Tensor) -> bool:
     """Whether `x` could be the same tensor, with the same numbers, in the next call."""
-    return type(x) is Tensor and not x.requires_grad and is_ordinary(x) and not x.is_inference()
+    return type(x) is Tensor and not x.requires_grad and is_ordinary(x)
 
 
 def comes_back(layer: Any, hag: HAG, x: Tensor, how: Hashable) -> bool:
-    """Whether the layer has met these very features before, unchanged, over the same graph.
+    """Whether `kept` will have the aggregate of these features; the first time, they are noted."""
+    return _memory(layer).is_back((x, hag), how)
 
-    A tensor counts as changed once anything wrote to it, also to a view of it. What writes past
-    torch's counter (through `.data`, or through a NumPy array that shares the memory) goes unseen.
+
+def kept(
+    layer: Any, hag: HAG, x: Tensor, how: Hashable, compute: Callable[[], Tensor]
+) -> Tensor | None:
+    """The aggregate of features that the layer met before, unchanged, over the same graph.
+
+    None where they did not come back, or where it would be too large to keep.
+
+    Args:
+        layer: that aggregates.
+        hag: over which.
+        x: the features.
+        how: everything else that the aggregate depends on.
+        compute: computes it. Must not be written to; if somebody does, it is computed anew.
     """
-    seen_by_layer = _SEEN.get(layer)
-    if seen_by_layer is None:
-        seen_by_layer = _SEEN[layer] = {}
-    key = id(x)
-    seen = seen_by_layer.get(key)
-    if seen is not None and seen.features() is x:
-        if seen.version == x._version and seen.hag() is hag and seen.how == how:
-            return True
-        features = seen.features
-    else:
-        known = seen_by_layer
-        features = weakref.ref(x, lambda _: known.pop(key, None))
-    seen_by_layer[key] = _Seen(features, x._version, weakref.ref(hag), how)
-    return False
+    memory = _memory(layer)
+
+    def make() -> Kept | None:
+        rows = max(hag.num_src, 1)
+        if bytes_kept() + x.nbytes // rows * hag.num_dst > LIMIT:
+            return None
+        with outside_inference(), torch.no_grad():
+            aggregate = compute()
+        return Kept(aggregate, aggregate._version)
+
+    found: Kept | None = memory.value((x, hag), how, make)
+    if found is not None and found.aggregate._version != found.version:
+        found = make()
+        memory.put((x, hag), how, found)
+    return None if found is None else found.aggregate
 
 
-def kept(layer: Any, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
-    """The aggregate of features that came back: computed at the first time, kept afterwards.
-
-    Must not be written to; if somebody does, it is computed anew.
-    """
-    seen: _Seen = _SEEN[layer][id(x)]
-    if seen.result is not None and seen.result._version == seen.result_version:
-        return seen.result
-    with torch.no_grad():
-        result = compute()
-    if bytes_kept() + result.nbytes <= LIMIT and not result.is_inference():
-        seen.result, seen.result_version = result, result._version
-    return result
+def forget(layer: Any) -> None:
+    """Forgets what a layer keeps."""
+    _MEMORY.pop(layer, None)
 
 
 def bytes_kept() -> int:
     """The size of all that is kept."""
-    kept = (seen.result for seen_by_one in _SEEN.values() for seen in seen_by_one.values())
-    return sum(result.nbytes for result in kept if result is not None)
+    found = [each for memory in list(_MEMORY.values()) for each in memory.values()]
+    return sum(each.aggregate.nbytes for each in found if each is not None)
+
+
+def _memory(layer: Any) -> Recall:
+    memory = _MEMORY.get(layer)
+    return _MEMORY.setdefault(layer, Recall(features=True)) if memory is None else memory

@@ -177,9 +177,9 @@ def _verdicts(data: Any) -> list[bool]:
 
 def _verdict(store: Any) -> bool:
     held, edge_index = _held(store)
-    if held is None or edge_index is None or edge_index.is_inference():
+    if held is None or edge_index is None:
         return False
-    known = known_verdict(held, edge_index)
+    known = known_verdict(held, edge_index, (held.num_src, held.num_dst))
     return known is not None and known.plain is None
 
 

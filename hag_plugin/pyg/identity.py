@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hag_plugin.build import build_hag
 from hag_plugin.hag import HAG, outside_inference
+from hag_plugin.recall import Recall
 
 MAX_VERDICTS = 8  # edge indices remembered of each HAG
 
@@ -20,23 +21,13 @@ class Verdict:
     """What came out when a HAG was compared with an edge index.
 
     Attributes:
-        edge_index: the tensor.
-        version: its `_version` then.
-        size: the numbers of sources and targets of the data.
         plain: None where the edges are the HAG's; otherwise the HAG to use instead.
     """
 
-    edge_index: weakref.ref[Tensor]
-    version: int
-    size: tuple[int, int]
     plain: HAG | None
 
-    def holds(self, edge_index: Tensor) -> bool:
-        """Whether this is the tensor, unchanged."""
-        return self.edge_index() is edge_index and self.version == edge_index._version
 
-
-_VERDICTS: weakref.WeakKeyDictionary[HAG, dict[int, Verdict]] = weakref.WeakKeyDictionary()
+_VERDICTS: weakref.WeakKeyDictionary[HAG, Recall] = weakref.WeakKeyDictionary()
 _WARNED: weakref.WeakSet[HAG] = weakref.WeakSet()
 
 
@@ -59,8 +50,8 @@ def current_hag(edge_index: Any, held: HAG, size: tuple[int, int]) -> HAG:
                 "larger graph. Apply ToHAG(remove_edge_index=False) to sample or to cut"
             )
         return held
-    known = None if edge_index.is_inference() else known_verdict(held, edge_index)
-    if known is not None and known.size == size:
+    known = known_verdict(held, edge_index, size)
+    if known is not None:
         return known.plain or held
     plain = None
     if (held.num_src, held.num_dst) != size or not held.matches(edge_index):
@@ -73,22 +64,19 @@ def _nodes(num_src: int, num_dst: int) -> str:
     return str(num_dst) if num_src == num_dst else f"{num_src} and {num_dst}"
 
 
-def known_verdict(held: HAG, edge_index: Tensor) -> Verdict | None:
-    """What is known of a HAG and this tensor as it is now."""
-    known = _VERDICTS.get(held, {}).get(id(edge_index))
-    return known if known is not None and known.holds(edge_index) else None
+def known_verdict(held: HAG, edge_index: Tensor, size: tuple[int, int]) -> Verdict | None:
+    """What is known of a HAG and this tensor as it is now, for numbers of sources and targets."""
+    verdicts = _VERDICTS.get(held)
+    known: Verdict | None = None if verdicts is None else verdicts.get((edge_index,), size)
+    return known
 
 
 def note_verdict(held: HAG, edge_index: Tensor, size: tuple[int, int], plain: HAG | None) -> None:
-    """Keeps a verdict, by the tensor's weak identity and version."""
-    if edge_index.is_inference():  # which has no version
-        return
-    verdicts = _VERDICTS.setdefault(held, {})
-    for key in [k for k, v in verdicts.items() if v.edge_index() is None]:
-        del verdicts[key]
-    while len(verdicts) >= MAX_VERDICTS:
-        del verdicts[next(iter(verdicts))]
-    verdicts[id(edge_index)] = Verdict(weakref.ref(edge_index), edge_index._version, size, plain)
+    """Keeps a verdict on the tensor as it is now."""
+    verdicts = _VERDICTS.get(held)
+    if verdicts is None:
+        verdicts = _VERDICTS[held] = Recall(MAX_VERDICTS)
+    verdicts.put((edge_index,), size, Verdict(plain))
 
 
 def _plain(held: HAG, edge_index: Tensor, size: tuple[int, int]) -> HAG:

@@ -33,8 +33,11 @@ def gcn(conv: Any, x: Tensor, edge_index: HAG, edge_weight: None = None) -> Tens
         return aggregated
 
     how = (type(conv.aggr_module), conv.flow, conv.normalize, conv.add_self_loops)
-    if constant.is_constant(x) and constant.comes_back(conv, edge_index, x, how):
-        out = constant.kept(conv, x, aggregate_first)
+    known = None
+    if constant.is_constant(x):
+        known = constant.kept(conv, edge_index, x, how, aggregate_first)
+    if known is not None:
+        out = known
     elif conv.lin.in_channels < conv.out_channels:
         out = aggregate_first()
     else:

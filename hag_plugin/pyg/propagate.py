@@ -63,8 +63,9 @@ def run_rows(
             z = z.to(torch.promote_types(z.dtype, scale.dtype))  # as stock's weights promote it
     if recipe.keeps and constant.is_constant(z):
         how = (monoid, dim, self_loops, exponent)
-        if constant.comes_back(conv, hag, z, how):
-            return constant.kept(conv, z, lambda: over.reduce(monoid, z, scale))
+        known = constant.kept(conv, hag, z, how, lambda: over.reduce(monoid, z, scale))
+        if known is not None:
+            return known
     out = over.reduce(monoid, z, scale)
     if moved is not None:
         out = out + (moved.summed if monoid == "sum" else moved.present)

@@ -16,6 +16,7 @@ from hag_plugin.program import SelfLoops
 from hag_plugin.pyg import aggregators
 from hag_plugin.pyg.aggregators import REDUCERS
 from hag_plugin.pyg.weighted import Weigh
+from hag_plugin.recall import decide
 
 Call = Mapping[str, Any]  # the arguments of one call of `forward` or `propagate`, by name
 
@@ -210,8 +211,13 @@ def is_small_plain(conv: Any, recipe: Recipe, edge_index: Tensor, features: Any)
     """The same of an edge index: there, stock may also have cached what it normalised."""
     if not _has_few(conv, recipe, edge_index.shape[-1], features):
         return False
-    is_cached = recipe.cache is not None and getattr(conv, recipe.cache) is not None
+    is_cached = recipe.cache is not None and has_cache(conv, recipe.cache)
     return is_cached or may_be_small(conv, recipe)
+
+
+def has_cache(conv: Any, name: str) -> bool:
+    """Whether a layer with `cached=True` keeps a graph by now; as it was, where it runs again."""
+    return decide(name, lambda: getattr(conv, name) is not None)
 
 
 def _has_few(conv: Any, recipe: Recipe, num_edges: int, features: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch_geometric.nn.aggr import LSTMAggregation
 from hag_plugin.pyg import order
 from hag_plugin.pyg.neighbourhoods import check_sizes
 from hag_plugin.pyg.recipes import Call, Recipe, edge_values, ruled_out_as_set_up
+from hag_plugin.recall import decide, is_run_again
 from hag_plugin.sequence import SequentialHAG, build_sequence, lstm_aggregate
 from hag_plugin.sequence_cost import (
     StepCounts,
@@ -26,6 +26,9 @@ from hag_plugin.sequence_cost import (
 # What a recipe may run in place of a layer's forward. Others look into their graph for degrees or
 # loops; these only reorder what the layer does where its graph is a HAG.
 REORDERED = (None, order.sage, order.graph, order.gin)
+# What is kept of an edge index on which stock's code was found to be as fast, with the layer's
+# aggregation and whether there were gradients.
+LEFT = "left to stock"
 
 
 @dataclass(frozen=True)
@@ -37,27 +40,6 @@ class Found:
 
 
 # In accelerated layers --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LeftToStock:
-    """An edge index on which stock's code was found to be as fast, in a layer as it was then.
-
-    Attributes:
-        edge_index: the tensor.
-        version: of it, which counts writes to it.
-        aggregation: the layer's LSTM aggregation.
-        gradients: whether there were any.
-    """
-
-    edge_index: weakref.ref[Tensor]
-    version: int
-    aggregation: weakref.ref[Any]
-    gradients: bool
-
-
-# By layer, the last of these: so that one which stays with stock does not ask anew at each call.
-_LEFT: weakref.WeakKeyDictionary[Any, LeftToStock] = weakref.WeakKeyDictionary()
 
 
 def is_lstm(conv: Any) -> bool:
@@ -91,14 +73,13 @@ def explained(conv: Any, recipe: Recipe) -> tuple[bool, str]:
 
 
 def is_left_to_stock(conv: Any, edge_index: Tensor) -> bool:
-    """Whether it is known from the last call that stock's code is as fast on this edge index."""
-    left = _LEFT.get(conv)
-    return (
-        left is not None
-        and left.edge_index() is edge_index
-        and left.version == edge_index._version
-        and left.aggregation() is conv._modules["aggr_module"]
-        and left.gradients == torch.is_grad_enabled()
+    """Whether it is known from an earlier call that stock's code is as fast on this edge index."""
+    session = conv.__dict__.get("_hag_session")
+    if session is None:
+        return False
+    things, about = (edge_index, conv._modules["aggr_module"]), (LEFT, torch.is_grad_enabled())
+    return decide(
+        about, lambda: session.verdicts.get(things, about, session.forwards, conv) is not None
     )
 
 
@@ -125,7 +106,7 @@ def find_tree(
         return {}
     edge_index = call[name]
     found: Found | None = session.built_of(
-        (edge_index,), ("sequence", *size), lambda: _build(edge_index, size)
+        (edge_index,), ("sequence", *size), lambda: _build(edge_index, size), conv
     )
     if found is None:
         return {}
@@ -133,12 +114,9 @@ def find_tree(
     note_counts(lstm, found.counts)
     if found.tree is not None and found.counts.pays(lstm):
         return {name: found.tree}
-    _LEFT[conv] = LeftToStock(
-        weakref.ref(edge_index),
-        edge_index._version,
-        weakref.ref(conv.aggr_module),
-        torch.is_grad_enabled(),
-    )
+    if not is_run_again():
+        things = (edge_index, conv._modules["aggr_module"])
+        session.verdicts.put(things, (LEFT, torch.is_grad_enabled()), True)
     return {}
 
 

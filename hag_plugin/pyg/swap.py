@@ -261,10 +261,10 @@ def find_graph(conv: Any, recipe: Recipe, name: str, call: dict[str, Any]) -> di
     if recipe.cache is not None and conv.cached and getattr(conv, "normalize", True):
         # Stock runs the graph of its first call for ever, whatever it is given: let it fill its
         # cache, and follow only as long as the graph is the same.
-        if getattr(conv, recipe.cache) is None:
+        if not recipes.has_cache(conv, recipe.cache):
             if not weighted:
                 session.fills_cache(conv, edge_index, size)
-                session.hag_of(edge_index, *size)
+                session.hag_of(edge_index, *size, layer=conv)
             return {}
         if weighted or not session.is_cached(conv, edge_index, size):
             return {}
@@ -272,12 +272,12 @@ def find_graph(conv: Any, recipe: Recipe, name: str, call: dict[str, Any]) -> di
         return _find_weighted(conv, recipe, name, call, size)
     relations = recipe.relations(conv)
     if relations is None:
-        hag = session.hag_of(edge_index, *size)
+        hag = session.hag_of(edge_index, *size, layer=conv)
         return {} if hag is None else {name: hag}
     edge_type = call.get("edge_type")
     if not isinstance(edge_type, Tensor):
         return {}
-    hags = session.relations_of(edge_index, edge_type, relations, size)
+    hags = session.relations_of(edge_index, edge_type, relations, size, conv)
     return {} if hags is None else {name: hags, "edge_type": None}
 
 
@@ -350,7 +350,7 @@ def _dir_gnn_forward(self: Any, x: Any, edge_index: Any) -> Any:
         usable = recipe is not None and recipes.why_stock(inner, recipe, x) is None
         if usable and not getattr(inner, "cached", False) and not torch.compiler.is_compiling():
             nodes = x.shape[inner.node_dim]
-            edge_index = session.hag_of(edge_index, nodes, nodes) or edge_index
+            edge_index = session.hag_of(edge_index, nodes, nodes, self) or edge_index
     return DirGNNConv.forward(self, x, edge_index)
 
 

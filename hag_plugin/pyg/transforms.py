@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from hag_plugin.build import build_hag
 from hag_plugin.hag import HAG
 from hag_plugin.program import METHODS, SelfLoops
 from hag_plugin.pyg.data import KEY, hag_data_class
+from hag_plugin.recall import Recall
 
 
 class ToHAG(BaseTransform):  # type: ignore[misc]
@@ -61,7 +61,7 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
         self.transpose = transpose
         self.remove_edge_index = remove_edge_index
         self.options = options
-        self._built: dict[int, tuple[weakref.ref[Tensor], int, tuple[int, int], HAG]] = {}
+        self._built = Recall()
 
     def forward(self, data: Any) -> Any:
         """The data, of a class that knows `hag`, or `hag_dict` where it is heterogeneous.
@@ -101,26 +101,17 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
         return data
 
     def _hag_of(self, edge_index: Tensor, size: tuple[int, int]) -> HAG:
-        key = id(edge_index)
-        tracked = not edge_index.is_inference()
-        if tracked and key in self._built:
-            known, version, known_size, hag = self._built[key]
-            if known() is edge_index and (version, known_size) == (edge_index._version, size):
-                return hag
+        known: HAG | None = self._built.get((edge_index,), size)
+        if known is not None:
+            return known
         modes = self.self_loops if size[0] == size[1] else (False,)
         hag = build_hag(edge_index, size=size, method=self.method, self_loops=modes, **self.options)
         if self.transpose:
             reverse = hag.transpose()
             for mode in modes:
                 reverse.program(mode)
-        if tracked:
-            built = self._built
-            known = weakref.ref(edge_index, lambda _: built.pop(key, None))
-            built[key] = (known, edge_index._version, size, hag)
+        self._built.put((edge_index,), size, hag)
         return hag
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_built": {}}
 
     def __repr__(self) -> str:
         options = "".join(f", {k}={v!r}" for k, v in sorted(self.options.items()))

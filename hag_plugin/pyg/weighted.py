@@ -75,7 +75,7 @@ def weighted_graph(
 
     if not weight.requires_grad:
         constant: WeightedGraph | None = session.built_of(
-            edges, key, lambda: _of_constant(*weighed(weight), num_nodes)
+            edges, key, lambda: _of_constant(*weighed(weight), num_nodes), conv
         )
         if constant is not None:
             return constant
@@ -85,7 +85,7 @@ def weighted_graph(
         hag = build_hag(index, size=num_nodes, method="none")
         return hag, edge_slots(index, hag)
 
-    ordered = session.built_of((edge_index,), key, order)
+    ordered = session.built_of((edge_index,), key, order, conv)
     if ordered is None:
         return None
     hag, slots = ordered

@@ -9,6 +9,7 @@
 
 #include "arrays.h"
 #include "bind_call.h"
+#include "checksum.h"
 #include "graph.h"
 #include "search.h"
 
@@ -148,6 +149,16 @@ void bind_graph(nb::module_ &m) {
       },
       "row_ptr"_a, "col"_a, "num_src"_a, "self_loops"_a, "idempotent"_a, "capacity"_a, "threads"_a,
       "progress"_a = nb::none());
+  m.def(
+      "checksum",
+      [](uintptr_t data, int64_t rows, int64_t row_bytes, int64_t row_stride, int threads) {
+        const auto *first = reinterpret_cast<const void *>(data);
+        if (rows * row_bytes < 65536)  // done before the lock is given back
+          return hag::checksum(first, rows, row_bytes, row_stride, 1);
+        const WithoutGil without_gil;
+        return hag::checksum(first, rows, row_bytes, row_stride, threads);
+      },
+      "data"_a, "rows"_a, "row_bytes"_a, "row_stride"_a, "threads"_a);
   m.def(
       "count_reads",
       [](const Array<int64_t> &tile_ptr, const Array<int64_t> &op_ptr, const Array<int32_t> &source,

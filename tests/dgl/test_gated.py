@@ -103,10 +103,7 @@ def test_other_types(multigraph: Any, sums: list[int]) -> None:
     several.append(several[0].flip(0))
     for types in [*several, *several]:
         assert_equal(results(layer, graph, x, types), results(layer, plain, x, types))
-    assert not sums
-    for _ in range(2):
-        assert_equal(results(layer, graph, x, types), results(layer, plain, x, types))
-    assert len(sums) == 2
+    assert len(sums) == len(several)  # each came back once
 
 
 def test_one_type_that_is_told(multigraph: Any, sums: list[int]) -> None:

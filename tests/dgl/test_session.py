@@ -176,7 +176,7 @@ def test_few_graphs_are_remembered() -> None:
     assert session_of(model).num_graphs == 4
     for graph in graphs:
         model(graph, torch.ones(5, 3))
-    assert len(session_of(model)._seen) == session.MAX_GRAPHS
+    assert len(session_of(model).graphs) == session.MAX_GRAPHS
 
 
 def test_explain_and_warnings() -> None:

@@ -60,9 +60,9 @@ class Pair:
 
     def kept(self) -> Tensor | None:
         """What the accelerated layer keeps."""
-        results = [
-            s.result for s in constant._SEEN.get(self.fast, {}).values() if s.result is not None
-        ]
+        memory = constant._MEMORY.get(self.fast)
+        found = () if memory is None else memory.values()
+        results = [kept.aggregate for kept in found if kept is not None]
         return results[0] if results else None
 
 

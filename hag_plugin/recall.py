@@ -1,0 +1,439 @@
+"""What comes back: the one memory of tensors that were met, and of what was made of them.
+
+A tensor is known by its memory (a weak reference to its storage, where in it, how it lies), by
+torch's counter of writes, and by a checksum of its contents: writes through NumPy, `.data`, other
+processes or collectives are not counted by torch. Nothing here refers to a tensor itself, so that
+`torch.utils.swap_tensors` works on those that were met.
+
+Whatever is decided because something was met before goes through `decide`: a checkpoint that runs
+a forward again gets the decisions of the first run.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Iterator
+from itertools import count
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from hag_plugin.kernels import _cpu
+
+T = TypeVar("T")
+Things = tuple[Any, ...]  # tensors, or other objects, which are known by their identity
+
+UNKNOWN: Any = object()
+_top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+
+
+# What identifies things -------------------------------------------------------------------------
+
+
+# The storages of tensors, or the objects themselves; where all lie, and in which form; and torch's
+# counts of writes.
+_Facts = tuple[tuple[Any, ...], tuple[Any, ...], tuple[int, ...]]
+
+
+def _facts_of(things: Things) -> _Facts | None:
+    """Things as they are now, but for their contents; None where they cannot be known again."""
+    try:
+        if len(things) == 1:
+            storage, where, version = _facts_of_one(things[0])
+            return (storage,), where, (version,)
+        each = [_facts_of_one(thing) for thing in things]
+    except RuntimeError:  # one has no storage or no version: made in inference mode, in torch.func
+        return None
+    return (
+        tuple(storage for storage, _, _ in each),
+        tuple(where for _, where, _ in each),
+        tuple(version for _, _, version in each),
+    )
+
+
+def _facts_of_one(thing: Any) -> tuple[Any, tuple[Any, ...], int]:
+    if type(thing) is not Tensor and type(thing) is not nn.Parameter:
+        if isinstance(thing, Tensor):
+            raise RuntimeError("a tensor of another class may hold more than its storage")
+        return thing, (id(thing),), 0
+    storage, address, shape = thing.untyped_storage(), thing.data_ptr(), thing.shape
+    if not address and thing.numel():
+        raise RuntimeError("a tensor without memory: a meta or a functional one")
+    where = id(storage), address, shape, thing.stride(), thing.dtype, thing.is_neg()
+    return storage, where, thing._version
+
+
+def checksum(tensor: Tensor) -> int:
+    """64 bits of what a tensor on the CPU holds, and in which order."""
+    rows, row, stride = 1, tensor.nbytes, 0
+    if not tensor.is_contiguous():
+        if tensor.dim() == 2 and tensor.stride(1) == 1:
+            size = tensor.element_size()
+            rows, row, stride = len(tensor), tensor.shape[1] * size, tensor.stride(0) * size
+        else:
+            tensor = tensor.detach().contiguous()
+    threads = 1 if row < 65536 else torch.get_num_threads()
+    sum64: int = _cpu.checksum(tensor.data_ptr(), rows, row, stride, threads)
+    return sum64
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _may_be_written_unseen(tensor: Tensor) -> bool:
+    """Whether others than torch may write to the memory of a tensor.
+
+    Memory that came from NumPy, from a file or through DLPack, or was handed to NumPy, cannot be
+    resized. Collectives write without counting.
+    """
+    storage = tensor.untyped_storage()
+    return not storage.resizable() or _is_distributed() or storage.is_shared()
+
+
+class Known:
+    """Things as they were when they were met.
+
+    Args:
+        facts: theirs.
+        features: things are large: their contents count only where others may write to them.
+        vanished: called once one of them is no more.
+    """
+
+    __slots__ = ("_askers", "_contents", "_features", "_occasion", "_owners", "_versions", "_where")
+
+    def __init__(
+        self,
+        facts: _Facts,
+        features: bool = False,
+        vanished: Callable[[Any], Any] | None = None,
+    ) -> None:
+        owners, self._where, self._versions = facts
+        self._owners = tuple(weakref.ref(owner, vanished) for owner in owners)
+        self._features = features
+        self._contents: list[int | None] | None = None
+        self._occasion: Any = None  # when contents were compared last, and who asked then
+        self._askers: set[int] = set()
+
+    @classmethod
+    def of(cls, things: Things) -> Known | None:
+        """Things as they are now, contents included; None where they cannot be known again."""
+        facts = _facts_of(things)
+        if facts is None:
+            return None
+        known = cls(facts)
+        known.take_contents(things)
+        return known
+
+    def holds(self, things: Things) -> bool:
+        """Whether these are the things, unchanged, contents included."""
+        facts = _facts_of(things)
+        return facts is not None and self.agrees(facts) and self.is_same(things)
+
+    def agrees(self, facts: _Facts) -> bool:
+        """Whether these are the facts; contents are not compared."""
+        owners, where, versions = facts
+        if self._versions != versions or self._where != where:
+            return False
+        for known, owner in zip(self._owners, owners, strict=True):  # noqa: SIM110  (at every call)
+            if known() is not owner:
+                return False
+        return True
+
+    @property
+    def has_contents(self) -> bool:
+        """Whether contents were taken."""
+        return self._contents is not None
+
+    def take_contents(self, things: Things, occasion: Any = None, asker: Any = None) -> None:
+        """Remembers what things hold now.
+
+        Args:
+            things: that are meant.
+            occasion: as for `is_same`.
+            asker: as for `is_same`.
+        """
+        self._contents = self._read(things)
+        self._occasion, self._askers = occasion, {id(asker)}
+
+    def is_same(self, things: Things, occasion: Any = None, asker: Any = None) -> bool:
+        """Whether things that agree hold what they held when contents were taken.
+
+        Args:
+            things: to compare.
+            occasion: of a forward; None: of this call alone.
+            asker: the layer that asks. Within a forward contents are compared once, unless the
+                same layer asks again: then it was called outside of that forward, perhaps.
+        """
+        if self._contents is None:
+            return True
+        if occasion is not None and asker is not None:
+            if self._occasion == occasion and id(asker) not in self._askers:
+                self._askers.add(id(asker))
+                return True
+            self._occasion, self._askers = occasion, {id(asker)}
+        return self._contents == self._read(things)
+
+    def _read(self, things: Things) -> list[int | None]:
+        return [
+            checksum(thing)
+            if isinstance(thing, Tensor)
+            and thing.is_cpu  # others would have to be waited for
+            and (not self._features or _may_be_written_unseen(thing))
+            else None
+            for thing in things
+        ]
+
+
+# What was made of them --------------------------------------------------------------------------
+
+
+class _Entry:
+    """Things that were met, by whom, and what was made of them once they came back."""
+
+    __slots__ = ("known", "occasion", "readers", "used", "value")
+
+    def __init__(self, known: Known) -> None:
+        self.known = known
+        self.value: Any = UNKNOWN
+        self.used = 0
+        self.occasion: Any = UNKNOWN
+        self.readers: weakref.WeakKeyDictionary[Any, Any] | None = None
+
+    def came_back(self, reader: Any, occasion: Any) -> bool:
+        """Whether they were met before, by this reader, on another occasion. Notes the first."""
+        if reader is None:
+            met, self.occasion = self.occasion, occasion
+        else:
+            if self.readers is None:
+                self.readers = weakref.WeakKeyDictionary()
+            met = self.readers.get(reader, UNKNOWN)
+            self.readers[reader] = occasion
+        return met is not UNKNOWN and (occasion is None or met != occasion)
+
+
+class Recall:
+    """A memory of things that come back, and of what was made of them.
+
+    Things go from it when they are deleted. Safe to use from several threads, which do not make
+    the same value twice. Copies and pickles start empty.
+
+    Args:
+        limit: how many are remembered, the latest; None: as many as live.
+        features: things are large, and their contents are compared only where others than torch
+            may write to them. What writes through `.data` then goes unseen.
+    """
+
+    def __init__(self, limit: int | None = None, features: bool = False) -> None:
+        self.limit = limit
+        self.features = features
+        self._entries: dict[Any, _Entry] = {}
+        self._clock = count()
+        self._lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Recall, (self.limit, self.features)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def values(self) -> Iterator[Any]:
+        """All that was made of what came back."""
+        return (e.value for e in list(self._entries.values()) if e.value is not UNKNOWN)
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        with self._lock:
+            self._entries.clear()
+
+    def value(
+        self,
+        things: Things,
+        purpose: Hashable,
+        make: Callable[[], Any],
+        *,
+        reader: Any = None,
+        occasion: Any = None,
+        asker: Any = None,
+    ) -> Any:
+        """What `make` gives for things that came back; None where they did not, or cannot.
+
+        Args:
+            things: tensors, or objects that are known by their identity.
+            purpose: what is made, and all that it depends on besides.
+            make: makes it, of the things as they are.
+            reader: the layer that must meet them twice; None: whoever asks.
+            occasion: things that are met again on the same one did not come back; None: each
+                call is another.
+            asker: as for `Known.holds`.
+        """
+        hooks: Any = _top_hooks(True)
+        if hooks is None:
+            return self._value(things, purpose, make, reader, occasion, asker)
+        take = lambda: self._value(things, purpose, make, reader, occasion, asker)  # noqa: E731
+        return decide(purpose, take)
+
+    def _value(
+        self,
+        things: Things,
+        purpose: Hashable,
+        make: Callable[[], Any],
+        reader: Any,
+        occasion: Any,
+        asker: Any,
+    ) -> Any:
+        facts = _facts_of(things)
+        if facts is None:
+            return None
+        with self._lock:
+            entry = self._met(facts, purpose)
+            if entry is None:
+                if not is_run_again():
+                    self._note(facts, purpose).came_back(reader, occasion)
+                return None
+            known = entry.known
+            if entry.value is not UNKNOWN and known.is_same(things, occasion, asker):
+                return entry.value
+            if is_run_again():
+                return None
+            if entry.value is UNKNOWN:
+                if not entry.came_back(reader, occasion):
+                    return None
+                if not known.has_contents or known.is_same(things):
+                    known.take_contents(things, occasion, asker)
+                    entry.value = make()
+                    return entry.value
+            # Changed behind torch's back: only what stays as it is now is worth anything anew.
+            entry = self._note(facts, purpose)
+            entry.known.take_contents(things)
+            entry.came_back(reader, occasion)
+            return None
+
+    def is_back(self, things: Things, purpose: Hashable) -> bool:
+        """Whether `value` will know, or make, something. The first time, things are noted."""
+        return bool(decide((purpose, "is_back"), lambda: self._is_back(things, purpose)))
+
+    def _is_back(self, things: Things, purpose: Hashable) -> bool:
+        facts = _facts_of(things)
+        if facts is None:
+            return False
+        with self._lock:
+            entry = self._met(facts, purpose)
+            if entry is None:
+                if not is_run_again():
+                    self._note(facts, purpose).came_back(None, None)
+                return False
+            return entry.value is not None
+
+    def get(
+        self, things: Things, purpose: Hashable, occasion: Any = None, asker: Any = None
+    ) -> Any:
+        """What was put for these things, if they are unchanged; None otherwise."""
+        facts = _facts_of(things)
+        if facts is None:
+            return None
+        with self._lock:
+            entry = self._met(facts, purpose)
+            if entry is None or not entry.known.is_same(things, occasion, asker):
+                return None
+            return None if entry.value is UNKNOWN else entry.value
+
+    def put(self, things: Things, purpose: Hashable, value: Any) -> None:
+        """Keeps what is known of things as they are now, if they can be known again."""
+        facts = _facts_of(things)
+        if facts is None:
+            return
+        with self._lock:
+            entry = self._note(facts, purpose)
+            entry.known.take_contents(things)
+            entry.value = value
+
+    def _met(self, facts: _Facts, purpose: Hashable) -> _Entry | None:
+        key = (purpose, facts[1])
+        entry = self._entries.get(key)
+        if entry is None or not entry.known.agrees(facts):
+            return None
+        entry.used = next(self._clock)
+        return entry
+
+    def _note(self, facts: _Facts, purpose: Hashable) -> _Entry:
+        key = (purpose, facts[1])
+        entries = self._entries
+        entries.pop(key, None)
+        while self.limit is not None and len(entries) >= self.limit:
+            entries.pop(min(list(entries.items()), key=lambda item: item[1].used)[0], None)
+        mine = weakref.ref(self)
+
+        def vanished(_: Any) -> None:
+            recall = mine()
+            if recall is not None:
+                recall._entries.pop(key, None)
+
+        entry = entries[key] = _Entry(Known(facts, self.features, vanished))
+        entry.used = next(self._clock)
+        return entry
+
+
+# Decisions, once a forward ----------------------------------------------------------------------
+
+
+def decide(about: Hashable, take: Callable[[], T]) -> T:
+    """What `take` gives; where a checkpoint runs a forward again, what it gave the first time.
+
+    Non-reentrant checkpoints count the tensors that a forward saves and those that its
+    recomputation does. What is remembered may change in between: by another forward before the
+    backward, by `forget`, by an eviction.
+
+    Args:
+        about: what is decided. Kept with the decision: one about something else is not taken.
+        take: decides, by memory.
+    """
+    hooks: Any = _top_hooks(True)
+    if hooks is None:
+        return take()
+    frame, again = _checkpoint_frame(hooks[0])
+    if frame is None:
+        return take()
+    taken: list[tuple[Hashable, Any]] = frame.__dict__.setdefault("_hag_decisions", [])
+    if not again:
+        decision = take()
+        taken.append((about, decision))
+        return decision
+    run, position = frame.__dict__.get("_hag_replayed", (None, 0))
+    if run is not hooks[0]:  # each recomputation starts from the first decision
+        position = 0
+    if position < len(taken) and taken[position][0] == about:
+        frame._hag_replayed = hooks[0], position + 1
+        found: T = taken[position][1]
+        return found
+    return take()
+
+
+def is_run_again() -> bool:
+    """Whether a checkpoint runs a forward again, or a forward runs inside a backward.
+
+    Nothing counts as coming back there.
+    """
+    if torch._C._current_graph_task_id() >= 0:
+        return True
+    hooks: Any = _top_hooks(True)
+    return hooks is not None and _checkpoint_frame(hooks[0])[1]
+
+
+def _checkpoint_frame(pack: Any) -> tuple[Any, bool]:
+    """The frame of the checkpoint whose hook this is, and whether it runs again.
+
+    From torch/utils/checkpoint.py: the hooks of a forward hold its frame, those of a recomputation
+    a reference to it. None where they are somebody else's, or look otherwise in another version.
+    """
+    pack = getattr(pack, "_torchdynamo_orig_callable", pack)
+    if getattr(pack, "__module__", None) != "torch.utils.checkpoint":
+        return None, False
+    for name, cell in zip(pack.__code__.co_freevars, pack.__closure__ or (), strict=True):
+        if name == "frame":
+            return cell.cell_contents, False
+        if name == "target_frame_ref":
+            return cell.cell_contents(), True
+    return None, False
