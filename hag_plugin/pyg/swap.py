@@ -155,6 +155,10 @@ HAND_ON = {
     (nn.LightGCN, "get_embedding"),
     (nn.NeuralFingerprint, "forward"),
     (nn.PMLP, "forward"),
+    (nn.RECT_L, "embed"),
+    (nn.RECT_L, "forward"),
+    (nn.SGFormer, "forward"),
+    (nn.models.sgformer.GraphModule, "forward"),
     (nn.SignedGCN, "forward"),
 }
 
@@ -473,7 +477,7 @@ WRAPPERS: dict[type, Any] = {DirGNNConv: _dir_gnn_forward}
 
 def is_swapped(part: Module) -> bool:
     """Whether `accelerate` gives this part of a model another class."""
-    stock = type(part)
+    stock: Any = type(part)
     return isinstance(part, MessagePassing) or stock in WRAPPERS or bool(methods_of_edges(stock))
 
 
