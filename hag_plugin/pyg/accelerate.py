@@ -8,6 +8,7 @@ from typing import TypeVar
 from torch.nn import Module
 from torch_geometric.nn import MessagePassing
 
+from hag_plugin.pyg.edge_order import FOUND_FREE
 from hag_plugin.pyg.session import Session
 from hag_plugin.pyg.swap import is_swapped, stock_class, swap_in, swap_out
 
@@ -73,4 +74,5 @@ def restore(module: M) -> M:
         if stock_class(part) is not type(part):
             swap_out(part)
         part.__dict__.pop("_hag_session", None)
+        part.__dict__.pop(FOUND_FREE, None)
     return module

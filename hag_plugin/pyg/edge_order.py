@@ -8,24 +8,36 @@ What does not is found by trying: a copy of the layer runs on the same edges in 
 from __future__ import annotations
 
 import copy
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 from torch_geometric import nn
-from torch_geometric.nn.aggr import LSTMAggregation
+from torch_geometric.nn import aggr
 
 from hag_plugin.hag import outside_inference
-from hag_plugin.pyg import aggregators
 from hag_plugin.pyg.aggregators import REDUCERS
+from hag_plugin.pyg.statistics import STATISTICS
 
 Run = Callable[[Any, Callable[[Any], Any]], Any]  # from a layer and what to do with each argument
 TRIED_EDGES = 20_000
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3}
 
+# Aggregations that give the same in any order, beside those that HAGs serve. Others are tried.
+FREE = {
+    *REDUCERS,
+    *STATISTICS,
+    aggr.AttentionalAggregation,
+    aggr.DeepSetsAggregation,
+    aggr.EquilibriumAggregation,
+    aggr.GraphMultisetTransformer,
+    aggr.MedianAggregation,
+    aggr.MulAggregation,
+    aggr.QuantileAggregation,
+    aggr.Set2Set,
+    aggr.SetTransformerAggregation,
+}
 # What depends on the order of edges apart from its aggregation, or gives a value for each edge.
 # tests/pyg/test_edge_order.py finds them among all of PyG's.
 ORDERED: dict[tuple[type, str], str] = {
@@ -36,8 +48,7 @@ ORDERED: dict[tuple[type, str], str] = {
     (nn.SignedGCN, "discriminate"): "it returns a value for each edge",
 }
 
-# By layer: the aggregation with which it was found to give the same in any order.
-_FREE: weakref.WeakKeyDictionary[Module, weakref.ref[Module] | None] = weakref.WeakKeyDictionary()
+FOUND_FREE = "_hag_free"  # in a layer: the aggregation with which it was found to be
 
 
 def why_ordered(layer: Any, stock: type, method: str, call: dict[str, Any]) -> str | None:
@@ -56,7 +67,7 @@ def why_ordered(layer: Any, stock: type, method: str, call: dict[str, Any]) -> s
         return "it cuts off edges by their place (num_sampled_edges_per_hop)"
     if "edge_label_index" in call and call["edge_label_index"] is None:
         return "it returns a value for each edge (edge_label_index is None)"
-    if type(own["_modules"].get("aggr_module")) is LSTMAggregation:
+    if type(own["_modules"].get("aggr_module")) is aggr.LSTMAggregation:
         return "aggr='lstm'"
     return None
 
@@ -72,21 +83,31 @@ def refuse(stock: type, reason: str) -> None:
 
 def is_free(layer: Any, stock: type) -> bool:
     """Whether a layer is known to give the same in any order of edges."""
-    return stock.__module__.startswith("torch_geometric.") and has_plain_aggregation(layer)
+    if stock.__module__.startswith("torch_geometric.") and has_free_aggregation(layer):
+        return True
+    found = layer.__dict__.get(FOUND_FREE)
+    return found is not None and found[0] is layer.__dict__["_modules"].get("aggr_module")
 
 
-def has_plain_aggregation(layer: Any) -> bool:
-    """Whether a layer's aggregation is none, or one that HAGs serve, and so free of an order."""
+def has_free_aggregation(layer: Any) -> bool:
+    """Whether a layer's aggregation is none, or one that is free of an order."""
     module = layer.__dict__["_modules"].get("aggr_module")
-    known = module is None or type(module) in REDUCERS
-    return known or aggregators.why_stock(module) is None
+    return module is None or _is_free(module)
+
+
+def _is_free(module: Any) -> bool:
+    if type(module) is aggr.DegreeScalerAggregation:
+        return _is_free(module._modules["aggr"])
+    if type(module) is aggr.MultiAggregation:
+        return all(_is_free(each) for each in module._modules["aggrs"]._modules.values())
+    return type(module) in FREE
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def check(layer: Any, stock: type, run: Run) -> None:
     """Raises ValueError if a layer depends on the order of the edges it was just given.
 
-    Asked once for each layer and aggregation.
+    To be asked where it is not known to be free of it; what is found is noted in the layer.
 
     Args:
         layer: as it is.
@@ -94,18 +115,13 @@ def check(layer: Any, stock: type, run: Run) -> None:
         run: given a layer and a function, calls the layer with the arguments of this call, each
             run through the function first. Edges come as `Edges`.
     """
-    module = layer.__dict__["_modules"].get("aggr_module")
-    if layer in _FREE:
-        known = _FREE[layer]
-        if (known() if known is not None else None) is module:
-            return
     with outside_inference(), torch.no_grad():
         differs, told = _try(layer, stock, run)
     if differs:
-        aggr = "" if has_plain_aggregation(layer) else f", with aggr={layer.aggr!r}"
-        refuse(stock, f"in another one it gives another result{aggr}")
+        words = "" if has_free_aggregation(layer) else f", with aggr={layer.aggr!r}"
+        refuse(stock, f"in another one it gives another result{words}")
     if told:
-        _FREE[layer] = None if module is None else weakref.ref(module)
+        layer.__dict__[FOUND_FREE] = (layer.__dict__["_modules"].get("aggr_module"),)
 
 
 class Edges:

@@ -184,7 +184,7 @@ def _run_plain(conv: Any, hag: HAG, args: Any, size: Any, kwargs: dict[str, Any]
     given = {**kwargs, "size": (hag.num_src, hag.num_dst) if size is None else size}
     edges = swap.plain_edges(hag)
     out = _stock_propagate(conv)(conv, edges, *args, **given)
-    if not edge_order.has_plain_aggregation(conv):
+    if not edge_order.is_free(conv, MessagePassing):  # its message is declared to be
         told_apart = {**given, "edge_index": edge_order.of(conv, edges)}
 
         def run(layer: Any, prepared: Any) -> Any:

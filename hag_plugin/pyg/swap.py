@@ -81,6 +81,7 @@ def swap_out(conv: Any) -> None:
         del conv.__dict__["propagate"]
     conv.__class__ = stock_class(conv)
     conv.__dict__.pop("_hag_session", None)
+    conv.__dict__.pop(edge_order.FOUND_FREE, None)
 
 
 def _function(method: Any) -> Any:
@@ -163,7 +164,6 @@ HAND_ON = {
 }
 
 
-@functools.cache
 def methods_of_edges(stock: type) -> tuple[str, ...]:
     """The methods that are to be given edges where a HAG stands.
 
@@ -172,6 +172,8 @@ def methods_of_edges(stock: type) -> tuple[str, ...]:
     """
     if issubclass(stock, MessagePassing):
         return ("forward",)
+    if not any(cls.__module__.startswith("torch_geometric.") for cls in stock.__mro__):
+        return ()
     found = []
     for name in dir(stock):
         owner = next((cls for cls in stock.__mro__ if name in cls.__dict__), object)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch_geometric.explain.algorithm.utils import set_masks
 from torch_geometric.nn import aggr
 
 import hag_plugin as hp
-from hag_plugin.pyg import accelerate, recipes
+from hag_plugin.pyg import accelerate, edge_order, recipes
 
 NODES, WIDTH, EDGES = 12, 4, 40
 
@@ -114,6 +115,7 @@ def test_aggregations(name: str, layer: Any, training: bool) -> None:
     expected = seeded(stock, x, edge_index)
     depends = differ(expected, seeded(stock, x, reordered(edge_index)))
     ours = accelerate(copy.deepcopy(stock))
+    assert edge_order.has_free_aggregation(stock) == (not depends and name != "SortAggregation")
     for _ in range(2):
         if depends or name == "SortAggregation":  # of equal ones it takes the first
             with pytest.raises(ValueError, match="depends on the order of edges"):
@@ -236,6 +238,9 @@ def test_users_layers(layer: str) -> None:
             ours(*args)
     else:
         torch.testing.assert_close(ours(*args), stock(*plain))
+        twin = copy.deepcopy(pickle.loads(pickle.dumps(ours)))
+        compiled = torch.compile(twin, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(*args), stock(*plain))  # known from before
         calls: list[int] = []
         ours.register_forward_hook(lambda *_: calls.append(1))
         ours(*args)
