@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +19,7 @@ from tqdm import tqdm
 from hag_plugin import constants, cost
 from hag_plugin.hag import HAG, numpy_of, outside_inference
 from hag_plugin.kernels import _cpu
-from hag_plugin.program import METHODS, Options, Program, SelfLoops
+from hag_plugin.program import METHODS, SELF_LOOPS, Options, Program, SelfLoops
 
 MAX_NODES = 2**31 - 1
 SMALL_GRAPH = 20_000  # edges
@@ -72,7 +75,53 @@ def build_hag(
         >>> hag.num_edges
         5
     """
-    if method not in METHODS:
+    options: dict[str, Any] = {"method": method, "capacity": capacity, "width": width}
+    options |= {"dtype": dtype, "device": device, "progress": progress}
+    options |= {"self_loops": self_loops, "allow_subtraction": allow_subtraction}
+    check_build_options(options)
+    if targets_first and size is None:
+        raise ValueError("targets_first is for bipartite graphs: it needs size=(num_src, num_dst)")
+    num_src, num_dst = _graph_size(edge_index, num_nodes, size)
+    home = torch.device(edge_index.device if device is None else device)
+    if targets_first and num_dst > num_src:
+        raise ValueError(f"targets_first with {num_dst} targets and {num_src} sources; expected "
+                         "at most as many targets as sources")  # fmt: skip
+    row_ptr, col = canonical_graph(edge_index, num_src, num_dst)
+    if ptr is not None:
+        _check_ptr(ptr, row_ptr, col, num_src, num_dst)
+    kind = "cuda" if home.type == "cuda" else "cpu"
+    digest = constants.in_force().digest
+    search = Options(method, allow_subtraction, capacity, width, kind, digest)
+    with outside_inference():
+        arrays = torch.from_numpy(row_ptr), torch.from_numpy(col)
+    hag = HAG(*arrays, num_src, options=search, targets_first=targets_first, owned=True)
+    modes = self_loops if isinstance(self_loops, list | tuple) else (self_loops,)
+    for mode in modes:
+        hag.program(mode, progress=progress)
+    return hag.to(home)
+
+
+def check_build_options(options: Mapping[str, Any], taken: Sequence[str] = ()) -> None:
+    """Raises unless `options`, or some of them, are what `build_hag` takes.
+
+    Args:
+        options: by name.
+        taken: names that the caller gives `build_hag` itself.
+
+    Raises:
+        TypeError: an option is unknown, `taken`, or of the wrong type.
+        ValueError: an option is out of range.
+    """
+    defaults = _build_options()
+    known = [name for name in defaults if name not in taken]
+    for name in options:
+        if name in taken:
+            raise TypeError(f"{name} is taken from the graph; expected options among {known}")
+        if name not in known:
+            raise TypeError(f"build_hag has no option {name!r}; expected some of {known}")
+    given = {**defaults, **options}
+    method, capacity, width = given["method"], given["capacity"], given["width"]
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method is {method!r}; expected one of {METHODS}")
     if capacity is not None:
         if isinstance(capacity, bool) or not isinstance(capacity, int):
@@ -83,30 +132,36 @@ def build_hag(
             raise ValueError(f'capacity is for method="greedy" only, not for {method!r}')
     if isinstance(width, bool) or not isinstance(width, int) or width < 1:
         raise ValueError(f"width is {width!r}; expected a positive int")
+    dtype, subtract, progress = given["dtype"], given["allow_subtraction"], given["progress"]
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype is {dtype!r}; expected a floating-point torch.dtype")
-    if targets_first and size is None:
-        raise ValueError("targets_first is for bipartite graphs: it needs size=(num_src, num_dst)")
-    num_src, num_dst = _graph_size(edge_index, num_nodes, size)
-    home = torch.device(edge_index.device if device is None else device)
-    if home.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {str(home)!r}, but torch finds no GPU; expected 'cpu'")
-    if targets_first and num_dst > num_src:
-        raise ValueError(f"targets_first with {num_dst} targets and {num_src} sources; expected "
-                         "at most as many targets as sources")  # fmt: skip
-    row_ptr, col = canonical_graph(edge_index, num_src, num_dst)
-    if ptr is not None:
-        _check_ptr(ptr, row_ptr, col, num_src, num_dst)
-    kind = "cuda" if home.type == "cuda" else "cpu"
-    digest = constants.in_force().digest
-    options = Options(method, allow_subtraction, capacity, width, kind, digest)
-    with outside_inference():
-        arrays = torch.from_numpy(row_ptr), torch.from_numpy(col)
-    hag = HAG(*arrays, num_src, options=options, targets_first=targets_first, owned=True)
-    modes = self_loops if isinstance(self_loops, list | tuple) else (self_loops,)
-    for mode in modes:
-        hag.program(mode, progress=progress)
-    return hag.to(home)
+    if not isinstance(subtract, bool):
+        raise TypeError(f"allow_subtraction is {subtract!r}; expected a bool")
+    if progress is not None and not isinstance(progress, bool):
+        raise TypeError(f"progress is {progress!r}; expected a bool or None")
+    modes = given["self_loops"]
+    for mode in modes if isinstance(modes, list | tuple) else (modes,):
+        if not isinstance(mode, str | bool) or mode not in SELF_LOOPS:
+            raise ValueError(f"self_loops is {mode!r}; expected one of {SELF_LOOPS}")
+    _check_device(given["device"])
+
+
+@functools.cache
+def _build_options() -> dict[str, Any]:
+    """What `build_hag` takes beside the edges, with the defaults."""
+    parameters = inspect.signature(build_hag).parameters
+    return {name: p.default for name, p in parameters.items() if name != "edge_index"}
+
+
+def _check_device(device: Any) -> None:
+    if device is None:
+        return
+    try:
+        kind = torch.device(device).type
+    except (RuntimeError, TypeError) as e:
+        raise ValueError(f"device is {device!r}; expected a torch.device or its name") from e
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {str(device)!r}, but torch finds no GPU; expected 'cpu'")
 
 
 def _graph_size(

@@ -571,6 +571,16 @@ class HAG:
         shape = torch.Size([2, self.num_edges])
         return shape if dim is None else shape[dim]
 
+    def __getattr__(self, name: str) -> Any:
+        """Says what to do where code looks for a method of a tensor."""
+        words = f"{type(self).__name__!r} object has no attribute {name!r}"
+        if not name.startswith("_") and hasattr(Tensor, name):
+            words += (
+                ". A HAG stands for an edge_index that is handed on to layers; pass "
+                "hag.edge_index, or edge_index itself, to code that looks into it"
+            )
+        raise AttributeError(words)
+
     def __repr__(self) -> str:
         programs = ", ".join(
             ("A", "A + I", "A with one loop each")[SELF_LOOPS.index(mode)] + " (max, min)" * only

@@ -8,13 +8,13 @@ import torch
 from dgl import DGLGraph
 from dgl.transforms import BaseTransform
 
+from hag_plugin.build import check_build_options
 from hag_plugin.dgl.graph import CLASSES, bind, relations_of
 from hag_plugin.dgl.relation import Relation
 from hag_plugin.hag import outside_inference
-from hag_plugin.program import METHODS
 from hag_plugin.recall import Recall
 
-TAKEN = {"edge_index", "num_nodes", "size", "targets_first", "self_loops", "ptr", "device"}
+TAKEN = ("edge_index", "num_nodes", "size", "targets_first", "self_loops", "ptr", "device")
 
 
 class ToHAG(BaseTransform):  # type: ignore[misc]
@@ -32,6 +32,10 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
         **options: further arguments of `build_hag`: `width`, `capacity`, `allow_subtraction`,
             `dtype`, `progress`.
 
+    Raises:
+        TypeError: an option is unknown, given by the graph, or of the wrong type.
+        ValueError: an option is out of range.
+
     Example:
         >>> import dgl, torch
         >>> import dgl.function as fn
@@ -43,10 +47,7 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
     """
 
     def __init__(self, method: str = "auto", transpose: bool = True, **options: Any) -> None:
-        if method not in METHODS:
-            raise ValueError(f"method is {method!r}; expected one of {METHODS}")
-        if TAKEN & options.keys():
-            raise TypeError(f"ToHAG takes {sorted(TAKEN & options.keys())} from the graph")
+        check_build_options({"method": method, **options}, TAKEN)
         self.method = method
         self.transpose = transpose
         self.options = options

@@ -9,8 +9,9 @@ from torch.nn import Module
 from torch_geometric.nn import MessagePassing
 
 from hag_plugin.pyg import constant
+from hag_plugin.pyg.edge_order import FOUND_FREE
 from hag_plugin.pyg.session import Session
-from hag_plugin.pyg.swap import WRAPPERS, stock_class, swap_in, swap_out
+from hag_plugin.pyg.swap import is_swapped, stock_class, swap_in, swap_out
 
 M = TypeVar("M", bound=Module)
 
@@ -56,8 +57,8 @@ def accelerate(module: M) -> M:
             layer.__dict__["_hag_session"] = session  # hag_layer prepared the class itself
         else:
             swap_in(layer, session)
-    for wrapper in [m for m in module.modules() if type(m) in WRAPPERS]:
-        swap_in(wrapper, session)
+    for part in [m for m in module.modules() if m not in set(layers) and is_swapped(m)]:
+        swap_in(part, session)
     if layers:
         module.register_forward_pre_hook(session)
     return module
@@ -74,6 +75,7 @@ def restore(module: M) -> M:
         if stock_class(part) is not type(part):
             swap_out(part)
         part.__dict__.pop("_hag_session", None)
+        part.__dict__.pop(FOUND_FREE, None)
     return module
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copyreg
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data, HeteroData
+from torch_geometric.data.storage import EdgeStorage
 
-from hag_plugin.hag import HAG, rebuild_hag
+from hag_plugin.build import build_hag
+from hag_plugin.hag import HAG, outside_inference, rebuild_hag
 from hag_plugin.pyg.identity import current_hag, known_verdict, note_verdict
 from hag_plugin.pyg.merged import HagBatch
 from hag_plugin.pyg.packing import HagList, unpack
@@ -33,7 +36,8 @@ class HagStores:
         held = held.merged if isinstance(held, HagBatch) else held
         if not isinstance(held, HAG):
             return held
-        return current_hag(store._mapping.get("edge_index"), held, _size(self, store, held))
+        size = size_of(self, store, (held.num_src, held.num_dst))
+        return current_hag(store._mapping.get("edge_index"), held, size)
 
     def _merge_hags(self, store: Any) -> Any:
         held = store._mapping.get(KEY)
@@ -130,14 +134,69 @@ class HagHeteroMixin(HagStores):
     def hag_dict(self) -> dict[Any, HAG]:
         """The HAGs by edge type, to pass where a model takes `edge_index_dict`.
 
-        As for `HagData.hag`, a HAG whose edges have changed gives way to their plain graph.
+        As for `HagData.hag`, a HAG whose edges have changed gives way to their plain graph; so it
+        is with the edges of a type that has no HAG, with a warning. `data[edge_type].hag` and
+        `data.collect("hag")` say the same.
         """
-        hags = {store._key: self._current_hag(store) for store in _edge_stores(self)}
-        return {kind: hag for kind, hag in hags.items() if hag is not None}
+        stores = self.edge_stores  # type: ignore[attr-defined]
+        return {store._key: store.hag for store in stores if store._has_edges()}
+
+    def get_edge_store(self, src: str, rel: str, dst: str) -> HagEdgeStorage:
+        """As PyG's."""
+        return _knowing_hags(super().get_edge_store(src, rel, dst))  # type: ignore[misc]
+
+    @classmethod
+    def from_dict(cls, mapping: dict[str, Any]) -> Any:
+        """As PyG's."""
+        out = super().from_dict(mapping)  # type: ignore[misc]
+        adopt(out)
+        return out
 
 
 class HagHeteroData(HagHeteroMixin, HeteroData):  # type: ignore[misc]
     """A `HeteroData` with a HAG for each edge type, made by `ToHAG`."""
+
+
+class HagEdgeStorage(EdgeStorage):  # type: ignore[misc]
+    """The edges of one type in a `HagHeteroData`, which know their HAG."""
+
+    @property
+    def hag(self) -> HAG | Any:
+        """The HAG of the edges at hand, or their plain graph; see `HagHeteroData.hag_dict`.
+
+        Raises:
+            AttributeError: there is no HAG, and no `edge_index` to make a plain graph of.
+        """
+        data = self._parent()
+        if not self._has_edges():
+            raise AttributeError(f"edge type {self._key} has neither a HAG nor an edge_index")
+        if KEY not in self._mapping:
+            warn_of_no_hag(f"edge type {self._key} has")
+            self[KEY] = plain_graph(data, self)
+        return data._current_hag(self)
+
+    def _has_edges(self) -> bool:
+        return KEY in self._mapping or isinstance(self._mapping.get("edge_index"), Tensor)
+
+
+def _knowing_hags(store: Any) -> HagEdgeStorage:
+    object.__setattr__(store, "__class__", HagEdgeStorage)  # its own would put it into the mapping
+    found: HagEdgeStorage = store
+    return found
+
+
+def adopt(data: Any) -> None:
+    """Makes data, in place, of the class that knows its HAGs."""
+    cls = type(data)
+    if not issubclass(cls, HagStores):
+        if isinstance(data, Batch):
+            cls = type(Batch(_base_cls=hag_data_class(cls.__bases__[-1])))
+        else:
+            cls = hag_data_class(cls)
+        object.__setattr__(data, "__class__", cls)
+    if isinstance(data, HeteroData):
+        for store in data.edge_stores:
+            _knowing_hags(store)
 
 
 # What is known of the stores --------------------------------------------------------------------
@@ -147,13 +206,33 @@ def _edge_stores(data: Any) -> Iterator[Any]:
     return (store for store in data.edge_stores if KEY in store._mapping)
 
 
-def _size(data: Any, store: Any, held: HAG) -> tuple[int, int]:
-    """The number of nodes on both sides, as the data has it, or else the HAG."""
+def size_of(data: Any, store: Any, otherwise: tuple[int, int]) -> tuple[int, int]:
+    """The numbers of sources and targets of a store's edges, where the data has them."""
     if isinstance(data, HeteroData):
         source, _, target = store._key
-        return _count(data[source], held.num_src), _count(data[target], held.num_dst)
-    nodes = _count(store, held.num_dst)
+        return _count(data[source], otherwise[0]), _count(data[target], otherwise[1])
+    nodes = _count(store, otherwise[1])
     return nodes, nodes
+
+
+def plain_graph(data: Any, store: Any) -> HAG:
+    """The HAG without intermediates of a store's `edge_index`."""
+    edge_index = store._mapping["edge_index"]
+    largest = edge_index.max(dim=1).values.tolist() if edge_index.numel() else [-1, -1]
+    if not isinstance(data, HeteroData):
+        largest = [max(largest)] * 2
+    size = size_of(data, store, (largest[0] + 1, largest[1] + 1))
+    with outside_inference():
+        return build_hag(edge_index, size=size, method="none")
+
+
+def warn_of_no_hag(who: str) -> None:
+    """Says that plain graphs stand in."""
+    warnings.warn(
+        f"{who} no HAG: the plain graph is used. Apply ToHAG to every graph, after the transforms "
+        "that change edges",
+        stacklevel=4,
+    )
 
 
 def _count(store: Any, otherwise: int) -> int:
@@ -229,5 +308,5 @@ def _reduce_class(cls: Any) -> Any:
 
 copyreg.pickle(HagDataMeta, _reduce_class)
 torch.serialization.add_safe_globals(
-    [rebuild_hag, unpack, HagData, HagHeteroData, HagBatch, hag_data_class]
+    [rebuild_hag, unpack, HagData, HagHeteroData, HagEdgeStorage, HagBatch, hag_data_class]
 )

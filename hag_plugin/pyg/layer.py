@@ -13,7 +13,7 @@ from torch_geometric.nn import MessagePassing
 from hag_plugin.build import build_hag
 from hag_plugin.hag import HAG, outside_inference
 from hag_plugin.operators import is_transformed
-from hag_plugin.pyg import recipes, swap
+from hag_plugin.pyg import edge_order, recipes, swap
 from hag_plugin.pyg.neighbourhoods import check_sizes
 from hag_plugin.pyg.propagate import run_rows
 from hag_plugin.pyg.recipes import Recipe
@@ -169,9 +169,7 @@ def _propagate(self: Any, edge_index: Any, *args: Any, size: Any = None, **kwarg
     if reason is not None:
         if recipe.scale(self) is not None or recipe.self_loops(self) is not False:
             raise ValueError(f"a HAG cannot be used here: {reason}; pass edge_index instead")
-        edges = swap.plain_edges(hag)
-        size = (hag.num_src, hag.num_dst) if size is None else size
-        return _stock_propagate(self)(self, edges, *args, size=size, **kwargs)
+        return _run_plain(self, hag, args, size, kwargs)
     if (
         not torch.compiler.is_compiling()
         and "_hag_checked" not in self.__dict__
@@ -180,6 +178,25 @@ def _propagate(self: Any, edge_index: Any, *args: Any, size: Any = None, **kwarg
         _self_check(self, recipe, kwargs)
         self.__dict__["_hag_checked"] = True
     return _run(self, recipe, hag, size, kwargs)
+
+
+def _run_plain(conv: Any, hag: HAG, args: Any, size: Any, kwargs: dict[str, Any]) -> Any:
+    """Stock's code on the edges of a HAG, where their order makes no difference."""
+    cls = type(conv)
+    reason = edge_order.why_ordered(conv, cls, "propagate", kwargs)
+    if reason is not None:
+        edge_order.refuse(cls, reason)
+    given = {**kwargs, "size": (hag.num_src, hag.num_dst) if size is None else size}
+    edges = swap.plain_edges(hag)
+    out = _stock_propagate(conv)(conv, edges, *args, **given)
+    if not edge_order.is_free(conv, MessagePassing):  # its message is declared to be
+        told_apart = {**given, "edge_index": edge_order.of(conv, edges)}
+
+        def run(layer: Any, prepared: Any) -> Any:
+            return _stock_propagate(layer)(layer, **prepared(told_apart))
+
+        edge_order.check(conv, cls, run)
+    return out
 
 
 def _known_hag(

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch_geometric.nn import DirGNNConv, WLConv
+from torch_geometric import nn
+from torch_geometric.nn import DirGNNConv, MessagePassing
 
 from hag_plugin.hag import HAG, outside_inference
+from hag_plugin.pyg import edge_order, recipes, sequential
 from hag_plugin.pyg import propagate as running
-from hag_plugin.pyg import recipes, sequential
+from hag_plugin.pyg.edge_order import Edges
 from hag_plugin.pyg.recipes import Recipe
 from hag_plugin.pyg.relations import plain_relations
 from hag_plugin.pyg.table import recipe_of
@@ -33,16 +35,20 @@ def hag_class(stock: type) -> type:
     """
     if stock not in _CLASSES:
         recipe = recipe_of(stock)
-        forward = WRAPPERS[stock] if stock in WRAPPERS else _forward(stock, recipe)
         body: dict[str, Any] = {
             "__doc__": stock.__doc__,
             "__module__": __name__,
             "_hag_stock": stock,
-            "forward": forward,
             "_set_jittable_templates": _leave_templates,
             "__reduce_ex__": _reduce,
             "__setstate__": _set_state,
         }
+        if stock in WRAPPERS:
+            body["forward"] = WRAPPERS[stock]
+        elif recipe is not None:
+            body["forward"] = _forward(stock, recipe)
+        else:
+            body |= {name: _plain_method(stock, name) for name in methods_of_edges(stock)}
         if recipe is not None:
             # `explain` and `decomposed_layers` put _orig_propagate (inherited) on the instance,
             # and _jinja_propagate back when they are turned off.
@@ -75,6 +81,7 @@ def swap_out(conv: Any) -> None:
         del conv.__dict__["propagate"]
     conv.__class__ = stock_class(conv)
     conv.__dict__.pop("_hag_session", None)
+    conv.__dict__.pop(edge_order.FOUND_FREE, None)
 
 
 def _function(method: Any) -> Any:
@@ -84,11 +91,11 @@ def _function(method: Any) -> Any:
 # What the classes are made of -------------------------------------------------------------------
 
 
-def _forward(stock: type, recipe: Recipe | None) -> Any:
+def _forward(stock: type, recipe: Recipe) -> Any:
     names = list(inspect.signature(stock.forward).parameters)[1:]  # type: ignore[attr-defined]
     stock_forward: Any = stock.forward  # type: ignore[attr-defined]
     # The commonest call, features and graphs, which for few messages is settled before all else.
-    few = recipe if recipe is not None and recipe.yields else None
+    few = recipe if recipe.yields else None
     taken = 0 if few is None else 1 + len(few.graphs)
     if few is not None and names[:taken] != ["x", *few.graphs]:
         few = None
@@ -101,20 +108,137 @@ def _forward(stock: type, recipe: Recipe | None) -> Any:
                 return stock_forward(self, args[0], *edges)
         call = dict(zip(names, args, strict=False))
         call.update(kwargs)
-        if recipe is None:
-            changed = _without_hags(self, call)
-        else:
-            changed = _settle_graphs(self, recipe, names, call)
-            if recipe.forward is not None:
-                graph = {**call, **changed}.get(recipe.graphs[0])
-                if isinstance(graph, HAG) or _is_relations(graph):
-                    return recipe.forward(self, **{**call, **changed})
-        if changed:
-            args = tuple(changed.pop(n, a) for n, a in zip(names, args, strict=False))
-            kwargs = {**kwargs, **changed}
-        return stock_forward(self, *args, **kwargs)
+        changed = _settle_graphs(self, recipe, names, call)
+        if recipe.forward is not None:
+            graph = {**call, **changed}.get(recipe.graphs[0])
+            if isinstance(graph, HAG) or _is_relations(graph):
+                return recipe.forward(self, **{**call, **changed})
+        if not changed:
+            return stock_forward(self, *args, **kwargs)
+        given = {**call, **changed}
+        out = stock_forward(self, **given)
+        if not edge_order.is_free(self, stock):
+            for name in recipe.graphs:
+                if not isinstance(call.get(name), Tensor | SequentialHAG | None):
+                    _check_order(self, stock, stock_forward, (), _as_edges(self, given, name))
+        return out
 
     return forward
+
+
+def _as_edges(conv: Any, given: dict[str, Any], name: str) -> dict[str, Any]:
+    """Arguments whose edges came from a HAG, told apart from other tensors."""
+    edges = edge_order.of(conv, given[name])
+    given = {**given, name: edges}
+    if isinstance(given.get("edge_type"), Tensor):
+        given["edge_type"] = Edges(given["edge_type"], edges.target)
+    return given
+
+
+def _check_order(
+    conv: Any, stock: type, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Raises ValueError if a layer that was given a HAG's edges depends on their order."""
+
+    def run(layer: Any, prepared: Any) -> Any:
+        return method(layer, *map(prepared, args), **prepared(kwargs))
+
+    edge_order.check(conv, stock, run)
+
+
+# Where edges are looked into --------------------------------------------------------------------
+
+# Methods of PyG's that only hand on the edges they are given, to layers that may have a recipe.
+HAND_ON = {
+    (nn.models.basic_gnn.BasicGNN, "forward"),
+    (nn.AntiSymmetricConv, "forward"),
+    (nn.GPSConv, "forward"),
+    (nn.LightGCN, "get_embedding"),
+    (nn.NeuralFingerprint, "forward"),
+    (nn.PMLP, "forward"),
+    (nn.RECT_L, "embed"),
+    (nn.RECT_L, "forward"),
+    (nn.SGFormer, "forward"),
+    (nn.models.sgformer.GraphModule, "forward"),
+    (nn.SignedGCN, "forward"),
+}
+
+
+def methods_of_edges(stock: type) -> tuple[str, ...]:
+    """The methods that are to be given edges where a HAG stands.
+
+    `forward` of a message passing layer without a recipe; of PyG's other modules, all that take an
+    edge index, but for those that hand it on.
+    """
+    if issubclass(stock, MessagePassing):
+        return ("forward",)
+    if not any(cls.__module__.startswith("torch_geometric.") for cls in stock.__mro__):
+        return ()
+    found = []
+    for name in dir(stock):
+        owner = next((cls for cls in stock.__mro__ if name in cls.__dict__), object)
+        method = owner.__dict__.get(name)
+        if not owner.__module__.startswith("torch_geometric.") or not inspect.isfunction(method):
+            continue
+        takes = any("edge_index" in parameter for parameter in inspect.signature(method).parameters)
+        if takes and not name.startswith("_") and (owner, name) not in HAND_ON:
+            found.append(name)
+    return tuple(found)
+
+
+def _plain_method(stock: type, name: str) -> Any:
+    stock_method: Any = getattr(stock, name)
+    signature = inspect.signature(stock_method)
+
+    @functools.wraps(stock_method)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not any(map(_holds_graph, args)) and not any(map(_holds_graph, kwargs.values())):
+            return stock_method(self, *args, **kwargs)
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        _refuse_edge_values(self, _edge_value_names(bound.arguments), bound.arguments)
+        if any(_holds_graph(value, HAG) for value in (*args, *kwargs.values())):
+            reason = edge_order.why_ordered(self, stock, name, bound.arguments)
+            if reason is not None:
+                edge_order.refuse(stock, reason)
+        out = stock_method(self, *_replaced(args, plain_edges), **_replaced(kwargs, plain_edges))
+        if isinstance(self, MessagePassing) and not edge_order.is_free(self, stock):
+            edges = functools.partial(_replaced, with_=lambda graph: _told_apart(self, graph))
+            _check_order(self, stock, stock_method, edges(args), edges(kwargs))
+        return out
+
+    return method
+
+
+def _told_apart(conv: Any, graph: HAG | SequentialHAG) -> Any:
+    edge_index = plain_edges(graph)
+    return edge_order.of(conv, edge_index) if isinstance(graph, HAG) else edge_index
+
+
+def _holds_graph(value: Any, kinds: Any = GRAPHS) -> bool:
+    if isinstance(value, dict):  # HANConv and HGTConv take a dictionary by edge type
+        return any(isinstance(v, kinds) for v in value.values())
+    if isinstance(value, list | tuple):
+        return any(isinstance(v, kinds) for v in value)
+    return isinstance(value, kinds)
+
+
+def _replaced(value: Any, with_: Any) -> Any:
+    """Arguments with every HAG, and tree, replaced."""
+    if isinstance(value, GRAPHS):
+        return with_(value)
+    if isinstance(value, dict):
+        return {key: _replaced(v, with_) for key, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)([_replaced(v, with_) for v in value])
+    return value
+
+
+def _edge_value_names(names: Any) -> list[str]:
+    return [name for name in names if name.startswith("edge_") and "index" not in name]
+
+
+# Where a recipe may run -------------------------------------------------------------------------
 
 
 def _few_edges(conv: Any, recipe: Recipe, x: Any, *graphs: Any) -> list[Tensor] | None:
@@ -138,22 +262,8 @@ def _few_of_one(conv: Any, recipe: Recipe, x: Any, graph: Any) -> Tensor | None:
         return None
     nodes = x.shape[conv.node_dim]
     fits = nodes == graph.num_src == graph.num_dst and x.device == graph.device
-    return plain_edges(graph) if fits else None
-
-
-def _without_hags(conv: Any, call: dict[str, Any]) -> dict[str, Any]:
-    """The arguments to replace so that a layer without a recipe meets no HAG."""
-    changed: dict[str, Any] = {n: plain_edges(v) for n, v in call.items() if isinstance(v, GRAPHS)}
-    for name, value in call.items():  # HANConv and HGTConv take a dictionary by edge type
-        if isinstance(value, dict) and any(isinstance(v, GRAPHS) for v in value.values()):
-            changed[name] = {
-                kind: plain_edges(v) if isinstance(v, GRAPHS) else v for kind, v in value.items()
-            }
-    if changed:
-        _refuse_edge_values(
-            conv, [n for n in call if n.startswith("edge_") and n not in changed], call
-        )
-    return changed
+    free = conv._explain is not True and edge_order.is_free(conv, stock_class(conv))
+    return plain_edges(graph) if fits and free else None
 
 
 def _settle_graphs(
@@ -166,9 +276,10 @@ def _settle_graphs(
         if isinstance(graph, HAG):
             _refuse_edge_values(conv, recipe.edge_arguments, call)
             _check_relations(conv, recipe, None)
-            plain = _is_small(conv, recipe, graph, call) or sequential.is_lstm(conv)
-            if not plain and _why_stock(conv, recipe, call) is None:
+            small = _is_small(conv, recipe, graph, call)
+            if not small and _why_stock(conv, recipe, call) is None:
                 continue
+            _refuse_if_ordered(conv, call)
             changed |= _plain(graph, name, names, call)
         elif isinstance(graph, SequentialHAG):
             _refuse_edge_values(conv, recipe.edge_arguments, call)
@@ -188,8 +299,16 @@ def _settle_graphs(
             _check_relations(conv, recipe, graph)
             _refuse_edge_values(conv, ("edge_type",), call)
             if _is_small(conv, recipe, graph, call) or _why_stock(conv, recipe, call) is not None:
+                _refuse_if_ordered(conv, call)
                 changed[name], changed["edge_type"] = plain_relations(graph)
     return changed
+
+
+def _refuse_if_ordered(conv: Any, call: dict[str, Any]) -> None:
+    stock = stock_class(conv)
+    reason = edge_order.why_ordered(conv, stock, "forward", call)
+    if reason is not None:
+        edge_order.refuse(stock, reason)
 
 
 def _plain(
@@ -354,9 +473,14 @@ def _dir_gnn_forward(self: Any, x: Any, edge_index: Any) -> Any:
     return DirGNNConv.forward(self, x, edge_index)
 
 
-# Modules that are no MessagePassing: one changes the edge index for the layers that it holds, one
-# takes plain edges only.
-WRAPPERS: dict[type, Any] = {DirGNNConv: _dir_gnn_forward, WLConv: _forward(WLConv, None)}
+# Modules that are no MessagePassing, and change the edge index for the layers that they hold.
+WRAPPERS: dict[type, Any] = {DirGNNConv: _dir_gnn_forward}
+
+
+def is_swapped(part: Module) -> bool:
+    """Whether `accelerate` gives this part of a model another class."""
+    stock: Any = type(part)
+    return isinstance(part, MessagePassing) or stock in WRAPPERS or bool(methods_of_edges(stock))
 
 
 def _leave_templates(self: Any, raise_on_error: bool = False) -> None:

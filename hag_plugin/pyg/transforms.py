@@ -6,15 +6,22 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.transforms import BaseTransform
 
-from hag_plugin.build import build_hag
-from hag_plugin.hag import HAG
-from hag_plugin.program import METHODS, SelfLoops
-from hag_plugin.pyg.data import KEY, hag_data_class
+from hag_plugin.build import build_hag, check_build_options
+from hag_plugin.hag import HAG, outside_inference
+from hag_plugin.program import SelfLoops
+from hag_plugin.pyg.data import KEY, adopt
 from hag_plugin.recall import Recall
+from hag_plugin.weights import edge_slots
+
+# Given by the data.
+TAKEN = ("edge_index", "num_nodes", "size", "targets_first", "ptr")
+# Values of edges, but not of those in edge_index; as in PyG's ToSparseTensor.
+OTHER_EDGES = {"edge_index", "edge_label", "edge_label_index"}
 
 
 class ToHAG(BaseTransform):  # type: ignore[misc]
@@ -31,8 +38,13 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
         self_loops: the programs to build: False for SAGEConv, GINConv, GraphConv; "fill" for
             GCNConv; "add" for A + I.
         transpose: build the reversed graph's too, which gradients of directed graphs need.
-        remove_edge_index: leave `edge_index` out of the result.
+        remove_edge_index: leave `edge_index` out of the result. Values of edges are put in the
+            order of `data.hag.edge_index`. A transform that needs edges is given these.
         **options: further arguments of `build_hag`.
+
+    Raises:
+        TypeError: an option is unknown, given by the data, or of the wrong type.
+        ValueError: an option is out of range.
 
     Example:
         >>> import torch
@@ -50,11 +62,7 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
         remove_edge_index: bool = False,
         **options: Any,
     ) -> None:
-        if method not in METHODS:
-            raise ValueError(f"method is {method!r}; expected one of {METHODS}")
-        taken = {"edge_index", "num_nodes", "size", "targets_first"} & options.keys()
-        if taken:
-            raise TypeError(f"ToHAG takes {sorted(taken)} from the data")
+        check_build_options({"method": method, "self_loops": self_loops, **options}, TAKEN)
         self.method = method
         modes = self_loops if isinstance(self_loops, list | tuple) else (self_loops,)
         self.self_loops = tuple(modes)
@@ -90,13 +98,13 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
             self._hag_of(store._mapping["edge_index"], size)
             for store, size in zip(stores, sizes, strict=True)
         ]
-        # Data.__setattr__ would put it into the store.
-        object.__setattr__(data, "__class__", hag_data_class(type(data)))
+        adopt(data)
         for store, hag in zip(stores, hags, strict=True):
             store[KEY] = hag
         if self.remove_edge_index:
-            for store, size in zip(stores, sizes, strict=True):
+            for store, size, hag in zip(stores, sizes, hags, strict=True):
                 _keep_number_of_nodes(data, store, size)
+                _order_edge_values(data, store, hag)
                 del store["edge_index"]
         return data
 
@@ -137,3 +145,16 @@ def _keep_number_of_nodes(data: Any, store: Any, size: tuple[int, int]) -> None:
         node_store = store if kind is None else data[kind]
         if not {"num_nodes", "x", "pos"} & set(node_store.keys()):
             node_store.num_nodes = nodes
+
+
+def _order_edge_values(data: Any, store: Any, hag: HAG) -> None:
+    """Puts values of edges in the order of the HAG, as there will be no other to go by."""
+    keys = [k for k, v in store.items() if isinstance(v, Tensor) and k not in OTHER_EDGES]
+    keys = [key for key in keys if store.is_edge_attr(key)]
+    if not keys:
+        return
+    with outside_inference():
+        slots = edge_slots(store["edge_index"], hag)
+        edges = torch.empty_like(slots).index_put((slots,), torch.arange(len(slots)).to(slots))
+    for key in keys:
+        store[key] = store[key].index_select(data.__cat_dim__(key, store[key], store), edges)
