@@ -15,7 +15,7 @@ from hag_plugin.operators import DTYPES
 from hag_plugin.program import SelfLoops
 from hag_plugin.pyg import aggregators
 from hag_plugin.pyg.aggregators import REDUCERS
-from hag_plugin.pyg.weighted import Weigh
+from hag_plugin.pyg.weighted import Weigh, normalised
 
 Call = Mapping[str, Any]  # the arguments of one call of `forward` or `propagate`, by name
 
@@ -103,6 +103,11 @@ class Recipe:
     conditions: tuple[Condition, ...] = ()
     yields: bool = False
     cache: str | None = None
+
+    @property
+    def is_normalised(self) -> bool:
+        """Whether the layer makes weights of its graph where it is given none."""
+        return self.weigh is normalised
 
 
 # What holds for every layer ---------------------------------------------------------------------

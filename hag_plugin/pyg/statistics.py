@@ -161,7 +161,7 @@ def _softmax(
         tiny = math.exp(LOWEST_EXPONENT[torch.float64])
         weight = weight.masked_fill((weight < tiny) & ~empty, math.nan)
     out = found["weighted"] / weight.masked_fill(empty, 1.0)
-    return _shifted(out.to(z.dtype), offset)
+    return _shifted(out.to(torch.result_type(z, module.t)), offset)
 
 
 # Means of powers --------------------------------------------------------------------------------

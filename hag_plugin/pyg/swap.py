@@ -105,8 +105,12 @@ def _forward(stock: type, recipe: Recipe | None) -> Any:
             changed = _without_hags(self, call)
         else:
             changed = _settle_graphs(self, recipe, names, call)
+            graph = changed.get(recipe.graphs[0], call.get(recipe.graphs[0]))
+            if isinstance(graph, HAG) and recipe.is_normalised:
+                like_weights = running.stand_in(recipe, self, call.get("x"))
+                if like_weights is not None:
+                    changed["edge_weight"] = like_weights
             if recipe.forward is not None:
-                graph = {**call, **changed}.get(recipe.graphs[0])
                 if isinstance(graph, HAG) or _is_relations(graph):
                     return recipe.forward(self, **{**call, **changed})
         if changed:
