@@ -169,25 +169,25 @@ class SameAsStock(type):
     What it then reads of a graph with HAGs is what it reads of a plain one.
     """
 
-    stock: type
+    _hag_stock: type
 
     def __eq__(cls, other: object) -> bool:
-        return other is cls or other is cls.stock
+        return other is cls or other is cls._hag_stock
 
     def __hash__(cls) -> int:
-        return type.__hash__(cls.stock)
+        return type.__hash__(cls._hag_stock)
 
 
 class HagGraph(HagMixin, DGLGraph, metaclass=SameAsStock):  # type: ignore[misc]
     """A `DGLGraph` whose `update_all` runs on the HAG, made by `ToHAG`."""
 
-    stock = DGLGraph
+    _hag_stock = DGLGraph
 
 
 class HagBlock(HagMixin, DGLBlock, metaclass=SameAsStock):  # type: ignore[misc]
     """A `DGLBlock` whose `update_all` runs on the HAG, made by `ToHAG`."""
 
-    stock = DGLBlock
+    _hag_stock = DGLBlock
 
 
 # DGL's classes, which ours equal, and what a graph of these becomes.
@@ -245,7 +245,7 @@ def to_plain(graph: DGLGraph) -> DGLGraph:
         raise TypeError(f"to_plain takes a DGLGraph, got a {type(graph).__name__}")
     if not isinstance(graph, HagMixin):
         return graph
-    plain: DGLGraph = object.__new__(type(graph).stock)  # type: ignore[attr-defined]
+    plain: DGLGraph = object.__new__(type(graph)._hag_stock)  # type: ignore[attr-defined]
     plain.__dict__.update({k: v for k, v in graph.__dict__.items() if not k.startswith("_hag_")})
     return plain
 

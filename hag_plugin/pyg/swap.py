@@ -110,9 +110,9 @@ def _forward(stock: type, recipe: Recipe | None) -> Any:
                 like_weights = running.stand_in(recipe, self, call.get("x"))
                 if like_weights is not None:
                     changed["edge_weight"] = like_weights
-            if recipe.forward is not None:
-                if isinstance(graph, HAG) or _is_relations(graph):
-                    return recipe.forward(self, **{**call, **changed})
+            runs_own = isinstance(graph, HAG) or _is_relations(graph)
+            if runs_own and recipe.forward is not None:
+                return recipe.forward(self, **{**call, **changed})
         if changed:
             args = tuple(changed.pop(n, a) for n, a in zip(names, args, strict=False))
             kwargs = {**kwargs, **changed}
