@@ -41,7 +41,7 @@ class Data:
     """Features of a graph."""
 
     def __init__(self, graph: Any, dtype: torch.dtype) -> None:
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)
         nodes, edges = graph.num_nodes(), graph.num_edges()
         self.x = torch.randn(nodes, WIDTH).to(dtype).requires_grad_()
         self.z = torch.randn(nodes, WIDTH).to(dtype)
@@ -264,7 +264,7 @@ def run(layer: nn.Module, graph: Any, arguments: tuple[Any, ...]) -> Any:
     leaves = [t for t in (*tensors(arguments), *layer.parameters()) if t.is_leaf]
     for leaf in leaves:
         leaf.grad = None
-    torch.manual_seed(6)
+    torch.default_generator.manual_seed(6)
     try:
         outputs = tensors(layer(graph, *arguments))
         kept = [y.detach().clone() for y in outputs]  # GroupRevRes frees its own
@@ -297,7 +297,7 @@ def test_edges_in_any_order(name: str, make: Callable[[], Any]) -> None:
     given = Data(graph, torch.float32)
     if name == "ChebConv":
         arguments = lambda d: (d.x, [1.9] * graph.batch_size)  # noqa: E731
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     layer = make_layer()
     stock = run(copy.deepcopy(layer), graph, arguments(given))
     assert isinstance(stock, list), stock
@@ -338,7 +338,7 @@ def assert_dtypes(name: str, dtype: torch.dtype, autocast: torch.dtype | None) -
     make_layer, arguments = CASES[name]
     graph = disordered()
     given = Data(graph, dtype)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     layer = make_layer().to(dtype)
     half = autocast is not None or dtype in (torch.bfloat16, torch.float16)
     how = torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None)
@@ -405,11 +405,11 @@ def hetero() -> Any:
 
 def explained(explainer: Callable[[nn.Module], Any], hetero_graph: bool, call: Call) -> Call:
     def run(ready: Callable[[Any], Any]) -> Any:
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         model = HeteroModel() if hetero_graph else Model(pools=True)
         graph = ready(hetero() if hetero_graph else disordered())
         x = {n: torch.randn(graph.num_nodes(n), WIDTH) for n in graph.ntypes}
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)
         return tensors(call(explainer(model), graph, x if hetero_graph else x["_N"]))
 
     return run
@@ -441,7 +441,7 @@ def test_made_of_graphs_and_models(name: str) -> None:
     assert {*MADE} == MADE_OF
     results = []
     for ready in (lambda graph: graph, ToHAG()):
-        torch.manual_seed(3)
+        torch.default_generator.manual_seed(3)
         dgl.seed(3)
         np.random.seed(3)  # noqa: NPY002
         results.append(MADE[name](ready))
