@@ -8,6 +8,7 @@ from typing import TypeVar
 from torch.nn import Module
 from torch_geometric.nn import MessagePassing
 
+from hag_plugin import scripting
 from hag_plugin.pyg.session import Session
 from hag_plugin.pyg.swap import WRAPPERS, stock_class, swap_in, swap_out
 
@@ -59,6 +60,8 @@ def accelerate(module: M) -> M:
         swap_in(wrapper, session)
     if layers:
         module.register_forward_pre_hook(session)
+        for part in (module, *layers):
+            scripting.refuse(part)
     return module
 
 
@@ -73,4 +76,5 @@ def restore(module: M) -> M:
         if stock_class(part) is not type(part):
             swap_out(part)
         part.__dict__.pop("_hag_session", None)
+        scripting.allow(part)
     return module

@@ -44,6 +44,10 @@ def degree_scale(
             hag.row_ptr, hag.col, num_src, exponent, loops, dtype, of
         )
         return scale
+    return _scale(hag, exponent, self_loops, dtype, of)
+
+
+def _scale(hag: HAG, exponent: float, self_loops: SelfLoops, dtype: torch.dtype, of: Of) -> Tensor:
     if of == "targets":
         return hag.degree_scale(exponent, self_loops, dtype)
     kept = _KEPT.setdefault(hag, {})
@@ -82,7 +86,7 @@ def _run(
     if self_loops.startswith(REVERSED):
         hag = hag.transpose()
     mode = loop_mode(self_loops)
-    return degree_scale(hag, exponent, mode, dtype, of).clone()  # compiled code may write into it
+    return _scale(hag, exponent, mode, dtype, of).clone()  # compiled code may write into it
 
 
 def _shape(

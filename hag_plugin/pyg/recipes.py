@@ -129,7 +129,18 @@ def _is_changed(conv: Any) -> bool:
     return False
 
 
+def _is_traced() -> bool:
+    """Whether torch.jit.trace or torch.onnx.export is writing down what runs."""
+    if torch.compiler.is_compiling():
+        return bool(torch.onnx.is_in_onnx_export())
+    return torch._C._get_tracing_state() is not None
+
+
 LAYER_CONDITIONS = (
+    Condition(
+        lambda conv: _is_traced(),
+        lambda conv: "traces and ONNX files hold stock's code, which runs without hag_plugin",
+    ),
     Condition(
         lambda conv: conv._explain is True,
         lambda conv: "explain=True needs one message an edge",

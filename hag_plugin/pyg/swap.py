@@ -313,6 +313,11 @@ def graph_size(recipe: Recipe, conv: Any, call: dict[str, Any]) -> tuple[int, in
 
 def plain_edges(graph: HAG | SequentialHAG) -> Tensor:
     """The edge index of a HAG or a prefix tree."""
+    if torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export():
+        raise RuntimeError(
+            "torch.onnx.export(dynamo=True) cannot take a HAG apart: pass edge_index in its place, "
+            "or call hag_plugin.restore(model) first"
+        )
     with outside_inference():
         return graph.edge_index
 
