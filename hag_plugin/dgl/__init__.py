@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hag_plugin.dgl.batching import batch, collate, reverse, unbatch
     from hag_plugin.dgl.describe import explain
-    from hag_plugin.dgl.graph import HagBlock, HagGraph
+    from hag_plugin.dgl.graph import HagBlock, HagGraph, to_plain
     from hag_plugin.dgl.graphbolt import graphbolt_stand_in
     from hag_plugin.dgl.hooks import accelerate, forget, restore
     from hag_plugin.dgl.layer import hag_layer
@@ -31,13 +31,14 @@ __all__ = [
     "hag_layer",
     "restore",
     "reverse",
+    "to_plain",
     "unbatch",
 ]
 # No file is named as what it holds: importing it would put the module in place of the name.
 FILES = {
     "batching": ("batch", "collate", "reverse", "unbatch"),
     "describe": ("explain",),
-    "graph": ("HagBlock", "HagGraph"),
+    "graph": ("HagBlock", "HagGraph", "to_plain"),
     "graphbolt": ("graphbolt_stand_in",),
     "hooks": ("accelerate", "forget", "restore"),
     "layer": ("hag_layer",),

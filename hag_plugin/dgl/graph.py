@@ -174,20 +174,36 @@ class HagMixin:
         return copy if relations is None else bind(copy, relations)
 
 
-class HagGraph(HagMixin, DGLGraph):  # type: ignore[misc]
+class SameAsStock(type):
+    """The class of classes that equal DGL's own, and stand for it as a key.
+
+    Where DGL takes no class but its own it asks `type(g) == DGLGraph` (`dgl.save_graphs` does).
+    What it then reads of a graph with HAGs is what it reads of a plain one.
+    """
+
+    _hag_stock: type
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is cls._hag_stock
+
+    def __hash__(cls) -> int:
+        return type.__hash__(cls._hag_stock)
+
+
+class HagGraph(HagMixin, DGLGraph, metaclass=SameAsStock):  # type: ignore[misc]
     """A `DGLGraph` whose `update_all` runs on the HAG, made by `ToHAG`."""
 
+    _hag_stock = DGLGraph
 
-class HagBlock(HagMixin, DGLBlock):  # type: ignore[misc]
+
+class HagBlock(HagMixin, DGLBlock, metaclass=SameAsStock):  # type: ignore[misc]
     """A `DGLBlock` whose `update_all` runs on the HAG, made by `ToHAG`."""
 
+    _hag_stock = DGLBlock
 
-CLASSES: dict[type, type] = {
-    DGLGraph: HagGraph,
-    DGLBlock: HagBlock,
-    HagGraph: HagGraph,
-    HagBlock: HagBlock,
-}
+
+# DGL's classes, which ours equal, and what a graph of these becomes.
+CLASSES: dict[type, type] = {DGLGraph: HagGraph, DGLBlock: HagBlock}
 
 
 def relations_of(graph: Any) -> tuple[Relation, ...] | None:
@@ -219,6 +235,31 @@ def view(graph: DGLGraph, relations: tuple[Relation, ...]) -> Any:
     other = object.__new__(type(graph))
     other.__dict__.update(graph.__dict__)
     return bind(other, relations)
+
+
+def to_plain(graph: DGLGraph) -> DGLGraph:
+    """The graph without its HAGs: of DGL's own class, sharing features and structure with `graph`.
+
+    Args:
+        graph: from `ToHAG`, or a plain graph, which is returned as it is. It stays as it is.
+
+    Raises:
+        TypeError: `graph` is no `DGLGraph`.
+
+    Example:
+        >>> import dgl
+        >>> from hag_plugin.dgl import ToHAG
+        >>> graph = ToHAG()(dgl.graph(([0, 1, 2], [1, 2, 0])))
+        >>> type(graph).__name__, type(to_plain(graph)).__name__
+        ('HagGraph', 'DGLGraph')
+    """
+    if not isinstance(graph, DGLGraph):
+        raise TypeError(f"to_plain takes a DGLGraph, got a {type(graph).__name__}")
+    if not isinstance(graph, HagMixin):
+        return graph
+    plain: DGLGraph = object.__new__(type(graph)._hag_stock)  # type: ignore[attr-defined]
+    plain.__dict__.update({k: v for k, v in graph.__dict__.items() if not k.startswith("_hag_")})
+    return plain
 
 
 def _is_loop_for_each(graph: Any, u: Any, v: Any, etype: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from torch.nn import Module
 
+from hag_plugin import scripting
 from hag_plugin.dgl.recipes import recipe_of
 from hag_plugin.dgl.session import LayerHook, Session
 
@@ -51,6 +52,8 @@ def accelerate(module: M) -> M:
     module.register_forward_pre_hook(session)  # before a layer's own hook, if it is the root
     for layer in layers:
         layer.register_forward_pre_hook(LayerHook(session), with_kwargs=True)
+    for part in (module, *layers):
+        scripting.refuse(part)
     return module
 
 
@@ -63,6 +66,7 @@ def restore(module: M) -> M:
             if isinstance(hook, Session | LayerHook):
                 del part._forward_pre_hooks[key]
                 part._forward_pre_hooks_with_kwargs.pop(key, None)
+        scripting.allow(part)
     return module
 
 

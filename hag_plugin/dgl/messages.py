@@ -48,6 +48,11 @@ def run(
     """
     from hag_plugin.dgl import gated, user_messages
 
+    if torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export():
+        raise RuntimeError(
+            "ONNX has no operator for an aggregation on a HAG: call hag_plugin.restore(model), and "
+            "hag_plugin.dgl.to_plain(graph) on a graph from ToHAG, before torch.onnx.export"
+        )
     if type(reduce_func) is SimpleReduceFunction and reduce_func.name in REDUCERS:
         field = getattr(message_func, "out_field", None)
         if isinstance(message_func, CopyMessageFunction | BinaryMessageFunction):

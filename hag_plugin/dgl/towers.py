@@ -25,6 +25,7 @@ from hag_plugin.dgl.messages import Outputs, aggregate_rows, is_taken
 from hag_plugin.dgl.relation import Relation
 
 AGGREGATORS = ("mean", "sum", "max", "min", "var", "std")
+EXTREMA = {"max", "min"}
 REDUCE_FUNCTIONS = (PNAConvTower.reduce_func, DGNConvTower.reduce_func)
 
 
@@ -66,6 +67,8 @@ def run(
     source_weight, target_weight = tower.M.weight.split(tower.in_size, dim=1)
     sources = linear(x, source_weight)
     targets = linear(x, target_weight, tower.M.bias)
+    if sources.dtype == torch.float16 and not EXTREMA.isdisjoint(tower.aggregators):
+        return None  # DGL's kernels, to which some are left below, do not take it
     degree = graph.in_degrees().unsqueeze(-1)
 
     def aggregated(rows: Tensor, reduce: str) -> Tensor:

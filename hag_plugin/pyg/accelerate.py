@@ -8,6 +8,7 @@ from typing import TypeVar
 from torch.nn import Module
 from torch_geometric.nn import MessagePassing
 
+from hag_plugin import scripting
 from hag_plugin.pyg import constant
 from hag_plugin.pyg.edge_order import FOUND_FREE
 from hag_plugin.pyg.session import Session
@@ -61,6 +62,8 @@ def accelerate(module: M) -> M:
         swap_in(part, session)
     if layers:
         module.register_forward_pre_hook(session)
+        for part in (module, *layers):
+            scripting.refuse(part)
     return module
 
 
@@ -76,6 +79,7 @@ def restore(module: M) -> M:
             swap_out(part)
         part.__dict__.pop("_hag_session", None)
         part.__dict__.pop(FOUND_FREE, None)
+        scripting.allow(part)
     return module
 
 

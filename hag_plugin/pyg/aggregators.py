@@ -55,10 +55,19 @@ def _walk(columns: Columns, over: Neighbourhoods) -> dict[str, Tensor]:
             summed.setdefault(values.dtype, {})[key] = values
     for side_by_side in summed.values():
         parts = list(side_by_side.values())
-        together = over.reduce("sum", torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0])
+        together = over.reduce("sum", _concatenated(parts) if len(parts) > 1 else parts[0])
         sums = torch.split(together, [part.shape[-1] for part in parts], dim=-1)
         found |= dict(zip(side_by_side, sums, strict=True))
     return found
+
+
+def _concatenated(parts: list[Tensor]) -> Tensor:
+    """Side by side; not by autocast, which refuses the half type that is not its own."""
+    device = parts[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return torch.cat(parts, dim=-1)
+    with torch.autocast(device, enabled=False):
+        return torch.cat(parts, dim=-1)
 
 
 def why_stock(module: Any) -> str | None:

@@ -51,6 +51,10 @@ def degree_scale(
             hag.arrays.token,
         )
         return scale
+    return _scale(hag, exponent, self_loops, dtype, of)
+
+
+def _scale(hag: HAG, exponent: float, self_loops: SelfLoops, dtype: torch.dtype, of: Of) -> Tensor:
     if of == "targets":
         return hag._kept_scale(exponent, self_loops, dtype)
     kept = _KEPT.setdefault(hag, {})
@@ -90,7 +94,7 @@ def _run(
     if self_loops.startswith(REVERSED):
         hag = hag.transpose()
     mode = loop_mode(self_loops)
-    return degree_scale(hag, exponent, mode, dtype, of).clone()  # compiled code may write into it
+    return _scale(hag, exponent, mode, dtype, of).clone()  # compiled code may write into it
 
 
 def _shape(

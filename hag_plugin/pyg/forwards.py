@@ -142,13 +142,20 @@ def hypergraph(
         )
     back = hyperedge_index.transpose()
     if hyperedge_weight is None:
+        weighed = x.dtype
         per_node = degree_scale(back, -1.0, False, x.dtype)
     else:
+        if not hyperedge_weight.is_floating_point():
+            hyperedge_weight = hyperedge_weight.to(torch.get_default_dtype())
+        weighed = hyperedge_weight.dtype
         total = aggregate(hyperedge_weight.view(-1, 1), back).squeeze(-1)
         per_node = torch.where(total == 0, 0.0, 1.0 / total.masked_fill(total == 0, 1.0))
     per_hyperedge = degree_scale(hyperedge_index, -1.0, False, x.dtype)
     monoid = REDUCERS[type(conv.aggr_module)]
-    out = aggregate(conv.lin(x), hyperedge_index, monoid, target_scale=per_hyperedge)
+    z = conv.lin(x)
+    z = z.to(torch.promote_types(z.dtype, x.dtype))  # stock's degrees have the dtype of `x`
+    out = aggregate(z, hyperedge_index, monoid, target_scale=per_hyperedge)
+    out = out.to(torch.promote_types(out.dtype, weighed))
     out = aggregate(out, back, monoid, target_scale=per_node)
     return with_bias(conv, out)
 
@@ -174,7 +181,9 @@ def rgcn(conv: Any, x: Any, edge_index: Sequence[HAG], edge_type: None = None) -
         )
     if conv.num_blocks is not None and is_lookup:
         raise ValueError("block-diagonal decomposition takes features of a floating dtype")
-    out = torch.zeros(target.shape[0], conv.out_channels, device=target.device)
+    out: Tensor | None = None
+    if not isinstance(conv, FastRGCNConv):
+        out = torch.zeros(target.shape[0], conv.out_channels, device=target.device)
     for i, hag in enumerate(edge_index):
         rows = weight[i, looked_up] if is_lookup else source
         h = conv.propagate(hag, x=rows, size=size)
@@ -183,7 +192,8 @@ def rgcn(conv: Any, x: Any, edge_index: Sequence[HAG], edge_type: None = None) -
             h = torch.einsum("abc,bcd->abd", h, weight[i]).reshape(-1, conv.out_channels)
         elif not is_lookup:
             h = h @ weight[i]
-        out = out + h
+        out = h if out is None else out + h
+    assert out is not None  # there is a relation at least
     if conv.root is not None:
         out = out + (conv.root[target] if is_lookup else target @ conv.root)
     return with_bias(conv, out)

@@ -19,13 +19,13 @@ from hag_plugin.pyg.aggregators import REDUCERS
 from hag_plugin.pyg.forwards import pair
 
 
-def gcn(conv: Any, x: Tensor, edge_index: HAG, edge_weight: None = None) -> Tensor:
+def gcn(conv: Any, x: Tensor, edge_index: HAG, edge_weight: Tensor | None = None) -> Tensor:
     """gcn_conv.py: `A (X W) + b`, or `(A X) W + b` where that is less work.
 
     It is where X is narrower than X W, and where X does not change, so that A X is known.
     """
     if conv.lin.bias is not None or not _may_reorder(conv, x, conv.lin):
-        out: Tensor = conv._hag_stock.forward(conv, x, edge_index)
+        out: Tensor = conv._hag_stock.forward(conv, x, edge_index, edge_weight)
         return out
 
     def aggregate_first() -> Tensor:

@@ -30,6 +30,9 @@ def run(recipe: Recipe, conv: Any, hag: HAG, size: Any, arguments: Call) -> Tens
     z = _side(source, side)
     if recipe.message is not None:
         z = recipe.message(conv, z)
+    like_weights = arguments.get("edge_weight")
+    if like_weights is not None:  # see `stand_in`
+        z = z.to(torch.promote_types(z.dtype, like_weights.dtype))
     offset = None if recipe.offset is None else recipe.offset(conv, _side(target, 1 - side))
     return run_rows(recipe, conv, hag if side == 0 else hag.transpose(), z, offset)
 
@@ -37,6 +40,20 @@ def run(recipe: Recipe, conv: Any, hag: HAG, size: Any, arguments: Call) -> Tens
 def run_weighted(recipe: Recipe, conv: Any, graph: WeightedGraph, arguments: Call) -> Tensor:
     """The same where weights were found with the graph, whose edges lead the layer's way."""
     return graph.propagate(conv, _side(arguments[recipe.source], 0))
+
+
+def stand_in(recipe: Recipe, conv: Any, x: Any) -> Tensor | None:
+    """What goes to `propagate` as `edge_weight` with a HAG, where that makes a difference.
+
+    Stock multiplies messages with weights of the dtype that the layer's features have. That is the
+    messages' own dtype, too, but under autocast: there the weights promote what a linear layer
+    rounded. So this is an empty tensor of the features' dtype.
+    """
+    if not recipe.is_normalised or not isinstance(x, Tensor):
+        return None
+    if not torch.is_autocast_enabled(x.device.type) or recipe.scale(conv) is None:
+        return None
+    return x.new_empty(0)
 
 
 def _side(value: Any, side: int) -> Any:
@@ -59,8 +76,6 @@ def run_rows(
     scale = None
     if exponent is not None:
         scale = degree_scale(hag, exponent, self_loops, z.dtype)
-        if torch.is_autocast_enabled(z.device.type):
-            z = z.to(torch.promote_types(z.dtype, scale.dtype))  # as stock's weights promote it
     if recipe.keeps and constant.is_constant(z):
         how = (monoid, dim, self_loops, exponent)
         known = constant.kept(conv, hag, z, how, lambda: over.reduce(monoid, z, scale))

@@ -15,7 +15,7 @@ from hag_plugin.operators import DTYPES
 from hag_plugin.program import SelfLoops
 from hag_plugin.pyg import aggregators
 from hag_plugin.pyg.aggregators import REDUCERS
-from hag_plugin.pyg.weighted import Weigh
+from hag_plugin.pyg.weighted import Weigh, normalised
 from hag_plugin.recall import decide
 
 Call = Mapping[str, Any]  # the arguments of one call of `forward` or `propagate`, by name
@@ -105,6 +105,11 @@ class Recipe:
     yields: bool = False
     cache: str | None = None
 
+    @property
+    def is_normalised(self) -> bool:
+        """Whether the layer makes weights of its graph where it is given none."""
+        return self.weigh is normalised
+
 
 # What holds for every layer ---------------------------------------------------------------------
 
@@ -125,7 +130,18 @@ def _is_changed(conv: Any) -> bool:
     return False
 
 
+def _is_traced() -> bool:
+    """Whether torch.jit.trace or torch.onnx.export is writing down what runs."""
+    if torch.compiler.is_compiling():
+        return bool(torch.onnx.is_in_onnx_export())
+    return torch._C._get_tracing_state() is not None
+
+
 LAYER_CONDITIONS = (
+    Condition(
+        lambda conv: _is_traced(),
+        lambda conv: "traces and ONNX files hold stock's code, which runs without hag_plugin",
+    ),
     Condition(
         lambda conv: conv._explain is True,
         lambda conv: "explain=True needs one message an edge",

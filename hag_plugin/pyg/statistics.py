@@ -166,7 +166,9 @@ def _softmax(
         tiny = math.exp(LOWEST_EXPONENT[torch.float64])
         weight = weight.masked_fill((weight < tiny) & ~empty, math.nan)
     out = found["weighted"] / weight.masked_fill(empty, 1.0)
-    return _shifted(out.to(z.dtype), offset)
+    t = module.t  # learned, it takes part in the dtype
+    dtype = torch.promote_types(z.dtype, t.dtype) if isinstance(t, Tensor) else z.dtype
+    return _shifted(out.to(dtype), offset)
 
 
 # Means of powers --------------------------------------------------------------------------------

@@ -109,10 +109,14 @@ def _forward(stock: type, recipe: Recipe) -> Any:
         call = dict(zip(names, args, strict=False))
         call.update(kwargs)
         changed = _settle_graphs(self, recipe, names, call)
-        if recipe.forward is not None:
-            graph = {**call, **changed}.get(recipe.graphs[0])
-            if isinstance(graph, HAG) or _is_relations(graph):
-                return recipe.forward(self, **{**call, **changed})
+        graph = changed.get(recipe.graphs[0], call.get(recipe.graphs[0]))
+        if isinstance(graph, HAG) and recipe.is_normalised:
+            like_weights = running.stand_in(recipe, self, call.get("x"))
+            if like_weights is not None:
+                changed["edge_weight"] = like_weights
+        runs_own = isinstance(graph, HAG) or _is_relations(graph)
+        if runs_own and recipe.forward is not None:
+            return recipe.forward(self, **{**call, **changed})
         if not changed:
             return stock_forward(self, *args, **kwargs)
         given = {**call, **changed}
@@ -428,6 +432,11 @@ def graph_size(recipe: Recipe, conv: Any, call: dict[str, Any]) -> tuple[int, in
 
 def plain_edges(graph: HAG | SequentialHAG) -> Tensor:
     """The edge index of a HAG or a prefix tree."""
+    if torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export():
+        raise RuntimeError(
+            "torch.onnx.export(dynamo=True) cannot take a HAG apart: pass edge_index in its place, "
+            "or call hag_plugin.restore(model) first"
+        )
     with outside_inference():
         return graph.edge_index
 

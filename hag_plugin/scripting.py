@@ -1,0 +1,28 @@
+"""TorchScript compiles the source of every module, which an accelerated one is more than."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from torch.nn import Module
+
+# What torch.jit.script asks a module, and each that it holds, before it compiles it.
+ASKED = "__prepare_scriptable__"
+
+
+def _refuse() -> NoReturn:
+    raise RuntimeError(
+        "torch.jit.script cannot compile an accelerated model: call hag_plugin.restore(model) "
+        "first. torch.jit.trace and torch.export take it as it is"
+    )
+
+
+def refuse(module: Module) -> None:
+    """Lets `torch.jit.script` say what to do about an accelerated module."""
+    module.__dict__[ASKED] = _refuse
+
+
+def allow(module: Module) -> None:
+    """Undoes `refuse`."""
+    if module.__dict__.get(ASKED) is _refuse:
+        del module.__dict__[ASKED]
