@@ -250,6 +250,24 @@ def test_an_edge_type_without_a_hag_is_said_once() -> None:
         torch.testing.assert_close(ours(data.x_dict, data.hag_dict)[kind], expected)
 
 
+@pytest.mark.parametrize("remove", [False, True])
+def test_one_type_of_several_and_back(remove: bool) -> None:
+    stock = heterogeneous()
+    data = ToHAG(remove_edge_index=remove)(copy.deepcopy(stock))
+    single = data.to_homogeneous()
+    assert single.num_edges == stock.to_homogeneous().num_edges
+    with pytest.warns(UserWarning, match="no HAG: the plain graph is used"):
+        hag = single.hag
+    assert_is_graph_of(hag, stock.to_homogeneous().edge_index)
+    again = single.to_heterogeneous()
+    assert "hag" not in again._global_store
+    with pytest.warns(UserWarning, match="no HAG: the plain graph is used"):
+        hags = again.hag_dict
+    for kind, edge_index in stock.edge_index_dict.items():
+        assert_is_graph_of(hags[kind], edge_index)
+    assert data.hag_dict[LIKES].method == "auto"
+
+
 # Data without a HAG among data that have one ----------------------------------------------------
 
 LISTS = {
