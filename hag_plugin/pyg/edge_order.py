@@ -162,24 +162,28 @@ def _try(layer: Any, stock: type, run: Run) -> tuple[bool, bool]:
         ):
             try:
                 twin = _twin(layer, stock, dtype)
-                first = _run(twin, run, dtype, count, _by_target)
-                turned = _run(twin, run, dtype, count, _turned)
+                first, edges = _run(twin, run, dtype, count, _by_target)
+                turned, others = _run(twin, run, dtype, count, _turned)
             except Exception:  # what a layer raises is not ours to know
                 continue
             if _differ(first, turned, dtype):
                 return True, True
+            told = not all(map(torch.equal, edges, others))  # it is not where none has two sources
             try:
-                mixed = _run(twin, run, dtype, count, _mixed)
+                mixed, _ = _run(twin, run, dtype, count, _mixed)
             except Exception:  # edges have to be sorted
-                return False, True
-            return _differ(first, mixed, dtype), True
+                return False, told
+            return _differ(first, mixed, dtype), told
     return False, False
 
 
 def _twin(layer: Any, stock: type, dtype: torch.dtype | None) -> Any:
     """A copy in evaluation mode, with random parameters, that nobody watches."""
-    twin = copy.deepcopy(layer).eval()
-    twin.__dict__.pop("_hag_session", None)
+    memo: dict[int, Any] = {id(layer.__dict__.get("_hag_session")): None}
+    for part in layer.modules():  # results that it keeps cannot be copied with their gradients
+        kept = [v for v in part.__dict__.values() if isinstance(v, Tensor) and not v.is_leaf]
+        memo |= {id(value): value.detach() for value in kept}
+    twin = copy.deepcopy(layer, memo).eval()
     if "_hag_stock" in type(twin).__dict__:
         twin.__class__ = stock
     for part in twin.modules():
@@ -195,13 +199,16 @@ def _twin(layer: Any, stock: type, dtype: torch.dtype | None) -> Any:
 
 def _run(
     twin: Any, run: Run, dtype: torch.dtype | None, count: int | None, order: Callable[..., Any]
-) -> Any:
+) -> tuple[Any, list[Tensor]]:
+    """The result, and the edges in the order that they had."""
     torch.manual_seed(0)
+    given: list[Tensor] = []
 
     def prepared(value: Any) -> Any:
         if isinstance(value, Edges):
             last = len(value.target) if count is None else min(count, len(value.target))
-            return value.values[..., :last][..., order(value.target[:last])]
+            given.append(value.values[..., :last][..., order(value.target[:last])])
+            return given[-1]
         if isinstance(value, dict):
             return {k: prepared(v) for k, v in value.items()}
         if isinstance(value, tuple | list):
@@ -210,7 +217,7 @@ def _run(
             return _random(value.shape, dtype, value.device)
         return value
 
-    return run(twin, prepared)
+    return run(twin, prepared), given
 
 
 def _random(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
