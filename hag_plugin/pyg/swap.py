@@ -188,17 +188,18 @@ def methods_of_edges(stock: type) -> tuple[str, ...]:
 
 def _plain_method(stock: type, name: str) -> Any:
     stock_method: Any = getattr(stock, name)
-    signature = inspect.signature(stock_method)
+    parameters = list(inspect.signature(stock_method).parameters.values())[1:]
+    names = [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL]
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
 
     @functools.wraps(stock_method)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not any(map(_holds_graph, args)) and not any(map(_holds_graph, kwargs.values())):
             return stock_method(self, *args, **kwargs)
-        bound = signature.bind(self, *args, **kwargs)
-        bound.apply_defaults()
-        _refuse_edge_values(self, _edge_value_names(bound.arguments), bound.arguments)
+        call = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+        _refuse_edge_values(self, _edge_value_names(call), call)
         if any(_holds_graph(value, HAG) for value in (*args, *kwargs.values())):
-            reason = edge_order.why_ordered(self, stock, name, bound.arguments)
+            reason = edge_order.why_ordered(self, stock, name, call)
             if reason is not None:
                 edge_order.refuse(stock, reason)
         out = stock_method(self, *_replaced(args, plain_edges), **_replaced(kwargs, plain_edges))
