@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import copyreg
 import warnings
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from hag_plugin.pyg.packing import HagList, unpack
 
 KEY = "hag"
 NODE_KEYS = {"num_nodes", "x", "pos", "batch"}
+LOST = "_hag_lost"  # in a store whose edges had HAGs in another form
 
 
 class HagStores:
@@ -107,6 +109,10 @@ class HagMixin(HagStores):
         have changed (a subgraph, a sampled or edited graph), the plain graph of the edges at hand
         is given instead, with a warning. None where there is no HAG.
         """
+        store = self._store  # type: ignore[attr-defined]
+        if KEY not in store._mapping and LOST in store.__dict__:
+            warn_of_no_hag("this graph, made of several types, has")
+            store[KEY] = plain_graph(self, store)
         return self._current_hag(self._store)  # type: ignore[attr-defined]
 
     @hag.setter
@@ -121,6 +127,14 @@ class HagMixin(HagStores):
                 "build_hag(data.edge_index, num_nodes=data.num_nodes)"
             )
         store[KEY] = value
+
+    def to_heterogeneous(self, *args: Any, **kwargs: Any) -> Any:
+        """As PyG's; its edges have no HAG."""
+        data = with_edges(self)
+        del data._store[KEY]
+        data = super(HagMixin, data).to_heterogeneous(*args, **kwargs)  # type: ignore[misc]
+        adopt(data)
+        return data
 
 
 class HagData(HagMixin, Data):  # type: ignore[misc]
@@ -140,6 +154,14 @@ class HagHeteroMixin(HagStores):
         """
         stores = self.edge_stores  # type: ignore[attr-defined]
         return {store._key: store.hag for store in stores if store._has_edges()}
+
+    def to_homogeneous(self, *args: Any, **kwargs: Any) -> Any:
+        """As PyG's; its edges have no HAG."""
+        data = with_edges(self)
+        data = super(HagHeteroMixin, data).to_homogeneous(*args, **kwargs)  # type: ignore[misc]
+        adopt(data)
+        data._store.__dict__[LOST] = True
+        return data
 
     def get_edge_store(self, src: str, rel: str, dst: str) -> HagEdgeStorage:
         """As PyG's."""
@@ -213,6 +235,26 @@ def size_of(data: Any, store: Any, otherwise: tuple[int, int]) -> tuple[int, int
         return _count(data[source], otherwise[0]), _count(data[target], otherwise[1])
     nodes = _count(store, otherwise[1])
     return nodes, nodes
+
+
+def is_removed(store: Any) -> bool:
+    """Whether the edges of a store are told by the HAG alone."""
+    return KEY in store._mapping and {"edge_index", "adj", "adj_t"}.isdisjoint(store._mapping)
+
+
+def edges_of(data: Any, store: Any) -> Tensor:
+    """The edges that a HAG stands for, in a tensor of their own."""
+    held = data._merge_hags(store)
+    hag: HAG = held.merged if isinstance(held, HagBatch) else held
+    return hag.edge_index.clone()
+
+
+def with_edges(data: Any) -> Any:
+    """A shallow copy in which no `edge_index` is left out."""
+    data = copy.copy(data)
+    for store in filter(is_removed, data.edge_stores):
+        store["edge_index"] = edges_of(data, store)
+    return data
 
 
 def plain_graph(data: Any, store: Any) -> HAG:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch_geometric import nn
 from torch_geometric.nn import aggr
 
 from hag_plugin.hag import outside_inference
@@ -39,23 +38,22 @@ FREE = {
     aggr.SetTransformerAggregation,
 }
 # What depends on the order of edges apart from its aggregation, or gives a value for each edge.
-# tests/pyg/test_edge_order.py finds them among all of PyG's.
-ORDERED: dict[tuple[type, str], str] = {
-    (nn.MeshCNNConv, "forward"): "it takes the edges of a node one by one",
-    (nn.InnerProductDecoder, "forward"): "it returns a value for each edge",
-    (nn.ARLinkPredictor, "forward"): "it returns a value for each edge",
-    (nn.ARLinkPredictor, "decode"): "it returns a value for each edge",
-    (nn.SignedGCN, "discriminate"): "it returns a value for each edge",
+# By name, as not every version of PyG has all. tests/pyg finds them among all of PyG's.
+ORDERED = {
+    "MeshCNNConv.forward": "it takes the edges of a node one by one",
+    "InnerProductDecoder.forward": "it returns a value for each edge",
+    "ARLinkPredictor.forward": "it returns a value for each edge",
+    "ARLinkPredictor.decode": "it returns a value for each edge",
+    "SignedGCN.discriminate": "it returns a value for each edge",
 }
-
 FOUND_FREE = "_hag_free"  # in a layer: the aggregation with which it was found to be
 
 
 def why_ordered(layer: Any, stock: type, method: str, call: dict[str, Any]) -> str | None:
     """Why a layer depends on the order of edges, as far as this can be seen. None: it may not."""
-    for (cls, name), reason in ORDERED.items():
-        if issubclass(stock, cls) and name == method:
-            return reason
+    name = pyg_method(stock, method)
+    if name in ORDERED:
+        return ORDERED[name]
     own = layer.__dict__
     if own.get("_explain") is True and own.get("_edge_mask") is not None:
         return "it is being explained, with a mask over edges"
@@ -70,6 +68,13 @@ def why_ordered(layer: Any, stock: type, method: str, call: dict[str, Any]) -> s
     if type(own["_modules"].get("aggr_module")) is aggr.LSTMAggregation:
         return "aggr='lstm'"
     return None
+
+
+def pyg_method(cls: type, method: str) -> str | None:
+    """The name, as in "GAE.test", of the method of PyG's that a class has; None if it is not."""
+    owner = next((c for c in cls.__mro__ if method in c.__dict__), object)
+    is_pyg = owner.__module__.startswith("torch_geometric.")
+    return f"{owner.__name__}.{method}" if is_pyg else None
 
 
 def refuse(stock: type, reason: str) -> None:
@@ -157,24 +162,28 @@ def _try(layer: Any, stock: type, run: Run) -> tuple[bool, bool]:
         ):
             try:
                 twin = _twin(layer, stock, dtype)
-                first = _run(twin, run, dtype, count, _by_target)
-                turned = _run(twin, run, dtype, count, _turned)
+                first, edges = _run(twin, run, dtype, count, _by_target)
+                turned, others = _run(twin, run, dtype, count, _turned)
             except Exception:  # what a layer raises is not ours to know
                 continue
             if _differ(first, turned, dtype):
                 return True, True
+            told = not all(map(torch.equal, edges, others))  # it is not where none has two sources
             try:
-                mixed = _run(twin, run, dtype, count, _mixed)
+                mixed, _ = _run(twin, run, dtype, count, _mixed)
             except Exception:  # edges have to be sorted
-                return False, True
-            return _differ(first, mixed, dtype), True
+                return False, told
+            return _differ(first, mixed, dtype), told
     return False, False
 
 
 def _twin(layer: Any, stock: type, dtype: torch.dtype | None) -> Any:
     """A copy in evaluation mode, with random parameters, that nobody watches."""
-    twin = copy.deepcopy(layer).eval()
-    twin.__dict__.pop("_hag_session", None)
+    memo: dict[int, Any] = {id(layer.__dict__.get("_hag_session")): None}
+    for part in layer.modules():  # results that it keeps cannot be copied with their gradients
+        kept = [v for v in part.__dict__.values() if isinstance(v, Tensor) and not v.is_leaf]
+        memo |= {id(value): value.detach() for value in kept}
+    twin = copy.deepcopy(layer, memo).eval()
     if "_hag_stock" in type(twin).__dict__:
         twin.__class__ = stock
     for part in twin.modules():
@@ -190,13 +199,16 @@ def _twin(layer: Any, stock: type, dtype: torch.dtype | None) -> Any:
 
 def _run(
     twin: Any, run: Run, dtype: torch.dtype | None, count: int | None, order: Callable[..., Any]
-) -> Any:
+) -> tuple[Any, list[Tensor]]:
+    """The result, and the edges in the order that they had."""
     torch.manual_seed(0)
+    given: list[Tensor] = []
 
     def prepared(value: Any) -> Any:
         if isinstance(value, Edges):
             last = len(value.target) if count is None else min(count, len(value.target))
-            return value.values[..., :last][..., order(value.target[:last])]
+            given.append(value.values[..., :last][..., order(value.target[:last])])
+            return given[-1]
         if isinstance(value, dict):
             return {k: prepared(v) for k, v in value.items()}
         if isinstance(value, tuple | list):
@@ -205,7 +217,7 @@ def _run(
             return _random(value.shape, dtype, value.device)
         return value
 
-    return run(twin, prepared)
+    return run(twin, prepared), given
 
 
 def _random(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -13,12 +13,20 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
-from torch_geometric.data import Batch, in_memory_dataset
 from torch_geometric.data import batch as batching
+from torch_geometric.data import in_memory_dataset
 from torch_geometric.transforms import BaseTransform
 
-from hag_plugin.pyg.data import KEY, HagStores, adopt, plain_graph, warn_of_no_hag
-from hag_plugin.pyg.merged import HagBatch
+from hag_plugin.pyg.data import (
+    KEY,
+    HagStores,
+    adopt,
+    edges_of,
+    is_removed,
+    plain_graph,
+    warn_of_no_hag,
+    with_edges,
+)
 
 EDGES = "edge_index"
 
@@ -83,15 +91,8 @@ def _complete(data: Any, held: set[Any], given: set[Any]) -> Any:
         if store._key in held and hag is None and isinstance(edge_index, Tensor):
             store[KEY] = plain_graph(data, store)
         elif store._key in given and edge_index is None and hag is not None:
-            store[EDGES] = _edges_of(data, store)
+            store[EDGES] = edges_of(data, store)
     return data
-
-
-def _edges_of(data: Any, store: Any) -> Tensor:
-    """The edges that were removed, in an own tensor."""
-    held = data._merge_hags(store) if isinstance(data, Batch) else store._mapping[KEY]
-    hag = held.merged if isinstance(held, HagBatch) else held
-    return hag.edge_index.clone()
 
 
 # Transforms -------------------------------------------------------------------------------------
@@ -100,12 +101,11 @@ def _edges_of(data: Any, store: Any) -> Tensor:
 def _transforming(stock: Any) -> Any:
     @functools.wraps(stock)
     def __call__(self: Any, data: Any) -> Any:
-        if not any(map(_is_removed, _stores_of(data))):
+        removed = {store._key for store in _stores_of(data) if is_removed(store)}
+        if not removed:
             return stock(self, data)
-        data = copy.copy(data)
-        lent = {}
-        for store in filter(_is_removed, data.edge_stores):
-            store[EDGES] = lent[store._key] = _edges_of(data, store)
+        data = with_edges(data)
+        lent = {s._key: s[EDGES] for s in data.edge_stores if s._key in removed}
         versions = {key: edges._version for key, edges in lent.items()}
         out = stock(self, data)
         for result in out if isinstance(out, list | tuple) else (out,):
@@ -117,11 +117,6 @@ def _transforming(stock: Any) -> Any:
         return out
 
     return __call__
-
-
-def _is_removed(store: Any) -> bool:
-    """Whether the edges are told by the HAG alone."""
-    return KEY in store._mapping and {EDGES, "adj", "adj_t"}.isdisjoint(store._mapping)
 
 
 def _stores_of(data: Any) -> Iterator[Any]:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch_geometric import nn
 from torch_geometric.nn import DirGNNConv, MessagePassing
 
 from hag_plugin.hag import HAG, outside_inference
@@ -121,10 +120,12 @@ def _forward(stock: type, recipe: Recipe) -> Any:
             return stock_forward(self, *args, **kwargs)
         given = {**call, **changed}
         out = stock_forward(self, **given)
-        if not edge_order.is_free(self, stock):
-            for name in recipe.graphs:
-                if not isinstance(call.get(name), Tensor | SequentialHAG | None):
-                    _check_order(self, stock, stock_forward, (), _as_edges(self, given, name))
+        for name in recipe.graphs:
+            replaced = isinstance(changed.get(name), Tensor)
+            if replaced and not (
+                isinstance(call[name], SequentialHAG) or edge_order.is_free(self, stock)
+            ):
+                _check_order(self, stock, stock_forward, (), _as_edges(self, given, name))
         return out
 
     return forward
@@ -154,17 +155,17 @@ def _check_order(
 
 # Methods of PyG's that only hand on the edges they are given, to layers that may have a recipe.
 HAND_ON = {
-    (nn.models.basic_gnn.BasicGNN, "forward"),
-    (nn.AntiSymmetricConv, "forward"),
-    (nn.GPSConv, "forward"),
-    (nn.LightGCN, "get_embedding"),
-    (nn.NeuralFingerprint, "forward"),
-    (nn.PMLP, "forward"),
-    (nn.RECT_L, "embed"),
-    (nn.RECT_L, "forward"),
-    (nn.SGFormer, "forward"),
-    (nn.models.sgformer.GraphModule, "forward"),
-    (nn.SignedGCN, "forward"),
+    "AntiSymmetricConv.forward",
+    "BasicGNN.forward",
+    "GPSConv.forward",
+    "GraphModule.forward",  # of SGFormer
+    "LightGCN.get_embedding",
+    "NeuralFingerprint.forward",
+    "PMLP.forward",
+    "RECT_L.embed",
+    "RECT_L.forward",
+    "SGFormer.forward",
+    "SignedGCN.forward",
 }
 
 
@@ -179,30 +180,30 @@ def methods_of_edges(stock: type) -> tuple[str, ...]:
     if not any(cls.__module__.startswith("torch_geometric.") for cls in stock.__mro__):
         return ()
     found = []
-    for name in dir(stock):
-        owner = next((cls for cls in stock.__mro__ if name in cls.__dict__), object)
-        method = owner.__dict__.get(name)
-        if not owner.__module__.startswith("torch_geometric.") or not inspect.isfunction(method):
+    for name in (name for name in dir(stock) if not name.startswith("_")):
+        method = inspect.getattr_static(stock, name)
+        known = edge_order.pyg_method(stock, name)
+        if known is None or known in HAND_ON or not inspect.isfunction(method):
             continue
-        takes = any("edge_index" in parameter for parameter in inspect.signature(method).parameters)
-        if takes and not name.startswith("_") and (owner, name) not in HAND_ON:
+        if any("edge_index" in parameter for parameter in inspect.signature(method).parameters):
             found.append(name)
     return tuple(found)
 
 
 def _plain_method(stock: type, name: str) -> Any:
     stock_method: Any = getattr(stock, name)
-    signature = inspect.signature(stock_method)
+    parameters = list(inspect.signature(stock_method).parameters.values())[1:]
+    names = [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL]
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
 
     @functools.wraps(stock_method)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not any(map(_holds_graph, args)) and not any(map(_holds_graph, kwargs.values())):
             return stock_method(self, *args, **kwargs)
-        bound = signature.bind(self, *args, **kwargs)
-        bound.apply_defaults()
-        _refuse_edge_values(self, _edge_value_names(bound.arguments), bound.arguments)
+        call = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+        _refuse_edge_values(self, _edge_value_names(call), call)
         if any(_holds_graph(value, HAG) for value in (*args, *kwargs.values())):
-            reason = edge_order.why_ordered(self, stock, name, bound.arguments)
+            reason = edge_order.why_ordered(self, stock, name, call)
             if reason is not None:
                 edge_order.refuse(stock, reason)
         out = stock_method(self, *_replaced(args, plain_edges), **_replaced(kwargs, plain_edges))
@@ -266,8 +267,8 @@ def _few_of_one(conv: Any, recipe: Recipe, x: Any, graph: Any) -> Tensor | None:
         return None
     nodes = x.shape[conv.node_dim]
     fits = nodes == graph.num_src == graph.num_dst and x.device == graph.device
-    free = conv._explain is not True and edge_order.is_free(conv, stock_class(conv))
-    return plain_edges(graph) if fits and free else None
+    fits = fits and conv._explain is not True and edge_order.has_free_aggregation(conv)
+    return plain_edges(graph) if fits else None
 
 
 def _settle_graphs(

@@ -16,7 +16,7 @@ from torch_geometric.explain.algorithm.utils import set_masks
 from torch_geometric.nn import aggr
 
 import hag_plugin as hp
-from hag_plugin.pyg import accelerate, edge_order, recipes
+from hag_plugin.pyg import accelerate, edge_order, recipes, restore
 
 NODES, WIDTH, EDGES = 12, 4, 40
 
@@ -216,6 +216,41 @@ class Numbered(pyg.MessagePassing):
     def forward(self, numbers: Tensor, edge_index: Any, scale: Tensor) -> Tensor:
         assert scale.dtype == torch.float32
         return self.propagate(edge_index, x=self.table(numbers) * scale)
+
+
+class Keeping(UserConv):
+    """That keeps its last messages."""
+
+    def message(self, x_j: Tensor) -> Tensor:
+        self.kept = x_j * self.scale
+        return self.kept
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.scale = nn.Parameter(torch.ones(1))
+
+
+@pytest.mark.parametrize("reduce", ["sum", "gru"])
+def test_where_nothing_can_be_told_it_is_asked_again(reduce: str) -> None:
+    """Each node has one source in the first graph."""
+    x = torch.randn(NODES, WIDTH)
+    one = hp.build_hag(torch.arange(NODES).expand(2, -1), num_nodes=NODES)
+    edge_index = edges()
+    kwargs = {"aggr_kwargs": {"in_channels": WIDTH, "out_channels": 3}} if reduce == "gru" else {}
+    stock = Keeping(aggr=reduce, **kwargs)
+    ours = accelerate(copy.deepcopy(stock))
+    hag = hp.build_hag(edge_index, num_nodes=NODES)
+    torch.testing.assert_close(ours(x, one), stock(x, one.edge_index))
+    assert edge_order.FOUND_FREE not in ours.__dict__
+    for _ in range(2):
+        if reduce == "gru":
+            with pytest.raises(ValueError, match="with aggr='gru'"):
+                ours(x, hag)
+        else:
+            torch.testing.assert_close(ours(x, hag), stock(x, edge_index))
+            assert edge_order.FOUND_FREE in ours.__dict__
+            assert ours.kept.requires_grad
+    assert edge_order.FOUND_FREE not in restore(ours).__dict__
 
 
 @pytest.mark.parametrize("layer", ["PerEdge", "First", "Sum", "Numbered"])
