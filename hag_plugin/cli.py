@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 import hag_plugin as hp
 from hag_plugin import calibrate, constants, datasets, graph_files
+from hag_plugin.graph_arguments import FILE_HELP, add_ids
 from hag_plugin.graph_data import DatasetError, GraphData
 from hag_plugin.hag import HAG
 from hag_plugin.occupancy import Occupancy
@@ -33,9 +34,8 @@ from hag_plugin.program import METHODS, SELF_LOOPS, SelfLoops, Stats
 LOOPS: dict[str, SelfLoops] = {str(mode) if mode else "none": mode for mode in SELF_LOOPS}
 PACKAGES = ("hag-plugin", "torch", "torch_geometric", "dgl", "numpy")
 GRAPH_HELP = (
-    f"a built-in graph ({', '.join(datasets.BUILT_IN)}); a file: .npz, a HAG file, or an edge "
-    f"list ({', '.join(graph_files.EDGE_LIST_SUFFIXES)}); with --root, a TU or Planetoid name "
-    "(MUTAG, Cora, ...) or the name of an .npz in it"
+    f"a built-in graph ({', '.join(datasets.BUILT_IN)}); {FILE_HELP}; with "
+    "--root, a TU or Planetoid name (MUTAG, Cora, ...) or the name of an .npz in it"
 )
 
 
@@ -123,15 +123,7 @@ def _add_source(parser: Any) -> None:
     parser.add_argument(
         "--graphs", type=_positive, metavar="N", help="ego-networks to generate (default 1000)"
     )
-    parser.add_argument(
-        "--relabel",
-        action="store_true",
-        help="edge list: number the ids that occur from 0; without it, ids that do not occur are "
-        "isolated nodes",
-    )
-    parser.add_argument(
-        "--undirected", action="store_true", help="edge list: take every edge in both directions"
-    )
+    add_ids(parser)
 
 
 def _add_search(parser: Any) -> None:
