@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 import hag_plugin as hp
-from hag_plugin import calibrate, constants, datasets, graph_files
+from hag_plugin import calibrate, constants, datasets, files, graph_files
 from hag_plugin.graph_arguments import FILE_HELP, add_ids
 from hag_plugin.graph_data import DatasetError, GraphData
 from hag_plugin.hag import HAG
@@ -307,8 +307,7 @@ def _load(args: argparse.Namespace, name: str, features: bool) -> GraphData:
         relabel=args.relabel,
         undirected=args.undirected,
     )
-    if not args.json:
-        print(f"{data.name}: {data.source}", file=sys.stderr)
+    print(f"{data.name}: {data.source}", file=sys.stderr)
     return data
 
 
@@ -416,10 +415,7 @@ def _stats(args: argparse.Namespace) -> None:
 def _build(args: argparse.Namespace) -> None:
     mode = LOOPS[args.self_loops]
     output = Path(args.output)
-    if output.suffix.lower() != ".npz":
-        raise DatasetError(f"output is {args.output!r}; expected a name that ends in .npz")
-    if not output.parent.is_dir():
-        raise DatasetError(f"output is {args.output!r}; there is no folder {output.parent}")
+    files.check_output(output, (".npz",))
     data = _load(args, args.graph, features=False)
     hag = _search(args, data, mode)
     hag.save(output)
@@ -457,6 +453,9 @@ def _calibrate(args: argparse.Namespace) -> None:
             f"{constants.PATH_VARIABLE} is empty, which stands for the defaults; expected a file "
             "in it, or --output FILE"
         )
+    if not args.output:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    files.check_output(path)
     with tqdm(
         total=1.0,
         disable=args.quiet,

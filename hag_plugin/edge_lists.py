@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hag_plugin.edges import LARGER, Edges, ends, from_floats, from_names, whole
+from hag_plugin.edges import LARGER, Edges, counted, ends, from_floats, from_names, whole
 from hag_plugin.graph_data import MAX_ID, DatasetError
 from hag_plugin.graph_source import Source
 
@@ -88,13 +88,19 @@ def read_edge_list(source: Source, head: str, *, relabel: bool) -> Edges:
     if form is None:
         raise _wrong_line(source, None, relabel, "no separator was found")
     pairs, named = _parse(source, form, relabel)
-    notes = _hint(head, pairs)
+    notes = _size_line(head, pairs)
 
     def where(edge: int) -> str:
         number, text = next(islice(_edges_of(source, form), edge, None))
         return f"{source.name}, line {number}: {text[:60]!r}"
 
-    return Edges(pairs, _words(source, form, pairs.shape[1], notes), where, named=named)
+    return Edges(
+        pairs,
+        _words(source, form, pairs.shape[1], notes),
+        where,
+        named=named,
+        says_undirected=bool(UNDIRECTED.search(head)),
+    )
 
 
 def _data_lines(lines: Iterator[str]) -> Iterator[tuple[int, str]]:
@@ -246,7 +252,7 @@ def _load(source: Source, form: Form, dtype: Any, converters: Any = None) -> np.
     """
     lines = 0
 
-    def counted() -> Iterator[str]:
+    def read() -> Iterator[str]:
         nonlocal lines
         for _, text in _edges_of(source, form):
             lines += 1
@@ -255,7 +261,7 @@ def _load(source: Source, form: Form, dtype: Any, converters: Any = None) -> np.
     options: dict[str, Any] = {"delimiter": form.separator, "quotechar": form.quote}
     if converters is not None:
         options["converters"] = dict.fromkeys(form.picks, converters)
-    stream = counted()
+    stream = read()
     first = next(stream, None)
     if first is None:
         return np.zeros((2, 0), dtype)
@@ -286,6 +292,8 @@ def _wrong_line(source: Source, form: Form | None, relabel: bool, otherwise: str
     for number, text in _edges_of(source, form):
         fields = form.fields(text)
         place = f"{source.name}, line {number}: {text.strip()[:60]!r}"
+        if text.count(form.quote) % 2:
+            return DatasetError(f"{place}; expected the quote {form.quote} to end in its line")
         if len(fields) < 2:
             return DatasetError(f"{place}; expected two node ids")
         if form.columns and len(fields) != form.columns:
@@ -321,20 +329,16 @@ def _words(source: Source, form: Form | None, edges: int, notes: str) -> str:
         parts.append("other columns ignored")
     elif not form.columns:
         parts.append("what follows two ids ignored")
-    return ", ".join([*parts, f"{edges:,} edges"]) + notes
+    return ", ".join([*parts, counted(edges, "edge")]) + notes
 
 
-def _hint(head: str, pairs: np.ndarray) -> str:
-    """What may be meant otherwise, and how to say so."""
-    notes = ""
-    if UNDIRECTED.search(head):
-        notes += ", each in its direction only, although it says that it is undirected "
-        notes += "(--undirected takes both)"
+def _size_line(head: str, pairs: np.ndarray) -> str:
+    """That the first line may hold the numbers of nodes and edges."""
     if pairs.shape[1] > 2:
         nodes, edges = pairs[:, 0].tolist()
         if edges == pairs.shape[1] - 1 and nodes > int(pairs[:, 1:].max()):
-            notes += (
+            return (
                 f"; its first line, {nodes} {edges}, is read as an edge: delete it if it is the "
                 "numbers of nodes and edges"
             )
-    return notes
+    return ""

@@ -14,7 +14,7 @@ from hag_plugin.graph_data import MAX_ID, DatasetError, GraphData
 
 MAX_EXACT_FLOAT = 2.0**53  # from here on not every whole number is a double
 LARGER = "(2^31 - 2; --relabel numbers any ids)"
-GAPS = 100  # nodes for each id that occurs; with fewer than FEW_NODES, any number
+GAPS = 10  # nodes for each id that occurs; with fewer than FEW_NODES, any number
 FEW_NODES = 10**6
 WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -38,6 +38,7 @@ class Edges:
         where: says where edge `i` is, and what stands there.
         num_nodes: where the file says so.
         named: whether the ids were texts, or numbers beyond int64.
+        says_undirected: whether the file says that its edges have no direction.
     """
 
     pairs: np.ndarray
@@ -45,6 +46,7 @@ class Edges:
     where: Callable[[int], str]
     num_nodes: int | None = None
     named: bool = False
+    says_undirected: bool = False
 
 
 def whole(text: str) -> int | None:
@@ -57,6 +59,11 @@ def whole(text: str) -> int | None:
         if value.is_integer() and abs(value) < MAX_EXACT_FLOAT:
             return int(value)
     return None
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things: "1 edge", "2,000 edges"."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def ends(names: Sequence[str]) -> tuple[int, int] | None:
@@ -134,6 +141,11 @@ def graph_of(name: str, edges: Edges, relabel: bool, undirected: bool) -> GraphD
     if undirected:
         pairs = generators.undirected(pairs, num_nodes)
         words += ", both directions of every edge"
+    elif edges.says_undirected:
+        words += (
+            ", each in its direction only, although the file says that it is undirected "
+            "(--undirected takes both)"
+        )
     return GraphData(name, words, torch.from_numpy(np.ascontiguousarray(pairs)), num_nodes)
 
 
@@ -147,9 +159,8 @@ def _nodes(edges: Edges) -> tuple[int, int]:
         raise DatasetError(f"{edges.where(wrong)}; expected ids from 0 to {limit - 1}{power}")
     largest = int(pairs.max()) + 1 if pairs.size else 0
     num_nodes = largest if edges.num_nodes is None else edges.num_nodes
-    most = max(FEW_NODES, GAPS * pairs.size)
     distinct = pairs.size
-    if num_nodes <= most:  # otherwise there is no room for a flag a node
+    if num_nodes <= max(FEW_NODES, GAPS * pairs.size):  # otherwise there is no room for flags
         seen = np.zeros(num_nodes, bool)
         seen[pairs] = True
         distinct = int(seen.sum())

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hag_plugin import generators
 from hag_plugin.edge_lists import read_edge_list
-from hag_plugin.edges import Edges, ends, from_floats, from_names, graph_of
+from hag_plugin.edges import Edges, counted, ends, from_floats, from_names, graph_of
 from hag_plugin.graph_data import DatasetError, GraphData
 from hag_plugin.graph_source import FILES_EXTRA, STDIN, Source
 from hag_plugin.hag import HAG
@@ -197,7 +197,9 @@ def _read_parquet(source: Source, relabel: bool) -> Edges:
     words = (
         f"{source.name} read as: {_packed(source)}{kind}, source {picks[0]!r}, target {picks[1]!r}"
     )
-    words += f", {table.num_rows:,} edges" + (", other columns ignored" if len(names) > 2 else "")
+    words += f", {counted(table.num_rows, 'edge')}" + (
+        ", other columns ignored" if len(names) > 2 else ""
+    )
     if all(pa.types.is_integer(column.type) for column in columns):
         try:
             wide = [column.cast(pa.int64()).to_numpy() for column in columns]
@@ -232,7 +234,7 @@ def _read_npy(source: Source, relabel: bool) -> Edges:
 
 def _edge_array(source: Source, key: str, array: np.ndarray, nodes: int | None = None) -> Edges:
     """Edges `[2, E]`, or `[E, 2]` where that is the only way to read them."""
-    if array.dtype.kind == "f" and array.ndim == 2:
+    if array.dtype.kind == "f" and array.ndim == 2 and key != "edge_index":
         whole = from_floats(array)
         array = array if whole is None else whole
     turned = array.ndim == 2 and array.shape[1] == 2 and array.shape[0] != 2
@@ -242,7 +244,9 @@ def _edge_array(source: Source, key: str, array: np.ndarray, nodes: int | None =
         )
     form = "[E, 2]" if turned else "[2, E]"
     pairs = array.T if turned else array
-    words = f"{source.name} read as: {_packed(source)}{key} {form}, {pairs.shape[1]:,} edges"
+    words = (
+        f"{source.name} read as: {_packed(source)}{key} {form}, {counted(pairs.shape[1], 'edge')}"
+    )
     if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.int64).max:
         raise DatasetError(f"{source.name}: {key} holds {array.max()}; expected ids below 2^63")
     return _edges(pairs, words, nodes)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hag_plugin import files
 from hag_plugin.build import build_hag
 from hag_plugin.graph_data import DatasetError, GraphData
 from hag_plugin.hag import HAG
@@ -46,12 +47,8 @@ class Drawing:
 
 
 def check_output(path: str) -> None:
-    """Raises a `DatasetError` unless `path` can be drawn to; before the search, not after."""
-    if Path(path).suffix.lower() not in PICTURES or not Path(path).resolve().parent.is_dir():
-        raise DatasetError(
-            f"--output is {path!r}; expected a name that ends in {' or '.join(PICTURES)}, in a "
-            "folder that exists"
-        )
+    """Raises `DatasetError` or OSError unless `path` can be drawn to; before the search."""
+    files.check_output(path, PICTURES, "--output")
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as e:
@@ -100,7 +97,9 @@ def draw(
         _draw_uses(sharing, uses, data)
         _draw_costs(capacity, costs, hag, self_loops)
         metadata = {"Date": None} if Path(path).suffix.lower() == ".svg" else None
-        figure.savefig(path, dpi=90, metadata=metadata)
+        with files.whole_file(path) as file:
+            form = Path(path).suffix[1:].lower()
+            figure.savefig(file, format=form, dpi=90, metadata=metadata)
     return {
         "output": path,
         "drawn_nodes": part.num_nodes,

@@ -17,11 +17,10 @@ import torch
 from tqdm import tqdm
 
 from hag_plugin import datasets
-from hag_plugin.files import write_whole
+from hag_plugin.files import check_output, write_whole
 from hag_plugin.graph_arguments import add_ids
 from hag_plugin.graph_data import DatasetError
 from hag_plugin.parallel import topology as topologies
-from hag_plugin.parallel.chrome_trace import check_json_path
 from hag_plugin.parallel.cost import MODES
 from hag_plugin.parallel.exact import InfeasibleError
 from hag_plugin.parallel.opgraph import OpGraph
@@ -164,7 +163,7 @@ def run_plan(args: argparse.Namespace) -> dict[str, Any]:
     with in_words():
         required = dict(_pair(text) for text in args.require)
         if args.output:
-            check_json_path(args.output)
+            check_output(args.output, (".json",), "file")
         graph = graph_of(args)
         found = plan(
             graph,
@@ -211,7 +210,7 @@ def run_probe(args: argparse.Namespace) -> dict[str, Any]:
 
     with in_words():
         if args.output:
-            check_json_path(args.output)
+            check_output(args.output, (".json",), "file")
         sizes = [s for s in SIZES if s <= args.largest] or [args.largest]
         with tqdm(total=1.0, disable=args.quiet, leave=False, file=sys.stderr,
                   bar_format="{desc:<16} {percentage:3.0f}% |{bar}| {elapsed}") as bar:  # fmt: skip
@@ -265,8 +264,7 @@ def graph_of(args: argparse.Namespace) -> OpGraph:
         data = datasets.load(
             args.graph, args.root, relabel=args.relabel, undirected=args.undirected
         )
-        if not args.json:
-            print(f"{data.name}: {data.source}", file=sys.stderr)
+        print(f"{data.name}: {data.source}", file=sys.stderr)
         features = data.x.shape[1] if data.x is not None else args.features or 128
         classes = args.classes or (data.num_classes if data.y is not None else 16)
     model = _model(args.model, features, args.hidden, args.layers, classes)
