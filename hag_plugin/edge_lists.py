@@ -116,10 +116,14 @@ def _edges_of(source: Source, form: Form) -> Iterator[tuple[int, str]]:
         lines = _data_lines(iter(file))
         if form.first_is_header:
             next(lines, None)
+        before_quote = re.compile(f"{re.escape(form.separator or ' ')}[ \t]+{form.quote}")
         for number, line in lines:
             text = line.rstrip("\n") if form.separator == "\t" else line.strip()
-            if form.separator is None and "#" in text:
-                text = TRAILING_COMMENT.sub("", text)
+            if form.separator is None:
+                if "#" in text:
+                    text = TRAILING_COMMENT.sub("", text)
+            elif form.quote in text:  # NumPy knows a quote right after a separator only
+                text = before_quote.sub(form.separator + form.quote, text)
             yield number, text
 
 
@@ -148,7 +152,8 @@ def _form(sample: list[str], head: str) -> Form | None:
 
 def _try(sample: list[str], head: str, separator: str | None, quote: str) -> Form | None:
     rows = [_split(line, separator, quote) for line in sample]
-    body = rows[1:] or rows
+    titled = rows[0][:1] and whole(rows[0][0]) is None  # as far as one line tells
+    body = (rows[1:] or rows) if titled else rows
     columns, _ = Counter(map(len, body)).most_common(1)[0]
     if separator is None and max(map(len, rows)) > 2 and _has_free_text(body):
         columns = 0
