@@ -7,7 +7,8 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count, islice
+from functools import partial
+from itertools import chain, count, islice
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from hag_plugin.graph_source import Source
 COMMENTS = ("#", "%", "//")
 SEPARATORS = ("\t", ";", "|", ",", None)  # None: blanks
 SEPARATOR_NAMES = {"\t": "tab", None: "blank"}
+SPECIAL = re.compile(r"[#%/\"']")  # comments and quotes
+BLOCK = 1 << 20  # characters read at a time
 SAMPLE = 200  # lines that tell the form
 FOREIGN = (
     (r"<\?xml|<graphml|<gexf|<!doctype|<html", "XML or HTML"),
@@ -55,6 +58,16 @@ class Form:
     picks: tuple[int, int]
     score: int
 
+    def plain(self, line: str) -> str:
+        """A line as NumPy reads it: no comment at its end, no blanks before a quote."""
+        if self.separator is None:
+            return TRAILING_COMMENT.sub("", line) if "#" in line else line
+        if self.quote not in line:
+            return line
+        separator = self.separator
+        parts = re.split(f"{re.escape(separator)}[ \t]+(?={self.quote})", line.strip(" "))
+        return separator.join(parts)
+
     def fields(self, line: str) -> list[str]:
         """The columns of a line."""
         return _split(line, self.separator, self.quote)
@@ -90,10 +103,7 @@ def read_edge_list(source: Source, head: str, *, relabel: bool) -> Edges:
     pairs, named = _parse(source, form, relabel)
     notes = _size_line(head, pairs)
 
-    def where(edge: int) -> str:
-        number, text = next(islice(_edges_of(source, form), edge, None))
-        return f"{source.name}, line {number}: {text[:60]!r}"
-
+    where = partial(_place, source, form)
     return Edges(
         pairs,
         _words(source, form, pairs.shape[1], notes),
@@ -112,19 +122,37 @@ def _data_lines(lines: Iterator[str]) -> Iterator[tuple[int, str]]:
 
 
 def _edges_of(source: Source, form: Form) -> Iterator[tuple[int, str]]:
+    """The lines of edges, and their numbers."""
     with source.text() as file:
         lines = _data_lines(iter(file))
         if form.first_is_header:
             next(lines, None)
-        before_quote = re.compile(f"{re.escape(form.separator or ' ')}[ \t]+{form.quote}")
         for number, line in lines:
-            text = line.rstrip("\n") if form.separator == "\t" else line.strip()
-            if form.separator is None:
-                if "#" in text:
-                    text = TRAILING_COMMENT.sub("", text)
-            elif form.quote in text:  # NumPy knows a quote right after a separator only
-                text = before_quote.sub(form.separator + form.quote, text)
-            yield number, text
+            yield number, form.plain(line.rstrip("\n"))
+
+
+def _blocks_of(source: Source, form: Form) -> Iterator[list[str]]:
+    """The same lines, many at a time: fast where they are numbers and separators only."""
+    with source.text() as file:
+        header, rest, block = form.first_is_header, "", " "
+        while block:
+            block = file.read(BLOCK)
+            text = rest + block
+            lines = text.split("\n")
+            rest = lines.pop() if block else ""
+            if SPECIAL.search(text):
+                lines = [form.plain(line) for _, line in _data_lines(iter(lines))]
+            else:
+                lines = [line for line in lines if line and not line.isspace()]
+            if header and lines:
+                header = False
+                del lines[0]
+            yield lines
+
+
+def _place(source: Source, form: Form, edge: int) -> str:
+    number, text = next(islice(_edges_of(source, form), edge, None))
+    return f"{source.name}, line {number}: {text.strip()[:60]!r}"
 
 
 # The form ---------------------------------------------------------------------------------------
@@ -242,10 +270,7 @@ def _parse(source: Source, form: Form, relabel: bool) -> tuple[np.ndarray, bool]
             raise
         raise _wrong_line(source, form, relabel, str(e)) from e
 
-    def where(edge: int) -> str:
-        number, text = next(islice(_edges_of(source, form), edge, None))
-        return f"{source.name}, line {number}: {text[:60]!r}"
-
+    where = partial(_place, source, form)
     return from_names(pairs, list(codes), where, relabel)
 
 
@@ -257,32 +282,28 @@ def _load(source: Source, form: Form, dtype: Any, converters: Any = None) -> np.
     """
     lines = 0
 
-    def read() -> Iterator[str]:
+    def read() -> Iterator[list[str]]:
         nonlocal lines
-        for _, text in _edges_of(source, form):
-            lines += 1
-            yield text
+        for block in _blocks_of(source, form):
+            lines += len(block)
+            yield block
 
     options: dict[str, Any] = {"delimiter": form.separator, "quotechar": form.quote}
     if converters is not None:
         options["converters"] = dict.fromkeys(form.picks, converters)
-    stream = read()
+    stream = chain.from_iterable(read())
     first = next(stream, None)
     if first is None:
         return np.zeros((2, 0), dtype)
-
-    def all_lines() -> Iterator[str]:
-        yield first
-        yield from stream
-
+    stream = chain([first], stream)
     options |= {"comments": None, "encoding": None, "ndmin": 1}
     if form.columns:  # every line has all of them; what is not picked is one character each
         fields = [(str(i), dtype if i in form.picks else "U1") for i in range(form.columns)]
-        table = np.loadtxt(all_lines(), dtype=fields, **options)
+        table = np.loadtxt(stream, dtype=fields, **options)
         pairs = np.stack([table[str(pick)] for pick in form.picks])
     else:
         options["ndmin"] = 2
-        pairs = np.loadtxt(all_lines(), dtype=dtype, usecols=form.picks, **options).T
+        pairs = np.loadtxt(stream, dtype=dtype, usecols=form.picks, **options).T
     if pairs.shape[1] != lines:
         raise DatasetError(
             f"{source.name}: {lines} lines but {pairs.shape[1]} edges; expected every quote "

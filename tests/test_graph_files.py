@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hag_plugin import datasets
+from hag_plugin import datasets, edge_lists
 from hag_plugin.cli import main
 from hag_plugin.graph_data import DatasetError
 
@@ -84,10 +84,11 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
     encoding=st.sampled_from(ENCODINGS),
     around=st.sampled_from(sorted(AROUND)),
     packer=st.sampled_from(sorted(PACKERS)),
+    block=st.sampled_from([1, 7, 1 << 20]),
 )
 def test_an_edge_list_of_any_form_is_read(
     tmp_path: Path, edges: Pairs, separator: str, ids: str, extra: str, header: Any, end: str,
-    last: bool, encoding: str, around: str, packer: str,
+    last: bool, encoding: str, around: str, packer: str, block: int,
 ) -> None:  # fmt: skip
     between, write_id = SEPARATORS[separator], IDS[ids]
     if extra == "empty" and not between.strip() and between != "\t":
@@ -99,7 +100,9 @@ def test_an_edge_list_of_any_form_is_read(
         lines = [between.join([*header, *(f"x{i}" for i in range(len(EXTRA[extra](0))))]), *lines]
     text = ENDS[end].join(AROUND[around](lines)) + ENDS[end] * last
     path = write(tmp_path / f"g{packer}", PACKERS[packer](text.encode(encoding)))
-    assert read(path) == edges
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(edge_lists, "BLOCK", block)
+        assert read(path) == edges
     path.unlink()
 
 
