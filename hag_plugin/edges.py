@@ -18,7 +18,7 @@ GAPS = 10  # nodes for each id that occurs; with fewer than FEW_NODES, any numbe
 FEW_NODES = 10**6
 WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-MISSING = ("", "nan")
+MISSING = ("", "nan", "inf", "+inf", "-inf")
 # Names of the two columns of an edge table, the source's first, without "id", "node" and so on.
 ENDS = (
     ("source", "target"), ("src", "dst"), ("source", "destination"), ("src", "dest"),

@@ -18,7 +18,7 @@ from torch import Tensor
 from hag_plugin import generators
 from hag_plugin.edge_lists import read_edge_list
 from hag_plugin.edges import Edges, counted, ends, from_floats, from_names, graph_of
-from hag_plugin.graph_data import DatasetError, GraphData
+from hag_plugin.graph_data import MAX_ID, DatasetError, GraphData
 from hag_plugin.graph_source import FILES_EXTRA, STDIN, Source
 from hag_plugin.hag import HAG
 
@@ -112,7 +112,8 @@ def _read_matrix_market(source: Source) -> Edges:
             f"{source.name} is MatrixMarket, which needs SciPy: {FILES_EXTRA}"
         ) from e
     with source.text() as file:
-        content = file.read().lstrip().encode("utf-8", "surrogateescape")
+        text = file.read().lstrip()  # SciPy wants the banner's first word in this case
+    content = b"%%MatrixMarket" + text[len(BANNER) :].encode("utf-8", "surrogateescape")
     try:
         rows, columns, entries, form, field, symmetry = mminfo(io.BytesIO(content))
         least = 4 if form == "coordinate" else 2  # characters of an entry
@@ -133,10 +134,10 @@ def _read_matrix_market(source: Source) -> Edges:
         raise DatasetError(f"{source.name} is not valid MatrixMarket: {e}") from e
     if form == "array":
         pairs = np.stack(np.nonzero(matrix))
-        words = f", {pairs.shape[1]:,} entries that are not 0"
+        words = f", {counted(pairs.shape[1], 'value')} other than 0"
     else:
         pairs = np.stack([matrix.row, matrix.col])
-        words = f", {pairs.shape[1]:,} entries"
+        words = f", {counted(pairs.shape[1], 'stored value')}"
     if symmetry != "general":
         words += " in both directions"
     what = f"{source.name} read as: {_packed(source)}MatrixMarket, {form} {field} {symmetry}"
@@ -280,6 +281,24 @@ def _load_npz(
                 f"{source.name} is a HAG file; --relabel and --undirected are for edges"
             )
         return _hag_graph(source, path)
+    try:
+        return _npz_graph(source, arrays, features, relabel, undirected)
+    except DatasetError as e:
+        words = str(e).removeprefix(f"{source.stem}: ")
+        raise DatasetError(words if source.name in words else f"{source.name}: {words}") from e
+    except (TypeError, ValueError, IndexError, KeyError, OverflowError) as e:
+        raise DatasetError(
+            f"{source.name} holds arrays that make no graph: {e}; expected numbers"
+        ) from e
+
+
+def _npz_graph(
+    source: Source,
+    arrays: dict[str, np.ndarray],
+    features: bool,
+    relabel: bool,
+    undirected: bool,
+) -> GraphData:
     edges, arrays = _npz_edges(source, arrays)
     there = [key for key in PER_NODE if key in arrays]
     if there and (relabel or undirected):
@@ -346,7 +365,9 @@ def _npz_edges(
 ) -> tuple[Edges, dict[str, np.ndarray]]:
     """The edges, and the arrays under the names of `load_npz`."""
     name = source.name
-    nodes = int(arrays["num_nodes"]) if "num_nodes" in arrays else None
+    nodes = int(arrays["num_nodes"].item()) if "num_nodes" in arrays else None
+    if nodes is not None and not 0 <= nodes <= MAX_ID + 1:
+        raise DatasetError(f"{name}: num_nodes is {nodes}; expected 0 to {MAX_ID + 1}")
     if "compact_upper_deg" in arrays:
         arrays["edge_index"] = _expand_upper(name, arrays)
     if "edge_index" in arrays:
@@ -392,7 +413,8 @@ def _sparse(source: Source, arrays: dict[str, np.ndarray]) -> Edges:
     if rows != columns:
         raise _not_square(source, rows, columns)
     words = (
-        f"{source.name} read as: a SciPy matrix ({form}), {matrix.nnz:,} entries, values ignored"
+        f"{source.name} read as: a SciPy matrix ({form}), {counted(matrix.nnz, 'stored value')}, "
+        "values ignored"
     )
     return _edges(np.stack([matrix.row, matrix.col]), words, num_nodes=rows)
 
@@ -401,7 +423,7 @@ def _expand_upper(name: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
     missing = {"graph_ptr", "num_nodes", "compact_upper_col_local"} - arrays.keys()
     if missing:
         raise DatasetError(f"{name} has compact_upper_deg but not {sorted(missing)}")
-    num_nodes = int(arrays["num_nodes"])
+    num_nodes = int(arrays["num_nodes"].item())
     graph_ptr = arrays["graph_ptr"].astype(np.int64)
     degree, column = arrays["compact_upper_deg"], arrays["compact_upper_col_local"]
     if len(degree) != num_nodes or degree.sum(dtype=np.int64) != len(column) or (

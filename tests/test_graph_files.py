@@ -248,11 +248,12 @@ FIELDS: dict[str, Any] = {"pattern": None, "integer": int, "real": float, "compl
     form=st.sampled_from(["coordinate", "array"]),
     name=st.sampled_from(["g.mtx", "g.txt", "g", "g.csv", "g.mtx.gz"]),
     bom=st.booleans(),
+    banner=st.sampled_from(["%%MatrixMarket", "%%matrixmarket", "%%MATRIXMARKET"]),
     end=st.sampled_from(["\n", "\r\n"]),
 )
 def test_matrix_market_is_read_as_scipy_reads_it(
     tmp_path: Path, entries: Pairs, field: str, symmetry: str, form: str, name: str, bom: bool,
-    end: str,
+    banner: str, end: str,
 ) -> None:  # fmt: skip
     scipy_io = pytest.importorskip("scipy.io")
     if symmetry == "hermitian":
@@ -275,6 +276,7 @@ def test_matrix_market_is_read_as_scipy_reads_it(
         ]
     text = end.join(lines) + end
     expected = scipy_io.mmread(io.BytesIO(text.replace("\r\n", "\n").encode()))
+    text = text.replace("%%MatrixMarket", banner)
     data = text.encode("utf-8-sig" if bom else "utf-8")
     path = write(tmp_path / name, gzip.compress(data) if name.endswith(".gz") else data)
     graph = datasets.load(path)
@@ -303,6 +305,7 @@ BANNER = "%%MatrixMarket matrix coordinate pattern general\n"
         ("g.txt", BANNER + "2000000000 2000000000 1\n1 1\n", "2,000,000,000 nodes"),
         ("g.txt", BANNER + f"{10**20} {10**20} 1\n1 1\n", "not valid MatrixMarket"),
         ("g.txt", "%%MatrixMarket matrix array real general\n100000 100000\n1\n", "10,000,000,000"),
+        ("g.txt", BANNER + "3 3 1\n1 2\n2 3\n", "file too long"),
         ("g.txt", "%%MatrixMarket\n", "not valid MatrixMarket"),
         ("g.txt", "%%MatrixMarket vector coordinate real general\n3 1\n1 1\n", "g.txt"),
     ],
@@ -361,6 +364,29 @@ def test_scipy_matrices_are_read(tmp_path: Path, entries: Pairs, form: str) -> N
     assert graph.x is not None
     assert graph.y.tolist() == list(range(6))
     assert graph.x[0].tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"num_nodes": "x"}, "make no graph"),
+        ({"num_nodes": -4}, "num_nodes is -4"),
+        ({"num_nodes": 2 * 10**9}, "2,000,000,000 nodes"),
+        ({"y": ["a", "b"]}, "make no graph"),
+        ({"x": [["a"], ["b"]]}, "make no graph"),
+        ({"y": [1, 2, 3]}, "y has shape"),
+        ({"edge_index": [[0], [10**9]]}, "--relabel"),
+        ({"edge_index": np.array([[0], [2**63]], np.uint64)}, "ids below 2"),
+    ],
+)
+def test_wrong_arrays_are_refused_by_the_name_of_the_file(
+    tmp_path: Path, arrays: dict[str, Any], words: str
+) -> None:
+    path = tmp_path / "g.npz"
+    np.savez(path, **{"edge_index": [[0], [1]], **arrays})
+    with pytest.raises(DatasetError, match=words) as error:
+        datasets.load(path)
+    assert str(path) in str(error.value)
 
 
 KINDS: dict[str, Callable[[Any, list[int]], Any]] = {
