@@ -24,7 +24,8 @@ import torch
 from tqdm import tqdm
 
 import hag_plugin as hp
-from hag_plugin import calibrate, constants, datasets, graph_files
+from hag_plugin import calibrate, constants, datasets, files, graph_files
+from hag_plugin.graph_arguments import FILE_HELP, add_ids
 from hag_plugin.graph_data import DatasetError, GraphData
 from hag_plugin.hag import HAG
 from hag_plugin.occupancy import Occupancy
@@ -34,9 +35,8 @@ from hag_plugin.starting import hand_over, interrupted
 LOOPS: dict[str, SelfLoops] = {str(mode) if mode else "none": mode for mode in SELF_LOOPS}
 PACKAGES = ("hag-plugin", "torch", "torch_geometric", "dgl", "numpy")
 GRAPH_HELP = (
-    f"a built-in graph ({', '.join(datasets.BUILT_IN)}); a file: .npz, a HAG file, or an edge "
-    f"list ({', '.join(graph_files.EDGE_LIST_SUFFIXES)}); with --root, a TU or Planetoid name "
-    "(MUTAG, Cora, ...) or the name of an .npz in it"
+    f"a built-in graph ({', '.join(datasets.BUILT_IN)}); {FILE_HELP}; with "
+    "--root, a TU or Planetoid name (MUTAG, Cora, ...) or the name of an .npz in it"
 )
 
 
@@ -124,15 +124,7 @@ def _add_source(parser: Any) -> None:
     parser.add_argument(
         "--graphs", type=_positive, metavar="N", help="ego-networks to generate (default 1000)"
     )
-    parser.add_argument(
-        "--relabel",
-        action="store_true",
-        help="edge list: number the ids that occur from 0; without it, ids that do not occur are "
-        "isolated nodes",
-    )
-    parser.add_argument(
-        "--undirected", action="store_true", help="edge list: take every edge in both directions"
-    )
+    add_ids(parser)
 
 
 def _add_search(parser: Any) -> None:
@@ -316,8 +308,7 @@ def _load(args: argparse.Namespace, name: str, features: bool) -> GraphData:
         relabel=args.relabel,
         undirected=args.undirected,
     )
-    if not args.json:
-        print(f"{data.name}: {data.source}", file=sys.stderr)
+    print(f"{data.name}: {data.source}", file=sys.stderr)
     return data
 
 
@@ -425,10 +416,7 @@ def _stats(args: argparse.Namespace) -> None:
 def _build(args: argparse.Namespace) -> None:
     mode = LOOPS[args.self_loops]
     output = Path(args.output)
-    if output.suffix.lower() != ".npz":
-        raise DatasetError(f"output is {args.output!r}; expected a name that ends in .npz")
-    if not output.parent.is_dir():
-        raise DatasetError(f"output is {args.output!r}; there is no folder {output.parent}")
+    files.check_output(output, (".npz",))
     data = _load(args, args.graph, features=False)
     hag = _search(args, data, mode)
     hag.save(output)
@@ -466,6 +454,9 @@ def _calibrate(args: argparse.Namespace) -> None:
             f"{constants.PATH_VARIABLE} is empty, which stands for the defaults; expected a file "
             "in it, or --output FILE"
         )
+    if not args.output:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    files.check_output(path)
     with tqdm(
         total=1.0,
         disable=args.quiet,

@@ -12,7 +12,8 @@ import torch
 
 from hag_plugin import generators
 from hag_plugin.graph_data import DatasetError, GraphData
-from hag_plugin.graph_files import EDGE_LIST_SUFFIXES, load_edge_list, load_npz
+from hag_plugin.graph_files import KINDS, load_file
+from hag_plugin.graph_source import STDIN
 
 PLANETOID = {"cora": "Cora", "citeseer": "CiteSeer", "pubmed": "PubMed"}
 DIGITS_NEIGHBOURS = 10
@@ -103,16 +104,16 @@ def load(
     """A graph by name or from a file.
 
     Args:
-        name_or_path: a built-in name (`BUILT_IN`); a file: `.npz`, a HAG file, or an edge list
-            (`.txt`, `.csv`, `.tsv`, `.edges`, `.edgelist`, `.el`); with `root`, a Planetoid or TU
-            name, or the name of an `.npz` in `root`.
+        name_or_path: a built-in name (`BUILT_IN`); a file of any name, or `-`, the standard input,
+            that holds what `graph_files.KINDS` lists; with `root`, a Planetoid or TU name, or the
+            name of an `.npz` in `root`.
         root: folder of PyG's datasets.
         num_graphs: how many graphs to generate ("collaboration").
         seed: of what is generated.
         features: read x as well.
-        relabel: of an edge list, number the ids that occur 0..n-1, in increasing order. Otherwise
-            ids are kept, and ids that do not occur are isolated nodes.
-        undirected: of an edge list, take every edge in both directions, once.
+        relabel: of a file's edges, number the ids that occur 0..n-1, in increasing order; ids may
+            then be any texts. Otherwise ids are kept, and ids that do not occur are isolated nodes.
+        undirected: of a file's edges, take every edge in both directions, once.
 
     Raises:
         DatasetError: there is no such graph, or it is not valid.
@@ -124,30 +125,31 @@ def load(
     path, name = Path(name_or_path), os.fspath(name_or_path)
     if num_graphs is not None and name != "collaboration":
         raise DatasetError(f'{name}: a number of graphs (--graphs) is for "collaboration" only')
-    if (relabel or undirected) and path.suffix.lower() not in EDGE_LIST_SUFFIXES:
+    beside = None if root is None or path.name != name else Path(root) / f"{name}.npz"
+    known = name in BUILT_IN and not (path.is_file() and path.suffix)
+    if not known and (name == STDIN or path.is_file() or _means_a_file(path, name, root)):
+        return load_file(name, features=features, relabel=relabel, undirected=undirected)
+    if not known and beside is not None and beside.is_file():
+        return load_file(beside, features=features, relabel=relabel, undirected=undirected)
+    if relabel or undirected:
         raise DatasetError(f"{name}: --relabel and --undirected are for edge lists only")
-    if name in BUILT_IN and not (path.is_file() and path.suffix):
+    if known:
         make = BUILT_IN[name]
         return make(seed=seed) if num_graphs is None else make(num_graphs=num_graphs, seed=seed)
-    if path.suffix.lower() == ".npz" or path.suffix.lower() in EDGE_LIST_SUFFIXES:
-        if not path.is_file():
-            raise DatasetError(f"{name}: no such file")
-        if path.suffix.lower() == ".npz":
-            return load_npz(path, features=features)
-        return load_edge_list(path, relabel=relabel, undirected=undirected)
-    if path.is_file():
+    if root is None or beside is None:
         raise DatasetError(
-            f"{name}: unknown kind of file {path.suffix!r}; expected .npz or an edge list "
-            f"({', '.join(EDGE_LIST_SUFFIXES)})"
+            f"{name!r} is neither a file nor a built-in graph ({', '.join(BUILT_IN)}); a file may "
+            f"be {KINDS}; a TU or Planetoid name (MUTAG, Cora, ...) needs --root, the folder to "
+            "keep it in"
         )
-    if root is None or path.name != name:
-        raise DatasetError(
-            f"{name!r} is neither a file nor a built-in graph ({', '.join(BUILT_IN)}); a TU or "
-            "Planetoid name (MUTAG, Cora, ...) needs --root, the folder to keep it in"
-        )
-    if (Path(root) / f"{name}.npz").is_file():
-        return load_npz(Path(root) / f"{name}.npz", features=features)
     return _load_pyg(name, Path(root))
+
+
+def _means_a_file(path: Path, name: str, root: str | os.PathLike[str] | None) -> bool:
+    """Whether what is no file was meant to be one; a folder of that name may be a dataset's."""
+    if path.exists():
+        return root is None or not path.is_dir()
+    return path.name != name or bool(path.suffix)
 
 
 def _load_pyg(name: str, root: Path) -> GraphData:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from hag_plugin import datasets
-from hag_plugin.files import whole_file
+from hag_plugin.files import check_output, whole_file
 from hag_plugin.graph_data import DatasetError, GraphData
 from hag_plugin.starting import interrupts_blocked
 from hag_plugin.training import FRAMEWORKS, Settings, serve, to_arrays
@@ -375,12 +375,8 @@ def _gain(result: Comparison) -> str:
 
 
 def check_plot(path: str) -> None:
-    """Raises a `DatasetError` unless `path` can be drawn to; before the training, not after."""
-    if Path(path).suffix.lower() not in PICTURES or not Path(path).resolve().parent.is_dir():
-        raise DatasetError(
-            f"--plot is {path!r}; expected a name that ends in {' or '.join(PICTURES)}, in a "
-            "folder that exists"
-        )
+    """Raises `DatasetError` or OSError unless `path` can be drawn to; before the training."""
+    check_output(path, PICTURES, "--plot")
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as e:

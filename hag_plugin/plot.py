@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hag_plugin import files
 from hag_plugin.build import build_hag
-from hag_plugin.files import whole_file
 from hag_plugin.graph_data import DatasetError, GraphData
 from hag_plugin.hag import HAG
 from hag_plugin.program import Program, SelfLoops
@@ -47,12 +47,8 @@ class Drawing:
 
 
 def check_output(path: str) -> None:
-    """Raises a `DatasetError` unless `path` can be drawn to; before the search, not after."""
-    if Path(path).suffix.lower() not in PICTURES or not Path(path).resolve().parent.is_dir():
-        raise DatasetError(
-            f"--output is {path!r}; expected a name that ends in {' or '.join(PICTURES)}, in a "
-            "folder that exists"
-        )
+    """Raises `DatasetError` or OSError unless `path` can be drawn to; before the search."""
+    files.check_output(path, PICTURES, "--output")
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as e:
@@ -100,10 +96,10 @@ def draw(
         _draw_hag(tiles, drawing, part_hag, self_loops)
         _draw_uses(sharing, uses, data)
         _draw_costs(capacity, costs, hag, self_loops)
-        kind = Path(path).suffix[1:].lower()
-        metadata = {"Date": None} if kind == "svg" else None
-        with whole_file(path) as file:
-            figure.savefig(file, format=kind, dpi=90, metadata=metadata)
+        metadata = {"Date": None} if Path(path).suffix.lower() == ".svg" else None
+        with files.whole_file(path) as file:
+            form = Path(path).suffix[1:].lower()
+            figure.savefig(file, format=form, dpi=90, metadata=metadata)
     return {
         "output": path,
         "drawn_nodes": part.num_nodes,

@@ -26,7 +26,7 @@ from accuracy import NOISE, Accuracy, noise_floor
 from tqdm import tqdm
 
 import hag_plugin as hp
-from hag_plugin.files import write_whole
+from hag_plugin.files import check_output, write_whole
 from hag_plugin.parallel.comm import Group
 from hag_plugin.parallel.strategies import REGISTRY, Problem, configs_of
 
@@ -163,6 +163,8 @@ def main() -> None:
     args = arguments()
     if args.rounds < 4 or args.rounds % 2:
         raise SystemExit(f"--rounds is {args.rounds}; expected an even number, 4 or more")
+    if args.output:
+        check_output(args.output)
     with task.ranks(args.timeout) as group:
         if group.size < 2:
             raise SystemExit("there is one rank; expected 2 or more: --nproc-per-node 2")

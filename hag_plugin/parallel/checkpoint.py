@@ -6,6 +6,7 @@ ranks, another plan, and the model in a single process can load it.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import warnings
@@ -32,6 +33,7 @@ def save_checkpoint(
         optimizer: of its parameters.
 
     Raises:
+        OSError: `path` is a file, or a folder of something else, which would be lost.
         RuntimeError: a rank could not write; the folder is as it was before.
 
     Example:
@@ -47,6 +49,7 @@ def save_checkpoint(
     partial, old = (path.with_name(f"{path.name}.{word}") for word in ("partial", "old"))
     with group.together("preparing the checkpoint's folder"):
         if group.rank == 0:
+            _check_folder(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             for left in (partial, old):
                 shutil.rmtree(left, ignore_errors=True)
@@ -62,6 +65,20 @@ def save_checkpoint(
                 path.rename(old)
             partial.rename(path)
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_folder(path: Path) -> None:
+    """Raises OSError where a checkpoint would take the place of something else."""
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise NotADirectoryError(
+            errno.ENOTDIR, "it is a file; expected the folder of a checkpoint", str(path)
+        )
+    if any(path.iterdir()) and not (path / METADATA).exists():
+        raise FileExistsError(
+            errno.EEXIST, "the folder holds other files; expected a checkpoint's folder", str(path)
+        )
 
 
 def load_checkpoint(

@@ -58,15 +58,3 @@ def write_chrome_trace(
 ) -> None:
     """Writes the trace to a JSON file. The file appears whole or not at all."""
     write_whole(path, json.dumps(chrome_trace(schedule, title), allow_nan=False).encode())
-
-
-def check_json_path(path: str | os.PathLike[str]) -> None:
-    """Checks the name of a JSON file before the work is done.
-
-    Raises:
-        ValueError: it does not end in .json, or its folder is missing.
-    """
-    name = os.fspath(path)
-    if not name.lower().endswith(".json") or not os.path.isdir(os.path.dirname(name) or "."):
-        raise ValueError(f"file is {name!r}; expected a name that ends in .json, in a folder that "
-                         "exists")  # fmt: skip

@@ -17,10 +17,10 @@ import torch
 from tqdm import tqdm
 
 from hag_plugin import datasets
-from hag_plugin.files import write_whole
+from hag_plugin.files import check_output, write_whole
+from hag_plugin.graph_arguments import add_ids
 from hag_plugin.graph_data import DatasetError
 from hag_plugin.parallel import topology as topologies
-from hag_plugin.parallel.chrome_trace import check_json_path
 from hag_plugin.parallel.cost import MODES
 from hag_plugin.parallel.exact import InfeasibleError
 from hag_plugin.parallel.opgraph import OpGraph
@@ -117,6 +117,7 @@ def add_probe(command: Any, commands: Any) -> None:
 def add_graph(parser: Any) -> None:
     """Adds what says which graph, model size and machine a plan is for."""
     parser.add_argument("--root", metavar="DIR", help="folder of TU, Planetoid or .npz datasets")
+    add_ids(parser)
     parser.add_argument("--nodes", type=int, help="of a graph that is known by its size only")
     parser.add_argument("--edges", type=int, help="likewise")
     parser.add_argument("--halo-ratio", type=float, default=1.0, metavar="R",
@@ -162,7 +163,7 @@ def run_plan(args: argparse.Namespace) -> dict[str, Any]:
     with in_words():
         required = dict(_pair(text) for text in args.require)
         if args.output:
-            check_json_path(args.output)
+            check_output(args.output, (".json",), "file")
         graph = graph_of(args)
         found = plan(
             graph,
@@ -209,7 +210,7 @@ def run_probe(args: argparse.Namespace) -> dict[str, Any]:
 
     with in_words():
         if args.output:
-            check_json_path(args.output)
+            check_output(args.output, (".json",), "file")
         sizes = [s for s in SIZES if s <= args.largest] or [args.largest]
         with tqdm(total=1.0, disable=args.quiet, leave=False, file=sys.stderr,
                   bar_format="{desc:<16} {percentage:3.0f}% |{bar}| {elapsed}") as bar:  # fmt: skip
@@ -260,7 +261,10 @@ def graph_of(args: argparse.Namespace) -> OpGraph:
         data = GraphStats.assumed(args.nodes, args.edges, halo_ratio=args.halo_ratio)
         features, classes = args.features or 128, args.classes or 16
     else:
-        data = datasets.load(args.graph, args.root)
+        data = datasets.load(
+            args.graph, args.root, relabel=args.relabel, undirected=args.undirected
+        )
+        print(f"{data.name}: {data.source}", file=sys.stderr)
         features = data.x.shape[1] if data.x is not None else args.features or 128
         classes = args.classes or (data.num_classes if data.y is not None else 16)
     model = _model(args.model, features, args.hidden, args.layers, classes)

@@ -258,4 +258,5 @@ def _read(path: Path) -> dict[str, float]:
 
 
 def _write(path: Path, known: dict[str, float]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(known, indent=1).encode())

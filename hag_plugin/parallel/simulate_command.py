@@ -6,8 +6,9 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
+from hag_plugin.files import check_output
 from hag_plugin.parallel import command
-from hag_plugin.parallel.chrome_trace import check_json_path, write_chrome_trace
+from hag_plugin.parallel.chrome_trace import write_chrome_trace
 from hag_plugin.parallel.mcmc import Budget
 from hag_plugin.parallel.plan_tasks import simulate_plan
 from hag_plugin.parallel.planner import Plan, plan, space_of
@@ -52,11 +53,11 @@ def run_simulate(args: argparse.Namespace) -> dict[str, Any]:
     """Simulates, samples if asked to, and writes what was asked for."""
     with command.in_words():
         if args.trace:
-            check_json_path(args.trace)
+            check_output(args.trace, (".json",), "file")
         if args.plot:
             check_timeline_path(args.plot)
         if args.output:
-            check_json_path(args.output)
+            check_output(args.output, (".json",), "file")
         budget = None
         if args.proposals is not None or args.seconds is not None:
             budget = Budget(args.proposals, args.seconds)

@@ -6,7 +6,7 @@ import io
 import os
 from pathlib import Path
 
-from hag_plugin.files import write_whole
+from hag_plugin.files import check_output, write_whole
 from hag_plugin.parallel.simulate import Schedule
 from hag_plugin.parallel.tasks import KINDS
 
@@ -16,12 +16,8 @@ MAX_ROWS = 64
 
 
 def check_timeline_path(path: str | os.PathLike[str]) -> None:
-    """Raises ValueError or ImportError, before any work, where no picture can be written."""
-    if Path(path).suffix.lower() not in SUFFIXES:
-        raise ValueError(f"plot is {os.fspath(path)!r}; expected a name that ends in one of "
-                         f"{', '.join(SUFFIXES)}")  # fmt: skip
-    if not Path(path).parent.is_dir():
-        raise ValueError(f"plot is {os.fspath(path)!r}; there is no folder {Path(path).parent}")
+    """Raises ValueError, OSError or ImportError, before any work, where it can't be drawn to."""
+    check_output(path, SUFFIXES, "plot")
     try:
         import matplotlib  # noqa: F401
     except ImportError as e:
