@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import cached_property
+from multiprocessing.context import get_spawning_popen
 from typing import Any, NamedTuple
 
 import torch
@@ -156,6 +157,7 @@ class HAG:
         self._edge_index: Tensor | None = None
         self._edge_index_version = 0  # made anew once somebody wrote to it
         self._transpose: HAG | weakref.ref[HAG] | None = None
+        self._handed_over: dict[str, Any] | None = None  # the state that new processes were given
         self._lock = threading.RLock()
         _LIVE[number] = self
 
@@ -513,7 +515,12 @@ class HAG:
 
     def __reduce__(self) -> tuple[Callable[[dict[str, Any]], HAG], tuple[dict[str, Any]]]:
         # Copies: what goes to another process moves into memory that both have.
-        return rebuild_hag, (_mapped(self._state(), Tensor.clone),)
+        if get_spawning_popen() is None:
+            return rebuild_hag, (_mapped(self._state(), Tensor.clone),)
+        # A process that is started finds them by their files, which must stay until it has.
+        if self._handed_over is None:
+            self._handed_over = _mapped(self._state(), Tensor.clone)
+        return rebuild_hag, (self._handed_over,)
 
     def __copy__(self) -> HAG:
         return self

@@ -31,6 +31,7 @@ class ReversedHAG(HAG):
         self.targets_first = hag.targets_first
         self.options = hag.options
         self._of = hag
+        self._handed_over = None
 
     @property
     def num_dst(self) -> int:
