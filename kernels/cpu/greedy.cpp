@@ -163,6 +163,7 @@ void merge_lists(Component &component, int64_t capacity) {
     common.push_back(0);
     for (const int32_t r : rows_of.back()) {
       auto &items = items_of[r];
+      pace(1 + static_cast<int64_t>(items.size()));
       items.erase(std::remove_if(items.begin(), items.end(),
                                  [&](int32_t i) { return i == top.first || i == top.second; }),
                   items.end());
