@@ -153,13 +153,18 @@ def test_checkpoints(layer: str, how: str, multigraph: Any) -> None:
     make, kind = LAYERS[layer]
     by_layer = run if how == "whole" else not_reentrant
     whole = run if how == "by layer" else not_reentrant
+    plain = next(graphs(multigraph, layer))
     for graph in graphs(multigraph, layer):
         stock = Net(make, run).double()
+        x = torch.randn(NODES, WIDTH, dtype=torch.float64)
+        inputs = [[graph, x, *values_of(graph, kind, seed % 2)] for seed in range(3)]
+        try:
+            gradients(Net(make, by_layer).double(), whole, [[plain, *each[1:]] for each in inputs])
+        except RuntimeError as error:
+            pytest.skip(f"stock fails: {error}")
         for forgets in (False, True):
             fast = hp.accelerate(Net(make, by_layer).double())
             fast.load_state_dict(stock.state_dict())
-            x = torch.randn(NODES, WIDTH, dtype=torch.float64)
-            inputs = [[graph, x, *values_of(graph, kind, seed % 2)] for seed in range(3)]
             for _ in range(3):
                 expected = gradients(stock, run, inputs)
                 fast.zero_grad()
@@ -180,10 +185,10 @@ def test_swapped_and_forgotten(multigraph: Any) -> None:
     for each in (plain, graph):
         for _ in range(3):
             model(each, x, *values)
-    torch.utils.swap_tensors(values[0], values[0].clone())
     session = next(iter(model._forward_pre_hooks.values()))
     assert session.num_graphs == 1
     assert len(graph._hag_relations[0].memory) > 0
+    torch.utils.swap_tensors(values[0], values[0].clone())
     hp.forget(model)
     assert session.num_graphs == 0
     assert len(graph._hag_relations[0].memory) == 0
