@@ -267,7 +267,7 @@ class Recall:
             reader: the layer that must meet them twice; None: whoever asks.
             occasion: things that are met again on the same one did not come back; None: each
                 call is another.
-            asker: as for `Known.holds`.
+            asker: as for `Known.is_same`.
         """
         hooks: Any = _top_hooks(True)
         if hooks is None:

