@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.utils._python_dispatch import _disable_current_modes
 from torch_geometric.nn import DirGNNConv, WLConv
 
 from hag_plugin.hag import HAG, outside_inference
@@ -315,6 +314,8 @@ def graph_size(recipe: Recipe, conv: Any, call: dict[str, Any]) -> tuple[int, in
 def plain_edges(graph: HAG | SequentialHAG) -> Tensor:
     """The edge index of a HAG or a prefix tree."""
     if torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export():
+        from torch.utils._python_dispatch import _disable_current_modes
+
         with _disable_current_modes():  # a constant of the file
             return graph.edge_index
     with outside_inference():
