@@ -17,9 +17,10 @@ def _refuse() -> NoReturn:
     )
 
 
-def refuse(module: Module) -> None:
-    """Lets `torch.jit.script` say what to do about an accelerated module."""
-    module.__dict__[ASKED] = _refuse
+def refuse(*modules: Module) -> None:
+    """Lets `torch.jit.script` say what to do about accelerated modules."""
+    for module in modules:
+        module.__dict__[ASKED] = _refuse
 
 
 def allow(module: Module) -> None:

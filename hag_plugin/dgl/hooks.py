@@ -52,8 +52,7 @@ def accelerate(module: M) -> M:
     module.register_forward_pre_hook(session)  # before a layer's own hook, if it is the root
     for layer in layers:
         layer.register_forward_pre_hook(LayerHook(session), with_kwargs=True)
-    for part in (module, *layers):
-        scripting.refuse(part)
+    scripting.refuse(module, *layers)
     return module
 
 

@@ -24,7 +24,8 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
     (only `add_self_loop` keeps it). A dataset applies its transform at each access; the HAGs of a
     structure that was met are found again. `dgl.batch`, `dgl.unbatch` and `dgl.reverse` make plain
     graphs, whatever they are given: `batch`, `unbatch`, `reverse` and, for a `GraphDataLoader`,
-    `collate`, all in `hag_plugin.dgl`, keep the HAGs.
+    `collate`, all in `hag_plugin.dgl`, keep the HAGs. `dgl.save_graphs` writes the plain graph, to
+    which `ToHAG` gives its HAGs again after `dgl.load_graphs`.
 
     Args:
         method: as for `build_hag`: "auto", "greedy" or "none".

@@ -64,8 +64,7 @@ def accelerate(module: M) -> M:
         swap_in(part, session)
     if layers:
         module.register_forward_pre_hook(session)
-        for part in (module, *layers):
-            scripting.refuse(part)
+        scripting.refuse(module, *layers)
     return module
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from hag_plugin.hag import HAG, outside_inference
 from hag_plugin.operators import is_transformed
 from hag_plugin.pyg import edge_order, recipes, swap
 from hag_plugin.pyg.neighbourhoods import check_sizes
-from hag_plugin.pyg.propagate import run_rows
+from hag_plugin.pyg.propagate import run_rows, stand_in
 from hag_plugin.pyg.recipes import Recipe
 from hag_plugin.pyg.table import RECIPES
 from hag_plugin.sequence import SequentialHAG
@@ -77,7 +78,26 @@ def hag_layer(cls: C) -> C:
         edge_arguments=base.edge_arguments,
     )
     cls._set_jittable_templates = _set_templates  # type: ignore[attr-defined]
+    if base.is_normalised:
+        cls.forward = _noting_features(cls.forward, base)  # type: ignore[attr-defined]
     return cls
+
+
+def _noting_features(forward: Any, base: Recipe) -> Any:
+    """A known layer's `forward` that notes what `stand_in` makes of its features."""
+
+    @functools.wraps(forward)
+    def noting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        like_weights = stand_in(base, self, args[0] if args else kwargs.get("x"))
+        if like_weights is None:  # as always but under autocast
+            return forward(self, *args, **kwargs)
+        self._hag_like_weights = like_weights
+        try:
+            return forward(self, *args, **kwargs)
+        finally:
+            del self._hag_like_weights
+
+    return noting
 
 
 # What a class may look like ---------------------------------------------------------------------
@@ -238,6 +258,9 @@ def _run(conv: Any, recipe: Recipe, hag: HAG, size: Any, kwargs: dict[str, Any])
         message = conv.message(**lifted)
     else:
         message = lifted[f"{recipe.source}_j"]
+    like_weights = conv.__dict__.get("_hag_like_weights")
+    if like_weights is not None:
+        message = message.to(torch.promote_types(message.dtype, like_weights.dtype))
     graph = hag if side == 0 else hag.transpose()
     out = run_rows(recipe, conv, graph, message)
     rest = {n: kwargs[n] for n in _parameters(type(conv), "update")[1:] if n in kwargs}

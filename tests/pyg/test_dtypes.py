@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch_geometric.nn import GCNConv
 
-from hag_plugin.pyg import accelerate
+import hag_plugin as hp
+from hag_plugin.pyg import accelerate, hag_layer
 
 from . import test_edge_weights, test_equal, test_table
 from .conftest import Graph
@@ -149,3 +151,23 @@ def test_weights_of_each_dtype(
             for _ in range(2 if kind == "learned" else 3):
                 found = run(ours, plain, autocast(cast), edge_weight=weight)
                 assert_alike(found, expected, exact, rounding_of(model, features, dtype, cast))
+
+
+@pytest.mark.parametrize("cast", HALVES)
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+def test_declared_layer_that_normalises(
+    dtype: torch.dtype, cast: torch.dtype, small: Graph
+) -> None:
+    """A subclass of GCNConv on a HAG, which knows its features only in `forward`."""
+    stock = GCNConv(6, 3).to(dtype)
+    ours = hag_layer(type("Declared", (GCNConv,), {}))(6, 3).to(dtype)
+    ours.load_state_dict(stock.state_dict())
+    hag = hp.build_hag(small.edge_index, num_nodes=small.num_src)
+    x = torch.randn(small.num_src, 6).to(dtype)
+    with autocast(cast):
+        expected = stock(x, small.edge_index)
+        for _ in range(2):
+            y = ours(x, hag)
+            assert y.dtype == expected.dtype
+            torch.testing.assert_close(y, expected, rtol=0.05, atol=0.05)
+    assert "_hag_like_weights" not in vars(ours)
