@@ -332,18 +332,14 @@ def concatenate_programs(programs: Sequence[Program]) -> Program:
 
 def _add_own_row(program: Program) -> Program:
     """`P + I` with diagonal - 1 for a program `P`: the same result where values are finite."""
-    op_ptr, source = program.op_ptr.cpu().numpy(), program.source.cpu().numpy()
-    target = program.target.cpu().numpy()
+    tile_ptr, op_ptr, source, target, hub_row, hub_ptr = program.numpy()
     own = np.where((target >= 0) & (target < program.num_dst), target, -1)
-    hub_ptr = program.hub_ptr.cpu().numpy()
-    for row, last in zip(program.hub_row.tolist(), hub_ptr[1:] - 1, strict=True):
+    for row, last in zip(hub_row.tolist(), hub_ptr[1:] - 1, strict=True):
         own[target == program.num_dst + last] = row
     takes = own >= 0
-    source = np.insert(source, op_ptr[1:][takes], own[takes])
+    source = np.insert(source, op_ptr[1:][takes], own[takes]).astype(np.int32)
     op_ptr = op_ptr + np.concatenate([np.zeros(1, np.int64), np.cumsum(takes)])
+    arrays = tile_ptr, op_ptr, source, target, hub_row, hub_ptr
     return replace(
-        program,
-        op_ptr=torch.from_numpy(op_ptr),
-        source=torch.from_numpy(source.astype(np.int32)),
-        diagonal=program.diagonal - 1,
+        program, arrays=tuple(map(torch.from_numpy, arrays)), diagonal=program.diagonal - 1
     )

@@ -47,25 +47,14 @@ class Program:
     tiles, so tiles run in any order.
 
     Attributes:
-        tile_ptr: int64 `[T + 1]`, the ops of each tile, in an order that may be run as it stands.
-        op_ptr: int64 `[O + 1]`, the sources of each op.
-        source: int32 `[S]`. `s >= 0`: row `s` of x; `s < 0`: row `~s` of the tile's scratch.
-        target: int32 `[O]`. `t < 0`: row `~t` of the tile's scratch; `t < num_dst`: row `t` of y;
-            otherwise row `t - num_dst` of the partial sums of long rows.
-        hub_row: int32 `[H]`, the rows of y that are summed from partial sums in a second pass.
-        hub_ptr: int64 `[H + 1]`, the partial sums of each.
+        arrays: the six arrays below, the program's own, which nobody else may write to.
         num_src: rows of x.
         num_dst: rows of y.
         diagonal: `d`. 1 also stands for "and x itself" in max and min.
         search_seconds: what the search took.
     """
 
-    tile_ptr: Tensor
-    op_ptr: Tensor
-    source: Tensor
-    target: Tensor
-    hub_row: Tensor
-    hub_ptr: Tensor
+    arrays: tuple[Tensor, ...]
     num_src: int
     num_dst: int
     diagonal: int = 0
@@ -80,20 +69,42 @@ class Program:
         diagonal: int = 0,
         search_seconds: float = 0.0,
     ) -> Program:
-        """The program of the six arrays, in the order of the attributes above."""
-        named = dict(zip(ARRAYS, arrays, strict=True))
-        return cls(
-            **named,
-            num_src=num_src,
-            num_dst=num_dst,
-            diagonal=diagonal,
-            search_seconds=search_seconds,
-        )
+        """The program of the six arrays, in the order of `ARRAYS`, which become its own."""
+        return cls(tuple(arrays), num_src, num_dst, diagonal, search_seconds)
 
     @property
-    def arrays(self) -> tuple[Tensor, ...]:
-        """The six arrays, in the order of the attributes above."""
-        return tuple(getattr(self, name) for name in ARRAYS)
+    def tile_ptr(self) -> Tensor:
+        """The ops of each tile, in an order that may be run, int64 `[T + 1]`: a copy."""
+        return self.arrays[0].clone()
+
+    @property
+    def op_ptr(self) -> Tensor:
+        """The sources of each op, int64 `[O + 1]`: a copy."""
+        return self.arrays[1].clone()
+
+    @property
+    def source(self) -> Tensor:
+        """`s >= 0`: row `s` of x; `s < 0`: row `~s` of the tile's scratch. int32 `[S]`, a copy."""
+        return self.arrays[2].clone()
+
+    @property
+    def target(self) -> Tensor:
+        """Where each op writes, int32 `[O]`: a copy.
+
+        `t < 0`: row `~t` of the tile's scratch; `t < num_dst`: row `t` of y; otherwise row
+        `t - num_dst` of the partial sums of long rows.
+        """
+        return self.arrays[3].clone()
+
+    @property
+    def hub_row(self) -> Tensor:
+        """The rows of y that are summed from partial sums in a second pass, int32 `[H]`: a copy."""
+        return self.arrays[4].clone()
+
+    @property
+    def hub_ptr(self) -> Tensor:
+        """The partial sums of each of these rows, int64 `[H + 1]`: a copy."""
+        return self.arrays[5].clone()
 
     def numpy(self) -> SixArrays:
         """The arrays in main memory, without a copy where they are there."""
@@ -121,7 +132,7 @@ class Program:
         """The program as the GPU kernels take it, where the program is. Made once."""
         from hag_plugin import schedule
 
-        return schedule.schedule_of(self).to(self.tile_ptr.device)
+        return schedule.schedule_of(self).to(self.arrays[0].device)
 
 
 ARRAYS = ("tile_ptr", "op_ptr", "source", "target", "hub_row", "hub_ptr")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import hag_plugin as hp
 from hag_plugin.hag import find
+from hag_plugin.program import ARRAYS
 from hag_plugin.weights import edge_slots, weighted_aggregate
 
 NODES, NEAR = 50, 4
@@ -213,7 +214,9 @@ def test_writing_to_what_a_hag_hands_out(write: str, source: str) -> None:
     edges, x = hag.edge_index.clone(), features()
     expected = every_result(x, hp.build_hag(edges, num_nodes=NODES))
     for _ in range(2):
-        for array in (hag.row_ptr, hag.col, hag.degree(), hag.degree_scale(-0.5)):
+        program = hag.program()
+        handed_out = [hag.row_ptr, hag.col, hag.degree(), hag.degree_scale(-0.5)]
+        for array in (*handed_out, *(getattr(program, name) for name in ARRAYS)):
             if array.dtype.is_floating_point or write != "resize_":
                 WRITES[write](array)
         assert_same(every_result(x, hag), expected)
