@@ -240,17 +240,21 @@ class HAG:
         return self._edge_index
 
     def _make_edge_index(self) -> Tensor:
+        return torch.stack(self._ends())
+
+    def _ends(self) -> tuple[Tensor, Tensor]:
+        """The source and the target of each edge, int64 `[E]`."""
         nodes = torch.arange(self.num_dst, device=self.device)
         degree = self.arrays.row_ptr.diff()
         target = nodes.repeat_interleave(degree, output_size=self.num_edges)
-        return torch.stack([self.arrays.col.long(), target])
+        return self.arrays.col.long(), target
 
     @cached_property
     def content_hash(self) -> tuple[int, int]:
         """128 bits of the multiset of edges, whatever their order."""
         with outside_inference():
-            source, target = self._make_edge_index().cpu().numpy()
-        low, high = _cpu.edge_hash(source, target)
+            source, target = self._ends()
+        low, high = _cpu.edge_hash(numpy_of(source), numpy_of(target))
         return low, high
 
     def matches(self, edge_index: Tensor) -> bool:
