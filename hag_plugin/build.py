@@ -332,14 +332,13 @@ def concatenate_programs(programs: Sequence[Program]) -> Program:
 
 def _add_own_row(program: Program) -> Program:
     """`P + I` with diagonal - 1 for a program `P`: the same result where values are finite."""
-    tile_ptr, op_ptr, source, target, hub_row, hub_ptr = program.numpy()
+    _, op_ptr, source, target, hub_row, hub_ptr = program.numpy()
     own = np.where((target >= 0) & (target < program.num_dst), target, -1)
     for row, last in zip(hub_row.tolist(), hub_ptr[1:] - 1, strict=True):
         own[target == program.num_dst + last] = row
     takes = own >= 0
     source = np.insert(source, op_ptr[1:][takes], own[takes]).astype(np.int32)
     op_ptr = op_ptr + np.concatenate([np.zeros(1, np.int64), np.cumsum(takes)])
-    arrays = tile_ptr, op_ptr, source, target, hub_row, hub_ptr
-    return replace(
-        program, arrays=tuple(map(torch.from_numpy, arrays)), diagonal=program.diagonal - 1
-    )
+    tile_ptr, _, _, *others = program.arrays
+    changed = torch.from_numpy(op_ptr), torch.from_numpy(source)
+    return replace(program, arrays=(tile_ptr, *changed, *others), diagonal=program.diagonal - 1)

@@ -194,9 +194,12 @@ class HAG:
         return self
 
     def numpy(self) -> tuple[Array, Array]:
-        """The arrays themselves in main memory, to be read only."""
+        """The arrays themselves in main memory, which can be read only."""
         with outside_inference():
-            return self.arrays.row_ptr.cpu().numpy(), self.arrays.col.cpu().numpy()
+            arrays = self.arrays.row_ptr.cpu().numpy(), self.arrays.col.cpu().numpy()
+        for array in arrays:
+            array.setflags(write=False)
+        return arrays
 
     @property
     def addresses(self) -> tuple[int, int]:
@@ -230,7 +233,9 @@ class HAG:
 
     @property
     def edge_index(self) -> Tensor:
-        """The edges as int64 `[2, E]`, by target, then by source. Kept."""
+        """The edges as int64 `[2, E]`, by target, then by source: a copy, kept until it is
+        written to. What writes to it through NumPy or `.data` goes unseen here, and changes nothing
+        but this copy."""
         if torch.compiler.is_compiling():  # nothing can be kept
             return self._make_edge_index()
         if self._edge_index is None or self._edge_index._version != self._edge_index_version:
@@ -238,6 +243,12 @@ class HAG:
                 self._edge_index = self._make_edge_index()
                 self._edge_index_version = self._edge_index._version
         return self._edge_index
+
+    @cached_property
+    def own_edge_index(self) -> Tensor:
+        """The same for layers that look into their edges, which nobody else may write to."""
+        with outside_inference():
+            return self._make_edge_index()
 
     def _make_edge_index(self) -> Tensor:
         return torch.stack(self._ends())

@@ -270,14 +270,20 @@ def _derived_kernel(
 
         @staticmethod
         def jvp(ctx: Any, _: Any, *tangents: Any) -> Any:
-            row_ptr, col, token, *tensors, first, last = ctx.saved_tensors
-            output = first if first is last else (first, last)
-            _, of_inputs = split(tangents)
-            inputs = (*tensors, *ctx.others)
-            y = operator.tangent(
-                Arrays(row_ptr, col, token), inputs, output, of_inputs[:num_tensors]
-            )
-            return y if first is last else (y, None)
+            row_ptr, col, token, *saved, first, last = ctx.saved_tensors
+            single = first is last
+            # The tangent is derived by other levels in its turn, from what has none on this one.
+            with forward_ad._set_fwd_grad_enabled(True):
+                *tensors, first, last = (
+                    None if t is None else _unpacked(t, 0).primal for t in (*saved, first, last)
+                )
+                output = first if single else (first, last)
+                _, of_inputs = split(tangents)
+                inputs = (*tensors, *ctx.others)
+                y = operator.tangent(
+                    Arrays(row_ptr, col, token), inputs, output, of_inputs[:num_tensors]
+                )
+            return y if single else (y, None)
 
     at = _GRAPH_AT[overload._opname]
 
@@ -443,17 +449,18 @@ def is_fixed(tensor: Tensor) -> bool:
     """Whether no derivative goes through a tensor, and its numbers can be read."""
     if torch.is_grad_enabled() and tensor.requires_grad:
         return False
+    if torch._C._len_torch_dispatch_stack() > 0:  # a tracer may watch it, as in `linearize`
+        return False
     if not is_transformed():
         return True
-    if forward_ad._current_level >= 0 and _tangent(tensor) is not None:
+    if forward_ad._current_level >= 0 and _unpacked(tensor).tangent is not None:
         return False
     return has_memory(tensor)
 
 
-def _tangent(tensor: Tensor) -> Tensor | None:
-    dual: Any = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
-    tangent: Tensor | None = dual.tangent
-    return tangent
+def _unpacked(tensor: Tensor, level: int | None = None) -> Any:
+    """The `primal` and the `tangent` of a tensor; by default of the innermost level."""
+    return forward_ad.unpack_dual(tensor, level=level)  # type: ignore[no-untyped-call]
 
 
 def has_memory(tensor: Tensor | None) -> bool:
@@ -479,11 +486,12 @@ def is_ordinary(*tensors: Tensor | None) -> bool:
 
 
 def number(tensor: Tensor) -> Any:
-    """The one value of a tensor; None where it has many, as in a batch of `torch.vmap`."""
+    """The one value of a tensor; None where it has many, as in a batch of `torch.vmap`, or where
+    a tracer would not let it go."""
     try:
         return tensor.item()
     except RuntimeError:
-        if has_memory(tensor):
+        if has_memory(tensor) and torch._C._len_torch_dispatch_stack() == 0:
             raise
         return None
 

@@ -107,8 +107,10 @@ class Program:
         return self.arrays[5].clone()
 
     def numpy(self) -> SixArrays:
-        """The arrays in main memory, without a copy where they are there."""
-        first, *rest = (a.cpu().numpy() for a in self.arrays)
+        """The arrays in main memory, without a copy where they are there; they can be read only."""
+        first, *rest = arrays = [a.cpu().numpy() for a in self.arrays]
+        for array in arrays:
+            array.setflags(write=False)
         return (first, rest[0], rest[1], rest[2], rest[3], rest[4])
 
     @property

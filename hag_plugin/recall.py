@@ -102,7 +102,7 @@ class Known:
         vanished: called once one of them is no more.
     """
 
-    __slots__ = ("_askers", "_contents", "_features", "_occasion", "_owners", "_versions", "_where")
+    __slots__ = ("_contents", "_features", "_owners", "_versions", "_where")
 
     def __init__(
         self,
@@ -114,8 +114,6 @@ class Known:
         self._owners = tuple(weakref.ref(owner, vanished) for owner in owners)
         self._features = features
         self._contents: list[int | None] | None = None
-        self._occasion: Any = None  # when contents were compared last, and who asked then
-        self._askers: set[int] = set()
 
     @classmethod
     def of(cls, things: Things) -> Known | None:
@@ -147,34 +145,13 @@ class Known:
         """Whether contents were taken."""
         return self._contents is not None
 
-    def take_contents(self, things: Things, occasion: Any = None, asker: Any = None) -> None:
-        """Remembers what things hold now.
-
-        Args:
-            things: that are meant.
-            occasion: as for `is_same`.
-            asker: as for `is_same`.
-        """
+    def take_contents(self, things: Things) -> None:
+        """Remembers what things hold now."""
         self._contents = self._read(things)
-        self._occasion, self._askers = occasion, {id(asker)}
 
-    def is_same(self, things: Things, occasion: Any = None, asker: Any = None) -> bool:
-        """Whether things that agree hold what they held when contents were taken.
-
-        Args:
-            things: to compare.
-            occasion: of a forward; None: of this call alone.
-            asker: the layer that asks. Within a forward contents are compared once, unless the
-                same layer asks again: then it was called outside of that forward, perhaps.
-        """
-        if self._contents is None:
-            return True
-        if occasion is not None and asker is not None:
-            if self._occasion == occasion and id(asker) not in self._askers:
-                self._askers.add(id(asker))
-                return True
-            self._occasion, self._askers = occasion, {id(asker)}
-        return self._contents == self._read(things)
+    def is_same(self, things: Things) -> bool:
+        """Whether things that agree hold what they held when contents were taken."""
+        return self._contents is None or self._contents == self._read(things)
 
     def _read(self, things: Things) -> list[int | None]:
         return [
@@ -256,7 +233,6 @@ class Recall:
         *,
         reader: Any = None,
         occasion: Any = None,
-        asker: Any = None,
     ) -> Any:
         """What `make` gives for things that came back; None where they did not, or cannot.
 
@@ -267,12 +243,11 @@ class Recall:
             reader: the layer that must meet them twice; None: whoever asks.
             occasion: things that are met again on the same one did not come back; None: each
                 call is another.
-            asker: as for `Known.is_same`.
         """
         hooks: Any = _top_hooks(True)
         if hooks is None:
-            return self._value(things, purpose, make, reader, occasion, asker)
-        take = lambda: self._value(things, purpose, make, reader, occasion, asker)  # noqa: E731
+            return self._value(things, purpose, make, reader, occasion)
+        take = lambda: self._value(things, purpose, make, reader, occasion)  # noqa: E731
         return decide(purpose, take)
 
     def _value(
@@ -282,7 +257,6 @@ class Recall:
         make: Callable[[], Any],
         reader: Any,
         occasion: Any,
-        asker: Any,
     ) -> Any:
         facts = _facts_of(things)
         if facts is None:
@@ -294,7 +268,7 @@ class Recall:
                     self._note(facts, purpose).came_back(reader, occasion)
                 return None
             known = entry.known
-            if entry.value is not UNKNOWN and known.is_same(things, occasion, asker):
+            if entry.value is not UNKNOWN and known.is_same(things):
                 return entry.value
             if is_run_again():
                 return None
@@ -302,7 +276,7 @@ class Recall:
                 if not entry.came_back(reader, occasion):
                     return None
                 if not known.has_contents or known.is_same(things):
-                    known.take_contents(things, occasion, asker)
+                    known.take_contents(things)
                     entry.value = make()
                     return entry.value
             # Changed behind torch's back: only what stays as it is now is worth anything anew.
@@ -327,16 +301,14 @@ class Recall:
                 return False
             return entry.value is not None
 
-    def get(
-        self, things: Things, purpose: Hashable, occasion: Any = None, asker: Any = None
-    ) -> Any:
+    def get(self, things: Things, purpose: Hashable) -> Any:
         """What was put for these things, if they are unchanged; None otherwise."""
         facts = _facts_of(things)
         if facts is None:
             return None
         with self._lock:
             entry = self._met(facts, purpose)
-            if entry is None or not entry.known.is_same(things, occasion, asker):
+            if entry is None or not entry.known.is_same(things):
                 return None
             return None if entry.value is UNKNOWN else entry.value
 

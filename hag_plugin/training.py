@@ -7,6 +7,7 @@ asks them for one epoch in turn. What differs between PyG and DGL is in `trainin
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
@@ -274,10 +275,11 @@ def serve(
         while True:
             method, arguments = connection.recv()
             connection.send((True, getattr(side, method)(*arguments)))
-    except EOFError:
+    except (EOFError, BrokenPipeError, ConnectionResetError):  # who asked is gone
         return
     except Exception as e:
-        connection.send((False, (f"{type(e).__name__}: {e}", traceback.format_exc())))
+        with contextlib.suppress(OSError):
+            connection.send((False, (f"{type(e).__name__}: {e}", traceback.format_exc())))
 
 
 def to_arrays(data: GraphData) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def directional(
 
 def _normalised(hag: HAG, eig: Tensor, absolute: bool) -> tuple[Tensor, Tensor]:
     """The weights of the edges, `[E]` in the HAG's order, and their sums, `[N, 1]`."""
-    source, target = hag.edge_index
+    source, target = hag.own_edge_index
     field = eig[source] - eig[target]
     zeros = eig.new_zeros(hag.num_dst)
     size = zeros.index_add(0, target, field.abs())

@@ -24,7 +24,7 @@ def gcn(conv: Any, x: Tensor, edge_index: HAG, edge_weight: Tensor | None = None
 
     It is where X is narrower than X W, and where X does not change, so that A X is known.
     """
-    if conv.lin.bias is not None or not _may_reorder(conv, x, conv.lin):
+    if not _may_reorder(conv, x, conv.lin) or conv.lin.bias is not None:
         out: Tensor = conv._hag_stock.forward(conv, x, edge_index, edge_weight)
         return out
 
@@ -70,7 +70,9 @@ def gin(conv: Any, x: Any, edge_index: HAG, size: Any = None) -> Tensor:
     """gin_conv.py: `nn(A X + (1 + eps) X)`, the sum in one pass."""
     source, target = pair(x)
     out: Tensor = conv.propagate(edge_index, x=(source, target), size=size)
-    if target is not None:
+    if target is None:
+        out = out if out.requires_grad else out.clone()  # it may be one that is kept
+    else:
         scale = 1 + conv.eps
         if not out.dtype == target.dtype == scale.dtype:
             out = out + scale * target
@@ -103,7 +105,7 @@ def _transformed(
         out = torch.nn.functional.linear(aggregated, lin.weight, lin.bias)
     if root is None or target is None:
         return out
-    is_plain = _is_bare(root) and root.bias is None and out.dtype == target.dtype
+    is_plain = is_bare(root) and root.bias is None and out.dtype == target.dtype
     if is_plain and out.dim() == target.dim() == 2 and _may_write():
         return out.addmm_(target, root.weight.t())
     return _added(out, root(target))
@@ -145,7 +147,7 @@ def _may_reorder(conv: Any, x: Any, lin: Any) -> bool:
         isinstance(x, Tensor)
         and x.dtype in (torch.float32, torch.float64)
         and _sums(conv)
-        and _is_bare(lin)
+        and is_bare(lin)
         and not torch.is_autocast_enabled(x.device.type)
     )
 
@@ -155,7 +157,7 @@ def _sums(conv: Any) -> bool:
     return REDUCERS.get(type(conv.aggr_module)) in ("sum", "mean")
 
 
-def _is_bare(lin: Any) -> bool:
+def is_bare(lin: Any) -> bool:
     """Whether nobody watches the linear map or put another in its place."""
     return (
         type(lin) is Linear

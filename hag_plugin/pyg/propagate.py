@@ -76,11 +76,11 @@ def run_rows(
     scale = None
     if exponent is not None:
         scale = degree_scale(hag, exponent, self_loops, z.dtype)
-    if recipe.keeps and constant.is_constant(z):
+    if recipe.keeps is not None and constant.is_constant(z):
         how = (monoid, dim, self_loops, exponent)
         known = constant.kept(conv, hag, z, how, lambda: over.reduce(monoid, z, scale))
         if known is not None:
-            return known
+            return known if recipe.keeps(conv) else known.clone()
     out = over.reduce(monoid, z, scale)
     if moved is not None:
         out = out + (moved.summed if monoid == "sum" else moved.present)

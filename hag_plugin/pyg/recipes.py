@@ -68,8 +68,9 @@ class Recipe:
         self_loops: from the layer, the loops it adds: False, "add" or "fill".
         scale: from the layer, the exponent `p` where `s = t = degree ** p`, or None. Degrees are
             those of the targets, loops counted, on both sides, as in PyG's `gcn_norm`.
-        keeps: aggregates of features that do not change are computed once and kept. For layers
-            that aggregate what they are given, and do not write to the aggregate.
+        keeps: None, or aggregates of features that do not change are computed once and kept: for
+            layers that aggregate what they are given. Whether the layer only reads the aggregate,
+            and does not hand it on to others; they get a copy.
         matrix: what is aggregated over, in words, where self_loops and scale do not tell it.
         forward: what runs in place of the layer's own `forward` where its graph is a HAG, for
             layers that look into their edge index.
@@ -94,7 +95,7 @@ class Recipe:
     reduce: Callable[[Any, Tensor, HAG], Tensor] | None = None
     self_loops: Callable[[Any], SelfLoops] = lambda conv: False
     scale: Callable[[Any], float | None] = lambda conv: None
-    keeps: bool = False
+    keeps: Callable[[Any], bool] | None = None
     matrix: str | None = None
     forward: Callable[..., Tensor] | None = None
     relations: Callable[[Any], int | None] = lambda conv: None

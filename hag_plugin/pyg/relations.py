@@ -56,6 +56,6 @@ def plain_relations(hags: Sequence[HAG]) -> tuple[Tensor, Tensor]:
     with outside_inference():
         types = [torch.full((hag.num_edges,), r) for r, hag in enumerate(hags)]
         edge_type = torch.cat(types).to(hags[0].device)
-        edge_index = torch.cat([hag.edge_index for hag in hags], dim=1)
+        edge_index = torch.cat([hag.own_edge_index for hag in hags], dim=1)
     _PLAIN[hags[0]] = [weakref.ref(hag) for hag in hags], edge_index, edge_type
     return edge_index, edge_type

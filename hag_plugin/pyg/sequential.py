@@ -78,9 +78,7 @@ def is_left_to_stock(conv: Any, edge_index: Tensor) -> bool:
     if session is None:
         return False
     things, about = (edge_index, conv._modules["aggr_module"]), (LEFT, torch.is_grad_enabled())
-    return decide(
-        about, lambda: session.verdicts.get(things, about, session.forwards, conv) is not None
-    )
+    return decide(about, lambda: session.verdicts.get(things, about) is not None)
 
 
 def why_stock(conv: Any, recipe: Recipe, call: Call) -> str | None:
@@ -106,7 +104,7 @@ def find_tree(
         return {}
     edge_index = call[name]
     found: Found | None = session.built_of(
-        (edge_index,), ("sequence", *size), lambda: _build(edge_index, size), conv
+        (edge_index,), ("sequence", *size), lambda: _build(edge_index, size)
     )
     if found is None:
         return {}

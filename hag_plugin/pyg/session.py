@@ -48,20 +48,17 @@ class Session:
     def __reduce__(self) -> tuple[type[Session], tuple[()]]:
         return Session, ()
 
-    def hag_of(
-        self, edge_index: Tensor, num_src: int, num_dst: int, layer: Any = None
-    ) -> HAG | None:
+    def hag_of(self, edge_index: Tensor, num_src: int, num_dst: int) -> HAG | None:
         """The HAG of a tensor that came back; None where the stock layer is to run.
 
         Args:
             edge_index: the tensor.
             num_src: the number of sources.
             num_dst: the number of targets.
-            layer: that asks, as in `built_of`.
         """
         size = (num_src, num_dst)
         built: HAG | None = self.built_of(
-            (edge_index,), size, lambda: build_hag(edge_index, size=size), layer
+            (edge_index,), size, lambda: build_hag(edge_index, size=size)
         )
         return built
 
@@ -71,14 +68,12 @@ class Session:
         edge_type: Tensor,
         num_relations: int,
         size: tuple[int, int],
-        layer: Any = None,
     ) -> list[HAG] | None:
         """The HAGs of each relation of two tensors that came back."""
         built: list[HAG] | None = self.built_of(
             (edge_index, edge_type),
             (num_relations, *size),
             lambda: relation_hags(edge_index, edge_type, num_relations, size),
-            layer,
         )
         return built
 
@@ -87,7 +82,6 @@ class Session:
         tensors: tuple[Tensor, ...],
         key: tuple[Any, ...],
         build: Callable[[], Any],
-        layer: Any = None,
     ) -> Any:
         """What `build` makes of tensors, of which the first is an edge index, once they came back.
 
@@ -97,8 +91,6 @@ class Session:
             tensors: of the edges.
             key: what else it depends on.
             build: makes it.
-            layer: that asks; contents are compared once a forward, and again where one layer asks
-                twice. None: at each call.
         """
         edge_index = tensors[0]
         if not _is_edge_index(edge_index):
@@ -108,7 +100,6 @@ class Session:
             key,
             lambda: _build(edge_index.shape[1], build),
             occasion=self.forwards,
-            asker=layer,
         )
 
     def forget(self) -> None:
@@ -129,7 +120,7 @@ class Session:
         if not _is_edge_index(edge_index) or is_run_again():
             return
         things, about = (edge_index,), (CACHED, size)
-        graph = self.verdicts.get(things, about, self.forwards, conv)
+        graph = self.verdicts.get(things, about)
         if graph is None:  # any object does, to tell this graph from others
             graph = object()
             self.verdicts.put(things, about, graph)
@@ -140,7 +131,7 @@ class Session:
         about = (CACHED, size)
 
         def take() -> bool:
-            graph = self.verdicts.get((edge_index,), about, self.forwards, conv)
+            graph = self.verdicts.get((edge_index,), about)
             return graph is not None and graph is self._caches.get(conv)
 
         return decide(about, take)

@@ -157,7 +157,7 @@ def _softmax(
 ) -> Tensor:
     weight = found.get("weight")
     if weight is None:
-        source, target = over.hag.edge_index
+        source, target = over.hag.own_edge_index
         lifted = z.index_select(over.dim, source)
         out: Tensor = module(lifted, target, dim_size=over.hag.num_dst, dim=over.dim)
         return _shifted(out, offset)

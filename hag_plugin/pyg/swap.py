@@ -388,7 +388,7 @@ def find_graph(conv: Any, recipe: Recipe, name: str, call: dict[str, Any]) -> di
         if not recipes.has_cache(conv, recipe.cache):
             if not weighted:
                 session.fills_cache(conv, edge_index, size)
-                session.hag_of(edge_index, *size, layer=conv)
+                session.hag_of(edge_index, *size)
             return {}
         if weighted or not session.is_cached(conv, edge_index, size):
             return {}
@@ -396,12 +396,12 @@ def find_graph(conv: Any, recipe: Recipe, name: str, call: dict[str, Any]) -> di
         return _find_weighted(conv, recipe, name, call, size)
     relations = recipe.relations(conv)
     if relations is None:
-        hag = session.hag_of(edge_index, *size, layer=conv)
+        hag = session.hag_of(edge_index, *size)
         return {} if hag is None else {name: hag}
     edge_type = call.get("edge_type")
     if not isinstance(edge_type, Tensor):
         return {}
-    hags = session.relations_of(edge_index, edge_type, relations, size, conv)
+    hags = session.relations_of(edge_index, edge_type, relations, size)
     return {} if hags is None else {name: hags, "edge_type": None}
 
 
@@ -438,6 +438,8 @@ def plain_edges(graph: HAG | SequentialHAG) -> Tensor:
 
         with _disable_current_modes():  # a constant of the file
             return graph.edge_index
+    if isinstance(graph, HAG) and not torch.compiler.is_compiling():
+        return graph.own_edge_index
     with outside_inference():
         return graph.edge_index
 
@@ -479,7 +481,7 @@ def _dir_gnn_forward(self: Any, x: Any, edge_index: Any) -> Any:
         usable = recipe is not None and recipes.why_stock(inner, recipe, x) is None
         if usable and not getattr(inner, "cached", False) and not torch.compiler.is_compiling():
             nodes = x.shape[inner.node_dim]
-            edge_index = session.hag_of(edge_index, nodes, nodes, self) or edge_index
+            edge_index = session.hag_of(edge_index, nodes, nodes) or edge_index
     return DirGNNConv.forward(self, x, edge_index)
 
 

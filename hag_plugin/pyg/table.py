@@ -145,9 +145,13 @@ _RELATIONAL = Recipe(
 
 RECIPES: dict[type, Recipe] = {
     # Messages are the sources' features as they are.
-    nn.SAGEConv: Recipe(keeps=True, forward=order.sage, yields=True),
-    nn.GINConv: Recipe(keeps=True, forward=order.gin, yields=True),
-    nn.GraphConv: Recipe(**WEIGHED, keeps=True, forward=order.graph, yields=True),
+    nn.SAGEConv: Recipe(
+        keeps=lambda conv: order.is_bare(conv.lin_l), forward=order.sage, yields=True
+    ),
+    nn.GINConv: Recipe(keeps=lambda conv: True, forward=order.gin, yields=True),
+    nn.GraphConv: Recipe(
+        **WEIGHED, keeps=lambda conv: order.is_bare(conv.lin_rel), forward=order.graph, yields=True
+    ),
     nn.SimpleConv: Recipe(
         self_loops=lambda conv: "add" if conv.combine_root == "self_loop" else False,
         **WEIGHED,

@@ -14,6 +14,7 @@ from torch_geometric.utils import add_self_loops
 from hag_plugin.aggregate import aggregate
 from hag_plugin.build import build_hag
 from hag_plugin.hag import HAG
+from hag_plugin.operators import is_fixed
 from hag_plugin.pyg.aggregators import REDUCERS
 from hag_plugin.pyg.neighbourhoods import along
 from hag_plugin.weights import edge_slots, factorise, weighted_aggregate
@@ -73,9 +74,9 @@ def weighted_graph(
         index, values = weigh(conv, edge_index, weight, num_nodes[0])
         return (index if conv.flow == "source_to_target" else index.flip([0])), values
 
-    if not weight.requires_grad:
+    if not weight.requires_grad and is_fixed(weight):
         constant: WeightedGraph | None = session.built_of(
-            edges, key, lambda: _of_constant(*weighed(weight), num_nodes), conv
+            edges, key, lambda: _of_constant(*weighed(weight), num_nodes)
         )
         if constant is not None:
             return constant
@@ -85,7 +86,7 @@ def weighted_graph(
         hag = build_hag(index, size=num_nodes, method="none")
         return hag, edge_slots(index, hag)
 
-    ordered = session.built_of((edge_index,), key, order, conv)
+    ordered = session.built_of((edge_index,), key, order)
     if ordered is None:
         return None
     hag, slots = ordered
