@@ -15,6 +15,7 @@ if _importlib_util.find_spec("hag_plugin.kernels") is None:
         "it, or install it in place with pip install -e ."
     )
 
+from hag_plugin import degrees as _degrees  # noqa: F401  (its operator stands in exported files)
 from hag_plugin import sequence
 from hag_plugin.adapters import accelerate, explain, forget, hag_layer, restore
 from hag_plugin.aggregate import aggregate

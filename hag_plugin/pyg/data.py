@@ -65,6 +65,17 @@ class HagStores:
                 store[KEY] = HagList(held)
         return out
 
+    def concat(self, data: Any) -> Any:
+        """As PyG's; the edges of the result have no HAG, and run on their plain graph."""
+        parts = [with_edges(part) for part in (self, data)]
+        for part in parts:
+            for store in part.edge_stores:
+                store._mapping.pop(KEY, None)
+        out = super(HagStores, parts[0]).concat(parts[1])  # type: ignore[misc]
+        for store in out.edge_stores:
+            store.__dict__[LOST] = True
+        return out
+
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """As PyG's."""
         return self._moved("to", args, kwargs)
@@ -111,7 +122,7 @@ class HagMixin(HagStores):
         """
         store = self._store  # type: ignore[attr-defined]
         if KEY not in store._mapping and LOST in store.__dict__:
-            warn_of_no_hag("this graph, made of several types, has")
+            warn_of_no_hag("this graph, made of others, has")
             store[KEY] = plain_graph(self, store)
         return self._current_hag(self._store)  # type: ignore[attr-defined]
 

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from hag_plugin.aggregate import aggregate
+from hag_plugin.degrees import degree_scale
 from hag_plugin.hag import HAG
 from hag_plugin.prefix_tree import SequentialHAG
 from hag_plugin.program import SelfLoops
-from hag_plugin.pyg.degrees import degree_scale
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hag_plugin.degrees import degree_scale
 from hag_plugin.hag import HAG
 from hag_plugin.pyg import constant
 from hag_plugin.pyg.aggregators import REDUCERS, reduce
-from hag_plugin.pyg.degrees import degree_scale
 from hag_plugin.pyg.neighbourhoods import Neighbourhoods, Offset, check_sizes
 from hag_plugin.pyg.recipes import Call, Recipe
 from hag_plugin.pyg.weighted import WeightedGraph
