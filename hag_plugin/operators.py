@@ -19,6 +19,7 @@ from torch._C._functorch import (
 )
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.nn import Parameter
 
 from hag_plugin.hag import HAG, Arrays, find
@@ -449,13 +450,19 @@ def is_fixed(tensor: Tensor) -> bool:
     """Whether no derivative goes through a tensor, and its numbers can be read."""
     if torch.is_grad_enabled() and tensor.requires_grad:
         return False
-    if torch._C._len_torch_dispatch_stack() > 0:  # a tracer may watch it, as in `linearize`
+    if torch._C._len_torch_dispatch_stack() > 0 and _is_traced(tensor):
         return False
     if not is_transformed():
         return True
     if forward_ad._current_level >= 0 and _unpacked(tensor).tangent is not None:
         return False
     return has_memory(tensor)
+
+
+def _is_traced(tensor: Tensor) -> bool:
+    """Whether `make_fx` traces what is made of a tensor."""
+    mode = get_proxy_mode()
+    return mode is not None and get_proxy_slot(tensor, mode.tracer, None) is not None
 
 
 def _unpacked(tensor: Tensor, level: int | None = None) -> Any:

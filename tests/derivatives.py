@@ -36,16 +36,27 @@ def batched_gradients(f: Function, x: Tensor, v: Tensor) -> Any:
     return torch.vmap(torch.func.grad(lambda x: f(x).pow(3).sum()))(torch.stack([x, v]))
 
 
+def linearised(f: Function, x: Tensor, v: Tensor) -> Any:
+    return torch.func.linearize(f, x)[1](v)
+
+
+# Of a function of a curve, so that there are tangents of tangents on the way in, too.
+
+
+def curved(f: Function) -> Function:
+    return lambda x: f(x + x.pow(3)).pow(3)
+
+
 def forward_over_reverse(f: Function, x: Tensor, v: Tensor) -> Any:
-    return jvp(torch.func.grad(lambda x: f(x).pow(3).sum()), x, v)
+    return jvp(torch.func.grad(lambda x: curved(f)(x).sum()), x, v)
 
 
 def reverse_over_forward(f: Function, x: Tensor, v: Tensor) -> Any:
-    return torch.func.grad(lambda x: jvp(lambda x: f(x).pow(3), x, v).sum())(x)
+    return torch.func.grad(lambda x: jvp(curved(f), x, v).sum())(x)
 
 
 def forward_over_forward(f: Function, x: Tensor, v: Tensor) -> Any:
-    return jvp(lambda x: jvp(lambda x: f(x).pow(3), x, v.cos()), x, v)
+    return jvp(lambda x: jvp(curved(f), x, v.cos()), x, v)
 
 
 def gradients_of_many(f: Function, x: Tensor, v: Tensor) -> Any:
@@ -75,7 +86,7 @@ def hessian(f: Function, x: Tensor, v: Tensor) -> Any:
     return torch.func.hessian(lambda x: f(x).pow(3).sum())(x)
 
 
-FIRST = (jvp, dual, vjp, batched, gradients_of_many)
+FIRST = (jvp, dual, linearised, vjp, batched, gradients_of_many)
 SECOND = (batched_gradients, forward_over_reverse, reverse_over_forward, forward_over_forward)
 WHOLE = (jacobian, forward_jacobian, jacrev, jacfwd, hessian)
 EVERY = (*FIRST, *SECOND, *WHOLE)

@@ -15,12 +15,14 @@ from hag_plugin.sequence import build_sequence, child_sum, lstm_aggregate
 from hag_plugin.weights import edge_slots, factorise, weighted_aggregate
 
 from .cases import random_graph
-from .derivatives import EVERY, FIRST, WHOLE, Function, jvp
+from .derivatives import EVERY, FIRST, WHOLE, Function, batched_gradients, hessian, jvp
 
 NODES, WIDTH = 6, 2
 SCATTER = {"sum": "sum", "mean": "mean", "max": "amax", "min": "amin"}
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:There is a performance drop", "ignore:.*vmap.*:UserWarning"
+    "ignore:There is a performance drop",
+    "ignore:.*vmap.*:UserWarning",
+    "ignore:Attempted to insert a get_attr Node",
 )
 
 
@@ -292,7 +294,7 @@ def test_sequences(transform: Any) -> None:
 # Around transforms ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("transform", [EVERY[0], EVERY[5], EVERY[-1]])
+@pytest.mark.parametrize("transform", [jvp, batched_gradients, hessian])
 @pytest.mark.parametrize("how", [("mean", "even"), ("max", "even"), ("max", "first")])
 def test_compiled(how: tuple[Any, Any], transform: Any) -> None:
     torch._dynamo.reset()

@@ -166,8 +166,9 @@ def edge_factors(
 
     Weights that are all the same are recognised at once, others when the tensor comes back.
     """
-    flat = weight.detach().flatten()
-    constant = _constant(flat)
+    with outside_inference():  # is_fixed: no tracer watches it
+        flat = weight.detach().flatten()
+        constant = _constant(flat)
     if constant is not None:
         if constant == 1.0:
             return None, None

@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch_geometric import nn as pyg
 
-from hag_plugin.pyg import accelerate
+from hag_plugin.pyg import accelerate, recipes
 
 from ..derivatives import (
     batched_gradients,
     dual,
+    forward_over_forward,
     forward_over_reverse,
     gradients_of_many,
     jvp,
+    linearised,
     vjp,
 )
 from .test_table import CONFIGURATIONS as TABLE
@@ -40,9 +42,19 @@ HESSIANS = ("gcn", "sage", "sage-max", "gin", "pna", "gen", "eg", "cheb", "sage-
 
 
 # of torch's own batching rules
-pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:There is a performance drop", "ignore:Attempted to insert a get_attr Node"
+)
 
-TRANSFORMS = (jvp, dual, vjp, gradients_of_many, batched_gradients, forward_over_reverse)
+TRANSFORMS = (
+    *(jvp, dual, linearised, vjp, gradients_of_many),
+    *(batched_gradients, forward_over_reverse, forward_over_forward),
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_call_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "SMALL", 0)
 
 
 def small_graph(nodes: int = 7) -> Any:
