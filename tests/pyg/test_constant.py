@@ -161,3 +161,44 @@ def test_copies_and_states_do_not_carry_what_is_kept() -> None:
     assert constant.bytes_kept() == kept
     assert clone.state_dict().keys() == pair.stock.state_dict().keys()
     torch.testing.assert_close(clone(x, pair.hag), pair.stock(x, pair.edge_index))
+
+
+class Handing(nn.Module):
+    """In place of a linear map: hands on what it is given."""
+
+    bias = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+# Layers whose output is their aggregate.
+BARE: dict[str, Callable[[], nn.Module]] = {
+    "SAGEConv": lambda: SAGEConv(6, 6, root_weight=False),
+    "GraphConv": lambda: GraphConv(6, 6),
+    "GINConv": lambda: GINConv(nn.Identity()),
+    "GCNConv": lambda: GCNConv(6, 6, bias=False),
+}
+
+
+@pytest.mark.parametrize("pair", [False, True])
+@pytest.mark.parametrize("name", BARE)
+def test_what_is_kept_is_not_handed_out(name: str, pair: bool) -> None:
+    stock = BARE[name]().double()
+    for attribute in ("lin_l", "lin_rel", "lin"):
+        if hasattr(stock, attribute):
+            setattr(stock, attribute, Handing())
+    if name == "GraphConv":
+        stock.lin_root = nn.Identity()
+    if pair and name in ("GCNConv", "GraphConv"):
+        pytest.skip("it takes no sources alone")
+    fast = hp.accelerate(copy.deepcopy(stock))
+    x, edge_index = features(), edges()
+    given = (x, None) if pair else x
+    hag = hp.build_hag(edge_index, num_nodes=30)
+    for graph in (edge_index, hag):
+        for _ in range(4):
+            expected = stock(given, edge_index)
+            one, other = fast(given, graph), fast(given, graph)
+            one.detach().numpy()[:] = 7.0
+            torch.testing.assert_close(other, expected, rtol=1e-10, atol=1e-10)

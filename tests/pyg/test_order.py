@@ -166,3 +166,29 @@ def test_few_messages_of_what_stock_cached(monkeypatch: pytest.MonkeyPatch) -> N
     with torch.no_grad():  # in inference the HAG that was found is as fast
         torch.testing.assert_close(fast(x, edge_index), expected)
     assert len(ran) == 2
+
+
+class Wrapped(nn.Module):
+    """Somebody's wrapper of a linear map, as those of LoRA and of quantisation."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2.0 * self.inner(x)
+
+
+@every_layer
+def test_wrapped_maps(name: str) -> None:
+    stock = LAYERS[name]().double()
+    for part in list(stock.modules()):
+        for attribute, child in list(part.named_children()):
+            if type(child).__name__ == "Linear" and not isinstance(part, Wrapped):
+                setattr(part, attribute, Wrapped(child))
+    fast, edge_index = hp.accelerate(copy.deepcopy(stock)), torch.randint(30, (2, 200))
+    x, hag = features(), hp.build_hag(edge_index, num_nodes=30)
+    for graph in (edge_index, edge_index, edge_index, hag, hag, hag):
+        torch.testing.assert_close(
+            fast(x.clone(), graph), stock(x.clone(), edge_index), rtol=1e-9, atol=1e-9
+        )

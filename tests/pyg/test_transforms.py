@@ -390,3 +390,20 @@ def test_wrong_options_are_refused_at_once(options: Any, error: Any, words: str)
 def test_right_options_are_taken(options: Any) -> None:
     data = ToHAG(**options)(homogeneous())
     assert_is_graph_of(data.hag, data.edge_index)
+
+
+@pytest.mark.filterwarnings("ignore:.*has no HAG")
+@pytest.mark.parametrize("removed", [False, True])
+def test_concatenated_data(removed: bool) -> None:
+    """Their edges run on the plain graph."""
+    plain = [Data(x=torch.randn(5, 2), edge_index=torch.randint(5, (2, 12))) for _ in range(2)]
+    first, second = (ToHAG(remove_edge_index=removed)(each) for each in plain)
+    out, expected = first.concat(second), plain[0].concat(plain[1])
+    assert torch.equal(out.x, expected.x)
+    out.hag.check(expected.edge_index)
+    hetero = HeteroData()
+    hetero["a"].x = plain[0].x
+    hetero["a", "to", "a"].edge_index = plain[0].edge_index
+    held = ToHAG(remove_edge_index=removed)(hetero)
+    out, expected = held.concat(held), hetero.concat(hetero)
+    out.hag_dict["a", "to", "a"].check(expected["a", "to", "a"].edge_index)

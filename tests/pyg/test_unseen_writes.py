@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
-from torch_geometric.nn import GCNConv, GraphConv, RGCNConv, SAGEConv
+from torch_geometric.nn import GATConv, GCNConv, GraphConv, RGCNConv, SAGEConv
 
 import hag_plugin as hp
 from hag_plugin.pyg import ToHAG
@@ -200,3 +201,53 @@ def test_forget() -> None:
     assert hp.forget(plain) is plain
     with pytest.raises(TypeError, match="Module"):
         hp.forget(edge_index())  # type: ignore[type-var]
+
+
+class Rewriting(nn.Module):
+    """Two layers, and writes to what both take in between; or one of them alone."""
+
+    def __init__(self, make: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.first, self.second = make(), make()
+
+    def forward(
+        self, x: Tensor, edges: list[Tensor], between: Callable[[], Any] | None = None
+    ) -> Tensor:
+        out = self.first(x, *edges).sum()
+        if between is not None:
+            between()
+        return out + self.second(x, *edges)
+
+
+@pytest.mark.parametrize("write", ["numpy", "data", "one by data", "storage"])
+@pytest.mark.parametrize("layer", [name for name in LAYERS if name != "SAGE max"])
+def test_writes_between_the_layers_of_a_forward(layer: str, write: str) -> None:
+    make, inputs_of = LAYERS[layer]
+    for which in range(1, len(inputs_of(0))):
+        stock, fast = pair_of(lambda make=make: Rewriting(make))
+        for alone in (False, True):
+            outputs = []
+            for model in (stock, fast):
+                x, *edges = inputs_of(0)
+                value = inputs_of(1)[which]
+                write_to = partial(WRITES[write], edges[which - 1], value)
+                for _ in range(4):
+                    model(x, edges)
+                if alone:  # a layer that is called by hand, after the forward
+                    write_to()
+                    outputs.append(model.second(x, *edges))
+                else:
+                    outputs.append(model(x, edges, write_to))
+            torch.testing.assert_close(*outputs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("write", ["numpy", "data", "one by data", "storage"])
+def test_the_edge_index_of_a_hag(write: str) -> None:
+    """Layers that look into their edges have those of the HAG, not of what it hands out."""
+    x, edges = numbers(0, NODES, 6), edge_index()
+    for make in (lambda: GATConv(6, 4), lambda: SAGEConv(6, 4, "median")):
+        stock, fast = pair_of(make)
+        hag = hp.build_hag(edges, num_nodes=NODES)
+        for _ in range(2):
+            torch.testing.assert_close(fast(x, hag), stock(x, edges), rtol=1e-10, atol=1e-10)
+            WRITES[write](hag.edge_index, torch.zeros_like(hag.edge_index))
