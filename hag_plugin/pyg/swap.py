@@ -165,6 +165,7 @@ HAND_ON = {
     "RECT_L.embed",
     "RECT_L.forward",
     "SGFormer.forward",
+    "Sequential.forward",  # PyG gives the class what it generates for a model
     "SignedGCN.forward",
 }
 
