@@ -57,7 +57,8 @@ uint64_t checksum(const void *data, int64_t rows, int64_t row_bytes, int64_t row
     chunks.share(thread, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
         const int64_t at = c % per_row * kChunk;
-        sums[c] = sum_of(first + c / per_row * row_stride + at, std::min(kChunk, row_bytes - at), 1);
+        sums[c] =
+            sum_of(first + c / per_row * row_stride + at, std::min(kChunk, row_bytes - at), 1);
       }
     });
   });
