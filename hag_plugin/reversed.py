@@ -43,8 +43,9 @@ class ReversedHAG(HAG):
         """The edges as int64 `[2, E]`, by source, then by target."""
         return self._of.edge_index.flip(0)
 
-    def _make_edge_index(self) -> Tensor:
-        return self._of._make_edge_index().flip(0)
+    def _ends(self) -> tuple[Tensor, Tensor]:
+        source, target = self._of._ends()
+        return target, source
 
     def degree(self, self_loops: SelfLoops = False) -> Tensor:
         """As `HAG.degree`."""
