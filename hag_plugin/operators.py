@@ -207,7 +207,7 @@ def _eager_function(operator: Operator, num_tensors: int) -> Any:
     keep, backward, run = operator.keep, operator.backward, operator.run
     last = num_tensors + 1
 
-    # Without what `Function.apply` does for the transforms that `is_plain` rules out.
+    # Without what `Function.apply` does for the transforms that `_is_plain` rules out.
     class Eager(_SingleLevelFunction):
         @staticmethod
         def forward(ctx: Any, hag: HAG, *inputs: Any) -> Any:

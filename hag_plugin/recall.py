@@ -140,17 +140,12 @@ class Known:
                 return False
         return True
 
-    @property
-    def has_contents(self) -> bool:
-        """Whether contents were taken."""
-        return self._contents is not None
-
     def take_contents(self, things: Things) -> None:
         """Remembers what things hold now."""
         self._contents = self._read(things)
 
     def is_same(self, things: Things) -> bool:
-        """Whether things that agree hold what they held when contents were taken."""
+        """Whether things that agree hold what they held when contents were taken, if they were."""
         return self._contents is None or self._contents == self._read(things)
 
     def _read(self, things: Things) -> list[int | None]:
@@ -275,7 +270,7 @@ class Recall:
             if entry.value is UNKNOWN:
                 if not entry.came_back(reader, occasion):
                     return None
-                if not known.has_contents or known.is_same(things):
+                if known.is_same(things):
                     known.take_contents(things)
                     entry.value = make()
                     return entry.value

@@ -60,7 +60,8 @@ def accelerate(module: M) -> M:
             layer.__dict__["_hag_session"] = session  # hag_layer prepared the class itself
         else:
             swap_in(layer, session)
-    for part in [m for m in module.modules() if m not in set(layers) and is_swapped(m)]:
+    done = set(layers)
+    for part in [m for m in module.modules() if m not in done and is_swapped(m)]:
         swap_in(part, session)
     if layers:
         module.register_forward_pre_hook(session)
