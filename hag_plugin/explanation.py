@@ -3,7 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
+
+# What a call of a layer ran on: a program that shares sums, the graph as it is in the same fused
+# kernels, or the framework's own code.
+Kind = Literal["HAG", "plain", "stock"]
+
+
+class Calls:
+    """The calls of one layer so far, by what they ran on. Copies and pickles start anew.
+
+    Attributes:
+        counts: how many ran on each.
+        reasons: why the last of each did.
+    """
+
+    __slots__ = ("counts", "reasons")
+
+    def __init__(self) -> None:
+        self.counts: dict[Kind, int] = {}
+        self.reasons: dict[Kind, str] = {}
+
+    def note(self, kind: Kind, reason: str) -> None:
+        """Counts a call."""
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        self.reasons[kind] = reason
+
+    def __reduce__(self) -> tuple[type[Calls], tuple[()]]:
+        return Calls, ()
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{count} {kind}" + (f" ({self.reasons[kind]})" if self.reasons[kind] else "")
+            for kind, count in self.counts.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -16,6 +50,7 @@ class Row:
         accelerated: whether it aggregates over a HAG where it is given one.
         aggregates: reducer and matrix, as in "sum over A"; empty where there is no recipe.
         reason: why not, or what a call must not give.
+        calls: what its calls ran on so far.
     """
 
     name: str
@@ -23,6 +58,7 @@ class Row:
     accelerated: bool
     aggregates: str
     reason: str
+    calls: Calls = field(default_factory=Calls)
 
 
 @dataclass(frozen=True)
@@ -47,13 +83,14 @@ class Explanation:
         return self.rows[index]
 
     def __str__(self) -> str:
-        table = [("layer", "class", "HAG", "aggregates", "note")]
+        table = [("layer", "class", "HAG", "aggregates", "calls so far", "note")]
         table += [
             (
                 r.name or "(itself)",
                 r.layer,
                 "yes" if r.accelerated else "no",
                 r.aggregates,
+                str(r.calls) or "none",
                 r.reason,
             )
             for r in self.rows
