@@ -21,7 +21,7 @@ from hag_plugin.adapters import accelerate, explain, forget, hag_layer, restore
 from hag_plugin.aggregate import aggregate
 from hag_plugin.build import build_hag
 from hag_plugin.hag import HAG, batch
-from hag_plugin.program import Stats
+from hag_plugin.stats import Stats
 
 __version__ = "0.1.0"
 __all__ = [

@@ -235,7 +235,7 @@ def _sum(
     if target_scale is not None:
         target_scale = kernel_scale(target_scale, y.shape[-2], dtype)
     if reduce == "mean":  # the count belongs to the graph's targets
-        mean = hag._kept_scale(-1.0, mode, dtype)
+        mean = hag.kept_scale(-1.0, mode, dtype)
         if transposed:
             source_scale = mean if source_scale is None else source_scale * mean
         else:

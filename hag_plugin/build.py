@@ -1,28 +1,22 @@
-"""From an edge list to a `HAG`: canonical form, search, programs, and joining them in batches."""
+"""`build_hag`: from an edge list to a HAG."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import itertools
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from hag_plugin import constants, cost
-from hag_plugin.hag import HAG, numpy_of, outside_inference
-from hag_plugin.kernels import _cpu
-from hag_plugin.program import METHODS, SELF_LOOPS, Options, Program, SelfLoops
-
-MAX_NODES = 2**31 - 1
-SMALL_GRAPH = 20_000  # edges
+from hag_plugin import constants
+from hag_plugin.graph import MAX_NODES, canonical_graph, check_edge_index
+from hag_plugin.hag import HAG
+from hag_plugin.modes import numpy_of, outside_inference
+from hag_plugin.program import METHODS, SELF_LOOPS, Options, SelfLoops
 
 
 def build_hag(
@@ -185,28 +179,6 @@ def _graph_size(
     return int(size[0]), int(size[1])
 
 
-def check_edge_index(edge_index: Tensor) -> None:
-    """Raises unless `edge_index` is an integer tensor `[2, E]`."""
-    if not isinstance(edge_index, Tensor):
-        raise TypeError(f"edge_index is a {type(edge_index).__name__}; expected a torch.Tensor")
-    if edge_index.layout != torch.strided:
-        raise TypeError(f"edge_index has layout {edge_index.layout}; expected a dense tensor")
-    if edge_index.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"edge_index has dtype {edge_index.dtype}; expected int32 or int64")
-    if edge_index.dim() != 2 or edge_index.shape[0] != 2:
-        raise ValueError(f"edge_index has shape {tuple(edge_index.shape)}; expected [2, E]")
-
-
-def canonical_graph(
-    edge_index: Tensor, num_src: int, num_dst: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """CSR by target: row_ptr int64 `[num_dst + 1]` and col int32 `[E]`, increasing in a row."""
-    check_edge_index(edge_index)
-    source, target = numpy_of(edge_index)
-    row_ptr, col = _cpu.build_csr(source, target, num_src, num_dst)
-    return row_ptr, col
-
-
 def _check_ptr(
     ptr: Tensor | Sequence[int], row_ptr: np.ndarray, col: np.ndarray, num_src: int, num_dst: int
 ) -> None:
@@ -224,121 +196,3 @@ def _check_ptr(
                 f"an edge crosses ptr: a target in {first}..{last - 1} has source "
                 f"{inside.min() if inside.min() < first else inside.max()}"
             )
-
-
-# Search ---------------------------------------------------------------------------------------
-
-
-def search_program(
-    hag: HAG, self_loops: SelfLoops, idempotent: bool, progress: bool | None = None
-) -> Program:
-    """Searches the program of one matrix of a HAG's graph, by the HAG's options."""
-    options = hag.options
-    start = time.perf_counter()
-    subtract = options.allow_subtraction and self_loops is False and not idempotent
-    subtract = subtract and options.method == "auto" and (hag.is_square or hag.targets_first)
-    subtract = subtract and hag.num_dst <= hag.num_src  # every target has an x to be taken off
-    mode = "add" if subtract else (self_loops or "")
-    row_ptr, col = hag.numpy()
-    graph = (row_ptr, col, hag.num_src, mode, idempotent)
-    arrays: Sequence[np.ndarray]
-    # A small graph is searched sooner than a second thread or a bar is there.
-    small = hag.num_edges < SMALL_GRAPH
-    threads = 1 if small else torch.get_num_threads()
-    if options.method == "none":
-        arrays = _cpu.plain_program(*graph)
-    else:
-        with _bar(hag, False if small and not progress else progress) as report:
-            if options.method == "greedy":
-                capacity = hag.num_dst // 4 if options.capacity is None else options.capacity
-                arrays = _cpu.greedy_program(*graph, capacity, threads, report)
-            else:
-                prices = cost.prices(options.width, options.device, constants.in_force())
-                arrays = _cpu.search_program(
-                    *graph,
-                    hag.is_square or hag.targets_first,
-                    **asdict(prices),
-                    threads=threads,
-                    progress=report,
-                )
-    program = Program.of(
-        map(torch.from_numpy, arrays),
-        hag.num_src,
-        hag.num_dst,
-        -1 if subtract else 0,
-        time.perf_counter() - start,
-    )
-    for_gpu = options.method == "auto" and options.device == "cuda"
-    if for_gpu and not cost.pays_on_gpu(hag, self_loops, program):
-        plain = plain_program(hag, self_loops, idempotent)
-        return replace(plain, search_seconds=time.perf_counter() - start)
-    return program.to(hag.device)
-
-
-def plain_program(hag: HAG, self_loops: SelfLoops, idempotent: bool = False) -> Program:
-    """The program that a HAG of method "none" has."""
-    row_ptr, col = hag.numpy()
-    arrays = _cpu.plain_program(row_ptr, col, hag.num_src, self_loops or "", idempotent)
-    return Program.of(map(torch.from_numpy, arrays), hag.num_src, hag.num_dst).to(hag.device)
-
-
-@contextmanager
-def _bar(hag: HAG, progress: bool | None) -> Iterator[Callable[[float], None] | None]:
-    """What a search calls with the share that is done. None: shown after two seconds."""
-    if progress is False:
-        yield None
-        return
-    with tqdm(
-        total=1.0,
-        desc=f"searching {hag.num_edges:,} edges",
-        delay=0.0 if progress else 2.0,
-        leave=False,
-        bar_format="{desc}: {percentage:3.0f}% |{bar}| {elapsed} < {remaining}",
-    ) as bar:
-        yield lambda share: bar.update(share - bar.n)
-
-
-# Joining --------------------------------------------------------------------------------------
-
-
-def concatenate_graphs(hags: Sequence[HAG]) -> tuple[Tensor, Tensor]:
-    """The CSR of graphs side by side: (row_ptr, col)."""
-    num_src = np.cumsum([0] + [h.num_src for h in hags])
-    num_edges = np.cumsum([0] + [h.num_edges for h in hags])
-    if num_src[-1] > MAX_NODES or sum(h.num_dst for h in hags) > MAX_NODES:
-        raise ValueError(f"the batch has {num_src[-1]} sources; expected fewer than 2^31")
-    row_ptr = [h.arrays.row_ptr[:-1] + int(e) for h, e in zip(hags, num_edges, strict=False)]
-    row_ptr.append(torch.tensor(num_edges[-1:], device=hags[0].device))
-    col = [h.arrays.col + int(n) for h, n in zip(hags, num_src, strict=False)]
-    return torch.cat(row_ptr), torch.cat(col)
-
-
-def concatenate_programs(programs: Sequence[Program]) -> Program:
-    """The program of several graphs side by side, in O(ops).
-
-    Tiles of small graphs are joined up to 64 ops; partial sums follow all rows of y.
-    """
-    diagonal = min(p.diagonal for p in programs)
-    # Only allow_subtraction gives a diagonal; parts that went without get x added, then taken.
-    parts = [p if p.diagonal == diagonal else _add_own_row(p) for p in programs]
-    return Program.of(
-        map(torch.from_numpy, _cpu.concatenate([p.native for p in parts])),
-        sum(p.num_src for p in parts),
-        sum(p.num_dst for p in parts),
-        diagonal,
-        sum(p.search_seconds for p in programs),
-    )
-
-
-def _add_own_row(program: Program) -> Program:
-    """`P + I` with diagonal - 1 for a program `P`: the same result where values are finite."""
-    _, op_ptr, source, target, hub_row, hub_ptr = program.numpy()
-    own = np.where((target >= 0) & (target < program.num_dst), target, -1)
-    for row, last in zip(hub_row.tolist(), hub_ptr[1:] - 1, strict=True):
-        own[target == program.num_dst + last] = row
-    takes = own >= 0
-    source = np.insert(source, op_ptr[1:][takes], own[takes]).astype(np.int32)
-    op_ptr = op_ptr + np.concatenate([np.zeros(1, np.int64), np.cumsum(takes)])
-    tile_ptr, _, _, *others = program.arrays
-    changed = torch.from_numpy(op_ptr), torch.from_numpy(source)
-    return replace(program, arrays=(tile_ptr, *changed, *others), diagonal=program.diagonal - 1)

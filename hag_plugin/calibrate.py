@@ -14,7 +14,8 @@ import torch
 
 from hag_plugin.constants import DEFAULT, Constants, RowCost
 from hag_plugin.cost import ROWS, Work
-from hag_plugin.program import Array, Program
+from hag_plugin.modes import Array
+from hag_plugin.program import Program
 
 FLOAT32, SUM = 0, 0  # as the kernel numbers dtypes and reducers
 WIDTHS = (16, 64, 256)

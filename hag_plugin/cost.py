@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import numpy as np
-import torch
 
 from hag_plugin import occupancy, schedule
 from hag_plugin.constants import DEFAULT, Constants, in_force
+from hag_plugin.graph import Graph
 from hag_plugin.kernels import _cpu
-from hag_plugin.program import Program, SelfLoops, Stats
-
-if TYPE_CHECKING:
-    from hag_plugin.hag import HAG
+from hag_plugin.program import Program, SelfLoops
 
 
 @dataclass(frozen=True)
@@ -165,15 +159,17 @@ def gpu_seconds(rows: int, longest: int, width: int) -> float:
     return GPU_SECONDS_PER_LAUNCH + max(moving, waiting)
 
 
-def pays_on_gpu(hag: HAG, self_loops: SelfLoops, program: Program) -> bool:
+def pays_on_gpu(graph: Graph, width: int, self_loops: SelfLoops, program: Program) -> bool:
     """Whether a GPU is predicted to run a program sooner than the plain graph."""
-    return _scheduled_seconds(program, hag.options.width) < _plain_gpu_seconds(hag, self_loops)
+    plain = plain_gpu_seconds(graph, width, self_loops)
+    return scheduled_gpu_seconds(program, width) < plain
 
 
-def _plain_gpu_seconds(hag: HAG, self_loops: SelfLoops) -> float:
-    degree = hag.degree(self_loops).cpu().numpy()
+def plain_gpu_seconds(graph: Graph, width: int, self_loops: SelfLoops) -> float:
+    """Predicted seconds of the plain graph on a GPU."""
+    degree = graph.degree(self_loops).cpu().numpy()
     parts = -(-degree[degree > schedule.LONGEST] // schedule.LONGEST)
-    width, longest = hag.options.width, min(int(degree.max(initial=0)), schedule.LONGEST)
+    longest = min(int(degree.max(initial=0)), schedule.LONGEST)
     rows = int(degree.sum() + parts.sum()) + len(degree) - len(parts)
     seconds = gpu_seconds(rows, longest, width)
     if len(parts):
@@ -182,65 +178,7 @@ def _plain_gpu_seconds(hag: HAG, self_loops: SelfLoops) -> float:
     return seconds
 
 
-def _scheduled_seconds(program: Program, width: int) -> float:
-    launches = occupancy.launches(program.schedule, width)
+def scheduled_gpu_seconds(program: Program, width: int) -> float:
+    """Predicted seconds of a program on a GPU."""
+    launches = occupancy.launches(schedule.schedule_of(program), width)
     return sum(gpu_seconds(each.rows, each.longest_op, width) for each in launches)
-
-
-def _occupancy(hag: HAG, program: Program) -> occupancy.Occupancy | None:
-    """Of the card that the HAG is on, or of the usual one where it is priced for one."""
-    if hag.device.type == "cuda":
-        card = torch.cuda.get_device_properties(hag.device)
-        count = card.multi_processor_count
-        return occupancy.occupancy(program.schedule, hag.options.width, count)
-    if hag.options.device == "cuda":
-        return occupancy.occupancy(program.schedule, hag.options.width)
-    return None
-
-
-# Counts -------------------------------------------------------------------------------------------
-
-
-def program_stats(hag: HAG, self_loops: SelfLoops, program: Program) -> Stats:
-    """Counts what a program reads, writes and sums, beside the plain graph."""
-    arity = program.op_ptr.diff().cpu().numpy()
-    degree = hag.degree(self_loops).cpu().numpy()
-    partials = program.hub_ptr.diff().cpu().numpy()
-    diagonal = hag.num_dst if program.diagonal else 0
-    rows_read = int(arity.sum() + partials.sum()) + diagonal
-    rows_written = len(arity) + len(partials)
-    aggregations = int(np.maximum(arity - 1, 0).sum() + np.maximum(partials - 1, 0).sum())
-    seconds, seconds_before = _predicted_seconds(hag, self_loops, program)
-    return Stats(
-        aggregations=aggregations + diagonal,
-        aggregations_before=int(np.maximum(degree - 1, 0).sum()),
-        rows_read=rows_read,
-        rows_read_before=int(degree.sum()),
-        rows_written=rows_written,
-        rows_written_before=hag.num_dst,
-        intermediates=int((program.target < 0).sum()),
-        tiles=program.tile_ptr.shape[0] - 1,
-        levels=schedule.depth(program),
-        search_seconds=program.search_seconds,
-        predicted_seconds=seconds,
-        predicted_seconds_before=seconds_before,
-        bytes=program.nbytes,
-        bytes_before=8 * (hag.num_dst + 1) + 4 * int(degree.sum()),
-        gpu=_occupancy(hag, program),
-    )
-
-
-def _predicted_seconds(hag: HAG, self_loops: SelfLoops, program: Program) -> tuple[float, float]:
-    """Of a program and of the plain graph, on the device that the HAG is priced for."""
-    width = hag.options.width
-    if hag.options.device == "cuda":
-        return _scheduled_seconds(program, width), _plain_gpu_seconds(hag, self_loops)
-    work = Work.of(program)
-    before = work if hag.method == "none" else _plain_work(hag, self_loops)
-    return work.seconds(4 * width), before.seconds(4 * width)
-
-
-def _plain_work(hag: HAG, self_loops: SelfLoops) -> Work:
-    graph = (*hag.numpy(), hag.num_src)
-    arrays = _cpu.plain_program(*graph, self_loops or "", False)
-    return Work.of(Program.of(map(torch.from_numpy, arrays), hag.num_src, hag.num_dst))

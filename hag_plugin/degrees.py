@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from hag_plugin.hag import HAG, find, outside_inference
+from hag_plugin.hag import HAG, find
 from hag_plugin.operators import REVERSED, check_self_loops, loop_mode
 from hag_plugin.program import SelfLoops
 
 Of = Literal["targets", "sources", "linked"]
-
-_KEPT: weakref.WeakKeyDictionary[HAG, dict[Any, Tensor]] = weakref.WeakKeyDictionary()
 
 
 def degree_scale(
@@ -56,13 +53,9 @@ def degree_scale(
 
 def _scale(hag: HAG, exponent: float, self_loops: SelfLoops, dtype: torch.dtype, of: Of) -> Tensor:
     if of == "targets":
-        return hag._kept_scale(exponent, self_loops, dtype)
-    kept = _KEPT.setdefault(hag, {})
-    key = (of, exponent, dtype)
-    if key not in kept:
-        with outside_inference():
-            kept[key] = _sources(hag, exponent, dtype) if of == "sources" else _linked(hag, dtype)
-    return kept[key]
+        return hag.kept_scale(exponent, self_loops, dtype)
+    make = _sources if of == "sources" else _linked
+    return hag.kept(("degrees", of, exponent, dtype), lambda: make(hag, exponent, dtype))
 
 
 def _sources(hag: HAG, exponent: float, dtype: torch.dtype) -> Tensor:
@@ -70,8 +63,8 @@ def _sources(hag: HAG, exponent: float, dtype: torch.dtype) -> Tensor:
     return degree.pow(exponent).masked_fill(degree == 0, 0.0)
 
 
-def _linked(hag: HAG, dtype: torch.dtype) -> Tensor:
-    count = int(hag._make_edge_index().max()) + 1 if hag.num_edges else 0
+def _linked(hag: HAG, exponent: float, dtype: torch.dtype) -> Tensor:
+    count = int(hag.make_edge_index().max()) + 1 if hag.num_edges else 0
     return (torch.arange(hag.num_src, device=hag.device) < count).to(dtype)
 
 

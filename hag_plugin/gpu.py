@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from hag_plugin.hag import HAG, outside_inference
+from hag_plugin.hag import HAG
 from hag_plugin.operators import side_by_side
 from hag_plugin.program import Program, SelfLoops
+from hag_plugin.schedule import schedule_of
 
 
 def launches() -> ModuleType:
@@ -54,14 +53,14 @@ def run_program(
     """Runs a program on `x` `[*, num_src, F]`; every row of a contiguous `y` is written."""
     y = as_matrices(y)
     scales = source_scale, target_scale
-    launches().run_schedule(program.schedule, as_matrices(x), y, reduce, *scales)
+    launches().run_schedule(schedule_of(program), as_matrices(x), y, reduce, *scales)
 
 
 def masked_sum(
     hag: HAG, self_loops: SelfLoops, value: Tensor | None, inner: Tensor, outer: Tensor
 ) -> Tensor:
     """`out_i = sum over j -> i of [inner_j == outer_i] * value_j`, contiguous arguments."""
-    plain = hag.plain_program(self_loops).schedule
+    plain = schedule_of(hag.plain_program(self_loops))
     value = None if value is None else as_matrices(value)
     out: Tensor = launches().masked_sum(plain, value, as_matrices(inner), as_matrices(outer))
     return out.view(outer.shape)
@@ -69,30 +68,19 @@ def masked_sum(
 
 def winner(hag: HAG, self_loops: SelfLoops, x: Tensor, y: Tensor, last: bool) -> Tensor:
     """The largest or smallest source that holds the extremum `y`, int64, -1 where none does."""
-    plain = hag.plain_program(self_loops, idempotent=True).schedule
+    plain = schedule_of(hag.plain_program(self_loops, idempotent=True))
     won: Tensor = launches().winner(plain, as_matrices(x), as_matrices(y), last)
     return won.view(y.shape)
 
 
 def add_to_winners(hag: HAG, self_loops: SelfLoops, grad: Tensor, winner: Tensor) -> Tensor:
     """`out_j = sum over j -> i of [winner_i == j] * grad_i`, contiguous arguments."""
-    reverse = hag.transpose().plain_program(self_loops, idempotent=True).schedule
+    reverse = schedule_of(hag.transpose().plain_program(self_loops, idempotent=True))
     out: Tensor = launches().add_to_winners(reverse, as_matrices(grad), as_matrices(winner))
     return out.view(*grad.shape[:-2], hag.num_src, grad.shape[-1])
 
 
 # Weights of edges -------------------------------------------------------------------------------
-
-# For each graph, by self-loop mode: see `_places`; by nothing: the target of each edge.
-_KEPT: weakref.WeakKeyDictionary[HAG, dict[Any, Tensor]] = weakref.WeakKeyDictionary()
-
-
-def _kept(hag: HAG, key: Any, make: Callable[[], Tensor]) -> Tensor:
-    kept = _KEPT.setdefault(hag, {})
-    if key not in kept:
-        with outside_inference():
-            kept[key] = make()
-    return kept[key]
 
 
 def _places(graph: HAG, self_loops: SelfLoops, slot: Tensor) -> Tensor:
@@ -106,12 +94,12 @@ def _places(graph: HAG, self_loops: SelfLoops, slot: Tensor) -> Tensor:
         self_loops: the mode; weights of the loops that it puts there follow those of the edges.
         slot: int64 `[E]`, the place of the weight of each of the graph's edges.
     """
-    found = graph.plain_program(self_loops).schedule
+    found = schedule_of(graph.plain_program(self_loops))
     last = torch.iinfo(torch.int64).max
     size = found.op_ptr.diff()
     row = found.row.long().repeat_interleave(size, output_size=len(found.source))
     key = torch.where(found.source >= 0, row * graph.num_src + found.source, last)
-    source, target = graph._make_edge_index()
+    source, target = graph.make_edge_index()
     edge = target * graph.num_src + source
     if self_loops:
         if self_loops == "fill":
@@ -155,8 +143,8 @@ def weighted_sum(
         edges = torch.arange(hag.num_edges, device=hag.device)
         return _places(graph, self_loops, reversed_order() if transposed else edges)
 
-    place = _kept(hag, (self_loops, transposed), make)
-    plain = graph.plain_program(self_loops).schedule
+    place = hag.kept(("places", self_loops, transposed), make)
+    plain = schedule_of(graph.plain_program(self_loops))
     weights = weight, place
     launches().run_schedule(plain, as_matrices(x), as_matrices(y), "sum", *scales, weights)
 
@@ -173,7 +161,7 @@ def edge_dot(
 
     Leading dimensions are summed over.
     """
-    target = _kept(hag, "target", lambda: hag._make_edge_index()[1].int())
+    target = hag.kept("targets", lambda: hag.make_edge_index()[1].int())
     sides = as_matrices(a), as_matrices(b), hag.arrays.col, target
     out: Tensor = launches().edge_dot(*sides, num_loops, self_loops == "fill", *scales)
     return out

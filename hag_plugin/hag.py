@@ -8,32 +8,20 @@ import secrets
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
-from functools import cached_property
 from multiprocessing.context import get_spawning_popen
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-from torch.autograd import forward_ad
-from torch.utils._python_dispatch import _disable_current_modes
 
+from hag_plugin import concatenate, hag_files, search
+from hag_plugin.graph import Graph, canonical_graph
 from hag_plugin.kernels import _cpu
-from hag_plugin.program import ARRAYS, SELF_LOOPS, Array, Options, Program, SelfLoops, Stats
-
-
-class Arrays(NamedTuple):
-    """A graph as torch's operators are given it: with the token by which its HAG is found again.
-
-    The token is a number of its HAG's own, int64 `[]`. A copy of it, or of the arrays, is as good.
-    """
-
-    row_ptr: Tensor
-    col: Tensor
-    token: Tensor | None
-
+from hag_plugin.modes import Array, outside_inference
+from hag_plugin.program import ARRAYS, SELF_LOOPS, Options, Program, SelfLoops
+from hag_plugin.schedule import schedule_of
+from hag_plugin.stats import Stats, program_stats
 
 _LIVE: weakref.WeakValueDictionary[int, HAG] = weakref.WeakValueDictionary()  # by token
 
@@ -60,53 +48,7 @@ def _same(given: Tensor, own: Tensor) -> bool:
     return at_own or torch.equal(given, own)
 
 
-def outside_inference() -> AbstractContextManager[Any]:
-    """For what is kept beyond a call: made of plain tensors, whatever mode the caller is in.
-
-    Not of inference tensors, nor of the wrappers of `torch.func`'s transforms, forward-mode AD or
-    a dispatch mode.
-    """
-    if torch.compiler.is_compiling() or not (
-        torch.is_inference_mode_enabled()
-        or torch._C._functorch.maybe_current_level() is not None
-        or forward_ad._current_level >= 0
-        or torch._C._len_torch_dispatch_stack() > 0
-    ):
-        return nullcontext()
-    return _outside_modes()
-
-
-@contextmanager
-def _outside_modes() -> Iterator[None]:
-    with (
-        torch.inference_mode(False),
-        temporarily_clear_interpreter_stack(),
-        forward_ad._set_fwd_grad_enabled(False),
-        torch.no_grad(),
-        _disable_current_modes(),
-    ):
-        yield
-
-
-def in_memory(tensor: Tensor) -> Tensor:
-    """The numbers of a tensor in main memory, also of one that a transform has wrapped.
-
-    Raises:
-        RuntimeError: there is no one tensor, as in a batch of `torch.vmap`.
-    """
-    while torch._C._functorch.is_gradtrackingtensor(tensor):
-        tensor = torch._C._functorch.get_unwrapped(tensor)
-    with outside_inference():
-        return tensor.detach().cpu()
-
-
-def numpy_of(tensor: Tensor) -> Array:
-    """The same as an array."""
-    with outside_inference():
-        return in_memory(tensor).numpy()
-
-
-class HAG:
+class HAG(Graph):
     """A graph in canonical form (CSR by target, multiplicity kept) and its programs.
 
     Made by `build_hag`, `HAG.load` and `batch`. Immutable to its users; programs are built when
@@ -140,22 +82,21 @@ class HAG:
         nobody else has them.
         """
         with outside_inference():
-            if not owned:
-                row_ptr, col = _checked_copies(row_ptr, col, num_src)
             number = secrets.randbits(63)
             token = torch.tensor(number, device="cpu")
-        self.arrays = Arrays(row_ptr, col, token)
-        self.num_src = num_src
-        self.targets_first = targets_first
+        super().__init__(
+            row_ptr,
+            col,
+            num_src,
+            token=token,
+            targets_first=targets_first,
+            symmetric=symmetric,
+            owned=owned,
+        )
         self.options = options or Options()
-        self._symmetric = symmetric
         self._parts = tuple(parts)
         self._programs: dict[tuple[SelfLoops, bool], Program] = {}
         self._requested: dict[tuple[SelfLoops, bool], Program] = {}  # by the request, not its key
-        self._plain: dict[tuple[SelfLoops, bool], Program] = {}
-        self._scales: dict[tuple[float, SelfLoops, torch.dtype], Tensor] = {}
-        self._edge_index: Tensor | None = None
-        self._edge_index_version = 0  # made anew once somebody wrote to it
         self._transpose: HAG | weakref.ref[HAG] | None = None
         self._handed_over: dict[str, Any] | None = None  # the state that new processes were given
         self._lock = threading.RLock()
@@ -177,146 +118,14 @@ class HAG:
         """
         return cls(row_ptr, col, num_src, options=Options(method=method))
 
-    # What the graph is ----------------------------------------------------------------------
-
-    @property
-    def row_ptr(self) -> Tensor:
-        """Where each target's sources start, int64 `[num_dst + 1]`: a copy."""
-        return self.arrays.row_ptr.clone()
-
-    @property
-    def col(self) -> Tensor:
-        """The sources of each target in increasing order, int32 `[E]`: a copy."""
-        return self.arrays.col.clone()
-
-    def _made(self) -> HAG:
-        """The graph as a HAG that has its own arrays: see `ReversedHAG`."""
-        return self
-
-    def numpy(self) -> tuple[Array, Array]:
-        """The arrays themselves in main memory, which can be read only."""
-        with outside_inference():
-            arrays = self.arrays.row_ptr.cpu().numpy(), self.arrays.col.cpu().numpy()
-        for array in arrays:
-            array.setflags(write=False)
-        return arrays
-
-    @property
-    def addresses(self) -> tuple[int, int]:
-        """Where the arrays are."""
-        return self.arrays.row_ptr.data_ptr(), self.arrays.col.data_ptr()
-
-    @property
-    def num_dst(self) -> int:
-        """Number of target nodes."""
-        return self.arrays.row_ptr.shape[0] - 1
-
-    @property
-    def num_edges(self) -> int:
-        """Number of edges, duplicates counted."""
-        return self.arrays.col.shape[0]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the arrays are."""
-        return self.arrays.col.device
-
     @property
     def method(self) -> str:
         """The search method: "auto", "greedy" or "none"."""
         return self.options.method
 
-    @property
-    def is_square(self) -> bool:
-        """Whether sources and targets are the same nodes."""
-        return self.num_src == self.num_dst
-
-    @property
-    def edge_index(self) -> Tensor:
-        """The edges as int64 `[2, E]`, by target, then by source: a copy, kept until it is
-        written to. What writes to it through NumPy or `.data` goes unseen here, and changes nothing
-        but this copy."""
-        if torch.compiler.is_compiling():  # nothing can be kept
-            return self._make_edge_index()
-        if self._edge_index is None or self._edge_index._version != self._edge_index_version:
-            with outside_inference():
-                self._edge_index = self._make_edge_index()
-                self._edge_index_version = self._edge_index._version
-        return self._edge_index
-
-    @cached_property
-    def own_edge_index(self) -> Tensor:
-        """The same for layers that look into their edges, which nobody else may write to."""
-        with outside_inference():
-            return self._make_edge_index()
-
-    def _make_edge_index(self) -> Tensor:
-        return torch.stack(self._ends())
-
-    def _ends(self) -> tuple[Tensor, Tensor]:
-        """The source and the target of each edge, int64 `[E]`."""
-        nodes = torch.arange(self.num_dst, device=self.device)
-        degree = self.arrays.row_ptr.diff()
-        target = nodes.repeat_interleave(degree, output_size=self.num_edges)
-        return self.arrays.col.long(), target
-
-    @cached_property
-    def content_hash(self) -> tuple[int, int]:
-        """128 bits of the multiset of edges, whatever their order."""
-        with outside_inference():
-            source, target = self._ends()
-        low, high = _cpu.edge_hash(numpy_of(source), numpy_of(target))
-        return low, high
-
-    def matches(self, edge_index: Tensor) -> bool:
-        """Whether `edge_index` `[2, E]` has this graph's edges (by content hash, any order)."""
-        if edge_index.shape != (2, self.num_edges):
-            return False
-        source, target = numpy_of(edge_index)
-        return bool(_cpu.edge_hash(source, target) == self.content_hash)
-
-    @cached_property
-    def _loops(self) -> Tensor | None:
-        """Self-loops of each target, int64 `[num_dst]`, or None where there is none."""
-        count = _cpu.count_self_loops(*self.numpy())
-        with outside_inference():
-            return None if count is None else torch.from_numpy(count).to(self.device)
-
-    def degree(self, self_loops: SelfLoops = False) -> Tensor:
-        """In-degrees as aggregated, int64 `[num_dst]`: duplicates and self-loops counted."""
-        self_loops = self._check_self_loops(self_loops)
-        degree = self.arrays.row_ptr.diff()
-        if self_loops is False:
-            return degree
-        if self_loops == "fill" and self._loops is not None:
-            degree = degree - self._loops
-        return degree + 1
-
-    def degree_scale(
-        self, exponent: float, self_loops: SelfLoops = False, dtype: torch.dtype = torch.float32
-    ) -> Tensor:
-        """`degree(self_loops) ** exponent`, `[num_dst]`, 0 where the degree is 0."""
-        return self._kept_scale(exponent, self_loops, dtype).clone()
-
-    def _kept_scale(self, exponent: float, self_loops: SelfLoops, dtype: torch.dtype) -> Tensor:
-        """The same, not to be written to."""
-        key = (exponent, self_loops, dtype)
-        if key not in self._scales:
-            with outside_inference():
-                degree = self.degree(self_loops).to(dtype)
-                self._scales[key] = degree.pow(exponent).masked_fill(degree == 0, 0.0)
-        return self._scales[key]
-
-    def _check_self_loops(self, self_loops: SelfLoops) -> SelfLoops:
-        if self_loops not in SELF_LOOPS:
-            raise ValueError(f"self_loops is {self_loops!r}; expected one of {SELF_LOOPS}")
-        if self_loops is not False and not (self.is_square or self.targets_first):
-            raise ValueError(
-                f"self_loops={self_loops!r} needs targets that are sources too; this HAG has "
-                f"{self.num_src} sources and {self.num_dst} targets (build it with "
-                "targets_first=True if the targets are the first sources)"
-            )
-        return self_loops
+    def _made(self) -> HAG:
+        """The graph as a HAG that has its own arrays: see `ReversedHAG`."""
+        return self
 
     # Programs -------------------------------------------------------------------------------
 
@@ -337,7 +146,7 @@ class HAG:
         found = self._requested.get((self_loops, idempotent))
         if found is not None:
             return found
-        key = self._program_key(self._check_self_loops(self_loops), idempotent)
+        key = self._program_key(self.check_self_loops(self_loops), idempotent)
         with self._lock:
             if key not in self._programs:
                 with outside_inference():
@@ -347,40 +156,28 @@ class HAG:
 
     def _program_key(self, self_loops: SelfLoops, idempotent: bool) -> tuple[SelfLoops, bool]:
         """One key for requests that come to the same program."""
-        if self_loops == "fill" and self._loops is None:
+        if self_loops == "fill" and self.loops is None:
             self_loops = "add"
-        if idempotent and self_loops == "add" and self._loops is not None:
+        if idempotent and self_loops == "add" and self.loops is not None:
             self_loops = "fill"
         subtracts = self_loops is False and self.options.allow_subtraction
-        return self_loops, idempotent and (subtracts or self._has_duplicates)
-
-    @cached_property
-    def _has_duplicates(self) -> bool:
-        return bool(_cpu.has_duplicates(*self.numpy()))
+        return self_loops, idempotent and (subtracts or self.has_duplicates)
 
     def _make_program(
         self, self_loops: SelfLoops, idempotent: bool, progress: bool | None
     ) -> Program:
-        from hag_plugin import build
-
         if self._parts:
             parts = [part.program(self_loops, idempotent=idempotent) for part in self._parts]
-            return build.concatenate_programs(parts).to(self.device)
-        return build.search_program(self, self_loops, idempotent, progress)
+            return concatenate.concatenate_programs(parts).to(self.device)
+        return search.search_program(self, self.options, self_loops, idempotent, progress)
 
     def plain_program(self, self_loops: SelfLoops = False, *, idempotent: bool = False) -> Program:
         """The program without intermediates: who is a source of whom, in increasing order. Kept.
 
         Duplicates are kept, too, unless it is `idempotent`.
         """
-        from hag_plugin import build
-
-        key = self_loops, idempotent
-        with self._lock:
-            if key not in self._plain:
-                with outside_inference():
-                    self._plain[key] = build.plain_program(self, *key)
-            return self._plain[key]
+        make = lambda: search.plain_program(self, self_loops, idempotent)  # noqa: E731
+        return self.kept(("plain_program", self_loops, idempotent), make)
 
     def transpose(self) -> HAG:
         """The HAG of the reversed edges, with its own tiles; itself where the graph is symmetric.
@@ -388,8 +185,6 @@ class HAG:
         Symmetric means that the multiset of edges is its own reverse; this is checked.
         """
         if torch.compiler.is_compiling():
-            from hag_plugin.reversed import ReversedHAG
-
             return ReversedHAG(self)
         with self._lock:
             kept = self._transpose
@@ -399,13 +194,6 @@ class HAG:
                     kept = self._make_transpose()
                 self._transpose = kept if kept is not self else weakref.ref(self)
             return kept
-
-    @property
-    def is_symmetric(self) -> bool:
-        """Whether every edge has its reverse, with the same multiplicity."""
-        if self._symmetric is None:
-            self._symmetric = self.is_square and bool(_cpu.is_symmetric(*self.numpy()))
-        return self._symmetric
 
     def _make_transpose(self) -> HAG:
         if self.is_symmetric:
@@ -428,9 +216,8 @@ class HAG:
 
     def stats(self, self_loops: SelfLoops = False, *, idempotent: bool = False) -> Stats:
         """Counts of the program for `self_loops` beside those of the plain graph."""
-        from hag_plugin import cost
-
-        return cost.program_stats(self, self_loops, self.program(self_loops, idempotent=idempotent))
+        program = self.program(self_loops, idempotent=idempotent)
+        return program_stats(self, self.options, self_loops, program)
 
     def check(self, edge_index: Tensor, self_loops: SelfLoops | None = None) -> None:
         """Expands the programs and compares them with the edges given, exactly.
@@ -444,9 +231,7 @@ class HAG:
             ValueError: names the first row and source that differ, with the number of edges
                 expected and found.
         """
-        from hag_plugin import build
-
-        row_ptr, col = build.canonical_graph(edge_index, self.num_src, self.num_dst)
+        row_ptr, col = canonical_graph(edge_index, self.num_src, self.num_dst)
         keys = {self._program_key(m, i) for m in (self_loops or False,) for i in (False, True)}
         if self_loops is None:
             keys |= set(self._programs)
@@ -471,7 +256,7 @@ class HAG:
     def _make_schedules(self) -> None:
         """Makes now what the first launch would wait for the GPU to make."""
         for program in self._programs.values():
-            _ = program.schedule
+            schedule_of(program)
         if isinstance(self._transpose, HAG):
             self._transpose._make_schedules()
 
@@ -548,9 +333,7 @@ class HAG:
 
         The file appears whole or not at all.
         """
-        from hag_plugin import files
-
-        files.write(path, self._state(), self.content_hash)
+        hag_files.write(path, self._state(), self.content_hash)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> HAG:
@@ -560,9 +343,7 @@ class HAG:
             FileNotFoundError: there is no such file.
             ValueError: the file is damaged, is no HAG file or is of another version.
         """
-        from hag_plugin import files
-
-        state, content_hash = files.read(path)
+        state, content_hash = hag_files.read(path)
         try:
             hag = rebuild_hag(state)
         except (KeyError, TypeError, ValueError, AttributeError) as e:
@@ -614,6 +395,109 @@ class HAG:
         )
 
 
+class ReversedHAG(HAG):
+    """The reverse of a HAG in code that `torch.compile` traces, where nothing can be made.
+
+    It is told by the arrays of that HAG.
+    `HAG.transpose` gives it while code is traced. Operators turn the graph round when they run,
+    and the HAG keeps what they make. Where it leaves the traced code, it works all the same.
+
+    Attributes:
+        arrays: of the HAG itself, not of its reverse; so are `row_ptr` and `col`.
+        num_src: of the reverse.
+    """
+
+    is_reversed = True
+
+    def __init__(self, hag: HAG) -> None:
+        """Takes a HAG that is not reversed."""
+        self.arrays = hag.arrays
+        self.num_src = hag.num_dst
+        self.targets_first = hag.targets_first
+        self.options = hag.options
+        self._of = hag
+        self._handed_over = None
+
+    @property
+    def num_dst(self) -> int:
+        """Number of target nodes, which are the HAG's sources."""
+        return self._of.num_src
+
+    @property
+    def edge_index(self) -> Tensor:
+        """The edges as int64 `[2, E]`, by source, then by target."""
+        return self._of.edge_index.flip(0)
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        source, target = self._of.ends()
+        return target, source
+
+    def degree(self, self_loops: SelfLoops = False) -> Tensor:
+        """As `HAG.degree`."""
+        self_loops = self.check_self_loops(self_loops)
+        source, target = self.edge_index
+        degree: Tensor = target.new_zeros(self.num_dst)
+        counted = torch.ones_like(target)
+        if self_loops == "fill":
+            counted = (source != target).long()
+        degree = degree.index_add(0, target, counted)
+        return degree if self_loops is False else degree.add(1)
+
+    def transpose(self) -> HAG:
+        """The HAG that this is the reverse of."""
+        return self._of
+
+    # Outside of traced code ------------------------------------------------------------------
+
+    def _made(self) -> HAG:
+        made = self._of.transpose()
+        if isinstance(made, ReversedHAG):
+            raise RuntimeError("the reverse of a HAG has no programs inside torch.compile")
+        return made
+
+    def numpy(self) -> tuple[Array, Array]:
+        """As `HAG.numpy`."""
+        return self._made().numpy()
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether every edge has its reverse, with the same multiplicity."""
+        return self._of.is_symmetric
+
+    def degree_scale(
+        self, exponent: float, self_loops: SelfLoops = False, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """As `HAG.degree_scale`."""
+        return self._made().degree_scale(exponent, self_loops, dtype)
+
+    def kept_scale(self, exponent: float, self_loops: SelfLoops, dtype: torch.dtype) -> Tensor:
+        return self._made().kept_scale(exponent, self_loops, dtype)
+
+    def program(
+        self,
+        self_loops: SelfLoops = False,
+        *,
+        idempotent: bool = False,
+        progress: bool | None = None,
+    ) -> Program:
+        """As `HAG.program`."""
+        return self._made().program(self_loops, idempotent=idempotent, progress=progress)
+
+    def plain_program(self, self_loops: SelfLoops = False, *, idempotent: bool = False) -> Program:
+        """As `HAG.plain_program`."""
+        return self._made().plain_program(self_loops, idempotent=idempotent)
+
+    def check(self, edge_index: Tensor, self_loops: SelfLoops | None = None) -> None:
+        """As `HAG.check`."""
+        self._made().check(edge_index, self_loops)
+
+    def _state(self) -> dict[str, Any]:
+        return self._made()._state()
+
+    def __repr__(self) -> str:
+        return f"ReversedHAG({self._of!r})"
+
+
 def _mapped(value: Any, move: Callable[[Tensor], Tensor]) -> Any:
     """A state with something else in the place of each tensor."""
     if isinstance(value, Tensor):
@@ -634,31 +518,6 @@ def rebuild_hag(state: dict[str, Any]) -> HAG:
 
 # Files of weights may hold HAGs: what is rebuilt is checked.
 torch.serialization.add_safe_globals([rebuild_hag])
-
-
-def _checked_copies(row_ptr: Tensor, col: Tensor, num_src: int) -> tuple[Tensor, Tensor]:
-    """Own memory for a CSR, which is then checked.
-
-    Raises:
-        TypeError: an array is no dense tensor of the right dtype.
-        ValueError: the arrays are not a canonical CSR of `num_src` sources, or on two devices.
-    """
-    for name, array, dtype in (("row_ptr", row_ptr, torch.int64), ("col", col, torch.int32)):
-        if not isinstance(array, Tensor):
-            raise TypeError(f"{name} is a {type(array).__name__}; expected a torch.Tensor")
-        if array.dtype != dtype or array.layout != torch.strided:
-            raise TypeError(
-                f"{name} is {array.dtype}, {array.layout}; expected dense {dtype}, as CSR arrays "
-                "of a HAG are"
-            )
-        if array.dim() != 1:
-            raise ValueError(f"{name} has shape {list(array.shape)}; expected one dimension")
-    if row_ptr.device != col.device:
-        raise ValueError(f"row_ptr is on {row_ptr.device} and col on {col.device}; expected one")
-    kept = [a.detach().clone(memory_format=torch.contiguous_format) for a in (row_ptr, col)]
-    if row_ptr.device.type != "meta":
-        _cpu.check_csr(kept[0].cpu().numpy(), kept[1].cpu().numpy(), num_src)
-    return kept[0], kept[1]
 
 
 def _rebuild(state: dict[str, Any], trusted: bool) -> HAG:
@@ -701,8 +560,6 @@ def batch(hags: Sequence[HAG]) -> HAG:
     Raises:
         ValueError: there is no HAG, or they differ in device or in the convention for targets.
     """
-    from hag_plugin import build
-
     hags = list(hags)
     if not hags:
         raise ValueError("batch takes at least one HAG, got none")
@@ -717,7 +574,7 @@ def batch(hags: Sequence[HAG]) -> HAG:
     if targets_first and any(h.targets_first for h in hags):
         raise ValueError("HAGs whose targets are the first sources keep no such order in a batch")
     with outside_inference():
-        row_ptr, col = build.concatenate_graphs(hags)
+        row_ptr, col = concatenate.concatenate_graphs(hags)
     known = [h._symmetric for h in hags]
     return HAG(
         row_ptr,

@@ -63,9 +63,10 @@ def launches(
 
     Example:
         >>> import torch, hag_plugin as hp
+        >>> from hag_plugin.schedule import schedule_of
         >>> edges = torch.stack([torch.arange(300), torch.zeros(300, dtype=torch.long)])
         >>> hag = hp.build_hag(edges, size=(300, 1), method="none")
-        >>> [(each.ops, each.longest_op) for each in launches(hag.program().schedule, 64)]
+        >>> [(each.ops, each.longest_op) for each in launches(schedule_of(hag.program()), 64)]
         [(3, 128), (1, 3)]
     """
     op_ptr, target = schedule.op_ptr.cpu().numpy(), schedule.target.cpu().numpy()

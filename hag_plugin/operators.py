@@ -22,7 +22,8 @@ from torch.autograd.function import _SingleLevelFunction
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.nn import Parameter
 
-from hag_plugin.hag import HAG, Arrays, find
+from hag_plugin.graph import Arrays
+from hag_plugin.hag import HAG, find
 from hag_plugin.kernels import _cpu
 from hag_plugin.program import SELF_LOOPS
 

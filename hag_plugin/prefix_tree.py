@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hag_plugin.build import check_edge_index
-from hag_plugin.hag import numpy_of, outside_inference
+from hag_plugin.graph import check_edge_index
+from hag_plugin.modes import numpy_of, outside_inference
 
 Order = Literal["stock", "id", "frequency", "degree"]
 ORDERS: tuple[Order, ...] = ("stock", "id", "frequency", "degree")

@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from hag_plugin.kept import Keeper
 from hag_plugin.kernels import _cpu
+from hag_plugin.modes import Array
 
-if TYPE_CHECKING:
-    from hag_plugin.occupancy import Occupancy
-    from hag_plugin.schedule import Schedule
-
-Array = np.ndarray[Any, Any]
 SixArrays = tuple[Array, Array, Array, Array, Array, Array]
 SelfLoops = Literal[False, "add", "fill"]
 SELF_LOOPS: tuple[SelfLoops, ...] = (False, "add", "fill")
@@ -40,7 +36,7 @@ class Options:
 
 
 @dataclass(frozen=True, eq=False)
-class Program:
+class Program(Keeper):
     """A list of tiles of ops that computes `y = P x + d x`, where `d` is an integer.
 
     An op sums (or takes the max or min of) a few rows and writes one. Nothing is shared between
@@ -129,48 +125,5 @@ class Program:
         """The program as the CPU kernels take it: every index checked, once."""
         return _cpu.Program(*self.numpy(), self.num_src, self.num_dst, self.diagonal)
 
-    @cached_property
-    def schedule(self) -> Schedule:
-        """The program as the GPU kernels take it, where the program is. Made once."""
-        from hag_plugin import schedule
-
-        return schedule.schedule_of(self).to(self.arrays[0].device)
-
 
 ARRAYS = ("tile_ptr", "op_ptr", "source", "target", "hub_row", "hub_ptr")
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What a program costs for one feature row, and what the plain graph costs (`_before`).
-
-    Attributes:
-        aggregations: binary sums.
-        rows_read: every source of every op, single copies and the diagonal included.
-        rows_written: rows of scratch, of partial sums and of y.
-        intermediates: rows of scratch.
-        tiles: number of tiles.
-        levels: longest chain of ops of which each waits for the one before.
-        search_seconds: what the search took.
-        predicted_seconds: one forward aggregation of float32 features at the width of the search,
-            on one thread, by the cost model; on a GPU where the HAG is priced for one.
-        bytes: of the program's arrays.
-        bytes_before: of the plain graph in CSR form.
-        gpu: how the launches fill a GPU, where the HAG is on one or priced for one.
-    """
-
-    aggregations: int
-    aggregations_before: int
-    rows_read: int
-    rows_read_before: int
-    rows_written: int
-    rows_written_before: int
-    intermediates: int
-    tiles: int
-    levels: int
-    search_seconds: float
-    predicted_seconds: float
-    predicted_seconds_before: float
-    bytes: int
-    bytes_before: int
-    gpu: Occupancy | None = None

@@ -10,16 +10,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hag_plugin.kernels import _cpu
+from hag_plugin.modes import Array
 from hag_plugin.program import Program
-
-Array = np.ndarray[Any, Any]
 
 # An op with more sources is split into parts, so that no instance runs much longer than the rest.
 LONGEST = 128
@@ -73,7 +71,17 @@ class Schedule:
 
 
 def schedule_of(program: Program) -> Schedule:
-    """The schedule of a program, in main memory.
+    """The schedule of a program, where the program is. Made once, and kept with it.
+
+    Raises:
+        ValueError: an index of the program is out of range.
+    """
+    make = lambda: make_schedule(program).to(program.arrays[0].device)  # noqa: E731
+    return program.kept("schedule", make)
+
+
+def make_schedule(program: Program) -> Schedule:
+    """The same made anew, in main memory.
 
     Raises:
         ValueError: an index of the program is out of range.
@@ -81,7 +89,7 @@ def schedule_of(program: Program) -> Schedule:
     Example:
         >>> import hag_plugin as hp
         >>> hag = hp.build_hag(torch.tensor([[0, 1, 2], [1, 0, 0]]), num_nodes=3, method="none")
-        >>> schedule_of(hag.program()).levels
+        >>> make_schedule(hag.program()).levels
         [(0, 3)]
     """
     arrays = program.numpy()

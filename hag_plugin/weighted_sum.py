@@ -11,7 +11,6 @@ loops follow. A mean counts as part of the targets' scale.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +18,8 @@ import torch
 from torch import Tensor
 
 from hag_plugin import gpu
-from hag_plugin.hag import HAG, Arrays, outside_inference
+from hag_plugin.graph import Arrays
+from hag_plugin.hag import HAG
 from hag_plugin.kernels import _cpu
 from hag_plugin.operators import (
     DTYPES,
@@ -44,16 +44,10 @@ NAME = "weighted_sum"
 
 # Run time ---------------------------------------------------------------------------------------
 
-_REVERSED: weakref.WeakKeyDictionary[HAG, Tensor] = weakref.WeakKeyDictionary()
-
 
 def _reversed_order(hag: HAG) -> Tensor:
     """The HAG's edges in the order of its transpose, int64 `[E]`. Kept while the HAG lives."""
-    order = _REVERSED.get(hag)
-    if order is None or order.device != hag.device:
-        with outside_inference():
-            order = _REVERSED[hag] = torch.argsort(hag.arrays.col, stable=True)
-    return order
+    return hag.kept("reversed_order", lambda: torch.argsort(hag.arrays.col, stable=True))
 
 
 _Scales = tuple[Tensor | None, Tensor | None]
@@ -66,7 +60,7 @@ def _kernel_scales(
     rows = (hag.num_dst, hag.num_src) if transposed else (hag.num_src, hag.num_dst)
     scales = [kernel_scale(g, n, dtype) for g, n in zip(given, rows, strict=True)]
     if reduce == "mean":
-        mean = hag._kept_scale(-1.0, mode, dtype)
+        mean = hag.kept_scale(-1.0, mode, dtype)
         side = 0 if transposed else 1
         scale = scales[side]
         scales[side] = mean if scale is None else scale * mean
@@ -90,7 +84,7 @@ def _run_weighted_sum(
 ) -> Tensor:
     hag = found(graph, x.shape[-2], num_rows, loops, transposed)
     mode = loop_mode(loops)
-    num_loops = hag.num_dst if hag._check_self_loops(mode) else 0
+    num_loops = hag.num_dst if hag.check_self_loops(mode) else 0
     dtype = accumulator(x.dtype)
     scales = source_scale, target_scale
     source_scale, target_scale = _kernel_scales(hag, scales, mode, transposed, reduce, dtype)
@@ -151,7 +145,7 @@ def _run_edge_dot(
             "expected them to differ in dimension -2 only"
         )
     mode = loop_mode(loops)
-    num_loops = hag.num_dst if hag._check_self_loops(mode) else 0
+    num_loops = hag.num_dst if hag.check_self_loops(mode) else 0
     dtype = accumulator(a.dtype)
     scales = source_scale, target_scale
     source_scale, target_scale = _kernel_scales(hag, scales, mode, False, reduce, dtype)

@@ -11,9 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hag_plugin.build import check_edge_index
-from hag_plugin.hag import HAG, in_memory, outside_inference
+from hag_plugin.graph import check_edge_index
+from hag_plugin.hag import HAG
 from hag_plugin.kernels import _cpu
+from hag_plugin.modes import in_memory, outside_inference
 from hag_plugin.operators import (
     accumulator,
     call,

@@ -31,7 +31,7 @@ from hag_plugin.build import canonical_graph
 from hag_plugin.hag import HAG
 from hag_plugin.kernels import _cpu
 from hag_plugin.program import METHODS, Options
-from hag_plugin.schedule import schedule_of
+from hag_plugin.schedule import make_schedule
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs signal.setitimer")
 
@@ -288,7 +288,7 @@ ENTRIES: dict[str, Callable[[torch.Tensor, HAG, Path], Any]] = {
     "stats": lambda edges, hag, folder: hag.stats(),
     "matches": lambda edges, hag, folder: hag.matches(edges),
     "pickle": lambda edges, hag, folder: pickle.loads(pickle.dumps(hag)),
-    "schedule": lambda edges, hag, folder: schedule_of(hag.program()),
+    "schedule": lambda edges, hag, folder: make_schedule(hag.program()),
     "factorise": lambda edges, hag, folder: weights.factorise(
         edges, torch.ones(edges.shape[1]), NODES, NODES
     ),

@@ -11,7 +11,7 @@ import torch
 import hag_plugin as hp
 from hag_plugin import occupancy
 from hag_plugin.program import Options
-from hag_plugin.schedule import Schedule
+from hag_plugin.schedule import Schedule, schedule_of
 
 
 def schedules() -> list[Schedule]:
@@ -21,9 +21,9 @@ def schedules() -> list[Schedule]:
     clique = torch.combinations(torch.arange(40)).T
     cliques = torch.cat([torch.cat([clique, clique.flip(0)], 1) + 40 * i for i in range(9)], 1)
     return [
-        hp.build_hag(random, num_nodes=400, method="none").program().schedule,
-        hp.build_hag(cliques, num_nodes=360, allow_subtraction=True).program().schedule,
-        hp.build_hag(torch.zeros(2, 0, dtype=torch.long), num_nodes=3).program().schedule,
+        schedule_of(hp.build_hag(random, num_nodes=400, method="none").program()),
+        schedule_of(hp.build_hag(cliques, num_nodes=360, allow_subtraction=True).program()),
+        schedule_of(hp.build_hag(torch.zeros(2, 0, dtype=torch.long), num_nodes=3).program()),
     ]
 
 
@@ -66,11 +66,11 @@ def _longest_chain(schedule: Schedule) -> int:
 
 def test_a_small_graph_leaves_the_card_idle_and_a_large_one_does_not() -> None:
     loops = torch.arange(200_000).expand(2, -1)
-    small = hp.build_hag(loops[:, :20], num_nodes=20, method="none").program().schedule
+    small = schedule_of(hp.build_hag(loops[:, :20], num_nodes=20, method="none").program())
     (launch,) = occupancy.launches(small, 64)
     assert (launch.instances, launch.warps) == (10, 1)
     assert launch.occupancy == 10 / (132 * 16)
-    large = hp.build_hag(loops, num_nodes=200_000, method="none").program().schedule
+    large = schedule_of(hp.build_hag(loops, num_nodes=200_000, method="none").program())
     (launch,) = occupancy.launches(large, 64)
     assert (launch.instances, launch.warps, launch.occupancy) == (25_000, 4, 1.0)
 
@@ -80,7 +80,7 @@ def test_stats_have_it_where_a_plan_is_for_a_gpu() -> None:
     assert hag.stats().gpu is None
     options = Options(device="cuda", width=16)
     priced = hp.HAG(hag.row_ptr, hag.col, 3, options=options)
-    assert priced.stats().gpu == occupancy.occupancy(priced.program().schedule, 16)
+    assert priced.stats().gpu == occupancy.occupancy(schedule_of(priced.program()), 16)
 
 
 def test_needs_no_triton() -> None:

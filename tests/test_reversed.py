@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hag_plugin as hp
+from hag_plugin.hag import ReversedHAG
 from hag_plugin.operators import REVERSED
-from hag_plugin.reversed import ReversedHAG
 
 SIDES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 

@@ -85,7 +85,7 @@ def test_equals_the_program(data: st.DataObject) -> None:
         for small in (False, True):
             if small:
                 shorten(patch)
-            s = schedule.schedule_of(program)
+            s = schedule.make_schedule(program)
             assert_sound(s)
             assert torch.equal(run(s, x), expected)
 
@@ -93,7 +93,7 @@ def test_equals_the_program(data: st.DataObject) -> None:
 def test_hubs_become_parts_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     shorten(monkeypatch)
     star = torch.stack([torch.arange(40), torch.zeros(40, dtype=torch.long)])
-    s = schedule.schedule_of(hp.build_hag(star, num_nodes=40, method="none").program())
+    s = schedule.make_schedule(hp.build_hag(star, num_nodes=40, method="none").program())
     assert_sound(s)
     assert s.num_levels == 4  # 40, 14, 5, 2 parts and their sum
     parts = s.target.numpy() < 0
@@ -106,7 +106,7 @@ def test_long_chains_get_shortcuts() -> None:
     """A clique without loops is prefix and suffix sums: as deep as it has members."""
     clique = torch.combinations(torch.arange(100)).T
     program = hp.build_hag(torch.cat([clique, clique.flip(0)], 1), num_nodes=100).program()
-    s = schedule.schedule_of(program)
+    s = schedule.make_schedule(program)
     assert_sound(s)
     assert schedule.depth(program) > 90
     assert s.num_levels <= 24
@@ -120,7 +120,7 @@ def test_rows_of_scratch_may_be_written_again() -> None:
     arrays = [[0, 4], [0, 1, 2, 3, 4], [0, -1, 1, -1], [-1, 0, -1, 1], [], [0]]
     kinds = (torch.int64, torch.int64, torch.int32, torch.int32, torch.int32, torch.int64)
     tensors = [torch.tensor(a, dtype=k) for a, k in zip(arrays, kinds, strict=True)]
-    s = schedule.schedule_of(Program.of(tensors, 2, 2))
+    s = schedule.make_schedule(Program.of(tensors, 2, 2))
     assert_sound(s)
     assert run(s, torch.tensor([[3.0], [5.0]])).flatten().tolist() == [3.0, 5.0]
 
@@ -130,7 +130,7 @@ def test_invalid_program_is_refused() -> None:
     arrays = list(program.arrays)
     arrays[2] = torch.tensor([0, 7], dtype=torch.int32)
     with pytest.raises(ValueError, match="is row 7 of x, expected below num_src = 2"):
-        schedule.schedule_of(Program.of(arrays, 2, 2))
+        schedule.make_schedule(Program.of(arrays, 2, 2))
 
 
 @pytest.mark.parametrize("name", ["IMDB-MULTI", "ca-HepPh", "BZR_MD", "AmazonPhoto"])
@@ -139,7 +139,7 @@ def test_real_graphs(shared_data: Path, name: str) -> None:
     hag = hp.build_hag(graph.edge_index, num_nodes=graph.num_nodes)
     for mode in (False, "add"):
         program = hag.program(mode)
-        s = schedule.schedule_of(program)
+        s = schedule.make_schedule(program)
         assert_sound(s)
         assert s.num_levels <= max(schedule.MAX_LEVELS, schedule.depth(program))
         assert len(s.source) <= 1.5 * len(program.source)

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 
 import hag_plugin as hp
-from hag_plugin.hag import Arrays
+from hag_plugin.graph import Arrays
 from hag_plugin.weights import weighted_aggregate
 
 OPS = torch.ops.hag_plugin

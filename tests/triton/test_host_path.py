@@ -16,12 +16,14 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 import hag_plugin as hp
-from hag_plugin import gpu, operators, weighted_sum, weights
-from hag_plugin.hag import Arrays
+from hag_plugin import gpu, operators, weights
+from hag_plugin.graph import Arrays
 from hag_plugin.kernels.triton import launch
+from hag_plugin.program import Program
+from hag_plugin.schedule import Schedule
 
 KERNELS = ("combine", "masked_sum_kernel", "winner_kernel", "add_to_winners_kernel")
 KERNELS += ("edge_dot_kernel",)
@@ -81,15 +83,20 @@ def graph() -> hp.HAG:
 def without_memory(hag: hp.HAG) -> None:
     """Takes the values from a HAG and from all that it has kept."""
     empty = partial(torch.empty_like, device="meta")
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Program):
+            plain = value.__dict__.setdefault("_kept", {})
+            plain |= {key: moved(each) for key, each in plain.items()}
+        return (
+            value.to("meta") if isinstance(value, Schedule) else tree_map_only(Tensor, empty, value)
+        )
+
     for one in {hag, hag.transpose()}:
         one.arrays = Arrays(empty(one.row_ptr), empty(one.col), one.arrays.token)
-        one._scales = {k: empty(v) for k, v in one._scales.items()}
-        for program in (*one._programs.values(), *one._plain.values()):
-            if "schedule" in program.__dict__:
-                program.__dict__["schedule"] = program.schedule.to("meta")
-        for kept in (gpu._KEPT, weighted_sum._REVERSED):
-            if one in kept:
-                kept[one] = tree_map(empty, kept[one])
+        kept = [program.__dict__.get("_kept", {}) for program in one._programs.values()]
+        for each in (one._kept, *kept):
+            each |= {key: moved(value) for key, value in each.items()}
 
 
 def extrema(x: Tensor, hag: hp.HAG, s: Tensor, t: Tensor, w: Tensor, mode: Any) -> list[Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import hag_plugin as hp
 from hag_plugin import reference
+from hag_plugin.schedule import schedule_of
 
 from .conftest import NODES
 
@@ -49,7 +50,7 @@ def test_every_width_and_dtype(width: int, dtype: torch.dtype, kernel_device: st
     clique = torch.combinations(torch.arange(4)).T
     edge_index = torch.cat([clique, clique.flip(0), torch.tensor([[0, 0, 4], [1, 4, 4]])], 1)
     hag = hp.build_hag(edge_index, num_nodes=6).to(kernel_device)
-    assert hag.program("add").schedule.scratch_rows
+    assert schedule_of(hag.program("add")).scratch_rows
     x = torch.randn(6, width).to(dtype).to(kernel_device)
     for reduce in ("sum", "mean", "max", "min"):
         y = hp.aggregate(x, hag, reduce, self_loops="add")
@@ -62,7 +63,7 @@ def test_deep_programs_and_long_rows(
     dtype: torch.dtype, method: str, graph: Tensor, kernel_device: str
 ) -> None:
     hag = hp.build_hag(graph, num_nodes=NODES, method=method).to(kernel_device)
-    assert hag.program().schedule.num_levels > 2
+    assert schedule_of(hag.program()).num_levels > 2
     x = torch.randn(NODES, 3).to(dtype).to(kernel_device)
     for reduce in ("sum", "mean", "max", "min"):
         assert_equal(x, hp.aggregate(x, hag, reduce), graph, reduce)

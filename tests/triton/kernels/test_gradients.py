@@ -12,6 +12,7 @@ from torch import Tensor
 import hag_plugin as hp
 from hag_plugin import gpu, reference
 from hag_plugin.operators import REVERSED
+from hag_plugin.schedule import schedule_of
 
 from .conftest import NODES
 
@@ -114,7 +115,7 @@ def test_gradients_go_to_their_winners(width: int, dtype: torch.dtype, kernel_de
     edges = torch.stack([source, torch.cat([torch.arange(12), torch.randint(0, 15, (40,))])])
     edges = torch.cat([edges, edges[:, ::3], torch.tensor([[3], [3]])], dim=1)
     hag = hp.build_hag(edges, size=(9, 15)).to(kernel_device)
-    assert hag.transpose().plain_program(idempotent=True).schedule.num_levels > 1
+    assert schedule_of(hag.transpose().plain_program(idempotent=True)).num_levels > 1
     x, grad = torch.randint(0, 2, (2, 9, width)).to(dtype), torch.randint(-9, 9, (2, 15, width))
     grad = grad.to(dtype)
     for last in (False, True):

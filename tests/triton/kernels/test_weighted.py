@@ -10,6 +10,7 @@ from torch import Tensor
 
 import hag_plugin as hp
 from hag_plugin import reference
+from hag_plugin.schedule import schedule_of
 from hag_plugin.weights import edge_slots, weighted_aggregate
 
 from .conftest import NODES
@@ -81,7 +82,7 @@ def test_loops_long_rows_and_batches(
     exact = torch.float64
     x, weight = torch.randn(2, NODES, 5, dtype=exact), torch.randn(graph.shape[1], dtype=exact)
     hag = hp.build_hag(graph, num_nodes=NODES)
-    assert hag.plain_program(mode).schedule.num_levels > 2
+    assert schedule_of(hag.plain_program(mode)).num_levels > 2
     assert not hag.is_symmetric
     how: dict[str, Any] = {}
     if mode:
