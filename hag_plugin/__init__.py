@@ -15,13 +15,13 @@ if _importlib_util.find_spec("hag_plugin.kernels") is None:
         "it, or install it in place with pip install -e ."
     )
 
-from hag_plugin import degrees as _degrees  # noqa: F401  (its operator stands in exported files)
 from hag_plugin import sequence
 from hag_plugin.adapters import accelerate, explain, forget, hag_layer, restore
-from hag_plugin.aggregate import aggregate
-from hag_plugin.build import build_hag
-from hag_plugin.hag import HAG, batch
-from hag_plugin.stats import Stats
+from hag_plugin.hag.build import build_hag
+from hag_plugin.hag.hag import HAG, batch
+from hag_plugin.hag.stats import Stats
+from hag_plugin.ops import degrees as _degrees  # noqa: F401  (its operator: in exported files)
+from hag_plugin.ops.aggregate import aggregate
 
 __version__ = "0.1.0"
 __all__ = [

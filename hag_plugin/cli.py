@@ -24,14 +24,15 @@ import torch
 from tqdm import tqdm
 
 import hag_plugin as hp
-from hag_plugin import calibrate, constants, datasets, files, graph_files
+from hag_plugin import calibrate, datasets, files, graph_files
 from hag_plugin.graph_arguments import FILE_HELP, add_ids
 from hag_plugin.graph_data import DatasetError, GraphData
-from hag_plugin.hag import HAG
-from hag_plugin.occupancy import Occupancy
-from hag_plugin.program import METHODS, SELF_LOOPS, SelfLoops
+from hag_plugin.hag import constants
+from hag_plugin.hag.gpu.occupancy import Occupancy
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.program import METHODS, SELF_LOOPS, SelfLoops
+from hag_plugin.hag.stats import Stats
 from hag_plugin.starting import hand_over, interrupted
-from hag_plugin.stats import Stats
 
 LOOPS: dict[str, SelfLoops] = {str(mode) if mode else "none": mode for mode in SELF_LOOPS}
 PACKAGES = ("hag-plugin", "torch", "torch_geometric", "dgl", "numpy")

@@ -20,7 +20,7 @@ from hag_plugin.edge_lists import read_edge_list
 from hag_plugin.edges import Edges, counted, ends, from_floats, from_names, graph_of
 from hag_plugin.graph_data import MAX_ID, DatasetError, GraphData
 from hag_plugin.graph_source import FILES_EXTRA, STDIN, Source
-from hag_plugin.hag import HAG
+from hag_plugin.hag.hag import HAG
 
 KINDS = (
     "an edge list (text, CSV, TSV), MatrixMarket, .npz, .npy, Parquet, Feather or a HAG file; also "

@@ -17,7 +17,7 @@ from dgl.nn.pytorch import GraphConv
 
 from hag_plugin.dgl import ToHAG, collate
 from hag_plugin.graph_data import GraphData
-from hag_plugin.stats import Stats
+from hag_plugin.hag.stats import Stats
 from hag_plugin.training import Settings, Side, split_edges
 
 

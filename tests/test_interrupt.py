@@ -26,12 +26,14 @@ import torch
 from tqdm import tqdm
 
 import hag_plugin as hp
-from hag_plugin import calibrate, cost, files, generators, weights
-from hag_plugin.build import canonical_graph
-from hag_plugin.hag import HAG
+from hag_plugin import calibrate, files, generators
+from hag_plugin.hag import cost
+from hag_plugin.hag.gpu.schedule import make_schedule
+from hag_plugin.hag.graph import canonical_graph
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.program import METHODS, Options
 from hag_plugin.kernels import _cpu
-from hag_plugin.program import METHODS, Options
-from hag_plugin.schedule import make_schedule
+from hag_plugin.ops import weights
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs signal.setitimer")
 

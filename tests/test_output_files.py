@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import hag_plugin as hp
-from hag_plugin import calibrate, cli, constants, demo, files
+from hag_plugin import calibrate, cli, demo, files
 from hag_plugin.cli import main
+from hag_plugin.hag import constants
 from hag_plugin.parallel import command
 
 

@@ -16,7 +16,7 @@ import hag_plugin as hp
 from hag_plugin import datasets, generators, plot
 from hag_plugin.cli import main
 from hag_plugin.graph_data import DatasetError, GraphData
-from hag_plugin.program import SelfLoops
+from hag_plugin.hag.program import SelfLoops
 
 pytest.importorskip("matplotlib")
 

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 from torch_geometric.nn import MessagePassing
 
-from hag_plugin.build import build_hag
-from hag_plugin.hag import HAG, outside_inference
-from hag_plugin.operators import is_transformed
+from hag_plugin.hag.build import build_hag
+from hag_plugin.hag.hag import HAG
+from hag_plugin.modes import outside_inference
+from hag_plugin.ops.registration import is_transformed
 from hag_plugin.pyg import edge_order, recipes, swap
 from hag_plugin.pyg.neighbourhoods import check_sizes
 from hag_plugin.pyg.propagate import run_rows, stand_in
 from hag_plugin.pyg.recipes import Recipe
 from hag_plugin.pyg.table import RECIPES
-from hag_plugin.sequence import SequentialHAG
+from hag_plugin.sequence.prefix_tree import SequentialHAG
 
 C = TypeVar("C", bound=type)
 

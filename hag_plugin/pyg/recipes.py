@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch_geometric.nn import MessagePassing
 
-from hag_plugin.hag import HAG
-from hag_plugin.operators import DTYPES
-from hag_plugin.program import SelfLoops
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.program import SelfLoops
+from hag_plugin.ops.registration import DTYPES
 from hag_plugin.pyg import aggregators
 from hag_plugin.pyg.aggregators import REDUCERS
 from hag_plugin.pyg.weighted import Weigh, normalised

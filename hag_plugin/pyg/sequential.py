@@ -13,8 +13,7 @@ from hag_plugin.pyg import order
 from hag_plugin.pyg.neighbourhoods import check_sizes
 from hag_plugin.pyg.recipes import Call, Recipe, edge_values, ruled_out_as_set_up
 from hag_plugin.recall import decide, is_run_again
-from hag_plugin.sequence import SequentialHAG, build_sequence, lstm_aggregate
-from hag_plugin.sequence_cost import (
+from hag_plugin.sequence.cost import (
     StepCounts,
     are_taken,
     describe,
@@ -22,6 +21,8 @@ from hag_plugin.sequence_cost import (
     padded_counts,
     why_not_shared,
 )
+from hag_plugin.sequence.lstm import lstm_aggregate
+from hag_plugin.sequence.prefix_tree import SequentialHAG, build_sequence
 
 # What a recipe may run in place of a layer's forward. Others look into their graph for degrees or
 # loops; these only reorder what the layer does where its graph is a HAG.

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import Module
 from torch_geometric.nn import DirGNNConv, MessagePassing
 
-from hag_plugin.hag import HAG, outside_inference
+from hag_plugin.hag.hag import HAG
+from hag_plugin.modes import outside_inference
 from hag_plugin.pyg import edge_order, recipes, sequential
 from hag_plugin.pyg import propagate as running
 from hag_plugin.pyg.edge_order import Edges
@@ -19,7 +20,7 @@ from hag_plugin.pyg.recipes import Recipe
 from hag_plugin.pyg.relations import plain_relations
 from hag_plugin.pyg.table import recipe_of
 from hag_plugin.pyg.weighted import WeightedGraph, weighted_graph
-from hag_plugin.sequence import SequentialHAG
+from hag_plugin.sequence.prefix_tree import SequentialHAG
 
 GRAPHS = (HAG, SequentialHAG)
 _CLASSES: dict[type, type] = {}

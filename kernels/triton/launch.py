@@ -21,7 +21,7 @@ from .ties import masked_sum as masked_sum_kernel
 from .ties import winner as winner_kernel
 
 if TYPE_CHECKING:
-    from hag_plugin.schedule import Schedule
+    from hag_plugin.hag.gpu.schedule import Schedule
 
 # Rows that a thread has under way at a time.
 UNROLL = 4
