@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hag_plugin import devices
 from hag_plugin.hag import concatenate, files, search
 from hag_plugin.hag.gpu.schedule import schedule_of
 from hag_plugin.hag.graph import Graph, canonical_graph
@@ -22,6 +23,7 @@ from hag_plugin.hag.program import ARRAYS, SELF_LOOPS, Options, Program, SelfLoo
 from hag_plugin.hag.stats import Stats, program_stats
 from hag_plugin.kernels import _cpu
 from hag_plugin.modes import Array, outside_inference
+from hag_plugin.saved import set_module
 
 _LIVE: weakref.WeakValueDictionary[int, HAG] = weakref.WeakValueDictionary()  # by token
 
@@ -48,6 +50,7 @@ def _same(given: Tensor, own: Tensor) -> bool:
     return at_own or torch.equal(given, own)
 
 
+@set_module("hag_plugin")
 class HAG(Graph):
     """A graph in canonical form (CSR by target, multiplicity kept) and its programs.
 
@@ -249,7 +252,7 @@ class HAG(Graph):
         if device == self.device or (device.type == self.device.type and device.index is None):
             return self
         moved = self._moved(lambda a: a.to(device, non_blocking=non_blocking))
-        if device.type == "cuda":
+        if devices.kind_of(device).launches is not None:
             moved._make_schedules()
         return moved
 
@@ -507,6 +510,7 @@ def _mapped(value: Any, move: Callable[[Tensor], Tensor]) -> Any:
     return [_mapped(v, move) for v in value] if isinstance(value, list) else value
 
 
+@set_module("hag_plugin")
 def rebuild_hag(state: dict[str, Any]) -> HAG:
     """The HAG of a state as `HAG._state` gives it, from a pickle or a file: nothing is trusted.
 

@@ -7,14 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hag_plugin.hag.cost import Work, plain_gpu_seconds, scheduled_gpu_seconds
+from hag_plugin import devices
+from hag_plugin.devices import KINDS
+from hag_plugin.hag.cost import Work, launches_seconds, plain_launches_seconds
 from hag_plugin.hag.gpu import occupancy
 from hag_plugin.hag.gpu.schedule import depth, schedule_of
 from hag_plugin.hag.graph import Graph
 from hag_plugin.hag.program import Options, Program, SelfLoops
 from hag_plugin.kernels import _cpu
+from hag_plugin.saved import set_module
 
 
+@set_module("hag_plugin")
 @dataclass(frozen=True)
 class Stats:
     """What a program costs for one feature row, and what the plain graph costs (`_before`).
@@ -85,9 +89,9 @@ def _predicted_seconds(
 ) -> tuple[float, float]:
     """Of a program and of the plain graph, on the device that it is priced for."""
     width = options.width
-    if options.device == "cuda":
-        seconds = scheduled_gpu_seconds(program, width)
-        return seconds, plain_gpu_seconds(graph, width, self_loops)
+    if KINDS[options.device].launches is not None:
+        plain = plain_launches_seconds(graph, options, self_loops)
+        return launches_seconds(program, options), plain
     work = Work.of(program)
     before = work if options.method == "none" else _plain_work(graph, self_loops)
     return work.seconds(4 * width), before.seconds(4 * width)
@@ -101,10 +105,11 @@ def _plain_work(graph: Graph, self_loops: SelfLoops) -> Work:
 
 def _occupancy(graph: Graph, options: Options, program: Program) -> occupancy.Occupancy | None:
     """Of the card that the graph is on, or of the usual one where it is priced for one."""
-    if graph.device.type == "cuda":
-        card = torch.cuda.get_device_properties(graph.device)
+    module = devices.module_of(devices.kind_of(graph.device))
+    if module is not None:
+        card = module.get_device_properties(graph.device)
         count = card.multi_processor_count
         return occupancy.occupancy(schedule_of(program), options.width, count)
-    if options.device == "cuda":
+    if KINDS[options.device].launches is not None:
         return occupancy.occupancy(schedule_of(program), options.width)
     return None

@@ -43,6 +43,7 @@ def lstm_aggregate(
         ValueError: `lstm` is of a kind whose states are not shared, or `x` does not fit.
 
     Example:
+        >>> from hag_plugin.sequence import build_sequence
         >>> _ = torch.manual_seed(0)
         >>> tree = build_sequence(torch.tensor([[0, 1, 0, 1], [1, 1, 2, 2]]), num_nodes=3)
         >>> out = lstm_aggregate(torch.randn(3, 4), tree, nn.LSTM(4, 5))
@@ -91,6 +92,7 @@ def child_sum(x: Tensor, sequence: SequentialHAG, weight: Tensor) -> Tensor:
         ValueError: shapes do not fit, or a list is longer than L.
 
     Example:
+        >>> from hag_plugin.sequence import build_sequence
         >>> tree = build_sequence(torch.tensor([[0, 1, 0, 1], [1, 1, 2, 2]]), num_nodes=3)
         >>> weight = torch.tensor([1.0, 10.0]).view(2, 1, 1)
         >>> child_sum(torch.tensor([[1.0], [2.0], [3.0]]), tree, weight).view(-1).tolist()

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from hag_plugin.hag.graph import check_edge_index
 from hag_plugin.modes import numpy_of, outside_inference
+from hag_plugin.saved import set_module
 
 Order = Literal["stock", "id", "frequency", "degree"]
 ORDERS: tuple[Order, ...] = ("stock", "id", "frequency", "degree")
 Array = np.ndarray
 
 
+@set_module("hag_plugin.sequence")
 @dataclass(frozen=True)
 class SequenceStats:
     """What a prefix tree costs, and what the lists cost one by one (`_before`).
@@ -47,6 +49,7 @@ class SequenceStats:
     longest: int
 
 
+@set_module("hag_plugin.sequence")
 @dataclass(frozen=True, eq=False)
 class SequentialHAG:
     """The prefix tree of the neighbour lists of a graph's targets.
