@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hag_plugin import devices
 from hag_plugin.hag import constants
 from hag_plugin.hag.graph import MAX_NODES, canonical_graph, check_edge_index
 from hag_plugin.hag.hag import HAG
@@ -83,7 +84,7 @@ def build_hag(
     row_ptr, col = canonical_graph(edge_index, num_src, num_dst)
     if ptr is not None:
         _check_ptr(ptr, row_ptr, col, num_src, num_dst)
-    kind = "cuda" if home.type == "cuda" else "cpu"
+    kind = devices.kind_of(home).name
     digest = constants.in_force().digest
     search = Options(method, allow_subtraction, capacity, width, kind, digest)
     with outside_inference():
@@ -151,10 +152,10 @@ def _check_device(device: Any) -> None:
     if device is None:
         return
     try:
-        kind = torch.device(device).type
+        kind = devices.kind_of(device)
     except (RuntimeError, TypeError) as e:
         raise ValueError(f"device is {device!r}; expected a torch.device or its name") from e
-    if kind == "cuda" and not torch.cuda.is_available():
+    if not devices.is_available(kind):
         raise ValueError(f"device is {str(device)!r}, but torch finds no GPU; expected 'cpu'")
 
 

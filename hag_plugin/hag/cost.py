@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hag_plugin.devices import KINDS
 from hag_plugin.hag.constants import DEFAULT, Constants, in_force
 from hag_plugin.hag.gpu import occupancy, schedule
 from hag_plugin.hag.graph import Graph
-from hag_plugin.hag.program import Program, SelfLoops
+from hag_plugin.hag.program import Options, Program, SelfLoops
 from hag_plugin.kernels import _cpu
 
 
@@ -37,14 +38,14 @@ class Prices:
 
 
 def prices(width: int, device: str = "cpu", constants: Constants = DEFAULT) -> Prices:
-    """The prices for features of `width` values on a "cpu" or "cuda" device.
+    """The prices for features of `width` values on a kind of device.
 
     The narrower the rows, the more an intermediate must save, since its op costs the same: 2 rows
     from width 64 on, 18 at width 16. These were measured where an op costs as much beside a row of
     64 values as the default constants say; elsewhere they are scaled by that ratio.
-    On a GPU ops run side by side.
+    Where a program runs in launches, its ops run side by side.
     """
-    if device == "cuda":
+    if KINDS[device].launches is not None:
         return Prices()
     scale = _op_in_rows(constants) / _op_in_rows(DEFAULT)
     return Prices(intermediate=(2.0 + max(0, 64 - width) / 3) * min(max(scale, 0.25), 4.0))
@@ -134,51 +135,53 @@ def _in_order(c: Constants) -> tuple[float, ...]:
     return (c.op, c.written, *(value for row in rows for value in (row.fixed, row.per_byte)))
 
 
-# On a GPU -----------------------------------------------------------------------------------------
-
-# A GPU's launch, its bytes, and how long rows that are fetched together are under way. Round
-# figures from data sheets (an A100 has 2e12 bytes a second, an H100 3.3e12), not measured: they
-# only decide whether a search beats the plain graph.
-GPU_SECONDS_PER_LAUNCH = 4e-6
-GPU_BYTES_PER_SECOND = 2e12
-GPU_SECONDS_PER_WAIT = 6e-7
-GPU_ROWS_PER_WAIT = 4
+# In launches ------------------------------------------------------------------------------------
 
 
-def gpu_seconds(rows: int, longest: int, width: int) -> float:
-    """One launch of a level over float32 rows of `width` on a GPU.
+def launch_seconds(rows: int, longest: int, width: int, device: str = "cuda") -> float:
+    """One launch of a level over float32 rows of `width`.
 
     Args:
         rows: read and written.
         longest: rows that the longest op reads, one after the other: a level too small to keep the
             card busy takes as long as these.
         width: features of a row.
+        device: the kind, one that runs launches.
     """
-    moving = rows * width * 4 / GPU_BYTES_PER_SECOND
-    waiting = -(-longest // GPU_ROWS_PER_WAIT) * GPU_SECONDS_PER_WAIT
-    return GPU_SECONDS_PER_LAUNCH + max(moving, waiting)
+    price = KINDS[device].launches
+    assert price is not None
+    moving = rows * width * 4 / price.bytes_per_second
+    waiting = -(-longest // price.rows_per_wait) * price.seconds_per_wait
+    return price.seconds + max(moving, waiting)
 
 
-def pays_on_gpu(graph: Graph, width: int, self_loops: SelfLoops, program: Program) -> bool:
-    """Whether a GPU is predicted to run a program sooner than the plain graph."""
-    plain = plain_gpu_seconds(graph, width, self_loops)
-    return scheduled_gpu_seconds(program, width) < plain
+def pays_in_launches(
+    graph: Graph, options: Options, self_loops: SelfLoops, program: Program
+) -> bool:
+    """Whether a device that runs launches is predicted to run a program sooner than the plain
+    graph."""
+    plain = plain_launches_seconds(graph, options, self_loops)
+    return launches_seconds(program, options) < plain
 
 
-def plain_gpu_seconds(graph: Graph, width: int, self_loops: SelfLoops) -> float:
-    """Predicted seconds of the plain graph on a GPU."""
+def plain_launches_seconds(graph: Graph, options: Options, self_loops: SelfLoops) -> float:
+    """Predicted seconds of the plain graph, on a device that runs launches."""
     degree = graph.degree(self_loops).cpu().numpy()
     parts = -(-degree[degree > schedule.LONGEST] // schedule.LONGEST)
     longest = min(int(degree.max(initial=0)), schedule.LONGEST)
     rows = int(degree.sum() + parts.sum()) + len(degree) - len(parts)
-    seconds = gpu_seconds(rows, longest, width)
+    seconds = launch_seconds(rows, longest, options.width, options.device)
     if len(parts):
         longest = min(int(parts.max()), schedule.LONGEST)
-        seconds += gpu_seconds(int(parts.sum()) + len(parts), longest, width)
+        rows = int(parts.sum()) + len(parts)
+        seconds += launch_seconds(rows, longest, options.width, options.device)
     return seconds
 
 
-def scheduled_gpu_seconds(program: Program, width: int) -> float:
-    """Predicted seconds of a program on a GPU."""
-    launches = occupancy.launches(schedule.schedule_of(program), width)
-    return sum(gpu_seconds(each.rows, each.longest_op, width) for each in launches)
+def launches_seconds(program: Program, options: Options) -> float:
+    """Predicted seconds of a program, on a device that runs launches."""
+    launches = occupancy.launches(schedule.schedule_of(program), options.width)
+    return sum(
+        launch_seconds(each.rows, each.longest_op, options.width, options.device)
+        for each in launches
+    )

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 import torch
 from tqdm import tqdm
 
+from hag_plugin.devices import KINDS
 from hag_plugin.hag import constants, cost
 from hag_plugin.hag.graph import Graph
 from hag_plugin.hag.program import Options, Program, SelfLoops
@@ -61,8 +62,8 @@ def search_program(
         -1 if subtract else 0,
         time.perf_counter() - start,
     )
-    for_gpu = options.method == "auto" and options.device == "cuda"
-    if for_gpu and not cost.pays_on_gpu(graph, options.width, self_loops, program):
+    in_launches = options.method == "auto" and KINDS[options.device].launches is not None
+    if in_launches and not cost.pays_in_launches(graph, options, self_loops, program):
         plain = plain_program(graph, self_loops, idempotent)
         return replace(plain, search_seconds=time.perf_counter() - start)
     return program.to(graph.device)

@@ -8,6 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from hag_plugin.devices import kind_of
 from hag_plugin.hag.gpu.schedule import schedule_of
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import Program, SelfLoops
@@ -33,7 +34,7 @@ def launches() -> ModuleType:
 
 def is_home(x: Tensor) -> bool:
     """Whether the operators run the kernels of this module on `x`."""
-    return x.is_cuda
+    return not x.is_cpu and kind_of(x.device).launches is not None
 
 
 def as_matrices(x: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch.autograd.function import _SingleLevelFunction
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.nn import Parameter
 
+from hag_plugin.devices import KINDS
 from hag_plugin.hag.graph import Arrays
 from hag_plugin.hag.hag import HAG, find
 from hag_plugin.hag.program import SELF_LOOPS
@@ -162,7 +163,7 @@ _EAGER: dict[str, tuple[Any, Any]] = {}
 _GRAPH_AT: dict[str, int] = {}  # how many tensors come before the graph
 
 
-def register(name: str, operator: Operator, *, backends: Sequence[str]) -> None:
+def register(name: str, operator: Operator) -> None:
     """Makes `torch.ops.hag_plugin.NAME`.
 
     A last argument is added, the HAG's token. Without one the plain graph is run.
@@ -170,7 +171,6 @@ def register(name: str, operator: Operator, *, backends: Sequence[str]) -> None:
     Args:
         name: of the operator.
         operator: what it does.
-        backends: torch's keys of the devices on which it runs.
     """
     signature, results = operator.signature.split(" -> ")
     arguments = signature.strip("()").split(", ")
@@ -192,8 +192,8 @@ def register(name: str, operator: Operator, *, backends: Sequence[str]) -> None:
         graph, inputs = split(args)
         return operator.shape(graph, *inputs)
 
-    for backend in backends:
-        _library.impl(name, kernel, backend)
+    for kind in KINDS.values():
+        _library.impl(name, kernel, kind.dispatch_key)
     torch.library.register_fake(f"hag_plugin::{name}", shape, lib=_library)
     overload = getattr(torch.ops.hag_plugin, name).default
     _EAGER[name] = operator.run, _eager_function(operator, num_tensors)
@@ -431,7 +431,7 @@ def _is_plain(*tensors: Tensor | None) -> bool:
         return False
     for t in tensors:  # faster than all(), and this is run at every call
         if t is not None and not (
-            type(t) in _ORDINARY and (t.is_cpu or t.is_cuda) and not t.is_neg()
+            type(t) in _ORDINARY and (t.is_cpu or t.device.type in KINDS) and not t.is_neg()
         ):
             return False
     return True
@@ -557,7 +557,7 @@ def new_output(x: Tensor, num_rows: int) -> Tensor:
     """An empty tensor like `x`, with so many rows."""
     *batch, _, width = x.shape
     y = x.new_empty((*batch, num_rows, width))
-    if y.nbytes >= HUGE_OUTPUT and not y.is_cuda:
+    if y.nbytes >= HUGE_OUTPUT and y.is_cpu:
         _cpu.advise_huge_pages(y.data_ptr(), y.nbytes)
     return y
 

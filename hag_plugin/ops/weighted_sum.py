@@ -302,4 +302,4 @@ _OPERATORS = {
     ),
 }
 for _name, _operator in _OPERATORS.items():
-    register(_name, _operator, backends=("CPU", "CUDA"))
+    register(_name, _operator)

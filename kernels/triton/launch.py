@@ -13,8 +13,9 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from hag_plugin.hag.gpu.launch_shape import WINNER_WARPS, cut
+
 from .combine import combine
-from .cut import WINNER_WARPS, cut
 from .edges import edge_dot as edge_dot_kernel
 from .ties import add_to_winners as add_to_winners_kernel
 from .ties import masked_sum as masked_sum_kernel

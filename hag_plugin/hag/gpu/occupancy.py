@@ -9,7 +9,7 @@ import numpy as np
 from hag_plugin.hag.gpu.launch_shape import MAX_REGISTERS, cut
 from hag_plugin.hag.gpu.schedule import Schedule
 
-MULTIPROCESSORS = 132  # of an H100; an A100 has 108
+MULTIPROCESSORS = 132  # of an H100
 # A multiprocessor of either has 65,536 registers: room for this many warps of whatever kernel.
 RESIDENT_WARPS = 65_536 // (32 * MAX_REGISTERS)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import hag_plugin as hp
+from hag_plugin.devices import KINDS
 from hag_plugin.hag import cost
 from hag_plugin.hag.gpu import schedule
 from hag_plugin.hag.gpu.schedule import schedule_of
@@ -26,11 +27,13 @@ def priced_for_gpu(edges: torch.Tensor, num_nodes: int, method: str = "auto") ->
 
 
 def test_a_level_takes_as_long_as_its_bytes_or_its_longest_op() -> None:
-    launch, wait = cost.GPU_SECONDS_PER_LAUNCH, cost.GPU_SECONDS_PER_WAIT
-    assert cost.gpu_seconds(0, 0, 64) == launch
-    assert cost.gpu_seconds(10, 9, 64) == pytest.approx(launch + 3 * wait)
-    moving = 10**9 * 64 * 4 / cost.GPU_BYTES_PER_SECOND
-    assert cost.gpu_seconds(10**9, 9, 64) == pytest.approx(launch + moving)
+    price = KINDS["cuda"].launches
+    assert price is not None
+    launch, wait = price.seconds, price.seconds_per_wait
+    assert cost.launch_seconds(0, 0, 64) == launch
+    assert cost.launch_seconds(10, 9, 64) == pytest.approx(launch + 3 * wait)
+    moving = 10**9 * 64 * 4 / price.bytes_per_second
+    assert cost.launch_seconds(10**9, 9, 64) == pytest.approx(launch + moving)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -42,8 +45,8 @@ def test_the_plain_price_is_that_of_the_plain_schedule(seed: int) -> None:
     for mode in (False, "add", "fill"):
         plain = hag.plain_program(mode)
         assert schedule_of(plain).num_levels == 2
-        expected = cost._scheduled_seconds(plain, hag.options.width)
-        assert cost._plain_gpu_seconds(hag, mode) == pytest.approx(expected)
+        expected = cost.launches_seconds(plain, hag.options)
+        assert cost.plain_launches_seconds(hag, hag.options, mode) == pytest.approx(expected)
 
 
 def test_a_card_is_given_a_hag_only_where_launches_are_paid_for() -> None:
