@@ -15,10 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hag_plugin.graph_data import DatasetError
-
 FILE_FORMAT = "hag_plugin.HAG"
 FILE_VERSION = 1
+
+
+class DatasetError(ValueError):
+    """A graph could not be found, read or understood, or a file can't be of the name it was given.
+
+    The message says what was expected.
+    """
 
 
 def write(

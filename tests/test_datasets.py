@@ -12,7 +12,8 @@ import torch
 
 import hag_plugin as hp
 from hag_plugin import datasets, generators, graph_files
-from hag_plugin.graph_data import DatasetError, GraphData
+from hag_plugin.files import DatasetError
+from hag_plugin.graph_data import GraphData
 
 
 def edges_of(data: GraphData) -> set[tuple[int, int]]:

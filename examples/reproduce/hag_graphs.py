@@ -13,7 +13,8 @@ import torch
 
 from examples.benchmark.graphs import Graph
 from hag_plugin import datasets, generators
-from hag_plugin.graph_data import DatasetError, GraphData
+from hag_plugin.files import DatasetError
+from hag_plugin.graph_data import GraphData
 
 from . import hag_paper
 from .hag_paper import DataSet

@@ -17,9 +17,8 @@ import torch
 from tqdm import tqdm
 
 from hag_plugin import datasets
-from hag_plugin.files import check_output, write_whole
+from hag_plugin.files import DatasetError, check_output, write_whole
 from hag_plugin.graph_arguments import add_ids
-from hag_plugin.graph_data import DatasetError
 from hag_plugin.parallel import topology as topologies
 from hag_plugin.parallel.cost import MODES
 from hag_plugin.parallel.exact import InfeasibleError
