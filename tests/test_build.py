@@ -16,10 +16,12 @@ import torch
 from hypothesis import given, settings
 
 import hag_plugin as hp
-from hag_plugin import cost, reference
+from hag_plugin import cost
 from hag_plugin.hag import HAG
 from hag_plugin.kernels import _cpu
 from hag_plugin.program import SELF_LOOPS, Program
+
+from . import reference
 
 METHODS = ("auto", "greedy", "none")
 

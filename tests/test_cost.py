@@ -18,7 +18,8 @@ from hag_plugin.cli import main
 from hag_plugin.constants import DEFAULT, Constants, CostsError, RowCost
 from hag_plugin.cost import Work
 from hag_plugin.program import Program
-from hag_plugin.reference import run_program
+
+from .reference import run_program
 
 
 def naive_work(program: Program) -> Work:

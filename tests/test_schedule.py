@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import hag_plugin as hp
-from hag_plugin import datasets, reference, schedule
+from hag_plugin import datasets, schedule
 from hag_plugin.program import Program
+
+from . import reference
 
 
 def run(s: schedule.Schedule, x: Tensor) -> Tensor:

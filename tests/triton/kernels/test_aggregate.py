@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import hag_plugin as hp
-from hag_plugin import reference
 
+from ... import reference
 from .conftest import NODES
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

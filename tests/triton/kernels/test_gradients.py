@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 import hag_plugin as hp
-from hag_plugin import gpu, reference
+from hag_plugin import gpu
 from hag_plugin.operators import REVERSED
 
+from ... import reference
 from .conftest import NODES
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 import hag_plugin as hp
-from hag_plugin import reference
 from hag_plugin.weights import edge_slots, weighted_aggregate
 
+from ... import reference
 from .conftest import NODES
 from .test_aggregate import DTYPES, MODES, WIDTHS
 
