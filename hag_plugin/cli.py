@@ -24,10 +24,11 @@ import torch
 from tqdm import tqdm
 
 import hag_plugin as hp
-from hag_plugin import calibrate, constants, datasets, files, graph_files
+from hag_plugin import calibrate, constants, files
+from hag_plugin.data import datasets, graph_files
+from hag_plugin.data.graph_data import GraphData
 from hag_plugin.files import DatasetError
 from hag_plugin.graph_arguments import FILE_HELP, add_ids
-from hag_plugin.graph_data import GraphData
 from hag_plugin.hag import HAG
 from hag_plugin.occupancy import Occupancy
 from hag_plugin.program import METHODS, SELF_LOOPS, SelfLoops, Stats

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hag_plugin.graph_source import KINDS
+from hag_plugin.data.source import KINDS
 
 FILE_HELP = f"a file, or - for the standard input: {KINDS}; what it holds is told by its content"
 

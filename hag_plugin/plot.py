@@ -13,8 +13,8 @@ from torch import Tensor
 
 from hag_plugin import files
 from hag_plugin.build import build_hag
+from hag_plugin.data.graph_data import GraphData
 from hag_plugin.files import DatasetError
-from hag_plugin.graph_data import GraphData
 from hag_plugin.hag import HAG
 from hag_plugin.program import Program, SelfLoops
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from hag_plugin.graph_data import GraphData
+from hag_plugin.data.graph_data import GraphData
 from hag_plugin.program import Stats
 
 TEST_SHARE = 0.2

@@ -85,7 +85,7 @@ def test_stats_agree_with_the_library(capsys: pytest.CaptureFixture[str], loops:
 
 
 def _edges(name: str) -> np.ndarray:
-    from hag_plugin import datasets
+    from hag_plugin.data import datasets
 
     return datasets.load(name).edge_index.numpy()
 
@@ -266,7 +266,8 @@ def test_demo_of_a_failing_side_is_an_error(
 
 
 def a_comparison(stock: float, ours: float, search: float, read: int, apart: float = 0.0) -> Any:
-    from hag_plugin import datasets, demo
+    from hag_plugin import demo
+    from hag_plugin.data import datasets
     from hag_plugin.training import Settings
 
     stats = dict.fromkeys(("aggregations", "rows_read", "bytes"), 100.0)

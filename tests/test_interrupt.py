@@ -26,8 +26,9 @@ import torch
 from tqdm import tqdm
 
 import hag_plugin as hp
-from hag_plugin import calibrate, cost, files, generators, weights
+from hag_plugin import calibrate, cost, files, weights
 from hag_plugin.build import canonical_graph
+from hag_plugin.data import generators
 from hag_plugin.hag import HAG
 from hag_plugin.kernels import _cpu
 from hag_plugin.program import METHODS, Options

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 import hag_plugin as hp
-from hag_plugin import datasets, generators, plot
+from hag_plugin import plot
 from hag_plugin.cli import main
+from hag_plugin.data import datasets, generators
+from hag_plugin.data.graph_data import GraphData
 from hag_plugin.files import DatasetError
-from hag_plugin.graph_data import GraphData
 from hag_plugin.program import SelfLoops
 
 pytest.importorskip("matplotlib")

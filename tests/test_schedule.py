@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import hag_plugin as hp
-from hag_plugin import datasets, schedule
+from hag_plugin import schedule
+from hag_plugin.data import datasets
 from hag_plugin.program import Program
 
 from . import reference

@@ -16,8 +16,9 @@ import torch
 
 from examples.benchmark.results import Record
 from examples.benchmark.tables import markdown
-from hag_plugin import datasets, demo
-from hag_plugin.graph_data import GraphData
+from hag_plugin import demo
+from hag_plugin.data import datasets
+from hag_plugin.data.graph_data import GraphData
 from hag_plugin.training import Settings
 from hag_plugin.training_pyg import side as pyg_side
 

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hag_plugin import generators
-from hag_plugin.edge_lists import read_edge_list
-from hag_plugin.edges import Edges, counted, ends, from_floats, from_names, graph_of
+from hag_plugin.data import generators
+from hag_plugin.data.edge_lists import read_edge_list
+from hag_plugin.data.edges import Edges, counted, ends, from_floats, from_names, graph_of
+from hag_plugin.data.graph_data import MAX_ID, GraphData
+from hag_plugin.data.source import FILES_EXTRA, KINDS, STDIN, Source
 from hag_plugin.files import DatasetError
-from hag_plugin.graph_data import MAX_ID, GraphData
-from hag_plugin.graph_source import FILES_EXTRA, KINDS, STDIN, Source
 from hag_plugin.hag import HAG
 
 OTHER_SUFFIXES = (".zip", ".tar", ".tgz", ".h5", ".hdf5", ".pt", ".pth", ".pkl", ".mat", ".xlsx")
