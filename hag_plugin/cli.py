@@ -315,12 +315,12 @@ def _load(args: argparse.Namespace, name: str, features: bool) -> GraphData:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from hag_plugin import demo
-    from hag_plugin.training import FRAMEWORKS, Settings
+    from hag_plugin.demo import compare
+    from hag_plugin.demo.side import FRAMEWORKS, Settings
 
     importlib.import_module(FRAMEWORKS[args.framework][1])  # says now if it is not installed
     if args.plot:
-        demo.check_plot(args.plot)
+        compare.check_plot(args.plot)
     data = _load(args, args.dataset, features=True)
     settings = Settings(
         hidden=args.hidden,
@@ -343,10 +343,10 @@ def _demo(args: argparse.Namespace) -> None:
             bar.set_description_str(words, refresh=False)
             bar.update(share - bar.n)
 
-        result = demo.compare(data, settings, report)
+        result = compare.compare(data, settings, report)
     if args.plot:
-        demo.plot(result, args.plot)
-    _print(args, result.as_dict(), demo.table(result))
+        compare.plot(result, args.plot)
+    _print(args, result.as_dict(), compare.table(result))
 
 
 @dataclass(frozen=True)

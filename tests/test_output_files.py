@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import hag_plugin as hp
-from hag_plugin import calibrate, cli, constants, demo, files
+from hag_plugin import calibrate, cli, constants, files
 from hag_plugin.cli import main
+from hag_plugin.demo import compare
 from hag_plugin.parallel import command
 
 
@@ -40,7 +41,7 @@ WRITERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
 COMMANDS: dict[str, tuple[str, list[str], list[tuple[Any, str]]]] = {
     "build": (".npz", ["build", "karate"], [(cli, "_search")]),
     "plot": (".svg", ["plot", "karate", "-o"], [(cli, "_search")]),
-    "demo": (".png", ["demo", "--dataset", "karate", "--plot"], [(demo, "compare")]),
+    "demo": (".png", ["demo", "--dataset", "karate", "--plot"], [(compare, "compare")]),
     "calibrate": (".json", ["calibrate", "--output"], [(calibrate, "calibrate")]),
     "plan": (".json", ["plan", "gcn", "karate", "-o"], [(command, "graph_of")]),
     "probe": (".json", ["probe", "-o"], []),

@@ -1,8 +1,7 @@
 """One side of the demo: a 2-layer GCN classifier, trained in a process of its own.
 
-Each side has its own process so that its peak memory is its own. `hag_plugin.demo` starts both and
-asks them for one epoch in turn. What differs between PyG and DGL is in `training_pyg` and
-`training_dgl`.
+Each side has its own process so that its peak memory is its own. `demo.compare` starts both and
+asks them for one epoch in turn. What differs between PyG and DGL is in `demo.pyg` and `demo.dgl`.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ from hag_plugin.program import Stats
 TEST_SHARE = 0.2
 # name: how the demo calls it, and what makes its sides
 FRAMEWORKS = {
-    "pyg": ("PyG", "hag_plugin.training_pyg"),
-    "dgl": ("DGL", "hag_plugin.training_dgl"),
+    "pyg": ("PyG", "hag_plugin.demo.pyg"),
+    "dgl": ("DGL", "hag_plugin.demo.dgl"),
 }
 SUMMED = tuple(f.name for f in fields(Stats) if f.name not in ("levels", "gpu"))  # have no sum
 
