@@ -20,12 +20,13 @@ from hag_plugin.data import datasets
 from hag_plugin.files import DatasetError, check_output, write_whole
 from hag_plugin.graph_arguments import add_ids
 from hag_plugin.parallel import topology as topologies
-from hag_plugin.parallel.cost import MODES
+from hag_plugin.parallel.cost import MODES, Measured
 from hag_plugin.parallel.exact import InfeasibleError
 from hag_plugin.parallel.opgraph import OpGraph
 from hag_plugin.parallel.partition_stats import GraphStats
 from hag_plugin.parallel.plan_table import milliseconds
-from hag_plugin.parallel.planner import Plan, alternatives, plan, recost
+from hag_plugin.parallel.planner import Plan, alternatives, plan, recost, space_of
+from hag_plugin.parallel.probe_model import measure_blocks
 from hag_plugin.parallel.trace_model import trace
 
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -202,8 +203,6 @@ def run_explain(args: argparse.Namespace) -> dict[str, Any]:
 def run_probe(args: argparse.Namespace) -> dict[str, Any]:
     """Measures this machine, and writes its topology if asked to."""
     if args.model is not None:
-        from hag_plugin.parallel.probe_model import run_probe_model  # it needs this file
-
         return run_probe_model(args)
     from hag_plugin.parallel.probe import SIZES, probe  # torch.distributed, only for this
 
@@ -238,6 +237,33 @@ def run_probe(args: argparse.Namespace) -> dict[str, Any]:
         lines.append(f"written to {args.output}")
     fits = [asdict(line) for line in found.fits]
     return {"result": {"topology": found.as_dict(), "fits": fits}, "text": "\n".join(lines)}
+
+
+def run_probe_model(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures the blocks of the model that was asked for."""
+    with in_words():
+        if args.output:
+            raise ValueError("--output is for a topology; with --model, blocks go to the cache")
+        graph = graph_of(args)
+        space = space_of(graph, args.topology, args.devices)
+        measured = Measured()
+        blocks = measure_blocks(space, measured, not args.quiet)
+    lines = [
+        f"{graph.model} on {space.topology.num_devices} devices, measured on one of this machine, "
+        f"forward and backward; analytic: {space.topology.name}, predicted",
+        f"{'layer':<16}{'measured, ms':>14}{'analytic, ms':>14}  configuration",
+    ]
+    for block in blocks:
+        times = f"{block.measured * 1e3:>14.4g}{block.analytic * 1e3:>14.4g}"
+        lines.append(f"{block.name:<16}{times}  {block.config}")
+    lines.append(f"kept in {measured.path}; plan and simulate use them with --costs measured")
+    result = {
+        "topology": space.topology.name,
+        "devices": space.topology.num_devices,
+        "cache": str(measured.path),
+        "blocks": [vars(block) for block in blocks],
+    }
+    return {"result": result, "text": "\n".join(lines)}
 
 
 def _pair(text: str) -> tuple[str, str]:
