@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import hag_plugin as hp
-from hag_plugin import cli
 from hag_plugin.cli import main
+from hag_plugin.cli.main import LOOPS, _parser
 
 
 def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
@@ -52,7 +52,7 @@ def test_examples_in_help_parse(capsys: pytest.CaptureFixture[str]) -> None:
         examples = capsys.readouterr().out.partition("examples:\n")[2].split("\n")
         for line in filter(None, examples):
             words = line.partition(">")[0].split()[1:]
-            assert cli._parser().parse_args(words).command == command
+            assert _parser().parse_args(words).command == command
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +78,7 @@ def test_stats_counts_the_graph(capsys: pytest.CaptureFixture[str], tmp_path: Pa
 def test_stats_agree_with_the_library(capsys: pytest.CaptureFixture[str], loops: str) -> None:
     document, _ = run_json(capsys, "stats", "cliques", "--self-loops", loops)
     graph = hp.build_hag(torch.from_numpy(_edges("cliques")), num_nodes=1000)
-    stats = graph.stats(cli.LOOPS[loops])
+    stats = graph.stats(LOOPS[loops])
     assert document["stats"]["rows_read"] == stats.rows_read
     assert document["stats"]["aggregations_before"] == stats.aggregations_before
     assert document["profits"] is True

@@ -26,8 +26,9 @@ import torch
 from tqdm import tqdm
 
 import hag_plugin as hp
-from hag_plugin import calibrate, cost, files, weights
+from hag_plugin import cost, files, weights
 from hag_plugin.build import canonical_graph
+from hag_plugin.cli import calibration
 from hag_plugin.data import generators
 from hag_plugin.hag import HAG
 from hag_plugin.kernels import _cpu
@@ -318,7 +319,7 @@ def test_every_call_can_be_interrupted_and_made_again(
 
 def test_calibration_can_be_interrupted(interrupt: Callable[[float], None]) -> None:
     for seconds in MOMENTS:
-        interrupted(interrupt, seconds, lambda: calibrate.calibrate(rounds=1))
+        interrupted(interrupt, seconds, lambda: calibration.calibrate(rounds=1))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

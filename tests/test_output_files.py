@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,9 @@ import pytest
 import torch
 
 import hag_plugin as hp
-from hag_plugin import calibrate, cli, constants, files
-from hag_plugin.cli import main
+from hag_plugin import constants, files
+from hag_plugin.cli import calibration, main, plan
 from hag_plugin.demo import compare
-from hag_plugin.parallel import command
 
 
 def hag() -> hp.HAG:
@@ -37,17 +37,18 @@ WRITERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "Plan.save": (".json", lambda path: a_plan().save(path)),
     "write_whole": (".txt", lambda path: files.write_whole(path, b"x")),
 }
+CLI = sys.modules[main.__module__]
 # Commands that write one, each with what must not have run yet when it is refused.
 COMMANDS: dict[str, tuple[str, list[str], list[tuple[Any, str]]]] = {
-    "build": (".npz", ["build", "karate"], [(cli, "_search")]),
-    "plot": (".svg", ["plot", "karate", "-o"], [(cli, "_search")]),
+    "build": (".npz", ["build", "karate"], [(CLI, "_search")]),
+    "plot": (".svg", ["plot", "karate", "-o"], [(CLI, "_search")]),
     "demo": (".png", ["demo", "--dataset", "karate", "--plot"], [(compare, "compare")]),
-    "calibrate": (".json", ["calibrate", "--output"], [(calibrate, "calibrate")]),
-    "plan": (".json", ["plan", "gcn", "karate", "-o"], [(command, "graph_of")]),
+    "calibrate": (".json", ["calibrate", "--output"], [(calibration, "calibrate")]),
+    "plan": (".json", ["plan", "gcn", "karate", "-o"], [(plan, "graph_of")]),
     "probe": (".json", ["probe", "-o"], []),
-    "simulate": (".json", ["simulate", "gcn", "karate", "-o"], [(command, "graph_of")]),
-    "trace": (".json", ["simulate", "gcn", "karate", "--trace"], [(command, "graph_of")]),
-    "timeline": (".svg", ["simulate", "gcn", "karate", "--plot"], [(command, "graph_of")]),
+    "simulate": (".json", ["simulate", "gcn", "karate", "-o"], [(plan, "graph_of")]),
+    "trace": (".json", ["simulate", "gcn", "karate", "--trace"], [(plan, "graph_of")]),
+    "timeline": (".svg", ["simulate", "gcn", "karate", "--plot"], [(plan, "graph_of")]),
 }
 
 
@@ -156,7 +157,7 @@ def test_calibrate_writes_to_its_own_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(constants.PATH_VARIABLE, str(tmp_path / "new" / "costs.json"))
-    monkeypatch.setattr(calibrate, "SHAPES", (calibrate.SHAPES[0], calibrate.SHAPES[-1]))
+    monkeypatch.setattr(calibration, "SHAPES", (calibration.SHAPES[0], calibration.SHAPES[-1]))
     assert main(["calibrate", "--rounds", "1", "--quiet"]) == 0
     assert (tmp_path / "new" / "costs.json").is_file()
 

@@ -24,11 +24,12 @@ import torch
 from tqdm import tqdm
 
 import hag_plugin as hp
-from hag_plugin import calibrate, constants, files
+from hag_plugin import constants, files
+from hag_plugin.cli import calibration
+from hag_plugin.cli.options import FILE_HELP, add_ids
 from hag_plugin.data import datasets, graph_files
 from hag_plugin.data.graph_data import GraphData
 from hag_plugin.files import DatasetError
-from hag_plugin.graph_arguments import FILE_HELP, add_ids
 from hag_plugin.hag import HAG
 from hag_plugin.occupancy import Occupancy
 from hag_plugin.program import METHODS, SELF_LOOPS, SelfLoops, Stats
@@ -246,7 +247,7 @@ def _add_plot(commands: Any) -> None:
 
 
 def _add_parallel(commands: Any) -> None:
-    from hag_plugin.parallel import command, simulate_command
+    from hag_plugin.cli import plan, simulate
 
     def printed(run: Any) -> Any:
         return lambda args: _print(args, **run(args))
@@ -254,10 +255,10 @@ def _add_parallel(commands: Any) -> None:
     def adds(commands: Any, name: str, run: Any, words: str, examples: Sequence[str]) -> Any:
         return _command(commands, name, printed(run), words, examples)
 
-    command.add_plan(adds, commands)
-    command.add_explain(adds, commands)
-    command.add_probe(adds, commands)
-    simulate_command.add_simulate(adds, commands)
+    plan.add_plan(adds, commands)
+    plan.add_explain(adds, commands)
+    plan.add_probe(adds, commands)
+    simulate.add_simulate(adds, commands)
 
 
 def _add_calibrate(commands: Any) -> None:
@@ -426,9 +427,9 @@ def _build(args: argparse.Namespace) -> None:
 
 
 def _plot(args: argparse.Namespace) -> None:
-    from hag_plugin import plot
+    from hag_plugin.cli import picture
 
-    plot.check_output(args.output)
+    picture.check_output(args.output)
     mode = LOOPS[args.self_loops]
     data = _load(args, args.graph, features=False)
     hag = _search(args, data, mode)
@@ -440,7 +441,7 @@ def _plot(args: argparse.Namespace) -> None:
         file=sys.stderr,
         bar_format="trying capacities {percentage:3.0f}% |{bar}| {elapsed} < {remaining}",
     ) as bar:
-        drawn = plot.draw(data, hag, args.output, mode, lambda share: bar.update(share - bar.n))
+        drawn = picture.draw(data, hag, args.output, mode, lambda share: bar.update(share - bar.n))
     words = (
         f"{drawn['drawn_nodes']} nodes and {drawn['drawn_shared_sums']} shared sums drawn to "
         f"{args.output}; the whole graph has {drawn['shared_sums']:,} shared sums, each used "
@@ -466,12 +467,12 @@ def _calibrate(args: argparse.Namespace) -> None:
         file=sys.stderr,
         bar_format="calibrating: {percentage:3.0f}% |{bar}| {elapsed} < {remaining}",
     ) as bar:
-        found = calibrate.calibrate(args.rounds, report=lambda share: bar.update(share - bar.n))
+        found = calibration.calibrate(args.rounds, report=lambda share: bar.update(share - bar.n))
     result = {"output": str(path), "digest": found.constants.digest, **asdict(found)}
     measured = result.pop("constants")
     about = {**result, "machine": _machine(), "versions": _versions()}
     constants.write_constants(path, found.constants, about)
-    text = f"{calibrate.table(found)} Written to {path}."
+    text = f"{calibration.table(found)} Written to {path}."
     _print(args, {**result, "constants": measured}, text)
 
 

@@ -6,8 +6,8 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
+from hag_plugin.cli import plan as command
 from hag_plugin.files import check_output
-from hag_plugin.parallel import command
 from hag_plugin.parallel.chrome_trace import write_chrome_trace
 from hag_plugin.parallel.mcmc import Budget
 from hag_plugin.parallel.plan_tasks import simulate_plan

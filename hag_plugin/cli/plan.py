@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from hag_plugin.cli.options import add_ids
 from hag_plugin.data import datasets
 from hag_plugin.files import DatasetError, check_output, write_whole
-from hag_plugin.graph_arguments import add_ids
 from hag_plugin.parallel import topology as topologies
 from hag_plugin.parallel.cost import MODES, Measured
 from hag_plugin.parallel.exact import InfeasibleError
