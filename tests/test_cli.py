@@ -14,7 +14,8 @@ import torch
 
 import hag_plugin as hp
 from hag_plugin.cli import main
-from hag_plugin.cli.main import LOOPS, _parser
+from hag_plugin.cli.main import _parser
+from hag_plugin.cli.search import LOOPS
 
 
 def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
