@@ -10,7 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from hag_plugin.graph_data import DatasetError
+
+class DatasetError(ValueError):
+    """A graph could not be found, read or understood, or a file can't be of the name it was given.
+
+    The message says what was expected.
+    """
 
 
 def check_output(

@@ -26,7 +26,9 @@ import torch
 from tqdm import tqdm
 
 import hag_plugin as hp
-from hag_plugin import calibrate, files, generators
+from hag_plugin import files
+from hag_plugin.cli import calibration
+from hag_plugin.data import generators
 from hag_plugin.hag import cost
 from hag_plugin.hag.gpu.schedule import make_schedule
 from hag_plugin.hag.graph import canonical_graph
@@ -319,7 +321,7 @@ def test_every_call_can_be_interrupted_and_made_again(
 
 def test_calibration_can_be_interrupted(interrupt: Callable[[float], None]) -> None:
     for seconds in MOMENTS:
-        interrupted(interrupt, seconds, lambda: calibrate.calibrate(rounds=1))
+        interrupted(interrupt, seconds, lambda: calibration.calibrate(rounds=1))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hag_plugin as hp
-from hag_plugin import datasets
+from hag_plugin.data import datasets
 from hag_plugin.sequence import build_sequence
 
 ROOT = Path(__file__).parents[2]

@@ -16,11 +16,12 @@ import torch
 from hypothesis import given, settings
 
 import hag_plugin as hp
-from hag_plugin import reference
 from hag_plugin.hag import cost
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import SELF_LOOPS, Program
 from hag_plugin.kernels import _cpu
+
+from .. import reference
 
 METHODS = ("auto", "greedy", "none")
 
@@ -346,7 +347,7 @@ GREEDY = ["MUTAG", "BZR_MD", "IMDB-MULTI", "Cora", "ca-HepPh", "COLLAB_ego_recon
 
 @functools.cache
 def real_graph(shared_data: Path, name: str) -> tuple[torch.Tensor, int]:
-    from hag_plugin import datasets
+    from hag_plugin.data import datasets
 
     graph = datasets.load(str(shared_data / "npz" / f"{name}.npz"))
     return graph.edge_index, graph.num_nodes
@@ -417,7 +418,7 @@ def test_the_work_bound_costs_at_most_5_percent_of_what_is_saved(
 MEMORY = """
 import resource, sys, torch
 import hag_plugin as hp
-from hag_plugin import datasets
+from hag_plugin.data import datasets
 graph = datasets.load(sys.argv[1])
 edge_index, n = graph.edge_index, graph.num_nodes
 hp.build_hag(edge_index[:, :1000], num_nodes=n)  # threads and libraries are there

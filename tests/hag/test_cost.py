@@ -13,13 +13,13 @@ import torch
 from hypothesis import given, settings
 
 import hag_plugin as hp
-from hag_plugin import calibrate
-from hag_plugin.cli import main
+from hag_plugin.cli import calibration, main
 from hag_plugin.hag import constants, cost
 from hag_plugin.hag.constants import DEFAULT, Constants, CostsError, RowCost
 from hag_plugin.hag.cost import Work
 from hag_plugin.hag.program import Program
-from hag_plugin.reference import run_program
+
+from ..reference import run_program
 
 
 def naive_work(program: Program) -> Work:
@@ -125,7 +125,7 @@ def test_prices_of_the_default_constants() -> None:
 def test_fit_finds_what_made_the_times(hidden: list[float], seed: int) -> None:
     terms = np.random.default_rng(seed).uniform(0.1, 5.0, (12, 3))
     seconds = terms @ np.array(hidden)
-    found = calibrate.fit(terms, seconds)
+    found = calibration.fit(terms, seconds)
     assert (found >= 0).all()
     np.testing.assert_allclose(terms @ found, seconds, rtol=1e-4)
 
@@ -135,15 +135,15 @@ def test_fit_is_not_negative() -> None:
     optimize = pytest.importorskip("scipy.optimize")
     terms = np.random.default_rng(0).uniform(0.0, 1.0, (20, 5))
     seconds = terms @ np.array([3.0, -1.0, 2.0, 1.0, -0.5]) + 2.0
-    found = calibrate.fit(terms, seconds)
+    found = calibration.fit(terms, seconds)
     want, _ = optimize.nnls(terms / seconds[:, None], np.ones(20))
     assert (want == 0).any()
     np.testing.assert_allclose(found, want, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", calibrate.SHAPES)
-def test_synthetic_programs_are_what_they_are_called(shape: calibrate.Shape) -> None:
-    program = calibrate.synthetic_program(shape, tiles=5, num_src=4096)
+@pytest.mark.parametrize("shape", calibration.SHAPES)
+def test_synthetic_programs_are_what_they_are_called(shape: calibration.Shape) -> None:
+    program = calibration.synthetic_program(shape, tiles=5, num_src=4096)
     x = torch.randn(4096, 3, dtype=torch.float64)
     run_program(program, x)  # reads no scratch before it is written
     _ = program.native  # every index is in range
@@ -159,7 +159,7 @@ def test_synthetic_programs_are_what_they_are_called(shape: calibrate.Shape) -> 
 def test_calibrate_writes_what_searches_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(calibrate, "SHAPES", (calibrate.SHAPES[0], calibrate.SHAPES[-1]))
+    monkeypatch.setattr(calibration, "SHAPES", (calibration.SHAPES[0], calibration.SHAPES[-1]))
     path = tmp_path / "folder" / "costs.json"
     monkeypatch.setenv("HAG_PLUGIN_COSTS", str(path))
     with pytest.raises(FileNotFoundError):

@@ -17,9 +17,10 @@ import torch
 from hypothesis import given, settings
 
 import hag_plugin as hp
-from hag_plugin import reference
 from hag_plugin.hag.hag import HAG, find, rebuild_hag
 from hag_plugin.hag.program import SELF_LOOPS
+
+from .. import reference
 
 
 def random_graph(seed: int, n: int = 30, edges: int = 150) -> torch.Tensor:

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import hag_plugin as hp
-from hag_plugin import reference
 from hag_plugin.kernels import _cpu
 
+from .. import reference
 from ..cases import REDUCES, random_graph
 from ..native_programs import native, random_program, run_native
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import hag_plugin as hp
-from hag_plugin import generators
+from hag_plugin.data import generators
 from hag_plugin.hag.program import Program
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/maps")

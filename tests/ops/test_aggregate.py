@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hag_plugin as hp
-from hag_plugin import reference
 
+from .. import reference
 from ..cases import DTYPES, MODES, REDUCES, TIES, random_graph
 from ..equality import assert_equal
 

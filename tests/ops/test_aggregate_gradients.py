@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import hag_plugin as hp
-from hag_plugin import reference
 
+from .. import reference
 from ..cases import DTYPES, MODES, REDUCES, TIES, random_graph
 
 

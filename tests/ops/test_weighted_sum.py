@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import hag_plugin as hp
-from hag_plugin import reference
 from hag_plugin.ops.weights import edge_slots, weighted_aggregate
 
+from .. import reference
 from ..cases import DTYPES, MODES, draw_graph, random_graph
 from ..equality import assert_weighted_equal
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import hag_plugin as hp
-from hag_plugin import datasets
+from hag_plugin.data import datasets
 from hag_plugin.sequence import (
     ORDERS,
     SequentialHAG,

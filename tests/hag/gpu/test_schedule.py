@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import hag_plugin as hp
-from hag_plugin import datasets, reference
+from hag_plugin.data import datasets
 from hag_plugin.hag.gpu import schedule
 from hag_plugin.hag.program import Program
+
+from ... import reference
 
 
 def run(s: schedule.Schedule, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import hag_plugin as hp
-from hag_plugin import datasets
+from hag_plugin.data import datasets
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
 

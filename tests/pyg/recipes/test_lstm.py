@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch_geometric import nn as pyg
 
 import hag_plugin as hp
-from hag_plugin import datasets
+from hag_plugin.data import datasets
 from hag_plugin.pyg import accelerate, explain
 from hag_plugin.sequence import SequentialHAG, build_sequence
 from hag_plugin.sequence.cost import StepCounts

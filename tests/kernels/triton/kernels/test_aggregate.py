@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import hag_plugin as hp
-from hag_plugin import reference
 from hag_plugin.hag.gpu.schedule import schedule_of
 
+from .... import reference
 from .conftest import NODES
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 import hag_plugin as hp
-from hag_plugin import reference
 from hag_plugin.hag.gpu.schedule import schedule_of
 from hag_plugin.ops import gpu
 from hag_plugin.ops.registration import REVERSED
 
+from .... import reference
 from .conftest import NODES
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 import hag_plugin as hp
-from hag_plugin import reference
 from hag_plugin.ops.weights import weighted_aggregate
+
+from .... import reference
 
 STEP = 1_100_000_000  # twice this is more than 2 ** 31
 BEFORE = 2**31  # an offset that wrapped around would find zeros here

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 import hag_plugin as hp
-from hag_plugin import reference
 from hag_plugin.hag.gpu.schedule import schedule_of
 from hag_plugin.ops.weights import edge_slots, weighted_aggregate
 
+from .... import reference
 from .conftest import NODES
 from .test_aggregate import DTYPES, MODES, WIDTHS
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hag_plugin import generators
-from hag_plugin.graph_data import DatasetError, GraphData
-from hag_plugin.graph_files import KINDS, load_file
-from hag_plugin.graph_source import STDIN
+from hag_plugin.data import generators
+from hag_plugin.data.graph_data import GraphData
+from hag_plugin.data.graph_files import load_file
+from hag_plugin.data.source import KINDS, STDIN
+from hag_plugin.files import DatasetError
 
 PLANETOID = {"cora": "Cora", "citeseer": "CiteSeer", "pubmed": "PubMed"}
 DIGITS_NEIGHBOURS = 10
@@ -105,7 +106,7 @@ def load(
 
     Args:
         name_or_path: a built-in name (`BUILT_IN`); a file of any name, or `-`, the standard input,
-            that holds what `graph_files.KINDS` lists; with `root`, a Planetoid or TU name, or the
+            that holds what `source.KINDS` lists; with `root`, a Planetoid or TU name, or the
             name of an `.npz` in `root`.
         root: folder of PyG's datasets.
         num_graphs: how many graphs to generate ("collaboration").

@@ -12,9 +12,9 @@ from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GCNConv, global_mean_pool
 
-from hag_plugin.graph_data import GraphData
+from hag_plugin.data.graph_data import GraphData
+from hag_plugin.demo.side import Settings, Side, split_edges
 from hag_plugin.hag.stats import Stats
-from hag_plugin.training import Settings, Side, split_edges
 
 
 class Classifier(nn.Module):

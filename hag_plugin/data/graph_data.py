@@ -7,11 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hag_plugin.files import DatasetError
+
 MAX_ID = 2**31 - 2
-
-
-class DatasetError(ValueError):
-    """A graph could not be found, read or understood; the message says what was expected."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,7 @@
 """One side of the demo: a 2-layer GCN classifier, trained in a process of its own.
 
-Each side has its own process so that its peak memory is its own. `hag_plugin.demo` starts both and
-asks them for one epoch in turn. What differs between PyG and DGL is in `training_pyg` and
-`training_dgl`.
+Each side has its own process so that its peak memory is its own. `demo.compare` starts both and
+asks them for one epoch in turn. What differs between PyG and DGL is in `demo.pyg` and `demo.dgl`.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from hag_plugin.graph_data import GraphData
+from hag_plugin.data.graph_data import GraphData
 from hag_plugin.hag.stats import Stats
 
 TEST_SHARE = 0.2
 # name: how the demo calls it, and what makes its sides
 FRAMEWORKS = {
-    "pyg": ("PyG", "hag_plugin.training_pyg"),
-    "dgl": ("DGL", "hag_plugin.training_dgl"),
+    "pyg": ("PyG", "hag_plugin.demo.pyg"),
+    "dgl": ("DGL", "hag_plugin.demo.dgl"),
 }
 SUMMED = tuple(f.name for f in fields(Stats) if f.name not in ("levels", "gpu"))  # have no sum
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from hag_plugin.edges import LARGER, Edges, counted, ends, from_floats, from_names, whole
-from hag_plugin.graph_data import MAX_ID, DatasetError
-from hag_plugin.graph_source import Source
+from hag_plugin.data.edges import LARGER, Edges, counted, ends, from_floats, from_names, whole
+from hag_plugin.data.graph_data import MAX_ID
+from hag_plugin.data.source import Source
+from hag_plugin.files import DatasetError
 
 COMMENTS = ("#", "%", "//")
 SEPARATORS = ("\t", ";", "|", ",", None)  # None: blanks

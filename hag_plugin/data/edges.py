@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hag_plugin import generators
-from hag_plugin.graph_data import MAX_ID, DatasetError, GraphData
+from hag_plugin.data import generators
+from hag_plugin.data.graph_data import MAX_ID, GraphData
+from hag_plugin.files import DatasetError
 
 MAX_EXACT_FLOAT = 2.0**53  # from here on not every whole number is a double
 LARGER = "(2^31 - 2; --relabel numbers any ids)"

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from hag_plugin import datasets
-from hag_plugin.files import check_output, whole_file
-from hag_plugin.graph_data import DatasetError, GraphData
+from hag_plugin.data import datasets
+from hag_plugin.data.graph_data import GraphData
+from hag_plugin.demo.side import FRAMEWORKS, Settings, serve, to_arrays
+from hag_plugin.files import DatasetError, check_output, whole_file
 from hag_plugin.starting import interrupts_blocked
-from hag_plugin.training import FRAMEWORKS, Settings, serve, to_arrays
 
 MEBI = 2**20
 COUNTS = (

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 import hag_plugin as hp
-from hag_plugin import datasets, generators, plot
-from hag_plugin.cli import main
-from hag_plugin.graph_data import DatasetError, GraphData
+from hag_plugin.cli import main, picture
+from hag_plugin.data import datasets, generators
+from hag_plugin.data.graph_data import GraphData
+from hag_plugin.files import DatasetError
 from hag_plugin.hag.program import SelfLoops
 
 pytest.importorskip("matplotlib")
 
 
-def sums_of(drawing: plot.Drawing, node: plot.Node) -> Counter[int]:
+def sums_of(drawing: picture.Drawing, node: picture.Node) -> Counter[int]:
     """The rows of x that a drawn node sums, following its arrows."""
     if node[0] == "x":
         return Counter([node[1]])
@@ -42,7 +43,7 @@ def test_arrows_sum_to_each_targets_neighbours(method: str, self_loops: SelfLoop
     data = datasets.karate()
     hag = hp.build_hag(data.edge_index, num_nodes=34, method=method)
     program = hag.program(self_loops)
-    drawing = plot.arrange(program)
+    drawing = picture.arrange(program)
     for target in range(34):
         expected = neighbours(data.edge_index, target)
         if self_loops:
@@ -54,7 +55,7 @@ def test_arrows_sum_to_each_targets_neighbours(method: str, self_loops: SelfLoop
 
 def test_every_arrow_goes_up_and_no_two_nodes_are_in_one_place() -> None:
     data = datasets.karate()
-    drawing = plot.arrange(hp.build_hag(data.edge_index, method="greedy", capacity=34).program())
+    drawing = picture.arrange(hp.build_hag(data.edge_index, method="greedy", capacity=34).program())
     assert all(drawing.position[a][1] < drawing.position[b][1] for a, b in drawing.arrows)
     assert len(set(drawing.position.values())) == len(drawing.position)
 
@@ -62,7 +63,7 @@ def test_every_arrow_goes_up_and_no_two_nodes_are_in_one_place() -> None:
 def test_uses_are_counted_over_tiles() -> None:
     data = datasets.load("cliques")
     program = hp.build_hag(data.edge_index, num_nodes=data.num_nodes).program("add")
-    uses = plot.uses_of_sums(program)
+    uses = picture.uses_of_sums(program)
     assert len(uses) == int((program.target < 0).sum()) > 0
     assert uses.sum() == int((program.source < 0).sum())
     assert uses.min() >= 1
@@ -70,12 +71,12 @@ def test_uses_are_counted_over_tiles() -> None:
 
 def test_a_small_graph_is_drawn_whole_and_a_large_one_in_part() -> None:
     karate = datasets.karate()
-    assert plot.small_part(karate) is karate
+    assert picture.small_part(karate) is karate
     large = datasets.load("power-law")
-    part = plot.small_part(large)
-    assert part.num_nodes == plot.MOST_DRAWN
+    part = picture.small_part(large)
+    assert part.num_nodes == picture.MOST_DRAWN
     assert "neighbours" in part.name
-    assert part.num_edges >= 2 * (plot.MOST_DRAWN - 1)  # the centre with all others
+    assert part.num_edges >= 2 * (picture.MOST_DRAWN - 1)  # the centre with all others
 
 
 def test_of_many_graphs_the_densest_small_one_that_is_not_complete() -> None:
@@ -87,12 +88,12 @@ def test_of_many_graphs_the_densest_small_one_that_is_not_complete() -> None:
         "three", "a test", torch.from_numpy(edges), 19, graph_ptr=torch.tensor([0, 10, 14, 19])
     )
     alone = replace(data, graph_ptr=None)
-    assert plot.small_part(alone) is alone
+    assert picture.small_part(alone) is alone
     many = torch.cat([data.edge_index, data.edge_index + 19], 1)
     twice = GraphData(
         "six", "a test", many, 38, graph_ptr=torch.tensor([0, 10, 14, 19, 29, 33, 38])
     )
-    part = plot.small_part(twice)
+    part = picture.small_part(twice)
     assert part.name == "graph 2 of six"
     assert {tuple(e) for e in part.edge_index.t().tolist()} == {tuple(e) for e in star.T.tolist()}
 
@@ -122,7 +123,7 @@ def test_nothing_shared_and_nothing_there(tmp_path: Path) -> None:
     for edges, nodes in (([[0, 1], [1, 0]], 2), ([[], []], 3), ([[], []], 0)):
         data = GraphData("tiny", "a test", torch.tensor(edges, dtype=torch.int64), nodes)
         hag = hp.build_hag(data.edge_index, num_nodes=nodes)
-        drawn = plot.draw(data, hag, str(tmp_path / "tiny.svg"))
+        drawn = picture.draw(data, hag, str(tmp_path / "tiny.svg"))
         assert drawn["shared_sums"] == 0
 
 
@@ -130,6 +131,6 @@ def test_what_cannot_be_drawn_to_is_named_before_any_search(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(DatasetError, match=r"expected a name that ends in \.svg or \.png"):
-        plot.check_output(str(tmp_path / "graph.jpg"))
+        picture.check_output(str(tmp_path / "graph.jpg"))
     assert main(["plot", "karate", "-o", str(tmp_path / "no" / "x.svg")]) == 2
     assert "folder that exists" in capsys.readouterr().err

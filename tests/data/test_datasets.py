@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import hag_plugin as hp
-from hag_plugin import datasets, generators, graph_files
-from hag_plugin.graph_data import DatasetError, GraphData
+from hag_plugin.data import datasets, generators, graph_files
+from hag_plugin.data.graph_data import GraphData
+from hag_plugin.files import DatasetError
 
 
 def edges_of(data: GraphData) -> set[tuple[int, int]]:

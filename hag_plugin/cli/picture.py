@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from hag_plugin import files
-from hag_plugin.graph_data import DatasetError, GraphData
+from hag_plugin.data.graph_data import GraphData
+from hag_plugin.files import DatasetError
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import Program, SelfLoops

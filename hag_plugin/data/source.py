@@ -16,10 +16,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from hag_plugin.graph_data import DatasetError
+from hag_plugin.files import DatasetError
 
 HEAD = 1 << 16  # bytes or characters that tell what a file is
 STDIN = "-"
+# What `graph_files` reads.
+KINDS = (
+    "an edge list (text, CSV, TSV), MatrixMarket, .npz, .npy, Parquet, Feather or a HAG file; also "
+    "packed as .gz, .bz2, .xz or .zst"
+)
 FILES_EXTRA = 'pip install "hag-plugin[files]"'
 PACKED: dict[bytes, tuple[str, Callable[..., Any]]] = {
     b"\x1f\x8b": ("gzip", gzip.open),
@@ -128,7 +133,7 @@ class Source:
         """
         for begin, words in UNREADABLE.items():
             if self.head.startswith(begin):
-                raise DatasetError(f"{self.name} is a {words} file; expected {_known()}")
+                raise DatasetError(f"{self.name} is a {words} file; expected {KINDS}")
         if self.head[257:262] == b"ustar":
             raise DatasetError(f"{self.name} is a tar archive; unpack it, and give the file in it")
         with self.text() as file:
@@ -137,12 +142,11 @@ class Source:
         if found:
             raise DatasetError(
                 f"{self.name} is not a text file (character {ord(found[0])} at {found.start()}); "
-                f"expected {_known()}"
+                f"expected {KINDS}"
             )
         if head and not any(map(str.isascii, head)):
             raise DatasetError(
-                f"{self.name} is not a text file: {head[:20]!r} ({self.encoding}); expected "
-                f"{_known()}"
+                f"{self.name} is not a text file: {head[:20]!r} ({self.encoding}); expected {KINDS}"
             )
         if len(head) < HEAD:
             return head
@@ -151,12 +155,6 @@ class Source:
                 f"{self.name}: no end of a line in {HEAD} characters; expected an edge a line"
             )
         return head[: head.rindex("\n") + 1]
-
-
-def _known() -> str:
-    from hag_plugin.graph_files import KINDS
-
-    return KINDS
 
 
 def _zstd(file: IO[bytes]) -> Any:

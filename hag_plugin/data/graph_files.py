@@ -15,17 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hag_plugin import generators
-from hag_plugin.edge_lists import read_edge_list
-from hag_plugin.edges import Edges, counted, ends, from_floats, from_names, graph_of
-from hag_plugin.graph_data import MAX_ID, DatasetError, GraphData
-from hag_plugin.graph_source import FILES_EXTRA, STDIN, Source
+from hag_plugin.data import generators
+from hag_plugin.data.edge_lists import read_edge_list
+from hag_plugin.data.edges import Edges, counted, ends, from_floats, from_names, graph_of
+from hag_plugin.data.graph_data import MAX_ID, GraphData
+from hag_plugin.data.source import FILES_EXTRA, KINDS, STDIN, Source
+from hag_plugin.files import DatasetError
 from hag_plugin.hag.hag import HAG
 
-KINDS = (
-    "an edge list (text, CSV, TSV), MatrixMarket, .npz, .npy, Parquet, Feather or a HAG file; also "
-    "packed as .gz, .bz2, .xz or .zst"
-)
 OTHER_SUFFIXES = (".zip", ".tar", ".tgz", ".h5", ".hdf5", ".pt", ".pth", ".pkl", ".mat", ".xlsx")
 BANNER = "%%matrixmarket"
 MAX_DENSE_FEATURES = 2**31  # values; larger feature matrices are refused

@@ -6,8 +6,10 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
+from hag_plugin.cli.models import MODEL_HELP, add_graph, graph_of, in_words
+from hag_plugin.cli.options import add_command
+from hag_plugin.cli.output import print_result
 from hag_plugin.files import check_output
-from hag_plugin.parallel import command
 from hag_plugin.parallel.chrome_trace import write_chrome_trace
 from hag_plugin.parallel.mcmc import Budget
 from hag_plugin.parallel.plan_tasks import simulate_plan
@@ -23,21 +25,21 @@ EXAMPLES = [
 ]
 
 
-def add_simulate(add: Any, commands: Any) -> None:
-    """Adds `simulate` to the subcommands; `add` makes one."""
-    parser = add(
+def add(commands: Any) -> None:
+    """Adds `simulate` to the commands."""
+    parser = add_command(
         commands,
         "simulate",
-        run_simulate,
+        run,
         "Simulate one training step of a plan, with communication and computation side by side. "
         "With --proposals or --seconds, look for a plan that is faster when simulated. All figures "
         "are predicted. Without --plan, the exact optimum of the additive cost is taken.",
         EXAMPLES,
     )
-    parser.add_argument("model", help=command.MODEL_HELP)
+    parser.add_argument("model", help=MODEL_HELP)
     parser.add_argument("graph", nargs="?", help="as for plan")
     parser.add_argument("--plan", metavar="FILE.json", help="plan file")
-    command.add_graph(parser)
+    add_graph(parser)
     parser.add_argument("--trace", metavar="FILE.json", help="timeline to write, for Perfetto or "
                         "chrome://tracing")  # fmt: skip
     parser.add_argument("--plot", metavar="FILE.svg", help="timeline as a picture, .svg, .png or "
@@ -49,9 +51,9 @@ def add_simulate(add: Any, commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="results as JSON on stdout")
 
 
-def run_simulate(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> None:
     """Simulates, samples if asked to, and writes what was asked for."""
-    with command.in_words():
+    with in_words():
         if args.trace:
             check_output(args.trace, (".json",), "file")
         if args.plot:
@@ -61,7 +63,7 @@ def run_simulate(args: argparse.Namespace) -> dict[str, Any]:
         budget = None
         if args.proposals is not None or args.seconds is not None:
             budget = Budget(args.proposals, args.seconds)
-        graph = command.graph_of(args)
+        graph = graph_of(args)
         if args.plan:
             found = Plan.load(args.plan)
         else:
@@ -80,10 +82,8 @@ def run_simulate(args: argparse.Namespace) -> dict[str, Any]:
         if args.output:
             found.save(args.output)
     written = [name for name in (args.trace, args.plot, args.output) if name]
-    return {
-        "result": _result(found, schedule, refined) | {"written": written},
-        "text": _text(found, schedule, refined, written),
-    }
+    result = _result(found, schedule, refined) | {"written": written}
+    print_result(args, result, _text(found, schedule, refined, written))
 
 
 def _result(found: Plan, schedule: Schedule, refined: Refined | None) -> dict[str, Any]:

@@ -18,9 +18,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hag_plugin import datasets, edge_lists
 from hag_plugin.cli import main
-from hag_plugin.graph_data import DatasetError
+from hag_plugin.data import datasets, edge_lists
+from hag_plugin.files import DatasetError
 
 Pairs = list[tuple[int, int]]
 

@@ -15,10 +15,10 @@ import dgl
 from dgl.dataloading import GraphDataLoader
 from dgl.nn.pytorch import GraphConv
 
+from hag_plugin.data.graph_data import GraphData
+from hag_plugin.demo.side import Settings, Side, split_edges
 from hag_plugin.dgl import ToHAG, collate
-from hag_plugin.graph_data import GraphData
 from hag_plugin.hag.stats import Stats
-from hag_plugin.training import Settings, Side, split_edges
 
 
 class Classifier(nn.Module):
