@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "search/search.h"
+#include "program_arrays.h"
 
 namespace nb = nanobind;
 

@@ -107,8 +107,7 @@ void bind_aggregate(nb::module_ &m) {
       },
       "programs"_a);
 
-  nb::class_<BoundProgram>(m, "Program",
-                           "A validated program of tiles; see hag_plugin.hag.Program.")
+  nb::class_<BoundProgram>(m, "Program", "A validated program of tiles; see Program, in Python.")
       .def(nb::init<Array, Array, Array, Array, Array, Array, int64_t, int64_t, int64_t>(),
            "tile_ptr"_a, "op_ptr"_a, "source"_a, "target"_a, "hub_row"_a, "hub_ptr"_a, "num_src"_a,
            "num_dst"_a, "diagonal"_a)

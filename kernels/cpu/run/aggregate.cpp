@@ -20,13 +20,13 @@ namespace {
 
 struct Kernels {
   decltype(&hag_scratch_bytes_baseline) scratch_bytes;
-  decltype(&hag_walk_tile_baseline) tile;
-  decltype(&hag_walk_hub_baseline) hub;
+  decltype(&hag_aggregate_tile_baseline) tile;
+  decltype(&hag_aggregate_hub_baseline) hub;
   decltype(&hag_masked_sum_baseline) masked_sum;
 };
 
 #define HAG_KERNELS(ISA) \
-  {hag_scratch_bytes_##ISA, hag_walk_tile_##ISA, hag_walk_hub_##ISA, hag_masked_sum_##ISA}
+  {hag_scratch_bytes_##ISA, hag_aggregate_tile_##ISA, hag_aggregate_hub_##ISA, hag_masked_sum_##ISA}
 const Kernels kKernels[] = {HAG_EVERY_ISA(HAG_KERNELS)};
 
 const Kernels &kernels() { return kKernels[isa_in_use()]; }
@@ -236,7 +236,10 @@ void Program::order_tiles() {
 // ---------------------------------------------------------------- running
 
 const OpOrder &Program::narrow_order() const {
-  std::call_once(narrow_once_, [this] { narrow_ = group_by_arity(*this); });
+  std::call_once(narrow_once_, [this] {
+    narrow_ =
+        group_by_arity({tile_ptr_, op_ptr_, source_, target_, {tile_scratch_.data(), num_tiles()}});
+  });
   return narrow_;
 }
 
@@ -268,7 +271,7 @@ void Program::run(const Arguments &a) const {
   // What stays in L2 by itself need not be fetched ahead, at two instructions a source.
   const bool cached = num_src_ * a.width * size <= scratch_budget();
   const auto matrix = [&](int64_t b) {
-    HagWalk w;
+    HagAggregate w;
     w.tile_ptr = tile_ptr_.data;
     w.op_ptr = order ? order->op_ptr.data() : op_ptr_.data;
     w.source = order ? order->source.data() : source_.data;
@@ -288,7 +291,7 @@ void Program::run(const Arguments &a) const {
   };
 
   const Kernels &k = kernels();
-  const HagWalk any = matrix(0);
+  const HagAggregate any = matrix(0);
   // A tile with fewer scratch rows may take wider blocks, but never more bytes than the budget
   // allows or than the largest tile needs.
   const size_t bytes =
@@ -301,11 +304,11 @@ void Program::run(const Arguments &a) const {
   Counter light((tiles - num_heavy_) * a.batch, grain, threads);
   std::atomic<bool> out_of_memory{false};
 
-  const auto walk = [&](int thread, Counter &counter, int64_t offset, int64_t count,
-                        void *scratch) {
+  const auto run_tiles = [&](int thread, Counter &counter, int64_t offset, int64_t count,
+                             void *scratch) {
     counter.share(thread, [&](int64_t first, int64_t last) {
       for (int64_t item = first; item < last;) {
-        const HagWalk w = matrix(item / count);
+        const HagAggregate w = matrix(item / count);
         const int64_t stop = std::min(last, (item / count + 1) * count);
         for (; item < stop; ++item) {
           const int64_t tile = offset + item % count;
@@ -320,8 +323,8 @@ void Program::run(const Arguments &a) const {
       out_of_memory = true;
       return;
     }
-    walk(thread, heavy, 0, num_heavy_, scratch);
-    walk(thread, light, num_heavy_, tiles - num_heavy_, scratch);
+    run_tiles(thread, heavy, 0, num_heavy_, scratch);
+    run_tiles(thread, light, num_heavy_, tiles - num_heavy_, scratch);
     scratch_of_thread.trim();
   });
   if (out_of_memory) throw std::bad_alloc();
@@ -331,7 +334,7 @@ void Program::run(const Arguments &a) const {
     in_parallel(static_cast<int>(std::min<int64_t>(threads, num_hubs)), [&](int thread) {
       hubs.share(thread, [&](int64_t first, int64_t last) {
         for (int64_t item = first; item < last; ++item) {
-          const HagWalk w = matrix(item / hub_row_.size);
+          const HagAggregate w = matrix(item / hub_row_.size);
           k.hub(&w, item % hub_row_.size);
         }
       });

@@ -6,26 +6,13 @@
 #include <mutex>
 #include <vector>
 
+#include "run/ops.h"
 #include "run/tile_abi.h"
 
 namespace hag {
 
-// A read-only array that somebody else owns.
-template <class T>
-struct View {
-  const T *data = nullptr;
-  int64_t size = 0;
-  const T &operator[](int64_t i) const { return data[i]; }
-};
-
-// Ops of a program in an order of their own, see op_order.h.
-struct OpOrder {
-  std::vector<int64_t> op_ptr;  // empty: the program's own order
-  std::vector<int32_t> source, target;
-};
-
-// A program of tiles, see Program in hag_plugin/hag.py. The constructor checks every index, so
-// that `run` can trust them all; it throws std::invalid_argument.
+// A program of tiles, see Program, in Python. The constructor checks every index, so that `run` can
+// trust them all; it throws std::invalid_argument.
 class Program {
  public:
   Program(View<int64_t> tile_ptr, View<int64_t> op_ptr, View<int32_t> source, View<int32_t> target,

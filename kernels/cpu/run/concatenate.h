@@ -3,8 +3,8 @@
 
 #include <vector>
 
+#include "program_arrays.h"
 #include "run/aggregate.h"
-#include "search/search.h"
 
 namespace hag {
 

@@ -1,10 +1,7 @@
 // The ops of a program in another order, for narrow rows.
 #pragma once
 
-#include <cstdint>
-#include <vector>
-
-#include "run/aggregate.h"
+#include "run/ops.h"
 
 namespace hag {
 
@@ -14,6 +11,6 @@ namespace hag {
 //
 // Every op keeps its sources in their order, so the results are the same bits. Copies of the row
 // just written stay behind it. Empty if a tile writes a scratch row twice: its order matters.
-OpOrder group_by_arity(const Program &program);
+OpOrder group_by_arity(const Ops &ops);
 
 }  // namespace hag

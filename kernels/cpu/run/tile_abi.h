@@ -11,7 +11,7 @@ enum HagLoops { HAG_LOOPS_NONE = 0, HAG_LOOPS_ADD = 1, HAG_LOOPS_FILL = 2 };
 
 // One aggregation over one matrix: a program and the arrays it runs on. Rows of y and of the
 // partial sums lie `width` apart, rows of x `x_row_stride`, all counted in elements.
-struct HagWalk {
+struct HagAggregate {
   const int64_t *tile_ptr, *op_ptr;
   const int32_t *source, *target;
   const int32_t *tile_scratch;  // scratch rows of each tile
@@ -40,14 +40,14 @@ struct HagMaskedSum {
   int32_t loops, dtype;
 };
 
-#define HAG_DECLARE_WALK(ISA)                                                       \
-  extern "C" {                                                                      \
-  int64_t hag_scratch_bytes_##ISA(const HagWalk *walk, int64_t rows);               \
-  void hag_walk_tile_##ISA(const HagWalk *walk, int64_t tile, void *scratch);       \
-  void hag_walk_hub_##ISA(const HagWalk *walk, int64_t hub);                        \
-  void hag_masked_sum_##ISA(const HagMaskedSum *args, int64_t first, int64_t last); \
+#define HAG_DECLARE_AGGREGATE(ISA)                                                      \
+  extern "C" {                                                                          \
+  int64_t hag_scratch_bytes_##ISA(const HagAggregate *args, int64_t rows);              \
+  void hag_aggregate_tile_##ISA(const HagAggregate *args, int64_t tile, void *scratch); \
+  void hag_aggregate_hub_##ISA(const HagAggregate *args, int64_t hub);                  \
+  void hag_masked_sum_##ISA(const HagMaskedSum *args, int64_t first, int64_t last);     \
   }
 
-HAG_DECLARE_WALK(baseline)
-HAG_DECLARE_WALK(avx2)
-HAG_DECLARE_WALK(avx512)
+HAG_DECLARE_AGGREGATE(baseline)
+HAG_DECLARE_AGGREGATE(avx2)
+HAG_DECLARE_AGGREGATE(avx512)

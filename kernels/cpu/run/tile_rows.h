@@ -229,7 +229,7 @@ HAG_INLINE V combine(V a, V v) {
   else return ((v < a) | (v != v)) ? v : a;
 }
 
-// ---------------------------------------------------------------- the walk of a tile
+// ---------------------------------------------------------------- the ops of a tile
 
 // N vectors of L lanes of a row, the last one at `last` (it may overlap the one before).
 template <int N, int L>
@@ -238,7 +238,7 @@ HAG_INLINE int64_t lane(int n, int64_t last) {
 }
 
 template <class T, int R, bool SCALED, int L, int N>
-struct Walker {
+struct RowBlock {
   typedef typename T::Elem Elem;
   typedef typename T::Acc Acc;
   typedef Vec<Acc, L> V;
@@ -348,7 +348,7 @@ struct Walker {
   }
 
   template <bool MIXED>
-  void tile(const HagWalk &w, int64_t t) const {
+  void tile(const HagAggregate &w, int64_t t) const {
     const int32_t *source = w.source;
     const int64_t *op_ptr = w.op_ptr;
     const int64_t end = w.tile_ptr[t + 1];
@@ -397,7 +397,7 @@ struct Walker {
     }
   }
 
-  void hub(const HagWalk &w, int64_t h) const {
+  void hub(const HagAggregate &w, int64_t h) const {
     int64_t p = w.hub_ptr[h];  // a hub has at least one partial sum
     V acc[N];
     HAG_UNROLL for (int n = 0; n < N; ++n) acc[n] = load_as<V>(partial + p * width + at(n));
@@ -426,29 +426,29 @@ HAG_INLINE Cut cut(int64_t width, int64_t scratch_rows, int64_t budget) {
 }
 
 template <class T, int R, bool SCALED, int L, int N, bool HUB>
-void run_block(const HagWalk &w, int64_t item, void *scratch, int64_t from, int64_t last) {
+void run_block(const HagAggregate &w, int64_t item, void *scratch, int64_t from, int64_t last) {
   typedef typename T::Elem Elem;
   typedef typename T::Acc Acc;
-  const Walker<T, R, SCALED, L, N> walker = {(const Elem *)w.x + from,
-                                             (Elem *)w.y + from,
-                                             (Acc *)w.partial + from,
-                                             (Acc *)scratch,
-                                             (const Acc *)w.source_scale,
-                                             (const Acc *)w.target_scale,
-                                             w.x_row_stride,
-                                             w.width,
-                                             w.num_dst,
-                                             w.diagonal,
-                                             last};
-  if constexpr (HUB) walker.hub(w, item);
+  const RowBlock<T, R, SCALED, L, N> block = {(const Elem *)w.x + from,
+                                              (Elem *)w.y + from,
+                                              (Acc *)w.partial + from,
+                                              (Acc *)scratch,
+                                              (const Acc *)w.source_scale,
+                                              (const Acc *)w.target_scale,
+                                              w.x_row_stride,
+                                              w.width,
+                                              w.num_dst,
+                                              w.diagonal,
+                                              last};
+  if constexpr (HUB) block.hub(w, item);
   else if (T::same && N <= 2 && w.tile_scratch[item] == 0)
     // Narrow rows are bound by instructions: a tile without scratch goes 1.4x as fast this way.
-    walker.template tile<!(T::same && N <= 2)>(w, item);
-  else walker.template tile<true>(w, item);
+    block.template tile<!(T::same && N <= 2)>(w, item);
+  else block.template tile<true>(w, item);
 }
 
 template <class T, int R, bool SCALED, bool HUB, int L>
-void run_narrow(const HagWalk &w, int64_t item, void *scratch) {
+void run_narrow(const HagAggregate &w, int64_t item, void *scratch) {
   if constexpr (L >= 1) {
     if (w.width < L) run_narrow<T, R, SCALED, HUB, L / 2>(w, item, scratch);
     else if (w.width == L) run_block<T, R, SCALED, L, 1, HUB>(w, item, scratch, 0, 0);
@@ -457,7 +457,7 @@ void run_narrow(const HagWalk &w, int64_t item, void *scratch) {
 }
 
 template <class T, int R, bool SCALED, bool HUB>
-void run_wide(const HagWalk &w, int64_t item, void *scratch) {
+void run_wide(const HagAggregate &w, int64_t item, void *scratch) {
   constexpr int L = kVectorBytes / sizeof(typename T::Acc);
   if (w.width < L) return run_narrow<T, R, SCALED, HUB, L / 2>(w, item, scratch);
   if constexpr (HUB) {  // few rows, so one vector at a time is good enough
@@ -491,7 +491,7 @@ void run_wide(const HagWalk &w, int64_t item, void *scratch) {
 }
 
 template <class T, bool HUB>
-void run_reduce(const HagWalk &w, int64_t item, void *scratch) {
+void run_reduce(const HagAggregate &w, int64_t item, void *scratch) {
   if (w.reduce == HAG_MAX) run_wide<T, HAG_MAX, false, HUB>(w, item, scratch);
   else if (w.reduce == HAG_MIN) run_wide<T, HAG_MIN, false, HUB>(w, item, scratch);
   else if (w.source_scale) run_wide<T, HAG_SUM, true, HUB>(w, item, scratch);
@@ -499,7 +499,7 @@ void run_reduce(const HagWalk &w, int64_t item, void *scratch) {
 }
 
 template <bool HUB>
-void run(const HagWalk &w, int64_t item, void *scratch) {
+void run(const HagAggregate &w, int64_t item, void *scratch) {
   switch (w.dtype) {
     case HAG_FLOAT32:
       return run_reduce<Float32, HUB>(w, item, scratch);
@@ -513,7 +513,7 @@ void run(const HagWalk &w, int64_t item, void *scratch) {
 }
 
 template <class Acc>
-int64_t scratch_bytes(const HagWalk &w, int64_t rows) {
+int64_t scratch_bytes(const HagAggregate &w, int64_t rows) {
   const Cut c = cut<Acc>(w.width, rows, w.scratch_budget);
   return rows * ((c.vectors + c.blocks - 1) / c.blocks) * kVectorBytes;
 }
@@ -595,16 +595,18 @@ void masked_sum_of(const HagMaskedSum &a, int64_t first, int64_t last) {
 
 extern "C" {
 
-int64_t HAG_ENTRY(hag_scratch_bytes_)(const HagWalk *walk, int64_t rows) {
-  return walk->dtype == HAG_FLOAT64 ? scratch_bytes<double>(*walk, rows)
-                                    : scratch_bytes<float>(*walk, rows);
+int64_t HAG_ENTRY(hag_scratch_bytes_)(const HagAggregate *args, int64_t rows) {
+  return args->dtype == HAG_FLOAT64 ? scratch_bytes<double>(*args, rows)
+                                    : scratch_bytes<float>(*args, rows);
 }
 
-void HAG_ENTRY(hag_walk_tile_)(const HagWalk *walk, int64_t tile, void *scratch) {
-  run<false>(*walk, tile, scratch);
+void HAG_ENTRY(hag_aggregate_tile_)(const HagAggregate *args, int64_t tile, void *scratch) {
+  run<false>(*args, tile, scratch);
 }
 
-void HAG_ENTRY(hag_walk_hub_)(const HagWalk *walk, int64_t hub) { run<true>(*walk, hub, nullptr); }
+void HAG_ENTRY(hag_aggregate_hub_)(const HagAggregate *args, int64_t hub) {
+  run<true>(*args, hub, nullptr);
+}
 
 #define HAG_BY_DTYPE(call)                       \
   switch (args->dtype) {                         \

@@ -5,10 +5,10 @@
 #include <vector>
 
 #include "interrupt.h"
+#include "program_arrays.h"
 #include "refuse.h"
 #include "run/aggregate.h"
 #include "run/instruction_set.h"
-#include "search/search.h"
 #include "threads.h"
 
 namespace hag {

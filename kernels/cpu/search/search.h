@@ -6,21 +6,10 @@
 #include <vector>
 
 #include "graph.h"
+#include "program_arrays.h"
 #include "search/tile_search.h"
 
 namespace hag {
-
-// The arrays of a program (hag_plugin/hag.py, Program).
-struct ProgramArrays {
-  std::vector<int64_t> tile_ptr, op_ptr;
-  std::vector<int32_t> source, target;
-  std::vector<int32_t> hub_row;
-  std::vector<int64_t> hub_ptr;
-};
-
-// Rows longer than this become partial sums in tiles of their own.
-constexpr int64_t kHubLength = 4096;
-constexpr int64_t kHubPart = 2048;
 
 ProgramArrays plain_program(const Csr &graph, Mode mode, bool idempotent);
 

@@ -9,7 +9,7 @@
 
 namespace hag {
 
-// What things cost and how tiles are cut: hag_plugin/cost.py, Prices, has the figures and reasons.
+// What things cost and how tiles are cut: Prices, in Python, has the figures and reasons.
 struct Costs {
   double intermediate;    // a row of scratch, in rows read
   int64_t work_per_edge;  // words that greedy merging may compare, for each edge of the tile
