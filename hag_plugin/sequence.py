@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from hag_plugin.observers import observers, tell
 from hag_plugin.prefix_tree import ORDERS, Order, SequenceStats, SequentialHAG, build_sequence
 
 __all__ = [
@@ -82,7 +83,10 @@ def lstm_aggregate(
                 below = states[layer][0]
         ended.append(states[-1][0].index_select(0, ends))
     _, order = torch.unique(sequence.end, return_inverse=True)
-    return torch.cat(ended).index_select(0, order)
+    y = torch.cat(ended).index_select(0, order)
+    if observers:
+        tell("lstm_aggregate", "lstm", sequence)
+    return y
 
 
 def child_sum(x: Tensor, sequence: SequentialHAG, weight: Tensor) -> Tensor:
@@ -126,7 +130,10 @@ def child_sum(x: Tensor, sequence: SequentialHAG, weight: Tensor) -> Tensor:
             total = total.index_select(0, parent) + term
         ended.append(total.index_select(0, ends))
     _, order = torch.unique(sequence.end, return_inverse=True)
-    return torch.cat(ended).index_select(0, order)
+    y = torch.cat(ended).index_select(0, order)
+    if observers:
+        tell("child_sum", "sum", sequence)
+    return y
 
 
 # Steps ------------------------------------------------------------------------------------------
