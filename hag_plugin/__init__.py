@@ -41,10 +41,12 @@ __all__ = [
     "pyg",
     "restore",
     "sequence",
+    "testing",
 ]
 
 
 def __getattr__(name: str) -> _ModuleType:
-    if name in ("dgl", "parallel", "pyg"):  # heavy, or imports DGL or PyG: only when asked for
+    # Heavy, imports DGL or PyG, or is for tests: only when asked for.
+    if name in ("dgl", "parallel", "pyg", "testing"):
         return _importlib.import_module(f"hag_plugin.{name}")
     raise AttributeError(f"module 'hag_plugin' has no attribute {name!r}")

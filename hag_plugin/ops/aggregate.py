@@ -17,6 +17,7 @@ from torch import Tensor
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import Program, SelfLoops
 from hag_plugin.kernels import _cpu
+from hag_plugin.observers import observers, tell
 from hag_plugin.ops import gpu
 from hag_plugin.ops.registration import (
     DTYPES,
@@ -242,14 +243,19 @@ def _sum(
             target_scale = mean if target_scale is None else target_scale * mean
     program = (hag.transpose() if transposed else hag).program(mode)
     _walk(program, x, y, "sum", source_scale, target_scale)
+    if observers:
+        tell("aggregate", reduce, program)
     return y
 
 
 def _run_extremum(graph: Graph, x: Tensor, loops: str, largest: bool, num_dst: int) -> Tensor:
     hag = found(graph, x.shape[-2], num_dst, loops, False)
-    mode = loop_mode(loops)
+    program = hag.program(loop_mode(loops), idempotent=True)
+    reduce = "max" if largest else "min"
     y = new_output(x, num_dst)
-    _walk(hag.program(mode, idempotent=True), x, y, "max" if largest else "min")
+    _walk(program, x, y, reduce)
+    if observers:
+        tell("extremum", reduce, program)
     return y
 
 
@@ -302,26 +308,38 @@ def _run_winners(
 ) -> tuple[Tensor, Tensor]:
     hag = found(graph, x.shape[-2], num_dst, loops, False)
     mode = loop_mode(loops)
+    program = hag.program(mode, idempotent=True)
+    reduce = "max" if largest else "min"
     x = x.contiguous()
-    if gpu.is_home(x):
-        y = _run_extremum(graph, x, loops, largest, num_dst)
-        return y, gpu.winner(hag, mode, x, y, last)
     y = new_output(x, num_dst)
-    winner = torch.empty(y.shape, dtype=torch.int64)
-    hag.program(mode, idempotent=True).native.winners(
+    if gpu.is_home(x):
+        _walk(program, x, y, reduce)
+        winner = gpu.winner(hag, mode, x, y, last)
+    else:
+        winner = torch.empty(y.shape, dtype=torch.int64)
+        _native_winners(program, x, y, winner, largest, last)
+    if observers:
+        tell("winners", reduce, program)
+    return y, winner
+
+
+def _native_winners(
+    program: Program, x: Tensor, y: Tensor, winner: Tensor, largest: bool, last: bool
+) -> None:
+    """Writes the extrema and the sources that hold them; contiguous arguments."""
+    program.native.winners(
         x.data_ptr(),
         y.data_ptr(),
         winner.data_ptr(),
         _batch(x),
         x.shape[-1],
         x.shape[-2],
-        num_dst,
+        y.shape[-2],
         DTYPES[x.dtype],
         largest,
         last,
         torch.get_num_threads(),
     )
-    return y, winner
 
 
 def _run_add_to_winners(

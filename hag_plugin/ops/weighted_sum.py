@@ -20,6 +20,7 @@ from torch import Tensor
 from hag_plugin.hag.graph import Arrays
 from hag_plugin.hag.hag import HAG
 from hag_plugin.kernels import _cpu
+from hag_plugin.observers import observers, tell
 from hag_plugin.ops import gpu
 from hag_plugin.ops.registration import (
     DTYPES,
@@ -93,17 +94,28 @@ def _run_weighted_sum(
         raise ValueError(
             f"weight is {weight.dtype} {list(weight.shape)}; expected {dtype} {expected}"
         )
-    weight = edges = weight.contiguous()
+    weight = weight.contiguous()
     y = new_output(x, num_rows)
+    scales = source_scale, target_scale
     if gpu.is_home(x):
-        order, scales = lambda: _reversed_order(hag), (source_scale, target_scale)
-        gpu.weighted_sum(hag, transposed, mode, x, y, weight, order, scales)
-        return y
-    loops_at = weight.data_ptr() + hag.num_edges * weight.element_size() if num_loops else 0
-    walked = hag
+        gpu.weighted_sum(hag, transposed, mode, x, y, weight, lambda: _reversed_order(hag), scales)
+    else:
+        _native_weighted_sum(hag, transposed, mode, x, y, weight, scales)
+    if observers:
+        tell(NAME, reduce, hag.transpose() if transposed else hag)
+    return y
+
+
+def _native_weighted_sum(
+    hag: HAG, transposed: bool, mode: Any, x: Tensor, y: Tensor, weight: Tensor, scales: _Scales
+) -> None:
+    """Writes the sums into a contiguous `y`; `weight` is of the edges, then of the mode's loops."""
+    edges, walked = weight, hag
     if transposed:
         walked = hag.transpose()
         edges = weight[: hag.num_edges].index_select(0, _reversed_order(hag))
+    num_loops = len(weight) - hag.num_edges
+    loops_at = weight.data_ptr() + hag.num_edges * weight.element_size() if num_loops else 0
     x = side_by_side(x)
     *batch, _, width = x.shape
     *batch_stride, row_stride, _ = x.stride()
@@ -113,9 +125,8 @@ def _run_weighted_sum(
         edges.data_ptr(),
         loops_at,
         *walked.addresses,
-        _address(source_scale),
-        _address(target_scale),
-        num_rows,
+        *map(_address, scales),
+        y.shape[-2],
         num_loops,
         batch[0] if batch else 1,
         width,
@@ -125,7 +136,6 @@ def _run_weighted_sum(
         DTYPES[x.dtype],
         torch.get_num_threads(),
     )
-    return y
 
 
 def _run_edge_dot(

@@ -8,7 +8,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from hag_plugin.sequence.prefix_tree import SequentialHAG
+from hag_plugin.observers import observers, tell
+from hag_plugin.sequence.prefix_tree import (
+    ORDERS,
+    Order,
+    SequenceStats,
+    SequentialHAG,
+    build_sequence,
+)
+
+__all__ = [
+    "ORDERS",
+    "Order",
+    "SequenceStats",
+    "SequentialHAG",
+    "build_sequence",
+    "child_sum",
+    "lstm_aggregate",
+]
 
 
 def lstm_aggregate(
@@ -70,7 +87,10 @@ def lstm_aggregate(
                 below = states[layer][0]
         ended.append(states[-1][0].index_select(0, ends))
     _, order = torch.unique(sequence.end, return_inverse=True)
-    return torch.cat(ended).index_select(0, order)
+    y = torch.cat(ended).index_select(0, order)
+    if observers:
+        tell("lstm_aggregate", "lstm", sequence)
+    return y
 
 
 def child_sum(x: Tensor, sequence: SequentialHAG, weight: Tensor) -> Tensor:
@@ -115,7 +135,10 @@ def child_sum(x: Tensor, sequence: SequentialHAG, weight: Tensor) -> Tensor:
             total = total.index_select(0, parent) + term
         ended.append(total.index_select(0, ends))
     _, order = torch.unique(sequence.end, return_inverse=True)
-    return torch.cat(ended).index_select(0, order)
+    y = torch.cat(ended).index_select(0, order)
+    if observers:
+        tell("child_sum", "sum", sequence)
+    return y
 
 
 # Steps ------------------------------------------------------------------------------------------

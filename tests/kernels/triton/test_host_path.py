@@ -24,6 +24,7 @@ from hag_plugin.hag.graph import Arrays
 from hag_plugin.hag.program import Program
 from hag_plugin.kernels.triton import launch
 from hag_plugin.ops import gpu, registration, weights
+from hag_plugin.testing import count_programs
 
 KERNELS = ("combine", "masked_sum_kernel", "winner_kernel", "add_to_winners_kernel")
 KERNELS += ("edge_dot_kernel",)
@@ -167,3 +168,22 @@ def test_waiting_is_noticed(waits: Callable[[Tensor], Any]) -> None:
     x = torch.zeros(3, device="meta")
     with NoWaiting(), pytest.raises((AssertionError, RuntimeError)):
         waits(x)
+
+
+def test_what_ran_is_counted(launched: list[str]) -> None:
+    one = torch.combinations(torch.arange(12)).T
+    hag = hp.build_hag(torch.cat([one, one.flip(0)], 1), num_nodes=12)
+    x = torch.zeros(2, hag.num_src, 5, requires_grad=True)
+    with count_programs() as ran:
+        hp.aggregate(x, hag, "mean").sum().backward()
+        hp.aggregate(x, hag, "max")
+        hp.aggregate(x, hag, "min", ties="last")
+        weights.weighted_aggregate(x, hag, torch.zeros(hag.num_edges))
+    assert [(run.operator, run.reduce, run.direction) for run in ran.programs] == [
+        ("aggregate", "mean", "forward"),
+        ("aggregate", "mean", "backward"),
+        ("extremum", "max", "forward"),
+        ("winners", "min", "forward"),
+        ("weighted_sum", "sum", "forward"),
+    ]
+    assert (ran.hag, ran.plain) == (4, 1)
