@@ -6,7 +6,7 @@ plan.save("plan.json")
 """
 
 from hag_plugin.parallel.checkpoint import load_checkpoint, save_checkpoint
-from hag_plugin.parallel.exact import InfeasibleError
+from hag_plugin.parallel.elimination import InfeasibleError
 from hag_plugin.parallel.execute import parallelize
 from hag_plugin.parallel.mcmc import Budget
 from hag_plugin.parallel.opgraph import Op, OpGraph

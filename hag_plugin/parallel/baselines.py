@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hag_plugin.parallel.convolution_strategies import AGGREGATE
 from hag_plugin.parallel.cost import ComputeCost, message_seconds
-from hag_plugin.parallel.exact import Choice, InfeasibleError
+from hag_plugin.parallel.elimination import Choice, InfeasibleError
 from hag_plugin.parallel.layouts import even
 from hag_plugin.parallel.opgraph import OpGraph
 from hag_plugin.parallel.search import Space

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from hag_plugin.parallel.topology import Topology
+from hag_plugin.parallel.levels import Tree
 
-Model = Callable[["Topology", float, Sequence[int], int], float]
+Model = Callable[[Tree, float, Sequence[int], int], float]
 
 
 def ring(passes: int) -> Model:
     """A ring: `passes * (P - 1)` rounds, in each a device sends a share to the next one."""
 
-    def seconds(topology: Topology, sent: float, members: Sequence[int], at_once: int) -> float:
+    def seconds(topology: Tree, sent: float, members: Sequence[int], at_once: int) -> float:
         rounds = passes * (len(members) - 1)
         slowest = 0.0
         for i in range(_meeting(topology, members) + 1):
@@ -43,7 +41,7 @@ def ring(passes: int) -> Model:
 def tree(passes: int) -> Model:
     """Up and down a binary tree: fewer rounds than a ring, more bytes."""
 
-    def seconds(topology: Topology, sent: float, members: Sequence[int], at_once: int) -> float:
+    def seconds(topology: Tree, sent: float, members: Sequence[int], at_once: int) -> float:
         size = len(members)
         whole = sent * size / (size - 1)  # 2 V, where a ring sends 2 (P-1)/P V
         bytes_only = ring(0)(topology, whole, members, at_once)
@@ -53,7 +51,7 @@ def tree(passes: int) -> Model:
     return seconds
 
 
-def pairwise(topology: Topology, sent: float, members: Sequence[int], at_once: int) -> float:
+def pairwise(topology: Tree, sent: float, members: Sequence[int], at_once: int) -> float:
     """Every device sends a share to every other one; levels work at the same time."""
     others, home = len(members) - 1, members[0]
     slowest = 0.0
@@ -72,9 +70,7 @@ def pairwise(topology: Topology, sent: float, members: Sequence[int], at_once: i
     return others * _latency(topology, members) + slowest
 
 
-def all_reduce_per_rank(
-    topology: Topology, sent: float, members: Sequence[int], at_once: int
-) -> float:
+def all_reduce_per_rank(topology: Tree, sent: float, members: Sequence[int], at_once: int) -> float:
     """gloo's reduce-scatter: one all-reduce of each rank's chunk, so P times the rounds."""
     if topology.backend != "gloo":
         return math.inf
@@ -85,7 +81,7 @@ def all_reduce_per_rank(
 def not_on_gloo(model: Model) -> Model:
     """An algorithm that gloo does not have."""
 
-    def seconds(topology: Topology, sent: float, members: Sequence[int], at_once: int) -> float:
+    def seconds(topology: Tree, sent: float, members: Sequence[int], at_once: int) -> float:
         if topology.backend == "gloo":
             return math.inf
         return model(topology, sent, members, at_once)
@@ -102,12 +98,12 @@ COLLECTIVES: dict[str, dict[str, Model]] = {
 }
 
 
-def _meeting(topology: Topology, members: Sequence[int]) -> int:
+def _meeting(topology: Tree, members: Sequence[int]) -> int:
     """The level that joins all of `members`."""
     return topology.level_between(members[0], members[-1])
 
 
-def _latency(topology: Topology, members: Sequence[int]) -> float:
+def _latency(topology: Tree, members: Sequence[int]) -> float:
     return max(level.latency for level in topology.levels[: _meeting(topology, members) + 1])
 
 

@@ -22,7 +22,7 @@ from hag_plugin.graph_arguments import add_ids
 from hag_plugin.graph_data import DatasetError
 from hag_plugin.parallel import topology as topologies
 from hag_plugin.parallel.cost import MODES
-from hag_plugin.parallel.exact import InfeasibleError
+from hag_plugin.parallel.elimination import InfeasibleError
 from hag_plugin.parallel.opgraph import OpGraph
 from hag_plugin.parallel.partition_stats import GraphStats
 from hag_plugin.parallel.plan_table import milliseconds

@@ -5,12 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from hag_plugin.parallel.convolution_strategies import AGGREGATE, TRANSFORM
-from hag_plugin.parallel.executors import Executor, Site, Split, executes
+from hag_plugin.parallel.executors import Executor, executes
 from hag_plugin.parallel.layer_forms import Form, form_of
-from hag_plugin.parallel.layouts import COLUMNS, ROWS
+from hag_plugin.parallel.layouts import COLUMNS, ROWS, Split
 from hag_plugin.parallel.local_aggregate import LocalAggregate
 from hag_plugin.parallel.node_layers import graphs_of
 from hag_plugin.parallel.row_executors import HaloRows
+from hag_plugin.parallel.site import Site
 from hag_plugin.parallel.transfer import (
     columns_to_rows,
     fan_out,

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hag_plugin.parallel import dropout, functions
+from hag_plugin.parallel.calls import Call
 from hag_plugin.parallel.comm import Group
-from hag_plugin.parallel.executors import Call, OperationExecutor, Split, executes, shares
-from hag_plugin.parallel.layouts import COLUMNS, REPLICATED, ROWS
+from hag_plugin.parallel.executors import OperationExecutor, executes
+from hag_plugin.parallel.layouts import COLUMNS, REPLICATED, ROWS, Split, shares
 from hag_plugin.parallel.parameters import swapped
 from hag_plugin.parallel.transfer import (
     fan_out,

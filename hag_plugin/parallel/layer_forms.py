@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hag_plugin.aggregate import REDUCES
-from hag_plugin.parallel.executors import Site, Split
+from hag_plugin.parallel.layouts import Split
 from hag_plugin.parallel.local_graphs import LocalGraphs
+from hag_plugin.parallel.site import Site
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,19 +8,16 @@ computes is given with it as a function and its arguments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hag_plugin.parallel.functions import tensors
+from hag_plugin.parallel.walk import Entry, Walk
 
-if TYPE_CHECKING:
-    from hag_plugin.parallel.walk import Walk
-
-Entry = Callable[["Walk", Any, tuple[Any, ...], dict[str, Any]], Tensor]
 LINEAR_REDUCERS = {"sum", "add", "mean"}
 
 
@@ -415,10 +412,13 @@ TABLE: dict[str, Entry] = {
 }
 
 
+MESSAGE_PASSING = "torch_geometric.nn.conv.message_passing.MessagePassing"
+
+
 def entry_of(cls: type) -> Entry | None:
-    """The entry of a class, or of the first of its bases that has one."""
-    for base in cls.__mro__:
-        entry = TABLE.get(f"{base.__module__}.{base.__qualname__}")
-        if entry is not None:
-            return entry
-    return None
+    """The entry of a class, or of the first of its bases that has one; `whole` of other layers that
+    pass messages; None of other modules.
+    """
+    names = [f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__]
+    found = next((TABLE[name] for name in names if name in TABLE), None)
+    return whole if found is None and MESSAGE_PASSING in names else found

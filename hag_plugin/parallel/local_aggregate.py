@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from hag_plugin.aggregate import REDUCES, Reduce, aggregate
-from hag_plugin.parallel.executors import Site
 from hag_plugin.parallel.graph_parts import LocalGraph
 from hag_plugin.parallel.layer_forms import Form
+from hag_plugin.parallel.site import Site
 from hag_plugin.weights import edge_slots, weighted_aggregate
 
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from hag_plugin.parallel.convolution_strategies import AGGREGATE, TRANSFORM
-from hag_plugin.parallel.executors import Site
 from hag_plugin.parallel.graph_parts import Cover, LocalGraph
 from hag_plugin.parallel.layer_forms import form_of, relational_product
 from hag_plugin.parallel.local_aggregate import LocalAggregate
 from hag_plugin.parallel.local_graphs import LocalGraphs
 from hag_plugin.parallel.parameters import swapped
+from hag_plugin.parallel.site import Site
 
 Fetch = Callable[[Tensor], Tensor]
 
@@ -162,15 +162,3 @@ class Messages(NodeLayer):
         if conv.divide_input:
             return x.view(-1, conv.towers, conv.F_in)
         return x.view(-1, 1, conv.F_in).repeat(1, conv.towers, 1)
-
-
-def layer_of(site: Site, graphs: LocalGraphs, copies: bool) -> NodeLayer:
-    """The layer of an operation."""
-    op = site.op
-    if op.kind == "attention":
-        from hag_plugin.parallel.attention_executors import Attention
-
-        return Attention(site, graphs, copies)
-    if op.edge_products:
-        return Messages(site, graphs, copies)
-    return (Relational if op.relational else Convolution)(site, graphs, copies)

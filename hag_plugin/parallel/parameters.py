@@ -14,8 +14,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.nn import Module
 
 from hag_plugin.parallel.comm import Group
-from hag_plugin.parallel.executors import Split
-from hag_plugin.parallel.layouts import chunk_sizes
+from hag_plugin.parallel.layouts import Split, chunk_sizes
 from hag_plugin.parallel.transfer import sum_gradients
 
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hag_plugin.parallel.exact import (
+from hag_plugin.parallel.elimination import (
     Choice,
     CostGraph,
     InfeasibleError,
+    eliminate,
     elimination_order,
 )
-from hag_plugin.parallel.exact import minimise as minimise_cost
 
 BISECTIONS = 40
 MAX_ENTRIES = 1 << 25
@@ -40,7 +40,7 @@ class _Bound:
     fits: Choice
 
 
-def minimise(graph: CostGraph, sizes: CostGraph, limit: float) -> Choice:
+def cheapest_within(graph: CostGraph, sizes: CostGraph, limit: float) -> Choice:
     """The cheapest choice whose memory is at most `limit`.
 
     Raises:
@@ -77,7 +77,7 @@ def _lagrangian(graph: CostGraph, sizes: CostGraph, limit: float) -> _Bound:
         return CostGraph(costs, graph.edges + priced_pairs)
 
     def priced(price: float) -> Choice:
-        return _measured(graph, sizes, minimise_cost(weighed(price)).configs)
+        return _measured(graph, sizes, eliminate(weighed(price)).configs)
 
     def excess(choice: Choice) -> float:
         return math.inf if choice.memory is None else choice.memory - limit
@@ -85,14 +85,14 @@ def _lagrangian(graph: CostGraph, sizes: CostGraph, limit: float) -> _Bound:
     costs = zip(graph.node_costs, sizes.node_costs, strict=True)
     legal = [np.where(np.isinf(c), c, m) for c, m in costs]
     pairs = [(u, v, np.where(np.isinf(c), c, 0.0)) for u, v, c in graph.edges] + sizes.edges
-    fits = _measured(graph, sizes, minimise_cost(CostGraph(legal, pairs)).configs)
+    fits = _measured(graph, sizes, eliminate(CostGraph(legal, pairs)).configs)
     if excess(fits) > 0:
         raise InfeasibleError(
             f"no choice fits in {limit:.6g}: the one that takes least memory takes "
             f"{fits.memory:.6g}",
             fits,
         )
-    low, high = 0.0, max((fits.cost - minimise_cost(graph).cost) / max(abs(limit), 1.0), 1e-30)
+    low, high = 0.0, max((fits.cost - eliminate(graph).cost) / max(abs(limit), 1.0), 1e-30)
     rising = True  # first raise the price until the choice fits, then bisect
     for _ in range(BISECTIONS):
         price = high if rising else (low + high) / 2

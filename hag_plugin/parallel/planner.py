@@ -25,7 +25,7 @@ from hag_plugin.parallel.cost import (
     calibrated,
     message_seconds,
 )
-from hag_plugin.parallel.exact import InfeasibleError
+from hag_plugin.parallel.elimination import InfeasibleError
 from hag_plugin.parallel.opgraph import OpGraph
 from hag_plugin.parallel.search import Memory, Space
 from hag_plugin.parallel.strategies import Config, Problem, configs_of

@@ -25,7 +25,8 @@ import torch.multiprocessing
 
 import hag_plugin as hp
 from hag_plugin.parallel.comm import Group, session
-from hag_plugin.parallel.topology import Device, Fit, Level, Topology
+from hag_plugin.parallel.levels import Level
+from hag_plugin.parallel.topology import Device, Fit, Topology
 from hag_plugin.starting import interrupts_blocked
 
 SIZES = tuple(1 << k for k in range(10, 25, 2))  # bytes that each process hands in

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from hag_plugin.parallel import functions
-from hag_plugin.parallel.executors import Call, Edges
+from hag_plugin.parallel.calls import Call, Edges
+from hag_plugin.parallel.layer_table import entry_of
 from hag_plugin.parallel.opgraph import Op
 from hag_plugin.parallel.partition_stats import GraphStats, measure
 from hag_plugin.parallel.walk import Walk
@@ -51,7 +52,7 @@ class Recorder(Walk):
     def __init__(
         self, data: Any, hag: bool, part: Callable[[int], np.ndarray] | None, counted: bool = True
     ) -> None:
-        super().__init__()
+        super().__init__(entry_of)
         self.data, self.hag, self.part, self.counted = data, hag, part, counted
         self.ops: list[Op] = []
         self.met: list[Met] = []

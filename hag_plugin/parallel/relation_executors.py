@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hag_plugin.parallel.convolution_executors import whole_input
-from hag_plugin.parallel.executors import Executor, Site, Split, executes
+from hag_plugin.parallel.executors import Executor, executes
 from hag_plugin.parallel.layer_forms import form_of
-from hag_plugin.parallel.layouts import ROWS, chunk_sizes
+from hag_plugin.parallel.layouts import ROWS, Split, chunk_sizes
 from hag_plugin.parallel.local_aggregate import LocalAggregate
 from hag_plugin.parallel.node_layers import graphs_of, relational_sum
+from hag_plugin.parallel.site import Site
 from hag_plugin.parallel.transfer import scatter_rows, sum_parts
 
 

@@ -6,10 +6,29 @@ import torch
 from torch import Tensor
 
 from hag_plugin.parallel.comm import Group
-from hag_plugin.parallel.executors import Executor, Site, executes
+from hag_plugin.parallel.executors import Executor, executes
 from hag_plugin.parallel.graph_parts import Halo
-from hag_plugin.parallel.node_layers import Convolution, graphs_of, layer_of
+from hag_plugin.parallel.local_graphs import LocalGraphs
+from hag_plugin.parallel.node_attention import Attention
+from hag_plugin.parallel.node_layers import (
+    Convolution,
+    Messages,
+    NodeLayer,
+    Relational,
+    graphs_of,
+)
+from hag_plugin.parallel.site import Site
 from hag_plugin.parallel.transfer import exchange, gather_rows
+
+
+def layer_of(site: Site, graphs: LocalGraphs, copies: bool) -> NodeLayer:
+    """The layer of an operation."""
+    op = site.op
+    if op.kind == "attention":
+        return Attention(site, graphs, copies)
+    if op.edge_products:
+        return Messages(site, graphs, copies)
+    return (Relational if op.relational else Convolution)(site, graphs, copies)
 
 
 @executes("replicate", "convolution", "attention")

@@ -16,9 +16,12 @@ from torch import Tensor
 from torch.nn import Module
 
 from hag_plugin.parallel import functions
-from hag_plugin.parallel.executors import Call, OperationExecutor, World
+from hag_plugin.parallel.calls import Call
+from hag_plugin.parallel.executors import OperationExecutor
+from hag_plugin.parallel.layer_table import entry_of
 from hag_plugin.parallel.layouts import Layout
 from hag_plugin.parallel.opgraph import Op
+from hag_plugin.parallel.site import World
 from hag_plugin.parallel.transfer import reshard
 from hag_plugin.parallel.walk import Walk
 from hag_plugin.program import SelfLoops
@@ -81,7 +84,7 @@ class Runner(Walk):
     """
 
     def __init__(self, model: Module) -> None:
-        super().__init__()
+        super().__init__(entry_of)
         self.originals = {id(m): m.forward for m in model.modules()}
         self.attach(model)
         self.forward = model.forward

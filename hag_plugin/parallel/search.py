@@ -22,7 +22,8 @@ from hag_plugin.parallel import convolution_strategies as _convolution  # noqa: 
 from hag_plugin.parallel import dense_strategies as _dense  # noqa: F401
 from hag_plugin.parallel import grid_strategies as _grid  # noqa: F401
 from hag_plugin.parallel.cost import ComputeCost, Seconds, message_seconds, price
-from hag_plugin.parallel.exact import Choice, CostGraph, InfeasibleError, minimise
+from hag_plugin.parallel.elimination import Choice, CostGraph, InfeasibleError
+from hag_plugin.parallel.exact import minimise
 from hag_plugin.parallel.layouts import Layout, Message, reshard
 from hag_plugin.parallel.opgraph import OpGraph
 from hag_plugin.parallel.peak_memory import PeakMemory

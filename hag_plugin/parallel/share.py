@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hag_plugin.parallel.executors import World, shares
-from hag_plugin.parallel.layouts import Layout
+from hag_plugin.parallel.layouts import Layout, shares
 from hag_plugin.parallel.runner import Prepared
+from hag_plugin.parallel.site import World
 
 Part = Callable[[int], np.ndarray]
 

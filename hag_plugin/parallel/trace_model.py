@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from hag_plugin.parallel.executors import Call, Edges
+from hag_plugin.parallel.calls import Call, Edges
 from hag_plugin.parallel.opgraph import OpGraph
 from hag_plugin.parallel.partition_stats import GraphStats
 from hag_plugin.parallel.recorder import Met, Recorder

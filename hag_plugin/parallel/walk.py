@@ -15,23 +15,28 @@ from torch import Tensor
 from torch.nn import Module
 from torch.overrides import TorchFunctionMode
 
-from hag_plugin.parallel import layer_table
 from hag_plugin.parallel.functions import base_name, name_of, tensors
 from hag_plugin.program import SelfLoops
 
-MESSAGE_PASSING = ("torch_geometric.nn.conv.message_passing.MessagePassing",)
+Entry = Callable[["Walk", Any, tuple[Any, ...], dict[str, Any]], Tensor]
+"""What a layer is: it is given the walk, the layer and the arguments of its call, names its
+operations, and returns the tensor that stands for the output."""
 
 
 class Walk(TorchFunctionMode, ABC):
     """A way through a model. Layers of the table stand for themselves; what is inside is not seen.
+
+    Args:
+        entry_of: the table: the entry of a class, or None for what is followed inside.
 
     Attributes:
         path: of the module that runs.
         layer: its class.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, entry_of: Callable[[type], Entry | None]) -> None:
         super().__init__()
+        self.entry_of = entry_of
         self._stack: list[tuple[str, str]] = []
         self._taken: dict[str, int] = {}
         self.current: tuple[Module, tuple[Any, ...], dict[str, Any]] | None = None
@@ -45,13 +50,9 @@ class Walk(TorchFunctionMode, ABC):
         return self._stack[-1][1] if self._stack else ""
 
     def attach(self, model: Module) -> None:
-        """Follows the modules of a model, and stands in for those that are in the table."""
+        """Follows the modules of a model, and stands in for those that `entry_of` knows."""
         for path, module in model.named_modules():
-            entry = layer_table.entry_of(type(module))
-            if entry is None and any(
-                f"{c.__module__}.{c.__qualname__}" in MESSAGE_PASSING for c in type(module).__mro__
-            ):
-                entry = layer_table.whole
+            entry = self.entry_of(type(module))
             if entry is not None:
                 module.forward = self._leaf(entry, module)
             module.register_forward_pre_hook(partial(self._enter, path))
@@ -63,7 +64,7 @@ class Walk(TorchFunctionMode, ABC):
     def _leave(self, *_: Any) -> None:
         self._stack.pop()
 
-    def _leaf(self, entry: layer_table.Entry, module: Module) -> Callable[..., Tensor]:
+    def _leaf(self, entry: Entry, module: Module) -> Callable[..., Tensor]:
         def forward(*args: Any, **kwargs: Any) -> Tensor:
             before, self.current = self.current, (module, args, kwargs)
             try:

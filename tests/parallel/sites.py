@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hag_plugin.parallel.calls import Call, Edges
 from hag_plugin.parallel.comm import Group
-from hag_plugin.parallel.executors import Call, Edges, Site, Split, World, executor_of, shares
-from hag_plugin.parallel.layouts import Layout
+from hag_plugin.parallel.executors import executor_of
+from hag_plugin.parallel.layouts import Layout, Split, shares
+from hag_plugin.parallel.site import Site, World
 from hag_plugin.parallel.strategies import Config, Problem, configs_of, terms_of
 from hag_plugin.parallel.transfer import sum_gradients
 

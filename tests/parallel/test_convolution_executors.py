@@ -12,7 +12,7 @@ from torch_geometric import nn as pyg
 from torch_geometric.data import Data
 
 from hag_plugin.parallel import execute as _fills_the_registry  # noqa: F401
-from hag_plugin.parallel.executors import Call, Edges
+from hag_plugin.parallel.calls import Call, Edges
 from hag_plugin.parallel.strategies import Problem
 from hag_plugin.parallel.trace_model import trace
 

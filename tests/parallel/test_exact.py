@@ -9,13 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hag_plugin.parallel.exact import (
-    CostGraph,
-    InfeasibleError,
-    brute_force,
-    elimination_order,
-    minimise,
-)
+from hag_plugin.parallel.elimination import CostGraph, InfeasibleError, elimination_order
+from hag_plugin.parallel.exact import brute_force, minimise
 
 
 def random_graph(seed: int, integers: bool) -> tuple[CostGraph, list, list]:

@@ -16,7 +16,8 @@ import pytest
 
 from hag_plugin.parallel.baselines import uniform
 from hag_plugin.parallel.cost import Analytic
-from hag_plugin.parallel.exact import InfeasibleError, brute_force
+from hag_plugin.parallel.elimination import InfeasibleError
+from hag_plugin.parallel.exact import brute_force
 from hag_plugin.parallel.opgraph import Op, OpGraph, convolution
 from hag_plugin.parallel.partition_stats import GraphStats
 from hag_plugin.parallel.planner import Plan, alternatives, plan, planned, recost

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from hag_plugin.parallel.collectives import COLLECTIVES
 from hag_plugin.parallel.layouts import sent_bytes
+from hag_plugin.parallel.levels import Level
 from hag_plugin.parallel.topology import (
-    COLLECTIVES,
     Fit,
-    Level,
     Topology,
     load,
     preset,
