@@ -22,8 +22,8 @@ from hag_plugin.aggregate import aggregate
 from hag_plugin.build import build_hag
 from hag_plugin.hag import HAG, batch
 from hag_plugin.program import Stats
+from hag_plugin.version import __version__ as __version__
 
-__version__ = "0.1.0"
 __all__ = [
     "HAG",
     "Stats",

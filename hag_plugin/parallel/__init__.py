@@ -13,8 +13,9 @@ from hag_plugin.parallel.opgraph import Op, OpGraph
 from hag_plugin.parallel.parallel_model import Parallel
 from hag_plugin.parallel.partition import Partition, partition
 from hag_plugin.parallel.partition_stats import GraphStats, measure
+from hag_plugin.parallel.plan_file import LayerPlan, Plan
 from hag_plugin.parallel.plan_tasks import simulate_plan
-from hag_plugin.parallel.planner import LayerPlan, Plan, plan, recost, space_of
+from hag_plugin.parallel.planner import plan, recost, space_of
 from hag_plugin.parallel.probe import probe_ranks
 from hag_plugin.parallel.refine import Refined, refine
 from hag_plugin.parallel.share import Share, by_graph

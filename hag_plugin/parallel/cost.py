@@ -19,11 +19,13 @@ from typing import Any, Protocol
 
 import torch
 
-import hag_plugin as hp
+from hag_plugin.aggregate import aggregate
+from hag_plugin.build import build_hag
 from hag_plugin.files import write_whole
 from hag_plugin.parallel.layouts import Message
 from hag_plugin.parallel.strategies import INDEX, Terms
 from hag_plugin.parallel.topology import Topology
+from hag_plugin.version import __version__
 
 MODES = ("analytic", "measured", "calibrated")
 MAX_EDGES = 1 << 20  # larger blocks are measured at this size, and scaled
@@ -197,9 +199,9 @@ def _sum_of_rows(
     edges, nodes = max(int(reads * share), 1), max(int(writes * share), 1)
     generator = torch.Generator().manual_seed(0)
     edge_index = torch.randint(nodes, (2, edges), generator=generator)
-    hag = hp.build_hag(edge_index, num_nodes=nodes, method="none").to(device)
+    hag = build_hag(edge_index, num_nodes=nodes, method="none").to(device)
     x = torch.rand(nodes, width, dtype=dtype, device=device)
-    return lambda: hp.aggregate(x, hag)
+    return lambda: aggregate(x, hag)
 
 
 def _median_seconds(work: list[Callable[[], Any]], device: str) -> float:
@@ -235,7 +237,7 @@ def _machine(device: str) -> str:
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{_processor()} {torch.get_num_threads()} threads"
-    text = f"{name} {torch.__version__} {hp.__version__}"
+    text = f"{name} {torch.__version__} {__version__}"
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

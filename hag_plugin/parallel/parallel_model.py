@@ -21,7 +21,7 @@ from hag_plugin.parallel.executors import OperationExecutor, executor_of
 from hag_plugin.parallel.layouts import ROWS, Layout, Split, shares
 from hag_plugin.parallel.parameters import Parameters
 from hag_plugin.parallel.partition_stats import owners
-from hag_plugin.parallel.planner import Plan
+from hag_plugin.parallel.plan_file import Plan
 from hag_plugin.parallel.runner import Prepared, Runner, stand_in
 from hag_plugin.parallel.share import Part, Share, by_graph, has_nodes, moved, sliced, values_of
 from hag_plugin.parallel.site import Site, World

@@ -14,7 +14,7 @@ from functools import cached_property
 
 from hag_plugin.parallel.cost import Analytic, message_seconds
 from hag_plugin.parallel.layouts import Layout, Message
-from hag_plugin.parallel.planner import Plan
+from hag_plugin.parallel.plan_file import Plan
 from hag_plugin.parallel.search import Space
 from hag_plugin.parallel.simulate import Schedule
 from hag_plugin.parallel.strategies import Terms

@@ -1,20 +1,16 @@
-"""`plan`: how to split each layer of a model over the devices of a machine, and the plan's file.
+"""`plan`: how to split each layer of a model over the devices of a machine.
 
 Every time in a plan is predicted by the cost model, none was measured on the machine.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hag_plugin.files import write_whole
 from hag_plugin.parallel.baselines import baselines
 from hag_plugin.parallel.cost import (
     MODES,
@@ -27,144 +23,11 @@ from hag_plugin.parallel.cost import (
 )
 from hag_plugin.parallel.elimination import InfeasibleError
 from hag_plugin.parallel.opgraph import OpGraph
-from hag_plugin.parallel.search import Memory, Space
+from hag_plugin.parallel.plan_file import LayerPlan, Plan, impossible
+from hag_plugin.parallel.search import Space
 from hag_plugin.parallel.strategies import Config, Problem, configs_of
 from hag_plugin.parallel.topology import Topology, load
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """What was chosen for one operation, and what it is predicted to take.
-
-    Attributes:
-        name: of the operation.
-        kind: of the operation.
-        config: how it is split.
-        seconds: predicted; communication includes laying out its inputs.
-        sent: bytes that the busiest device sends, forward, backward and update.
-        memory: bytes that it adds on the fullest device.
-    """
-
-    name: str
-    kind: str
-    config: Config
-    seconds: Seconds
-    sent: int
-    memory: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A strategy for each operation of a model on one machine.
-
-    Attributes:
-        layers: in the order of the model's operations.
-        model: its name and fingerprint.
-        graphs: fingerprint of each graph.
-        nodes: N.
-        topology: name of the machine.
-        world_size: devices.
-        memory: predicted bytes on the fullest device.
-        baselines: predicted seconds of plans that treat all layers alike.
-        costs: "analytic", "measured" or "calibrated".
-    """
-
-    layers: tuple[LayerPlan, ...]
-    model: tuple[str, str]
-    graphs: dict[str, str]
-    nodes: int
-    topology: str
-    world_size: int
-    memory: Memory
-    baselines: dict[str, float] = field(default_factory=dict)
-    costs: str = "analytic"
-
-    @property
-    def seconds(self) -> float:
-        """Predicted time of a training step, forward, backward and update."""
-        return sum(layer.seconds.total for layer in self.layers)
-
-    @property
-    def configs(self) -> dict[str, Config]:
-        """What was chosen, by operation."""
-        return {layer.name: layer.config for layer in self.layers}
-
-    def layer(self, name: str) -> LayerPlan:
-        """The plan of one operation.
-
-        Raises:
-            KeyError: there is none of this name.
-        """
-        for layer in self.layers:
-            if layer.name == name:
-                return layer
-        raise KeyError(f"no layer {name!r}; the plan has {[k.name for k in self.layers]}")
-
-    def check(self, graph: OpGraph, world_size: int | None = None) -> None:
-        """Whether the plan is for this model, on these graphs and so many devices.
-
-        Raises:
-            ValueError: it is not, says what differs; or a layer has what is not possible there,
-                names it.
-        """
-        if world_size is not None and world_size != self.world_size:
-            raise ValueError(f"the plan is for {self.world_size} devices; there are {world_size}")
-        if graph.nodes != self.nodes:
-            raise ValueError(f"the plan is for {self.nodes} nodes; the graph has {graph.nodes}")
-        for key, stats in graph.graphs.items():
-            if self.graphs.get(key) != stats.fingerprint:
-                raise ValueError(
-                    f"the plan is for graph {key!r} with fingerprint {self.graphs.get(key)}; this "
-                    f"one has {stats.fingerprint}: plan again for this graph"
-                )
-        names = [layer.name for layer in self.layers]
-        wanted = [op.name for op in graph.ops]
-        if names != wanted:
-            odd = sorted(set(names) ^ set(wanted)) or "their order"
-            raise ValueError(f"the plan is for another model: they differ in {odd}")
-        if graph.fingerprint != self.model[1]:
-            raise ValueError(
-                f"the plan is for model {self.model[0]} with fingerprint {self.model[1]}; this one "
-                f"has {graph.fingerprint}: sizes or settings of a layer differ"
-            )
-        uncounted = {key: stats.uncounted() for key, stats in graph.graphs.items()}
-        known = replace(graph, graphs=uncounted)
-        for layer, op in zip(self.layers, graph.ops, strict=True):
-            if layer.kind != op.kind:
-                raise ValueError(
-                    f"layer {layer.name!r} is of kind {layer.kind!r} in the plan; expected "
-                    f"{op.kind!r}, as it is in the model"
-                )
-            configs, reasons = configs_of(Problem(known, op, self.world_size))
-            if layer.config not in configs:
-                raise _impossible(layer, configs, reasons)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the plan as JSON, to be read and edited by hand."""
-        write_whole(path, (json.dumps(self.as_dict(), indent=2) + "\n").encode())
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Plan:
-        """The plan in a file.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is no plan, of another version, or a layer's entry is wrong; names it.
-        """
-        from hag_plugin.parallel import plan_file
-
-        return plan_file.read(Path(path))
-
-    def as_dict(self) -> dict[str, Any]:
-        """What a file holds."""
-        from hag_plugin.parallel import plan_file
-
-        return plan_file.document(self)
-
-    def __str__(self) -> str:
-        from hag_plugin.parallel import plan_table
-
-        return plan_table.table(self)
+from hag_plugin.parallel.trace_model import trace
 
 
 def plan(
@@ -219,8 +82,6 @@ def plan(
     machine = _machine(topology, world_size)
     graph = model
     if not isinstance(model, OpGraph):
-        from hag_plugin.parallel.trace_model import trace
-
         graph = trace(model, data, hag=hag == "auto", part=part)
     if machine.num_devices > graph.nodes:
         raise InfeasibleError(
@@ -302,23 +163,9 @@ def recost(found: Plan, graph: OpGraph, topology: Topology | str, costs: str = "
     chosen = []
     for layer, configs in zip(found.layers, space.configs, strict=True):
         if layer.config not in configs:
-            raise _impossible(layer, configs)
+            raise impossible(layer, configs)
         chosen.append(configs.index(layer.config))
     return planned(space, chosen, costs, baselines(graph, machine, compute))
-
-
-def _impossible(
-    layer: LayerPlan, configs: Sequence[Config], reasons: Mapping[str, str] | None = None
-) -> ValueError:
-    """A layer was given what is not among the configurations that it may have."""
-    config = layer.config
-    why = (reasons or {}).get(config.strategy)
-    same = [f"{c}, hag {c.hag}" for c in configs if c.strategy == config.strategy]
-    return ValueError(
-        f"layer {layer.name!r}: {config}, hag {config.hag} is not possible there"
-        f"{'' if why is None else f' ({why})'}; expected one of "
-        f"{same or sorted({c.strategy for c in configs})}"
-    )
 
 
 def alternatives(

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 import torch.multiprocessing
 
-import hag_plugin as hp
+from hag_plugin.aggregate import aggregate
+from hag_plugin.build import build_hag
 from hag_plugin.parallel.comm import Group, session
 from hag_plugin.parallel.levels import Level
 from hag_plugin.parallel.topology import Device, Fit, Topology
@@ -236,9 +237,9 @@ def _device(group: Group) -> Device:
     product = _slowest(lambda: a @ b, group)
     nodes, width = (1 << 16, 64) if device.type == "cpu" else (1 << 20, 128)
     edges = torch.randint(nodes, (2, 8 * nodes), generator=torch.Generator().manual_seed(0))
-    hag = hp.build_hag(edges, num_nodes=nodes, method="none").to(device)
+    hag = build_hag(edges, num_nodes=nodes, method="none").to(device)
     x = torch.rand(nodes, width, device=device)
-    gathered = _slowest(lambda: hp.aggregate(x, hag), group)
+    gathered = _slowest(lambda: aggregate(x, hag), group)
     small = torch.rand(16, 16, device=device)
     overhead = _slowest(lambda: small.relu(), group)
     moved = 9 * nodes * width * 4 + 8 * nodes * 4

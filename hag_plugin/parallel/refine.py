@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hag_plugin.parallel.mcmc import Budget, Search, random_strategies, search
+from hag_plugin.parallel.plan_file import Plan
 from hag_plugin.parallel.plan_tasks import PlanModel
-from hag_plugin.parallel.planner import Plan, planned
+from hag_plugin.parallel.planner import planned
 from hag_plugin.parallel.search import Space
 from hag_plugin.parallel.strategy_model import SimulatedStrategy
 

@@ -27,29 +27,10 @@ from hag_plugin.parallel.exact import minimise
 from hag_plugin.parallel.layouts import Layout, Message, reshard
 from hag_plugin.parallel.opgraph import OpGraph
 from hag_plugin.parallel.peak_memory import PeakMemory
-from hag_plugin.parallel.plan_table import size
+from hag_plugin.parallel.plan_file import Memory
 from hag_plugin.parallel.strategies import Config, Problem, Terms, configs_of, terms_of
 from hag_plugin.parallel.topology import Topology
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on the fullest device, counting tensors only.
-
-    Attributes:
-        retained: activations kept for the backward pass; weights, gradients and Adam's moments.
-        transient: the most that one operation holds besides while it runs, see `activations`.
-        graph: the largest graph, shared by the layers that run on it.
-    """
-
-    retained: int
-    transient: int
-    graph: int
-
-    @property
-    def total(self) -> int:
-        """The peak."""
-        return self.retained + self.transient + self.graph
+from hag_plugin.units import size
 
 
 @dataclass(frozen=True, eq=False)

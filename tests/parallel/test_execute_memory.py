@@ -20,7 +20,8 @@ from torch_geometric.data import Data
 import hag_plugin as hp
 from hag_plugin.parallel.comm import Group
 from hag_plugin.parallel.opgraph import Op
-from hag_plugin.parallel.planner import Plan, planned
+from hag_plugin.parallel.plan_file import Plan
+from hag_plugin.parallel.planner import planned
 from hag_plugin.parallel.strategies import Config
 from hag_plugin.parallel.trace_model import trace
 

@@ -13,7 +13,8 @@ import torch
 from torch_geometric import nn as pyg
 from torch_geometric.data import Data
 
-from hag_plugin.parallel.planner import Plan, planned
+from hag_plugin.parallel.plan_file import Plan
+from hag_plugin.parallel.planner import planned
 from hag_plugin.parallel.strategies import Problem, configs_of
 from hag_plugin.parallel.trace_model import trace
 
