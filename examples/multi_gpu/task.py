@@ -18,7 +18,7 @@ from torch_geometric.data import Data
 
 import hag_plugin as hp
 from hag_plugin import datasets, generators
-from hag_plugin.parallel.comm import Group, session
+from hag_plugin.parallel.ranks.comm import Group, session
 from hag_plugin.parallel.strategies import REGISTRY
 
 MODELS = {"gcn": pyg.GCN, "sage": pyg.GraphSAGE, "gin": pyg.GIN, "gat": pyg.GAT}

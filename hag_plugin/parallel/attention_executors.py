@@ -9,8 +9,8 @@ from hag_plugin.parallel.executors import Executor, executes
 from hag_plugin.parallel.layouts import ROWS, Split
 from hag_plugin.parallel.node_attention import BIAS, SOURCE, TARGET, WEIGHT, Heads
 from hag_plugin.parallel.node_layers import graphs_of
+from hag_plugin.parallel.ranks.transfer import scatter_rows
 from hag_plugin.parallel.site import Site
-from hag_plugin.parallel.transfer import scatter_rows
 
 
 @executes("heads", "attention")

@@ -10,9 +10,7 @@ from hag_plugin.parallel.layer_forms import Form, form_of
 from hag_plugin.parallel.layouts import COLUMNS, ROWS, Split
 from hag_plugin.parallel.local_aggregate import LocalAggregate
 from hag_plugin.parallel.node_layers import graphs_of
-from hag_plugin.parallel.row_executors import HaloRows
-from hag_plugin.parallel.site import Site
-from hag_plugin.parallel.transfer import (
+from hag_plugin.parallel.ranks.transfer import (
     columns_to_rows,
     fan_out,
     gather_rows,
@@ -20,6 +18,8 @@ from hag_plugin.parallel.transfer import (
     scatter_columns,
     scatter_rows,
 )
+from hag_plugin.parallel.row_executors import HaloRows
+from hag_plugin.parallel.site import Site
 
 
 class _Features(Executor):

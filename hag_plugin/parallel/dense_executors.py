@@ -8,11 +8,11 @@ from torch import Tensor
 
 from hag_plugin.parallel import dropout, functions
 from hag_plugin.parallel.calls import Call
-from hag_plugin.parallel.comm import Group
 from hag_plugin.parallel.executors import OperationExecutor, executes
 from hag_plugin.parallel.layouts import COLUMNS, REPLICATED, ROWS, Split, shares
 from hag_plugin.parallel.parameters import swapped
-from hag_plugin.parallel.transfer import (
+from hag_plugin.parallel.ranks.comm import Group
+from hag_plugin.parallel.ranks.transfer import (
     fan_out,
     gather_rows,
     scatter_columns,

@@ -16,17 +16,17 @@ from hag_plugin.parallel import dense_executors as _dense  # noqa: F401
 from hag_plugin.parallel import normalisation_executors as _normalisation  # noqa: F401
 from hag_plugin.parallel import relation_executors as _relation  # noqa: F401
 from hag_plugin.parallel import row_executors as _rows  # noqa: F401
-from hag_plugin.parallel.comm import Group, Sent
 from hag_plugin.parallel.executors import OperationExecutor, executor_of
 from hag_plugin.parallel.layouts import ROWS, Layout, Split, shares
 from hag_plugin.parallel.parameters import Parameters
 from hag_plugin.parallel.partition_stats import owners
 from hag_plugin.parallel.plan_file import Plan
+from hag_plugin.parallel.ranks.comm import Group, Sent
+from hag_plugin.parallel.ranks.transfer import replicate_rows, sum_parts
 from hag_plugin.parallel.runner import Prepared, Runner, stand_in
 from hag_plugin.parallel.share import Part, Share, by_graph, has_nodes, moved, sliced, values_of
 from hag_plugin.parallel.site import Site, World
 from hag_plugin.parallel.trace_model import Recorded, arguments, record
-from hag_plugin.parallel.transfer import replicate_rows, sum_parts
 
 
 class Parallel:

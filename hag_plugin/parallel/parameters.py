@@ -13,9 +13,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.nn import Module
 
-from hag_plugin.parallel.comm import Group
 from hag_plugin.parallel.layouts import Split, chunk_sizes
-from hag_plugin.parallel.transfer import sum_gradients
+from hag_plugin.parallel.ranks.comm import Group
+from hag_plugin.parallel.ranks.transfer import sum_gradients
 
 
 class Parameters:

@@ -25,8 +25,8 @@ import torch.multiprocessing
 
 from hag_plugin.aggregate import aggregate
 from hag_plugin.build import build_hag
-from hag_plugin.parallel.comm import Group, session
 from hag_plugin.parallel.levels import Level
+from hag_plugin.parallel.ranks.comm import Group, session
 from hag_plugin.parallel.topology import Device, Fit, Topology
 from hag_plugin.starting import interrupts_blocked
 

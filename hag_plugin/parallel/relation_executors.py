@@ -14,8 +14,8 @@ from hag_plugin.parallel.layer_forms import form_of
 from hag_plugin.parallel.layouts import ROWS, Split, chunk_sizes
 from hag_plugin.parallel.local_aggregate import LocalAggregate
 from hag_plugin.parallel.node_layers import graphs_of, relational_sum
+from hag_plugin.parallel.ranks.transfer import scatter_rows, sum_parts
 from hag_plugin.parallel.site import Site
-from hag_plugin.parallel.transfer import scatter_rows, sum_parts
 
 
 @executes("relations", "convolution")

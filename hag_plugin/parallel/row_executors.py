@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hag_plugin.parallel.comm import Group
 from hag_plugin.parallel.executors import Executor, executes
 from hag_plugin.parallel.graph_parts import Halo
 from hag_plugin.parallel.local_graphs import LocalGraphs
@@ -17,8 +16,9 @@ from hag_plugin.parallel.node_layers import (
     Relational,
     graphs_of,
 )
+from hag_plugin.parallel.ranks.comm import Group
+from hag_plugin.parallel.ranks.transfer import exchange, gather_rows
 from hag_plugin.parallel.site import Site
-from hag_plugin.parallel.transfer import exchange, gather_rows
 
 
 def layer_of(site: Site, graphs: LocalGraphs, copies: bool) -> NodeLayer:

@@ -21,8 +21,8 @@ from hag_plugin.parallel.executors import OperationExecutor
 from hag_plugin.parallel.layer_table import entry_of
 from hag_plugin.parallel.layouts import Layout
 from hag_plugin.parallel.opgraph import Op
+from hag_plugin.parallel.ranks.transfer import reshard
 from hag_plugin.parallel.site import World
-from hag_plugin.parallel.transfer import reshard
 from hag_plugin.parallel.walk import Walk
 from hag_plugin.program import SelfLoops
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from hag_plugin.parallel.calls import Call, Edges
-from hag_plugin.parallel.comm import Group
 from hag_plugin.parallel.layouts import COLUMNS, chunk_sizes, shares
 from hag_plugin.parallel.opgraph import Op
 from hag_plugin.parallel.parameters import Parameters
+from hag_plugin.parallel.ranks.comm import Group
 from hag_plugin.parallel.strategies import Config
 
 

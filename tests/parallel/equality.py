@@ -22,7 +22,7 @@ from hag_plugin.parallel.strategies import Config
 from hag_plugin.parallel.topology import preset
 from hag_plugin.parallel.trace_model import trace
 
-from .ranks import run_threads
+from .run_ranks import run_threads
 
 Allow = Callable[[Op, Config], bool]
 PHASES = ("forward", "backward", "update")

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from hag_plugin.parallel.calls import Call, Edges
-from hag_plugin.parallel.comm import Group
 from hag_plugin.parallel.executors import executor_of
 from hag_plugin.parallel.layouts import Layout, Split, shares
+from hag_plugin.parallel.ranks.comm import Group
+from hag_plugin.parallel.ranks.transfer import sum_gradients
 from hag_plugin.parallel.site import Site, World
 from hag_plugin.parallel.strategies import Config, Problem, configs_of, terms_of
-from hag_plugin.parallel.transfer import sum_gradients
 
-from .ranks import run_threads
+from .run_ranks import run_threads
 
 PHASES = ("forward", "backward", "update")
 RunLayer = Callable[[nn.Module, Tensor], Tensor]

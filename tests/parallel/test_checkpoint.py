@@ -22,7 +22,7 @@ from hag_plugin.parallel.planner import planned
 from hag_plugin.parallel.trace_model import trace
 
 from .equality import space_with, whole
-from .ranks import launch, run_processes, run_threads
+from .run_ranks import launch, run_processes, run_threads
 from .test_execute import CLASSES, FEATURES, data
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}

@@ -19,7 +19,7 @@ from hag_plugin.parallel.strategies import Problem
 from hag_plugin.parallel.trace_model import trace
 
 from .equality import space_with, whole
-from .ranks import run_threads
+from .run_ranks import run_threads
 from .sites import check_all
 
 if importlib.util.find_spec("dgl") is None:

@@ -20,7 +20,7 @@ from hag_plugin.parallel.planner import planned
 from hag_plugin.parallel.trace_model import trace
 
 from .equality import space_with
-from .ranks import run_threads
+from .run_ranks import run_threads
 from .test_execute import CLASSES, FEATURES, data
 
 RANKS = 4

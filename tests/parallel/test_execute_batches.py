@@ -19,7 +19,7 @@ from hag_plugin.parallel.strategies import Config
 from hag_plugin.parallel.trace_model import trace
 
 from .equality import PHASES, bytes_of, sgd, space_with, whole
-from .ranks import run_threads
+from .run_ranks import run_threads
 
 FEATURES, CLASSES = 6, 3
 

@@ -30,7 +30,7 @@ from .equality import (
     whole,
 )
 from .models import CLASSES, FEATURES, MODELS, graph
-from .ranks import run_processes, run_threads
+from .run_ranks import run_processes, run_threads
 
 NODES = 45
 

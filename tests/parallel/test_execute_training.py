@@ -21,7 +21,7 @@ from hag_plugin.parallel.planner import planned
 from hag_plugin.parallel.trace_model import trace
 
 from .equality import Allow, check, compare, space_with, train_alone, train_together, whole
-from .ranks import run_threads
+from .run_ranks import run_threads
 from .test_execute import KINDS, MLP, data
 
 Adam = partial(torch.optim.Adam, lr=0.01)

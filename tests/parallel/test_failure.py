@@ -20,7 +20,7 @@ from hag_plugin.parallel.planner import planned
 from hag_plugin.parallel.trace_model import trace
 
 from .equality import check, space_with
-from .ranks import launch, run_threads
+from .run_ranks import launch, run_threads
 from .test_execute import CLASSES, FEATURES, data
 
 

@@ -19,7 +19,7 @@ from hag_plugin.parallel.strategies import Problem, configs_of
 from hag_plugin.parallel.trace_model import trace
 
 from .equality import bytes_of, compare, sgd, space_with, train_alone, train_together
-from .ranks import run_threads
+from .run_ranks import run_threads
 
 WIDTH, HIDDEN, NODES = 16, 32, 70  # 16 ranks have 5 nodes each, the last two none
 MODELS: dict[str, Any] = {

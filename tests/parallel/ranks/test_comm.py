@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import hag_plugin
-from hag_plugin.parallel.comm import Group, Sent
+from hag_plugin.parallel.ranks.comm import Group, Sent
 
-from .ranks import launch, run_processes, run_threads
+from ..run_ranks import launch, run_processes, run_threads
 
 
 def collectives(rank: int) -> dict[str, Any]:
@@ -149,7 +149,7 @@ from pathlib import Path
 import torch.distributed as dist
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
 from torch.distributed.tensor import Shard, distribute_tensor
-from hag_plugin.parallel.comm import Group
+from hag_plugin.parallel.ranks.comm import Group
 import torch
 group = Group.world()
 kept = distribute_tensor(torch.ones(4), group.mesh(), [Shard(0)])

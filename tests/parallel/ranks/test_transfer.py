@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hag_plugin.parallel import layouts, transfer
-from hag_plugin.parallel.comm import Group
+from hag_plugin.parallel import layouts
 from hag_plugin.parallel.layouts import COLUMNS, REPLICATED, ROWS, Layout, Message, chunk_sizes
+from hag_plugin.parallel.ranks import transfer
+from hag_plugin.parallel.ranks.comm import Group
 
-from .ranks import run_processes, run_threads
+from ..run_ranks import run_processes, run_threads
 
 SIZES = (2, 4, 8, 16)
 

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hag_plugin.parallel.blocks import Blocks, Rows, Turn
-from hag_plugin.parallel.comm import Group
 from hag_plugin.parallel.layouts import COLUMNS, REPLICATED, ROWS, Layout
+from hag_plugin.parallel.ranks.blocks import Blocks, Rows, Turn
+from hag_plugin.parallel.ranks.comm import Group
 
 Map = Callable[[Tensor, str], Tensor]  # of a tensor, and the phase to count it under
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hag_plugin.parallel.comm import Group
 from hag_plugin.parallel.layouts import chunk_sizes
+from hag_plugin.parallel.ranks.comm import Group
 
 Rows = Sequence[int] | np.ndarray
 

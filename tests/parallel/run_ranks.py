@@ -198,11 +198,13 @@ def _work(folder: Path, rank: int) -> None:
 
 
 def _load(name: str, source: str) -> Any:
-    """A test module, under the name that pytest gave it."""
-    parent = name.rpartition(".")[0]
-    if parent and parent not in sys.modules:
-        package = Path(source).parent / "__init__.py"
-        _execute(parent, package, [str(package.parent)])
+    """A test module, under the name that pytest gave it, after the packages that it is in."""
+    *packages, _ = name.split(".")
+    for depth in range(len(packages)):
+        package = ".".join(packages[: depth + 1])
+        folder = Path(source).parents[len(packages) - 1 - depth]
+        if package not in sys.modules:
+            _execute(package, folder / "__init__.py", [str(folder)])
     return _execute(name, Path(source))
 
 
