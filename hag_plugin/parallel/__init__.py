@@ -8,11 +8,11 @@ plan.save("plan.json")
 from hag_plugin.parallel.checkpoint import load_checkpoint, save_checkpoint
 from hag_plugin.parallel.elimination import InfeasibleError
 from hag_plugin.parallel.execute import parallelize
+from hag_plugin.parallel.graphs.partition import Partition, partition
+from hag_plugin.parallel.graphs.stats import GraphStats, measure
 from hag_plugin.parallel.mcmc import Budget
 from hag_plugin.parallel.opgraph import Op, OpGraph
 from hag_plugin.parallel.parallel_model import Parallel
-from hag_plugin.parallel.partition import Partition, partition
-from hag_plugin.parallel.partition_stats import GraphStats, measure
 from hag_plugin.parallel.plan_file import LayerPlan, Plan
 from hag_plugin.parallel.plan_tasks import simulate_plan
 from hag_plugin.parallel.planner import plan, recost, space_of

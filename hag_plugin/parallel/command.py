@@ -23,8 +23,8 @@ from hag_plugin.graph_data import DatasetError
 from hag_plugin.parallel import topology as topologies
 from hag_plugin.parallel.cost import MODES
 from hag_plugin.parallel.elimination import InfeasibleError
+from hag_plugin.parallel.graphs.stats import GraphStats
 from hag_plugin.parallel.opgraph import OpGraph
-from hag_plugin.parallel.partition_stats import GraphStats
 from hag_plugin.parallel.plan_file import Plan
 from hag_plugin.parallel.planner import alternatives, plan, recost
 from hag_plugin.parallel.trace_model import trace

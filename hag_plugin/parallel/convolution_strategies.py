@@ -12,6 +12,7 @@ import numpy as np
 
 from hag_plugin.parallel import layer_steps as steps
 from hag_plugin.parallel.activations import Held, Step, hold
+from hag_plugin.parallel.graphs.stats import HagCounts, PartitionStats
 from hag_plugin.parallel.layouts import (
     COLUMNS,
     REPLICATED,
@@ -25,7 +26,6 @@ from hag_plugin.parallel.layouts import (
     rows_to_columns,
     scatter_rows,
 )
-from hag_plugin.parallel.partition_stats import HagCounts, PartitionStats
 from hag_plugin.parallel.strategies import (
     INDEX,
     Config,

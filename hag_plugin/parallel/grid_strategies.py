@@ -19,6 +19,7 @@ from hag_plugin.parallel.convolution_strategies import (
     orders,
     part_hags,
 )
+from hag_plugin.parallel.graphs.stats import HagCounts
 from hag_plugin.parallel.layouts import (
     REPLICATED,
     ROWS,
@@ -31,7 +32,6 @@ from hag_plugin.parallel.layouts import (
     scatter_rows,
     sent_bytes,
 )
-from hag_plugin.parallel.partition_stats import HagCounts
 from hag_plugin.parallel.strategies import INDEX, Config, Problem, Strategy, Terms, register
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hag_plugin.build import check_edge_index
 from hag_plugin.parallel.graph_parts import ELSEWHERE, Cover, Halo, LocalGraph
-from hag_plugin.parallel.vertex_cover import CoveredEdges, Edges
+from hag_plugin.parallel.graphs.vertex_cover import CoveredEdges, Edges
 from hag_plugin.program import SelfLoops
 
 T = TypeVar("T")

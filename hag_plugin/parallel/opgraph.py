@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hag_plugin.parallel.partition_stats import GraphStats
+from hag_plugin.parallel.graphs.stats import GraphStats
 
 KINDS = (
     "input",  # fixed features

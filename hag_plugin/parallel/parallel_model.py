@@ -17,9 +17,9 @@ from hag_plugin.parallel import normalisation_executors as _normalisation  # noq
 from hag_plugin.parallel import relation_executors as _relation  # noqa: F401
 from hag_plugin.parallel import row_executors as _rows  # noqa: F401
 from hag_plugin.parallel.executors import OperationExecutor, executor_of
+from hag_plugin.parallel.graphs.stats import owners
 from hag_plugin.parallel.layouts import ROWS, Layout, Split, shares
 from hag_plugin.parallel.parameters import Parameters
-from hag_plugin.parallel.partition_stats import owners
 from hag_plugin.parallel.plan_file import Plan
 from hag_plugin.parallel.ranks.comm import Group, Sent
 from hag_plugin.parallel.ranks.transfer import replicate_rows, sum_parts

@@ -67,7 +67,7 @@ def plan(
 
     Example:
         >>> from hag_plugin.parallel.opgraph import Op, OpGraph, gcn
-        >>> from hag_plugin.parallel.partition_stats import GraphStats
+        >>> from hag_plugin.parallel.graphs.stats import GraphStats
         >>> stats = GraphStats.assumed(1_000_000, 50_000_000, halo_ratio=4.0)
         >>> ops = [Op("x", "input", width=256), gcn("conv1", 0, 256, 256, input_grad=False),
         ...        gcn("conv2", 1, 256, 256), Op("loss", "loss", (2,), 256)]

@@ -13,9 +13,9 @@ from torch.nn import Module
 
 from hag_plugin.parallel import functions
 from hag_plugin.parallel.calls import Call, Edges
+from hag_plugin.parallel.graphs.stats import GraphStats, measure
 from hag_plugin.parallel.layer_table import entry_of
 from hag_plugin.parallel.opgraph import Op
-from hag_plugin.parallel.partition_stats import GraphStats, measure
 from hag_plugin.parallel.walk import Walk
 from hag_plugin.program import SelfLoops
 

@@ -86,7 +86,7 @@ def refine(
 
     Example:
         >>> from hag_plugin.parallel.opgraph import Op, OpGraph, gcn
-        >>> from hag_plugin.parallel.partition_stats import GraphStats
+        >>> from hag_plugin.parallel.graphs.stats import GraphStats
         >>> from hag_plugin.parallel.planner import plan, space_of
         >>> ops = [Op("x", "input", width=64), gcn("conv", 0, 64, 8), Op("loss", "loss", (1,), 8)]
         >>> graph = OpGraph.of(ops, {"A": GraphStats.assumed(10_000, 500_000)})

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from hag_plugin.parallel.calls import Call, Edges
+from hag_plugin.parallel.graphs.stats import GraphStats
 from hag_plugin.parallel.opgraph import OpGraph
-from hag_plugin.parallel.partition_stats import GraphStats
 from hag_plugin.parallel.recorder import Met, Recorder
 
 
@@ -40,7 +40,7 @@ def trace(
             a graph, with `features`.
         features: width of the input, where `data` has no `x`.
         hag: search HAGs of the graph, to know what they save.
-        part: as in `partition_stats.measure`.
+        part: as in `graphs.stats.measure`.
         itemsize: bytes a value; by default of those of `data`, 4 where it has none.
 
     Raises:

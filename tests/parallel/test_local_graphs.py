@@ -13,10 +13,10 @@ from torch import Tensor
 
 import hag_plugin as hp
 from hag_plugin.parallel.graph_parts import ELSEWHERE, Halo, LocalGraph
+from hag_plugin.parallel.graphs.stats import measure
+from hag_plugin.parallel.graphs.vertex_cover import minimum_cover
 from hag_plugin.parallel.layouts import chunk_sizes
 from hag_plugin.parallel.local_graphs import LocalGraphs
-from hag_plugin.parallel.partition_stats import measure
-from hag_plugin.parallel.vertex_cover import minimum_cover
 
 CPU = torch.device("cpu")
 LOOPS = (False, "add", "fill")

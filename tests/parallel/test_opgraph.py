@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch_geometric import nn as pyg
 from torch_geometric.data import Data
 
+from hag_plugin.parallel.graphs.stats import GraphStats
 from hag_plugin.parallel.opgraph import Op, OpGraph, convolution
-from hag_plugin.parallel.partition_stats import GraphStats
 from hag_plugin.parallel.trace_model import trace
 
 from .models import CLASSES, FEATURES, MODELS, NODES, graph

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from hag_plugin.parallel import search as _fills_the_registry  # noqa: F401
 from hag_plugin.parallel.convolution_strategies import AGGREGATE, TRANSFORM
+from hag_plugin.parallel.graphs.stats import GraphStats, measure
 from hag_plugin.parallel.layouts import (
     COLUMNS,
     REPLICATED,
@@ -25,7 +26,6 @@ from hag_plugin.parallel.layouts import (
     sent_bytes,
 )
 from hag_plugin.parallel.opgraph import Op, OpGraph, convolution
-from hag_plugin.parallel.partition_stats import GraphStats, measure
 from hag_plugin.parallel.strategies import REGISTRY, Config, Problem, Terms, configs_of, terms_of
 
 S = 4  # bytes a value

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hag_plugin.parallel import partition_stats
-from hag_plugin.parallel.partition import IMBALANCE, METHODS, Partition, partition
+from hag_plugin.parallel.graphs.partition import IMBALANCE, METHODS, Partition, partition
+from hag_plugin.parallel.graphs.stats import measure
 
 
 def communities(nodes: int, parts: int, seed: int = 0) -> torch.Tensor:
@@ -25,9 +25,7 @@ def communities(nodes: int, parts: int, seed: int = 0) -> torch.Tensor:
 
 
 def halo_rows(edges: torch.Tensor, nodes: int, found: Partition) -> int:
-    stats = partition_stats.measure(
-        found.renumber(edges), nodes, part=found, hag=False, progress=False
-    )
+    stats = measure(found.renumber(edges), nodes, part=found, hag=False, progress=False)
     cut = stats.partition(len(found.rows))
     assert np.array_equal(cut.rows, found.rows)
     return int(cut.halo.sum())
