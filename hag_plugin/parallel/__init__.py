@@ -10,16 +10,16 @@ from hag_plugin.parallel.elimination import InfeasibleError
 from hag_plugin.parallel.execute import parallelize
 from hag_plugin.parallel.graphs.partition import Partition, partition
 from hag_plugin.parallel.graphs.stats import GraphStats, measure
+from hag_plugin.parallel.machine.probe import probe_ranks
+from hag_plugin.parallel.machine.topology import Topology, preset, presets
 from hag_plugin.parallel.mcmc import Budget
 from hag_plugin.parallel.opgraph import Op, OpGraph
 from hag_plugin.parallel.parallel_model import Parallel
 from hag_plugin.parallel.plan_file import LayerPlan, Plan
 from hag_plugin.parallel.plan_tasks import simulate_plan
 from hag_plugin.parallel.planner import plan, recost, space_of
-from hag_plugin.parallel.probe import probe_ranks
 from hag_plugin.parallel.refine import Refined, refine
 from hag_plugin.parallel.share import Share, by_graph
-from hag_plugin.parallel.topology import Topology, preset, presets
 from hag_plugin.parallel.trace_model import trace
 
 __all__ = [

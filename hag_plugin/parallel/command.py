@@ -20,10 +20,10 @@ from hag_plugin import datasets
 from hag_plugin.files import check_output, write_whole
 from hag_plugin.graph_arguments import add_ids
 from hag_plugin.graph_data import DatasetError
-from hag_plugin.parallel import topology as topologies
 from hag_plugin.parallel.cost import MODES
 from hag_plugin.parallel.elimination import InfeasibleError
 from hag_plugin.parallel.graphs.stats import GraphStats
+from hag_plugin.parallel.machine import topology as topologies
 from hag_plugin.parallel.opgraph import OpGraph
 from hag_plugin.parallel.plan_file import Plan
 from hag_plugin.parallel.planner import alternatives, plan, recost
@@ -207,7 +207,7 @@ def run_probe(args: argparse.Namespace) -> dict[str, Any]:
         from hag_plugin.parallel.probe_model import run_probe_model  # it needs this file
 
         return run_probe_model(args)
-    from hag_plugin.parallel.probe import SIZES, probe  # torch.distributed, only for this
+    from hag_plugin.parallel.machine.probe import SIZES, probe  # torch.distributed, only for this
 
     with in_words():
         if args.output:

@@ -22,11 +22,11 @@ from hag_plugin.parallel.cost import (
     message_seconds,
 )
 from hag_plugin.parallel.elimination import InfeasibleError
+from hag_plugin.parallel.machine.topology import Topology, load
 from hag_plugin.parallel.opgraph import OpGraph
 from hag_plugin.parallel.plan_file import LayerPlan, Plan, impossible
 from hag_plugin.parallel.search import Space
 from hag_plugin.parallel.strategies import Config, Problem, configs_of
-from hag_plugin.parallel.topology import Topology, load
 from hag_plugin.parallel.trace_model import trace
 
 

@@ -25,11 +25,11 @@ from hag_plugin.parallel.cost import ComputeCost, Seconds, message_seconds, pric
 from hag_plugin.parallel.elimination import Choice, CostGraph, InfeasibleError
 from hag_plugin.parallel.exact import minimise
 from hag_plugin.parallel.layouts import Layout, Message, reshard
+from hag_plugin.parallel.machine.topology import Topology
 from hag_plugin.parallel.opgraph import OpGraph
 from hag_plugin.parallel.peak_memory import PeakMemory
 from hag_plugin.parallel.plan_file import Memory
 from hag_plugin.parallel.strategies import Config, Problem, Terms, configs_of, terms_of
-from hag_plugin.parallel.topology import Topology
 from hag_plugin.units import size
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from hag_plugin.cli import main
-from hag_plugin.parallel.collectives import COLLECTIVES
 from hag_plugin.parallel.command import size
+from hag_plugin.parallel.machine.collectives import COLLECTIVES
+from hag_plugin.parallel.machine.topology import load
 from hag_plugin.parallel.plan_file import Plan
-from hag_plugin.parallel.topology import load
 
 SIZES = ["--nodes", "240000", "--edges", "12000000", "--features", "100", "--halo-ratio", "2"]
 

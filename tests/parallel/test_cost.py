@@ -12,10 +12,10 @@ from hag_plugin.parallel import cost
 from hag_plugin.parallel.cost import Analytic, Measured, calibrated, message_seconds, price
 from hag_plugin.parallel.graphs.stats import GraphStats
 from hag_plugin.parallel.layouts import Message
+from hag_plugin.parallel.machine.topology import preset
 from hag_plugin.parallel.opgraph import Op, OpGraph, convolution
 from hag_plugin.parallel.planner import plan
 from hag_plugin.parallel.strategies import Aggregation, Product, Terms
-from hag_plugin.parallel.topology import preset
 
 BLOCK = Terms(
     aggregations=[Aggregation("forward", 2000, 400, 16)],

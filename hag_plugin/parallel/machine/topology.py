@@ -15,8 +15,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hag_plugin.parallel.collectives import COLLECTIVES
-from hag_plugin.parallel.levels import SHAPES, Level, Tree
+from hag_plugin.parallel.machine.collectives import COLLECTIVES
+from hag_plugin.parallel.machine.levels import SHAPES, Level, Tree
 
 FORMAT, VERSION = "hag_plugin.topology", 1
 
@@ -228,7 +228,7 @@ def _check_positive(what: str, value: float) -> None:
 
 def presets() -> list[str]:
     """The names of the machines that come with the package."""
-    folder = resources.files("hag_plugin.parallel") / "presets"
+    folder = resources.files("hag_plugin.parallel.machine") / "presets"
     return sorted(f.name[: -len(".json")] for f in folder.iterdir() if f.name.endswith(".json"))
 
 
@@ -240,7 +240,7 @@ def preset(name: str) -> Topology:
     """
     if name not in presets():
         raise ValueError(f"topology is {name!r}; expected a file, or one of {presets()}")
-    text = (resources.files("hag_plugin.parallel") / "presets" / f"{name}.json").read_text()
+    text = (resources.files("hag_plugin.parallel.machine") / "presets" / f"{name}.json").read_text()
     return Topology.from_dict(json.loads(text))
 
 

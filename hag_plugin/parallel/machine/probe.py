@@ -25,9 +25,9 @@ import torch.multiprocessing
 
 from hag_plugin.aggregate import aggregate
 from hag_plugin.build import build_hag
-from hag_plugin.parallel.levels import Level
+from hag_plugin.parallel.machine.levels import Level
+from hag_plugin.parallel.machine.topology import Device, Fit, Topology
 from hag_plugin.parallel.ranks.comm import Group, session
-from hag_plugin.parallel.topology import Device, Fit, Topology
 from hag_plugin.starting import interrupts_blocked
 
 SIZES = tuple(1 << k for k in range(10, 25, 2))  # bytes that each process hands in

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from hag_plugin.parallel.levels import Tree
+from hag_plugin.parallel.machine.levels import Tree
 
 Model = Callable[[Tree, float, Sequence[int], int], float]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from hag_plugin.parallel.collectives import COLLECTIVES
 from hag_plugin.parallel.layouts import sent_bytes
-from hag_plugin.parallel.levels import Level
-from hag_plugin.parallel.topology import (
+from hag_plugin.parallel.machine.collectives import COLLECTIVES
+from hag_plugin.parallel.machine.levels import Level
+from hag_plugin.parallel.machine.topology import (
     Fit,
     Topology,
     load,
