@@ -24,7 +24,7 @@ def hag() -> hp.HAG:
 def a_plan() -> Any:
     from torch_geometric.nn import GCN
 
-    from hag_plugin.parallel.trace_model import trace
+    from hag_plugin.parallel.model.trace import trace
 
     graph = hp.parallel.GraphStats.assumed(100, 400)
     return hp.parallel.plan(trace(GCN(8, 8, 2), graph, features=8), "a100x8", world_size=2)

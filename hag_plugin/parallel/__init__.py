@@ -13,14 +13,14 @@ from hag_plugin.parallel.graphs.stats import GraphStats, measure
 from hag_plugin.parallel.machine.probe import probe_ranks
 from hag_plugin.parallel.machine.topology import Topology, preset, presets
 from hag_plugin.parallel.mcmc import Budget
-from hag_plugin.parallel.opgraph import Op, OpGraph
+from hag_plugin.parallel.model.opgraph import Op, OpGraph
+from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.parallel_model import Parallel
 from hag_plugin.parallel.plan_file import LayerPlan, Plan
 from hag_plugin.parallel.plan_tasks import simulate_plan
 from hag_plugin.parallel.planner import plan, recost, space_of
 from hag_plugin.parallel.refine import Refined, refine
 from hag_plugin.parallel.share import Share, by_graph
-from hag_plugin.parallel.trace_model import trace
 
 __all__ = [
     "Budget",

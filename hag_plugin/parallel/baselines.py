@@ -7,7 +7,7 @@ from hag_plugin.parallel.cost import ComputeCost, message_seconds
 from hag_plugin.parallel.elimination import Choice, InfeasibleError
 from hag_plugin.parallel.layouts import even
 from hag_plugin.parallel.machine.topology import Topology
-from hag_plugin.parallel.opgraph import OpGraph
+from hag_plugin.parallel.model.opgraph import OpGraph
 from hag_plugin.parallel.search import Space
 from hag_plugin.parallel.strategies import Config
 

@@ -24,10 +24,10 @@ from hag_plugin.parallel.cost import MODES
 from hag_plugin.parallel.elimination import InfeasibleError
 from hag_plugin.parallel.graphs.stats import GraphStats
 from hag_plugin.parallel.machine import topology as topologies
-from hag_plugin.parallel.opgraph import OpGraph
+from hag_plugin.parallel.model.opgraph import OpGraph
+from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.plan_file import Plan
 from hag_plugin.parallel.planner import alternatives, plan, recost
-from hag_plugin.parallel.trace_model import trace
 from hag_plugin.units import milliseconds
 
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hag_plugin.parallel import dropout, functions
-from hag_plugin.parallel.calls import Call
+from hag_plugin.parallel import dropout
 from hag_plugin.parallel.executors import OperationExecutor, executes
 from hag_plugin.parallel.layouts import COLUMNS, REPLICATED, ROWS, Split, shares
+from hag_plugin.parallel.model import functions
+from hag_plugin.parallel.model.calls import Call
 from hag_plugin.parallel.parameters import swapped
 from hag_plugin.parallel.ranks.comm import Group
 from hag_plugin.parallel.ranks.transfer import (

@@ -21,7 +21,7 @@ from hag_plugin.parallel.layouts import (
     scatter_rows,
     sent_bytes,
 )
-from hag_plugin.parallel.opgraph import Op
+from hag_plugin.parallel.model.opgraph import Op
 from hag_plugin.parallel.strategies import (
     Config,
     Problem,

@@ -11,13 +11,13 @@ import torch
 from torch.nn import Module
 
 from hag_plugin.parallel.machine.topology import Topology
+from hag_plugin.parallel.model.trace import record
 from hag_plugin.parallel.parallel_model import Parallel
 from hag_plugin.parallel.parameters import Parameters
 from hag_plugin.parallel.plan_file import Plan
 from hag_plugin.parallel.planner import plan as find_plan
 from hag_plugin.parallel.ranks.comm import Group
 from hag_plugin.parallel.share import Part
-from hag_plugin.parallel.trace_model import record
 
 
 def parallelize(

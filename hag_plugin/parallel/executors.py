@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from hag_plugin.parallel.calls import Call
 from hag_plugin.parallel.layouts import Split
+from hag_plugin.parallel.model.calls import Call
 from hag_plugin.parallel.site import Site
 
 

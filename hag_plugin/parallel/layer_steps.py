@@ -6,7 +6,7 @@ import numpy as np
 
 from hag_plugin.parallel.activations import Held, Step, hold
 from hag_plugin.parallel.layouts import Layout, chunk_sizes, held
-from hag_plugin.parallel.opgraph import Op
+from hag_plugin.parallel.model.opgraph import Op
 
 TRANSFORM = "transform-first"
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hag_plugin.parallel import functions
-from hag_plugin.parallel.calls import Call
 from hag_plugin.parallel.dense_executors import Local
 from hag_plugin.parallel.executors import executes
 from hag_plugin.parallel.layouts import Split
+from hag_plugin.parallel.model import functions
+from hag_plugin.parallel.model.calls import Call
 from hag_plugin.parallel.ranks.comm import Group
 from hag_plugin.parallel.ranks.transfer import sum_statistics
 

@@ -16,7 +16,7 @@ from typing import Any
 from hag_plugin.files import write_whole
 from hag_plugin.parallel.cost import MODES, Seconds
 from hag_plugin.parallel.layouts import KINDS, Layout
-from hag_plugin.parallel.opgraph import OpGraph
+from hag_plugin.parallel.model.opgraph import OpGraph
 from hag_plugin.parallel.strategies import HAGS, ORDERS, REGISTRY, Config, Problem, configs_of
 from hag_plugin.units import milliseconds, size
 

@@ -23,11 +23,11 @@ from hag_plugin.parallel.cost import (
 )
 from hag_plugin.parallel.elimination import InfeasibleError
 from hag_plugin.parallel.machine.topology import Topology, load
-from hag_plugin.parallel.opgraph import OpGraph
+from hag_plugin.parallel.model.opgraph import OpGraph
+from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.plan_file import LayerPlan, Plan, impossible
 from hag_plugin.parallel.search import Space
 from hag_plugin.parallel.strategies import Config, Problem, configs_of
-from hag_plugin.parallel.trace_model import trace
 
 
 def plan(
@@ -66,7 +66,7 @@ def plan(
         ValueError: an argument is wrong; there are fewer devices than `world_size`.
 
     Example:
-        >>> from hag_plugin.parallel.opgraph import Op, OpGraph, gcn
+        >>> from hag_plugin.parallel.model.opgraph import Op, OpGraph, gcn
         >>> from hag_plugin.parallel.graphs.stats import GraphStats
         >>> stats = GraphStats.assumed(1_000_000, 50_000_000, halo_ratio=4.0)
         >>> ops = [Op("x", "input", width=256), gcn("conv1", 0, 256, 256, input_grad=False),

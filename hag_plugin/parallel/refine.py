@@ -85,7 +85,7 @@ def refine(
         ValueError: the plan is not one of the space's.
 
     Example:
-        >>> from hag_plugin.parallel.opgraph import Op, OpGraph, gcn
+        >>> from hag_plugin.parallel.model.opgraph import Op, OpGraph, gcn
         >>> from hag_plugin.parallel.graphs.stats import GraphStats
         >>> from hag_plugin.parallel.planner import plan, space_of
         >>> ops = [Op("x", "input", width=64), gcn("conv", 0, 64, 8), Op("loss", "loss", (1,), 8)]

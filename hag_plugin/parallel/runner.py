@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from hag_plugin.parallel import functions
-from hag_plugin.parallel.calls import Call
 from hag_plugin.parallel.executors import OperationExecutor
-from hag_plugin.parallel.layer_table import entry_of
 from hag_plugin.parallel.layouts import Layout
-from hag_plugin.parallel.opgraph import Op
+from hag_plugin.parallel.model import functions
+from hag_plugin.parallel.model.calls import Call
+from hag_plugin.parallel.model.layers import entry_of
+from hag_plugin.parallel.model.opgraph import Op
+from hag_plugin.parallel.model.walk import Walk
 from hag_plugin.parallel.ranks.transfer import reshard
 from hag_plugin.parallel.site import World
-from hag_plugin.parallel.walk import Walk
 from hag_plugin.program import SelfLoops
 
 SHARD = "_hag_plugin_shard"

@@ -26,7 +26,7 @@ from hag_plugin.parallel.elimination import Choice, CostGraph, InfeasibleError
 from hag_plugin.parallel.exact import minimise
 from hag_plugin.parallel.layouts import Layout, Message, reshard
 from hag_plugin.parallel.machine.topology import Topology
-from hag_plugin.parallel.opgraph import OpGraph
+from hag_plugin.parallel.model.opgraph import OpGraph
 from hag_plugin.parallel.peak_memory import PeakMemory
 from hag_plugin.parallel.plan_file import Memory
 from hag_plugin.parallel.strategies import Config, Problem, Terms, configs_of, terms_of

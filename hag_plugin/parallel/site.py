@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hag_plugin.parallel.calls import Call, Edges
 from hag_plugin.parallel.layouts import COLUMNS, chunk_sizes, shares
-from hag_plugin.parallel.opgraph import Op
+from hag_plugin.parallel.model.calls import Call, Edges
+from hag_plugin.parallel.model.opgraph import Op
 from hag_plugin.parallel.parameters import Parameters
 from hag_plugin.parallel.ranks.comm import Group
 from hag_plugin.parallel.strategies import Config

@@ -15,12 +15,12 @@ from torch.distributed.tensor import DTensor
 import hag_plugin as hp
 from hag_plugin.parallel.cost import Analytic
 from hag_plugin.parallel.machine.topology import preset
-from hag_plugin.parallel.opgraph import Op, OpGraph
+from hag_plugin.parallel.model.opgraph import Op, OpGraph
+from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.plan_file import Plan
 from hag_plugin.parallel.planner import planned
 from hag_plugin.parallel.search import Space
 from hag_plugin.parallel.strategies import Config
-from hag_plugin.parallel.trace_model import trace
 
 from .run_ranks import run_threads
 

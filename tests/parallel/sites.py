@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hag_plugin.parallel.calls import Call, Edges
 from hag_plugin.parallel.executors import executor_of
 from hag_plugin.parallel.layouts import Layout, Split, shares
+from hag_plugin.parallel.model.calls import Call, Edges
 from hag_plugin.parallel.ranks.comm import Group
 from hag_plugin.parallel.ranks.transfer import sum_gradients
 from hag_plugin.parallel.site import Site, World

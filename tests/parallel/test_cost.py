@@ -13,7 +13,7 @@ from hag_plugin.parallel.cost import Analytic, Measured, calibrated, message_sec
 from hag_plugin.parallel.graphs.stats import GraphStats
 from hag_plugin.parallel.layouts import Message
 from hag_plugin.parallel.machine.topology import preset
-from hag_plugin.parallel.opgraph import Op, OpGraph, convolution
+from hag_plugin.parallel.model.opgraph import Op, OpGraph, convolution
 from hag_plugin.parallel.planner import plan
 from hag_plugin.parallel.strategies import Aggregation, Product, Terms
 

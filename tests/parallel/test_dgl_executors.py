@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 import hag_plugin as hp
 from hag_plugin.dgl import graphbolt_stand_in
-from hag_plugin.parallel.calls import Call, Edges
+from hag_plugin.parallel.model.calls import Call, Edges
+from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.planner import planned
 from hag_plugin.parallel.strategies import Problem
-from hag_plugin.parallel.trace_model import trace
 
 from .equality import space_with, whole
 from .run_ranks import run_threads

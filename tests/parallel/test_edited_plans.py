@@ -16,8 +16,8 @@ from torch import nn
 from torch_geometric import nn as pyg
 
 import hag_plugin as hp
+from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.planner import planned
-from hag_plugin.parallel.trace_model import trace
 
 from .equality import space_with
 from .run_ranks import run_threads

@@ -13,9 +13,9 @@ from torch import nn
 from torch_geometric import nn as pyg
 from torch_geometric.data import Data
 
-from hag_plugin.parallel.opgraph import Op, OpGraph
+from hag_plugin.parallel.model.opgraph import Op, OpGraph
+from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.strategies import Config, Problem, configs_of
-from hag_plugin.parallel.trace_model import trace
 
 from .equality import check
 from .models import CLASSES, FEATURES, RGCN, SkipPNA

@@ -13,10 +13,10 @@ from torch_geometric import nn as pyg
 from torch_geometric.data import Batch, Data
 
 import hag_plugin as hp
-from hag_plugin.parallel.opgraph import Op
+from hag_plugin.parallel.model.opgraph import Op
+from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.planner import planned
 from hag_plugin.parallel.strategies import Config
-from hag_plugin.parallel.trace_model import trace
 
 from .equality import PHASES, bytes_of, sgd, space_with, whole
 from .run_ranks import run_threads

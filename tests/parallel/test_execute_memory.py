@@ -18,12 +18,12 @@ from torch_geometric import nn as pyg
 from torch_geometric.data import Data
 
 import hag_plugin as hp
-from hag_plugin.parallel.opgraph import Op
+from hag_plugin.parallel.model.opgraph import Op
+from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.plan_file import Plan
 from hag_plugin.parallel.planner import planned
 from hag_plugin.parallel.ranks.comm import Group
 from hag_plugin.parallel.strategies import Config
-from hag_plugin.parallel.trace_model import trace
 
 from .equality import Allow, space_with
 from .run_ranks import run_processes, run_threads

@@ -16,9 +16,9 @@ from torch_geometric import nn as pyg
 
 import hag_plugin as hp
 from hag_plugin.parallel.dropout import keep
+from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.plan_file import Plan
 from hag_plugin.parallel.planner import planned
-from hag_plugin.parallel.trace_model import trace
 
 from .equality import Allow, check, compare, space_with, train_alone, train_together, whole
 from .run_ranks import run_threads

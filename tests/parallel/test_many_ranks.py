@@ -13,10 +13,10 @@ import torch
 from torch_geometric import nn as pyg
 from torch_geometric.data import Data
 
+from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.plan_file import Plan
 from hag_plugin.parallel.planner import planned
 from hag_plugin.parallel.strategies import Problem, configs_of
-from hag_plugin.parallel.trace_model import trace
 
 from .equality import bytes_of, compare, sgd, space_with, train_alone, train_together
 from .run_ranks import run_threads

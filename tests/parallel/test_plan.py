@@ -20,12 +20,12 @@ from hag_plugin.parallel.elimination import InfeasibleError
 from hag_plugin.parallel.exact import brute_force
 from hag_plugin.parallel.graphs.stats import GraphStats
 from hag_plugin.parallel.machine.topology import Topology, preset
-from hag_plugin.parallel.opgraph import Op, OpGraph, convolution
+from hag_plugin.parallel.model.opgraph import Op, OpGraph, convolution
+from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.plan_file import Plan
 from hag_plugin.parallel.planner import alternatives, plan, planned, recost
 from hag_plugin.parallel.search import Space
 from hag_plugin.parallel.strategies import REGISTRY, Config
-from hag_plugin.parallel.trace_model import trace
 
 from .models import MODELS, graph
 

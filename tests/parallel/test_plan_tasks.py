@@ -16,7 +16,7 @@ from hag_plugin import cli
 from hag_plugin.cli import main
 from hag_plugin.parallel import Budget, GraphStats, plan, refine, simulate_plan, space_of
 from hag_plugin.parallel.chrome_trace import chrome_trace, write_chrome_trace
-from hag_plugin.parallel.opgraph import Op, OpGraph, gcn
+from hag_plugin.parallel.model.opgraph import Op, OpGraph, gcn
 from hag_plugin.parallel.plan_tasks import PlanModel
 from hag_plugin.parallel.search import Space
 from hag_plugin.parallel.simulate import critical_path

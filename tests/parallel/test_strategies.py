@@ -25,7 +25,7 @@ from hag_plugin.parallel.layouts import (
     reshard,
     sent_bytes,
 )
-from hag_plugin.parallel.opgraph import Op, OpGraph, convolution
+from hag_plugin.parallel.model.opgraph import Op, OpGraph, convolution
 from hag_plugin.parallel.strategies import REGISTRY, Config, Problem, Terms, configs_of, terms_of
 
 S = 4  # bytes a value

@@ -1,6 +1,6 @@
 """Models as graphs of operations: what is computed, of what size, and which gradients flow.
 
-`trace_model.trace` makes them from PyG and DGL models; `OpGraph` takes them from code as well.
+`trace.trace` makes them from PyG and DGL models; `OpGraph` takes them from code as well.
 """
 
 from __future__ import annotations

@@ -13,10 +13,10 @@ from torch_geometric import nn as pyg
 from torch_geometric.data import Data
 
 from hag_plugin.parallel.graphs.stats import GraphStats
-from hag_plugin.parallel.opgraph import Op, OpGraph, convolution
-from hag_plugin.parallel.trace_model import trace
+from hag_plugin.parallel.model.opgraph import Op, OpGraph, convolution
+from hag_plugin.parallel.model.trace import trace
 
-from .models import CLASSES, FEATURES, MODELS, NODES, graph
+from ..models import CLASSES, FEATURES, MODELS, NODES, graph
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from hag_plugin.parallel.calls import Call, Edges
 from hag_plugin.parallel.graphs.stats import GraphStats
-from hag_plugin.parallel.opgraph import OpGraph
-from hag_plugin.parallel.recorder import Met, Recorder
+from hag_plugin.parallel.model.calls import Call, Edges
+from hag_plugin.parallel.model.opgraph import OpGraph
+from hag_plugin.parallel.model.recorder import Met, Recorder
 
 
 def trace(

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hag_plugin.parallel.functions import tensors
-from hag_plugin.parallel.walk import Entry, Walk
+from hag_plugin.parallel.model.functions import tensors
+from hag_plugin.parallel.model.walk import Entry, Walk
 
 LINEAR_REDUCERS = {"sum", "add", "mean"}
 

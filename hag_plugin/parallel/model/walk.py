@@ -1,7 +1,7 @@
 """Following a model while it runs: which module is at work, and which functions are called.
 
-`recorder.Recorder` writes down what it meets, `runner.Runner` runs it on shards; both go the
-same way and give operations the same names.
+`recorder.Recorder` writes down what it meets, `execution.runner.Runner` runs it on shards; both go
+the same way and give operations the same names.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.overrides import TorchFunctionMode
 
-from hag_plugin.parallel.functions import base_name, name_of, tensors
+from hag_plugin.parallel.model.functions import base_name, name_of, tensors
 from hag_plugin.program import SelfLoops
 
 Entry = Callable[["Walk", Any, tuple[Any, ...], dict[str, Any]], Tensor]
