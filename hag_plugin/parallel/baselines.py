@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from hag_plugin.parallel.convolution_strategies import AGGREGATE
 from hag_plugin.parallel.cost import ComputeCost, message_seconds
 from hag_plugin.parallel.elimination import Choice, InfeasibleError
 from hag_plugin.parallel.layouts import even
 from hag_plugin.parallel.machine.topology import Topology
 from hag_plugin.parallel.model.opgraph import OpGraph
 from hag_plugin.parallel.search import Space
-from hag_plugin.parallel.strategies import Config
+from hag_plugin.parallel.strategies.convolution import AGGREGATE
+from hag_plugin.parallel.strategies.registry import Config
 
 UNIFORM = ("convolution", "attention")  # kinds that a uniform strategy is about
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hag_plugin.parallel.convolution_strategies import AGGREGATE, TRANSFORM
 from hag_plugin.parallel.executors import Executor, executes
 from hag_plugin.parallel.layer_forms import Form, form_of
 from hag_plugin.parallel.layouts import COLUMNS, ROWS, Split
@@ -20,6 +19,7 @@ from hag_plugin.parallel.ranks.transfer import (
 )
 from hag_plugin.parallel.row_executors import HaloRows
 from hag_plugin.parallel.site import Site
+from hag_plugin.parallel.strategies.convolution import AGGREGATE, TRANSFORM
 
 
 class _Features(Executor):

@@ -24,7 +24,7 @@ from hag_plugin.build import build_hag
 from hag_plugin.files import write_whole
 from hag_plugin.parallel.layouts import Message
 from hag_plugin.parallel.machine.topology import Topology
-from hag_plugin.parallel.strategies import INDEX, Terms
+from hag_plugin.parallel.strategies.registry import INDEX, Terms
 from hag_plugin.version import __version__
 
 MODES = ("analytic", "measured", "calibrated")
@@ -95,7 +95,7 @@ class Analytic:
         scale: measured over analytic; 1 where nothing was measured.
 
     Example:
-        >>> from hag_plugin.parallel.strategies import Product
+        >>> from hag_plugin.parallel.strategies.registry import Product
         >>> from hag_plugin.parallel.machine.topology import preset
         >>> cost = Analytic(preset("a100x8"))
         >>> round(cost(Terms(products=[Product("forward", 1000, 1000, 1000)]), 4) * 1e6)  # us

@@ -13,13 +13,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from hag_plugin.parallel.convolution_strategies import AGGREGATE, TRANSFORM
 from hag_plugin.parallel.graph_parts import Cover, LocalGraph
 from hag_plugin.parallel.layer_forms import form_of, relational_product
 from hag_plugin.parallel.local_aggregate import LocalAggregate
 from hag_plugin.parallel.local_graphs import LocalGraphs
 from hag_plugin.parallel.parameters import swapped
 from hag_plugin.parallel.site import Site
+from hag_plugin.parallel.strategies.convolution import AGGREGATE, TRANSFORM
 
 Fetch = Callable[[Tensor], Tensor]
 

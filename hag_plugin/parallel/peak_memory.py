@@ -1,4 +1,6 @@
-"""What a plan holds at its peak, as numbers of operations and of pairs of them: see `activations`.
+"""What a plan holds at its peak, as numbers of operations and of pairs of them.
+
+`strategies.activations` says what operations keep and hold.
 
 What is kept adds up. What is held while one operation runs is a maximum over operations; from it
 is taken what later operations keep, for they keep it later. A search that does not know yet how
@@ -13,9 +15,9 @@ from functools import cached_property
 
 import numpy as np
 
-from hag_plugin.parallel.layer_steps import turn
 from hag_plugin.parallel.layouts import Layout, held
-from hag_plugin.parallel.strategies import Config, Problem, Terms
+from hag_plugin.parallel.strategies.registry import Config, Problem, Terms
+from hag_plugin.parallel.strategies.steps import turn
 
 STEPS = 8  # of bounds between powers of two: fewer are searched faster
 

@@ -17,7 +17,14 @@ from hag_plugin.files import write_whole
 from hag_plugin.parallel.cost import MODES, Seconds
 from hag_plugin.parallel.layouts import KINDS, Layout
 from hag_plugin.parallel.model.opgraph import OpGraph
-from hag_plugin.parallel.strategies import HAGS, ORDERS, REGISTRY, Config, Problem, configs_of
+from hag_plugin.parallel.strategies.registry import (
+    HAGS,
+    ORDERS,
+    REGISTRY,
+    Config,
+    Problem,
+    configs_of,
+)
 from hag_plugin.units import milliseconds, size
 
 FORMAT, VERSION = "hag_plugin.plan", 1
@@ -56,7 +63,8 @@ class Memory:
 
     Attributes:
         retained: activations kept for the backward pass; weights, gradients and Adam's moments.
-        transient: the most that one operation holds besides while it runs, see `activations`.
+        transient: the most that one operation holds besides while it runs, see
+            `strategies.activations`.
         graph: the largest graph, shared by the layers that run on it.
     """
 

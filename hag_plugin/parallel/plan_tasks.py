@@ -17,7 +17,7 @@ from hag_plugin.parallel.layouts import Layout, Message
 from hag_plugin.parallel.plan_file import Plan
 from hag_plugin.parallel.search import Space
 from hag_plugin.parallel.simulate import Schedule
-from hag_plugin.parallel.strategies import Terms
+from hag_plugin.parallel.strategies.registry import Terms
 from hag_plugin.parallel.strategy_model import simulate_strategy
 from hag_plugin.parallel.tasks import (
     BACKWARD,

@@ -27,7 +27,7 @@ from hag_plugin.parallel.model.opgraph import OpGraph
 from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.plan_file import LayerPlan, Plan, impossible
 from hag_plugin.parallel.search import Space
-from hag_plugin.parallel.strategies import Config, Problem, configs_of
+from hag_plugin.parallel.strategies.registry import Config, Problem, configs_of
 
 
 def plan(

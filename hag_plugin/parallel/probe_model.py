@@ -13,7 +13,7 @@ from hag_plugin.parallel import command
 from hag_plugin.parallel.cost import Analytic, Measured, block_key
 from hag_plugin.parallel.planner import space_of
 from hag_plugin.parallel.search import Space
-from hag_plugin.parallel.strategies import Terms
+from hag_plugin.parallel.strategies.registry import Terms
 
 
 @dataclass(frozen=True)

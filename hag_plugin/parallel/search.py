@@ -16,11 +16,6 @@ from functools import cached_property
 
 import numpy as np
 
-# These fill the registry.
-from hag_plugin.parallel import attention_strategies as _attention  # noqa: F401
-from hag_plugin.parallel import convolution_strategies as _convolution  # noqa: F401
-from hag_plugin.parallel import dense_strategies as _dense  # noqa: F401
-from hag_plugin.parallel import grid_strategies as _grid  # noqa: F401
 from hag_plugin.parallel.cost import ComputeCost, Seconds, message_seconds, price
 from hag_plugin.parallel.elimination import Choice, CostGraph, InfeasibleError
 from hag_plugin.parallel.exact import minimise
@@ -29,7 +24,7 @@ from hag_plugin.parallel.machine.topology import Topology
 from hag_plugin.parallel.model.opgraph import OpGraph
 from hag_plugin.parallel.peak_memory import PeakMemory
 from hag_plugin.parallel.plan_file import Memory
-from hag_plugin.parallel.strategies import Config, Problem, Terms, configs_of, terms_of
+from hag_plugin.parallel.strategies.registry import Config, Problem, Terms, configs_of, terms_of
 from hag_plugin.units import size
 
 

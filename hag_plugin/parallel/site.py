@@ -15,7 +15,7 @@ from hag_plugin.parallel.model.calls import Call, Edges
 from hag_plugin.parallel.model.opgraph import Op
 from hag_plugin.parallel.parameters import Parameters
 from hag_plugin.parallel.ranks.comm import Group
-from hag_plugin.parallel.strategies import Config
+from hag_plugin.parallel.strategies.registry import Config
 
 
 @dataclass(eq=False)

@@ -20,7 +20,7 @@ from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.plan_file import Plan
 from hag_plugin.parallel.planner import planned
 from hag_plugin.parallel.search import Space
-from hag_plugin.parallel.strategies import Config
+from hag_plugin.parallel.strategies.registry import Config
 
 from .run_ranks import run_threads
 

@@ -17,7 +17,7 @@ from hag_plugin.parallel.model.calls import Call, Edges
 from hag_plugin.parallel.ranks.comm import Group
 from hag_plugin.parallel.ranks.transfer import sum_gradients
 from hag_plugin.parallel.site import Site, World
-from hag_plugin.parallel.strategies import Config, Problem, configs_of, terms_of
+from hag_plugin.parallel.strategies.registry import Config, Problem, configs_of, terms_of
 
 from .run_ranks import run_threads
 

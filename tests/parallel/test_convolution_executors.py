@@ -14,7 +14,7 @@ from torch_geometric.data import Data
 from hag_plugin.parallel import execute as _fills_the_registry  # noqa: F401
 from hag_plugin.parallel.model.calls import Call, Edges
 from hag_plugin.parallel.model.trace import trace
-from hag_plugin.parallel.strategies import Problem
+from hag_plugin.parallel.strategies.registry import Problem
 
 from .sites import check_all
 

@@ -15,7 +15,7 @@ from hag_plugin.parallel.layouts import Message
 from hag_plugin.parallel.machine.topology import preset
 from hag_plugin.parallel.model.opgraph import Op, OpGraph, convolution
 from hag_plugin.parallel.planner import plan
-from hag_plugin.parallel.strategies import Aggregation, Product, Terms
+from hag_plugin.parallel.strategies.registry import Aggregation, Product, Terms
 
 BLOCK = Terms(
     aggregations=[Aggregation("forward", 2000, 400, 16)],

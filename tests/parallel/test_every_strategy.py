@@ -15,7 +15,7 @@ from torch_geometric.data import Data
 
 from hag_plugin.parallel.model.opgraph import Op, OpGraph
 from hag_plugin.parallel.model.trace import trace
-from hag_plugin.parallel.strategies import Config, Problem, configs_of
+from hag_plugin.parallel.strategies.registry import Config, Problem, configs_of
 
 from .equality import check
 from .models import CLASSES, FEATURES, RGCN, SkipPNA

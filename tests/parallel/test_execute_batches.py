@@ -16,7 +16,7 @@ import hag_plugin as hp
 from hag_plugin.parallel.model.opgraph import Op
 from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.planner import planned
-from hag_plugin.parallel.strategies import Config
+from hag_plugin.parallel.strategies.registry import Config
 
 from .equality import PHASES, bytes_of, sgd, space_with, whole
 from .run_ranks import run_threads

@@ -23,7 +23,7 @@ from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.plan_file import Plan
 from hag_plugin.parallel.planner import planned
 from hag_plugin.parallel.ranks.comm import Group
-from hag_plugin.parallel.strategies import Config
+from hag_plugin.parallel.strategies.registry import Config
 
 from .equality import Allow, space_with
 from .run_ranks import run_processes, run_threads

@@ -16,7 +16,7 @@ from torch_geometric.data import Data
 from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.plan_file import Plan
 from hag_plugin.parallel.planner import planned
-from hag_plugin.parallel.strategies import Problem, configs_of
+from hag_plugin.parallel.strategies.registry import Problem, configs_of
 
 from .equality import bytes_of, compare, sgd, space_with, train_alone, train_together
 from .run_ranks import run_threads

@@ -25,7 +25,7 @@ from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.plan_file import Plan
 from hag_plugin.parallel.planner import alternatives, plan, planned, recost
 from hag_plugin.parallel.search import Space
-from hag_plugin.parallel.strategies import REGISTRY, Config
+from hag_plugin.parallel.strategies.registry import REGISTRY, Config
 
 from .models import MODELS, graph
 

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from hag_plugin.parallel import layer_steps as steps
-from hag_plugin.parallel.activations import Step
-from hag_plugin.parallel.convolution_strategies import gather_input
 from hag_plugin.parallel.graphs.stats import HagCounts
 from hag_plugin.parallel.layouts import (
     COLUMNS,
@@ -20,7 +17,17 @@ from hag_plugin.parallel.layouts import (
     gather_rows,
     scatter_rows,
 )
-from hag_plugin.parallel.strategies import INDEX, Config, Problem, Strategy, Terms, register
+from hag_plugin.parallel.strategies import steps
+from hag_plugin.parallel.strategies.activations import Step
+from hag_plugin.parallel.strategies.convolution import gather_input
+from hag_plugin.parallel.strategies.registry import (
+    INDEX,
+    Config,
+    Problem,
+    Strategy,
+    Terms,
+    register,
+)
 
 SCORE_PASSES = 6  # reads and writes of a score: add, activation, maximum, exponential, sum, divide
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from hag_plugin.parallel.activations import Held, Step, hold
 from hag_plugin.parallel.layouts import Layout, chunk_sizes, held
 from hag_plugin.parallel.model.opgraph import Op
+from hag_plugin.parallel.strategies.activations import Held, Step, hold
 
 TRANSFORM = "transform-first"
 

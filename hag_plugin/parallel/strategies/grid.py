@@ -4,21 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from hag_plugin.parallel import layer_steps as steps
-from hag_plugin.parallel.activations import Held, Step, hold
-from hag_plugin.parallel.convolution_strategies import (
-    AGGREGATE,
-    TRANSFORM,
-    add_parts,
-    add_relation_products,
-    add_transform,
-    aggregated_width,
-    backward_needed,
-    gather_input,
-    input_steps,
-    orders,
-    part_hags,
-)
 from hag_plugin.parallel.graphs.stats import HagCounts
 from hag_plugin.parallel.layouts import (
     REPLICATED,
@@ -32,7 +17,29 @@ from hag_plugin.parallel.layouts import (
     scatter_rows,
     sent_bytes,
 )
-from hag_plugin.parallel.strategies import INDEX, Config, Problem, Strategy, Terms, register
+from hag_plugin.parallel.strategies import steps
+from hag_plugin.parallel.strategies.activations import Held, Step, hold
+from hag_plugin.parallel.strategies.convolution import (
+    AGGREGATE,
+    TRANSFORM,
+    add_parts,
+    add_relation_products,
+    add_transform,
+    aggregated_width,
+    backward_needed,
+    gather_input,
+    input_steps,
+    orders,
+    part_hags,
+)
+from hag_plugin.parallel.strategies.registry import (
+    INDEX,
+    Config,
+    Problem,
+    Strategy,
+    Terms,
+    register,
+)
 
 
 class Grid(Strategy):

@@ -10,8 +10,6 @@ from abc import abstractmethod
 
 import numpy as np
 
-from hag_plugin.parallel import layer_steps as steps
-from hag_plugin.parallel.activations import Held, Step, hold
 from hag_plugin.parallel.graphs.stats import HagCounts, PartitionStats
 from hag_plugin.parallel.layouts import (
     COLUMNS,
@@ -26,7 +24,9 @@ from hag_plugin.parallel.layouts import (
     rows_to_columns,
     scatter_rows,
 )
-from hag_plugin.parallel.strategies import (
+from hag_plugin.parallel.strategies import steps
+from hag_plugin.parallel.strategies.activations import Held, Step, hold
+from hag_plugin.parallel.strategies.registry import (
     INDEX,
     Config,
     Problem,

@@ -14,10 +14,10 @@ from functools import cached_property
 
 import numpy as np
 
-from hag_plugin.parallel.activations import Held
 from hag_plugin.parallel.graphs.stats import GraphStats, HagCounts, PartitionStats
 from hag_plugin.parallel.layouts import Layout, Message, chunk_sizes, even
 from hag_plugin.parallel.model.opgraph import Op, OpGraph
+from hag_plugin.parallel.strategies.activations import Held
 
 ORDERS = ("", "aggregate-first", "transform-first")
 HAGS = ("off", "whole", "part")

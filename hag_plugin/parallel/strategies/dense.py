@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from hag_plugin.parallel import layer_steps as steps
-from hag_plugin.parallel.activations import Held, Step, hold
-from hag_plugin.parallel.convolution_strategies import gather_input, input_steps
-from hag_plugin.parallel.layer_steps import product
 from hag_plugin.parallel.layouts import (
     COLUMNS,
     REPLICATED,
@@ -22,7 +18,10 @@ from hag_plugin.parallel.layouts import (
     sent_bytes,
 )
 from hag_plugin.parallel.model.opgraph import Op
-from hag_plugin.parallel.strategies import (
+from hag_plugin.parallel.strategies import steps
+from hag_plugin.parallel.strategies.activations import Held, Step, hold
+from hag_plugin.parallel.strategies.convolution import gather_input, input_steps
+from hag_plugin.parallel.strategies.registry import (
     Config,
     Problem,
     Strategy,
@@ -30,6 +29,7 @@ from hag_plugin.parallel.strategies import (
     column_refusal,
     register,
 )
+from hag_plugin.parallel.strategies.steps import product
 
 
 def grids(problem: Problem) -> list[Layout]:

@@ -12,8 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hag_plugin.parallel import search as _fills_the_registry  # noqa: F401
-from hag_plugin.parallel.convolution_strategies import AGGREGATE, TRANSFORM
 from hag_plugin.parallel.graphs.stats import GraphStats, measure
 from hag_plugin.parallel.layouts import (
     COLUMNS,
@@ -26,7 +24,15 @@ from hag_plugin.parallel.layouts import (
     sent_bytes,
 )
 from hag_plugin.parallel.model.opgraph import Op, OpGraph, convolution
-from hag_plugin.parallel.strategies import REGISTRY, Config, Problem, Terms, configs_of, terms_of
+from hag_plugin.parallel.strategies.convolution import AGGREGATE, TRANSFORM
+from hag_plugin.parallel.strategies.registry import (
+    REGISTRY,
+    Config,
+    Problem,
+    Terms,
+    configs_of,
+    terms_of,
+)
 
 S = 4  # bytes a value
 
@@ -318,7 +324,7 @@ def test_grid_exchanges_a_slice_among_fewer_rows() -> None:
 
 def test_relations_are_dealt_out_in_blocks() -> None:
     stats = GraphStats(100, 1000, "x", relation_edges=(500, 200, 150, 100, 50), _cut=None)
-    from hag_plugin.parallel.grid_strategies import Relations
+    from hag_plugin.parallel.strategies.grid import Relations
 
     op = convolution("conv", 0, 8, 8, relations=5)
     graph = OpGraph.of([Op("x", "input", width=8), op], {"A": stats}, S)
