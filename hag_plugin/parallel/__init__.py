@@ -6,7 +6,6 @@ plan.save("plan.json")
 """
 
 from hag_plugin.parallel.checkpoint import load_checkpoint, save_checkpoint
-from hag_plugin.parallel.elimination import InfeasibleError
 from hag_plugin.parallel.execute import parallelize
 from hag_plugin.parallel.graphs.partition import Partition, partition
 from hag_plugin.parallel.graphs.stats import GraphStats, measure
@@ -16,10 +15,11 @@ from hag_plugin.parallel.mcmc import Budget
 from hag_plugin.parallel.model.opgraph import Op, OpGraph
 from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.parallel_model import Parallel
-from hag_plugin.parallel.plan_file import LayerPlan, Plan
 from hag_plugin.parallel.plan_tasks import simulate_plan
-from hag_plugin.parallel.planner import plan, recost, space_of
 from hag_plugin.parallel.refine import Refined, refine
+from hag_plugin.parallel.search.elimination import InfeasibleError
+from hag_plugin.parallel.search.plan import LayerPlan, Plan
+from hag_plugin.parallel.search.planner import plan, recost, space_of
 from hag_plugin.parallel.share import Share, by_graph
 
 __all__ = [

@@ -20,14 +20,14 @@ from hag_plugin import datasets
 from hag_plugin.files import check_output, write_whole
 from hag_plugin.graph_arguments import add_ids
 from hag_plugin.graph_data import DatasetError
-from hag_plugin.parallel.cost import MODES
-from hag_plugin.parallel.elimination import InfeasibleError
 from hag_plugin.parallel.graphs.stats import GraphStats
 from hag_plugin.parallel.machine import topology as topologies
 from hag_plugin.parallel.model.opgraph import OpGraph
 from hag_plugin.parallel.model.trace import trace
-from hag_plugin.parallel.plan_file import Plan
-from hag_plugin.parallel.planner import alternatives, plan, recost
+from hag_plugin.parallel.search.cost import MODES
+from hag_plugin.parallel.search.elimination import InfeasibleError
+from hag_plugin.parallel.search.plan import Plan
+from hag_plugin.parallel.search.planner import alternatives, plan, recost
 from hag_plugin.units import milliseconds
 
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}

@@ -14,9 +14,9 @@ from hag_plugin.parallel.machine.topology import Topology
 from hag_plugin.parallel.model.trace import record
 from hag_plugin.parallel.parallel_model import Parallel
 from hag_plugin.parallel.parameters import Parameters
-from hag_plugin.parallel.plan_file import Plan
-from hag_plugin.parallel.planner import plan as find_plan
 from hag_plugin.parallel.ranks.comm import Group
+from hag_plugin.parallel.search.plan import Plan
+from hag_plugin.parallel.search.planner import plan as find_plan
 from hag_plugin.parallel.share import Part
 
 

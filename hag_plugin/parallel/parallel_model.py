@@ -21,10 +21,10 @@ from hag_plugin.parallel.graphs.stats import owners
 from hag_plugin.parallel.layouts import ROWS, Layout, Split, shares
 from hag_plugin.parallel.model.trace import Recorded, arguments, record
 from hag_plugin.parallel.parameters import Parameters
-from hag_plugin.parallel.plan_file import Plan
 from hag_plugin.parallel.ranks.comm import Group, Sent
 from hag_plugin.parallel.ranks.transfer import replicate_rows, sum_parts
 from hag_plugin.parallel.runner import Prepared, Runner, stand_in
+from hag_plugin.parallel.search.plan import Plan
 from hag_plugin.parallel.share import Part, Share, by_graph, has_nodes, moved, sliced, values_of
 from hag_plugin.parallel.site import Site, World
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from hag_plugin.parallel.cost import Analytic, message_seconds
 from hag_plugin.parallel.layouts import Layout, Message
-from hag_plugin.parallel.plan_file import Plan
-from hag_plugin.parallel.search import Space
+from hag_plugin.parallel.search.cost import Analytic, message_seconds
+from hag_plugin.parallel.search.plan import Plan
+from hag_plugin.parallel.search.space import Space
 from hag_plugin.parallel.simulate import Schedule
 from hag_plugin.parallel.strategies.registry import Terms
 from hag_plugin.parallel.strategy_model import simulate_strategy

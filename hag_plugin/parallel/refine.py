@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hag_plugin.parallel.mcmc import Budget, Search, random_strategies, search
-from hag_plugin.parallel.plan_file import Plan
 from hag_plugin.parallel.plan_tasks import PlanModel
-from hag_plugin.parallel.planner import planned
-from hag_plugin.parallel.search import Space
+from hag_plugin.parallel.search.plan import Plan
+from hag_plugin.parallel.search.planner import planned
+from hag_plugin.parallel.search.space import Space
 from hag_plugin.parallel.strategy_model import SimulatedStrategy
 
 
@@ -87,7 +87,7 @@ def refine(
     Example:
         >>> from hag_plugin.parallel.model.opgraph import Op, OpGraph, gcn
         >>> from hag_plugin.parallel.graphs.stats import GraphStats
-        >>> from hag_plugin.parallel.planner import plan, space_of
+        >>> from hag_plugin.parallel.search.planner import plan, space_of
         >>> ops = [Op("x", "input", width=64), gcn("conv", 0, 64, 8), Op("loss", "loss", (1,), 8)]
         >>> graph = OpGraph.of(ops, {"A": GraphStats.assumed(10_000, 500_000)})
         >>> found = plan(graph, topology="pcie4x4")

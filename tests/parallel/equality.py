@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 import hag_plugin as hp
-from hag_plugin.parallel.cost import Analytic
 from hag_plugin.parallel.machine.topology import preset
 from hag_plugin.parallel.model.opgraph import Op, OpGraph
 from hag_plugin.parallel.model.trace import trace
-from hag_plugin.parallel.plan_file import Plan
-from hag_plugin.parallel.planner import planned
-from hag_plugin.parallel.search import Space
+from hag_plugin.parallel.search.cost import Analytic
+from hag_plugin.parallel.search.plan import Plan
+from hag_plugin.parallel.search.planner import planned
+from hag_plugin.parallel.search.space import Space
 from hag_plugin.parallel.strategies.registry import Config
 
 from .run_ranks import run_threads

@@ -18,8 +18,8 @@ from torch_geometric.data import Data
 import hag_plugin as hp
 from hag_plugin.parallel.checkpoint import METADATA, load_checkpoint, save_checkpoint
 from hag_plugin.parallel.model.trace import trace
-from hag_plugin.parallel.plan_file import Plan
-from hag_plugin.parallel.planner import planned
+from hag_plugin.parallel.search.plan import Plan
+from hag_plugin.parallel.search.planner import planned
 
 from .equality import space_with, whole
 from .run_ranks import launch, run_processes, run_threads

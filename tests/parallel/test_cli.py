@@ -11,7 +11,7 @@ from hag_plugin.cli import main
 from hag_plugin.parallel.command import size
 from hag_plugin.parallel.machine.collectives import COLLECTIVES
 from hag_plugin.parallel.machine.topology import load
-from hag_plugin.parallel.plan_file import Plan
+from hag_plugin.parallel.search.plan import Plan
 
 SIZES = ["--nodes", "240000", "--edges", "12000000", "--features", "100", "--halo-ratio", "2"]
 

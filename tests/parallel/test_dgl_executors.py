@@ -15,7 +15,7 @@ import hag_plugin as hp
 from hag_plugin.dgl import graphbolt_stand_in
 from hag_plugin.parallel.model.calls import Call, Edges
 from hag_plugin.parallel.model.trace import trace
-from hag_plugin.parallel.planner import planned
+from hag_plugin.parallel.search.planner import planned
 from hag_plugin.parallel.strategies.registry import Problem
 
 from .equality import space_with, whole

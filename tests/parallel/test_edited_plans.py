@@ -17,7 +17,7 @@ from torch_geometric import nn as pyg
 
 import hag_plugin as hp
 from hag_plugin.parallel.model.trace import trace
-from hag_plugin.parallel.planner import planned
+from hag_plugin.parallel.search.planner import planned
 
 from .equality import space_with
 from .run_ranks import run_threads

@@ -15,7 +15,7 @@ from torch_geometric.data import Batch, Data
 import hag_plugin as hp
 from hag_plugin.parallel.model.opgraph import Op
 from hag_plugin.parallel.model.trace import trace
-from hag_plugin.parallel.planner import planned
+from hag_plugin.parallel.search.planner import planned
 from hag_plugin.parallel.strategies.registry import Config
 
 from .equality import PHASES, bytes_of, sgd, space_with, whole

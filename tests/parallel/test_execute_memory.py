@@ -20,9 +20,9 @@ from torch_geometric.data import Data
 import hag_plugin as hp
 from hag_plugin.parallel.model.opgraph import Op
 from hag_plugin.parallel.model.trace import trace
-from hag_plugin.parallel.plan_file import Plan
-from hag_plugin.parallel.planner import planned
 from hag_plugin.parallel.ranks.comm import Group
+from hag_plugin.parallel.search.plan import Plan
+from hag_plugin.parallel.search.planner import planned
 from hag_plugin.parallel.strategies.registry import Config
 
 from .equality import Allow, space_with

@@ -17,8 +17,8 @@ from torch_geometric import nn as pyg
 import hag_plugin as hp
 from hag_plugin.parallel.dropout import keep
 from hag_plugin.parallel.model.trace import trace
-from hag_plugin.parallel.plan_file import Plan
-from hag_plugin.parallel.planner import planned
+from hag_plugin.parallel.search.plan import Plan
+from hag_plugin.parallel.search.planner import planned
 
 from .equality import Allow, check, compare, space_with, train_alone, train_together, whole
 from .run_ranks import run_threads

@@ -14,8 +14,8 @@ from torch_geometric import nn as pyg
 from torch_geometric.data import Data
 
 from hag_plugin.parallel.model.trace import trace
-from hag_plugin.parallel.plan_file import Plan
-from hag_plugin.parallel.planner import planned
+from hag_plugin.parallel.search.plan import Plan
+from hag_plugin.parallel.search.planner import planned
 from hag_plugin.parallel.strategies.registry import Problem, configs_of
 
 from .equality import bytes_of, compare, sgd, space_with, train_alone, train_together

@@ -18,7 +18,7 @@ from hag_plugin.parallel import Budget, GraphStats, plan, refine, simulate_plan,
 from hag_plugin.parallel.chrome_trace import chrome_trace, write_chrome_trace
 from hag_plugin.parallel.model.opgraph import Op, OpGraph, gcn
 from hag_plugin.parallel.plan_tasks import PlanModel
-from hag_plugin.parallel.search import Space
+from hag_plugin.parallel.search.space import Space
 from hag_plugin.parallel.simulate import critical_path
 from hag_plugin.parallel.strategy_model import SimulatedStrategy, simulate_strategy
 from hag_plugin.parallel.timeline_plot import plot_timeline

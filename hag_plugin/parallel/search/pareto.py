@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hag_plugin.parallel.elimination import (
+from hag_plugin.parallel.search.elimination import (
     Choice,
     CostGraph,
     InfeasibleError,

@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hag_plugin.parallel.baselines import uniform
-from hag_plugin.parallel.cost import Analytic
-from hag_plugin.parallel.elimination import InfeasibleError
-from hag_plugin.parallel.exact import brute_force
 from hag_plugin.parallel.graphs.stats import GraphStats
 from hag_plugin.parallel.machine.topology import Topology, preset
 from hag_plugin.parallel.model.opgraph import Op, OpGraph, convolution
 from hag_plugin.parallel.model.trace import trace
-from hag_plugin.parallel.plan_file import Plan
-from hag_plugin.parallel.planner import alternatives, plan, planned, recost
-from hag_plugin.parallel.search import Space
+from hag_plugin.parallel.search.baselines import uniform
+from hag_plugin.parallel.search.cost import Analytic
+from hag_plugin.parallel.search.elimination import InfeasibleError
+from hag_plugin.parallel.search.exact import brute_force
+from hag_plugin.parallel.search.plan import Plan
+from hag_plugin.parallel.search.planner import alternatives, plan, planned, recost
+from hag_plugin.parallel.search.space import Space
 from hag_plugin.parallel.strategies.registry import REGISTRY, Config
 
-from .models import MODELS, graph
+from ..models import MODELS, graph
 
 MAX_CHOICES = 6000  # that brute force goes through
 
@@ -208,7 +208,7 @@ def test_plans_do_not_depend_on_the_run() -> None:
         environment = os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": threads}
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT, "pcie4x4"],
-            cwd=Path(__file__).parents[2],
+            cwd=Path(__file__).parents[3],
             env=environment,
             capture_output=True,
             text=True,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hag_plugin.parallel.elimination import CostGraph, InfeasibleError, elimination_order
-from hag_plugin.parallel.exact import brute_force, minimise
+from hag_plugin.parallel.search.elimination import CostGraph, InfeasibleError, elimination_order
+from hag_plugin.parallel.search.exact import brute_force, minimise
 
 
 def random_graph(seed: int, integers: bool) -> tuple[CostGraph, list, list]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from hag_plugin.parallel.cost import ComputeCost, message_seconds
-from hag_plugin.parallel.elimination import Choice, InfeasibleError
 from hag_plugin.parallel.layouts import even
 from hag_plugin.parallel.machine.topology import Topology
 from hag_plugin.parallel.model.opgraph import OpGraph
-from hag_plugin.parallel.search import Space
+from hag_plugin.parallel.search.cost import ComputeCost, message_seconds
+from hag_plugin.parallel.search.elimination import Choice, InfeasibleError
+from hag_plugin.parallel.search.space import Space
 from hag_plugin.parallel.strategies.convolution import AGGREGATE
 from hag_plugin.parallel.strategies.registry import Config
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from hag_plugin.files import write_whole
-from hag_plugin.parallel.cost import MODES, Seconds
 from hag_plugin.parallel.layouts import KINDS, Layout
 from hag_plugin.parallel.model.opgraph import OpGraph
+from hag_plugin.parallel.search.cost import MODES, Seconds
 from hag_plugin.parallel.strategies.registry import (
     HAGS,
     ORDERS,

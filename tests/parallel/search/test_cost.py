@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hag_plugin.parallel import cost
-from hag_plugin.parallel.cost import Analytic, Measured, calibrated, message_seconds, price
 from hag_plugin.parallel.graphs.stats import GraphStats
 from hag_plugin.parallel.layouts import Message
 from hag_plugin.parallel.machine.topology import preset
 from hag_plugin.parallel.model.opgraph import Op, OpGraph, convolution
-from hag_plugin.parallel.planner import plan
+from hag_plugin.parallel.search import cost
+from hag_plugin.parallel.search.cost import Analytic, Measured, calibrated, message_seconds, price
+from hag_plugin.parallel.search.planner import plan
 from hag_plugin.parallel.strategies.registry import Aggregation, Product, Terms
 
 BLOCK = Terms(

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hag_plugin.parallel.elimination import Choice, CostGraph, InfeasibleError, eliminate
-from hag_plugin.parallel.pareto import cheapest_within
+from hag_plugin.parallel.search.elimination import Choice, CostGraph, InfeasibleError, eliminate
+from hag_plugin.parallel.search.pareto import cheapest_within
 
 
 def minimise(

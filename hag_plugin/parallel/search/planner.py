@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from hag_plugin.parallel.baselines import baselines
-from hag_plugin.parallel.cost import (
+from hag_plugin.parallel.machine.topology import Topology, load
+from hag_plugin.parallel.model.opgraph import OpGraph
+from hag_plugin.parallel.model.trace import trace
+from hag_plugin.parallel.search.baselines import baselines
+from hag_plugin.parallel.search.cost import (
     MODES,
     Analytic,
     ComputeCost,
@@ -21,12 +24,9 @@ from hag_plugin.parallel.cost import (
     calibrated,
     message_seconds,
 )
-from hag_plugin.parallel.elimination import InfeasibleError
-from hag_plugin.parallel.machine.topology import Topology, load
-from hag_plugin.parallel.model.opgraph import OpGraph
-from hag_plugin.parallel.model.trace import trace
-from hag_plugin.parallel.plan_file import LayerPlan, Plan, impossible
-from hag_plugin.parallel.search import Space
+from hag_plugin.parallel.search.elimination import InfeasibleError
+from hag_plugin.parallel.search.plan import LayerPlan, Plan, impossible
+from hag_plugin.parallel.search.space import Space
 from hag_plugin.parallel.strategies.registry import Config, Problem, configs_of
 
 

@@ -16,14 +16,14 @@ from functools import cached_property
 
 import numpy as np
 
-from hag_plugin.parallel.cost import ComputeCost, Seconds, message_seconds, price
-from hag_plugin.parallel.elimination import Choice, CostGraph, InfeasibleError
-from hag_plugin.parallel.exact import minimise
 from hag_plugin.parallel.layouts import Layout, Message, reshard
 from hag_plugin.parallel.machine.topology import Topology
 from hag_plugin.parallel.model.opgraph import OpGraph
-from hag_plugin.parallel.peak_memory import PeakMemory
-from hag_plugin.parallel.plan_file import Memory
+from hag_plugin.parallel.search.cost import ComputeCost, Seconds, message_seconds, price
+from hag_plugin.parallel.search.elimination import Choice, CostGraph, InfeasibleError
+from hag_plugin.parallel.search.exact import minimise
+from hag_plugin.parallel.search.peak_memory import PeakMemory
+from hag_plugin.parallel.search.plan import Memory
 from hag_plugin.parallel.strategies.registry import Config, Problem, Terms, configs_of, terms_of
 from hag_plugin.units import size
 
