@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from hag_plugin.parallel.machine.topology import Topology
-from hag_plugin.parallel.tasks import (
+from hag_plugin.parallel.simulation.tasks import (
     BACKWARD,
     FORWARD,
     SOURCE,

@@ -7,8 +7,8 @@ import os
 from typing import Any
 
 from hag_plugin.files import write_whole
-from hag_plugin.parallel.simulate import Schedule
-from hag_plugin.parallel.tasks import KINDS
+from hag_plugin.parallel.simulation.simulator import Schedule
+from hag_plugin.parallel.simulation.tasks import KINDS
 
 MICROSECONDS = 1e6
 
@@ -19,8 +19,8 @@ def chrome_trace(schedule: Schedule, title: str = "simulated") -> dict[str, Any]
     A task that takes several resources is shown on each.
 
     Example:
-        >>> from hag_plugin.parallel.simulate import simulate
-        >>> from hag_plugin.parallel.tasks import Task, TaskGraph
+        >>> from hag_plugin.parallel.simulation.simulator import simulate
+        >>> from hag_plugin.parallel.simulation.tasks import Task, TaskGraph
         >>> trace = chrome_trace(simulate(TaskGraph.of([Task("gpu", 0.5)])))
         >>> [(e["ts"], e["dur"]) for e in trace["traceEvents"] if e["ph"] == "X"]
         [(0.0, 500000.0)]

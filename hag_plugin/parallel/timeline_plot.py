@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from hag_plugin.files import check_output, write_whole
-from hag_plugin.parallel.simulate import Schedule
-from hag_plugin.parallel.tasks import KINDS
+from hag_plugin.parallel.simulation.simulator import Schedule
+from hag_plugin.parallel.simulation.tasks import KINDS
 
 SUFFIXES = (".png", ".svg", ".pdf")
 COLOURS = dict(zip(KINDS, ("#4477aa", "#66ccee", "#ee6677", "#ccbb44", "#228833"), strict=True))

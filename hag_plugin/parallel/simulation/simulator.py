@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
-from hag_plugin.parallel.tasks import KINDS, TaskGraph
+from hag_plugin.parallel.simulation.tasks import KINDS, TaskGraph
 
 NEVER = float("inf")
 
@@ -166,7 +166,7 @@ def simulate(graph: TaskGraph) -> Schedule:
         ValueError: tasks wait for each other in a circle.
 
     Example:
-        >>> from hag_plugin.parallel.tasks import Task, TaskGraph
+        >>> from hag_plugin.parallel.simulation.tasks import Task, TaskGraph
         >>> tasks = [Task("gpu", 2.0), Task("link", 3.0, after=[0]), Task("gpu", 1.0, after=[0])]
         >>> simulate(TaskGraph.of(tasks)).makespan
         5.0
@@ -189,7 +189,7 @@ def critical_path(graph: TaskGraph) -> float:
     """Seconds of the longest chain of tasks: what no schedule beats.
 
     Example:
-        >>> from hag_plugin.parallel.tasks import Task, TaskGraph
+        >>> from hag_plugin.parallel.simulation.tasks import Task, TaskGraph
         >>> critical_path(TaskGraph.of([Task("a", 2.0), Task("a", 1.0), Task("b", 1.0, [0])]))
         3.0
     """

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hag_plugin.parallel.simulate import Schedule, critical_path, simulate
-from hag_plugin.parallel.tasks import SOURCE, TARGET, Block, Task, TaskGraph
+from hag_plugin.parallel.simulation.simulator import Schedule, critical_path, simulate
+from hag_plugin.parallel.simulation.tasks import SOURCE, TARGET, Block, Task, TaskGraph
 
 NAMES = ["gpu 0", "gpu 1", "link 0", "link 1"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hag_plugin.parallel.mcmc import Budget, Search, random_strategies, search
-from hag_plugin.parallel.plan_tasks import PlanModel
 from hag_plugin.parallel.search.plan import Plan
 from hag_plugin.parallel.search.planner import planned
 from hag_plugin.parallel.search.space import Space
-from hag_plugin.parallel.strategy_model import SimulatedStrategy
+from hag_plugin.parallel.simulation.mcmc import Budget, Search, random_strategies, search
+from hag_plugin.parallel.simulation.plan_tasks import PlanModel
+from hag_plugin.parallel.simulation.strategy_model import SimulatedStrategy
 
 
 class _WithinMemory(SimulatedStrategy):

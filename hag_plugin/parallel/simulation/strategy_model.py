@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from hag_plugin.parallel.delta import DeltaSimulator
-from hag_plugin.parallel.simulate import Schedule, simulate
-from hag_plugin.parallel.tasks import Block, TaskGraph
+from hag_plugin.parallel.simulation.delta import DeltaSimulator
+from hag_plugin.parallel.simulation.simulator import Schedule, simulate
+from hag_plugin.parallel.simulation.tasks import Block, TaskGraph
 
 
 class StrategyModel(Protocol):

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hag_plugin.parallel.mcmc import Budget, Search, random_strategies, search
 from hag_plugin.parallel.search.elimination import CostGraph
 from hag_plugin.parallel.search.exact import brute_force, minimise
+from hag_plugin.parallel.simulation.mcmc import Budget, Search, random_strategies, search
 
 
 class Additive:

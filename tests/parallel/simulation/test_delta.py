@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hag_plugin.parallel.delta import DeltaSimulator
-from hag_plugin.parallel.simulate import simulate
-from hag_plugin.parallel.tasks import SOURCE, TARGET, Block, TaskGraph
+from hag_plugin.parallel.simulation.delta import DeltaSimulator
+from hag_plugin.parallel.simulation.simulator import simulate
+from hag_plugin.parallel.simulation.tasks import SOURCE, TARGET, Block, TaskGraph
 
 NO_TASKS = Block([], [], [])
 

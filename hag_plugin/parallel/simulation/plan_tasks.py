@@ -16,10 +16,9 @@ from hag_plugin.parallel.layouts import Layout, Message
 from hag_plugin.parallel.search.cost import Analytic, message_seconds
 from hag_plugin.parallel.search.plan import Plan
 from hag_plugin.parallel.search.space import Space
-from hag_plugin.parallel.simulate import Schedule
-from hag_plugin.parallel.strategies.registry import Terms
-from hag_plugin.parallel.strategy_model import simulate_strategy
-from hag_plugin.parallel.tasks import (
+from hag_plugin.parallel.simulation.simulator import Schedule
+from hag_plugin.parallel.simulation.strategy_model import simulate_strategy
+from hag_plugin.parallel.simulation.tasks import (
     BACKWARD,
     FORWARD,
     SHORTEST,
@@ -30,6 +29,7 @@ from hag_plugin.parallel.tasks import (
     UPDATE,
     Block,
 )
+from hag_plugin.parallel.strategies.registry import Terms
 
 PHASES = ("forward", "backward", "update")
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from heapq import heapify
 
-from hag_plugin.parallel.simulate import (
+from hag_plugin.parallel.simulation.simulator import (
     NEVER,
     Progress,
     Schedule,
@@ -27,7 +27,7 @@ from hag_plugin.parallel.simulate import (
     check_finished,
     simulate,
 )
-from hag_plugin.parallel.tasks import Block, Change, TaskGraph
+from hag_plugin.parallel.simulation.tasks import Block, Change, TaskGraph
 
 MOST_SNAPSHOTS, TASKS_A_SNAPSHOT = 16, 100
 DRIFT = 0.75  # snapshots are laid anew once the makespan is this much shorter, or longer
@@ -97,7 +97,7 @@ class DeltaSimulator:
         work: where to count; by default anew.
 
     Example:
-        >>> from hag_plugin.parallel.tasks import Block, TaskGraph
+        >>> from hag_plugin.parallel.simulation.tasks import Block, TaskGraph
         >>> one, two, edge = Block([0], [0], [1.0]), Block([0], [0], [2.0]), Block([], [], [])
         >>> simulator = DeltaSimulator(TaskGraph(["gpu"], [one, two], [(0, 1)], [edge]))
         >>> simulator.makespan, simulator.propose({1: one}, {0: edge})
