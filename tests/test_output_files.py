@@ -161,7 +161,7 @@ def test_calibrate_writes_to_its_own_folder(
 
 
 def test_a_checkpoint_takes_the_place_of_a_checkpoint_only(tmp_path: Path) -> None:
-    from hag_plugin.parallel.checkpoint import METADATA, _check_folder
+    from hag_plugin.parallel.execution.checkpoint import METADATA, _check_folder
 
     _check_folder(tmp_path / "new")
     _check_folder(tmp_path)

@@ -6,9 +6,9 @@ waits for something else can be. The simulator keeps snapshots of its state at f
 the last one before that time, corrects it for the tasks that changed and runs on from there. Where
 its state meets that of the old simulation again at a snapshot, the rest is copied.
 
-Results are those of `simulate`, to the last bit: both schedule tasks in the order of (ready, key),
-with the same additions and comparisons (FlexFlow, arXiv 1807.05358, section 5.3, Algorithm 2, has
-the same contract; it moves tasks one by one through the old timeline instead).
+Results are those of `simulator.simulate`, to the last bit: both schedule tasks in the order of
+(ready, key), with the same additions and comparisons (FlexFlow, arXiv 1807.05358, section 5.3,
+Algorithm 2, has the same contract; it moves tasks one by one through the old timeline instead).
 """
 
 from __future__ import annotations
