@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from hag_plugin import cli
 from hag_plugin.cli import main
 from hag_plugin.parallel import Budget, GraphStats, plan, refine, simulate_plan, space_of
-from hag_plugin.parallel.chrome_trace import chrome_trace, write_chrome_trace
 from hag_plugin.parallel.model.opgraph import Op, OpGraph, gcn
+from hag_plugin.parallel.report.chrome_trace import chrome_trace, write_chrome_trace
+from hag_plugin.parallel.report.timeline_plot import plot_timeline
 from hag_plugin.parallel.search.space import Space
 from hag_plugin.parallel.simulation.plan_tasks import PlanModel
 from hag_plugin.parallel.simulation.simulator import critical_path
 from hag_plugin.parallel.simulation.strategy_model import SimulatedStrategy, simulate_strategy
-from hag_plugin.parallel.timeline_plot import plot_timeline
 
 MACHINES = ("a100x8", "pcie4x4", "4x8hdr", "k80x4")
 
