@@ -24,10 +24,11 @@ from hag_plugin.parallel.graphs.stats import GraphStats
 from hag_plugin.parallel.machine import topology as topologies
 from hag_plugin.parallel.model.opgraph import OpGraph
 from hag_plugin.parallel.model.trace import trace
-from hag_plugin.parallel.search.cost import MODES
+from hag_plugin.parallel.search.blocks import measure_blocks
+from hag_plugin.parallel.search.cost import MODES, Measured
 from hag_plugin.parallel.search.elimination import InfeasibleError
 from hag_plugin.parallel.search.plan import Plan
-from hag_plugin.parallel.search.planner import alternatives, plan, recost
+from hag_plugin.parallel.search.planner import alternatives, plan, recost, space_of
 from hag_plugin.units import milliseconds
 
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -204,8 +205,6 @@ def run_explain(args: argparse.Namespace) -> dict[str, Any]:
 def run_probe(args: argparse.Namespace) -> dict[str, Any]:
     """Measures this machine, and writes its topology if asked to."""
     if args.model is not None:
-        from hag_plugin.parallel.probe_model import run_probe_model  # it needs this file
-
         return run_probe_model(args)
     from hag_plugin.parallel.machine.probe import SIZES, probe  # torch.distributed, only for this
 
@@ -240,6 +239,33 @@ def run_probe(args: argparse.Namespace) -> dict[str, Any]:
         lines.append(f"written to {args.output}")
     fits = [asdict(line) for line in found.fits]
     return {"result": {"topology": found.as_dict(), "fits": fits}, "text": "\n".join(lines)}
+
+
+def run_probe_model(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures the blocks of the model that was asked for."""
+    with in_words():
+        if args.output:
+            raise ValueError("--output is for a topology; with --model, blocks go to the cache")
+        graph = graph_of(args)
+        space = space_of(graph, args.topology, args.devices)
+        measured = Measured()
+        blocks = measure_blocks(space, measured, not args.quiet)
+    lines = [
+        f"{graph.model} on {space.topology.num_devices} devices, measured on one of this machine, "
+        f"forward and backward; analytic: {space.topology.name}, predicted",
+        f"{'layer':<16}{'measured, ms':>14}{'analytic, ms':>14}  configuration",
+    ]
+    for block in blocks:
+        times = f"{block.measured * 1e3:>14.4g}{block.analytic * 1e3:>14.4g}"
+        lines.append(f"{block.name:<16}{times}  {block.config}")
+    lines.append(f"kept in {measured.path}; plan and simulate use them with --costs measured")
+    result = {
+        "topology": space.topology.name,
+        "devices": space.topology.num_devices,
+        "cache": str(measured.path),
+        "blocks": [vars(block) for block in blocks],
+    }
+    return {"result": result, "text": "\n".join(lines)}
 
 
 def _pair(text: str) -> tuple[str, str]:
