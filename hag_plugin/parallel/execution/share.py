@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,14 +44,20 @@ def by_graph(batch: Any) -> Part:
     Returns:
         What `plan` and `parallelize` take as `part`.
     """
-    ends = batch.ptr.cpu().numpy()
+    return _ByGraph(batch.ptr.cpu().numpy())
 
-    def part(parts: int) -> np.ndarray:
+
+@dataclass(frozen=True, eq=False)
+class _ByGraph:
+    """What `by_graph` returns; `ends` are `ptr`, int64 `[graphs + 1]`."""
+
+    ends: np.ndarray
+
+    def __call__(self, parts: int) -> np.ndarray:
+        ends = self.ends
         wanted = ends[-1] * np.arange(1, parts) / parts
         cuts = ends[np.abs(ends[:, None] - wanted).argmin(axis=0)]
         return np.searchsorted(cuts, np.arange(ends[-1]), side="right")
-
-    return part
 
 
 def values_of(data: Any) -> dict[str, Any]:

@@ -103,10 +103,7 @@ class GraphStats:
 
     def without_hags(self) -> GraphStats:
         """The same graph where edges have weights: a HAG shares nothing."""
-
-        def cut(parts: int, merged: int) -> PartitionStats:
-            return replace(self.partition(parts, merged), hags=None)
-
+        cut = _CutWithoutHags(self)
         return replace(self, hag=None, shares=False, _cut=cut, _partitions={})
 
     def uncounted(self) -> GraphStats:
@@ -114,13 +111,7 @@ class GraphStats:
         covers may be wanted, whether they were searched or not, and nothing has to be counted.
         """
         some = HagCounts(self.edges, self.nodes) if self.shares else None
-
-        def cut(parts: int, merged: int) -> PartitionStats:
-            rows = chunk_sizes(self.nodes, parts).reshape(-1, merged).sum(axis=1)
-            none = np.zeros((len(rows), len(rows)), np.int64)
-            hags = None if some is None else (some,) * len(rows)
-            return PartitionStats(rows, none[0], none, none, hags, "uncounted")
-
+        cut = _UncountedCut(self.nodes, some)
         return replace(self, hag=some, _cut=cut, _partitions={})
 
     @classmethod
@@ -151,25 +142,6 @@ class GraphStats:
             >>> GraphStats.assumed(1000, 20_000, halo_ratio=0.5).partition(4).halo_ratio
             0.504
         """
-
-        def cut(parts: int, merged: int) -> PartitionStats:
-            rows = chunk_sizes(nodes, parts).reshape(-1, merged).sum(axis=1)
-            parts = len(rows)
-            each = rows[:, None] * halo_ratio / max(parts - 1, 1)
-            halo = np.rint(np.minimum(each, rows[None, :])).astype(np.int64)
-            np.fill_diagonal(halo, 0)
-            share = np.full(parts, edges / parts)
-            if parts > 1:
-                share[0] = min(share[0] * imbalance, edges)
-                share[1:] = (edges - share[0]) / (parts - 1)
-            held = np.rint(share).astype(np.int64)
-            hags = None
-            if hag_parts is not None:
-                hags = tuple(
-                    HagCounts(int(e * hag_parts), int(n)) for e, n in zip(held, rows, strict=True)
-                )
-            return PartitionStats(rows, held, halo, None, hags, "assumed")
-
         counts = (nodes, edges, halo_ratio, imbalance, hag, hag_parts, relations)
         return cls(
             nodes,
@@ -178,7 +150,7 @@ class GraphStats:
             None if hag is None else HagCounts(int(edges * hag), nodes),
             tuple(chunk_sizes(edges, relations).tolist()),
             f"assumed, halo ratio {halo_ratio}",
-            cut,
+            _AssumedCut(nodes, edges, halo_ratio, imbalance, hag_parts),
         )
 
 
@@ -213,10 +185,6 @@ def measure(
     if edge_type is not None:
         relation_edges = tuple(torch.bincount(edge_type.cpu()).tolist())
 
-    def cut(parts: int, merged: int) -> PartitionStats:
-        owner = owners(part, parts, num_nodes) // merged
-        return _measure_partition(whole, owner, parts // merged, self_loops, hag, progress)
-
     digest = "".join(f"{half:016x}" for half in whole.content_hash)
     return GraphStats(
         num_nodes,
@@ -225,7 +193,14 @@ def measure(
         _counts(whole, self_loops, progress) if hag else None,
         relation_edges,
         "measured",
-        cut,
+        _MeasuredCut(
+            whole.edge_index.numpy(),
+            whole.degree(self_loops).numpy(),
+            part,
+            self_loops,
+            hag,
+            progress,
+        ),
     )
 
 
@@ -250,43 +225,117 @@ def owners(part: Callable[[int], np.ndarray] | None, parts: int, nodes: int) -> 
     return owner
 
 
+# How graphs are cut -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _CutWithoutHags:
+    """As another one, without the HAGs of parts."""
+
+    stats: GraphStats
+
+    def __call__(self, parts: int, merged: int) -> PartitionStats:
+        return replace(self.stats.partition(parts, merged), hags=None)
+
+
+@dataclass(frozen=True, eq=False)
+class _UncountedCut:
+    """Parts of equal size of which nothing was counted; see `GraphStats.uncounted`."""
+
+    nodes: int
+    hag: HagCounts | None
+
+    def __call__(self, parts: int, merged: int) -> PartitionStats:
+        rows = chunk_sizes(self.nodes, parts).reshape(-1, merged).sum(axis=1)
+        none = np.zeros((len(rows), len(rows)), np.int64)
+        hags = None if self.hag is None else (self.hag,) * len(rows)
+        return PartitionStats(rows, none[0], none, none, hags, "uncounted")
+
+
+@dataclass(frozen=True, eq=False)
+class _AssumedCut:
+    """Parts of a graph of which only sizes are known; attributes as in `GraphStats.assumed`."""
+
+    nodes: int
+    edges: int
+    halo_ratio: float
+    imbalance: float
+    hag_parts: float | None
+
+    def __call__(self, parts: int, merged: int) -> PartitionStats:
+        edges = self.edges
+        rows = chunk_sizes(self.nodes, parts).reshape(-1, merged).sum(axis=1)
+        parts = len(rows)
+        each = rows[:, None] * self.halo_ratio / max(parts - 1, 1)
+        halo = np.rint(np.minimum(each, rows[None, :])).astype(np.int64)
+        np.fill_diagonal(halo, 0)
+        share = np.full(parts, edges / parts)
+        if parts > 1:
+            share[0] = min(share[0] * self.imbalance, edges)
+            share[1:] = (edges - share[0]) / (parts - 1)
+        held = np.rint(share).astype(np.int64)
+        hags = None
+        if self.hag_parts is not None:
+            hags = tuple(
+                HagCounts(int(e * self.hag_parts), int(n)) for e, n in zip(held, rows, strict=True)
+            )
+        return PartitionStats(rows, held, halo, None, hags, "assumed")
+
+
+@dataclass(frozen=True, eq=False)
+class _MeasuredCut:
+    """Parts whose edges are counted.
+
+    Attributes:
+        edge_index: int64 `[2, E]`, sorted by target.
+        degree: int64 `[N]`, edges into each node, self-loops of the layer included.
+        part: as for `measure`, like the others.
+        self_loops: those the layer adds.
+        hag: search HAGs of parts.
+        progress: show the bar of a search.
+    """
+
+    edge_index: np.ndarray
+    degree: np.ndarray
+    part: Callable[[int], np.ndarray] | None
+    self_loops: SelfLoops
+    hag: bool
+    progress: bool | None
+
+    def __call__(self, parts: int, merged: int) -> PartitionStats:
+        owner = owners(self.part, parts, len(self.degree)) // merged
+        return self.counted(owner, parts // merged)
+
+    def counted(self, owner: np.ndarray, parts: int) -> PartitionStats:
+        """The counts where `owner`, int64 `[N]`, is the part of each node."""
+        source, target = self.edge_index
+        rows = np.bincount(owner, minlength=parts)
+        edges = np.bincount(owner, weights=self.degree, minlength=parts).astype(np.int64)
+        p, q = owner[target], owner[source]
+        cut = np.flatnonzero(p != q)
+        pair = p[cut] * parts + q[cut]
+        needed = np.unique(pair * len(owner) + source[cut])
+        halo = np.bincount(needed // len(owner), minlength=parts * parts).reshape(parts, parts)
+        cover = None
+        if len(cut) <= MAX_COVER_EDGES:
+            cover = _vertex_covers(pair, source[cut], target[cut], parts)
+        hags = None
+        if self.hag:
+            first = np.concatenate([[0], np.cumsum(rows)])
+            hags = tuple(
+                _part_counts(source, target, first[k], first[k + 1], self.self_loops, self.progress)
+                for k in range(parts)
+            )
+        return PartitionStats(
+            rows.astype(np.int64), edges, halo.astype(np.int64), cover, hags,
+            "contiguous",
+        )  # fmt: skip
+
+
 def _counts(hag: HAG, self_loops: SelfLoops, progress: bool | None) -> HagCounts:
     hag.program(self_loops, progress=progress)
     stats = hag.stats(self_loops)
     return HagCounts(stats.rows_read, stats.rows_written)
-
-
-def _measure_partition(
-    whole: HAG,
-    owner: np.ndarray,
-    parts: int,
-    self_loops: SelfLoops,
-    hag: bool,
-    progress: bool | None,
-) -> PartitionStats:
-    source, target = whole.edge_index.numpy()
-    rows = np.bincount(owner, minlength=parts)
-    degree = whole.degree(self_loops).numpy()
-    edges = np.bincount(owner, weights=degree, minlength=parts).astype(np.int64)
-    p, q = owner[target], owner[source]
-    cut = np.flatnonzero(p != q)
-    pair = p[cut] * parts + q[cut]
-    needed = np.unique(pair * len(owner) + source[cut])
-    halo = np.bincount(needed // len(owner), minlength=parts * parts).reshape(parts, parts)
-    cover = None
-    if len(cut) <= MAX_COVER_EDGES:
-        cover = _vertex_covers(pair, source[cut], target[cut], parts)
-    hags = None
-    if hag:
-        first = np.concatenate([[0], np.cumsum(rows)])
-        hags = tuple(
-            _part_counts(source, target, first[k], first[k + 1], self_loops, progress)
-            for k in range(parts)
-        )
-    return PartitionStats(
-        rows.astype(np.int64), edges, halo.astype(np.int64), cover, hags,
-        "contiguous",
-    )  # fmt: skip
 
 
 def _part_counts(
