@@ -9,8 +9,9 @@ import pytest
 
 from hag_plugin.cli import main
 from hag_plugin.cli.options import size
-from hag_plugin.parallel.planner import Plan
-from hag_plugin.parallel.topology import COLLECTIVES, load
+from hag_plugin.parallel.machine.collectives import COLLECTIVES
+from hag_plugin.parallel.machine.topology import load
+from hag_plugin.parallel.search.plan import Plan
 
 SIZES = ["--nodes", "240000", "--edges", "12000000", "--features", "100", "--halo-ratio", "2"]
 
