@@ -10,9 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hag_plugin.dgl.batching import batch, collate, reverse, unbatch
+    from hag_plugin.dgl.batching import batch, collate, unbatch
     from hag_plugin.dgl.describe import explain
-    from hag_plugin.dgl.graph import HagBlock, HagGraph, to_plain
+    from hag_plugin.dgl.graph import HagBlock, HagGraph, reverse, to_plain
     from hag_plugin.dgl.graphbolt import graphbolt_stand_in
     from hag_plugin.dgl.hooks import accelerate, forget, restore
     from hag_plugin.dgl.layer import hag_layer
@@ -36,9 +36,9 @@ __all__ = [
 ]
 # No file is named as what it holds: importing it would put the module in place of the name.
 FILES = {
-    "batching": ("batch", "collate", "reverse", "unbatch"),
+    "batching": ("batch", "collate", "unbatch"),
     "describe": ("explain",),
-    "graph": ("HagBlock", "HagGraph", "to_plain"),
+    "graph": ("HagBlock", "HagGraph", "reverse", "to_plain"),
     "graphbolt": ("graphbolt_stand_in",),
     "hooks": ("accelerate", "forget", "restore"),
     "layer": ("hag_layer",),

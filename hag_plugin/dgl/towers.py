@@ -21,8 +21,8 @@ from torch.nn.functional import linear
 
 from hag_plugin.dgl.directions import NAME as DIRECTION
 from hag_plugin.dgl.directions import directional
-from hag_plugin.dgl.messages import Outputs, aggregate_rows, is_taken
 from hag_plugin.dgl.relation import Relation
+from hag_plugin.dgl.rows import Outputs, aggregate_rows, is_taken
 
 AGGREGATORS = ("mean", "sum", "max", "min", "var", "std")
 EXTREMA = {"max", "min"}

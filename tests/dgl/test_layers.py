@@ -32,7 +32,7 @@ from hag_plugin.dgl import (  # noqa: E402
     directions,
     explain,
     gated,
-    messages,
+    rows,
     sequential,
     towers,
     typed,
@@ -162,7 +162,7 @@ def hags(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """One entry for each aggregation over a HAG."""
     calls: list[str] = []
     places = (
-        (messages, "aggregate"),
+        (rows, "aggregate"),
         (typed, "aggregate"),
         (gated, "aggregate"),
         (sequential, "lstm_aggregate"),
