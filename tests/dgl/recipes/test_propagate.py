@@ -13,8 +13,9 @@ from torch import Tensor
 dgl = pytest.importorskip("dgl", reason="DGL is not installed")
 import dgl.function as fn  # noqa: E402
 
-from hag_plugin.dgl import ToHAG, rows  # noqa: E402
-from hag_plugin.dgl.ties import sources_are_in_order  # noqa: E402
+from hag_plugin.dgl import ToHAG  # noqa: E402
+from hag_plugin.dgl.aggregation import rows  # noqa: E402
+from hag_plugin.dgl.aggregation.ties import sources_are_in_order  # noqa: E402
 
 REDUCERS = ("sum", "mean", "max", "min")
 TO_HAG = ToHAG()

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from hag_plugin.aggregate import aggregate
 from hag_plugin.build import build_hag
-from hag_plugin.dgl.relation import Relation, edge_index, num_nodes
-from hag_plugin.dgl.rows import Outputs, is_taken
+from hag_plugin.dgl.aggregation.relation import Relation, edge_index, num_nodes
+from hag_plugin.dgl.aggregation.rows import Outputs, is_taken
 from hag_plugin.hag import HAG, outside_inference
 from hag_plugin.recall import checksum
 

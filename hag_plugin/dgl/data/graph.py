@@ -12,8 +12,8 @@ from dgl.base import ALL
 from dgl.heterograph import DGLBlock, pad_tuple, reduce_dict_data
 from torch import Tensor
 
-from hag_plugin.dgl import gated, propagate
-from hag_plugin.dgl.relation import Relation
+from hag_plugin.dgl.aggregation.relation import Relation
+from hag_plugin.dgl.recipes import gated, propagate
 from hag_plugin.hag import HAG, outside_inference
 
 

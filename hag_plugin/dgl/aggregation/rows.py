@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hag_plugin.aggregate import Ties, aggregate
-from hag_plugin.dgl.relation import Relation, edge_index, num_nodes
-from hag_plugin.dgl.ties import tie_rule
+from hag_plugin.dgl.aggregation.relation import Relation, edge_index, num_nodes
+from hag_plugin.dgl.aggregation.ties import tie_rule
 from hag_plugin.hag import HAG, outside_inference
 from hag_plugin.operators import DTYPES, is_fixed, is_transformed, needs_grad, number
 from hag_plugin.weights import factorise

@@ -13,8 +13,8 @@ import torch
 from dgl import DGLGraph
 from dgl.dataloading import GraphCollator
 
-from hag_plugin.dgl.graph import bind, relations_of
-from hag_plugin.dgl.relation import Relation
+from hag_plugin.dgl.aggregation.relation import Relation
+from hag_plugin.dgl.data.graph import bind, relations_of
 from hag_plugin.hag import batch as batch_hags
 from hag_plugin.hag import outside_inference
 

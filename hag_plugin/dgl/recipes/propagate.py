@@ -17,9 +17,8 @@ from dgl.nn.pytorch.conv.dgnconv import DGNConvTower
 from dgl.nn.pytorch.conv.pnaconv import PNAConvTower
 from torch import Tensor
 
-from hag_plugin.dgl import declared, gated, sequential, towers, typed
-from hag_plugin.dgl.relation import Relation
-from hag_plugin.dgl.rows import (
+from hag_plugin.dgl.aggregation.relation import Relation
+from hag_plugin.dgl.aggregation.rows import (
     REDUCERS,
     Outputs,
     aggregate_rows,
@@ -27,12 +26,13 @@ from hag_plugin.dgl.rows import (
     is_scalar_weight,
     is_taken,
 )
+from hag_plugin.dgl.recipes import declared, gated, lstm, pna, typed
 
 # DGL's own message functions that come to rows which a HAG can aggregate: what runs them.
 KNOWN: dict[Any, Any] = {
     RelGraphConv.message: typed.run,
-    PNAConvTower.message: towers.run,
-    DGNConvTower.message: towers.run,
+    PNAConvTower.message: pna.run,
+    DGNConvTower.message: pna.run,
 }
 
 
@@ -102,7 +102,7 @@ def _run_user_message(
     """Messages defined in Python: those of DGL's own layers, and those that are declared."""
     runs = KNOWN.get(getattr(message_func, "__func__", None))
     if getattr(reduce_func, "__func__", None) is SAGEConv._lstm_reducer:
-        runs = sequential.run
+        runs = lstm.run
     if runs is None and declared.declaration_of(graph) is not None:
         runs = declared.run
     if runs is None:

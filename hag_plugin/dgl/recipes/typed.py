@@ -18,8 +18,8 @@ from torch import Tensor
 
 from hag_plugin.aggregate import aggregate
 from hag_plugin.build import build_hag
-from hag_plugin.dgl.relation import MAX_REMEMBERED, Relation, edge_index, num_nodes
-from hag_plugin.dgl.rows import Outputs, is_taken
+from hag_plugin.dgl.aggregation.relation import MAX_REMEMBERED, Relation, edge_index, num_nodes
+from hag_plugin.dgl.aggregation.rows import Outputs, is_taken
 from hag_plugin.hag import HAG, outside_inference
 from hag_plugin.operators import is_fixed
 from hag_plugin.recall import Recall
