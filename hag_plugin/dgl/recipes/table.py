@@ -25,7 +25,7 @@ from dgl.nn.pytorch import (
     TAGConv,
 )
 
-from hag_plugin.dgl import gated, sequential, towers
+from hag_plugin.dgl.recipes import gated, lstm, pna
 
 SYMMETRIC = "sum over D^-1/2 A D^-1/2"
 EDGE_WEIGHT = "edge_weight: on the HAG where it is a product of node factors and comes back"
@@ -58,12 +58,12 @@ SAGE = {"mean": "mean over A", "gcn": "sum over A + I", "pool": "max over A", "l
 
 SAGE_NOTES: dict[str, Callable[[Any], str]] = {
     "pool": lambda layer: EXTREMA,
-    "lstm": lambda layer: sequential.explained(layer)[1],
+    "lstm": lambda layer: lstm.explained(layer)[1],
 }
 
 
 def _lstm(layer: Any) -> str | None:
-    runs, reason = sequential.explained(layer) if layer._aggre_type == "lstm" else (True, "")
+    runs, reason = lstm.explained(layer) if layer._aggre_type == "lstm" else (True, "")
     return None if runs else reason
 
 
@@ -100,7 +100,7 @@ RECIPES: dict[type, Recipe] = {
     PNAConv: Recipe(
         lambda layer: f"{', '.join(layer.towers[0].aggregators)} over A",
         lambda layer: EXTREMA if {"max", "min"} & {*layer.towers[0].aggregators} else "",
-        lambda layer: towers.why_stock(layer.towers[0]),
+        lambda layer: pna.why_stock(layer.towers[0]),
     ),
     HeteroGraphConv: Recipe(lambda layer: "edge type by edge type", lambda layer: ""),
 }

@@ -13,8 +13,9 @@ from torch import Tensor
 dgl = pytest.importorskip("dgl", reason="DGL is not installed")
 import dgl.function as fn  # noqa: E402
 
-from hag_plugin.dgl import ToHAG, messages  # noqa: E402
-from hag_plugin.dgl.ties import sources_are_in_order  # noqa: E402
+from hag_plugin.dgl import ToHAG  # noqa: E402
+from hag_plugin.dgl.aggregation import rows  # noqa: E402
+from hag_plugin.dgl.aggregation.ties import sources_are_in_order  # noqa: E402
 
 REDUCERS = ("sum", "mean", "max", "min")
 TO_HAG = ToHAG()
@@ -69,10 +70,8 @@ def assert_equal(graph: Any, x: Tensor, message: Any, reduce: Any, tolerance: fl
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The calls of `aggregate`, so of HAGs."""
     calls: list[Any] = []
-    aggregate = messages.aggregate
-    monkeypatch.setattr(
-        messages, "aggregate", lambda *a, **k: calls.append(k) or aggregate(*a, **k)
-    )
+    aggregate = rows.aggregate
+    monkeypatch.setattr(rows, "aggregate", lambda *a, **k: calls.append(k) or aggregate(*a, **k))
     return calls
 
 

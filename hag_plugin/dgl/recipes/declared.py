@@ -15,8 +15,8 @@ from dgl.function.reducer import SimpleReduceFunction
 from torch import Tensor
 from torch.nn import Module
 
-from hag_plugin.dgl.messages import REDUCERS, Outputs, aggregate_rows
-from hag_plugin.dgl.relation import Relation, edge_index
+from hag_plugin.dgl.aggregation.relation import Relation, edge_index
+from hag_plugin.dgl.aggregation.rows import REDUCERS, Outputs, aggregate_rows
 from hag_plugin.ops.registration import is_transformed
 
 CHECKED_EDGES = 96

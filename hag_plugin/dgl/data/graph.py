@@ -1,18 +1,19 @@
-"""`HagGraph`: a DGLGraph whose `update_all` runs on HAGs."""
+"""`HagGraph`: a DGLGraph whose `update_all` runs on HAGs, and `reverse` and `to_plain` for it."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from typing import Any
 
+import dgl
 import torch
 from dgl import DGLGraph, core
 from dgl.base import ALL
 from dgl.heterograph import DGLBlock, pad_tuple, reduce_dict_data
 from torch import Tensor
 
-from hag_plugin.dgl import gated, messages
-from hag_plugin.dgl.relation import Relation
+from hag_plugin.dgl.aggregation.relation import Relation
+from hag_plugin.dgl.recipes import gated, propagate
 from hag_plugin.hag.hag import HAG
 from hag_plugin.modes import outside_inference
 
@@ -58,7 +59,7 @@ class HagMixin:
         single = etype is not None or len(graph.canonical_etypes) == 1
         if relations is not None and apply_node_func is None and single:
             etid = graph.get_etype_id(etype)
-            out = messages.run(graph, etid, relations[etid], message_func, reduce_func)
+            out = propagate.run(graph, etid, relations[etid], message_func, reduce_func)
             if out is not None:
                 _, target = graph._graph.metagraph.find_edge(etid)
                 graph._set_n_repr(target, ALL, out)
@@ -88,7 +89,7 @@ class HagMixin:
             _, target = graph._graph.metagraph.find_edge(etid)
             out = None
             if node_func is None:
-                out = messages.run(
+                out = propagate.run(
                     graph, etid, relations[etid], message_func, reduce_func, empty_rows_zero=False
                 )
             if out is None:
@@ -151,8 +152,6 @@ class HagMixin:
 
     def reverse(self, *args: Any, **kwargs: Any) -> Any:
         """As `DGLGraph.reverse`, with the reversed HAGs."""
-        from hag_plugin.dgl.batching import reverse
-
         return reverse(self, *args, **kwargs)
 
     def add_edges(self, u: Any, v: Any, data: Any = None, etype: Any = None) -> None:
@@ -236,6 +235,15 @@ def view(graph: DGLGraph, relations: tuple[Relation, ...]) -> Any:
     other = object.__new__(type(graph))
     other.__dict__.update(graph.__dict__)
     return bind(other, relations)
+
+
+def reverse(graph: DGLGraph, *args: Any, **kwargs: Any) -> Any:
+    """As `dgl.reverse`, with the reversed HAGs, which are those that gradients need anyway."""
+    reversed_graph = dgl.reverse(graph, *args, **kwargs)
+    relations = relations_of(graph)
+    if relations is None:
+        return reversed_graph
+    return bind(reversed_graph, tuple(relation.reversed() for relation in relations))
 
 
 def to_plain(graph: DGLGraph) -> DGLGraph:

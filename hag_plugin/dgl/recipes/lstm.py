@@ -13,8 +13,8 @@ import torch
 from dgl.function.message import CopyMessageFunction
 from torch import nn
 
-from hag_plugin.dgl.messages import Outputs, is_taken
-from hag_plugin.dgl.relation import Relation, edge_index, num_nodes
+from hag_plugin.dgl.aggregation.relation import Relation, edge_index, num_nodes
+from hag_plugin.dgl.aggregation.rows import Outputs, is_taken
 from hag_plugin.modes import outside_inference
 from hag_plugin.sequence.cost import (
     StepCounts,

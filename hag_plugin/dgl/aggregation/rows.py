@@ -1,21 +1,14 @@
-"""One step of message passing over one edge type: on its HAG, or left to DGL.
-
-DGL's builtin `copy_u` with sum, mean, max or min is what a HAG computes. `u_mul_e` comes to it
-where the weights are products of a number of the source and one of the target. A few user-defined
-functions of DGL's own layers, and those declared with `hag_layer`, come to it too.
-"""
+"""Rows of source nodes, aggregated on the HAG of an edge type, and what its weights come to."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from dgl.function.message import BinaryMessageFunction, CopyMessageFunction
-from dgl.function.reducer import SimpleReduceFunction
 from torch import Tensor
 
-from hag_plugin.dgl.relation import Relation, edge_index, num_nodes
-from hag_plugin.dgl.ties import tie_rule
+from hag_plugin.dgl.aggregation.relation import Relation, edge_index, num_nodes
+from hag_plugin.dgl.aggregation.ties import tie_rule
 from hag_plugin.hag.hag import HAG
 from hag_plugin.modes import outside_inference
 from hag_plugin.ops.aggregate import Ties, aggregate
@@ -25,69 +18,6 @@ from hag_plugin.ops.weights import factorise
 REDUCERS = ("sum", "mean", "max", "min")
 DEVICES = ("cpu",)  # elsewhere DGL's own kernels run
 Outputs = dict[str, Tensor]
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def run(
-    graph: Any,
-    etid: int,
-    relation: Relation,
-    message_func: Any,
-    reduce_func: Any,
-    empty_rows_zero: bool = True,
-) -> Outputs | None:
-    """What `update_all` stores in the target nodes; None where DGL's own code is to run.
-
-    Args:
-        graph: the graph that owns the edge type, with the features in its frames.
-        etid: number of the edge type.
-        relation: that of the edge type.
-        message_func: as for `update_all`.
-        reduce_func: as for `update_all`.
-        empty_rows_zero: nodes without edges get 0 from max and min; otherwise the infinity that
-            DGL merges edge types with.
-    """
-    from hag_plugin.dgl import gated, user_messages
-
-    if torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export():
-        raise RuntimeError(
-            "ONNX has no operator for an aggregation on a HAG: call hag_plugin.restore(model), and "
-            "hag_plugin.dgl.to_plain(graph) on a graph from ToHAG, before torch.onnx.export"
-        )
-    if type(reduce_func) is SimpleReduceFunction and reduce_func.name in REDUCERS:
-        field = getattr(message_func, "out_field", None)
-        if isinstance(message_func, CopyMessageFunction | BinaryMessageFunction):
-            if field != reduce_func.msg_field:
-                return None  # DGL says what is wrong
-            if message_func.name == "copy_e":
-                return gated.run(graph, etid, relation, message_func, reduce_func)
-            y = _run_builtin(graph, etid, relation, message_func, reduce_func.name, empty_rows_zero)
-            return None if y is None else {reduce_func.out_field: y}
-    found: Outputs | None = user_messages.run(graph, etid, relation, message_func, reduce_func)
-    return found
-
-
-def _run_builtin(
-    graph: Any, etid: int, relation: Relation, message_func: Any, reduce: str, empty: bool
-) -> Tensor | None:
-    source, _ = graph._graph.metagraph.find_edge(etid)
-    frame = graph._node_frames[source]
-    if message_func.name == "copy_u":
-        if message_func.in_field not in frame:
-            return None
-        return aggregate_rows(graph, etid, relation, frame[message_func.in_field], reduce, empty)
-    if message_func.name != "u_mul_e" or reduce not in ("sum", "mean"):
-        return None
-    edges = graph._edge_frames[etid]
-    if message_func.lhs_field not in frame or message_func.rhs_field not in edges:
-        return None
-    x, weight = frame[message_func.lhs_field], edges[message_func.rhs_field]
-    if not is_taken(x) or not _is_scalar_weight(weight, x):
-        return None
-    factors = edge_factors(graph, etid, relation, weight)
-    if factors is None:
-        return None
-    return aggregate_rows(graph, etid, relation, x, reduce, scales=factors)
 
 
 def aggregate_rows(
@@ -150,7 +80,7 @@ def is_taken(x: Tensor) -> bool:
 # Weights ----------------------------------------------------------------------------------------
 
 
-def _is_scalar_weight(weight: Tensor, x: Tensor) -> bool:
+def is_scalar_weight(weight: Tensor, x: Tensor) -> bool:
     """Whether weights are fixed and one number an edge, whatever the shape of the features."""
     return (
         weight.dtype == x.dtype

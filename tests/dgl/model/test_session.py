@@ -18,9 +18,10 @@ from dgl.heterograph import DGLBlock  # noqa: E402
 from dgl.nn.pytorch import GATConv, GraphConv, HeteroGraphConv, SAGEConv  # noqa: E402
 
 import hag_plugin as hp  # noqa: E402
-from hag_plugin.dgl import HagGraph, ToHAG, session  # noqa: E402
-from hag_plugin.dgl.graph import relations_of  # noqa: E402
-from hag_plugin.dgl.session import Session  # noqa: E402
+from hag_plugin.dgl import HagGraph, ToHAG  # noqa: E402
+from hag_plugin.dgl.data.graph import relations_of  # noqa: E402
+from hag_plugin.dgl.model import session  # noqa: E402
+from hag_plugin.dgl.model.session import Session  # noqa: E402
 
 
 class Seen(SAGEConv):

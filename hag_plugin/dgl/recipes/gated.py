@@ -18,8 +18,8 @@ from dgl.function.message import CopyMessageFunction
 from dgl.nn.pytorch import GatedGraphConv
 from torch import Tensor, nn
 
-from hag_plugin.dgl.messages import Outputs, is_taken
-from hag_plugin.dgl.relation import Relation, edge_index, num_nodes
+from hag_plugin.dgl.aggregation.relation import Relation, edge_index, num_nodes
+from hag_plugin.dgl.aggregation.rows import Outputs, is_taken
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
 from hag_plugin.modes import outside_inference

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch.nn import Module
 
-from hag_plugin.dgl.hooks import is_accelerated, is_layer
-from hag_plugin.dgl.recipes import recipe_of
+from hag_plugin.dgl.model.accelerate import is_accelerated, is_layer
+from hag_plugin.dgl.recipes.table import recipe_of
 from hag_plugin.explanation import Explanation, Row
 
 

@@ -1,4 +1,4 @@
-"""`batch`, `unbatch`, `reverse` and `collate`: as DGL's, for graphs that run on HAGs.
+"""`batch`, `unbatch` and `collate`: as DGL's, for graphs that run on HAGs.
 
 DGL's own functions make plain graphs of their own.
 """
@@ -13,8 +13,8 @@ import torch
 from dgl import DGLGraph
 from dgl.dataloading import GraphCollator
 
-from hag_plugin.dgl.graph import bind, relations_of
-from hag_plugin.dgl.relation import Relation
+from hag_plugin.dgl.aggregation.relation import Relation
+from hag_plugin.dgl.data.graph import bind, relations_of
 from hag_plugin.hag.hag import batch as batch_hags
 from hag_plugin.modes import outside_inference
 
@@ -66,15 +66,6 @@ def unbatch(graph: DGLGraph, *args: Any, **kwargs: Any) -> list[Any]:
     if relations is None:
         return list(parts)
     return [bind(part, tuple(Relation(each.options) for each in relations)) for part in parts]
-
-
-def reverse(graph: DGLGraph, *args: Any, **kwargs: Any) -> Any:
-    """As `dgl.reverse`, with the reversed HAGs, which are those that gradients need anyway."""
-    reversed_graph = dgl.reverse(graph, *args, **kwargs)
-    relations = relations_of(graph)
-    if relations is None:
-        return reversed_graph
-    return bind(reversed_graph, tuple(relation.reversed() for relation in relations))
 
 
 class _Collator(GraphCollator):  # type: ignore[misc]

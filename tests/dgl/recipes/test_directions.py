@@ -12,7 +12,8 @@ from torch import Tensor
 dgl = pytest.importorskip("dgl", reason="DGL is not installed")
 from dgl.nn.pytorch import DGNConv  # noqa: E402
 
-from hag_plugin.dgl import ToHAG, directions  # noqa: E402
+from hag_plugin.dgl import ToHAG  # noqa: E402
+from hag_plugin.dgl.recipes import directions  # noqa: E402
 
 WIDTH = 6
 ALL = [f"dir{k}-{kind}" for k in (1, 2, 3) for kind in ("av", "dx")]

@@ -14,7 +14,7 @@ import dgl
 import torch
 from torch import Tensor
 
-from hag_plugin.dgl.relation import Relation
+from hag_plugin.dgl.aggregation.relation import Relation
 from hag_plugin.modes import outside_inference
 
 TIED = 3  # sources of the graph that tells

@@ -15,8 +15,8 @@ dgl = pytest.importorskip("dgl", reason="DGL is not installed")
 import dgl.function as fn  # noqa: E402
 
 import hag_plugin.dgl as hag_dgl  # noqa: E402
-from hag_plugin.dgl.graph import relations_of  # noqa: E402
-from hag_plugin.dgl.session import Session  # noqa: E402
+from hag_plugin.dgl.data.graph import relations_of  # noqa: E402
+from hag_plugin.dgl.model.session import Session  # noqa: E402
 
 COPIES: dict[str, Callable[[Any], Any]] = {
     "local_var": lambda g: g.local_var(),
@@ -96,7 +96,7 @@ def test_kept(name: str, multigraph: Any) -> None:
 def test_copies_need_no_search(name: str, monkeypatch: pytest.MonkeyPatch, multigraph: Any) -> None:
     graph = hag_dgl.ToHAG()(multigraph())
     monkeypatch.setattr("hag_plugin.hag.build.search_program", None)
-    monkeypatch.setattr("hag_plugin.dgl.relation.build_hag", None)
+    monkeypatch.setattr("hag_plugin.dgl.aggregation.relation.build_hag", None)
     assert torch.equal(sums(COPIES[name](graph)), expected(graph))
     merged = hag_dgl.batch([graph, graph])
     assert torch.equal(sums(merged), expected(merged))

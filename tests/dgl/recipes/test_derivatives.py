@@ -19,7 +19,7 @@ from dgl.nn.pytorch import GraphConv, SAGEConv  # noqa: E402
 import hag_plugin as hp  # noqa: E402
 from hag_plugin.dgl import ToHAG  # noqa: E402
 
-from ..derivatives import EVERY, FIRST, SECOND, linearised  # noqa: E402
+from ...derivatives import EVERY, FIRST, SECOND, linearised  # noqa: E402
 
 REDUCE = {"sum": "sum", "mean": "mean", "max": "amax", "min": "amin"}
 NODES, WIDTH = 6, 3

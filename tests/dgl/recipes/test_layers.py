@@ -27,16 +27,9 @@ from dgl.nn.pytorch import (  # noqa: E402
     TAGConv,
 )
 
-from hag_plugin.dgl import (  # noqa: E402
-    ToHAG,
-    directions,
-    explain,
-    gated,
-    messages,
-    sequential,
-    towers,
-    typed,
-)
+from hag_plugin.dgl import ToHAG, explain  # noqa: E402
+from hag_plugin.dgl.aggregation import rows  # noqa: E402
+from hag_plugin.dgl.recipes import directions, gated, lstm, pna, typed  # noqa: E402
 
 WIDTH = 6
 TYPES = 3
@@ -162,10 +155,10 @@ def hags(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """One entry for each aggregation over a HAG."""
     calls: list[str] = []
     places = (
-        (messages, "aggregate"),
+        (rows, "aggregate"),
         (typed, "aggregate"),
         (gated, "aggregate"),
-        (sequential, "lstm_aggregate"),
+        (lstm, "lstm_aggregate"),
         (directions, "weighted_aggregate"),
     )
     for module, function in places:
@@ -299,5 +292,5 @@ def test_tower_with_a_changed_message_layer(multigraph: Any) -> None:
     case = Case("PNAConv", multigraph())
     for tower in case.layer.towers:
         tower.M = nn.Sequential(tower.M, nn.ReLU())
-    assert towers.why_stock(case.layer.towers[0]) is not None
+    assert pna.why_stock(case.layer.towers[0]) is not None
     case.assert_equal()

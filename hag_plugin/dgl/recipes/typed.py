@@ -16,8 +16,8 @@ from dgl.function.reducer import SimpleReduceFunction
 from dgl.nn.pytorch import TypedLinear
 from torch import Tensor
 
-from hag_plugin.dgl.messages import Outputs, is_taken
-from hag_plugin.dgl.relation import MAX_REMEMBERED, Relation, edge_index, num_nodes
+from hag_plugin.dgl.aggregation.relation import MAX_REMEMBERED, Relation, edge_index, num_nodes
+from hag_plugin.dgl.aggregation.rows import Outputs, is_taken
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
 from hag_plugin.modes import outside_inference

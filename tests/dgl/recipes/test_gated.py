@@ -16,7 +16,8 @@ import dgl.function as fn  # noqa: E402
 from dgl.nn.pytorch import GatedGraphConv, RelGraphConv  # noqa: E402
 
 import hag_plugin as hp  # noqa: E402
-from hag_plugin.dgl import ToHAG, explain, gated, typed  # noqa: E402
+from hag_plugin.dgl import ToHAG, explain  # noqa: E402
+from hag_plugin.dgl.recipes import gated, typed  # noqa: E402
 
 WIDTH = 6
 TYPES = 4

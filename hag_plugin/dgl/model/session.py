@@ -8,8 +8,8 @@ from typing import Any
 
 from dgl import DGLGraph
 
-from hag_plugin.dgl.graph import CLASSES, relations_of, view
-from hag_plugin.dgl.relation import Relation
+from hag_plugin.dgl.aggregation.relation import Relation
+from hag_plugin.dgl.data.graph import CLASSES, relations_of, view
 from hag_plugin.recall import Recall, is_run_again
 
 MAX_SEARCHED_EDGES = 20_000_000  # larger graphs are searched only where ToHAG is called

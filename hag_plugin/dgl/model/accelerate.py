@@ -8,8 +8,8 @@ from typing import TypeVar
 from torch.nn import Module
 
 from hag_plugin import scripting
-from hag_plugin.dgl.recipes import recipe_of
-from hag_plugin.dgl.session import LayerHook, Session
+from hag_plugin.dgl.model.session import LayerHook, Session
+from hag_plugin.dgl.recipes.table import recipe_of
 
 M = TypeVar("M", bound=Module)
 

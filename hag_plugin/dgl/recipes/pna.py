@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn import Linear
 from torch.nn.functional import linear
 
-from hag_plugin.dgl.directions import NAME as DIRECTION
-from hag_plugin.dgl.directions import directional
-from hag_plugin.dgl.messages import Outputs, aggregate_rows, is_taken
-from hag_plugin.dgl.relation import Relation
+from hag_plugin.dgl.aggregation.relation import Relation
+from hag_plugin.dgl.aggregation.rows import Outputs, aggregate_rows, is_taken
+from hag_plugin.dgl.recipes.directions import NAME as DIRECTION
+from hag_plugin.dgl.recipes.directions import directional
 
 AGGREGATORS = ("mean", "sum", "max", "min", "var", "std")
 EXTREMA = {"max", "min"}
