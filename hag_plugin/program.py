@@ -125,6 +125,11 @@ class Program:
         return Program.of(moved, *numbers)
 
     @cached_property
+    def is_plain(self) -> bool:
+        """Whether it shares no sums: nothing is written to scratch."""
+        return not bool((self.arrays[3] < 0).any())
+
+    @cached_property
     def native(self) -> _cpu.Program:
         """The program as the CPU kernels take it: every index checked, once."""
         return _cpu.Program(*self.numpy(), self.num_src, self.num_dst, self.diagonal)
