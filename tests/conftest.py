@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hag_plugin.sequence import SequentialHAG, lstm_aggregate
-from hag_plugin.sequence_cost import StepCounts
+from hag_plugin.sequence.cost import StepCounts
 
 os.environ.setdefault("DGLBACKEND", "pytorch")  # or DGL writes a file into the home directory
 # Plans depend on the cost constants: tests take the defaults, whatever was calibrated here.

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from hag_plugin.dgl import gated, messages
 from hag_plugin.dgl.relation import Relation
-from hag_plugin.hag import HAG, outside_inference
+from hag_plugin.hag.hag import HAG
+from hag_plugin.modes import outside_inference
 
 
 class HagMixin:

@@ -14,12 +14,13 @@ from dgl.function.message import BinaryMessageFunction, CopyMessageFunction
 from dgl.function.reducer import SimpleReduceFunction
 from torch import Tensor
 
-from hag_plugin.aggregate import Ties, aggregate
 from hag_plugin.dgl.relation import Relation, edge_index, num_nodes
 from hag_plugin.dgl.ties import tie_rule
-from hag_plugin.hag import HAG, outside_inference
-from hag_plugin.operators import DTYPES, is_fixed, is_transformed, needs_grad, number
-from hag_plugin.weights import factorise
+from hag_plugin.hag.hag import HAG
+from hag_plugin.modes import outside_inference
+from hag_plugin.ops.aggregate import Ties, aggregate
+from hag_plugin.ops.registration import DTYPES, is_fixed, is_transformed, needs_grad, number
+from hag_plugin.ops.weights import factorise
 
 REDUCERS = ("sum", "mean", "max", "min")
 DEVICES = ("cpu",)  # elsewhere DGL's own kernels run

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hag_plugin.hag import HAG, outside_inference
-from hag_plugin.operators import is_ordinary
+from hag_plugin.hag.hag import HAG
+from hag_plugin.modes import outside_inference
+from hag_plugin.ops.registration import is_ordinary
 from hag_plugin.recall import Recall
 
 # What all layers keep together, in bytes. Above it they compute as if nothing was constant.

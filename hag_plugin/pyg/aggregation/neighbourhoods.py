@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from hag_plugin.aggregate import aggregate
-from hag_plugin.degrees import degree_scale
-from hag_plugin.hag import HAG
-from hag_plugin.prefix_tree import SequentialHAG
-from hag_plugin.program import SelfLoops
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.program import SelfLoops
+from hag_plugin.ops.aggregate import aggregate
+from hag_plugin.ops.degrees import degree_scale
+from hag_plugin.sequence.prefix_tree import SequentialHAG
 
 
 @dataclass(frozen=True)

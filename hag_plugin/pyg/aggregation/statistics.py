@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch_geometric.nn import aggr
 
-from hag_plugin.operators import number
+from hag_plugin.ops.registration import number
 from hag_plugin.pyg.aggregation.neighbourhoods import Neighbourhoods, Offset
 
 Columns = dict[str, tuple[str, Tensor]]  # what: (monoid, values at the sources)

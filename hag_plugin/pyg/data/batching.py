@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from hag_plugin.hag import HAG, batch, outside_inference
+from hag_plugin.hag.hag import HAG, batch
+from hag_plugin.modes import outside_inference
 
 
 class HagBatch:

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.data.storage import EdgeStorage
 
-from hag_plugin.build import build_hag
-from hag_plugin.hag import HAG, outside_inference, rebuild_hag
+from hag_plugin.hag.build import build_hag
+from hag_plugin.hag.hag import HAG, rebuild_hag
+from hag_plugin.modes import outside_inference
 from hag_plugin.pyg.data.batching import HagBatch
 from hag_plugin.pyg.data.stale import current_hag, known_verdict, note_verdict
 from hag_plugin.pyg.data.storage import HagList, unpack

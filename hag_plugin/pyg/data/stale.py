@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from hag_plugin.build import build_hag
-from hag_plugin.hag import HAG, outside_inference
+from hag_plugin.hag.build import build_hag
+from hag_plugin.hag.hag import HAG
+from hag_plugin.modes import outside_inference
 from hag_plugin.recall import Recall
 
 MAX_VERDICTS = 8  # edge indices remembered of each HAG

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hag_plugin.hag import HAG, rebuild_hag
+from hag_plugin.hag.hag import HAG, rebuild_hag
 
 
 class HagList(list[HAG]):

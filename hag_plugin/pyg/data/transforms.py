@@ -11,12 +11,13 @@ from torch import Tensor
 from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.transforms import BaseTransform
 
-from hag_plugin.build import build_hag, check_build_options
-from hag_plugin.hag import HAG, outside_inference
-from hag_plugin.program import SelfLoops
+from hag_plugin.hag.build import build_hag, check_build_options
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.program import SelfLoops
+from hag_plugin.modes import outside_inference
+from hag_plugin.ops.weights import edge_slots
 from hag_plugin.pyg.data.graph import KEY, adopt
 from hag_plugin.recall import Recall
-from hag_plugin.weights import edge_slots
 
 # Given by the data.
 TAKEN = ("edge_index", "num_nodes", "size", "targets_first", "ptr")

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch_geometric.nn import MessagePassing
 
-from hag_plugin.build import build_hag
-from hag_plugin.hag import HAG, outside_inference
-from hag_plugin.operators import is_transformed
+from hag_plugin.hag.build import build_hag
+from hag_plugin.hag.hag import HAG
+from hag_plugin.modes import outside_inference
+from hag_plugin.ops.registration import is_transformed
 from hag_plugin.pyg.aggregation.neighbourhoods import check_sizes
 from hag_plugin.pyg.model import edge_order
 from hag_plugin.pyg.model.settle import note, plain_edges, settle
@@ -21,7 +22,7 @@ from hag_plugin.pyg.recipes.lstm import is_lstm
 from hag_plugin.pyg.recipes.propagate import run_rows, stand_in
 from hag_plugin.pyg.recipes.recipe import Condition, Recipe
 from hag_plugin.pyg.recipes.table import RECIPES
-from hag_plugin.sequence import SequentialHAG
+from hag_plugin.sequence.prefix_tree import SequentialHAG
 
 C = TypeVar("C", bound=type)
 

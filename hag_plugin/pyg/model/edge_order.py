@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch_geometric.nn import aggr
 
-from hag_plugin.hag import outside_inference
+from hag_plugin.modes import outside_inference
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
 from hag_plugin.pyg.aggregation.statistics import STATISTICS
 

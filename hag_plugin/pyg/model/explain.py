@@ -14,7 +14,7 @@ from hag_plugin.pyg.model import settle
 from hag_plugin.pyg.recipes import lstm
 from hag_plugin.pyg.recipes.recipe import Recipe, stock_class
 from hag_plugin.pyg.recipes.table import RECIPES, recipe_of
-from hag_plugin.sequence_cost import describe
+from hag_plugin.sequence.cost import describe
 
 FEW = (
     f"{{}}: in training, a call with fewer than {settle.SMALL:,} numbers in all its messages runs "

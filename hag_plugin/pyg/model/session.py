@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hag_plugin.build import build_hag
-from hag_plugin.hag import HAG, outside_inference
+from hag_plugin.hag.build import build_hag
+from hag_plugin.hag.hag import HAG
+from hag_plugin.modes import outside_inference
 from hag_plugin.recall import Recall, decide, is_run_again
 
 MAX_SEARCHED_EDGES = 20_000_000  # larger graphs are searched only where build_hag is called

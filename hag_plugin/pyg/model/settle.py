@@ -15,10 +15,11 @@ from torch._dynamo.comptime import comptime
 from torch.nn import Module, Parameter
 from torch_geometric.nn.aggr import LSTMAggregation
 
-from hag_plugin.build import build_hag
 from hag_plugin.explanation import Calls, Kind
-from hag_plugin.hag import HAG, outside_inference
-from hag_plugin.operators import DTYPES
+from hag_plugin.hag.build import build_hag
+from hag_plugin.hag.hag import HAG
+from hag_plugin.modes import outside_inference
+from hag_plugin.ops.registration import DTYPES
 from hag_plugin.pyg.aggregation import aggregators
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
 from hag_plugin.pyg.model import edge_order
@@ -29,8 +30,8 @@ from hag_plugin.pyg.recipes.relations import plain_relations, relation_hags
 from hag_plugin.pyg.recipes.table import recipe_of
 from hag_plugin.pyg.recipes.weighted import WeightedGraph, weighted_graph
 from hag_plugin.recall import decide, is_run_again
-from hag_plugin.sequence import SequentialHAG
-from hag_plugin.sequence_cost import are_taken, note_counts, why_not_shared
+from hag_plugin.sequence.cost import are_taken, note_counts, why_not_shared
+from hag_plugin.sequence.prefix_tree import SequentialHAG
 
 GRAPHS = (HAG, SequentialHAG)
 

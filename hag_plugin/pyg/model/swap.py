@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch_geometric.nn import DirGNNConv, MessagePassing
 
-from hag_plugin.hag import HAG
+from hag_plugin.hag.hag import HAG
 from hag_plugin.pyg.model import edge_order
 from hag_plugin.pyg.model.edge_order import Edges
 from hag_plugin.pyg.model.settle import (
@@ -32,7 +32,7 @@ from hag_plugin.pyg.recipes import propagate as running
 from hag_plugin.pyg.recipes.recipe import Call, Recipe, stock_class
 from hag_plugin.pyg.recipes.table import recipe_of
 from hag_plugin.pyg.recipes.weighted import WeightedGraph
-from hag_plugin.sequence import SequentialHAG
+from hag_plugin.sequence.prefix_tree import SequentialHAG
 
 _CLASSES: dict[type, type] = {}
 

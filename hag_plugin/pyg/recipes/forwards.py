@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch_geometric.nn import FastRGCNConv
 
-from hag_plugin.aggregate import aggregate
-from hag_plugin.degrees import degree_scale
-from hag_plugin.hag import HAG
+from hag_plugin.hag.hag import HAG
+from hag_plugin.ops.aggregate import aggregate
+from hag_plugin.ops.degrees import degree_scale
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
 from hag_plugin.pyg.aggregation.neighbourhoods import Neighbourhoods, check_sizes
 from hag_plugin.pyg.aggregation.statistics import variance

@@ -12,8 +12,9 @@ from torch_geometric.nn.aggr import LSTMAggregation
 from hag_plugin.pyg.aggregation.neighbourhoods import check_sizes
 from hag_plugin.pyg.recipes import reorder
 from hag_plugin.pyg.recipes.recipe import Call, Recipe
-from hag_plugin.sequence import SequentialHAG, build_sequence, lstm_aggregate
-from hag_plugin.sequence_cost import StepCounts, padded_counts
+from hag_plugin.sequence.cost import StepCounts, padded_counts
+from hag_plugin.sequence.lstm import lstm_aggregate
+from hag_plugin.sequence.prefix_tree import SequentialHAG, build_sequence
 
 # What a recipe may run in place of a layer's forward. Others look into their graph for degrees or
 # loops; these only reorder what the layer does where its graph is a HAG.

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hag_plugin.degrees import degree_scale
-from hag_plugin.hag import HAG
+from hag_plugin.hag.hag import HAG
+from hag_plugin.ops.degrees import degree_scale
 from hag_plugin.pyg.aggregation import constant
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS, reduce
 from hag_plugin.pyg.aggregation.neighbourhoods import Neighbourhoods, Offset, check_sizes

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module
 
-from hag_plugin.hag import HAG
-from hag_plugin.program import SelfLoops
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.program import SelfLoops
 from hag_plugin.pyg.recipes.weighted import Weigh, normalised
 
 Call = Mapping[str, Any]  # the arguments of one call of `forward` or `propagate`, by name

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hag_plugin.build import build_hag
-from hag_plugin.hag import HAG, outside_inference
+from hag_plugin.hag.build import build_hag
+from hag_plugin.hag.hag import HAG
+from hag_plugin.modes import outside_inference
 
 
 def relation_hags(

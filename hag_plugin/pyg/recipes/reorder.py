@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch_geometric.nn.dense.linear import Linear
 
-from hag_plugin.hag import HAG
-from hag_plugin.operators import is_transformed
+from hag_plugin.hag.hag import HAG
+from hag_plugin.ops.registration import is_transformed
 from hag_plugin.pyg.aggregation import constant
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
 from hag_plugin.pyg.recipes.forwards import pair

@@ -10,7 +10,7 @@ import torch_geometric
 from torch_geometric import nn
 from torch_geometric.nn.dense.linear import Linear
 
-from hag_plugin.program import SelfLoops
+from hag_plugin.hag.program import SelfLoops
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
 from hag_plugin.pyg.recipes import forwards, reorder
 from hag_plugin.pyg.recipes.recipe import Call, Condition, Recipe

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import add_self_loops
 
-from hag_plugin.aggregate import aggregate
-from hag_plugin.build import build_hag
-from hag_plugin.hag import HAG
-from hag_plugin.operators import is_fixed
+from hag_plugin.hag.build import build_hag
+from hag_plugin.hag.hag import HAG
+from hag_plugin.ops.aggregate import aggregate
+from hag_plugin.ops.registration import is_fixed
+from hag_plugin.ops.weights import edge_slots, factorise, weighted_aggregate
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
 from hag_plugin.pyg.aggregation.neighbourhoods import along
-from hag_plugin.weights import edge_slots, factorise, weighted_aggregate
 
 Weighted = tuple[Tensor, Tensor]  # an edge index `[2, E]` and a weight `[E]` for each edge
 Weigh = Callable[[Any, Tensor, Tensor, int], Weighted]

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch_geometric import nn as pyg
 
 import hag_plugin as hp
-from hag_plugin import datasets
+from hag_plugin.data import datasets
 from hag_plugin.pyg import accelerate, explain
 from hag_plugin.sequence import SequentialHAG, build_sequence
-from hag_plugin.sequence_cost import StepCounts
+from hag_plugin.sequence.cost import StepCounts
 
 WIDTH = 4
 LSTM = {"aggr": "lstm", "aggr_kwargs": {"in_channels": WIDTH, "out_channels": WIDTH}}
