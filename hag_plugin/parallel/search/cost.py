@@ -25,6 +25,7 @@ from hag_plugin.files import write_whole
 from hag_plugin.parallel.layouts import Message
 from hag_plugin.parallel.machine.topology import Topology
 from hag_plugin.parallel.strategies.registry import INDEX, Terms
+from hag_plugin.saved import set_module
 from hag_plugin.version import __version__
 
 MODES = ("analytic", "measured", "calibrated")
@@ -41,6 +42,7 @@ class ComputeCost(Protocol):
         ...
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True)
 class Seconds:
     """Predicted time of one operation, forward and backward.
