@@ -5,26 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-T = TypeVar("T", bound=Any)
+T = TypeVar("T", bound=Callable[..., Any])
 
 
 def set_module(name: str) -> Callable[[T], T]:
-    """Makes a class or a function say that it is of a module from which it can be imported.
+    """Decorates a class, or a function, that a pickle names: it is to be found in module `name`.
 
-    Pickles name classes and functions by what they say of themselves.
-
-    Args:
-        name: of a public module that hands the object out.
-
-    Example:
-        >>> @set_module("hag_plugin")
-        ... class Graph: ...
-        >>> Graph.__module__
-        'hag_plugin'
+    That module must have it, public or not.
     """
 
-    def decorate(obj: T) -> T:
-        obj.__module__ = name
-        return obj
+    def decorate(saved: T) -> T:
+        saved.__module__ = name
+        return saved
 
     return decorate

@@ -14,7 +14,8 @@ import pytest
 
 import hag_plugin
 
-PUBLIC = ("hag_plugin", "hag_plugin.parallel")  # that `saved.set_module` names
+from .saving import PUBLIC
+
 HERE = Path(hag_plugin.__file__).parent
 MODULES = [
     ".".join(["hag_plugin", *path.relative_to(HERE).with_suffix("").parts])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hag_plugin.cli import main
-from hag_plugin.parallel.command import size
+from hag_plugin.cli.options import size
 from hag_plugin.parallel.machine.collectives import COLLECTIVES
 from hag_plugin.parallel.machine.topology import load
 from hag_plugin.parallel.search.plan import Plan

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from hag_plugin.hag.program import SelfLoops
 from hag_plugin.parallel.execution.executors.registry import OperationExecutor
 from hag_plugin.parallel.execution.site import World
 from hag_plugin.parallel.layouts import Layout
@@ -24,7 +25,6 @@ from hag_plugin.parallel.model.layers import entry_of
 from hag_plugin.parallel.model.opgraph import Op
 from hag_plugin.parallel.model.walk import Walk
 from hag_plugin.parallel.ranks.transfer import reshard
-from hag_plugin.program import SelfLoops
 
 SHARD = "_hag_plugin_shard"
 

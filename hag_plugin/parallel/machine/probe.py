@@ -23,8 +23,8 @@ import numpy as np
 import torch
 import torch.multiprocessing
 
-from hag_plugin.aggregate import aggregate
-from hag_plugin.build import build_hag
+from hag_plugin.hag.build import build_hag
+from hag_plugin.ops.aggregate import aggregate
 from hag_plugin.parallel.machine.levels import Level
 from hag_plugin.parallel.machine.topology import Device, Fit, Topology
 from hag_plugin.parallel.ranks.comm import Group, session

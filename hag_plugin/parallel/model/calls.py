@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hag_plugin.program import SelfLoops
+from hag_plugin.hag.program import SelfLoops
 
 
 @dataclass(frozen=True, eq=False)

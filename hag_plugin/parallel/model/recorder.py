@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from hag_plugin.hag.program import SelfLoops
 from hag_plugin.parallel.graphs.stats import GraphStats, measure
 from hag_plugin.parallel.model import functions
 from hag_plugin.parallel.model.calls import Call, Edges
 from hag_plugin.parallel.model.layers import entry_of
 from hag_plugin.parallel.model.opgraph import Op
 from hag_plugin.parallel.model.walk import Walk
-from hag_plugin.program import SelfLoops
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import Module
 from torch.overrides import TorchFunctionMode
 
+from hag_plugin.hag.program import SelfLoops
 from hag_plugin.parallel.model.functions import base_name, name_of, tensors
-from hag_plugin.program import SelfLoops
 
 Entry = Callable[["Walk", Any, tuple[Any, ...], dict[str, Any]], Tensor]
 """What a layer is: it is given the walk, the layer and the arguments of its call, names its

@@ -19,9 +19,9 @@ from typing import Any, Protocol
 
 import torch
 
-from hag_plugin.aggregate import aggregate
-from hag_plugin.build import build_hag
 from hag_plugin.files import write_whole
+from hag_plugin.hag.build import build_hag
+from hag_plugin.ops.aggregate import aggregate
 from hag_plugin.parallel.layouts import Message
 from hag_plugin.parallel.machine.topology import Topology
 from hag_plugin.parallel.strategies.registry import INDEX, Terms

@@ -13,7 +13,13 @@ from hag_plugin.parallel.layouts import Message
 from hag_plugin.parallel.machine.topology import preset
 from hag_plugin.parallel.model.opgraph import Op, OpGraph, convolution
 from hag_plugin.parallel.search import cost
-from hag_plugin.parallel.search.cost import Analytic, Measured, calibrated, message_seconds, price
+from hag_plugin.parallel.search.cost import (
+    Analytic,
+    Measured,
+    calibrated,
+    message_seconds,
+    price,
+)
 from hag_plugin.parallel.search.planner import plan
 from hag_plugin.parallel.strategies.registry import Aggregation, Product, Terms
 

@@ -9,7 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hag_plugin.parallel.search.elimination import CostGraph, InfeasibleError, elimination_order
+from hag_plugin.parallel.search.elimination import (
+    CostGraph,
+    InfeasibleError,
+    elimination_order,
+)
 from hag_plugin.parallel.search.exact import brute_force, minimise
 
 

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hag_plugin import cli
 from hag_plugin.cli import main
-from hag_plugin.parallel import Budget, GraphStats, plan, refine, simulate_plan, space_of
+from hag_plugin.cli.main import _parser
+from hag_plugin.parallel import Budget, GraphStats, plan, simulate_plan, space_of
 from hag_plugin.parallel.model.opgraph import Op, OpGraph, gcn
 from hag_plugin.parallel.report.chrome_trace import chrome_trace, write_chrome_trace
 from hag_plugin.parallel.report.timeline_plot import plot_timeline
 from hag_plugin.parallel.search.space import Space
+from hag_plugin.parallel.simulation import refine
 from hag_plugin.parallel.simulation.plan_tasks import PlanModel
 from hag_plugin.parallel.simulation.simulator import critical_path
 from hag_plugin.parallel.simulation.strategy_model import SimulatedStrategy, simulate_strategy
@@ -223,4 +224,4 @@ def test_examples_in_help_parse(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", "--help"]) == 0
     examples = capsys.readouterr().out.partition("examples:\n")[2].split("\n")
     lines = [line.split()[1:] for line in examples if line]
-    assert [cli._parser().parse_args(words).command for words in lines] == ["simulate"] * 3
+    assert [_parser().parse_args(words).command for words in lines] == ["simulate"] * 3

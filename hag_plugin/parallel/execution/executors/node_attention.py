@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hag_plugin.ops.weights import edge_slots, weighted_aggregate
 from hag_plugin.parallel.execution.dropout import keep
 from hag_plugin.parallel.execution.executors.node_layers import Fetch, NodeLayer
 from hag_plugin.parallel.execution.graphs.graph_parts import LocalGraph
 from hag_plugin.parallel.execution.graphs.local_graphs import LocalGraphs
 from hag_plugin.parallel.execution.site import Site
-from hag_plugin.weights import edge_slots, weighted_aggregate
 
 WEIGHT, SOURCE, TARGET, BIAS = "lin.weight", "att_src", "att_dst", "bias"
 SMALLEST = 1e-16  # as utils/_softmax.py divides
