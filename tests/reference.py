@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from hag_plugin.program import Program, SelfLoops
+    from hag_plugin.hag.program import Program, SelfLoops
 
 
 def with_self_loops(edge_index: Tensor, num_dst: int, self_loops: SelfLoops) -> Tensor:

@@ -24,7 +24,7 @@ def hag() -> hp.HAG:
 def a_plan() -> Any:
     from torch_geometric.nn import GCN
 
-    from hag_plugin.parallel.trace_model import trace
+    from hag_plugin.parallel.model.trace import trace
 
     graph = hp.parallel.GraphStats.assumed(100, 400)
     return hp.parallel.plan(trace(GCN(8, 8, 2), graph, features=8), "a100x8", world_size=2)
@@ -91,7 +91,7 @@ def test_links_longest_names_and_modes(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_takes_the_place_of_a_checkpoint_only(tmp_path: Path) -> None:
-    from hag_plugin.parallel.checkpoint import METADATA, _check_folder
+    from hag_plugin.parallel.execution.checkpoint import METADATA, _check_folder
 
     _check_folder(tmp_path / "new")
     _check_folder(tmp_path)

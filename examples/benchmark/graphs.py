@@ -16,7 +16,7 @@ from torch import Tensor
 import hag_plugin as hp
 from hag_plugin.data import datasets, generators
 from hag_plugin.data.graph_data import GraphData
-from hag_plugin.program import SelfLoops
+from hag_plugin.hag.program import SelfLoops
 
 GENERATED = ("collaboration", "cliques", "erdos-renyi", "power-law")
 TEN_NODES = "ten nodes"  # for the cost of a call itself

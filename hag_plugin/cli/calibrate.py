@@ -10,11 +10,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from hag_plugin import constants, files
+from hag_plugin import files
 from hag_plugin.cli import calibration
 from hag_plugin.cli.options import add_command, positive
 from hag_plugin.cli.output import machine, package_versions, print_result
 from hag_plugin.files import DatasetError
+from hag_plugin.hag import constants
 
 
 def add(commands: Any) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from hag_plugin.constants import DEFAULT, Constants, RowCost
-from hag_plugin.cost import ROWS, Work
-from hag_plugin.program import Array, Program
+from hag_plugin.hag.constants import DEFAULT, Constants, RowCost
+from hag_plugin.hag.cost import ROWS, Work
+from hag_plugin.hag.program import Program
+from hag_plugin.modes import Array
 
 FLOAT32, SUM = 0, 0  # as the kernel numbers dtypes and reducers
 WIDTHS = (16, 64, 256)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from hag_plugin.cli.options import GRAPH_HELP, add_command, add_source, load, positive
 from hag_plugin.cli.output import print_result
-from hag_plugin.program import METHODS
+from hag_plugin.hag.program import METHODS
 
 
 def add(commands: Any) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 
 import hag_plugin as hp
-from hag_plugin import constants
 from hag_plugin.cli import (
     build,
     calibrate,
@@ -23,6 +22,7 @@ from hag_plugin.cli import (
     stats,
 )
 from hag_plugin.files import DatasetError
+from hag_plugin.hag import constants
 from hag_plugin.starting import hand_over, interrupted
 
 COMMANDS = (demo, stats, build, plot, plan, explain_plan, probe, simulate, calibrate)

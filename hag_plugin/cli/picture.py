@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from hag_plugin import files
-from hag_plugin.build import build_hag
 from hag_plugin.data.graph_data import GraphData
 from hag_plugin.files import DatasetError
-from hag_plugin.hag import HAG
-from hag_plugin.program import Program, SelfLoops
+from hag_plugin.hag.build import build_hag
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.program import Program, SelfLoops
 
 PICTURES = (".svg", ".png")
 MOST_DRAWN = 36  # nodes that a drawing can show
@@ -151,7 +151,7 @@ def arrange(program: Program) -> Drawing:
     """Places sources below, shared sums in levels above what they sum, targets on top.
 
     Example:
-        >>> from hag_plugin.build import build_hag
+        >>> from hag_plugin.hag.build import build_hag
         >>> edges = torch.tensor([[0, 1, 0, 1], [2, 2, 3, 3]])
         >>> len(arrange(build_hag(edges, method="greedy", capacity=1).program()).shared)
         1

@@ -14,8 +14,8 @@ from hag_plugin.cli.models import MODEL_HELP, add_graph, graph_of, in_words
 from hag_plugin.cli.options import add_command, size
 from hag_plugin.cli.output import print_result
 from hag_plugin.files import check_output, write_whole
-from hag_plugin.parallel.cost import Measured
-from hag_plugin.parallel.planner import space_of
+from hag_plugin.parallel.search.cost import Measured
+from hag_plugin.parallel.search.planner import space_of
 
 EXAMPLES = [
     "-o machine.json",
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _probe_machine(args: argparse.Namespace) -> None:
     """Writes the topology if asked to."""
-    from hag_plugin.parallel.probe import SIZES, probe  # torch.distributed, only for this
+    from hag_plugin.parallel.machine.probe import SIZES, probe  # torch.distributed, only for this
 
     with in_words():
         if args.output:
@@ -95,7 +95,7 @@ def _probe_machine(args: argparse.Namespace) -> None:
 
 
 def _probe_model(args: argparse.Namespace) -> None:
-    from hag_plugin.parallel.probe_model import measure_blocks  # only for this
+    from hag_plugin.parallel.search.blocks import measure_blocks  # only for this
 
     with in_words():
         if args.output:

@@ -9,8 +9,8 @@ from typing import Any
 import hag_plugin as hp
 from hag_plugin.cli.options import positive
 from hag_plugin.data.graph_data import GraphData
-from hag_plugin.hag import HAG
-from hag_plugin.program import METHODS, SELF_LOOPS, SelfLoops
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.program import METHODS, SELF_LOOPS, SelfLoops
 
 LOOPS: dict[str, SelfLoops] = {str(mode) if mode else "none": mode for mode in SELF_LOOPS}
 

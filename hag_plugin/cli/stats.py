@@ -13,9 +13,10 @@ from hag_plugin.cli.output import print_result
 from hag_plugin.cli.search import LOOPS, add_search, check, search
 from hag_plugin.data import graph_files
 from hag_plugin.data.graph_data import GraphData
-from hag_plugin.hag import HAG
-from hag_plugin.occupancy import Occupancy
-from hag_plugin.program import SelfLoops, Stats
+from hag_plugin.hag.gpu.occupancy import Occupancy
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.program import SelfLoops
+from hag_plugin.hag.stats import Stats
 
 
 def add(commands: Any) -> None:

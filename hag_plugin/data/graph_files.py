@@ -21,7 +21,7 @@ from hag_plugin.data.edges import Edges, counted, ends, from_floats, from_names,
 from hag_plugin.data.graph_data import MAX_ID, GraphData
 from hag_plugin.data.source import FILES_EXTRA, KINDS, STDIN, Source
 from hag_plugin.files import DatasetError
-from hag_plugin.hag import HAG
+from hag_plugin.hag.hag import HAG
 
 OTHER_SUFFIXES = (".zip", ".tar", ".tgz", ".h5", ".hdf5", ".pt", ".pth", ".pkl", ".mat", ".xlsx")
 BANNER = "%%matrixmarket"

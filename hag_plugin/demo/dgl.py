@@ -18,7 +18,7 @@ from dgl.nn.pytorch import GraphConv
 from hag_plugin.data.graph_data import GraphData
 from hag_plugin.demo.side import Settings, Side, split_edges
 from hag_plugin.dgl import ToHAG, collate
-from hag_plugin.program import Stats
+from hag_plugin.hag.stats import Stats
 
 
 class Classifier(nn.Module):

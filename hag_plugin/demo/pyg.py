@@ -14,7 +14,7 @@ from torch_geometric.nn import GCNConv, global_mean_pool
 
 from hag_plugin.data.graph_data import GraphData
 from hag_plugin.demo.side import Settings, Side, split_edges
-from hag_plugin.program import Stats
+from hag_plugin.hag.stats import Stats
 
 
 class Classifier(nn.Module):

@@ -28,7 +28,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from hag_plugin.data.graph_data import GraphData
-from hag_plugin.program import Stats
+from hag_plugin.hag.stats import Stats
 
 TEST_SHARE = 0.2
 # name: how the demo calls it, and what makes its sides

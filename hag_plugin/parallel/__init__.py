@@ -5,21 +5,22 @@ print(plan)
 plan.save("plan.json")
 """
 
-from hag_plugin.parallel.checkpoint import load_checkpoint, save_checkpoint
-from hag_plugin.parallel.exact import InfeasibleError
-from hag_plugin.parallel.execute import parallelize
-from hag_plugin.parallel.mcmc import Budget
-from hag_plugin.parallel.opgraph import Op, OpGraph
-from hag_plugin.parallel.parallel_model import Parallel
-from hag_plugin.parallel.partition import Partition, partition
-from hag_plugin.parallel.partition_stats import GraphStats, measure
-from hag_plugin.parallel.plan_tasks import simulate_plan
-from hag_plugin.parallel.planner import LayerPlan, Plan, plan, recost, space_of
-from hag_plugin.parallel.probe import probe_ranks
-from hag_plugin.parallel.refine import Refined, refine
-from hag_plugin.parallel.share import Share, by_graph
-from hag_plugin.parallel.topology import Topology, preset, presets
-from hag_plugin.parallel.trace_model import trace
+from hag_plugin.parallel.execution.checkpoint import load_checkpoint, save_checkpoint
+from hag_plugin.parallel.execution.parallel_model import Parallel
+from hag_plugin.parallel.execution.parallelize import parallelize
+from hag_plugin.parallel.execution.share import Share, by_graph
+from hag_plugin.parallel.graphs.partition import Partition, partition
+from hag_plugin.parallel.graphs.stats import GraphStats, measure
+from hag_plugin.parallel.machine.probe import probe_ranks
+from hag_plugin.parallel.machine.topology import Topology, preset, presets
+from hag_plugin.parallel.model.opgraph import Op, OpGraph
+from hag_plugin.parallel.model.trace import trace
+from hag_plugin.parallel.search.elimination import InfeasibleError
+from hag_plugin.parallel.search.plan import LayerPlan, Plan
+from hag_plugin.parallel.search.planner import plan, recost, space_of
+from hag_plugin.parallel.simulation.mcmc import Budget
+from hag_plugin.parallel.simulation.plan_tasks import simulate_plan
+from hag_plugin.parallel.simulation.refine import Refined, refine
 
 __all__ = [
     "Budget",

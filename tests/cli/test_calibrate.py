@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import hag_plugin as hp
-from hag_plugin import constants
 from hag_plugin.cli import calibration, main
-from hag_plugin.constants import Constants
+from hag_plugin.hag import constants
+from hag_plugin.hag.constants import Constants
 
 
 def test_calibrate_writes_what_searches_read(

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 
 from hag_plugin.cli import calibration
-from hag_plugin.cost import Work
+from hag_plugin.hag.cost import Work
 
 from ..reference import run_program
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hag_plugin.cli import main
-from hag_plugin.parallel.planner import Plan
+from hag_plugin.parallel.search.plan import Plan
 
 SIZES = ["--nodes", "240000", "--edges", "12000000", "--features", "100", "--halo-ratio", "2"]
 

@@ -15,7 +15,7 @@ import hag_plugin as hp
 from hag_plugin.cli import picture
 from hag_plugin.data import datasets, generators
 from hag_plugin.data.graph_data import GraphData
-from hag_plugin.program import SelfLoops
+from hag_plugin.hag.program import SelfLoops
 
 pytest.importorskip("matplotlib")
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from hag_plugin.cli import main
-from hag_plugin.parallel.topology import COLLECTIVES, load
+from hag_plugin.parallel.machine.collectives import COLLECTIVES
+from hag_plugin.parallel.machine.topology import load
 
 SIZES = ["--nodes", "240000", "--edges", "12000000", "--features", "100", "--halo-ratio", "2"]
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch_geometric.nn import GCNConv, RGCNConv, SAGEConv
 
 import hag_plugin as hp
-from hag_plugin.pyg import recipes
+from hag_plugin.pyg.recipes import recipe as recipes
 
-from .ranks import run_processes
+from .run_ranks import run_processes
 
 NODES, EDGES, TYPES = 30, 200, 3
 COLLECTIVES = ("broadcast", "all_reduce", "send", "scatter")

@@ -1,0 +1,96 @@
+"""Plain graphs in an accelerated model: a graph that comes back gets its HAG."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from typing import Any
+
+from dgl import DGLGraph
+
+from hag_plugin.dgl.aggregation.relation import Relation
+from hag_plugin.dgl.data.graph import CLASSES, relations_of, view
+from hag_plugin.recall import Recall, is_run_again
+
+MAX_SEARCHED_EDGES = 20_000_000  # larger graphs are searched only where ToHAG is called
+MAX_GRAPHS = 8  # graphs remembered by one accelerated model
+
+
+class Session:
+    """What the root of an accelerated model knows about the graphs its layers were called with.
+
+    The root's forward pre-hook (the session itself) counts forwards. A graph is known by the
+    identity of its structure, which DGL replaces when edges change. Met in a first forward it
+    runs DGL's own code; only when it comes back in a later forward its HAGs are built, so that
+    sampled blocks and batches are never searched. Copies and pickles start anew.
+    """
+
+    def __init__(self) -> None:
+        self.forwards = 0
+        self.graphs = Recall(MAX_GRAPHS)
+        self._given: weakref.WeakSet[Relation] = weakref.WeakSet()  # those that came with a graph
+
+    def __call__(self, module: Any, inputs: Any) -> None:
+        """The forward pre-hook of the root module."""
+        if not is_run_again():
+            self.forwards += 1
+
+    def __reduce__(self) -> tuple[type[Session], tuple[()]]:
+        return Session, ()
+
+    @property
+    def num_graphs(self) -> int:
+        """Number of graphs that run on HAGs now."""
+        return sum(relations is not None for relations in self.graphs.values())
+
+    def graph(self, graph: DGLGraph) -> DGLGraph:
+        """A graph on HAGs that shares everything with `graph`, or `graph` itself."""
+        if type(graph) not in CLASSES:
+            return graph
+        given = relations_of(graph)
+        if given is not None:
+            self._given.update(given)
+            return graph
+        relations: tuple[Relation, ...] | None = self.graphs.value(
+            (graph._graph,), "relations", lambda: _relations(graph), occasion=self.forwards
+        )
+        return graph if relations is None else view(graph, relations)
+
+    def forget(self) -> None:
+        """Forgets all graphs, and what is known of edges of those that came with HAGs."""
+        self.graphs.clear()
+        for relation in self._given:
+            relation.memory.clear()
+
+
+def _relations(graph: DGLGraph) -> tuple[Relation, ...] | None:
+    if _is_too_large(graph):
+        return None
+    return tuple(Relation({}) for _ in graph.canonical_etypes)
+
+
+class LayerHook:
+    """The forward pre-hook of a layer: its graphs are replaced by those of the session."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def __call__(self, module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        args = tuple(self._replaced(arg) for arg in args)
+        return args, {name: self._replaced(value) for name, value in kwargs.items()}
+
+    def _replaced(self, value: Any) -> Any:
+        return self.session.graph(value) if isinstance(value, DGLGraph) else value
+
+
+def _is_too_large(graph: DGLGraph) -> bool:
+    num_edges = sum(graph.num_edges(etype) for etype in graph.canonical_etypes)
+    if num_edges <= MAX_SEARCHED_EDGES:
+        return False
+    warnings.warn(
+        f"a graph with {num_edges:,} edges came back; from {MAX_SEARCHED_EDGES:,} edges on, its "
+        "HAG is not built during training: call hag_plugin.dgl.ToHAG()(graph) once and pass that "
+        "graph",
+        stacklevel=2,
+    )
+    return True

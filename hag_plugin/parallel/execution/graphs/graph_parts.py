@@ -1,0 +1,100 @@
+"""What one rank aggregates over: a graph in local numbers, and which rows are sent and received."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from hag_plugin.hag.build import build_hag
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.program import SelfLoops
+
+ELSEWHERE = -1  # no node: rows that were scaled and summed where they came from
+
+
+@dataclass(frozen=True, eq=False)
+class LocalGraph:
+    """Edges from the rows that a rank holds to the rows that it computes.
+
+    Attributes:
+        index: int64 `[2, E]` in local numbers, by target.
+        sources: int64 `[S]`, the node of each source row, or `ELSEWHERE`.
+        targets: int64 `[T]`, the node of each target row, or `ELSEWHERE`.
+        edges: int64 `[E]`, the number of each edge in the whole graph, or `ELSEWHERE`.
+        self_loops: that are not among the edges and have to be added: False, "add" or "fill".
+        targets_first: the targets are the first sources.
+        types: int64 `[E]`, the relation of each edge, where the graph has relations.
+    """
+
+    index: np.ndarray
+    sources: np.ndarray
+    targets: np.ndarray
+    edges: np.ndarray
+    self_loops: SelfLoops = False
+    targets_first: bool = False
+    types: np.ndarray | None = None
+    _hags: dict[tuple[str, int | None, torch.device], HAG] = field(default_factory=dict, repr=False)
+
+    def hag(self, method: str, device: torch.device, relation: int | None = None) -> HAG:
+        """The graph, or that of one relation, ready to be aggregated over; built once.
+
+        Args:
+            method: "auto" searches a HAG, "none" is the plain graph.
+            device: where it is used.
+            relation: all of them where it is None.
+        """
+        key = (method, relation, device)
+        if key not in self._hags:
+            index = self.index
+            if relation is not None:
+                assert self.types is not None  # the graph was made with types
+                index = index[:, self.types == relation]
+            size = (len(self.sources), len(self.targets))
+            self._hags[key] = build_hag(
+                torch.from_numpy(np.ascontiguousarray(index)),
+                size=size,
+                method=method,
+                targets_first=self.targets_first and size[0] != size[1],
+                self_loops=self.self_loops,
+                device=device,
+            )
+        return self._hags[key]
+
+
+@dataclass(frozen=True, eq=False)
+class Halo:
+    """A part of the nodes with the rows of others that its edges read.
+
+    Attributes:
+        graph: its sources are the own rows, then the halo by owner.
+        send: int64, own rows to send, by receiver; a row may go to several.
+        send_counts: rows for each rank of the group.
+        receive_counts: rows from each rank of the group.
+    """
+
+    graph: LocalGraph
+    send: np.ndarray
+    send_counts: tuple[int, ...]
+    receive_counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Cover:
+    """A part of the nodes with what covers its edges from others with the fewest rows.
+
+    For each pair of parts a minimum vertex cover of the edges between them: of its sources the
+    rows are sent, of its targets the sums over the sources that are not.
+
+    Attributes:
+        graph: its sources are the own rows, then what was received, by sender.
+        send: from the own rows to what is sent, by receiver.
+        send_counts: rows for each rank.
+        receive_counts: rows from each rank.
+    """
+
+    graph: LocalGraph
+    send: LocalGraph
+    send_counts: tuple[int, ...]
+    receive_counts: tuple[int, ...]
