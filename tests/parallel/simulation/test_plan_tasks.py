@@ -1,4 +1,4 @@
-"""Plans of graph networks in the simulator, what is drawn of them, and `hag-plugin simulate`."""
+"""Plans of graph networks in the simulator, and what is drawn of them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import itertools
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hag_plugin.cli import main
-from hag_plugin.cli.main import _parser
 from hag_plugin.parallel import Budget, GraphStats, plan, simulate_plan, space_of
 from hag_plugin.parallel.model.opgraph import Op, OpGraph, gcn
 from hag_plugin.parallel.report.chrome_trace import chrome_trace, write_chrome_trace
@@ -147,81 +144,3 @@ def test_pictures(tmp_path: Path, suffix: str) -> None:
     assert (tmp_path / f"timeline.{suffix}").read_bytes().startswith(magic)
     with pytest.raises(ValueError, match="gif"):
         plot_timeline(schedule, tmp_path / "timeline.gif", "a title")
-
-
-# The command ------------------------------------------------------------------------------------
-
-SIZES = ["--nodes", "2400000", "--edges", "120000000", "--features", "100", "--quiet"]
-
-
-def simulate(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
-    assert main(["simulate", *words, *SIZES, "--json"]) == 0
-    document: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return document
-
-
-def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    names = [str(tmp_path / name) for name in ("trace.json", "timeline.svg", "plan.json")]
-    first = simulate(capsys, "sage", "--topology", "pcie4x4", "--proposals", "60",
-                     "--trace", names[0], "--plot", names[1], "-o", names[2])  # fmt: skip
-    assert first["written"] == names
-    assert first["mcmc"]["sampled_seconds"] == first["simulated_seconds"]
-    assert first["mcmc"]["sampled_seconds"] <= first["mcmc"]["simulated_seconds"]
-    assert first["critical_path_seconds"] <= first["simulated_seconds"]
-    second = simulate(capsys, "sage", "--topology", "pcie4x4", "--plan", names[2])
-    assert second["simulated_seconds"] == first["simulated_seconds"]
-    assert second["mcmc"] is None
-
-
-def test_command_in_words(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["simulate", "gcn", "--topology", "a100x8", "--seconds", "0.2", *SIZES]) == 0
-    text = capsys.readouterr().out
-    assert "additive optimum" in text
-    assert "(predicted)" in text
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["--plot", "timeline.gif"], ".png"),
-        (["--trace", "trace.txt"], ".json"),
-        (["--trace", "nowhere/trace.json"], "folder"),
-        (["--proposals", "-1"], "-1 proposals"),
-        (["--plan", "missing.json"], "missing.json"),
-    ],
-)
-def test_command_refuses(
-    capsys: pytest.CaptureFixture[str], words: list[str], expected: str
-) -> None:
-    assert main(["simulate", "gcn", *SIZES, *words]) == 2
-    captured = capsys.readouterr()
-    assert expected in captured.err
-    assert captured.out == ""
-
-
-def test_measured_blocks_feed_the_simulator(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HAG_PLUGIN_CACHE", str(tmp_path))
-    words = ["--topology", "cpu2", "--nodes", "500", "--edges", "3000", "--features", "8",
-             "--hidden", "8", "--layers", "2", "--quiet", "--json"]  # fmt: skip
-    assert main(["probe", "--model", "gcn", *words]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["blocks"]
-    assert all(block["measured"] > 0 and block["analytic"] > 0 for block in found["blocks"])
-    kept = Path(found["cache"]).read_text()
-    assert main(["probe", "--model", "gcn", *words]) == 0  # from the cache, to the last bit
-    assert json.loads(capsys.readouterr().out)["blocks"] == found["blocks"]
-    assert main(["simulate", "gcn", *words, "--costs", "measured"]) == 0
-    simulated = json.loads(capsys.readouterr().out)
-    assert simulated["plan"]["costs"] == "measured"
-    known, before = json.loads(Path(found["cache"]).read_text()), json.loads(kept)
-    assert {key: known[key] for key in before} == before
-    assert main(["probe", "--model", "gcn", "-o", "machine.json", *words]) == 2
-
-
-def test_examples_in_help_parse(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["simulate", "--help"]) == 0
-    examples = capsys.readouterr().out.partition("examples:\n")[2].split("\n")
-    lines = [line.split()[1:] for line in examples if line]
-    assert [_parser().parse_args(words).command for words in lines] == ["simulate"] * 3
