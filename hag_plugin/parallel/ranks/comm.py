@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from hag_plugin import devices
 from hag_plugin.parallel.layouts import sent_bytes
 from hag_plugin.saved import set_module
 
@@ -107,8 +108,7 @@ class Group:
                 "torch.distributed.init_process_group('gloo' or 'nccl') before, under torchrun"
             )
         if device is None:
-            on_gpu = "nccl" in str(dist.get_backend())
-            device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else "cpu"
+            device = devices.current(devices.kind_with(str(dist.get_backend())))
         ranks = tuple(range(dist.get_world_size()))
         return cls(ranks, dist.get_rank(), torch.device(device), Sent())
 
