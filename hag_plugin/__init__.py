@@ -15,13 +15,15 @@ if _importlib_util.find_spec("hag_plugin.kernels") is None:
         "it, or install it in place with pip install -e ."
     )
 
-from hag_plugin import degrees as _degrees  # noqa: F401  (its operator stands in exported files)
 from hag_plugin import sequence
 from hag_plugin.adapters import accelerate, explain, forget, hag_layer, restore
-from hag_plugin.aggregate import aggregate
-from hag_plugin.build import build_hag
-from hag_plugin.hag import HAG, batch
-from hag_plugin.program import Stats
+from hag_plugin.explanation import Calls, Explanation, Row  # noqa: F401  (saved models name these)
+from hag_plugin.hag.build import build_hag
+from hag_plugin.hag.hag import HAG, batch, rebuild_hag  # noqa: F401  (files name it)
+from hag_plugin.hag.stats import Stats
+from hag_plugin.ops import degrees as _degrees  # noqa: F401  (its operator: in exported files)
+from hag_plugin.ops.aggregate import aggregate
+from hag_plugin.recall import Recall  # noqa: F401  (saved models name it)
 
 __version__ = "0.1.0"
 __all__ = [
@@ -39,10 +41,12 @@ __all__ = [
     "pyg",
     "restore",
     "sequence",
+    "testing",
 ]
 
 
 def __getattr__(name: str) -> _ModuleType:
-    if name in ("dgl", "parallel", "pyg"):  # heavy, or imports DGL or PyG: only when asked for
+    # Heavy, imports DGL or PyG, or is for tests: only when asked for.
+    if name in ("dgl", "parallel", "pyg", "testing"):
         return _importlib.import_module(f"hag_plugin.{name}")
     raise AttributeError(f"module 'hag_plugin' has no attribute {name!r}")

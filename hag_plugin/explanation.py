@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from hag_plugin.saved import set_module
+
 # What a call of a layer ran on: a program that shares sums, the graph as it is in the same fused
 # kernels, or the framework's own code.
 Kind = Literal["HAG", "plain", "stock"]
 
 
+@set_module("hag_plugin")
 class Calls:
     """The calls of one layer so far, by what they ran on. Copies and pickles start anew.
 
@@ -40,6 +43,7 @@ class Calls:
         )
 
 
+@set_module("hag_plugin")
 @dataclass(frozen=True)
 class Row:
     """One layer.
@@ -61,6 +65,7 @@ class Row:
     calls: Calls = field(default_factory=Calls)
 
 
+@set_module("hag_plugin")
 @dataclass(frozen=True)
 class Explanation:
     """The rows of `explain`; prints as a table.

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hag_plugin.kernels import _cpu
+from hag_plugin.saved import set_module
 
 T = TypeVar("T")
 Things = tuple[Any, ...]  # tensors, or other objects, which are known by their identity
@@ -186,6 +187,7 @@ class _Entry:
         return met is not UNKNOWN and (occasion is None or met != occasion)
 
 
+@set_module("hag_plugin")
 class Recall:
     """A memory of things that come back, and of what was made of them.
 

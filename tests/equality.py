@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hag_plugin import reference
+from . import reference
 
 
 def assert_within(y: Tensor, expected: Tensor, bound: Tensor) -> None:

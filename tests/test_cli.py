@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import hag_plugin as hp
-from hag_plugin import cli
 from hag_plugin.cli import main
+from hag_plugin.cli.main import _parser
+from hag_plugin.cli.search import LOOPS
 
 
 def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
@@ -52,7 +53,7 @@ def test_examples_in_help_parse(capsys: pytest.CaptureFixture[str]) -> None:
         examples = capsys.readouterr().out.partition("examples:\n")[2].split("\n")
         for line in filter(None, examples):
             words = line.partition(">")[0].split()[1:]
-            assert cli._parser().parse_args(words).command == command
+            assert _parser().parse_args(words).command == command
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,14 +79,14 @@ def test_stats_counts_the_graph(capsys: pytest.CaptureFixture[str], tmp_path: Pa
 def test_stats_agree_with_the_library(capsys: pytest.CaptureFixture[str], loops: str) -> None:
     document, _ = run_json(capsys, "stats", "cliques", "--self-loops", loops)
     graph = hp.build_hag(torch.from_numpy(_edges("cliques")), num_nodes=1000)
-    stats = graph.stats(cli.LOOPS[loops])
+    stats = graph.stats(LOOPS[loops])
     assert document["stats"]["rows_read"] == stats.rows_read
     assert document["stats"]["aggregations_before"] == stats.aggregations_before
     assert document["profits"] is True
 
 
 def _edges(name: str) -> np.ndarray:
-    from hag_plugin import datasets
+    from hag_plugin.data import datasets
 
     return datasets.load(name).edge_index.numpy()
 
@@ -255,31 +256,32 @@ def test_demo_of_a_failing_side_is_an_error(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("torch_geometric")
-    from hag_plugin import demo
+    from hag_plugin.demo import compare
 
     def failing(*_: Any) -> None:
-        raise demo.TrainingError("the stock run failed: ValueError: no")
+        raise compare.TrainingError("the stock run failed: ValueError: no")
 
-    monkeypatch.setattr(demo, "compare", failing)
+    monkeypatch.setattr(compare, "compare", failing)
     said = refuse(capsys, "demo", "--dataset", "karate", "--quiet", code=1)
     assert "the stock run failed: ValueError: no" in said
 
 
 def a_comparison(stock: float, ours: float, search: float, read: int, apart: float = 0.0) -> Any:
-    from hag_plugin import datasets, demo
-    from hag_plugin.training import Settings
+    from hag_plugin.data import datasets
+    from hag_plugin.demo import compare
+    from hag_plugin.demo.side import Settings
 
     stats = dict.fromkeys(("aggregations", "rows_read", "bytes"), 100.0)
     stats |= {f"{name}_before": 200.0 for name in stats} | {"rows_read": float(read)}
     run = {"losses": [1.0, 0.5], "accuracy": 0.9}
-    return demo.Comparison(
+    return compare.Comparison(
         datasets.load("karate"),
         Settings(epochs=2),
-        demo.Run([9.0, stock], [0.1, 0.1], peak_bytes=2**20, **run),
-        demo.Run([9.0, ours], [0.2, 0.2], peak_bytes=None, **run),
+        compare.Run([9.0, stock], [0.1, 0.1], peak_bytes=2**20, **run),
+        compare.Run([9.0, ours], [0.2, 0.2], peak_bytes=None, **run),
         stats,
         search,
-        dict.fromkeys(demo.DIFFERENCES, apart),
+        dict.fromkeys(compare.DIFFERENCES, apart),
     )
 
 
@@ -295,12 +297,12 @@ def a_comparison(stock: float, ours: float, search: float, read: int, apart: flo
 )
 def test_the_conclusion_is_honest(numbers: Any, words: str, earned: float | None) -> None:
     pytest.importorskip("torch_geometric")
-    from hag_plugin import demo
+    from hag_plugin.demo import compare
 
     result = a_comparison(*numbers)
-    assert words in demo.conclusion(result)
+    assert words in compare.conclusion(result)
     assert result.epochs_to_earn_back == pytest.approx(earned) if earned else not result.profits
-    text = demo.table(result)
+    text = compare.table(result)
     for row in ("search, seconds", "aggregations", "rows read", "bytes, CSR and program",
                 "seconds an epoch", "epochs that earn", "peak memory", "final loss",
                 "test accuracy", "outputs differ"):  # fmt: skip
@@ -312,9 +314,9 @@ def test_the_conclusion_is_honest(numbers: Any, words: str, earned: float | None
 def test_plot(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     pytest.importorskip("torch_geometric")
-    from hag_plugin import demo
+    from hag_plugin.demo import compare
 
     path = tmp_path / "p.png"
-    demo.check_plot(str(path))
-    demo.plot(a_comparison(1.0, 0.5, 0.1, 100), str(path))
+    compare.check_plot(str(path))
+    compare.plot(a_comparison(1.0, 0.5, 0.1, 100), str(path))
     assert path.read_bytes().startswith(b"\x89PNG")

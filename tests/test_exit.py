@@ -19,10 +19,10 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import hag_plugin as hp
-from hag_plugin import weights
-from hag_plugin.hag import HAG
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.program import Program
 from hag_plugin.kernels import _cpu
-from hag_plugin.program import Program
+from hag_plugin.ops import weights
 
 pyg = pytest.importorskip("torch_geometric.nn")
 

@@ -26,12 +26,16 @@ import torch
 from tqdm import tqdm
 
 import hag_plugin as hp
-from hag_plugin import calibrate, cost, files, generators, weights
-from hag_plugin.build import canonical_graph
-from hag_plugin.hag import HAG
+from hag_plugin import files
+from hag_plugin.cli import calibration
+from hag_plugin.data import generators
+from hag_plugin.hag import cost
+from hag_plugin.hag.gpu.schedule import make_schedule
+from hag_plugin.hag.graph import canonical_graph
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.program import METHODS, Options
 from hag_plugin.kernels import _cpu
-from hag_plugin.program import METHODS, Options
-from hag_plugin.schedule import schedule_of
+from hag_plugin.ops import weights
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs signal.setitimer")
 
@@ -288,7 +292,7 @@ ENTRIES: dict[str, Callable[[torch.Tensor, HAG, Path], Any]] = {
     "stats": lambda edges, hag, folder: hag.stats(),
     "matches": lambda edges, hag, folder: hag.matches(edges),
     "pickle": lambda edges, hag, folder: pickle.loads(pickle.dumps(hag)),
-    "schedule": lambda edges, hag, folder: schedule_of(hag.program()),
+    "schedule": lambda edges, hag, folder: make_schedule(hag.program()),
     "factorise": lambda edges, hag, folder: weights.factorise(
         edges, torch.ones(edges.shape[1]), NODES, NODES
     ),
@@ -317,7 +321,7 @@ def test_every_call_can_be_interrupted_and_made_again(
 
 def test_calibration_can_be_interrupted(interrupt: Callable[[float], None]) -> None:
     for seconds in MOMENTS:
-        interrupted(interrupt, seconds, lambda: calibrate.calibrate(rounds=1))
+        interrupted(interrupt, seconds, lambda: calibration.calibrate(rounds=1))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

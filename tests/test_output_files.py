@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import hag_plugin as hp
-from hag_plugin import calibrate, cli, constants, demo, files
-from hag_plugin.cli import main
-from hag_plugin.parallel import command
+from hag_plugin import files
+from hag_plugin.cli import build, calibration, main, plan, plot, simulate
+from hag_plugin.demo import compare
+from hag_plugin.hag import constants
 
 
 def hag() -> hp.HAG:
@@ -38,15 +39,15 @@ WRITERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
 }
 # Commands that write one, each with what must not have run yet when it is refused.
 COMMANDS: dict[str, tuple[str, list[str], list[tuple[Any, str]]]] = {
-    "build": (".npz", ["build", "karate"], [(cli, "_search")]),
-    "plot": (".svg", ["plot", "karate", "-o"], [(cli, "_search")]),
-    "demo": (".png", ["demo", "--dataset", "karate", "--plot"], [(demo, "compare")]),
-    "calibrate": (".json", ["calibrate", "--output"], [(calibrate, "calibrate")]),
-    "plan": (".json", ["plan", "gcn", "karate", "-o"], [(command, "graph_of")]),
+    "build": (".npz", ["build", "karate"], [(build, "search")]),
+    "plot": (".svg", ["plot", "karate", "-o"], [(plot, "search")]),
+    "demo": (".png", ["demo", "--dataset", "karate", "--plot"], [(compare, "compare")]),
+    "calibrate": (".json", ["calibrate", "--output"], [(calibration, "calibrate")]),
+    "plan": (".json", ["plan", "gcn", "karate", "-o"], [(plan, "graph_of")]),
     "probe": (".json", ["probe", "-o"], []),
-    "simulate": (".json", ["simulate", "gcn", "karate", "-o"], [(command, "graph_of")]),
-    "trace": (".json", ["simulate", "gcn", "karate", "--trace"], [(command, "graph_of")]),
-    "timeline": (".svg", ["simulate", "gcn", "karate", "--plot"], [(command, "graph_of")]),
+    "simulate": (".json", ["simulate", "gcn", "karate", "-o"], [(simulate, "graph_of")]),
+    "trace": (".json", ["simulate", "gcn", "karate", "--trace"], [(simulate, "graph_of")]),
+    "timeline": (".svg", ["simulate", "gcn", "karate", "--plot"], [(simulate, "graph_of")]),
 }
 
 
@@ -102,7 +103,7 @@ def test_commands_refuse_before_the_work(
 
     suffix, arguments, work = COMMANDS[name]
     for owner, function in work:
-        monkeypatch.setattr(owner, function, works, raising=False)
+        monkeypatch.setattr(owner, function, works)
     path, words = place(tmp_path, suffix)
     before = sorted(tmp_path.rglob("*"))
     assert main([*arguments, str(path), "--quiet"]) == 2
@@ -155,7 +156,7 @@ def test_calibrate_writes_to_its_own_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(constants.PATH_VARIABLE, str(tmp_path / "new" / "costs.json"))
-    monkeypatch.setattr(calibrate, "SHAPES", (calibrate.SHAPES[0], calibrate.SHAPES[-1]))
+    monkeypatch.setattr(calibration, "SHAPES", (calibration.SHAPES[0], calibration.SHAPES[-1]))
     assert main(["calibrate", "--rounds", "1", "--quiet"]) == 0
     assert (tmp_path / "new" / "costs.json").is_file()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import hag_plugin as hp
-from hag_plugin import datasets
+from hag_plugin.data import datasets
 
 README = Path(__file__).parents[1] / "README.md"
 ROW = re.compile(

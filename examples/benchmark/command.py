@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from hag_plugin.graph_data import DatasetError
+from hag_plugin.files import DatasetError
 
 from . import (
     environment,

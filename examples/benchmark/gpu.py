@@ -37,7 +37,11 @@ WIDTHS = (16, 64, 256)
 NAMED = ("BZR_MD", "IMDB-MULTI", "PPI_ohmnet_brain", "ogbl-ddi", "REDDIT-BINARY",
          "COLLAB_ego_recon")  # fmt: skip
 GENERATED = ("cliques", "collaboration", "power-law", "reddit-sized")
-TESTS = ("tests/triton/kernels", "tests/triton/test_card.py", "tests/test_schedule.py")
+TESTS = (
+    "tests/kernels/triton/kernels",
+    "tests/kernels/triton/test_card.py",
+    "tests/hag/gpu/test_schedule.py",
+)
 # Few enough for a tool that slows every launch; between them they run every kernel.
 MEMCHECK = ("long_rows", "one_winner", "test_second_derivative", "test_small")
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 import hag_plugin as hp
-from hag_plugin import datasets, generators
-from hag_plugin.graph_data import GraphData
-from hag_plugin.program import SelfLoops
+from hag_plugin.data import datasets, generators
+from hag_plugin.data.graph_data import GraphData
+from hag_plugin.hag.program import SelfLoops
 
 GENERATED = ("collaboration", "cliques", "erdos-renyi", "power-law")
 TEN_NODES = "ten nodes"  # for the cost of a call itself
@@ -48,7 +48,7 @@ class Graph:
     """A graph with everything that is prepared once, before any timing."""
 
     def __init__(self, name: str, root: str | None, seed: int = 0) -> None:
-        """Loads a graph by name (`hag_plugin.datasets`)."""
+        """Loads a graph by name (`hag_plugin.data.datasets`)."""
         self.name = name
         self.seed = seed
         self.data: GraphData

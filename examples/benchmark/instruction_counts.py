@@ -92,7 +92,8 @@ def _count(graph: str, folder: Path) -> dict[str, int]:
     import torch
 
     import hag_plugin as hp
-    from hag_plugin import cost, datasets
+    from hag_plugin.data import datasets
+    from hag_plugin.hag import cost
     from hag_plugin.kernels import _cpu
 
     data = datasets.load(graph, features=False)

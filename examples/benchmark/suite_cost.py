@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from hag_plugin import constants
-from hag_plugin.cost import Work
-from hag_plugin.program import Program
+from hag_plugin.hag import constants
+from hag_plugin.hag.cost import Work
+from hag_plugin.hag.program import Program
 
 from . import variants
 from .graphs import Graph

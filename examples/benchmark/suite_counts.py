@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from hag_plugin.hag.program import Program
 from hag_plugin.kernels import _cpu
-from hag_plugin.program import Program
 
 from . import variants
 from .graphs import LOOPS, Graph

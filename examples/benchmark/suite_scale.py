@@ -60,9 +60,9 @@ def table(records: Sequence[Record]) -> str:
         for record in records
     ]  # fmt: skip
     note = (
-        "Communities with heavy-tailed degrees (`hag_plugin.generators.communities`), 400 to 480 "
-        "neighbours a node; the largest has as many nodes and edges as the Reddit data set. A + I. "
-        "Memory: the edges as given, and what building added."
+        "Communities with heavy-tailed degrees (`hag_plugin.data.generators.communities`), 400 to "
+        "480 neighbours a node; the largest has as many nodes and edges as the Reddit data set. "
+        "A + I. Memory: the edges as given, and what building added."
     )
     return markdown(header, rows) + "\n\n" + note + "\n"
 

@@ -8,10 +8,10 @@ from dataclasses import asdict, replace
 
 import torch
 
-from hag_plugin import constants, cost
-from hag_plugin.cost import Prices
+from hag_plugin.hag import constants, cost
+from hag_plugin.hag.cost import Prices
+from hag_plugin.hag.program import Program
 from hag_plugin.kernels import _cpu
-from hag_plugin.program import Program
 
 from .graphs import LOOPS, Graph
 

@@ -16,10 +16,11 @@ import torch
 
 from examples.benchmark.results import Record
 from examples.benchmark.tables import markdown
-from hag_plugin import datasets, demo
-from hag_plugin.graph_data import GraphData
-from hag_plugin.training import Settings
-from hag_plugin.training_pyg import side as pyg_side
+from hag_plugin.data import datasets
+from hag_plugin.data.graph_data import GraphData
+from hag_plugin.demo import compare
+from hag_plugin.demo.pyg import side as pyg_side
+from hag_plugin.demo.side import Settings
 
 from . import hag_paper
 from .hag_graphs import folder_of
@@ -40,7 +41,7 @@ def cells(setup: Setup) -> list[Record]:
 
 def measure(cell: Record, setup: Setup) -> Record:
     """Trains both sides with the same weights, batches and split."""
-    data = demo.prepare(_load(cell["graph"], setup), cell["seed"])
+    data = compare.prepare(_load(cell["graph"], setup), cell["seed"])
     epochs = GRAPH_EPOCHS if data.labels_graphs else NODE_EPOCHS
     settings = Settings(
         hidden=16,

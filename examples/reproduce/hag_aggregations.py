@@ -17,8 +17,8 @@ from torch import Tensor
 import hag_plugin as hp
 from examples.benchmark.results import Record
 from examples.benchmark.tables import geometric_mean, markdown, times
-from hag_plugin.graph_data import GraphData
-from hag_plugin.program import SelfLoops
+from hag_plugin.data.graph_data import GraphData
+from hag_plugin.hag.program import SelfLoops
 from hag_plugin.sequence import Order, SequentialHAG, build_sequence
 
 from . import hag_graphs, hag_paper

@@ -137,7 +137,7 @@ STEP = Step(
     published=hag_paper.CAPACITY,
     departures=(
         "The paper's cost counts aggregations alone: alpha (|E^| - |V_A|) + (beta - alpha) |V|. "
-        "`hag_plugin.cost` prices rows read and rows written, so an intermediate that saves "
+        "`hag_plugin.hag.cost` prices rows read and rows written, so an intermediate that saves "
         "little costs more than it saves, and more capacity is not always better.",
         "The search is the paper's greedy one, on each graph of the collection by itself.",
     ),

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 
 from examples.benchmark.graphs import Graph
-from hag_plugin import datasets, generators
-from hag_plugin.graph_data import DatasetError, GraphData
+from hag_plugin.data import datasets, generators
+from hag_plugin.data.graph_data import GraphData
+from hag_plugin.files import DatasetError
 
 from . import hag_paper
 from .hag_paper import DataSet
 
 PAPER = {row.name: row for row in hag_paper.DATA_SETS}
-# By the paper's name: the name as `hag_plugin.datasets` takes it, and stand-ins of the same kind.
+# By the paper's name: the name as `datasets.load` takes it, and stand-ins of the same kind.
 PUBLISHED = {"BZR": "BZR_MD", "IMDB": "IMDB-MULTI", "COLLAB": "COLLAB"}
 STAND_INS = {"COLLAB": "COLLAB_ego_recon", "PPI": "PPI_ohmnet_brain", "REDDIT": "ego-Facebook"}
 WORDS = {

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from examples.benchmark import environment
 from examples.benchmark.results import Record, Results
-from hag_plugin.graph_data import DatasetError
+from hag_plugin.files import DatasetError
 
 from . import hag_graphs, hag_page
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hag_plugin.ops.weights import edge_slots, weighted_aggregate
 from hag_plugin.parallel.convolution_executors import whole_input
 from hag_plugin.parallel.dropout import keep
 from hag_plugin.parallel.executors import Executor, Site, Split, executes
@@ -20,7 +21,6 @@ from hag_plugin.parallel.layouts import ROWS
 from hag_plugin.parallel.local_graphs import LocalGraphs
 from hag_plugin.parallel.node_layers import Fetch, NodeLayer, graphs_of
 from hag_plugin.parallel.transfer import scatter_rows
-from hag_plugin.weights import edge_slots, weighted_aggregate
 
 WEIGHT, SOURCE, TARGET, BIAS = "lin.weight", "att_src", "att_dst", "bias"
 SMALLEST = 1e-16  # as utils/_softmax.py divides

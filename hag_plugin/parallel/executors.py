@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hag_plugin.hag.program import SelfLoops
 from hag_plugin.parallel.layouts import Layout, chunk_sizes
 from hag_plugin.parallel.opgraph import Op
 from hag_plugin.parallel.strategies import Config
-from hag_plugin.program import SelfLoops
 
 if TYPE_CHECKING:
     from hag_plugin.parallel.comm import Group

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from hag_plugin.build import build_hag
-from hag_plugin.hag import HAG
-from hag_plugin.program import SelfLoops
+from hag_plugin.hag.build import build_hag
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.program import SelfLoops
 
 ELSEWHERE = -1  # no node: rows that were scaled and summed where they came from
 

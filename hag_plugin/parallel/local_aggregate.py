@@ -7,11 +7,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from hag_plugin.aggregate import REDUCES, Reduce, aggregate
+from hag_plugin.ops.aggregate import REDUCES, Reduce, aggregate
+from hag_plugin.ops.weights import edge_slots, weighted_aggregate
 from hag_plugin.parallel.executors import Site
 from hag_plugin.parallel.graph_parts import LocalGraph
 from hag_plugin.parallel.layer_forms import Form
-from hag_plugin.weights import edge_slots, weighted_aggregate
 
 
 class LocalAggregate:

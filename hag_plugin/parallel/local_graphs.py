@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hag_plugin.build import check_edge_index
+from hag_plugin.hag.graph import check_edge_index
+from hag_plugin.hag.program import SelfLoops
 from hag_plugin.parallel.graph_parts import ELSEWHERE, Cover, Halo, LocalGraph
 from hag_plugin.parallel.vertex_cover import CoveredEdges, Edges
-from hag_plugin.program import SelfLoops
 
 T = TypeVar("T")
 

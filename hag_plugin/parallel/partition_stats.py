@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hag_plugin.build import build_hag
-from hag_plugin.hag import HAG
+from hag_plugin.hag.build import build_hag
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.program import SelfLoops
 from hag_plugin.parallel.layouts import chunk_sizes
-from hag_plugin.program import SelfLoops
 
 MAX_COVER_EDGES = 50_000_000
 

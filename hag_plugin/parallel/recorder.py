@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from hag_plugin.hag.program import SelfLoops
 from hag_plugin.parallel import functions
 from hag_plugin.parallel.executors import Call, Edges
 from hag_plugin.parallel.opgraph import Op
 from hag_plugin.parallel.partition_stats import GraphStats, measure
 from hag_plugin.parallel.walk import Walk
-from hag_plugin.program import SelfLoops
 
 
 @dataclass(frozen=True, eq=False)

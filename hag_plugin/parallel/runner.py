@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from hag_plugin.hag.program import SelfLoops
 from hag_plugin.parallel import functions
 from hag_plugin.parallel.executors import Call, OperationExecutor, World
 from hag_plugin.parallel.layouts import Layout
 from hag_plugin.parallel.opgraph import Op
 from hag_plugin.parallel.transfer import reshard
 from hag_plugin.parallel.walk import Walk
-from hag_plugin.program import SelfLoops
 
 SHARD = "_hag_plugin_shard"
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import Module
 from torch.overrides import TorchFunctionMode
 
+from hag_plugin.hag.program import SelfLoops
 from hag_plugin.parallel import layer_table
 from hag_plugin.parallel.functions import base_name, name_of, tensors
-from hag_plugin.program import SelfLoops
 
 MESSAGE_PASSING = ("torch_geometric.nn.conv.message_passing.MessagePassing",)
 

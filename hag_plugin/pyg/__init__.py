@@ -1,15 +1,16 @@
 """PyTorch Geometric: accelerated layers and the dataset transform."""
 
 from hag_plugin.explanation import Explanation
-from hag_plugin.pyg import mixed
-from hag_plugin.pyg.accelerate import accelerate, forget, restore
-from hag_plugin.pyg.data import HagData
-from hag_plugin.pyg.explain import explain
-from hag_plugin.pyg.layer import hag_layer
-from hag_plugin.pyg.layers import layers
-from hag_plugin.pyg.relations import relation_hags
-from hag_plugin.pyg.sequential import PrefixLSTMAggregation
-from hag_plugin.pyg.transforms import ToHAG
+from hag_plugin.pyg.aggregation import constant
+from hag_plugin.pyg.data import mixed
+from hag_plugin.pyg.data.graph import HagData
+from hag_plugin.pyg.data.transforms import ToHAG
+from hag_plugin.pyg.model.accelerate import accelerate, forget, restore
+from hag_plugin.pyg.model.decorator import hag_layer
+from hag_plugin.pyg.model.explain import explain
+from hag_plugin.pyg.model.layers import layers
+from hag_plugin.pyg.recipes.lstm import PrefixLSTMAggregation
+from hag_plugin.pyg.recipes.relations import relation_hags
 
 mixed.install()
 
@@ -19,6 +20,7 @@ __all__ = [
     "PrefixLSTMAggregation",
     "ToHAG",
     "accelerate",
+    "constant",
     "explain",
     "forget",
     "hag_layer",

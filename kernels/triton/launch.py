@@ -13,15 +13,16 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from hag_plugin.hag.gpu.launch_shape import WINNER_WARPS, cut
+
 from .combine import combine
-from .cut import WINNER_WARPS, cut
 from .edges import edge_dot as edge_dot_kernel
 from .ties import add_to_winners as add_to_winners_kernel
 from .ties import masked_sum as masked_sum_kernel
 from .ties import winner as winner_kernel
 
 if TYPE_CHECKING:
-    from hag_plugin.schedule import Schedule
+    from hag_plugin.hag.gpu.schedule import Schedule
 
 # Rows that a thread has under way at a time.
 UNROLL = 4

@@ -24,8 +24,9 @@ from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from hag_plugin.hag.gpu.launch_shape import MAX_WARPS, WINNER_WARPS, cut
+
 from .combine import combine
-from .cut import MAX_WARPS, WINNER_WARPS, cut
 from .edges import edge_dot
 from .launch import ACCUMULATORS, UNROLL
 from .ties import add_to_winners, masked_sum, winner

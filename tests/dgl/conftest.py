@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from hag_plugin.data.graph_files import load_npz
 from hag_plugin.dgl import graphbolt_stand_in
-from hag_plugin.graph_files import load_npz
 
 if importlib.util.find_spec("dgl") is not None:
     if not importlib.metadata.version("dgl").startswith("1."):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import GCNConv, RGCNConv, SAGEConv
 
 import hag_plugin as hp
-from hag_plugin.pyg import recipes
+from hag_plugin.pyg.recipes import recipe as recipes
 
 from .ranks import run_processes
 

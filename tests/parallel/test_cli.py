@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hag_plugin.cli import main
-from hag_plugin.parallel.command import size
+from hag_plugin.cli.options import size
 from hag_plugin.parallel.planner import Plan
 from hag_plugin.parallel.topology import COLLECTIVES, load
 

@@ -194,7 +194,7 @@ def test_wrong_arguments_are_named() -> None:
 
 
 def test_parts_of_a_real_graph(shared_data: Path) -> None:
-    from hag_plugin import datasets
+    from hag_plugin.data import datasets
 
     data = datasets.load("Cora", shared_data / "npz")
     rows = chunk_sizes(data.num_nodes, 8)

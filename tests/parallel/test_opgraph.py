@@ -228,7 +228,7 @@ def test_accelerated_models_are_traced_alike() -> None:
 
 
 def test_a_real_graph(shared_data: Path) -> None:
-    from hag_plugin import datasets
+    from hag_plugin.data import datasets
 
     data = datasets.load("Cora", shared_data / "npz")
     assert data.x is not None

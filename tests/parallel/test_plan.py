@@ -402,7 +402,7 @@ def test_models_and_data_are_planned_in_one_call(shared_data: Path) -> None:
     from torch_geometric.nn import GCN
 
     import hag_plugin as hp
-    from hag_plugin import datasets
+    from hag_plugin.data import datasets
 
     data = datasets.load("AmazonPhoto", shared_data / "npz")
     model = GCN(data.x.shape[1], 64, 2, data.num_classes)  # type: ignore[union-attr]

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hag_plugin import cli
 from hag_plugin.cli import main
+from hag_plugin.cli.main import _parser
 from hag_plugin.parallel import Budget, GraphStats, plan, refine, simulate_plan, space_of
 from hag_plugin.parallel.chrome_trace import chrome_trace, write_chrome_trace
 from hag_plugin.parallel.opgraph import Op, OpGraph, gcn
@@ -223,4 +223,4 @@ def test_examples_in_help_parse(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", "--help"]) == 0
     examples = capsys.readouterr().out.partition("examples:\n")[2].split("\n")
     lines = [line.split()[1:] for line in examples if line]
-    assert [cli._parser().parse_args(words).command for words in lines] == ["simulate"] * 3
+    assert [_parser().parse_args(words).command for words in lines] == ["simulate"] * 3

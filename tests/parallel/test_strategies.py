@@ -170,7 +170,7 @@ def test_parts_can_be_given() -> None:
 
 
 def test_hags_of_parts_and_of_the_whole_on_a_real_graph(shared_data: Path) -> None:
-    from hag_plugin import datasets
+    from hag_plugin.data import datasets
 
     data = datasets.load("IMDB-BINARY", shared_data / "npz")
     stats = measure(data.edge_index, data.num_nodes, self_loops="fill")

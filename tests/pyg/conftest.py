@@ -13,7 +13,7 @@ from torch import Tensor
 from torch_geometric.data import Batch
 from torch_geometric.datasets import Planetoid, TUDataset
 
-from hag_plugin.pyg import recipes
+from hag_plugin.pyg.recipes import recipe as recipes
 
 REAL = ("Cora", "MUTAG", "IMDB-MULTI")
 

@@ -29,8 +29,8 @@ from torch_geometric.nn import (
 
 import hag_plugin as hp
 from hag_plugin.pyg import ToHAG, accelerate, restore
-from hag_plugin.pyg.data import HagHeteroData
-from hag_plugin.pyg.merged import HagBatch
+from hag_plugin.pyg.data.batching import HagBatch
+from hag_plugin.pyg.data.graph import HagHeteroData
 
 WIDTH = 4
 WRAPPED = {

@@ -9,9 +9,10 @@ import torch
 from dgl import DGLGraph
 from torch import Tensor
 
-from hag_plugin.build import build_hag
-from hag_plugin.hag import HAG, outside_inference
-from hag_plugin.program import SelfLoops
+from hag_plugin.hag.build import build_hag
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.program import SelfLoops
+from hag_plugin.modes import outside_inference
 from hag_plugin.recall import Recall
 
 MAX_REMEMBERED = 16  # edge tensors and the like, of one edge type

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hag_plugin.aggregate import Ties, aggregate
 from hag_plugin.dgl.aggregation.relation import Relation, edge_index, num_nodes
 from hag_plugin.dgl.aggregation.ties import tie_rule
-from hag_plugin.hag import HAG, outside_inference
-from hag_plugin.operators import DTYPES, is_fixed, is_transformed, needs_grad, number
-from hag_plugin.weights import factorise
+from hag_plugin.hag.hag import HAG
+from hag_plugin.modes import outside_inference
+from hag_plugin.ops.aggregate import Ties, aggregate
+from hag_plugin.ops.registration import DTYPES, is_fixed, is_transformed, needs_grad, number
+from hag_plugin.ops.weights import factorise
 
 REDUCERS = ("sum", "mean", "max", "min")
 DEVICES = ("cpu",)  # elsewhere DGL's own kernels run

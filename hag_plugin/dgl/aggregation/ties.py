@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hag_plugin.dgl.aggregation.relation import Relation
-from hag_plugin.hag import outside_inference
+from hag_plugin.modes import outside_inference
 
 TIED = 3  # sources of the graph that tells
 WIDTHS = (1, 24)

@@ -15,8 +15,8 @@ from dgl.dataloading import GraphCollator
 
 from hag_plugin.dgl.aggregation.relation import Relation
 from hag_plugin.dgl.data.graph import bind, relations_of
-from hag_plugin.hag import batch as batch_hags
-from hag_plugin.hag import outside_inference
+from hag_plugin.hag.hag import batch as batch_hags
+from hag_plugin.modes import outside_inference
 
 
 def batch(graphs: Sequence[DGLGraph], *args: Any, **kwargs: Any) -> Any:

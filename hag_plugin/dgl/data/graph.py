@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hag_plugin.dgl.aggregation.relation import Relation
 from hag_plugin.dgl.recipes import gated, propagate
-from hag_plugin.hag import HAG, outside_inference
+from hag_plugin.hag.hag import HAG
+from hag_plugin.modes import outside_inference
 
 
 class HagMixin:

@@ -17,7 +17,7 @@ from torch.nn import Module
 
 from hag_plugin.dgl.aggregation.relation import Relation, edge_index
 from hag_plugin.dgl.aggregation.rows import REDUCERS, Outputs, aggregate_rows
-from hag_plugin.operators import is_transformed
+from hag_plugin.ops.registration import is_transformed
 
 CHECKED_EDGES = 96
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}

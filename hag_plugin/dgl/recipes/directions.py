@@ -13,9 +13,9 @@ import re
 import torch
 from torch import Tensor
 
-from hag_plugin.hag import HAG
-from hag_plugin.program import SelfLoops
-from hag_plugin.weights import weighted_aggregate
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.program import SelfLoops
+from hag_plugin.ops.weights import weighted_aggregate
 
 NAME = re.compile(r"dir([123])-(av|dx)")
 EPSILON = 1e-30

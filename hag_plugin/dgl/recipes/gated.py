@@ -18,11 +18,12 @@ from dgl.function.message import CopyMessageFunction
 from dgl.nn.pytorch import GatedGraphConv
 from torch import Tensor, nn
 
-from hag_plugin.aggregate import aggregate
-from hag_plugin.build import build_hag
 from hag_plugin.dgl.aggregation.relation import Relation, edge_index, num_nodes
 from hag_plugin.dgl.aggregation.rows import Outputs, is_taken
-from hag_plugin.hag import HAG, outside_inference
+from hag_plugin.hag.build import build_hag
+from hag_plugin.hag.hag import HAG
+from hag_plugin.modes import outside_inference
+from hag_plugin.ops.aggregate import aggregate
 from hag_plugin.recall import checksum
 
 FEATURES, MESSAGES = "h", "W_e*h"  # the fields that the layer names

@@ -15,9 +15,8 @@ from torch import nn
 
 from hag_plugin.dgl.aggregation.relation import Relation, edge_index, num_nodes
 from hag_plugin.dgl.aggregation.rows import Outputs, is_taken
-from hag_plugin.hag import outside_inference
-from hag_plugin.sequence import SequentialHAG, build_sequence, lstm_aggregate
-from hag_plugin.sequence_cost import (
+from hag_plugin.modes import outside_inference
+from hag_plugin.sequence.cost import (
     StepCounts,
     are_taken,
     bucketed_counts,
@@ -25,6 +24,8 @@ from hag_plugin.sequence_cost import (
     note_counts,
     why_not_shared,
 )
+from hag_plugin.sequence.lstm import lstm_aggregate
+from hag_plugin.sequence.prefix_tree import SequentialHAG, build_sequence
 
 MAILBOX = "m"  # the field that `SAGEConv._lstm_reducer` reads, and the one that it gives
 RESULT = "neigh"

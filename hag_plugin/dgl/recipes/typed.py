@@ -16,14 +16,15 @@ from dgl.function.reducer import SimpleReduceFunction
 from dgl.nn.pytorch import TypedLinear
 from torch import Tensor
 
-from hag_plugin.aggregate import aggregate
-from hag_plugin.build import build_hag
 from hag_plugin.dgl.aggregation.relation import MAX_REMEMBERED, Relation, edge_index, num_nodes
 from hag_plugin.dgl.aggregation.rows import Outputs, is_taken
-from hag_plugin.hag import HAG, outside_inference
-from hag_plugin.operators import is_fixed
+from hag_plugin.hag.build import build_hag
+from hag_plugin.hag.hag import HAG
+from hag_plugin.modes import outside_inference
+from hag_plugin.ops.aggregate import aggregate
+from hag_plugin.ops.registration import is_fixed
+from hag_plugin.ops.weights import factorise
 from hag_plugin.recall import Recall
-from hag_plugin.weights import factorise
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from dgl.dataloading import GraphDataLoader  # noqa: E402
 from dgl.nn.pytorch import GINConv, GraphConv, SAGEConv  # noqa: E402
 
 import hag_plugin as hp  # noqa: E402
+from hag_plugin.data.graph_files import load_npz  # noqa: E402
 from hag_plugin.dgl import ToHAG, collate  # noqa: E402
-from hag_plugin.graph_files import load_npz  # noqa: E402
 
 EPOCHS = 8
 

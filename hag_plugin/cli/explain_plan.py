@@ -1,0 +1,55 @@
+"""`hag-plugin explain-plan`: a plan as a table, and what else there is."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from hag_plugin.cli.models import MODEL_HELP, add_graph, graph_of, in_words
+from hag_plugin.cli.options import add_command
+from hag_plugin.cli.output import print_result
+from hag_plugin.parallel.planner import Plan, alternatives, recost
+from hag_plugin.units import milliseconds
+
+EXAMPLES = ["plan.json", "plan.json gcn cora.npz --topology a100x8"]
+
+
+def add(commands: Any) -> None:
+    """Adds `explain-plan` to the commands."""
+    parser = add_command(
+        commands,
+        "explain-plan",
+        run,
+        "Print a plan as a table. With the model and the graph it is checked and priced anew, and "
+        "every layer's other strategies are listed with what they would cost, or why they are "
+        "refused.",
+        EXAMPLES,
+    )
+    parser.add_argument("plan", help="plan file")
+    parser.add_argument("model", nargs="?", help=MODEL_HELP)
+    parser.add_argument("graph", nargs="?", help="as for plan")
+    add_graph(parser)
+    parser.add_argument("--json", action="store_true", help="as JSON on stdout")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints a plan; with a model, checks it and lists what else there is."""
+    others = None
+    with in_words():
+        found = Plan.load(args.plan)
+        if args.model is not None:
+            graph = graph_of(args)
+            found = recost(found, graph, args.topology, args.costs)
+            others = alternatives(found, graph, args.topology, args.costs)
+    if others is None:
+        print_result(args, {"plan": found.as_dict()}, str(found))
+        return
+    lines = [str(found), "", "each layer's other strategies (predicted for the whole step, the "
+             "rest of the plan adapted):"]  # fmt: skip
+    for layer, entries in others.items():
+        lines.append(f"  {layer}")
+        for name, seconds in sorted(entries.items(), key=lambda e: (isinstance(e[1], str), e[0])):
+            told = seconds if isinstance(seconds, str) else f"{milliseconds(seconds)} ms"
+            lines.append(f"    {name}: {told}")
+    result = {"plan": found.as_dict(), "alternatives": others}
+    print_result(args, result, "\n".join(lines))

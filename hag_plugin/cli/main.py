@@ -1,0 +1,78 @@
+"""Parses the command line, runs a command and turns what goes wrong into words and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import torch
+
+import hag_plugin as hp
+from hag_plugin.cli import (
+    build,
+    calibrate,
+    demo,
+    explain_plan,
+    plan,
+    plot,
+    probe,
+    simulate,
+    stats,
+)
+from hag_plugin.files import DatasetError
+from hag_plugin.hag import constants
+from hag_plugin.starting import hand_over, interrupted
+
+COMMANDS = (demo, stats, build, plot, plan, explain_plan, probe, simulate, calibrate)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code."""
+    parser = _parser()
+    try:
+        args = parser.parse_args(arguments)
+    except SystemExit as e:  # argparse has said what was wrong
+        return int(e.code or 0)
+    try:
+        hand_over()
+        if args.threads is not None:
+            torch.set_num_threads(args.threads)
+        args.run(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return interrupted()
+    except BrokenPipeError:  # the reader of stdout has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (DatasetError, constants.CostsError, ImportError, OSError) as e:
+        print(f"hag-plugin {args.command}: {_words(e)}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as e:
+        print(f"hag-plugin {args.command}: {_words(e)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if isinstance(error, ImportError) and "torch_geometric" in str(error):
+        return 'the demo needs PyG: pip install "hag-plugin[demo]"'
+    if isinstance(error, ImportError) and error.name == "dgl":
+        return 'the demo with --framework dgl needs DGL: pip install "hag-plugin[dgl]"'
+    return str(error) or type(error).__name__
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hag-plugin",
+        description="Graph neural networks that sum shared neighbours once, with the same results.",
+        epilog="`hag-plugin COMMAND --help` shows the options and examples of a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"hag-plugin {hp.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add(commands)
+    return parser

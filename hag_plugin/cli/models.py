@@ -1,0 +1,109 @@
+"""The model, the graph and the machine that plan, explain-plan, probe and simulate are about."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hag_plugin.cli.options import add_ids
+from hag_plugin.data import datasets
+from hag_plugin.files import DatasetError
+from hag_plugin.parallel import topology as topologies
+from hag_plugin.parallel.cost import MODES
+from hag_plugin.parallel.exact import InfeasibleError
+from hag_plugin.parallel.opgraph import OpGraph
+from hag_plugin.parallel.partition_stats import GraphStats
+from hag_plugin.parallel.trace_model import trace
+
+MODELS = ("gcn", "sage", "gin", "gat")
+MODEL_HELP = (
+    f"{', '.join(MODELS)} (see --hidden, --layers), or FILE.py:NAME, a module or a function "
+    "without arguments that makes one"
+)
+
+
+def add_graph(parser: Any) -> None:
+    """Adds what says which graph, model size and machine a plan is for."""
+    parser.add_argument("--root", metavar="DIR", help="folder of TU, Planetoid or .npz datasets")
+    add_ids(parser)
+    parser.add_argument("--nodes", type=int, help="of a graph that is known by its size only")
+    parser.add_argument("--edges", type=int, help="likewise")
+    parser.add_argument("--halo-ratio", type=float, default=1.0, metavar="R",
+                        help="rows a part reads from others, over its own (default 1)")  # fmt: skip
+    parser.add_argument("--features", type=int, metavar="F", help="width of the input, where the "
+                        "graph has no features (default 128)")  # fmt: skip
+    parser.add_argument("--hidden", type=int, default=256, help="of a named model (default 256)")
+    parser.add_argument("--layers", type=int, default=3, help="of a named model (default 3)")
+    parser.add_argument(
+        "--classes", type=int, help="of a named model (default: the graph's, or 16)"
+    )
+    parser.add_argument("--topology", default="a100x8", metavar="NAME", help="a file, or one of "
+                        f"{', '.join(topologies.presets())} (default a100x8)")  # fmt: skip
+    parser.add_argument("--devices", type=int, metavar="P", help="use so many of its devices")
+    parser.add_argument("--costs", choices=MODES, default="analytic", help="default analytic; the "
+                        "others run blocks of the model on this machine")  # fmt: skip
+
+
+@contextmanager
+def in_words() -> Iterator[None]:
+    """Turns what a library call raises into what the command line reports."""
+    try:
+        yield
+    except InfeasibleError as e:
+        raise RuntimeError(str(e)) from e
+    except (ValueError, TypeError) as e:
+        raise DatasetError(str(e)) from e
+
+
+def graph_of(args: argparse.Namespace) -> OpGraph:
+    """The operations of the model that was asked for, on the graph that was."""
+    hag = getattr(args, "hag", "auto") == "auto"
+    data: Any
+    if args.graph is None:
+        if args.nodes is None or args.edges is None:
+            raise ValueError("no graph is given; expected one, or --nodes and --edges")
+        data = GraphStats.assumed(args.nodes, args.edges, halo_ratio=args.halo_ratio)
+        features, classes = args.features or 128, args.classes or 16
+    else:
+        data = datasets.load(
+            args.graph, args.root, relabel=args.relabel, undirected=args.undirected
+        )
+        print(f"{data.name}: {data.source}", file=sys.stderr)
+        features = data.x.shape[1] if data.x is not None else args.features or 128
+        classes = args.classes or (data.num_classes if data.y is not None else 16)
+    model = _model(args.model, features, args.hidden, args.layers, classes)
+    return trace(model, data, features=features, hag=hag)
+
+
+def _model(name: str, features: int, hidden: int, layers: int, classes: int) -> Any:
+    path, colon, attribute = name.rpartition(":")
+    if colon:
+        return _from_file(path, attribute)
+    if name not in MODELS:
+        raise ValueError(f"model is {name!r}; expected one of {MODELS}, or FILE.py:NAME")
+    from torch_geometric.nn import GAT, GCN, GIN, GraphSAGE
+
+    make: Callable[..., Any] = dict(zip(MODELS, (GCN, GraphSAGE, GIN, GAT), strict=True))[name]
+    more = {"heads": 4} if name == "gat" else {}
+    return make(features, hidden, layers, classes, **more)
+
+
+def _from_file(path: str, attribute: str) -> Any:
+    if not Path(path).is_file():
+        raise ValueError(f"there is no file {path!r}")
+    spec = importlib.util.spec_from_file_location("hag_plugin_user_model", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path!r} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, attribute):
+        raise ValueError(f"{path} has no {attribute!r}")
+    found = getattr(module, attribute)
+    return found if isinstance(found, torch.nn.Module) else found()

@@ -1,0 +1,61 @@
+"""What a command prints: text, or with --json a document that also says where it was made."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+PACKAGES = ("hag-plugin", "torch", "torch_geometric", "dgl", "numpy")
+
+
+def print_result(args: argparse.Namespace, result: dict[str, Any], text: str) -> None:
+    """Prints `text`, or `result` as JSON where --json is given."""
+    if not args.json:
+        print(text)
+        return
+    document = {
+        "command": args.command,
+        **result,
+        "machine": machine(),
+        "versions": package_versions(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    print(json.dumps(document, indent=2, allow_nan=False))
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    return {
+        "system": platform.system(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+def package_versions() -> dict[str, str | None]:
+    """Of Python and of the packages that figures may depend on; None: it is not there."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            line = next((line for line in file if line.startswith("model name")), "")
+    except OSError:
+        line = ""
+    return line.partition(":")[2].strip() or platform.processor() or platform.machine()

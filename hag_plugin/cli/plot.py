@@ -1,0 +1,57 @@
+"""`hag-plugin plot`: a graph beside its HAG, as a picture."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from hag_plugin.cli.options import GRAPH_HELP, add_command, add_source, load
+from hag_plugin.cli.output import print_result
+from hag_plugin.cli.search import LOOPS, add_search, search
+
+
+def add(commands: Any) -> None:
+    """Adds `plot` to the commands."""
+    parser = add_command(
+        commands,
+        "plot",
+        run,
+        "Draw a small graph beside its HAG, with the shared sums in colour; how often sums are "
+        "shared; and what the cost model says for more and more of them. Of a large graph a small "
+        "part is drawn. Needs matplotlib.",
+        ["karate -o karate.svg --self-loops fill", "graph.npz -o graph.png --method greedy"],
+    )
+    parser.add_argument("graph", help=GRAPH_HELP)
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="picture to write, .svg or .png"
+    )
+    add_source(parser)
+    add_search(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Searches the HAG and draws it."""
+    from hag_plugin.cli import picture  # only for this
+
+    picture.check_output(args.output)
+    mode = LOOPS[args.self_loops]
+    data = load(args, args.graph, features=False)
+    hag = search(args, data, mode)
+    with tqdm(
+        total=1.0,
+        disable=args.quiet,
+        leave=False,
+        delay=2.0,
+        file=sys.stderr,
+        bar_format="trying capacities {percentage:3.0f}% |{bar}| {elapsed} < {remaining}",
+    ) as bar:
+        drawn = picture.draw(data, hag, args.output, mode, lambda share: bar.update(share - bar.n))
+    words = (
+        f"{drawn['drawn_nodes']} nodes and {drawn['drawn_shared_sums']} shared sums drawn to "
+        f"{args.output}; the whole graph has {drawn['shared_sums']:,} shared sums, each used "
+        f"{drawn['mean_uses']:.1f} times on average."
+    )
+    print_result(args, {"dataset": {"name": data.name, "source": data.source}, **drawn}, words)

@@ -1,0 +1,154 @@
+"""`hag-plugin stats`: what a graph is, and what its HAG saves."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from hag_plugin.cli.options import GRAPH_HELP, add_command, add_source, load
+from hag_plugin.cli.output import print_result
+from hag_plugin.cli.search import LOOPS, add_search, check, search
+from hag_plugin.data import graph_files
+from hag_plugin.data.graph_data import GraphData
+from hag_plugin.hag.gpu.occupancy import Occupancy
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.program import SelfLoops
+from hag_plugin.hag.stats import Stats
+
+
+def add(commands: Any) -> None:
+    """Adds `stats` to the commands."""
+    parser = add_command(
+        commands,
+        "stats",
+        run,
+        "What a graph is, and what a HAG saves on it. Counts are for one aggregation over one "
+        "feature row a node, beside the plain graph.",
+        [
+            "cliques",
+            "edges.txt --undirected --self-loops fill",
+            "graph.npz --json",
+            "graph.hag.npz",
+        ],
+    )
+    parser.add_argument("graph", help=GRAPH_HELP)
+    add_source(parser)
+    add_search(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Searches the HAG, or loads it, and reports on both."""
+    mode = LOOPS[args.self_loops]
+    data = load(args, args.graph, features=False)
+    if graph_files.is_hag_file(args.graph):
+        hag = HAG.load(args.graph)  # as it was searched: --method and the like have no say
+        check(args, data, hag, mode)
+    else:
+        hag = search(args, data, mode)
+    report(args, data, hag, mode, {})
+
+
+def report(
+    args: argparse.Namespace, data: GraphData, hag: HAG, mode: SelfLoops, extra: dict[str, Any]
+) -> None:
+    """Prints what a graph is and what its HAG costs."""
+    facts, stats = _facts(data, hag), hag.stats(mode)
+    ratio = stats.predicted_seconds_before / stats.predicted_seconds
+    profits = ratio > 1.0
+    what = {"none": "A", "add": "A + I", "fill": "A with one loop a node"}[args.self_loops]
+    if profits:
+        words = f"The HAG profits: by the cost model, one aggregation costs {ratio:.2f}x less."
+    else:
+        words = "The HAG does not profit here: next to nothing is shared."
+    if args.check:
+        words += " Checked: it computes exactly this graph."
+    if extra:
+        words += f" Written to {extra['output']} ({extra['file_bytes']:,} bytes)."
+    result = {
+        "dataset": {"name": data.name, "source": data.source},
+        "graph": asdict(facts),
+        "settings": {"self_loops": args.self_loops, "method": args.method, "width": args.width,
+                     "allow_subtraction": args.allow_subtraction,
+                     "device": hag.options.device},
+        "stats": asdict(stats),
+        "predicted_ratio": ratio,
+        "profits": profits,
+        "checked": bool(args.check),
+        **extra,
+    }  # fmt: skip
+    text = "\n".join([_facts_text(facts), "", _stats_text(stats, what), "", words])
+    print_result(args, result, text)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a graph is: edges are directed, duplicates counted."""
+
+    nodes: int
+    edges: int
+    graphs: int
+    duplicates: int
+    self_loops: int
+    isolated: int
+    symmetric: bool
+
+
+def _facts(data: GraphData, hag: HAG) -> Facts:
+    source, target = hag.edge_index  # by target, then by source: duplicates are neighbours
+    touched = torch.zeros(data.num_nodes, dtype=torch.bool)
+    touched[source] = True
+    touched[target] = True
+    again = (source[1:] == source[:-1]) & (target[1:] == target[:-1])
+    return Facts(
+        nodes=data.num_nodes,
+        edges=data.num_edges,
+        graphs=data.num_graphs,
+        duplicates=int(again.sum()),
+        self_loops=int((source == target).sum()),
+        isolated=int((~touched).sum()),
+        symmetric=hag.is_symmetric,
+    )
+
+
+def _facts_text(facts: Facts) -> str:
+    rows = [(key.replace("_", "-"), value) for key, value in asdict(facts).items()]
+    return "\n".join(
+        f"{key:<12}{('yes' if value else 'no') if isinstance(value, bool) else format(value, ',')}"
+        for key, value in rows
+    )
+
+
+def _stats_text(stats: Stats, what: str) -> str:
+    values = asdict(stats)
+    lines = [f"{what:<24}{'plain graph':>16}{'HAG':>16}{'ratio':>10}"]
+    for key in ("aggregations", "rows_read", "rows_written", "bytes"):
+        before, after = values[f"{key}_before"], values[key]
+        ratio = f"{before / after:.2f}x" if after else "-"
+        lines.append(f"{key.replace('_', ' '):<24}{before:>16,}{after:>16,}{ratio:>10}")
+    for key in ("intermediates", "tiles"):
+        lines.append(f"{key:<24}{'-':>16}{values[key]:>16,}")
+    lines.append(f"{'search, seconds':<24}{'-':>16}{stats.search_seconds:>16.3f}")
+    return "\n".join(lines + _occupancy_lines(stats.gpu))
+
+
+def _occupancy_lines(gpu: Occupancy | None) -> list[str]:
+    if gpu is None:
+        return []
+    lines = [
+        "",
+        f"On a GPU of {gpu.multiprocessors} multiprocessors, in this order:",
+        f"{'launch':<8}{'ops':>12}{'rows':>12}{'longest op':>12}{'width blocks':>14}"
+        f"{'instances':>12}{'warps':>8}{'occupancy':>11}",
+    ]
+    for number, each in enumerate(gpu.launches):
+        lines.append(
+            f"{number:<8}{each.ops:>12,}{each.rows:>12,}{each.longest_op:>12,}"
+            f"{each.width_blocks:>14,}{each.instances:>12,}{each.warps:>8}{each.occupancy:>11.1%}"
+        )
+    return [
+        *lines,
+        f"longest serial chain: {gpu.serial_chain:,} rows; scratch: {gpu.scratch_bytes:,} bytes",
+    ]

@@ -1,0 +1,199 @@
+"""`build_hag`: from an edge list to a HAG."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hag_plugin import devices
+from hag_plugin.hag import constants
+from hag_plugin.hag.graph import MAX_NODES, canonical_graph, check_edge_index
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.program import METHODS, SELF_LOOPS, Options, SelfLoops
+from hag_plugin.modes import numpy_of, outside_inference
+
+
+def build_hag(
+    edge_index: Tensor,
+    *,
+    num_nodes: int | None = None,
+    size: tuple[int, int] | None = None,
+    method: str = "auto",
+    ptr: Tensor | Sequence[int] | None = None,
+    self_loops: SelfLoops | Sequence[SelfLoops] = False,
+    targets_first: bool = False,
+    allow_subtraction: bool = False,
+    capacity: int | None = None,
+    width: int = 64,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    progress: bool | None = None,
+) -> HAG:
+    """Preprocesses a graph into a HAG, so that sums shared by several nodes are computed once.
+
+    Args:
+        edge_index: int32 or int64 `[2, E]`; row 0 sources, row 1 targets. Duplicates count.
+        num_nodes: number of nodes; by default the largest id + 1.
+        size: `(num_src, num_dst)` of a bipartite graph, instead of `num_nodes`.
+        method: "auto" searches in tiles, prices what it finds and keeps what pays; "greedy" is
+            Algorithm 3 of the HAG paper (arXiv 1906.03707); "none" is the plain graph.
+        ptr: `[G + 1]`, first nodes of the graphs of a batch. No edge may cross.
+        self_loops: the mode, or modes, whose programs to build now: False, "add" (A + I) or
+            "fill" (exactly one loop a node). Others are built when they are first needed.
+        targets_first: the targets of a bipartite graph are its first sources (PyG's convention).
+        allow_subtraction: aggregate A as (A + I) x - x. Cheaper, but a NaN, an Inf or a huge value
+            in a node's own row then spoils its result.
+        capacity: for "greedy", the most intermediates; a quarter of the targets by default.
+        width: number of features that the price is for.
+        device: where the HAG is to be used, and what it is priced for, as one graph; by default
+            where `edge_index` is. Build graphs that are to be batched where the loader is.
+        dtype: of the features that the price is for.
+        progress: show a bar; by default if it takes more than two seconds.
+
+    Returns:
+        The HAG, with the programs of `self_loops`.
+
+    Raises:
+        TypeError: an argument is of the wrong type or `edge_index` of the wrong dtype.
+        ValueError: an argument or an id is out of range.
+
+    Example:
+        >>> import torch
+        >>> hag = build_hag(torch.tensor([[0, 1, 2, 0, 1], [1, 0, 0, 2, 2]]), num_nodes=3)
+        >>> hag.num_edges
+        5
+    """
+    options: dict[str, Any] = {"method": method, "capacity": capacity, "width": width}
+    options |= {"dtype": dtype, "device": device, "progress": progress}
+    options |= {"self_loops": self_loops, "allow_subtraction": allow_subtraction}
+    check_build_options(options)
+    if targets_first and size is None:
+        raise ValueError("targets_first is for bipartite graphs: it needs size=(num_src, num_dst)")
+    num_src, num_dst = _graph_size(edge_index, num_nodes, size)
+    home = torch.device(edge_index.device if device is None else device)
+    if targets_first and num_dst > num_src:
+        raise ValueError(f"targets_first with {num_dst} targets and {num_src} sources; expected "
+                         "at most as many targets as sources")  # fmt: skip
+    row_ptr, col = canonical_graph(edge_index, num_src, num_dst)
+    if ptr is not None:
+        _check_ptr(ptr, row_ptr, col, num_src, num_dst)
+    kind = devices.kind_of(home).name
+    digest = constants.in_force().digest
+    search = Options(method, allow_subtraction, capacity, width, kind, digest)
+    with outside_inference():
+        arrays = torch.from_numpy(row_ptr), torch.from_numpy(col)
+    hag = HAG(*arrays, num_src, options=search, targets_first=targets_first, owned=True)
+    modes = self_loops if isinstance(self_loops, list | tuple) else (self_loops,)
+    for mode in modes:
+        hag.program(mode, progress=progress)
+    return hag.to(home)
+
+
+def check_build_options(options: Mapping[str, Any], taken: Sequence[str] = ()) -> None:
+    """Raises unless `options`, or some of them, are what `build_hag` takes.
+
+    Args:
+        options: by name.
+        taken: names that the caller gives `build_hag` itself.
+
+    Raises:
+        TypeError: an option is unknown, `taken`, or of the wrong type.
+        ValueError: an option is out of range.
+    """
+    defaults = _build_options()
+    known = [name for name in defaults if name not in taken]
+    for name in options:
+        if name in taken:
+            raise TypeError(f"{name} is taken from the graph; expected options among {known}")
+        if name not in known:
+            raise TypeError(f"build_hag has no option {name!r}; expected some of {known}")
+    given = {**defaults, **options}
+    method, capacity, width = given["method"], given["capacity"], given["width"]
+    if not isinstance(method, str) or method not in METHODS:
+        raise ValueError(f"method is {method!r}; expected one of {METHODS}")
+    if capacity is not None:
+        if isinstance(capacity, bool) or not isinstance(capacity, int):
+            raise TypeError(f"capacity is {capacity!r}; expected an int or None")
+        if capacity < 0:
+            raise ValueError(f"capacity is {capacity}; expected 0 or more")
+        if method != "greedy":
+            raise ValueError(f'capacity is for method="greedy" only, not for {method!r}')
+    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+        raise ValueError(f"width is {width!r}; expected a positive int")
+    dtype, subtract, progress = given["dtype"], given["allow_subtraction"], given["progress"]
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype is {dtype!r}; expected a floating-point torch.dtype")
+    if not isinstance(subtract, bool):
+        raise TypeError(f"allow_subtraction is {subtract!r}; expected a bool")
+    if progress is not None and not isinstance(progress, bool):
+        raise TypeError(f"progress is {progress!r}; expected a bool or None")
+    modes = given["self_loops"]
+    for mode in modes if isinstance(modes, list | tuple) else (modes,):
+        if not isinstance(mode, str | bool) or mode not in SELF_LOOPS:
+            raise ValueError(f"self_loops is {mode!r}; expected one of {SELF_LOOPS}")
+    _check_device(given["device"])
+
+
+@functools.cache
+def _build_options() -> dict[str, Any]:
+    """What `build_hag` takes beside the edges, with the defaults."""
+    parameters = inspect.signature(build_hag).parameters
+    return {name: p.default for name, p in parameters.items() if name != "edge_index"}
+
+
+def _check_device(device: Any) -> None:
+    if device is None:
+        return
+    try:
+        kind = devices.kind_of(device)
+    except (RuntimeError, TypeError) as e:
+        raise ValueError(f"device is {device!r}; expected a torch.device or its name") from e
+    if not devices.is_available(kind):
+        raise ValueError(f"device is {str(device)!r}, but torch finds no GPU; expected 'cpu'")
+
+
+def _graph_size(
+    edge_index: Tensor, num_nodes: int | None, size: tuple[int, int] | None
+) -> tuple[int, int]:
+    check_edge_index(edge_index)
+    if num_nodes is not None and size is not None:
+        raise ValueError("num_nodes and size were both given; expected one of them")
+    if size is None:
+        if num_nodes is None:
+            num_nodes = int(edge_index.max()) + 1 if edge_index.numel() else 0
+        size = (num_nodes, num_nodes)
+    name = "size" if num_nodes is None else "num_nodes"
+    if len(size) != 2:
+        raise ValueError(f"size is {size!r}; expected (num_src, num_dst)")
+    for number in size:
+        if isinstance(number, bool) or not isinstance(number, int | np.integer):
+            raise TypeError(f"{name} holds {number!r}; expected an int")
+        if not 0 <= number <= MAX_NODES:
+            raise ValueError(f"{name} holds {number}; expected 0 to 2^31 - 1")
+    return int(size[0]), int(size[1])
+
+
+def _check_ptr(
+    ptr: Tensor | Sequence[int], row_ptr: np.ndarray, col: np.ndarray, num_src: int, num_dst: int
+) -> None:
+    starts = np.asarray(numpy_of(ptr) if isinstance(ptr, Tensor) else ptr)
+    if starts.ndim != 1 or not np.issubdtype(starts.dtype, np.integer):
+        raise TypeError(f"ptr has shape {starts.shape} and dtype {starts.dtype}; expected ints [G]")
+    if num_src != num_dst:
+        raise ValueError("ptr is for graphs with one kind of node; this one is bipartite")
+    if len(starts) < 1 or starts[0] != 0 or starts[-1] != num_dst or (np.diff(starts) < 0).any():
+        raise ValueError(f"ptr must increase from 0 to the number of nodes, {num_dst}")
+    for first, last in itertools.pairwise(starts):
+        inside = col[row_ptr[first] : row_ptr[last]]
+        if inside.size and (inside.min() < first or inside.max() >= last):
+            raise ValueError(
+                f"an edge crosses ptr: a target in {first}..{last - 1} has source "
+                f"{inside.min() if inside.min() < first else inside.max()}"
+            )

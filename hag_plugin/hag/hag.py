@@ -1,0 +1,591 @@
+"""`HAG`: a graph in canonical form with the programs that aggregate over it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from multiprocessing.context import get_spawning_popen
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hag_plugin import devices
+from hag_plugin.hag import concatenate, files, search
+from hag_plugin.hag.gpu.schedule import schedule_of
+from hag_plugin.hag.graph import Graph, canonical_graph
+from hag_plugin.hag.program import ARRAYS, SELF_LOOPS, Options, Program, SelfLoops
+from hag_plugin.hag.stats import Stats, program_stats
+from hag_plugin.kernels import _cpu
+from hag_plugin.modes import Array, outside_inference
+from hag_plugin.saved import set_module
+
+_LIVE: weakref.WeakValueDictionary[int, HAG] = weakref.WeakValueDictionary()  # by token
+
+
+def find(row_ptr: Tensor, col: Tensor, token: Tensor | None) -> HAG | None:
+    """The live HAG of a token, if these are its arrays or hold the same; otherwise None.
+
+    The arrays say what the graph is, the token only which HAG may stand for it.
+    """
+    hag = None if token is None else _LIVE.get(int(token))
+    if hag is None:
+        return None
+    own = hag.arrays
+    return hag if _same(row_ptr, own.row_ptr) and _same(col, own.col) else None
+
+
+def _same(given: Tensor, own: Tensor) -> bool:
+    if given is own:
+        return True
+    if given.dtype != own.dtype or given.shape != own.shape or given.device != own.device:
+        return False
+    # A live HAG's memory is its own: who has the address has the array.
+    at_own = given.data_ptr() == own.data_ptr() and given.stride() == own.stride()
+    return at_own or torch.equal(given, own)
+
+
+@set_module("hag_plugin")
+class HAG(Graph):
+    """A graph in canonical form (CSR by target, multiplicity kept) and its programs.
+
+    Made by `build_hag`, `HAG.load` and `batch`. Immutable to its users; programs are built when
+    first needed and kept. Stands where PyG takes an `edge_index`.
+
+    Attributes:
+        arrays: the graph's own, which nobody else may write to.
+        num_src: number of source nodes.
+        targets_first: the targets are the first `num_dst` sources (PyG's bipartite convention).
+        options: what the search was asked for.
+        is_reversed: whether the arrays are those of the reverse: see `ReversedHAG`.
+    """
+
+    is_reversed = False
+
+    def __init__(
+        self,
+        row_ptr: Tensor,
+        col: Tensor,
+        num_src: int,
+        *,
+        options: Options | None = None,
+        targets_first: bool = False,
+        symmetric: bool | None = None,
+        parts: Sequence[HAG] = (),
+        owned: bool = False,
+    ) -> None:
+        """Users call `build_hag` or `HAG.from_csr`.
+
+        The arrays are copied and checked, unless they are `owned`: then they were checked, and
+        nobody else has them.
+        """
+        with outside_inference():
+            number = secrets.randbits(63)
+            token = torch.tensor(number, device="cpu")
+        super().__init__(
+            row_ptr,
+            col,
+            num_src,
+            token=token,
+            targets_first=targets_first,
+            symmetric=symmetric,
+            owned=owned,
+        )
+        self.options = options or Options()
+        self._parts = tuple(parts)
+        self._programs: dict[tuple[SelfLoops, bool], Program] = {}
+        self._requested: dict[tuple[SelfLoops, bool], Program] = {}  # by the request, not its key
+        self._transpose: HAG | weakref.ref[HAG] | None = None
+        self._handed_over: dict[str, Any] | None = None  # the state that new processes were given
+        self._lock = threading.RLock()
+        _LIVE[number] = self
+
+    @classmethod
+    def from_csr(cls, row_ptr: Tensor, col: Tensor, num_src: int, method: str = "auto") -> HAG:
+        """A HAG of a graph that is already in canonical form. The arrays are copied.
+
+        Args:
+            row_ptr: int64 `[num_dst + 1]`.
+            col: int32 `[E]`, increasing inside a row, on the same device.
+            num_src: number of source nodes.
+            method: as for `build_hag`.
+
+        Raises:
+            TypeError: an array is no dense tensor of this dtype.
+            ValueError: the arrays are not a canonical CSR of `num_src` sources, or on two devices.
+        """
+        return cls(row_ptr, col, num_src, options=Options(method=method))
+
+    @property
+    def method(self) -> str:
+        """The search method: "auto", "greedy" or "none"."""
+        return self.options.method
+
+    def _made(self) -> HAG:
+        """The graph as a HAG that has its own arrays: see `ReversedHAG`."""
+        return self
+
+    # Programs -------------------------------------------------------------------------------
+
+    def program(
+        self,
+        self_loops: SelfLoops = False,
+        *,
+        idempotent: bool = False,
+        progress: bool | None = None,
+    ) -> Program:
+        """The program for a self-loop mode, built if it is not there yet.
+
+        Args:
+            self_loops: False, "add" (A + I) or "fill" (exactly one loop a node).
+            idempotent: for max and min: without subtraction, duplicates once.
+            progress: show a bar; by default if the search takes more than two seconds.
+        """
+        found = self._requested.get((self_loops, idempotent))
+        if found is not None:
+            return found
+        key = self._program_key(self.check_self_loops(self_loops), idempotent)
+        with self._lock:
+            if key not in self._programs:
+                with outside_inference():
+                    self._programs[key] = self._make_program(*key, progress)
+            self._requested[self_loops, idempotent] = self._programs[key]
+            return self._programs[key]
+
+    def _program_key(self, self_loops: SelfLoops, idempotent: bool) -> tuple[SelfLoops, bool]:
+        """One key for requests that come to the same program."""
+        if self_loops == "fill" and self.loops is None:
+            self_loops = "add"
+        if idempotent and self_loops == "add" and self.loops is not None:
+            self_loops = "fill"
+        subtracts = self_loops is False and self.options.allow_subtraction
+        return self_loops, idempotent and (subtracts or self.has_duplicates)
+
+    def _make_program(
+        self, self_loops: SelfLoops, idempotent: bool, progress: bool | None
+    ) -> Program:
+        if self._parts:
+            parts = [part.program(self_loops, idempotent=idempotent) for part in self._parts]
+            return concatenate.concatenate_programs(parts).to(self.device)
+        return search.search_program(self, self.options, self_loops, idempotent, progress)
+
+    def plain_program(self, self_loops: SelfLoops = False, *, idempotent: bool = False) -> Program:
+        """The program without intermediates: who is a source of whom, in increasing order. Kept.
+
+        Duplicates are kept, too, unless it is `idempotent`.
+        """
+        make = lambda: search.plain_program(self, self_loops, idempotent)  # noqa: E731
+        return self.kept(("plain_program", self_loops, idempotent), make)
+
+    def transpose(self) -> HAG:
+        """The HAG of the reversed edges, with its own tiles; itself where the graph is symmetric.
+
+        Symmetric means that the multiset of edges is its own reverse; this is checked.
+        """
+        if torch.compiler.is_compiling():
+            return ReversedHAG(self)
+        with self._lock:
+            kept = self._transpose
+            kept = kept() if isinstance(kept, weakref.ref) else kept
+            if kept is None:
+                with outside_inference():
+                    kept = self._make_transpose()
+                self._transpose = kept if kept is not self else weakref.ref(self)
+            return kept
+
+    def _make_transpose(self) -> HAG:
+        if self.is_symmetric:
+            return self
+        if self._parts:
+            reverse = batch([part.transpose() for part in self._parts]).to(self.device)
+        else:
+            row_ptr, col = _cpu.transpose_csr(*self.numpy(), self.num_src)
+            reverse = HAG(
+                torch.from_numpy(row_ptr).to(self.device),
+                torch.from_numpy(col).to(self.device),
+                self.num_dst,
+                options=self.options,
+                targets_first=self.targets_first,
+                symmetric=False,
+                owned=True,
+            )
+        reverse._transpose = weakref.ref(self)
+        return reverse
+
+    def stats(self, self_loops: SelfLoops = False, *, idempotent: bool = False) -> Stats:
+        """Counts of the program for `self_loops` beside those of the plain graph."""
+        program = self.program(self_loops, idempotent=idempotent)
+        return program_stats(self, self.options, self_loops, program)
+
+    def check(self, edge_index: Tensor, self_loops: SelfLoops | None = None) -> None:
+        """Expands the programs and compares them with the edges given, exactly.
+
+        Args:
+            edge_index: `[2, E]`, in any order.
+            self_loops: the mode whose program to check. By default every program built so far,
+                and that of the graph as given.
+
+        Raises:
+            ValueError: names the first row and source that differ, with the number of edges
+                expected and found.
+        """
+        row_ptr, col = canonical_graph(edge_index, self.num_src, self.num_dst)
+        keys = {self._program_key(m, i) for m in (self_loops or False,) for i in (False, True)}
+        if self_loops is None:
+            keys |= set(self._programs)
+        for mode, idempotent in sorted(keys, key=str):
+            program = self.program(mode, idempotent=idempotent)
+            _ = program.native  # checks that every index is in range
+            graph = (self.num_src, program.diagonal, row_ptr, col, mode or "", idempotent)
+            _cpu.check_program(*program.numpy(), *graph)
+
+    # Moving and keeping ---------------------------------------------------------------------
+
+    def to(self, device: torch.device | str, non_blocking: bool = False, **_: Any) -> HAG:
+        """The HAG with its arrays and programs on `device`; itself if they are there."""
+        device = torch.device(device)
+        if device == self.device or (device.type == self.device.type and device.index is None):
+            return self
+        moved = self._moved(lambda a: a.to(device, non_blocking=non_blocking))
+        if devices.kind_of(device).launches is not None:
+            moved._make_schedules()
+        return moved
+
+    def _make_schedules(self) -> None:
+        """Makes now what the first launch would wait for the GPU to make."""
+        for program in self._programs.values():
+            schedule_of(program)
+        if isinstance(self._transpose, HAG):
+            self._transpose._make_schedules()
+
+    def cpu(self) -> HAG:
+        """The HAG in main memory."""
+        return self.to("cpu")
+
+    def cuda(self, device: int | str | None = None, non_blocking: bool = False) -> HAG:
+        """The HAG on a GPU."""
+        target = torch.device("cuda" if device is None else device)
+        return self.to(target, non_blocking=non_blocking)
+
+    def pin_memory(self) -> HAG:
+        """The HAG in page-locked memory."""
+        return self._moved(lambda a: a.pin_memory())
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> HAG:
+        return _rebuild(_mapped(self._state(), move), trusted=True)
+
+    def _state(self) -> dict[str, Any]:
+        """Tensors, numbers and strings that make this HAG again (pickle, files, devices)."""
+        self._concatenate()
+        reverse = self._transpose
+        if reverse is None or isinstance(reverse, weakref.ref):
+            reverse_state = None
+        else:
+            reverse_state = reverse._state()
+        programs = []
+        for (self_loops, idempotent), program in self._programs.items():
+            meta: dict[str, Any] = {"self_loops": self_loops or "", "idempotent": idempotent}
+            meta |= {"diagonal": program.diagonal, "search_seconds": program.search_seconds}
+            programs.append(meta | dict(zip(ARRAYS, program.arrays, strict=True)))
+        return {
+            "row_ptr": self.arrays.row_ptr,
+            "col": self.arrays.col,
+            "num_src": self.num_src,
+            "targets_first": self.targets_first,
+            "symmetric": self._symmetric,
+            "options": asdict(self.options),
+            "programs": programs,
+            "transpose": reverse_state,
+        }
+
+    def _concatenate(self) -> None:
+        """Makes what all parts of a batch have: they do not travel with it."""
+        if not self._parts:
+            return
+        square = all(part.is_square for part in self._parts)
+        for mode, idempotent in itertools.product(
+            SELF_LOOPS if square else (False,), (False, True)
+        ):
+            if all(p._program_key(mode, idempotent) in p._programs for p in self._parts):
+                self.program(mode, idempotent=idempotent)
+        if all(p._symmetric or isinstance(p._transpose, HAG) for p in self._parts):
+            self.transpose()
+
+    def __reduce__(self) -> tuple[Callable[[dict[str, Any]], HAG], tuple[dict[str, Any]]]:
+        # Copies: what goes to another process moves into memory that both have.
+        if get_spawning_popen() is None:
+            return rebuild_hag, (_mapped(self._state(), Tensor.clone),)
+        # A process that is started finds them by their files, which must stay until it has.
+        if self._handed_over is None:
+            self._handed_over = _mapped(self._state(), Tensor.clone)
+        return rebuild_hag, (self._handed_over,)
+
+    def __copy__(self) -> HAG:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HAG:
+        return self
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the graph and the programs built so far: arrays and a header, never a pickle.
+
+        The file appears whole or not at all.
+        """
+        files.write(path, self._state(), self.content_hash)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> HAG:
+        """Reads a file that `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged, is no HAG file or is of another version.
+        """
+        state, content_hash = files.read(path)
+        try:
+            hag = rebuild_hag(state)
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise ValueError(f"{os.fspath(path)} does not hold a valid HAG: {e}") from e
+        if hag.content_hash != content_hash:
+            raise ValueError(
+                f"{os.fspath(path)} holds edges with hash {hag.content_hash}; its header says "
+                f"{content_hash}"
+            )
+        return hag
+
+    # Standing where an edge_index stands ----------------------------------------------------
+
+    def flip(self, dims: int | Sequence[int]) -> HAG:
+        """The reversed graph, as `edge_index.flip([0])` gives it."""
+        if dims not in (0, -2) and tuple(dims if isinstance(dims, Sequence) else ()) != (0,):
+            raise ValueError(f"a HAG can be flipped in dimension 0 (direction) only, not {dims}")
+        return self.transpose()
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.edge_index[index]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.edge_index)
+
+    def size(self, dim: int | None = None) -> torch.Size | int:
+        """The size of the edge index, `[2, E]`."""
+        shape = torch.Size([2, self.num_edges])
+        return shape if dim is None else shape[dim]
+
+    def __getattr__(self, name: str) -> Any:
+        """Says what to do where code looks for a method of a tensor."""
+        words = f"{type(self).__name__!r} object has no attribute {name!r}"
+        if not name.startswith("_") and hasattr(Tensor, name):
+            words += (
+                ". A HAG stands for an edge_index that is handed on to layers; pass "
+                "hag.edge_index, or edge_index itself, to code that looks into it"
+            )
+        raise AttributeError(words)
+
+    def __repr__(self) -> str:
+        programs = ", ".join(
+            ("A", "A + I", "A with one loop each")[SELF_LOOPS.index(mode)] + " (max, min)" * only
+            for mode, only in self._programs
+        )
+        return (
+            f"HAG({self.num_src} -> {self.num_dst} nodes, {self.num_edges} edges, "
+            f"method={self.method!r}, programs=[{programs}], device={str(self.device)!r})"
+        )
+
+
+class ReversedHAG(HAG):
+    """The reverse of a HAG in code that `torch.compile` traces, where nothing can be made.
+
+    It is told by the arrays of that HAG.
+    `HAG.transpose` gives it while code is traced. Operators turn the graph round when they run,
+    and the HAG keeps what they make. Where it leaves the traced code, it works all the same.
+
+    Attributes:
+        arrays: of the HAG itself, not of its reverse; so are `row_ptr` and `col`.
+        num_src: of the reverse.
+    """
+
+    is_reversed = True
+
+    def __init__(self, hag: HAG) -> None:
+        """Takes a HAG that is not reversed."""
+        self.arrays = hag.arrays
+        self.num_src = hag.num_dst
+        self.targets_first = hag.targets_first
+        self.options = hag.options
+        self._of = hag
+        self._handed_over = None
+
+    @property
+    def num_dst(self) -> int:
+        """Number of target nodes, which are the HAG's sources."""
+        return self._of.num_src
+
+    @property
+    def edge_index(self) -> Tensor:
+        """The edges as int64 `[2, E]`, by source, then by target."""
+        return self._of.edge_index.flip(0)
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        source, target = self._of.ends()
+        return target, source
+
+    def degree(self, self_loops: SelfLoops = False) -> Tensor:
+        """As `HAG.degree`."""
+        self_loops = self.check_self_loops(self_loops)
+        source, target = self.edge_index
+        degree: Tensor = target.new_zeros(self.num_dst)
+        counted = torch.ones_like(target)
+        if self_loops == "fill":
+            counted = (source != target).long()
+        degree = degree.index_add(0, target, counted)
+        return degree if self_loops is False else degree.add(1)
+
+    def transpose(self) -> HAG:
+        """The HAG that this is the reverse of."""
+        return self._of
+
+    # Outside of traced code ------------------------------------------------------------------
+
+    def _made(self) -> HAG:
+        made = self._of.transpose()
+        if isinstance(made, ReversedHAG):
+            raise RuntimeError("the reverse of a HAG has no programs inside torch.compile")
+        return made
+
+    def numpy(self) -> tuple[Array, Array]:
+        """As `HAG.numpy`."""
+        return self._made().numpy()
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether every edge has its reverse, with the same multiplicity."""
+        return self._of.is_symmetric
+
+    def degree_scale(
+        self, exponent: float, self_loops: SelfLoops = False, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """As `HAG.degree_scale`."""
+        return self._made().degree_scale(exponent, self_loops, dtype)
+
+    def kept_scale(self, exponent: float, self_loops: SelfLoops, dtype: torch.dtype) -> Tensor:
+        return self._made().kept_scale(exponent, self_loops, dtype)
+
+    def program(
+        self,
+        self_loops: SelfLoops = False,
+        *,
+        idempotent: bool = False,
+        progress: bool | None = None,
+    ) -> Program:
+        """As `HAG.program`."""
+        return self._made().program(self_loops, idempotent=idempotent, progress=progress)
+
+    def plain_program(self, self_loops: SelfLoops = False, *, idempotent: bool = False) -> Program:
+        """As `HAG.plain_program`."""
+        return self._made().plain_program(self_loops, idempotent=idempotent)
+
+    def check(self, edge_index: Tensor, self_loops: SelfLoops | None = None) -> None:
+        """As `HAG.check`."""
+        self._made().check(edge_index, self_loops)
+
+    def _state(self) -> dict[str, Any]:
+        return self._made()._state()
+
+    def __repr__(self) -> str:
+        return f"ReversedHAG({self._of!r})"
+
+
+def _mapped(value: Any, move: Callable[[Tensor], Tensor]) -> Any:
+    """A state with something else in the place of each tensor."""
+    if isinstance(value, Tensor):
+        return move(value)
+    if isinstance(value, dict):
+        return {k: _mapped(v, move) for k, v in value.items()}
+    return [_mapped(v, move) for v in value] if isinstance(value, list) else value
+
+
+@set_module("hag_plugin")
+def rebuild_hag(state: dict[str, Any]) -> HAG:
+    """The HAG of a state as `HAG._state` gives it, from a pickle or a file: nothing is trusted.
+
+    Raises:
+        ValueError: an array is no part of a valid HAG.
+    """
+    return _rebuild(state, trusted=False)
+
+
+# Files of weights may hold HAGs: what is rebuilt is checked.
+torch.serialization.add_safe_globals([rebuild_hag])
+
+
+def _rebuild(state: dict[str, Any], trusted: bool) -> HAG:
+    num_src = int(state["num_src"])
+    hag = HAG(
+        state["row_ptr"],
+        state["col"],
+        num_src,
+        options=Options(**state["options"]),
+        targets_first=bool(state["targets_first"]),
+        symmetric=state["symmetric"] if trusted else None,
+        owned=trusted,
+    )
+    for entry in state["programs"]:
+        arrays = [entry[name] for name in ARRAYS]
+        program = Program.of(
+            # Those of a pickle may be shared with the process that made it.
+            arrays if trusted else [a.clone() for a in arrays],
+            num_src,
+            hag.num_dst,
+            int(entry["diagonal"]),
+            float(entry["search_seconds"]),
+        )
+        if not trusted:
+            _ = program.native  # its construction checks every index
+        hag._programs[entry["self_loops"] or False, bool(entry["idempotent"])] = program
+    if state["transpose"] is not None:
+        hag._transpose = _rebuild(state["transpose"], trusted)
+        hag._transpose._transpose = weakref.ref(hag)
+    return hag
+
+
+def batch(hags: Sequence[HAG]) -> HAG:
+    """The HAG of several graphs side by side, as a loader batches them.
+
+    Programs are concatenated from the parts', in O(ops), when they are first needed or when the
+    batch is pickled (which is how a loader's worker hands it over); tiles of small graphs are
+    joined. A program that a part lacks is searched, and stays with the part.
+
+    Raises:
+        ValueError: there is no HAG, or they differ in device or in the convention for targets.
+    """
+    hags = list(hags)
+    if not hags:
+        raise ValueError("batch takes at least one HAG, got none")
+    for hag in hags:
+        if not isinstance(hag, HAG):
+            raise TypeError(f"batch takes HAGs, got {type(hag).__name__}")
+    if len({hag.device for hag in hags}) > 1:
+        raise ValueError(
+            f"the HAGs are on several devices: {sorted({str(h.device) for h in hags})}"
+        )
+    targets_first = not all(h.is_square for h in hags)
+    if targets_first and any(h.targets_first for h in hags):
+        raise ValueError("HAGs whose targets are the first sources keep no such order in a batch")
+    with outside_inference():
+        row_ptr, col = concatenate.concatenate_graphs(hags)
+    known = [h._symmetric for h in hags]
+    return HAG(
+        row_ptr,
+        col,
+        sum(h.num_src for h in hags),
+        options=hags[0].options,
+        symmetric=True if all(known) else (False if False in known else None),
+        parts=hags,
+        owned=True,
+    )

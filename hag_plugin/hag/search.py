@@ -1,0 +1,92 @@
+"""The search for a program of a graph, and the program that needs none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+
+import torch
+from tqdm import tqdm
+
+from hag_plugin.devices import KINDS
+from hag_plugin.hag import constants, cost
+from hag_plugin.hag.graph import Graph
+from hag_plugin.hag.program import Options, Program, SelfLoops
+from hag_plugin.kernels import _cpu
+from hag_plugin.modes import Array
+
+SMALL_GRAPH = 20_000  # edges
+
+
+def search_program(
+    graph: Graph,
+    options: Options,
+    self_loops: SelfLoops,
+    idempotent: bool,
+    progress: bool | None = None,
+) -> Program:
+    """Searches the program of one matrix of a graph."""
+    start = time.perf_counter()
+    subtract = options.allow_subtraction and self_loops is False and not idempotent
+    subtract = subtract and options.method == "auto" and (graph.is_square or graph.targets_first)
+    subtract = subtract and graph.num_dst <= graph.num_src  # every target has an x to be taken off
+    mode = "add" if subtract else (self_loops or "")
+    row_ptr, col = graph.numpy()
+    matrix = (row_ptr, col, graph.num_src, mode, idempotent)
+    arrays: Sequence[Array]
+    # A small graph is searched sooner than a second thread or a bar is there.
+    small = graph.num_edges < SMALL_GRAPH
+    threads = 1 if small else torch.get_num_threads()
+    if options.method == "none":
+        arrays = _cpu.plain_program(*matrix)
+    else:
+        with _bar(graph, False if small and not progress else progress) as report:
+            if options.method == "greedy":
+                capacity = graph.num_dst // 4 if options.capacity is None else options.capacity
+                arrays = _cpu.greedy_program(*matrix, capacity, threads, report)
+            else:
+                prices = cost.prices(options.width, options.device, constants.in_force())
+                arrays = _cpu.search_program(
+                    *matrix,
+                    graph.is_square or graph.targets_first,
+                    **asdict(prices),
+                    threads=threads,
+                    progress=report,
+                )
+    program = Program.of(
+        map(torch.from_numpy, arrays),
+        graph.num_src,
+        graph.num_dst,
+        -1 if subtract else 0,
+        time.perf_counter() - start,
+    )
+    in_launches = options.method == "auto" and KINDS[options.device].launches is not None
+    if in_launches and not cost.pays_in_launches(graph, options, self_loops, program):
+        plain = plain_program(graph, self_loops, idempotent)
+        return replace(plain, search_seconds=time.perf_counter() - start)
+    return program.to(graph.device)
+
+
+def plain_program(graph: Graph, self_loops: SelfLoops, idempotent: bool = False) -> Program:
+    """The program without intermediates."""
+    row_ptr, col = graph.numpy()
+    arrays = _cpu.plain_program(row_ptr, col, graph.num_src, self_loops or "", idempotent)
+    return Program.of(map(torch.from_numpy, arrays), graph.num_src, graph.num_dst).to(graph.device)
+
+
+@contextmanager
+def _bar(graph: Graph, progress: bool | None) -> Iterator[Callable[[float], None] | None]:
+    """What a search calls with the share that is done. None: shown after two seconds."""
+    if progress is False:
+        yield None
+        return
+    with tqdm(
+        total=1.0,
+        desc=f"searching {graph.num_edges:,} edges",
+        delay=0.0 if progress else 2.0,
+        leave=False,
+        bar_format="{desc}: {percentage:3.0f}% |{bar}| {elapsed} < {remaining}",
+    ) as bar:
+        yield lambda share: bar.update(share - bar.n)

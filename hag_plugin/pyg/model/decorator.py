@@ -1,0 +1,337 @@
+"""`hag_layer`: a user's own layer declares that its message depends on the source node alone."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch_geometric.nn import MessagePassing
+
+from hag_plugin.hag.build import build_hag
+from hag_plugin.hag.hag import HAG
+from hag_plugin.modes import outside_inference
+from hag_plugin.ops.registration import is_transformed
+from hag_plugin.pyg.aggregation.neighbourhoods import check_sizes
+from hag_plugin.pyg.model import edge_order, swap
+from hag_plugin.pyg.recipes import recipe as recipes
+from hag_plugin.pyg.recipes.propagate import run_rows, stand_in
+from hag_plugin.pyg.recipes.recipe import Recipe
+from hag_plugin.pyg.recipes.table import RECIPES
+from hag_plugin.sequence.prefix_tree import SequentialHAG
+
+C = TypeVar("C", bound=type)
+
+CHECKED_NODES = 32  # the self-check compares on a graph of this many nodes
+CHECKED_EDGES = 96
+TOLERANCE = 1e-9
+
+
+def hag_layer(cls: C) -> C:
+    """Class decorator for a `MessagePassing` layer of your own.
+
+    By it you declare that the message of an edge depends on its source node alone: `message`
+    takes `x_j` and other arguments that end in `_j`. Then it is computed once a node instead of
+    once an edge, and aggregated over a HAG. Given a HAG, `propagate` does so; given a plain edge
+    index it runs stock code, unless the model was accelerated and knows the graph. Subclasses
+    inherit the declaration. Random numbers drawn in `message` are drawn once a node, too.
+
+    The first time, the result is compared with stock on a small random graph, in float64 and in
+    evaluation mode.
+
+    Args:
+        cls: a subclass of `MessagePassing`.
+
+    Returns:
+        `cls` itself.
+
+    Raises:
+        TypeError: the class is no `MessagePassing`, has a `propagate`, `aggregate` or
+            `edge_update` of its own, or its `message` or `update` takes more than the source.
+
+    Example:
+        >>> import torch
+        >>> from torch_geometric.nn import MessagePassing
+        >>> @hag_layer
+        ... class TanhConv(MessagePassing):
+        ...     def forward(self, x, edge_index):
+        ...         return self.propagate(edge_index, x=x)
+        ...
+        ...     def message(self, x_j):
+        ...         return x_j.tanh()
+        >>> hag = build_hag(torch.tensor([[0, 1], [1, 0]]))
+        >>> TanhConv()(torch.zeros(2, 3), hag).shape
+        torch.Size([2, 3])
+    """
+    if not (isinstance(cls, type) and issubclass(cls, MessagePassing)):
+        raise TypeError(f"hag_layer takes a subclass of MessagePassing, got {cls!r}")
+    if cls in RECIPES:
+        raise TypeError(f"{cls.__name__} needs no hag_layer: accelerate knows it")
+    _check_class(cls)
+    owner = next((c for c in cls.__mro__ if c in RECIPES), None)
+    base = RECIPES[owner] if owner is not None else Recipe()
+    cls._hag_recipe = Recipe(  # type: ignore[attr-defined]
+        source=base.source,
+        self_loops=base.self_loops,
+        scale=base.scale,
+        edge_arguments=base.edge_arguments,
+    )
+    cls._set_jittable_templates = _set_templates  # type: ignore[attr-defined]
+    if base.is_normalised:
+        cls.forward = _noting_features(cls.forward, base)  # type: ignore[attr-defined]
+    return cls
+
+
+def _noting_features(forward: Any, base: Recipe) -> Any:
+    """A known layer's `forward` that notes what `stand_in` makes of its features."""
+
+    @functools.wraps(forward)
+    def noting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        like_weights = stand_in(base, self, args[0] if args else kwargs.get("x"))
+        if like_weights is None:  # as always but under autocast
+            return forward(self, *args, **kwargs)
+        self._hag_like_weights = like_weights
+        try:
+            return forward(self, *args, **kwargs)
+        finally:
+            del self._hag_like_weights
+
+    return noting
+
+
+# What a class may look like ---------------------------------------------------------------------
+
+
+def _check_class(cls: type) -> None:
+    """Raises TypeError unless all that `cls` defines fits the declaration."""
+    for name in ("propagate", "aggregate", "edge_update"):
+        if _is_own(cls, name):
+            raise TypeError(
+                f"{cls.__name__} has its own {name}; hag_layer expects that of MessagePassing"
+            )
+    if _is_own(cls, "message"):
+        for name in _parameters(cls, "message"):
+            if not name.endswith("_j") or name in MessagePassing.special_args:
+                raise TypeError(
+                    f"{cls.__name__}.message takes {name!r}; hag_layer expects arguments of the "
+                    "source node alone, whose names end in '_j'"
+                )
+    if _is_own(cls, "update"):
+        for name in _parameters(cls, "update")[1:]:
+            if name.endswith(("_i", "_j")) or name in {*MessagePassing.special_args, "dim_size"}:
+                raise TypeError(
+                    f"{cls.__name__}.update takes {name!r}, which is lifted to edges; hag_layer "
+                    "expects the aggregate and arguments given to propagate"
+                )
+
+
+def _is_own(cls: type, name: str) -> bool:
+    """Whether `cls` or a base that is not PyG's own defines a method."""
+    for base in cls.__mro__:
+        if base is MessagePassing or base in RECIPES:
+            return False
+        method = base.__dict__.get(name)
+        if method is not None:
+            return not (name == "propagate" and _is_installed(base, method))
+    return False
+
+
+def _is_installed(cls: type, propagate: Any) -> bool:
+    """Whether a class's `propagate` was put there by PyG's templates or by this file."""
+    if propagate in (_propagate, cls.__dict__.get("_hag_template")):
+        return True
+    return str(propagate.__module__).startswith(f"{cls.__module__}_{cls.__name__}_propagate")
+
+
+def _parameters(cls: Any, method: str) -> list[str]:
+    return list(inspect.signature(getattr(cls, method)).parameters)[1:]
+
+
+# What a class gets ------------------------------------------------------------------------------
+
+
+def _set_templates(self: Any, raise_on_error: bool = False) -> None:
+    """Lets PyG generate its `propagate` for this very class, then puts ours before it."""
+    cls = type(self)
+    if "_hag_template" in cls.__dict__:
+        return
+    _check_class(cls)  # a subclass of the decorated class may have changed
+    MessagePassing._set_jittable_templates(self, raise_on_error)
+    cls._hag_template = cls.__dict__.get("propagate", MessagePassing.propagate)
+    cls._orig_propagate = MessagePassing.propagate
+    cls._jinja_propagate = _propagate
+    cls.propagate = _propagate
+
+
+def _stock_propagate(conv: Any) -> Any:
+    template = type(conv)._hag_template
+    return MessagePassing.propagate if template is _propagate else template
+
+
+def _propagate(self: Any, edge_index: Any, *args: Any, size: Any = None, **kwargs: Any) -> Any:
+    recipe: Recipe = type(self)._hag_recipe
+    if isinstance(edge_index, SequentialHAG):
+        size = (edge_index.num_src, edge_index.num_dst) if size is None else size
+        edge_index = swap.plain_edges(edge_index)
+    hag = edge_index if isinstance(edge_index, HAG) else None
+    if hag is None and isinstance(edge_index, Tensor) and not torch.compiler.is_compiling():
+        hag = _known_hag(self, recipe, edge_index, size, kwargs)
+    if hag is None:
+        return _stock_propagate(self)(self, edge_index, *args, size=size, **kwargs)
+    name = recipes.edge_values(recipe.edge_arguments, kwargs)
+    if name is not None:
+        raise ValueError(
+            f"{type(self).__name__} got {name} together with a HAG. Edge weights have an order "
+            "that a HAG does not keep; pass edge_index instead"
+        )
+    reason = recipes.why_stock(self, recipe, _source_features(self, kwargs))
+    if reason is not None:
+        if recipe.scale(self) is not None or recipe.self_loops(self) is not False:
+            raise ValueError(f"a HAG cannot be used here: {reason}; pass edge_index instead")
+        return _run_plain(self, hag, args, size, kwargs)
+    if (
+        not torch.compiler.is_compiling()
+        and "_hag_checked" not in self.__dict__
+        and not is_transformed()
+    ):
+        _self_check(self, recipe, kwargs)
+        self.__dict__["_hag_checked"] = True
+    return _run(self, recipe, hag, size, kwargs)
+
+
+def _run_plain(conv: Any, hag: HAG, args: Any, size: Any, kwargs: dict[str, Any]) -> Any:
+    """Stock's code on the edges of a HAG, where their order makes no difference."""
+    cls = type(conv)
+    reason = edge_order.why_ordered(conv, cls, "propagate", kwargs)
+    if reason is not None:
+        edge_order.refuse(cls, reason)
+    given = {**kwargs, "size": (hag.num_src, hag.num_dst) if size is None else size}
+    edges = swap.plain_edges(hag)
+    out = _stock_propagate(conv)(conv, edges, *args, **given)
+    if not edge_order.is_free(conv, MessagePassing):  # its message is declared to be
+        told_apart = {**given, "edge_index": edge_order.of(conv, edges)}
+
+        def run(layer: Any, prepared: Any) -> Any:
+            return _stock_propagate(layer)(layer, **prepared(told_apart))
+
+        edge_order.check(conv, cls, run)
+    return out
+
+
+def _known_hag(
+    conv: Any, recipe: Recipe, edge_index: Tensor, size: Any, kwargs: dict[str, Any]
+) -> HAG | None:
+    """The HAG that the session of an accelerated model has for this tensor.
+
+    Asked here and not in forward, which may do with its tensor what a HAG cannot do.
+    """
+    features = _source_features(conv, kwargs)
+    if features is None:
+        return None
+    call = {**kwargs, "x": features, "size": size, "edge_index": edge_index}
+    plain = Recipe(edge_arguments=recipe.edge_arguments)
+    found: HAG | None = swap.find_graph(conv, plain, "edge_index", call).get("edge_index")
+    return found
+
+
+def _source_features(conv: Any, kwargs: dict[str, Any]) -> Any:
+    """The first tensor, or pair, that `message` is given node by node."""
+    for name in _parameters(type(conv), "message"):
+        if name.endswith("_j") and kwargs.get(name[:-2]) is not None:
+            return kwargs[name[:-2]]
+    return None
+
+
+def _run(conv: Any, recipe: Recipe, hag: HAG, size: Any, kwargs: dict[str, Any]) -> Tensor:
+    """Message once a node, then the HAG, then update."""
+    side = 0 if conv.flow == "source_to_target" else 1
+    lifted = {}
+    for name in _parameters(type(conv), "message"):
+        if not name.endswith("_j"):
+            continue  # a known layer's edge_weight, which is None
+        value = kwargs[name[:-2]]
+        pair = (value[0], value[1]) if isinstance(value, tuple | list) else (value, value)
+        check_sizes(hag, size, pair, conv.node_dim, side)
+        lifted[name] = value[side] if isinstance(value, tuple | list) else value
+    if _is_own(type(conv), "message"):
+        message = conv.message(**lifted)
+    else:
+        message = lifted[f"{recipe.source}_j"]
+    like_weights = conv.__dict__.get("_hag_like_weights")
+    if like_weights is not None:
+        message = message.to(torch.promote_types(message.dtype, like_weights.dtype))
+    graph = hag if side == 0 else hag.transpose()
+    out = run_rows(recipe, conv, graph, message)
+    rest = {n: kwargs[n] for n in _parameters(type(conv), "update")[1:] if n in kwargs}
+    updated: Tensor = conv.update(out, **rest)
+    return updated
+
+
+# The self-check ---------------------------------------------------------------------------------
+
+
+def _self_check(conv: Any, recipe: Recipe, kwargs: dict[str, Any]) -> None:
+    """Compares with stock on a small random graph over the first nodes, in float64.
+
+    Raises:
+        ValueError: they differ: the message depends on more than the source node.
+    """
+    if recipe.scale(conv) is not None or recipe.self_loops(conv) is not False:
+        return  # stock normalises in forward: propagate alone has nothing to compare with
+    try:
+        twin = copy.deepcopy(conv).double().eval()
+    except (RuntimeError, TypeError, ValueError):  # not every module can be copied
+        return
+    count = min([CHECKED_NODES, *_row_counts(conv, kwargs)])
+    if count == 0:
+        return
+    generator = torch.Generator().manual_seed(0)
+    edges = torch.randint(count, (2, CHECKED_EDGES), generator=generator)
+    sample = {name: _sampled(value, count, conv.node_dim) for name, value in kwargs.items()}
+    device = next((p.device for p in conv.parameters()), torch.device("cpu"))
+    devices = [device] if device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices),
+        outside_inference(),
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
+        hag = build_hag(edges, num_nodes=count, method="none").to(device)
+        size = (count, count)
+        stock = _stock_propagate(twin)(twin, edges.to(device), size=size, **sample)
+        ours = _run(twin, recipe, hag, size, sample)
+    scale = stock.abs().max().clamp(min=1.0)
+    if stock.shape != ours.shape or not bool(((stock - ours).abs() <= TOLERANCE * scale).all()):
+        raise ValueError(
+            f"{type(conv).__name__} is declared with hag_layer, but on a small graph its result "
+            "differs from the stock computation: the message depends on more than the source "
+            "node, or mixes nodes"
+        )
+
+
+def _row_counts(conv: Any, kwargs: dict[str, Any]) -> list[int]:
+    """Rows of every argument that `message` is given node by node."""
+    rows = []
+    for name in _parameters(type(conv), "message"):
+        value = kwargs.get(name[:-2])
+        for x in value if isinstance(value, tuple | list) else (value,):
+            if name.endswith("_j") and isinstance(x, Tensor):
+                rows.append(x.shape[conv.node_dim])
+    return rows
+
+
+def _sampled(value: Any, count: int, node_dim: int) -> Any:
+    """The first `count` nodes of an argument of `propagate`, in float64."""
+    if isinstance(value, tuple | list):
+        return tuple(_sampled(v, count, node_dim) for v in value)
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach()
+    value = value.double() if value.dtype.is_floating_point else value
+    dim = node_dim if node_dim >= 0 else value.dim() + node_dim
+    if not 0 <= dim < value.dim() or value.shape[dim] <= count:
+        return value
+    return value.narrow(dim, 0, count)

@@ -1,0 +1,158 @@
+"""Plain edge indices in an accelerated model: a graph that comes back gets its HAG."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hag_plugin.hag.build import build_hag
+from hag_plugin.hag.hag import HAG
+from hag_plugin.modes import outside_inference
+from hag_plugin.pyg.recipes.relations import relation_hags
+from hag_plugin.recall import Recall, decide, is_run_again
+
+MAX_SEARCHED_EDGES = 20_000_000  # larger graphs are searched only where build_hag is called
+MAX_GRAPHS = 64  # graphs remembered by one accelerated model; as many as a model has edge types
+CACHED = "cached"  # what is kept of an edge index whose graph a layer keeps
+
+
+class Session:
+    """What the root of an accelerated model knows about the edge indices it was called with.
+
+    The root's forward pre-hook (the session itself) counts forwards. Met in a first forward, a
+    tensor runs the stock layers; only when it comes back in a later forward its HAG is built, so
+    that sampled batches are never searched. Decisions go by counts, never by time: ranks of a
+    distributed job decide alike. Copies and pickles start anew.
+
+    Attributes:
+        forwards: of the root, so far.
+        graphs: what was built of edge indices.
+        verdicts: what layers found out about edge indices.
+    """
+
+    def __init__(self) -> None:
+        self.forwards = 0
+        self.graphs = Recall(MAX_GRAPHS)
+        self.verdicts = Recall(MAX_GRAPHS)
+        self._caches: weakref.WeakKeyDictionary[Any, object] = weakref.WeakKeyDictionary()
+
+    def __call__(self, module: Any, inputs: Any) -> None:
+        """The forward pre-hook of the root module."""
+        if not torch.compiler.is_compiling() and not is_run_again():
+            self.forwards += 1
+
+    def __reduce__(self) -> tuple[type[Session], tuple[()]]:
+        return Session, ()
+
+    def hag_of(self, edge_index: Tensor, num_src: int, num_dst: int) -> HAG | None:
+        """The HAG of a tensor that came back; None where the stock layer is to run.
+
+        Args:
+            edge_index: the tensor.
+            num_src: the number of sources.
+            num_dst: the number of targets.
+        """
+        size = (num_src, num_dst)
+        built: HAG | None = self.built_of(
+            (edge_index,), size, lambda: build_hag(edge_index, size=size)
+        )
+        return built
+
+    def relations_of(
+        self,
+        edge_index: Tensor,
+        edge_type: Tensor,
+        num_relations: int,
+        size: tuple[int, int],
+    ) -> list[HAG] | None:
+        """The HAGs of each relation of two tensors that came back."""
+        built: list[HAG] | None = self.built_of(
+            (edge_index, edge_type),
+            (num_relations, *size),
+            lambda: relation_hags(edge_index, edge_type, num_relations, size),
+        )
+        return built
+
+    def built_of(
+        self,
+        tensors: tuple[Tensor, ...],
+        key: tuple[Any, ...],
+        build: Callable[[], Any],
+    ) -> Any:
+        """What `build` makes of tensors, of which the first is an edge index, once they came back.
+
+        None where they did not yet, cannot be known again, or where nothing is to be built.
+
+        Args:
+            tensors: of the edges.
+            key: what else it depends on.
+            build: makes it.
+        """
+        edge_index = tensors[0]
+        if not _is_edge_index(edge_index):
+            return None
+        return self.graphs.value(
+            tensors,
+            key,
+            lambda: _build(edge_index.shape[1], build),
+            occasion=self.forwards,
+        )
+
+    def forget(self) -> None:
+        """Forgets all graphs; counts go on."""
+        self.graphs.clear()
+        self.verdicts.clear()
+        self._caches.clear()
+
+    @property
+    def num_hags(self) -> int:
+        """Number of graphs that run on a HAG now."""
+        return sum(built is not None for built in self.graphs.values())
+
+    # Layers with cached=True run the graph of their first call for ever -------------------------
+
+    def fills_cache(self, conv: Any, edge_index: Tensor, size: tuple[int, int]) -> None:
+        """Notes that a layer with `cached=True` is about to keep this tensor's graph."""
+        if not _is_edge_index(edge_index) or is_run_again():
+            return
+        things, about = (edge_index,), (CACHED, size)
+        graph = self.verdicts.get(things, about)
+        if graph is None:  # any object does, to tell this graph from others
+            graph = object()
+            self.verdicts.put(things, about, graph)
+        self._caches[conv] = graph
+
+    def is_cached(self, conv: Any, edge_index: Tensor, size: tuple[int, int]) -> bool:
+        """Whether the graph that a layer with `cached=True` keeps is this tensor's."""
+        about = (CACHED, size)
+
+        def take() -> bool:
+            graph = self.verdicts.get((edge_index,), about)
+            return graph is not None and graph is self._caches.get(conv)
+
+        return decide(about, take)
+
+
+def _is_edge_index(tensor: Tensor) -> bool:
+    return tensor.dtype in (torch.int32, torch.int64) and tensor.dim() == 2 and tensor.shape[0] == 2
+
+
+def _build(num_edges: int, build: Callable[[], Any]) -> Any:
+    if num_edges > MAX_SEARCHED_EDGES:
+        warnings.warn(
+            f"an edge_index with {num_edges:,} edges came back; from {MAX_SEARCHED_EDGES:,} edges "
+            "on, its HAG is not built during training: call hag_plugin.build_hag once and pass "
+            "the HAG where edge_index stands",
+            stacklevel=2,
+        )
+        return None
+    try:
+        with outside_inference(), torch.no_grad():
+            return build()
+    except ValueError:  # ids out of range: the stock layer says so in its own words
+        return None

@@ -1,0 +1,62 @@
+"""One graph for each relation of an edge index with edge types."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hag_plugin.hag.build import build_hag
+from hag_plugin.hag.hag import HAG
+from hag_plugin.modes import outside_inference
+
+
+def relation_hags(
+    edge_index: Tensor, edge_type: Tensor, num_relations: int, size: tuple[int, int]
+) -> list[HAG]:
+    """The HAGs that RGCNConv, FastRGCNConv and FiLMConv take in place of `edge_index`.
+
+    With these no `edge_type` is passed.
+
+    Args:
+        edge_index: `[2, E]`.
+        edge_type: `[E]`, from 0.
+        num_relations: how many HAGs to build.
+        size: the number of sources and of targets.
+
+    Raises:
+        ValueError: the arguments do not fit each other.
+
+    Example:
+        >>> import torch
+        >>> edges = torch.tensor([[0, 1, 2], [1, 2, 0]])
+        >>> hags = relation_hags(edges, torch.tensor([0, 1, 0]), 2, (3, 3))
+        >>> [hag.num_edges for hag in hags]
+        [2, 1]
+    """
+    if edge_type.shape != edge_index.shape[1:]:
+        raise ValueError(
+            f"edge_type has shape {list(edge_type.shape)}; expected [{edge_index.shape[1]}]"
+        )
+    return [build_hag(edge_index[:, edge_type == r], size=size) for r in range(num_relations)]
+
+
+# By the first of some relations: all of them, their edge index and their edge types.
+_PLAIN: weakref.WeakKeyDictionary[HAG, tuple[list[weakref.ref[HAG]], Tensor, Tensor]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def plain_relations(hags: Sequence[HAG]) -> tuple[Tensor, Tensor]:
+    """The edge index and the edge types that HAGs of relations stand for. Kept."""
+    kept = _PLAIN.get(hags[0])
+    if kept is not None and [known() for known in kept[0]] == list(hags):
+        return kept[1], kept[2]
+    with outside_inference():
+        types = [torch.full((hag.num_edges,), r) for r, hag in enumerate(hags)]
+        edge_type = torch.cat(types).to(hags[0].device)
+        edge_index = torch.cat([hag.own_edge_index for hag in hags], dim=1)
+    _PLAIN[hags[0]] = [weakref.ref(hag) for hag in hags], edge_index, edge_type
+    return edge_index, edge_type

@@ -1,0 +1,126 @@
+"""Edge weights in accelerated layers: fused where they are products of node factors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.nn.conv.gcn_conv import gcn_norm
+from torch_geometric.utils import add_self_loops
+
+from hag_plugin.hag.build import build_hag
+from hag_plugin.hag.hag import HAG
+from hag_plugin.ops.aggregate import aggregate
+from hag_plugin.ops.registration import is_fixed
+from hag_plugin.ops.weights import edge_slots, factorise, weighted_aggregate
+from hag_plugin.pyg.aggregation.aggregators import REDUCERS
+from hag_plugin.pyg.aggregation.neighbourhoods import along
+
+Weighted = tuple[Tensor, Tensor]  # an edge index `[2, E]` and a weight `[E]` for each edge
+Weigh = Callable[[Any, Tensor, Tensor, int], Weighted]
+
+# What of a layer decides which weights its messages get.
+SETTINGS = ("normalize", "add_self_loops", "improved", "combine_root", "flow")
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedGraph:
+    """A graph with weights, which stands where an edge index and its weights stood.
+
+    Attributes:
+        hag: the edges, self-loops included.
+        scales: factors of sources and targets whose products the weights are; or None.
+        weight: the weights in the HAG's order, where there are no such factors.
+        dtype: of the weights, which takes part in the dtype of the result.
+    """
+
+    hag: HAG
+    scales: Weighted | None
+    weight: Tensor | None
+    dtype: torch.dtype
+
+    def propagate(self, conv: Any, x: Tensor) -> Tensor:
+        """The layer's sum or mean of weighted messages."""
+        x = x.to(torch.promote_types(x.dtype, self.dtype))
+        monoid = REDUCERS[type(conv.aggr_module)]
+        dim = conv.node_dim if conv.node_dim >= 0 else x.dim() + conv.node_dim
+
+        def walk(rows: Tensor) -> Tensor:
+            if self.weight is not None:
+                return weighted_aggregate(rows, self.hag, self.weight, monoid)
+            source, target = self.scales or (None, None)
+            return aggregate(rows, self.hag, monoid, source_scale=source, target_scale=target)
+
+        return along(x, dim, walk)
+
+
+def weighted_graph(
+    conv: Any, weigh: Weigh, session: Any, edges: Weighted, num_nodes: tuple[int, int]
+) -> WeightedGraph | None:
+    """The graph of an edge index and weights that came back to a model's session.
+
+    Constant weights that came back too are searched for factors, once. Others, learned ones for
+    example, are put in the order of the graph at each call.
+    """
+    edge_index, weight = edges
+    if REDUCERS.get(type(conv.aggr_module)) not in ("sum", "mean") or weight.dim() != 1:
+        return None
+    key = ("weights", weigh, *num_nodes, *(getattr(conv, name, None) for name in SETTINGS))
+
+    def weighed(weight: Tensor) -> Weighted:
+        index, values = weigh(conv, edge_index, weight, num_nodes[0])
+        return (index if conv.flow == "source_to_target" else index.flip([0])), values
+
+    if not weight.requires_grad and is_fixed(weight):
+        constant: WeightedGraph | None = session.built_of(
+            edges, key, lambda: _of_constant(*weighed(weight), num_nodes)
+        )
+        if constant is not None:
+            return constant
+
+    def order() -> tuple[HAG, Tensor]:
+        index, _ = weighed(torch.ones_like(weight))
+        hag = build_hag(index, size=num_nodes, method="none")
+        return hag, edge_slots(index, hag)
+
+    ordered = session.built_of((edge_index,), key, order)
+    if ordered is None:
+        return None
+    hag, slots = ordered
+    return _in_order(hag, slots, weighed(weight)[1])
+
+
+def _of_constant(index: Tensor, weight: Tensor, size: tuple[int, int]) -> WeightedGraph:
+    scales = factorise(index, weight, *size)
+    if scales is not None:
+        return WeightedGraph(build_hag(index, size=size), scales, None, weight.dtype)
+    hag = build_hag(index, size=size, method="none")
+    return _in_order(hag, edge_slots(index, hag), weight)
+
+
+def _in_order(hag: HAG, slots: Tensor, weight: Tensor) -> WeightedGraph:
+    ordered = weight.new_empty(len(weight)).index_put((slots,), weight)
+    return WeightedGraph(hag, None, ordered, weight.dtype)
+
+
+# What weights a layer's messages get ------------------------------------------------------------
+
+
+def as_given(conv: Any, edge_index: Tensor, weight: Tensor, num_nodes: int) -> Weighted:
+    """The weights themselves; SimpleConv may add self-loops of weight 1."""
+    if getattr(conv, "combine_root", None) == "self_loop":
+        index, values = add_self_loops(edge_index, weight, num_nodes=num_nodes)
+        return index, values
+    return edge_index, weight
+
+
+def normalised(conv: Any, edge_index: Tensor, weight: Tensor, num_nodes: int) -> Weighted:
+    """As gcn_conv.py, `gcn_norm`, where the layer normalises."""
+    if not getattr(conv, "normalize", True):
+        return edge_index, weight
+    improved, loops = getattr(conv, "improved", False), getattr(conv, "add_self_loops", False)
+    index, values = gcn_norm(edge_index, weight, num_nodes, improved, loops, conv.flow)
+    return index, values

@@ -1,0 +1,112 @@
+"""For tests of models: what the operators ran while a block was open.
+
+with hag_plugin.testing.count_programs() as ran:
+    model(x, edge_index).sum().backward()
+assert ran.hag and not ran.plain
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.program import Program
+from hag_plugin.observers import observers
+from hag_plugin.sequence.prefix_tree import SequentialHAG
+
+__all__ = ["Ran", "Run", "count_programs"]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run.
+
+    Attributes:
+        operator: "aggregate", "extremum", "winners" or "weighted_sum", as in
+            `torch.ops.hag_plugin`; "lstm_aggregate" or "child_sum" for a walk over a tree.
+        reduce: "sum", "mean", "max" or "min"; "lstm".
+        program: what ran. A sum with edge weights shares nothing and has no program: the HAG whose
+            edges were summed stands for it.
+        direction: "backward" while a backward pass ran, what a checkpoint computes again included.
+    """
+
+    operator: str
+    reduce: str
+    program: Program | HAG | SequentialHAG
+    direction: Literal["forward", "backward"]
+
+    @property
+    def is_tree(self) -> bool:
+        """Whether it was a walk over a prefix tree."""
+        return isinstance(self.program, SequentialHAG)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it shared nothing."""
+        if isinstance(self.program, Program):
+            return self.program.is_plain
+        return not self.is_tree
+
+
+@dataclass(eq=False)
+class Ran:
+    """What ran while `count_programs` was open.
+
+    Attributes:
+        programs: the runs in the order in which they ended. They hold what ran.
+        trees: the prefix trees of those that walked one.
+    """
+
+    programs: list[Run] = field(default_factory=list)
+    trees: list[SequentialHAG] = field(default_factory=list)
+
+    @property
+    def hag(self) -> int:
+        """Runs of programs with shared sums: with intermediates."""
+        return sum(not run.is_plain and not run.is_tree for run in self.programs)
+
+    @property
+    def plain(self) -> int:
+        """Runs of programs without, and sums with edge weights."""
+        return sum(run.is_plain for run in self.programs)
+
+
+@contextmanager
+def count_programs() -> Iterator[Ran]:
+    """Counts what the torch operators run, on any device, in all threads of this process.
+
+    In compiled code, in backward passes and in checkpoints, too; not while code is traced, where
+    nothing runs. Blocks may be nested: each counts for itself.
+
+    Yields:
+        The counts, which go up as programs run and stay when the block is left.
+
+    Example:
+        >>> import torch
+        >>> import hag_plugin as hp
+        >>> clique = torch.combinations(torch.arange(12)).T
+        >>> hag = hp.build_hag(torch.cat([clique, clique.flip(0)], 1), num_nodes=12)
+        >>> x = torch.ones(12, 4, requires_grad=True)
+        >>> with count_programs() as ran:
+        ...     hp.aggregate(x, hag).sum().backward()
+        >>> ran.hag, ran.plain, [run.direction for run in ran.programs]
+        (2, 0, ['forward', 'backward'])
+    """
+    ran = Ran()
+
+    def observe(operator: str, reduce: str, program: Program | HAG | SequentialHAG) -> None:
+        backward = torch._C._current_graph_task_id() != -1
+        ran.programs.append(Run(operator, reduce, program, "backward" if backward else "forward"))
+        if isinstance(program, SequentialHAG):
+            ran.trees.append(program)
+
+    observers.append(observe)
+    try:
+        yield ran
+    finally:
+        observers.remove(observe)

@@ -1,0 +1,187 @@
+// Python bindings of graphs and search. Sizes and types are checked here; contents by the code
+// behind.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+
+#include <stdexcept>
+
+#include "bind/arrays.h"
+#include "bind/bind_call.h"
+#include "checksum.h"
+#include "graph.h"
+#include "search/search.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+template <typename T>
+using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using IdArray = nb::ndarray<nb::ndim<1>, nb::ro, nb::device::cpu>;
+
+constexpr int64_t kMostNodes = (1ll << 31) - 1;
+
+hag::Ids ids(const IdArray &array, const char *name) {
+  const bool wide = array.dtype() == nb::dtype<int64_t>();
+  if (!wide && array.dtype() != nb::dtype<int32_t>())
+    throw std::invalid_argument(std::string(name) + " must be int32 or int64");
+  return {array.data(), static_cast<int64_t>(array.shape(0)),
+          array.shape(0) ? static_cast<int64_t>(array.stride(0)) : 1, wide};
+}
+
+void same_length(const hag::Ids &source, const hag::Ids &target) {
+  if (source.size != target.size)
+    throw std::invalid_argument("there are " + std::to_string(source.size) + " sources and " +
+                                std::to_string(target.size) + " targets; expected as many");
+}
+
+hag::Csr csr(const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src) {
+  if (row_ptr.shape(0) < 1) throw std::invalid_argument("row_ptr is empty; expected num_dst + 1");
+  if (num_src < 0 || num_src > kMostNodes)
+    throw std::invalid_argument("num_src is " + std::to_string(num_src) +
+                                "; expected 0 to 2^31 - 1");
+  const int64_t num_dst = static_cast<int64_t>(row_ptr.shape(0)) - 1;
+  if (row_ptr.data()[0] != 0 || row_ptr.data()[num_dst] != static_cast<int64_t>(col.shape(0)))
+    throw std::invalid_argument("row_ptr does not run from 0 to the length of col");
+  return {row_ptr.data(), col.data(), num_dst, num_src};
+}
+
+template <typename T>
+std::vector<T> to_vector(const Array<T> &array) {
+  return {array.data(), array.data() + array.shape(0)};
+}
+
+}  // namespace
+
+void bind_graph(nb::module_ &m) {
+  using namespace nb::literals;
+
+  m.def(
+      "build_csr",
+      [](const IdArray &source, const IdArray &target, int64_t num_src, int64_t num_dst) {
+        const hag::Ids s = ids(source, "source"), t = ids(target, "target");
+        same_length(s, t);
+        if (num_src < 0 || num_src > kMostNodes || num_dst < 0 || num_dst > kMostNodes)
+          throw std::invalid_argument("numbers of nodes must be 0 to 2^31 - 1");
+        hag::CsrArrays out = long_call([&] { return hag::build_csr(s, t, num_src, num_dst); });
+        return nb::make_tuple(to_numpy(std::move(out.row_ptr)), to_numpy(std::move(out.col)));
+      },
+      "source"_a, "target"_a, "num_src"_a, "num_dst"_a);
+  m.def(
+      "transpose_csr",
+      [](const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src) {
+        const hag::Csr graph = csr(row_ptr, col, num_src);
+        hag::CsrArrays out = long_call([&] { return hag::transpose_csr(graph); });
+        return nb::make_tuple(to_numpy(std::move(out.row_ptr)), to_numpy(std::move(out.col)));
+      },
+      "row_ptr"_a, "col"_a, "num_src"_a);
+  m.def(
+      "edge_hash",
+      [](const IdArray &source, const IdArray &target) {
+        const hag::Ids s = ids(source, "source"), t = ids(target, "target");
+        same_length(s, t);
+        return long_call([&] { return hag::edge_hash(s, t); });
+      },
+      "source"_a, "target"_a);
+  m.def("is_symmetric", [](const Array<int64_t> &row_ptr, const Array<int32_t> &col) {
+    const hag::Csr graph = csr(row_ptr, col, static_cast<int64_t>(row_ptr.shape(0)) - 1);
+    return long_call([&] { return hag::is_symmetric(graph); });
+  });
+  m.def("has_duplicates", [](const Array<int64_t> &row_ptr, const Array<int32_t> &col) {
+    const hag::Csr graph = csr(row_ptr, col, 0);
+    return long_call([&] { return hag::has_duplicates(graph); });
+  });
+  m.def("count_self_loops",
+        [](const Array<int64_t> &row_ptr, const Array<int32_t> &col) -> nb::object {
+          const hag::Csr graph = csr(row_ptr, col, 0);
+          std::vector<int64_t> count = long_call([&] { return hag::count_self_loops(graph); });
+          if (count.empty()) return nb::none();
+          return nb::cast(to_numpy(std::move(count)));
+        });
+  m.def("check_csr", [](const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src) {
+    const hag::Csr graph = csr(row_ptr, col, num_src);
+    long_call([&] { hag::check_csr(graph, static_cast<int64_t>(col.shape(0))); });
+  });
+
+  m.def(
+      "plain_program",
+      [](const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src,
+         const std::string &self_loops, bool idempotent) {
+        const hag::Csr graph = csr(row_ptr, col, num_src);
+        const hag::Mode mode = hag::parse_mode(self_loops);
+        return to_python(long_call([&] { return hag::plain_program(graph, mode, idempotent); }));
+      },
+      "row_ptr"_a, "col"_a, "num_src"_a, "self_loops"_a, "idempotent"_a);
+  m.def(
+      "search_program",
+      [](const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src,
+         const std::string &self_loops, bool idempotent, bool leave_one_out, double intermediate,
+         int64_t work_per_edge, double worth_it, double reorder, int64_t pack_rows,
+         int64_t cut_rows, int threads, const nb::object &progress) {
+        const hag::Csr graph = csr(row_ptr, col, num_src);
+        const hag::Mode mode = hag::parse_mode(self_loops);
+        if (pack_rows < 1 || cut_rows < 1)
+          throw std::invalid_argument("pack_rows is " + std::to_string(pack_rows) +
+                                      " and cut_rows " + std::to_string(cut_rows) +
+                                      "; expected 1 or more");
+        const hag::Costs costs{intermediate, work_per_edge, worth_it, reorder, pack_rows, cut_rows};
+        const auto search = [&] {
+          return hag::search_program(graph, mode, idempotent, leave_one_out, costs, threads);
+        };
+        return to_python(long_call(search, progress));
+      },
+      "row_ptr"_a, "col"_a, "num_src"_a, "self_loops"_a, "idempotent"_a, "leave_one_out"_a,
+      "intermediate"_a, "work_per_edge"_a, "worth_it"_a, "reorder"_a, "pack_rows"_a, "cut_rows"_a,
+      "threads"_a, "progress"_a = nb::none());
+  m.def(
+      "greedy_program",
+      [](const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src,
+         const std::string &self_loops, bool idempotent, int64_t capacity, int threads,
+         const nb::object &progress) {
+        const hag::Csr graph = csr(row_ptr, col, num_src);
+        const hag::Mode mode = hag::parse_mode(self_loops);
+        const auto search = [&] {
+          return hag::greedy_program(graph, mode, idempotent, capacity, threads);
+        };
+        return to_python(long_call(search, progress));
+      },
+      "row_ptr"_a, "col"_a, "num_src"_a, "self_loops"_a, "idempotent"_a, "capacity"_a, "threads"_a,
+      "progress"_a = nb::none());
+  m.def(
+      "checksum",
+      [](uintptr_t data, int64_t rows, int64_t row_bytes, int64_t row_stride, int threads) {
+        const auto *first = reinterpret_cast<const void *>(data);
+        if (rows * row_bytes < 65536)  // done before the lock is given back
+          return hag::checksum(first, rows, row_bytes, row_stride, 1);
+        const WithoutGil without_gil;
+        return hag::checksum(first, rows, row_bytes, row_stride, threads);
+      },
+      "data"_a, "rows"_a, "row_bytes"_a, "row_stride"_a, "threads"_a);
+  m.def(
+      "count_reads",
+      [](const Array<int64_t> &tile_ptr, const Array<int64_t> &op_ptr, const Array<int32_t> &source,
+         int64_t num_src) {
+        return long_call([&] {
+          return hag::count_reads(tile_ptr.data(), static_cast<int64_t>(tile_ptr.shape(0)) - 1,
+                                  op_ptr.data(), source.data(), num_src);
+        });
+      },
+      "tile_ptr"_a, "op_ptr"_a, "source"_a, "num_src"_a);
+  m.def(
+      "check_program",
+      [](const Array<int64_t> &tile_ptr, const Array<int64_t> &op_ptr, const Array<int32_t> &source,
+         const Array<int32_t> &target, const Array<int32_t> &hub_row, const Array<int64_t> &hub_ptr,
+         int64_t num_src, int64_t diagonal, const Array<int64_t> &row_ptr,
+         const Array<int32_t> &col, const std::string &self_loops, bool idempotent) {
+        const hag::ProgramArrays program{to_vector(tile_ptr), to_vector(op_ptr),
+                                         to_vector(source),   to_vector(target),
+                                         to_vector(hub_row),  to_vector(hub_ptr)};
+        const hag::Csr graph = csr(row_ptr, col, num_src);
+        const hag::Mode mode = hag::parse_mode(self_loops);
+        long_call([&] { hag::check_program(program, num_src, diagonal, graph, mode, idempotent); });
+      },
+      "tile_ptr"_a, "op_ptr"_a, "source"_a, "target"_a, "hub_row"_a, "hub_ptr"_a, "num_src"_a,
+      "diagonal"_a, "row_ptr"_a, "col"_a, "self_loops"_a, "idempotent"_a);
+}

@@ -1,0 +1,627 @@
+// The kernels, once for every instruction set: isa_*.cpp define HAG_ISA and include this file.
+//
+// Features are taken L lanes at a time. A width that is no multiple of L ends in a vector that
+// overlaps the one before it (both write the same values), and a width below L uses shorter
+// vectors, so no lane is ever masked and no element outside a row is touched.
+//
+// Everything but the entry points at the end sits in an anonymous namespace, see tile_abi.h.
+
+#include <stdint.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "run/tile_abi.h"
+
+#define HAG_INLINE inline __attribute__((always_inline))
+#define HAG_UNROLL _Pragma("GCC unroll 16")
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+constexpr int kMaxVectors = 8;  // accumulators that fit the registers of every target
+
+// Rows of x are fetched this many bytes ahead of their use, in sources: far enough to hide a miss
+// of L2, near enough not to push out of L1 what is needed first.
+constexpr int64_t kPrefetchBytes = 6144;
+constexpr int64_t prefetch_distance(int64_t row_bytes) {
+  const int64_t rows = kPrefetchBytes / row_bytes;
+  return rows > 48 ? 48 : rows;
+}
+
+// ---------------------------------------------------------------- vectors
+
+template <class S, int L>
+struct VectorOf {
+  typedef S type __attribute__((vector_size(L * sizeof(S))));
+};
+template <class S, int L>
+using Vec = typename VectorOf<S, L>::type;
+
+template <class V, class S>
+HAG_INLINE V load_as(const S *p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof(V));
+  return v;
+}
+
+template <class V, class S>
+HAG_INLINE void store_as(S *p, V v) {
+  __builtin_memcpy(p, &v, sizeof(V));
+}
+
+HAG_INLINE float bits_to_float(uint32_t bits) {
+  float f;
+  __builtin_memcpy(&f, &bits, 4);
+  return f;
+}
+
+HAG_INLINE uint32_t float_to_bits(float f) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &f, 4);
+  return bits;
+}
+
+// ---------------------------------------------------------------- element types
+
+struct Float32 {
+  typedef float Elem;
+  typedef float Acc;
+  static constexpr bool same = true;
+  template <int L>
+  static HAG_INLINE Vec<float, L> load(const float *p) {
+    return load_as<Vec<float, L>>(p);
+  }
+  template <int L>
+  static HAG_INLINE void store(float *p, Vec<float, L> v) {
+    store_as(p, v);
+  }
+};
+
+struct Float64 {
+  typedef double Elem;
+  typedef double Acc;
+  static constexpr bool same = true;
+  template <int L>
+  static HAG_INLINE Vec<double, L> load(const double *p) {
+    return load_as<Vec<double, L>>(p);
+  }
+  template <int L>
+  static HAG_INLINE void store(double *p, Vec<double, L> v) {
+    store_as(p, v);
+  }
+};
+
+struct BFloat16 {
+  typedef uint16_t Elem;
+  typedef float Acc;
+  static constexpr bool same = false;
+  template <int L>
+  static HAG_INLINE Vec<float, L> load(const uint16_t *p) {
+    Vec<uint32_t, L> wide = __builtin_convertvector(load_as<Vec<uint16_t, L>>(p), Vec<uint32_t, L>)
+                            << 16;
+    return load_as<Vec<float, L>>(&wide);
+  }
+  template <int L>
+  static HAG_INLINE void store(uint16_t *p, Vec<float, L> v) {
+    Vec<uint32_t, L> bits = load_as<Vec<uint32_t, L>>(&v);
+    Vec<uint32_t, L> rounded = (bits + (0x7fff + ((bits >> 16) & 1))) >> 16;
+    Vec<uint32_t, L> nan = (Vec<uint32_t, L>)(v != v);
+    rounded = (rounded & ~nan) | (nan & 0x7fc0);
+    store_as(p, __builtin_convertvector(rounded, Vec<uint16_t, L>));
+  }
+};
+
+struct Float16 {
+  typedef uint16_t Elem;
+  typedef float Acc;
+  static constexpr bool same = false;
+
+  // Exponent and mantissa move into place; a multiplication by 2^112 corrects the exponent's bias
+  // and makes subnormals normal on the way. Inf and NaN keep an all-ones exponent.
+  static HAG_INLINE float widen(uint16_t half) {
+    const uint32_t magnitude = (uint32_t)(half & 0x7fff) << 13;
+    uint32_t bits = float_to_bits(bits_to_float(magnitude) * 0x1p112f);
+    if ((half & 0x7c00) == 0x7c00) bits = magnitude | 0x7f800000u;
+    return bits_to_float(bits | (uint32_t)(half & 0x8000) << 16);
+  }
+
+  // Adding a number whose last mantissa bit has the weight of the half's last bit rounds to
+  // nearest even in the float unit, for normal and subnormal results alike.
+  static HAG_INLINE uint16_t narrow(float value) {
+    const uint32_t bits = float_to_bits(value);
+    const uint32_t sign = (bits >> 16) & 0x8000;
+    const uint32_t magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return (uint16_t)(sign | 0x7e00);
+    if (magnitude >= 0x477ff000u) return (uint16_t)(sign | 0x7c00);  // rounds to 2^16: Inf
+    if (magnitude < 0x38800000u) {                                   // subnormal half, or zero
+      const float shifted = bits_to_float(magnitude) + 0.5f;         // 0.5's last bit is 2^-24
+      return (uint16_t)(sign | (float_to_bits(shifted) - 0x3f000000u));
+    }
+    const uint32_t rounded = magnitude + 0xfff + ((magnitude >> 13) & 1);
+    return (uint16_t)(sign | ((rounded - 0x38000000u) >> 13));
+  }
+
+  template <int L>
+  static HAG_INLINE Vec<float, L> load(const uint16_t *p) {
+#if defined(__F16C__)
+    if constexpr (L <= 4) {
+      int64_t bits = 0;
+      __builtin_memcpy(&bits, p, L * 2);
+      const __m128 wide = _mm_cvtph_ps(_mm_cvtsi64_si128(bits));
+      return load_as<Vec<float, L>>(&wide);
+    } else if constexpr (L == 8) {
+      const __m256 wide = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+      return load_as<Vec<float, L>>(&wide);
+    }
+#if defined(__AVX512F__)
+    else {
+      const __m512 wide = _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i *)p));
+      return load_as<Vec<float, L>>(&wide);
+    }
+#endif
+#else
+    Vec<float, L> v;
+    HAG_UNROLL for (int i = 0; i < L; ++i) v[i] = widen(p[i]);
+    return v;
+#endif
+  }
+
+  template <int L>
+  static HAG_INLINE void store(uint16_t *p, Vec<float, L> v) {
+#if defined(__F16C__)
+    if constexpr (L <= 4) {
+      Vec<float, 4> padded = {};
+      __builtin_memcpy(&padded, &v, sizeof(v));
+      const int64_t bits = _mm_cvtsi128_si64(
+          _mm_cvtps_ph(load_as<__m128>(&padded), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+      __builtin_memcpy(p, &bits, L * 2);
+    } else if constexpr (L == 8) {
+      _mm_storeu_si128(
+          (__m128i *)p,
+          _mm256_cvtps_ph(load_as<__m256>(&v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    }
+#if defined(__AVX512F__)
+    else {
+      _mm256_storeu_si256((__m256i *)p,
+                          _mm512_maskz_cvtps_ph(0xffff, load_as<__m512>(&v),
+                                                _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    }
+#endif
+#else
+    HAG_UNROLL for (int i = 0; i < L; ++i) p[i] = narrow(v[i]);
+#endif
+  }
+};
+
+// ---------------------------------------------------------------- reducers
+
+// a * b + c. Fused where the machine can: -std=c++17 forbids the compiler to do it by itself.
+template <class V>
+HAG_INLINE V multiply_add(V a, V b, V c) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64 && sizeof(a[0]) == 4)
+    return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+  else if constexpr (sizeof(V) == 64) return (V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+  else
+#endif
+#if defined(__FMA__)
+      if constexpr (sizeof(V) == 32 && sizeof(a[0]) == 4)
+    return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  else if constexpr (sizeof(V) == 32) return (V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+  else
+#endif
+    return a * b + c;
+}
+
+// NaN wins, as in torch.amax and torch.amin.
+template <int R, class V>
+HAG_INLINE V combine(V a, V v) {
+  if constexpr (R == HAG_SUM) return a + v;
+  else if constexpr (R == HAG_MAX) return ((v > a) | (v != v)) ? v : a;
+  else return ((v < a) | (v != v)) ? v : a;
+}
+
+// ---------------------------------------------------------------- the ops of a tile
+
+// N vectors of L lanes of a row, the last one at `last` (it may overlap the one before).
+template <int N, int L>
+HAG_INLINE int64_t lane(int n, int64_t last) {
+  return n == N - 1 ? last : (int64_t)n * L;
+}
+
+template <class T, int R, bool SCALED, int L, int N>
+struct RowBlock {
+  typedef typename T::Elem Elem;
+  typedef typename T::Acc Acc;
+  typedef Vec<Acc, L> V;
+
+  const Elem *x;
+  Elem *y;
+  Acc *partial;
+  Acc *scratch;
+  const Acc *source_scale, *target_scale;
+  int64_t x_stride, width, num_dst, diagonal, last;
+
+  static constexpr int64_t pitch = (int64_t)N * L;  // between rows of scratch
+
+  HAG_INLINE int64_t at(int n) const { return lane<N, L>(n, last); }
+
+  HAG_INLINE void load_x(int64_t row, V *v) const {
+    const Elem *p = x + row * x_stride;
+    HAG_UNROLL for (int n = 0; n < N; ++n) v[n] = T::template load<L>(p + at(n));
+  }
+
+  // MIXED: s may be a row of scratch. FIRST: acc is set, otherwise it is added to.
+  template <bool MIXED, bool FIRST>
+  HAG_INLINE void take(int32_t s, V *acc) const {
+    if constexpr (T::same && MIXED) {
+      // Rows of x and of scratch mix freely, so the choice must not be a branch.
+      const int64_t below = (int64_t)s >> 63;
+      const int64_t row = (int64_t)s ^ below;
+      const uintptr_t base = (uintptr_t)x + (((uintptr_t)scratch - (uintptr_t)x) & below);
+      const int64_t stride = x_stride + ((pitch - x_stride) & below);
+      const Elem *p = (const Elem *)base + row * stride;
+      if constexpr (SCALED) {
+        const Acc stored = source_scale[(int64_t)s & ~below];
+        const Acc weight = below ? (Acc)1 : stored;
+        const V w = V{} + weight;
+        HAG_UNROLL for (int n = 0; n < N; ++n) {
+          const V v = T::template load<L>(p + at(n));
+          acc[n] = FIRST ? w * v : multiply_add(w, v, acc[n]);
+        }
+      } else {
+        HAG_UNROLL for (int n = 0; n < N; ++n) {
+          const V v = T::template load<L>(p + at(n));
+          acc[n] = FIRST ? v : combine<R>(acc[n], v);
+        }
+      }
+    } else if (MIXED && s < 0) {
+      const Acc *p = scratch + (int64_t)~s * pitch;
+      HAG_UNROLL for (int n = 0; n < N; ++n) {
+        const V v = load_as<V>(p + at(n));
+        acc[n] = FIRST ? v : combine<R>(acc[n], v);
+      }
+    } else {
+      V v[N];
+      load_x(s, v);
+      if constexpr (SCALED) {
+        const V w = V{} + source_scale[s];
+        HAG_UNROLL for (int n = 0; n < N; ++n) acc[n] =
+            FIRST ? w * v[n] : multiply_add(w, v[n], acc[n]);
+      } else {
+        HAG_UNROLL for (int n = 0; n < N; ++n) acc[n] = FIRST ? v[n] : combine<R>(acc[n], v[n]);
+      }
+    }
+  }
+
+  HAG_INLINE void add_scratch(int64_t row, V *acc) const {
+    const Acc *p = scratch + row * pitch;
+    HAG_UNROLL for (int n = 0; n < N; ++n) acc[n] = combine<R>(acc[n], load_as<V>(p + at(n)));
+  }
+
+  HAG_INLINE void write_acc(Acc *p, const V *acc) const {
+    HAG_UNROLL for (int n = 0; n < N; ++n) store_as(p + at(n), acc[n]);
+  }
+
+  // y_i = t_i * (acc + d * s_i * x_i); `empty`: no source was seen, acc is 0.
+  HAG_INLINE void write_y(int64_t i, const V *acc, bool empty) const {
+    Elem *p = y + i * width;
+    V out[N];
+    HAG_UNROLL for (int n = 0; n < N; ++n) out[n] = acc[n];
+    if (diagonal) {
+      V v[N];
+      load_x(i, v);
+      if constexpr (R == HAG_SUM) {
+        Acc d = (Acc)diagonal;
+        if constexpr (SCALED) d *= source_scale[i];
+        HAG_UNROLL for (int n = 0; n < N; ++n) out[n] = multiply_add(V{} + d, v[n], out[n]);
+      } else {
+        HAG_UNROLL for (int n = 0; n < N; ++n) out[n] = empty ? v[n] : combine<R>(out[n], v[n]);
+      }
+    }
+    if (target_scale) {
+      const V t = V{} + target_scale[i];
+      HAG_UNROLL for (int n = 0; n < N; ++n) out[n] = out[n] * t;
+    }
+    HAG_UNROLL for (int n = 0; n < N; ++n) T::template store<L>(p + at(n), out[n]);
+  }
+
+  HAG_INLINE void write(int32_t t, const V *acc, bool empty) const {
+    if (t < 0) write_acc(scratch + (int64_t)~t * pitch, acc);
+    else if (t < num_dst) write_y(t, acc, empty);
+    else write_acc(partial + (t - num_dst) * width, acc);
+  }
+
+  HAG_INLINE void prefetch(int32_t s) const {
+    const int64_t row = s & ~(s >> 31);  // row 0 stands for scratch: a branch would cost more
+    const char *p = (const char *)(x + row * x_stride);
+    constexpr int64_t bytes = (int64_t)N * L * sizeof(Elem);
+    HAG_UNROLL for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(p + b, 0, 3);
+  }
+
+  template <bool MIXED>
+  void tile(const HagAggregate &w, int64_t t) const {
+    const int32_t *source = w.source;
+    const int64_t *op_ptr = w.op_ptr;
+    const int64_t end = w.tile_ptr[t + 1];
+    constexpr int64_t distance = prefetch_distance(N * L * sizeof(Elem));
+    const int64_t ahead = w.prefetch_end - distance;
+    int64_t op = w.tile_ptr[t];
+    int64_t k = op_ptr[op];
+    for (; op < end; ++op) {
+      const int64_t stop = op_ptr[op + 1];
+      const bool empty = k == stop;
+      V acc[N];
+      if (empty) {
+        HAG_UNROLL for (int n = 0; n < N; ++n) acc[n] = V{};
+      } else {
+        if (k < ahead) prefetch(source[k + distance]);
+        take<MIXED, true>(source[k], acc);
+        ++k;
+        if constexpr (MIXED && T::same && N <= 2) {
+          // Narrow: one loop, whose end is easier to predict than a change-over.
+          for (; k < stop; ++k) {
+            if (k < ahead) prefetch(source[k + distance]);
+            take<true, false>(source[k], acc);
+          }
+        } else if constexpr (MIXED) {
+          // The search puts an op's rows of scratch first, so these loops change over once.
+          while (k < stop) {
+            for (; k < stop && source[k] < 0; ++k) add_scratch(~source[k], acc);
+            for (; k < stop && source[k] >= 0; ++k) {
+              if (k < ahead) prefetch(source[k + distance]);
+              take<false, false>(source[k], acc);
+            }
+          }
+        } else {
+          for (; k < stop; ++k) {
+            if (k < ahead) prefetch(source[k + distance]);
+            take<false, false>(source[k], acc);
+          }
+        }
+      }
+      const int32_t row = w.target[op];
+      write(row, acc, empty);
+      // Twin rows: ops that only copy the scratch row just written, still in the registers.
+      if (row < 0)
+        for (; op + 1 < end && op_ptr[op + 2] == k + 1 && source[k] == row; ++op, ++k)
+          write(w.target[op + 1], acc, false);
+    }
+  }
+
+  void hub(const HagAggregate &w, int64_t h) const {
+    int64_t p = w.hub_ptr[h];  // a hub has at least one partial sum
+    V acc[N];
+    HAG_UNROLL for (int n = 0; n < N; ++n) acc[n] = load_as<V>(partial + p * width + at(n));
+    for (++p; p < w.hub_ptr[h + 1]; ++p)
+      HAG_UNROLL for (int n = 0; n < N; ++n) acc[n] =
+          combine<R>(acc[n], load_as<V>(partial + p * width + at(n)));
+    write_y(w.hub_row[h], acc, false);
+  }
+};
+
+// How a row is cut into blocks: `blocks` of them, `vectors` vectors of L lanes in all.
+struct Cut {
+  int64_t vectors, blocks;
+};
+
+template <class Acc>
+HAG_INLINE Cut cut(int64_t width, int64_t scratch_rows, int64_t budget) {
+  constexpr int64_t L = kVectorBytes / sizeof(Acc);
+  const int64_t vectors = width < L ? 1 : (width + L - 1) / L;
+  int64_t most = kMaxVectors;
+  if (scratch_rows > 0) {
+    const int64_t fit = budget / (scratch_rows * kVectorBytes);
+    if (fit < most) most = fit < 2 ? 2 : fit;
+  }
+  return {vectors, (vectors + most - 1) / most};
+}
+
+template <class T, int R, bool SCALED, int L, int N, bool HUB>
+void run_block(const HagAggregate &w, int64_t item, void *scratch, int64_t from, int64_t last) {
+  typedef typename T::Elem Elem;
+  typedef typename T::Acc Acc;
+  const RowBlock<T, R, SCALED, L, N> block = {(const Elem *)w.x + from,
+                                              (Elem *)w.y + from,
+                                              (Acc *)w.partial + from,
+                                              (Acc *)scratch,
+                                              (const Acc *)w.source_scale,
+                                              (const Acc *)w.target_scale,
+                                              w.x_row_stride,
+                                              w.width,
+                                              w.num_dst,
+                                              w.diagonal,
+                                              last};
+  if constexpr (HUB) block.hub(w, item);
+  else if (T::same && N <= 2 && w.tile_scratch[item] == 0)
+    // Narrow rows are bound by instructions: a tile without scratch goes 1.4x as fast this way.
+    block.template tile<!(T::same && N <= 2)>(w, item);
+  else block.template tile<true>(w, item);
+}
+
+template <class T, int R, bool SCALED, bool HUB, int L>
+void run_narrow(const HagAggregate &w, int64_t item, void *scratch) {
+  if constexpr (L >= 1) {
+    if (w.width < L) run_narrow<T, R, SCALED, HUB, L / 2>(w, item, scratch);
+    else if (w.width == L) run_block<T, R, SCALED, L, 1, HUB>(w, item, scratch, 0, 0);
+    else if constexpr (L > 1) run_block<T, R, SCALED, L, 2, HUB>(w, item, scratch, 0, w.width - L);
+  }
+}
+
+template <class T, int R, bool SCALED, bool HUB>
+void run_wide(const HagAggregate &w, int64_t item, void *scratch) {
+  constexpr int L = kVectorBytes / sizeof(typename T::Acc);
+  if (w.width < L) return run_narrow<T, R, SCALED, HUB, L / 2>(w, item, scratch);
+  if constexpr (HUB) {  // few rows, so one vector at a time is good enough
+    for (int64_t start = 0; start < w.width; start += L)
+      run_block<T, R, SCALED, L, 1, true>(w, item, scratch, start,
+                                          start + L > w.width ? w.width - L - start : 0);
+    return;
+  }
+  const Cut c = cut<typename T::Acc>(w.width, w.tile_scratch[item], w.scratch_budget);
+  for (int64_t b = 0; b < c.blocks; ++b) {
+    const int64_t from = b * c.vectors / c.blocks, to = (b + 1) * c.vectors / c.blocks;
+    const int64_t start = from * L;
+    int64_t last = (to - from - 1) * L;
+    if (last > w.width - L - start) last = w.width - L - start;
+    switch (to - from) {
+#define HAG_CASE(N)                                                      \
+  case N:                                                                \
+    run_block<T, R, SCALED, L, N, false>(w, item, scratch, start, last); \
+    break;
+      HAG_CASE(1)
+      HAG_CASE(2)
+      HAG_CASE(3)
+      HAG_CASE(4)
+      HAG_CASE(5)
+      HAG_CASE(6)
+      HAG_CASE(7)
+      HAG_CASE(8)
+#undef HAG_CASE
+    }
+  }
+}
+
+template <class T, bool HUB>
+void run_reduce(const HagAggregate &w, int64_t item, void *scratch) {
+  if (w.reduce == HAG_MAX) run_wide<T, HAG_MAX, false, HUB>(w, item, scratch);
+  else if (w.reduce == HAG_MIN) run_wide<T, HAG_MIN, false, HUB>(w, item, scratch);
+  else if (w.source_scale) run_wide<T, HAG_SUM, true, HUB>(w, item, scratch);
+  else run_wide<T, HAG_SUM, false, HUB>(w, item, scratch);
+}
+
+template <bool HUB>
+void run(const HagAggregate &w, int64_t item, void *scratch) {
+  switch (w.dtype) {
+    case HAG_FLOAT32:
+      return run_reduce<Float32, HUB>(w, item, scratch);
+    case HAG_FLOAT64:
+      return run_reduce<Float64, HUB>(w, item, scratch);
+    case HAG_FLOAT16:
+      return run_reduce<Float16, HUB>(w, item, scratch);
+    case HAG_BFLOAT16:
+      return run_reduce<BFloat16, HUB>(w, item, scratch);
+  }
+}
+
+template <class Acc>
+int64_t scratch_bytes(const HagAggregate &w, int64_t rows) {
+  const Cut c = cut<Acc>(w.width, rows, w.scratch_budget);
+  return rows * ((c.vectors + c.blocks - 1) / c.blocks) * kVectorBytes;
+}
+
+// ---------------------------------------------------------------- gradients of max and min
+
+template <class T, bool ONES, int L, int N>
+void masked_rows(const HagMaskedSum &a, int64_t first, int64_t stop, int64_t from, int64_t last) {
+  typedef typename T::Elem Elem;
+  typedef typename T::Acc Acc;
+  typedef Vec<Acc, L> V;
+  const Elem *v = (const Elem *)a.v + from, *key_source = (const Elem *)a.key_source + from,
+             *key_target = (const Elem *)a.key_target + from;
+  Elem *out = (Elem *)a.out + from;
+  for (int64_t i = first; i < stop; ++i) {
+    V acc[N], key[N];
+    HAG_UNROLL for (int n = 0; n < N; ++n) {
+      acc[n] = V{};
+      key[n] = T::template load<L>(key_target + i * a.width + lane<N, L>(n, last));
+    }
+    const int64_t begin = a.row_ptr[i], end = a.row_ptr[i + 1];
+    const bool loop = a.loops != HAG_LOOPS_NONE && i < a.num_cols;
+    for (int64_t k = begin; k < end + loop; ++k) {
+      const int64_t j = k < end ? a.col[k] : i;
+      if (a.loops == HAG_LOOPS_FILL && j == i && k < end) continue;
+      HAG_UNROLL for (int n = 0; n < N; ++n) {
+        const int64_t at = j * a.width + lane<N, L>(n, last);
+        const V hit = T::template load<L>(key_source + at) == key[n] ? V{} + 1 : V{};
+        // A product, not a choice: 0 * Inf must be NaN, as in torch's scatter_reduce backward.
+        acc[n] = ONES ? acc[n] + hit : acc[n] + hit * T::template load<L>(v + at);
+      }
+    }
+    HAG_UNROLL for (int n = 0; n < N; ++n)
+        T::template store<L>(out + i * a.width + lane<N, L>(n, last), acc[n]);
+  }
+}
+
+template <class T, bool ONES, int L, bool WIDEST>
+void masked_sum(const HagMaskedSum &a, int64_t first, int64_t stop) {
+  if constexpr (L >= 1) {
+    if (a.width < L) return masked_sum<T, ONES, L / 2, false>(a, first, stop);
+    const int64_t vectors = (a.width + L - 1) / L;
+    for (int64_t from = 0; from < vectors;) {
+      const int64_t start = from * L;
+      const int64_t rest = a.width - L - start;  // where the row's last vector starts
+      if constexpr (WIDEST) {
+        if (vectors - from >= 4) {
+          masked_rows<T, ONES, L, 4>(a, first, stop, start, rest < 3 * L ? rest : 3 * L);
+          from += 4;
+          continue;
+        }
+      }
+      if (vectors - from >= 2) {
+        masked_rows<T, ONES, L, 2>(a, first, stop, start, rest < L ? rest : L);
+        from += 2;
+      } else {
+        // A lone last vector starts where it still fits in the row.
+        masked_rows<T, ONES, L, 1>(a, first, stop, start, rest < 0 ? rest : 0);
+        from += 1;
+      }
+    }
+  }
+}
+
+template <class T>
+void masked_sum_of(const HagMaskedSum &a, int64_t first, int64_t last) {
+  constexpr int L = kVectorBytes / sizeof(typename T::Acc);
+  if (a.v) masked_sum<T, false, L, true>(a, first, last);
+  else masked_sum<T, true, L, true>(a, first, last);
+}
+
+}  // namespace
+
+// ---------------------------------------------------------------- entry points
+
+#define HAG_JOIN_(a, b) a##b
+#define HAG_JOIN(a, b) HAG_JOIN_(a, b)
+#define HAG_ENTRY(name) HAG_JOIN(name, HAG_ISA)
+
+extern "C" {
+
+int64_t HAG_ENTRY(hag_scratch_bytes_)(const HagAggregate *args, int64_t rows) {
+  return args->dtype == HAG_FLOAT64 ? scratch_bytes<double>(*args, rows)
+                                    : scratch_bytes<float>(*args, rows);
+}
+
+void HAG_ENTRY(hag_aggregate_tile_)(const HagAggregate *args, int64_t tile, void *scratch) {
+  run<false>(*args, tile, scratch);
+}
+
+void HAG_ENTRY(hag_aggregate_hub_)(const HagAggregate *args, int64_t hub) {
+  run<true>(*args, hub, nullptr);
+}
+
+#define HAG_BY_DTYPE(call)                       \
+  switch (args->dtype) {                         \
+    case HAG_FLOAT32:                            \
+      return call<Float32>(*args, first, last);  \
+    case HAG_FLOAT64:                            \
+      return call<Float64>(*args, first, last);  \
+    case HAG_FLOAT16:                            \
+      return call<Float16>(*args, first, last);  \
+    case HAG_BFLOAT16:                           \
+      return call<BFloat16>(*args, first, last); \
+  }
+
+void HAG_ENTRY(hag_masked_sum_)(const HagMaskedSum *args, int64_t first, int64_t last) {
+  HAG_BY_DTYPE(masked_sum_of)
+}
+
+}  // extern "C"

@@ -1,0 +1,39 @@
+// From a graph to a program: tiles of rows, the search in each, the arrays.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "graph.h"
+#include "program_arrays.h"
+#include "search/tile_search.h"
+
+namespace hag {
+
+ProgramArrays plain_program(const Csr &graph, Mode mode, bool idempotent);
+
+// Method "auto". `leave_one_out`: targets are the first sources. Rows that do not profit, and whole
+// graphs that do not, are plain.
+ProgramArrays search_program(const Csr &graph, Mode mode, bool idempotent, bool leave_one_out,
+                             const Costs &costs, int threads);
+
+// Method "greedy": the paper's Algorithm 3 with at most `capacity` intermediates, one tile a
+// connected component.
+ProgramArrays greedy_program(const Csr &graph, Mode mode, bool idempotent, int64_t capacity,
+                             int threads);
+
+ProgramArrays assemble(const Csr &graph, Mode mode, bool idempotent, std::vector<TileProgram> tiles,
+                       const std::vector<int32_t> &hubs);
+
+// Reads of a valid program: of scratch, and of rows of x that their tile has not read before.
+std::pair<int64_t, int64_t> count_reads(const int64_t *tile_ptr, int64_t num_tiles,
+                                        const int64_t *op_ptr, const int32_t *source,
+                                        int64_t num_src);
+
+// Throws std::invalid_argument at the first row and source where the program (indices in range)
+// and the graph differ.
+void check_program(const ProgramArrays &program, int64_t num_src, int64_t diagonal,
+                   const Csr &graph, Mode mode, bool idempotent);
+
+}  // namespace hag

@@ -1,0 +1,252 @@
+"""The cost model: counts of rows, the fit, and constants that are kept in a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+
+import hag_plugin as hp
+from hag_plugin.cli import calibration, main
+from hag_plugin.hag import constants, cost
+from hag_plugin.hag.constants import DEFAULT, Constants, CostsError, RowCost
+from hag_plugin.hag.cost import Work
+from hag_plugin.hag.program import Program
+
+from ..reference import run_program
+
+
+def naive_work(program: Program) -> Work:
+    """The same counts, an op at a time."""
+    count = {"scratch": 0, "again": 0, "first": 0, "written": 0}
+    ops = 0
+    for tile in range(len(program.tile_ptr) - 1):
+        seen: set[int] = set()
+        for op in range(int(program.tile_ptr[tile]), int(program.tile_ptr[tile + 1])):
+            ops += 1
+            count["scratch" if program.target[op] < 0 else "written"] += 1
+            for source in program.source[program.op_ptr[op] : program.op_ptr[op + 1]].tolist():
+                kind = "scratch" if source < 0 else "again" if source in seen else "first"
+                count[kind] += 1
+                seen.add(source)
+    for hub in range(len(program.hub_row)):
+        ops += 1
+        count["written"] += 1
+        count["again"] += int(program.hub_ptr[hub + 1] - program.hub_ptr[hub])
+    if program.diagonal:
+        count["again"] += program.num_dst
+    return Work(ops=ops, num_src=program.num_src, **count)
+
+
+@given(
+    edges=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=300),
+    subtract=st.booleans(),
+    method=st.sampled_from(["auto", "greedy", "none"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_work_is_what_the_ops_do(edges: list[tuple[int, int]], subtract: bool, method: str) -> None:
+    cliques = [(a, b) for a in range(8) for b in range(8) if a != b]
+    edge_index = torch.tensor(edges + cliques, dtype=torch.long).t()
+    hag = hp.build_hag(edge_index, num_nodes=31, method=method, allow_subtraction=subtract)
+    for mode in (False, "add"):
+        program = hag.program(mode)
+        work = Work.of(program)
+        assert work == naive_work(program)
+        stats = hag.stats(mode)
+        assert work.scratch + work.again + work.first == stats.rows_read + stats.intermediates
+        assert work.written + stats.intermediates == stats.rows_written
+
+
+def test_work_of_a_hub() -> None:
+    star = torch.stack([torch.arange(1, 6001), torch.zeros(6000, dtype=torch.long)])
+    program = hp.build_hag(star, num_nodes=6001, method="none").program()
+    assert Work.of(program) == naive_work(program)
+    assert Work.of(program).again == len(program.hub_ptr.diff()) * int(program.hub_ptr[-1])
+
+
+def test_seconds_add_up() -> None:
+    work = Work(ops=10, scratch=20, again=30, first=40, written=5, num_src=995)
+    c = Constants(call=1.0, op=2.0, written=0.5, scratch=RowCost(1.0, 0.1), near=RowCost(2.0, 0.2),
+                  far=RowCost(3.0, 0.3), parallel=0.5, cache_bytes=1000)  # fmt: skip
+    # Of the 1000 rows of x and y, 4 bytes each, the cache holds a quarter.
+    ops = 10 * 2.0 + 5 * 4 * (0.75 * 0.5 + 0.25 * 0.2)
+    rows = 20 * 1.4 + (30 + 10) * 2.8 + 30 * 4.2
+    assert work.seconds(4, constants=c) == pytest.approx(1.0 + ops + rows)
+    assert work.seconds(4, threads=3, constants=c) == pytest.approx(1.0 + (ops + rows) / 2.0)
+    # All of x and y fits: every row is near.
+    small = Work(ops=10, scratch=20, again=30, first=40, written=5, num_src=245)
+    rows = 20 * 1.4 + 70 * 2.8 + 5 * 4 * 0.2
+    assert small.seconds(4, constants=c) == pytest.approx(1.0 + 10 * 2.0 + rows)
+
+
+@given(num_src=st.integers(1, 100_000), first=st.integers(0, 1_000_000))
+def test_a_few_more_bytes_take_a_little_longer(num_src: int, first: int) -> None:
+    """There is no cliff where x outgrows the cache, and no prediction falls as rows grow."""
+    work = Work(100, 50, 1000, first, num_src, num_src)
+    widths = range(8, 264, 4)
+    seconds = np.array([work.seconds(4 * width, constants=DEFAULT) for width in widths])
+    growth = seconds[1:] / seconds[:-1] - 1.0
+    dearest = DEFAULT.written / DEFAULT.near.per_byte  # byte, beside the cheapest of x and y
+    assert (growth >= 0.0).all()
+    assert (growth <= dearest * 4 / np.array(widths[:-1])).all()
+
+
+def test_less_work_is_predicted_to_take_less() -> None:
+    edge_index = torch.from_numpy(np.argwhere(np.ones((64, 64))).T)
+    stats = hp.build_hag(edge_index, num_nodes=64).stats()
+    assert stats.predicted_seconds < 0.5 * stats.predicted_seconds_before
+    plain = hp.build_hag(edge_index, num_nodes=64, method="none").stats()
+    assert plain.predicted_seconds == plain.predicted_seconds_before
+    assert plain.predicted_seconds == stats.predicted_seconds_before
+
+
+def test_prices_of_the_default_constants() -> None:
+    """An intermediate must save the more, the narrower the rows and the dearer an op."""
+    assert [cost.prices(w).intermediate for w in (16, 64, 256)] == [18.0, 2.0, 2.0]
+    dear = Constants(op=20 * DEFAULT.op)
+    assert cost.prices(64, constants=dear).intermediate > 2.0
+    assert cost.prices(64, constants=Constants(op=1.0)).intermediate == 8.0  # four times at most
+
+
+# Calibration ------------------------------------------------------------------------------------
+
+
+@given(
+    hidden=st.lists(st.just(0.0) | st.floats(0.01, 10.0), min_size=3, max_size=3).filter(any),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=30, deadline=None)
+def test_fit_finds_what_made_the_times(hidden: list[float], seed: int) -> None:
+    terms = np.random.default_rng(seed).uniform(0.1, 5.0, (12, 3))
+    seconds = terms @ np.array(hidden)
+    found = calibration.fit(terms, seconds)
+    assert (found >= 0).all()
+    np.testing.assert_allclose(terms @ found, seconds, rtol=1e-4)
+
+
+def test_fit_is_not_negative() -> None:
+    """Where least squares would take a negative constant, the best without it is found."""
+    optimize = pytest.importorskip("scipy.optimize")
+    terms = np.random.default_rng(0).uniform(0.0, 1.0, (20, 5))
+    seconds = terms @ np.array([3.0, -1.0, 2.0, 1.0, -0.5]) + 2.0
+    found = calibration.fit(terms, seconds)
+    want, _ = optimize.nnls(terms / seconds[:, None], np.ones(20))
+    assert (want == 0).any()
+    np.testing.assert_allclose(found, want, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", calibration.SHAPES)
+def test_synthetic_programs_are_what_they_are_called(shape: calibration.Shape) -> None:
+    program = calibration.synthetic_program(shape, tiles=5, num_src=4096)
+    x = torch.randn(4096, 3, dtype=torch.float64)
+    run_program(program, x)  # reads no scratch before it is written
+    _ = program.native  # every index is in range
+    work = Work.of(program)
+    assert work.written == 5 * shape.rows
+    assert (work.scratch > 0) == (shape.scratch > 0)
+    if shape.window:
+        assert work.first <= 5 * shape.window
+    elif shape.arity > 2:
+        assert work.first > work.again
+
+
+def test_calibrate_writes_what_searches_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(calibration, "SHAPES", (calibration.SHAPES[0], calibration.SHAPES[-1]))
+    path = tmp_path / "folder" / "costs.json"
+    monkeypatch.setenv("HAG_PLUGIN_COSTS", str(path))
+    with pytest.raises(FileNotFoundError):
+        constants.in_force()
+    assert main(["calibrate", "--rounds", "1", "--json", "--quiet"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["output"] == str(path)
+    found = constants.in_force()
+    assert found.digest == document["digest"]
+    assert found == Constants.of(document["constants"])
+    assert list(path.parent.iterdir()) == [path]  # nothing half-written is left
+    hag = hp.build_hag(torch.tensor([[0, 1], [1, 0]]), num_nodes=2)
+    assert hag.options.constants == found.digest
+    hag.save(tmp_path / "a.hag.npz")
+    assert hp.HAG.load(tmp_path / "a.hag.npz").options == hag.options
+
+
+def test_calibrated_constants_change_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same graph and arguments: the plan depends on the constants, and on nothing else."""
+    members = np.arange(4)
+    cliques = [(4 * c + a, 4 * c + b) for c in range(100) for a in members for b in members]
+    edges = torch.tensor(cliques).t()
+    path = tmp_path / "costs.json"
+    made = []
+    for each in (DEFAULT, Constants(op=1.0), DEFAULT):
+        constants.write_constants(path, each, {})
+        monkeypatch.setenv("HAG_PLUGIN_COSTS", str(path))
+        hag = hp.build_hag(edges, num_nodes=400)
+        hag.check(edges)
+        made.append((hag.stats().intermediates, hag.options.constants))
+    assert made[0] == made[2]
+    assert made[0][0] > made[1][0]
+    assert made[0][1] == DEFAULT.digest != made[1][1]
+
+
+def test_without_a_file_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert constants.path_in_force() is None  # the tests' own setting
+    monkeypatch.delenv("HAG_PLUGIN_COSTS")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert constants.path_in_force() == tmp_path / "hag_plugin" / "costs.json"
+    assert constants.in_force() == DEFAULT
+
+
+GOOD: dict[str, Any] = {
+    "format": "hag_plugin.costs", "version": 2, "about": {},
+    "constants": {
+        "call": 1e-6, "op": 1e-9, "written": 1e-10, "parallel": 1, "cache_bytes": 1000,
+        **{row: {"fixed": 1e-9, "per_byte": 0} for row in ("scratch", "near", "far")},
+    },
+}  # fmt: skip
+
+
+def changed(**values: Any) -> dict[str, Any]:
+    return {**GOOD, "constants": {**GOOD["constants"], **values}}
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ("{", "Expecting property name"),
+        ([], "does not hold costs"),
+        ({"format": "x"}, "there is no 'version'"),
+        ({**GOOD, "version": 1}, "expected 'hag_plugin.costs', version 2"),
+        ({**GOOD, "constants": {"op": 1}}, r"constants are \['op'\]; expected \['cache_bytes'"),
+        ({**GOOD, "constants": 3}, "constants are int; expected"),
+        (changed(op=-1), "op is -1; expected a finite number, 0 or more"),
+        (changed(op="1"), "op is '1'; expected a number"),
+        (changed(call=float("nan")), "call is nan; expected a finite number"),
+        (changed(far=2.0), "far is 2.0; expected fixed and per_byte"),
+        (changed(far={"fixed": 1.0, "per_byte": None}), "far.per_byte is None; expected a number"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    document: Any,
+    message: str,
+) -> None:
+    path = tmp_path / "costs.json"
+    path.write_text(json.dumps(GOOD))
+    assert constants.read_constants(path).cache_bytes == 1000
+    path.write_text(document if isinstance(document, str) else json.dumps(document))
+    with pytest.raises(CostsError, match=message) as error:
+        constants.read_constants(path)
+    assert str(path) in str(error.value)
+    assert "hag-plugin calibrate" in str(error.value)
+    monkeypatch.setenv("HAG_PLUGIN_COSTS", str(path))
+    assert main(["stats", "cliques", "--quiet"]) == 2
+    assert "does not hold costs" in capsys.readouterr().err

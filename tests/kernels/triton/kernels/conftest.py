@@ -1,0 +1,33 @@
+"""Graphs on which the kernels meet everything that a schedule can hold, and stay quick."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from hag_plugin.hag.gpu import schedule
+
+NODES = 20
+
+
+@pytest.fixture(autouse=True)
+def short_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of more than 4 sources are split here, and parts of parts; programs are cut at depth 5.
+
+    At the real lengths the interpreter would take minutes.
+    """
+    monkeypatch.setattr(schedule, "LONGEST", 4)
+    monkeypatch.setattr(schedule, "MAX_LEVELS", 5)
+
+
+@pytest.fixture(scope="session")
+def graph() -> Tensor:
+    """Two cliques that share nodes, a hub, duplicates, loops, one-way edges and isolated nodes."""
+    generator = torch.Generator().manual_seed(1)
+    first, second = torch.combinations(torch.arange(8)), torch.combinations(torch.arange(6, 12))
+    both = torch.cat([first, second])
+    hub = torch.stack([torch.arange(17), torch.full((17,), 17)], dim=1)
+    random = torch.randint(0, 12, (12, 2), generator=generator)
+    loops = torch.tensor([[3, 3], [3, 3], [15, 15]])
+    return torch.cat([both, both.flip(1), hub, random, loops, first[:4]]).T.contiguous()

@@ -1,0 +1,189 @@
+"""What the host does around the kernels, on tensors without memory in the place of a card's.
+
+Everything but the kernels themselves runs as on a card; a value that the host would have to wait
+for is not there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+import hag_plugin as hp
+from hag_plugin.hag.gpu.schedule import Schedule
+from hag_plugin.hag.graph import Arrays
+from hag_plugin.hag.program import Program
+from hag_plugin.kernels.triton import launch
+from hag_plugin.ops import gpu, registration, weights
+from hag_plugin.testing import count_programs
+
+KERNELS = ("combine", "masked_sum_kernel", "winner_kernel", "add_to_winners_kernel")
+KERNELS += ("edge_dot_kernel",)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses to take anything from the card to the host, or back."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {t.device for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        made = {t.device for t in tree_leaves(result) if isinstance(t, Tensor)}
+        if given and len(given | made) > 1:
+            raise AssertionError(f"{func} moves data between {given | made}")
+        return result
+
+
+class Launches:
+    """Stands for a kernel: everything is checked that a launch takes, and nothing runs."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self.log = name, log
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def run(*args: Any, **options: Any) -> None:
+            assert all(type(g) is int and 0 < g < 2**31 for g in grid)
+            devices = {a.device.type for a in args if isinstance(a, Tensor)}
+            assert len(devices) == 1
+            assert all(isinstance(a, Tensor | int) for a in args)
+            self.log.append(self.name)
+
+        return run
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The kernels that were launched. CPU tensors take the GPU's way, too."""
+    log: list[str] = []
+    for name in KERNELS:
+        assert hasattr(launch, name)
+        monkeypatch.setattr(launch, name, Launches(name, log))
+    monkeypatch.setattr(launch, "_on_device", lambda x: nullcontext())
+    monkeypatch.setattr(gpu, "is_home", lambda x: True)
+    monkeypatch.setattr(registration, "_is_plain", lambda *tensors: True)
+    return log
+
+
+def graph() -> hp.HAG:
+    """Long rows on both sides, duplicates, loops, nodes without edges."""
+    hub = torch.stack([torch.arange(300), torch.full((300,), 7)])
+    random = torch.randint(0, 300, (2, 900))
+    clique = torch.combinations(torch.arange(12)).T
+    edges = torch.cat([hub, hub.flip(0), random, random[:, :5], clique, clique.flip(0)], 1)
+    return hp.build_hag(edges, num_nodes=305)
+
+
+def without_memory(hag: hp.HAG) -> None:
+    """Takes the values from a HAG and from all that it has kept."""
+    empty = partial(torch.empty_like, device="meta")
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Program):
+            plain = value.__dict__.setdefault("_kept", {})
+            plain |= {key: moved(each) for key, each in plain.items()}
+        return (
+            value.to("meta") if isinstance(value, Schedule) else tree_map_only(Tensor, empty, value)
+        )
+
+    for one in {hag, hag.transpose()}:
+        one.arrays = Arrays(empty(one.row_ptr), empty(one.col), one.arrays.token)
+        kept = [program.__dict__.get("_kept", {}) for program in one._programs.values()]
+        for each in (one._kept, *kept):
+            each |= {key: moved(value) for key, value in each.items()}
+
+
+def extrema(x: Tensor, hag: hp.HAG, s: Tensor, t: Tensor, w: Tensor, mode: Any) -> list[Tensor]:
+    scales = {"source_scale": s, "target_scale": t}
+    return [
+        hp.aggregate(x, hag, reduce, self_loops=mode, ties=ties, **scales)
+        for reduce in ("max", "min")
+        for ties in ("even", "first", "last")
+    ]
+
+
+def sums(x: Tensor, hag: hp.HAG, s: Tensor, t: Tensor, w: Tensor, mode: Any) -> list[Tensor]:
+    scales = {"source_scale": s, "target_scale": t}
+    return [
+        run(x, hag, *weight, reduce, self_loops=mode, **scales)
+        for run, weight in ((hp.aggregate, ()), (weights.weighted_aggregate, (w,)))
+        for reduce in ("sum", "mean")
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("mode", [False, "add", "fill"])
+@pytest.mark.parametrize("run", [sums, extrema])
+def test_the_host_never_waits(
+    run: Any, mode: Any, dtype: torch.dtype, launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hag = graph()
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    sizes = ((2, hag.num_src, 5), (hag.num_src,), (hag.num_dst,), (hag.num_edges,))
+    dtypes = (dtype, exact, exact, exact)
+
+    def call(device: str) -> int:
+        tensors = [
+            torch.zeros(size, dtype=kind, device=device, requires_grad=True)
+            for size, kind in zip(sizes, dtypes, strict=True)
+        ]
+        x, *others = tensors
+        before = len(launched)
+        total = sum(y.sum() for y in run(x, hag, *others, mode))
+        used = tensors if run is sums else tensors[:3]
+        found = torch.autograd.grad(total, used)
+        assert [g.shape for g in found] == [t.shape for t in used]
+        assert {g.device.type for g in found} == {device}
+        return len(launched) - before
+
+    first = call("cpu")  # what is made at the first call may wait
+    assert first > 8
+    for name in ("aggregate", "weighted_sum"):
+        monkeypatch.setattr(sys.modules[f"hag_plugin.{name}"], "found", lambda *args: hag)
+    without_memory(hag)
+    with NoWaiting():
+        assert call("meta") == first
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x[x > 0],
+        lambda x: bool((x > 0).any()),
+        lambda x: x.cpu(),
+        lambda x: x.copy_(torch.zeros(3)),
+        lambda x: x.tolist(),
+        lambda x: x.nonzero(),
+    ],
+)
+def test_waiting_is_noticed(waits: Callable[[Tensor], Any]) -> None:
+    x = torch.zeros(3, device="meta")
+    with NoWaiting(), pytest.raises((AssertionError, RuntimeError)):
+        waits(x)
+
+
+def test_what_ran_is_counted(launched: list[str]) -> None:
+    one = torch.combinations(torch.arange(12)).T
+    hag = hp.build_hag(torch.cat([one, one.flip(0)], 1), num_nodes=12)
+    x = torch.zeros(2, hag.num_src, 5, requires_grad=True)
+    with count_programs() as ran:
+        hp.aggregate(x, hag, "mean").sum().backward()
+        hp.aggregate(x, hag, "max")
+        hp.aggregate(x, hag, "min", ties="last")
+        weights.weighted_aggregate(x, hag, torch.zeros(hag.num_edges))
+    assert [(run.operator, run.reduce, run.direction) for run in ran.programs] == [
+        ("aggregate", "mean", "forward"),
+        ("aggregate", "mean", "backward"),
+        ("extremum", "max", "forward"),
+        ("winners", "min", "forward"),
+        ("weighted_sum", "sum", "forward"),
+    ]
+    assert (ran.hag, ran.plain) == (4, 1)

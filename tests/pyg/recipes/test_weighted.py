@@ -1,0 +1,139 @@
+"""Plain edge indices with weights, under accelerate: equal to stock, and by which way."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch_geometric import nn as pyg
+
+from hag_plugin.pyg import accelerate
+from hag_plugin.pyg.recipes.table import RECIPES
+from hag_plugin.pyg.recipes.weighted import WeightedGraph
+
+WIDTH = 4
+REVERSE = "target_to_source"
+LAYERS = {
+    "graph": lambda: pyg.GraphConv(WIDTH, 3),
+    "graph-mean": lambda: pyg.GraphConv(WIDTH, 3, aggr="mean", flow=REVERSE),
+    "simple": lambda: pyg.SimpleConv(),
+    "simple-loop": lambda: pyg.SimpleConv(combine_root="self_loop"),
+    "gated": lambda: pyg.GatedGraphConv(WIDTH, 2),
+    "gcn": lambda: pyg.GCNConv(WIDTH, 3),
+    "gcn-improved": lambda: pyg.GCNConv(WIDTH, 3, improved=True),
+    "gcn-reverse": lambda: pyg.GCNConv(WIDTH, 3, add_self_loops=False, flow=REVERSE),
+    "gcn-unnormalised": lambda: pyg.GCNConv(WIDTH, 3, normalize=False, aggr="mean"),
+    "sg": lambda: pyg.SGConv(WIDTH, 3, K=2),
+    "ssg": lambda: pyg.SSGConv(WIDTH, 3, alpha=0.1),
+    "tag": lambda: pyg.TAGConv(WIDTH, 3, K=2),
+    "appnp": lambda: pyg.APPNP(2, 0.1),
+    "gcn2": lambda: pyg.GCN2Conv(WIDTH, 0.1),
+    "lg": lambda: pyg.LGConv(),
+    "arma": lambda: pyg.ARMAConv(WIDTH, 3, num_stacks=2),
+    "mixhop": lambda: pyg.MixHopConv(WIDTH, 3),
+}
+WITH_LOOPS = {"gcn", "gcn-improved", "sg", "ssg", "appnp", "gcn2", "mixhop", "simple-loop"}
+
+
+def test_every_layer_with_weights_is_tried() -> None:
+    expected = {cls for cls, recipe in RECIPES.items() if recipe.weigh is not None}
+    assert {type(make()) for make in LAYERS.values()} == expected
+
+
+def weights(kind: str, graph: Any) -> Tensor:
+    source, target = graph.edge_index
+    if kind == "ones":
+        return torch.ones(len(source), dtype=torch.float64)
+    if kind == "factors":
+        factors = 0.5 + torch.rand(2, graph.num_src, dtype=torch.float64)
+        return factors[0, source] * factors[1, target]
+    return 0.1 + torch.rand(len(source), dtype=torch.float64)
+
+
+def run(conv: nn.Module, x: Tensor, edge_index: Tensor, weight: Tensor) -> list[Tensor]:
+    leaves = [x.clone().requires_grad_(), weight]
+    arguments = [leaves[0], leaves[0]] if isinstance(conv, pyg.GCN2Conv) else [leaves[0]]
+    leaves += conv.parameters()
+    for leaf in leaves:
+        leaf.grad = None
+    y = conv(*arguments, edge_index, edge_weight=weight)
+    (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
+    return [y.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+
+
+@pytest.mark.parametrize("kind", ["ones", "factors", "any", "learned"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_weights_equal_stock(
+    name: str, kind: str, awkward: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock = LAYERS[name]().double()
+    accelerated = accelerate(copy.deepcopy(stock))
+    weight = weights(kind, awkward).requires_grad_(kind == "learned")
+    x = torch.randn(awkward.num_src, WIDTH, dtype=torch.float64)
+    expected = run(stock, x, awkward.edge_index, weight)
+    graphs: list[WeightedGraph] = []
+    propagate = WeightedGraph.propagate
+    monkeypatch.setattr(
+        WeightedGraph, "propagate", lambda self, *a: graphs.append(self) or propagate(self, *a)
+    )
+    for _ in range(3):
+        ours = run(accelerated, x, awkward.edge_index, weight)
+        assert len(ours) == len(expected)
+        for a, b in zip(ours, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    assert len(graphs) >= 2
+    # Loops of weight 1 spoil products; those of improved=True have weight 2.
+    factorises = kind == "ones" and name != "gcn-improved"
+    factorises |= kind == "factors" and name not in WITH_LOOPS
+    assert {graph.scales is not None for graph in graphs} == {factorises}
+
+
+def test_weights_that_change(awkward: Any) -> None:
+    stock = pyg.GCNConv(WIDTH, 3).double()
+    accelerated = accelerate(copy.deepcopy(stock))
+    weight = weights("any", awkward)
+    x = torch.randn(awkward.num_src, WIDTH, dtype=torch.float64)
+    for step in range(6):
+        if step == 3:
+            weight[:20] = 2.0
+        given = weight if step != 4 else weight.clone()  # another tensor: its order is known
+        torch.testing.assert_close(
+            accelerated(x, awkward.edge_index, given), stock(x, awkward.edge_index, given)
+        )
+
+
+def test_dtypes_promote_as_in_stock(awkward: Any) -> None:
+    x = torch.randn(awkward.num_src, WIDTH)
+    for dtype in (torch.float64, torch.float32, torch.float16):
+        weight = weights("any", awkward).to(dtype)
+        accelerated = accelerate(pyg.SimpleConv())
+        for _ in range(3):
+            ours = accelerated(x, awkward.edge_index, weight)
+            expected = pyg.SimpleConv()(x, awkward.edge_index, weight)
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_runs_stock(awkward: Any) -> None:
+    """Extrema of weighted messages, weights of several columns, layers with uses of their own."""
+    x = torch.randn(awkward.num_src, WIDTH, dtype=torch.float64)
+    weight = weights("any", awkward)
+    for stock in (
+        pyg.GraphConv(WIDTH, 3, aggr="max"),
+        pyg.LEConv(WIDTH, 3),
+        pyg.ChebConv(WIDTH, 3, K=2),
+        pyg.WLConvContinuous(),
+        pyg.GCNConv(WIDTH, 3, cached=True),
+    ):
+        stock = stock.double()
+        accelerated = accelerate(copy.deepcopy(stock))
+        for _ in range(3):
+            ours = accelerated(x, awkward.edge_index, weight)
+            assert torch.equal(ours, stock(x, awkward.edge_index, weight))
+    column = weight.view(-1, 1)
+    accelerated = accelerate(pyg.SimpleConv())
+    for _ in range(3):
+        ours = accelerated(x, awkward.edge_index, column)
+        assert torch.equal(ours, pyg.SimpleConv()(x, awkward.edge_index, column))

@@ -1,0 +1,193 @@
+"""Slow, obvious versions of everything fast. The tests trust these, so they stay short.
+
+Graphs are `[2, E]` edge lists (row 0 sources, row 1 targets), never a HAG, unless the function is
+about a HAG's program.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from hag_plugin.hag.program import Program, SelfLoops
+
+
+def with_self_loops(edge_index: Tensor, num_dst: int, self_loops: SelfLoops) -> Tensor:
+    """The edge list `[2, E']` after `self_loops`: False, "add" (A + I) or "fill" (one a node)."""
+    if self_loops is False:
+        return edge_index
+    if self_loops == "fill":
+        edge_index = edge_index[:, edge_index[0] != edge_index[1]]
+    loops = torch.arange(num_dst, dtype=edge_index.dtype)
+    return torch.cat([edge_index, torch.stack([loops, loops])], dim=1)
+
+
+def aggregate(
+    x: Tensor,
+    edge_index: Tensor,
+    num_dst: int,
+    reduce: str = "sum",
+    *,
+    self_loops: SelfLoops = False,
+    source_scale: Tensor | None = None,
+    target_scale: Tensor | None = None,
+) -> Tensor:
+    """`y_i = t_i * REDUCE_j(s_j * x_j)`, one message a edge, in the dtype of `x`.
+
+    Args:
+        x: `[*, N_src, F]`.
+        edge_index: `[2, E]`.
+        num_dst: number of rows of the result `[*, num_dst, F]`.
+        reduce: "sum", "mean", "max" or "min".
+        self_loops: False, "add" or "fill".
+        source_scale: `[N_src]` or None.
+        target_scale: `[num_dst]` or None.
+    """
+    source, target = with_self_loops(edge_index.long(), num_dst, self_loops)
+    message = x if source_scale is None else x * source_scale.unsqueeze(-1)
+    message = message.index_select(-2, source)
+    zeros = x.new_zeros(*x.shape[:-2], num_dst, x.shape[-1], dtype=message.dtype)
+    if reduce in ("sum", "mean"):
+        y = zeros.index_add(-2, target, message)
+        if reduce == "mean":
+            count = torch.bincount(target, minlength=num_dst).clamp(min=1)
+            y = y / count.unsqueeze(-1).to(y.dtype)
+    else:
+        index = target.unsqueeze(-1).expand_as(message)
+        y = zeros.scatter_reduce(-2, index, message, f"a{reduce}", include_self=False)
+    return y if target_scale is None else y * target_scale.unsqueeze(-1)
+
+
+def winners(
+    x: Tensor, edge_index: Tensor, num_dst: int, *, largest: bool, last: bool
+) -> tuple[Tensor, Tensor]:
+    """Max or min, and the source that each value comes from, edge by edge.
+
+    Args:
+        x: `[N_src, F]`. NaN wins over numbers.
+        edge_index: `[2, E]`, self-loops included.
+        num_dst: number of rows of both results, `[num_dst, F]`.
+        largest: max, otherwise min.
+        last: of sources that tie the largest wins, otherwise the smallest.
+
+    Returns:
+        The values, 0 where a node has no source, and the sources, -1 there.
+    """
+    y = x.new_zeros(num_dst, x.shape[1])
+    winner = torch.full(y.shape, -1)
+    source, target = edge_index.long()
+    order = torch.argsort(source, descending=last, stable=True)  # a later one must be better
+    for j, i in zip(source[order].tolist(), target[order].tolist(), strict=True):
+        better = x[j] > y[i] if largest else x[j] < y[i]
+        better |= x[j].isnan() & ~y[i].isnan()
+        better |= winner[i] < 0
+        y[i] = torch.where(better, x[j], y[i])
+        winner[i] = torch.where(better, j, winner[i])
+    return y, winner
+
+
+def weighted_aggregate(
+    x: Tensor,
+    edge_index: Tensor,
+    weight: Tensor,
+    num_dst: int,
+    reduce: str = "sum",
+    *,
+    self_loops: SelfLoops = False,
+    loop_weight: Tensor | None = None,
+    source_scale: Tensor | None = None,
+    target_scale: Tensor | None = None,
+) -> Tensor:
+    """`y_i = t_i * REDUCE_e(w_e * s_j * x_j)`, one message an edge, in the dtype of `x`.
+
+    Args:
+        x: `[*, N_src, F]`.
+        edge_index: `[2, E]`.
+        weight: `[E]`.
+        num_dst: number of rows of the result `[*, num_dst, F]`.
+        reduce: "sum" or "mean" (by the number of edges).
+        self_loops: False, "add" or "fill".
+        loop_weight: `[num_dst]`, of the loops that `self_loops` appends; None: 1.
+        source_scale: `[N_src]` or None.
+        target_scale: `[num_dst]` or None.
+    """
+    if self_loops == "fill":
+        weight = weight[edge_index[0] != edge_index[1]]
+    if self_loops is not False:
+        ones = weight.new_ones(num_dst)
+        weight = torch.cat([weight, ones if loop_weight is None else loop_weight])
+    source, target = with_self_loops(edge_index.long(), num_dst, self_loops)
+    message = x if source_scale is None else x * source_scale.unsqueeze(-1)
+    message = message.index_select(-2, source) * weight.unsqueeze(-1)
+    zeros = message.new_zeros(*x.shape[:-2], num_dst, x.shape[-1])
+    y = zeros.index_add(-2, target, message)
+    if reduce == "mean":
+        count = torch.bincount(target, minlength=num_dst).clamp(min=1)
+        y = y / count.unsqueeze(-1).to(y.dtype)
+    return y if target_scale is None else y * target_scale.unsqueeze(-1)
+
+
+def run_program(program: Program, x: Tensor, reduce: str = "sum") -> Tensor:
+    """Walks a program op by op, row by row: `y = P x + d x` for a sum, or max, or min."""
+
+    def combine(rows: list[Tensor]) -> Tensor:
+        if not rows:
+            return torch.zeros(x.shape[1], dtype=x.dtype)
+        stacked = torch.stack(rows)
+        if reduce == "sum":
+            return stacked.sum(0)
+        return stacked.amax(0) if reduce == "max" else stacked.amin(0)
+
+    op_ptr, source = program.op_ptr.tolist(), program.source.tolist()
+    target, tile_ptr = program.target.tolist(), program.tile_ptr.tolist()
+    hub_row, hub_ptr = program.hub_row.tolist(), program.hub_ptr.tolist()
+    rows: dict[int, list[Tensor]] = {}  # sources of y's rows, and of the hubs' partial rows
+    for tile in range(len(tile_ptr) - 1):
+        scratch: dict[int, Tensor] = {}
+        for op in range(tile_ptr[tile], tile_ptr[tile + 1]):
+            sources = source[op_ptr[op] : op_ptr[op + 1]]
+            value = [x[s] if s >= 0 else scratch[~s] for s in sources]
+            if target[op] < 0:
+                scratch[~target[op]] = combine(value)
+            else:
+                rows[target[op]] = value
+    for hub, row in enumerate(hub_row):
+        rows[row] = [
+            combine(rows.pop(program.num_dst + p)) for p in range(hub_ptr[hub], hub_ptr[hub + 1])
+        ]
+    if program.diagonal:
+        for row, value in rows.items():
+            value.append(x[row] if reduce != "sum" else program.diagonal * x[row])
+    y = torch.zeros(program.num_dst, x.shape[1], dtype=x.dtype)
+    for row, value in rows.items():
+        y[row] = combine(value)
+    return y
+
+
+def greedy_merges(rows: list[set[int]], num_nodes: int, capacity: int) -> list[tuple[int, int]]:
+    """Algorithm 3 of the HAG paper (arXiv 1906.03707), step for step, for a set aggregate.
+
+    While there are fewer than `capacity` intermediates, take the pair with the largest
+    redundancy (the number of rows that aggregate both), the smallest pair among equals; if its
+    redundancy exceeds 1, make it an intermediate (numbered from `num_nodes` on) and rewire.
+    `rows` is changed in place to the final covers.
+    """
+    merges: list[tuple[int, int]] = []
+    while len(merges) < capacity:
+        redundancy = Counter(pair for row in rows for pair in combinations(sorted(row), 2))
+        if not redundancy:
+            break
+        pair, count = min(redundancy.items(), key=lambda item: (-item[1], item[0]))
+        if count <= 1:
+            break
+        for row in rows:
+            if row.issuperset(pair):
+                row.difference_update(pair)
+                row.add(num_nodes + len(merges))
+        merges.append(pair)
+    return merges
