@@ -24,7 +24,10 @@ MODULES += ["hag_plugin", *(f"hag_plugin.{n}" for n in ("dgl", "parallel", "pyg"
 def test_docstrings(name: str) -> None:
     if "dgl" in name:
         pytest.importorskip("dgl", reason="DGL is not installed")
-    result = doctest.testmod(importlib.import_module(name))
+    module = importlib.import_module(name)
+    for public in getattr(module, "__all__", ()):
+        getattr(module, public)  # where names are imported when they are first used
+    result = doctest.testmod(module)
     assert result.failed == 0
 
 

@@ -14,10 +14,12 @@ from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import SelfLoops
 from hag_plugin.modes import outside_inference
 from hag_plugin.recall import Recall
+from hag_plugin.saved import set_module
 
 MAX_REMEMBERED = 16  # edge tensors and the like, of one edge type
 
 
+@set_module("hag_plugin.dgl")
 class Relation:
     """One edge type. Its HAG is built when it is first needed; copies of a graph share it.
 

@@ -16,6 +16,7 @@ from hag_plugin.dgl.aggregation.relation import Relation
 from hag_plugin.dgl.recipes import gated, propagate
 from hag_plugin.hag.hag import HAG
 from hag_plugin.modes import outside_inference
+from hag_plugin.saved import set_module
 
 
 class HagMixin:
@@ -190,12 +191,14 @@ class SameAsStock(type):
         return type.__hash__(cls._hag_stock)
 
 
+@set_module("hag_plugin.dgl")
 class HagGraph(HagMixin, DGLGraph, metaclass=SameAsStock):  # type: ignore[misc]
     """A `DGLGraph` whose `update_all` runs on the HAG, made by `ToHAG`."""
 
     _hag_stock = DGLGraph
 
 
+@set_module("hag_plugin.dgl")
 class HagBlock(HagMixin, DGLBlock, metaclass=SameAsStock):  # type: ignore[misc]
     """A `DGLBlock` whose `update_all` runs on the HAG, made by `ToHAG`."""
 
@@ -237,6 +240,7 @@ def view(graph: DGLGraph, relations: tuple[Relation, ...]) -> Any:
     return bind(other, relations)
 
 
+@set_module("hag_plugin.dgl")
 def reverse(graph: DGLGraph, *args: Any, **kwargs: Any) -> Any:
     """As `dgl.reverse`, with the reversed HAGs, which are those that gradients need anyway."""
     reversed_graph = dgl.reverse(graph, *args, **kwargs)
@@ -246,6 +250,7 @@ def reverse(graph: DGLGraph, *args: Any, **kwargs: Any) -> Any:
     return bind(reversed_graph, tuple(relation.reversed() for relation in relations))
 
 
+@set_module("hag_plugin.dgl")
 def to_plain(graph: DGLGraph) -> DGLGraph:
     """The graph without its HAGs: of DGL's own class, sharing features and structure with `graph`.
 

@@ -11,11 +11,13 @@ from dgl import DGLGraph
 from hag_plugin.dgl.aggregation.relation import Relation
 from hag_plugin.dgl.data.graph import CLASSES, relations_of, view
 from hag_plugin.recall import Recall, is_run_again
+from hag_plugin.saved import set_module
 
 MAX_SEARCHED_EDGES = 20_000_000  # larger graphs are searched only where ToHAG is called
 MAX_GRAPHS = 8  # graphs remembered by one accelerated model
 
 
+@set_module("hag_plugin.dgl")
 class Session:
     """What the root of an accelerated model knows about the graphs its layers were called with.
 
@@ -69,6 +71,7 @@ def _relations(graph: DGLGraph) -> tuple[Relation, ...] | None:
     return tuple(Relation({}) for _ in graph.canonical_etypes)
 
 
+@set_module("hag_plugin.dgl")
 class LayerHook:
     """The forward pre-hook of a layer: its graphs are replaced by those of the session."""
 
