@@ -45,7 +45,7 @@ FILES = {
     "model.accelerate": ("accelerate", "forget", "restore"),
     "model.decorator": ("hag_layer",),
     "model.explain": ("explain",),
-    "model.session": ("LayerHook", "Session"),
+    "model.session": ("CallEnd", "LayerHook", "Session"),
 }
 
 
