@@ -6,10 +6,13 @@ from typing import NoReturn
 
 from torch.nn import Module
 
+from hag_plugin.saved import set_module
+
 # What torch.jit.script asks a module, and each that it holds, before it compiles it.
 ASKED = "__prepare_scriptable__"
 
 
+@set_module("hag_plugin")
 def _refuse() -> NoReturn:
     raise RuntimeError(
         "torch.jit.script cannot compile an accelerated model: call hag_plugin.restore(model) "

@@ -57,8 +57,8 @@ def walks(monkeypatch: pytest.MonkeyPatch) -> list[SequentialHAG]:
         trees.append(tree)
         return lstm_aggregate(x, tree, *args, **kwargs)
 
-    for name in ("pyg.sequential", "dgl.recipes.lstm"):
-        module = sys.modules.get(f"hag_plugin.{name}")
+    for name in ("hag_plugin.pyg.recipes.lstm", "hag_plugin.dgl.recipes.lstm"):
+        module = sys.modules.get(name)
         if module is not None:
             monkeypatch.setattr(module, "lstm_aggregate", counted)
     return trees
