@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hag_plugin as hp
-from hag_plugin import cost, schedule
+from hag_plugin import cost
 from hag_plugin.program import Options
 
 
@@ -56,14 +56,15 @@ def test_a_card_is_given_a_hag_only_where_launches_are_paid_for() -> None:
     large.check(edges, "add")
 
 
-def test_moving_makes_what_a_launch_would_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moving_makes_what_a_launch_would_wait_for() -> None:
     """On the way to a device the schedules are made from the programs there are."""
     hag = hp.build_hag(cliques(3, 12), num_nodes=36, self_loops=[False, "add"])
     hag.transpose()
-    made: list[int] = []
-    real = schedule.schedule_of
-    monkeypatch.setattr(schedule, "schedule_of", lambda p: made.append(p.num_dst) or real(p))
+    programs = list(hag._programs.values())
+    assert len(programs) == 2
+    assert not any("schedule" in vars(program) for program in programs)
     hag._make_schedules()
-    assert made == [36, 36]
+    made = [vars(program)["schedule"] for program in programs]
     hag._make_schedules()
-    assert made == [36, 36]
+    assert list(hag._programs.values()) == programs
+    assert [vars(program)["schedule"] for program in programs] == made
