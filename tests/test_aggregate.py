@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 import hag_plugin as hp
 from hag_plugin import reference
+from hag_plugin.reducers import REDUCES
 
-from .cases import DTYPES, MODES, REDUCES, TIES, random_graph
+from .cases import DTYPES, MODES, TIES, random_graph
 from .equality import assert_equal
 
 WIDTHS = (1, 3, 16, 33, 64, 130)

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hag_plugin.aggregate import REDUCES
 from hag_plugin.parallel.executors import Site, Split
 from hag_plugin.parallel.local_graphs import LocalGraphs
+from hag_plugin.reducers import REDUCES
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,10 +7,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from hag_plugin.aggregate import REDUCES, Reduce, aggregate
+from hag_plugin.aggregate import aggregate
 from hag_plugin.parallel.executors import Site
 from hag_plugin.parallel.graph_parts import LocalGraph
 from hag_plugin.parallel.layer_forms import Form
+from hag_plugin.reducers import LINEAR, REDUCES, Reduce
 from hag_plugin.weights import edge_slots, weighted_aggregate
 
 
@@ -30,7 +31,7 @@ class LocalAggregate:
         device, dtype = site.world.device, site.world.dtype
         self.form, self.self_loops = form, graph.self_loops
         weighted = form.edge_weight is not None
-        self.stock = form.reduce not in REDUCES or (weighted and form.reduce in ("max", "min"))
+        self.stock = form.reduce not in REDUCES or (weighted and form.reduce not in LINEAR)
         searched = site.config.hag != "off" and not weighted
         self.hag = graph.hag("auto" if searched else "none", device, relation)
         self.source_scale = _taken(form.source_scale, graph.sources, dtype, device)

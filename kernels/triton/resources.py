@@ -24,7 +24,7 @@ from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .combine import combine
+from .combine import REDUCERS, combine
 from .cut import MAX_WARPS, WINNER_WARPS, cut
 from .edges import edge_dot
 from .launch import ACCUMULATORS, UNROLL
@@ -91,7 +91,8 @@ def flags() -> Iterator[tuple[str, dict[str, Any]]]:
         yield "combine", weighted | scales
         for fill in yes_no:
             yield "edge_dot", {"FILL": fill} | scales
-    for reduce, mixed, diagonal in itertools.product(("max", "min"), yes_no, (0, 1)):
+    others = [reduce for reduce in REDUCERS if reduce != "sum"]
+    for reduce, mixed, diagonal in itertools.product(others, yes_no, (0, 1)):
         scales = {"SCALED": False, "TARGET_SCALED": False}
         yield "combine", {"REDUCE": reduce, "MIXED": mixed, "DIAGONAL": diagonal} | scales
     for ones in yes_no:
