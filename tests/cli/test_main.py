@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import io
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -59,8 +61,9 @@ def test_wrong_input_is_named(
 
 
 def test_interrupt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
+    class Interrupted(io.RawIOBase):
+        def readall(self) -> bytes:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(hp, "build_hag", interrupted)
-    assert "interrupted" in refuse(capsys, "stats", "karate", code=130)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=Interrupted()))
+    assert "interrupted" in refuse(capsys, "stats", "-", code=130)

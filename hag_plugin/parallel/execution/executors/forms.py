@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hag_plugin.ops.aggregate import REDUCES
 from hag_plugin.parallel.execution.graphs.local_graphs import LocalGraphs
 from hag_plugin.parallel.execution.site import Site
 from hag_plugin.parallel.layouts import Split
+from hag_plugin.reducers import REDUCES
 
 
 @dataclass(frozen=True, eq=False)
