@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from hag_plugin import devices
 from hag_plugin.cli.models import MODEL_HELP, add_graph, graph_of, in_words
 from hag_plugin.cli.options import add_command, size
 from hag_plugin.cli.output import print_result
@@ -39,7 +40,9 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--world-sizes", nargs="+", type=int, default=[2], metavar="N",
                         help="numbers of processes (default 2)")  # fmt: skip
-    parser.add_argument("--backend", choices=("gloo", "nccl"), default="gloo", help="default gloo")
+    parser.add_argument(
+        "--backend", choices=devices.backends(), default="gloo", help="default gloo"
+    )
     parser.add_argument("--largest", type=size, default=1 << 24, metavar="BYTES",
                         help="largest message (default 16MiB)")  # fmt: skip
     parser.add_argument("-o", "--output", metavar="FILE.json", help="topology to write")

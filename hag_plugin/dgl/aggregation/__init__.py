@@ -2,6 +2,6 @@
 
 `relation` holds the HAG and what is known of the edges; `rows` runs it; `ties` knows how DGL's own
 kernels break ties in max and min. Nothing here knows of layers or of graphs with HAGs. A reducer
-goes into `rows.REDUCERS` once `hag_plugin.ops.aggregate` has it and gives what DGL's does on nodes
+goes into `rows.REDUCERS` once `aggregate` has it and it gives what DGL does on nodes
 without edges, NaN and infinities.
 """

@@ -23,11 +23,13 @@ import numpy as np
 import torch
 import torch.multiprocessing
 
+from hag_plugin import devices
 from hag_plugin.hag.build import build_hag
 from hag_plugin.ops.aggregate import aggregate
 from hag_plugin.parallel.machine.levels import Level
 from hag_plugin.parallel.machine.topology import Device, Fit, Topology
 from hag_plugin.parallel.ranks.comm import Group, session
+from hag_plugin.saved import set_module
 from hag_plugin.starting import interrupts_blocked
 
 SIZES = tuple(1 << k for k in range(10, 25, 2))  # bytes that each process hands in
@@ -59,12 +61,14 @@ def probe(
     """
     if not world_sizes or min(world_sizes) < 2:
         raise ValueError(f"world_sizes are {list(world_sizes)}; expected numbers of 2 or more")
-    if backend not in ("gloo", "nccl"):
-        raise ValueError(f"backend is {backend!r}; expected 'gloo' or 'nccl'")
-    if backend == "nccl" and torch.cuda.device_count() < max(world_sizes):
+    if backend not in devices.backends():
+        names = " or ".join(map(repr, devices.backends()))
+        raise ValueError(f"backend is {backend!r}; expected {names}")
+    module = devices.module_of(devices.kind_with(backend))
+    if module is not None and module.device_count() < max(world_sizes):
         raise ValueError(
-            f"nccl over {max(world_sizes)} processes needs as many GPUs; there are "
-            f"{torch.cuda.device_count()}"
+            f"{backend} over {max(world_sizes)} processes needs as many GPUs; there are "
+            f"{module.device_count()}"
         )
     fits: list[Fit] = []
     device: Device | None = None
@@ -77,6 +81,7 @@ def probe(
     return _topology(name, backend, fits, device, size)
 
 
+@set_module("hag_plugin.parallel")
 def probe_ranks(
     group: Group | None = None, *, sizes: Sequence[int] = SIZES, name: str = "these ranks"
 ) -> Topology:
@@ -95,7 +100,7 @@ def probe_ranks(
         raise ValueError("there is one rank; expected 2 or more, which have something to send")
     measured, device = _run_collectives(group, sizes), _device(group)
     fits = [fit(c, group.size, sent, seconds) for c, (sent, seconds) in measured.items()]
-    backend = "gloo" if group.device.type == "cpu" else "nccl"
+    backend = devices.kind_of(group.device).collectives
     found: Topology = group.broadcast(_topology(name, backend, fits, device, group.size))
     return found
 
@@ -166,10 +171,11 @@ def _run_rank(rank: int, size: int, backend: str, sizes: tuple[int, ...], folder
     """One process: takes part in every collective; rank 0 writes what was measured."""
     if sys.platform == "linux":  # the machine may have no other interface that works
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    if backend == "gloo":
+    module = devices.module_of(devices.kind_with(backend))
+    if module is None:
         torch.set_num_threads(max(_cores() // size, 1))
     else:
-        torch.cuda.set_device(rank)
+        module.set_device(rank)
     with session(backend, f"file://{folder}/meet", rank, size, TIMEOUT) as group:
         measured, figures = _run_collectives(group, sizes), _device(group)
         if rank == 0:
@@ -219,7 +225,7 @@ def _slowest(run: Callable[[], Any], group: Group) -> float:
         group.barrier()
         start = time.perf_counter()
         run()
-        _wait(group.device)
+        devices.synchronize(group.device)
         seconds = torch.tensor(
             [time.perf_counter() - start], dtype=torch.float64, device=group.device
         )
@@ -243,17 +249,13 @@ def _device(group: Group) -> Device:
     small = torch.rand(16, 16, device=device)
     overhead = _slowest(lambda: small.relu(), group)
     moved = 9 * nodes * width * 4 + 8 * nodes * 4
-    if device.type == "cuda":
-        name, memory = torch.cuda.get_device_name(device), torch.cuda.mem_get_info(device)[1]
+    name = devices.name_of(device)
+    if name is not None:
+        memory = devices.module_of(devices.kind_of(device)).mem_get_info(device)[1]
     else:
         name = f"{torch.get_num_threads()} threads of {_cores()} cores"
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // group.size
     return Device(name, 2 * n**3 / product, moved / gathered, memory, overhead, 1.0, 1.0)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _cores() -> int:

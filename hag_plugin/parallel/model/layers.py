@@ -22,10 +22,12 @@ from hag_plugin.layers.table import record_of
 from hag_plugin.parallel.model.calls import named
 from hag_plugin.parallel.model.functions import tensors
 from hag_plugin.parallel.model.walk import Entry, Walk
+from hag_plugin.saved import set_module
 
 LINEAR_REDUCERS = {"sum", "add", "mean"}
 
 
+@set_module("hag_plugin.parallel")
 class UnknownLayerError(TypeError):
     """A layer is used in a way that the table does not cover."""
 

@@ -22,7 +22,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from hag_plugin import devices
 from hag_plugin.parallel.layouts import sent_bytes
+from hag_plugin.saved import set_module
 
 # torch renamed these two; the old names warn.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -30,6 +32,7 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 
 
+@set_module("hag_plugin.parallel")
 class Sent:
     """Bytes that this rank sent, by phase and collective.
 
@@ -105,8 +108,7 @@ class Group:
                 "torch.distributed.init_process_group('gloo' or 'nccl') before, under torchrun"
             )
         if device is None:
-            on_gpu = "nccl" in str(dist.get_backend())
-            device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else "cpu"
+            device = devices.current(devices.kind_with(str(dist.get_backend())))
         ranks = tuple(range(dist.get_world_size()))
         return cls(ranks, dist.get_rank(), torch.device(device), Sent())
 

@@ -19,12 +19,14 @@ from typing import Any, Protocol
 
 import torch
 
+from hag_plugin import devices
 from hag_plugin.files import write_whole
 from hag_plugin.hag.build import build_hag
 from hag_plugin.ops.aggregate import aggregate
 from hag_plugin.parallel.layouts import Message
 from hag_plugin.parallel.machine.topology import Topology
 from hag_plugin.parallel.strategies.registry import INDEX, Terms
+from hag_plugin.saved import set_module
 from hag_plugin.version import __version__
 
 MODES = ("analytic", "measured", "calibrated")
@@ -41,6 +43,7 @@ class ComputeCost(Protocol):
         ...
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True)
 class Seconds:
     """Predicted time of one operation, forward and backward.
@@ -207,19 +210,14 @@ def _sum_of_rows(
 def _median_seconds(work: list[Callable[[], Any]], device: str) -> float:
     taken = []
     for repeat in range(REPEATS + 1):
-        _wait(device)
+        devices.synchronize(device)
         start = time.perf_counter()
         for run in work:
             run()
-        _wait(device)
+        devices.synchronize(device)
         if repeat:  # the first is warm-up
             taken.append(time.perf_counter() - start)
     return statistics.median(taken)
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
 
 
 # The cache ------------------------------------------------------------------------------------
@@ -233,10 +231,7 @@ def cache_folder() -> Path:
 
 
 def _machine(device: str) -> str:
-    if device.startswith("cuda"):
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"{_processor()} {torch.get_num_threads()} threads"
+    name = devices.name_of(device) or f"{_processor()} {torch.get_num_threads()} threads"
     text = f"{name} {torch.__version__} {__version__}"
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 

@@ -14,6 +14,7 @@ from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
 from hag_plugin.modes import outside_inference
 from hag_plugin.recall import Recall, decide, is_run_again
+from hag_plugin.saved import set_module
 
 MAX_SEARCHED_EDGES = 20_000_000  # larger graphs are searched only where build_hag is called
 MAX_GRAPHS = 64  # graphs remembered by one accelerated model; as many as a model has edge types
@@ -21,6 +22,7 @@ _top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 CACHED = "cached"  # what is kept of an edge index whose graph a layer keeps
 
 
+@set_module("hag_plugin.pyg")
 class Session:
     """What the root of an accelerated model knows about the edge indices it was called with.
 

@@ -32,6 +32,7 @@ from hag_plugin.pyg.recipes import propagate as running
 from hag_plugin.pyg.recipes.recipe import Call, Recipe, stock_class
 from hag_plugin.pyg.recipes.table import recipe_of
 from hag_plugin.pyg.recipes.weighted import WeightedGraph
+from hag_plugin.saved import set_module
 from hag_plugin.sequence.prefix_tree import SequentialHAG
 
 _CLASSES: dict[type, type] = {}
@@ -321,6 +322,7 @@ def _reduce(self: Any, protocol: Any) -> Any:
     return (_new_layer, (stock,), *reduced[2:])
 
 
+@set_module("hag_plugin.pyg")
 def _new_layer(stock: type) -> Any:
     cls: Any = hag_class(stock)
     return cls.__new__(cls)

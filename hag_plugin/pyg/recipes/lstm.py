@@ -12,6 +12,7 @@ from torch_geometric.nn.aggr import LSTMAggregation
 from hag_plugin.pyg.aggregation.neighbourhoods import check_sizes
 from hag_plugin.pyg.recipes import reorder
 from hag_plugin.pyg.recipes.recipe import Call, Recipe
+from hag_plugin.saved import set_module
 from hag_plugin.sequence.cost import StepCounts, padded_counts
 from hag_plugin.sequence.lstm import lstm_aggregate
 from hag_plugin.sequence.prefix_tree import SequentialHAG, build_sequence
@@ -69,6 +70,7 @@ def run(recipe: Recipe, conv: Any, tree: SequentialHAG, size: Any, arguments: Ca
 # As a module of its own -------------------------------------------------------------------------
 
 
+@set_module("hag_plugin.pyg")
 class PrefixLSTMAggregation(LSTMAggregation):  # type: ignore[misc]
     """`LSTMAggregation` that runs one step for every distinct prefix, with the same results.
 

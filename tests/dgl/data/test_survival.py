@@ -95,7 +95,7 @@ def test_kept(name: str, multigraph: Any) -> None:
 @pytest.mark.parametrize("name", COPIES)
 def test_copies_need_no_search(name: str, monkeypatch: pytest.MonkeyPatch, multigraph: Any) -> None:
     graph = hag_dgl.ToHAG()(multigraph())
-    monkeypatch.setattr("hag_plugin.hag.build.search_program", None)
+    monkeypatch.setattr("hag_plugin.hag.search.search_program", None)
     monkeypatch.setattr("hag_plugin.dgl.aggregation.relation.build_hag", None)
     assert torch.equal(sums(COPIES[name](graph)), expected(graph))
     merged = hag_dgl.batch([graph, graph])

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hag_plugin.devices import forked_random_state
 from hag_plugin.parallel.execution import dropout
 from hag_plugin.parallel.execution.executors.registry import OperationExecutor, executes
 from hag_plugin.parallel.execution.parameters import swapped
@@ -137,8 +138,7 @@ class Whole(Local):
     def run(self, call: Call, *inputs: Tensor) -> Tensor:
         site = self.site
         key = hash((site.world.seed, site.world.step, site.index)) % 2**63
-        devices = [site.world.device] if site.world.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
+        with forked_random_state(site.world.device):
             torch.manual_seed(key)
             if site.module is None:
                 return super().run(call, *inputs)

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from hag_plugin.layers.record import held
 from hag_plugin.layers.table import record_of
-from hag_plugin.ops.aggregate import REDUCES
 from hag_plugin.parallel.execution.graphs.local_graphs import LocalGraphs
 from hag_plugin.parallel.execution.site import Site
 from hag_plugin.parallel.layouts import Split
 from hag_plugin.parallel.model.calls import named
+from hag_plugin.reducers import REDUCES
 
 
 @dataclass(frozen=True, eq=False)
