@@ -82,6 +82,7 @@ RECORDS = (
     _conv("tag_conv.TAGConv", **NORMALISED),
     _conv("lg_conv.LGConv", **NORMALISED),
     _conv("arma_conv.ARMAConv", **NORMALISED),
+    _conv("pdn_conv.PDNConv", edge_values=ATTRIBUTES, exponents=symmetric, self_loops=filled),
     # Normalised in ways of their own.
     _conv("eg_conv.EGConv", self_loops=filled),
     _conv(
