@@ -13,7 +13,7 @@ ASKED = "__prepare_scriptable__"
 
 
 @set_module("hag_plugin")
-def _refuse() -> NoReturn:
+def _refuse_script() -> NoReturn:
     raise RuntimeError(
         "torch.jit.script cannot compile an accelerated model: call hag_plugin.restore(model) "
         "first. torch.jit.trace and torch.export take it as it is"
@@ -23,10 +23,10 @@ def _refuse() -> NoReturn:
 def refuse(*modules: Module) -> None:
     """Lets `torch.jit.script` say what to do about accelerated modules."""
     for module in modules:
-        module.__dict__[ASKED] = _refuse
+        module.__dict__[ASKED] = _refuse_script
 
 
 def allow(module: Module) -> None:
     """Undoes `refuse`."""
-    if module.__dict__.get(ASKED) is _refuse:
+    if module.__dict__.get(ASKED) is _refuse_script:
         del module.__dict__[ASKED]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hag_plugin.files import write_whole
 from hag_plugin.pyg import layers
-from hag_plugin.pyg.recipes.recipe import SMALL
+from hag_plugin.pyg.model.settle import SMALL
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "layers.md"
 

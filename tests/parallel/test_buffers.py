@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch_geometric.nn import GCNConv, RGCNConv, SAGEConv
 
 import hag_plugin as hp
-from hag_plugin.pyg.recipes import recipe as recipes
+from hag_plugin.pyg.model import settle
 
-from .ranks import run_processes
+from .run_ranks import run_processes
 
 NODES, EDGES, TYPES = 30, 200, 3
 COLLECTIVES = ("broadcast", "all_reduce", "send", "scatter")
@@ -66,7 +66,7 @@ def _agree(stock: nn.Module, fast: nn.Module, inputs: list[Tensor]) -> None:
 
 def receives(rank: int) -> int:
     """Each input changes every second step, in a buffer that stays."""
-    recipes.SMALL = 0
+    settle.SMALL = 0
     hags = 0
     for name, make in LAYERS.items():
         for how in COLLECTIVES if name == "plain" else COLLECTIVES[:1]:

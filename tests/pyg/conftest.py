@@ -13,7 +13,7 @@ from torch import Tensor
 from torch_geometric.data import Batch
 from torch_geometric.datasets import Planetoid, TUDataset
 
-from hag_plugin.pyg.recipes import recipe as recipes
+from hag_plugin.pyg.model import settle
 
 REAL = ("Cora", "MUTAG", "IMDB-MULTI")
 
@@ -42,7 +42,7 @@ def one_thread(seeded: None) -> None:
 @pytest.fixture(autouse=True)
 def few_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets recipes run on the small graphs of these tests, which are left to stock otherwise."""
-    monkeypatch.setattr(recipes, "SMALL", 0)
+    monkeypatch.setattr(settle, "SMALL", 0)
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ def is_constant(x: Tensor) -> bool:
 
 def comes_back(layer: Any, hag: HAG, x: Tensor, how: Hashable) -> bool:
     """Whether `kept` will have the aggregate of these features; the first time, they are noted."""
-    return _memory(layer).is_back((x, hag), how)
+    return is_constant(x) and _memory(layer).is_back((x, hag), how)
 
 
 def kept(
@@ -51,7 +51,7 @@ def kept(
 ) -> Tensor | None:
     """The aggregate of features that the layer met before, unchanged, over the same graph.
 
-    None where they did not come back, or where it would be too large to keep.
+    None where they are not constant, did not come back, or where it would be too large to keep.
 
     Args:
         layer: that aggregates.
@@ -60,7 +60,11 @@ def kept(
         how: everything else that the aggregate depends on.
         compute: computes it. Must not be written to; if somebody does, it is computed anew.
     """
-    memory = _memory(layer)
+    if type(x) is not Tensor or x.requires_grad or not is_ordinary(x):  # as `is_constant`
+        return None
+    memory = _MEMORY.get(layer)
+    if memory is None:
+        memory = _memory(layer)
 
     def make() -> Kept | None:
         rows = max(hag.num_src, 1)

@@ -7,16 +7,17 @@ from typing import Any
 from torch.nn import Module
 from torch_geometric.nn import MessagePassing
 
-from hag_plugin.explanation import Explanation, Row
+from hag_plugin.explanation import Calls, Explanation, Row
+from hag_plugin.pyg.aggregation import aggregators
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
-from hag_plugin.pyg.model.swap import stock_class
+from hag_plugin.pyg.model import settle
 from hag_plugin.pyg.recipes import lstm
-from hag_plugin.pyg.recipes import recipe as recipes
-from hag_plugin.pyg.recipes.recipe import Recipe, ruled_out
+from hag_plugin.pyg.recipes.recipe import Recipe, stock_class
 from hag_plugin.pyg.recipes.table import RECIPES, recipe_of
+from hag_plugin.sequence.cost import describe
 
 FEW = (
-    f"{{}}: in training, a call with fewer than {recipes.SMALL:,} numbers in all its messages runs "
+    f"{{}}: in training, a call with fewer than {settle.SMALL:,} numbers in all its messages runs "
     "stock, which is as fast there."
 )
 GRAPHS = {False: "A", "add": "A + I", "fill": "A with one loop a node"}
@@ -46,21 +47,23 @@ def _yields(row: Row, layer: Any) -> bool:
     recipe = recipe_of(stock_class(layer))
     if recipe is None or not row.accelerated or lstm.is_lstm(layer):
         return False
-    return recipes.may_be_small(layer, recipe)
+    return settle.may_be_small(layer, recipe)
 
 
 def _row(name: str, layer: Any) -> Row:
     stock = stock_class(layer)
     recipe = recipe_of(stock)
+    calls = layer.__dict__.get(settle.CALLS) or Calls()
     if recipe is None:
-        return Row(name, stock.__name__, False, "", _why_no_recipe(stock))
+        return Row(name, stock.__name__, False, "", settle.why_no_recipe(stock), calls)
     ready = type(layer) is not stock or getattr(stock, "_hag_recipe", None) is not None
     if lstm.is_lstm(layer) and stock in RECIPES:
-        runs, words = lstm.explained(layer, recipe)
+        why = settle.why_no_lstm(layer, recipe)
+        runs, words = (False, why) if why else describe(layer.aggr_module.lstm)
         if runs and not ready:
             runs, words = False, "eligible: call accelerate"
-        return Row(name, stock.__name__, runs, _aggregates(recipe, layer), words)
-    reason = ruled_out(layer, recipe)
+        return Row(name, stock.__name__, runs, _aggregates(recipe, layer), words, calls)
+    reason = settle.why_never(layer, recipe)
     if reason is None and not ready:
         reason = "eligible: call accelerate"
     accelerated = reason is None
@@ -68,7 +71,7 @@ def _row(name: str, layer: Any) -> Row:
         reason = f"calls with {', '.join(recipe.edge_arguments)} run stock"
         if recipe.weigh is not None:
             reason = "edge_weight is fused where it is a product of node factors"
-    return Row(name, stock.__name__, accelerated, _aggregates(recipe, layer), reason or "")
+    return Row(name, stock.__name__, accelerated, _aggregates(recipe, layer), reason or "", calls)
 
 
 def _aggregates(recipe: Recipe, layer: Any) -> str:
@@ -89,16 +92,5 @@ def _reduce(layer: Any) -> str:
     if known is not None:
         names = getattr(layer, "aggregators", [known])  # EGConv's own
     else:
-        module = getattr(layer.aggr_module, "aggr", layer.aggr_module)
-        members = getattr(module, "aggrs", [module])
-        names = [type(m).__name__.removesuffix("Aggregation").lower() for m in members]
+        names = aggregators.names(layer.aggr_module)
     return ", ".join(names)
-
-
-def _why_no_recipe(stock: type) -> str:
-    known = next((c.__name__ for c in stock.__mro__[1:] if recipe_of(c) is not None), None)
-    if known is not None:
-        return f"a subclass of {known} may do something else: declare it with @hag_layer"
-    if stock.__module__.startswith("torch_geometric."):
-        return "no recipe: its messages depend on more than the source node, or it is not known yet"
-    return "no recipe: if its message depends on the source node alone, declare it with @hag_layer"

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from hag_plugin.pyg.recipes.recipe import Recipe
 from hag_plugin.pyg.recipes.table import RECIPES
+from hag_plugin.saved import set_module
 
 
+@set_module("hag_plugin.pyg")
 @dataclass(frozen=True)
 class Layer:
     """One layer class of the recipe table.
@@ -22,6 +24,7 @@ class Layer:
     eligible_when: str
 
 
+@set_module("hag_plugin.pyg")
 @dataclass(frozen=True)
 class Layers:
     """All rows; prints as a Markdown table."""

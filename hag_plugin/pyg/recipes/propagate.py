@@ -76,7 +76,7 @@ def run_rows(
     scale = None
     if exponent is not None:
         scale = degree_scale(hag, exponent, self_loops, z.dtype)
-    if recipe.keeps is not None and constant.is_constant(z):
+    if recipe.keeps is not None:
         how = (monoid, dim, self_loops, exponent)
         known = constant.kept(conv, hag, z, how, lambda: over.reduce(monoid, z, scale))
         if known is not None:

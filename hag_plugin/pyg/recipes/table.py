@@ -182,11 +182,13 @@ RECIPES: dict[type, Recipe] = {
     # Normalised in ways of their own.
     nn.EGConv: Recipe(reduce=forwards.eg_aggregate, self_loops=_filled, cache="_cached_edge_index"),
     nn.ClusterGCNConv: Recipe(
+        self_loops=lambda conv: "fill",
         forward=forwards.cluster_gcn,
         conditions=(LOOPS, SUM, SOURCE_TO_TARGET),
         matrix="D^-1 (A with one loop a node)",
     ),
     nn.ChebConv: Recipe(
+        self_loops=lambda conv: "fill",
         forward=forwards.cheb,
         edge_arguments=WEIGHT,
         conditions=(SUM, SOURCE_TO_TARGET),
@@ -198,6 +200,7 @@ RECIPES: dict[type, Recipe] = {
         size=_hypergraph_size,
         conditions=(NO_ATTENTION, SUM_OR_MEAN),
         matrix="the incidence of hyperedges, and back",
+        returns=True,
     ),
     # A graph for each relation.
     nn.RGCNConv: replace(_RELATIONAL, conditions=(NO_SEGMENT_MATMUL,)),

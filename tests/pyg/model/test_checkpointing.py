@@ -29,7 +29,7 @@ from torch_geometric.nn import (
 )
 
 import hag_plugin as hp
-from hag_plugin.pyg.recipes import recipe as recipes
+from hag_plugin.pyg.model import settle
 
 NODES, EDGES, WIDTH, TYPES = 40, 300, 5, 3
 DEGREES = torch.tensor([0, 10, 20, 10])
@@ -217,7 +217,7 @@ def test_models_that_come_back_meet_hags_under_checkpoints(how: str) -> None:
 
 @pytest.mark.parametrize("how", ["whole", "by layer", "nested"])
 def test_small_graphs(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipes, "SMALL", EDGES * WIDTH)  # some layers of a net, others not
+    monkeypatch.setattr(settle, "SMALL", EDGES * WIDTH)  # some layers of a net, others not
     for name in ("GCN", "GCN cached", "SAGE", "GIN"):
         test_gradients_are_stocks(name, PLAIN[name], "plain", how, False)
 

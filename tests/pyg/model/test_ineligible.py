@@ -13,8 +13,8 @@ from torch_geometric import nn as pyg
 
 import hag_plugin as hp
 from hag_plugin.pyg import accelerate, explain, relation_hags
+from hag_plugin.pyg.model import settle
 from hag_plugin.pyg.recipes import propagate as running
-from hag_plugin.pyg.recipes import recipe as recipes
 from hag_plugin.pyg.recipes.table import RECIPES
 
 NODES, WIDTH, EDGES = 12, 4, 40
@@ -184,14 +184,14 @@ def test_few_messages_run_stock_code(name: str, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(running, "run", counted)
     for least, runs in ((EDGES * WIDTH + 1, name == "GCNConv"), (EDGES * WIDTH, True)):
-        monkeypatch.setattr(recipes, "SMALL", least)
+        monkeypatch.setattr(settle, "SMALL", least)
         ran.clear()
         torch.testing.assert_close(accelerated(X, handed), expected)
         assert bool(ran) == runs
         for _ in range(2):
             torch.testing.assert_close(accelerated(X, *plain), expected)
         assert (session.num_hags > 0) == runs
-    monkeypatch.setattr(recipes, "SMALL", 10**6)
+    monkeypatch.setattr(settle, "SMALL", 10**6)
     assert (f"{name}: in training, a call with fewer than" in str(hp.explain(accelerated))) != (
         name == "GCNConv"
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch_geometric import nn as pyg
 
 from hag_plugin.pyg import accelerate
-from hag_plugin.pyg.recipes import recipe as recipes
+from hag_plugin.pyg.model import settle
 
 from ...derivatives import (
     batched_gradients,
@@ -55,7 +55,7 @@ TRANSFORMS = (
 
 @pytest.fixture(autouse=True)
 def _no_call_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipes, "SMALL", 0)
+    monkeypatch.setattr(settle, "SMALL", 0)
 
 
 def small_graph(nodes: int = 7) -> Any:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch_geometric.nn import GCNConv, GINConv, GraphConv, SAGEConv, SignedConv
 
 import hag_plugin as hp
+from hag_plugin.pyg.model import settle
 from hag_plugin.pyg.recipes import propagate as running
-from hag_plugin.pyg.recipes import recipe as recipes
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "GCNConv, narrower": lambda: GCNConv(6, 4),
@@ -127,7 +127,7 @@ def test_the_bias_of_another_dtype_promotes() -> None:
 
 def test_two_graphs_of_few_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     """SignedConv takes two graphs: stock's code runs where both are small, as for one."""
-    monkeypatch.setattr(recipes, "SMALL", 10**6)
+    monkeypatch.setattr(settle, "SMALL", 10**6)
     stock = SignedConv(6, 4, first_aggr=True).double()
     fast = hp.accelerate(copy.deepcopy(stock))
     edges = [torch.randint(30, (2, 90)), torch.randint(30, (2, 70))]
@@ -144,7 +144,7 @@ def test_two_graphs_of_few_messages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_few_messages_of_what_stock_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stock is faster where it need not normalise again; a HAG is not the graph of its cache."""
-    monkeypatch.setattr(recipes, "SMALL", 10**6)
+    monkeypatch.setattr(settle, "SMALL", 10**6)
     edge_index = torch.randint(30, (2, 90))
     hag = hp.build_hag(edge_index, num_nodes=30)
     stock = GCNConv(6, 4, cached=True).double()

@@ -16,7 +16,7 @@ from torch_geometric.nn import aggr
 
 import hag_plugin as hp
 from hag_plugin.pyg import accelerate, explain, layers, relation_hags, restore
-from hag_plugin.pyg.model.swap import stock_class
+from hag_plugin.pyg.recipes.recipe import stock_class
 from hag_plugin.pyg.recipes.table import RECIPES
 
 WIDTH, OUT = 6, 4
