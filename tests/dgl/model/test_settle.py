@@ -75,9 +75,9 @@ def calls_of(module: nn.Module, name: str = "") -> Calls:
     return next((row.calls for row in hp.explain(module) if row.name == name), Calls())
 
 
-def called(module: nn.Module, *arguments: Any) -> Ran:
+def called(function: Callable[..., Any], *arguments: Any) -> Ran:
     with count_programs() as ran:
-        module(*arguments)
+        function(*arguments)
     return ran
 
 
@@ -246,6 +246,15 @@ def test_calls_that_raise() -> None:
     except ValueError:  # handled outside, not of the call
         model.first(graph, X)
     assert calls_of(model, "first").counts == {"HAG": 1}
+
+
+def test_forward_itself_is_not_counted() -> None:
+    """It passes by the hooks: a plain graph stays plain there, too."""
+    conv, graph = hp.accelerate(GraphConv(4, 3)), clique()
+    for _ in range(3):
+        assert kind_of(called(conv.forward, graph, X)) == "stock"
+    assert kind_of(called(conv.forward, ToHAG()(graph), X)) == "HAG"
+    assert not calls_of(conv).counts
 
 
 def test_an_interrupt_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
