@@ -29,6 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("kernels.triton", "kernels.triton.*"),
     ("ops", "ops.*"),
     ("sequence", "sequence.*"),
+    ("layers", "layers.*"),
     ("testing",),
     ("pyg", "pyg.*", "dgl", "dgl.*", "parallel", "parallel.*"),
     ("",),  # the package itself, with the names that users import

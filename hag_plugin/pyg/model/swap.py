@@ -115,7 +115,7 @@ def _forward(stock: type, recipe: Recipe) -> Any:
             note(self, recipe, choice, call)
             return out
         given = {**call, **choice.changed}
-        graph = given.get(recipe.graphs[0])
+        graph = given.get(recipe.record.graphs[0])
         if is_normalised and isinstance(graph, HAG):
             x = given.get("x")
             if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
@@ -135,7 +135,7 @@ def _check_edges(
     conv: Any, stock: type, forward: Any, recipe: Recipe, call: Call, given: dict[str, Any]
 ) -> None:
     """Raises ValueError if a layer that ran on the edges of its HAG depends on their order."""
-    for name in recipe.graphs:
+    for name in recipe.record.graphs:
         taken, graph = call.get(name), given.get(name)
         is_replaced = isinstance(graph, Tensor) and not isinstance(taken, Tensor | SequentialHAG)
         if is_replaced and not edge_order.is_free(conv, stock):
