@@ -25,8 +25,8 @@ from hag_plugin.ops import degrees as _degrees  # noqa: F401  (its operator: in 
 from hag_plugin.ops.aggregate import aggregate
 from hag_plugin.recall import Recall  # noqa: F401  (saved models name it)
 from hag_plugin.scripting import _refuse_script  # noqa: F401  (saved models name it)
+from hag_plugin.version import __version__ as __version__
 
-__version__ = "0.1.0"
 __all__ = [
     "HAG",
     "Stats",

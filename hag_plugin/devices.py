@@ -5,8 +5,9 @@ A new kind is an entry here. Where it has launches, the Triton kernels run on it
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -63,8 +64,22 @@ def kind_of(device: torch.device | str) -> Kind:
     return KINDS.get(torch.device(device).type, KINDS["cpu"])
 
 
-def module_of(kind: Kind) -> ModuleType | None:
-    """What torch has for devices of a kind beside the CPU, such as `torch.cuda`."""
+def kind_with(collectives: str) -> Kind:
+    """The kind whose tensors go through a backend of torch.distributed, as `get_backend` says it.
+
+    Where that names several, as in "cpu:gloo,cuda:nccl", the one beside the CPU.
+    """
+    named = (k for k in KINDS.values() if k.launches is not None and k.collectives in collectives)
+    return next(named, KINDS["cpu"])
+
+
+def backends() -> tuple[str, ...]:
+    """The backends of torch.distributed, of all kinds."""
+    return tuple(kind.collectives for kind in KINDS.values())
+
+
+def module_of(kind: Kind) -> Any:
+    """What torch has for devices of a kind beside the CPU, such as `torch.cuda`; None for that."""
     return None if kind.launches is None else torch.get_device_module(kind.name)
 
 
@@ -74,6 +89,20 @@ def is_available(kind: Kind) -> bool:
     return module is None or bool(module.is_available())
 
 
+def current(kind: Kind) -> torch.device:
+    """The device of a kind that torch uses where none is said."""
+    module = module_of(kind)
+    return (
+        torch.device("cpu") if module is None else torch.device(kind.name, module.current_device())
+    )
+
+
+def name_of(device: torch.device | str) -> str | None:
+    """What a device beside the CPU calls itself; None for that."""
+    module = module_of(kind_of(device))
+    return None if module is None else str(module.get_device_properties(device).name)
+
+
 def synchronize(device: torch.device | str) -> None:
     """Waits until a device has done all that it was told."""
     module = module_of(kind_of(device))
@@ -81,6 +110,9 @@ def synchronize(device: torch.device | str) -> None:
         module.synchronize(device)
 
 
-def with_random_state(device: torch.device) -> list[torch.device]:
-    """The devices, beside the CPU, whose random state `torch.random.fork_rng` is to keep."""
-    return [] if module_of(kind_of(device)) is None else [device]
+def forked_random_state(device: torch.device) -> AbstractContextManager[None]:
+    """`torch.random.fork_rng` of the CPU and this device."""
+    kind = kind_of(device)
+    others = [] if module_of(kind) is None else [device]
+    device_type = kind.name if others else "cuda"
+    return torch.random.fork_rng(others, device_type=device_type)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from hag_plugin.sequence import SequentialHAG, lstm_aggregate
+from hag_plugin.sequence import SequentialHAG
 from hag_plugin.sequence.cost import StepCounts
+from hag_plugin.testing import count_programs
 
 os.environ.setdefault("DGLBACKEND", "pytorch")  # or DGL writes a file into the home directory
 # Plans depend on the cost constants: tests take the defaults, whatever was calibrated here.
@@ -49,19 +49,10 @@ def seeded() -> Iterator[None]:
 
 
 @pytest.fixture
-def walks(monkeypatch: pytest.MonkeyPatch) -> list[SequentialHAG]:
-    """The trees that LSTMs of either framework walked, one entry a call."""
-    trees: list[SequentialHAG] = []
-
-    def counted(x: Any, tree: SequentialHAG, *args: Any, **kwargs: Any) -> Any:
-        trees.append(tree)
-        return lstm_aggregate(x, tree, *args, **kwargs)
-
-    for name in ("hag_plugin.pyg.recipes.lstm", "hag_plugin.dgl.sequential"):
-        module = sys.modules.get(name)
-        if module is not None:
-            monkeypatch.setattr(module, "lstm_aggregate", counted)
-    return trees
+def walks() -> Iterator[list[SequentialHAG]]:
+    """The trees that LSTMs walked, one entry a call."""
+    with count_programs() as ran:
+        yield ran.trees
 
 
 @pytest.fixture

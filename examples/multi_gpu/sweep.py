@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 import hag_plugin as hp
 from hag_plugin.files import check_output, write_whole
-from hag_plugin.parallel.comm import Group
-from hag_plugin.parallel.strategies import REGISTRY, Problem, configs_of
+from hag_plugin.parallel.ranks.comm import Group
+from hag_plugin.parallel.strategies.registry import REGISTRY, Problem, configs_of
 
 PLANNED = "auto"
 

@@ -17,9 +17,9 @@ from torch_geometric import nn as pyg
 from torch_geometric.data import Data
 
 import hag_plugin as hp
-from hag_plugin.data import datasets, generators
-from hag_plugin.parallel.comm import Group, session
-from hag_plugin.parallel.strategies import REGISTRY
+from hag_plugin import datasets, generators
+from hag_plugin.parallel.ranks.comm import Group, session
+from hag_plugin.parallel.strategies.registry import REGISTRY
 
 MODELS = {"gcn": pyg.GCN, "sage": pyg.GraphSAGE, "gin": pyg.GIN, "gat": pyg.GAT}
 LAYERS = ("convolution", "attention")  # kinds of operations that have edges

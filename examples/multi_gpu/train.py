@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 import hag_plugin as hp
-from hag_plugin.parallel.comm import Group
+from hag_plugin.parallel.ranks.comm import Group
 
 
 def arguments() -> argparse.Namespace:

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from hag_plugin.parallel.exact import CostGraph
+from hag_plugin.parallel.search.elimination import CostGraph
 
 from .flexflow_model import BYTES, SoapModel
 from .flexflow_soap import Config, intervals, reads

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hag_plugin.parallel.topology import Topology, preset
+from hag_plugin.parallel.machine.topology import Topology, preset
 
 from .flexflow_evaluate import Outcome
 from .flexflow_model import SUMMED

@@ -7,10 +7,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hag_plugin.parallel.exact import minimise
-from hag_plugin.parallel.mcmc import Budget, Search, random_strategies, search
-from hag_plugin.parallel.strategy_model import SimulatedStrategy, simulate_strategy, task_graph
-from hag_plugin.parallel.topology import Topology
+from hag_plugin.parallel.machine.topology import Topology
+from hag_plugin.parallel.search.exact import minimise
+from hag_plugin.parallel.simulation.mcmc import Budget, Search, random_strategies, search
+from hag_plugin.parallel.simulation.strategy_model import (
+    SimulatedStrategy,
+    simulate_strategy,
+    task_graph,
+)
 
 from .flexflow_additive import cost_graph
 from .flexflow_model import SoapModel

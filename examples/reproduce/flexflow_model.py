@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
-from hag_plugin.parallel.tasks import (
+from hag_plugin.parallel.machine.topology import Topology
+from hag_plugin.parallel.simulation.tasks import (
     BACKWARD,
     FORWARD,
     SOURCE,
@@ -24,7 +25,6 @@ from hag_plugin.parallel.tasks import (
     UPDATE,
     Block,
 )
-from hag_plugin.parallel.topology import Topology
 
 from .flexflow_soap import Config, Network, Operation, configs, largest_share, overlaps
 

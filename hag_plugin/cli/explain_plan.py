@@ -8,7 +8,8 @@ from typing import Any
 from hag_plugin.cli.models import MODEL_HELP, add_graph, graph_of, in_words
 from hag_plugin.cli.options import add_command
 from hag_plugin.cli.output import print_result
-from hag_plugin.parallel.planner import Plan, alternatives, recost
+from hag_plugin.parallel.search.plan import Plan
+from hag_plugin.parallel.search.planner import alternatives, recost
 from hag_plugin.units import milliseconds
 
 EXAMPLES = ["plan.json", "plan.json gcn cora.npz --topology a100x8"]

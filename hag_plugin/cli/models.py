@@ -15,12 +15,12 @@ import torch
 from hag_plugin.cli.options import add_ids
 from hag_plugin.data import datasets
 from hag_plugin.files import DatasetError
-from hag_plugin.parallel import topology as topologies
-from hag_plugin.parallel.cost import MODES
-from hag_plugin.parallel.exact import InfeasibleError
-from hag_plugin.parallel.opgraph import OpGraph
-from hag_plugin.parallel.partition_stats import GraphStats
-from hag_plugin.parallel.trace_model import trace
+from hag_plugin.parallel.graphs.stats import GraphStats
+from hag_plugin.parallel.machine import topology as topologies
+from hag_plugin.parallel.model.opgraph import OpGraph
+from hag_plugin.parallel.model.trace import trace
+from hag_plugin.parallel.search.cost import MODES
+from hag_plugin.parallel.search.elimination import InfeasibleError
 
 MODELS = ("gcn", "sage", "gin", "gat")
 MODEL_HELP = (

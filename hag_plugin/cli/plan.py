@@ -9,7 +9,7 @@ from hag_plugin.cli.models import MODEL_HELP, add_graph, graph_of, in_words
 from hag_plugin.cli.options import add_command, size
 from hag_plugin.cli.output import print_result
 from hag_plugin.files import check_output
-from hag_plugin.parallel.planner import plan
+from hag_plugin.parallel.search.planner import plan
 
 EXAMPLES = [
     "gcn cora.npz --topology a100x8 -o plan.json",

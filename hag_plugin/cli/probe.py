@@ -10,12 +10,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from hag_plugin import devices
 from hag_plugin.cli.models import MODEL_HELP, add_graph, graph_of, in_words
 from hag_plugin.cli.options import add_command, size
 from hag_plugin.cli.output import print_result
 from hag_plugin.files import check_output, write_whole
-from hag_plugin.parallel.cost import Measured
-from hag_plugin.parallel.planner import space_of
+from hag_plugin.parallel.search.cost import Measured
+from hag_plugin.parallel.search.planner import space_of
 
 EXAMPLES = [
     "-o machine.json",
@@ -39,7 +40,9 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--world-sizes", nargs="+", type=int, default=[2], metavar="N",
                         help="numbers of processes (default 2)")  # fmt: skip
-    parser.add_argument("--backend", choices=("gloo", "nccl"), default="gloo", help="default gloo")
+    parser.add_argument(
+        "--backend", choices=devices.backends(), default="gloo", help="default gloo"
+    )
     parser.add_argument("--largest", type=size, default=1 << 24, metavar="BYTES",
                         help="largest message (default 16MiB)")  # fmt: skip
     parser.add_argument("-o", "--output", metavar="FILE.json", help="topology to write")
@@ -59,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _probe_machine(args: argparse.Namespace) -> None:
     """Writes the topology if asked to."""
-    from hag_plugin.parallel.probe import SIZES, probe  # torch.distributed, only for this
+    from hag_plugin.parallel.machine.probe import SIZES, probe  # torch.distributed, only for this
 
     with in_words():
         if args.output:
@@ -95,7 +98,7 @@ def _probe_machine(args: argparse.Namespace) -> None:
 
 
 def _probe_model(args: argparse.Namespace) -> None:
-    from hag_plugin.parallel.probe_model import measure_blocks  # only for this
+    from hag_plugin.parallel.search.blocks import measure_blocks  # only for this
 
     with in_words():
         if args.output:

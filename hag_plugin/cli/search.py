@@ -9,6 +9,7 @@ from typing import Any
 import hag_plugin as hp
 from hag_plugin.cli.options import positive
 from hag_plugin.data.graph_data import GraphData
+from hag_plugin.devices import KINDS
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import METHODS, SELF_LOOPS, SelfLoops
 
@@ -39,7 +40,7 @@ def add_search(parser: Any) -> None:
     )
     parser.add_argument(
         "--device",
-        choices=("cpu", "cuda"),
+        choices=tuple(KINDS),
         default="cpu",
         help="that the price is for (default cpu); cuda needs no GPU here",
     )

@@ -10,13 +10,14 @@ from hag_plugin.cli.models import MODEL_HELP, add_graph, graph_of, in_words
 from hag_plugin.cli.options import add_command
 from hag_plugin.cli.output import print_result
 from hag_plugin.files import check_output
-from hag_plugin.parallel.chrome_trace import write_chrome_trace
-from hag_plugin.parallel.mcmc import Budget
-from hag_plugin.parallel.plan_tasks import simulate_plan
-from hag_plugin.parallel.planner import Plan, plan, space_of
-from hag_plugin.parallel.refine import Refined, refine
-from hag_plugin.parallel.simulate import Schedule, critical_path
-from hag_plugin.parallel.timeline_plot import check_timeline_path, plot_timeline
+from hag_plugin.parallel.report.chrome_trace import write_chrome_trace
+from hag_plugin.parallel.report.timeline_plot import check_timeline_path, plot_timeline
+from hag_plugin.parallel.search.plan import Plan
+from hag_plugin.parallel.search.planner import plan, space_of
+from hag_plugin.parallel.simulation.mcmc import Budget
+from hag_plugin.parallel.simulation.plan_tasks import simulate_plan
+from hag_plugin.parallel.simulation.refine import Refined, refine
+from hag_plugin.parallel.simulation.simulator import Schedule, critical_path
 
 EXAMPLES = [
     "gcn cora.npz --topology pcie4x4 --plot timeline.svg",

@@ -10,13 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hag_plugin.dgl.batching import batch, collate, reverse, unbatch
-    from hag_plugin.dgl.describe import explain
-    from hag_plugin.dgl.graph import HagBlock, HagGraph, to_plain
-    from hag_plugin.dgl.graphbolt import graphbolt_stand_in
-    from hag_plugin.dgl.hooks import accelerate, forget, restore
-    from hag_plugin.dgl.layer import hag_layer
-    from hag_plugin.dgl.transforms import ToHAG
+    from hag_plugin.dgl.data.batching import batch, collate, unbatch
+    from hag_plugin.dgl.data.graph import HagBlock, HagGraph, reverse, to_plain
+    from hag_plugin.dgl.data.graphbolt import graphbolt_stand_in
+    from hag_plugin.dgl.data.transforms import ToHAG
+    from hag_plugin.dgl.model.accelerate import accelerate, forget, restore
+    from hag_plugin.dgl.model.decorator import hag_layer
+    from hag_plugin.dgl.model.explain import explain
 
 __all__ = [
     "HagBlock",
@@ -34,22 +34,27 @@ __all__ = [
     "to_plain",
     "unbatch",
 ]
-# No file is named as what it holds: importing it would put the module in place of the name.
+# No file or room here is named as what it holds: importing it would put the module in place of the
+# name. In a room, as in `model.explain`, a file may be: it is no attribute of this module.
 FILES = {
-    "batching": ("batch", "collate", "reverse", "unbatch"),
-    "describe": ("explain",),
-    "graph": ("HagBlock", "HagGraph", "to_plain"),
-    "graphbolt": ("graphbolt_stand_in",),
-    "hooks": ("accelerate", "forget", "restore"),
-    "layer": ("hag_layer",),
-    "transforms": ("ToHAG",),
+    "aggregation.relation": ("Relation",),  # private, as Session and its hook: saved models name it
+    "data.batching": ("batch", "collate", "unbatch"),
+    "data.graph": ("HagBlock", "HagGraph", "reverse", "to_plain"),
+    "data.graphbolt": ("graphbolt_stand_in",),
+    "data.transforms": ("ToHAG",),
+    "model.accelerate": ("accelerate", "forget", "restore"),
+    "model.decorator": ("hag_layer",),
+    "model.explain": ("explain",),
+    "model.session": ("CallEnd", "LayerHook", "Session"),
 }
 
 
 def __getattr__(name: str) -> Any:
     for file, names in FILES.items():
         if name in names:
-            return getattr(import_module(f"hag_plugin.dgl.{file}"), name)
+            found = getattr(import_module(f"hag_plugin.dgl.{file}"), name)
+            globals()[name] = found
+            return found
     raise AttributeError(f"module 'hag_plugin.dgl' has no attribute {name!r}")
 
 

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hag_plugin.saved import set_module
+
 KINDS = ("replicated", "rows", "columns", "grid")
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True)
 class Layout:
     """How a tensor is split over P devices.
@@ -32,6 +35,20 @@ class Layout:
 
 
 REPLICATED, ROWS, COLUMNS = Layout("replicated"), Layout("rows"), Layout("columns")
+
+
+@dataclass(frozen=True)
+class Split:
+    """A parameter of which each device has a block, as `torch.chunk` cuts.
+
+    Attributes:
+        dim: the dimension that is cut.
+        columns: 0: into a block for each device; k > 0: into a block for each column of a grid
+            with k columns, the same in all its rows.
+    """
+
+    dim: int
+    columns: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,3 +188,21 @@ def held(layout: Layout, rows: np.ndarray, width: int) -> int:
         return int(rows.sum()) * int(chunk_sizes(width, parts).max())
     blocks = rows.reshape(-1, layout.columns).sum(axis=1)
     return int(blocks.max()) * int(chunk_sizes(width, layout.columns).max())
+
+
+def shares(layout: Layout, rows: np.ndarray, width: int, rank: int) -> tuple[slice, slice]:
+    """The rows and the columns of a tensor `[N, width]` that a rank has.
+
+    Example:
+        >>> shares(Layout("grid", 2), np.array([3, 3, 2, 2]), 5, rank=3)
+        (slice(6, 10, None), slice(3, 5, None))
+    """
+    parts = len(rows)
+    columns = {"columns": parts, "grid": layout.columns}.get(layout.kind, 1)
+    strips = {"rows": parts, "grid": parts // layout.columns}.get(layout.kind, 1)
+    ends = np.cumsum(rows.reshape(strips, -1).sum(axis=1))
+    blocks = np.cumsum(chunk_sizes(width, columns))
+    i = rank // columns if strips > 1 else 0
+    j = rank % columns
+    first_row, first_column = (int(e[k - 1]) if k else 0 for e, k in ((ends, i), (blocks, j)))
+    return slice(first_row, int(ends[i])), slice(first_column, int(blocks[j]))

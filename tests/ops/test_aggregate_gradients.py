@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import hag_plugin as hp
+from hag_plugin import reference
+from hag_plugin.reducers import REDUCES
 
-from .. import reference
-from ..cases import DTYPES, MODES, REDUCES, TIES, random_graph
+from ..cases import DTYPES, MODES, TIES, random_graph
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 import hag_plugin as hp
-from hag_plugin.parallel.cost import Analytic
-from hag_plugin.parallel.opgraph import Op, OpGraph
-from hag_plugin.parallel.planner import Plan, planned
-from hag_plugin.parallel.search import Space
-from hag_plugin.parallel.strategies import Config
-from hag_plugin.parallel.topology import preset
-from hag_plugin.parallel.trace_model import trace
+from hag_plugin.parallel.machine.topology import preset
+from hag_plugin.parallel.model.opgraph import Op, OpGraph
+from hag_plugin.parallel.model.trace import trace
+from hag_plugin.parallel.search.cost import Analytic
+from hag_plugin.parallel.search.plan import Plan
+from hag_plugin.parallel.search.planner import planned
+from hag_plugin.parallel.search.space import Space
+from hag_plugin.parallel.strategies.registry import Config
 
-from .ranks import run_threads
+from .run_ranks import run_threads
 
 Allow = Callable[[Op, Config], bool]
 PHASES = ("forward", "backward", "update")

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hag_plugin.parallel.comm import Group
-from hag_plugin.parallel.executors import Call, Edges, Site, Split, World, executor_of, shares
-from hag_plugin.parallel.layouts import Layout
-from hag_plugin.parallel.strategies import Config, Problem, configs_of, terms_of
-from hag_plugin.parallel.transfer import sum_gradients
+from hag_plugin.parallel.execution.executors.registry import executor_of
+from hag_plugin.parallel.execution.site import Site, World
+from hag_plugin.parallel.layouts import Layout, Split, shares
+from hag_plugin.parallel.model.calls import Call, Edges
+from hag_plugin.parallel.ranks.comm import Group
+from hag_plugin.parallel.ranks.transfer import sum_gradients
+from hag_plugin.parallel.strategies.registry import Config, Problem, configs_of, terms_of
 
-from .ranks import run_threads
+from .run_ranks import run_threads
 
 PHASES = ("forward", "backward", "update")
 RunLayer = Callable[[nn.Module, Tensor], Tensor]

@@ -13,7 +13,7 @@ from torch_geometric.nn import GCNConv, RGCNConv, SAGEConv
 import hag_plugin as hp
 from hag_plugin.pyg.model import settle
 
-from .ranks import run_processes
+from .run_ranks import run_processes
 
 NODES, EDGES, TYPES = 30, 200, 3
 COLLECTIVES = ("broadcast", "all_reduce", "send", "scatter")

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from hag_plugin.parallel.mcmc import Budget, random_strategies, search
-from hag_plugin.parallel.strategy_model import SimulatedStrategy, simulate_strategy
-from hag_plugin.parallel.topology import preset
+from hag_plugin.parallel.machine.topology import preset
+from hag_plugin.parallel.simulation.mcmc import Budget, random_strategies, search
+from hag_plugin.parallel.simulation.strategy_model import SimulatedStrategy, simulate_strategy
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "examples" / "reproduce"

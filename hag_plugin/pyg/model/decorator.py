@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -77,12 +78,16 @@ def hag_layer(cls: C) -> C:
     _check_class(cls)
     owner = next((c for c in cls.__mro__ if c in RECIPES), None)
     base = RECIPES[owner] if owner is not None else Recipe()
+    record = replace(
+        base.record,
+        name=f"{cls.__module__}.{cls.__qualname__}",
+        graphs=("edge_index",),
+        features="x",
+        relations=None,
+        matrix="",
+    )
     cls._hag_recipe = Recipe(  # type: ignore[attr-defined]
-        source=base.source,
-        self_loops=base.self_loops,
-        scale=base.scale,
-        edge_arguments=base.edge_arguments,
-        conditions=(NO_LSTM,),
+        record, base.source, fuses=False, conditions=(NO_LSTM,), yields=False
     )
     cls._set_jittable_templates = _set_templates  # type: ignore[attr-defined]
     if base.is_normalised:
@@ -261,7 +266,7 @@ def _self_check(conv: Any, recipe: Recipe, kwargs: dict[str, Any]) -> None:
     Raises:
         ValueError: they differ: the message depends on more than the source node.
     """
-    if recipe.scale(conv) is not None or recipe.self_loops(conv) is not False:
+    if recipe.scale(conv) is not None or recipe.record.self_loops(conv) is not False:
         return  # stock normalises in forward: propagate alone has nothing to compare with
     try:
         twin = copy.deepcopy(conv).double().eval()

@@ -8,11 +8,9 @@ from torch.nn import Module
 from torch_geometric.nn import MessagePassing
 
 from hag_plugin.explanation import Calls, Explanation, Row
-from hag_plugin.pyg.aggregation import aggregators
-from hag_plugin.pyg.aggregation.aggregators import REDUCERS
 from hag_plugin.pyg.model import settle
 from hag_plugin.pyg.recipes import lstm
-from hag_plugin.pyg.recipes.recipe import Recipe, stock_class
+from hag_plugin.pyg.recipes.recipe import stock_class
 from hag_plugin.pyg.recipes.table import RECIPES, recipe_of
 from hag_plugin.sequence.cost import describe
 
@@ -20,7 +18,6 @@ FEW = (
     f"{{}}: in training, a call with fewer than {settle.SMALL:,} numbers in all its messages runs "
     "stock, which is as fast there."
 )
-GRAPHS = {False: "A", "add": "A + I", "fill": "A with one loop a node"}
 
 
 def explain(module: Module) -> Explanation:
@@ -62,35 +59,14 @@ def _row(name: str, layer: Any) -> Row:
         runs, words = (False, why) if why else describe(layer.aggr_module.lstm)
         if runs and not ready:
             runs, words = False, "eligible: call accelerate"
-        return Row(name, stock.__name__, runs, _aggregates(recipe, layer), words, calls)
+        return Row(name, stock.__name__, runs, recipe.record.aggregates(layer), words, calls)
     reason = settle.why_never(layer, recipe)
     if reason is None and not ready:
         reason = "eligible: call accelerate"
     accelerated = reason is None
-    if reason is None and recipe.edge_arguments:
-        reason = f"calls with {', '.join(recipe.edge_arguments)} run stock"
-        if recipe.weigh is not None:
+    if reason is None and recipe.record.edge_values:
+        reason = f"calls with {', '.join(recipe.record.edge_values)} run stock"
+        if recipe.fuses_weights:
             reason = "edge_weight is fused where it is a product of node factors"
-    return Row(name, stock.__name__, accelerated, _aggregates(recipe, layer), reason or "", calls)
-
-
-def _aggregates(recipe: Recipe, layer: Any) -> str:
-    reduce = _reduce(layer)
-    if recipe.matrix is not None:
-        return f"{reduce} over {recipe.matrix}"
-    matrix = GRAPHS[recipe.self_loops(layer)]
-    exponent = recipe.scale(layer)
-    if exponent is not None:
-        matrix = f"D^{exponent} ({matrix}) D^{exponent}"
-        matrix = matrix.replace("D^-0.5", "D^-1/2")
-    return f"{reduce} over {matrix}"
-
-
-def _reduce(layer: Any) -> str:
-    """The reducers in words, as in "mean, max, std"."""
-    known = REDUCERS.get(type(layer.aggr_module))
-    if known is not None:
-        names = getattr(layer, "aggregators", [known])  # EGConv's own
-    else:
-        names = aggregators.names(layer.aggr_module)
-    return ", ".join(names)
+    aggregates = recipe.record.aggregates(layer)
+    return Row(name, stock.__name__, accelerated, aggregates, reason or "", calls)

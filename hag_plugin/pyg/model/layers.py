@@ -59,6 +59,6 @@ def layers() -> Layers:
 
 def _eligible_when(recipe: Recipe) -> str:
     needs = [condition.needs for condition in recipe.conditions]
-    if recipe.weigh is None:
-        needs += [f"no {name}" for name in recipe.edge_arguments]
+    if not recipe.fuses_weights:
+        needs += [f"no {name}" for name in recipe.record.edge_values]
     return "; ".join(needs) or "always"

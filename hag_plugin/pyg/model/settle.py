@@ -112,11 +112,11 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
             order of edges.
     """
     if name is None:
-        if len(recipe.graphs) > 1:
+        if len(recipe.record.graphs) > 1:
             return _settle_each(conv, recipe, call)
-        name = recipe.graphs[0]
+        name = recipe.record.graphs[0]
     graph = call.get(name)
-    features = call.get(recipe.features or recipe.source)
+    features = call.get(recipe.record.features or recipe.source)
     if isinstance(graph, Tensor):
         if torch.compiler.is_compiling():
             return _COMPILED
@@ -135,8 +135,8 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
         reason = why_never(conv, recipe) or _why_not_taken(conv, recipe, features)
         if reason is not None:
             return Choice("stock", reason, NOTHING)
-        given = _edge_values(recipe.edge_arguments, call) if recipe.edge_arguments else None
-        if given is not None and recipe.weigh is None:
+        given = _edge_values(recipe.record.edge_values, call) if recipe.record.edge_values else None
+        if given is not None and not recipe.fuses_weights:
             return Choice("stock", ONE_VALUE.format(given), NOTHING)
         if not _is_edge_index(graph):
             return Choice("stock", _why_unknown(graph), NOTHING)
@@ -147,8 +147,8 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
                 return Choice("stock", reason, NOTHING)
         if given is not None:
             return _settle_weights(conv, recipe, name, call, size)
-        if recipe.relations is not None:
-            count = recipe.relations(conv)
+        if recipe.record.relations is not None:
+            count = recipe.record.relations(conv)
             if count is not None:
                 return _settle_relations(name, call, session, count, size)
         hag = session.graphs.value(
@@ -163,7 +163,7 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
     if isinstance(graph, HAG):
         return _settle_hags(conv, recipe, name, call, [graph], features)
     if isinstance(graph, SequentialHAG):
-        _refuse_edge_values(conv, recipe.edge_arguments, call)
+        _refuse_edge_values(conv, recipe.record.edge_values, call)
         reason = NO_LISTS if graph.num_edges == 0 else _why_no_tree(conv, recipe, features)
         if reason is None:
             return Choice("HAG", TREE_PASSED, NOTHING)
@@ -175,7 +175,7 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
 
 def _settle_each(conv: Any, recipe: Recipe, call: Call) -> Choice:
     """The same for all graphs that a call is given."""
-    found = [settle(conv, recipe, call, name) for name in recipe.graphs]
+    found = [settle(conv, recipe, call, name) for name in recipe.record.graphs]
     changed = {name: value for choice in found for name, value in choice.changed.items()}
     leading = next((choice for choice in found if choice.kind != "stock"), found[0])
     return Choice(leading.kind, leading.reason, changed)
@@ -188,9 +188,9 @@ def _settle_hags(
     graph = call[name]
     is_one = graph is hags[0]
     if is_one:
-        if recipe.edge_arguments:
-            _refuse_edge_values(conv, recipe.edge_arguments, call)
-        if recipe.relations is not None:
+        if recipe.record.edge_values:
+            _refuse_edge_values(conv, recipe.record.edge_values, call)
+        if recipe.record.relations is not None:
             _check_relations(conv, recipe, None)
     else:
         _check_relations(conv, recipe, hags)
@@ -218,10 +218,11 @@ def _settle_weights(
     """The same for an edge index with edge weights that a recipe may have a use for."""
     weight = call.get("edge_weight")
     is_linear = REDUCERS.get(type(conv.aggr_module)) in ("sum", "mean")
-    if recipe.weigh is None or not isinstance(weight, Tensor) or weight.dim() != 1 or not is_linear:
+    takes = recipe.fuses_weights and is_linear
+    if not takes or not isinstance(weight, Tensor) or weight.dim() != 1:
         return Choice("stock", OTHER_WEIGHTS, NOTHING)
     session = conv.__dict__["_hag_session"]
-    graph = weighted_graph(conv, recipe.weigh, session, (call[name], weight), size)
+    graph = weighted_graph(conv, recipe.record, session, (call[name], weight), size)
     if graph is None:
         return Choice("stock", _why_unknown(call[name]), NOTHING)
     changed = {name: graph, "edge_weight": None}
@@ -253,10 +254,10 @@ def _settle_lstm(conv: Any, recipe: Recipe, name: str, call: Call, session: Any)
     things, about = (edge_index, conv._modules["aggr_module"]), (LEFT, torch.is_grad_enabled())
     if decide(about, lambda: session.verdicts.get(things, about) is not None):
         return Choice("stock", LSTM_SLOW, NOTHING)
-    reason = _why_no_tree(conv, recipe, call.get(recipe.features or recipe.source))
+    reason = _why_no_tree(conv, recipe, call.get(recipe.record.features or recipe.source))
     if reason is not None:
         return Choice("stock", reason, NOTHING)
-    given = _edge_values(recipe.edge_arguments, call)
+    given = _edge_values(recipe.record.edge_values, call)
     if given is not None:
         return Choice("stock", ONE_VALUE.format(given), NOTHING)
     if not _is_edge_index(edge_index):
@@ -301,7 +302,7 @@ def why_never(conv: Any, recipe: Recipe) -> str | None:
         return f"aggr={conv.aggr!r}: {reason}"
     if recipe.offset is not None and not aggregators.takes_offset(module):
         return f"aggr={conv.aggr!r} of messages with a term of the target"
-    if recipe.self_loops(conv) is not False or recipe.scale(conv) is not None:
+    if recipe.record.self_loops(conv) is not False or recipe.scale(conv) is not None:
         return f"aggr={conv.aggr!r} over a graph with self-loops or scales that the layer adds"
     return None
 
@@ -342,8 +343,8 @@ def why_no_lstm(conv: Any, recipe: Recipe) -> str | None:
     if not lstm.is_lstm(conv):
         return f"aggr={conv.aggr!r} does not read its messages in an order"
     apart = recipe.offset is not None or recipe.reduce is not None
-    looped = recipe.self_loops(conv) is not False or recipe.scale(conv) is not None
-    whole = recipe.relations is None and recipe.forward in lstm.REORDERED
+    looped = recipe.record.self_loops(conv) is not False or recipe.scale(conv) is not None
+    whole = recipe.record.relations is None and recipe.forward in lstm.REORDERED
     if apart or looped or not whole:
         return "aggr='lstm': its messages are not the rows of the sources alone"
     if conv.flow != "source_to_target":
@@ -421,7 +422,7 @@ def _why_cached(
 
 def _why_not_taken(conv: Any, recipe: Recipe, features: Any) -> str | None:
     """Why a recipe cannot run on these features. None: it can."""
-    if recipe.features is None:
+    if recipe.record.features is None:
         return None
     if not isinstance(features, PAIRS):
         return None if features is None or _is_taken(features) else NOT_TAKEN
@@ -476,7 +477,7 @@ def graph_size(recipe: Recipe, conv: Any, call: Call) -> tuple[int, int]:
     """The number of nodes on both sides, as `MessagePassing._collect` finds it."""
     if recipe.size is not None:
         return recipe.size(conv, call)
-    x = call[recipe.features or recipe.source]
+    x = call[recipe.record.features or recipe.source]
     given = call.get("size")
     if given is None and isinstance(x, Tensor):
         num_nodes = x.shape[conv.node_dim]
@@ -501,7 +502,7 @@ def is_relations(graph: Any) -> bool:
 
 def _check_relations(conv: Any, recipe: Recipe, graphs: Sequence[HAG] | None) -> None:
     """Raises ValueError unless there are as many HAGs as relations; None stands for one HAG."""
-    count = None if recipe.relations is None else recipe.relations(conv)
+    count = None if recipe.record.relations is None else recipe.record.relations(conv)
     if count is None and graphs is not None:
         raise ValueError(f"{stock_class(conv).__name__} got {len(graphs)} HAGs; expected one HAG")
     if count is not None and (graphs is None or len(graphs) != count):
@@ -529,7 +530,8 @@ def refuse_edge_values(conv: Any, given: str) -> None:
 def _refuse_if_ordered(conv: Any, recipe: Recipe, call: Call, reason: str) -> None:
     stock = stock_class(conv)
     is_declared = getattr(stock, "_hag_recipe", None) is recipe
-    if is_declared and (recipe.scale(conv) is not None or recipe.self_loops(conv) is not False):
+    changes = recipe.scale(conv) is not None or recipe.record.self_loops(conv) is not False
+    if is_declared and changes:
         raise ValueError(f"a HAG cannot be used here: {reason}; pass edge_index instead")
     ordered = edge_order.why_ordered(conv, stock, "forward", dict(call))
     if ordered is not None:
@@ -582,7 +584,7 @@ def note(conv: Any, recipe: Recipe | None, choice: Choice, call: Call) -> None:
         calls = calls_of(conv)
     if kind == "HAG" and recipe is not None:
         kind = "plain"
-        for name in recipe.graphs:
+        for name in recipe.record.graphs:
             if _shares(conv, recipe, changed.get(name, call.get(name))):
                 kind = "HAG"
     calls.counts[kind] = calls.counts.get(kind, 0) + 1  # as Calls.note
@@ -623,7 +625,7 @@ def _shares(conv: Any, recipe: Recipe, graph: Any) -> bool:
         if recipe.returns:
             graphs = [graph, graph.transpose()]
         idempotents = _idempotents(conv)
-        loops = recipe.self_loops(conv)
+        loops = recipe.record.self_loops(conv)
         for hag in graphs:
             for idempotent in idempotents:
                 program = hag._requested.get((loops, idempotent))

@@ -115,7 +115,7 @@ def _forward(stock: type, recipe: Recipe) -> Any:
             note(self, recipe, choice, call)
             return out
         given = {**call, **choice.changed}
-        graph = given.get(recipe.graphs[0])
+        graph = given.get(recipe.record.graphs[0])
         if is_normalised and isinstance(graph, HAG):
             x = given.get("x")
             if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
@@ -137,7 +137,7 @@ def _check_edges(
     """Raises ValueError if a layer that ran on the edges of its HAG depends on their order."""
     if edge_order.is_free(conv, stock):
         return
-    for name in recipe.graphs:
+    for name in recipe.record.graphs:
         taken, graph = call.get(name), given.get(name)
         if isinstance(graph, Tensor) and not isinstance(taken, Tensor | SequentialHAG):
             _check_order(conv, stock, forward, (), _as_edges(conv, given, name))

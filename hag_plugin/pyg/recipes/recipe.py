@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.nn import Module
 
 from hag_plugin.hag.hag import HAG
-from hag_plugin.hag.program import SelfLoops
-from hag_plugin.pyg.recipes.weighted import Weigh, normalised
+from hag_plugin.layers.pyg import reducers
+from hag_plugin.layers.record import Record, unscaled
 
 Call = Mapping[str, Any]  # the arguments of one call of `forward` or `propagate`, by name
 
 PAIRS = (tuple, list)
+UNKNOWN = Record("", reduce=reducers)  # a layer that has no record
 
 
 @dataclass(frozen=True)
@@ -41,30 +42,22 @@ class Recipe:
     PyG's layers then leave out normalisation and self-loops, which the recipe puts back.
 
     Attributes:
-        graphs: the arguments of `forward` that are edge indices.
-        features: the argument of `forward` with a row for each node. None: not to be looked at.
+        record: what the layer is; a call with one of its edge values runs the stock layer, since a
+            HAG keeps no order of edges, but for weights that are fused.
         source: the argument of `propagate` that is lifted to edges as `x_j`.
         target: the argument of `propagate` with a row for each target, where that is another.
         message: `z`, `[N_src, ...]`, from the layer and the source's rows; by default these.
         offset: `c`, `[N_dst, ...]`, from the layer and the target's rows.
         reduce: from the layer, `z` and the graph: what the layer does in place of its
             aggregation module.
-        self_loops: from the layer, the loops it adds: False, "add" or "fill".
-        scale: from the layer, the exponent `p` where `s = t = degree ** p`, or None. Degrees are
-            those of the targets, loops counted, on both sides, as in PyG's `gcn_norm`.
         keeps: None, or aggregates of features that do not change are computed once and kept: for
             layers that aggregate what they are given. Whether the layer only reads the aggregate,
             and does not hand it on to others; they get a copy.
-        matrix: what is aggregated over, in words, where self_loops and scale do not tell it.
         forward: what runs in place of the layer's own `forward` where its graph is a HAG, for
             layers that look into their edge index.
-        relations: from the layer, the number of relations: the graph is then a sequence of
-            HAGs, or an edge index with the argument `edge_type`. None, or if it gives None: one
-            graph.
         size: from the layer and the call, the numbers of sources and targets of an edge index.
-        edge_arguments: arguments of `forward` with one value an edge. A HAG keeps no order of
-            edges, so a call with one of these runs the stock layer, but for `weigh`.
-        weigh: the weights of the messages, where `edge_weight` is given with an edge index.
+        fuses: whether messages are rows of the source alone, so that `edge_weight` given with an
+            edge index may be among the scales of a HAG.
         conditions: what else rules it out.
         returns: whether it aggregates back over the reverse of its graph, too.
         yields: whether stock's code runs where there are few messages (see `model/settle.py`). Not
@@ -73,31 +66,35 @@ class Recipe:
         cache: where a layer with `cached=True` keeps the graph of its first call.
     """
 
-    graphs: tuple[str, ...] = ("edge_index",)
-    features: str | None = "x"
+    record: Record = UNKNOWN
     source: str = "x"
     target: str | None = None
     message: Callable[[Any, Tensor], Tensor] | None = None
     offset: Callable[[Any, Tensor], Tensor | None] | None = None
     reduce: Callable[[Any, Tensor, HAG], Tensor] | None = None
-    self_loops: Callable[[Any], SelfLoops] = lambda conv: False
-    scale: Callable[[Any], float | None] = lambda conv: None
     keeps: Callable[[Any], bool] | None = None
-    matrix: str | None = None
     forward: Callable[..., Tensor] | None = None
-    relations: Callable[[Any], int | None] | None = None
     size: Callable[[Any, Call], tuple[int, int]] | None = None
-    edge_arguments: tuple[str, ...] = ()
-    weigh: Weigh | None = None
+    fuses: bool = True
     conditions: tuple[Condition, ...] = ()
     returns: bool = False
-    yields: bool = False
+    yields: bool = True
     cache: str | None = None
 
     @property
     def is_normalised(self) -> bool:
-        """Whether the layer makes weights of its graph where it is given none."""
-        return self.weigh is normalised
+        """Whether the layer may make weights of its graph where it is given none."""
+        weighs = "edge_weight" in self.record.edge_values
+        return weighs and self.record.exponents is not unscaled
+
+    @property
+    def fuses_weights(self) -> bool:
+        """Whether there is anything to fuse."""
+        return self.fuses and "edge_weight" in self.record.edge_values
+
+    def scale(self, conv: Any) -> float | None:
+        """The exponent `p` where `s = t = degree ** p`, or None: `propagate` is not scaled."""
+        return self.record.exponents(conv)[0] or None
 
 
 def stock_class(conv: Module) -> type:

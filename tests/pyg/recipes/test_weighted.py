@@ -39,7 +39,7 @@ WITH_LOOPS = {"gcn", "gcn-improved", "sg", "ssg", "appnp", "gcn2", "mixhop", "si
 
 
 def test_every_layer_with_weights_is_tried() -> None:
-    expected = {cls for cls, recipe in RECIPES.items() if recipe.weigh is not None}
+    expected = {cls for cls, recipe in RECIPES.items() if recipe.fuses_weights}
     assert {type(make()) for make in LAYERS.values()} == expected
 
 

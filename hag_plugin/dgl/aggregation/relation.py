@@ -1,0 +1,117 @@
+"""`Relation`: the HAG of one edge type of a DGL graph, and what is known of its edge data."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from dgl import DGLGraph
+from torch import Tensor
+
+from hag_plugin.dgl.aggregation.choice import GIVEN
+from hag_plugin.explanation import Kind
+from hag_plugin.hag.build import build_hag
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.program import SelfLoops
+from hag_plugin.modes import outside_inference
+from hag_plugin.recall import Recall
+from hag_plugin.saved import set_module
+
+MAX_REMEMBERED = 16  # edge tensors and the like, of one edge type
+
+
+@set_module("hag_plugin.dgl")
+class Relation:
+    """One edge type. Its HAG is built when it is first needed; copies of a graph share it.
+
+    Attributes:
+        options: further arguments of `build_hag`.
+        self_loops: False, or "add" where a loop for each node was added after the HAG was built.
+        origin: how the edges came to have a HAG, in words.
+        memory: what is known of the edges and of tensors with one value an edge.
+    """
+
+    def __init__(
+        self,
+        options: dict[str, Any],
+        hag: HAG | None = None,
+        self_loops: SelfLoops = False,
+        origin: str = GIVEN,
+    ) -> None:
+        self.options = options
+        self.origin = origin
+        self.self_loops: SelfLoops = self_loops
+        self.memory = Recall(MAX_REMEMBERED)
+        self._hag = hag
+        self._lock = threading.RLock()
+
+    @property
+    def is_built(self) -> bool:
+        """Whether the HAG is there."""
+        return self._hag is not None
+
+    def hag(self, graph: DGLGraph, etid: int) -> HAG:
+        """The HAG, built from the graph's edges if it is not there yet."""
+        with self._lock:
+            if self._hag is None:
+                with outside_inference(), torch.no_grad():
+                    size = num_nodes(graph, etid)
+                    self._hag = build_hag(edge_index(graph, etid), size=size, **self.options)
+            return self._hag
+
+    def prepare(self, graph: DGLGraph, etid: int, transpose: bool) -> None:
+        """Builds the HAG and its programs, and the reversed graph's, which gradients need."""
+        hag = self.hag(graph, etid)
+        for each in (hag, hag.transpose()) if transpose else (hag,):
+            each.program(self.self_loops)
+
+    def reversed(self) -> Relation:
+        """The relation of the reversed edges."""
+        hag = None if self._hag is None else self._hag.transpose()
+        return Relation(self.options, hag, self.self_loops, self.origin)
+
+    def with_loops(self) -> Relation | None:
+        """The relation once every node got one loop more; None where that cannot be told."""
+        if self._hag is None or self.self_loops is not False:
+            return None
+        return Relation(self.options, self._hag, "add", self.origin)
+
+    def to(self, device: torch.device | str) -> Relation:
+        """The relation with its HAG on a device."""
+        hag = None if self._hag is None else self._hag.to(device)
+        return Relation(self.options, hag, self.self_loops, self.origin)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: getattr(self, name) for name in ("options", "self_loops", "origin")}
+        return {**state, "hag": self._hag}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+def kind_of(hag: HAG, self_loops: SelfLoops = False, *, idempotent: bool = False) -> Kind:
+    """What `aggregate` runs on: the program of a HAG shares sums, or it is the graph as it is."""
+    program = hag.program(self_loops, idempotent=idempotent)
+    is_plain = program.__dict__.get("is_plain")
+    if is_plain is None:
+        with outside_inference():
+            is_plain = program.is_plain
+    return "plain" if is_plain else "HAG"
+
+
+def edge_index(graph: DGLGraph, etid: int) -> Tensor:
+    """The edges of one type, `[2, E]`, in the order of their ids."""
+    etype = graph.canonical_etypes[etid]
+    if any("coo" in names for names in graph.formats().values()):
+        return torch.stack(graph.edges(order="eid", etype=etype))
+    # DGL puts edges in the order of their ids only where it may keep them as a list.
+    source, target, eid = graph.edges(form="all", order="srcdst", etype=etype)
+    edges = torch.stack([source, target])
+    return torch.empty_like(edges).index_copy_(1, eid.long(), edges)
+
+
+def num_nodes(graph: DGLGraph, etid: int) -> tuple[int, int]:
+    """Number of source and of target nodes of an edge type."""
+    source, target = graph._graph.metagraph.find_edge(etid)
+    return graph._graph.num_nodes(source), graph._graph.num_nodes(target)

@@ -1,0 +1,162 @@
+"""Rows of source nodes, aggregated on the HAG of an edge type, and what its weights come to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hag_plugin.dgl.aggregation.choice import (
+    FIRST_WEIGHTS,
+    NO_FACTORS,
+    NOT_FINITE,
+    Choice,
+    LeftToDGL,
+    Ran,
+)
+from hag_plugin.dgl.aggregation.relation import Relation, edge_index, kind_of, num_nodes
+from hag_plugin.dgl.aggregation.ties import tie_rule
+from hag_plugin.hag.hag import HAG
+from hag_plugin.modes import outside_inference
+from hag_plugin.ops.aggregate import Ties, aggregate
+from hag_plugin.ops.registration import DTYPES, is_fixed, is_transformed, needs_grad, number
+from hag_plugin.ops.weights import factorise
+
+REDUCERS = ("sum", "mean", "max", "min")
+DEVICES = ("cpu",)  # elsewhere DGL's own kernels run
+
+
+def settle_rows(
+    graph: Any,
+    etid: int,
+    relation: Relation,
+    x: Tensor,
+    reduce: Any,
+    *,
+    empty_rows_zero: bool = True,
+    scales: tuple[Tensor | None, Tensor | None] = (None, None),
+    because: str = "",
+) -> Choice:
+    """What rows of any shape, `[N]`, `[N, F]` or `[N, H, D]`, are aggregated on.
+
+    Args:
+        graph: the graph that owns the edge type.
+        etid: number of the edge type.
+        relation: that of the edge type.
+        x: the rows.
+        reduce: one of `REDUCERS`.
+        empty_rows_zero: nodes without edges get 0 from max and min; otherwise the infinity that
+            DGL merges edge types with.
+        scales: of the sources and of the targets.
+        because: what is to be added to the reason.
+    """
+    if not is_taken(x):
+        return Choice(None, why_not_taken(x))
+    extremum = reduce in ("max", "min")
+    ties: Ties = "first"
+    if extremum and (needs_grad(x) or is_transformed()):
+        rule, reason = tie_rule(graph, etid, relation, x.dtype)
+        if rule is None:
+            return Choice(None, reason.format(reduce))
+        ties = rule
+
+    def run() -> Ran:
+        hag = relation.hag(graph, etid)
+        y = aggregate(
+            x.reshape(x.shape[0], -1) if x.dim() != 2 else x,
+            hag,
+            reduce,
+            self_loops=relation.self_loops,
+            source_scale=scales[0],
+            target_scale=scales[1],
+            ties=ties,
+        )
+        if extremum:
+            # DGL's max and min skip NaN and turn infinities into 0: rare, and left to it.
+            if number(torch.isfinite(y).all()) is False:  # in a batch of torch.vmap nobody knows
+                raise LeftToDGL(NOT_FINITE)
+            if not empty_rows_zero:
+                y = _with_infinite_empty_rows(y, hag, relation, reduce)
+        kind = kind_of(hag, relation.self_loops, idempotent=extremum)
+        return Ran(y.reshape(y.shape[0], *x.shape[1:]), kind, reason_of_run)
+
+    reason_of_run = relation.origin + because
+    return Choice(run, reason_of_run)
+
+
+def _with_infinite_empty_rows(y: Tensor, hag: HAG, relation: Relation, reduce: str) -> Tensor:
+    empty = hag.degree(relation.self_loops) == 0
+    return y.masked_fill(empty.unsqueeze(-1), float("-inf" if reduce == "max" else "inf"))
+
+
+def is_taken(x: Tensor) -> bool:
+    """Whether features are of a kind that `aggregate` takes."""
+    return (
+        x.layout == torch.strided
+        and x.dtype in DTYPES
+        and x.device.type in DEVICES
+        and x.dim() >= 1
+        and x.numel() > 0
+        and not hasattr(type(x), "__tensor_flatten__")
+    )
+
+
+def why_not_taken(x: Tensor) -> str:
+    """Why they are not."""
+    if x.device.type not in DEVICES:
+        return f"DGL's own kernels run on {x.device.type}"
+    if x.dtype not in DTYPES:
+        return f"features of dtype {str(x.dtype).removeprefix('torch.')}"
+    if x.dim() < 1 or x.numel() == 0:
+        return "there are no features"
+    return "features are no plain dense tensor"
+
+
+# Weights ----------------------------------------------------------------------------------------
+
+
+def is_scalar_weight(weight: Tensor, x: Tensor) -> bool:
+    """Whether weights are fixed and one number an edge, whatever the shape of the features."""
+    return (
+        weight.dtype == x.dtype
+        and 1 <= weight.dim() <= x.dim()
+        and weight.numel() == weight.shape[0]
+        and is_fixed(weight)
+    )
+
+
+def edge_factors(
+    graph: Any, etid: int, relation: Relation, weight: Tensor
+) -> tuple[Tensor | None, Tensor | None] | str:
+    """Factors of sources and targets whose products are the weights; or why there are none.
+
+    Weights that are all the same are recognised at once, others when the tensor comes back.
+    """
+    with outside_inference():  # is_fixed: no tracer watches it
+        flat = weight.detach().flatten()
+        constant = _constant(flat)
+    if constant is not None:
+        if constant == 1.0:
+            return None, None
+        return None, flat[:1].expand(num_nodes(graph, etid)[1])
+
+    def work_out() -> tuple[Tensor, Tensor] | str:
+        with outside_inference(), torch.no_grad():
+            found = factorise(edge_index(graph, etid), flat, *num_nodes(graph, etid))
+        return NO_FACTORS if found is None else found
+
+    factors: tuple[Tensor, Tensor] | str | None
+    factors = relation.memory.value((weight,), "weight", work_out)
+    return FIRST_WEIGHTS if factors is None else factors
+
+
+def _constant(weight: Tensor) -> float | None:
+    """The value of all weights, or None. Most tensors are told by three of their values."""
+    if weight.numel() == 0:
+        return None
+    first = float(weight[0])
+    if first != float(weight[weight.numel() // 2]) or first != float(weight[-1]):
+        return None
+    low, high = torch.aminmax(weight)
+    return first if bool(low == high) else None

@@ -1,0 +1,87 @@
+"""`ToHAG`: the transform that gives a DGL graph its HAGs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from dgl import DGLGraph
+from dgl.transforms import BaseTransform
+
+from hag_plugin.dgl.aggregation.relation import Relation
+from hag_plugin.dgl.data.graph import CLASSES, bind, relations_of
+from hag_plugin.hag.build import check_build_options
+from hag_plugin.modes import outside_inference
+from hag_plugin.recall import Recall
+from hag_plugin.saved import set_module
+
+TAKEN = ("edge_index", "num_nodes", "size", "targets_first", "self_loops", "ptr", "device")
+
+
+@set_module("hag_plugin.dgl")
+class ToHAG(BaseTransform):  # type: ignore[misc]
+    """Gives a graph whose `update_all` runs on the HAG, edge type by edge type.
+
+    Put it last in `dgl.transforms.Compose`: a transform that changes edges after it drops the HAG
+    (only `add_self_loop` keeps it). A dataset applies its transform at each access; the HAGs of a
+    structure that was met are found again. `dgl.batch`, `dgl.unbatch` and `dgl.reverse` make plain
+    graphs, whatever they are given: `batch`, `unbatch`, `reverse` and, for a `GraphDataLoader`,
+    `collate`, all in `hag_plugin.dgl`, keep the HAGs. `dgl.save_graphs` writes the plain graph, to
+    which `ToHAG` gives its HAGs again after `dgl.load_graphs`.
+
+    Args:
+        method: as for `build_hag`: "auto", "greedy" or "none".
+        transpose: build the reversed graph's too, which gradients of directed graphs need.
+        **options: further arguments of `build_hag`: `width`, `capacity`, `allow_subtraction`,
+            `dtype`, `progress`.
+
+    Raises:
+        TypeError: an option is unknown, given by the graph, or of the wrong type.
+        ValueError: an option is out of range.
+
+    Example:
+        >>> import dgl, torch
+        >>> import dgl.function as fn
+        >>> graph = ToHAG()(dgl.graph(([0, 1, 2], [1, 0, 0])))
+        >>> graph.ndata["x"] = torch.tensor([[1.0], [2.0], [4.0]])
+        >>> graph.update_all(fn.copy_u("x", "m"), fn.sum("m", "y"))
+        >>> graph.ndata["y"].flatten().tolist()
+        [6.0, 1.0, 0.0]
+    """
+
+    def __init__(self, method: str = "auto", transpose: bool = True, **options: Any) -> None:
+        check_build_options({"method": method, **options}, TAKEN)
+        self.method = method
+        self.transpose = transpose
+        self.options = options
+        self._built = Recall()
+
+    def __call__(self, g: DGLGraph) -> Any:
+        """The graph with its HAGs: features and structure are shared with `g`, which stays.
+
+        Raises:
+            TypeError: `g` is no DGLGraph.
+        """
+        if type(g) not in CLASSES:
+            raise TypeError(f"ToHAG takes a DGLGraph or a DGLBlock, got {type(g).__name__}")
+        relations = self._relations_of(g)
+        with outside_inference(), torch.no_grad():
+            for etid, relation in enumerate(relations):
+                relation.prepare(g, etid, self.transpose)
+        return bind(g.local_var(), relations)
+
+    def _relations_of(self, graph: DGLGraph) -> tuple[Relation, ...]:
+        structure = (graph._graph,)
+        known: tuple[Relation, ...] | None = self._built.get(structure, "relations")
+        if known is not None:
+            return known
+        options = {"method": self.method, **self.options}
+        relations = relations_of(graph)
+        if relations is None or any(each.options != options for each in relations):
+            relations = tuple(Relation(options) for _ in graph.canonical_etypes)
+        self._built.put(structure, "relations", relations)
+        return relations
+
+    def __repr__(self) -> str:
+        options = "".join(f", {k}={v!r}" for k, v in sorted(self.options.items()))
+        return f"ToHAG(method={self.method!r}, transpose={self.transpose}{options})"

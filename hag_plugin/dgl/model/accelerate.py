@@ -1,0 +1,112 @@
+"""`accelerate` and `restore`: the layers of a DGL model, in place."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, TypeVar
+
+from torch.nn import Module
+
+from hag_plugin import scripting
+from hag_plugin.dgl.model.session import CallEnd, LayerHook, Session
+from hag_plugin.dgl.recipes.table import recipe_of
+from hag_plugin.explanation import Calls
+
+M = TypeVar("M", bound=Module)
+
+
+def accelerate(module: M) -> M:
+    """Lets the layers of a model run on the HAG of a plain graph that comes back.
+
+    A graph from `ToHAG` runs on its HAG in any model; this is for plain graphs. A graph that comes
+    back in a second forward of `module` gets its HAG built. Works on the module itself,
+    recursively, by forward pre-hooks; everything else stays as it is, results too. Call it on
+    what you call: forwards are counted there.
+
+    Args:
+        module: a model of DGL layers, or one layer.
+
+    Returns:
+        `module`.
+
+    Raises:
+        TypeError: `module` is not a `torch.nn.Module`.
+
+    Example:
+        >>> import dgl, torch
+        >>> from dgl.nn import GraphConv
+        >>> conv = accelerate(GraphConv(4, 2))
+        >>> conv(dgl.graph(([0, 1, 1, 2], [1, 0, 2, 1])), torch.ones(3, 4)).shape
+        torch.Size([3, 2])
+    """
+    if not isinstance(module, Module):
+        raise TypeError(f"accelerate takes a torch.nn.Module, got a {type(module).__name__}")
+    restore(module)
+    layers = [m for m in module.modules() if is_layer(m)]
+    if not layers:
+        warnings.warn(
+            f"{type(module).__name__} holds no DGL layer that aggregates: nothing to accelerate",
+            stacklevel=2,
+        )
+        return module
+    session = Session()
+    module.register_forward_pre_hook(session)  # before a layer's own hook, if it is the root
+    for layer in module.modules():
+        if is_layer(layer):
+            _hook(layer, session)
+        elif is_dgl_convolution(layer):
+            _hook(layer, None)  # only to count its calls
+    scripting.refuse(module, *layers)
+    return module
+
+
+def _hook(layer: Module, session: Session | None) -> None:
+    calls = Calls()
+    layer.register_forward_pre_hook(LayerHook(session, calls), with_kwargs=True)
+    layer.register_forward_hook(CallEnd(calls), always_call=True)
+
+
+def restore(module: M) -> M:
+    """Undoes `accelerate`. Returns `module`."""
+    if not isinstance(module, Module):
+        raise TypeError(f"restore takes a torch.nn.Module, got a {type(module).__name__}")
+    for part in module.modules():
+        _remove(part._forward_pre_hooks, part._forward_pre_hooks_with_kwargs)
+        _remove(part._forward_hooks, part._forward_hooks_always_called)
+        scripting.allow(part)
+    return module
+
+
+def _remove(hooks: dict[int, Any], options: dict[int, bool]) -> None:
+    for key, hook in list(hooks.items()):
+        if isinstance(hook, Session | LayerHook | CallEnd):
+            del hooks[key]
+            options.pop(key, None)
+
+
+def forget(module: Module) -> None:
+    """Forgets the graphs and edge tensors that a model was called with; they are met anew."""
+    for part in module.modules():
+        for hook in part._forward_pre_hooks.values():
+            if isinstance(hook, LayerHook) and hook.session is not None:
+                hook.session.forget()
+
+
+def is_layer(module: Module) -> bool:
+    """Whether this is a layer that aggregates: DGL's, by the table, or declared by its user."""
+    cls = type(module)
+    return recipe_of(cls) is not None or getattr(cls, "_hag_declared", False)
+
+
+def is_dgl_convolution(module: Module) -> bool:
+    """Whether this is one of DGL's convolutions, or a subclass of one."""
+    cls = type(module)
+    return not cls.__name__.endswith(("Tower", "EdgeWeightNorm")) and any(
+        base.__module__.startswith("dgl.nn.pytorch.conv.") for base in cls.__mro__
+    )
+
+
+def calls_of(module: Module) -> Calls | None:
+    """What the calls of a layer ran on; None where it was given no hooks."""
+    hooks = module._forward_pre_hooks.values()
+    return next((hook.calls for hook in hooks if isinstance(hook, LayerHook)), None)

@@ -1,0 +1,110 @@
+"""The one table: how each DGL layer is described that a HAG serves, and when that does not hold.
+
+There is nothing to run here: DGL's layers call `update_all`, which runs on the HAG of its graph.
+A layer with nothing but its record has a plain `Recipe`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dgl.nn import pytorch as nn
+
+from hag_plugin.dgl.recipes import gated, lstm, pna
+from hag_plugin.layers.dgl import RECORDS
+from hag_plugin.layers.record import Record
+
+EDGE_WEIGHT = "edge_weight: on the HAG where it is a product of node factors and comes back"
+EXTREMA = "with gradients, max and min: on the HAG where edges are sorted by source"
+RELATIONS = "edge types that come back"
+UNKNOWN = Record("")  # a layer that has no record
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How `explain` describes a layer, beside its record.
+
+    Attributes:
+        record: what the layer is.
+        words: what it aggregates, where its record does not tell it.
+        remark: from the layer, what a call may change about it, where its record does not tell it.
+        ruled_out: from the layer, why it runs stock code; None: it need not.
+        needs: when it does not, in words; for the page of layers.
+    """
+
+    record: Record = UNKNOWN
+    words: str = ""
+    remark: Callable[[Any], str] = lambda layer: ""
+    ruled_out: Callable[[Any], str | None] = lambda layer: None
+    needs: str = ""
+
+    def aggregates(self, layer: Any) -> str:
+        """What a layer aggregates, in words."""
+        return self.words or self.record.aggregates(layer)
+
+    def note(self, layer: Any) -> str:
+        """What a call may change about it, in words."""
+        remark = self.remark(layer)
+        if remark:
+            return remark
+        if {"max", "min"} & {*self.record.reduce(layer)}:
+            return EXTREMA
+        if self.record.relations is not None and self.record.relations(layer) is not None:
+            return RELATIONS
+        return EDGE_WEIGHT if "edge_weight" in self.record.edge_values else ""
+
+
+def _is_lstm(layer: Any) -> bool:
+    return bool(layer._aggre_type == "lstm")
+
+
+def _why_no_tree(layer: Any) -> str | None:
+    runs, reason = lstm.explained(layer) if _is_lstm(layer) else (True, "")
+    return None if runs else reason
+
+
+_TOWERS = Recipe(
+    ruled_out=lambda layer: pna.why_stock(layer.towers[0]),
+    needs="no edge features; mean, sum, max, min, var, std",
+)
+OWN: dict[type, Recipe] = {
+    nn.SAGEConv: Recipe(
+        remark=lambda layer: lstm.explained(layer)[1] if _is_lstm(layer) else "",
+        ruled_out=_why_no_tree,
+        needs="'lstm': where its prefix tree is faster",
+    ),
+    nn.APPNPConv: Recipe(
+        remark=lambda layer: (
+            f"edge_drop={layer.edge_drop.p}: stock in training" if layer.edge_drop.p else ""
+        ),
+        needs="no edge dropout (edge_drop=0, or evaluation)",
+    ),
+    nn.GatedGraphConv: Recipe(
+        ruled_out=lambda layer: None if layer._n_etypes == 1 else gated.why_stock(layer)
+    ),
+    nn.RelGraphConv: Recipe(
+        remark=lambda layer: f"{RELATIONS}; norm: as a product of factors",
+        needs="norm: a product of node factors",
+    ),
+    nn.PNAConv: _TOWERS,
+    nn.DGNConv: replace(
+        _TOWERS,
+        needs=f"{_TOWERS.needs}; directions, which run as weighted sums on the plain graph",
+    ),
+    nn.HeteroGraphConv: Recipe(words="edge type by edge type", needs="as the layers inside it"),
+}
+_CLASSES = ((getattr(nn, record.layer), record) for record in RECORDS)
+RECIPES: dict[type, Recipe] = {
+    cls: replace(OWN.get(cls, Recipe()), record=record) for cls, record in _CLASSES
+}
+
+
+def recipe_of(cls: type) -> Recipe | None:
+    """The recipe of a class, or of the first of its bases that has one.
+
+    A subclass needs none of its own: whatever it does, its calls of `update_all` give what DGL's
+    give.
+    """
+    return next((RECIPES[base] for base in cls.__mro__ if base in RECIPES), None)

@@ -1,0 +1,202 @@
+"""What a convolution of PyG or DGL computes, as numbers and names of parameters.
+
+All of them are `y = t * REDUCE_j(w_e * s_j * x_j) W + x R + b`, where the weights `W` may go first
+if the aggregation is a sum or a mean. What these are, the records of `hag_plugin.layers` tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hag_plugin.layers.record import held
+from hag_plugin.layers.table import record_of
+from hag_plugin.parallel.execution.graphs.local_graphs import LocalGraphs
+from hag_plugin.parallel.execution.site import Site
+from hag_plugin.parallel.layouts import Split
+from hag_plugin.parallel.model.calls import named
+from hag_plugin.reducers import REDUCES
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """What a convolution computes. Scales and weights are of the whole graph, float64.
+
+    Attributes:
+        weight: name of `W`; "" for none.
+        inputs: the dimension of `W` that goes over the input's features, -1 or -2.
+        outputs: the other, over the output's.
+        root: name of `R`, of the same form; "" for none.
+        bias: name of `b`, `[G]`; "" for none.
+        reduce: "sum", "mean", "max" or "min"; else the layer's own aggregation module runs.
+        ties: where the gradient of max and min goes, as `aggregate` names it.
+        source_scale: `s`, `[N]`, or None.
+        target_scale: `t`, `[N]`, or None.
+        edge_weight: `w`, `[E + N]`: of the edges as they were given, then of each node's loop; or
+            None. The layer's loops are then listed among the edges.
+        coefficients: name of `[R, B]`, of which and `W` the weights of relations are sums; "" for
+            none.
+    """
+
+    weight: str = ""
+    inputs: int = -1
+    outputs: int = -2
+    root: str = ""
+    bias: str = ""
+    reduce: str = "sum"
+    ties: Literal["even", "first"] = "even"
+    source_scale: Tensor | None = None
+    target_scale: Tensor | None = None
+    edge_weight: Tensor | None = None
+    coefficients: str = ""
+
+    @property
+    def listed(self) -> bool:
+        """Whether the layer's loops have to be among the edges."""
+        return self.edge_weight is not None or self.reduce not in REDUCES
+
+    def summed(self, graphs: LocalGraphs) -> Form:
+        """The same with the division of a mean among the scales: partial sums add up."""
+        if self.reduce == "sum":
+            return self
+        assert self.reduce == "mean"  # others are no sums
+        scale = _power(graphs.in_degree(), -1.0)
+        if self.target_scale is not None:
+            scale = scale * self.target_scale
+        return replace(self, reduce="sum", target_scale=scale)
+
+    def sent(self) -> Form:
+        """The same for sums that go to another rank, whose scales are put there."""
+        return replace(self, target_scale=None)
+
+    @property
+    def weights(self) -> list[str]:
+        """Names of `W` and `R`, as far as there are any."""
+        return [name for name in (self.weight, self.root) if name]
+
+    def split(self, site: Site, dimension: int, columns: int = 0) -> dict[str, Split]:
+        """`W` and `R` in blocks along `inputs` or `outputs`."""
+        assert site.module is not None  # it is a layer
+        sizes = {name: site.module.get_parameter(name).dim() for name in self.weights}
+        return {name: Split(dimension % dims, columns) for name, dims in sizes.items()}
+
+    def of_relations(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The weights of relations, `[R, F, G]` or in blocks, from the layer's parameters."""
+        weight = values[self.weight]
+        if not self.coefficients:
+            return weight
+        coefficients = values[self.coefficients]
+        return (coefficients @ weight.flatten(1)).view(-1, *weight.shape[1:])
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """`[n, k]` times weights, or a block of them: `[n, g]`."""
+        weight = weight.view(weight.shape[-2:])
+        return F.linear(x, weight) if self.inputs == -1 else x @ weight
+
+
+def relational_product(x: Tensor, weight: Tensor) -> Tensor:
+    """`[n, F]` times the weights of a relation, `[F, G]` or its blocks `[B, F / B, G / B]`."""
+    if weight.dim() == 2:
+        return x @ weight
+    blocks = x.view(len(x), len(weight), -1)
+    return torch.einsum("nbf,bfg->nbg", blocks, weight).flatten(1)
+
+
+def form_of(site: Site, graphs: LocalGraphs) -> Form:
+    """The form of a convolution, as the record of its layer tells it.
+
+    Raises:
+        TypeError: the layer has no record, or is set up in a way that is not covered.
+        ValueError: the layer refuses its graph.
+    """
+    layer = cast(Any, site.module)
+    record = record_of(type(layer))
+    if record is None:
+        raise TypeError(
+            f"layer {site.op.name!r} ({type(layer).__name__}) cannot be split with strategy "
+            f"{site.config.strategy!r}; expected a layer with a record"
+        )
+    flow = getattr(layer, "flow", "source_to_target")
+    if flow != "source_to_target":
+        raise TypeError(f"layer {site.op.name!r} has flow {flow!r}; expected 'source_to_target'")
+    if len(site.op.reduce) != 1:
+        raise TypeError(f"layer {site.op.name!r} aggregates by {site.op.reduce}; expected one "
+                        "reducer")  # fmt: skip
+    _refuse_empty(site, graphs)
+    weight = _edge_weight(site, graphs)
+    is_dgl = record.library == "dgl"
+    source, target = None, None
+    exponents = record.exponents(layer)
+    if any(exponents):
+        degrees = _own_degrees(graphs) if is_dgl else _weighted_degrees(graphs, weight)
+        source, target = (
+            _power(degree, exponent) if exponent else None
+            for degree, exponent in zip(degrees, exponents, strict=True)
+        )
+    return Form(
+        weight=held(layer, record.weight),
+        inputs=record.inputs,
+        outputs=record.outputs,
+        root=held(layer, record.root),
+        bias=held(layer, record.bias),
+        reduce=site.op.reduce[0],
+        ties="first" if is_dgl else "even",
+        source_scale=source,
+        target_scale=target,
+        edge_weight=weight,
+        coefficients=held(layer, record.coefficients),
+    )
+
+
+def _power(degree: Tensor, exponent: float) -> Tensor:
+    """Powers of degrees; 0 where the degree is 0."""
+    degree = degree.double()
+    return degree.pow(exponent).masked_fill(degree == 0, 0.0)
+
+
+def _edge_weight(site: Site, graphs: LocalGraphs) -> Tensor | None:
+    """The weights of a call, with those of loops; PyG fills in with that of a loop given."""
+    layer, call = cast(Any, site.module), site.call
+    given = named(layer, call.args, call.kwargs).get("edge_weight")
+    if given is None:
+        return None
+    given = given.detach().cpu().double().view(-1)
+    # `improved` counts with weights alone: without them stock fills in loops of weight 1.
+    loop = 2.0 if getattr(layer, "improved", False) else 1.0
+    loops = torch.full((graphs.nodes,), loop, dtype=torch.float64)
+    if graphs.self_loops == "fill":
+        source, target = graphs.edge_index
+        own = (source == target).nonzero().view(-1)
+        loops[source[own]] = given[own]
+    return torch.cat([given, loops])
+
+
+def _weighted_degrees(graphs: LocalGraphs, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """PyG's, of its `gcn_norm`: those of the targets on both sides, with weights."""
+    if weight is None:
+        return (graphs.in_degree(),) * 2
+    (_, target), number = graphs.listed()
+    degree = torch.zeros(graphs.nodes, dtype=torch.float64)
+    return (degree.index_add(0, target, weight[number]),) * 2
+
+
+def _own_degrees(graphs: LocalGraphs) -> tuple[Tensor, Tensor]:
+    """DGL's: of sources and of targets, 1 at least."""
+    return graphs.out_degree().clamp(min=1), graphs.in_degree().clamp(min=1)
+
+
+def _refuse_empty(site: Site, graphs: LocalGraphs) -> None:
+    """Raises ValueError as DGL's layers do, where a node has no edges into it."""
+    if getattr(site.module, "_allow_zero_in_degree", True):
+        return
+    empty = int((graphs.in_degree() == 0).sum())
+    if empty:
+        raise ValueError(
+            f"layer {site.op.name!r}: the graph has {empty} nodes without edges into them; add "
+            "self-loops or set allow_zero_in_degree=True"
+        )

@@ -1,0 +1,164 @@
+"""Layers on the rows of one rank: what they compute is the same however rows are fetched.
+
+A layer is given its own rows `[n, F]` and `fetch`, which makes of them (or of what was computed of
+them) the rows that the rank's edges read. The weights are whole on every rank.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from hag_plugin.parallel.execution.executors.forms import form_of, relational_product
+from hag_plugin.parallel.execution.executors.local_aggregate import LocalAggregate
+from hag_plugin.parallel.execution.graphs.graph_parts import Cover, LocalGraph
+from hag_plugin.parallel.execution.graphs.local_graphs import LocalGraphs
+from hag_plugin.parallel.execution.parameters import swapped
+from hag_plugin.parallel.execution.site import Site
+from hag_plugin.parallel.strategies.convolution import AGGREGATE, TRANSFORM
+
+Fetch = Callable[[Tensor], Tensor]
+
+
+def graphs_of(site: Site) -> LocalGraphs:
+    """The graph of an operation, cut for this rank; layers on the same graph share it."""
+    world, key = site.world, site.op.graph
+    if key not in world.graphs:
+        edges = world.edges[key]
+        world.graphs[key] = LocalGraphs(
+            edges.edge_index, world.nodes, world.group.rank,
+            self_loops=edges.self_loops, edge_type=edges.edge_type,
+        )  # fmt: skip
+    graphs: LocalGraphs = world.graphs[key]
+    return graphs
+
+
+class NodeLayer(ABC):
+    """A layer with whole weights, on some rows.
+
+    Args:
+        site: where.
+        graphs: its graph.
+        copies: whether other ranks compute other rows, so that gradients of weights are summed.
+
+    Attributes:
+        listed: whether it wants its self-loops among the edges.
+    """
+
+    listed = False
+
+    def __init__(self, site: Site, graphs: LocalGraphs, copies: bool) -> None:
+        self.site, self.graphs, self.copies = site, graphs, copies
+
+    @abstractmethod
+    def place(self, graph: LocalGraph) -> None:
+        """Says which edges it is to run on."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor, fetch: Fetch) -> Tensor:
+        """`[n, F]` to `[n, G]`."""
+
+    def parameters(self, *names: str) -> dict[str, Tensor]:
+        """Parameters by name, those that there are, with one sum of their gradients."""
+        wanted = [name for name in names if name]
+        return dict(zip(wanted, self.site.locals(wanted, self.copies), strict=True))
+
+
+class Convolution(NodeLayer):
+    """A sum over neighbours with a transform before or after it."""
+
+    def __init__(self, site: Site, graphs: LocalGraphs, copies: bool) -> None:
+        super().__init__(site, graphs, copies)
+        self.form = form_of(site, graphs)
+        self.listed = self.form.listed
+
+    def place(self, graph: LocalGraph) -> None:
+        self.aggregate = LocalAggregate(self.site, self.form, graph)
+
+    def cover(self, cover: Cover) -> LocalAggregate:
+        """Runs on the edges of a vertex cover; returns what makes the rows that are sent."""
+        whole = self.form.summed(self.graphs)
+        self.aggregate = LocalAggregate(self.site, whole, cover.graph)
+        return LocalAggregate(self.site, whole.sent(), cover.send)
+
+    def __call__(self, x: Tensor, fetch: Fetch) -> Tensor:
+        form, order = self.form, self.site.config.order
+        values = self.parameters(form.weight, form.root, form.bias)
+        if order == TRANSFORM:
+            out = self.aggregate(fetch(form.product(x, values[form.weight])))
+        else:
+            out = self.aggregate(fetch(x))
+            if order == AGGREGATE:
+                out = form.product(out, values[form.weight])
+        if form.root:
+            out = out + form.product(x, values[form.root])
+        return out + values[form.bias] if form.bias else out
+
+
+class Relational(NodeLayer):
+    """The same with weights for each relation: RGCNConv."""
+
+    def __init__(self, site: Site, graphs: LocalGraphs, copies: bool) -> None:
+        super().__init__(site, graphs, copies)
+        self.form = form_of(site, graphs)
+
+    def place(self, graph: LocalGraph) -> None:
+        self.aggregates = [
+            LocalAggregate(self.site, self.form, graph, r) for r in range(self.site.op.relations)
+        ]
+
+    def __call__(self, x: Tensor, fetch: Fetch) -> Tensor:
+        form = self.form
+        values = self.parameters(form.weight, form.coefficients, form.root, form.bias)
+        weights = form.of_relations(values)
+        out = relational_sum(self.site, self.aggregates, x, fetch, weights)
+        if form.root:
+            out = out + x @ values[form.root]
+        return out + values[form.bias] if form.bias else out
+
+
+def relational_sum(
+    site: Site, aggregates: list[LocalAggregate], x: Tensor, fetch: Fetch, weight: Tensor
+) -> Tensor:
+    """The sum over relations, `[n, G]`; weights are those of `Form.of_relations`."""
+    pairs = zip(aggregates, weight, strict=True)
+    if site.config.order == TRANSFORM:
+        parts = [a(fetch(relational_product(x, w))) for a, w in pairs]
+    else:
+        rows = fetch(x)
+        parts = [relational_product(a(rows), w) for a, w in pairs]
+    return torch.stack(parts).sum(dim=0) if len(parts) > 1 else parts[0]
+
+
+class Messages(NodeLayer):
+    """A layer that makes its messages edge by edge from both ends: PNAConv, as it stands."""
+
+    listed = True
+
+    def place(self, graph: LocalGraph) -> None:
+        self.index = torch.from_numpy(graph.index).to(self.site.world.device)
+        self.size = (len(graph.sources), len(graph.targets))
+
+    def __call__(self, x: Tensor, fetch: Fetch) -> Tensor:
+        conv = cast(Any, self.site.module)
+        with swapped(conv, self.parameters(*(name for name, _ in conv.named_parameters()))):
+            return self.forward(conv, fetch(x), x)
+
+    def forward(self, conv: Any, source: Tensor, target: Tensor) -> Tensor:
+        """conv/pna_conv.py, with other rows for sources than for targets."""
+        pair = self.towers(conv, source), self.towers(conv, target)
+        out = conv.propagate(self.index, x=pair, edge_attr=None, size=self.size)
+        out = torch.cat([pair[1], out], dim=-1)
+        rows = [post(out[:, i]) for i, post in enumerate(conv.post_nns)]
+        result: Tensor = conv.lin(torch.cat(rows, dim=1))
+        return result
+
+    def towers(self, conv: Any, x: Tensor) -> Tensor:
+        """`[n, F]` to `[n, towers, F_in]`."""
+        if conv.divide_input:
+            return x.view(-1, conv.towers, conv.F_in)
+        return x.view(-1, 1, conv.F_in).repeat(1, conv.towers, 1)

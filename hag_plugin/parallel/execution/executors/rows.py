@@ -1,0 +1,123 @@
+"""Executors of strategies that split nodes, or nothing: what differs is how rows are fetched."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hag_plugin.parallel.execution.executors.node_attention import Attention
+from hag_plugin.parallel.execution.executors.node_layers import (
+    Convolution,
+    Messages,
+    NodeLayer,
+    Relational,
+    graphs_of,
+)
+from hag_plugin.parallel.execution.executors.registry import Executor, executes
+from hag_plugin.parallel.execution.graphs.graph_parts import Halo
+from hag_plugin.parallel.execution.graphs.local_graphs import LocalGraphs
+from hag_plugin.parallel.execution.site import Site
+from hag_plugin.parallel.ranks.comm import Group
+from hag_plugin.parallel.ranks.transfer import exchange, gather_rows
+
+
+def layer_of(site: Site, graphs: LocalGraphs, copies: bool) -> NodeLayer:
+    """The layer of an operation."""
+    op = site.op
+    if op.kind == "attention":
+        return Attention(site, graphs, copies)
+    if op.edge_products:
+        return Messages(site, graphs, copies)
+    return (Relational if op.relational else Convolution)(site, graphs, copies)
+
+
+@executes("replicate", "convolution", "attention")
+class Replicate(Executor):
+    """Every rank computes everything."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        graphs = graphs_of(site)
+        self.layer = layer_of(site, graphs, copies=False)
+        self.layer.place(graphs.whole(self.layer.listed))
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return self.layer(inputs[0], lambda x: x)
+
+
+@executes("rows, all-gather", "convolution", "attention")
+class RowsAllGather(Executor):
+    """All rows go to all ranks."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        graphs = graphs_of(site)
+        self.layer = layer_of(site, graphs, copies=True)
+        # A HAG shares more where it knows which source is which target.
+        self.own_first = site.config.hag == "part"
+        self.layer.place(graphs.gathered(self.own_first))
+        self.first = int(site.rows[: site.group.rank].sum())
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return self.layer(inputs[0], self.fetch)
+
+    def fetch(self, x: Tensor) -> Tensor:
+        """`[n, w]` to `[N, w]`."""
+        whole = gather_rows(x, self.site.rows, self.site.group)
+        if not self.own_first:
+            return whole
+        return torch.cat([x, whole[: self.first], whole[self.first + len(x) :]])
+
+
+class HaloRows:
+    """Fetches the rows that a rank's edges read.
+
+    Args:
+        halo: which rows.
+        group: whose ranks exchange them.
+    """
+
+    def __init__(self, halo: Halo, group: Group) -> None:
+        self.group = group
+        self.send = torch.from_numpy(halo.send).to(group.device)
+        self.counts = halo.send_counts, halo.receive_counts
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`[n, w]` to `[n + h, w]`."""
+        return torch.cat([x, exchange(x.index_select(0, self.send), *self.counts, self.group)])
+
+
+@executes("rows, halo", "convolution", "attention")
+class RowsHalo(Executor):
+    """Rows go to those that read them."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        graphs = graphs_of(site)
+        self.layer = layer_of(site, graphs, copies=True)
+        halo = graphs.halo()
+        self.layer.place(halo.graph)
+        self.fetch = HaloRows(halo, site.group)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return self.layer(inputs[0], self.fetch)
+
+
+@executes("rows, vertex-cover halo", "convolution")
+class RowsCover(Executor):
+    """Rows go to those that read them, or sums of rows, whichever are fewer."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        graphs = graphs_of(site)
+        self.layer = Convolution(site, graphs, copies=True)
+        cover = graphs.cover()
+        self.send = self.layer.cover(cover)
+        self.counts = cover.send_counts, cover.receive_counts
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return self.layer(inputs[0], self.fetch)
+
+    def fetch(self, x: Tensor) -> Tensor:
+        """`[n, w]` to the own rows and what was received."""
+        return torch.cat([x, exchange(self.send(x), *self.counts, self.site.group)])

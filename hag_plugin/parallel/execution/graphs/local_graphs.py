@@ -1,0 +1,289 @@
+"""The part of a graph that one rank aggregates over, for each way of splitting it.
+
+A rank computes the rows of its targets and holds the rows of its sources: its own, and those (or
+partial sums) that others send. Put together, the ranks' edges are those of the whole graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hag_plugin.hag.graph import check_edge_index
+from hag_plugin.hag.program import SelfLoops
+from hag_plugin.parallel.execution.graphs.graph_parts import ELSEWHERE, Cover, Halo, LocalGraph
+from hag_plugin.parallel.graphs.vertex_cover import CoveredEdges, Edges
+
+T = TypeVar("T")
+
+
+class LocalGraphs:
+    """One graph, and what a rank needs of it.
+
+    Args:
+        edge_index: int `[2, E]` of the whole graph; row 0 sources, row 1 targets.
+        rows: int64 `[P]`, how many nodes each rank has, in order.
+        rank: whose part is wanted.
+        self_loops: those the layer adds: False, "add" or "fill".
+        edge_type: int64 `[E]`, the relation of each edge.
+
+    Attributes:
+        nodes: N.
+        edge_index: as given, on the CPU.
+        self_loops: as given.
+        rows: as given.
+        rank: as given.
+
+    Raises:
+        ValueError: an argument does not fit the others.
+
+    Example:
+        >>> edges = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]])
+        >>> graphs = LocalGraphs(edges, np.array([2, 2]), rank=0)
+        >>> halo = graphs.halo()
+        >>> halo.graph.sources.tolist(), halo.send.tolist(), halo.receive_counts
+        ([0, 1, 3], [1], (0, 1))
+    """
+
+    def __init__(
+        self,
+        edge_index: Tensor,
+        rows: np.ndarray,
+        rank: int,
+        *,
+        self_loops: SelfLoops = False,
+        edge_type: Tensor | None = None,
+    ) -> None:
+        check_edge_index(edge_index)
+        self.rows = np.asarray(rows, np.int64)
+        self.nodes = int(self.rows.sum())
+        self.rank, self.self_loops = rank, self_loops
+        self.edge_index = edge_index.detach().cpu().long()
+        if not 0 <= rank < len(self.rows):
+            raise ValueError(f"rank is {rank}; expected 0 to {len(self.rows) - 1}")
+        source, target = self.edge_index.numpy()
+        for ids in (source, target):
+            if ids.size and (ids.min() < 0 or ids.max() >= self.nodes):
+                raise ValueError(
+                    f"edge_index has ids {ids.min()} to {ids.max()}; expected 0 to {self.nodes - 1}"
+                )
+        if edge_type is not None and edge_type.shape != (len(source),):
+            raise ValueError(
+                f"edge_type has shape {list(edge_type.shape)}; expected [{len(source)}], one for "
+                "each edge"
+            )
+        self._edges = _by_target(source, target, np.arange(len(source)), self.nodes)
+        self._count = len(source)
+        self._types = None if edge_type is None else edge_type.cpu().long().numpy()
+        self._made: dict[tuple[object, ...], Any] = {}
+
+    # Degrees ---------------------------------------------------------------------------------
+
+    def in_degree(self) -> Tensor:
+        """Edges into each node as the layer aggregates them, loops counted: int64 `[N]`."""
+        target = self._listed(self.self_loops is not False)[1]
+        return torch.from_numpy(np.bincount(target, minlength=self.nodes))
+
+    def out_degree(self) -> Tensor:
+        """Edges out of each node, those loops counted that were given: int64 `[N]`."""
+        return torch.from_numpy(np.bincount(self._edges[0], minlength=self.nodes))
+
+    def listed(self) -> tuple[Tensor, Tensor]:
+        """All edges, the layer's loops among them: `[2, E']` by target, and their numbers `[E']`.
+
+        Edges are numbered as given; the loop of node v is number E + v.
+        """
+        source, target, number = self._listed(True)
+        return torch.from_numpy(np.stack([source, target])), torch.from_numpy(number)
+
+    def _listed(self, loops: bool) -> Edges:
+        if not loops or self.self_loops is False:
+            return self._edges
+        return self._keep(("listed",), self._with_loops)
+
+    def _with_loops(self) -> Edges:
+        source, target, number = self._edges
+        kept = source != target if self.self_loops == "fill" else np.ones(len(source), bool)
+        own = np.arange(self.nodes)
+        return _by_target(
+            np.concatenate([source[kept], own]),
+            np.concatenate([target[kept], own]),
+            np.concatenate([number[kept], self._count + own]),
+            self.nodes,
+        )
+
+    # Parts -----------------------------------------------------------------------------------
+
+    def whole(self, listed: bool = False) -> LocalGraph:
+        """All edges. `listed`: the layer's loops are among them."""
+        return self._keep(("whole", listed), lambda: self._whole(listed))
+
+    def gathered(self, own_first: bool = False) -> LocalGraph:
+        """The edges into the own rows, loops listed, from the rows of all.
+
+        Args:
+            own_first: the own rows are the first sources, those of others follow. If not, sources
+                are in order.
+        """
+        return self._keep(("gathered", own_first), lambda: self._gathered(own_first))
+
+    def halo(self, columns: int = 1) -> Halo:
+        """The edges into the own rows, loops listed, and the rows they read.
+
+        Args:
+            columns: of a grid: the parts of so many neighbours are one, and the group that
+                exchanges has one rank of each.
+        """
+        return self._keep(("halo", columns), lambda: self._halo(columns))
+
+    def cover(self) -> Cover:
+        """The edges into the own rows, loops listed, with a vertex cover of those from others."""
+        return self._keep(("cover",), self._cover)
+
+    def _keep(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]
+        return made
+
+    def _bounds(self, columns: int = 1) -> np.ndarray:
+        rows = self.rows.reshape(-1, columns).sum(axis=1)
+        return np.concatenate([[0], np.cumsum(rows)])
+
+    def _graph(
+        self,
+        edges: Edges,
+        sources: np.ndarray,
+        targets: np.ndarray,
+        targets_first: bool = False,
+        self_loops: SelfLoops = False,
+    ) -> LocalGraph:
+        """Edges in local numbers."""
+        types = None
+        if self._types is not None:
+            types = np.where(edges[2] < 0, -1, self._types[edges[2]])
+        return LocalGraph(
+            np.stack(edges[:2]),
+            sources,
+            targets,
+            edges[2],
+            self_loops,
+            targets_first,
+            types,
+        )
+
+    def _whole(self, listed: bool) -> LocalGraph:
+        nodes = np.arange(self.nodes)
+        loops = False if listed else self.self_loops
+        return self._graph(self._listed(listed), nodes, nodes, self_loops=loops)
+
+    def _inside(self, first: int, last: int) -> Edges:
+        """The edges into nodes `first` to `last`, loops listed."""
+        source, target, number = self._listed(True)
+        inside = slice(*np.searchsorted(target, [first, last]))
+        return source[inside], target[inside] - first, number[inside]
+
+    def _gathered(self, own_first: bool) -> LocalGraph:
+        first, last = self._bounds()[self.rank : self.rank + 2]
+        source, target, number = self._inside(first, last)
+        nodes = np.arange(self.nodes)
+        if own_first:
+            own = (source >= first) & (source < last)
+            source = np.where(own, source - first, source + (last - first) * (source < first))
+            nodes = np.concatenate([nodes[first:last], nodes[:first], nodes[last:]])
+        targets = np.arange(first, last)
+        return self._graph((source, target, number), nodes, targets, own_first)
+
+    def _halo(self, columns: int) -> Halo:
+        bounds, block = self._bounds(columns), self.rank // columns
+        first, last = bounds[block : block + 2]
+        source, target, number = self._inside(first, last)
+        seen, position = np.unique(source, return_inverse=True)
+        own = (seen >= first) & (seen < last)
+        local = np.where(own, seen - first, last - first + np.cumsum(~own) - 1)
+        halo, nodes = seen[~own], np.arange(first, last)
+        graph = self._graph(
+            (local[position], target, number), np.concatenate([nodes, halo]), nodes, True
+        )
+        send, counts = self._wanted(bounds, block)
+        return Halo(graph, send, counts, _counts(np.searchsorted(halo, bounds)))
+
+    def _wanted(self, bounds: np.ndarray, block: int) -> tuple[np.ndarray, tuple[int, ...]]:
+        """The own rows that each other block reads, and how many."""
+        first, last = bounds[block : block + 2]
+        source, target, _ = self._edges
+        leaving = (source >= first) & (source < last) & ((target < first) | (target >= last))
+        reader = np.searchsorted(bounds, target[leaving], side="right") - 1
+        pairs = np.unique(reader * self.nodes + source[leaving])
+        counts = np.bincount(pairs // max(self.nodes, 1), minlength=len(bounds) - 1)
+        return pairs % max(self.nodes, 1) - first, tuple(counts.tolist())
+
+    def _cover(self) -> Cover:
+        bounds, own = self._bounds(), self.rank
+        first, last = bounds[own : own + 2]
+        source, target, number = self._inside(first, last)
+        inner = (source >= first) & (source < last)
+        # Sources in local numbers: own rows, then what is received.
+        pieces = [(source[inner] - first, target[inner], number[inner])]
+        received: list[int] = []
+        mine = int(last - first)
+        for other in range(len(self.rows)):
+            cover = self._pair(other, own)
+            start = mine + sum(received)
+            received.append(cover.size)
+            row, target, number = cover.by_row
+            pieces.append((start + np.searchsorted(cover.rows, row), target - first, number))
+            row = start + len(cover.rows) + np.arange(len(cover.sums))
+            pieces.append((row, cover.sums - first, np.full(len(row), ELSEWHERE)))
+        nodes, others = np.arange(first, last), np.full(sum(received), ELSEWHERE)
+        edges = _joined(pieces, mine + sum(received))
+        graph = self._graph(edges, np.concatenate([nodes, others]), nodes, True)
+        send, counts = self._sent(first)
+        return Cover(graph, send, counts, tuple(received))
+
+    def _sent(self, first: int) -> tuple[LocalGraph, tuple[int, ...]]:
+        """From the own rows to the buffer that is sent: rows as they are, and partial sums."""
+        pieces: list[Edges] = []
+        counts: list[int] = []
+        for other in range(len(self.rows)):
+            cover, start = self._pair(self.rank, other), sum(counts)
+            counts.append(cover.size)
+            place = start + np.arange(len(cover.rows))
+            pieces.append((cover.rows - first, place, np.full(len(place), ELSEWHERE)))
+            source, target, number = cover.by_sum
+            place = start + len(place) + np.searchsorted(cover.sums, target)
+            pieces.append((source - first, place, number))
+        mine = int(self.rows[self.rank])
+        edges = _joined(pieces, mine)
+        nowhere = np.full(sum(counts), ELSEWHERE)
+        graph = self._graph(edges, np.arange(first, first + mine), nowhere)
+        return graph, tuple(counts)
+
+    def _pair(self, sender: int, receiver: int) -> CoveredEdges:
+        """What covers the edges from one rank's rows to another's; both compute the same."""
+        bounds = self._bounds()
+        source, target, number = self._edges
+        inside = slice(*np.searchsorted(target, bounds[receiver : receiver + 2]))
+        source, target, number = source[inside], target[inside], number[inside]
+        cut = (source >= bounds[sender]) & (source < bounds[sender + 1])
+        if sender == receiver:
+            cut[:] = False
+        return CoveredEdges.of(source[cut], target[cut], number[cut])
+
+
+def _by_target(source: np.ndarray, target: np.ndarray, number: np.ndarray, sources: int) -> Edges:
+    order = np.argsort(target * max(sources, 1) + source, kind="stable")
+    return source[order], target[order], number[order]
+
+
+def _joined(pieces: list[Edges], sources: int) -> Edges:
+    source, target, number = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
+    return _by_target(source, target, number, sources)
+
+
+def _counts(bounds: np.ndarray) -> tuple[int, ...]:
+    return tuple(np.diff(bounds).tolist())

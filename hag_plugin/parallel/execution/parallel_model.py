@@ -1,0 +1,252 @@
+"""`model.parallel`: how a model that runs by a plan works together with the other ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from hag_plugin.parallel.execution.executors.registry import OperationExecutor, executor_of
+from hag_plugin.parallel.execution.parameters import Parameters
+from hag_plugin.parallel.execution.runner import Prepared, Runner, stand_in
+from hag_plugin.parallel.execution.share import (
+    Part,
+    Share,
+    by_graph,
+    has_nodes,
+    moved,
+    sliced,
+    values_of,
+)
+from hag_plugin.parallel.execution.site import Site, World
+from hag_plugin.parallel.graphs.stats import owners
+from hag_plugin.parallel.layouts import ROWS, Layout, Split, shares
+from hag_plugin.parallel.model.trace import Recorded, arguments, record
+from hag_plugin.parallel.ranks.comm import Group, Sent
+from hag_plugin.parallel.ranks.transfer import replicate_rows, sum_parts
+from hag_plugin.parallel.search.plan import Plan
+from hag_plugin.saved import set_module
+
+
+@set_module("hag_plugin.parallel")
+class Parallel:
+    """How a model works together with the other ranks: `model.parallel`.
+
+    Attributes:
+        data: this rank's share of the data the model was set up with: labels, masks and what else
+            there is a row of for each node, of the nodes whose outputs this rank has.
+        plan: what is run.
+        group: all ranks.
+        step: forward passes in training so far, for the masks of dropout. Set it when training
+            goes on from a checkpoint.
+    """
+
+    data: Share
+
+    def __init__(
+        self,
+        model: Module,
+        pristine: Module,
+        parameters: Parameters,
+        plan: Plan,
+        part: Part | None,
+        group: Group,
+    ) -> None:
+        self.plan, self.group, self.step = plan, group, 0
+        self._model, self._pristine, self._parameters = model, pristine, parameters
+        self._part = part
+        self._seed = group.broadcast(torch.initial_seed())
+        self._runner: Runner | None = None
+
+    # Running ---------------------------------------------------------------------------------
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward: of a share, by default `data`."""
+        share = args[0] if args else self.data
+        if len(args) > 1 or kwargs or not isinstance(share, Share):
+            raise TypeError(
+                "the features and edges of a parallel model are laid out once: call model(), or "
+                "model(share) with what model.parallel.share(data) returned"
+            )
+        assert self._runner is not None  # set up with the first share
+        self.step += self._model.training
+        share.prepared.world.step = self.step
+        return self._runner.run(share.prepared)
+
+    @property
+    def sent(self) -> Sent:
+        """Bytes that this rank sent, by phase."""
+        return self.group.sent
+
+    # Data ------------------------------------------------------------------------------------
+
+    def share(self, data: Any) -> Share:
+        """What this rank has of other data than the model was set up with, a batch of graphs say.
+
+        Args:
+            data: as for `parallelize`, the same on every rank. A PyG `Batch` is cut between
+                graphs.
+
+        Raises:
+            ValueError: the plan is for another model.
+        """
+        with self.group.together("laying out the data"):
+            part = self._part if getattr(data, "ptr", None) is None else by_graph(data)
+            recorded = record(self._pristine, data, hag=False, part=part, counted=False)
+            world, executors = self._executors(recorded, part)
+        with self.group.together("laying out the features"):
+            return self._shared(data, recorded, world, executors)
+
+    def set_up(self, data: Any, recorded: Recorded) -> None:
+        """Lays out `data`, and splits the weights as the plan says; `parallelize` does it once.
+
+        Args:
+            data: that was planned for.
+            recorded: the model's operations on it.
+        """
+        with self.group.together("laying out the data"):
+            world, executors = self._executors(recorded, self._part)
+        self._place(executors)
+        self._runner = Runner(self._model)
+        with self.group.together("laying out the features"):
+            self.data = self._shared(data, recorded, world, executors)
+
+    def _executors(
+        self, recorded: Recorded, part: Part | None
+    ) -> tuple[World, list[OperationExecutor | None]]:
+        graph, group = recorded.graph, self.group
+        nodes = np.bincount(owners(part, group.size, graph.nodes), minlength=group.size)
+        dtype = next((p.dtype for p in self._pristine.parameters()), torch.float32)
+        world = World(
+            group, nodes, recorded.edges, self._parameters, group.device, dtype, seed=self._seed
+        )
+        configs = self.plan.configs
+        executors: list[OperationExecutor | None] = []
+        for i, (op, met) in enumerate(zip(graph.ops, recorded.met, strict=True)):
+            if op.name not in configs or op.kind != self.plan.layer(op.name).kind:
+                raise ValueError(
+                    f"operation {op.name!r} ({op.kind}) is not in the plan, which has "
+                    f"{list(configs)}"
+                )
+            if op.kind in ("input", "loss"):
+                executors.append(None)
+                continue
+            module = self._model.get_submodule(met.path) if met.leaf else None
+            site = Site(op, i, configs[op.name], world, module, met.names, met.call)
+            executors.append(executor_of(site))
+        return world, executors
+
+    def _place(self, executors: list[OperationExecutor | None]) -> None:
+        """Splits the weights as the executors want them."""
+        splits: dict[str, Split | None] = {}
+        users: dict[str, str] = {}
+        with self.group.together("splitting the weights"):
+            for executor in executors:
+                if executor is None:
+                    continue
+                wanted, op = executor.placements(), executor.site.op
+                for role, name in executor.site.names.items():
+                    split = wanted.get(role)
+                    if name in splits and splits[name] != split:
+                        raise ValueError(
+                            f"{users[name]!r} and {op.name!r} share {name!r}, which one of them "
+                            "splits in another way; give them the same strategy"
+                        )
+                    splits[name], users[name] = split, op.name
+            self._parameters.place({n: split for n, split in splits.items() if split is not None})
+
+    def _shared(
+        self,
+        data: Any,
+        recorded: Recorded,
+        world: World,
+        executors: list[OperationExecutor | None],
+    ) -> Share:
+        graph, rank = recorded.graph, self.group.rank
+        values = values_of(data)
+        x = values.pop("x")
+        features: dict[Layout, Tensor] = {}
+        for executor in executors:
+            if executor is not None and 0 in executor.site.op.inputs:
+                layout = executor.site.config.source
+                if layout not in features:
+                    features[layout] = sliced(x, layout, world, rank)
+        loss = graph.ops[-1]
+        output = self.plan.configs[loss.name].source
+        if 0 in loss.inputs:
+            features[output] = sliced(x, output, world, rank)
+        shapes = [met.shape for met in recorded.met]
+        like = next(iter(features.values()))
+        token = stand_in(shapes[0], like, 0, None)
+        args, kwargs = arguments(self._pristine, moved(data, world.device), token)
+        prepared = Prepared(
+            world, graph.ops, shapes, executors, features, output, token, args, kwargs
+        )
+        own = slice(0, loss.rows or graph.nodes)
+        if loss.rows is None and output == ROWS:
+            own = shares(ROWS, world.nodes, 1, rank)[0]
+            cut = [k for k, v in values.items() if has_nodes(k, v, graph.nodes)]
+            values |= {k: values[k][own] for k in cut}
+        tensors = {k: v for k, v in values.items() if k != "edge_index"}
+        kept = {k: v.to(world.device) if isinstance(v, Tensor) else v for k, v in tensors.items()}
+        return Share(kept, own, prepared)
+
+    # Losses and metrics ----------------------------------------------------------------------
+
+    def mean(self, values: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The mean of all ranks' values, with the gradients that one process would have.
+
+        Args:
+            values: a loss a row, of any shape; may be empty on some ranks.
+            weights: of the same shape, constants: `sum(weights * values) / sum(weights)`. A mask,
+                or the weights of classes: `mean(cross_entropy(out, y, reduction="none"), w[y])` is
+                `cross_entropy(out, y, weight=w)`.
+
+        Raises:
+            ValueError: the weights have another shape.
+        """
+        if weights is None:
+            count = torch.tensor([values.numel()], device=values.device)
+        elif weights.shape != values.shape:
+            raise ValueError(
+                f"weights has shape {list(weights.shape)}; expected {list(values.shape)}, that of "
+                "the values"
+            )
+        else:
+            count = weights.detach().sum(dtype=torch.float64).view(1)
+            values = values * weights.detach()
+        total = values.sum().view(1)
+        if self.split:
+            loss = self.group.counted_as("loss")
+            count, total = loss.all_reduce(count, "loss"), sum_parts(total, loss)
+        return total[0] / count[0].to(total.dtype)
+
+    def total(self, value: Tensor | float) -> Any:
+        """The sum of a number over ranks: of correct answers, say. Counted once where all ranks
+        have all rows.
+        """
+        if not self.split:
+            return value
+        tensor = torch.as_tensor(value, device=self.group.device).detach()
+        if tensor.dtype in (torch.bool, torch.int32):
+            tensor = tensor.long()
+        summed = self.group.all_reduce(tensor, "loss")
+        return summed if isinstance(value, Tensor) else summed.item()
+
+    def gather(self, values: Tensor) -> Tensor:
+        """All rows of the model's output, or of what was made from its rows, on every rank."""
+        if not self.split:
+            return values.detach()
+        flat = values.detach()
+        flat = flat.flatten(1) if flat.dim() > 1 else flat.view(-1, 1)
+        nodes = self.data.prepared.world.nodes
+        whole = replicate_rows(flat, nodes, self.group.counted_as("gather"))
+        return whole.view(-1, *values.shape[1:])
+
+    @property
+    def split(self) -> bool:
+        """Whether each rank has some rows of the output, rather than all."""
+        return self.data.prepared.output == ROWS

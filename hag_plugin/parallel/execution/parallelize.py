@@ -1,0 +1,120 @@
+"""`parallelize`: a model that runs as a plan says, a rank a device, under torch.distributed."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import Module
+
+from hag_plugin.parallel.execution.parallel_model import Parallel
+from hag_plugin.parallel.execution.parameters import Parameters
+from hag_plugin.parallel.execution.share import Part
+from hag_plugin.parallel.machine.topology import Topology
+from hag_plugin.parallel.model.trace import record
+from hag_plugin.parallel.ranks.comm import Group
+from hag_plugin.parallel.search.plan import Plan
+from hag_plugin.parallel.search.planner import plan as find_plan
+from hag_plugin.saved import set_module
+
+
+@set_module("hag_plugin.parallel")
+def parallelize(
+    model: Module,
+    data: Any,
+    plan: Plan | str | os.PathLike[str] = "auto",
+    *,
+    topology: Topology | str | os.PathLike[str] | None = None,
+    part: Part | None = None,
+    device: torch.device | str | None = None,
+) -> Module:
+    """A copy of a model that computes what the model computes, on all ranks together.
+
+    Every rank calls it, with the same model and data; the first rank's weights are taken. The copy
+    is of the same class, with the same modules and names in its `state_dict`; its weights are
+    DTensors. `model.parallel` is a `Parallel`: this rank's share of the data, the mean of a loss
+    and the total of a metric over all ranks, bytes sent.
+
+    Args:
+        model: of PyG or DGL layers.
+        data: what it was planned for: PyG's `Data`, or `(DGLGraph, x)`. Features may be anything
+            that can be sliced by rows and columns (a `numpy.memmap`): only this rank's share of
+            them is read.
+        plan: a plan, its file, or "auto": the first rank makes one for `topology`.
+        topology: of the machine, for "auto": a preset, a file, or what `probe` measured.
+        part: as the plan was made with: a `Partition`, or what gives each node's part.
+        device: of this rank; by default the current GPU with NCCL, else the CPU.
+
+    Raises:
+        RuntimeError: torch.distributed is not initialised; another rank failed.
+        ValueError: the plan is for another model, graph or number of ranks, says what differs; or
+            it gives a layer what is not possible there, names it.
+        NotImplementedError: a strategy cannot be run; names the layer.
+
+    Example:
+        model = hp.parallel.parallelize(model, data, "plan.json")
+        local = model.parallel.data
+        out = model()
+        losses = F.cross_entropy(out[local.train_mask], local.y[local.train_mask], reduction="none")
+        model.parallel.mean(losses).backward()
+        optimizer.step()
+    """
+    group = Group.world(device)
+    with group.together("planning"):
+        mine = _plan(model, data, plan, topology, part, group)
+    chosen = group.broadcast(mine) if plan == "auto" else mine
+    assert isinstance(chosen, Plan)
+    _compare(chosen, group)
+    with group.together("checking the plan"):
+        if hasattr(model, "parallel"):
+            raise ValueError("the model has an attribute 'parallel' already; expected none")
+        pristine = copy.deepcopy(model).to("meta")
+        recorded = record(pristine, data, hag=False, part=part)
+        chosen.check(recorded.graph, group.size)
+    # Making groups is communication: it comes before work that may fail on one rank.
+    layouts = {k for c in chosen.configs.values() for k in (c.source, c.target)}
+    for columns in sorted({layout.columns for layout in layouts}):
+        group.mesh(columns)
+    with group.together("copying the model"):
+        found = copy.deepcopy(model).to(group.device)
+    parameters = Parameters(found, group)
+    parameters.broadcast()
+    parallel = Parallel(found, pristine, parameters, chosen, part, group)
+    parallel.set_up(data, recorded)
+    vars(found)["parallel"] = parallel
+    found.forward = parallel.run
+    return found
+
+
+def _plan(
+    model: Module,
+    data: Any,
+    plan: Plan | str | os.PathLike[str],
+    topology: Topology | str | os.PathLike[str] | None,
+    part: Part | None,
+    group: Group,
+) -> Plan | None:
+    if isinstance(plan, Plan):
+        return plan
+    if plan != "auto":
+        return Plan.load(Path(plan))
+    if topology is None:
+        raise ValueError("plan='auto' needs topology=, a preset's name or a file of `probe`")
+    if group.rank:
+        return None
+    return find_plan(model, data, topology, world_size=group.size, part=part)
+
+
+def _compare(plan: Plan, group: Group) -> None:
+    """Whether all ranks have the same plan, and it is for so many."""
+    said = repr((plan.world_size, plan.model, plan.graphs, plan.configs))
+    for rank, other in zip(group.ranks, group.collect(said), strict=True):
+        if other != said:
+            raise ValueError(
+                f"rank {rank} has another plan than rank {group.rank}; expected the same on all"
+            )
+    if plan.world_size != group.size:
+        raise ValueError(f"the plan is for {plan.world_size} devices; there are {group.size} ranks")

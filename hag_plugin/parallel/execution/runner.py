@@ -1,0 +1,249 @@
+"""Running a model's own forward on shards: each operation goes to its executor.
+
+While the model runs, tensors between operations are stand-ins: of the whole tensor's shape, type
+and device, so that the model's code sees what it always saw, but of one value, NaN, that is
+nowhere stored twice. What this rank has of the tensor hangs on the stand-in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from hag_plugin.hag.program import SelfLoops
+from hag_plugin.parallel.execution.executors.registry import OperationExecutor
+from hag_plugin.parallel.execution.site import World
+from hag_plugin.parallel.layouts import Layout
+from hag_plugin.parallel.model import functions
+from hag_plugin.parallel.model.calls import Call
+from hag_plugin.parallel.model.layers import entry_of
+from hag_plugin.parallel.model.opgraph import Op
+from hag_plugin.parallel.model.walk import Walk
+from hag_plugin.parallel.ranks.transfer import reshard
+
+SHARD = "_hag_plugin_shard"
+
+
+@dataclass
+class Shard:
+    """What a stand-in stands for.
+
+    Attributes:
+        index: of the operation that made it.
+        local: this rank's part; None of the features, which lie in several layouts.
+    """
+
+    index: int
+    local: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What a model runs on: a set of nodes, their features and edges.
+
+    Attributes:
+        world: as the executors have it.
+        ops: the model's operations on these nodes; the last is the loss.
+        shapes: of their outputs, whole.
+        executors: of all but the features and the loss.
+        features: by the layout in which an operation wants them.
+        output: the layout that the loss wants.
+        x: the stand-in for the features.
+        args: of the model's forward, with `x` in them.
+        kwargs: likewise.
+    """
+
+    world: World
+    ops: Sequence[Op]
+    shapes: Sequence[tuple[int, ...]]
+    executors: Sequence[OperationExecutor | None]
+    features: dict[Layout, Tensor]
+    output: Layout
+    x: Tensor
+    args: list[Any]
+    kwargs: dict[str, Any]
+
+
+def stand_in(shape: Sequence[int], like: Tensor, index: int, local: Tensor | None) -> Tensor:
+    """For the output of an operation, of `like`'s type and on its device."""
+    out = torch.full((), torch.nan, dtype=like.dtype, device=like.device).expand(*shape)
+    setattr(out, SHARD, Shard(index, local))
+    return out
+
+
+class Runner(Walk):
+    """Runs what `model.recorder.Recorder` recorded.
+
+    Args:
+        model: is changed: its layers stand for themselves only while a runner is at work.
+    """
+
+    def __init__(self, model: Module) -> None:
+        super().__init__(entry_of)
+        self.originals = {id(m): m.forward for m in model.modules()}
+        self.attach(model)
+        self.forward = model.forward
+        self._paused = False
+        self._met: set[int] = set()
+        self._at: Prepared | None = None
+        self._names: dict[str, int] = {}
+
+    def run(self, prepared: Prepared) -> Any:
+        """The model's output, with the shards that the loss wants in place of stand-ins."""
+        self._at, self._met, self._taken = prepared, set(), {"x": 1}
+        setattr(prepared.x, SHARD, Shard(0, None))
+        self._names = {op.name: i for i, op in enumerate(prepared.ops)}
+        try:
+            with self:
+                out = self.forward(*prepared.args, **prepared.kwargs)
+            found = {id(t): self._output(t) for t in functions.tensors(out) if self.knows(t)}
+            return functions.replaced(out, found)
+        finally:
+            self._at = None
+
+    @property
+    def at(self) -> Prepared:
+        """What the model runs on."""
+        assert self._at is not None  # it runs
+        return self._at
+
+    def _output(self, token: Tensor) -> Tensor:
+        return self._laid_out(token, self.at.output)
+
+    def _shard(self, token: Tensor) -> Shard:
+        shard: Shard = getattr(token, SHARD)
+        return shard
+
+    # What the walk meets ---------------------------------------------------------------------
+
+    def knows(self, tensor: Tensor) -> bool:
+        return not self._paused and hasattr(tensor, SHARD)
+
+    def graph(self, edges: Any, self_loops: SelfLoops = False, edge_type: Any = None) -> str:
+        return ""
+
+    def add(
+        self, kind: str, inputs: Sequence[Tensor], width: int, *, suffix: str = "",
+        call: tuple[Any, ...] | None = None, weighted: bool = False, **changes: Any,
+    ) -> Tensor:  # fmt: skip
+        name = ".".join(part for part in (self.path, suffix) if part) or kind
+        index = self._find(name)
+        if index is None:
+            raise self._unknown(name)
+        if call is not None:
+            function, *args = call
+            met = Call(function.__name__, tuple(args), {}, function)
+        else:
+            assert self.current is not None  # a layer of the table runs
+            module, given, kwargs = self.current
+            original = self.originals[id(module)]
+            met = Call(type(module).__name__, given, kwargs, original)
+        return self._execute(index, met, list(inputs))
+
+    def meet(
+        self, func: Any, name: str, args: Any, kwargs: dict[str, Any], known: list[Tensor]
+    ) -> Any:
+        first = args[0] if args else None
+        shape_only = name in functions.OF_FIRST and not (
+            isinstance(first, Tensor) and self.knows(first)
+        )
+        if name in functions.CONSTANT or shape_only:
+            return func(*args, **kwargs)
+        if name in functions.ALIASES and self._keeps_shape(func, name, args, kwargs):
+            return self._alias(func, name, args, kwargs)
+        index = self._find(self.label(name))
+        if index is not None:
+            return self._execute(index, Call(name, tuple(args), kwargs, func), known)
+        out = func(*args, **kwargs)
+        if next(functions.tensors(out), None) is not None:
+            raise self._unknown(self.label(name))
+        return out  # a size, or the like
+
+    def _find(self, name: str) -> int | None:
+        """The next operation of this name."""
+        count = self._taken.get(name, 0) + 1
+        index = self._names.get(name if count == 1 else f"{name}:{count}")
+        if index is not None:
+            self._taken[name] = count
+        return index
+
+    def _unknown(self, name: str) -> RuntimeError:
+        left = [op.name for i, op in enumerate(self.at.ops[1:-1], 1) if i not in self._met]
+        return RuntimeError(
+            f"the model calls {name!r}, which is not in its plan; expected "
+            f"{left[0] if left else 'its end'!r} next. A model must take the same way each time"
+        )
+
+    def _keeps_shape(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> bool:
+        if name not in ("view", "reshape"):
+            return True
+        meta = torch.empty(args[0].shape, device="meta")
+        return bool(func(meta, *args[1:], **kwargs).shape == meta.shape)
+
+    def _alias(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Tensor:
+        token = args[0]
+        shard = self._shard(token)
+        if shard.local is None or name in ("view", "reshape", "contiguous", "requires_grad_"):
+            out: Tensor = token
+            return out
+        rest = [self._shard(t).local if isinstance(t, Tensor) and self.knows(t) else t
+                for t in args[1:]]  # fmt: skip
+        local = func(shard.local, *rest, **kwargs)
+        return stand_in(token.shape, local, shard.index, local)
+
+    # Running ---------------------------------------------------------------------------------
+
+    def _execute(self, index: int, call: Call, known: list[Tensor]) -> Tensor:
+        op, executor = self.at.ops[index], self.at.executors[index]
+        assert executor is not None  # only the features and the loss have none
+        made = {self._shard(t).index for t in known}
+        wanted = {i: self._came_from(i, made) for i in op.inputs}
+        if made != set(wanted.values()):
+            raise RuntimeError(
+                f"operation {op.name!r} takes what {[self.at.ops[j].name for j in sorted(made)]} "
+                f"made; its plan says {[self.at.ops[j].name for j in op.inputs]}"
+            )
+        laid_out: dict[int, Tensor] = {}  # by shard: aliases share one
+        for token in known:
+            key = id(self._shard(token))
+            if key not in laid_out:
+                laid_out[key] = self._laid_out(token, executor.site.config.source)
+        changed = functions.in_place(call) and call.args[0] is known[0]
+        if changed:  # autograd refuses to change views that others made
+            laid_out = {key: t.clone() if t._is_view() else t for key, t in laid_out.items()}
+        shards = {id(t): laid_out[id(self._shard(t))] for t in known}
+        firsts = {self._shard(t).index: shards[id(t)] for t in reversed(known)}
+        inputs = [firsts[wanted[i]] for i in op.inputs]
+        args = tuple(functions.replaced([*call.args], shards))
+        given = Call(call.name, args, functions.replaced(dict(call.kwargs), shards), call.function)
+        paused, self._paused = self._paused, True
+        try:
+            out = executor.run(given, *inputs)
+        finally:
+            self._paused = paused
+        self._met.add(index)
+        if changed:  # the model may go on with the tensor that it gave
+            setattr(known[0], SHARD, Shard(index, out))
+            return known[0]
+        return stand_in(self.at.shapes[index], out, index, out)
+
+    def _came_from(self, index: int, made: set[int]) -> int:
+        """Where an input comes from: operations that only training has may have been left out."""
+        while index not in made and index not in self._met and len(self.at.ops[index].inputs) == 1:
+            index = self.at.ops[index].inputs[0]
+        return index
+
+    def _laid_out(self, token: Tensor, layout: Layout) -> Tensor:
+        shard, at = self._shard(token), self.at
+        if shard.local is None:
+            return at.features[layout]
+        executor = at.executors[shard.index]
+        assert executor is not None  # it made the shard
+        before, op = executor.site.config.target, at.ops[shard.index]
+        rows = executor.site.rows
+        return reshard(shard.local, before, layout, rows, op.width, at.world.group)

@@ -1,0 +1,101 @@
+"""What a rank has of the data: its features as layers want them, labels and masks of its rows."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hag_plugin.parallel.execution.runner import Prepared
+from hag_plugin.parallel.execution.site import World
+from hag_plugin.parallel.layouts import Layout, shares
+from hag_plugin.saved import set_module
+
+Part = Callable[[int], np.ndarray]
+
+
+@set_module("hag_plugin.parallel")
+class Share:
+    """What a rank has of the data.
+
+    Attributes:
+        rows: the nodes whose rows of the output this rank has, as a slice.
+        prepared: what the executors hold of it.
+    """
+
+    def __init__(self, values: dict[str, Any], rows: slice, prepared: Prepared) -> None:
+        self.__dict__.update(values)
+        self.rows, self.prepared = rows, prepared
+
+    def __repr__(self) -> str:
+        words = [f"{k}={list(v.shape)}" for k, v in self.__dict__.items() if isinstance(v, Tensor)]
+        return f"Share(rows={self.rows.start}:{self.rows.stop}, {', '.join(words)})"
+
+
+@set_module("hag_plugin.parallel")
+def by_graph(batch: Any) -> Part:
+    """Cuts a PyG `Batch` between graphs: no edge then goes from one part to another.
+
+    Args:
+        batch: with `ptr`, where each graph's nodes begin.
+
+    Returns:
+        What `plan` and `parallelize` take as `part`.
+    """
+    return _ByGraph(batch.ptr.cpu().numpy())
+
+
+@set_module("hag_plugin.parallel")
+@dataclass(frozen=True, eq=False)
+class _ByGraph:
+    """What `by_graph` returns; `ends` are `ptr`, int64 `[graphs + 1]`."""
+
+    ends: np.ndarray
+
+    def __call__(self, parts: int) -> np.ndarray:
+        ends = self.ends
+        wanted = ends[-1] * np.arange(1, parts) / parts
+        cuts = ends[np.abs(ends[:, None] - wanted).argmin(axis=0)]
+        return np.searchsorted(cuts, np.arange(ends[-1]), side="right")
+
+
+def values_of(data: Any) -> dict[str, Any]:
+    """Everything in the data, by name."""
+    if isinstance(data, tuple):
+        graph, x = data
+        return dict(graph.ndata.items()) | {"x": x}
+    return dict(data.to_dict()) if hasattr(data, "to_dict") else dict(vars(data))
+
+
+def has_nodes(key: str, value: Any, nodes: int) -> bool:
+    """Whether there is a row of it for each node."""
+    return (
+        isinstance(value, Tensor)
+        and value.dim() > 0
+        and value.shape[0] == nodes
+        and not key.startswith("edge_")
+    )
+
+
+def sliced(x: Any, layout: Layout, world: World, rank: int) -> Tensor:
+    """A rank's share of the features, which may be a tensor or an array on disk."""
+    rows, columns = shares(layout, world.nodes, x.shape[1], rank)
+    found = x[rows, columns]
+    if not isinstance(found, Tensor):
+        found = torch.from_numpy(np.array(found))
+    return found.detach().to(world.device, copy=True).contiguous()
+
+
+def moved(data: Any, device: torch.device) -> Any:
+    """The data with what tells graphs of a batch apart where the model runs."""
+    batch = None if isinstance(data, tuple) else getattr(data, "batch", None)
+    if batch is None or batch.device == device:
+        return data
+    moved = copy.copy(data)
+    moved.batch = batch.to(device)
+    return moved

@@ -1,0 +1,351 @@
+"""One table: what the layers of PyG and DGL are, as operations. Neither is imported here.
+
+An entry is found by the qualified name of a layer's class or of one it is derived from. It is
+given the walk through the model, the layer and the arguments of its call, names its operations,
+and returns the tensor that stands for the output. What an operation beside the sum over edges
+computes is given with it as a function and its arguments. A layer that is one sum over edges and
+one product, as its record in `hag_plugin.layers` tells them, has the entry `convolution`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hag_plugin.layers.record import held
+from hag_plugin.layers.table import record_of
+from hag_plugin.parallel.model.calls import named
+from hag_plugin.parallel.model.functions import tensors
+from hag_plugin.parallel.model.walk import Entry, Walk
+from hag_plugin.saved import set_module
+
+LINEAR_REDUCERS = {"sum", "add", "mean"}
+
+
+@set_module("hag_plugin.parallel")
+class UnknownLayerError(TypeError):
+    """A layer is used in a way that the table does not cover."""
+
+
+def _one(walk: Walk, x: Any) -> Tensor:
+    """The features, where a layer also takes a pair."""
+    if isinstance(x, tuple | list):
+        if len(x) != 2 or x[0] is not x[1]:
+            raise UnknownLayerError(
+                f"layer {walk.path!r} takes different features for sources and targets; "
+                "expected one set of nodes"
+            )
+        x = x[0]
+    if not isinstance(x, Tensor):
+        raise UnknownLayerError(f"layer {walk.path!r} takes {type(x).__name__} as features; "
+                                "expected a tensor")  # fmt: skip
+    return x
+
+
+def _commutes(reduce: tuple[str, ...]) -> bool:
+    return len(reduce) == 1 and reduce[0] in LINEAR_REDUCERS
+
+
+def whole(walk: Walk, layer: Any, args: Any, kwargs: Any) -> Tensor:
+    """A layer that is not in the table: it runs on every device, whole.
+
+    Raises:
+        UnknownLayerError: it does not say how wide its output is.
+    """
+    known = [t for t in tensors([*args, kwargs]) if walk.knows(t)]
+    width = getattr(layer, "out_channels", getattr(layer, "in_channels", None))
+    if not isinstance(layer, torch.nn.Module) or not isinstance(width, int) or not known:
+        raise UnknownLayerError(
+            f"layer {walk.path!r} ({type(layer).__name__}) is not in the table of layers and "
+            "does not say its out_channels: it cannot be planned"
+        )
+    if getattr(layer, "concat", False):
+        width *= int(getattr(layer, "heads", 1))
+    values = sum(p.numel() for p in layer.parameters())
+    return walk.add("opaque", list({id(t): t for t in known}.values()), width, values=values)
+
+
+# What layers compute beside the sum over edges --------------------------------------------------
+
+
+def add_scaled(out: Tensor, x: Tensor, eps: Tensor) -> Tensor:
+    """Of GIN: the sum over neighbours, and `(1 + eps)` times the node itself."""
+    return out + (1 + eps) * x
+
+
+def largest(xs: Sequence[Tensor]) -> Tensor:
+    """Of jumping knowledge: the maximum over layers."""
+    return torch.stack(tuple(xs), dim=-1).max(dim=-1)[0]
+
+
+def graph_norm(x: Tensor, weight: Tensor, bias: Tensor, mean_scale: Tensor, eps: float) -> Tensor:
+    """GraphNorm of one graph: features are centred on a learned share of their mean."""
+    out = x - x.mean(dim=0, keepdim=True) * mean_scale
+    return weight * out / (out.pow(2).mean(dim=0, keepdim=True) + eps).sqrt() + bias
+
+
+def graph_layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """PyG's LayerNorm of one graph: over all its values."""
+    out = (x - x.mean()) / (x.std(unbiased=False) + eps)
+    return out if weight is None or bias is None else out * weight + bias
+
+
+# Sums over edges ------------------------------------------------------------------------------
+
+
+def convolution(walk: Walk, layer: Any, args: Any, kwargs: Any) -> Tensor:
+    """A layer that is what its record tells, and nothing else."""
+    return _convolution(walk, layer, named(layer, args, kwargs))
+
+
+def _convolution(walk: Walk, layer: Any, call: dict[str, Any], **changes: Any) -> Tensor:
+    """One sum over edges with its product, as the layer's record tells them.
+
+    Args:
+        walk: through the model.
+        layer: one that has a record.
+        call: its arguments by name.
+        changes: attributes of the operation that the record does not tell.
+
+    Raises:
+        UnknownLayerError: edges have other values than one weight each.
+    """
+    record = record_of(type(layer))
+    assert record is not None
+    for name in record.edge_values:
+        if name != "edge_weight" and call.get(name) is not None:
+            raise UnknownLayerError(f"layer {walk.path!r}: {name} is not in the table")
+    x = _one(walk, call[record.features or "x"])
+    weight, reduce = held(layer, record.weight), record.reduce(layer)
+    width = attrgetter(weight)(layer).shape[record.outputs] if weight else x.shape[-1]
+    told: dict[str, Any] = {
+        "input_width": x.shape[-1],
+        "transform": bool(weight),
+        "commutes": bool(weight) and _commutes(reduce),
+        "root": bool(held(layer, record.root)),
+        "bias": bool(held(layer, record.bias)),
+        "reduce": reduce,
+        "weighted": call.get("edge_weight") is not None,
+    }
+    graph = walk.graph(call[record.graphs[0]], record.self_loops(layer), call.get("edge_type"))
+    return walk.add("convolution", [x], changes.pop("width", width), graph=graph, **told | changes)
+
+
+def _with_itself(walk: Walk, layer: Any, out: Tensor, x: Tensor) -> Tensor:
+    """Of GIN: what was summed, and the node itself."""
+    values = layer.eps.numel() if layer.eps.requires_grad else 0
+    call = (add_scaled, out, x, layer.eps)
+    return walk.add("sum", [out, x], x.shape[-1], suffix="self", values=values, call=call)
+
+
+# PyG ------------------------------------------------------------------------------------------
+
+
+def _sage(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    if conv.project and hasattr(conv, "lin"):
+        raise UnknownLayerError(f"layer {walk.path!r}: project=True is not in the table")
+    out = convolution(walk, conv, args, kwargs)
+    if conv.normalize:
+        out = walk.add(
+            "normalisation", [out], conv.out_channels, over="features", suffix="normalize",
+            statistics=(1, 1), call=(F.normalize, out, 2.0, -1),
+        )  # fmt: skip
+    return out
+
+
+def _gin(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    call = named(conv, args, kwargs)
+    out = _with_itself(walk, conv, _convolution(walk, conv, call), _one(walk, call["x"]))
+    result: Tensor = conv.nn(out)
+    return result
+
+
+def _simple(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    call = named(conv, args, kwargs)
+    out, x = _convolution(walk, conv, call), _one(walk, call["x"])
+    if conv.combine_root == "sum":
+        return walk.add("sum", [out, x], x.shape[-1], suffix="self", call=(torch.add, out, x))
+    if conv.combine_root == "cat":
+        joined = (torch.cat, (x, out), -1)
+        width = 2 * x.shape[-1]
+        return walk.add("concatenation", [x, out], width, suffix="self", call=joined)
+    return out
+
+
+def _gat(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    call = named(conv, args, kwargs)
+    x = _one(walk, call["x"])
+    if call.get("edge_attr") is not None or call.get("return_attention_weights"):
+        raise UnknownLayerError(f"layer {walk.path!r}: edge_attr and "
+                                "return_attention_weights are not in the table")  # fmt: skip
+    width = conv.out_channels * (conv.heads if conv.concat else 1)
+    out = walk.add(
+        "attention",
+        [x],
+        width,
+        input_width=conv.in_channels,
+        graph=walk.graph(call["edge_index"], "fill" if conv.add_self_loops else False),
+        heads=conv.heads,
+        concatenated=bool(conv.concat),
+        bias=conv.bias is not None,
+        keeps="mask" if conv.dropout else "",
+    )
+    if getattr(conv, "residual", False):
+        own = walk.add(
+            "linear", [x], width, input_width=conv.in_channels, suffix="residual",
+            call=(F.linear, x, conv.res.weight),
+        )  # fmt: skip
+        added = (torch.add, out, own)
+        out = walk.add("sum", [out, own], width, suffix="residual_sum", call=added)
+    return out
+
+
+def _rgcn(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    return _convolution(
+        walk,
+        conv,
+        named(conv, args, kwargs),
+        width=conv.out_channels,
+        input_width=conv.in_channels_l,
+        relations=conv.num_relations,
+        bases=conv.num_bases or 0,
+        blocks=conv.num_blocks or 1,
+    )
+
+
+def _pna(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    pre = [(m.in_features, m.out_features) for m in _linears(conv.pre_nns)]
+    post = [(m.in_features, m.out_features) for m in _linears(conv.post_nns)]
+    lin = (conv.lin.in_channels, conv.lin.out_channels)
+    return _convolution(
+        walk,
+        conv,
+        named(conv, args, kwargs),
+        width=conv.out_channels,
+        bias=True,
+        edge_products=tuple(pre),
+        node_products=(*post, lin),
+        message_width=conv.towers * conv.F_in,
+        values=sum(n for _, n in (*pre, *post)),  # their biases
+    )
+
+
+def _linears(modules: Any) -> list[Any]:
+    """The linear layers inside, PyG's or torch's, with torch's names for their sizes."""
+    found = []
+    for module in modules.modules():
+        if hasattr(module, "in_channels"):
+            module.in_features, module.out_features = module.in_channels, module.out_channels
+        if hasattr(module, "in_features"):
+            found.append(module)
+    return found
+
+
+def _jumping(walk: Walk, module: Any, args: Any, kwargs: Any) -> Tensor:
+    xs = named(module, args, kwargs)["xs"]
+    width = xs[0].shape[-1]
+    if module.mode == "cat":
+        call = (torch.cat, tuple(xs), -1)
+        return walk.add("concatenation", list(xs), sum(x.shape[-1] for x in xs), call=call)
+    if module.mode == "max":
+        return walk.add("sum", list(xs), width, call=(largest, tuple(xs)))
+    values = sum(p.numel() for p in module.parameters())
+    return walk.add("opaque", list(xs), width, values=values)
+
+
+def _graph_norm(walk: Walk, module: Any, args: Any, kwargs: Any) -> Tensor:
+    given = named(module, args, kwargs)
+    if given.get("batch") is not None:
+        return whole(walk, module, args, kwargs)
+    x = given["x"]
+    return walk.add(
+        "normalisation", [x], x.shape[-1], over="nodes", affine=True, values=x.shape[-1],
+        call=(graph_norm, x, module.weight, module.bias, module.mean_scale, module.eps),
+    )  # fmt: skip
+
+
+def _layer_norm(walk: Walk, module: Any, args: Any, kwargs: Any) -> Tensor:
+    given = named(module, args, kwargs)
+    if module.mode != "node" and given.get("batch") is not None:
+        return whole(walk, module, args, kwargs)
+    x, affine = given["x"], module.weight is not None
+    weights = (module.weight, module.bias)
+    if module.mode == "node":
+        call = (F.layer_norm, x, (x.shape[-1],), *weights, module.eps)
+        return walk.add("normalisation", [x], x.shape[-1], over="features", affine=affine,
+                        call=call)  # fmt: skip
+    return walk.add(
+        "normalisation", [x], x.shape[-1], over="everything", affine=affine,
+        call=(graph_layer_norm, x, *weights, module.eps),
+    )  # fmt: skip
+
+
+# DGL ------------------------------------------------------------------------------------------
+
+
+def _dgl_gcn(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    call = named(conv, args, kwargs)
+    if call.get("weight") is not None or conv._norm not in ("both", "none", "right", "left"):
+        raise UnknownLayerError(f"layer {walk.path!r}: a weight from outside is not in the "
+                                "table")  # fmt: skip
+    return _activated(walk, conv, _convolution(walk, conv, call))
+
+
+def _dgl_sage(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    call = named(conv, args, kwargs)
+    if conv._aggre_type not in ("mean", "gcn"):
+        raise UnknownLayerError(f"layer {walk.path!r}: aggregator_type="
+                                f"{conv._aggre_type!r} is not in the table")  # fmt: skip
+    if conv.feat_drop.p:
+        call["feat"] = conv.feat_drop(_one(walk, call["feat"]))
+    out = _activated(walk, conv, _convolution(walk, conv, call))
+    return out if conv.norm is None else conv.norm(out)
+
+
+def _dgl_gin(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    call = named(conv, args, kwargs)
+    out = _with_itself(walk, conv, _convolution(walk, conv, call), _one(walk, call["feat"]))
+    if conv.apply_func is not None:
+        out = conv.apply_func(out)
+    return _activated(walk, conv, out)
+
+
+def _activated(walk: Walk, conv: Any, out: Tensor) -> Tensor:
+    activation = getattr(conv, "_activation", None) or getattr(conv, "activation", None)
+    return out if activation is None else activation(out)
+
+
+PYG, DGL = "torch_geometric.nn.", "dgl.nn.pytorch.conv."
+TABLE: dict[str, Entry] = {
+    f"{PYG}conv.gcn_conv.GCNConv": convolution,
+    f"{PYG}conv.sage_conv.SAGEConv": _sage,
+    f"{PYG}conv.gin_conv.GINConv": _gin,
+    f"{PYG}conv.graph_conv.GraphConv": convolution,
+    f"{PYG}conv.simple_conv.SimpleConv": _simple,
+    f"{PYG}conv.gat_conv.GATConv": _gat,
+    f"{PYG}conv.rgcn_conv.RGCNConv": _rgcn,
+    f"{PYG}conv.pna_conv.PNAConv": _pna,
+    f"{PYG}models.jumping_knowledge.JumpingKnowledge": _jumping,
+    f"{PYG}norm.graph_norm.GraphNorm": _graph_norm,
+    f"{PYG}norm.layer_norm.LayerNorm": _layer_norm,
+    f"{DGL}graphconv.GraphConv": _dgl_gcn,
+    f"{DGL}sageconv.SAGEConv": _dgl_sage,
+    f"{DGL}ginconv.GINConv": _dgl_gin,
+}
+
+
+MESSAGE_PASSING = "torch_geometric.nn.conv.message_passing.MessagePassing"
+
+
+def entry_of(cls: type) -> Entry | None:
+    """The entry of a class, or of the first of its bases that has one; `whole` of other layers that
+    pass messages; None of other modules.
+    """
+    names = [f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__]
+    found = next((TABLE[name] for name in names if name in TABLE), None)
+    return whole if found is None and MESSAGE_PASSING in names else found

@@ -1,0 +1,237 @@
+"""Writing down the operations of a model while it runs, with the graphs that it runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from hag_plugin.hag.program import SelfLoops
+from hag_plugin.parallel.graphs.stats import GraphStats, measure
+from hag_plugin.parallel.model import functions
+from hag_plugin.parallel.model.calls import Call, Edges
+from hag_plugin.parallel.model.layers import entry_of
+from hag_plugin.parallel.model.opgraph import Op
+from hag_plugin.parallel.model.walk import Walk
+
+
+@dataclass(frozen=True, eq=False)
+class Met:
+    """What became an operation.
+
+    Attributes:
+        path: of the module that ran.
+        call: of it, or of a function; features and weights in it have no storage.
+        names: of parameters and buffers: in the layer or the function's signature, in the model.
+        shape: of the output.
+        leaf: whether the call is a layer's.
+    """
+
+    path: str
+    call: Call
+    names: Mapping[str, str]
+    shape: tuple[int, ...]
+    leaf: bool = False
+
+
+class Recorder(Walk):
+    """Collects operations while a model runs.
+
+    Attributes:
+        ops: so far.
+        met: what became each of them.
+        graphs: counts of the graphs met so far, by key.
+        edges: of these graphs.
+    """
+
+    def __init__(
+        self, data: Any, hag: bool, part: Callable[[int], np.ndarray] | None, counted: bool = True
+    ) -> None:
+        super().__init__(entry_of)
+        self.data, self.hag, self.part, self.counted = data, hag, part, counted
+        self.ops: list[Op] = []
+        self.met: list[Met] = []
+        self.graphs: dict[str, GraphStats] = {}
+        self.edges: dict[str, Edges] = {}
+        self._keys: dict[tuple[int, Any], str] = {}
+        self._kept: list[Any] = []  # ids are only good while their objects live
+        self._known: dict[int, int] = {}
+        self._names: dict[int, str] = {}
+
+    @property
+    def nodes(self) -> int:
+        """N."""
+        if isinstance(self.data, GraphStats):
+            return self.data.nodes
+        if isinstance(self.data, tuple):
+            return int(self.data[0].num_nodes())
+        return int(self.data.num_nodes)
+
+    def attach(self, model: Module) -> None:
+        super().attach(model)
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            self._names[id(tensor)] = name
+
+    # Operations ------------------------------------------------------------------------------
+
+    def op(self, name: str, kind: str, inputs: Sequence[int], width: int, **changes: Any) -> int:
+        """Adds an operation under a name of its own; returns its index."""
+        wants = [bool(op.weights or op.biases) or op.input_grad for op in self.ops]
+        grad = any(wants[i] for i in inputs)
+        settings: dict[str, Any] = {"input_grad": grad, "layer": self.layer} | changes
+        self.ops.append(Op(self.unique(name), kind, tuple(inputs), width, **settings))
+        return len(self.ops) - 1
+
+    def add(
+        self, kind: str, inputs: Sequence[Tensor], width: int, *, suffix: str = "",
+        call: tuple[Any, ...] | None = None, weighted: bool = False, **changes: Any,
+    ) -> Tensor:  # fmt: skip
+        sources = list(dict.fromkeys(self.source(x) for x in inputs))
+        name = ".".join(part for part in (self.path, suffix) if part) or kind
+        if weighted and "graph" in changes:  # weights an edge: nothing that a HAG could share
+            changes["graph"] = self._weighted(changes["graph"])
+        if call is not None:
+            function, *args = call
+            met = Call(function.__name__, tuple(args), {}, function)
+            named = functions.bound(met.name, met.args, {}, function)
+            values = changes.get("values", 0)
+            changes["keeps"] = functions.kept(met.name, named, len(sources), values)
+        index = self.op(name, kind, sources, width, **changes)
+        rows = self.ops[index].rows or self.nodes
+        out = torch.empty(rows, width, device="meta", dtype=inputs[0].dtype)
+        self.track(out, index)
+        if call is not None:
+            self.met.append(Met(self.path, met, self._roles(met), tuple(out.shape)))
+        else:
+            assert self.current is not None  # a layer of the table runs
+            module, given, kwargs = self.current
+            own = (*module.named_parameters(), *module.named_buffers())
+            names = {name: f"{self.path}.{name}".lstrip(".") for name, _ in own}
+            leaf = Call(type(module).__name__, given, kwargs)
+            self.met.append(Met(self.path, leaf, names, tuple(out.shape), True))
+        return out
+
+    def _roles(self, call: Call) -> dict[str, str]:
+        args = functions.bound(call.name, call.args, call.kwargs, call.function)
+        named = {role: t for role, t in args.items() if isinstance(t, Tensor)}
+        return {role: self._names[id(t)] for role, t in named.items() if id(t) in self._names}
+
+    def knows(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._known
+
+    def track(self, tensor: Tensor, index: int) -> None:
+        """`tensor` is the output of operation `index`."""
+        self._kept.append(tensor)
+        self._known[id(tensor)] = index
+
+    def source(self, x: Tensor) -> int:
+        """The operation that made a tensor.
+
+        Raises:
+            TypeError: it comes from somewhere else.
+        """
+        if id(x) not in self._known:
+            raise TypeError(
+                f"layer {self.path!r} takes a tensor of shape {tuple(x.shape)} that does not come "
+                "from the features x; expected one set of fixed features"
+            )
+        return self._known[id(x)]
+
+    def finish(self, out: Any) -> None:
+        """Adds the loss behind the model's output.
+
+        Raises:
+            TypeError: the output has nothing to do with the features.
+        """
+        first = next((t for t in functions.tensors(out) if self.knows(t)), None)
+        if first is None:
+            raise TypeError("the model's output does not depend on the features x")
+        last = self.source(first)
+        rows = self.ops[last].rows
+        self.op("loss", "loss", [last], self.ops[last].width, rows=rows)
+        self.met.append(Met("", Call("loss", (), {}), {}, self.met[last].shape))
+
+    # Graphs ----------------------------------------------------------------------------------
+
+    def graph(self, edges: Any, self_loops: SelfLoops = False, edge_type: Any = None) -> str:
+        if not (isinstance(edges, Tensor) or hasattr(edges, "num_edges")):
+            raise TypeError(f"layer {self.path!r} runs on a {type(edges).__name__}; expected "
+                            "an edge_index [2, E]")  # fmt: skip
+        key = (id(edges), (self_loops, edge_type is not None))
+        if key not in self._keys:
+            name = "A+I" if self_loops else "A"
+            name += " by relation" if edge_type is not None else ""
+            count = sum(k == name or k.startswith(f"{name}:") for k in self.graphs)
+            name = f"{name}:{count + 1}" if count else name
+            self._kept.append(edges)
+            self._keys[key] = name
+            if not isinstance(edges, Tensor):  # a HAG, or a DGLGraph
+                ends = edges.edges() if callable(getattr(edges, "edges", None)) else None
+                edges = torch.stack(list(ends or edges.edge_index))
+            self.edges[name] = Edges(edges, self_loops, edge_type)
+            self.graphs[name] = self._stats(self.edges[name])
+        return self._keys[key]
+
+    def _stats(self, edges: Edges) -> GraphStats:
+        if isinstance(self.data, GraphStats):
+            return self.data
+        if not self.counted:
+            return GraphStats.assumed(self.nodes, edges.edge_index.shape[1])
+        return measure(
+            edges.edge_index, self.nodes, self_loops=edges.self_loops, part=self.part,
+            hag=self.hag, edge_type=edges.edge_type,
+        )  # fmt: skip
+
+    def _weighted(self, key: str) -> str:
+        name = f"{key} with weights"
+        if name not in self.graphs:
+            self.graphs[name] = self.graphs[key].without_hags()
+            self.edges[name] = self.edges[key]
+        return name
+
+    # Functions -------------------------------------------------------------------------------
+
+    def meet(
+        self, func: Any, name: str, args: Any, kwargs: dict[str, Any], known: list[Tensor]
+    ) -> Any:
+        if functions.base_name(name) in functions.RANDOM:
+            raise TypeError(
+                f"{self.path or 'the model'} calls {name}, whose random numbers would differ from "
+                "device to device; expected dropout as the only random function"
+            )
+        call = Call(name, tuple(args), kwargs, func)
+        given = [t for t in functions.tensors([*args, kwargs]) if t.device.type != "meta"]
+        if given:
+            shadows = {id(t): t.to("meta") for t in given}
+            args, kwargs = functions.replaced([*args], shadows), functions.replaced(kwargs, shadows)
+        out = func(*args, **kwargs)
+        first = call.args[0] if call.args else None
+        shape_only = name in functions.OF_FIRST and not (
+            isinstance(first, Tensor) and self.knows(first)
+        )
+        results = list(functions.tensors(out))
+        if results and not shape_only and name not in functions.CONSTANT:
+            self._record(call, known, results)
+        return out
+
+    def _record(self, call: Call, known: list[Tensor], results: list[Tensor]) -> None:
+        out, name = results[0], call.name
+        sources = list(dict.fromkeys(self._known[id(t)] for t in known))
+        if name in functions.ALIASES and out.shape == known[0].shape:
+            self.track(out, sources[0])
+            return
+        width = int(out.shape[-1]) if out.dim() > 1 else 1
+        args = functions.bound(name, call.args, call.kwargs, call.function)
+        kind, changes = functions.classify(name, args, known, out, set(self._names))
+        changes["keeps"] = functions.kept(name, args, len(sources), changes.get("values", 0))
+        if kind == "pooling" or out.dim() != 2 or out.shape[0] != self.nodes:
+            changes["rows"] = out.numel() // width
+        index = self.op(self.label(name), kind, sources, width, **changes)
+        self.met.append(Met(self.path, call, self._roles(call), tuple(out.shape)))
+        for tensor in results:
+            self.track(tensor, index)

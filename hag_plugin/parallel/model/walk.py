@@ -1,0 +1,127 @@
+"""Following a model while it runs: which module is at work, and which functions are called.
+
+`recorder.Recorder` writes down what it meets, `execution.runner.Runner` runs it on shards; both go
+the same way and give operations the same names.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Module
+from torch.overrides import TorchFunctionMode
+
+from hag_plugin.hag.program import SelfLoops
+from hag_plugin.parallel.model.functions import base_name, name_of, tensors
+
+Entry = Callable[["Walk", Any, tuple[Any, ...], dict[str, Any]], Tensor]
+"""What a layer is: it is given the walk, the layer and the arguments of its call, names its
+operations, and returns the tensor that stands for the output."""
+
+
+class Walk(TorchFunctionMode, ABC):
+    """A way through a model. Layers of the table stand for themselves; what is inside is not seen.
+
+    Args:
+        entry_of: the table: the entry of a class, or None for what is followed inside.
+
+    Attributes:
+        path: of the module that runs.
+        layer: its class.
+    """
+
+    def __init__(self, entry_of: Callable[[type], Entry | None]) -> None:
+        super().__init__()
+        self.entry_of = entry_of
+        self._stack: list[tuple[str, str]] = []
+        self._taken: dict[str, int] = {}
+        self.current: tuple[Module, tuple[Any, ...], dict[str, Any]] | None = None
+
+    @property
+    def path(self) -> str:
+        return self._stack[-1][0] if self._stack else ""
+
+    @property
+    def layer(self) -> str:
+        return self._stack[-1][1] if self._stack else ""
+
+    def attach(self, model: Module) -> None:
+        """Follows the modules of a model, and stands in for those that `entry_of` knows."""
+        for path, module in model.named_modules():
+            entry = self.entry_of(type(module))
+            if entry is not None:
+                module.forward = self._leaf(entry, module)
+            module.register_forward_pre_hook(partial(self._enter, path))
+            module.register_forward_hook(self._leave, always_call=True)
+
+    def _enter(self, path: str, module: Module, _: Any) -> None:
+        self._stack.append((path, type(module).__name__))
+
+    def _leave(self, *_: Any) -> None:
+        self._stack.pop()
+
+    def _leaf(self, entry: Entry, module: Module) -> Callable[..., Tensor]:
+        def forward(*args: Any, **kwargs: Any) -> Tensor:
+            before, self.current = self.current, (module, args, kwargs)
+            try:
+                return entry(self, module, args, kwargs)
+            finally:
+                self.current = before
+
+        return forward
+
+    def unique(self, name: str) -> str:
+        """A name for the next operation that is called so."""
+        count = self._taken[name] = self._taken.get(name, 0) + 1
+        return name if count == 1 else f"{name}:{count}"
+
+    def label(self, function: str) -> str:
+        """What a function that is called here is called."""
+        if not self.path:
+            return function
+        said = function.replace("_", "") in self.layer.lower() or base_name(function) in (
+            "batch_norm",
+        )
+        return self.path if said else f"{self.path}.{function}"
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        known = [t for t in tensors([*args, kwargs]) if self.knows(t)]
+        if not known:
+            return func(*args, **kwargs)
+        return self.meet(func, name_of(func), args, kwargs, known)
+
+    @abstractmethod
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether a tensor comes from an operation that was met."""
+
+    @abstractmethod
+    def meet(
+        self, func: Any, name: str, args: Any, kwargs: dict[str, Any], known: list[Tensor]
+    ) -> Any:
+        """A function is called with tensors that operations made."""
+
+    @abstractmethod
+    def graph(self, edges: Any, self_loops: SelfLoops = False, edge_type: Any = None) -> str:
+        """The key of a graph that a layer aggregates over."""
+
+    @abstractmethod
+    def add(
+        self, kind: str, inputs: Sequence[Tensor], width: int, *, suffix: str = "",
+        call: tuple[Any, ...] | None = None, weighted: bool = False, **changes: Any,
+    ) -> Tensor:  # fmt: skip
+        """An operation of the layer that runs; returns its output.
+
+        Args:
+            kind: as in `opgraph`.
+            inputs: outputs of other operations.
+            width: of the output.
+            suffix: of its name, where a layer has several.
+            call: a function and its arguments, where that is all the operation does.
+            weighted: whether the edges have weights.
+            changes: attributes of the operation.
+        """

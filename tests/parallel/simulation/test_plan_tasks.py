@@ -1,0 +1,69 @@
+"""Plans of graph networks in the simulator: what they take, priced and simulated."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hag_plugin.parallel import plan, simulate_plan, space_of
+from hag_plugin.parallel.search.space import Space
+from hag_plugin.parallel.simulation.plan_tasks import PlanModel
+from hag_plugin.parallel.simulation.simulator import critical_path
+from hag_plugin.parallel.simulation.strategy_model import SimulatedStrategy, simulate_strategy
+
+from ..models import skipping
+
+MACHINES = ("a100x8", "pcie4x4", "4x8hdr", "k80x4")
+
+
+@pytest.fixture(scope="module", params=MACHINES)
+def space(request: pytest.FixtureRequest) -> Space:
+    return space_of(skipping(), request.param)
+
+
+def test_overlap_only_saves(space: Space) -> None:
+    """A simulated plan is never slower than priced, nor faster than its longest chain."""
+    found = plan(space.graph, topology=space.topology)
+    schedule = simulate_plan(found, space)
+    schedule.check()
+    assert critical_path(schedule.graph) <= schedule.makespan <= found.seconds + 1e-6
+    assert schedule.makespan < found.seconds  # weights are summed beside the backward pass
+    busy = sum(schedule.seconds_by_kind().values())
+    assert busy == pytest.approx(found.seconds, abs=1e-6)  # all that is priced is simulated
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_plan_is_simulated_as_it_is_priced(data: st.DataObject) -> None:
+    space = space_of(skipping(), data.draw(st.sampled_from(MACHINES)))
+    model = PlanModel(space)
+    strategy = [data.draw(st.integers(0, size - 1)) for size in model.sizes]
+    schedule = simulate_strategy(model, strategy)
+    schedule.check()
+    priced = space.cost_graph.cost(strategy)
+    assert schedule.makespan <= priced + 1e-6
+    assert sum(schedule.seconds_by_kind().values()) == pytest.approx(priced, abs=1e-6)
+
+
+def test_delta_equals_full_on_plans(space: Space) -> None:
+    model, choose = PlanModel(space), random.Random(0)
+    chain = SimulatedStrategy(model, [0] * len(model.names))
+    for _ in range(200):
+        node = choose.randrange(len(model.names))
+        config = choose.randrange(model.num_configs(node))
+        changed = [*chain.strategy[:node], config, *chain.strategy[node + 1 :]]
+        assert chain.propose(node, config) == simulate_strategy(model, changed).makespan
+        if choose.random() < 0.4:
+            chain.accept()
+        else:
+            chain.reject()
+
+
+def test_other_models_are_refused() -> None:
+    space = space_of(skipping(), "pcie4x4")
+    other = plan(skipping(nodes=999_999), topology="pcie4x4")
+    with pytest.raises(ValueError, match="999999 nodes"):
+        simulate_plan(other, space)
