@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hag_plugin as hp
-from hag_plugin import reference
 from hag_plugin.reducers import REDUCES
 
+from .. import reference
 from ..cases import DTYPES, MODES, TIES, random_graph
 from ..equality import assert_equal
 
