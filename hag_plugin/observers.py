@@ -8,15 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 Observer = Callable[[str, str, Any], None]
 
 # Called with what `tell` is given, from whatever thread it is.
 observers: list[Observer] = []
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def tell(operator: str, reduce: str, program: Any) -> None:
     """Tells all observers what ran.
 
@@ -27,3 +24,7 @@ def tell(operator: str, reduce: str, program: Any) -> None:
     """
     for observer in tuple(observers):
         observer(operator, reduce, program)
+
+
+# As `torch.compiler.disable` does, which would import the compiler: it is called, not traced.
+tell._torchdynamo_disable = True  # type: ignore[attr-defined]

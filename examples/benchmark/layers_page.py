@@ -32,7 +32,8 @@ Written by `python -m examples.benchmark.layers_page` from the tables that decid
 `accelerate` lets these layers of `torch_geometric.nn` run over a HAG, with the same results, where
 their aggregation is sum, mean, max, min, or follows from these: var, std, softmax, powermean,
 variance-preserving, several at once, degree scalers. Where a condition does not hold, the layer
-runs its stock code, also where it is handed a HAG; `hp.explain(model)` says so.
+runs its stock code, also where it is handed a HAG; `hp.explain(model)` says so, and counts for each
+layer what its calls ran on: a HAG, the plain graph in the same kernels, or stock code.
 
 {layers()}
 

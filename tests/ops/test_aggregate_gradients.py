@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import hag_plugin as hp
-from hag_plugin import reference
 from hag_plugin.reducers import REDUCES
 
+from .. import reference
 from ..cases import DTYPES, MODES, TIES, random_graph
 
 

@@ -94,45 +94,45 @@ class Choice(NamedTuple):
 
 
 NOTHING: Mapping[str, Any] = {}
+_FEW = Choice("stock", FEW, NOTHING)  # made at every call otherwise
+_COMPILED = Choice("stock", COMPILED, NOTHING)
+_PASSED = Choice("HAG", PASSED, NOTHING)
 
 
-def settle(conv: Any, recipe: Recipe, call: Call) -> Choice:
-    """What a call of a layer runs on, and why.
+def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Choice:
+    """What a call of a layer runs on, and why. The order of the questions is here.
 
     Args:
         conv: the layer.
         recipe: its recipe.
         call: the arguments of `forward`, or of a declared layer's `propagate`, by name.
+        name: the graph that is asked for, where a call is given several; None: all.
 
     Raises:
         ValueError: a HAG was passed with what it cannot stand beside, or the layer depends on the
             order of edges.
     """
-    if len(recipe.record.graphs) == 1:
-        return _settle_graph(conv, recipe, recipe.record.graphs[0], call)
-    found = [_settle_graph(conv, recipe, name, call) for name in recipe.record.graphs]
-    changed = {name: value for choice in found for name, value in choice.changed.items()}
-    leading = next((choice for choice in found if choice.kind != "stock"), found[0])
-    return Choice(leading.kind, leading.reason, changed)
-
-
-def _settle_graph(conv: Any, recipe: Recipe, name: str, call: Call) -> Choice:
-    """The same for one of the graphs that a call is given. The order of the questions is here."""
+    if name is None:
+        if len(recipe.record.graphs) > 1:
+            return _settle_each(conv, recipe, call)
+        name = recipe.record.graphs[0]
     graph = call.get(name)
     features = call.get(recipe.record.features or recipe.source)
     if isinstance(graph, Tensor):
         if torch.compiler.is_compiling():
-            return Choice("stock", COMPILED, NOTHING)
+            return _COMPILED
         own = conv.__dict__
         session = own.get("_hag_session")
         if session is None:
             return Choice("stock", NOT_ACCELERATED, NOTHING)
         if type(own["_modules"]["aggr_module"]) is LSTMAggregation:
             return _settle_lstm(conv, recipe, name, call, session)
-        if _has_few(conv, recipe, graph.shape[-1], features) and (
-            _has_cache(conv, recipe) or may_be_small(conv, recipe)
+        if (
+            recipe.yields
+            and _has_few(conv, graph.shape[-1], features)
+            and (may_be_small(conv, recipe) or _has_cache(conv, recipe))
         ):
-            return Choice("stock", FEW, NOTHING)
+            return _FEW
         reason = why_never(conv, recipe) or _why_not_taken(conv, recipe, features)
         if reason is not None:
             return Choice("stock", reason, NOTHING)
@@ -174,6 +174,14 @@ def _settle_graph(conv: Any, recipe: Recipe, name: str, call: Call) -> Choice:
     return Choice("stock", "no graph" if graph is None else SPARSE, NOTHING)
 
 
+def _settle_each(conv: Any, recipe: Recipe, call: Call) -> Choice:
+    """The same for all graphs that a call is given."""
+    found = [settle(conv, recipe, call, name) for name in recipe.record.graphs]
+    changed = {name: value for choice in found for name, value in choice.changed.items()}
+    leading = next((choice for choice in found if choice.kind != "stock"), found[0])
+    return Choice(leading.kind, leading.reason, changed)
+
+
 def _settle_hags(
     conv: Any, recipe: Recipe, name: str, call: Call, hags: Sequence[HAG], features: Any
 ) -> Choice:
@@ -193,10 +201,12 @@ def _settle_hags(
     else:
         found = why_never(conv, recipe) or _why_not_taken(conv, recipe, features)
         if found is None:
-            return Choice("HAG", PASSED, NOTHING)
+            return _PASSED
         reason = found
     if reason is not FEW or conv._explain is True or not edge_order.has_free_aggregation(conv):
         _refuse_if_ordered(conv, recipe, call, reason)
+    if reason is FEW and is_one and isinstance(features, Tensor):  # its rows tell the size
+        return Choice("stock", FEW, {name: plain_edges(graph)})
     if is_one:
         return Choice("stock", reason, _plain(conv, graph, name, call))
     edge_index, edge_type = plain_relations(hags)
@@ -363,9 +373,9 @@ def why_no_recipe(stock: type) -> str:
 # What a call is like ----------------------------------------------------------------------------
 
 
-def _has_few(conv: Any, recipe: Recipe, num_edges: int, features: Any) -> bool:
+def _has_few(conv: Any, num_edges: int, features: Any) -> bool:
     """Whether a call has so few messages that stock's code is as fast: never in inference."""
-    if not recipe.yields or num_edges >= SMALL or not torch.is_grad_enabled():
+    if num_edges >= SMALL or not torch.is_grad_enabled():
         return False
     x = features[0] if isinstance(features, PAIRS) else features
     if not isinstance(x, Tensor) or x.dim() < 2:
@@ -378,12 +388,15 @@ def _are_few(conv: Any, recipe: Recipe, hags: Sequence[HAG], call: Call, feature
     """The same of HAGs. Not where sizes or devices are wrong: the recipe says so."""
     if not recipe.yields or not torch.is_grad_enabled():
         return False
-    num_edges = sum(hag.num_edges for hag in hags)
-    if not (_has_few(conv, recipe, num_edges, features) and may_be_small(conv, recipe)):
+    num_edges = hags[0].num_edges if len(hags) == 1 else sum(hag.num_edges for hag in hags)
+    if not (_has_few(conv, num_edges, features) and may_be_small(conv, recipe)):
         return False
-    size = graph_size(recipe, conv, call)
-    x: Any = features[0] if isinstance(features, PAIRS) else features
-    return all(size == (hag.num_src, hag.num_dst) and x.device == hag.device for hag in hags)
+    num_src, num_dst = graph_size(recipe, conv, call)
+    device = (features[0] if isinstance(features, PAIRS) else features).device
+    for hag in hags:
+        if hag.num_src != num_src or hag.num_dst != num_dst or hag.device != device:
+            return False
+    return True
 
 
 def _has_cache(conv: Any, recipe: Recipe) -> bool:
@@ -533,7 +546,7 @@ def _plain(conv: Any, graph: HAG | SequentialHAG, name: str, call: Call) -> dict
     """The arguments that say with plain edges what a graph says."""
     plain: dict[str, Any] = {name: plain_edges(graph)}
     names = getattr(type(conv), PARAMETERS, ())
-    if "size" in names and call.get("size") is None and not graph.is_square:
+    if call.get("size") is None and "size" in names and not graph.is_square:
         plain["size"] = (graph.num_src, graph.num_dst)
     if "num_edges" in names:
         plain["num_edges"] = graph.num_dst
@@ -567,12 +580,14 @@ def note(conv: Any, recipe: Recipe | None, choice: Choice, call: Call) -> None:
         else:
             _note_compiled(conv, kind, reason)
         return
+    calls = conv.__dict__.get(CALLS)
+    if calls is None:
+        calls = calls_of(conv)
     if kind == "HAG" and recipe is not None:
         kind = "plain"
         for name in recipe.record.graphs:
             if _shares(conv, recipe, changed.get(name, call.get(name))):
                 kind = "HAG"
-    calls = calls_of(conv)
     calls.counts[kind] = calls.counts.get(kind, 0) + 1  # as Calls.note
     calls.reasons[kind] = reason
 
@@ -590,11 +605,12 @@ def _note_traced(context: Any) -> None:
 
     Neither the layer nor its count is looked at by what is compiled, so that no guard is on them.
     """
-    conv, kind, reason = (
-        getattr(context.get_local(name)._ComptimeVar__variable.realize(), "value", None)
-        for name in ("conv", "kind", "reason")
-    )
-    if isinstance(conv, Module):
+    found = []
+    for name in ("conv", "kind", "reason"):
+        variable = getattr(context.get_local(name), "_ComptimeVar__variable", None)
+        found.append(getattr(variable.realize() if variable else None, "value", None))
+    conv, kind, reason = found
+    if isinstance(conv, Module):  # or this version of torch keeps it elsewhere
         _note_compiled(conv, kind, reason)
 
 
