@@ -276,8 +276,6 @@ def _edge_value_names(names: Any) -> list[str]:
 
 
 def _propagate(stock: type, recipe: Recipe) -> Any:
-    stock_propagate: Any = stock.propagate  # type: ignore[attr-defined]
-
     def propagate(self: Any, edge_index: Any, *args: Any, size: Any = None, **kwargs: Any) -> Any:
         if isinstance(edge_index, HAG):
             return running.run(recipe, self, edge_index, size, kwargs)
@@ -285,7 +283,8 @@ def _propagate(stock: type, recipe: Recipe) -> Any:
             return lstm.run(recipe, self, edge_index, size, kwargs)
         if isinstance(edge_index, WeightedGraph):
             return running.run_weighted(recipe, self, edge_index, kwargs)
-        return stock_propagate(self, edge_index, *args, size=size, **kwargs)
+        # The class is asked at each call: somebody may have replaced its method.
+        return stock.propagate(self, edge_index, *args, size=size, **kwargs)  # type: ignore[attr-defined]
 
     return propagate
 
