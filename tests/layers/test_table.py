@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +34,12 @@ def test_names_are_those_of_the_class(name: str) -> None:
     assert record_of(type("Derived", (cls,), {})) is record
     told = {*record.graphs, *record.edge_values, *([record.features] if record.features else [])}
     assert told <= {*inspect.signature(cls.forward).parameters}
+
+
+def test_neither_library_is_imported() -> None:
+    code = "import sys, hag_plugin.layers.table\nprint({'dgl', 'torch_geometric'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_no_record_of_other_classes() -> None:
