@@ -18,6 +18,7 @@ from torch_geometric.nn.aggr import LSTMAggregation
 from hag_plugin.explanation import Calls, Kind
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
+from hag_plugin.layers.pyg import reducers
 from hag_plugin.modes import outside_inference
 from hag_plugin.ops.registration import DTYPES
 from hag_plugin.pyg.aggregation import aggregators
@@ -624,7 +625,8 @@ def _shares(conv: Any, recipe: Recipe, graph: Any) -> bool:
         graphs = [graph] if conv.flow == "source_to_target" else [graph.transpose()]
         if recipe.returns:
             graphs = [graph, graph.transpose()]
-        idempotents = _idempotents(conv)
+        # Of which kinds the programs are: for sums, False; for extrema, True.
+        idempotents = {name in ("max", "min") for name in reducers(conv)}
         loops = recipe.record.self_loops(conv)
         for hag in graphs:
             for idempotent in idempotents:
@@ -637,19 +639,3 @@ def _shares(conv: Any, recipe: Recipe, graph: Any) -> bool:
     if isinstance(graph, WeightedGraph):
         return not graph.hag.program().is_plain
     return isinstance(graph, SequentialHAG)
-
-
-def _idempotents(conv: Any) -> tuple[bool, ...]:
-    """Of which kinds the programs of a layer are: for sums, False; for extrema, True."""
-    module = conv._modules["aggr_module"]
-    names = conv.__dict__.get("aggregators")  # EGConv's own
-    if names is None:
-        reducer = REDUCERS.get(type(module))
-        if reducer is not None:
-            return _EXTREMA if reducer in ("max", "min") else _SUMS
-        names = aggregators.names(module)
-    extrema = [name in ("max", "min") for name in names]
-    return tuple({*extrema})
-
-
-_SUMS, _EXTREMA = (False,), (True,)

@@ -84,6 +84,8 @@ CONFIGURATIONS: dict[str, Callable[[], nn.Module]] = {
     ),
     "mixhop": lambda: pyg.MixHopConv(WIDTH, OUT),
     "mixhop-no-loops": lambda: pyg.MixHopConv(WIDTH, OUT, powers=[1, 3], add_self_loops=False),
+    "pdn": lambda: pyg.PDNConv(WIDTH, OUT, 3, 5),
+    "pdn-plain": lambda: pyg.PDNConv(WIDTH, OUT, 3, 5, add_self_loops=False, bias=False),
     "cheb": lambda: pyg.ChebConv(WIDTH, OUT, K=3),
     "cheb-rw": lambda: pyg.ChebConv(WIDTH, OUT, K=4, normalization="rw", bias=False),
     "cheb-none": lambda: pyg.ChebConv(WIDTH, OUT, K=3, normalization=None),
