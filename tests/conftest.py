@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from hag_plugin.sequence import SequentialHAG
-from hag_plugin.sequence.cost import StepCounts
-from hag_plugin.testing import count_programs
+from hag_plugin.testing import Ran, count_programs, limits
 
 os.environ.setdefault("DGLBACKEND", "pytorch")  # or DGL writes a file into the home directory
 # Plans depend on the cost constants: tests take the defaults, whatever was calibrated here.
@@ -45,6 +44,13 @@ def seeded() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def ran() -> Iterator[Ran]:
+    """What the operators ran during the test."""
+    with count_programs() as ran:
+        yield ran
+
+
 # LSTMs over prefix trees ----------------------------------------------------------------------
 
 
@@ -56,9 +62,10 @@ def walks() -> Iterator[list[SequentialHAG]]:
 
 
 @pytest.fixture
-def always_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+def always_pays() -> Iterator[None]:
     """Small graphs take the tree, too: what is tested is what runs, not whether it pays."""
-    monkeypatch.setattr(StepCounts, "pays", lambda *_: True)
+    with limits(tree_gain=0.0):
+        yield
 
 
 # Real graphs ----------------------------------------------------------------------------------

@@ -8,14 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from hag_plugin.files import write_whole
+from hag_plugin.limits import limits
 from hag_plugin.pyg import layers
-from hag_plugin.pyg.model.settle import SMALL
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "layers.md"
 
 
 def page() -> str:
     """The page as Markdown."""
+    few = f"{limits.few_messages:,}"
     return f"""# PyG's layers over a HAG
 
 Written by `python -m examples.benchmark.layers_page` from the table that decides it.
@@ -31,7 +32,7 @@ layer what its calls ran on: a HAG, the plain graph in the same kernels, or stoc
 HeteroConv, DirGNNConv, GPSConv, AntiSymmetricConv and models from `to_hetero` run as the layers
 inside them do. Every other layer runs its stock code.
 
-In training, a call whose messages hold fewer than {SMALL:,} numbers in all (edges times features)
+In training, a call whose messages hold fewer than {few} numbers in all (edges times features)
 runs stock code, which is mostly faster there; but for layers that normalise their edge index at
 each call.
 """

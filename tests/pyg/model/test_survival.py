@@ -55,8 +55,8 @@ import torch
 model = torch.load("model.pt", weights_only=False)
 x, edges, expected = torch.load("data.pt", weights_only=False)
 from hag_plugin.pyg import explain
-from hag_plugin.pyg.model import settle
-settle.SMALL = 0
+from hag_plugin.limits import limits
+limits.few_messages = 0
 assert not model.training
 assert [row.accelerated for row in explain(model)] == [True] * 3
 for _ in range(3):
