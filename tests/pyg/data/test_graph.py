@@ -20,6 +20,7 @@ from torch_geometric.transforms import Compose, ToUndirected
 import hag_plugin as hp
 from hag_plugin.pyg import HagData, ToHAG, accelerate
 from hag_plugin.pyg.data.graph import HagBatch
+from hag_plugin.pyg.data.stale import Verdict, known_verdict
 
 TO_HAG = ToHAG()
 
@@ -210,10 +211,9 @@ class TestBatch:
     def test_verdict_travels(self) -> None:
         """What the worker compared is not compared again."""
         twin = pickle.loads(pickle.dumps(Batch.from_data_list(graphs())))
-        first = twin.edge_index[0, 0].clone()
-        twin.edge_index.data[0, 0] = 1 - first.clamp(max=1)  # a write that nobody counts
-        assert twin.to("cpu").hag.method == "auto"
-        twin.edge_index.data[0, 0] = first
+        moved, size = twin.to("cpu"), (twin.num_nodes, twin.num_nodes)
+        assert known_verdict(moved["hag"].merged, moved.edge_index, size) == Verdict(None)
+        assert moved.hag.method == "auto"
         twin.edge_index[0, 0] = 1 - twin.edge_index[0, 0].clamp(max=1)
         with pytest.warns(UserWarning, match="plain graph is used"):
             assert twin.hag.method == "none"
