@@ -13,9 +13,22 @@ import torch
 from hag_plugin.sequence import SequentialHAG
 from hag_plugin.testing import Ran, count_programs, limits
 
+from .processes import starts_processes
+
 os.environ.setdefault("DGLBACKEND", "pytorch")  # or DGL writes a file into the home directory
 # Plans depend on the cost constants: tests take the defaults, whatever was calibrated here.
 os.environ["HAG_PLUGIN_COSTS"] = ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that start processes as slow."""
+    for item in items:
+        function = getattr(item, "originalname", None)
+        if function is not None:
+            class_name = getattr(getattr(item, "cls", None), "__name__", None)
+            name = f"{class_name}.{function}" if class_name else function
+            if starts_processes(item.path, name):
+                item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)
