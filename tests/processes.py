@@ -92,10 +92,10 @@ def _mentioned(node: ast.AST) -> Iterator[str]:
         elif isinstance(each, ast.Attribute):
             yield each.attr
             yield ast.unparse(each)
-        elif isinstance(each, ast.arg) or (
-            isinstance(each, ast.keyword) and each.arg and ast.unparse(each.value) != "0"
-        ):
+        elif isinstance(each, ast.arg):
             yield each.arg
+        elif isinstance(each, ast.keyword):
+            yield from (name for name in [each.arg] if name and ast.unparse(each.value) != "0")
         elif isinstance(each, ast.Call) and ast.unparse(each.func).endswith("usefixtures"):
             yield from (arg.value for arg in each.args if isinstance(arg, ast.Constant))
 
