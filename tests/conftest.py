@@ -11,12 +11,24 @@ import pytest
 import torch
 
 from hag_plugin.sequence import SequentialHAG
-from hag_plugin.sequence.cost import StepCounts
-from hag_plugin.testing import count_programs
+from hag_plugin.testing import Ran, count_programs, limits
+
+from .processes import starts_processes
 
 os.environ.setdefault("DGLBACKEND", "pytorch")  # or DGL writes a file into the home directory
 # Plans depend on the cost constants: tests take the defaults, whatever was calibrated here.
 os.environ["HAG_PLUGIN_COSTS"] = ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that start processes as slow."""
+    for item in items:
+        function = getattr(item, "originalname", None)
+        if function is not None:
+            class_name = getattr(getattr(item, "cls", None), "__name__", None)
+            name = f"{class_name}.{function}" if class_name else function
+            if starts_processes(item.path, name):
+                item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +57,13 @@ def seeded() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def ran() -> Iterator[Ran]:
+    """What the operators ran during the test."""
+    with count_programs() as ran:
+        yield ran
+
+
 # LSTMs over prefix trees ----------------------------------------------------------------------
 
 
@@ -56,9 +75,10 @@ def walks() -> Iterator[list[SequentialHAG]]:
 
 
 @pytest.fixture
-def always_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+def always_pays() -> Iterator[None]:
     """Small graphs take the tree, too: what is tested is what runs, not whether it pays."""
-    monkeypatch.setattr(StepCounts, "pays", lambda *_: True)
+    with limits(tree_gain=0.0):
+        yield
 
 
 # Real graphs ----------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ from pathlib import Path
 from hag_plugin.dgl.recipes.table import RECIPES as DGL_RECIPES
 from hag_plugin.files import write_whole
 from hag_plugin.layers import dgl, pyg
+from hag_plugin.limits import limits
 from hag_plugin.parallel.model.layers import TABLE
 from hag_plugin.pyg import layers
-from hag_plugin.pyg.model.settle import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, README = ROOT / "docs" / "layers.md", ROOT / "README.md"
@@ -23,6 +23,7 @@ MARKED = re.compile(r"(<!-- layers of (\w+) -->).*?(<!-- end of layers -->)")
 
 def page() -> str:
     """The page as Markdown."""
+    few = f"{limits.few_messages:,}"
     return f"""# Layers over a HAG
 
 Written by `python -m examples.benchmark.layers_page` from the tables that decide it.
@@ -40,7 +41,7 @@ layer what its calls ran on: a HAG, the plain graph in the same kernels, or stoc
 HeteroConv, DirGNNConv, GPSConv, AntiSymmetricConv and models from `to_hetero` run as the layers
 inside them do. Every other layer runs its stock code.
 
-In training, a call whose messages hold fewer than {SMALL:,} numbers in all (edges times features)
+In training, a call whose messages hold fewer than {few} numbers in all (edges times features)
 runs stock code, which is mostly faster there; but for layers that normalise their edge index at
 each call.
 

@@ -19,6 +19,7 @@ from hag_plugin.explanation import Calls, Kind
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
 from hag_plugin.layers.pyg import reducers
+from hag_plugin.limits import limits
 from hag_plugin.modes import outside_inference
 from hag_plugin.ops.registration import DTYPES
 from hag_plugin.pyg.aggregation import aggregators
@@ -35,10 +36,6 @@ from hag_plugin.sequence.cost import are_taken, note_counts, why_not_shared
 from hag_plugin.sequence.prefix_tree import SequentialHAG
 
 GRAPHS = (HAG, SequentialHAG)
-
-# In numbers: with fewer in all messages of a call, stock's code is mostly the faster one. Measured,
-# forward and backward: the times meet at 1,000 (FastRGCNConv) to 25,000 (PNAConv with one sum).
-SMALL = 4096
 
 # Why, in words.
 PASSED = "a HAG was passed"
@@ -375,12 +372,12 @@ def why_no_recipe(stock: type) -> str:
 
 def _has_few(conv: Any, num_edges: int, features: Any) -> bool:
     """Whether a call has so few messages that stock's code is as fast: never in inference."""
-    if num_edges >= SMALL or not torch.is_grad_enabled():
+    if num_edges >= limits.few_messages or not torch.is_grad_enabled():
         return False
     x = features[0] if isinstance(features, PAIRS) else features
     if not isinstance(x, Tensor) or x.dim() < 2:
         return False
-    few = num_edges * x.numel() < SMALL * x.shape[conv.node_dim]
+    few = num_edges * x.numel() < limits.few_messages * x.shape[conv.node_dim]
     return few and not torch.compiler.is_compiling()
 
 
@@ -463,7 +460,7 @@ def _why_unknown(edge_index: Tensor) -> str:
         return NO_EDGES
     if edge_index.is_inference():
         return INFERENCE
-    return MANY if edge_index.shape[1] > sessions.MAX_SEARCHED_EDGES else FIRST
+    return MANY if edge_index.shape[1] > limits.searched_edges else FIRST
 
 
 def _edge_values(names: tuple[str, ...], call: Call) -> str | None:

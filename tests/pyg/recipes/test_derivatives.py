@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch_geometric import nn as pyg
 
 from hag_plugin.pyg import accelerate
-from hag_plugin.pyg.model import settle
 
 from ...derivatives import (
     batched_gradients,
@@ -51,11 +50,6 @@ TRANSFORMS = (
     *(jvp, dual, linearised, vjp, gradients_of_many),
     *(batched_gradients, forward_over_reverse, forward_over_forward),
 )
-
-
-@pytest.fixture(autouse=True)
-def _no_call_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settle, "SMALL", 0)
 
 
 def small_graph(nodes: int = 7) -> Any:
