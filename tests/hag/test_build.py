@@ -207,6 +207,7 @@ def test_greedy_is_algorithm_3(graph: tuple[torch.Tensor, int], capacity: int) -
         assert tile == [cover for cover in naive if cover <= sources]
 
 
+@pytest.mark.slow
 def test_greedy_is_algorithm_3_on_a_large_component() -> None:
     edge_index = large_graph(1, 1100, 40)
     hag = hp.build_hag(edge_index, num_nodes=1100, method="greedy", capacity=60)
@@ -353,6 +354,7 @@ def real_graph(shared_data: Path, name: str) -> tuple[torch.Tensor, int]:
     return graph.edge_index, graph.num_nodes
 
 
+@pytest.mark.mostly_slow("MUTAG-*", "Cora-*", "AmazonPhoto-*", "BZR_MD-*")
 @pytest.mark.parametrize(
     ("name", "method"),
     [(n, m) for n in REAL for m in ("auto", "none")] + [(n, "greedy") for n in GREEDY],
