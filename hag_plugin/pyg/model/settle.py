@@ -552,13 +552,14 @@ def _plain(conv: Any, graph: HAG | SequentialHAG, name: str, call: Call) -> dict
 
 def plain_edges(graph: HAG | SequentialHAG) -> Tensor:
     """The edge index of a HAG or a prefix tree."""
-    if torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export():
+    if not torch.compiler.is_compiling():
+        if isinstance(graph, HAG):
+            return graph.own_edge_index
+    elif torch.onnx.is_in_onnx_export():
         from torch.utils._python_dispatch import _disable_current_modes
 
         with _disable_current_modes():  # a constant of the file
             return graph.edge_index
-    if isinstance(graph, HAG) and not torch.compiler.is_compiling():
-        return graph.own_edge_index
     with outside_inference():
         return graph.edge_index
 
