@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from hag_plugin.sequence import SequentialHAG
 from hag_plugin.testing import Ran, count_programs, limits
 
-from .processes import starts_processes
+from .processes import starting
 
 os.environ.setdefault("DGLBACKEND", "pytorch")  # or DGL writes a file into the home directory
 # Plans depend on the cost constants: tests take the defaults, whatever was calibrated here.
@@ -21,14 +22,19 @@ os.environ["HAG_PLUGIN_COSTS"] = ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests that start processes as slow."""
+    """Marks the tests that start processes, and most of those that are marked so, as slow."""
     for item in items:
-        function = getattr(item, "originalname", None)
-        if function is not None:
-            class_name = getattr(getattr(item, "cls", None), "__name__", None)
-            name = f"{class_name}.{function}" if class_name else function
-            if starts_processes(item.path, name):
-                item.add_marker("slow")
+        if isinstance(item, pytest.Function) and is_slow(item):
+            item.add_marker("slow")
+
+
+def is_slow(item: pytest.Function) -> bool:
+    """Whether a test starts processes, or is none of those that `mostly_slow` leaves."""
+    function = item.originalname
+    if (function if item.cls is None else f"{item.cls.__name__}.{function}") in starting(item.path):
+        return True
+    mark = item.get_closest_marker("mostly_slow")
+    return mark is not None and not any(fnmatchcase(item.callspec.id, each) for each in mark.args)
 
 
 @pytest.fixture(autouse=True)

@@ -98,13 +98,3 @@ def _mentioned(node: ast.AST) -> Iterator[str]:
             yield from (name for name in [each.arg] if name and ast.unparse(each.value) != "0")
         elif isinstance(each, ast.Call) and ast.unparse(each.func).endswith("usefixtures"):
             yield from (arg.value for arg in each.args if isinstance(arg, ast.Constant))
-
-
-def starts_processes(path: Path, name: str) -> bool:
-    """Whether a test does.
-
-    Args:
-        path: its file.
-        name: of its function, or `Class.method`.
-    """
-    return name in starting(path)

@@ -26,6 +26,7 @@ def check_demo(document: dict[str, Any], epochs: int) -> None:
     assert document["stats"]["rows_read"] <= document["stats"]["rows_read_before"]
 
 
+@pytest.mark.slow
 def test_demo_on_nodes(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch_geometric")
     arguments = ["demo", "--dataset", "karate", "--epochs", "3", "--hidden", "8", "--threads", "1"]

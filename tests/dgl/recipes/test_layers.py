@@ -163,6 +163,7 @@ def test_block(name: str, block: Any) -> None:
     Case(name, block()).assert_equal()
 
 
+@pytest.mark.slow
 # Of these stock takes long.
 @pytest.mark.parametrize("name", [n for n in LAYERS if "lstm" not in n and "moments" not in n])
 def test_real_graphs(name: str, real_graph: Any) -> None:

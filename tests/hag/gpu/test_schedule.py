@@ -134,6 +134,7 @@ def test_invalid_program_is_refused() -> None:
         schedule.make_schedule(Program.of(arrays, 2, 2))
 
 
+@pytest.mark.mostly_slow("BZR_MD")
 @pytest.mark.parametrize("name", ["IMDB-MULTI", "ca-HepPh", "BZR_MD", "AmazonPhoto"])
 def test_real_graphs(shared_data: Path, name: str) -> None:
     graph = datasets.load(name, shared_data / "npz")

@@ -179,6 +179,7 @@ def combinations() -> Iterator[Any]:
                     )
 
 
+@pytest.mark.mostly_slow("GCN, plain, *", "SAGE, plain, *")
 @pytest.mark.parametrize(("name", "make", "kind", "how", "learned_features"), [*combinations()])
 def test_gradients_are_stocks(
     name: str, make: Any, kind: str, how: str, learned_features: bool

@@ -108,6 +108,7 @@ def made(name: str) -> Any:
     return (AGGREGATIONS[name] if name in AGGREGATIONS else getattr(aggr, name))()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [pyg.SimpleConv, UserConv, DeclaredConv])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", NAMES)

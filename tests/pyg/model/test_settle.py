@@ -156,6 +156,7 @@ def adjacency(edge_index: Tensor) -> Tensor:
 CASES = [(name, graph) for name in LAYERS for graph in GRAPHS]
 
 
+@pytest.mark.mostly_slow("*-ring")
 @pytest.mark.parametrize("made", CASES, indirect=True, ids="-".join)
 def test_explain_tells_what_ran(made: Any) -> None:
     conv, plain, handed = made
@@ -254,6 +255,7 @@ def test_edge_weights(made: Any, kind: str) -> None:
 # Compiled code -----------------------------------------------------------------------------------
 
 
+@pytest.mark.mostly_slow("gcn", "declared")
 @pytest.mark.parametrize("name", ["gcn", "sage-max", "pna", "gat", "declared", "film", "graph-add"])
 def test_compiled(name: str) -> None:
     """Told once, when it is compiled; nothing is compiled anew because calls are counted."""

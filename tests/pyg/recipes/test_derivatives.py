@@ -64,6 +64,7 @@ def of_features(conv: Any, arguments: list[Any]) -> Callable[[Tensor], Tensor]:
     return lambda x: conv(x, *arguments[1:])
 
 
+@pytest.mark.mostly_slow("lg", "rgcn", "rgcn-bases", "sage-lstm", "hyper-mean")
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer_derives_as_stock(name: str) -> None:
     """With a HAG given, which is new to the transform; and with edges that came back."""

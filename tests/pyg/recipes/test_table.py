@@ -273,6 +273,7 @@ def test_autocast(name: str, awkward: Any) -> None:
     assert (y.float() - expected.float()).abs().max() <= 0.05 * scale
 
 
+@pytest.mark.mostly_slow("lg", "rgcn")
 @pytest.mark.parametrize("name", FIRST)
 def test_compile_fullgraph(name: str) -> None:
     """Few compilations for HAGs of many sizes."""
