@@ -552,13 +552,14 @@ def _plain(conv: Any, graph: HAG | SequentialHAG, name: str, call: Call) -> dict
 
 def plain_edges(graph: HAG | SequentialHAG) -> Tensor:
     """The edge index of a HAG or a prefix tree."""
-    if torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export():
+    if not torch.compiler.is_compiling():
+        if isinstance(graph, HAG):
+            return graph.own_edge_index
+    elif torch.onnx.is_in_onnx_export():
         from torch.utils._python_dispatch import _disable_current_modes
 
         with _disable_current_modes():  # a constant of the file
             return graph.edge_index
-    if isinstance(graph, HAG) and not torch.compiler.is_compiling():
-        return graph.own_edge_index
     with outside_inference():
         return graph.edge_index
 
@@ -583,7 +584,7 @@ def note(conv: Any, recipe: Recipe | None, choice: Choice, call: Call) -> None:
     if kind == "HAG" and recipe is not None:
         kind = "plain"
         for name in recipe.record.graphs:
-            if _shares(conv, recipe, changed.get(name, call.get(name))):
+            if _shares(conv, recipe, calls, changed.get(name, call.get(name))):
                 kind = "HAG"
     calls.counts[kind] = calls.counts.get(kind, 0) + 1  # as Calls.note
     calls.reasons[kind] = reason
@@ -615,24 +616,35 @@ def _note_compiled(conv: Any, kind: Any, reason: Any) -> None:
     calls_of(conv).note(kind, reason if reason == COMPILED else f"compiled: {reason}")
 
 
-def _shares(conv: Any, recipe: Recipe, graph: Any) -> bool:
+def _shares(conv: Any, recipe: Recipe, calls: Calls, graph: Any) -> bool:
     """Whether one of the programs that ran on a graph shares sums."""
     if isinstance(graph, HAG):
         graph = graph._made() if graph.is_reversed else graph
-        graphs = [graph] if conv.flow == "source_to_target" else [graph.transpose()]
-        if recipe.returns:
-            graphs = [graph, graph.transpose()]
-        # Of which kinds the programs are: for sums, False; for extrema, True.
-        idempotents = {name in ("max", "min") for name in reducers(conv)}
-        loops = recipe.record.self_loops(conv)
-        for hag in graphs:
-            for idempotent in idempotents:
-                program = hag._requested.get((loops, idempotent))
+        turned = conv.flow != "source_to_target"
+        loops, requested = recipe.record.self_loops(conv), []
+        if not turned or recipe.returns:
+            requested.append(graph._requested)
+        if turned or recipe.returns:
+            requested.append(graph.transpose()._requested)
+        for programs in requested:
+            for idempotent in _idempotents(conv, calls):
+                program = programs.get((loops, idempotent))
                 if program is not None and not program.is_plain:
                     return True
         return False
     if is_relations(graph):
-        return any(_shares(conv, recipe, hag) for hag in graph)
+        return any(_shares(conv, recipe, calls, hag) for hag in graph)
     if isinstance(graph, WeightedGraph):
         return not graph.hag.program().is_plain
     return isinstance(graph, SequentialHAG)
+
+
+def _idempotents(conv: Any, calls: Calls) -> tuple[bool, ...]:
+    """Of which kinds the programs of a layer are: for sums, False; for extrema, True."""
+    module = conv._modules["aggr_module"]
+    known = calls.known  # as long as the layer aggregates with this module
+    if known is None or known[0] is not module:
+        kinds = tuple({name in ("max", "min") for name in reducers(conv)})
+        known = calls.known = module, kinds
+    found: tuple[bool, ...] = known[1]
+    return found
