@@ -384,6 +384,7 @@ FEWER = {
 }
 
 
+@pytest.mark.mostly_slow("BZR_MD", "IMDB-MULTI", "ca-HepPh")
 @pytest.mark.parametrize("name", FEWER)
 def test_real_rows_read(shared_data: Path, name: str) -> None:
     edge_index, n = real_graph(shared_data, name)
@@ -398,6 +399,7 @@ def test_real_rows_read(shared_data: Path, name: str) -> None:
         assert stats.rows_read_before >= subtracted * stats.rows_read
 
 
+@pytest.mark.mostly_slow("fb100-*")
 @pytest.mark.parametrize("name", ["fb100-Amherst41", "ogbl-ddi"])
 def test_the_work_bound_costs_at_most_5_percent_of_what_is_saved(
     shared_data: Path, name: str

@@ -64,6 +64,7 @@ def losses(model: nn.Module, step: Callable[[nn.Module], Tensor]) -> list[float]
     return curve
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["hag", "edge_index"])
 def test_cora(way: str, cora: Any, shared_data: Any) -> None:
     data = ToHAG()(cora[0])
