@@ -118,7 +118,7 @@ CALLS: dict[str, Callable[[Graph], Any]] = {
 }
 KERNELS = {
     *("masked_sum", "add_to_winners", "weighted_sum", "edge_dot", "advise_huge_pages"),
-    *("instruction_set", "instruction_sets", "checksum"),
+    *("instruction_set", "instruction_sets", "checksum", "reducers"),
 }
 
 
