@@ -33,7 +33,8 @@ class Limits:
         window_ops: ops of a window, on a GPU. Ops of a level are sorted by length inside windows:
             instances that share a loop get rows of like length (SELL-C-sigma, arXiv 1307.6209), and
             neighbours in the graph stay near.
-        measured_edges: edges of a block of a plan. Larger ones are measured at this size, and scaled.
+        measured_edges: edges of a block of a plan. Larger ones are measured at this size, and
+            scaled.
         calibration_step: `hag-plugin calibrate` times every n-th of its kinds of programs.
         read_characters: characters of a file with edges that are read at a time.
         kernels_anywhere: whether the Triton kernels take tensors of every device, as their
