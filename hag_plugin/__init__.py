@@ -17,10 +17,14 @@ if _importlib_util.find_spec("hag_plugin.kernels") is None:
 
 from hag_plugin import sequence
 from hag_plugin.adapters import accelerate, explain, forget, hag_layer, restore
+from hag_plugin.explanation import Calls, Explanation, Row  # noqa: F401  (saved models name these)
 from hag_plugin.hag.build import build_hag
-from hag_plugin.hag.hag import HAG, batch
+from hag_plugin.hag.hag import HAG, batch, rebuild_hag  # noqa: F401  (files name it)
 from hag_plugin.hag.stats import Stats
+from hag_plugin.ops import degrees as _degrees  # noqa: F401  (its operator: in exported files)
 from hag_plugin.ops.aggregate import aggregate
+from hag_plugin.recall import Recall  # noqa: F401  (saved models name it)
+from hag_plugin.scripting import _refuse_script  # noqa: F401  (saved models name it)
 from hag_plugin.version import __version__ as __version__
 
 __all__ = [

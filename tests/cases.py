@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-REDUCES = ("sum", "mean", "max", "min")
 MODES = (False, "add", "fill")
 TIES = ("even", "first", "last")
 

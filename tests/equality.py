@@ -36,7 +36,7 @@ def assert_equal(
         assert torch.equal(y, expected.to(y.dtype))
         return
     absolute = {k: v.abs() if isinstance(v, Tensor) else v for k, v in wide.items()}
-    kind = "mean" if reduce == "mean" else "sum"
+    kind = "sum" if reduce in ("max", "min") else reduce
     size = reference.aggregate(x.double().abs(), edge_index, num_dst, kind, **absolute)
     ones = torch.ones(x.shape[-2], 1, dtype=torch.float64)
     terms = reference.aggregate(ones, edge_index, num_dst, self_loops=how.get("self_loops", False))

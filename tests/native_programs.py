@@ -26,7 +26,7 @@ def run_native(
     y = torch.empty(program.num_dst, x.shape[1], dtype=x.dtype)
     (compiled or native(program)).run(
         x.data_ptr(), y.data_ptr(), 1, x.shape[1], x.stride(0), 0, x.shape[0], program.num_dst,
-        CODES[x.dtype], ("sum", "max", "min").index(reduce), 0, 0, threads,
+        CODES[x.dtype], _cpu.reducers().index(reduce), 0, 0, threads,
     )  # fmt: skip
     return y
 

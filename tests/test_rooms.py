@@ -23,12 +23,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # the ground: what knows neither graphs nor layers
     (
         *("files", "units", "modes", "recall", "explanation", "adapters", "scripting", "starting"),
-        *("saved", "kept", "devices", "observers", "version"),
+        *("saved", "kept", "devices", "observers", "version", "reducers", "limits"),
     ),
     ("hag", "hag.*"),
     ("kernels.triton", "kernels.triton.*"),
     ("ops", "ops.*"),
     ("sequence", "sequence.*"),
+    ("layers", "layers.*"),
     ("testing",),
     ("pyg", "pyg.*", "dgl", "dgl.*", "parallel", "parallel.*"),
     ("",),  # the package itself, with the names that users import

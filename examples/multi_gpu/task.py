@@ -17,7 +17,7 @@ from torch_geometric import nn as pyg
 from torch_geometric.data import Data
 
 import hag_plugin as hp
-from hag_plugin import datasets, generators
+from hag_plugin.data import datasets, generators
 from hag_plugin.parallel.ranks.comm import Group, session
 from hag_plugin.parallel.strategies.registry import REGISTRY
 

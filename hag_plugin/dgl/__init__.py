@@ -37,6 +37,7 @@ __all__ = [
 # No file or room here is named as what it holds: importing it would put the module in place of the
 # name. In a room, as in `model.explain`, a file may be: it is no attribute of this module.
 FILES = {
+    "aggregation.relation": ("Relation",),  # private, as Session and its hook: saved models name it
     "data.batching": ("batch", "collate", "unbatch"),
     "data.graph": ("HagBlock", "HagGraph", "reverse", "to_plain"),
     "data.graphbolt": ("graphbolt_stand_in",),
@@ -44,13 +45,16 @@ FILES = {
     "model.accelerate": ("accelerate", "forget", "restore"),
     "model.decorator": ("hag_layer",),
     "model.explain": ("explain",),
+    "model.session": ("CallEnd", "LayerHook", "Session"),
 }
 
 
 def __getattr__(name: str) -> Any:
     for file, names in FILES.items():
         if name in names:
-            return getattr(import_module(f"hag_plugin.dgl.{file}"), name)
+            found = getattr(import_module(f"hag_plugin.dgl.{file}"), name)
+            globals()[name] = found
+            return found
     raise AttributeError(f"module 'hag_plugin.dgl' has no attribute {name!r}")
 
 

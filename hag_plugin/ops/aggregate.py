@@ -44,11 +44,10 @@ from hag_plugin.ops.registration import (
     register,
     side_by_side,
 )
+from hag_plugin.reducers import CODES, LINEAR, REDUCES, Reduce
 
-Reduce = Literal["sum", "mean", "max", "min"]
 Ties = Literal["even", "first", "last"]
 
-REDUCES = {"sum": 0, "mean": 0, "max": 1, "min": 2}
 LOOPS = {"": 0, "add": 1, "fill": 2}
 TIES = ("even", "first", "last")
 
@@ -102,7 +101,7 @@ def aggregate(
         raise TypeError(f"hag is a {type(hag).__name__}; expected a HAG, from build_hag")
     check_features(x, hag)
     if reduce not in REDUCES:
-        raise ValueError(f"reduce is {reduce!r}; expected one of {tuple(REDUCES)}")
+        raise ValueError(f"reduce is {reduce!r}; expected one of {REDUCES}")
     if ties not in TIES:
         raise ValueError(f"ties is {ties!r}; expected one of {TIES}")
     loops = check_self_loops(self_loops, hag)
@@ -113,7 +112,7 @@ def aggregate(
         target_scale = checked_scale(target_scale, "target_scale", x, num_dst)
     if out is not None:
         _check_out(out, x, num_dst, (x, source_scale, target_scale))
-    if reduce in ("sum", "mean"):
+    if reduce in LINEAR:
         if out is not None and is_ordinary(x, source_scale, target_scale, out):
             graph = found(hag, x.shape[-2], num_dst, loops, False)
             return _sum(graph, x, source_scale, target_scale, out, loops, False, reduce)
@@ -196,7 +195,7 @@ def _walk(
         rows,
         y.shape[-2],
         DTYPES[x.dtype],
-        REDUCES[reduce],
+        CODES[reduce],
         0 if source_scale is None else source_scale.data_ptr(),
         0 if target_scale is None else target_scale.data_ptr(),
         torch.get_num_threads(),

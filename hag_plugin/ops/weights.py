@@ -25,6 +25,7 @@ from hag_plugin.ops.registration import (
     checked_scale,
 )
 from hag_plugin.ops.weighted_sum import NAME as WEIGHTED_SUM
+from hag_plugin.reducers import LINEAR
 
 # Relative. Far above the rounding of the weights' own dtype along a path of the graph, and within
 # what a sum in that dtype is wrong by anyway.
@@ -37,8 +38,6 @@ TOLERANCE = {
 # Factors stay within 2 to the power of plus or minus half the exponents of the dtype that sums
 # are accumulated in: a factor times a feature then overflows only where features do.
 LARGEST_FACTOR = {torch.float64: 2.0**511, torch.float32: 2.0**63}
-
-WEIGHTED_REDUCES = ("sum", "mean")
 
 
 def factorise(
@@ -199,8 +198,8 @@ def weighted_aggregate(
     if not isinstance(hag, HAG):
         raise TypeError(f"hag is a {type(hag).__name__}; expected a HAG, from build_hag")
     check_features(x, hag)
-    if reduce not in WEIGHTED_REDUCES:
-        raise ValueError(f"reduce is {reduce!r}; expected one of {WEIGHTED_REDUCES}")
+    if reduce not in LINEAR:
+        raise ValueError(f"reduce is {reduce!r}; expected one of {LINEAR}")
     mode = check_self_loops(self_loops, hag)
     num_dst = hag.num_dst
     weight = checked_scale(weight, "weight", x, hag.num_edges)

@@ -22,6 +22,30 @@ from hag_plugin.parallel.simulation.mcmc import Budget
 from hag_plugin.parallel.simulation.plan_tasks import simulate_plan
 from hag_plugin.parallel.simulation.refine import Refined, refine
 
+# isort: split
+# What these consist of: pickles name it here, and files may move below. Not in `__all__`.
+from hag_plugin.parallel.execution.share import _ByGraph as _ByGraph
+from hag_plugin.parallel.graphs.stats import HagCounts as HagCounts
+from hag_plugin.parallel.graphs.stats import PartitionStats as PartitionStats
+from hag_plugin.parallel.graphs.stats import _AssumedCut as _AssumedCut
+from hag_plugin.parallel.graphs.stats import _CutWithoutHags as _CutWithoutHags
+from hag_plugin.parallel.graphs.stats import _MeasuredCut as _MeasuredCut
+from hag_plugin.parallel.graphs.stats import _UncountedCut as _UncountedCut
+from hag_plugin.parallel.layouts import Layout as Layout
+from hag_plugin.parallel.machine.levels import Level as Level
+from hag_plugin.parallel.machine.levels import Link as Link
+from hag_plugin.parallel.machine.topology import Device as Device
+from hag_plugin.parallel.machine.topology import Fit as Fit
+from hag_plugin.parallel.model.layers import UnknownLayerError as UnknownLayerError
+from hag_plugin.parallel.ranks.comm import Sent as Sent
+from hag_plugin.parallel.search.cost import Seconds as Seconds
+from hag_plugin.parallel.search.elimination import Choice as Choice
+from hag_plugin.parallel.search.plan import Memory as Memory
+from hag_plugin.parallel.simulation.mcmc import Search as Search
+from hag_plugin.parallel.simulation.simulator import Schedule as Schedule
+from hag_plugin.parallel.simulation.tasks import TaskGraph as TaskGraph
+from hag_plugin.parallel.strategies.registry import Config as Config
+
 __all__ = [
     "Budget",
     "GraphStats",

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hag_plugin.saved import set_module
+
 KINDS = ("replicated", "rows", "columns", "grid")
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True)
 class Layout:
     """How a tensor is split over P devices.

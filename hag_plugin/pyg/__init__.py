@@ -3,12 +3,21 @@
 from hag_plugin.explanation import Explanation
 from hag_plugin.pyg.aggregation import constant
 from hag_plugin.pyg.data import mixed
-from hag_plugin.pyg.data.graph import HagData
+from hag_plugin.pyg.data.batching import HagBatch  # noqa: F401  (saved, as others below)
+from hag_plugin.pyg.data.graph import (  # noqa: F401
+    HagData,
+    HagEdgeStorage,
+    HagHeteroData,
+    hag_data_class,
+)
+from hag_plugin.pyg.data.storage import unpack  # noqa: F401
 from hag_plugin.pyg.data.transforms import ToHAG
 from hag_plugin.pyg.model.accelerate import accelerate, forget, restore
 from hag_plugin.pyg.model.decorator import hag_layer
 from hag_plugin.pyg.model.explain import explain
-from hag_plugin.pyg.model.layers import layers
+from hag_plugin.pyg.model.layers import Layer, Layers, layers  # noqa: F401
+from hag_plugin.pyg.model.session import Session  # noqa: F401
+from hag_plugin.pyg.model.swap import _new_layer  # noqa: F401
 from hag_plugin.pyg.recipes.lstm import PrefixLSTMAggregation
 from hag_plugin.pyg.recipes.relations import relation_hags
 

@@ -7,6 +7,8 @@ import triton.language as tl
 
 from .instance import at, instance, sources, write
 
+REDUCERS = ("sum", "max", "min")  # what `take` and `combine` know
+
 
 @triton.jit
 def take(acc, value, here, REDUCE: tl.constexpr):
@@ -39,7 +41,7 @@ def combine(
     x_matrix,
     y_matrix,
     scratch_matrix,
-    REDUCE: tl.constexpr,  # "sum", "max" or "min"
+    REDUCE: tl.constexpr,  # one of REDUCERS
     MIXED: tl.constexpr,  # sources may be rows of scratch
     SCALED: tl.constexpr,  # with source_scale
     TARGET_SCALED: tl.constexpr,

@@ -26,7 +26,7 @@ from triton.compiler import ASTSource
 
 from hag_plugin.hag.gpu.launch_shape import MAX_WARPS, WINNER_WARPS, cut
 
-from .combine import combine
+from .combine import REDUCERS, combine
 from .edges import edge_dot
 from .launch import ACCUMULATORS, UNROLL
 from .ties import add_to_winners, masked_sum, winner
@@ -92,7 +92,8 @@ def flags() -> Iterator[tuple[str, dict[str, Any]]]:
         yield "combine", weighted | scales
         for fill in yes_no:
             yield "edge_dot", {"FILL": fill} | scales
-    for reduce, mixed, diagonal in itertools.product(("max", "min"), yes_no, (0, 1)):
+    others = [reduce for reduce in REDUCERS if reduce != "sum"]
+    for reduce, mixed, diagonal in itertools.product(others, yes_no, (0, 1)):
         scales = {"SCALED": False, "TARGET_SCALED": False}
         yield "combine", {"REDUCE": reduce, "MIXED": mixed, "DIAGONAL": diagonal} | scales
     for ones in yes_no:

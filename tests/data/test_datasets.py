@@ -304,6 +304,7 @@ def test_real_npz(shared_data: Path, name: str, nodes: int, edges: int, graphs: 
     assert (data.num_nodes, data.num_edges, data.num_graphs) == (nodes, edges, graphs)
 
 
+@pytest.mark.slow
 def test_real_compact_npz(shared_data: Path) -> None:
     data = datasets.load(shared_data / "npz" / "COLLAB_ego_recon.npz")
     assert (data.num_nodes, data.num_edges, data.num_graphs) == (372474, 24572158, 5000)

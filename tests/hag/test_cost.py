@@ -1,4 +1,4 @@
-"""The cost model: counts of rows, the fit, and constants that are kept in a file."""
+"""The cost model: counts of rows, and constants that are kept in a file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ import torch
 from hypothesis import given, settings
 
 import hag_plugin as hp
-from hag_plugin.cli import calibration, main
+from hag_plugin.cli import main
 from hag_plugin.hag import constants, cost
 from hag_plugin.hag.constants import DEFAULT, Constants, CostsError, RowCost
 from hag_plugin.hag.cost import Work
 from hag_plugin.hag.program import Program
-
-from ..reference import run_program
 
 
 def naive_work(program: Program) -> Work:
@@ -114,67 +112,7 @@ def test_prices_of_the_default_constants() -> None:
     assert cost.prices(64, constants=Constants(op=1.0)).intermediate == 8.0  # four times at most
 
 
-# Calibration ------------------------------------------------------------------------------------
-
-
-@given(
-    hidden=st.lists(st.just(0.0) | st.floats(0.01, 10.0), min_size=3, max_size=3).filter(any),
-    seed=st.integers(0, 1000),
-)
-@settings(max_examples=30, deadline=None)
-def test_fit_finds_what_made_the_times(hidden: list[float], seed: int) -> None:
-    terms = np.random.default_rng(seed).uniform(0.1, 5.0, (12, 3))
-    seconds = terms @ np.array(hidden)
-    found = calibration.fit(terms, seconds)
-    assert (found >= 0).all()
-    np.testing.assert_allclose(terms @ found, seconds, rtol=1e-4)
-
-
-def test_fit_is_not_negative() -> None:
-    """Where least squares would take a negative constant, the best without it is found."""
-    optimize = pytest.importorskip("scipy.optimize")
-    terms = np.random.default_rng(0).uniform(0.0, 1.0, (20, 5))
-    seconds = terms @ np.array([3.0, -1.0, 2.0, 1.0, -0.5]) + 2.0
-    found = calibration.fit(terms, seconds)
-    want, _ = optimize.nnls(terms / seconds[:, None], np.ones(20))
-    assert (want == 0).any()
-    np.testing.assert_allclose(found, want, atol=1e-6)
-
-
-@pytest.mark.parametrize("shape", calibration.SHAPES)
-def test_synthetic_programs_are_what_they_are_called(shape: calibration.Shape) -> None:
-    program = calibration.synthetic_program(shape, tiles=5, num_src=4096)
-    x = torch.randn(4096, 3, dtype=torch.float64)
-    run_program(program, x)  # reads no scratch before it is written
-    _ = program.native  # every index is in range
-    work = Work.of(program)
-    assert work.written == 5 * shape.rows
-    assert (work.scratch > 0) == (shape.scratch > 0)
-    if shape.window:
-        assert work.first <= 5 * shape.window
-    elif shape.arity > 2:
-        assert work.first > work.again
-
-
-def test_calibrate_writes_what_searches_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(calibration, "SHAPES", (calibration.SHAPES[0], calibration.SHAPES[-1]))
-    path = tmp_path / "folder" / "costs.json"
-    monkeypatch.setenv("HAG_PLUGIN_COSTS", str(path))
-    with pytest.raises(FileNotFoundError):
-        constants.in_force()
-    assert main(["calibrate", "--rounds", "1", "--json", "--quiet"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert document["output"] == str(path)
-    found = constants.in_force()
-    assert found.digest == document["digest"]
-    assert found == Constants.of(document["constants"])
-    assert list(path.parent.iterdir()) == [path]  # nothing half-written is left
-    hag = hp.build_hag(torch.tensor([[0, 1], [1, 0]]), num_nodes=2)
-    assert hag.options.constants == found.digest
-    hag.save(tmp_path / "a.hag.npz")
-    assert hp.HAG.load(tmp_path / "a.hag.npz").options == hag.options
+# Constants in a file ----------------------------------------------------------------------------
 
 
 def test_calibrated_constants_change_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

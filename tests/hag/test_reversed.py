@@ -87,6 +87,7 @@ def test_arrays_that_lost_their_hag(square: bool) -> None:
     torch.testing.assert_close(found, hp.aggregate(x, hag.transpose(), "max"))
 
 
+@pytest.mark.slow
 def test_opcheck() -> None:
     hag = hp.build_hag(edges_of(6, 4, 15, 2), size=(6, 4))
     graph, x = (hag.row_ptr, hag.col), torch.randn(4, 3, requires_grad=True)

@@ -57,6 +57,7 @@ def traced_anew() -> Iterator[None]:
         yield
 
 
+@pytest.mark.mostly_slow("aot_eager")
 @pytest.mark.usefixtures("traced_anew")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiles_whole(backend: str) -> None:

@@ -294,6 +294,7 @@ def test_sequences(transform: Any) -> None:
 # Around transforms ------------------------------------------------------------------------------
 
 
+@pytest.mark.mostly_slow("*-jvp")
 @pytest.mark.parametrize("transform", [jvp, batched_gradients, hessian])
 @pytest.mark.parametrize("how", [("mean", "even"), ("max", "even"), ("max", "first")])
 def test_compiled(how: tuple[Any, Any], transform: Any) -> None:

@@ -15,6 +15,7 @@ from ..cases import random_graph
 from ..equality import assert_alike
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("loops", ["", "fill"])
 def test_opcheck(loops: str, transposed: bool) -> None:

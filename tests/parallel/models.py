@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from torch_geometric import nn as pyg
 from torch_geometric.data import Data
 
+from hag_plugin.parallel import GraphStats, OpGraph
+from hag_plugin.parallel.model.opgraph import Op, convolution, gcn
+
 NODES, FEATURES, CLASSES, RELATIONS = 96, 16, 8, 4
 
 
@@ -61,3 +64,27 @@ MODELS = {
     "jumping knowledge": lambda: pyg.GraphSAGE(FEATURES, 32, 3, CLASSES, jk="cat"),
     "RGCN": RGCN,
 }
+
+
+def skipping(nodes: int = 1_000_000, edges: int = 50_000_000, halo: float = 4.0) -> OpGraph:
+    """Operations of four layers, one of them skipped: two branches may overlap."""
+    ops = [
+        Op("x", "input", width=602),
+        gcn("conv1", 0, 602, 256, input_grad=False),
+        gcn("conv2", 1, 256, 256),
+        gcn("conv3", 2, 256, 256),
+        Op("sum", "sum", (2, 3), 256),
+        gcn("conv4", 4, 256, 41),
+        Op("loss", "loss", (5,), 41),
+    ]
+    return OpGraph.of(ops, {"A": GraphStats.assumed(nodes, edges, halo_ratio=halo)})
+
+
+def deep(layers: int, width: int, stats: GraphStats, first: int = 128) -> OpGraph:
+    """GCN layers in a row, with ReLU between them."""
+    ops = [Op("x", "input", width=first)]
+    for i in range(layers):
+        before = ops[-1].width
+        ops.append(convolution(f"conv{i}", len(ops) - 1, before, width, input_grad=i > 0))
+        ops.append(Op(f"relu{i}", "elementwise", (len(ops) - 1,), width))
+    return OpGraph.of([*ops, Op("loss", "loss", (len(ops) - 1,), width)], {"A": stats}, 4, "GCN")

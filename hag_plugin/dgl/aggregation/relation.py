@@ -9,28 +9,38 @@ import torch
 from dgl import DGLGraph
 from torch import Tensor
 
+from hag_plugin.dgl.aggregation.choice import GIVEN
+from hag_plugin.explanation import Kind
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import SelfLoops
 from hag_plugin.modes import outside_inference
 from hag_plugin.recall import Recall
+from hag_plugin.saved import set_module
 
 MAX_REMEMBERED = 16  # edge tensors and the like, of one edge type
 
 
+@set_module("hag_plugin.dgl")
 class Relation:
     """One edge type. Its HAG is built when it is first needed; copies of a graph share it.
 
     Attributes:
         options: further arguments of `build_hag`.
         self_loops: False, or "add" where a loop for each node was added after the HAG was built.
+        origin: how the edges came to have a HAG, in words.
         memory: what is known of the edges and of tensors with one value an edge.
     """
 
     def __init__(
-        self, options: dict[str, Any], hag: HAG | None = None, self_loops: SelfLoops = False
+        self,
+        options: dict[str, Any],
+        hag: HAG | None = None,
+        self_loops: SelfLoops = False,
+        origin: str = GIVEN,
     ) -> None:
         self.options = options
+        self.origin = origin
         self.self_loops: SelfLoops = self_loops
         self.memory = Recall(MAX_REMEMBERED)
         self._hag = hag
@@ -59,24 +69,35 @@ class Relation:
     def reversed(self) -> Relation:
         """The relation of the reversed edges."""
         hag = None if self._hag is None else self._hag.transpose()
-        return Relation(self.options, hag, self.self_loops)
+        return Relation(self.options, hag, self.self_loops, self.origin)
 
     def with_loops(self) -> Relation | None:
         """The relation once every node got one loop more; None where that cannot be told."""
         if self._hag is None or self.self_loops is not False:
             return None
-        return Relation(self.options, self._hag, "add")
+        return Relation(self.options, self._hag, "add", self.origin)
 
     def to(self, device: torch.device | str) -> Relation:
         """The relation with its HAG on a device."""
         hag = None if self._hag is None else self._hag.to(device)
-        return Relation(self.options, hag, self.self_loops)
+        return Relation(self.options, hag, self.self_loops, self.origin)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"options": self.options, "hag": self._hag, "self_loops": self.self_loops}
+        state = {name: getattr(self, name) for name in ("options", "self_loops", "origin")}
+        return {**state, "hag": self._hag}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+
+def kind_of(hag: HAG, self_loops: SelfLoops = False, *, idempotent: bool = False) -> Kind:
+    """What `aggregate` runs on: the program of a HAG shares sums, or it is the graph as it is."""
+    program = hag.program(self_loops, idempotent=idempotent)
+    is_plain = program.__dict__.get("is_plain")
+    if is_plain is None:
+        with outside_inference():
+            is_plain = program.is_plain
+    return "plain" if is_plain else "HAG"
 
 
 def edge_index(graph: DGLGraph, etid: int) -> Tensor:

@@ -7,7 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hag_plugin.dgl.aggregation.relation import Relation, edge_index, num_nodes
+from hag_plugin.dgl.aggregation.choice import (
+    FIRST_WEIGHTS,
+    NO_FACTORS,
+    NOT_FINITE,
+    Choice,
+    LeftToDGL,
+    Ran,
+)
+from hag_plugin.dgl.aggregation.relation import Relation, edge_index, kind_of, num_nodes
 from hag_plugin.dgl.aggregation.ties import tie_rule
 from hag_plugin.hag.hag import HAG
 from hag_plugin.modes import outside_inference
@@ -17,47 +25,64 @@ from hag_plugin.ops.weights import factorise
 
 REDUCERS = ("sum", "mean", "max", "min")
 DEVICES = ("cpu",)  # elsewhere DGL's own kernels run
-Outputs = dict[str, Tensor]
 
 
-def aggregate_rows(
+def settle_rows(
     graph: Any,
     etid: int,
     relation: Relation,
     x: Tensor,
     reduce: Any,
+    *,
     empty_rows_zero: bool = True,
     scales: tuple[Tensor | None, Tensor | None] = (None, None),
-) -> Tensor | None:
-    """Aggregates rows of any shape, `[N]`, `[N, F]` or `[N, H, D]`; None: left to DGL."""
+    because: str = "",
+) -> Choice:
+    """What rows of any shape, `[N]`, `[N, F]` or `[N, H, D]`, are aggregated on.
+
+    Args:
+        graph: the graph that owns the edge type.
+        etid: number of the edge type.
+        relation: that of the edge type.
+        x: the rows.
+        reduce: one of `REDUCERS`.
+        empty_rows_zero: nodes without edges get 0 from max and min; otherwise the infinity that
+            DGL merges edge types with.
+        scales: of the sources and of the targets.
+        because: what is to be added to the reason.
+    """
     if not is_taken(x):
-        return None
+        return Choice(None, why_not_taken(x))
     extremum = reduce in ("max", "min")
     ties: Ties = "first"
     if extremum and (needs_grad(x) or is_transformed()):
-        found = tie_rule(graph, etid, relation, x.dtype)
-        if found is None:
-            return None  # DGL breaks ties in an order of its own
-        ties = found
-    hag = relation.hag(graph, etid)
-    rows = x.reshape(x.shape[0], -1) if x.dim() != 2 else x
-    source_scale, target_scale = scales
-    y = aggregate(
-        rows,
-        hag,
-        reduce,
-        self_loops=relation.self_loops,
-        source_scale=source_scale,
-        target_scale=target_scale,
-        ties=ties,
-    )
-    if extremum:
-        # DGL's max and min skip NaN and turn infinities into 0: rare, and left to it.
-        if number(torch.isfinite(y).all()) is False:  # in a batch of torch.vmap nobody knows
-            return None
-        if not empty_rows_zero:
-            y = _with_infinite_empty_rows(y, hag, relation, reduce)
-    return y.reshape(y.shape[0], *x.shape[1:])
+        rule, reason = tie_rule(graph, etid, relation, x.dtype)
+        if rule is None:
+            return Choice(None, reason.format(reduce))
+        ties = rule
+
+    def run() -> Ran:
+        hag = relation.hag(graph, etid)
+        y = aggregate(
+            x.reshape(x.shape[0], -1) if x.dim() != 2 else x,
+            hag,
+            reduce,
+            self_loops=relation.self_loops,
+            source_scale=scales[0],
+            target_scale=scales[1],
+            ties=ties,
+        )
+        if extremum:
+            # DGL's max and min skip NaN and turn infinities into 0: rare, and left to it.
+            if number(torch.isfinite(y).all()) is False:  # in a batch of torch.vmap nobody knows
+                raise LeftToDGL(NOT_FINITE)
+            if not empty_rows_zero:
+                y = _with_infinite_empty_rows(y, hag, relation, reduce)
+        kind = kind_of(hag, relation.self_loops, idempotent=extremum)
+        return Ran(y.reshape(y.shape[0], *x.shape[1:]), kind, reason_of_run)
+
+    reason_of_run = relation.origin + because
+    return Choice(run, reason_of_run)
 
 
 def _with_infinite_empty_rows(y: Tensor, hag: HAG, relation: Relation, reduce: str) -> Tensor:
@@ -77,6 +102,17 @@ def is_taken(x: Tensor) -> bool:
     )
 
 
+def why_not_taken(x: Tensor) -> str:
+    """Why they are not."""
+    if x.device.type not in DEVICES:
+        return f"DGL's own kernels run on {x.device.type}"
+    if x.dtype not in DTYPES:
+        return f"features of dtype {str(x.dtype).removeprefix('torch.')}"
+    if x.dim() < 1 or x.numel() == 0:
+        return "there are no features"
+    return "features are no plain dense tensor"
+
+
 # Weights ----------------------------------------------------------------------------------------
 
 
@@ -92,8 +128,8 @@ def is_scalar_weight(weight: Tensor, x: Tensor) -> bool:
 
 def edge_factors(
     graph: Any, etid: int, relation: Relation, weight: Tensor
-) -> tuple[Tensor | None, Tensor | None] | None:
-    """Factors of sources and targets whose products are the weights; None: unknown or none.
+) -> tuple[Tensor | None, Tensor | None] | str:
+    """Factors of sources and targets whose products are the weights; or why there are none.
 
     Weights that are all the same are recognised at once, others when the tensor comes back.
     """
@@ -105,12 +141,14 @@ def edge_factors(
             return None, None
         return None, flat[:1].expand(num_nodes(graph, etid)[1])
 
-    def work_out() -> tuple[Tensor, Tensor] | None:
+    def work_out() -> tuple[Tensor, Tensor] | str:
         with outside_inference(), torch.no_grad():
-            return factorise(edge_index(graph, etid), flat, *num_nodes(graph, etid))
+            found = factorise(edge_index(graph, etid), flat, *num_nodes(graph, etid))
+        return NO_FACTORS if found is None else found
 
-    found: tuple[Tensor, Tensor] | None = relation.memory.value((weight,), "weight", work_out)
-    return found
+    factors: tuple[Tensor, Tensor] | str | None
+    factors = relation.memory.value((weight,), "weight", work_out)
+    return FIRST_WEIGHTS if factors is None else factors
 
 
 def _constant(weight: Tensor) -> float | None:

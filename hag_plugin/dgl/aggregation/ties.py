@@ -14,6 +14,7 @@ import dgl
 import torch
 from torch import Tensor
 
+from hag_plugin.dgl.aggregation.choice import NO_EDGES, TIES, UNSORTED
 from hag_plugin.dgl.aggregation.relation import Relation
 from hag_plugin.modes import outside_inference
 
@@ -23,13 +24,15 @@ WIDTHS = (1, 24)
 
 def tie_rule(
     graph: Any, etid: int, relation: Relation, dtype: torch.dtype
-) -> Literal["first", "last"] | None:
-    """The rule by which a HAG gives DGL's gradients of max and min; None: there is none."""
+) -> tuple[Literal["first", "last"] | None, str]:
+    """The rule by which a HAG gives DGL's gradients of max and min; None, and why there is none."""
     rule = _rule(dtype, bool(dgl.is_libxsmm_enabled()))
-    if rule is None or not _are_in_order(graph, etid, relation):
-        return None
+    if rule is None:
+        return None, TIES
+    if not _are_in_order(graph, etid, relation):
+        return None, UNSORTED
     # Of a graph without edges DGL's gradient goes to node 0.
-    return rule if graph.num_edges(graph.canonical_etypes[etid]) else None
+    return (rule, "") if graph.num_edges(graph.canonical_etypes[etid]) else (None, NO_EDGES)
 
 
 def _are_in_order(graph: Any, etid: int, relation: Relation) -> bool:

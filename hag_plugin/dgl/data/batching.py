@@ -17,8 +17,10 @@ from hag_plugin.dgl.aggregation.relation import Relation
 from hag_plugin.dgl.data.graph import bind, relations_of
 from hag_plugin.hag.hag import batch as batch_hags
 from hag_plugin.modes import outside_inference
+from hag_plugin.saved import set_module
 
 
+@set_module("hag_plugin.dgl")
 def batch(graphs: Sequence[DGLGraph], *args: Any, **kwargs: Any) -> Any:
     """As `dgl.batch`; where all graphs have HAGs these are merged, in O(ops).
 
@@ -59,6 +61,7 @@ def _merged(graphs: Sequence[DGLGraph], etid: int, parts: Sequence[Relation]) ->
         return Relation(parts[0].options, batch_hags(hags), loops)
 
 
+@set_module("hag_plugin.dgl")
 def unbatch(graph: DGLGraph, *args: Any, **kwargs: Any) -> list[Any]:
     """As `dgl.unbatch`; the graphs run on HAGs of their own, built when they are first needed."""
     parts = dgl.unbatch(graph, *args, **kwargs)
@@ -75,6 +78,7 @@ class _Collator(GraphCollator):  # type: ignore[misc]
         return super().collate(items)
 
 
+@set_module("hag_plugin.dgl")
 def collate(items: Sequence[Any]) -> Any:
     """For `GraphDataLoader(dataset, collate_fn=collate)`: batches graphs with their HAGs.
 

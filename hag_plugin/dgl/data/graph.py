@@ -12,10 +12,13 @@ from dgl.base import ALL
 from dgl.heterograph import DGLBlock, pad_tuple, reduce_dict_data
 from torch import Tensor
 
+from hag_plugin.dgl.aggregation.choice import CHANGED, NODE_FUNCTION, UNFIT
 from hag_plugin.dgl.aggregation.relation import Relation
 from hag_plugin.dgl.recipes import gated, propagate
+from hag_plugin.dgl.recipes.calls import note
 from hag_plugin.hag.hag import HAG
 from hag_plugin.modes import outside_inference
+from hag_plugin.saved import set_module
 
 
 class HagMixin:
@@ -57,7 +60,9 @@ class HagMixin:
         graph: Any = self
         relations = relations_of(self)
         single = etype is not None or len(graph.canonical_etypes) == 1
-        if relations is not None and apply_node_func is None and single:
+        if relations is None or apply_node_func is not None:
+            note("stock", CHANGED if relations is None else NODE_FUNCTION)
+        elif single:  # otherwise DGL says what is wrong
             etid = graph.get_etype_id(etype)
             out = propagate.run(graph, etid, relations[etid], message_func, reduce_func)
             if out is not None:
@@ -79,6 +84,7 @@ class HagMixin:
         relations = relations_of(self)
         calls = [(etype, pad_tuple(call, 3)) for etype, call in etype_dict.items()]
         if relations is None or any(call is None for _, call in calls):
+            note("stock", CHANGED if relations is None else UNFIT)
             super().multi_update_all(etype_dict, cross_reducer, apply_node_func)  # type: ignore[misc]
             return
         outputs: dict[int, list[dict[str, Tensor]]] = defaultdict(list)
@@ -92,6 +98,8 @@ class HagMixin:
                 out = propagate.run(
                     graph, etid, relations[etid], message_func, reduce_func, empty_rows_zero=False
                 )
+            else:
+                note("stock", NODE_FUNCTION)
             if out is None:
                 out = core.message_passing(graph[etype], message_func, reduce_func, node_func)
             outputs[target].append(out)
@@ -190,12 +198,14 @@ class SameAsStock(type):
         return type.__hash__(cls._hag_stock)
 
 
+@set_module("hag_plugin.dgl")
 class HagGraph(HagMixin, DGLGraph, metaclass=SameAsStock):  # type: ignore[misc]
     """A `DGLGraph` whose `update_all` runs on the HAG, made by `ToHAG`."""
 
     _hag_stock = DGLGraph
 
 
+@set_module("hag_plugin.dgl")
 class HagBlock(HagMixin, DGLBlock, metaclass=SameAsStock):  # type: ignore[misc]
     """A `DGLBlock` whose `update_all` runs on the HAG, made by `ToHAG`."""
 
@@ -237,6 +247,7 @@ def view(graph: DGLGraph, relations: tuple[Relation, ...]) -> Any:
     return bind(other, relations)
 
 
+@set_module("hag_plugin.dgl")
 def reverse(graph: DGLGraph, *args: Any, **kwargs: Any) -> Any:
     """As `dgl.reverse`, with the reversed HAGs, which are those that gradients need anyway."""
     reversed_graph = dgl.reverse(graph, *args, **kwargs)
@@ -246,6 +257,7 @@ def reverse(graph: DGLGraph, *args: Any, **kwargs: Any) -> Any:
     return bind(reversed_graph, tuple(relation.reversed() for relation in relations))
 
 
+@set_module("hag_plugin.dgl")
 def to_plain(graph: DGLGraph) -> DGLGraph:
     """The graph without its HAGs: of DGL's own class, sharing features and structure with `graph`.
 

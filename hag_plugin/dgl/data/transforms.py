@@ -13,10 +13,12 @@ from hag_plugin.dgl.data.graph import CLASSES, bind, relations_of
 from hag_plugin.hag.build import check_build_options
 from hag_plugin.modes import outside_inference
 from hag_plugin.recall import Recall
+from hag_plugin.saved import set_module
 
 TAKEN = ("edge_index", "num_nodes", "size", "targets_first", "self_loops", "ptr", "device")
 
 
+@set_module("hag_plugin.dgl")
 class ToHAG(BaseTransform):  # type: ignore[misc]
     """Gives a graph whose `update_all` runs on the HAG, edge type by edge type.
 

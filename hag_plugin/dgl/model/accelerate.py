@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch.nn import Module
 
 from hag_plugin import scripting
-from hag_plugin.dgl.model.session import LayerHook, Session
+from hag_plugin.dgl.model.session import CallEnd, LayerHook, Session
 from hag_plugin.dgl.recipes.table import recipe_of
+from hag_plugin.explanation import Calls
 
 M = TypeVar("M", bound=Module)
 
@@ -50,10 +51,19 @@ def accelerate(module: M) -> M:
         return module
     session = Session()
     module.register_forward_pre_hook(session)  # before a layer's own hook, if it is the root
-    for layer in layers:
-        layer.register_forward_pre_hook(LayerHook(session), with_kwargs=True)
+    for layer in module.modules():
+        if is_layer(layer):
+            _hook(layer, session)
+        elif is_dgl_convolution(layer):
+            _hook(layer, None)  # only to count its calls
     scripting.refuse(module, *layers)
     return module
+
+
+def _hook(layer: Module, session: Session | None) -> None:
+    calls = Calls()
+    layer.register_forward_pre_hook(LayerHook(session, calls), with_kwargs=True)
+    layer.register_forward_hook(CallEnd(calls), always_call=True)
 
 
 def restore(module: M) -> M:
@@ -61,19 +71,24 @@ def restore(module: M) -> M:
     if not isinstance(module, Module):
         raise TypeError(f"restore takes a torch.nn.Module, got a {type(module).__name__}")
     for part in module.modules():
-        for key, hook in list(part._forward_pre_hooks.items()):
-            if isinstance(hook, Session | LayerHook):
-                del part._forward_pre_hooks[key]
-                part._forward_pre_hooks_with_kwargs.pop(key, None)
+        _remove(part._forward_pre_hooks, part._forward_pre_hooks_with_kwargs)
+        _remove(part._forward_hooks, part._forward_hooks_always_called)
         scripting.allow(part)
     return module
+
+
+def _remove(hooks: dict[int, Any], options: dict[int, bool]) -> None:
+    for key, hook in list(hooks.items()):
+        if isinstance(hook, Session | LayerHook | CallEnd):
+            del hooks[key]
+            options.pop(key, None)
 
 
 def forget(module: Module) -> None:
     """Forgets the graphs and edge tensors that a model was called with; they are met anew."""
     for part in module.modules():
         for hook in part._forward_pre_hooks.values():
-            if isinstance(hook, LayerHook):
+            if isinstance(hook, LayerHook) and hook.session is not None:
                 hook.session.forget()
 
 
@@ -83,6 +98,15 @@ def is_layer(module: Module) -> bool:
     return recipe_of(cls) is not None or getattr(cls, "_hag_declared", False)
 
 
-def is_accelerated(module: Module) -> bool:
-    """Whether a layer was given its hook."""
-    return any(isinstance(hook, LayerHook) for hook in module._forward_pre_hooks.values())
+def is_dgl_convolution(module: Module) -> bool:
+    """Whether this is one of DGL's convolutions, or a subclass of one."""
+    cls = type(module)
+    return not cls.__name__.endswith(("Tower", "EdgeWeightNorm")) and any(
+        base.__module__.startswith("dgl.nn.pytorch.conv.") for base in cls.__mro__
+    )
+
+
+def calls_of(module: Module) -> Calls | None:
+    """What the calls of a layer ran on; None where it was given no hooks."""
+    hooks = module._forward_pre_hooks.values()
+    return next((hook.calls for hook in hooks if isinstance(hook, LayerHook)), None)

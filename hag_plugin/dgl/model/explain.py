@@ -6,16 +6,20 @@ from typing import Any
 
 from torch.nn import Module
 
-from hag_plugin.dgl.model.accelerate import is_accelerated, is_layer
+from hag_plugin.dgl.model.accelerate import calls_of, is_dgl_convolution, is_layer
 from hag_plugin.dgl.recipes.table import recipe_of
-from hag_plugin.explanation import Explanation, Row
+from hag_plugin.explanation import Calls, Explanation, Row
+
+NOT_COUNTED = "calls are counted once accelerate was called"
 
 
 def explain(module: Module) -> Explanation:
     """Says of each layer that takes a graph what is aggregated, whether over a HAG, and why not.
 
     "HAG: yes" is what a graph from `ToHAG` gets in any model, and a plain graph that comes back in
-    an accelerated one.
+    an accelerated one. What its calls ran on is counted once `accelerate` was called: "HAG", if
+    sums were shared in one; "plain", if our kernels ran on the graph as it is; "stock", if DGL's
+    own code did all. A call that raised is not counted, nor one of `forward` itself.
 
     Example:
         >>> import torch
@@ -24,37 +28,31 @@ def explain(module: Module) -> Explanation:
         >>> [(row.layer, row.aggregates) for row in explain(model)]
         [('SAGEConv', 'mean over A'), ('GATConv', '')]
     """
-    return Explanation(
-        tuple(
-            _row(name, layer)
-            for name, layer in module.named_modules()
-            if is_layer(layer) or _is_dgl_convolution(layer)
-        )
-    )
+    rows, counted = [], False
+    for name, layer in module.named_modules():
+        if is_layer(layer) or is_dgl_convolution(layer):
+            calls = calls_of(layer)
+            counted = counted or calls is not None
+            rows.append(Row(name, type(layer).__name__, *_facts(layer), calls or Calls()))
+    return Explanation(tuple(rows), () if counted or not rows else (NOT_COUNTED,))
 
 
-def _is_dgl_convolution(layer: Module) -> bool:
-    return any(
-        cls.__module__.startswith("dgl.nn.pytorch.conv.") for cls in type(layer).__mro__
-    ) and (not type(layer).__name__.endswith(("Tower", "EdgeWeightNorm")))
-
-
-def _row(name: str, layer: Any) -> Row:
+def _facts(layer: Any) -> tuple[bool, str, str]:
+    """Whether a layer aggregates over HAGs, what, and a note: before its first call, too."""
     cls = type(layer)
     if getattr(cls, "_hag_declared", False):
-        return Row(name, cls.__name__, True, "its message, once a node", _hint(layer))
+        return True, "its message, once a node", _hint(layer)
     recipe = recipe_of(cls)
     if recipe is None:
-        words = "not known to aggregate rows of source nodes: as before"
-        return Row(name, cls.__name__, False, "", words)
+        return False, "", "not known to aggregate rows of source nodes: as before"
     reason = recipe.ruled_out(layer)
     if reason is not None:
-        return Row(name, cls.__name__, False, "", reason)
+        return False, "", reason
     note = "; ".join(words for words in (recipe.note(layer), _hint(layer)) if words)
-    return Row(name, cls.__name__, True, recipe.aggregates(layer), note)
+    return True, recipe.aggregates(layer), note
 
 
 def _hint(layer: Module) -> str:
-    if is_accelerated(layer):
+    if calls_of(layer) is not None:
         return "plain graphs, dgl.batch's too: once they come back"
     return "plain graphs: call accelerate"

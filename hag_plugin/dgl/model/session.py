@@ -8,14 +8,25 @@ from typing import Any
 
 from dgl import DGLGraph
 
+from hag_plugin.dgl.aggregation.choice import (
+    BACK,
+    FIRST,
+    MANY,
+    NO_GRAPH,
+    NO_STEP,
+    OTHER_GRAPH,
+    UNKNOWN_MESSAGE,
+)
 from hag_plugin.dgl.aggregation.relation import Relation
 from hag_plugin.dgl.data.graph import CLASSES, relations_of, view
+from hag_plugin.dgl.recipes.calls import begin, end
+from hag_plugin.explanation import Calls
+from hag_plugin.limits import limits
 from hag_plugin.recall import Recall, is_run_again
-
-MAX_SEARCHED_EDGES = 20_000_000  # larger graphs are searched only where ToHAG is called
-MAX_GRAPHS = 8  # graphs remembered by one accelerated model
+from hag_plugin.saved import set_module
 
 
+@set_module("hag_plugin.dgl")
 class Session:
     """What the root of an accelerated model knows about the graphs its layers were called with.
 
@@ -27,7 +38,7 @@ class Session:
 
     def __init__(self) -> None:
         self.forwards = 0
-        self.graphs = Recall(MAX_GRAPHS)
+        self.graphs = Recall(limits.dgl_graphs)
         self._given: weakref.WeakSet[Relation] = weakref.WeakSet()  # those that came with a graph
 
     def __call__(self, module: Any, inputs: Any) -> None:
@@ -41,20 +52,26 @@ class Session:
     @property
     def num_graphs(self) -> int:
         """Number of graphs that run on HAGs now."""
-        return sum(relations is not None for relations in self.graphs.values())
+        return sum(isinstance(relations, tuple) for relations in self.graphs.values())
 
-    def graph(self, graph: DGLGraph) -> DGLGraph:
-        """A graph on HAGs that shares everything with `graph`, or `graph` itself."""
+    def graph(self, graph: DGLGraph) -> tuple[DGLGraph, str]:
+        """A graph on HAGs that shares everything with `graph`; or `graph` itself.
+
+        Returns:
+            The graph, and why DGL's own code does all of a call if no step says otherwise.
+        """
         if type(graph) not in CLASSES:
-            return graph
+            return graph, OTHER_GRAPH
         given = relations_of(graph)
         if given is not None:
             self._given.update(given)
-            return graph
-        relations: tuple[Relation, ...] | None = self.graphs.value(
+            return graph, NO_STEP
+        relations: tuple[Relation, ...] | str | None = self.graphs.value(
             (graph._graph,), "relations", lambda: _relations(graph), occasion=self.forwards
         )
-        return graph if relations is None else view(graph, relations)
+        if isinstance(relations, tuple):
+            return view(graph, relations), NO_STEP
+        return graph, FIRST if relations is None else relations
 
     def forget(self) -> None:
         """Forgets all graphs, and what is known of edges of those that came with HAGs."""
@@ -63,32 +80,65 @@ class Session:
             relation.memory.clear()
 
 
-def _relations(graph: DGLGraph) -> tuple[Relation, ...] | None:
+def _relations(graph: DGLGraph) -> tuple[Relation, ...] | str:
+    """The relations of a graph that came back; or why it gets none."""
     if _is_too_large(graph):
-        return None
-    return tuple(Relation({}) for _ in graph.canonical_etypes)
+        return MANY
+    return tuple(Relation({}, origin=BACK) for _ in graph.canonical_etypes)
 
 
+@set_module("hag_plugin.dgl")
 class LayerHook:
-    """The forward pre-hook of a layer: its graphs are replaced by those of the session."""
+    """The forward pre-hook of a layer: its graphs are replaced by those of the session.
 
-    def __init__(self, session: Session) -> None:
+    Attributes:
+        session: of the model; None for a layer that is not known to aggregate rows of source
+            nodes: its graphs stay as they are, and its calls are counted.
+        calls: what its calls ran on so far.
+    """
+
+    def __init__(self, session: Session | None, calls: Calls) -> None:
         self.session = session
+        self.calls = calls
 
     def __call__(self, module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        args = tuple(self._replaced(arg) for arg in args)
-        return args, {name: self._replaced(value) for name, value in kwargs.items()}
+        session, reason = self.session, UNKNOWN_MESSAGE
+        if session is not None:
+            reason, given = NO_GRAPH, args
+            for place, value in enumerate(given):
+                if isinstance(value, DGLGraph):
+                    graph, reason = session.graph(value)
+                    args = (*args[:place], graph, *args[place + 1 :])
+            for name, value in kwargs.items():
+                if isinstance(value, DGLGraph):
+                    graph, reason = session.graph(value)
+                    kwargs = {**kwargs, name: graph}
+        begin(self.calls, reason)
+        return args, kwargs
 
-    def _replaced(self, value: Any) -> Any:
-        return self.session.graph(value) if isinstance(value, DGLGraph) else value
+
+@set_module("hag_plugin.dgl")
+class CallEnd:
+    """The forward hook of a layer that is told of the end of all its calls.
+
+    Attributes:
+        calls: those of the layer's `LayerHook`.
+    """
+
+    def __init__(self, calls: Calls) -> None:
+        self.calls = calls
+
+    def __call__(self, module: Any, args: Any, result: Any) -> None:
+        end(self.calls)
 
 
 def _is_too_large(graph: DGLGraph) -> bool:
     num_edges = sum(graph.num_edges(etype) for etype in graph.canonical_etypes)
-    if num_edges <= MAX_SEARCHED_EDGES:
+    most = limits.searched_edges
+    if num_edges <= most:
         return False
     warnings.warn(
-        f"a graph with {num_edges:,} edges came back; from {MAX_SEARCHED_EDGES:,} edges on, its "
+        f"a graph with {num_edges:,} edges came back; from {most:,} edges on, its "
         "HAG is not built during training: call hag_plugin.dgl.ToHAG()(graph) once and pass that "
         "graph",
         stacklevel=2,

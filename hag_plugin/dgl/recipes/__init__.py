@@ -1,9 +1,12 @@
 """What DGL's layers hand to `update_all`, and how each comes to rows that a HAG aggregates.
 
-`propagate` takes one step of message passing; each of the other files runs one kind of message.
+`settle` says what one step of message passing runs on, and why; `propagate` obeys it, and `calls`
+counts for each layer what its steps ran on. Each of the other files settles one kind of message.
 `table` says in words what each layer aggregates, for `explain`.
 
-To add a layer: if it calls `update_all` with builtin functions, a line in `table.RECIPES`. If its
-message is a Python function, also a file here with a `run` of the arguments of the others, and a
-line in `propagate.KNOWN`; `tests/dgl/recipes/test_layers.py` then compares it with DGL's.
+To add a layer: its record in `hag_plugin.layers.dgl`, which is all if it calls `update_all` with
+builtin functions, and `table.OWN` where not every setting of it is served. If its message is a
+Python function, also a file here with a `settle` of the arguments of the others, and a line in
+`settle.KNOWN`. `tests/dgl/recipes/test_layers.py` compares what is in its table with DGL's, and
+`tests/dgl/model/test_settle.py` what it says of itself with what ran.
 """

@@ -15,8 +15,9 @@ from dgl.function.reducer import SimpleReduceFunction
 from torch import Tensor
 from torch.nn import Module
 
+from hag_plugin.dgl.aggregation.choice import UNFIT, UNKNOWN_REDUCER, Choice, LeftToDGL, Ran, stored
 from hag_plugin.dgl.aggregation.relation import Relation, edge_index
-from hag_plugin.dgl.aggregation.rows import REDUCERS, Outputs, aggregate_rows
+from hag_plugin.dgl.aggregation.rows import REDUCERS, settle_rows
 from hag_plugin.ops.registration import is_transformed
 
 CHECKED_EDGES = 96
@@ -45,14 +46,35 @@ def declaration_of(graph: Any) -> Module | None:
     return layer
 
 
-def run(
+def settle(
     graph: Any, etid: int, relation: Relation, message_func: Any, reduce_func: Any
-) -> Outputs | None:
-    """Runs a user's message with one of DGL's builtin reducers."""
+) -> Choice:
+    """For a user's message with one of DGL's builtin reducers."""
     if isinstance(message_func, BuiltinFunction) or not callable(message_func):
-        return None
+        return Choice(None, UNFIT)
     if type(reduce_func) is not SimpleReduceFunction or reduce_func.name not in REDUCERS:
-        return None
+        return Choice(None, UNKNOWN_REDUCER)
+
+    def run() -> Ran:
+        rows = _messages(graph, etid, message_func)
+        field = reduce_func.msg_field
+        if not isinstance(rows, dict) or not isinstance(rows.get(field), Tensor):
+            raise LeftToDGL(UNFIT)
+        settled = settle_rows(graph, etid, relation, rows[field], reduce_func.name)
+        choice = stored(settled, reduce_func.out_field)
+        if choice.run is None:
+            raise LeftToDGL(choice.reason)
+        return choice.run()
+
+    return Choice(run, relation.origin)
+
+
+def _messages(graph: Any, etid: int, message_func: Any) -> Any:
+    """The messages, a row a source node; the first time they are compared with DGL's.
+
+    Raises:
+        ValueError: a message depends on more than its source.
+    """
     layer = declaration_of(graph)
     assert layer is not None
     name = type(layer).__name__
@@ -62,12 +84,7 @@ def run(
     if unchecked and graph.num_edges(graph.canonical_etypes[etid]):
         _check(graph, etid, layer, message_func, nodes)
         layer.__dict__["_hag_checked"] = True
-    field = reduce_func.msg_field
-    rows = message_func(nodes)
-    if not isinstance(rows, dict) or not isinstance(rows.get(field), Tensor):
-        return None
-    y = aggregate_rows(graph, etid, relation, rows[field], reduce_func.name)
-    return None if y is None else {reduce_func.out_field: y}
+    return message_func(nodes)
 
 
 def _check(graph: Any, etid: int, layer: Module, message_func: Any, nodes: Any) -> None:

@@ -18,8 +18,16 @@ from dgl.function.message import CopyMessageFunction
 from dgl.nn.pytorch import GatedGraphConv
 from torch import Tensor, nn
 
-from hag_plugin.dgl.aggregation.relation import Relation, edge_index, num_nodes
-from hag_plugin.dgl.aggregation.rows import Outputs, is_taken
+from hag_plugin.dgl.aggregation.choice import (
+    EDGE_ROWS,
+    FIRST_TYPES,
+    TYPES,
+    UNKNOWN_REDUCER,
+    Choice,
+    Ran,
+)
+from hag_plugin.dgl.aggregation.relation import Relation, edge_index, kind_of, num_nodes
+from hag_plugin.dgl.aggregation.rows import is_taken, why_not_taken
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
 from hag_plugin.modes import outside_inference
@@ -80,7 +88,7 @@ class Pairs:
 
 
 def put_off(graph: Any, func: Any, edges: Any) -> bool:
-    """Whether a call of `apply_edges` is the layer's, and was noted on the graph for `run`."""
+    """Whether a call of `apply_edges` is the layer's, and was noted on the graph for `settle`."""
     if MESSAGE_CODE is None or getattr(func, "__code__", None) is not MESSAGE_CODE:
         return False
     which, layer = (cell.cell_contents for cell in func.__closure__)
@@ -95,29 +103,43 @@ def put_off(graph: Any, func: Any, edges: Any) -> bool:
     return True
 
 
-def run(
+def settle(
     graph: Any, etid: int, relation: Relation, message_func: Any, reduce_func: Any
-) -> Outputs | None:
-    """Sums the rows of the calls that were put off; where DGL's own code is to, makes them first.
+) -> Choice:
+    """For the sum of the calls that were put off; where DGL's own code is to run, it makes them.
 
     The HAG is built when a layer is called again with the same types, so that batches never wait
     for one.
     """
     noted: PutOff | None = graph.__dict__.pop("_hag_put_off", None)
     if noted is None or noted.frame is not graph._edge_frames[etid]:
-        return None
+        return Choice(None, EDGE_ROWS)
     x = graph._node_frames[0][FEATURES]
     summed = isinstance(message_func, CopyMessageFunction) and reduce_func.name == "sum"
-    pairs = _pairs(graph, etid, relation, noted) if summed and is_taken(x) else None
+    if not summed:
+        return _made(graph, noted, UNKNOWN_REDUCER)
+    if not is_taken(x):
+        return _made(graph, noted, why_not_taken(x))
+    pairs = _pairs(graph, etid, relation, noted)
     if pairs is None:
-        for linear, edges in zip(noted.linears, noted.edges, strict=True):
-            graph.apply_edges(_message(linear), edges)
-        return None
-    rows = [
-        linear(x.index_select(0, sources))
-        for linear, sources in zip(noted.linears, pairs.sources, strict=True)
-    ]
-    return {reduce_func.out_field: aggregate(torch.cat(rows), pairs.hag)}
+        return _made(graph, noted, FIRST_TYPES)
+
+    def run() -> Ran:
+        rows = [
+            linear(x.index_select(0, sources))
+            for linear, sources in zip(noted.linears, pairs.sources, strict=True)
+        ]
+        sums = aggregate(torch.cat(rows), pairs.hag)
+        return Ran({reduce_func.out_field: sums}, kind_of(pairs.hag), relation.origin + TYPES)
+
+    return Choice(run, relation.origin + TYPES)
+
+
+def _made(graph: Any, noted: PutOff, reason: str) -> Choice:
+    """DGL's own code, once the calls that were put off have been made."""
+    for linear, edges in zip(noted.linears, noted.edges, strict=True):
+        graph.apply_edges(_message(linear), edges)
+    return Choice(None, reason)
 
 
 def _message(linear: nn.Linear) -> Any:

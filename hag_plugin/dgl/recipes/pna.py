@@ -19,13 +19,28 @@ from torch import Tensor
 from torch.nn import Linear
 from torch.nn.functional import linear
 
+from hag_plugin.dgl.aggregation.choice import (
+    NO_EDGES,
+    UNFIT,
+    UNKNOWN_REDUCER,
+    Choice,
+    LeftToDGL,
+    Ran,
+    strongest,
+)
 from hag_plugin.dgl.aggregation.relation import Relation
-from hag_plugin.dgl.aggregation.rows import Outputs, aggregate_rows, is_taken
+from hag_plugin.dgl.aggregation.rows import is_taken, settle_rows, why_not_taken
 from hag_plugin.dgl.recipes.directions import NAME as DIRECTION
 from hag_plugin.dgl.recipes.directions import directional
 
 AGGREGATORS = ("mean", "sum", "max", "min", "var", "std")
 EXTREMA = {"max", "min"}
+# Why, in words.
+TWO_SIDES = "its graph has nodes of two sides"
+NO_MATRIX = "features are not one row a node"
+HALF = "DGL's kernels take no float16"
+DIRECTIONAL = "sums along eigenvectors share nothing"
+
 REDUCE_FUNCTIONS = (PNAConvTower.reduce_func, DGNConvTower.reduce_func)
 
 
@@ -45,48 +60,82 @@ def why_stock(tower: Any) -> str | None:
     return None
 
 
-def run(
+def settle(
     graph: Any, etid: int, relation: Relation, message_func: Any, reduce_func: Any
-) -> Outputs | None:
-    """Runs `update_all(tower.message, tower.reduce_func)`."""
+) -> Choice:
+    """For `update_all(tower.message, tower.reduce_func)`."""
     tower = message_func.__self__
     if getattr(reduce_func, "__func__", None) not in REDUCE_FUNCTIONS:
-        return None
-    if reduce_func.__self__ is not tower or why_stock(tower) is not None:
-        return None
+        return Choice(None, UNKNOWN_REDUCER)
+    if reduce_func.__self__ is not tower:
+        return Choice(None, UNKNOWN_REDUCER)
+    reason = why_stock(tower)
+    if reason is not None:
+        return Choice(None, reason)
     frame = graph._node_frames[0]
     stock_reads = {"h", "eig"} if isinstance(tower, DGNConvTower) else {"h"}
-    if not graph.is_homogeneous or graph.num_edges() == 0 or not stock_reads <= set(frame):
-        return None
+    if not graph.is_homogeneous:
+        return Choice(None, TWO_SIDES)
+    if graph.num_edges() == 0:
+        return Choice(None, NO_EDGES)
+    if not stock_reads <= set(frame):
+        return Choice(None, UNFIT)
+    for field in ("h", "eig") if _directions(tower) else ("h",):
+        rows = frame[field]
+        if not is_taken(rows):
+            return Choice(None, why_not_taken(rows))
+        if rows.dim() != 2:
+            return Choice(None, NO_MATRIX)
+    return Choice(lambda: _run(graph, etid, relation, tower), relation.origin)
+
+
+def _directions(tower: Any) -> set[str]:
+    return {name for name in tower.aggregators if DIRECTION.fullmatch(name)}
+
+
+def _run(graph: Any, etid: int, relation: Relation, tower: Any) -> Ran:
+    frame = graph._node_frames[0]
     x = frame["h"]
-    if not is_taken(x) or x.dim() != 2:
-        return None
-    directions = {name for name in tower.aggregators if DIRECTION.fullmatch(name)}
-    if directions and not (is_taken(frame["eig"]) and frame["eig"].dim() == 2):
-        return None
+    directions = _directions(tower)
     source_weight, target_weight = tower.M.weight.split(tower.in_size, dim=1)
     sources = linear(x, source_weight)
     targets = linear(x, target_weight, tower.M.bias)
     if sources.dtype == torch.float16 and not EXTREMA.isdisjoint(tower.aggregators):
-        return None  # DGL's kernels, to which some are left below, do not take it
+        raise LeftToDGL(HALF)  # DGL's kernels, to which some are left below, do not take it
     degree = graph.in_degrees().unsqueeze(-1)
 
+    ran: list[Ran] = []
+
     def aggregated(rows: Tensor, reduce: str) -> Tensor:
-        y = aggregate_rows(graph, etid, relation, rows, reduce)
-        if y is None:  # a max or min that is left to DGL
-            y = getattr(dgl.ops, f"copy_u_{reduce}")(graph, rows)
-            y = y.masked_fill(degree == 0, 0)
-        return y
+        step = _rows(graph, etid, relation, rows, reduce)
+        ran.append(step)
+        y: Tensor = step.value
+        return y.masked_fill(degree == 0, 0) if step.kind == "stock" else y
 
     def aggregator(name: str) -> Tensor:
         if name not in directions:
             return _aggregator(name, sources, targets, degree, aggregated)
         hag = relation.hag(graph, etid)
-        return directional(name, hag, relation.self_loops, frame["eig"], sources, targets, x)
+        y = directional(name, hag, relation.self_loops, frame["eig"], sources, targets, x)
+        ran.append(Ran(y, "plain", DIRECTIONAL))
+        return y
 
     h = torch.cat([aggregator(name) for name in tower.aggregators], dim=1)
     h = torch.cat([_scaled(h, name, degree, tower.delta) for name in tower.scalers], dim=1)
-    return {"h_neigh": h.masked_fill(degree == 0, 0)}
+    _, kind, reason = strongest(ran)
+    return Ran({"h_neigh": h.masked_fill(degree == 0, 0)}, kind, reason)
+
+
+def _rows(graph: Any, etid: int, relation: Relation, rows: Tensor, reduce: str) -> Ran:
+    """Aggregates rows on the HAG; a max or min that is left to DGL, by its kernels."""
+    choice = settle_rows(graph, etid, relation, rows, reduce)
+    reason = choice.reason
+    if choice.run is not None:
+        try:
+            return choice.run()
+        except LeftToDGL as left:
+            reason = str(left)
+    return Ran(getattr(dgl.ops, f"copy_u_{reduce}")(graph, rows), "stock", reason)
 
 
 def _aggregator(

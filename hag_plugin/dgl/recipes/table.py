@@ -1,110 +1,114 @@
-"""One table: what each DGL layer aggregates, told in words, and when that does not hold.
+"""The one table: how each DGL layer is described that a HAG serves, and when that does not hold.
 
 There is nothing to run here: DGL's layers call `update_all`, which runs on the HAG of its graph.
+A layer with nothing but its record has a plain `Recipe`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from dgl.nn.pytorch import (
-    APPNPConv,
-    ChebConv,
-    DGNConv,
-    GatedGraphConv,
-    GCN2Conv,
-    GINConv,
-    GraphConv,
-    HeteroGraphConv,
-    PNAConv,
-    RelGraphConv,
-    SAGEConv,
-    SGConv,
-    TAGConv,
-)
+from dgl.nn import pytorch as nn
 
 from hag_plugin.dgl.recipes import gated, lstm, pna
+from hag_plugin.layers.dgl import RECORDS
+from hag_plugin.layers.record import Record
 
-SYMMETRIC = "sum over D^-1/2 A D^-1/2"
 EDGE_WEIGHT = "edge_weight: on the HAG where it is a product of node factors and comes back"
 EXTREMA = "with gradients, max and min: on the HAG where edges are sorted by source"
+RELATIONS = "edge types that come back"
+UNKNOWN = Record("")  # a layer that has no record
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How `explain` describes a layer.
+    """How `explain` describes a layer, beside its record.
 
     Attributes:
-        aggregates: from the layer, reducer and matrix.
-        note: from the layer, what a call may change about it.
+        record: what the layer is.
+        words: what it aggregates, where its record does not tell it.
+        remark: from the layer, what a call may change about it, where its record does not tell it.
         ruled_out: from the layer, why it runs stock code; None: it need not.
+        needs: when it runs on a HAG, in words; for the page of layers.
     """
 
-    aggregates: Callable[[Any], str]
-    note: Callable[[Any], str] = lambda layer: EDGE_WEIGHT
+    record: Record = UNKNOWN
+    words: str = ""
+    remark: Callable[[Any], str] = lambda layer: ""
     ruled_out: Callable[[Any], str | None] = lambda layer: None
+    needs: str = ""
+
+    @property
+    def eligible_when(self) -> str:
+        """What a layer and its calls must be like; "always" where there is no condition."""
+        needs = [self.needs] if self.needs else []
+        if self.record.relations is not None:
+            needs.append(RELATIONS)
+        if "edge_weight" in self.record.edge_values:
+            needs.append("edge_weight: a product of node factors that comes back")
+        return "; ".join(needs) or "always"
+
+    def aggregates(self, layer: Any) -> str:
+        """What a layer aggregates, in words."""
+        return self.words or self.record.aggregates(layer)
+
+    def note(self, layer: Any) -> str:
+        """What a call may change about it, in words."""
+        remark = self.remark(layer)
+        if remark:
+            return remark
+        if {"max", "min"} & {*self.record.reduce(layer)}:
+            return EXTREMA
+        if self.record.relations is not None and self.record.relations(layer) is not None:
+            return RELATIONS
+        return EDGE_WEIGHT if "edge_weight" in self.record.edge_values else ""
 
 
-GRAPH_CONV = {
-    "none": "sum over A",
-    "both": SYMMETRIC,
-    "right": "sum over D^-1 A",
-    "left": "sum over A D^-1",
-}
-SAGE = {"mean": "mean over A", "gcn": "sum over A + I", "pool": "max over A", "lstm": "lstm over A"}
+def _is_lstm(layer: Any) -> bool:
+    return bool(layer._aggre_type == "lstm")
 
 
-SAGE_NOTES: dict[str, Callable[[Any], str]] = {
-    "pool": lambda layer: EXTREMA,
-    "lstm": lambda layer: lstm.explained(layer)[1],
-}
-
-
-def _lstm(layer: Any) -> str | None:
-    runs, reason = lstm.explained(layer) if layer._aggre_type == "lstm" else (True, "")
+def _why_no_tree(layer: Any) -> str | None:
+    runs, reason = lstm.explained(layer) if _is_lstm(layer) else (True, "")
     return None if runs else reason
 
 
-RECIPES: dict[type, Recipe] = {
-    GraphConv: Recipe(lambda layer: GRAPH_CONV[layer._norm]),
-    SAGEConv: Recipe(
-        lambda layer: SAGE[layer._aggre_type],
-        lambda layer: SAGE_NOTES.get(layer._aggre_type, lambda _: EDGE_WEIGHT)(layer),
-        _lstm,
+_TOWERS = Recipe(
+    ruled_out=lambda layer: pna.why_stock(layer.towers[0]),
+    needs="no edge features; mean, sum, max, min, var, std",
+)
+OWN: dict[type, Recipe] = {
+    nn.SAGEConv: Recipe(
+        remark=lambda layer: lstm.explained(layer)[1] if _is_lstm(layer) else "",
+        ruled_out=_why_no_tree,
+        needs="'lstm': where its prefix tree is faster",
     ),
-    GINConv: Recipe(
-        lambda layer: f"{layer._aggregator_type} over A",
-        lambda layer: EXTREMA if layer._aggregator_type == "max" else EDGE_WEIGHT,
-    ),
-    SGConv: Recipe(lambda layer: SYMMETRIC),
-    TAGConv: Recipe(lambda layer: SYMMETRIC),
-    GCN2Conv: Recipe(lambda layer: SYMMETRIC),
-    ChebConv: Recipe(lambda layer: SYMMETRIC, lambda layer: ""),
-    APPNPConv: Recipe(
-        lambda layer: SYMMETRIC,
-        lambda layer: (
+    nn.APPNPConv: Recipe(
+        remark=lambda layer: (
             f"edge_drop={layer.edge_drop.p}: stock in training" if layer.edge_drop.p else ""
         ),
+        needs="no edge dropout (edge_drop=0, or evaluation)",
     ),
-    GatedGraphConv: Recipe(
-        lambda layer: "sum over A" if layer._n_etypes == 1 else "sum over A, type by type",
-        lambda layer: "" if layer._n_etypes == 1 else "edge types that come back",
-        lambda layer: None if layer._n_etypes == 1 else gated.why_stock(layer),
+    nn.GatedGraphConv: Recipe(
+        ruled_out=lambda layer: None if layer._n_etypes == 1 else gated.why_stock(layer)
     ),
-    RelGraphConv: Recipe(
-        lambda layer: "sum over A, type by type",
-        lambda layer: "edge types that come back; norm: as a product of factors",
+    nn.RelGraphConv: Recipe(
+        remark=lambda layer: f"{RELATIONS}; norm: as a product of factors",
+        needs="norm: a product of node factors",
     ),
-    PNAConv: Recipe(
-        lambda layer: f"{', '.join(layer.towers[0].aggregators)} over A",
-        lambda layer: EXTREMA if {"max", "min"} & {*layer.towers[0].aggregators} else "",
-        lambda layer: pna.why_stock(layer.towers[0]),
+    nn.PNAConv: _TOWERS,
+    nn.DGNConv: replace(
+        _TOWERS,
+        needs=f"{_TOWERS.needs}; directions, which run as weighted sums on the plain graph",
     ),
-    HeteroGraphConv: Recipe(lambda layer: "edge type by edge type", lambda layer: ""),
+    nn.HeteroGraphConv: Recipe(words="edge type by edge type", needs="as the layers inside it"),
 }
-RECIPES[DGNConv] = RECIPES[PNAConv]
+_CLASSES = ((getattr(nn, record.layer), record) for record in RECORDS)
+RECIPES: dict[type, Recipe] = {
+    cls: replace(OWN.get(cls, Recipe()), record=record) for cls, record in _CLASSES
+}
 
 
 def recipe_of(cls: type) -> Recipe | None:

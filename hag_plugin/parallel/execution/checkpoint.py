@@ -17,9 +17,12 @@ from typing import Any
 import torch
 from torch.nn import Module
 
+from hag_plugin.saved import set_module
+
 METADATA = ".metadata"  # torch writes it last
 
 
+@set_module("hag_plugin.parallel")
 def save_checkpoint(
     path: str | os.PathLike[str], model: Module, optimizer: torch.optim.Optimizer
 ) -> None:
@@ -81,6 +84,7 @@ def _check_folder(path: Path) -> None:
         )
 
 
+@set_module("hag_plugin.parallel")
 def load_checkpoint(
     path: str | os.PathLike[str], model: Module, *optimizers: torch.optim.Optimizer
 ) -> None:

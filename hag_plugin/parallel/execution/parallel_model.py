@@ -28,8 +28,10 @@ from hag_plugin.parallel.model.trace import Recorded, arguments, record
 from hag_plugin.parallel.ranks.comm import Group, Sent
 from hag_plugin.parallel.ranks.transfer import replicate_rows, sum_parts
 from hag_plugin.parallel.search.plan import Plan
+from hag_plugin.saved import set_module
 
 
+@set_module("hag_plugin.parallel")
 class Parallel:
     """How a model works together with the other ranks: `model.parallel`.
 

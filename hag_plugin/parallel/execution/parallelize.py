@@ -18,8 +18,10 @@ from hag_plugin.parallel.model.trace import record
 from hag_plugin.parallel.ranks.comm import Group
 from hag_plugin.parallel.search.plan import Plan
 from hag_plugin.parallel.search.planner import plan as find_plan
+from hag_plugin.saved import set_module
 
 
+@set_module("hag_plugin.parallel")
 def parallelize(
     model: Module,
     data: Any,

@@ -14,10 +14,12 @@ from torch import Tensor
 from hag_plugin.parallel.execution.runner import Prepared
 from hag_plugin.parallel.execution.site import World
 from hag_plugin.parallel.layouts import Layout, shares
+from hag_plugin.saved import set_module
 
 Part = Callable[[int], np.ndarray]
 
 
+@set_module("hag_plugin.parallel")
 class Share:
     """What a rank has of the data.
 
@@ -35,6 +37,7 @@ class Share:
         return f"Share(rows={self.rows.start}:{self.rows.stop}, {', '.join(words)})"
 
 
+@set_module("hag_plugin.parallel")
 def by_graph(batch: Any) -> Part:
     """Cuts a PyG `Batch` between graphs: no edge then goes from one part to another.
 
@@ -47,6 +50,7 @@ def by_graph(batch: Any) -> Part:
     return _ByGraph(batch.ptr.cpu().numpy())
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True, eq=False)
 class _ByGraph:
     """What `by_graph` returns; `ends` are `ptr`, int64 `[graphs + 1]`."""

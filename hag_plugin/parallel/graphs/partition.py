@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hag_plugin.parallel.layouts import chunk_sizes
+from hag_plugin.saved import set_module
 
 METHODS = ("auto", "contiguous", "metis", "labels")
 IMBALANCE = 1.03  # nodes of the largest part over the mean, as METIS has it by default
@@ -24,6 +25,7 @@ SWEEPS = 20
 CHUNKS = 8  # of nodes that choose their labels at once
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True, eq=False)
 class Partition:
     """Nodes numbered anew, part by part. Give it as `part`, with data in that numbering.
@@ -82,6 +84,7 @@ class Partition:
         return x[torch.from_numpy(self.position).to(x.device)]
 
 
+@set_module("hag_plugin.parallel")
 def partition(
     edge_index: Tensor, num_nodes: int, parts: int, method: str = "auto", seed: int = 0
 ) -> Partition:

@@ -18,10 +18,12 @@ from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import SelfLoops
 from hag_plugin.parallel.layouts import chunk_sizes
+from hag_plugin.saved import set_module
 
 MAX_COVER_EDGES = 50_000_000
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True)
 class HagCounts:
     """Feature rows that one aggregation reads and writes, intermediates included."""
@@ -30,6 +32,7 @@ class HagCounts:
     rows_written: int
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True, eq=False)
 class PartitionStats:
     """A graph cut into P parts of nodes.
@@ -62,6 +65,7 @@ class PartitionStats:
         return float(self.halo.sum(axis=1).max() / max(self.rows.mean(), 1e-30))
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True, eq=False)
 class GraphStats:
     """Counts of one graph, as one layer aggregates it.
@@ -154,6 +158,7 @@ class GraphStats:
         )
 
 
+@set_module("hag_plugin.parallel")
 def measure(
     edge_index: Tensor,
     num_nodes: int,
@@ -228,6 +233,7 @@ def owners(part: Callable[[int], np.ndarray] | None, parts: int, nodes: int) -> 
 # How graphs are cut -----------------------------------------------------------------------------
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True, eq=False)
 class _CutWithoutHags:
     """As another one, without the HAGs of parts."""
@@ -238,6 +244,7 @@ class _CutWithoutHags:
         return replace(self.stats.partition(parts, merged), hags=None)
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True, eq=False)
 class _UncountedCut:
     """Parts of equal size of which nothing was counted; see `GraphStats.uncounted`."""
@@ -252,6 +259,7 @@ class _UncountedCut:
         return PartitionStats(rows, none[0], none, none, hags, "uncounted")
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True, eq=False)
 class _AssumedCut:
     """Parts of a graph of which only sizes are known; attributes as in `GraphStats.assumed`."""
@@ -282,6 +290,7 @@ class _AssumedCut:
         return PartitionStats(rows, held, halo, None, hags, "assumed")
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True, eq=False)
 class _MeasuredCut:
     """Parts whose edges are counted.

@@ -11,9 +11,12 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+from hag_plugin.saved import set_module
+
 SHAPES = ("ports", "pairs", "bus")
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True)
 class Level:
     """How the members of a group are joined.
@@ -37,6 +40,7 @@ class Level:
     efficiency: float = 0.8
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True)
 class Link:
     """One direction of a connection; carries one message after the other.

@@ -29,6 +29,7 @@ from hag_plugin.ops.aggregate import aggregate
 from hag_plugin.parallel.machine.levels import Level
 from hag_plugin.parallel.machine.topology import Device, Fit, Topology
 from hag_plugin.parallel.ranks.comm import Group, session
+from hag_plugin.saved import set_module
 from hag_plugin.starting import interrupts_blocked
 
 SIZES = tuple(1 << k for k in range(10, 25, 2))  # bytes that each process hands in
@@ -80,6 +81,7 @@ def probe(
     return _topology(name, backend, fits, device, size)
 
 
+@set_module("hag_plugin.parallel")
 def probe_ranks(
     group: Group | None = None, *, sizes: Sequence[int] = SIZES, name: str = "these ranks"
 ) -> Topology:

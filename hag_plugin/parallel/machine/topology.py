@@ -17,10 +17,12 @@ from typing import Any
 
 from hag_plugin.parallel.machine.collectives import COLLECTIVES
 from hag_plugin.parallel.machine.levels import SHAPES, Level, Tree
+from hag_plugin.saved import set_module
 
 FORMAT, VERSION = "hag_plugin.topology", 1
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True)
 class Device:
     """One device. Peaks are published figures; the efficiencies say what share of them is met.
@@ -44,6 +46,7 @@ class Device:
     bandwidth_efficiency: float = 0.7
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True)
 class Fit:
     """A measured line: `collective` over `world_size` devices takes `alpha + beta * sent`.
@@ -63,6 +66,7 @@ class Fit:
     error: float = 0.0
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True)
 class Topology(Tree):
     """Equal devices and the links that join them.
@@ -226,12 +230,14 @@ def _check_positive(what: str, value: float) -> None:
 # Presets --------------------------------------------------------------------------------------
 
 
+@set_module("hag_plugin.parallel")
 def presets() -> list[str]:
     """The names of the machines that come with the package."""
     folder = resources.files("hag_plugin.parallel.machine") / "presets"
     return sorted(f.name[: -len(".json")] for f in folder.iterdir() if f.name.endswith(".json"))
 
 
+@set_module("hag_plugin.parallel")
 def preset(name: str) -> Topology:
     """A machine that comes with the package.
 

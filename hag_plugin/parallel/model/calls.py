@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,3 +42,9 @@ class Call:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     function: Callable[..., Any] | None = None
+
+
+def named(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a layer's call by the names that its class gives them."""
+    names = list(inspect.signature(type(layer).forward).parameters)[1:]
+    return dict(zip(names, args, strict=False)) | {**kwargs}

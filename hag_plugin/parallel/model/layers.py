@@ -3,30 +3,32 @@
 An entry is found by the qualified name of a layer's class or of one it is derived from. It is
 given the walk through the model, the layer and the arguments of its call, names its operations,
 and returns the tensor that stands for the output. What an operation beside the sum over edges
-computes is given with it as a function and its arguments.
+computes is given with it as a function and its arguments. A layer that is one sum over edges and
+one product, as its record in `hag_plugin.layers` tells them, has the entry `convolution`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hag_plugin.layers.record import held
+from hag_plugin.layers.table import record_of
+from hag_plugin.parallel.model.calls import named
 from hag_plugin.parallel.model.functions import tensors
 from hag_plugin.parallel.model.walk import Entry, Walk
+from hag_plugin.reducers import LINEAR
+from hag_plugin.saved import set_module
 
-LINEAR_REDUCERS = {"sum", "add", "mean"}
 
-
+@set_module("hag_plugin.parallel")
 class UnknownLayerError(TypeError):
     """A layer is used in a way that the table does not cover."""
-
-
-def _arguments(names: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    return dict(zip(names.split(), args, strict=False)) | kwargs
 
 
 def _one(walk: Walk, x: Any) -> Tensor:
@@ -44,16 +46,8 @@ def _one(walk: Walk, x: Any) -> Tensor:
     return x
 
 
-def _reducers(aggr: Any) -> tuple[str, ...]:
-    found = []
-    for one in aggr if isinstance(aggr, list | tuple) else [aggr]:
-        name = one if isinstance(one, str) else type(one).__name__.removesuffix("Aggregation")
-        found.append("sum" if name.lower() == "add" else name.lower())
-    return tuple(found)
-
-
 def _commutes(reduce: tuple[str, ...]) -> bool:
-    return len(reduce) == 1 and reduce[0] in LINEAR_REDUCERS
+    return len(reduce) == 1 and reduce[0] in LINEAR
 
 
 def whole(walk: Walk, layer: Any, args: Any, kwargs: Any) -> Tensor:
@@ -100,44 +94,61 @@ def graph_layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps:
     return out if weight is None or bias is None else out * weight + bias
 
 
+# Sums over edges ------------------------------------------------------------------------------
+
+
+def convolution(walk: Walk, layer: Any, args: Any, kwargs: Any) -> Tensor:
+    """A layer that is what its record tells, and nothing else."""
+    return _convolution(walk, layer, named(layer, args, kwargs))
+
+
+def _convolution(walk: Walk, layer: Any, call: dict[str, Any], **changes: Any) -> Tensor:
+    """One sum over edges with its product, as the layer's record tells them.
+
+    Args:
+        walk: through the model.
+        layer: one that has a record.
+        call: its arguments by name.
+        changes: attributes of the operation that the record does not tell.
+
+    Raises:
+        UnknownLayerError: edges have other values than one weight each.
+    """
+    record = record_of(type(layer))
+    assert record is not None
+    for name in record.edge_values:
+        if name != "edge_weight" and call.get(name) is not None:
+            raise UnknownLayerError(f"layer {walk.path!r}: {name} is not in the table")
+    x = _one(walk, call[record.features or "x"])
+    weight, reduce = held(layer, record.weight), record.reduce(layer)
+    width = attrgetter(weight)(layer).shape[record.outputs] if weight else x.shape[-1]
+    told: dict[str, Any] = {
+        "input_width": x.shape[-1],
+        "transform": bool(weight),
+        "commutes": bool(weight) and _commutes(reduce),
+        "root": bool(held(layer, record.root)),
+        "bias": bool(held(layer, record.bias)),
+        "reduce": reduce,
+        "weighted": call.get("edge_weight") is not None,
+    }
+    graph = walk.graph(call[record.graphs[0]], record.self_loops(layer), call.get("edge_type"))
+    return walk.add("convolution", [x], changes.pop("width", width), graph=graph, **told | changes)
+
+
+def _with_itself(walk: Walk, layer: Any, out: Tensor, x: Tensor) -> Tensor:
+    """Of GIN: what was summed, and the node itself."""
+    values = layer.eps.numel() if layer.eps.requires_grad else 0
+    call = (add_scaled, out, x, layer.eps)
+    return walk.add("sum", [out, x], x.shape[-1], suffix="self", values=values, call=call)
+
+
 # PyG ------------------------------------------------------------------------------------------
 
 
-def _gcn(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
-    call = _arguments("x edge_index edge_weight", args, kwargs)
-    x, loops = _one(walk, call["x"]), bool(conv.normalize and conv.add_self_loops)
-    return walk.add(
-        "convolution",
-        [x],
-        conv.out_channels,
-        input_width=conv.in_channels,
-        graph=walk.graph(call["edge_index"], "fill" if loops else False),
-        transform=True,
-        commutes=True,
-        bias=conv.bias is not None,
-        weighted=call.get("edge_weight") is not None,
-    )
-
-
 def _sage(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
-    call = _arguments("x edge_index size", args, kwargs)
-    x = _one(walk, call["x"])
-    reduce = _reducers(conv.aggr)
     if conv.project and hasattr(conv, "lin"):
         raise UnknownLayerError(f"layer {walk.path!r}: project=True is not in the table")
-    width = conv.in_channels if isinstance(conv.in_channels, int) else conv.in_channels[0]
-    out = walk.add(
-        "convolution",
-        [x],
-        conv.out_channels,
-        input_width=width,
-        graph=walk.graph(call["edge_index"]),
-        transform=True,
-        commutes=_commutes(reduce),
-        root=bool(conv.root_weight),
-        bias=conv.lin_l.bias is not None,
-        reduce=reduce,
-    )
+    out = convolution(walk, conv, args, kwargs)
     if conv.normalize:
         out = walk.add(
             "normalisation", [out], conv.out_channels, over="features", suffix="normalize",
@@ -146,60 +157,37 @@ def _sage(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     return out
 
 
-def _graph_conv(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
-    call = _arguments("x edge_index edge_weight size", args, kwargs)
-    reduce = _reducers(conv.aggr)
-    width = conv.in_channels if isinstance(conv.in_channels, int) else conv.in_channels[0]
-    return walk.add(
-        "convolution",
-        [_one(walk, call["x"])],
-        conv.out_channels,
-        input_width=width,
-        graph=walk.graph(call["edge_index"]),
-        transform=True,
-        commutes=_commutes(reduce),
-        root=True,
-        bias=conv.lin_rel.bias is not None,
-        reduce=reduce,
-        weighted=call.get("edge_weight") is not None,
-    )
-
-
 def _gin(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
-    call = _arguments("x edge_index size", args, kwargs)
-    x, reduce = _one(walk, call["x"]), _reducers(conv.aggr)
-    width = x.shape[-1]
-    out = walk.add(
-        "convolution", [x], width, input_width=width,
-        graph=walk.graph(call["edge_index"]), reduce=reduce,
-    )  # fmt: skip
-    values = conv.eps.numel() if conv.eps.requires_grad else 0
-    out = walk.add(
-        "sum", [out, x], width, suffix="self", values=values, call=(add_scaled, out, x, conv.eps)
-    )
+    call = named(conv, args, kwargs)
+    out = _with_itself(walk, conv, _convolution(walk, conv, call), _one(walk, call["x"]))
     result: Tensor = conv.nn(out)
     return result
 
 
 def _simple(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
-    call = _arguments("x edge_index edge_weight size", args, kwargs)
-    x, root = _one(walk, call["x"]), conv.combine_root
-    out = walk.add(
-        "convolution", [x], x.shape[-1], input_width=x.shape[-1],
-        graph=walk.graph(call["edge_index"], "add" if root == "self_loop" else False),
-        reduce=_reducers(conv.aggr), weighted=call.get("edge_weight") is not None,
-    )  # fmt: skip
-    if root == "sum":
+    call = named(conv, args, kwargs)
+    out, x = _convolution(walk, conv, call), _one(walk, call["x"])
+    if conv.combine_root == "sum":
         return walk.add("sum", [out, x], x.shape[-1], suffix="self", call=(torch.add, out, x))
-    if root == "cat":
+    if conv.combine_root == "cat":
         joined = (torch.cat, (x, out), -1)
         width = 2 * x.shape[-1]
         return walk.add("concatenation", [x, out], width, suffix="self", call=joined)
     return out
 
 
+def _sg(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    if conv.cached:
+        raise UnknownLayerError(f"layer {walk.path!r}: cached=True is not in the table")
+    call = named(conv, args, kwargs)
+    for hop in range(conv.K):
+        call["x"] = _convolution(walk, conv, call, suffix=f"hop{hop}")
+    out: Tensor = conv.lin(call["x"])
+    return out
+
+
 def _gat(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
-    call = _arguments("x edge_index edge_attr size return_attention_weights", args, kwargs)
+    call = named(conv, args, kwargs)
     x = _one(walk, call["x"])
     if call.get("edge_attr") is not None or call.get("return_attention_weights"):
         raise UnknownLayerError(f"layer {walk.path!r}: edge_attr and "
@@ -227,19 +215,12 @@ def _gat(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
 
 
 def _rgcn(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
-    call = _arguments("x edge_index edge_type", args, kwargs)
-    reduce = _reducers(conv.aggr)
-    return walk.add(
-        "convolution",
-        [_one(walk, call["x"])],
-        conv.out_channels,
+    return _convolution(
+        walk,
+        conv,
+        named(conv, args, kwargs),
+        width=conv.out_channels,
         input_width=conv.in_channels_l,
-        graph=walk.graph(call["edge_index"], edge_type=call.get("edge_type")),
-        transform=True,
-        commutes=_commutes(reduce),
-        root=conv.root is not None,
-        bias=conv.bias is not None,
-        reduce=reduce,
         relations=conv.num_relations,
         bases=conv.num_bases or 0,
         blocks=conv.num_blocks or 1,
@@ -247,21 +228,15 @@ def _rgcn(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
 
 
 def _pna(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
-    call = _arguments("x edge_index edge_attr", args, kwargs)
-    if call.get("edge_attr") is not None:
-        raise UnknownLayerError(f"layer {walk.path!r}: edge_attr is not in the table")
-    x = _one(walk, call["x"])
     pre = [(m.in_features, m.out_features) for m in _linears(conv.pre_nns)]
     post = [(m.in_features, m.out_features) for m in _linears(conv.post_nns)]
     lin = (conv.lin.in_channels, conv.lin.out_channels)
-    return walk.add(
-        "convolution",
-        [x],
-        conv.out_channels,
-        input_width=conv.in_channels,
-        graph=walk.graph(call["edge_index"]),
+    return _convolution(
+        walk,
+        conv,
+        named(conv, args, kwargs),
+        width=conv.out_channels,
         bias=True,
-        reduce=_reducers(list(conv.aggr_module.aggr.aggrs)),
         edge_products=tuple(pre),
         node_products=(*post, lin),
         message_width=conv.towers * conv.F_in,
@@ -281,7 +256,7 @@ def _linears(modules: Any) -> list[Any]:
 
 
 def _jumping(walk: Walk, module: Any, args: Any, kwargs: Any) -> Tensor:
-    xs = _arguments("xs", args, kwargs)["xs"]
+    xs = named(module, args, kwargs)["xs"]
     width = xs[0].shape[-1]
     if module.mode == "cat":
         call = (torch.cat, tuple(xs), -1)
@@ -293,7 +268,7 @@ def _jumping(walk: Walk, module: Any, args: Any, kwargs: Any) -> Tensor:
 
 
 def _graph_norm(walk: Walk, module: Any, args: Any, kwargs: Any) -> Tensor:
-    given = _arguments("x batch batch_size", args, kwargs)
+    given = named(module, args, kwargs)
     if given.get("batch") is not None:
         return whole(walk, module, args, kwargs)
     x = given["x"]
@@ -304,7 +279,7 @@ def _graph_norm(walk: Walk, module: Any, args: Any, kwargs: Any) -> Tensor:
 
 
 def _layer_norm(walk: Walk, module: Any, args: Any, kwargs: Any) -> Tensor:
-    given = _arguments("x batch batch_size", args, kwargs)
+    given = named(module, args, kwargs)
     if module.mode != "node" and given.get("batch") is not None:
         return whole(walk, module, args, kwargs)
     x, affine = given["x"], module.weight is not None
@@ -323,66 +298,27 @@ def _layer_norm(walk: Walk, module: Any, args: Any, kwargs: Any) -> Tensor:
 
 
 def _dgl_gcn(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
-    call = _arguments("graph feat weight edge_weight", args, kwargs)
+    call = named(conv, args, kwargs)
     if call.get("weight") is not None or conv._norm not in ("both", "none", "right", "left"):
         raise UnknownLayerError(f"layer {walk.path!r}: a weight from outside is not in the "
                                 "table")  # fmt: skip
-    out = walk.add(
-        "convolution",
-        [_one(walk, call["feat"])],
-        conv._out_feats,
-        input_width=conv._in_feats,
-        graph=walk.graph(call["graph"]),
-        transform=conv.weight is not None,
-        commutes=conv.weight is not None,
-        bias=conv.bias is not None,
-        weighted=call.get("edge_weight") is not None,
-    )
-    return _activated(walk, conv, out)
+    return _activated(walk, conv, _convolution(walk, conv, call))
 
 
 def _dgl_sage(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
-    call = _arguments("graph feat edge_weight", args, kwargs)
+    call = named(conv, args, kwargs)
     if conv._aggre_type not in ("mean", "gcn"):
         raise UnknownLayerError(f"layer {walk.path!r}: aggregator_type="
                                 f"{conv._aggre_type!r} is not in the table")  # fmt: skip
-    gcn = conv._aggre_type == "gcn"  # the mean over neighbours and the node itself
-    x = _one(walk, call["feat"])
-    out = walk.add(
-        "convolution",
-        [conv.feat_drop(x) if conv.feat_drop.p else x],
-        conv._out_feats,
-        input_width=conv._in_src_feats,
-        graph=walk.graph(call["graph"], "add" if gcn else False),
-        transform=True,
-        commutes=True,
-        root=not gcn,
-        bias=(conv if gcn else conv.fc_self).bias is not None,
-        reduce=("mean",),
-        weighted=call.get("edge_weight") is not None,
-    )
-    out = _activated(walk, conv, out)
+    if conv.feat_drop.p:
+        call["feat"] = conv.feat_drop(_one(walk, call["feat"]))
+    out = _activated(walk, conv, _convolution(walk, conv, call))
     return out if conv.norm is None else conv.norm(out)
 
 
 def _dgl_gin(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
-    call = _arguments("graph feat edge_weight", args, kwargs)
-    x = _one(walk, call["feat"])
-    reduce = ({"sum": "sum", "mean": "mean", "max": "max"}[conv._aggregator_type],)
-    out = walk.add(
-        "convolution", [x], x.shape[-1], input_width=x.shape[-1],
-        graph=walk.graph(call["graph"]), reduce=reduce,
-        weighted=call.get("edge_weight") is not None,
-    )  # fmt: skip
-    values = conv.eps.numel() if conv.eps.requires_grad else 0
-    out = walk.add(
-        "sum",
-        [out, x],
-        x.shape[-1],
-        suffix="self",
-        values=values,
-        call=(add_scaled, out, x, conv.eps),
-    )
+    call = named(conv, args, kwargs)
+    out = _with_itself(walk, conv, _convolution(walk, conv, call), _one(walk, call["feat"]))
     if conv.apply_func is not None:
         out = conv.apply_func(out)
     return _activated(walk, conv, out)
@@ -395,11 +331,13 @@ def _activated(walk: Walk, conv: Any, out: Tensor) -> Tensor:
 
 PYG, DGL = "torch_geometric.nn.", "dgl.nn.pytorch.conv."
 TABLE: dict[str, Entry] = {
-    f"{PYG}conv.gcn_conv.GCNConv": _gcn,
+    f"{PYG}conv.gcn_conv.GCNConv": convolution,
     f"{PYG}conv.sage_conv.SAGEConv": _sage,
     f"{PYG}conv.gin_conv.GINConv": _gin,
-    f"{PYG}conv.graph_conv.GraphConv": _graph_conv,
+    f"{PYG}conv.graph_conv.GraphConv": convolution,
     f"{PYG}conv.simple_conv.SimpleConv": _simple,
+    f"{PYG}conv.lg_conv.LGConv": convolution,
+    f"{PYG}conv.sg_conv.SGConv": _sg,
     f"{PYG}conv.gat_conv.GATConv": _gat,
     f"{PYG}conv.rgcn_conv.RGCNConv": _rgcn,
     f"{PYG}conv.pna_conv.PNAConv": _pna,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from hag_plugin.parallel.graphs.stats import GraphStats
+from hag_plugin.saved import set_module
 
 KINDS = (
     "input",  # fixed features
@@ -30,6 +31,7 @@ KINDS = (
 OVER = ("nodes", "features", "everything")
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True)
 class Op:
     """One operation. Its output is `[rows, width]`.
@@ -130,6 +132,7 @@ class Op:
         return self.width * (1 if self.concatenated else self.heads)
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True, eq=False)
 class OpGraph:
     """A model and the graphs it runs on.

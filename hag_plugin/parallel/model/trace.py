@@ -21,8 +21,10 @@ from hag_plugin.parallel.graphs.stats import GraphStats
 from hag_plugin.parallel.model.calls import Call, Edges
 from hag_plugin.parallel.model.opgraph import OpGraph
 from hag_plugin.parallel.model.recorder import Met, Recorder
+from hag_plugin.saved import set_module
 
 
+@set_module("hag_plugin.parallel")
 def trace(
     model: Module,
     data: Any,

@@ -24,6 +24,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from hag_plugin import devices
 from hag_plugin.parallel.layouts import sent_bytes
+from hag_plugin.saved import set_module
 
 # torch renamed these two; the old names warn.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -31,6 +32,7 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 
 
+@set_module("hag_plugin.parallel")
 class Sent:
     """Bytes that this rank sent, by phase and collective.
 

@@ -16,9 +16,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hag_plugin.saved import set_module
+
 MAX_TABLE = 1 << 27  # entries of one table: 1 GiB of float64
 
 
+@set_module("hag_plugin.parallel")
 class InfeasibleError(ValueError):
     """No choice meets the request.
 
@@ -74,6 +77,7 @@ def _check_numbers(what: str, costs: np.ndarray) -> None:
         raise ValueError(f"{what} hold NaN or -inf; expected finite costs, or inf for illegal")
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True)
 class Choice:
     """One configuration per node.

@@ -25,6 +25,7 @@ from hag_plugin.parallel.strategies.registry import (
     Problem,
     configs_of,
 )
+from hag_plugin.saved import set_module
 from hag_plugin.units import milliseconds, size
 
 FORMAT, VERSION = "hag_plugin.plan", 1
@@ -36,6 +37,7 @@ QUIET = ("elementwise", "input", "sum", "concatenation", "loss")
 HEAD = ("layer", "strategy", "HAG", "compute", "comm", "sync", "sent", "memory")
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True)
 class LayerPlan:
     """What was chosen for one operation, and what it is predicted to take.
@@ -57,6 +59,7 @@ class LayerPlan:
     memory: int
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True)
 class Memory:
     """Bytes on the fullest device, counting tensors only.
@@ -78,6 +81,7 @@ class Memory:
         return self.retained + self.transient + self.graph
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True)
 class Plan:
     """A strategy for each operation of a model on one machine.

@@ -28,8 +28,10 @@ from hag_plugin.parallel.search.elimination import InfeasibleError
 from hag_plugin.parallel.search.plan import LayerPlan, Plan, impossible
 from hag_plugin.parallel.search.space import Space
 from hag_plugin.parallel.strategies.registry import Config, Problem, configs_of
+from hag_plugin.saved import set_module
 
 
+@set_module("hag_plugin.parallel")
 def plan(
     model: Any,
     data: Any = None,
@@ -149,6 +151,7 @@ def planned(
     )
 
 
+@set_module("hag_plugin.parallel")
 def recost(found: Plan, graph: OpGraph, topology: Topology | str, costs: str = "analytic") -> Plan:
     """The same choices, priced anew: for a plan that was edited by hand.
 
@@ -198,6 +201,7 @@ def alternatives(
     return listed
 
 
+@set_module("hag_plugin.parallel")
 def space_of(
     graph: OpGraph,
     topology: Topology | str | os.PathLike[str],

@@ -17,6 +17,8 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+from hag_plugin.saved import set_module
+
 WORSE_BY = 0.01  # by default a strategy that is this much worse is accepted once in e times
 
 
@@ -43,6 +45,7 @@ class Chain(Protocol):
         ...
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True)
 class Budget:
     """When a search ends, for all starts together: whichever comes first.
@@ -71,6 +74,7 @@ class Budget:
             raise ValueError(f"patience is {self.patience}; expected more than 0, at most 1")
 
 
+@set_module("hag_plugin.parallel")
 @dataclass
 class Search:
     """What a search found.

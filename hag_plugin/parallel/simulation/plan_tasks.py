@@ -30,6 +30,7 @@ from hag_plugin.parallel.simulation.tasks import (
     Block,
 )
 from hag_plugin.parallel.strategies.registry import Terms
+from hag_plugin.saved import set_module
 
 PHASES = ("forward", "backward", "update")
 
@@ -207,6 +208,7 @@ class PlanModel:
         return self._links[columns]
 
 
+@set_module("hag_plugin.parallel")
 def simulate_plan(plan: Plan, space: Space) -> Schedule:
     """When each task of a plan runs. Predicted, as everything in a plan is.
 

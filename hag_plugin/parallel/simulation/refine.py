@@ -11,6 +11,7 @@ from hag_plugin.parallel.search.space import Space
 from hag_plugin.parallel.simulation.mcmc import Budget, Search, random_strategies, search
 from hag_plugin.parallel.simulation.plan_tasks import PlanModel
 from hag_plugin.parallel.simulation.strategy_model import SimulatedStrategy
+from hag_plugin.saved import set_module
 
 
 class _WithinMemory(SimulatedStrategy):
@@ -31,6 +32,7 @@ class _WithinMemory(SimulatedStrategy):
             super().reject()
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True)
 class Refined:
     """A plan, sampled from where the additive optimum stood.
@@ -57,6 +59,7 @@ class Refined:
         )
 
 
+@set_module("hag_plugin.parallel")
 def refine(
     plan: Plan,
     space: Space,

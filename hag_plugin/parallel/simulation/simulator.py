@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 from hag_plugin.parallel.simulation.tasks import KINDS, TaskGraph
+from hag_plugin.saved import set_module
 
 NEVER = float("inf")
 
@@ -101,6 +102,7 @@ def advance(graph: TaskGraph, progress: Progress, until: float = NEVER) -> None:
     progress.scheduled += count
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True)
 class Schedule:
     """When each task of a graph runs. Lists are indexed by the task's number.

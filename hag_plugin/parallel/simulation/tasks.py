@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from hag_plugin.saved import set_module
+
 KINDS = ("forward", "backward", "transfer", "synchronise", "update")
 FORWARD, BACKWARD, TRANSFER, SYNCHRONISE, UPDATE = range(len(KINDS))
 SHORTEST = 1e-9
@@ -78,6 +80,7 @@ class Change:
     saved_groups: dict[int, list[int]] = field(default_factory=dict)
 
 
+@set_module("hag_plugin.parallel")
 class TaskGraph:
     """Tasks, their durations and resources, and what each waits for.
 

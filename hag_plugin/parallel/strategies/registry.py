@@ -18,6 +18,7 @@ from hag_plugin.parallel.graphs.stats import GraphStats, HagCounts, PartitionSta
 from hag_plugin.parallel.layouts import Layout, Message, chunk_sizes, even
 from hag_plugin.parallel.model.opgraph import Op, OpGraph
 from hag_plugin.parallel.strategies.activations import Held
+from hag_plugin.saved import set_module
 
 ORDERS = ("", "aggregate-first", "transform-first")
 HAGS = ("off", "whole", "part")
@@ -25,6 +26,7 @@ INDEX = 4  # bytes of a source id
 STATES = 4  # a weight, its gradient and two moments of Adam
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True)
 class Config:
     """One way to run one operation.

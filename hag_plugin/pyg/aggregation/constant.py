@@ -7,21 +7,21 @@ forward nor backward.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hag_plugin.hag.hag import HAG
+from hag_plugin.limits import limits
 from hag_plugin.modes import outside_inference
 from hag_plugin.ops.registration import is_ordinary
 from hag_plugin.recall import Recall
-
-# What all layers keep together, in bytes. Above it they compute as if nothing was constant.
-LIMIT = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ def is_constant(x: Tensor) -> bool:
 
 def comes_back(layer: Any, hag: HAG, x: Tensor, how: Hashable) -> bool:
     """Whether `kept` will have the aggregate of these features; the first time, they are noted."""
-    return _memory(layer).is_back((x, hag), how)
+    return is_constant(x) and _memory(layer).is_back((x, hag), how)
 
 
 def kept(
@@ -51,7 +51,7 @@ def kept(
 ) -> Tensor | None:
     """The aggregate of features that the layer met before, unchanged, over the same graph.
 
-    None where they did not come back, or where it would be too large to keep.
+    None where they are not constant, did not come back, or where it would be too large to keep.
 
     Args:
         layer: that aggregates.
@@ -60,11 +60,15 @@ def kept(
         how: everything else that the aggregate depends on.
         compute: computes it. Must not be written to; if somebody does, it is computed anew.
     """
-    memory = _memory(layer)
+    if type(x) is not Tensor or x.requires_grad or not is_ordinary(x):  # as `is_constant`
+        return None
+    memory = _MEMORY.get(layer)
+    if memory is None:
+        memory = _memory(layer)
 
     def make() -> Kept | None:
         rows = max(hag.num_src, 1)
-        if bytes_kept() + x.nbytes // rows * hag.num_dst > LIMIT:
+        if bytes_kept() + x.nbytes // rows * hag.num_dst > limits.constant_bytes:
             return None
         with outside_inference(), torch.no_grad():
             aggregate = compute()
@@ -91,3 +95,18 @@ def bytes_kept() -> int:
 def _memory(layer: Any) -> Recall:
     memory = _MEMORY.get(layer)
     return _MEMORY.setdefault(layer, Recall(features=True)) if memory is None else memory
+
+
+class _Module(ModuleType):
+    """Lets `hp.pyg.constant.LIMIT` be `limits.constant_bytes`, to read and to set."""
+
+    @property
+    def LIMIT(self) -> int:
+        return limits.constant_bytes
+
+    @LIMIT.setter
+    def LIMIT(self, size: int) -> None:
+        limits.constant_bytes = size
+
+
+sys.modules[__name__].__class__ = _Module

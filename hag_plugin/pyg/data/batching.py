@@ -9,8 +9,10 @@ import torch
 
 from hag_plugin.hag.hag import HAG, batch
 from hag_plugin.modes import outside_inference
+from hag_plugin.saved import set_module
 
 
+@set_module("hag_plugin.pyg")
 class HagBatch:
     """The HAGs of a batch, merged into one. Stands in a `Batch`'s store in place of their list.
 

@@ -19,6 +19,7 @@ from hag_plugin.modes import outside_inference
 from hag_plugin.pyg.data.batching import HagBatch
 from hag_plugin.pyg.data.stale import current_hag, known_verdict, note_verdict
 from hag_plugin.pyg.data.storage import HagList, unpack
+from hag_plugin.saved import set_module
 
 KEY = "hag"
 NODE_KEYS = {"num_nodes", "x", "pos", "batch"}
@@ -149,6 +150,7 @@ class HagMixin(HagStores):
         return data
 
 
+@set_module("hag_plugin.pyg")
 class HagData(HagMixin, Data):  # type: ignore[misc]
     """A `Data` with a HAG, made by `ToHAG`."""
 
@@ -187,10 +189,12 @@ class HagHeteroMixin(HagStores):
         return out
 
 
+@set_module("hag_plugin.pyg")
 class HagHeteroData(HagHeteroMixin, HeteroData):  # type: ignore[misc]
     """A `HeteroData` with a HAG for each edge type, made by `ToHAG`."""
 
 
+@set_module("hag_plugin.pyg")
 class HagEdgeStorage(EdgeStorage):  # type: ignore[misc]
     """The edges of one type in a `HagHeteroData`, which know their HAG."""
 
@@ -333,6 +337,7 @@ class HagDataMeta(type):
 _CLASSES: dict[type, type] = {Data: HagData, HeteroData: HagHeteroData}
 
 
+@set_module("hag_plugin.pyg")
 def hag_data_class(base: type) -> type:
     """The subclass of a data class that knows its HAGs. One for each class.
 

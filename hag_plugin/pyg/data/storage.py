@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hag_plugin.hag.hag import HAG, rebuild_hag
+from hag_plugin.saved import set_module
 
 
 class HagList(list[HAG]):
@@ -40,6 +41,7 @@ def pack(hags: list[HAG]) -> tuple[list[Any], dict[str, Tensor]]:
     return states, {name: torch.cat(tensors) for name, tensors in parts.items()}
 
 
+@set_module("hag_plugin.pyg")
 def unpack(states: list[Any], values: dict[str, Tensor]) -> HagList:
     """The HAGs that `pack` took, each with memory of its own."""
 

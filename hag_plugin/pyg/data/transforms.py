@@ -18,6 +18,7 @@ from hag_plugin.modes import outside_inference
 from hag_plugin.ops.weights import edge_slots
 from hag_plugin.pyg.data.graph import KEY, adopt
 from hag_plugin.recall import Recall
+from hag_plugin.saved import set_module
 
 # Given by the data.
 TAKEN = ("edge_index", "num_nodes", "size", "targets_first", "ptr")
@@ -25,6 +26,7 @@ TAKEN = ("edge_index", "num_nodes", "size", "targets_first", "ptr")
 OTHER_EDGES = {"edge_index", "edge_label", "edge_label_index"}
 
 
+@set_module("hag_plugin.pyg")
 class ToHAG(BaseTransform):  # type: ignore[misc]
     """Builds the HAG of each graph; models take `data.hag` where they took `data.edge_index`.
 

@@ -12,7 +12,9 @@ from hag_plugin import scripting
 from hag_plugin.pyg.aggregation import constant
 from hag_plugin.pyg.model.edge_order import FOUND_FREE
 from hag_plugin.pyg.model.session import Session
-from hag_plugin.pyg.model.swap import is_swapped, stock_class, swap_in, swap_out
+from hag_plugin.pyg.model.settle import CALLS
+from hag_plugin.pyg.model.swap import is_swapped, swap_in, swap_out
+from hag_plugin.pyg.recipes.recipe import stock_class
 
 M = TypeVar("M", bound=Module)
 
@@ -81,6 +83,7 @@ def restore(module: M) -> M:
             swap_out(part)
         part.__dict__.pop("_hag_session", None)
         part.__dict__.pop(FOUND_FREE, None)
+        part.__dict__.pop(CALLS, None)
         scripting.allow(part)
     return module
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -16,15 +17,19 @@ from hag_plugin.hag.hag import HAG
 from hag_plugin.modes import outside_inference
 from hag_plugin.ops.registration import is_transformed
 from hag_plugin.pyg.aggregation.neighbourhoods import check_sizes
-from hag_plugin.pyg.model import edge_order, swap
-from hag_plugin.pyg.recipes import recipe as recipes
+from hag_plugin.pyg.model import edge_order
+from hag_plugin.pyg.model.settle import note, plain_edges, settle
+from hag_plugin.pyg.recipes.lstm import is_lstm
 from hag_plugin.pyg.recipes.propagate import run_rows, stand_in
-from hag_plugin.pyg.recipes.recipe import Recipe
+from hag_plugin.pyg.recipes.recipe import Condition, Recipe
 from hag_plugin.pyg.recipes.table import RECIPES
 from hag_plugin.sequence.prefix_tree import SequentialHAG
 
 C = TypeVar("C", bound=type)
 
+NO_LSTM = Condition(
+    is_lstm, lambda conv: f"aggr={conv.aggr!r} of a declared message, whose rows it would pad"
+)
 CHECKED_NODES = 32  # the self-check compares on a graph of this many nodes
 CHECKED_EDGES = 96
 TOLERANCE = 1e-9
@@ -73,11 +78,16 @@ def hag_layer(cls: C) -> C:
     _check_class(cls)
     owner = next((c for c in cls.__mro__ if c in RECIPES), None)
     base = RECIPES[owner] if owner is not None else Recipe()
+    record = replace(
+        base.record,
+        name=f"{cls.__module__}.{cls.__qualname__}",
+        graphs=("edge_index",),
+        features="x",
+        relations=None,
+        matrix="",
+    )
     cls._hag_recipe = Recipe(  # type: ignore[attr-defined]
-        source=base.source,
-        self_loops=base.self_loops,
-        scale=base.scale,
-        edge_arguments=base.edge_arguments,
+        record, base.source, fuses=False, conditions=(NO_LSTM,), yields=False
     )
     cls._set_jittable_templates = _set_templates  # type: ignore[attr-defined]
     if base.is_normalised:
@@ -172,44 +182,37 @@ def _stock_propagate(conv: Any) -> Any:
 
 
 def _propagate(self: Any, edge_index: Any, *args: Any, size: Any = None, **kwargs: Any) -> Any:
+    """Settled here and not in forward, which may do with its tensor what a HAG cannot do."""
     recipe: Recipe = type(self)._hag_recipe
     if isinstance(edge_index, SequentialHAG):
         size = (edge_index.num_src, edge_index.num_dst) if size is None else size
-        edge_index = swap.plain_edges(edge_index)
-    hag = edge_index if isinstance(edge_index, HAG) else None
-    if hag is None and isinstance(edge_index, Tensor) and not torch.compiler.is_compiling():
-        hag = _known_hag(self, recipe, edge_index, size, kwargs)
-    if hag is None:
-        return _stock_propagate(self)(self, edge_index, *args, size=size, **kwargs)
-    name = recipes.edge_values(recipe.edge_arguments, kwargs)
-    if name is not None:
-        raise ValueError(
-            f"{type(self).__name__} got {name} together with a HAG. Edge weights have an order "
-            "that a HAG does not keep; pass edge_index instead"
-        )
-    reason = recipes.why_stock(self, recipe, _source_features(self, kwargs))
-    if reason is not None:
-        if recipe.scale(self) is not None or recipe.self_loops(self) is not False:
-            raise ValueError(f"a HAG cannot be used here: {reason}; pass edge_index instead")
-        return _run_plain(self, hag, args, size, kwargs)
-    if (
-        not torch.compiler.is_compiling()
-        and "_hag_checked" not in self.__dict__
-        and not is_transformed()
-    ):
-        _self_check(self, recipe, kwargs)
-        self.__dict__["_hag_checked"] = True
-    return _run(self, recipe, hag, size, kwargs)
+        edge_index = plain_edges(edge_index)
+    call = {**kwargs, "size": size, "edge_index": edge_index}
+    if not isinstance(edge_index, Tensor) or not torch.compiler.is_compiling():
+        call["x"] = _source_features(self, kwargs)
+    choice = settle(self, recipe, call)
+    hag = choice.changed.get("edge_index", edge_index)
+    if choice.kind != "stock":
+        if (
+            not torch.compiler.is_compiling()
+            and "_hag_checked" not in self.__dict__
+            and not is_transformed()
+        ):
+            _self_check(self, recipe, kwargs)
+            self.__dict__["_hag_checked"] = True
+        out = _run(self, recipe, hag, size, kwargs)
+    elif isinstance(edge_index, HAG):
+        out = _run_plain(self, edge_index, args, size, kwargs)
+    else:
+        out = _stock_propagate(self)(self, edge_index, *args, size=size, **kwargs)
+    note(self, recipe, choice, call)
+    return out
 
 
 def _run_plain(conv: Any, hag: HAG, args: Any, size: Any, kwargs: dict[str, Any]) -> Any:
     """Stock's code on the edges of a HAG, where their order makes no difference."""
-    cls = type(conv)
-    reason = edge_order.why_ordered(conv, cls, "propagate", kwargs)
-    if reason is not None:
-        edge_order.refuse(cls, reason)
     given = {**kwargs, "size": (hag.num_src, hag.num_dst) if size is None else size}
-    edges = swap.plain_edges(hag)
+    edges = plain_edges(hag)
     out = _stock_propagate(conv)(conv, edges, *args, **given)
     if not edge_order.is_free(conv, MessagePassing):  # its message is declared to be
         told_apart = {**given, "edge_index": edge_order.of(conv, edges)}
@@ -217,24 +220,8 @@ def _run_plain(conv: Any, hag: HAG, args: Any, size: Any, kwargs: dict[str, Any]
         def run(layer: Any, prepared: Any) -> Any:
             return _stock_propagate(layer)(layer, **prepared(told_apart))
 
-        edge_order.check(conv, cls, run)
+        edge_order.check(conv, type(conv), run)
     return out
-
-
-def _known_hag(
-    conv: Any, recipe: Recipe, edge_index: Tensor, size: Any, kwargs: dict[str, Any]
-) -> HAG | None:
-    """The HAG that the session of an accelerated model has for this tensor.
-
-    Asked here and not in forward, which may do with its tensor what a HAG cannot do.
-    """
-    features = _source_features(conv, kwargs)
-    if features is None:
-        return None
-    call = {**kwargs, "x": features, "size": size, "edge_index": edge_index}
-    plain = Recipe(edge_arguments=recipe.edge_arguments)
-    found: HAG | None = swap.find_graph(conv, plain, "edge_index", call).get("edge_index")
-    return found
 
 
 def _source_features(conv: Any, kwargs: dict[str, Any]) -> Any:
@@ -279,7 +266,7 @@ def _self_check(conv: Any, recipe: Recipe, kwargs: dict[str, Any]) -> None:
     Raises:
         ValueError: they differ: the message depends on more than the source node.
     """
-    if recipe.scale(conv) is not None or recipe.self_loops(conv) is not False:
+    if recipe.scale(conv) is not None or recipe.record.self_loops(conv) is not False:
         return  # stock normalises in forward: propagate alone has nothing to compare with
     try:
         twin = copy.deepcopy(conv).double().eval()

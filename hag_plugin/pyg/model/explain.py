@@ -7,19 +7,18 @@ from typing import Any
 from torch.nn import Module
 from torch_geometric.nn import MessagePassing
 
-from hag_plugin.explanation import Explanation, Row
-from hag_plugin.pyg.aggregation.aggregators import REDUCERS
-from hag_plugin.pyg.model.swap import stock_class
+from hag_plugin.explanation import Calls, Explanation, Row
+from hag_plugin.limits import limits
+from hag_plugin.pyg.model import settle
 from hag_plugin.pyg.recipes import lstm
-from hag_plugin.pyg.recipes import recipe as recipes
-from hag_plugin.pyg.recipes.recipe import Recipe, ruled_out
+from hag_plugin.pyg.recipes.recipe import stock_class
 from hag_plugin.pyg.recipes.table import RECIPES, recipe_of
+from hag_plugin.sequence.cost import describe
 
 FEW = (
-    f"{{}}: in training, a call with fewer than {recipes.SMALL:,} numbers in all its messages runs "
-    "stock, which is as fast there."
+    "{}: in training, a call with fewer than {:,} numbers in all its messages runs stock, which is "
+    "as fast there."
 )
-GRAPHS = {False: "A", "add": "A + I", "fill": "A with one loop a node"}
 
 
 def explain(module: Module) -> Explanation:
@@ -38,7 +37,8 @@ def explain(module: Module) -> Explanation:
     ]
     rows = tuple(_row(name, layer) for name, layer in layers)
     few = {r.layer for r, (_, layer) in zip(rows, layers, strict=True) if _yields(r, layer)}
-    return Explanation(rows, (FEW.format(", ".join(sorted(few))),) if few else ())
+    note = FEW.format(", ".join(sorted(few)), limits.few_messages)
+    return Explanation(rows, (note,) if few else ())
 
 
 def _yields(row: Row, layer: Any) -> bool:
@@ -46,59 +46,29 @@ def _yields(row: Row, layer: Any) -> bool:
     recipe = recipe_of(stock_class(layer))
     if recipe is None or not row.accelerated or lstm.is_lstm(layer):
         return False
-    return recipes.may_be_small(layer, recipe)
+    return settle.may_be_small(layer, recipe)
 
 
 def _row(name: str, layer: Any) -> Row:
     stock = stock_class(layer)
     recipe = recipe_of(stock)
+    calls = layer.__dict__.get(settle.CALLS) or Calls()
     if recipe is None:
-        return Row(name, stock.__name__, False, "", _why_no_recipe(stock))
+        return Row(name, stock.__name__, False, "", settle.why_no_recipe(stock), calls)
     ready = type(layer) is not stock or getattr(stock, "_hag_recipe", None) is not None
     if lstm.is_lstm(layer) and stock in RECIPES:
-        runs, words = lstm.explained(layer, recipe)
+        why = settle.why_no_lstm(layer, recipe)
+        runs, words = (False, why) if why else describe(layer.aggr_module.lstm)
         if runs and not ready:
             runs, words = False, "eligible: call accelerate"
-        return Row(name, stock.__name__, runs, _aggregates(recipe, layer), words)
-    reason = ruled_out(layer, recipe)
+        return Row(name, stock.__name__, runs, recipe.record.aggregates(layer), words, calls)
+    reason = settle.why_never(layer, recipe)
     if reason is None and not ready:
         reason = "eligible: call accelerate"
     accelerated = reason is None
-    if reason is None and recipe.edge_arguments:
-        reason = f"calls with {', '.join(recipe.edge_arguments)} run stock"
-        if recipe.weigh is not None:
+    if reason is None and recipe.record.edge_values:
+        reason = f"calls with {', '.join(recipe.record.edge_values)} run stock"
+        if recipe.fuses_weights:
             reason = "edge_weight is fused where it is a product of node factors"
-    return Row(name, stock.__name__, accelerated, _aggregates(recipe, layer), reason or "")
-
-
-def _aggregates(recipe: Recipe, layer: Any) -> str:
-    reduce = _reduce(layer)
-    if recipe.matrix is not None:
-        return f"{reduce} over {recipe.matrix}"
-    matrix = GRAPHS[recipe.self_loops(layer)]
-    exponent = recipe.scale(layer)
-    if exponent is not None:
-        matrix = f"D^{exponent} ({matrix}) D^{exponent}"
-        matrix = matrix.replace("D^-0.5", "D^-1/2")
-    return f"{reduce} over {matrix}"
-
-
-def _reduce(layer: Any) -> str:
-    """The reducers in words, as in "mean, max, std"."""
-    known = REDUCERS.get(type(layer.aggr_module))
-    if known is not None:
-        names = getattr(layer, "aggregators", [known])  # EGConv's own
-    else:
-        module = getattr(layer.aggr_module, "aggr", layer.aggr_module)
-        members = getattr(module, "aggrs", [module])
-        names = [type(m).__name__.removesuffix("Aggregation").lower() for m in members]
-    return ", ".join(names)
-
-
-def _why_no_recipe(stock: type) -> str:
-    known = next((c.__name__ for c in stock.__mro__[1:] if recipe_of(c) is not None), None)
-    if known is not None:
-        return f"a subclass of {known} may do something else: declare it with @hag_layer"
-    if stock.__module__.startswith("torch_geometric."):
-        return "no recipe: its messages depend on more than the source node, or it is not known yet"
-    return "no recipe: if its message depends on the source node alone, declare it with @hag_layer"
+    aggregates = recipe.record.aggregates(layer)
+    return Row(name, stock.__name__, accelerated, aggregates, reason or "", calls)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from hag_plugin.pyg.recipes.recipe import Recipe
 from hag_plugin.pyg.recipes.table import RECIPES
+from hag_plugin.saved import set_module
 
 
+@set_module("hag_plugin.pyg")
 @dataclass(frozen=True)
 class Layer:
     """One layer class of the recipe table.
@@ -22,6 +24,7 @@ class Layer:
     eligible_when: str
 
 
+@set_module("hag_plugin.pyg")
 @dataclass(frozen=True)
 class Layers:
     """All rows; prints as a Markdown table."""
@@ -56,6 +59,6 @@ def layers() -> Layers:
 
 def _eligible_when(recipe: Recipe) -> str:
     needs = [condition.needs for condition in recipe.conditions]
-    if recipe.weigh is None:
-        needs += [f"no {name}" for name in recipe.edge_arguments]
+    if not recipe.fuses_weights:
+        needs += [f"no {name}" for name in recipe.record.edge_values]
     return "; ".join(needs) or "always"

@@ -12,15 +12,16 @@ from torch import Tensor
 
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
+from hag_plugin.limits import limits
 from hag_plugin.modes import outside_inference
-from hag_plugin.pyg.recipes.relations import relation_hags
 from hag_plugin.recall import Recall, decide, is_run_again
+from hag_plugin.saved import set_module
 
-MAX_SEARCHED_EDGES = 20_000_000  # larger graphs are searched only where build_hag is called
-MAX_GRAPHS = 64  # graphs remembered by one accelerated model; as many as a model has edge types
+_top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 CACHED = "cached"  # what is kept of an edge index whose graph a layer keeps
 
 
+@set_module("hag_plugin.pyg")
 class Session:
     """What the root of an accelerated model knows about the edge indices it was called with.
 
@@ -37,13 +38,16 @@ class Session:
 
     def __init__(self) -> None:
         self.forwards = 0
-        self.graphs = Recall(MAX_GRAPHS)
-        self.verdicts = Recall(MAX_GRAPHS)
+        self.graphs = Recall(limits.pyg_graphs)
+        self.verdicts = Recall(limits.pyg_graphs)
         self._caches: weakref.WeakKeyDictionary[Any, object] = weakref.WeakKeyDictionary()
 
     def __call__(self, module: Any, inputs: Any) -> None:
         """The forward pre-hook of the root module."""
-        if not torch.compiler.is_compiling() and not is_run_again():
+        if torch.compiler.is_compiling():
+            return
+        is_bare = _top_hooks(True) is None and torch._C._current_graph_task_id() < 0
+        if is_bare or not is_run_again():
             self.forwards += 1
 
     def __reduce__(self) -> tuple[type[Session], tuple[()]]:
@@ -63,44 +67,24 @@ class Session:
         )
         return built
 
-    def relations_of(
-        self,
-        edge_index: Tensor,
-        edge_type: Tensor,
-        num_relations: int,
-        size: tuple[int, int],
-    ) -> list[HAG] | None:
-        """The HAGs of each relation of two tensors that came back."""
-        built: list[HAG] | None = self.built_of(
-            (edge_index, edge_type),
-            (num_relations, *size),
-            lambda: relation_hags(edge_index, edge_type, num_relations, size),
-        )
-        return built
-
     def built_of(
         self,
         tensors: tuple[Tensor, ...],
         key: tuple[Any, ...],
-        build: Callable[[], Any],
+        make: Callable[[], Any],
     ) -> Any:
-        """What `build` makes of tensors, of which the first is an edge index, once they came back.
+        """What `make` makes of tensors, of which the first is an edge index, once they came back.
 
         None where they did not yet, cannot be known again, or where nothing is to be built.
 
         Args:
             tensors: of the edges.
             key: what else it depends on.
-            build: makes it.
+            make: makes it.
         """
-        edge_index = tensors[0]
-        if not _is_edge_index(edge_index):
-            return None
+        num_edges = tensors[0].shape[1]
         return self.graphs.value(
-            tensors,
-            key,
-            lambda: _build(edge_index.shape[1], build),
-            occasion=self.forwards,
+            tensors, key, lambda: build(num_edges, make), occasion=self.forwards
         )
 
     def forget(self) -> None:
@@ -118,7 +102,7 @@ class Session:
 
     def fills_cache(self, conv: Any, edge_index: Tensor, size: tuple[int, int]) -> None:
         """Notes that a layer with `cached=True` is about to keep this tensor's graph."""
-        if not _is_edge_index(edge_index) or is_run_again():
+        if is_run_again():
             return
         things, about = (edge_index,), (CACHED, size)
         graph = self.verdicts.get(things, about)
@@ -138,14 +122,13 @@ class Session:
         return decide(about, take)
 
 
-def _is_edge_index(tensor: Tensor) -> bool:
-    return tensor.dtype in (torch.int32, torch.int64) and tensor.dim() == 2 and tensor.shape[0] == 2
-
-
-def _build(num_edges: int, build: Callable[[], Any]) -> Any:
-    if num_edges > MAX_SEARCHED_EDGES:
+def build(num_edges: int, make: Callable[[], Any]) -> Any:
+    """What `make` gives, on behalf of `num_edges` edges; None where these are too many, or no
+    edges of such a graph."""
+    most = limits.searched_edges
+    if num_edges > most:
         warnings.warn(
-            f"an edge_index with {num_edges:,} edges came back; from {MAX_SEARCHED_EDGES:,} edges "
+            f"an edge_index with {num_edges:,} edges came back; from {most:,} edges "
             "on, its HAG is not built during training: call hag_plugin.build_hag once and pass "
             "the HAG where edge_index stands",
             stacklevel=2,
@@ -153,6 +136,6 @@ def _build(num_edges: int, build: Callable[[], Any]) -> Any:
         return None
     try:
         with outside_inference(), torch.no_grad():
-            return build()
+            return make()
     except ValueError:  # ids out of range: the stock layer says so in its own words
         return None

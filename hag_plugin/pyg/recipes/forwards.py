@@ -7,11 +7,12 @@ These layers look into their edge index, for degrees or for self-loops, and not 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch_geometric.nn import FastRGCNConv
+from torch_geometric import nn
 
 from hag_plugin.hag.hag import HAG
 from hag_plugin.ops.aggregate import aggregate
@@ -19,6 +20,18 @@ from hag_plugin.ops.degrees import degree_scale
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
 from hag_plugin.pyg.aggregation.neighbourhoods import Neighbourhoods, check_sizes
 from hag_plugin.pyg.aggregation.statistics import variance
+from hag_plugin.pyg.recipes.conditions import (
+    LOOPS,
+    NO_ACTIVATION,
+    NO_ATTENTION,
+    NO_EDGE_FEATURES,
+    NO_SEGMENT_MATMUL,
+    ONE_LAYER_BEFORE,
+    SOURCE_TO_TARGET,
+    SUM,
+    SUM_OR_MEAN,
+)
+from hag_plugin.pyg.recipes.recipe import Call, Condition, Recipe
 
 
 def pair(x: Any) -> tuple[Any, Any]:
@@ -124,6 +137,13 @@ def _laplacian(conv: Any, hag: HAG, dtype: torch.dtype) -> tuple[Tensor, Tensor 
     return scale, scale if conv.normalization == "sym" else None, torch.ones_like(scale)
 
 
+def pdn(conv: Any, x: Tensor, edge_index: HAG, edge_attr: None = None) -> Tensor:
+    """pdn_conv.py without values of edges: as GCNConv, its weights of the features' dtype."""
+    like_weights = x.new_empty(0)
+    out: Tensor = conv.propagate(edge_index, x=conv.lin(x), edge_weight=like_weights)
+    return with_bias(conv, out)
+
+
 def hypergraph(
     conv: Any,
     x: Tensor,
@@ -172,7 +192,7 @@ def rgcn(conv: Any, x: Any, edge_index: Sequence[HAG], edge_type: None = None) -
     size = (source.shape[0], target.shape[0])
     is_lookup = not target.is_floating_point()
     looked_up = source
-    if isinstance(conv, FastRGCNConv):  # it looks up the node's number, whatever its feature
+    if isinstance(conv, nn.FastRGCNConv):  # it looks up the node's number, whatever its feature
         looked_up = torch.arange(size[0], device=source.device)
     weight = conv.weight
     if conv.num_bases is not None:
@@ -182,7 +202,7 @@ def rgcn(conv: Any, x: Any, edge_index: Sequence[HAG], edge_type: None = None) -
     if conv.num_blocks is not None and is_lookup:
         raise ValueError("block-diagonal decomposition takes features of a floating dtype")
     out: Tensor | None = None
-    if not isinstance(conv, FastRGCNConv):
+    if not isinstance(conv, nn.FastRGCNConv):
         out = torch.zeros(target.shape[0], conv.out_channels, device=target.device)
     for i, hag in enumerate(edge_index):
         rows = weight[i, looked_up] if is_lookup else source
@@ -291,3 +311,59 @@ def gen_message(conv: Any, x: Tensor) -> Tensor:
     """gen_conv.py: relu and a small number more, once a node."""
     z: Tensor = x.relu() + conv.eps
     return z
+
+
+# The recipes of these layers, with what `forward` cannot tell -------------------------------------
+
+
+def _hypergraph_size(conv: Any, call: Call) -> tuple[int, int]:
+    hyperedges = call.get("num_edges")
+    if hyperedges is None:
+        index = call["hyperedge_index"]
+        hyperedges = int(index[1].max()) + 1 if index.numel() else 0
+    return call["x"].shape[0], hyperedges
+
+
+def _relational_size(conv: Any, call: Call) -> tuple[int, int]:
+    x = call["x"]
+    source, target = (x[0], x[1]) if isinstance(x, tuple) else (x, x)
+    num_src = conv.in_channels_l if source is None else source.shape[0]
+    return num_src, num_src if target is None else target.shape[0]
+
+
+NORMALISES = Condition(
+    lambda conv: not conv.normalize,
+    lambda conv: "normalize=False: its messages are then made of edge_attr alone",
+    "normalize=True",
+)
+_RELATIONAL = Recipe(forward=rgcn, size=_relational_size)
+
+RECIPES: dict[type, Recipe] = {
+    nn.MFConv: Recipe(forward=mf, conditions=(SOURCE_TO_TARGET,)),
+    nn.WLConvContinuous: Recipe(forward=wl_continuous, fuses=False, conditions=(SOURCE_TO_TARGET,)),
+    nn.EGConv: Recipe(reduce=eg_aggregate, cache="_cached_edge_index", yields=False),
+    nn.ClusterGCNConv: Recipe(
+        forward=cluster_gcn, conditions=(LOOPS, SUM, SOURCE_TO_TARGET), yields=False
+    ),
+    nn.ChebConv: Recipe(
+        forward=cheb, fuses=False, conditions=(SUM, SOURCE_TO_TARGET), yields=False
+    ),
+    nn.PDNConv: Recipe(forward=pdn, conditions=(NORMALISES,)),
+    nn.HypergraphConv: Recipe(
+        forward=hypergraph,
+        size=_hypergraph_size,
+        conditions=(NO_ATTENTION, SUM_OR_MEAN),
+        returns=True,
+        yields=False,
+    ),
+    nn.RGCNConv: replace(_RELATIONAL, conditions=(NO_SEGMENT_MATMUL,), yields=False),
+    nn.FastRGCNConv: replace(_RELATIONAL, conditions=(SUM_OR_MEAN,)),
+    nn.FiLMConv: Recipe(forward=film, conditions=(NO_ACTIVATION, SUM_OR_MEAN, SOURCE_TO_TARGET)),
+    nn.GeneralConv: Recipe(
+        message=general_message, offset=general_offset, conditions=(NO_ATTENTION,)
+    ),
+    nn.PNAConv: Recipe(
+        message=pna_message, offset=pna_offset, conditions=(NO_EDGE_FEATURES, ONE_LAYER_BEFORE)
+    ),
+    nn.GENConv: Recipe(message=gen_message),
+}

@@ -66,7 +66,7 @@ def run_rows(
     """Aggregates messages that were computed once per source node, `z`, along `conv.node_dim`."""
     if recipe.reduce is not None:
         return recipe.reduce(conv, z, hag)
-    self_loops, exponent = recipe.self_loops(conv), recipe.scale(conv)
+    self_loops, exponent = recipe.record.self_loops(conv), recipe.scale(conv)
     dim = conv.node_dim if conv.node_dim >= 0 else z.dim() + conv.node_dim
     over = Neighbourhoods(hag, dim, self_loops)
     monoid = REDUCERS.get(type(conv.aggr_module))
@@ -76,7 +76,7 @@ def run_rows(
     scale = None
     if exponent is not None:
         scale = degree_scale(hag, exponent, self_loops, z.dtype)
-    if recipe.keeps is not None and constant.is_constant(z):
+    if recipe.keeps is not None:
         how = (monoid, dim, self_loops, exponent)
         known = constant.kept(conv, hag, z, how, lambda: over.reduce(monoid, z, scale))
         if known is not None:

@@ -33,9 +33,7 @@ def gcn(conv: Any, x: Tensor, edge_index: HAG, edge_weight: Tensor | None = None
         return aggregated
 
     how = (type(conv.aggr_module), conv.flow, conv.normalize, conv.add_self_loops)
-    known = None
-    if constant.is_constant(x):
-        known = constant.kept(conv, edge_index, x, how, aggregate_first)
+    known = constant.kept(conv, edge_index, x, how, aggregate_first)
     if known is not None:
         out = known
     elif conv.lin.in_channels < conv.out_channels:
@@ -137,7 +135,7 @@ def _narrows(conv: Any, x: Any, hag: HAG, lin: Any) -> bool:
     if conv.flow != "source_to_target" or lin.out_channels >= lin.in_channels:
         return False
     how = (REDUCERS[type(conv.aggr_module)], conv.node_dim % x.dim(), False, None)
-    return not (constant.is_constant(x) and constant.comes_back(conv, hag, x, how))
+    return not constant.comes_back(conv, hag, x, how)
 
 
 def _may_reorder(conv: Any, x: Any, lin: Any) -> bool:

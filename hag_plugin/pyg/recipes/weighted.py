@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch_geometric.utils import add_self_loops
 
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
+from hag_plugin.layers.record import Record
 from hag_plugin.ops.aggregate import aggregate
 from hag_plugin.ops.registration import is_fixed
 from hag_plugin.ops.weights import edge_slots, factorise, weighted_aggregate
@@ -20,10 +20,6 @@ from hag_plugin.pyg.aggregation.aggregators import REDUCERS
 from hag_plugin.pyg.aggregation.neighbourhoods import along
 
 Weighted = tuple[Tensor, Tensor]  # an edge index `[2, E]` and a weight `[E]` for each edge
-Weigh = Callable[[Any, Tensor, Tensor, int], Weighted]
-
-# What of a layer decides which weights its messages get.
-SETTINGS = ("normalize", "add_self_loops", "improved", "combine_root", "flow")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +54,7 @@ class WeightedGraph:
 
 
 def weighted_graph(
-    conv: Any, weigh: Weigh, session: Any, edges: Weighted, num_nodes: tuple[int, int]
+    conv: Any, record: Record, session: Any, edges: Weighted, num_nodes: tuple[int, int]
 ) -> WeightedGraph | None:
     """The graph of an edge index and weights that came back to a model's session.
 
@@ -68,10 +64,11 @@ def weighted_graph(
     edge_index, weight = edges
     if REDUCERS.get(type(conv.aggr_module)) not in ("sum", "mean") or weight.dim() != 1:
         return None
-    key = ("weights", weigh, *num_nodes, *(getattr(conv, name, None) for name in SETTINGS))
+    settings = (getattr(conv, "improved", False), conv.flow)
+    key = ("weights", *num_nodes, record.self_loops(conv), record.exponents(conv), *settings)
 
     def weighed(weight: Tensor) -> Weighted:
-        index, values = weigh(conv, edge_index, weight, num_nodes[0])
+        index, values = _weighed(conv, record, edge_index, weight, num_nodes[0])
         return (index if conv.flow == "source_to_target" else index.flip([0])), values
 
     if not weight.requires_grad and is_fixed(weight):
@@ -109,18 +106,18 @@ def _in_order(hag: HAG, slots: Tensor, weight: Tensor) -> WeightedGraph:
 # What weights a layer's messages get ------------------------------------------------------------
 
 
-def as_given(conv: Any, edge_index: Tensor, weight: Tensor, num_nodes: int) -> Weighted:
-    """The weights themselves; SimpleConv may add self-loops of weight 1."""
-    if getattr(conv, "combine_root", None) == "self_loop":
+def _weighed(
+    conv: Any, record: Record, edge_index: Tensor, weight: Tensor, num_nodes: int
+) -> Weighted:
+    """The weights as they are given, or with loops and normalised, where the layer does that."""
+    loops = record.self_loops(conv)
+    if any(record.exponents(conv)):
+        improved = getattr(conv, "improved", False)
+        index, values = gcn_norm(
+            edge_index, weight, num_nodes, improved, loops == "fill", conv.flow
+        )
+        return index, values
+    if loops == "add":
         index, values = add_self_loops(edge_index, weight, num_nodes=num_nodes)
         return index, values
     return edge_index, weight
-
-
-def normalised(conv: Any, edge_index: Tensor, weight: Tensor, num_nodes: int) -> Weighted:
-    """As gcn_conv.py, `gcn_norm`, where the layer normalises."""
-    if not getattr(conv, "normalize", True):
-        return edge_index, weight
-    improved, loops = getattr(conv, "improved", False), getattr(conv, "add_self_loops", False)
-    index, values = gcn_norm(edge_index, weight, num_nodes, improved, loops, conv.flow)
-    return index, values

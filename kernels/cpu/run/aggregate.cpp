@@ -91,6 +91,12 @@ int element_size(int dtype) {
   refuse("dtype_code is ", dtype, ", expected 0 (float32), 1 (float64), 2 (float16), 3 (bfloat16)");
 }
 
+std::vector<std::string> reducers() {
+#define HAG_NAME(NAME, name) #name,
+  return {HAG_EVERY_REDUCER(HAG_NAME)};
+#undef HAG_NAME
+}
+
 int accumulator_size(int dtype) { return dtype == HAG_FLOAT64 ? 8 : 4; }
 
 void advise_huge_pages(void *data, int64_t bytes) {
@@ -245,8 +251,8 @@ const OpOrder &Program::narrow_order() const {
 
 void Program::run(const Arguments &a) const {
   const int64_t size = element_size(a.dtype);
-  if (a.reduce < HAG_SUM || a.reduce > HAG_MIN)
-    refuse("reduce_code is ", a.reduce, ", expected 0 (sum), 1 (max) or 2 (min)");
+  if (a.reduce < 0 || a.reduce >= HAG_NUM_REDUCERS)
+    refuse("reduce_code is ", a.reduce, ", expected 0 to ", HAG_NUM_REDUCERS - 1);
   if (a.x_rows != num_src_) refuse("x has ", a.x_rows, " rows, expected ", num_src_);
   if (a.y_rows != num_dst_) refuse("y has ", a.y_rows, " rows, expected ", num_dst_);
   if (a.width < 0 || a.batch < 0)
@@ -257,7 +263,7 @@ void Program::run(const Arguments &a) const {
       useful_threads(a.threads, a.batch * a.width * (source_.size + 2 * target_.size));
   if (a.reduce != HAG_SUM && (a.source_scale || a.target_scale)) refuse("scales are for sums only");
   if (a.reduce != HAG_SUM && diagonal_ != 0 && diagonal_ != 1)
-    refuse("a program with diagonal ", diagonal_, " cannot compute max or min");
+    refuse("a program with diagonal ", diagonal_, " can only sum");
   if (a.batch == 0 || a.width == 0 || num_dst_ == 0) return;
   if (!a.y || (!a.x && num_src_ > 0)) refuse("x or y is a null pointer");
 

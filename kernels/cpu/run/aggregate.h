@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "run/ops.h"
@@ -61,6 +62,8 @@ class Program {
   mutable std::once_flag narrow_once_;
   mutable OpOrder narrow_;  // made when narrow rows are met
 };
+
+std::vector<std::string> reducers();  // their names, in the order of their codes
 
 int element_size(int dtype);      // bytes; throws std::invalid_argument at an unknown one
 int accumulator_size(int dtype);  // bytes of the dtype that sums accumulate in

@@ -6,7 +6,14 @@
 #include <stdint.h>
 
 enum HagDtype { HAG_FLOAT32 = 0, HAG_FLOAT64 = 1, HAG_FLOAT16 = 2, HAG_BFLOAT16 = 3 };
-enum HagReduce { HAG_SUM = 0, HAG_MAX = 1, HAG_MIN = 2 };
+
+// ENTRY(NAME, name) for each reducer, which `combine` (tile_rows.h) computes. Python numbers them
+// in this order, too.
+#define HAG_EVERY_REDUCER(ENTRY) ENTRY(SUM, sum) ENTRY(MAX, max) ENTRY(MIN, min)
+#define HAG_CODE(NAME, name) HAG_##NAME,
+enum HagReduce { HAG_EVERY_REDUCER(HAG_CODE) HAG_NUM_REDUCERS };
+#undef HAG_CODE
+
 enum HagLoops { HAG_LOOPS_NONE = 0, HAG_LOOPS_ADD = 1, HAG_LOOPS_FILL = 2 };
 
 // One aggregation over one matrix: a program and the arrays it runs on. Rows of y and of the

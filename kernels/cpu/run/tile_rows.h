@@ -221,12 +221,15 @@ HAG_INLINE V multiply_add(V a, V b, V c) {
     return a * b + c;
 }
 
-// NaN wins, as in torch.amax and torch.amin.
+// Extrema: NaN wins, as in torch.amax and torch.amin.
 template <int R, class V>
 HAG_INLINE V combine(V a, V v) {
   if constexpr (R == HAG_SUM) return a + v;
   else if constexpr (R == HAG_MAX) return ((v > a) | (v != v)) ? v : a;
-  else return ((v < a) | (v != v)) ? v : a;
+  else {
+    static_assert(R == HAG_MIN, "a reducer without its case");
+    return ((v < a) | (v != v)) ? v : a;
+  }
 }
 
 // ---------------------------------------------------------------- the ops of a tile
@@ -492,10 +495,15 @@ void run_wide(const HagAggregate &w, int64_t item, void *scratch) {
 
 template <class T, bool HUB>
 void run_reduce(const HagAggregate &w, int64_t item, void *scratch) {
-  if (w.reduce == HAG_MAX) run_wide<T, HAG_MAX, false, HUB>(w, item, scratch);
-  else if (w.reduce == HAG_MIN) run_wide<T, HAG_MIN, false, HUB>(w, item, scratch);
-  else if (w.source_scale) run_wide<T, HAG_SUM, true, HUB>(w, item, scratch);
-  else run_wide<T, HAG_SUM, false, HUB>(w, item, scratch);
+  if (w.reduce == HAG_SUM && w.source_scale)
+    return run_wide<T, HAG_SUM, true, HUB>(w, item, scratch);
+  switch (w.reduce) {
+#define HAG_CASE(NAME, name) \
+  case HAG_##NAME:           \
+    return run_wide<T, HAG_##NAME, false, HUB>(w, item, scratch);
+    HAG_EVERY_REDUCER(HAG_CASE)
+#undef HAG_CASE
+  }
 }
 
 template <bool HUB>

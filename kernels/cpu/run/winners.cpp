@@ -53,7 +53,7 @@ void winners(const Program &p, const WinnerArguments &a) {
     refuse("x and y have ", a.x_rows, " and ", a.y_rows, " rows, expected ", p.num_src(), " and ",
            p.num_dst());
   if (p.diagonal() != 0 && p.diagonal() != 1)
-    refuse("a program with diagonal ", p.diagonal(), " cannot compute max or min");
+    refuse("a program with diagonal ", p.diagonal(), " can only sum");
   if (a.width <= 0 || a.batch <= 0 || p.num_dst() == 0) return;
   const int64_t tiles = p.num_tiles(), hubs = p.hub_row().size;
   const int64_t partial_size = p.num_partials() * a.width * acc_size;

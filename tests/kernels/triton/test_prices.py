@@ -8,7 +8,6 @@ import torch
 import hag_plugin as hp
 from hag_plugin.devices import KINDS
 from hag_plugin.hag import cost
-from hag_plugin.hag.gpu import schedule
 from hag_plugin.hag.gpu.schedule import schedule_of
 from hag_plugin.hag.program import Options
 
@@ -61,14 +60,15 @@ def test_a_card_is_given_a_hag_only_where_launches_are_paid_for() -> None:
     large.check(edges, "add")
 
 
-def test_moving_makes_what_a_launch_would_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moving_makes_what_a_launch_would_wait_for() -> None:
     """On the way to a device the schedules are made from the programs there are."""
     hag = hp.build_hag(cliques(3, 12), num_nodes=36, self_loops=[False, "add"])
     hag.transpose()
-    made: list[int] = []
-    real = schedule.make_schedule
-    monkeypatch.setattr(schedule, "make_schedule", lambda p: made.append(p.num_dst) or real(p))
+    programs = list(hag._programs.values())
+    assert len(programs) == 2
+    assert not any("schedule" in vars(program).get("_kept", {}) for program in programs)
     hag._make_schedules()
-    assert made == [36, 36]
+    made = [vars(program)["_kept"]["schedule"] for program in programs]
     hag._make_schedules()
-    assert made == [36, 36]
+    assert list(hag._programs.values()) == programs
+    assert [vars(program)["_kept"]["schedule"] for program in programs] == made

@@ -114,6 +114,12 @@ def test_only_whole_checkpoints_are_there(folder: Path) -> None:
     assert sorted(p.name for p in folder.iterdir()) == ["pair", "rows"]
 
 
+def test_checkpoints_name_nothing_of_the_package(folder: Path) -> None:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(files) >= 4
+    assert not [path for path in files if b"hag_plugin" in path.read_bytes()]
+
+
 @pytest.mark.parametrize(
     ("size", "kinds"), [(1, ["one"]), (2, ["rows", "pair"]), (4, ["pair", "grid"])]
 )

@@ -1,15 +1,13 @@
-"""Plans: optimal, within memory, the same in every run; files that are checked."""
+"""Plans: optimal, within memory, the same in every run."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,12 +20,11 @@ from hag_plugin.parallel.search.baselines import uniform
 from hag_plugin.parallel.search.cost import Analytic
 from hag_plugin.parallel.search.elimination import InfeasibleError
 from hag_plugin.parallel.search.exact import brute_force
-from hag_plugin.parallel.search.plan import Plan
 from hag_plugin.parallel.search.planner import alternatives, plan, planned, recost
 from hag_plugin.parallel.search.space import Space
 from hag_plugin.parallel.strategies.registry import REGISTRY, Config
 
-from ..models import MODELS, graph
+from ..models import MODELS, deep, graph
 
 MAX_CHOICES = 6000  # that brute force goes through
 
@@ -39,16 +36,6 @@ def traced() -> dict[str, OpGraph]:
         400_000, 8_000_000, halo_ratio=1.5, imbalance=1.2, hag=0.6, hag_parts=0.8, relations=4
     )
     return {name: trace(make(), stats, features=16) for name, make in MODELS.items()}
-
-
-def deep(layers: int, width: int, stats: GraphStats, first: int = 128) -> OpGraph:
-    """GCN layers in a row, with ReLU between them."""
-    ops = [Op("x", "input", width=first)]
-    for i in range(layers):
-        before = ops[-1].width
-        ops.append(convolution(f"conv{i}", len(ops) - 1, before, width, input_grad=i > 0))
-        ops.append(Op(f"relu{i}", "elementwise", (len(ops) - 1,), width))
-    return OpGraph.of([*ops, Op("loss", "loss", (len(ops) - 1,), width)], {"A": stats}, 4, "GCN")
 
 
 def some_configs(full: Space, seed: int) -> Callable[[int, Config], bool]:
@@ -275,129 +262,6 @@ def test_alternatives_are_priced_or_refused(traced: dict[str, OpGraph]) -> None:
         priced = [v for v in entries.values() if not isinstance(v, str)]
         assert min(priced) == pytest.approx(found.seconds)
         assert entries[found.layer(name).config.strategy] == min(priced)
-
-
-# Files ----------------------------------------------------------------------------------------
-
-
-def test_files_come_back(tmp_path: Path, traced: dict[str, OpGraph]) -> None:
-    path = tmp_path / "plan.json"
-    for name, model in traced.items():
-        found = plan(model, topology="4x8hdr")
-        found.save(path)
-        assert Plan.load(path) == found, name
-    document = json.loads(path.read_text())
-    assert "predicted" in document["note"]
-    assert set(document["layers"][0]["predicted"]) >= {"compute", "communication", "sent_bytes"}
-    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
-
-
-def test_a_plan_may_be_edited(tmp_path: Path) -> None:
-    model = deep(2, 64, GraphStats.assumed(100_000, 5_000_000, hag=0.5, hag_parts=0.6))
-    found = plan(model, topology="pcie4x4", require={"conv0": "rows, halo", "conv1": "rows, halo"})
-    document = found.as_dict()
-    entry = next(k for k in document["layers"] if k["name"] == "conv1")
-    entry |= {"strategy": "rows, all-gather", "hag": "off"}
-    path = tmp_path / "plan.json"
-    path.write_text(json.dumps(document))
-    edited = recost(Plan.load(path), model, "pcie4x4")
-    assert edited.layer("conv1").config.strategy == "rows, all-gather"
-    assert edited.seconds > found.seconds
-    assert edited.layer("conv1").sent > found.layer("conv1").sent
-
-
-def edit(document: dict[str, Any], layer: str, **changes: Any) -> dict[str, Any]:
-    document = json.loads(json.dumps(document))
-    entry = next(k for k in document["layers"] if k["name"] == layer)
-    for key, value in changes.items():
-        if value is None:
-            del entry[key]
-        else:
-            entry[key] = value
-    return document
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"strategy": "rows, halos"}, "layer 'conv1': strategy is 'rows, halos'; expected one of"),
-        ({"source": "diagonal"}, "layer 'conv1': source is 'diagonal'; expected replicated"),
-        ({"target": "grid x1"}, "layer 'conv1': target is 'grid x1'"),
-        ({"order": "any"}, "layer 'conv1': order is 'any'"),
-        ({"hag": "yes"}, "layer 'conv1': hag is 'yes'; expected one of"),
-        ({"hag": True}, "layer 'conv1': hag is True; expected a value of type str"),
-        ({"hag": None}, "layer 'conv1' has no 'hag'"),
-        ({"predicted": {}}, "layer 'conv1' has no 'compute'"),
-        ({"name": "conv0"}, "layer 'conv0' occurs 2 times"),
-    ],
-)
-def test_wrong_entries_are_named(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
-    found = plan(deep(2, 64, GraphStats.assumed(1000, 10_000)))
-    path = tmp_path / "plan.json"
-    path.write_text(json.dumps(edit(found.as_dict(), "conv1", **changes)))
-    with pytest.raises(ValueError, match=words) as caught:
-        Plan.load(path)
-    assert str(path) in str(caught.value)
-
-
-def test_an_illegal_edit_is_named(tmp_path: Path) -> None:
-    model = deep(2, 64, GraphStats.assumed(1000, 10_000))
-    found = plan(model)
-    path = tmp_path / "plan.json"
-    wrong = edit(found.as_dict(), "conv1", strategy="rows, halo", source="columns", target="rows")
-    path.write_text(json.dumps(wrong))
-    with pytest.raises(
-        ValueError, match=r"layer 'conv1': rows, halo, columns to rows.*expected one"
-    ):
-        recost(Plan.load(path), model, "a100x8")
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"version": 2}, "version 2"),
-        ({"format": "else"}, "no plan"),
-        ({"world_size": 0}, "world_size is 0"),
-        ({"costs": "guessed"}, "costs is 'guessed'"),
-        ({"layers": {}}, "layers is {}"),
-    ],
-)
-def test_files_of_another_kind_are_refused(tmp_path: Path, change: dict, words: str) -> None:
-    document = plan(deep(1, 64, GraphStats.assumed(1000, 10_000))).as_dict() | change
-    path = tmp_path / "plan.json"
-    path.write_text(json.dumps(document))
-    with pytest.raises(ValueError, match=words):
-        Plan.load(path)
-
-
-def test_a_plan_is_for_one_model_graph_and_world() -> None:
-    stats = GraphStats.assumed(1000, 10_000)
-    model = deep(2, 64, stats)
-    found = plan(model)
-    found.check(model, 8)
-    for other, size, words in (
-        (model, 4, "for 8 devices; there are 4"),
-        (deep(2, 64, GraphStats.assumed(1001, 10_000)), 8, "for 1000 nodes; the graph has 1001"),
-        (deep(2, 64, GraphStats.assumed(1000, 10_001)), 8, "plan again for this graph"),
-        (deep(3, 64, stats), 8, r"another model: they differ in \['conv2', 'relu2'\]"),
-        (deep(2, 32, stats), 8, "sizes or settings of a layer differ"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            found.check(other, size)
-    with pytest.raises(KeyError, match="no layer 'conv7'"):
-        found.layer("conv7")
-
-
-def test_the_table_labels_everything_predicted() -> None:
-    found = plan(deep(2, 64, GraphStats.assumed(100_000, 5_000_000, hag=0.5)))
-    lines = str(found).splitlines()
-    assert "All figures are predicted" in lines[0]
-    for name in ("all-gather", "halo", "data parallel"):
-        assert any(line.startswith(f"predicted, {name}: ") for line in lines)
-    assert [w for w in lines[2].split() if w in ("layer", "strategy", "HAG", "memory")] == [
-        "layer", "strategy", "HAG", "memory",
-    ]  # fmt: skip
-    assert any(line.startswith("conv1 ") for line in lines)
 
 
 def test_models_and_data_are_planned_in_one_call(shared_data: Path) -> None:

@@ -16,7 +16,7 @@ from torch_geometric.nn import aggr
 
 import hag_plugin as hp
 from hag_plugin.pyg import accelerate, explain, layers, relation_hags, restore
-from hag_plugin.pyg.model.swap import stock_class
+from hag_plugin.pyg.recipes.recipe import stock_class
 from hag_plugin.pyg.recipes.table import RECIPES
 
 WIDTH, OUT = 6, 4
@@ -84,6 +84,8 @@ CONFIGURATIONS: dict[str, Callable[[], nn.Module]] = {
     ),
     "mixhop": lambda: pyg.MixHopConv(WIDTH, OUT),
     "mixhop-no-loops": lambda: pyg.MixHopConv(WIDTH, OUT, powers=[1, 3], add_self_loops=False),
+    "pdn": lambda: pyg.PDNConv(WIDTH, OUT, 3, 5),
+    "pdn-plain": lambda: pyg.PDNConv(WIDTH, OUT, 3, 5, add_self_loops=False, bias=False),
     "cheb": lambda: pyg.ChebConv(WIDTH, OUT, K=3),
     "cheb-rw": lambda: pyg.ChebConv(WIDTH, OUT, K=4, normalization="rw", bias=False),
     "cheb-none": lambda: pyg.ChebConv(WIDTH, OUT, K=3, normalization=None),
@@ -271,6 +273,7 @@ def test_autocast(name: str, awkward: Any) -> None:
     assert (y.float() - expected.float()).abs().max() <= 0.05 * scale
 
 
+@pytest.mark.mostly_slow("lg", "rgcn")
 @pytest.mark.parametrize("name", FIRST)
 def test_compile_fullgraph(name: str) -> None:
     """Few compilations for HAGs of many sizes."""

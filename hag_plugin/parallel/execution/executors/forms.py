@@ -1,12 +1,12 @@
-"""One table: what a convolution of PyG or DGL computes, as numbers and names of parameters.
+"""What a convolution of PyG or DGL computes, as numbers and names of parameters.
 
 All of them are `y = t * REDUCE_j(w_e * s_j * x_j) W + x R + b`, where the weights `W` may go first
-if the aggregation is a sum or a mean. Neither library is imported here.
+if the aggregation is a sum or a mean. What these are, the records of `hag_plugin.layers` tell.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -14,10 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hag_plugin.ops.aggregate import REDUCES
+from hag_plugin.layers.record import held
+from hag_plugin.layers.table import record_of
 from hag_plugin.parallel.execution.graphs.local_graphs import LocalGraphs
 from hag_plugin.parallel.execution.site import Site
 from hag_plugin.parallel.layouts import Split
+from hag_plugin.parallel.model.calls import named
+from hag_plugin.reducers import REDUCES
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,24 +108,48 @@ def relational_product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def form_of(site: Site, graphs: LocalGraphs) -> Form:
-    """The form of a convolution.
+    """The form of a convolution, as the record of its layer tells it.
 
     Raises:
-        TypeError: the layer has none, or is set up in a way that is not covered.
+        TypeError: the layer has no record, or is set up in a way that is not covered.
+        ValueError: the layer refuses its graph.
     """
     layer = cast(Any, site.module)
-    for base in type(layer).__mro__:
-        form = FORMS.get(f"{base.__module__}.{base.__qualname__}")
-        if form is not None:
-            flow = getattr(layer, "flow", "source_to_target")
-            if flow != "source_to_target":
-                raise TypeError(
-                    f"layer {site.op.name!r} has flow {flow!r}; expected 'source_to_target'"
-                )
-            return form(site, graphs)
-    raise TypeError(
-        f"layer {site.op.name!r} ({type(layer).__name__}) cannot be split with strategy "
-        f"{site.config.strategy!r}; expected one of {sorted(FORMS)}"
+    record = record_of(type(layer))
+    if record is None:
+        raise TypeError(
+            f"layer {site.op.name!r} ({type(layer).__name__}) cannot be split with strategy "
+            f"{site.config.strategy!r}; expected a layer with a record"
+        )
+    flow = getattr(layer, "flow", "source_to_target")
+    if flow != "source_to_target":
+        raise TypeError(f"layer {site.op.name!r} has flow {flow!r}; expected 'source_to_target'")
+    if len(site.op.reduce) != 1:
+        raise TypeError(f"layer {site.op.name!r} aggregates by {site.op.reduce}; expected one "
+                        "reducer")  # fmt: skip
+    _refuse_empty(site, graphs)
+    weight = _edge_weight(site, graphs)
+    is_dgl = record.library == "dgl"
+    source, target = None, None
+    exponents = record.exponents(layer)
+    if any(exponents):
+        degrees = _own_degrees(graphs) if is_dgl else _weighted_degrees(graphs, weight)
+        source, target = (
+            _power(degree, exponent) if exponent else None
+            for degree, exponent in zip(degrees, exponents, strict=True)
+        )
+    return Form(
+        weight=held(layer, record.weight),
+        inputs=record.inputs,
+        outputs=record.outputs,
+        root=held(layer, record.root),
+        bias=held(layer, record.bias),
+        reduce=site.op.reduce[0],
+        ties="first" if is_dgl else "even",
+        source_scale=source,
+        target_scale=target,
+        edge_weight=weight,
+        coefficients=held(layer, record.coefficients),
     )
 
 
@@ -132,13 +159,15 @@ def _power(degree: Tensor, exponent: float) -> Tensor:
     return degree.pow(exponent).masked_fill(degree == 0, 0.0)
 
 
-def _edge_weight(site: Site, graphs: LocalGraphs, position: int, loop: float) -> Tensor | None:
+def _edge_weight(site: Site, graphs: LocalGraphs) -> Tensor | None:
     """The weights of a call, with those of loops; PyG fills in with that of a loop given."""
-    call = site.call
-    given = call.args[position] if len(call.args) > position else call.kwargs.get("edge_weight")
+    layer, call = cast(Any, site.module), site.call
+    given = named(layer, call.args, call.kwargs).get("edge_weight")
     if given is None:
         return None
     given = given.detach().cpu().double().view(-1)
+    # `improved` counts with weights alone: without them stock fills in loops of weight 1.
+    loop = 2.0 if getattr(layer, "improved", False) else 1.0
     loops = torch.full((graphs.nodes,), loop, dtype=torch.float64)
     if graphs.self_loops == "fill":
         source, target = graphs.edge_index
@@ -147,116 +176,27 @@ def _edge_weight(site: Site, graphs: LocalGraphs, position: int, loop: float) ->
     return torch.cat([given, loops])
 
 
-# PyG ------------------------------------------------------------------------------------------
-
-
-def _gcn(site: Site, graphs: LocalGraphs) -> Form:
-    """conv/gcn_conv.py, `gcn_norm`."""
-    conv = cast(Any, site.module)
-    form = Form("lin.weight", bias="bias" if conv.bias is not None else "")
-    # Without weights stock fills in loops of weight 1, `improved` or not.
-    weight = _edge_weight(site, graphs, 2, 2.0 if conv.improved else 1.0)
-    if not conv.normalize:
-        return replace(form, edge_weight=weight)
+def _weighted_degrees(graphs: LocalGraphs, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """PyG's, of its `gcn_norm`: those of the targets on both sides, with weights."""
     if weight is None:
-        scale = _power(graphs.in_degree(), -0.5)
-        return replace(form, source_scale=scale, target_scale=scale)
+        return (graphs.in_degree(),) * 2
     (_, target), number = graphs.listed()
     degree = torch.zeros(graphs.nodes, dtype=torch.float64)
-    scale = _power(degree.index_add(0, target, weight[number]), -0.5)
-    return replace(form, source_scale=scale, target_scale=scale, edge_weight=weight)
+    return (degree.index_add(0, target, weight[number]),) * 2
 
 
-def _sage(site: Site, graphs: LocalGraphs) -> Form:
-    """conv/sage_conv.py; `normalize` is an operation of its own."""
-    conv = cast(Any, site.module)
-    bias = "lin_l.bias" if conv.lin_l.bias is not None else ""
-    root = "lin_r.weight" if conv.root_weight else ""
-    return Form("lin_l.weight", root=root, bias=bias, reduce=_reducer(site))
+def _own_degrees(graphs: LocalGraphs) -> tuple[Tensor, Tensor]:
+    """DGL's: of sources and of targets, 1 at least."""
+    return graphs.out_degree().clamp(min=1), graphs.in_degree().clamp(min=1)
 
 
-def _graph_conv(site: Site, graphs: LocalGraphs) -> Form:
-    """conv/graph_conv.py."""
-    conv = cast(Any, site.module)
-    bias = "lin_rel.bias" if conv.lin_rel.bias is not None else ""
-    weight = _edge_weight(site, graphs, 2, 1.0)
-    return Form(
-        "lin_rel.weight", root="lin_root.weight", bias=bias, reduce=_reducer(site),
-        edge_weight=weight,
-    )  # fmt: skip
-
-
-def _sum_only(site: Site, graphs: LocalGraphs) -> Form:
-    """conv/gin_conv.py and conv/simple_conv.py: what follows are operations of their own."""
-    return Form(reduce=_reducer(site), edge_weight=_edge_weight(site, graphs, 2, 1.0))
-
-
-def _rgcn(site: Site, graphs: LocalGraphs) -> Form:
-    """conv/rgcn_conv.py: `W` `[R, F, G]`, bases `[B, F, G]`, or blocks `[R, B, F / B, G / B]`."""
-    conv = cast(Any, site.module)
-    root, bias = ("root", conv.root), ("bias", conv.bias)
-    names = [name if value is not None else "" for name, value in (root, bias)]
-    coefficients = "comp" if conv.comp is not None else ""
-    return Form("weight", -2, -1, names[0], names[1], _reducer(site), coefficients=coefficients)
-
-
-def _reducer(site: Site) -> str:
-    if len(site.op.reduce) != 1:
-        raise TypeError(f"layer {site.op.name!r} aggregates by {site.op.reduce}; expected one "
-                        "reducer")  # fmt: skip
-    return site.op.reduce[0]
-
-
-# DGL ------------------------------------------------------------------------------------------
-
-
-def _dgl_gcn(site: Site, graphs: LocalGraphs) -> Form:
-    """nn/pytorch/conv/graphconv.py: degrees are counted on both sides, and are 1 at least."""
-    conv = cast(Any, site.module)
-    inside, outside = graphs.in_degree(), graphs.out_degree()
-    if not conv._allow_zero_in_degree and (inside == 0).any():
+def _refuse_empty(site: Site, graphs: LocalGraphs) -> None:
+    """Raises ValueError as DGL's layers do, where a node has no edges into it."""
+    if getattr(site.module, "_allow_zero_in_degree", True):
+        return
+    empty = int((graphs.in_degree() == 0).sum())
+    if empty:
         raise ValueError(
-            f"layer {site.op.name!r}: the graph has {int((inside == 0).sum())} nodes without "
-            "edges into them; add self-loops or set allow_zero_in_degree=True"
+            f"layer {site.op.name!r}: the graph has {empty} nodes without edges into them; add "
+            "self-loops or set allow_zero_in_degree=True"
         )
-    power = -0.5 if conv._norm == "both" else -1.0
-    left, right = conv._norm in ("left", "both"), conv._norm in ("right", "both")
-    return Form(
-        "weight" if conv.weight is not None else "", -2, -1,
-        bias="bias" if conv.bias is not None else "",
-        source_scale=_power(outside.clamp(min=1), power) if left else None,
-        target_scale=_power(inside.clamp(min=1), power) if right else None,
-        edge_weight=_edge_weight(site, graphs, 3, 1.0),
-    )  # fmt: skip
-
-
-def _dgl_sage(site: Site, graphs: LocalGraphs) -> Form:
-    """nn/pytorch/conv/sageconv.py."""
-    conv = cast(Any, site.module)
-    gcn = conv._aggre_type == "gcn"
-    bias = conv.bias if gcn else conv.fc_self.bias
-    name = "bias" if gcn else "fc_self.bias"
-    return Form(
-        "fc_neigh.weight", root="" if gcn else "fc_self.weight", reduce="mean",
-        bias=name if bias is not None else "", edge_weight=_edge_weight(site, graphs, 2, 1.0),
-    )  # fmt: skip
-
-
-def _dgl_gin(site: Site, graphs: LocalGraphs) -> Form:
-    """nn/pytorch/conv/ginconv.py."""
-    weight = _edge_weight(site, graphs, 2, 1.0)
-    return Form(reduce=_reducer(site), ties="first", edge_weight=weight)
-
-
-PYG, DGL = "torch_geometric.nn.conv.", "dgl.nn.pytorch.conv."
-FORMS: dict[str, Callable[[Site, LocalGraphs], Form]] = {
-    f"{PYG}gcn_conv.GCNConv": _gcn,
-    f"{PYG}sage_conv.SAGEConv": _sage,
-    f"{PYG}graph_conv.GraphConv": _graph_conv,
-    f"{PYG}gin_conv.GINConv": _sum_only,
-    f"{PYG}simple_conv.SimpleConv": _sum_only,
-    f"{PYG}rgcn_conv.RGCNConv": _rgcn,
-    f"{DGL}graphconv.GraphConv": _dgl_gcn,
-    f"{DGL}sageconv.SAGEConv": _dgl_sage,
-    f"{DGL}ginconv.GINConv": _dgl_gin,
-}

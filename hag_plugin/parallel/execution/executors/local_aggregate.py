@@ -7,11 +7,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from hag_plugin.ops.aggregate import REDUCES, Reduce, aggregate
+from hag_plugin.ops.aggregate import aggregate
 from hag_plugin.ops.weights import edge_slots, weighted_aggregate
 from hag_plugin.parallel.execution.executors.forms import Form
 from hag_plugin.parallel.execution.graphs.graph_parts import LocalGraph
 from hag_plugin.parallel.execution.site import Site
+from hag_plugin.reducers import LINEAR, REDUCES, Reduce
 
 
 class LocalAggregate:
@@ -30,7 +31,7 @@ class LocalAggregate:
         device, dtype = site.world.device, site.world.dtype
         self.form, self.self_loops = form, graph.self_loops
         weighted = form.edge_weight is not None
-        self.stock = form.reduce not in REDUCES or (weighted and form.reduce in ("max", "min"))
+        self.stock = form.reduce not in REDUCES or (weighted and form.reduce not in LINEAR)
         searched = site.config.hag != "off" and not weighted
         self.hag = graph.hag("auto" if searched else "none", device, relation)
         self.source_scale = _taken(form.source_scale, graph.sources, dtype, device)

@@ -15,7 +15,6 @@ import hag_plugin as hp
 from hag_plugin.parallel.execution.graphs.graph_parts import ELSEWHERE, Halo, LocalGraph
 from hag_plugin.parallel.execution.graphs.local_graphs import LocalGraphs
 from hag_plugin.parallel.graphs.stats import measure
-from hag_plugin.parallel.graphs.vertex_cover import minimum_cover
 from hag_plugin.parallel.layouts import chunk_sizes
 
 CPU = torch.device("cpu")
@@ -123,21 +122,6 @@ def test_covers_send_the_fewest_rows_and_lose_no_edge(
     numbers = np.concatenate([n for c in covers for n in (c.graph.edges, c.send.edges)])
     listed = LocalGraphs(edges, rows, 0, self_loops=loops).listed()[1]
     assert np.sort(numbers[numbers != ELSEWHERE]).tolist() == listed.sort().values.tolist()
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10_000), st.integers(1, 12), st.integers(0, 40))
-def test_covers_are_minimum(seed: int, nodes: int, count: int) -> None:
-    networkx = pytest.importorskip("networkx")
-    rng = np.random.default_rng(seed)
-    source, target = rng.integers(0, nodes, (2, count))
-    rows, sums = minimum_cover(source, target)
-    assert (np.isin(source, rows) | np.isin(target, sums)).all()
-    graph = networkx.Graph(
-        [(("s", a), ("t", b)) for a, b in zip(source.tolist(), target.tolist(), strict=True)]
-    )
-    top = {n for n in graph if n[0] == "s"}
-    assert len(rows) + len(sums) == len(networkx.bipartite.maximum_matching(graph, top)) // 2
 
 
 @pytest.mark.parametrize("loops", LOOPS)

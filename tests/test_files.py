@@ -1,4 +1,4 @@
-"""Files that are written: whole or absent, and refused, before the work, where they can't be."""
+"""Files that are written: whole or absent, and refused where they can't be."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ import torch
 
 import hag_plugin as hp
 from hag_plugin import files
-from hag_plugin.cli import build, calibration, main, plan, plot, simulate
-from hag_plugin.demo import compare
-from hag_plugin.hag import constants
+
+from .places import PLACES
 
 
 def hag() -> hp.HAG:
@@ -37,43 +36,6 @@ WRITERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "Plan.save": (".json", lambda path: a_plan().save(path)),
     "write_whole": (".txt", lambda path: files.write_whole(path, b"x")),
 }
-# Commands that write one, each with what must not have run yet when it is refused.
-COMMANDS: dict[str, tuple[str, list[str], list[tuple[Any, str]]]] = {
-    "build": (".npz", ["build", "karate"], [(build, "search")]),
-    "plot": (".svg", ["plot", "karate", "-o"], [(plot, "search")]),
-    "demo": (".png", ["demo", "--dataset", "karate", "--plot"], [(compare, "compare")]),
-    "calibrate": (".json", ["calibrate", "--output"], [(calibration, "calibrate")]),
-    "plan": (".json", ["plan", "gcn", "karate", "-o"], [(plan, "graph_of")]),
-    "probe": (".json", ["probe", "-o"], []),
-    "simulate": (".json", ["simulate", "gcn", "karate", "-o"], [(simulate, "graph_of")]),
-    "trace": (".json", ["simulate", "gcn", "karate", "--trace"], [(simulate, "graph_of")]),
-    "timeline": (".svg", ["simulate", "gcn", "karate", "--plot"], [(simulate, "graph_of")]),
-}
-
-
-def missing(folder: Path, suffix: str) -> tuple[Path, str]:
-    return folder / "no" / f"out{suffix}", "there is no folder"
-
-
-def a_folder(folder: Path, suffix: str) -> tuple[Path, str]:
-    (folder / f"out{suffix}").mkdir()
-    return folder / f"out{suffix}", "it is a folder"
-
-
-def below_a_file(folder: Path, suffix: str) -> tuple[Path, str]:
-    (folder / "file").write_text("")
-    return folder / "file" / f"out{suffix}", "there is no folder"
-
-
-def too_long(folder: Path, suffix: str) -> tuple[Path, str]:
-    return folder / f"{'x' * 300}{suffix}", os.strerror(errno.ENAMETOOLONG)
-
-
-def unwritable(folder: Path, suffix: str) -> tuple[Path, str]:
-    return Path("/proc") / f"out{suffix}", "can't write to the folder /proc"
-
-
-PLACES = [missing, a_folder, below_a_file, too_long, unwritable]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -87,30 +49,6 @@ def test_writers_refuse_by_the_name_that_was_given(tmp_path: Path, name: str, pl
         save(path)
     assert error.value.filename == str(path)
     assert ".part" not in str(error.value)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("name", COMMANDS)
-def test_commands_refuse_before_the_work(
-    tmp_path: Path, name: str, place: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    pytest.importorskip("matplotlib")
-    pytest.importorskip("torch_geometric")
-
-    def works(*_: Any, **__: Any) -> None:
-        raise AssertionError("the work began")
-
-    suffix, arguments, work = COMMANDS[name]
-    for owner, function in work:
-        monkeypatch.setattr(owner, function, works)
-    path, words = place(tmp_path, suffix)
-    before = sorted(tmp_path.rglob("*"))
-    assert main([*arguments, str(path), "--quiet"]) == 2
-    said = capsys.readouterr()
-    assert words in said.err
-    assert str(path) in said.err
-    assert ".part" not in said.err
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -150,15 +88,6 @@ def test_links_longest_names_and_modes(tmp_path: Path) -> None:
     os.umask(umask)
     assert longest.stat().st_mode & 0o777 == 0o666 & ~umask
     assert not list(tmp_path.rglob("*.part"))
-
-
-def test_calibrate_writes_to_its_own_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(constants.PATH_VARIABLE, str(tmp_path / "new" / "costs.json"))
-    monkeypatch.setattr(calibration, "SHAPES", (calibration.SHAPES[0], calibration.SHAPES[-1]))
-    assert main(["calibrate", "--rounds", "1", "--quiet"]) == 0
-    assert (tmp_path / "new" / "costs.json").is_file()
 
 
 def test_a_checkpoint_takes_the_place_of_a_checkpoint_only(tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""`Choice`: what a step of message passing runs on, and why; with the reasons in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from hag_plugin.explanation import Kind
+
+# Why, in words.
+GIVEN = "its graph has a HAG"
+BACK = "its graph came back"
+FIRST = "first met: a graph gets its HAG when it comes back in a later forward"
+CHANGED = "the graph was changed since its HAG was built"
+MANY = "too many edges to search in training: call ToHAG"
+OTHER_GRAPH = "a graph of a class that is not DGL's own"
+NO_GRAPH = "no graph was passed to it"
+NO_STEP = "it aggregated nothing"
+NODE_FUNCTION = "update_all was given a function of nodes"
+UNFIT = "a field that is missing, or that is not the one that is reduced"
+UNKNOWN_REDUCER = "a reduce function that is not known for its message"
+UNKNOWN_MESSAGE = "a message function that is not known"
+EDGE_ROWS = "messages are rows of edges"
+WEIGHTED_EXTREMUM = "edge weights with a maximum or minimum"
+OTHER_WEIGHTS = "edge weights are learned, or not one number an edge in the dtype of the features"
+FIRST_WEIGHTS = "edge weights have not come back"
+NO_FACTORS = "edge weights are not a product of node factors"
+FACTORS = ", with edge weights that are products of node factors"
+FIRST_TYPES = "edge types have not come back"
+TYPES = ", with edge types that came back"
+NO_EDGES = "there are no edges"
+NOT_FINITE = "NaN or infinities in a maximum or minimum"
+UNSORTED = "{} with gradients: edges are not sorted by source"
+TIES = "{} with gradients: DGL breaks ties in an order of its own"
+
+
+class Ran(NamedTuple):
+    """A step that ran.
+
+    Attributes:
+        value: what `update_all` stores, by field; or the rows of one field.
+        kind: what it ran on. "stock" where DGL's kernels did all of it.
+        reason: why.
+    """
+
+    value: Any
+    kind: Kind
+    reason: str
+
+
+STRENGTH: dict[Kind, int] = {"stock": 0, "plain": 1, "HAG": 2}
+
+
+def strongest(ran: Iterable[Ran]) -> Ran:
+    """Of several steps that of which is told: the last that shared most."""
+    found: Ran = max(reversed([*ran]), key=lambda step: STRENGTH[step.kind])
+    return found
+
+
+class Choice(NamedTuple):
+    """What a step runs on.
+
+    Attributes:
+        run: runs it; None: DGL's own code is to run. It raises `LeftToDGL` where that turns out
+            only once work was done.
+        reason: why, in words.
+    """
+
+    run: Callable[[], Ran] | None
+    reason: str
+
+
+class LeftToDGL(Exception):
+    """DGL's own code is to run after all. Its text says why."""
+
+
+def stored(choice: Choice, field: str) -> Choice:
+    """The choice for rows as that for a step that stores them in a field."""
+    run = choice.run
+    if run is None:
+        return choice
+
+    def step() -> Ran:
+        rows, kind, reason = run()
+        return Ran({field: rows}, kind, reason)
+
+    return Choice(step, choice.reason)

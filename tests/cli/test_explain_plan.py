@@ -1,0 +1,37 @@
+"""`hag-plugin explain-plan` reads what `plan` wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hag_plugin.cli import main
+from hag_plugin.parallel.search.plan import Plan
+
+SIZES = ["--nodes", "240000", "--edges", "12000000", "--features", "100", "--halo-ratio", "2"]
+
+
+def test_plan_writes_a_file_that_explain_reads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "plan.json")
+    assert main(["plan", "gcn", *SIZES, "--topology", "pcie4x4", "-o", path]) == 0
+    out = capsys.readouterr().out
+    assert "All figures are predicted" in out
+    assert "predicted, all-gather" in out
+    assert Plan.load(path).world_size == 4
+    assert main(["explain-plan", path]) == 0
+    assert out.startswith(capsys.readouterr().out.strip())
+    assert main(["explain-plan", path, "gcn", *SIZES, "--topology", "pcie4x4", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    refused = document["alternatives"]["convs.0"]["relations"]
+    assert refused == "refused: it has 1 relations, fewer than 4 devices"
+
+
+def test_explain_refuses_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tmp_path / "plan.json")
+    assert main(["plan", "gcn", *SIZES, "-o", path]) == 0
+    assert main(["explain-plan", path, "gcn", *SIZES, "--layers", "2"]) == 2
+    assert "the plan is for another model" in capsys.readouterr().err

@@ -1,0 +1,99 @@
+"""`hag-plugin stats`, and what it shares with `build` and `plot`: graphs, searches and checks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import hag_plugin as hp
+from hag_plugin.cli import main
+from hag_plugin.cli.search import LOOPS
+from hag_plugin.data import datasets
+
+from .runs import refuse, run_json
+
+
+def test_stats_counts_the_graph(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "g.txt"
+    path.write_text("0 1\n0 1\n1 0\n2 2\n4 0\n")
+    document, _ = run_json(capsys, "stats", str(path), "--check")
+    assert document["graph"] == {
+        "nodes": 5, "edges": 5, "graphs": 1, "duplicates": 1, "self_loops": 1, "isolated": 1,
+        "symmetric": False,
+    }  # fmt: skip
+    assert document["checked"] is True
+
+
+@pytest.mark.parametrize("loops", ["none", "add", "fill"])
+def test_stats_agree_with_the_library(capsys: pytest.CaptureFixture[str], loops: str) -> None:
+    document, _ = run_json(capsys, "stats", "cliques", "--self-loops", loops)
+    graph = hp.build_hag(datasets.load("cliques").edge_index, num_nodes=1000)
+    stats = graph.stats(LOOPS[loops])
+    assert document["stats"]["rows_read"] == stats.rows_read
+    assert document["stats"]["aggregations_before"] == stats.aggregations_before
+    assert document["profits"] is True
+
+
+def test_stats_says_when_nothing_is_gained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stats", "karate", "--method", "none"]) == 0
+    assert "does not profit" in capsys.readouterr().out
+
+
+def test_stats_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stats", "cliques", "--self-loops", "fill"]) == 0
+    out = capsys.readouterr().out
+    assert "aggregations" in out
+    assert "The HAG profits" in out
+
+
+def test_stats_of_a_plan_for_a_gpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = str(tmp_path / "c.npz")
+    how = ("--self-loops", "add", "--method", "greedy", "--device", "cuda")
+    built, _ = run_json(capsys, "build", "cliques", path, *how)
+    assert built["settings"]["device"] == "cuda"
+    gpu = built["stats"]["gpu"]
+    assert gpu["serial_chain"] == sum(each["longest_op"] for each in gpu["launches"])
+    assert len(gpu["launches"]) > 1
+    assert run_json(capsys, "stats", path, "--self-loops", "add")[0]["stats"]["gpu"] == gpu
+    assert run_json(capsys, "stats", "cliques")[0]["stats"]["gpu"] is None
+    assert main(["stats", "cliques", *how]) == 0
+    out = capsys.readouterr().out
+    assert "occupancy" in out
+    assert f"longest serial chain: {gpu['serial_chain']} rows" in out
+
+
+def test_empty_graph(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "g.txt"
+    path.write_text("")
+    document, _ = run_json(capsys, "stats", str(path))
+    assert document["profits"] is False
+
+
+def test_greedy_and_subtraction(capsys: pytest.CaptureFixture[str]) -> None:
+    for options in (["--method", "greedy"], ["--allow-subtraction"]):
+        document, _ = run_json(capsys, "stats", "karate", "--check", *options)
+        assert document["checked"]
+
+
+def test_bad_line_reaches_the_user(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "g.txt"
+    path.write_text("0 1\n1 two\n")
+    assert "g.txt, line 2: '1 two'; expected two node ids" in refuse(capsys, "stats", str(path))
+
+
+def test_damaged_hag_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "g.npz"
+    np.savez(path, header=np.frombuffer(b"{}", np.uint8))
+    assert "g.npz" in refuse(capsys, "stats", str(path))
+
+
+def test_failed_check_is_an_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    edges = torch.combinations(torch.arange(6)).T
+    hag = hp.build_hag(edges, num_nodes=6)
+    hag._programs = hp.build_hag(edges.flip(0), num_nodes=6)._programs
+    hag.save(tmp_path / "g.npz")
+    said = refuse(capsys, "stats", str(tmp_path / "g.npz"), "--check", code=1)
+    assert "row 0, source 1: expected 0 edges, found 1" in said
