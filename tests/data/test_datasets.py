@@ -28,6 +28,7 @@ def write(path: Path, text: str) -> Path:
 # Generated --------------------------------------------------------------------------------------
 
 
+@pytest.mark.mostly_slow("cliques")
 @pytest.mark.parametrize("name", [n for n in datasets.BUILT_IN if n != "collaboration"])
 def test_built_in_graphs_are_simple_undirected_and_repeatable(name: str) -> None:
     data, again = datasets.load(name), datasets.load(name)

@@ -23,6 +23,7 @@ def edges_of(num_src: int, num_dst: int, count: int, seed: int) -> torch.Tensor:
     return torch.stack(ends)
 
 
+@pytest.mark.slow
 @given(
     SIDES, st.integers(0, 40), st.integers(0, 99), st.sampled_from(["sum", "mean", "max", "min"])
 )

@@ -257,6 +257,7 @@ def test_half_types(dtype: torch.dtype) -> None:
 # Sequences --------------------------------------------------------------------------------------
 
 
+@pytest.mark.mostly_slow("*jvp", "vjp", "hessian", "batched", "jac*")
 @pytest.mark.parametrize("transform", [*FIRST, *WHOLE])
 def test_sequences(transform: Any) -> None:
     edges, (x, v) = edges_in_order(), point()

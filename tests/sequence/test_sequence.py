@@ -224,6 +224,7 @@ def test_aggregations_saved_on_real_graphs(
     assert stats.aggregations_before / stats.aggregations > least
 
 
+@pytest.mark.slow
 def test_real_lists_have_as_many_prefixes_as_a_set_counts(shared_data: Path) -> None:
     data = datasets.load("IMDB-MULTI", shared_data / "npz", features=False)
     tree = build_sequence(data.edge_index, num_nodes=data.num_nodes, order="frequency")

@@ -82,7 +82,7 @@ def train(model: nn.Module, data: Data, size: int, **options: Any) -> set[Choice
 SEARCHED = {"GCN": 30, "SAGE": 26, "GIN": 12}
 
 
-@pytest.mark.mostly_slow("GAT-2", "GCN-2", "RGCN-2")
+@pytest.mark.mostly_slow("GAT-2", "RGCN-2")
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("name", MODELS)
 def test_training_is_that_of_one_process(name: str, size: int) -> None:

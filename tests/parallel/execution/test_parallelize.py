@@ -119,6 +119,7 @@ def test_what_is_no_known_operation_runs_whole(size: int) -> None:
     assert sum(layer.kind == "opaque" for layer in plan.layers) >= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [3, 8])
 @pytest.mark.parametrize("kind", ["rows", "cheapest"])
 def test_ranks_without_nodes(kind: str, size: int) -> None:

@@ -179,7 +179,7 @@ def combinations() -> Iterator[Any]:
                     )
 
 
-@pytest.mark.mostly_slow("GCN, plain, *", "SAGE, plain, *")
+@pytest.mark.mostly_slow("SAGE, plain, *")
 @pytest.mark.parametrize(("name", "make", "kind", "how", "learned_features"), [*combinations()])
 def test_gradients_are_stocks(
     name: str, make: Any, kind: str, how: str, learned_features: bool
@@ -216,6 +216,7 @@ def test_models_that_come_back_meet_hags_under_checkpoints(how: str) -> None:
     assert hook.num_hags == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["whole", "by layer", "nested"])
 def test_small_graphs(how: str) -> None:
     with limits(few_messages=EDGES * WIDTH):  # some layers of a net, others not

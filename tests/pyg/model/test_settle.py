@@ -156,7 +156,7 @@ def adjacency(edge_index: Tensor) -> Tensor:
 CASES = [(name, graph) for name in LAYERS for graph in GRAPHS]
 
 
-@pytest.mark.mostly_slow("*-ring")
+@pytest.mark.mostly_slow("g*-ring", "s*-ring")
 @pytest.mark.parametrize("made", CASES, indirect=True, ids="-".join)
 def test_explain_tells_what_ran(made: Any) -> None:
     conv, plain, handed = made

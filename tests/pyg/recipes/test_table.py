@@ -200,6 +200,7 @@ def variants(conv: Any, x: Tensor, graph: Any) -> tuple[list[Any], list[Any]]:
     return [*first, edges], [*first, hp.build_hag(edges, num_nodes=n)]
 
 
+@pytest.mark.mostly_slow("*-multigraph")
 @pytest.mark.parametrize(("name", "graph"), CASES, indirect=["graph"])
 def test_layer_equals_stock(name: str, graph: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     stock = CONFIGURATIONS[name]().double()
