@@ -574,7 +574,9 @@ def note(conv: Any, recipe: Recipe | None, choice: Choice, call: Call) -> None:
     kind, reason, changed = choice
     if torch.compiler.is_compiling():
         if torch.compiler.is_dynamo_compiling():
+            graph = None if recipe is None else call.get(recipe.record.graphs[0])
             comptime(_note_traced)
+            del graph
         else:
             _note_compiled(conv, kind, reason)
         return
@@ -604,12 +606,18 @@ def _note_traced(context: Any) -> None:
     Neither the layer nor its count is looked at by what is compiled, so that no guard is on them.
     """
     found = []
-    for name in ("conv", "kind", "reason"):
+    for name in ("conv", "kind", "reason", "recipe", "graph"):
         variable = getattr(context.get_local(name), "_ComptimeVar__variable", None)
         found.append(getattr(variable.realize() if variable else None, "value", None))
-    conv, kind, reason = found
-    if isinstance(conv, Module):  # or this version of torch keeps it elsewhere
-        _note_compiled(conv, kind, reason)
+    conv, kind, reason, recipe, graph = found
+    if not isinstance(conv, Module):  # this version of torch keeps it elsewhere
+        return
+    if kind == "HAG" and isinstance(recipe, Recipe) and type(graph) is HAG:
+        if not _is_searched(conv, recipe, graph):
+            reason = f"{reason}, whose program is searched when it runs"
+        elif not _shares(conv, recipe, calls_of(conv), graph):
+            kind = "plain"
+    _note_compiled(conv, kind, reason)
 
 
 def _note_compiled(conv: Any, kind: Any, reason: Any) -> None:
@@ -637,6 +645,12 @@ def _shares(conv: Any, recipe: Recipe, calls: Calls, graph: Any) -> bool:
     if isinstance(graph, WeightedGraph):
         return not graph.hag.program().is_plain
     return isinstance(graph, SequentialHAG)
+
+
+def _is_searched(conv: Any, recipe: Recipe, graph: HAG) -> bool:
+    """Whether a HAG has, before the call, a program that it asks for."""
+    loops = recipe.record.self_loops(conv)
+    return any(mode == loops for mode, _ in graph._requested)
 
 
 def _idempotents(conv: Any, calls: Calls) -> tuple[bool, ...]:
