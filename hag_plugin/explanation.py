@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from hag_plugin.saved import set_module
 
@@ -20,13 +20,15 @@ class Calls:
     Attributes:
         counts: how many ran on each.
         reasons: why the last of each did.
+        known: what whoever counts need not find out at every call.
     """
 
-    __slots__ = ("counts", "reasons")
+    __slots__ = ("counts", "known", "reasons")
 
     def __init__(self) -> None:
         self.counts: dict[Kind, int] = {}
         self.reasons: dict[Kind, str] = {}
+        self.known: Any = None
 
     def note(self, kind: Kind, reason: str) -> None:
         """Counts a call."""

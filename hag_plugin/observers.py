@@ -1,6 +1,7 @@
 """Who is told what the operators ran: nobody, but while `hag_plugin.testing` counts.
 
-What runs a program, or walks a tree, says so when it is done: `if observers: tell(...)`.
+What runs a program, walks a tree or searches a program says so when it is done:
+`if observers: tell(...)`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 Observer = Callable[[str, str, Any], None]
+
+SEARCH = "search"  # stands for the operator where a program was searched
 
 # Called with what `tell` is given, from whatever thread it is.
 observers: list[Observer] = []
@@ -19,7 +22,8 @@ def tell(operator: str, reduce: str, program: Any) -> None:
 
     Args:
         operator: its name, as in `torch.ops.hag_plugin`, or the function's that walked a tree.
-        reduce: "sum", "mean", "max", "min", or "lstm".
+            `SEARCH`: nothing ran.
+        reduce: "sum", "mean", "max", "min", or "lstm". Of a search, its method.
         program: what ran: a program, a tree, or the graph where there is no program.
     """
     for observer in tuple(observers):

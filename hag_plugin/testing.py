@@ -1,6 +1,6 @@
-"""For tests of models: what the operators ran while a block was open.
+"""For tests of models: what the operators ran while a block was open, and at which limits.
 
-with hag_plugin.testing.count_programs() as ran:
+with hag_plugin.testing.limits(few_messages=0), hag_plugin.testing.count_programs() as ran:
     model(x, edge_index).sum().backward()
 assert ran.hag and not ran.plain
 """
@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 import torch
 
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import Program
-from hag_plugin.observers import observers
+from hag_plugin.limits import limits as in_force
+from hag_plugin.observers import SEARCH, observers
 from hag_plugin.sequence.prefix_tree import SequentialHAG
 
-__all__ = ["Ran", "Run", "count_programs"]
+__all__ = ["Ran", "Run", "count_programs", "limits"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +61,17 @@ class Ran:
     Attributes:
         programs: the runs in the order in which they ended. They hold what ran.
         trees: the prefix trees of those that walked one.
+        searches: how many programs were made of graphs, those of method "none" included.
     """
 
     programs: list[Run] = field(default_factory=list)
     trees: list[SequentialHAG] = field(default_factory=list)
+    searches: int = 0
+
+    @property
+    def forward(self) -> list[Run]:
+        """The runs of forward passes."""
+        return [run for run in self.programs if run.direction == "forward"]
 
     @property
     def hag(self) -> int:
@@ -100,6 +108,9 @@ def count_programs() -> Iterator[Ran]:
     ran = Ran()
 
     def observe(operator: str, reduce: str, program: Program | HAG | SequentialHAG) -> None:
+        if operator == SEARCH:
+            ran.searches += 1
+            return
         backward = torch._C._current_graph_task_id() != -1
         ran.programs.append(Run(operator, reduce, program, "backward" if backward else "forward"))
         if isinstance(program, SequentialHAG):
@@ -110,3 +121,37 @@ def count_programs() -> Iterator[Ran]:
         yield ran
     finally:
         observers.remove(observe)
+
+
+@contextmanager
+def limits(**values: Any) -> Iterator[None]:
+    """Sets some of `hag_plugin.limits.Limits`, in all threads of this process, while it is open.
+
+    What was decided before stays: a HAG keeps the programs that it has.
+
+    Args:
+        **values: by name.
+
+    Raises:
+        ValueError: there is no limit of that name.
+
+    Example:
+        >>> from hag_plugin.limits import limits as in_force
+        >>> with limits(few_messages=0):
+        ...     in_force.few_messages
+        0
+        >>> in_force.few_messages
+        4096
+    """
+    known = {each.name for each in fields(in_force)}
+    unknown = sorted(values.keys() - known)
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is no limit; expected one of {', '.join(sorted(known))}")
+    before = {name: getattr(in_force, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(in_force, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(in_force, name, value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,29 @@ import pytest
 import torch
 
 from hag_plugin.sequence import SequentialHAG
-from hag_plugin.sequence.cost import StepCounts
-from hag_plugin.testing import count_programs
+from hag_plugin.testing import Ran, count_programs, limits
+
+from .processes import starting
 
 os.environ.setdefault("DGLBACKEND", "pytorch")  # or DGL writes a file into the home directory
 # Plans depend on the cost constants: tests take the defaults, whatever was calibrated here.
 os.environ["HAG_PLUGIN_COSTS"] = ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that start processes, and most of those that are marked so, as slow."""
+    for item in items:
+        if isinstance(item, pytest.Function) and is_slow(item):
+            item.add_marker("slow")
+
+
+def is_slow(item: pytest.Function) -> bool:
+    """Whether a test starts processes, or is none of those that `mostly_slow` leaves."""
+    function = item.originalname
+    if (function if item.cls is None else f"{item.cls.__name__}.{function}") in starting(item.path):
+        return True
+    mark = item.get_closest_marker("mostly_slow")
+    return mark is not None and not any(fnmatchcase(item.callspec.id, each) for each in mark.args)
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +63,13 @@ def seeded() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def ran() -> Iterator[Ran]:
+    """What the operators ran during the test."""
+    with count_programs() as ran:
+        yield ran
+
+
 # LSTMs over prefix trees ----------------------------------------------------------------------
 
 
@@ -56,9 +81,10 @@ def walks() -> Iterator[list[SequentialHAG]]:
 
 
 @pytest.fixture
-def always_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+def always_pays() -> Iterator[None]:
     """Small graphs take the tree, too: what is tested is what runs, not whether it pays."""
-    monkeypatch.setattr(StepCounts, "pays", lambda *_: True)
+    with limits(tree_gain=0.0):
+        yield
 
 
 # Real graphs ----------------------------------------------------------------------------------

@@ -121,6 +121,7 @@ def interrupted_search() -> None:
         _cpu.greedy_program(*arrays, "", False, 10_000, 2, stop)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "use",
     [

@@ -37,7 +37,10 @@ from hag_plugin.hag.program import METHODS, Options
 from hag_plugin.kernels import _cpu
 from hag_plugin.ops import weights
 
-pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs signal.setitimer")
+pytestmark = [
+    pytest.mark.slow,  # they wait for signals
+    pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs signal.setitimer"),
+]
 
 # What runs for longer than this after a signal was not listening. Work that is not interrupted is
 # asked for again after 0.05 s, so that machines under load do not matter.
@@ -115,7 +118,7 @@ CALLS: dict[str, Callable[[Graph], Any]] = {
 }
 KERNELS = {
     *("masked_sum", "add_to_winners", "weighted_sum", "edge_dot", "advise_huge_pages"),
-    *("instruction_set", "instruction_sets", "checksum"),
+    *("instruction_set", "instruction_sets", "checksum", "reducers"),
 }
 
 

@@ -30,6 +30,7 @@ def test_the_table_is_there() -> None:
     assert len(rows()) == 9
 
 
+@pytest.mark.mostly_slow("Cora*", "BZR_MD*", "IMDB*")
 @pytest.mark.parametrize(("name", "closed", "plain"), rows())
 def test_rows_read(shared_data: Path, name: str, closed: str, plain: str) -> None:
     graph = datasets.load(str(shared_data / "npz" / f"{FILES.get(name, name)}.npz"))

@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # the ground: what knows neither graphs nor layers
     (
         *("files", "units", "modes", "recall", "explanation", "adapters", "scripting", "starting"),
-        *("saved", "kept", "devices", "observers", "version", "reducers"),
+        *("saved", "kept", "devices", "observers", "version", "reducers", "limits"),
     ),
     ("hag", "hag.*"),
     ("kernels.triton", "kernels.triton.*"),
@@ -38,6 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 # Rooms of one floor that do not know each other.
 APART = (("pyg", "dgl"),)
+# The rooms inside of rooms, from the ground up.
 PARALLEL: tuple[tuple[str, ...], ...] = (
     ("layouts",),
     ("ranks", "ranks.*", "graphs", "graphs.*"),
@@ -48,6 +49,15 @@ PARALLEL: tuple[tuple[str, ...], ...] = (
     ("report", "report.*"),
     ("",),
 )
+
+ADAPTER: tuple[tuple[str, ...], ...] = (
+    ("aggregation", "aggregation.*"),
+    ("recipes", "recipes.*"),
+    ("data", "data.*"),
+    ("model", "model.*"),
+    ("",),
+)
+INNER = {"parallel": PARALLEL, "pyg": ADAPTER, "dgl": ADAPTER}
 
 Imports = dict[str, set[str]]
 
@@ -139,10 +149,10 @@ def against_the_order(imports: Imports) -> list[str]:
     for name, others in imports.items():
         for other in others - {name}:
             up = _runs_up(name, other, FLOORS)
-            if name.startswith("parallel.") and other.startswith("parallel"):
-                inner = [each.partition(".")[2] for each in (name, other)]
-                up = up or _runs_up(*inner, PARALLEL)
-            ends = {name.split(".")[0], other.split(".")[0]}
+            (room, _, inner), (to_room, _, to_inner) = name.partition("."), other.partition(".")
+            if room == to_room and room in INNER:
+                up = up or _runs_up(inner, to_inner, INNER[room])
+            ends = {room, to_room}
             if up or any(ends == {*pair} for pair in APART):
                 found.append(f"{name or PACKAGE} imports {other or PACKAGE}")
     return sorted(found)
@@ -162,8 +172,9 @@ def files() -> dict[str, Path]:
 
 def test_every_file_has_a_floor(files: dict[str, Path]) -> None:
     assert [name for name in files if floor_of(name) is None] == []
-    inner = [name.partition(".")[2] for name in files if name.startswith("parallel.")]
-    assert [name for name in inner if floor_of(name, PARALLEL) is None] == []
+    for room, floors in INNER.items():
+        inner = [name.partition(".")[2] for name in files if name.partition(".")[0] == room]
+        assert [name for name in inner if floor_of(name, floors) is None] == []
 
 
 def test_no_floor_names_what_is_not_there(files: dict[str, Path]) -> None:
@@ -212,7 +223,10 @@ def test_what_is_put_in_is_found(way: str, tmp_path: Path) -> None:
     assert "pyg.one imports dgl.other" in against_the_order(imports_of(files_of(tmp_path)))
 
 
-def test_the_order_inside_parallel() -> None:
+def test_the_order_inside_a_room() -> None:
+    for room in ("pyg", "dgl"):
+        up = {f"{room}.recipes.table": {f"{room}.model.swap"}}
+        assert against_the_order(up) == [f"{room}.recipes.table imports {room}.model.swap"]
     up = {"parallel.model.layers": {"parallel.search.planner"}}
     assert against_the_order(up) == ["parallel.model.layers imports parallel.search.planner"]
     assert against_the_order({"parallel.search.planner": {"parallel.model.layers"}}) == []

@@ -1,8 +1,12 @@
-"""Counting what the operators ran: each operator, in each way that one can be run."""
+"""Counting what the operators ran, each in each way that one can be run; limits for a while."""
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -12,10 +16,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import hag_plugin as hp
+from hag_plugin.limits import Limits
+from hag_plugin.limits import limits as in_force
 from hag_plugin.observers import observers
 from hag_plugin.ops.weights import weighted_aggregate
 from hag_plugin.sequence import build_sequence, child_sum, lstm_aggregate
-from hag_plugin.testing import Ran, count_programs
+from hag_plugin.testing import Ran, count_programs, limits
 
 Call = Callable[[Tensor, hp.HAG], Tensor]
 
@@ -169,3 +175,42 @@ def test_walks_over_trees(is_compiled: bool) -> None:
     assert (ran.hag, ran.plain) == (0, 0)
     run(x)
     assert len(ran.trees) == 2
+
+
+def test_searches_are_counted_and_run_nothing() -> None:
+    hag = hp.build_hag(clique(), num_nodes=12)
+    with count_programs() as ran:
+        before = hag.program("add")
+        assert hag.program("add") is before
+        assert (ran.searches, ran.programs) == (1, [])
+        pickle.loads(pickle.dumps(hag)).program("add")
+        assert ran.searches == 1
+
+
+# Limits -----------------------------------------------------------------------------------------
+
+
+def test_limits_are_set_for_a_while() -> None:
+    with limits(few_messages=0, op_sources=3):
+        assert (in_force.few_messages, in_force.op_sources) == (0, 3)
+        with suppress(KeyError), limits(few_messages=7, tree_gain=2.0):
+            assert (in_force.few_messages, in_force.tree_gain) == (7, 2.0)
+            raise KeyError
+        assert (in_force.few_messages, in_force.op_sources) == (0, 3)
+    assert in_force == Limits()
+
+
+def test_unknown_limits_are_refused() -> None:
+    with pytest.raises(ValueError, match="'few' is no limit; expected"), limits(few=0):
+        raise AssertionError
+    assert in_force == Limits()
+
+
+def test_every_limit_is_told_and_read() -> None:
+    names = [each.name for each in fields(Limits)]
+    told = [line.split(":")[0].strip() for line in str(Limits.__doc__).splitlines() if ":" in line]
+    assert [name for name in told if name in names] == names
+    source = Path(__file__).parents[1] / "hag_plugin"
+    if source.is_dir():
+        text = "".join(path.read_text() for path in source.rglob("*.py"))
+        assert [name for name in names if f"limits.{name}" not in text] == []

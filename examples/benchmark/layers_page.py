@@ -1,24 +1,34 @@
-"""Writes `docs/layers.md`, the page of PyG's layers, from the table of recipes.
+"""Writes `docs/layers.md` and the README's lists of layers from the tables that decide them.
 
 python -m examples.benchmark.layers_page
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+from hag_plugin.dgl.recipes.table import RECIPES as DGL_RECIPES
 from hag_plugin.files import write_whole
+from hag_plugin.layers import dgl, pyg
+from hag_plugin.limits import limits
+from hag_plugin.parallel.model.layers import TABLE
 from hag_plugin.pyg import layers
-from hag_plugin.pyg.model.settle import SMALL
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "layers.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE, README = ROOT / "docs" / "layers.md", ROOT / "README.md"
+RECORDS = {"PyG": pyg.RECORDS, "DGL": dgl.RECORDS}
+MARKED = re.compile(r"(<!-- layers of (\w+) -->).*?(<!-- end of layers -->)")
 
 
 def page() -> str:
     """The page as Markdown."""
-    return f"""# PyG's layers over a HAG
+    few = f"{limits.few_messages:,}"
+    return f"""# Layers over a HAG
 
-Written by `python -m examples.benchmark.layers_page` from the table that decides it.
+Written by `python -m examples.benchmark.layers_page` from the tables that decide it.
+
+## PyG
 
 `accelerate` lets these layers of `torch_geometric.nn` run over a HAG, with the same results, where
 their aggregation is sum, mean, max, min, or follows from these: var, std, softmax, powermean,
@@ -31,16 +41,52 @@ layer what its calls ran on: a HAG, the plain graph in the same kernels, or stoc
 HeteroConv, DirGNNConv, GPSConv, AntiSymmetricConv and models from `to_hetero` run as the layers
 inside them do. Every other layer runs its stock code.
 
-In training, a call whose messages hold fewer than {SMALL:,} numbers in all (edges times features)
+In training, a call whose messages hold fewer than {few} numbers in all (edges times features)
 runs stock code, which is mostly faster there; but for layers that normalise their edge index at
 each call.
+
+## DGL
+
+These layers of `dgl.nn` run on the HAGs of a graph from `ToHAG`, and on those of a plain graph that
+comes back in an accelerated model. So does whatever else calls `update_all` with `copy_u`. With
+gradients, max and min run on the HAG where edges are sorted by source.
+
+{_table([(cls.__name__, recipe.eligible_when) for cls, recipe in DGL_RECIPES.items()])}
+
+Every other layer runs as before.
+
+## Split over devices
+
+`hp.parallel.plan` knows these layers; others run whole on every device.
+
+- PyG: {", ".join(_known("torch_geometric"))}
+- DGL: {", ".join(_known("dgl"))}
 """
 
 
+def _table(rows: list[tuple[str, str]]) -> str:
+    lines = ["| layer | eligible when |", "|---|---|"]
+    return "\n".join(lines + [f"| {name} | {when} |" for name, when in sorted(rows)])
+
+
+def _known(library: str) -> list[str]:
+    return sorted(name.rpartition(".")[2] for name in TABLE if name.startswith(f"{library}."))
+
+
+def readme(text: str) -> str:
+    """The README with the lists between its marks written anew."""
+
+    def listed(mark: re.Match[str]) -> str:
+        return mark[1] + ", ".join(record.layer for record in RECORDS[mark[2]]) + mark[3]
+
+    return MARKED.sub(listed, text)
+
+
 def main() -> None:
-    """Writes the page."""
+    """Writes the page and the lists."""
     PAGE.parent.mkdir(exist_ok=True)
     write_whole(PAGE, page().encode())
+    write_whole(README, readme(README.read_text()).encode())
 
 
 if __name__ == "__main__":

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hag_plugin.layers.dgl import RECORDS
+
 from . import peers, tables
 from .graphs import Graph
+from .plain_layers import plain
 from .plan import Cell, Plan
 from .results import Record
 from .sides import AGAIN, AUTO, NONE
@@ -23,34 +26,44 @@ TOLERANCE = 1e-3  # of the largest value of the output and of the features' grad
 TYPES = 4
 LEAST_SECONDS = 1e-3
 SLOWER = 1.05
+Make = Callable[[Any, int], nn.Module]  # from dgl.nn.pytorch and the width
 FREE: dict[str, Any] = {"allow_zero_in_degree": True}
 
 # Layers whose stock code holds so many rows of features an edge, gradients included.
 ROWS_PER_EDGE = {"DGNConv": 12, "GatedGraphConv types": 4, "PNAConv": 12, "RelGraphConv": 4}
 
-LAYERS: dict[str, Callable[[Any, int], nn.Module]] = {
-    "APPNPConv": lambda made, f: made.APPNPConv(2, 0.1),
+
+def _plain(name: str) -> Make:
+    """A layer of the table, as it is made where nothing is asked of it."""
+
+    def make(made: Any, f: int) -> nn.Module:
+        values = {"k": 2, "alpha": 0.1, "layer": 1, "n_steps": 2, "n_etypes": 1, "num_rels": TYPES}
+        return plain(getattr(made, name), f, values, **FREE)
+
+    return make
+
+
+OWN: dict[str, Make] = {
     # Without its ReLU: some of millions of outputs are so near 0 that rounding flips gradients.
     "ChebConv": lambda made, f: made.ChebConv(f, f, 3, activation=None),
     "DGNConv": lambda made, f: made.DGNConv(f, f, ["mean", "dir1-av"], ["identity"], 2.5),
     "GATConv": lambda made, f: made.GATConv(f, f, 1, **FREE),
-    "GCN2Conv": lambda made, f: made.GCN2Conv(f, 1, **FREE),
     "GINConv": lambda made, f: made.GINConv(nn.Linear(f, f)),
     "GINConv max": lambda made, f: made.GINConv(nn.Linear(f, f), "max"),
-    "GatedGraphConv": lambda made, f: made.GatedGraphConv(f, f, 2, 1),
     "GatedGraphConv types": lambda made, f: made.GatedGraphConv(f, f, 1, TYPES),
-    "GraphConv": lambda made, f: made.GraphConv(f, f, **FREE),
     "GraphConv none": lambda made, f: made.GraphConv(f, f, norm="none", **FREE),
     "PNAConv": lambda made, f: made.PNAConv(
         f, f, ["mean", "max", "sum", "std"], ["identity", "amplification"], 2.5
     ),
-    "RelGraphConv": lambda made, f: made.RelGraphConv(f, f, TYPES),
     "SAGEConv gcn": lambda made, f: made.SAGEConv(f, f, "gcn"),
     "SAGEConv mean": lambda made, f: made.SAGEConv(f, f, "mean"),
     "SAGEConv pool": lambda made, f: made.SAGEConv(f, f, "pool"),
     "SGConv": lambda made, f: made.SGConv(f, f, 2, **FREE),
-    "TAGConv": lambda made, f: made.TAGConv(f, f, 2),
 }
+ELSEWHERE = ("SAGEConv", "HeteroGraphConv")  # by its aggregators; of layers that are all here
+LAYERS: dict[str, Make] = {
+    record.layer: _plain(record.layer) for record in RECORDS if record.layer not in ELSEWHERE
+} | OWN
 
 
 def cells(plan: Plan) -> Iterator[Cell]:

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 import hag_plugin as hp
+from hag_plugin.layers.pyg import RECORDS
 
 from . import peers
 from .graphs import Graph
+from .plain_layers import plain
 from .plan import LAYER_GRAPHS, Cell, Plan
 from .sides import AGAIN, AUTO
 from .timing import interleave
@@ -46,45 +48,38 @@ def _degrees(graph: Graph) -> Tensor:
     return torch.bincount(torch.bincount(graph.edge_index[1], minlength=graph.num_nodes))
 
 
-# Also some that no HAG serves: they run stock's code on the edges of the HAG that they are handed.
-LAYERS: dict[str, Make] = {
-    "APPNP": lambda pyg, f, graph: pyg.APPNP(K=2, alpha=0.1),
-    "ARMAConv": lambda pyg, f, graph: pyg.ARMAConv(f, f),
+def _plain(name: str) -> Make:
+    """A layer of the table, as it is made where nothing is asked of it."""
+
+    def make(pyg: Any, f: int, graph: Graph) -> nn.Module:
+        values = {"K": 2, "alpha": 0.1, "num_layers": 2, "num_relations": RELATIONS}
+        return plain(getattr(pyg, name), f, {**values, "nn": nn.Linear(f, f)})
+
+    return make
+
+
+# With options; and some that no HAG serves: they run stock's code on the edges of the HAG that they
+# are handed.
+OWN: dict[str, Make] = {
     "ChebConv": lambda pyg, f, graph: pyg.ChebConv(f, f, K=3),
-    "ClusterGCNConv": lambda pyg, f, graph: pyg.ClusterGCNConv(f, f),
     "EGConv": lambda pyg, f, graph: pyg.EGConv(f, f, ["symnorm", "max", "std"]),
-    "FastRGCNConv": lambda pyg, f, graph: pyg.FastRGCNConv(f, f, RELATIONS),
     "FiLMConv": lambda pyg, f, graph: pyg.FiLMConv(f, f, act=None),
-    "GCN2Conv": lambda pyg, f, graph: pyg.GCN2Conv(f, alpha=0.1),
-    "GCNConv": lambda pyg, f, graph: pyg.GCNConv(f, f),
     "GATConv": lambda pyg, f, graph: pyg.GATConv(f, f),
     "GATv2Conv": lambda pyg, f, graph: pyg.GATv2Conv(f, f),
     "GENConv": lambda pyg, f, graph: pyg.GENConv(f, f, norm="layer"),
-    "GINConv": lambda pyg, f, graph: pyg.GINConv(nn.Linear(f, f)),
-    "GatedGraphConv": lambda pyg, f, graph: pyg.GatedGraphConv(f, num_layers=2),
-    "GeneralConv": lambda pyg, f, graph: pyg.GeneralConv(f, f),
-    "GraphConv": lambda pyg, f, graph: pyg.GraphConv(f, f),
-    "HypergraphConv": lambda pyg, f, graph: pyg.HypergraphConv(f, f),
-    "LEConv": lambda pyg, f, graph: pyg.LEConv(f, f),
-    "LGConv": lambda pyg, f, graph: pyg.LGConv(),
-    "MFConv": lambda pyg, f, graph: pyg.MFConv(f, f),
-    "MixHopConv": lambda pyg, f, graph: pyg.MixHopConv(f, f),
     "PNAConv": lambda pyg, f, graph: pyg.PNAConv(
         f, f, ["mean", "max", "min", "std"], ["identity", "amplification"], _degrees(graph)
     ),
     "PNAConv pre_layers=2": lambda pyg, f, graph: pyg.PNAConv(
         f, f, ["mean", "max"], ["identity"], _degrees(graph), pre_layers=2
     ),
-    "RGCNConv": lambda pyg, f, graph: pyg.RGCNConv(f, f, RELATIONS),
-    "SAGEConv": lambda pyg, f, graph: pyg.SAGEConv(f, f),
     "SGConv": lambda pyg, f, graph: pyg.SGConv(f, f, K=2),
     "SSGConv": lambda pyg, f, graph: pyg.SSGConv(f, f, alpha=0.1, K=2),
     "SignedConv": lambda pyg, f, graph: pyg.SignedConv(f, f, first_aggr=True),
-    "SimpleConv": lambda pyg, f, graph: pyg.SimpleConv(),
     "TAGConv": lambda pyg, f, graph: pyg.TAGConv(f, f, K=2),
     "TransformerConv": lambda pyg, f, graph: pyg.TransformerConv(f, f),
-    "WLConvContinuous": lambda pyg, f, graph: pyg.WLConvContinuous(),
 }
+LAYERS: dict[str, Make] = {record.layer: _plain(record.layer) for record in RECORDS} | OWN
 
 
 def cells(plan: Plan) -> Iterator[Cell]:

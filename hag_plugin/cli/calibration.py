@@ -15,6 +15,7 @@ import torch
 from hag_plugin.hag.constants import DEFAULT, Constants, RowCost
 from hag_plugin.hag.cost import ROWS, Work
 from hag_plugin.hag.program import Program
+from hag_plugin.limits import limits
 from hag_plugin.modes import Array
 
 FLOAT32, SUM = 0, 0  # as the kernel numbers dtypes and reducers
@@ -97,7 +98,7 @@ def calibrate(
     seconds: list[float] = []
     gains: list[float] = []
     for number, width in enumerate(WIDTHS):
-        runs = [_Run(shape, width, cache) for shape in SHAPES]
+        runs = [_Run(shape, width, cache) for shape in SHAPES[:: limits.calibration_step]]
         runs.append(_Run(Shape(1, 0.25, rows=64), width, cache, tiles=1))
         single, several = [np.inf] * len(runs), [np.inf] * len(runs)
         for turn in range(rounds):

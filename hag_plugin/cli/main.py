@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -28,9 +29,14 @@ from hag_plugin.starting import hand_over, interrupted
 COMMANDS = (demo, stats, build, plot, plan, explain_plan, probe, simulate, calibrate)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code."""
-    parser = _parser()
+def main(arguments: Sequence[str] | None = None, commands: Sequence[Any] = COMMANDS) -> int:
+    """Runs a command; returns the exit code.
+
+    Args:
+        arguments: by default those of the process.
+        commands: the files of commands to choose from.
+    """
+    parser = _parser(commands)
     try:
         args = parser.parse_args(arguments)
     except SystemExit as e:  # argparse has said what was wrong
@@ -65,14 +71,14 @@ def _words(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(commands: Sequence[Any]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hag-plugin",
         description="Graph neural networks that sum shared neighbours once, with the same results.",
         epilog="`hag-plugin COMMAND --help` shows the options and examples of a command.",
     )
     parser.add_argument("--version", action="version", version=f"hag-plugin {hp.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add(commands)
+    added = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in commands:
+        command.add(added)
     return parser

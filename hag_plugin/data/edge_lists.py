@@ -17,12 +17,12 @@ from hag_plugin.data.edges import LARGER, Edges, counted, ends, from_floats, fro
 from hag_plugin.data.graph_data import MAX_ID
 from hag_plugin.data.source import Source
 from hag_plugin.files import DatasetError
+from hag_plugin.limits import limits
 
 COMMENTS = ("#", "%", "//")
 SEPARATORS = ("\t", ";", "|", ",", None)  # None: blanks
 SEPARATOR_NAMES = {"\t": "tab", None: "blank"}
 SPECIAL = re.compile(r"[#%/\"']")  # comments and quotes
-BLOCK = 1 << 20  # characters read at a time
 SAMPLE = 200  # lines that tell the form
 FOREIGN = (
     (r"<\?xml|<graphml|<gexf|<!doctype|<html", "XML or HTML"),
@@ -137,7 +137,7 @@ def _blocks_of(source: Source, form: Form) -> Iterator[list[str]]:
     with source.text() as file:
         header, rest, block = form.first_is_header, "", " "
         while block:
-            block = file.read(BLOCK)
+            block = file.read(limits.read_characters)
             text = rest + block
             lines = text.split("\n")
             rest = lines.pop() if block else ""

@@ -10,6 +10,7 @@ from hag_plugin.hag.gpu import occupancy, schedule
 from hag_plugin.hag.graph import Graph
 from hag_plugin.hag.program import Options, Program, SelfLoops
 from hag_plugin.kernels import _cpu
+from hag_plugin.limits import limits
 
 
 @dataclass(frozen=True)
@@ -167,12 +168,13 @@ def pays_in_launches(
 def plain_launches_seconds(graph: Graph, options: Options, self_loops: SelfLoops) -> float:
     """Predicted seconds of the plain graph, on a device that runs launches."""
     degree = graph.degree(self_loops).cpu().numpy()
-    parts = -(-degree[degree > schedule.LONGEST] // schedule.LONGEST)
-    longest = min(int(degree.max(initial=0)), schedule.LONGEST)
+    most = limits.op_sources
+    parts = -(-degree[degree > most] // most)
+    longest = min(int(degree.max(initial=0)), most)
     rows = int(degree.sum() + parts.sum()) + len(degree) - len(parts)
     seconds = launch_seconds(rows, longest, options.width, options.device)
     if len(parts):
-        longest = min(int(parts.max()), schedule.LONGEST)
+        longest = min(int(parts.max()), most)
         rows = int(parts.sum()) + len(parts)
         seconds += launch_seconds(rows, longest, options.width, options.device)
     return seconds

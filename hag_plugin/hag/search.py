@@ -16,6 +16,7 @@ from hag_plugin.hag.graph import Graph
 from hag_plugin.hag.program import Options, Program, SelfLoops
 from hag_plugin.kernels import _cpu
 from hag_plugin.modes import Array
+from hag_plugin.observers import SEARCH, observers, tell
 
 SMALL_GRAPH = 20_000  # edges
 
@@ -62,6 +63,8 @@ def search_program(
         -1 if subtract else 0,
         time.perf_counter() - start,
     )
+    if observers:
+        tell(SEARCH, options.method, program)
     in_launches = options.method == "auto" and KINDS[options.device].launches is not None
     if in_launches and not cost.pays_in_launches(graph, options, self_loops, program):
         plain = plain_program(graph, self_loops, idempotent)

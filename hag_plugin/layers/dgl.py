@@ -56,7 +56,10 @@ RECORDS = (
         "conv.gatedgraphconv.GatedGraphConv",
         relations=lambda conv: conv._n_etypes if conv._n_etypes > 1 else None,
     ),
-    _conv("conv.relgraphconv.RelGraphConv", relations=lambda conv: conv.linear_r.num_types),
+    _conv(
+        "conv.relgraphconv.RelGraphConv", graphs=("g",),
+        relations=lambda conv: conv.linear_r.num_types,
+    ),
     _conv("conv.pnaconv.PNAConv", features="node_feat", reduce=aggregators),
     _conv("conv.dgnconv.DGNConv", features="node_feat", reduce=aggregators),
     _conv("hetero.HeteroGraphConv", graphs=("g",), features="inputs"),

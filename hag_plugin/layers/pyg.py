@@ -17,9 +17,11 @@ def reducers(layer: Any) -> tuple[str, ...]:
     own: list[str] | None = layer.__dict__.get("aggregators")  # EGConv's
     if own is not None:
         return tuple(own)
-    module = getattr(layer.aggr_module, "aggr", layer.aggr_module)  # with scales of degrees
-    members = getattr(module, "aggrs", [module])
-    return tuple(type(member).__name__.removesuffix("Aggregation").lower() for member in members)
+    module = layer._modules["aggr_module"]  # asked at calls: not through `Module.__getattr__`
+    module = module._modules.get("aggr", module)  # of one with scales of degrees
+    several = module._modules.get("aggrs")
+    members = [module] if several is None else several._modules.values()
+    return tuple([type(m).__name__.removesuffix("Aggregation").lower() for m in members])
 
 
 def filled(layer: Any) -> SelfLoops:
@@ -80,6 +82,7 @@ RECORDS = (
     _conv("tag_conv.TAGConv", **NORMALISED),
     _conv("lg_conv.LGConv", **NORMALISED),
     _conv("arma_conv.ARMAConv", **NORMALISED),
+    _conv("pdn_conv.PDNConv", edge_values=ATTRIBUTES, exponents=symmetric, self_loops=filled),
     # Normalised in ways of their own.
     _conv("eg_conv.EGConv", self_loops=filled),
     _conv(

@@ -27,6 +27,7 @@ from hag_plugin.hag.graph import Arrays
 from hag_plugin.hag.hag import HAG, find
 from hag_plugin.hag.program import SELF_LOOPS
 from hag_plugin.kernels import _cpu
+from hag_plugin.limits import limits
 
 REVERSED = "reversed "  # before a self-loop mode: of the graph whose reverse the arrays are
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
@@ -428,12 +429,12 @@ def _is_plain(*tensors: Tensor | None) -> bool:
         or is_transformed()
         or torch._C._get_tracing_state() is not None
     ):
-        return False
+        return limits.unseen_dispatch
     for t in tensors:  # faster than all(), and this is run at every call
         if t is not None and not (
             type(t) in _ORDINARY and (t.is_cpu or t.device.type in KINDS) and not t.is_neg()
         ):
-            return False
+            return limits.unseen_dispatch
     return True
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hag_plugin.limits import limits
 from hag_plugin.sequence.prefix_tree import SequentialHAG
 
-MARGIN = 1.1  # so much faster the counts must say the tree is
 DTYPES = (torch.float32, torch.float64)
 
 
@@ -69,7 +69,7 @@ class StepCounts:
         stock_step = _dot(costs.stock_step, (1, width, width * (inputs + width)))
         ours = self.steps * step + self.levels * costs.level
         stock = self.stock_steps * stock_step + self.buckets * costs.bucket
-        return MARGIN * ours <= stock
+        return limits.tree_gain * ours <= stock
 
     def __str__(self) -> str:
         return f"{self.steps:,} steps of the prefix tree, {self.stock_steps:,} of stock"

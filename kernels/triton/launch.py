@@ -24,6 +24,14 @@ from .ties import winner as winner_kernel
 if TYPE_CHECKING:
     from hag_plugin.hag.gpu.schedule import Schedule
 
+# The kernels by name: tests put others here, which log what they are launched with.
+KERNELS: dict[str, Any] = {
+    "combine": combine,
+    "masked_sum": masked_sum_kernel,
+    "winner": winner_kernel,
+    "add_to_winners": add_to_winners_kernel,
+    "edge_dot": edge_dot_kernel,
+}
 # Rows that a thread has under way at a time.
 UNROLL = 4
 # Triton's names of the accumulators.
@@ -81,7 +89,7 @@ def _run_level(
     first, last = schedule.levels[level]
     how = cut(last - first, width, matrices, x.element_size())
     weight, edge = (scratch, scratch) if weights is None else weights
-    combine[(how.grid,)](
+    KERNELS["combine"][(how.grid,)](
         x,
         y,
         scratch,
@@ -123,7 +131,7 @@ def masked_sum(plain: Schedule, value: Tensor | None, inner: Tensor, outer: Tens
     _, last = plain.levels[0]
     how = cut(last, width, matrices, outer.element_size())
     with _on_device(outer):
-        masked_sum_kernel[(how.grid,)](
+        KERNELS["masked_sum"][(how.grid,)](
             inner if value is None else value,
             inner,
             outer,
@@ -159,7 +167,7 @@ def winner(plain: Schedule, x: Tensor, y: Tensor, last: bool) -> Tensor:
     with _on_device(y):
         for level, (begin, end) in enumerate(plain.levels):
             how = cut(end - begin, width, matrices, y.element_size(), WINNER_WARPS)
-            winner_kernel[(how.grid,)](
+            KERNELS["winner"][(how.grid,)](
                 x,
                 y,
                 out,
@@ -200,7 +208,7 @@ def add_to_winners(reverse: Schedule, value: Tensor, winner: Tensor) -> Tensor:
     _, last = reverse.levels[0]
     how = cut(last, width, matrices, value.element_size())
     with _on_device(value):
-        add_to_winners_kernel[(how.grid,)](
+        KERNELS["add_to_winners"][(how.grid,)](
             value,
             winner.int(),  # halves what is read for each edge
             out,
@@ -242,7 +250,7 @@ def edge_dot(
     out = torch.empty(total, dtype=dtype, device=a.device)
     how = cut(total, width, 1, a.element_size())
     with _on_device(a):
-        edge_dot_kernel[(-(-total // how.rows),)](
+        KERNELS["edge_dot"][(-(-total // how.rows),)](
             a,
             b,
             out,

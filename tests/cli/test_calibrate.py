@@ -12,17 +12,18 @@ import hag_plugin as hp
 from hag_plugin.cli import calibration, main
 from hag_plugin.hag import constants
 from hag_plugin.hag.constants import Constants
+from hag_plugin.testing import limits
 
 
 def test_calibrate_writes_what_searches_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(calibration, "SHAPES", (calibration.SHAPES[0], calibration.SHAPES[-1]))
     path = tmp_path / "folder" / "costs.json"
     monkeypatch.setenv("HAG_PLUGIN_COSTS", str(path))
     with pytest.raises(FileNotFoundError):
         constants.in_force()
-    assert main(["calibrate", "--rounds", "1", "--json", "--quiet"]) == 0
+    with limits(calibration_step=len(calibration.SHAPES) - 1):  # the first and the last of them
+        assert main(["calibrate", "--rounds", "1", "--json", "--quiet"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["output"] == str(path)
     found = constants.in_force()
@@ -39,6 +40,6 @@ def test_calibrate_writes_to_its_own_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(constants.PATH_VARIABLE, str(tmp_path / "new" / "costs.json"))
-    monkeypatch.setattr(calibration, "SHAPES", (calibration.SHAPES[0], calibration.SHAPES[-1]))
-    assert main(["calibrate", "--rounds", "1", "--quiet"]) == 0
+    with limits(calibration_step=len(calibration.SHAPES) - 1):
+        assert main(["calibrate", "--rounds", "1", "--quiet"]) == 0
     assert (tmp_path / "new" / "costs.json").is_file()

@@ -26,6 +26,7 @@ def check_demo(document: dict[str, Any], epochs: int) -> None:
     assert document["stats"]["rows_read"] <= document["stats"]["rows_read_before"]
 
 
+@pytest.mark.slow
 def test_demo_on_nodes(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch_geometric")
     arguments = ["demo", "--dataset", "karate", "--epochs", "3", "--hidden", "8", "--threads", "1"]
@@ -52,6 +53,7 @@ def test_demo_subprocess_on_graphs() -> None:
     assert "100%" in done.stderr or "epoch" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", [["--graphs", "40"], ["--dataset", "karate"]])
 def test_demo_in_dgl(capsys: pytest.CaptureFixture[str], dataset: list[str]) -> None:
     pytest.importorskip("dgl", reason="DGL is not installed")
@@ -62,6 +64,7 @@ def test_demo_in_dgl(capsys: pytest.CaptureFixture[str], dataset: list[str]) -> 
     assert document["stats"]["rows_read"] <= document["stats"]["rows_read_before"]
 
 
+@pytest.mark.slow
 def test_demo_of_a_failing_side_is_an_error(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

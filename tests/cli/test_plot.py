@@ -13,6 +13,7 @@ from hag_plugin.files import DatasetError
 pytest.importorskip("matplotlib")
 
 
+@pytest.mark.mostly_slow("cliques-.png")
 @pytest.mark.parametrize(("name", "suffix"), [("collaboration", ".svg"), ("cliques", ".png")])
 def test_the_command_writes_a_whole_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, suffix: str

@@ -14,6 +14,7 @@ from hag_plugin.parallel.machine.topology import load
 SIZES = ["--nodes", "240000", "--edges", "12000000", "--features", "100", "--halo-ratio", "2"]
 
 
+@pytest.mark.slow
 def test_probe_measures_a_machine_that_plan_takes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

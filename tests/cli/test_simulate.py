@@ -19,6 +19,7 @@ def simulate(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
     return document
 
 
+@pytest.mark.slow
 def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     names = [str(tmp_path / name) for name in ("trace.json", "timeline.svg", "plan.json")]
     first = simulate(capsys, "sage", "--topology", "pcie4x4", "--proposals", "60",

@@ -28,6 +28,7 @@ def write(path: Path, text: str) -> Path:
 # Generated --------------------------------------------------------------------------------------
 
 
+@pytest.mark.mostly_slow("cliques")
 @pytest.mark.parametrize("name", [n for n in datasets.BUILT_IN if n != "collaboration"])
 def test_built_in_graphs_are_simple_undirected_and_repeatable(name: str) -> None:
     data, again = datasets.load(name), datasets.load(name)
@@ -304,6 +305,7 @@ def test_real_npz(shared_data: Path, name: str, nodes: int, edges: int, graphs: 
     assert (data.num_nodes, data.num_edges, data.num_graphs) == (nodes, edges, graphs)
 
 
+@pytest.mark.slow
 def test_real_compact_npz(shared_data: Path) -> None:
     data = datasets.load(shared_data / "npz" / "COLLAB_ego_recon.npz")
     assert (data.num_nodes, data.num_edges, data.num_graphs) == (372474, 24572158, 5000)

@@ -19,8 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hag_plugin.cli import main
-from hag_plugin.data import datasets, edge_lists
+from hag_plugin.data import datasets
 from hag_plugin.files import DatasetError
+from hag_plugin.testing import limits
 
 Pairs = list[tuple[int, int]]
 
@@ -100,8 +101,7 @@ def test_an_edge_list_of_any_form_is_read(
         lines = [between.join([*header, *(f"x{i}" for i in range(len(EXTRA[extra](0))))]), *lines]
     text = ENDS[end].join(AROUND[around](lines)) + ENDS[end] * last
     path = write(tmp_path / f"g{packer}", PACKERS[packer](text.encode(encoding)))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(edge_lists, "BLOCK", block)
+    with limits(read_characters=block):
         assert read(path) == edges
     path.unlink()
 

@@ -190,6 +190,7 @@ def test_counts_on_the_papers_own_graphs(
     assert module.ratio(record, "paper's greedy, capacity V/4, A", "aggregations") < 1.9
 
 
+@pytest.mark.slow
 def test_counts_on_the_collab_like_graph(shared_data: Path) -> None:
     data = datasets.load("COLLAB_ego_recon", shared_data / "npz", features=False)
     hag = hp.build_hag(

@@ -207,6 +207,7 @@ def test_greedy_is_algorithm_3(graph: tuple[torch.Tensor, int], capacity: int) -
         assert tile == [cover for cover in naive if cover <= sources]
 
 
+@pytest.mark.slow
 def test_greedy_is_algorithm_3_on_a_large_component() -> None:
     edge_index = large_graph(1, 1100, 40)
     hag = hp.build_hag(edge_index, num_nodes=1100, method="greedy", capacity=60)
@@ -353,6 +354,7 @@ def real_graph(shared_data: Path, name: str) -> tuple[torch.Tensor, int]:
     return graph.edge_index, graph.num_nodes
 
 
+@pytest.mark.mostly_slow("MUTAG-*", "Cora-*", "AmazonPhoto-*", "BZR_MD-*")
 @pytest.mark.parametrize(
     ("name", "method"),
     [(n, m) for n in REAL for m in ("auto", "none")] + [(n, "greedy") for n in GREEDY],
@@ -382,6 +384,7 @@ FEWER = {
 }
 
 
+@pytest.mark.mostly_slow("BZR_MD", "IMDB-MULTI", "ca-HepPh")
 @pytest.mark.parametrize("name", FEWER)
 def test_real_rows_read(shared_data: Path, name: str) -> None:
     edge_index, n = real_graph(shared_data, name)
@@ -396,6 +399,7 @@ def test_real_rows_read(shared_data: Path, name: str) -> None:
         assert stats.rows_read_before >= subtracted * stats.rows_read
 
 
+@pytest.mark.mostly_slow("fb100-*")
 @pytest.mark.parametrize("name", ["fb100-Amherst41", "ogbl-ddi"])
 def test_the_work_bound_costs_at_most_5_percent_of_what_is_saved(
     shared_data: Path, name: str

@@ -74,6 +74,7 @@ def eager(x: Tensor, hag: hp.HAG) -> Tensor:
     return hp.aggregate(x, hag, "mean")
 
 
+@pytest.mark.mostly_slow("*-eager")
 @pytest.mark.parametrize("run", [eager, compiled])
 @pytest.mark.parametrize(
     "arrays",

@@ -105,6 +105,7 @@ def test_kernels_split_wide_scratch_into_blocks() -> None:
         assert torch.equal(y, x[torch.arange(rows) % 7].cumsum(0))
 
 
+@pytest.mark.slow
 def test_threads_agree_bitwise() -> None:
     if torch.get_num_threads() < 2:
         torch.set_num_threads(2)

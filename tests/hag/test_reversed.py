@@ -23,6 +23,7 @@ def edges_of(num_src: int, num_dst: int, count: int, seed: int) -> torch.Tensor:
     return torch.stack(ends)
 
 
+@pytest.mark.slow
 @given(
     SIDES, st.integers(0, 40), st.integers(0, 99), st.sampled_from(["sum", "mean", "max", "min"])
 )
@@ -87,6 +88,7 @@ def test_arrays_that_lost_their_hag(square: bool) -> None:
     torch.testing.assert_close(found, hp.aggregate(x, hag.transpose(), "max"))
 
 
+@pytest.mark.slow
 def test_opcheck() -> None:
     hag = hp.build_hag(edges_of(6, 4, 15, 2), size=(6, 4))
     graph, x = (hag.row_ptr, hag.col), torch.randn(4, 3, requires_grad=True)

@@ -128,6 +128,7 @@ def test_winners(
     assert torch.equal(torch.ops.hag_plugin.add_to_winners(grad, winner, *csr, 9, loops), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduce", ["max", "min"])
 @pytest.mark.parametrize("ties", ["first", "last"])
 def test_winners_on_a_hag_with_hubs(ties: Any, reduce: Any) -> None:

@@ -25,7 +25,7 @@ def test_opcheck_of_aggregate(reduce: str, transposed: bool) -> None:
     t = torch.randn(num_rows, requires_grad=True)
     for source, target in ((None, None), (s, None), (s, t)):
         torch.library.opcheck(
-            torch.ops.hag_plugin.ops.aggregate.default,
+            torch.ops.hag_plugin.aggregate.default,
             (x, hag.row_ptr, hag.col, source, target, num_rows, "", transposed, reduce),
         )
 
@@ -57,6 +57,7 @@ def traced_anew() -> Iterator[None]:
         yield
 
 
+@pytest.mark.mostly_slow("aot_eager")
 @pytest.mark.usefixtures("traced_anew")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiles_whole(backend: str) -> None:

@@ -257,6 +257,7 @@ def test_half_types(dtype: torch.dtype) -> None:
 # Sequences --------------------------------------------------------------------------------------
 
 
+@pytest.mark.mostly_slow("*jvp", "vjp", "hessian", "batched", "jac*")
 @pytest.mark.parametrize("transform", [*FIRST, *WHOLE])
 def test_sequences(transform: Any) -> None:
     edges, (x, v) = edges_in_order(), point()
@@ -294,6 +295,7 @@ def test_sequences(transform: Any) -> None:
 # Around transforms ------------------------------------------------------------------------------
 
 
+@pytest.mark.mostly_slow("*-jvp")
 @pytest.mark.parametrize("transform", [jvp, batched_gradients, hessian])
 @pytest.mark.parametrize("how", [("mean", "even"), ("max", "even"), ("max", "first")])
 def test_compiled(how: tuple[Any, Any], transform: Any) -> None:

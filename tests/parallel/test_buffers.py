@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import GCNConv, RGCNConv, SAGEConv
 
 import hag_plugin as hp
-from hag_plugin.pyg.model import settle
+from hag_plugin.testing import limits
 
 from .run_ranks import run_processes
 
@@ -66,7 +66,11 @@ def _agree(stock: nn.Module, fast: nn.Module, inputs: list[Tensor]) -> None:
 
 def receives(rank: int) -> int:
     """Each input changes every second step, in a buffer that stays."""
-    settle.SMALL = 0
+    with limits(few_messages=0):
+        return _receives(rank)
+
+
+def _receives(rank: int) -> int:
     hags = 0
     for name, make in LAYERS.items():
         for how in COLLECTIVES if name == "plain" else COLLECTIVES[:1]:

@@ -121,6 +121,7 @@ def test_tables_equal_single_costs(name: str, topology: str, devices: int) -> No
 # The searches -----------------------------------------------------------------------------------
 
 
+@pytest.mark.mostly_slow("AlexNet-*", "NMT-*")
 @pytest.mark.parametrize("summed", flexflow_model.SUMMED)
 @pytest.mark.parametrize(("topology", "devices"), [("p100x16", 4), ("p100x16", 8), ("k80x64", 4)])
 @pytest.mark.parametrize("name", SMALL)

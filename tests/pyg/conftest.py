@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch_geometric.data import Batch
 from torch_geometric.datasets import Planetoid, TUDataset
 
-from hag_plugin.pyg.model import settle
+from hag_plugin.testing import limits
 
 REAL = ("Cora", "MUTAG", "IMDB-MULTI")
 
@@ -40,9 +40,10 @@ def one_thread(seeded: None) -> None:
 
 
 @pytest.fixture(autouse=True)
-def few_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+def few_messages() -> Iterator[None]:
     """Lets recipes run on the small graphs of these tests, which are left to stock otherwise."""
-    monkeypatch.setattr(settle, "SMALL", 0)
+    with limits(few_messages=0):
+        yield
 
 
 @pytest.fixture(scope="session")

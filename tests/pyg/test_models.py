@@ -159,6 +159,7 @@ def test_two_processes(tmp_path: Any) -> None:
         assert curves[2] == curves[3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["models.GCN", "models.GraphSAGE", "gcn"])
 def test_export(name: str, awkward: Any) -> None:
     """With plain tensors the program that torch.export sees is stock's."""

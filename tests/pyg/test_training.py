@@ -64,6 +64,7 @@ def losses(model: nn.Module, step: Callable[[nn.Module], Tensor]) -> list[float]
     return curve
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["hag", "edge_index"])
 def test_cora(way: str, cora: Any, shared_data: Any) -> None:
     data = ToHAG()(cora[0])
@@ -84,6 +85,7 @@ def test_cora(way: str, cora: Any, shared_data: Any) -> None:
     assert max(abs(a - b) for a, b in zip(stock, ours, strict=True)) <= 1e-9
 
 
+@pytest.mark.slow
 def test_imdb(raw_root: Any, shared_data: Any) -> None:
     dataset = TUDataset(str(raw_root), "IMDB-MULTI", transform=Compose([Constant(), ToHAG()]))
     items = list(dataset)

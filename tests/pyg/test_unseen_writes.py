@@ -91,6 +91,7 @@ def agree(stock: nn.Module, fast: nn.Module, inputs: list[Tensor]) -> None:
         torch.testing.assert_close(q.grad, p.grad, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.mostly_slow("SAGE-*")
 @pytest.mark.parametrize("source", ["torch", "numpy", "shared"])
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("layer", LAYERS)

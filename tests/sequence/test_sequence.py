@@ -177,6 +177,7 @@ def test_orders(order: Any) -> None:
     assert lists_of(build_sequence(edges, num_nodes=4, order=order)) == lists[order]
 
 
+@pytest.mark.slow
 def test_a_list_of_ten_thousand_does_not_recurse() -> None:
     length, limit = 10_000, sys.getrecursionlimit()
     lists = [list(range(length)), list(range(length - 1)), []]
@@ -201,6 +202,7 @@ def test_memory_is_linear_in_distinct_prefixes() -> None:
     assert entries < 500
 
 
+@pytest.mark.mostly_slow("BZR_MD-*")
 @pytest.mark.parametrize(
     ("name", "order", "loops", "least"),
     [
@@ -222,6 +224,7 @@ def test_aggregations_saved_on_real_graphs(
     assert stats.aggregations_before / stats.aggregations > least
 
 
+@pytest.mark.slow
 def test_real_lists_have_as_many_prefixes_as_a_set_counts(shared_data: Path) -> None:
     data = datasets.load("IMDB-MULTI", shared_data / "npz", features=False)
     tree = build_sequence(data.edge_index, num_nodes=data.num_nodes, order="frequency")

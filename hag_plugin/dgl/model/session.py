@@ -21,11 +21,9 @@ from hag_plugin.dgl.aggregation.relation import Relation
 from hag_plugin.dgl.data.graph import CLASSES, relations_of, view
 from hag_plugin.dgl.recipes.calls import begin, end
 from hag_plugin.explanation import Calls
+from hag_plugin.limits import limits
 from hag_plugin.recall import Recall, is_run_again
 from hag_plugin.saved import set_module
-
-MAX_SEARCHED_EDGES = 20_000_000  # larger graphs are searched only where ToHAG is called
-MAX_GRAPHS = 8  # graphs remembered by one accelerated model
 
 
 @set_module("hag_plugin.dgl")
@@ -40,7 +38,7 @@ class Session:
 
     def __init__(self) -> None:
         self.forwards = 0
-        self.graphs = Recall(MAX_GRAPHS)
+        self.graphs = Recall(limits.dgl_graphs)
         self._given: weakref.WeakSet[Relation] = weakref.WeakSet()  # those that came with a graph
 
     def __call__(self, module: Any, inputs: Any) -> None:
@@ -136,10 +134,11 @@ class CallEnd:
 
 def _is_too_large(graph: DGLGraph) -> bool:
     num_edges = sum(graph.num_edges(etype) for etype in graph.canonical_etypes)
-    if num_edges <= MAX_SEARCHED_EDGES:
+    most = limits.searched_edges
+    if num_edges <= most:
         return False
     warnings.warn(
-        f"a graph with {num_edges:,} edges came back; from {MAX_SEARCHED_EDGES:,} edges on, its "
+        f"a graph with {num_edges:,} edges came back; from {most:,} edges on, its "
         "HAG is not built during training: call hag_plugin.dgl.ToHAG()(graph) once and pass that "
         "graph",
         stacklevel=2,

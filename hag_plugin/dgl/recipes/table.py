@@ -31,7 +31,7 @@ class Recipe:
         words: what it aggregates, where its record does not tell it.
         remark: from the layer, what a call may change about it, where its record does not tell it.
         ruled_out: from the layer, why it runs stock code; None: it need not.
-        needs: when it does not, in words; for the page of layers.
+        needs: when it runs on a HAG, in words; for the page of layers.
     """
 
     record: Record = UNKNOWN
@@ -39,6 +39,16 @@ class Recipe:
     remark: Callable[[Any], str] = lambda layer: ""
     ruled_out: Callable[[Any], str | None] = lambda layer: None
     needs: str = ""
+
+    @property
+    def eligible_when(self) -> str:
+        """What a layer and its calls must be like; "always" where there is no condition."""
+        needs = [self.needs] if self.needs else []
+        if self.record.relations is not None:
+            needs.append(RELATIONS)
+        if "edge_weight" in self.record.edge_values:
+            needs.append("edge_weight: a product of node factors that comes back")
+        return "; ".join(needs) or "always"
 
     def aggregates(self, layer: Any) -> str:
         """What a layer aggregates, in words."""

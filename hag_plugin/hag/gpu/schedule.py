@@ -17,15 +17,8 @@ from torch import Tensor
 
 from hag_plugin.hag.program import Program
 from hag_plugin.kernels import _cpu
+from hag_plugin.limits import limits
 from hag_plugin.modes import Array
-
-# An op with more sources is split into parts, so that no instance runs much longer than the rest.
-LONGEST = 128
-# Ops of a level are sorted by length inside windows of this many: instances that share a loop get
-# rows of like length (SELL-C-sigma, arXiv 1307.6209), and neighbours in the graph stay near.
-WINDOW = 1024
-# A deeper program gets shortcuts, at the price of more rows read: every level is a launch.
-MAX_LEVELS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +205,7 @@ def _shorten_chains(ops: _Ops) -> _Ops:
     """
     level = ops.levels()
     deepest = int(level.max(initial=0)) + 1
-    if deepest <= MAX_LEVELS:
+    if deepest <= limits.program_levels:
         return ops
     step = math.isqrt(deepest - 1) + 1
     stop = level % step == 0
@@ -243,17 +236,18 @@ def _length_down_to(ops: _Ops, level: Array, stop: Array) -> Array:
 
 
 def _split_long(ops: _Ops) -> _Ops:
-    """Ops of more than `LONGEST` sources become the sum of parts, and again until none is left."""
-    while ops.length.max(initial=0) > LONGEST:
+    """Ops of too many sources become the sum of parts, and again until none is left."""
+    most = limits.op_sources
+    while ops.length.max(initial=0) > most:
         num_ops = len(ops.length)
-        long = np.flatnonzero(ops.length > LONGEST)
-        parts = -(-ops.length[long] // LONGEST)
+        long = np.flatnonzero(ops.length > most)
+        parts = -(-ops.length[long] // most)
         first_part = np.zeros(num_ops, np.int64)
         first_part[long] = num_ops + np.cumsum(parts) - parts
         reader = ops.reader
-        of_long = ops.length[reader] > LONGEST
+        of_long = ops.length[reader] > most
         place = (np.arange(len(reader)) - ops.first[reader])[of_long]
-        reader[of_long] = first_part[reader[of_long]] + place // LONGEST
+        reader[of_long] = first_part[reader[of_long]] + place // most
         part = num_ops + np.arange(parts.sum())
         ops = _from_reads(
             np.concatenate([reader, np.repeat(long, parts)]),
@@ -271,7 +265,7 @@ def _in_order(ops: _Ops, program: Program) -> Schedule:
     size = np.bincount(level) if len(level) else np.zeros(0, np.int64)
     place = np.arange(len(level)) - np.repeat(np.cumsum(size) - size, size)
     length = ops.length[by_level]
-    order = by_level[np.lexsort((-length, place // WINDOW, level[by_level]))]
+    order = by_level[np.lexsort((-length, place // limits.window_ops, level[by_level]))]
     inner = ops.target[order] < 0
     scratch = np.zeros(len(order), np.int64)
     scratch[order[inner]] = np.arange(inner.sum())

@@ -22,9 +22,8 @@ from hag_plugin.layers.table import record_of
 from hag_plugin.parallel.model.calls import named
 from hag_plugin.parallel.model.functions import tensors
 from hag_plugin.parallel.model.walk import Entry, Walk
+from hag_plugin.reducers import LINEAR
 from hag_plugin.saved import set_module
-
-LINEAR_REDUCERS = {"sum", "add", "mean"}
 
 
 @set_module("hag_plugin.parallel")
@@ -48,7 +47,7 @@ def _one(walk: Walk, x: Any) -> Tensor:
 
 
 def _commutes(reduce: tuple[str, ...]) -> bool:
-    return len(reduce) == 1 and reduce[0] in LINEAR_REDUCERS
+    return len(reduce) == 1 and reduce[0] in LINEAR
 
 
 def whole(walk: Walk, layer: Any, args: Any, kwargs: Any) -> Tensor:
@@ -174,6 +173,16 @@ def _simple(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
         joined = (torch.cat, (x, out), -1)
         width = 2 * x.shape[-1]
         return walk.add("concatenation", [x, out], width, suffix="self", call=joined)
+    return out
+
+
+def _sg(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    if conv.cached:
+        raise UnknownLayerError(f"layer {walk.path!r}: cached=True is not in the table")
+    call = named(conv, args, kwargs)
+    for hop in range(conv.K):
+        call["x"] = _convolution(walk, conv, call, suffix=f"hop{hop}")
+    out: Tensor = conv.lin(call["x"])
     return out
 
 
@@ -327,6 +336,8 @@ TABLE: dict[str, Entry] = {
     f"{PYG}conv.gin_conv.GINConv": _gin,
     f"{PYG}conv.graph_conv.GraphConv": convolution,
     f"{PYG}conv.simple_conv.SimpleConv": _simple,
+    f"{PYG}conv.lg_conv.LGConv": convolution,
+    f"{PYG}conv.sg_conv.SGConv": _sg,
     f"{PYG}conv.gat_conv.GATConv": _gat,
     f"{PYG}conv.rgcn_conv.RGCNConv": _rgcn,
     f"{PYG}conv.pna_conv.PNAConv": _pna,

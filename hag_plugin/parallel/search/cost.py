@@ -22,6 +22,7 @@ import torch
 from hag_plugin import devices
 from hag_plugin.files import write_whole
 from hag_plugin.hag.build import build_hag
+from hag_plugin.limits import limits
 from hag_plugin.ops.aggregate import aggregate
 from hag_plugin.parallel.layouts import Message
 from hag_plugin.parallel.machine.topology import Topology
@@ -30,7 +31,6 @@ from hag_plugin.saved import set_module
 from hag_plugin.version import __version__
 
 MODES = ("analytic", "measured", "calibrated")
-MAX_EDGES = 1 << 20  # larger blocks are measured at this size, and scaled
 REPEATS = 5
 SAMPLES = 6  # blocks that a calibration measures
 
@@ -130,7 +130,7 @@ class Measured:
     """Runs each block once on the machine at hand, and keeps what it took.
 
     A block is all that a configuration computes, in one go. It is found again by the device, the
-    versions and the shapes; larger ones than `MAX_EDGES` are run smaller and scaled.
+    versions and the shapes; large ones (`limits.measured_edges`) are run smaller and scaled.
 
     Attributes:
         device: where to run.
@@ -179,7 +179,7 @@ def measure_block(terms: Terms, itemsize: int, device: str = "cpu") -> float:
         + [v // 64 for _, v in terms.streams]
         + [1]
     )
-    share = min(1.0, MAX_EDGES / largest)
+    share = min(1.0, limits.measured_edges / largest)
     dtype = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[itemsize]
     work: list[Callable[[], Any]] = []
     for a in terms.aggregations:

@@ -97,13 +97,6 @@ def _members(module: Any) -> list[Any]:
     return list(module._modules["aggrs"]._modules.values()) if several else [module]
 
 
-def names(module: Any) -> list[str]:
-    """What a module consists of, as in `["mean", "max", "std"]`."""
-    if type(module) is aggr.DegreeScalerAggregation:
-        return names(module.aggr)
-    return [type(m).__name__.removesuffix("Aggregation").lower() for m in _members(module)]
-
-
 def takes_offset(module: Any) -> bool:
     """Whether a term of the target alone can be added after the reduction."""
     if type(module) is aggr.DegreeScalerAggregation:

@@ -7,21 +7,21 @@ forward nor backward.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hag_plugin.hag.hag import HAG
+from hag_plugin.limits import limits
 from hag_plugin.modes import outside_inference
 from hag_plugin.ops.registration import is_ordinary
 from hag_plugin.recall import Recall
-
-# What all layers keep together, in bytes. Above it they compute as if nothing was constant.
-LIMIT = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ def kept(
 
     def make() -> Kept | None:
         rows = max(hag.num_src, 1)
-        if bytes_kept() + x.nbytes // rows * hag.num_dst > LIMIT:
+        if bytes_kept() + x.nbytes // rows * hag.num_dst > limits.constant_bytes:
             return None
         with outside_inference(), torch.no_grad():
             aggregate = compute()
@@ -95,3 +95,18 @@ def bytes_kept() -> int:
 def _memory(layer: Any) -> Recall:
     memory = _MEMORY.get(layer)
     return _MEMORY.setdefault(layer, Recall(features=True)) if memory is None else memory
+
+
+class _Module(ModuleType):
+    """Lets `hp.pyg.constant.LIMIT` be `limits.constant_bytes`, to read and to set."""
+
+    @property
+    def LIMIT(self) -> int:
+        return limits.constant_bytes
+
+    @LIMIT.setter
+    def LIMIT(self, size: int) -> None:
+        limits.constant_bytes = size
+
+
+sys.modules[__name__].__class__ = _Module

@@ -8,6 +8,7 @@ from torch.nn import Module
 from torch_geometric.nn import MessagePassing
 
 from hag_plugin.explanation import Calls, Explanation, Row
+from hag_plugin.limits import limits
 from hag_plugin.pyg.model import settle
 from hag_plugin.pyg.recipes import lstm
 from hag_plugin.pyg.recipes.recipe import stock_class
@@ -15,8 +16,8 @@ from hag_plugin.pyg.recipes.table import RECIPES, recipe_of
 from hag_plugin.sequence.cost import describe
 
 FEW = (
-    f"{{}}: in training, a call with fewer than {settle.SMALL:,} numbers in all its messages runs "
-    "stock, which is as fast there."
+    "{}: in training, a call with fewer than {:,} numbers in all its messages runs stock, which is "
+    "as fast there."
 )
 
 
@@ -36,7 +37,8 @@ def explain(module: Module) -> Explanation:
     ]
     rows = tuple(_row(name, layer) for name, layer in layers)
     few = {r.layer for r, (_, layer) in zip(rows, layers, strict=True) if _yields(r, layer)}
-    return Explanation(rows, (FEW.format(", ".join(sorted(few))),) if few else ())
+    note = FEW.format(", ".join(sorted(few)), limits.few_messages)
+    return Explanation(rows, (note,) if few else ())
 
 
 def _yields(row: Row, layer: Any) -> bool:

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
+from hag_plugin.limits import limits
 from hag_plugin.modes import outside_inference
 from hag_plugin.recall import Recall, decide, is_run_again
 from hag_plugin.saved import set_module
 
-MAX_SEARCHED_EDGES = 20_000_000  # larger graphs are searched only where build_hag is called
-MAX_GRAPHS = 64  # graphs remembered by one accelerated model; as many as a model has edge types
 _top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 CACHED = "cached"  # what is kept of an edge index whose graph a layer keeps
 
@@ -39,8 +38,8 @@ class Session:
 
     def __init__(self) -> None:
         self.forwards = 0
-        self.graphs = Recall(MAX_GRAPHS)
-        self.verdicts = Recall(MAX_GRAPHS)
+        self.graphs = Recall(limits.pyg_graphs)
+        self.verdicts = Recall(limits.pyg_graphs)
         self._caches: weakref.WeakKeyDictionary[Any, object] = weakref.WeakKeyDictionary()
 
     def __call__(self, module: Any, inputs: Any) -> None:
@@ -126,9 +125,10 @@ class Session:
 def build(num_edges: int, make: Callable[[], Any]) -> Any:
     """What `make` gives, on behalf of `num_edges` edges; None where these are too many, or no
     edges of such a graph."""
-    if num_edges > MAX_SEARCHED_EDGES:
+    most = limits.searched_edges
+    if num_edges > most:
         warnings.warn(
-            f"an edge_index with {num_edges:,} edges came back; from {MAX_SEARCHED_EDGES:,} edges "
+            f"an edge_index with {num_edges:,} edges came back; from {most:,} edges "
             "on, its HAG is not built during training: call hag_plugin.build_hag once and pass "
             "the HAG where edge_index stands",
             stacklevel=2,

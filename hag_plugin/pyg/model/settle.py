@@ -18,6 +18,8 @@ from torch_geometric.nn.aggr import LSTMAggregation
 from hag_plugin.explanation import Calls, Kind
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
+from hag_plugin.layers.pyg import reducers
+from hag_plugin.limits import limits
 from hag_plugin.modes import outside_inference
 from hag_plugin.ops.registration import DTYPES
 from hag_plugin.pyg.aggregation import aggregators
@@ -34,10 +36,6 @@ from hag_plugin.sequence.cost import are_taken, note_counts, why_not_shared
 from hag_plugin.sequence.prefix_tree import SequentialHAG
 
 GRAPHS = (HAG, SequentialHAG)
-
-# In numbers: with fewer in all messages of a call, stock's code is mostly the faster one. Measured,
-# forward and backward: the times meet at 1,000 (FastRGCNConv) to 25,000 (PNAConv with one sum).
-SMALL = 4096
 
 # Why, in words.
 PASSED = "a HAG was passed"
@@ -374,12 +372,12 @@ def why_no_recipe(stock: type) -> str:
 
 def _has_few(conv: Any, num_edges: int, features: Any) -> bool:
     """Whether a call has so few messages that stock's code is as fast: never in inference."""
-    if num_edges >= SMALL or not torch.is_grad_enabled():
+    if num_edges >= limits.few_messages or not torch.is_grad_enabled():
         return False
     x = features[0] if isinstance(features, PAIRS) else features
     if not isinstance(x, Tensor) or x.dim() < 2:
         return False
-    few = num_edges * x.numel() < SMALL * x.shape[conv.node_dim]
+    few = num_edges * x.numel() < limits.few_messages * x.shape[conv.node_dim]
     return few and not torch.compiler.is_compiling()
 
 
@@ -462,7 +460,7 @@ def _why_unknown(edge_index: Tensor) -> str:
         return NO_EDGES
     if edge_index.is_inference():
         return INFERENCE
-    return MANY if edge_index.shape[1] > sessions.MAX_SEARCHED_EDGES else FIRST
+    return MANY if edge_index.shape[1] > limits.searched_edges else FIRST
 
 
 def _edge_values(names: tuple[str, ...], call: Call) -> str | None:
@@ -554,13 +552,14 @@ def _plain(conv: Any, graph: HAG | SequentialHAG, name: str, call: Call) -> dict
 
 def plain_edges(graph: HAG | SequentialHAG) -> Tensor:
     """The edge index of a HAG or a prefix tree."""
-    if torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export():
+    if not torch.compiler.is_compiling():
+        if isinstance(graph, HAG):
+            return graph.own_edge_index
+    elif torch.onnx.is_in_onnx_export():
         from torch.utils._python_dispatch import _disable_current_modes
 
         with _disable_current_modes():  # a constant of the file
             return graph.edge_index
-    if isinstance(graph, HAG) and not torch.compiler.is_compiling():
-        return graph.own_edge_index
     with outside_inference():
         return graph.edge_index
 
@@ -590,7 +589,7 @@ def note(conv: Any, recipe: Recipe | None, choice: Choice, call: Call) -> None:
     if kind == "HAG" and recipe is not None:
         kind = "plain"
         for name in recipe.record.graphs:
-            if _shares(conv, recipe, changed.get(name, call.get(name))):
+            if _shares(conv, recipe, calls, changed.get(name, call.get(name))):
                 kind = "HAG"
     calls.counts[kind] = calls.counts.get(kind, 0) + 1  # as Calls.note
     calls.reasons[kind] = reason
@@ -622,39 +621,35 @@ def _note_compiled(conv: Any, kind: Any, reason: Any) -> None:
     calls_of(conv).note(kind, reason if reason == COMPILED else f"compiled: {reason}")
 
 
-def _shares(conv: Any, recipe: Recipe, graph: Any) -> bool:
+def _shares(conv: Any, recipe: Recipe, calls: Calls, graph: Any) -> bool:
     """Whether one of the programs that ran on a graph shares sums."""
     if isinstance(graph, HAG):
         graph = graph._made() if graph.is_reversed else graph
-        graphs = [graph] if conv.flow == "source_to_target" else [graph.transpose()]
-        if recipe.returns:
-            graphs = [graph, graph.transpose()]
-        idempotents = _idempotents(conv)
-        loops = recipe.record.self_loops(conv)
-        for hag in graphs:
-            for idempotent in idempotents:
-                program = hag._requested.get((loops, idempotent))
+        turned = conv.flow != "source_to_target"
+        loops, requested = recipe.record.self_loops(conv), []
+        if not turned or recipe.returns:
+            requested.append(graph._requested)
+        if turned or recipe.returns:
+            requested.append(graph.transpose()._requested)
+        for programs in requested:
+            for idempotent in _idempotents(conv, calls):
+                program = programs.get((loops, idempotent))
                 if program is not None and not program.is_plain:
                     return True
         return False
     if is_relations(graph):
-        return any(_shares(conv, recipe, hag) for hag in graph)
+        return any(_shares(conv, recipe, calls, hag) for hag in graph)
     if isinstance(graph, WeightedGraph):
         return not graph.hag.program().is_plain
     return isinstance(graph, SequentialHAG)
 
 
-def _idempotents(conv: Any) -> tuple[bool, ...]:
+def _idempotents(conv: Any, calls: Calls) -> tuple[bool, ...]:
     """Of which kinds the programs of a layer are: for sums, False; for extrema, True."""
     module = conv._modules["aggr_module"]
-    names = conv.__dict__.get("aggregators")  # EGConv's own
-    if names is None:
-        reducer = REDUCERS.get(type(module))
-        if reducer is not None:
-            return _EXTREMA if reducer in ("max", "min") else _SUMS
-        names = aggregators.names(module)
-    extrema = [name in ("max", "min") for name in names]
-    return tuple({*extrema})
-
-
-_SUMS, _EXTREMA = (False,), (True,)
+    known = calls.known  # as long as the layer aggregates with this module
+    if known is None or known[0] is not module:
+        kinds = tuple({name in ("max", "min") for name in reducers(conv)})
+        known = calls.known = module, kinds
+    found: tuple[bool, ...] = known[1]
+    return found

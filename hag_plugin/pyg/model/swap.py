@@ -279,16 +279,18 @@ def _edge_value_names(names: Any) -> list[str]:
 
 
 def _propagate(stock: type, recipe: Recipe) -> Any:
-    stock_propagate: Any = stock.propagate  # type: ignore[attr-defined]
+    cls: Any = stock  # which PyG, or a user, may give another `propagate` later
 
     def propagate(self: Any, edge_index: Any, *args: Any, size: Any = None, **kwargs: Any) -> Any:
+        if type(edge_index) is Tensor:
+            return cls.propagate(self, edge_index, *args, size=size, **kwargs)
         if isinstance(edge_index, HAG):
             return running.run(recipe, self, edge_index, size, kwargs)
         if isinstance(edge_index, SequentialHAG):
             return lstm.run(recipe, self, edge_index, size, kwargs)
         if isinstance(edge_index, WeightedGraph):
             return running.run_weighted(recipe, self, edge_index, kwargs)
-        return stock_propagate(self, edge_index, *args, size=size, **kwargs)
+        return cls.propagate(self, edge_index, *args, size=size, **kwargs)
 
     return propagate
 

@@ -31,7 +31,7 @@ from hag_plugin.pyg.recipes.conditions import (
     SUM,
     SUM_OR_MEAN,
 )
-from hag_plugin.pyg.recipes.recipe import Call, Recipe
+from hag_plugin.pyg.recipes.recipe import Call, Condition, Recipe
 
 
 def pair(x: Any) -> tuple[Any, Any]:
@@ -135,6 +135,13 @@ def _laplacian(conv: Any, hag: HAG, dtype: torch.dtype) -> tuple[Tensor, Tensor 
     if conv.normalization is None:
         return scale, None, degree_scale(hag, 1.0, False, dtype, "sources")
     return scale, scale if conv.normalization == "sym" else None, torch.ones_like(scale)
+
+
+def pdn(conv: Any, x: Tensor, edge_index: HAG, edge_attr: None = None) -> Tensor:
+    """pdn_conv.py without values of edges: as GCNConv, its weights of the features' dtype."""
+    like_weights = x.new_empty(0)
+    out: Tensor = conv.propagate(edge_index, x=conv.lin(x), edge_weight=like_weights)
+    return with_bias(conv, out)
 
 
 def hypergraph(
@@ -324,6 +331,11 @@ def _relational_size(conv: Any, call: Call) -> tuple[int, int]:
     return num_src, num_src if target is None else target.shape[0]
 
 
+NORMALISES = Condition(
+    lambda conv: not conv.normalize,
+    lambda conv: "normalize=False: its messages are then made of edge_attr alone",
+    "normalize=True",
+)
 _RELATIONAL = Recipe(forward=rgcn, size=_relational_size)
 
 RECIPES: dict[type, Recipe] = {
@@ -336,6 +348,7 @@ RECIPES: dict[type, Recipe] = {
     nn.ChebConv: Recipe(
         forward=cheb, fuses=False, conditions=(SUM, SOURCE_TO_TARGET), yields=False
     ),
+    nn.PDNConv: Recipe(forward=pdn, conditions=(NORMALISES,)),
     nn.HypergraphConv: Recipe(
         forward=hypergraph,
         size=_hypergraph_size,

@@ -17,6 +17,7 @@ import dgl.function as fn  # noqa: E402
 import hag_plugin.dgl as hag_dgl  # noqa: E402
 from hag_plugin.dgl.data.graph import relations_of  # noqa: E402
 from hag_plugin.dgl.model.session import Session  # noqa: E402
+from hag_plugin.testing import Ran  # noqa: E402
 
 COPIES: dict[str, Callable[[Any], Any]] = {
     "local_var": lambda g: g.local_var(),
@@ -93,14 +94,16 @@ def test_kept(name: str, multigraph: Any) -> None:
 
 
 @pytest.mark.parametrize("name", COPIES)
-def test_copies_need_no_search(name: str, monkeypatch: pytest.MonkeyPatch, multigraph: Any) -> None:
+def test_copies_need_no_search(name: str, multigraph: Any, ran: Ran) -> None:
     graph = hag_dgl.ToHAG()(multigraph())
-    monkeypatch.setattr("hag_plugin.hag.search.search_program", None)
-    monkeypatch.setattr("hag_plugin.dgl.aggregation.relation.build_hag", None)
+    sums(graph), sums(graph.reverse())  # both programs are there
+    searches = ran.searches
+    assert searches
     assert torch.equal(sums(COPIES[name](graph)), expected(graph))
     merged = hag_dgl.batch([graph, graph])
     assert torch.equal(sums(merged), expected(merged))
     assert torch.equal(sums(graph.reverse()), expected(graph.reverse()))
+    assert ran.searches == searches
 
 
 @pytest.mark.parametrize("name", DROPS)

@@ -126,6 +126,7 @@ def graphs(multigraph: Any, name: str) -> Iterator[Any]:
     yield ToHAG()(plain)
 
 
+@pytest.mark.mostly_slow("weights-*")
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("layer", [name for name, (_, kind) in LAYERS.items() if kind])
 def test_edge_tensors_that_are_written_to(layer: str, write: str, multigraph: Any) -> None:
@@ -146,6 +147,7 @@ def test_edge_tensors_that_are_written_to(layer: str, write: str, multigraph: An
             close(gradients(fast, run, [[graph, x, *values]]), expected)
 
 
+@pytest.mark.mostly_slow("GIN max-*", "GraphConv-*", "types-both")
 @pytest.mark.parametrize("how", ["whole", "by layer", "both"])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_checkpoints(layer: str, how: str, multigraph: Any) -> None:

@@ -20,8 +20,9 @@ from dgl.nn.pytorch import GATConv, GraphConv, HeteroGraphConv, SAGEConv  # noqa
 import hag_plugin as hp  # noqa: E402
 from hag_plugin.dgl import HagGraph, ToHAG  # noqa: E402
 from hag_plugin.dgl.data.graph import relations_of  # noqa: E402
-from hag_plugin.dgl.model import session  # noqa: E402
 from hag_plugin.dgl.model.session import Session  # noqa: E402
+from hag_plugin.limits import limits as in_force  # noqa: E402
+from hag_plugin.testing import limits  # noqa: E402
 
 
 class Seen(SAGEConv):
@@ -158,26 +159,26 @@ def test_copies_and_pickles(multigraph: Any) -> None:
         assert other.state_dict().keys() == Net().state_dict().keys()
 
 
-def test_large_graphs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "MAX_SEARCHED_EDGES", 30)
+def test_large_graphs_are_refused() -> None:
     graph, model = dgl.rand_graph(10, 40), hp.accelerate(Seen(3, 4, "mean"))
-    model(graph, torch.ones(10, 3))
-    with pytest.warns(UserWarning, match="40 edges came back"):
+    with limits(searched_edges=30):
         model(graph, torch.ones(10, 3))
-    model(graph, torch.ones(10, 3))
+        with pytest.warns(UserWarning, match="40 edges came back"):
+            model(graph, torch.ones(10, 3))
+        model(graph, torch.ones(10, 3))
     assert session_of(model).num_graphs == 0
 
 
 def test_few_graphs_are_remembered() -> None:
     model = hp.accelerate(Seen(3, 4, "mean"))
-    graphs = [dgl.rand_graph(5, 10) for _ in range(session.MAX_GRAPHS + 3)]
+    graphs = [dgl.rand_graph(5, 10) for _ in range(in_force.dgl_graphs + 3)]
     for _ in range(2):
         for graph in graphs[:4]:
             model(graph, torch.ones(5, 3))
     assert session_of(model).num_graphs == 4
     for graph in graphs:
         model(graph, torch.ones(5, 3))
-    assert len(session_of(model).graphs) == session.MAX_GRAPHS
+    assert len(session_of(model).graphs) == in_force.dgl_graphs
 
 
 def test_explain_and_warnings() -> None:

@@ -108,6 +108,7 @@ class Model(nn.Module):
         return self.layer(*arguments)
 
 
+@pytest.mark.mostly_slow("*-True")
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_layer(name: str, grad: bool, always_pays: None) -> None:

@@ -127,6 +127,7 @@ OTHERS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
 }
 
 
+@pytest.mark.mostly_slow("accelerate-*", "ToHAG-export", "make_fx")
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_tools(name: str, model: Model) -> None:
     """What works with stock works, and what does not raises the same."""

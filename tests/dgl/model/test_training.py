@@ -65,6 +65,7 @@ def losses(model: nn.Module, batches: Any, step: Any) -> list[float]:
     return curve
 
 
+@pytest.mark.slow
 def test_graph_classification_on_imdb(shared_data: Path) -> None:
     curves = []
     for transform in (ToHAG(), lambda graph: graph):

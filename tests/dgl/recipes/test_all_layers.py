@@ -138,6 +138,7 @@ def assert_alike(ours: Any, stock: Any, tolerance: float) -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=tolerance * scale, equal_nan=True)
 
 
+@pytest.mark.mostly_slow("two-*")
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("make", [disordered, two])
 def test_edges_in_any_order(name: str, make: Callable[[], Any]) -> None:
@@ -163,6 +164,7 @@ def test_edges_in_any_order(name: str, make: Callable[[], Any]) -> None:
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", UPDATE_CASES)
 def test_dtypes_of_updates(name: str, dtype: torch.dtype) -> None:
@@ -170,6 +172,7 @@ def test_dtypes_of_updates(name: str, dtype: torch.dtype) -> None:
     assert_dtypes(name, dtype, None)
 
 
+@pytest.mark.mostly_slow("*-dtype0-*", "*-dtype4-*")
 @pytest.mark.parametrize(
     ("dtype", "autocast"),
     [

@@ -17,25 +17,10 @@ from dgl.nn.pytorch import GatedGraphConv, RelGraphConv  # noqa: E402
 
 import hag_plugin as hp  # noqa: E402
 from hag_plugin.dgl import ToHAG, explain  # noqa: E402
-from hag_plugin.dgl.recipes import gated, typed  # noqa: E402
+from hag_plugin.testing import Ran  # noqa: E402
 
 WIDTH = 6
 TYPES = 4
-
-
-@pytest.fixture
-def sums(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of rows that were summed, one entry a call."""
-    calls: list[int] = []
-    for module in (gated, typed):
-        real = module.aggregate
-
-        def counted(x: Tensor, *args: Any, real: Any = real, **kwargs: Any) -> Tensor:
-            calls.append(len(x))
-            return real(x, *args, **kwargs)
-
-        monkeypatch.setattr(module, "aggregate", counted)
-    return calls
 
 
 def conv(steps: int = 1) -> Any:
@@ -70,7 +55,7 @@ def assert_equal(ours: list[Tensor], stock: list[Tensor]) -> None:
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("idtype", [torch.int32, torch.int64])
 def test_a_layer_that_comes_back(
-    idtype: torch.dtype, steps: int, multigraph: Any, sums: list[int]
+    idtype: torch.dtype, steps: int, multigraph: Any, ran: Ran
 ) -> None:
     """The steps of one call are no coming back: a batch that is met once never waits for a HAG."""
     plain, layer = multigraph(idtype), conv(steps)
@@ -79,24 +64,24 @@ def test_a_layer_that_comes_back(
     graph = ToHAG()(plain)
     for call in range(3):
         assert_equal(results(layer, graph, x, types), stock)
-        assert len(sums) == call * steps
+        assert len(ran.forward) == call * steps
     pairs = torch.stack([types, plain.edges()[0].long()]).unique(dim=1).shape[1]
-    assert set(sums) == {pairs}
+    assert {run.program.num_src for run in ran.forward} == {pairs}
     assert pairs < plain.num_edges()
 
 
-def test_two_layers_do_not_come_back(multigraph: Any, sums: list[int]) -> None:
+def test_two_layers_do_not_come_back(multigraph: Any, ran: Ran) -> None:
     graph, first, second = ToHAG()(multigraph()), conv(), conv()
     x, types = features(graph), types_of(graph)
     for layer in (first, second):
         layer(graph, x, types)
-    assert not sums
+    assert not ran.programs
     first(graph, x, types)
     second(graph, x, types)
-    assert len(sums) == 2
+    assert len(ran.forward) == 2
 
 
-def test_other_types(multigraph: Any, sums: list[int]) -> None:
+def test_other_types(multigraph: Any, ran: Ran) -> None:
     """As many edges of each type, but others: each call has the result of its own types."""
     plain, layer = multigraph(), conv()
     graph, x = ToHAG()(plain), features(plain)
@@ -104,32 +89,32 @@ def test_other_types(multigraph: Any, sums: list[int]) -> None:
     several.append(several[0].flip(0))
     for types in [*several, *several]:
         assert_equal(results(layer, graph, x, types), results(layer, plain, x, types))
-    assert len(sums) == len(several)  # each came back once
+    assert len(ran.forward) == len(several)  # each came back once
 
 
-def test_one_type_that_is_told(multigraph: Any, sums: list[int]) -> None:
+def test_one_type_that_is_told(multigraph: Any, ran: Ran) -> None:
     """Types are given to a layer that has only one."""
     plain, layer = multigraph(), GatedGraphConv(WIDTH, WIDTH, 1, 1).double()
     graph, x, types = ToHAG()(plain), features(plain), torch.zeros(plain.num_edges()).long()
     for _ in range(2):
         torch.testing.assert_close(layer(graph, x, types), layer(plain, x, types))
-    assert len(sums) == 1
+    assert len(ran.forward) == 1
 
 
-def test_a_plain_graph_that_comes_back(multigraph: Any, sums: list[int]) -> None:
+def test_a_plain_graph_that_comes_back(multigraph: Any, ran: Ran) -> None:
     graph, layer = multigraph(), conv()
     x, types = features(graph), types_of(graph)
     stock = results(layer, graph, x, types)
     hp.accelerate(layer)
     for _ in range(4):
         assert_equal(results(layer, graph, x, types), stock)
-    assert len(sums) == 2
+    assert len(ran.forward) == 2
     hp.restore(layer)
     assert_equal(results(layer, graph, x, types), stock)
-    assert len(sums) == 2
+    assert len(ran.forward) == 2
 
 
-def test_copies_of_a_graph(multigraph: Any, sums: list[int]) -> None:
+def test_copies_of_a_graph(multigraph: Any, ran: Ran) -> None:
     """Reversed, batched and looped graphs have pairs of their own."""
     plain, layer = multigraph(), conv()
     made = ToHAG()(plain)
@@ -143,10 +128,10 @@ def test_copies_of_a_graph(multigraph: Any, sums: list[int]) -> None:
         x, types = features(other), types_of(other)
         for _ in range(2):
             assert_equal(results(layer, graph, x, types), results(layer, other, x, types))
-    assert len(sums) == len(pairs)
+    assert len(ran.forward) == len(pairs)
 
 
-def test_hooks_and_other_layers_are_dgls(multigraph: Any, sums: list[int]) -> None:
+def test_hooks_and_other_layers_are_dgls(multigraph: Any, ran: Ran) -> None:
     plain, hooked, replaced = multigraph(), conv(), conv()
     seen: list[int] = []
     hooked.linears[0].register_forward_hook(lambda _, given, y: seen.append(len(given[0])))
@@ -155,14 +140,14 @@ def test_hooks_and_other_layers_are_dgls(multigraph: Any, sums: list[int]) -> No
     for layer in (hooked, replaced):
         for _ in range(2):
             torch.testing.assert_close(layer(graph, x, types), layer(plain, x, types))
-    assert not sums
+    assert not ran.programs
     assert set(seen) == {int((types == 0).sum())}
     reasons = [explain(layer)[0].reason for layer in (hooked, replaced)]
     assert reasons[0].startswith("hooks on its linear layers")
     assert reasons[1].startswith("a linear layer was replaced by a Sequential")
 
 
-def test_a_call_that_fails_leaves_nothing(multigraph: Any, sums: list[int]) -> None:
+def test_a_call_that_fails_leaves_nothing(multigraph: Any, ran: Ran) -> None:
     plain, layer = multigraph(), conv()
     graph, x, types = ToHAG()(plain), features(plain), types_of(plain)
     for _ in range(2):

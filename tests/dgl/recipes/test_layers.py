@@ -28,8 +28,8 @@ from dgl.nn.pytorch import (  # noqa: E402
 )
 
 from hag_plugin.dgl import ToHAG, explain  # noqa: E402
-from hag_plugin.dgl.aggregation import rows  # noqa: E402
-from hag_plugin.dgl.recipes import directions, gated, lstm, pna, typed  # noqa: E402
+from hag_plugin.dgl.recipes import pna  # noqa: E402
+from hag_plugin.testing import Ran  # noqa: E402
 
 WIDTH = 6
 TYPES = 3
@@ -150,34 +150,12 @@ class Case:
                 torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance * scale)
 
 
-@pytest.fixture
-def hags(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """One entry for each aggregation over a HAG."""
-    calls: list[str] = []
-    places = (
-        (rows, "aggregate"),
-        (typed, "aggregate"),
-        (gated, "aggregate"),
-        (lstm, "lstm_aggregate"),
-        (directions, "weighted_aggregate"),
-    )
-    for module, function in places:
-        stock = getattr(module, function)
-
-        def counted(*args: Any, real: Any = stock, **kwargs: Any) -> Tensor:
-            calls.append("aggregate")
-            return real(*args, **kwargs)
-
-        monkeypatch.setattr(module, function, counted)
-    return calls
-
-
 @pytest.mark.parametrize("idtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("name", LAYERS)
-def test_multigraph(name: str, idtype: torch.dtype, multigraph: Any, hags: list[str]) -> None:
+def test_multigraph(name: str, idtype: torch.dtype, multigraph: Any, ran: Ran) -> None:
     Case(name, multigraph(idtype)).assert_equal()
     trains_on_hag = not name.startswith(STOCK) and "max" not in name and "pool" not in name
-    assert bool(hags) == trains_on_hag
+    assert bool(ran.forward) == trains_on_hag
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if name.startswith(BIPARTITE)])
@@ -185,6 +163,7 @@ def test_block(name: str, block: Any) -> None:
     Case(name, block()).assert_equal()
 
 
+@pytest.mark.slow
 # Of these stock takes long.
 @pytest.mark.parametrize("name", [n for n in LAYERS if "lstm" not in n and "moments" not in n])
 def test_real_graphs(name: str, real_graph: Any) -> None:
@@ -192,12 +171,12 @@ def test_real_graphs(name: str, real_graph: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["SAGEConv pool 4", "GINConv max"])
-def test_extrema_run_on_the_hag_in_inference(name: str, multigraph: Any, hags: list[str]) -> None:
+def test_extrema_run_on_the_hag_in_inference(name: str, multigraph: Any, ran: Ran) -> None:
     case = Case(name, multigraph())
     with torch.no_grad():
         stock = case.layer(case.graph, case.x)
         assert torch.equal(case.layer(ToHAG()(case.graph), case.x), stock)
-    assert hags
+    assert ran.programs
 
 
 @pytest.mark.parametrize(
@@ -237,7 +216,7 @@ def test_zero_in_degree(multigraph: Any) -> None:
 
 
 @pytest.mark.parametrize("cross", ["sum", "max", "mean", "stack"])
-def test_hetero_graph_conv(cross: str, hetero: Any, hags: list[str]) -> None:
+def test_hetero_graph_conv(cross: str, hetero: Any, ran: Ran) -> None:
     results = []
     for graph in (ToHAG()(hetero()), hetero()):
         torch.manual_seed(4)
@@ -255,13 +234,13 @@ def test_hetero_graph_conv(cross: str, hetero: Any, hags: list[str]) -> None:
         sum((rows * rows).sum() for rows in y.values()).backward()
         results.append([*y.values(), *(r.grad for r in x.values()),
                         *(p.grad for p in conv.parameters())])  # fmt: skip
-        assert len(hags) == 3
+        assert len(ran.forward) == 3
     for ours, stock in zip(*results, strict=True):
         torch.testing.assert_close(ours, stock, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_explain_agrees(name: str, multigraph: Any, hags: list[str]) -> None:
+def test_explain_agrees(name: str, multigraph: Any, ran: Ran) -> None:
     """What `explain` says of a layer is what happens in inference."""
     case = Case(name, multigraph())
     graph = ToHAG()(case.graph)
@@ -269,7 +248,7 @@ def test_explain_agrees(name: str, multigraph: Any, hags: list[str]) -> None:
         for _ in range(3):
             case.layer.eval()(graph, case.features(case.x), *case.arguments)
         (row, *_) = explain(case.layer)  # of an LSTM it tells the counts, once they are known
-    assert row.accelerated == bool(hags)
+    assert row.accelerated == bool(ran.forward)
     assert bool(row.aggregates) == row.accelerated
 
 

@@ -14,8 +14,8 @@ dgl = pytest.importorskip("dgl", reason="DGL is not installed")
 import dgl.function as fn  # noqa: E402
 
 from hag_plugin.dgl import ToHAG  # noqa: E402
-from hag_plugin.dgl.aggregation import rows  # noqa: E402
 from hag_plugin.dgl.aggregation.ties import sources_are_in_order  # noqa: E402
+from hag_plugin.testing import Ran  # noqa: E402
 
 REDUCERS = ("sum", "mean", "max", "min")
 TO_HAG = ToHAG()
@@ -66,15 +66,6 @@ def assert_equal(graph: Any, x: Tensor, message: Any, reduce: Any, tolerance: fl
             torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The calls of `aggregate`, so of HAGs."""
-    calls: list[Any] = []
-    aggregate = rows.aggregate
-    monkeypatch.setattr(rows, "aggregate", lambda *a, **k: calls.append(k) or aggregate(*a, **k))
-    return calls
-
-
 @settings(max_examples=150, deadline=None)
 @given(
     graphs(),
@@ -122,7 +113,7 @@ def test_the_hag_runs(reduce: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("reduce", ["max", "min"])
-def test_gradients_of_ties(reduce: str, dtype: torch.dtype, counted: list[Any]) -> None:
+def test_gradients_of_ties(reduce: str, dtype: torch.dtype, ran: Ran) -> None:
     """To the first or last source, as DGL's kernel of the dtype; on the HAG where that can be."""
     edges = torch.randint(40, (2, 400))
     message, reducer = fn.copy_u("x", "m"), getattr(fn, reduce)("m", "y")
@@ -130,10 +121,10 @@ def test_gradients_of_ties(reduce: str, dtype: torch.dtype, counted: list[Any]) 
         x = torch.randint(2, (40, width)).to(dtype).requires_grad_()
         for order in (edges[0].argsort(), torch.arange(400)):
             graph = dgl.graph(tuple(edges[:, order]), num_nodes=40)
-            before = len(counted)
+            before = len(ran.forward)
             assert_equal(graph, x, message, reducer, 0)
-            assert len(counted) - before == (order[0] != 0)
-    assert {call["ties"] for call in counted} <= {"first", "last"}
+            assert len(ran.forward) - before == (order[0] != 0)
+    assert {run.operator for run in ran.programs} <= {"winners"}  # no even ties
 
 
 def test_order_of_sources() -> None:
@@ -185,24 +176,24 @@ def weighted(graph: Any, weight: Tensor) -> Tensor:
         return graph.ndata["y"]
 
 
-def test_which_weights_take_the_hag(counted: list[Any]) -> None:
+def test_which_weights_take_the_hag(ran: Ran) -> None:
     graph = ToHAG()(dgl.graph(tuple(torch.cartesian_prod(torch.arange(4), torch.arange(4)).T)))
     weighted(graph, torch.full((16, 1), 3.0))
-    assert len(counted) == 1  # all the same: at once
+    assert len(ran.forward) == 1  # all the same: at once
     factors = torch.tensor([1.0, 2.0, 4.0, 3.0])
     weight = factors[graph.edges()[0]] * factors[graph.edges()[1]]
     before = weighted(graph, weight)
-    assert len(counted) == 1  # met for the first time
+    assert len(ran.forward) == 1  # met for the first time
     torch.testing.assert_close(weighted(graph, weight), before)
-    assert len(counted) == 2
+    assert len(ran.forward) == 2
     weight[3] += 50.0  # changed in place: no product any more
     for _ in range(3):
         torch.testing.assert_close(weighted(graph, weight)[3], before[3] + 50)
-    assert len(counted) == 2
+    assert len(ran.forward) == 2
     for _ in range(3):
         weighted(graph, torch.ones(16).requires_grad_())  # its gradient is wanted
         weighted(graph, torch.ones(16, 2))  # a weight a feature
-    assert len(counted) == 2
+    assert len(ran.forward) == 2
 
 
 # What is left to DGL ----------------------------------------------------------------------------

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import hag_plugin as hp
+from hag_plugin import testing
 from hag_plugin.data import datasets
 from hag_plugin.hag.gpu import schedule
 from hag_plugin.hag.program import Program
+from hag_plugin.limits import limits
 
 from ... import reference
 
@@ -45,7 +47,7 @@ def assert_sound(s: schedule.Schedule) -> None:
     length = np.diff(op_ptr)
     level = np.repeat(np.arange(s.num_levels), np.diff(s.level_ptr))
     assert len(level) == len(length)
-    assert length.max(initial=0) <= schedule.LONGEST
+    assert length.max(initial=0) <= limits.op_sources
     written = np.full(s.scratch_rows, -1)
     inner = target < 0
     written[~target[inner]] = level[inner]
@@ -60,15 +62,13 @@ def assert_sound(s: schedule.Schedule) -> None:
     assert sorted(target[~inner]) == list(range(s.num_dst))
     assert (s.row.numpy()[~inner] == target[~inner]).all()
     for first, last in s.levels:
-        for start in range(first, last, schedule.WINDOW):
-            window = length[start : min(start + schedule.WINDOW, last)]
+        for start in range(first, last, limits.window_ops):
+            window = length[start : min(start + limits.window_ops, last)]
             assert (np.diff(window) <= 0).all(), "the first op of an instance is not its longest"
 
 
-def shorten(patch: pytest.MonkeyPatch) -> None:
-    """Lengths at which small graphs have parts of parts, shortcuts and several windows."""
-    for name, value in (("LONGEST", 3), ("MAX_LEVELS", 3), ("WINDOW", 8)):
-        patch.setattr(schedule, name, value)
+# Lengths at which small graphs have parts of parts, shortcuts and several windows.
+SHORT = {"op_sources": 3, "program_levels": 3, "window_ops": 8}
 
 
 @settings(deadline=None, max_examples=60)
@@ -84,20 +84,18 @@ def test_equals_the_program(data: st.DataObject) -> None:
     program = hag.program(data.draw(st.sampled_from((False, "add", "fill"))))
     x = torch.randint(-9, 9, (nodes, 2)).double()  # sums of integers do not round
     expected = reference.run_program(program, x)
-    with pytest.MonkeyPatch.context() as patch:
-        for small in (False, True):
-            if small:
-                shorten(patch)
+    for values in ({}, SHORT):
+        with testing.limits(**values):
             s = schedule.make_schedule(program)
             assert_sound(s)
             assert torch.equal(run(s, x), expected)
 
 
-def test_hubs_become_parts_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    shorten(monkeypatch)
+def test_hubs_become_parts_of_parts() -> None:
     star = torch.stack([torch.arange(40), torch.zeros(40, dtype=torch.long)])
-    s = schedule.make_schedule(hp.build_hag(star, num_nodes=40, method="none").program())
-    assert_sound(s)
+    with testing.limits(**SHORT):
+        s = schedule.make_schedule(hp.build_hag(star, num_nodes=40, method="none").program())
+        assert_sound(s)
     assert s.num_levels == 4  # 40, 14, 5, 2 parts and their sum
     parts = s.target.numpy() < 0
     assert (s.row.numpy()[parts] == 0).all()
@@ -136,6 +134,7 @@ def test_invalid_program_is_refused() -> None:
         schedule.make_schedule(Program.of(arrays, 2, 2))
 
 
+@pytest.mark.mostly_slow("BZR_MD")
 @pytest.mark.parametrize("name", ["IMDB-MULTI", "ca-HepPh", "BZR_MD", "AmazonPhoto"])
 def test_real_graphs(shared_data: Path, name: str) -> None:
     graph = datasets.load(name, shared_data / "npz")
@@ -144,7 +143,7 @@ def test_real_graphs(shared_data: Path, name: str) -> None:
         program = hag.program(mode)
         s = schedule.make_schedule(program)
         assert_sound(s)
-        assert s.num_levels <= max(schedule.MAX_LEVELS, schedule.depth(program))
+        assert s.num_levels <= max(limits.program_levels, schedule.depth(program))
         assert len(s.source) <= 1.5 * len(program.source)
         if name == "BZR_MD":
             x = torch.randint(-9, 9, (graph.num_nodes, 1)).double()

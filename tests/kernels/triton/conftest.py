@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
 
-from hag_plugin.ops import gpu
+from hag_plugin.testing import limits
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -19,9 +20,10 @@ collect_ignore = [] if INTERPRETED or torch.cuda.is_available() else ["kernels"]
 
 
 @pytest.fixture
-def kernel_device(monkeypatch: pytest.MonkeyPatch) -> str:
+def kernel_device() -> Iterator[str]:
     """The device of tensors that the kernels take: "cpu" under the interpreter, else "cuda"."""
-    if not INTERPRETED:
-        return "cuda"
-    monkeypatch.setattr(gpu, "is_home", lambda x: True)
-    return "cpu"
+    if INTERPRETED:
+        with limits(kernels_anywhere=True):
+            yield "cpu"
+    else:
+        yield "cuda"

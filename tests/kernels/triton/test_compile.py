@@ -80,6 +80,7 @@ def check(compiled: Compiled) -> None:
         assert "bar.sync" not in ptx, f"{name} waits"
 
 
+@pytest.mark.slow
 def test_compiles_without_spills() -> None:
     found = sample()
     assert {variant.kernel for variant, _ in found} == set(resources.KERNELS)

@@ -6,8 +6,7 @@ for is not there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -22,11 +21,8 @@ from hag_plugin.hag.gpu.schedule import Schedule
 from hag_plugin.hag.graph import Arrays
 from hag_plugin.hag.program import Program
 from hag_plugin.kernels.triton import launch
-from hag_plugin.ops import gpu, registration, weights
-from hag_plugin.testing import count_programs
-
-KERNELS = ("combine", "masked_sum_kernel", "winner_kernel", "add_to_winners_kernel")
-KERNELS += ("edge_dot_kernel",)
+from hag_plugin.ops import weights
+from hag_plugin.testing import count_programs, limits
 
 
 class NoWaiting(TorchDispatchMode):
@@ -59,16 +55,13 @@ class Launches:
 
 
 @pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The kernels that were launched. CPU tensors take the GPU's way, too."""
     log: list[str] = []
-    for name in KERNELS:
-        assert hasattr(launch, name)
-        monkeypatch.setattr(launch, name, Launches(name, log))
-    monkeypatch.setattr(launch, "_on_device", lambda x: nullcontext())
-    monkeypatch.setattr(gpu, "is_home", lambda x: True)
-    monkeypatch.setattr(registration, "_is_plain", lambda *tensors: True)
-    return log
+    for name in launch.KERNELS:
+        monkeypatch.setitem(launch.KERNELS, name, Launches(name, log))
+    with limits(kernels_anywhere=True, unseen_dispatch=True):
+        yield log
 
 
 def graph() -> hp.HAG:

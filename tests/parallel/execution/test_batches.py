@@ -70,6 +70,7 @@ POOLS = {
 }
 
 
+@pytest.mark.mostly_slow("2-mean")
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("size", [2, 4])
 def test_graph_classification(pool: str, size: int) -> None:

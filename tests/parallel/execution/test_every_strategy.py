@@ -82,6 +82,7 @@ def train(model: nn.Module, data: Data, size: int, **options: Any) -> set[Choice
 SEARCHED = {"GCN": 30, "SAGE": 26, "GIN": 12}
 
 
+@pytest.mark.mostly_slow("GAT-2", "RGCN-2")
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("name", MODELS)
 def test_training_is_that_of_one_process(name: str, size: int) -> None:
@@ -90,6 +91,7 @@ def test_training_is_that_of_one_process(name: str, size: int) -> None:
         assert len(tried) == SEARCHED[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["GCN", "SAGE", "GIN"])
 def test_training_in_single_precision(name: str) -> None:
     data = cliques(torch.float32)

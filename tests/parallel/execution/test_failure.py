@@ -147,6 +147,7 @@ def test_setup_is_refused_on_all_ranks() -> None:
 # Parts that are uneven or empty ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["rows, halo", "rows, all-gather", "2-D grid"])
 @pytest.mark.parametrize("nodes", [5, 6, 9])
 def test_parts_without_nodes(strategy: str, nodes: int) -> None:

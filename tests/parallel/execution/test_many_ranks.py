@@ -60,6 +60,7 @@ def plans(model: Any, size: int) -> list[tuple[Plan, dict[str, Any]]]:
     return [(planned(space, configs), bytes_of(space, configs)) for space, configs in chosen]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [8, 16])
 @pytest.mark.parametrize("name", MODELS)
 def test_bytes_are_those_of_the_plan(name: str, size: int) -> None:

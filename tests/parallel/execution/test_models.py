@@ -70,6 +70,7 @@ PLANS = [
 ]
 
 
+@pytest.mark.mostly_slow("rows, halo-transform-first")
 @pytest.mark.parametrize(("strategy", "order"), [(s, o) for s, orders in PLANS for o in orders])
 def test_models_of_convolutions(strategy: str, order: str) -> None:
     for name, model in {
@@ -92,6 +93,7 @@ OTHERS = [
 ]
 
 
+@pytest.mark.mostly_slow("GAT-heads", "RGCN-relations")
 @pytest.mark.parametrize(("name", "strategy"), OTHERS)
 def test_other_models(name: str, strategy: str) -> None:
     torch.manual_seed(0)
@@ -99,6 +101,7 @@ def test_other_models(name: str, strategy: str) -> None:
         check(MODELS[name]().double(), data(), size, by_strategy(strategy))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [2, 4])
 def test_eight_ranks_in_a_grid(columns: int) -> None:
     def allow(op: Op, config: Config) -> bool:

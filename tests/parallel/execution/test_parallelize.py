@@ -97,12 +97,14 @@ KINDS = {
 CASES = [(kind, size) for kind in KINDS for size in (2, 4) if (kind, size) != ("grid", 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "size"), [("cheapest", 1), *CASES])
 def test_dense_layers_in_every_layout(kind: str, size: int) -> None:
     torch.manual_seed(0)
     check(MLP().double(), data(), size, KINDS[kind])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "size"), CASES)
 def test_normalisation_in_every_layout(kind: str, size: int) -> None:
     torch.manual_seed(0)
@@ -117,6 +119,7 @@ def test_what_is_no_known_operation_runs_whole(size: int) -> None:
     assert sum(layer.kind == "opaque" for layer in plan.layers) >= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [3, 8])
 @pytest.mark.parametrize("kind", ["rows", "cheapest"])
 def test_ranks_without_nodes(kind: str, size: int) -> None:

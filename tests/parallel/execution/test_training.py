@@ -32,6 +32,7 @@ OPTIMISERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", OPTIMISERS.values(), ids=OPTIMISERS.keys())
 def test_optimisers_and_clipping(make: Any) -> None:
     torch.manual_seed(0)
@@ -46,6 +47,7 @@ def test_clipping_where_a_grid_splits_some_weights() -> None:
         op.kind != "convolution" or c.strategy == "2-D grid"))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_single_precision() -> None:
     torch.manual_seed(0)
     for kind in KINDS:
@@ -151,6 +153,7 @@ class Masks:
 ATTENTION = ("replicate", "rows, all-gather", "rows, halo", "heads")
 
 
+@pytest.mark.mostly_slow("*-1", "*-2")
 @pytest.mark.parametrize(
     ("strategy", "size"), [("replicate", 1), *((s, k) for s in ATTENTION for k in (2, 4))]
 )

@@ -84,6 +84,7 @@ def test_blocks_are_kept_where_they_are_best() -> None:
     assert partition(path, 1000, 4).method == "contiguous"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Cora", "PubMed", "AmazonPhoto"])
 def test_real_graphs(name: str, shared_data: Path, method: str) -> None:
     with np.load(shared_data / "npz" / f"{name}.npz") as arrays:

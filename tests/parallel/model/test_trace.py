@@ -143,6 +143,7 @@ def test_what_cannot_be_traced_is_named() -> None:
         trace(MODELS["GCN"](), GraphStats.assumed(10, 10))
 
 
+@pytest.mark.slow
 def test_a_graph_known_by_its_size_is_enough() -> None:
     stats = GraphStats.assumed(100_000_000, 1_000_000_000)
     found = trace(MODELS["GCN"](), stats, features=FEATURES)

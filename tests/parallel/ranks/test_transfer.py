@@ -253,6 +253,7 @@ def check_gradients(rank: int, seed: int, dtype: torch.dtype) -> None:
 CHECKS = (check_whole, check_reshard, check_grid, check_exchange, check_gradients)
 
 
+@pytest.mark.mostly_slow("2", "4")
 @pytest.mark.parametrize("size", SIZES)
 def test_values_gradients_and_bytes(size: int) -> None:
     @settings(max_examples=48 // size, deadline=None)

@@ -12,6 +12,7 @@ from hag_plugin.parallel.report.timeline_plot import plot_timeline
 from ..models import skipping
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 def test_pictures(tmp_path: Path, suffix: str) -> None:
     space = space_of(skipping(), "k80x4")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from hag_plugin.parallel.search.cost import (
 )
 from hag_plugin.parallel.search.planner import plan
 from hag_plugin.parallel.strategies.registry import Aggregation, Product, Terms
+from hag_plugin.testing import count_programs, limits
 
 BLOCK = Terms(
     aggregations=[Aggregation("forward", 2000, 400, 16)],
@@ -71,19 +74,15 @@ def test_messages_are_priced_by_phase_and_group() -> None:
     assert message_seconds(machine, Message("all_gather", sent * 0, "forward")) == 0.0
 
 
-def test_measured_blocks_are_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measured_blocks_are_kept(cache: Path) -> None:
     first = Measured()(BLOCK, 4)
     assert first > 0
     [path] = cache.iterdir()
     assert list(json.loads(path.read_text())) == [cost.block_key(BLOCK, 4)]
 
-    def fails(*args: object) -> float:
-        raise AssertionError("measured again")
-
-    monkeypatch.setattr(cost, "measure_block", fails)
-    assert Measured()(BLOCK, 4) == first
-    with pytest.raises(AssertionError, match="measured again"):
-        Measured()(BLOCK, 8)
+    path.write_text(json.dumps({cost.block_key(BLOCK, 4): 1e3}))
+    assert Measured()(BLOCK, 4) == 1e3  # not measured again
+    assert 0 < Measured()(BLOCK, 8) < 1e3
 
 
 def test_a_damaged_cache_is_measured_anew(cache: Path) -> None:
@@ -95,12 +94,12 @@ def test_a_damaged_cache_is_measured_anew(cache: Path) -> None:
 
 
 def test_large_blocks_are_measured_small_and_scaled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost, "MAX_EDGES", 1000)
-    seen = []
-    monkeypatch.setattr(cost, "_median_seconds", lambda work, device: seen.append(work) or 1.0)
+    seconds = count(0.0, 0.5)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(seconds))  # each run takes 0.5
     huge = Terms(aggregations=[Aggregation("forward", 10**9, 10**6, 16)])
-    assert cost.measure_block(huge, 4) == pytest.approx(1e6)
-    assert len(seen[0]) == 1
+    with limits(measured_edges=1000), count_programs() as ran:
+        assert cost.measure_block(huge, 4) == pytest.approx(0.5e6)
+    assert {len(run.program.arrays[2]) for run in ran.programs} == {1000}
 
 
 def test_calibration_scales_the_analytic_cost(cache: Path) -> None:

@@ -56,6 +56,7 @@ def test_equals_brute_force_on_400_random_graphs() -> None:
     assert widths.count(1) + widths.count(2) > 50
 
 
+@pytest.mark.slow
 def test_equals_brute_force_within_memory_on_300_random_graphs() -> None:
     met = {"fits": 0, "binds": 0, "infeasible": 0}
     for seed in range(300):

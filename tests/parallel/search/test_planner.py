@@ -54,6 +54,7 @@ def some_configs(full: Space, seed: int) -> Callable[[int, Config], bool]:
 # Optimality -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("machine", ["a100x8", "pcie4x4", "cpu2"])
 def test_exact_equals_brute_force_on_models(
@@ -68,6 +69,7 @@ def test_exact_equals_brute_force_on_models(
         assert full.cheapest().cost <= fast.cost * (1 + 1e-12)
 
 
+@pytest.mark.slow
 def test_exact_equals_brute_force_within_memory(traced: dict[str, OpGraph]) -> None:
     topology = preset("pcie4x4")
     bound = 0
@@ -95,6 +97,7 @@ def test_exact_equals_brute_force_within_memory(traced: dict[str, OpGraph]) -> N
     assert bound > 0  # the limit mattered
 
 
+@pytest.mark.mostly_slow("cpu2-*")
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("machine", ["a100x8", "4x8hdr", "cpu2"])
 def test_no_uniform_strategy_is_better(traced: dict[str, OpGraph], name: str, machine: str) -> None:
@@ -264,6 +267,7 @@ def test_alternatives_are_priced_or_refused(traced: dict[str, OpGraph]) -> None:
         assert entries[found.layer(name).config.strategy] == min(priced)
 
 
+@pytest.mark.slow
 def test_models_and_data_are_planned_in_one_call(shared_data: Path) -> None:
     from torch_geometric.nn import GCN
 

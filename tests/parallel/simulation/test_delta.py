@@ -89,6 +89,7 @@ def run(seed: int, nodes: int, resources: int, proposals: int, accept: float, sn
     return simulator
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accept", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize(("nodes", "resources"), [(6, 2), (25, 4), (60, 12)])
 def test_thousands_of_proposals(nodes: int, resources: int, accept: float) -> None:

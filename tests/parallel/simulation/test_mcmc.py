@@ -61,6 +61,7 @@ TOY = CostGraph(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.0, 1.0, 4.0])
 def test_frequencies_follow_the_cost(beta: float) -> None:
     """Chi-square of the strategies visited against exp(-beta cost), thinned to be independent."""

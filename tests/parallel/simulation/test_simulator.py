@@ -44,6 +44,7 @@ def one_by_one(tasks: list[Task]) -> tuple[list[float], list[float]]:
     return [start[i] for i in range(len(tasks))], [end[i] for i in range(len(tasks))]
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(task_lists())
 def test_a_schedule_is_what_it_says(tasks: list[Task]) -> None:

@@ -13,6 +13,7 @@ from torch_geometric.nn import GCNConv, GINConv, GraphConv, SAGEConv
 
 import hag_plugin as hp
 from hag_plugin.pyg.aggregation import constant
+from hag_plugin.testing import limits
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "GCNConv, narrower": lambda: GCNConv(6, 4),
@@ -111,9 +112,7 @@ def test_another_graph_or_another_setting_is_noticed() -> None:
     pair.agree(x)
 
 
-def test_nothing_is_kept_of_what_is_learned_traced_or_too_large(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_nothing_is_kept_of_what_is_learned_traced_or_too_large() -> None:
     pair = Pair(LAYERS["SAGEConv"])
     learned = features().requires_grad_()
     for _ in range(3):
@@ -125,11 +124,22 @@ def test_nothing_is_kept_of_what_is_learned_traced_or_too_large(
         for _ in range(3):
             pair.fast(x, pair.hag)
     assert pair.kept() is None
-    monkeypatch.setattr(constant, "LIMIT", 0)
     x = features()
-    for _ in range(3):
-        pair.agree(x)
+    with limits(constant_bytes=0):
+        for _ in range(3):
+            pair.agree(x)
     assert pair.kept() is None
+
+
+def test_the_public_name_of_the_limit() -> None:
+    with limits(constant_bytes=7):
+        assert hp.pyg.constant.LIMIT == 7
+        hp.pyg.constant.LIMIT = 0
+        pair, x = Pair(LAYERS["SAGEConv"]), features()
+        for _ in range(3):
+            pair.agree(x)
+        assert pair.kept() is None
+    assert hp.pyg.constant.LIMIT == 1 << 30
 
 
 def test_what_inference_computes_first_serves_training() -> None:

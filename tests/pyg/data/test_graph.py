@@ -20,6 +20,7 @@ from torch_geometric.transforms import Compose, ToUndirected
 import hag_plugin as hp
 from hag_plugin.pyg import HagData, ToHAG, accelerate
 from hag_plugin.pyg.data.graph import HagBatch
+from hag_plugin.pyg.data.stale import Verdict, known_verdict
 
 TO_HAG = ToHAG()
 
@@ -207,14 +208,12 @@ class TestBatch:
             assert is_hag_of(item.hag, item)
             assert item.num_nodes == 4 + i
 
-    def test_verdict_travels(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_verdict_travels(self) -> None:
         """What the worker compared is not compared again."""
         twin = pickle.loads(pickle.dumps(Batch.from_data_list(graphs())))
-        compared: list[int] = []
-        matches = hp.HAG.matches
-        monkeypatch.setattr(hp.HAG, "matches", lambda *a: compared.append(1) or matches(*a))
-        assert twin.to("cpu").hag.method == "auto"
-        assert compared == []
+        moved, size = twin.to("cpu"), (twin.num_nodes, twin.num_nodes)
+        assert known_verdict(moved["hag"].merged, moved.edge_index, size) == Verdict(None)
+        assert moved.hag.method == "auto"
         twin.edge_index[0, 0] = 1 - twin.edge_index[0, 0].clamp(max=1)
         with pytest.warns(UserWarning, match="plain graph is used"):
             assert twin.hag.method == "none"

@@ -29,7 +29,7 @@ from torch_geometric.nn import (
 )
 
 import hag_plugin as hp
-from hag_plugin.pyg.model import settle
+from hag_plugin.testing import limits
 
 NODES, EDGES, WIDTH, TYPES = 40, 300, 5, 3
 DEGREES = torch.tensor([0, 10, 20, 10])
@@ -179,6 +179,7 @@ def combinations() -> Iterator[Any]:
                     )
 
 
+@pytest.mark.mostly_slow("SAGE, plain, *")
 @pytest.mark.parametrize(("name", "make", "kind", "how", "learned_features"), [*combinations()])
 def test_gradients_are_stocks(
     name: str, make: Any, kind: str, how: str, learned_features: bool
@@ -215,20 +216,19 @@ def test_models_that_come_back_meet_hags_under_checkpoints(how: str) -> None:
     assert hook.num_hags == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["whole", "by layer", "nested"])
-def test_small_graphs(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settle, "SMALL", EDGES * WIDTH)  # some layers of a net, others not
-    for name in ("GCN", "GCN cached", "SAGE", "GIN"):
-        test_gradients_are_stocks(name, PLAIN[name], "plain", how, False)
-
-
-def test_evictions_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hag_plugin.pyg.model import session
-
-    monkeypatch.setattr(session, "MAX_GRAPHS", 1)
-    for name in ("GCN", "SAGE"):
-        for how in ("whole", "by layer"):
+def test_small_graphs(how: str) -> None:
+    with limits(few_messages=EDGES * WIDTH):  # some layers of a net, others not
+        for name in ("GCN", "GCN cached", "SAGE", "GIN"):
             test_gradients_are_stocks(name, PLAIN[name], "plain", how, False)
+
+
+@pytest.mark.parametrize("how", ["whole", "by layer"])
+@pytest.mark.parametrize("name", ["GCN", "SAGE"])
+def test_evictions_in_between(name: str, how: str) -> None:
+    with limits(pyg_graphs=1):
+        test_gradients_are_stocks(name, PLAIN[name], "plain", how, False)
 
 
 def test_features_that_come_back_within_a_step() -> None:

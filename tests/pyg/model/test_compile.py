@@ -56,6 +56,7 @@ def edges_between(nodes: int, generator: torch.Generator) -> torch.Tensor:
     return edges
 
 
+@pytest.mark.mostly_slow("SAGEConv", "GCNConv")
 @pytest.mark.parametrize("name", [*MODELS, *REVERSED])
 def test_compiled_equals_stock(name: str) -> None:
     """Whole graphs, forward and backward; and not one compilation for each HAG."""

@@ -253,3 +253,20 @@ def test_self_check_leaves_the_random_state(awkward: Any) -> None:
     conv(x, hag)
     assert torch.equal(torch.get_rng_state(), state)
     assert Noisy().train()(x, hag).shape == x.shape
+
+
+def test_declared_with_loops_and_a_foreign_aggregation_runs_stock(awkward: Any) -> None:
+    """An `edge_index` that came back is no HAG that somebody passed."""
+
+    @hag_layer
+    class Mine(GCNConv):
+        pass
+
+    conv = accelerate(Mine(4, 3, aggr="median"))
+    x = torch.randn(awkward.num_src, 4)
+    first = conv(x, awkward.edge_index)
+    for _ in range(2):
+        torch.testing.assert_close(conv(x, awkward.edge_index), first)
+    assert set(explain(conv)[0].calls.counts) == {"stock"}
+    with pytest.raises(ValueError, match="a HAG cannot be used here"):
+        conv(x, hp.build_hag(awkward.edge_index, num_nodes=awkward.num_src))

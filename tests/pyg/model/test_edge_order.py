@@ -16,8 +16,10 @@ from torch_geometric.explain.algorithm.utils import set_masks
 from torch_geometric.nn import aggr
 
 import hag_plugin as hp
+from hag_plugin.limits import Limits
 from hag_plugin.pyg import accelerate, restore
-from hag_plugin.pyg.model import edge_order, settle
+from hag_plugin.pyg.model import edge_order
+from hag_plugin.testing import limits
 
 NODES, WIDTH, EDGES = 12, 4, 40
 
@@ -106,6 +108,7 @@ def made(name: str) -> Any:
     return (AGGREGATIONS[name] if name in AGGREGATIONS else getattr(aggr, name))()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [pyg.SimpleConv, UserConv, DeclaredConv])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", NAMES)
@@ -139,10 +142,14 @@ def test_what_is_the_same_for_all_rows_tells_nothing() -> None:
         accelerate(stock)(torch.ones(NODES, WIDTH), hp.build_hag(edge_index, num_nodes=NODES))
 
 
-@pytest.mark.parametrize("size", [0, settle.SMALL])
+@pytest.mark.parametrize("size", [0, Limits().few_messages])
 @pytest.mark.parametrize("name", ["lstm", "gru", ["mean", "lstm"]], ids=str)
-def test_few_messages_are_asked_too(name: Any, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settle, "SMALL", size)
+def test_few_messages_are_asked_too(name: Any, size: int) -> None:
+    with limits(few_messages=size):
+        _asked_too(name)
+
+
+def _asked_too(name: Any) -> None:
     one = {"in_channels": WIDTH, "out_channels": WIDTH}
     kwargs = {"aggrs_kwargs": [{}, one]} if isinstance(name, list) else one
     conv = accelerate(pyg.SAGEConv(WIDTH, 3, aggr=name, aggr_kwargs=kwargs))

@@ -27,7 +27,7 @@ from torch_geometric.utils import add_self_loops
 import hag_plugin as hp
 from hag_plugin.pyg import ToHAG, accelerate, restore
 from hag_plugin.pyg.model.swap import HAND_ON
-from hag_plugin.pyg.recipes import propagate as running
+from hag_plugin.testing import Ran
 
 NODES, WIDTH, EDGES = 12, 4, 40
 G, G2 = "the graph", "another graph"
@@ -258,7 +258,7 @@ def cases() -> list[Any]:
 
 @pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
 @pytest.mark.parametrize(("name", "which"), cases())
-def test_module(name: str, which: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_module(name: str, which: int, ran: Ran) -> None:
     make, calls = MODULES[name]
     method, args, *error = calls[which]
     if args is None:
@@ -282,9 +282,6 @@ def test_module(name: str, which: int, monkeypatch: pytest.MonkeyPatch) -> None:
         expected = run(stock, plain)
     except ImportError as e:
         pytest.skip(str(e))
-    walked: list[int] = []
-    run_recipe = running.run
-    monkeypatch.setattr(running, "run", lambda *a: walked.append(1) or run_recipe(*a))
     owner = next(c for c in type(stock).__mro__ if method in c.__dict__)
     for _ in range(2):
         if error == [DRAWN]:
@@ -299,7 +296,7 @@ def test_module(name: str, which: int, monkeypatch: pytest.MonkeyPatch) -> None:
             off = 5e-3 if method == "test" else 1e-5
             torch.testing.assert_close(normal(result), normal(expected), rtol=1e-4, atol=off)
             if f"{owner.__name__}.{method}" in HAND_ON and name not in ("GAT", "EdgeCNN"):
-                assert walked, "no layer was handed the HAG"
+                assert ran.programs, "no layer was handed the HAG"
         torch.testing.assert_close(listed(run(ours, plain)), listed(expected), rtol=1e-4, atol=1e-5)
     twin = pickle.loads(pickle.dumps(ours))
     torch.testing.assert_close(listed(run(twin, plain)), listed(expected), rtol=1e-4, atol=1e-5)
@@ -427,11 +424,8 @@ def test_pooled_batches_train_alike() -> None:
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-4)
 
 
-def test_sequential_hands_on_its_hag(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sequential_hands_on_its_hag(ran: Ran) -> None:
     """PyG gives the class the `forward` that it generates for a model."""
-    walked: list[int] = []
-    run_recipe = running.run
-    monkeypatch.setattr(running, "run", lambda *a: walked.append(1) or run_recipe(*a))
     layers = [pyg.GCNConv(WIDTH, WIDTH), nn.ReLU(), pyg.SAGEConv(WIDTH, WIDTH)]
     described = [(f, "x, edge_index -> x" if f is not layers[1] else "x -> x") for f in layers]
     stock = pyg.Sequential("x, edge_index", described).eval()
@@ -441,5 +435,5 @@ def test_sequential_hands_on_its_hag(monkeypatch: pytest.MonkeyPatch) -> None:
         expected = stock(X, edge_index)
         got = ours(X, hp.build_hag(edge_index, num_nodes=NODES))
     torch.testing.assert_close(got, expected)
-    assert len(walked) == 2
+    assert len(ran.programs) == 2
     assert type(ours) is type(stock)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch_geometric.nn import SAGEConv
 from torch_geometric.utils import subgraph
 
+from hag_plugin.limits import limits as in_force
 from hag_plugin.pyg import accelerate
-from hag_plugin.pyg.model import session
-from hag_plugin.pyg.model.session import MAX_GRAPHS, Session
+from hag_plugin.pyg.model.session import Session
+from hag_plugin.testing import limits
 
 
 class Twice(nn.Module):
@@ -56,18 +57,18 @@ def test_second_forward_builds(model: Any) -> None:
 
 
 def test_sampled_batches_are_never_searched(model: Any) -> None:
-    for seed in range(2 * MAX_GRAPHS):
+    for seed in range(2 * in_force.pyg_graphs):
         model(X, edges(seed))
     assert session_of(model).num_hags == 0
-    assert len(session_of(model).graphs) <= MAX_GRAPHS
+    assert len(session_of(model).graphs) <= in_force.pyg_graphs
 
 
 def test_many_graphs_in_turn_run_stock(model: Any) -> None:
-    graphs = [edges(seed) for seed in range(MAX_GRAPHS + 1)]
+    graphs = [edges(seed) for seed in range(in_force.pyg_graphs + 1)]
     for _ in range(3):
         for edge_index in graphs:
             model(X, edge_index)
-    assert len(session_of(model).graphs) <= MAX_GRAPHS
+    assert len(session_of(model).graphs) <= in_force.pyg_graphs
 
 
 def test_in_place_changes(model: Any) -> None:
@@ -114,13 +115,13 @@ def test_subgraph_is_another_tensor(model: Any) -> None:
     torch.testing.assert_close(model(X, part), accelerate_free(model, part))
 
 
-def test_too_many_edges_warn_once(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "MAX_SEARCHED_EDGES", 50)
+def test_too_many_edges_warn_once(model: Any) -> None:
     edge_index = edges(0)
-    model(X, edge_index)
-    with pytest.warns(UserWarning, match="call hag_plugin.build_hag once"):
+    with limits(searched_edges=50):
         model(X, edge_index)
-    model(X, edge_index)  # a second warning would be an error
+        with pytest.warns(UserWarning, match="call hag_plugin.build_hag once"):
+            model(X, edge_index)
+        model(X, edge_index)  # a second warning would be an error
     assert session_of(model).num_hags == 0
 
 

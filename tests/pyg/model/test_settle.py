@@ -21,7 +21,7 @@ from torch_geometric.utils import to_torch_csr_tensor
 import hag_plugin as hp
 from hag_plugin.pyg import PrefixLSTMAggregation
 from hag_plugin.pyg.model import settle
-from hag_plugin.testing import count_programs
+from hag_plugin.testing import count_programs, limits
 
 from ..recipes import test_equal, test_table
 from ..recipes.test_table import variants
@@ -157,8 +157,9 @@ def adjacency(edge_index: Tensor) -> Tensor:
 CASES = [(name, graph) for name in LAYERS for graph in GRAPHS]
 
 
+@pytest.mark.mostly_slow("g*-ring", "s*-ring")
 @pytest.mark.parametrize("made", CASES, indirect=True, ids="-".join)
-def test_explain_tells_what_ran(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explain_tells_what_ran(made: Any) -> None:
     conv, plain, handed = made
     accelerated = hp.explain(conv)[0].accelerated
     assert not hp.explain(conv)[0].calls.counts
@@ -189,10 +190,10 @@ def test_explain_tells_what_ran(made: Any, monkeypatch: pytest.MonkeyPatch) -> N
         assert kind in ("stock", "raised")
     conv.explain = False
     check(conv, *plain), check(conv, *handed)
-    monkeypatch.setattr(settle, "SMALL", 10**9)
-    for arguments in (plain, handed, anew(plain)):
-        kind, reason = check(conv, *arguments)
-        assert (reason == settle.FEW) <= (kind == "stock")
+    with limits(few_messages=10**9):
+        for arguments in (plain, handed, anew(plain)):
+            kind, reason = check(conv, *arguments)
+            assert (reason == settle.FEW) <= (kind == "stock")
     rows = hp.explain(conv)
     assert sum(rows[0].calls.counts.values()) == sum(counts_of(conv).values())
     assert str(rows[0].calls) in str(rows)
@@ -255,6 +256,7 @@ def test_edge_weights(made: Any, kind: str) -> None:
 # Compiled code -----------------------------------------------------------------------------------
 
 
+@pytest.mark.mostly_slow("gcn", "declared")
 @pytest.mark.parametrize("name", ["gcn", "sage-max", "pna", "gat", "declared", "film", "graph-add"])
 def test_compiled(name: str) -> None:
     """Told once, when it is compiled; nothing is compiled anew because calls are counted."""

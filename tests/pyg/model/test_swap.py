@@ -260,6 +260,7 @@ def test_what_is_not_a_module() -> None:
         accelerate(nn.Linear(2, 2))
 
 
+@pytest.mark.slow
 def test_compile_fullgraph() -> None:
     """One graph, and few compilations for HAGs of many sizes."""
     torch._dynamo.reset()

@@ -98,6 +98,7 @@ def test_script_after_restore(awkward: Graph) -> None:
 # torch.jit.trace ---------------------------------------------------------------------------------
 
 
+@pytest.mark.mostly_slow("lg", "gcn2")
 @pytest.mark.parametrize("name", [name for name in FIRST if name not in NOT_TRACED])
 def test_trace_holds_stock_code(name: str, awkward: Graph) -> None:
     """Given as an argument or held by the model, as edges or as a HAG: a file that stock reads."""
@@ -180,6 +181,7 @@ def test_onnx(dynamo: bool, held: str | None, awkward: Graph, tmp_path: Path) ->
 # torch.export, torch.fx and others ---------------------------------------------------------------
 
 
+@pytest.mark.mostly_slow("hag-False")
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("held", ["edges", "hag"])
 def test_export(held: str, strict: bool, awkward: Graph) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch_geometric import nn as pyg
 
 from hag_plugin.pyg import accelerate
-from hag_plugin.pyg.model import settle
 
 from ...derivatives import (
     batched_gradients,
@@ -53,11 +52,6 @@ TRANSFORMS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _no_call_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settle, "SMALL", 0)
-
-
 def small_graph(nodes: int = 7) -> Any:
     """Directed, with duplicates, loops and a node without edges."""
     edges = torch.randint(nodes - 1, (2, 3 * nodes))
@@ -70,6 +64,7 @@ def of_features(conv: Any, arguments: list[Any]) -> Callable[[Tensor], Tensor]:
     return lambda x: conv(x, *arguments[1:])
 
 
+@pytest.mark.mostly_slow("lg", "rgcn", "rgcn-bases", "sage-lstm", "hyper-mean")
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer_derives_as_stock(name: str) -> None:
     """With a HAG given, which is new to the transform; and with edges that came back."""

@@ -99,6 +99,7 @@ def autocast(dtype: torch.dtype | None) -> Any:
     return torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
+@pytest.mark.mostly_slow("gcn*", "sage*")
 @pytest.mark.parametrize("cast", PAIRS)
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_every_layer(name: str, cast: torch.dtype | None, small: Graph) -> None:
@@ -128,6 +129,7 @@ def test_every_layer(name: str, cast: torch.dtype | None, small: Graph) -> None:
                     assert_alike(found, expected, exact, rounding)
 
 
+@pytest.mark.mostly_slow("gcn2-*", "simple-*")
 @pytest.mark.parametrize("kind", ["factors", "any", "learned"])
 @pytest.mark.parametrize("cast", [None, torch.bfloat16])
 @pytest.mark.parametrize("name", test_weighted.LAYERS)

@@ -87,6 +87,7 @@ def run(conv: nn.Module, x: Any, edges: Any) -> list[Tensor]:
     return [y.detach(), *(torch.zeros(0) if p.grad is None else p.grad.clone() for p in leaves)]
 
 
+@pytest.mark.mostly_slow("*-multigraph", "*-bipartite")
 @pytest.mark.parametrize(("name", "graph"), CASES, indirect=["graph"])
 def test_layer_equals_stock(name: str, graph: Any) -> None:
     stock = CONFIGURATIONS[name]().double()

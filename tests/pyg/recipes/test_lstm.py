@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import hag_plugin as hp
 from hag_plugin.data import datasets
 from hag_plugin.pyg import accelerate, explain
 from hag_plugin.sequence import SequentialHAG, build_sequence
-from hag_plugin.sequence.cost import StepCounts
+from hag_plugin.testing import limits
 
 WIDTH = 4
 LSTM = {"aggr": "lstm", "aggr_kwargs": {"in_channels": WIDTH, "out_channels": WIDTH}}
@@ -231,22 +232,19 @@ def test_calls_that_are_left_to_stock(walks: list[SequentialHAG], always_pays: N
 
 @pytest.mark.parametrize("change", ["none", "gradients", "in place", "aggregation"])
 def test_what_is_left_to_stock_is_asked_anew_where_something_changed(
-    change: str, walks: list[SequentialHAG], monkeypatch: pytest.MonkeyPatch
+    change: str, walks: list[SequentialHAG]
 ) -> None:
     edges, x = sorted_graph(), torch.randn(23, WIDTH)
     layer = accelerate(LAYERS["SAGEConv"]())
-    asked: list[int] = []
-    monkeypatch.setattr(StepCounts, "pays", lambda *_: bool(asked.append(1)))
-    for _ in range(4):
-        layer(x, edges)
-    assert len(asked) == 1
-    assert not explain(layer)[0].accelerated
-    monkeypatch.setattr(StepCounts, "pays", lambda *_: True)
+    with limits(tree_gain=math.inf):
+        for _ in range(2):
+            layer(x, edges)
+        assert not explain(layer)[0].accelerated
     if change == "in place":
         edges[0, 0] = (edges[0, 0] + 1) % 23
     elif change == "aggregation":
         layer.aggr_module = copy.deepcopy(layer.aggr_module)
-    with torch.set_grad_enabled(change != "gradients"):
+    with limits(tree_gain=0.0), torch.set_grad_enabled(change != "gradients"):
         expected = hp.restore(copy.deepcopy(layer))(x, edges)
         for _ in range(2):
             torch.testing.assert_close(layer(x, edges), expected)

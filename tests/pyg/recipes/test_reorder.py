@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import GCNConv, GINConv, GraphConv, SAGEConv, SignedConv
 
 import hag_plugin as hp
-from hag_plugin.pyg.model import settle
-from hag_plugin.pyg.recipes import propagate as running
+from hag_plugin.testing import Ran, limits
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "GCNConv, narrower": lambda: GCNConv(6, 4),
@@ -125,47 +124,38 @@ def test_the_bias_of_another_dtype_promotes() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_two_graphs_of_few_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_graphs_of_few_messages(ran: Ran) -> None:
     """SignedConv takes two graphs: stock's code runs where both are small, as for one."""
-    monkeypatch.setattr(settle, "SMALL", 10**6)
     stock = SignedConv(6, 4, first_aggr=True).double()
     fast = hp.accelerate(copy.deepcopy(stock))
     edges = [torch.randint(30, (2, 90)), torch.randint(30, (2, 70))]
     hags = [hp.build_hag(e, num_nodes=30) for e in edges]
     x = features()
     expected = stock(x, *edges)
-    monkeypatch.setattr(running, "run", None)
-    for given in (edges, hags, [hags[0], edges[1]]):
-        torch.testing.assert_close(fast(x, *given), expected)
-    monkeypatch.undo()
+    with limits(few_messages=10**6):
+        for given in (edges, hags, [hags[0], edges[1]]):
+            torch.testing.assert_close(fast(x, *given), expected)
+        assert not ran.programs
     with pytest.raises(ValueError, match="rows"):
         fast(x[:-1], *hags)
 
 
-def test_few_messages_of_what_stock_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_messages_of_what_stock_cached(ran: Ran) -> None:
     """Stock is faster where it need not normalise again; a HAG is not the graph of its cache."""
-    monkeypatch.setattr(settle, "SMALL", 10**6)
     edge_index = torch.randint(30, (2, 90))
     hag = hp.build_hag(edge_index, num_nodes=30)
     stock = GCNConv(6, 4, cached=True).double()
     fast = hp.accelerate(copy.deepcopy(stock))
     x = features()
     expected = stock(x, edge_index)
-    ran: list[Any] = []
-    original = running.run
-
-    def counted(*given: Any) -> Any:
-        ran.append(given)
-        return original(*given)
-
-    monkeypatch.setattr(running, "run", counted)
-    for _ in range(4):
-        torch.testing.assert_close(fast(x, edge_index), expected)
-    assert not ran
-    torch.testing.assert_close(fast(x, hag), expected)
-    with torch.no_grad():  # in inference the HAG that was found is as fast
-        torch.testing.assert_close(fast(x, edge_index), expected)
-    assert len(ran) == 2
+    with limits(few_messages=10**6):
+        for _ in range(4):
+            torch.testing.assert_close(fast(x, edge_index), expected)
+        assert not ran.programs
+        torch.testing.assert_close(fast(x, hag), expected)
+        with torch.no_grad():  # in inference the HAG that was found is as fast
+            torch.testing.assert_close(fast(x, edge_index), expected)
+    assert len(ran.programs) == 2
 
 
 class Wrapped(nn.Module):

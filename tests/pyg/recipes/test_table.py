@@ -84,6 +84,8 @@ CONFIGURATIONS: dict[str, Callable[[], nn.Module]] = {
     ),
     "mixhop": lambda: pyg.MixHopConv(WIDTH, OUT),
     "mixhop-no-loops": lambda: pyg.MixHopConv(WIDTH, OUT, powers=[1, 3], add_self_loops=False),
+    "pdn": lambda: pyg.PDNConv(WIDTH, OUT, 3, 5),
+    "pdn-plain": lambda: pyg.PDNConv(WIDTH, OUT, 3, 5, add_self_loops=False, bias=False),
     "cheb": lambda: pyg.ChebConv(WIDTH, OUT, K=3),
     "cheb-rw": lambda: pyg.ChebConv(WIDTH, OUT, K=4, normalization="rw", bias=False),
     "cheb-none": lambda: pyg.ChebConv(WIDTH, OUT, K=3, normalization=None),
@@ -198,6 +200,7 @@ def variants(conv: Any, x: Tensor, graph: Any) -> tuple[list[Any], list[Any]]:
     return [*first, edges], [*first, hp.build_hag(edges, num_nodes=n)]
 
 
+@pytest.mark.mostly_slow("*-multigraph")
 @pytest.mark.parametrize(("name", "graph"), CASES, indirect=["graph"])
 def test_layer_equals_stock(name: str, graph: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     stock = CONFIGURATIONS[name]().double()
@@ -271,6 +274,7 @@ def test_autocast(name: str, awkward: Any) -> None:
     assert (y.float() - expected.float()).abs().max() <= 0.05 * scale
 
 
+@pytest.mark.mostly_slow("lg", "rgcn")
 @pytest.mark.parametrize("name", FIRST)
 def test_compile_fullgraph(name: str) -> None:
     """Few compilations for HAGs of many sizes."""

@@ -1,8 +1,8 @@
 """Executors: what runs one operation as its strategy says, with what the strategy counts as sent.
 
 This file fills `registry.EXECUTORS`. A new executor is a class under `registry.executes`, which
-names the strategy and the kinds of operations; a new file is imported here. A layer that is split
-tells its numbers and the names of its weights in `forms`.
+names the strategy and the kinds of operations; a new file is imported here. The numbers of a layer
+that is split, and the names of its weights, `forms` takes from its record in `hag_plugin.layers`.
 """
 
 from hag_plugin.parallel.execution.executors import (

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
 
-from hag_plugin.hag.gpu import schedule
+from hag_plugin.testing import limits
 
 NODES = 20
 
 
 @pytest.fixture(autouse=True)
-def short_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_rows() -> Iterator[None]:
     """Rows of more than 4 sources are split here, and parts of parts; programs are cut at depth 5.
 
     At the real lengths the interpreter would take minutes.
     """
-    monkeypatch.setattr(schedule, "LONGEST", 4)
-    monkeypatch.setattr(schedule, "MAX_LEVELS", 5)
+    with limits(op_sources=4, program_levels=5):
+        yield
 
 
 @pytest.fixture(scope="session")

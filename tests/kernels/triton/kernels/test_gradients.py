@@ -11,8 +11,8 @@ from torch import Tensor
 
 import hag_plugin as hp
 from hag_plugin.hag.gpu.schedule import schedule_of
-from hag_plugin.ops import gpu
 from hag_plugin.ops.registration import REVERSED
+from hag_plugin.testing import limits
 
 from .... import reference
 from .conftest import NODES
@@ -161,8 +161,7 @@ def test_infinite_gradient_of_a_winner(graph: Tensor, kernel_device: str) -> Non
 
 
 def _on_cpu(x: Tensor, hag: Any, reduce: Any, mode: Any, ties: Any, grad: Tensor) -> Tensor:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu, "is_home", lambda x: False)
+    with limits(kernels_anywhere=False):
         x = x.clone().requires_grad_()
         return gradients(hp.aggregate(x, hag, reduce, self_loops=mode, ties=ties), [x], grad)[0]
 

@@ -94,6 +94,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.mostly_slow("*-2-True")
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("devices", [2, 4])
 @pytest.mark.parametrize("name", LAYERS)
@@ -113,6 +114,7 @@ RELATIONAL = {
 }
 
 
+@pytest.mark.mostly_slow("*-2-True")
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("devices", [2, 4])
 @pytest.mark.parametrize("name", RELATIONAL)
@@ -143,6 +145,7 @@ WEIGHTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 4])
 @pytest.mark.parametrize("name", WEIGHTED)
 def test_weights_of_edges(name: str, devices: int) -> None:
@@ -166,12 +169,14 @@ GRAPHS = {
 }
 
 
+@pytest.mark.mostly_slow("*-no edges")
 @pytest.mark.parametrize("name", GRAPHS)
 @pytest.mark.parametrize("layer", ["GCN", "SAGE", "GAT", "PNA", "SAGE, max"])
 def test_awkward_graphs(name: str, layer: str) -> None:
     check(LAYERS[layer](), GRAPHS[name], 4)
 
 
+@pytest.mark.mostly_slow("GAT-*")
 @pytest.mark.parametrize("devices", [8, 16])
 @pytest.mark.parametrize("layer", ["GCN", "SAGE", "GAT"])
 def test_many_ranks(layer: str, devices: int) -> None:

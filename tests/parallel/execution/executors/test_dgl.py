@@ -80,6 +80,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.mostly_slow("*-2-True")
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("devices", [2, 4])
 @pytest.mark.parametrize("name", LAYERS)

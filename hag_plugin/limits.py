@@ -1,0 +1,61 @@
+"""The numbers at which the package decides: from how much on, and up to how much.
+
+Whoever decides reads `limits` when it decides. Tests set some of them for a while:
+`with hag_plugin.testing.limits(few_messages=0): ...`. To add one, write it here, with its unit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Limits:
+    """The limits.
+
+    Attributes:
+        few_messages: of a PyG layer's call, in numbers: with fewer in all its messages (edges times
+            features) stock's code is mostly the faster one in training. Measured, forward and
+            backward: the times meet at 1,000 (FastRGCNConv) to 25,000 (PNAConv with one sum).
+        searched_edges: edges of a graph that comes back: with more, its HAG is not built during
+            training, but only where `build_hag` or `ToHAG` is called.
+        pyg_graphs: how many graphs one accelerated model of PyG's remembers; as many as a model has
+            edge types. Read when a model is accelerated.
+        dgl_graphs: the same of DGL's.
+        constant_bytes: what all layers keep together of aggregates of constant features. Above it
+            they compute as if nothing was constant.
+        tree_gain: how many times faster an LSTM over the prefix tree must be, as the counts say, to
+            run there.
+        op_sources: rows that an op reads, on a GPU. One that reads more is split into parts, so
+            that no instance runs much longer than the rest.
+        program_levels: levels of a program, on a GPU. A deeper one gets shortcuts, at the price of
+            more rows read: every level is a launch.
+        window_ops: ops of a window, on a GPU. Ops of a level are sorted by length inside windows:
+            instances that share a loop get rows of like length (SELL-C-sigma, arXiv 1307.6209), and
+            neighbours in the graph stay near.
+        measured_edges: edges of a block of a plan. Larger ones are measured at this size, and
+            scaled.
+        calibration_step: `hag-plugin calibrate` times every n-th of its kinds of programs.
+        read_characters: characters of a file with edges that are read at a time.
+        kernels_anywhere: whether the Triton kernels take tensors of every device, as their
+            interpreter does.
+        unseen_dispatch: whether operators run at once, whatever mode of torch's dispatch looks on.
+    """
+
+    few_messages: int = 4096
+    searched_edges: int = 20_000_000
+    pyg_graphs: int = 64
+    dgl_graphs: int = 8
+    constant_bytes: int = 1 << 30
+    tree_gain: float = 1.1
+    op_sources: int = 128
+    program_levels: int = 16
+    window_ops: int = 1024
+    measured_edges: int = 1 << 20
+    calibration_step: int = 1
+    read_characters: int = 1 << 20
+    kernels_anywhere: bool = False
+    unseen_dispatch: bool = False
+
+
+limits = Limits()
