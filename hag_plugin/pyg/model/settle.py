@@ -570,7 +570,10 @@ CALLS = "_hag_calls"  # in a layer: its `Calls`
 
 
 def note(conv: Any, recipe: Recipe | None, choice: Choice, call: Call) -> None:
-    """Counts a call that is done. In compiled code it is counted once, when it is compiled."""
+    """Counts a call that is done, unless a checkpoint ran it again.
+
+    In compiled code it is counted once, when it is compiled.
+    """
     kind, reason, changed = choice
     if torch.compiler.is_compiling():
         if torch.compiler.is_dynamo_compiling():
@@ -579,6 +582,8 @@ def note(conv: Any, recipe: Recipe | None, choice: Choice, call: Call) -> None:
             del graph
         else:
             _note_compiled(conv, kind, reason)
+        return
+    if is_run_again():
         return
     calls = conv.__dict__.get(CALLS)
     if calls is None:

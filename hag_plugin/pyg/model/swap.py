@@ -20,6 +20,7 @@ from hag_plugin.pyg.model.settle import (
     NOTHING,
     PARAMETERS,
     Choice,
+    calls_of,
     is_relations,
     note,
     plain_edges,
@@ -79,6 +80,8 @@ def swap_in(conv: Any, session: Any) -> None:
         del conv.__dict__["propagate"]  # left there when `explain` was turned off again
     conv.__class__ = hag_class(stock)
     conv.__dict__["_hag_session"] = session
+    if isinstance(conv, MessagePassing):
+        calls_of(conv)  # made here, so that the replicas of DataParallel share it
 
 
 def swap_out(conv: Any) -> None:

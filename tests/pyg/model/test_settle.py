@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch_geometric import EdgeIndex
 from torch_geometric import nn as pyg
 from torch_geometric.nn import MessagePassing, aggr
@@ -390,3 +391,23 @@ def test_copies_count_anew() -> None:
     conv = hp.accelerate(pyg.SAGEConv(WIDTH, 4))
     conv(torch.randn(NODES, WIDTH), Dense.edge_index)
     assert not hp.explain(copy.deepcopy(conv))[0].calls.counts
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_that_runs_a_layer_again_counts_its_call_once(reentrant: bool) -> None:
+    conv = hp.accelerate(pyg.SAGEConv(4, 3))
+    edge_index = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]])
+    for _ in range(3):
+        x = torch.ones(4, 4, requires_grad=True)
+        checkpoint(conv, x, edge_index, use_reentrant=reentrant).sum().backward()
+    assert sum(hp.explain(conv)[0].calls.counts.values()) == 3
+
+
+def test_replicas_count_their_calls_for_the_layer_that_they_are_of() -> None:
+    conv = hp.accelerate(pyg.SAGEConv(4, 3))
+    edge_index = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]])
+    for _ in range(2):
+        replica = conv._replicate_for_data_parallel()  # as torch.nn.DataParallel does
+        replica._parameters, replica._modules = conv._parameters, conv._modules
+        replica(torch.ones(4, 4), edge_index)
+    assert sum(hp.explain(conv)[0].calls.counts.values()) == 2
