@@ -48,15 +48,16 @@ def accelerate(module: M) -> M:
             f"{type(module).__name__} holds no DGL layer that aggregates: nothing to accelerate",
             stacklevel=2,
         )
-        return module
     session = Session()
-    module.register_forward_pre_hook(session)  # before a layer's own hook, if it is the root
+    if layers:
+        module.register_forward_pre_hook(session)  # before a layer's own hook, if it is the root
     for layer in module.modules():
         if is_layer(layer):
             _hook(layer, session)
         elif is_dgl_convolution(layer):
             _hook(layer, None)  # only to count its calls
-    scripting.refuse(module, *layers)
+    if layers:
+        scripting.refuse(module, *layers)
     return module
 
 

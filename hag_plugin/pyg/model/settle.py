@@ -568,6 +568,10 @@ def plain_edges(graph: HAG | SequentialHAG) -> Tensor:
 
 CALLS = "_hag_calls"  # in a layer: its `Calls`
 
+# Without either, nothing is run again: asked here, for it is asked at every call.
+_in_backward: Any = torch._C._current_graph_task_id
+_top_hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks
+
 
 def note(conv: Any, recipe: Recipe | None, choice: Choice, call: Call) -> None:
     """Counts a call that is done, unless a checkpoint ran it again.
@@ -583,7 +587,7 @@ def note(conv: Any, recipe: Recipe | None, choice: Choice, call: Call) -> None:
         else:
             _note_compiled(conv, kind, reason)
         return
-    if is_run_again():
+    if (_in_backward() >= 0 or _top_hooks(True) is not None) and is_run_again():
         return
     calls = conv.__dict__.get(CALLS)
     if calls is None:
@@ -605,6 +609,14 @@ def calls_of(conv: Any) -> Calls:
     return calls
 
 
+def say_instead(conv: Any, said: str, reason: str) -> None:
+    """Gives the calls of a layer that is inside of another the reason that the outer one knows."""
+    reasons = calls_of(conv).reasons
+    for kind in reasons:
+        if reasons[kind] == said:
+            reasons[kind] = reason
+
+
 def _note_traced(context: Any) -> None:
     """The same, run by the compiler where it traces `note`: of this, nothing is left in its code.
 
@@ -618,10 +630,7 @@ def _note_traced(context: Any) -> None:
     if not isinstance(conv, Module):  # this version of torch keeps it elsewhere
         return
     if kind == "HAG" and isinstance(recipe, Recipe) and type(graph) is HAG:
-        if not _is_searched(conv, recipe, graph):
-            reason = f"{reason}, whose program is searched when it runs"
-        elif not _shares(conv, recipe, calls_of(conv), graph):
-            kind = "plain"
+        kind, reason = _known_now(conv, recipe, graph, str(reason))
     _note_compiled(conv, kind, reason)
 
 
@@ -652,10 +661,14 @@ def _shares(conv: Any, recipe: Recipe, calls: Calls, graph: Any) -> bool:
     return isinstance(graph, SequentialHAG)
 
 
-def _is_searched(conv: Any, recipe: Recipe, graph: HAG) -> bool:
-    """Whether a HAG has, before the call, a program that it asks for."""
-    loops = recipe.record.self_loops(conv)
-    return any(mode == loops for mode, _ in graph._requested)
+def _known_now(conv: Any, recipe: Recipe, graph: HAG, reason: str) -> tuple[Kind, str]:
+    """What a call that is being compiled will run on, as far as its program is there."""
+    if conv.flow != "source_to_target" or recipe.returns:  # the reverse is not there
+        return "HAG", reason
+    calls, loops = calls_of(conv), recipe.record.self_loops(conv)
+    if all((loops, each) in graph._requested for each in _idempotents(conv, calls)):
+        return ("HAG" if _shares(conv, recipe, calls, graph) else "plain"), reason
+    return "HAG", f"{reason}, whose program is searched when it runs"
 
 
 def _idempotents(conv: Any, calls: Calls) -> tuple[bool, ...]:

@@ -19,12 +19,14 @@ from hag_plugin.pyg.model.settle import (
     GRAPHS,
     NOTHING,
     PARAMETERS,
+    PASSED,
     Choice,
     calls_of,
     is_relations,
     note,
     plain_edges,
     refuse_edge_values,
+    say_instead,
     settle,
     why_no_recipe,
 )
@@ -304,7 +306,11 @@ def _dir_gnn_forward(self: Any, x: Any, edge_index: Any) -> Any:
     if is_plain and recipe is not None and may:
         choice = settle(inner, recipe, {"x": x, "edge_index": edge_index})
         hag = choice.changed.get("edge_index")
-        edge_index = hag if isinstance(hag, HAG) else edge_index
+        if isinstance(hag, HAG):
+            out = DirGNNConv.forward(self, x, hag)
+            for layer in (self.conv_in, self.conv_out):
+                say_instead(layer, PASSED, choice.reason)
+            return out
     return DirGNNConv.forward(self, x, edge_index)
 
 
@@ -339,6 +345,6 @@ def _set_state(self: Any, state: dict[str, Any]) -> None:
     accelerated = type(self)
     self.__class__ = accelerated._hag_stock
     try:
-        self.__setstate__(state)
+        self.__setstate__({key: value for key, value in state.items() if key != CALLS})
     finally:
         self.__class__ = accelerated

@@ -311,3 +311,14 @@ def test_what_hag_layer_refuses() -> None:
         hp.hag_layer(GraphConv)
     with pytest.raises(TypeError, match="no forward of its own"):
         hp.hag_layer(type("Empty", (Own,), {}))
+
+
+def test_calls_are_counted_where_nothing_is_accelerated() -> None:
+    model = GATConv(4, 2, 1)
+    with pytest.warns(UserWarning, match="nothing to accelerate"):
+        hp.dgl.accelerate(model)
+    model(dgl.graph(([0, 1, 2], [1, 2, 0])), torch.ones(3, 4))
+    (row,) = hp.dgl.explain(model)
+    assert row.calls.counts == {"stock": 1}
+    hp.dgl.restore(model)
+    assert not model._forward_hooks
