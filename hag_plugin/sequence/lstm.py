@@ -10,22 +10,8 @@ from torch.nn.functional import linear
 
 from hag_plugin.observers import observers, tell
 from hag_plugin.sequence.prefix_tree import (
-    ORDERS,
-    Order,
-    SequenceStats,
     SequentialHAG,
-    build_sequence,
 )
-
-__all__ = [
-    "ORDERS",
-    "Order",
-    "SequenceStats",
-    "SequentialHAG",
-    "build_sequence",
-    "child_sum",
-    "lstm_aggregate",
-]
 
 
 def lstm_aggregate(
