@@ -115,8 +115,13 @@ def _forward(stock: type, recipe: Recipe) -> Any:
         if kwargs:
             call.update(kwargs)
         choice = settle(self, recipe, call)
-        if choice.kind == "stock" and not choice.changed:
-            out = stock_forward(self, *args, **kwargs)
+        if choice.kind == "stock":
+            if not choice.changed:
+                out = stock_forward(self, *args, **kwargs)
+            else:
+                given = {**call, **choice.changed}
+                out = stock_forward(self, **given)
+                _check_edges(self, stock, stock_forward, recipe, call, given)
             note(self, recipe, choice, call)
             return out
         given = {**call, **choice.changed}
