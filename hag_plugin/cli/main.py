@@ -71,7 +71,7 @@ def _words(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _parser(commands: Sequence[Any]) -> argparse.ArgumentParser:
+def _parser(commands: Sequence[Any] = COMMANDS) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hag-plugin",
         description="Graph neural networks that sum shared neighbours once, with the same results.",

@@ -622,15 +622,17 @@ def _note_traced(context: Any) -> None:
 
     Neither the layer nor its count is looked at by what is compiled, so that no guard is on them.
     """
-    found = []
-    for name in ("conv", "kind", "reason", "recipe", "graph"):
-        variable = getattr(context.get_local(name), "_ComptimeVar__variable", None)
-        found.append(getattr(variable.realize() if variable else None, "value", None))
-    conv, kind, reason, recipe, graph = found
+    variables = [
+        getattr(context.get_local(name), "_ComptimeVar__variable", None)
+        for name in ("conv", "kind", "reason", "recipe", "graph")
+    ]
+    conv, kind, reason, recipe, graph = map(_value_of, variables)
     if not isinstance(conv, Module):  # this version of torch keeps it elsewhere
         return
-    if kind == "HAG" and isinstance(recipe, Recipe) and type(graph) is HAG:
-        kind, reason = _known_now(conv, recipe, graph, str(reason))
+    if kind == "HAG" and isinstance(recipe, Recipe):
+        graphs = graph if isinstance(graph, list) else [graph]
+        if all(type(each) is HAG for each in graphs):
+            kind, reason = _known_now(conv, recipe, graphs, str(reason))
     _note_compiled(conv, kind, reason)
 
 
@@ -661,13 +663,27 @@ def _shares(conv: Any, recipe: Recipe, calls: Calls, graph: Any) -> bool:
     return isinstance(graph, SequentialHAG)
 
 
-def _known_now(conv: Any, recipe: Recipe, graph: HAG, reason: str) -> tuple[Kind, str]:
-    """What a call that is being compiled will run on, as far as its program is there."""
+def _value_of(variable: Any) -> Any:
+    """What stands for a variable of the compiler, or for each of a list; None: it does not say."""
+    if variable is None:
+        return None
+    variable = variable.realize()
+    try:
+        return variable.value
+    except (AttributeError, NotImplementedError):  # a list of what is no constant, or another kind
+        items = getattr(variable, "items", None)
+        return [_value_of(item) for item in items] if isinstance(items, list) else None
+
+
+def _known_now(conv: Any, recipe: Recipe, graphs: Sequence[HAG], reason: str) -> tuple[Kind, str]:
+    """What a call that is being compiled will run on, as far as its programs are there."""
     if conv.flow != "source_to_target" or recipe.returns:  # the reverse is not there
         return "HAG", reason
     calls, loops = calls_of(conv), recipe.record.self_loops(conv)
-    if all((loops, each) in graph._requested for each in _idempotents(conv, calls)):
-        return ("HAG" if _shares(conv, recipe, calls, graph) else "plain"), reason
+    keys = [(loops, each) for each in _idempotents(conv, calls)]
+    if all(key in graph._requested for graph in graphs for key in keys):
+        shares = any(_shares(conv, recipe, calls, graph) for graph in graphs)
+        return ("HAG" if shares else "plain"), reason
     return "HAG", f"{reason}, whose program is searched when it runs"
 
 
