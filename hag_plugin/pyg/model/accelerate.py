@@ -10,9 +10,9 @@ from torch_geometric.nn import MessagePassing
 
 from hag_plugin import scripting
 from hag_plugin.pyg.aggregation import constant
+from hag_plugin.pyg.model.calls import CALLS
 from hag_plugin.pyg.model.edge_order import FOUND_FREE
 from hag_plugin.pyg.model.session import Session
-from hag_plugin.pyg.model.settle import CALLS
 from hag_plugin.pyg.model.swap import is_swapped, swap_in, swap_out
 from hag_plugin.pyg.recipes.recipe import stock_class
 

@@ -10,6 +10,7 @@ from torch_geometric.nn import MessagePassing
 from hag_plugin.explanation import Calls, Explanation, Row
 from hag_plugin.limits import limits
 from hag_plugin.pyg.model import settle
+from hag_plugin.pyg.model.calls import CALLS
 from hag_plugin.pyg.recipes import lstm
 from hag_plugin.pyg.recipes.recipe import stock_class
 from hag_plugin.pyg.recipes.table import RECIPES, recipe_of
@@ -52,7 +53,7 @@ def _yields(row: Row, layer: Any) -> bool:
 def _row(name: str, layer: Any) -> Row:
     stock = stock_class(layer)
     recipe = recipe_of(stock)
-    calls = layer.__dict__.get(settle.CALLS) or Calls()
+    calls = layer.__dict__.get(CALLS) or Calls()
     if recipe is None:
         return Row(name, stock.__name__, False, "", settle.why_no_recipe(stock), calls)
     ready = type(layer) is not stock or getattr(stock, "_hag_recipe", None) is not None

@@ -1,7 +1,7 @@
 """`settle`: what a call of a layer runs on, and why. The only place where that is decided.
 
 A layer's `forward` obeys it, and `explain` prints it: before the first call what is known of the
-layer as it is set up (`why_never`), afterwards what became of its calls (`note`).
+layer as it is set up (`why_never`), afterwards what became of its calls (`calls.note`).
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._dynamo.comptime import comptime
-from torch.nn import Module, Parameter
+from torch.nn import Parameter
 from torch_geometric.nn.aggr import LSTMAggregation
 
-from hag_plugin.explanation import Calls, Kind
+from hag_plugin.explanation import Kind
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
-from hag_plugin.layers.pyg import reducers
 from hag_plugin.limits import limits
 from hag_plugin.modes import outside_inference
 from hag_plugin.ops.registration import DTYPES
@@ -30,7 +28,7 @@ from hag_plugin.pyg.recipes import lstm
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, stock_class
 from hag_plugin.pyg.recipes.relations import plain_relations, relation_hags
 from hag_plugin.pyg.recipes.table import recipe_of
-from hag_plugin.pyg.recipes.weighted import WeightedGraph, weighted_graph
+from hag_plugin.pyg.recipes.weighted import weighted_graph
 from hag_plugin.recall import decide, is_run_again
 from hag_plugin.sequence.cost import are_taken, note_counts, why_not_shared
 from hag_plugin.sequence.prefix_tree import SequentialHAG
@@ -562,137 +560,3 @@ def plain_edges(graph: HAG | SequentialHAG) -> Tensor:
             return graph.edge_index
     with outside_inference():
         return graph.edge_index
-
-
-# What became of calls ---------------------------------------------------------------------------
-
-CALLS = "_hag_calls"  # in a layer: its `Calls`
-
-# Without either, nothing is run again: asked here, for it is asked at every call.
-_in_backward: Any = torch._C._current_graph_task_id
-_top_hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks
-
-
-def note(conv: Any, recipe: Recipe | None, choice: Choice, call: Call) -> None:
-    """Counts a call that is done, unless a checkpoint ran it again.
-
-    In compiled code it is counted once, when it is compiled.
-    """
-    kind, reason, changed = choice
-    if torch.compiler.is_compiling():
-        if torch.compiler.is_dynamo_compiling():
-            graph = None if recipe is None else call.get(recipe.record.graphs[0])
-            comptime(_note_traced)
-            del graph
-        else:
-            _note_compiled(conv, kind, reason)
-        return
-    if (_in_backward() >= 0 or _top_hooks(True) is not None) and is_run_again():
-        return
-    calls = conv.__dict__.get(CALLS)
-    if calls is None:
-        calls = calls_of(conv)
-    if kind == "HAG" and recipe is not None:
-        kind = "plain"
-        for name in recipe.record.graphs:
-            if _shares(conv, recipe, calls, changed.get(name, call.get(name))):
-                kind = "HAG"
-    calls.counts[kind] = calls.counts.get(kind, 0) + 1  # as Calls.note
-    calls.reasons[kind] = reason
-
-
-def calls_of(conv: Any) -> Calls:
-    """The calls of a layer so far."""
-    calls: Calls | None = conv.__dict__.get(CALLS)
-    if calls is None:
-        calls = conv.__dict__[CALLS] = Calls()
-    return calls
-
-
-def say_instead(conv: Any, said: str, reason: str) -> None:
-    """Gives the calls of a layer that is inside of another the reason that the outer one knows."""
-    reasons = calls_of(conv).reasons
-    for kind in reasons:
-        if reasons[kind] == said:
-            reasons[kind] = reason
-
-
-def _note_traced(context: Any) -> None:
-    """The same, run by the compiler where it traces `note`: of this, nothing is left in its code.
-
-    Neither the layer nor its count is looked at by what is compiled, so that no guard is on them.
-    """
-    variables = [
-        getattr(context.get_local(name), "_ComptimeVar__variable", None)
-        for name in ("conv", "kind", "reason", "recipe", "graph")
-    ]
-    conv, kind, reason, recipe, graph = map(_value_of, variables)
-    if not isinstance(conv, Module):  # this version of torch keeps it elsewhere
-        return
-    if kind == "HAG" and isinstance(recipe, Recipe):
-        graphs = graph if isinstance(graph, list) else [graph]
-        if all(type(each) is HAG for each in graphs):
-            kind, reason = _known_now(conv, recipe, graphs, str(reason))
-    _note_compiled(conv, kind, reason)
-
-
-def _note_compiled(conv: Any, kind: Any, reason: Any) -> None:
-    calls_of(conv).note(kind, reason if reason == COMPILED else f"compiled: {reason}")
-
-
-def _shares(conv: Any, recipe: Recipe, calls: Calls, graph: Any) -> bool:
-    """Whether one of the programs that ran on a graph shares sums."""
-    if isinstance(graph, HAG):
-        graph = graph._made() if graph.is_reversed else graph
-        turned = conv.flow != "source_to_target"
-        loops, requested = recipe.record.self_loops(conv), []
-        if not turned or recipe.returns:
-            requested.append(graph._requested)
-        if turned or recipe.returns:
-            requested.append(graph.transpose()._requested)
-        for programs in requested:
-            for idempotent in _idempotents(conv, calls):
-                program = programs.get((loops, idempotent))
-                if program is not None and not program.is_plain:
-                    return True
-        return False
-    if is_relations(graph):
-        return any(_shares(conv, recipe, calls, hag) for hag in graph)
-    if isinstance(graph, WeightedGraph):
-        return not graph.hag.program().is_plain
-    return isinstance(graph, SequentialHAG)
-
-
-def _value_of(variable: Any) -> Any:
-    """What stands for a variable of the compiler, or for each of a list; None: it does not say."""
-    if variable is None:
-        return None
-    variable = variable.realize()
-    try:
-        return variable.value
-    except (AttributeError, NotImplementedError):  # a list of what is no constant, or another kind
-        items = getattr(variable, "items", None)
-        return [_value_of(item) for item in items] if isinstance(items, list) else None
-
-
-def _known_now(conv: Any, recipe: Recipe, graphs: Sequence[HAG], reason: str) -> tuple[Kind, str]:
-    """What a call that is being compiled will run on, as far as its programs are there."""
-    if conv.flow != "source_to_target" or recipe.returns:  # the reverse is not there
-        return "HAG", reason
-    calls, loops = calls_of(conv), recipe.record.self_loops(conv)
-    keys = [(loops, each) for each in _idempotents(conv, calls)]
-    if all(key in graph._requested for graph in graphs for key in keys):
-        shares = any(_shares(conv, recipe, calls, graph) for graph in graphs)
-        return ("HAG" if shares else "plain"), reason
-    return "HAG", f"{reason}, whose program is searched when it runs"
-
-
-def _idempotents(conv: Any, calls: Calls) -> tuple[bool, ...]:
-    """Of which kinds the programs of a layer are: for sums, False; for extrema, True."""
-    module = conv._modules["aggr_module"]
-    known = calls.known  # as long as the layer aggregates with this module
-    if known is None or known[0] is not module:
-        kinds = tuple({name in ("max", "min") for name in reducers(conv)})
-        known = calls.known = module, kinds
-    found: tuple[bool, ...] = known[1]
-    return found

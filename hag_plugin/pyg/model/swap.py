@@ -13,20 +13,17 @@ from torch_geometric.nn import DirGNNConv, MessagePassing
 
 from hag_plugin.hag.hag import HAG
 from hag_plugin.pyg.model import edge_order
+from hag_plugin.pyg.model.calls import CALLS, calls_of, note, say_instead
 from hag_plugin.pyg.model.edge_order import Edges
 from hag_plugin.pyg.model.settle import (
-    CALLS,
     GRAPHS,
     NOTHING,
     PARAMETERS,
     PASSED,
     Choice,
-    calls_of,
     is_relations,
-    note,
     plain_edges,
     refuse_edge_values,
-    say_instead,
     settle,
     why_no_recipe,
 )
