@@ -119,13 +119,15 @@ def _native_weighted_sum(
     x = side_by_side(x)
     *batch, _, width = x.shape
     *batch_stride, row_stride, _ = x.stride()
+    source_scale, target_scale = scales
     _cpu.weighted_sum(
         x.data_ptr(),
         y.data_ptr(),
         edges.data_ptr(),
         loops_at,
         *walked.addresses,
-        *map(_address, scales),
+        _address(source_scale),
+        _address(target_scale),
         y.shape[-2],
         num_loops,
         batch[0] if batch else 1,
