@@ -156,7 +156,12 @@ def has_duplicates(row_ptr: NDArray[int64], col: NDArray[int32]) -> bool: ...
 def count_self_loops(row_ptr: NDArray[int64], col: NDArray[int32]) -> NDArray[int64] | None: ...
 def check_csr(row_ptr: NDArray[int64], col: NDArray[int32], num_src: int) -> None: ...
 def plain_program(
-    row_ptr: NDArray[int64], col: NDArray[int32], num_src: int, self_loops: str, idempotent: bool
+    row_ptr: NDArray[int64],
+    col: NDArray[int32],
+    num_src: int,
+    self_loops: str,
+    idempotent: bool,
+    rows: NDArray[int32] | None = None,
 ) -> _Arrays: ...
 def search_program(
     row_ptr: NDArray[int64],
@@ -173,7 +178,7 @@ def search_program(
     cut_rows: int,
     threads: int,
     progress: _Progress = None,
-) -> _Arrays: ...
+) -> tuple[_Arrays | None, NDArray[int32] | None]: ...
 def greedy_program(
     row_ptr: NDArray[int64],
     col: NDArray[int32],

@@ -151,7 +151,10 @@ def _work(task: str, module: str, calls: str) -> None:
         row_ptr, col = arrays["row_ptr"], arrays["col"]
         prices = json.loads(str(arrays["prices"]))
     n = len(row_ptr) - 1
-    found = _cpu.search_program(row_ptr, col, n, "add", False, True, **prices, threads=1)
+    matrix = (row_ptr, col, n, "add", False)
+    found, _ = _cpu.search_program(*matrix, True, **prices, threads=1)
+    if found is None:
+        found = _cpu.plain_program(*matrix)
     program = _cpu.Program(*found, n, n, 0)
     x, y = np.zeros((n, WIDTH), np.float32), np.zeros((n, WIDTH), np.float32)
     for _ in range(int(calls)):

@@ -41,12 +41,14 @@ def prices(width: int) -> Prices:
 
 
 def searched(graph: Graph, loops: str, wanted: Prices) -> Program:
-    """The program of a search by other prices."""
+    """The program of a search by other prices; the plain one where none pays by them."""
     row_ptr, col = (a.numpy() for a in graph.csr("A"))
-    arrays = _cpu.search_program(
-        row_ptr, col, graph.num_nodes, LOOPS[loops] or "", False, True,
-        **asdict(wanted), threads=torch.get_num_threads(),
-    )  # fmt: skip
+    matrix = (row_ptr, col, graph.num_nodes, LOOPS[loops] or "", False)
+    arrays, _ = _cpu.search_program(
+        *matrix, True, **asdict(wanted), threads=torch.get_num_threads()
+    )
+    if arrays is None:
+        arrays = _cpu.plain_program(*matrix)
     return Program.of(map(torch.from_numpy, arrays), graph.num_nodes, graph.num_nodes)
 
 

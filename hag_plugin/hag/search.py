@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from hag_plugin.devices import KINDS
@@ -21,6 +23,21 @@ from hag_plugin.observers import SEARCH, observers, tell
 SMALL_GRAPH = 20_000  # edges
 
 
+class Found(NamedTuple):
+    """What a search came to.
+
+    Attributes:
+        program: the HAG's, on the CPU; None where the plain program is as good.
+        order: all rows in the order in which the tiles take them, int32 `[num_dst]`; None where
+            that is increasing, or the search was given up.
+        seconds: what the search took.
+    """
+
+    program: Program | None
+    order: Tensor | None
+    seconds: float
+
+
 def search_program(
     graph: Graph,
     options: Options,
@@ -28,54 +45,80 @@ def search_program(
     idempotent: bool,
     progress: bool | None = None,
 ) -> Program:
-    """Searches the program of one matrix of a graph."""
+    """Searches the program of one matrix of a graph; the plain one where none pays."""
     start = time.perf_counter()
+    found = search(graph, options, self_loops, idempotent, progress).program
+    if found is None:
+        plain = plain_program(graph, self_loops, idempotent)
+        found = replace(plain, search_seconds=time.perf_counter() - start)
+    if observers:
+        tell(SEARCH, options.method, found)
+    in_launches = options.method == "auto" and KINDS[options.device].launches is not None
+    if in_launches and not cost.pays_in_launches(graph, options, self_loops, found):
+        plain = plain_program(graph, self_loops, idempotent)
+        return replace(plain, search_seconds=time.perf_counter() - start)
+    return found.to(graph.device)
+
+
+def search(
+    graph: Graph,
+    options: Options,
+    self_loops: SelfLoops,
+    idempotent: bool,
+    progress: bool | None = None,
+) -> Found:
+    """Searches a program of one matrix of a graph that is better than the plain one."""
+    start = time.perf_counter()
+    if options.method == "none":
+        return Found(None, None, 0.0)
     subtract = options.allow_subtraction and self_loops is False and not idempotent
     subtract = subtract and options.method == "auto" and (graph.is_square or graph.targets_first)
     subtract = subtract and graph.num_dst <= graph.num_src  # every target has an x to be taken off
     mode = "add" if subtract else (self_loops or "")
     row_ptr, col = graph.numpy()
     matrix = (row_ptr, col, graph.num_src, mode, idempotent)
-    arrays: Sequence[Array]
+    arrays: Sequence[Array] | None
+    order: Array | None = None
     # A small graph is searched sooner than a second thread or a bar is there.
     small = graph.num_edges < SMALL_GRAPH
     threads = 1 if small else torch.get_num_threads()
-    if options.method == "none":
-        arrays = _cpu.plain_program(*matrix)
-    else:
-        with _bar(graph, False if small and not progress else progress) as report:
-            if options.method == "greedy":
-                capacity = graph.num_dst // 4 if options.capacity is None else options.capacity
-                arrays = _cpu.greedy_program(*matrix, capacity, threads, report)
-            else:
-                prices = cost.prices(options.width, options.device, constants.in_force())
-                arrays = _cpu.search_program(
-                    *matrix,
-                    graph.is_square or graph.targets_first,
-                    **asdict(prices),
-                    threads=threads,
-                    progress=report,
-                )
-    program = Program.of(
-        map(torch.from_numpy, arrays),
-        graph.num_src,
-        graph.num_dst,
-        -1 if subtract else 0,
-        time.perf_counter() - start,
-    )
-    if observers:
-        tell(SEARCH, options.method, program)
-    in_launches = options.method == "auto" and KINDS[options.device].launches is not None
-    if in_launches and not cost.pays_in_launches(graph, options, self_loops, program):
-        plain = plain_program(graph, self_loops, idempotent)
-        return replace(plain, search_seconds=time.perf_counter() - start)
-    return program.to(graph.device)
+    with _bar(graph, False if small and not progress else progress) as report:
+        if options.method == "greedy":
+            capacity = graph.num_dst // 4 if options.capacity is None else options.capacity
+            arrays = _cpu.greedy_program(*matrix, capacity, threads, report)
+        else:
+            prices = cost.prices(options.width, options.device, constants.in_force())
+            arrays, order = _cpu.search_program(
+                *matrix,
+                graph.is_square or graph.targets_first,
+                **asdict(prices),
+                threads=threads,
+                progress=report,
+            )
+    seconds = time.perf_counter() - start
+    program = None
+    if arrays is not None:
+        tensors = map(torch.from_numpy, arrays)
+        diagonal = -1 if subtract else 0
+        program = Program.of(tensors, graph.num_src, graph.num_dst, diagonal, seconds)
+    return Found(program, None if order is None else torch.from_numpy(order), seconds)
 
 
-def plain_program(graph: Graph, self_loops: SelfLoops, idempotent: bool = False) -> Program:
-    """The program without intermediates."""
+def plain_program(
+    graph: Graph, self_loops: SelfLoops, idempotent: bool = False, order: Tensor | None = None
+) -> Program:
+    """The program without intermediates.
+
+    Args:
+        graph: what it is of.
+        self_loops: which matrix.
+        idempotent: duplicates are dropped.
+        order: all rows in the order in which tiles take them, int32 `[num_dst]`, on the CPU; by
+            default increasing.
+    """
     row_ptr, col = graph.numpy()
-    arrays = _cpu.plain_program(row_ptr, col, graph.num_src, self_loops or "", idempotent)
+    rows = None if order is None else order.numpy()
+    arrays = _cpu.plain_program(row_ptr, col, graph.num_src, self_loops or "", idempotent, rows)
     return Program.of(map(torch.from_numpy, arrays), graph.num_src, graph.num_dst).to(graph.device)
 
 

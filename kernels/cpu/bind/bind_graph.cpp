@@ -2,9 +2,11 @@
 // behind.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 
+#include <optional>
 #include <stdexcept>
 
 #include "bind/arrays.h"
@@ -108,12 +110,19 @@ void bind_graph(nb::module_ &m) {
   m.def(
       "plain_program",
       [](const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src,
-         const std::string &self_loops, bool idempotent) {
+         const std::string &self_loops, bool idempotent,
+         const std::optional<Array<int32_t>> &rows) {
         const hag::Csr graph = csr(row_ptr, col, num_src);
         const hag::Mode mode = hag::parse_mode(self_loops);
-        return to_python(long_call([&] { return hag::plain_program(graph, mode, idempotent); }));
+        if (rows && static_cast<int64_t>(rows->shape(0)) != graph.num_dst)
+          throw std::invalid_argument("rows has " + std::to_string(rows->shape(0)) +
+                                      " entries; expected num_dst, " +
+                                      std::to_string(graph.num_dst));
+        const int32_t *order = rows ? rows->data() : nullptr;
+        return to_python(
+            long_call([&] { return hag::plain_program(graph, mode, idempotent, order); }));
       },
-      "row_ptr"_a, "col"_a, "num_src"_a, "self_loops"_a, "idempotent"_a);
+      "row_ptr"_a, "col"_a, "num_src"_a, "self_loops"_a, "idempotent"_a, "rows"_a = nb::none());
   m.def(
       "search_program",
       [](const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src,
@@ -130,7 +139,11 @@ void bind_graph(nb::module_ &m) {
         const auto search = [&] {
           return hag::search_program(graph, mode, idempotent, leave_one_out, costs, threads);
         };
-        return to_python(long_call(search, progress));
+        hag::Found found = long_call(search, progress);
+        nb::object program = nb::none(), order = nb::none();
+        if (found.program) program = to_python(std::move(*found.program));
+        if (!found.order.empty()) order = nb::cast(to_numpy(std::move(found.order)));
+        return nb::make_tuple(program, order);
       },
       "row_ptr"_a, "col"_a, "num_src"_a, "self_loops"_a, "idempotent"_a, "leave_one_out"_a,
       "intermediate"_a, "work_per_edge"_a, "worth_it"_a, "reorder"_a, "pack_rows"_a, "cut_rows"_a,

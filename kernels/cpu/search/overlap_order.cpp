@@ -24,39 +24,54 @@ int64_t stride(const Csr &graph, int64_t row) {
 
 }  // namespace
 
-OverlapOrder::OverlapOrder(const Csr &graph, const Csr &targets_of)
-    : graph_(graph), targets_of_(targets_of), row_(graph.num_dst) {
-  for (int64_t v = 0; v < graph.num_dst; ++v)
-    row_[v] = {kTaken, -1.0f / std::sqrt(1.0f + static_cast<float>(length(graph, v)))};
+OverlapOrder::OverlapOrder(const Csr &graph, const Csr &targets_of, std::vector<int32_t> rows)
+    : graph_(graph),
+      targets_of_(targets_of),
+      rows_(std::move(rows)),
+      row_(graph.num_dst, Waiting{kTaken, -1.0f}) {
+  for (const int32_t v : rows_)
+    row_[v] = {0, -1.0f / std::sqrt(1.0f + static_cast<float>(length(graph, v)))};
 }
 
-void OverlapOrder::apply(std::vector<int32_t> &rows, int64_t tile_rows) {
+std::vector<int32_t> OverlapOrder::fill(const TileSize &size) {
+  while (next_ < rows_.size() && !is_left(rows_[next_])) ++next_;
+  if (next_ == rows_.size()) return {};
+  return fill(rows_[next_], size);
+}
+
+std::vector<int32_t> OverlapOrder::fill(int32_t start, const TileSize &size) {
   Pace pace;
-  for (const int32_t v : rows) row_[v].shared = 0;
-  std::vector<int32_t> order;
-  order.reserve(rows.size());
-  for (size_t next = 0; order.size() < rows.size();) {
-    const size_t end = std::min(rows.size(), order.size() + static_cast<size_t>(tile_rows));
-    while (order.size() < end) {
-      pace(kSample * static_cast<int64_t>(kStep));  // rows are sampled, and so are their targets
-      choose(std::min(kStep, end - order.size()));
-      if (leading_.empty()) {
-        while (row_[rows[next]].shared == kTaken) ++next;
-        take(rows[next], order);
-        continue;
-      }
-      const size_t size = std::min({kStep, leading_.size(), end - order.size()});
-      // Taking a row adds to leading_.
-      for (const int32_t v : std::vector<int32_t>(leading_.begin(), leading_.begin() + size))
-        take(v, order);
+  std::vector<int32_t> tile, step;
+  int64_t edges = 0;
+  // The row that comes where none shares anything: the next one that is left, round and round.
+  size_t next = std::lower_bound(rows_.begin(), rows_.end(), start) - rows_.begin();
+  size_t looked_at = 0;
+  for (bool full = false; !full;) {
+    pace(kSample * static_cast<int64_t>(kStep));  // rows are sampled, and so are their targets
+    const size_t most = static_cast<size_t>(size.rows) - tile.size();
+    choose(std::min(kStep, most));
+    // Taking a row adds to leading_.
+    step.assign(leading_.begin(), leading_.begin() + std::min({kStep, leading_.size(), most}));
+    if (step.empty()) {
+      for (; looked_at < rows_.size() && !is_left(rows_[next]); ++looked_at)
+        if (++next == rows_.size()) next = 0;
+      if (looked_at == rows_.size()) break;
+      step.assign(1, rows_[next]);
     }
-    for (const int32_t v : touched_)
-      if (row_[v].shared != kTaken) row_[v].shared = 0;
-    touched_.clear();
-    leading_.clear();
-    bar_ = kNoBar;
+    for (const int32_t v : step) {
+      edges += length(graph_, v);
+      full = edges > size.edges && !tile.empty();
+      if (full) break;
+      take(v, tile);
+    }
+    full = full || static_cast<int64_t>(tile.size()) == size.rows;
   }
-  rows = std::move(order);
+  for (const int32_t v : touched_)
+    if (is_left(v)) row_[v].shared = 0;
+  touched_.clear();
+  leading_.clear();
+  bar_ = kNoBar;
+  return tile;
 }
 
 bool OverlapOrder::better(int32_t a, int32_t b) const {
@@ -93,25 +108,35 @@ void OverlapOrder::choose(size_t most) {
                     better_of);
 }
 
-void OverlapOrder::take(int32_t row, std::vector<int32_t> &order) {
+void OverlapOrder::take(int32_t row, std::vector<int32_t> &tile) {
   row_[row].shared = kTaken;
-  order.push_back(row);
+  tile.push_back(row);
   const int64_t step = stride(graph_, row);
   for (int64_t e = graph_.row_ptr[row]; e < graph_.row_ptr[row + 1]; e += step)
     touch_targets(graph_.col[e]);
   if (row < targets_of_.num_dst) touch_targets(row);  // as if it had a self-loop
 }
 
+// Written without branches: which rows are taken, new or leading cannot be guessed.
 void OverlapOrder::touch_targets(int32_t source) {
   const int64_t step = stride(targets_of_, source);
-  for (int64_t e = targets_of_.row_ptr[source]; e < targets_of_.row_ptr[source + 1]; e += step) {
+  const int64_t begin = targets_of_.row_ptr[source], end = targets_of_.row_ptr[source + 1];
+  const size_t touches = static_cast<size_t>((end - begin + step - 1) / step);
+  size_t touched = touched_.size(), leading = leading_.size();
+  touched_.resize(touched + touches + 1);
+  leading_.resize(leading + touches + 1);
+  const float bar = bar_;
+  for (int64_t e = begin; e < end; e += step) {
     const int32_t v = targets_of_.col[e];
     Waiting &waiting = row_[v];
-    if (waiting.shared == kTaken) continue;
     const float before = waiting.value();
-    if (waiting.shared++ == 0) touched_.push_back(v);
-    if (before > bar_ && waiting.value() <= bar_) leading_.push_back(v);
+    touched_[touched] = leading_[leading] = v;
+    touched += waiting.shared == 0;
+    waiting.shared += waiting.shared != kTaken;
+    leading += (before > bar) & (waiting.value() <= bar);
   }
+  touched_.resize(touched);
+  leading_.resize(leading);
 }
 
 }  // namespace hag

@@ -11,6 +11,7 @@ namespace {
 
 // Scans read blocks of 64 items: first word 0 of each, then word 1 of each, and so on.
 constexpr int64_t kBlock = 64;
+constexpr int64_t kWordsPerStep = 4;  // words that are compared in the time of a step along a row
 constexpr Partner kNobody{1, INT32_MAX};  // a pair is worth nothing below two rows
 
 int32_t count_bits(const uint64_t *bits, int64_t words) {
@@ -19,12 +20,22 @@ int32_t count_bits(const uint64_t *bits, int64_t words) {
   return static_cast<int32_t>(count);
 }
 
-void insert(Partner partner, Partners &best) {
+void consider(Partner partner, Partners &best) {
+  if (!partner.better_than(best.next)) return;
+  if (!partner.better_than(best.listed[kPartners - 1])) {
+    best.next = partner;
+    return;
+  }
   best.next = best.listed[kPartners - 1];
   int at = kPartners - 1;
-  for (; at > 0 && partner.count > best.listed[at - 1].count; --at)
+  for (; at > 0 && partner.better_than(best.listed[at - 1]); --at)
     best.listed[at] = best.listed[at - 1];
   best.listed[at] = partner;
+}
+
+void forget(Partners &partners) {
+  for (Partner &partner : partners.listed) partner = kNobody;
+  partners.next = kNobody;
 }
 
 // The best partners among items 0..n-1 of one with the bits `own`; returns the items looked at.
@@ -32,8 +43,7 @@ void insert(Partner partner, Partners &best) {
 inline __attribute__((always_inline)) int64_t scan(const uint64_t *planes, const uint64_t *own,
                                                    int64_t words, int64_t n, int32_t most,
                                                    Partners &best) {
-  for (Partner &partner : best.listed) partner = kNobody;
-  best.next = kNobody;
+  forget(best);
   uint64_t count[kBlock];
   for (int64_t begin = 0; begin < n; begin += kBlock) {
     const int64_t size = n - begin < kBlock ? n - begin : kBlock;
@@ -51,9 +61,7 @@ inline __attribute__((always_inline)) int64_t scan(const uint64_t *planes, const
     if (!above) continue;
     for (; above; above &= above - 1) {
       const int i = __builtin_ctzll(above);
-      const Partner partner{static_cast<int32_t>(count[i]), static_cast<int32_t>(begin + i)};
-      if (partner.count > best.listed[kPartners - 1].count) insert(partner, best);
-      else if (partner.count > best.next.count) best.next = partner;
+      consider({static_cast<int32_t>(count[i]), static_cast<int32_t>(begin + i)}, best);
     }
     if (best.listed[0].count >= most) {
       const Partner unseen{most, static_cast<int32_t>(begin + size)};
@@ -110,6 +118,9 @@ void PairMerger::add_item(int32_t rows) {
   const int64_t item = static_cast<int64_t>(count_.size());
   count_.push_back(rows);
   partners_.emplace_back();
+  forget(partners_.back());
+  partners_.back().next = {rows, 0};  // until it is scanned
+  shared_.push_back(0);
   if (item % kBlock == 0) planes_.resize(planes_.size() + kBlock * words_);
   copy_to_planes(static_cast<int32_t>(item));
 }
@@ -119,11 +130,78 @@ void PairMerger::copy_to_planes(int32_t item) {
   for (int64_t w = 0; w < words_; ++w) block[w * kBlock] = bits_[item * words_ + w];
 }
 
-// The best partner of lower number, found by counting all.
+// The rows' items, of those that there are.
+void PairMerger::fill_rows() {
+  const int64_t items = static_cast<int64_t>(count_.size());
+  row_begin_.assign(64 * words_ + 1, 0);
+  auto each_bit = [&](auto body) {
+    for (int64_t i = 0; i < items; ++i)
+      for (int64_t w = 0; w < words_; ++w)
+        for (uint64_t left = bits_[i * words_ + w]; left; left &= left - 1)
+          body(64 * w + __builtin_ctzll(left), static_cast<int32_t>(i));
+  };
+  each_bit([&](int64_t row, int32_t) { ++row_begin_[row + 1]; });
+  for (int64_t row = 0; row < 64 * words_; ++row) row_begin_[row + 1] += row_begin_[row];
+  row_items_.resize(row_begin_.back());
+  row_end_.assign(row_begin_.begin(), row_begin_.end() - 1);
+  each_bit([&](int64_t row, int32_t item) { row_items_[row_end_[row]++] = item; });
+}
+
+// Where both are, the pair goes and what it became, which has the largest number, comes.
+void PairMerger::replace_in_rows(const Merge &merge, int32_t merged) {
+  for (int64_t w = 0; w < words_; ++w)
+    for (uint64_t left = bits_[merged * words_ + w]; left; left &= left - 1) {
+      const int64_t row = 64 * w + __builtin_ctzll(left);
+      int32_t *const begin = row_items_.data() + row_begin_[row];
+      int32_t *const end = row_items_.data() + row_end_[row];
+      int32_t *const first = std::lower_bound(begin, end, merge.first);
+      int32_t *const second = std::lower_bound(first, end, merge.second);
+      std::move(first + 1, second, first);
+      std::move(second + 1, end, second - 1);
+      end[-2] = merged;
+      --row_end_[row];
+    }
+}
+
+// The best partners of lower number, found by walking the rows of an item twice.
+void PairMerger::scan_rows(int32_t second, Partners &best) {
+  forget(best);
+  auto each_lower = [&](auto body) {
+    for (int64_t w = 0; w < words_; ++w)
+      for (uint64_t left = bits_[second * words_ + w]; left; left &= left - 1) {
+        const int64_t row = 64 * w + __builtin_ctzll(left);
+        for (const int32_t *item = row_items_.data() + row_begin_[row]; *item != second; ++item)
+          body(*item);
+      }
+  };
+  uint16_t *const shared = shared_.data();
+  each_lower([&](int32_t item) { ++shared[item]; });
+  each_lower([&](int32_t item) {
+    const int32_t count = shared[item];
+    shared[item] = 0;
+    if (count > 1 && count >= best.next.count) consider({count, item}, best);
+  });
+}
+
+// The best partner of lower number, found by counting all: by rows where these are short.
 Merge PairMerger::scan_partners(int32_t second) {
   Partners &partners = partners_[second];
-  work_done_ += words_ * kCount.scan(planes_.data(), bits_.data() + second * words_, words_, second,
-                                     count_[second], partners);
+  const uint64_t *own = bits_.data() + second * words_;
+  int64_t steps = 0, used = 0;
+  for (int64_t w = 0; w < words_; ++w) {
+    used += own[w] != 0;
+    for (uint64_t left = own[w]; left; left &= left - 1) {
+      const int64_t row = 64 * w + __builtin_ctzll(left);
+      steps += row_end_[row] - row_begin_[row];
+    }
+  }
+  const int64_t by_rows = kWordsPerStep * steps, by_words = used * second;
+  if (by_rows < by_words) {
+    scan_rows(second, partners);
+    work_done_ += by_rows;
+  } else {
+    work_done_ += used * kCount.scan(planes_.data(), own, words_, second, count_[second], partners);
+  }
   return {partners.listed[0].count, partners.listed[0].item, second};
 }
 
@@ -162,10 +240,9 @@ std::vector<Merge> PairMerger::run(int64_t candidates, int64_t capacity, int64_t
     pace(1 + work_done_ - paced);
     paced = work_done_;
   };
-  for (int64_t i = 1; i < candidates && work_done_ < work; ++i) {
-    keep_pace();
-    push(scan_partners(static_cast<int32_t>(i)));
-  }
+  fill_rows();
+  // An item is scanned when its rows, which bound what it shares, are the most that are left.
+  for (int64_t i = 1; i < candidates; ++i) push({count_[i], 0, static_cast<int32_t>(i)});
   while (!queue.empty() && static_cast<int64_t>(merges.size()) < capacity && work_done_ < work) {
     keep_pace();
     const Merge top = queue.top();
@@ -188,6 +265,7 @@ std::vector<Merge> PairMerger::run(int64_t candidates, int64_t capacity, int64_t
       first[w] &= ~both[w];
       second[w] &= ~both[w];
     }
+    replace_in_rows(top, merged);
     for (const int32_t item : {top.first, top.second}) {
       count_[item] -= top.redundancy;
       copy_to_planes(item);

@@ -56,7 +56,10 @@ class PairMerger {
  private:
   void add_item(int32_t rows);
   void copy_to_planes(int32_t item);
+  void fill_rows();
+  void replace_in_rows(const Merge &merge, int32_t merged);
   Merge scan_partners(int32_t second);
+  void scan_rows(int32_t second, Partners &best);
   Merge best_partner(int32_t second);
 
   std::vector<uint64_t> &bits_;
@@ -65,6 +68,10 @@ class PairMerger {
   std::vector<int32_t> count_;      // rows of each item
   std::vector<Partners> partners_;  // of each item
   std::vector<uint64_t> planes_;    // the bits once more, as scans read them (pairs.cpp)
+  // And once more, by row: its items in increasing order. A merge makes rows shorter, never longer.
+  std::vector<int64_t> row_begin_, row_end_;
+  std::vector<int32_t> row_items_;
+  std::vector<uint16_t> shared_;  // by item: rows in common with the one that is scanned; 0 between
   int64_t work_done_ = 0;
 };
 

@@ -12,6 +12,16 @@ namespace {
 constexpr int64_t kPlainTileRows = 256;
 constexpr int64_t kPlainTileWork = 8192;  // sources and rows
 
+void check_permutation(const int32_t *rows, int64_t num_rows) {
+  std::vector<char> seen(num_rows, 0);
+  each(num_rows, [&](int64_t i) {
+    if (rows[i] < 0 || rows[i] >= num_rows)
+      refuse("rows[", i, "] is ", rows[i], "; expected 0 to ", num_rows - 1);
+    if (seen[rows[i]]) refuse("rows[", i, "] is ", rows[i], ", which stands there twice");
+    seen[rows[i]] = 1;
+  });
+}
+
 }  // namespace
 
 ProgramArrays assemble(const Csr &graph, Mode mode, bool idempotent, std::vector<TileProgram> tiles,
@@ -56,7 +66,7 @@ ProgramArrays assemble(const Csr &graph, Mode mode, bool idempotent, std::vector
   return out;
 }
 
-ProgramArrays plain_program(const Csr &graph, Mode mode, bool idempotent) {
+ProgramArrays plain_program(const Csr &graph, Mode mode, bool idempotent, const int32_t *order) {
   std::vector<TileProgram> tiles;
   std::vector<int32_t> hubs, rows;
   int64_t work = 0;
@@ -69,7 +79,9 @@ ProgramArrays plain_program(const Csr &graph, Mode mode, bool idempotent) {
     rows.clear();
     work = 0;
   };
-  for (int64_t v = 0; v < graph.num_dst; ++v) {
+  if (order) check_permutation(order, graph.num_dst);
+  for (int64_t i = 0; i < graph.num_dst; ++i) {
+    const int64_t v = order ? order[i] : i;
     const int64_t length = graph.row_ptr[v + 1] - graph.row_ptr[v];
     if (length > kHubLength) {
       hubs.push_back(static_cast<int32_t>(v));

@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <limits>
+#include <memory>
+#include <optional>
 
 #include "interrupt.h"
 #include "search/overlap_order.h"
@@ -14,18 +17,27 @@ namespace {
 
 constexpr int64_t kLargestWholeTile = 512;  // a graph of more rows is cut
 constexpr int64_t kTileEdges = 1 << 17;     // tiles have fewer rows where rows are long
-constexpr int64_t kFewTiles = 8;            // fewer say nothing of the others: all are searched
 
-struct Tiles {
-  std::vector<int32_t> order;         // rows
-  std::vector<int64_t> begin;         // tiles in `order`, [tiles + 1]
-  std::vector<TileProgram> programs;  // of the tiles searched so far; the others are empty
-  int64_t size() const { return static_cast<int64_t>(begin.size()) - 1; }
+// Tiles that are looked at first: this share of all, within these bounds. In doubt, three times as
+// many, and again; not more than the last bound or half of all, which say as much as all.
+constexpr int64_t kLook = 16, kFewestLooks = 3, kFirstLooks = 6, kMostLooks = 54;
+constexpr double kDoubt = 2.0;  // in standard errors
+
+struct Tile {
+  std::vector<int32_t> rows;
+  int64_t plain = 0;   // rows that the plain program reads
+  TileProgram program; // empty until it is searched
+  double cost = -1.0;  // in rows read; below 0 until it is searched
+
+  double ratio() const { return plain ? cost / static_cast<double>(plain) : 1.0; }
 };
+using Tiles = std::vector<Tile>;
 
 // A stretch of rows that shares no source with the rows outside it.
 struct Block {
   int64_t begin, end;
+
+  bool large() const { return end - begin > kLargestWholeTile; }
 };
 
 bool is_hub(const Csr &graph, int64_t row) {
@@ -55,130 +67,296 @@ std::vector<Block> independent_blocks(const Csr &graph) {
   return blocks;
 }
 
-// The rows of the small blocks, packed whole, or of the large ones, cut.
-Tiles make_tiles(const Csr &graph, const std::vector<Block> &blocks, bool large, const Costs &costs,
-                 OverlapOrder *reorder) {
+// The small blocks, packed whole.
+Tiles pack_tiles(const Csr &graph, const std::vector<Block> &blocks, const Costs &costs) {
   Tiles tiles;
-  tiles.begin.push_back(0);
-  std::vector<int32_t> rows;
+  std::vector<int32_t> rows, open;
   auto end_tile = [&] {
-    if (tiles.begin.back() < static_cast<int64_t>(tiles.order.size()))
-      tiles.begin.push_back(static_cast<int64_t>(tiles.order.size()));
+    if (open.empty()) return;
+    tiles.emplace_back();
+    tiles.back().rows.swap(open);
   };
   for (const Block &block : blocks) {
-    if ((block.end - block.begin > kLargestWholeTile) != large) continue;
+    if (block.large()) continue;
     rows.clear();
     for (int64_t v = block.begin; v < block.end; ++v)
       if (!is_hub(graph, v)) rows.push_back(static_cast<int32_t>(v));
-    if (!large) {
-      const int64_t open = static_cast<int64_t>(tiles.order.size()) - tiles.begin.back();
-      if (open + static_cast<int64_t>(rows.size()) > costs.pack_rows) end_tile();
-      tiles.order.insert(tiles.order.end(), rows.begin(), rows.end());
-      continue;
-    }
-    if (reorder) reorder->apply(rows, costs.cut_rows);
-    int64_t edges = 0;
-    for (const int32_t v : rows) {
-      const int64_t open = static_cast<int64_t>(tiles.order.size()) - tiles.begin.back();
-      const int64_t length = graph.row_ptr[v + 1] - graph.row_ptr[v];
-      if (open >= costs.cut_rows || edges + length > kTileEdges) {
-        end_tile();
-        edges = 0;
-      }
-      tiles.order.push_back(v);
-      edges += length;
-    }
-    end_tile();
+    if (static_cast<int64_t>(open.size() + rows.size()) > costs.pack_rows) end_tile();
+    open.insert(open.end(), rows.begin(), rows.end());
   }
   end_tile();
   return tiles;
 }
 
-double cost_of(const TileProgram &tile, const Costs &costs) {
-  return static_cast<double>(tile.source.size()) + costs.intermediate * tile.scratch_rows;
+// The rows of the large blocks.
+std::vector<int32_t> rows_to_cut(const Csr &graph, const std::vector<Block> &blocks) {
+  std::vector<int32_t> rows;
+  for (const Block &block : blocks)
+    for (int64_t v = block.begin; block.large() && v < block.end; ++v)
+      if (!is_hub(graph, v)) rows.push_back(static_cast<int32_t>(v));
+  return rows;
 }
 
-// Searches the tiles 0, step, 2 step, ... that were not searched yet. Reports what is done where
-// all are to be.
-void search_tiles(const Csr &graph, Mode mode, bool idempotent, bool leave_one_out,
-                  const Costs &costs, int threads, int64_t step, Tiles &tiles) {
-  tiles.programs.resize(tiles.size());
-  std::atomic<int64_t> next{0}, done{0};
-  in_parallel_until_stopped(threads, [&](int) {
-    TileSearch search(graph, mode, idempotent, leave_one_out, costs);
-    for (int64_t t; (t = next.fetch_add(step)) < tiles.size();) {
+// Rows cut in the order in which they stand.
+Tiles cut_tiles(const Csr &graph, const std::vector<int32_t> &rows, const TileSize &size) {
+  Tiles tiles;
+  int64_t edges = 0;
+  for (const int32_t v : rows) {
+    const int64_t length = graph.row_ptr[v + 1] - graph.row_ptr[v];
+    if (tiles.empty() || static_cast<int64_t>(tiles.back().rows.size()) >= size.rows ||
+        edges + length > size.edges) {
+      tiles.emplace_back();
+      edges = 0;
+    }
+    tiles.back().rows.push_back(v);
+    edges += length;
+  }
+  return tiles;
+}
+
+// Indices at which equal steps along all the weights end up, `count` of them: three times as many
+// hold these. A stretch that has more than a step of the weights has one of them.
+template <class Weight>
+std::vector<size_t> spread(int64_t count, size_t size, const Weight &weight) {
+  double total = 0.0, passed = 0.0;
+  for (size_t i = 0; i < size; ++i) total += static_cast<double>(weight(i));
+  std::vector<size_t> out;
+  for (size_t i = 0; i < size; ++i) {
+    passed += static_cast<double>(weight(i)) * static_cast<double>(2 * count);
+    while (static_cast<int64_t>(out.size()) < count &&
+           passed > total * static_cast<double>(2 * out.size() + 1))
+      out.push_back(i);
+  }
+  return out;
+}
+
+// What tiles cost, by some of them, each drawn with a chance proportional to its plain cost.
+struct Estimate {
+  double cost = 0.0, plain = 0.0, variance = 0.0;
+
+  Estimate(double all, const Tiles &tiles, const std::vector<size_t> &drawn) : plain(all) {
+    if (drawn.empty()) {
+      cost = plain;
+      return;
+    }
+    double sum = 0.0, squares = 0.0;
+    for (const size_t t : drawn) {
+      sum += tiles[t].ratio();
+      squares += tiles[t].ratio() * tiles[t].ratio();
+    }
+    const double n = static_cast<double>(drawn.size()), mean = sum / n;
+    cost = mean * plain;
+    variance = plain * plain * std::max(0.0, squares / n - mean * mean) / std::max(1.0, n - 1.0);
+  }
+};
+
+class Search {
+ public:
+  Search(const Csr &graph, Mode mode, bool idempotent, bool leave_one_out, const Costs &costs,
+         int threads)
+      : graph_(graph),
+        mode_(mode),
+        idempotent_(idempotent),
+        leave_one_out_(leave_one_out),
+        costs_(costs),
+        searches_(threads) {}
+
+  Found run();
+
+ private:
+  int64_t plain(int32_t row) const {
+    return graph_.row_ptr[row + 1] - graph_.row_ptr[row] + (mode_ != Mode::given);
+  }
+  double count_plain(Tiles &tiles) const;
+  void search(const std::vector<Tile *> &tiles, bool all);
+  void search(Tiles &tiles, const std::vector<size_t> &drawn);
+  std::vector<size_t> draw(int64_t count, const Tiles &tiles) const;
+  std::vector<size_t> fill_tiles(int64_t count, const std::vector<int32_t> &rows);
+  bool can_pay(const std::vector<int32_t> &rows);
+  void choose_order(const std::vector<int32_t> &rows);
+
+  const Csr &graph_;
+  const Mode mode_;
+  const bool idempotent_, leave_one_out_;
+  const Costs &costs_;
+  std::vector<std::unique_ptr<TileSearch>> searches_;  // of each thread
+
+  TileSize size_{costs_.cut_rows, kTileEdges};
+  Tiles whole_, cut_;  // of the small blocks, of the large ones
+  double plain_whole_ = 0.0, plain_cut_ = 0.0;
+  CsrArrays reversed_;
+  Csr targets_of_{};
+  std::optional<OverlapOrder> overlap_;
+  bool reordered_ = false;
+};
+
+double Search::count_plain(Tiles &tiles) const {
+  double all = 0.0;
+  for (Tile &tile : tiles) {
+    tile.plain = 0;
+    for (const int32_t v : tile.rows) tile.plain += plain(v);
+    all += static_cast<double>(tile.plain);
+  }
+  return all;
+}
+
+// Searches those tiles that were not searched yet. Reports what is done where all are to be.
+void Search::search(const std::vector<Tile *> &tiles, bool all) {
+  std::atomic<size_t> next{0}, done{0};
+  const int threads = static_cast<int>(std::min(searches_.size(), std::max<size_t>(1, tiles.size())));
+  in_parallel_until_stopped(threads, [&](int thread) {
+    std::unique_ptr<TileSearch> &search = searches_[thread];
+    if (!search)
+      search = std::make_unique<TileSearch>(graph_, mode_, idempotent_, leave_one_out_, costs_);
+    for (size_t t; (t = next++) < tiles.size();) {
       poll();
-      TileProgram &program = tiles.programs[t];
-      if (program.target.empty())
-        program =
-            search.run(tiles.order.data() + tiles.begin[t], tiles.begin[t + 1] - tiles.begin[t]);
-      const int64_t all = ++done;
-      if (step == 1) report(static_cast<double>(all) / static_cast<double>(tiles.size()));
+      Tile &tile = *tiles[t];
+      if (tile.cost < 0) {
+        tile.program = search->run(tile.rows.data(), static_cast<int64_t>(tile.rows.size()));
+        tile.cost = static_cast<double>(tile.program.source.size()) +
+                    costs_.intermediate * tile.program.scratch_rows;
+      }
+      const size_t so_far = ++done;
+      if (all) report(static_cast<double>(so_far) / static_cast<double>(tiles.size()));
     }
   });
 }
 
+void Search::search(Tiles &tiles, const std::vector<size_t> &drawn) {
+  std::vector<Tile *> chosen;
+  for (const size_t t : drawn)
+    if (chosen.empty() || chosen.back() != &tiles[t]) chosen.push_back(&tiles[t]);
+  search(chosen, false);
+}
+
+std::vector<size_t> Search::draw(int64_t count, const Tiles &tiles) const {
+  return spread(count, tiles.size(), [&](size_t t) { return tiles[t].plain; });
+}
+
+// The tiles of the overlap order that rows spread over the edges are in; fills them.
+std::vector<size_t> Search::fill_tiles(int64_t count, const std::vector<int32_t> &rows) {
+  std::vector<size_t> drawn;
+  for (const size_t i : spread(count, rows.size(), [&](size_t r) { return plain(rows[r]); })) {
+    if (overlap_->is_left(rows[i])) {
+      drawn.push_back(cut_.size());
+      cut_.emplace_back();
+      cut_.back().rows = overlap_->fill(rows[i], size_);
+      continue;
+    }
+    size_t t = 0;
+    auto holds = [&](const Tile &tile) {
+      return std::find(tile.rows.begin(), tile.rows.end(), rows[i]) != tile.rows.end();
+    };
+    while (!holds(cut_[t])) ++t;
+    drawn.push_back(t);
+  }
+  count_plain(cut_);
+  return drawn;
+}
+
+// Whether a search of all tiles can pay, by some of them: those of the large blocks in the overlap
+// order, which shares more than the graph's own.
+bool Search::can_pay(const std::vector<int32_t> &rows) {
+  auto looks = [](int64_t tiles) {
+    return std::clamp(tiles / kLook, kFewestLooks, kFirstLooks);
+  };
+  const int64_t whole = static_cast<int64_t>(whole_.size());
+  const int64_t cut = (static_cast<int64_t>(rows.size()) + size_.rows - 1) / size_.rows;
+  for (int64_t times = 1;; times *= 3) {
+    const int64_t of_whole = looks(whole) * times, of_cut = looks(cut) * times;
+    const std::vector<size_t> drawn = draw(of_whole, whole_);
+    search(whole_, drawn);
+    std::vector<size_t> filled;
+    if (overlap_) filled = fill_tiles(of_cut, rows);
+    search(cut_, filled);
+    const Estimate of[] = {{plain_whole_, whole_, drawn}, {plain_cut_, cut_, filled}};
+    const double most = costs_.worth_it * (of[0].plain + of[1].plain);
+    const double above = of[0].cost + of[1].cost - most;
+    const double doubt = kDoubt * std::sqrt(of[0].variance + of[1].variance);
+    if (above > doubt) return false;
+    if (above < -doubt) return true;
+    if (3 * std::max(of_whole, of_cut) > kMostLooks) return true;
+    if (6 * of_whole > whole && 6 * of_cut > cut) return true;
+  }
+}
+
+// Fills the other tiles of the overlap order, and takes it if it wins clearly over the graph's own,
+// by some tiles of each. What is searched of the order that loses is lost.
+void Search::choose_order(const std::vector<int32_t> &rows) {
+  Tiles rest;
+  for (std::vector<int32_t> next; !(next = overlap_->fill(size_)).empty();) {
+    rest.emplace_back();
+    rest.back().rows = std::move(next);
+  }
+  overlap_.reset();
+  double known = 0.0;
+  for (const Tile &tile : cut_) known += tile.cost;
+  const double plain_rest = count_plain(rest);
+  Tiles own = cut_tiles(graph_, rows, size_);
+  count_plain(own);
+  const int64_t count =
+      std::clamp(static_cast<int64_t>(own.size()) / kLook, kFewestLooks, kMostLooks);
+  const std::vector<size_t> of_rest = draw(count, rest), of_own = draw(count, own);
+  search(rest, of_rest);
+  search(own, of_own);
+  const double cost = known + Estimate(plain_rest, rest, of_rest).cost;
+  reordered_ = costs_.reorder * cost < Estimate(plain_cut_, own, of_own).cost;
+  if (!reordered_) {
+    cut_ = std::move(own);
+    return;
+  }
+  std::move(rest.begin(), rest.end(), std::back_inserter(cut_));
+  // As if all had been filled one after the other: tiles that follow each other may share sources.
+  std::sort(cut_.begin(), cut_.end(),
+            [](const Tile &a, const Tile &b) { return a.rows[0] < b.rows[0]; });
+}
+
+Found Search::run() {
+  const std::vector<Block> blocks = independent_blocks(graph_);
+  whole_ = pack_tiles(graph_, blocks, costs_);
+  plain_whole_ = count_plain(whole_);
+  const std::vector<int32_t> rows = rows_to_cut(graph_, blocks);
+  for (const int32_t v : rows) plain_cut_ += static_cast<double>(plain(v));
+  if (!rows.empty()) {
+    targets_of_ = graph_;
+    if (!is_symmetric(graph_)) {
+      reversed_ = transpose_csr(graph_);
+      targets_of_ = {reversed_.row_ptr.data(), reversed_.col.data(), graph_.num_src,
+                     graph_.num_dst};
+    }
+    overlap_.emplace(graph_, targets_of_, rows);
+  }
+  Found found;
+  if (!can_pay(rows)) return found;
+  if (overlap_) choose_order(rows);
+  reversed_ = {};
+
+  std::vector<Tile *> all;
+  double cost = 0.0;
+  for (Tiles *tiles : {&whole_, &cut_})
+    for (Tile &tile : *tiles) all.push_back(&tile);
+  search(all, true);
+  std::vector<int32_t> hubs;
+  for (int64_t v = 0; v < graph_.num_dst; ++v)
+    if (is_hub(graph_, v)) hubs.push_back(static_cast<int32_t>(v));
+  std::vector<TileProgram> programs;
+  for (Tile *tile : all) {
+    cost += tile->cost;
+    programs.push_back(std::move(tile->program));
+    if (reordered_) found.order.insert(found.order.end(), tile->rows.begin(), tile->rows.end());
+  }
+  if (reordered_) found.order.insert(found.order.end(), hubs.begin(), hubs.end());
+  if (cost > costs_.worth_it * (plain_whole_ + plain_cut_)) return found;
+  whole_ = cut_ = {};
+  found.program = assemble(graph_, mode_, idempotent_, std::move(programs), hubs);
+  return found;
+}
+
 }  // namespace
 
-ProgramArrays search_program(const Csr &graph, Mode mode, bool idempotent, bool leave_one_out,
-                             const Costs &costs, int threads) {
-  threads = usable_threads(threads);
-  std::vector<int32_t> hubs;
-  for (int64_t v = 0; v < graph.num_dst; ++v)
-    if (is_hub(graph, v)) hubs.push_back(static_cast<int32_t>(v));
-  const std::vector<Block> blocks = independent_blocks(graph);
-
-  auto search = [&](int64_t step, Tiles &tiles) {
-    search_tiles(graph, mode, idempotent, leave_one_out, costs, threads, step, tiles);
-    double total = 0.0;
-    int64_t plain = 1;
-    for (int64_t t = 0; t < tiles.size(); t += step) {
-      total += cost_of(tiles.programs[t], costs);
-      for (int64_t i = tiles.begin[t]; i < tiles.begin[t + 1]; ++i) {
-        const int64_t v = tiles.order[i];
-        plain += graph.row_ptr[v + 1] - graph.row_ptr[v] + (mode != Mode::given);
-      }
-    }
-    return total / static_cast<double>(plain);  // cost, in that of the plain program
-  };
-
-  Tiles tiles = make_tiles(graph, blocks, false, costs, nullptr);
-  int64_t large_edges = 0;
-  for (const Block &block : blocks)
-    if (block.end - block.begin > kLargestWholeTile)
-      large_edges += graph.row_ptr[block.end] - graph.row_ptr[block.begin];
-  if (large_edges) {
-    // The order is chosen on a sample of the tiles; another than the graph's own must win clearly.
-    // What is searched of the order that loses is lost: at most half of the tiles, unless few.
-    auto sample = [&](Tiles &candidate) {
-      const int64_t size = candidate.size();
-      const int64_t step = std::max<int64_t>(1, std::min(large_edges >> 18, size / 16));
-      return search(size < kFewTiles ? 1 : 2 * step, candidate);
-    };
-    CsrArrays reversed;
-    Csr targets_of = graph;
-    if (!is_symmetric(graph)) {
-      reversed = transpose_csr(graph);
-      targets_of = {reversed.row_ptr.data(), reversed.col.data(), graph.num_src, graph.num_dst};
-    }
-    OverlapOrder overlap(graph, targets_of);
-    Tiles best = make_tiles(graph, blocks, true, costs, nullptr);
-    Tiles reordered = make_tiles(graph, blocks, true, costs, &overlap);
-    if (costs.reorder * sample(reordered) < sample(best)) best = std::move(reordered);
-    const int64_t offset = static_cast<int64_t>(tiles.order.size());
-    tiles.order.insert(tiles.order.end(), best.order.begin(), best.order.end());
-    tiles.programs.resize(tiles.size());
-    for (int64_t t = 0; t < best.size(); ++t) {
-      tiles.begin.push_back(offset + best.begin[t + 1]);
-      tiles.programs.push_back(std::move(best.programs[t]));
-    }
-  }
-
-  if (search(1, tiles) > costs.worth_it) {
-    tiles.programs = {};
-    return plain_program(graph, mode, idempotent);
-  }
-  return assemble(graph, mode, idempotent, std::move(tiles.programs), hubs);
+Found search_program(const Csr &graph, Mode mode, bool idempotent, bool leave_one_out,
+                     const Costs &costs, int threads) {
+  return Search(graph, mode, idempotent, leave_one_out, costs, usable_threads(threads)).run();
 }
 
 }  // namespace hag

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -11,12 +12,21 @@
 
 namespace hag {
 
-ProgramArrays plain_program(const Csr &graph, Mode mode, bool idempotent);
+// Tiles take the rows in the order of `rows`, a permutation of all; null: in increasing order.
+// Throws std::invalid_argument if it is no permutation.
+ProgramArrays plain_program(const Csr &graph, Mode mode, bool idempotent,
+                            const int32_t *rows = nullptr);
 
-// Method "auto". `leave_one_out`: targets are the first sources. Rows that do not profit, and whole
-// graphs that do not, are plain.
-ProgramArrays search_program(const Csr &graph, Mode mode, bool idempotent, bool leave_one_out,
-                             const Costs &costs, int threads);
+// What a search comes to.
+struct Found {
+  std::optional<ProgramArrays> program;  // none where the plain program is as good
+  std::vector<int32_t> order;  // all rows, as the tiles take them; empty: in increasing order
+};
+
+// Method "auto". `leave_one_out`: targets are the first sources. Rows that do not profit are plain.
+// A search of which some tiles say that it cannot pay is given up.
+Found search_program(const Csr &graph, Mode mode, bool idempotent, bool leave_one_out,
+                     const Costs &costs, int threads);
 
 // Method "greedy": the paper's Algorithm 3 with at most `capacity` intermediates, one tile a
 // connected component.
