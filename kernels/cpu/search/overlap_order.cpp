@@ -74,6 +74,10 @@ std::vector<int32_t> OverlapOrder::fill(int32_t start, const TileSize &size) {
   return tile;
 }
 
+void OverlapOrder::give_back(const std::vector<int32_t> &tile) {
+  for (const int32_t v : tile) row_[v].shared = 0;
+}
+
 bool OverlapOrder::better(int32_t a, int32_t b) const {
   const float x = row_[a].value(), y = row_[b].value();
   return x != y ? x < y : a < b;

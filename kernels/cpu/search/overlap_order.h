@@ -30,6 +30,9 @@ class OverlapOrder {
   // The same from the first row that is left on; empty where none is.
   std::vector<int32_t> fill(const TileSize &size);
 
+  // Makes the rows of a tile that was filled from a given row ones that are left.
+  void give_back(const std::vector<int32_t> &tile);
+
  private:
   // A row by what it shares with the tile, for its length: the least value is best.
   struct Waiting {

@@ -1,6 +1,7 @@
 #include "search/pairs.h"
 
 #include <algorithm>
+#include <numeric>
 #include <queue>
 
 #include "interrupt.h"
@@ -20,8 +21,8 @@ int32_t count_bits(const uint64_t *bits, int64_t words) {
   return static_cast<int32_t>(count);
 }
 
-void consider(Partner partner, Partners &best) {
-  if (!partner.better_than(best.next)) return;
+// Lists a partner that is better than `best.next`.
+void insert(Partner partner, Partners &best) {
   if (!partner.better_than(best.listed[kPartners - 1])) {
     best.next = partner;
     return;
@@ -61,7 +62,8 @@ inline __attribute__((always_inline)) int64_t scan(const uint64_t *planes, const
     if (!above) continue;
     for (; above; above &= above - 1) {
       const int i = __builtin_ctzll(above);
-      consider({static_cast<int32_t>(count[i]), static_cast<int32_t>(begin + i)}, best);
+      const Partner partner{static_cast<int32_t>(count[i]), static_cast<int32_t>(begin + i)};
+      if (partner.better_than(best.next)) insert(partner, best);
     }
     if (best.listed[0].count >= most) {
       const Partner unseen{most, static_cast<int32_t>(begin + size)};
@@ -177,9 +179,9 @@ void PairMerger::scan_rows(int32_t second, Partners &best) {
   uint16_t *const shared = shared_.data();
   each_lower([&](int32_t item) { ++shared[item]; });
   each_lower([&](int32_t item) {
-    const int32_t count = shared[item];
+    const Partner partner{shared[item], item};
     shared[item] = 0;
-    if (count > 1 && count >= best.next.count) consider({count, item}, best);
+    if (partner.count > 1 && partner.better_than(best.next)) insert(partner, best);
   });
 }
 
@@ -241,10 +243,24 @@ std::vector<Merge> PairMerger::run(int64_t candidates, int64_t capacity, int64_t
     paced = work_done_;
   };
   fill_rows();
-  // An item is scanned when its rows, which bound what it shares, are the most that are left.
-  for (int64_t i = 1; i < candidates; ++i) push({count_[i], 0, static_cast<int32_t>(i)});
-  while (!queue.empty() && static_cast<int64_t>(merges.size()) < capacity && work_done_ < work) {
+  // An item is scanned when its rows, which bound what it shares, are as many as the largest
+  // redundancy there is: many items have lost theirs by then.
+  std::vector<int32_t> waiting(std::max<int64_t>(candidates - 1, 0));
+  std::iota(waiting.begin(), waiting.end(), 1);  // nothing is lower than item 0
+  std::stable_sort(waiting.begin(), waiting.end(),
+                   [this](int32_t a, int32_t b) { return count_[a] > count_[b]; });
+  std::vector<int32_t> bound(count_);
+  size_t next = 0;
+  while (static_cast<int64_t>(merges.size()) < capacity && work_done_ < work) {
     keep_pace();
+    if (next < waiting.size() &&
+        (queue.empty() || bound[waiting[next]] >= queue.top().redundancy)) {
+      const int32_t item = waiting[next++];
+      if (count_[item] == bound[item]) push(scan_partners(item));
+      else push({count_[item], 0, item});
+      continue;
+    }
+    if (queue.empty()) break;
     const Merge top = queue.top();
     queue.pop();
     uint64_t *first = bits_.data() + top.first * words_;

@@ -31,7 +31,10 @@ struct Partner {
   }
 };
 
-constexpr int kPartners = 7;
+#ifndef KP
+#define KP 7
+#endif
+constexpr int kPartners = KP;
 
 // The best partners of an item as they were when all were counted. Counts only fall, so the next
 // best still bounds every partner that is not listed, and most entries need no new scan.

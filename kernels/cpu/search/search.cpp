@@ -18,10 +18,12 @@ namespace {
 constexpr int64_t kLargestWholeTile = 512;  // a graph of more rows is cut
 constexpr int64_t kTileEdges = 1 << 17;     // tiles have fewer rows where rows are long
 
-// Tiles that are looked at first: this share of all, within these bounds. In doubt, three times as
-// many, and again; not more than the last bound or half of all, which say as much as all.
-constexpr int64_t kLook = 16, kFewestLooks = 3, kFirstLooks = 6, kMostLooks = 54;
+// Tiles that are looked at before all are searched. In doubt, three times as many, and again.
+constexpr int64_t kFirstLooks = 6, kMostLooks = 54;
 constexpr double kDoubt = 2.0;  // in standard errors
+// Rows of a tile that is filled for a look alone. Filled first, it shares more than most, and so
+// does not say less for the search than the larger ones would.
+constexpr int64_t kLookRows = 64;
 
 struct Tile {
   std::vector<int32_t> rows;
@@ -170,8 +172,8 @@ class Search {
   double count_plain(Tiles &tiles) const;
   void search(const std::vector<Tile *> &tiles, bool all);
   void search(Tiles &tiles, const std::vector<size_t> &drawn);
-  std::vector<size_t> draw(int64_t count, const Tiles &tiles) const;
-  std::vector<size_t> fill_tiles(int64_t count, const std::vector<int32_t> &rows);
+  Estimate look(int64_t count, Tiles &tiles, double all);
+  Estimate look_ahead(int64_t count, const std::vector<int32_t> &rows, Tiles &looks);
   bool can_pay(const std::vector<int32_t> &rows);
   void choose_order(const std::vector<int32_t> &rows);
 
@@ -229,86 +231,78 @@ void Search::search(Tiles &tiles, const std::vector<size_t> &drawn) {
   search(chosen, false);
 }
 
-std::vector<size_t> Search::draw(int64_t count, const Tiles &tiles) const {
-  return spread(count, tiles.size(), [&](size_t t) { return tiles[t].plain; });
+// What tiles cost, by `count` of them.
+Estimate Search::look(int64_t count, Tiles &tiles, double all) {
+  const auto drawn = spread(count, tiles.size(), [&](size_t t) { return tiles[t].plain; });
+  search(tiles, drawn);
+  return {all, tiles, drawn};
 }
 
-// The tiles of the overlap order that rows spread over the edges are in; fills them.
-std::vector<size_t> Search::fill_tiles(int64_t count, const std::vector<int32_t> &rows) {
+// What the large blocks cost in the overlap order, by tiles that are filled for this alone, from
+// `count` rows on. `looks` has those of all counts before.
+Estimate Search::look_ahead(int64_t count, const std::vector<int32_t> &rows, Tiles &looks) {
   std::vector<size_t> drawn;
   for (const size_t i : spread(count, rows.size(), [&](size_t r) { return plain(rows[r]); })) {
-    if (overlap_->is_left(rows[i])) {
-      drawn.push_back(cut_.size());
-      cut_.emplace_back();
-      cut_.back().rows = overlap_->fill(rows[i], size_);
-      continue;
-    }
     size_t t = 0;
-    auto holds = [&](const Tile &tile) {
-      return std::find(tile.rows.begin(), tile.rows.end(), rows[i]) != tile.rows.end();
-    };
-    while (!holds(cut_[t])) ++t;
+    if (overlap_->is_left(rows[i])) {
+      t = looks.size();
+      looks.emplace_back();
+      looks.back().rows = overlap_->fill(rows[i], {std::min(kLookRows, size_.rows), size_.edges});
+    } else {
+      auto holds = [&](const Tile &tile) {
+        return std::find(tile.rows.begin(), tile.rows.end(), rows[i]) != tile.rows.end();
+      };
+      while (!holds(looks[t])) ++t;
+    }
     drawn.push_back(t);
   }
-  count_plain(cut_);
-  return drawn;
+  count_plain(looks);
+  search(looks, drawn);
+  return {plain_cut_, looks, drawn};
 }
 
 // Whether a search of all tiles can pay, by some of them: those of the large blocks in the overlap
 // order, which shares more than the graph's own.
 bool Search::can_pay(const std::vector<int32_t> &rows) {
-  auto looks = [](int64_t tiles) {
-    return std::clamp(tiles / kLook, kFewestLooks, kFirstLooks);
-  };
-  const int64_t whole = static_cast<int64_t>(whole_.size());
-  const int64_t cut = (static_cast<int64_t>(rows.size()) + size_.rows - 1) / size_.rows;
-  for (int64_t times = 1;; times *= 3) {
-    const int64_t of_whole = looks(whole) * times, of_cut = looks(cut) * times;
-    const std::vector<size_t> drawn = draw(of_whole, whole_);
-    search(whole_, drawn);
-    std::vector<size_t> filled;
-    if (overlap_) filled = fill_tiles(of_cut, rows);
-    search(cut_, filled);
-    const Estimate of[] = {{plain_whole_, whole_, drawn}, {plain_cut_, cut_, filled}};
-    const double most = costs_.worth_it * (of[0].plain + of[1].plain);
-    const double above = of[0].cost + of[1].cost - most;
-    const double doubt = kDoubt * std::sqrt(of[0].variance + of[1].variance);
+  const double most = costs_.worth_it * (plain_whole_ + plain_cut_);
+  Tiles looks;
+  double above = 0.0, doubt = 0.0;
+  for (int64_t count = kFirstLooks; above >= -doubt && count <= kMostLooks; count *= 3) {
+    const Estimate whole = look(count, whole_, plain_whole_);
+    const Estimate cut = look_ahead(count, rows, looks);
+    above = whole.cost + cut.cost - most;
+    doubt = kDoubt * std::sqrt(whole.variance + cut.variance);
     if (above > doubt) return false;
-    if (above < -doubt) return true;
-    if (3 * std::max(of_whole, of_cut) > kMostLooks) return true;
-    if (6 * of_whole > whole && 6 * of_cut > cut) return true;
+    // More looks than that cost as much as the search.
+    const int64_t tiles = static_cast<int64_t>(whole_.size() + rows.size() / size_.rows);
+    if (3 * count > tiles) break;
   }
+  for (const Tile &tile : looks) overlap_->give_back(tile.rows);
+  return true;
 }
 
-// Fills the other tiles of the overlap order, and takes it if it wins clearly over the graph's own,
-// by some tiles of each. What is searched of the order that loses is lost.
+// Takes the overlap order if it wins clearly over the graph's own, or pays where that does not, by
+// some tiles of each. What is searched of the order that loses is lost.
 void Search::choose_order(const std::vector<int32_t> &rows) {
-  Tiles rest;
+  Tiles own = cut_tiles(graph_, rows, size_), reordered;
   for (std::vector<int32_t> next; !(next = overlap_->fill(size_)).empty();) {
-    rest.emplace_back();
-    rest.back().rows = std::move(next);
+    reordered.emplace_back();
+    reordered.back().rows = std::move(next);
   }
   overlap_.reset();
-  double known = 0.0;
-  for (const Tile &tile : cut_) known += tile.cost;
-  const double plain_rest = count_plain(rest);
-  Tiles own = cut_tiles(graph_, rows, size_);
+  reversed_ = {};
   count_plain(own);
-  const int64_t count =
-      std::clamp(static_cast<int64_t>(own.size()) / kLook, kFewestLooks, kMostLooks);
-  const std::vector<size_t> of_rest = draw(count, rest), of_own = draw(count, own);
-  search(rest, of_rest);
-  search(own, of_own);
-  const double cost = known + Estimate(plain_rest, rest, of_rest).cost;
-  reordered_ = costs_.reorder * cost < Estimate(plain_cut_, own, of_own).cost;
-  if (!reordered_) {
-    cut_ = std::move(own);
-    return;
+  count_plain(reordered);
+  const int64_t most = std::min<int64_t>(kMostLooks, (static_cast<int64_t>(own.size()) + 1) / 2);
+  double above = 0.0, doubt = 0.0;
+  for (int64_t count = 2; std::abs(above) <= doubt && count <= most; count *= 3) {
+    const Estimate a = look(count, own, plain_cut_), b = look(count, reordered, plain_cut_);
+    const double pays = costs_.worth_it * plain_cut_;
+    above = a.cost > pays && b.cost <= pays ? b.cost - a.cost : costs_.reorder * b.cost - a.cost;
+    doubt = kDoubt * std::sqrt(a.variance + costs_.reorder * costs_.reorder * b.variance);
   }
-  std::move(rest.begin(), rest.end(), std::back_inserter(cut_));
-  // As if all had been filled one after the other: tiles that follow each other may share sources.
-  std::sort(cut_.begin(), cut_.end(),
-            [](const Tile &a, const Tile &b) { return a.rows[0] < b.rows[0]; });
+  reordered_ = above < 0.0;
+  cut_ = std::move(reordered_ ? reordered : own);
 }
 
 Found Search::run() {
@@ -327,9 +321,8 @@ Found Search::run() {
     overlap_.emplace(graph_, targets_of_, rows);
   }
   Found found;
-  if (!can_pay(rows)) return found;
+  if (costs_.worth_it < 1.0 && !can_pay(rows)) return found;
   if (overlap_) choose_order(rows);
-  reversed_ = {};
 
   std::vector<Tile *> all;
   double cost = 0.0;
