@@ -20,9 +20,9 @@ class Prices:
     Attributes:
         intermediate: a row of scratch, in rows read. An intermediate of s sources and u uses is
             kept iff `s u > s + u + intermediate`.
-        work_per_edge: 64-bit words that greedy merging may compare for each edge of a tile. On
-            dense graphs without twins (fb100-Amherst41, ogbl-ddi) 2048 saves 98 % of the rows that
-            merging without a bound saves in the same tiles.
+        work_per_edge: 64-bit words that greedy merging may compare for each edge of a tile, or
+            what takes as long. On dense graphs without twins (fb100-Amherst41, ogbl-ddi) 1024 saves
+            98 % of the rows that merging without a bound saves in the same tiles.
         worth_it: of the plain program's cost; above it the plain program is taken. Savings of less
             were measured to be none.
         reorder: another order of the rows than the graph's own must be cheaper by this.
@@ -31,7 +31,7 @@ class Prices:
     """
 
     intermediate: float = 2.0
-    work_per_edge: int = 2048
+    work_per_edge: int = 1024
     worth_it: float = 0.88
     reorder: float = 1.05
     pack_rows: int = 64

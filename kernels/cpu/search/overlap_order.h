@@ -41,7 +41,7 @@ class OverlapOrder {
 
     float value() const { return static_cast<float>(shared) * weight; }
   };
-  static constexpr int32_t kTaken = -1;  // the value is then above 0
+  static constexpr int32_t kTaken = -1;                                // the value is then above 0
   static constexpr float kNoBar = -std::numeric_limits<float>::min();  // all touched rows lead
 
   void take(int32_t row, std::vector<int32_t> &tile);

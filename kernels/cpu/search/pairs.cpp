@@ -3,8 +3,12 @@
 #include <algorithm>
 #include <numeric>
 #include <queue>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "interrupt.h"
+#include "run/instruction_set.h"
 
 namespace hag {
 
@@ -39,25 +43,108 @@ void forget(Partners &partners) {
   partners.next = kNobody;
 }
 
+// Counts the rows that each item of a block shares with one of the bits `own`. Returns the items
+// with more than `least` of them, a bit each.
+inline __attribute__((always_inline)) uint64_t count_block(const uint64_t *block,
+                                                           const uint64_t *own, int64_t words,
+                                                           uint64_t least, uint64_t *count) {
+  for (int64_t i = 0; i < kBlock; ++i) count[i] = __builtin_popcountll(block[i] & own[0]);
+  for (int64_t w = 1; w < words; ++w) {
+    const uint64_t mine = own[w], *plane = block + w * kBlock;
+    if (!mine) continue;
+    for (int64_t i = 0; i < kBlock; ++i) count[i] += __builtin_popcountll(plane[i] & mine);
+  }
+  uint64_t above = 0;
+  for (int64_t i = 0; i < kBlock; ++i) above |= static_cast<uint64_t>(count[i] > least) << i;
+  return above;
+}
+
+// The two, for an instruction set.
+struct Count {
+  uint64_t (*block)(const uint64_t *, const uint64_t *, int64_t, uint64_t, uint64_t *);
+  int64_t (*common)(const uint64_t *, const uint64_t *, int64_t);
+};
+
+#define HAG_COUNT(NAME, TARGET)                                                           \
+  TARGET uint64_t block_##NAME(const uint64_t *block, const uint64_t *own, int64_t words, \
+                               uint64_t least, uint64_t *count) {                         \
+    return count_block(block, own, words, least, count);                                  \
+  }                                                                                       \
+  TARGET int64_t common_##NAME(const uint64_t *a, const uint64_t *b, int64_t words) {     \
+    int64_t count = 0;                                                                    \
+    for (int64_t w = 0; w < words; ++w) count += __builtin_popcountll(a[w] & b[w]);       \
+    return count;                                                                         \
+  }
+
+HAG_COUNT(baseline, )
+#if defined(__x86_64__)
+#define HAG_AVX2 __attribute__((target("avx2,popcnt")))
+HAG_COUNT(avx512, __attribute__((target("avx2,popcnt,avx512f,avx512vl,avx512vpopcntdq"))))
+
+HAG_AVX2 int64_t common_avx2(const uint64_t *a, const uint64_t *b, int64_t words) {
+  int64_t count = 0;
+  for (int64_t w = 0; w < words; ++w) count += __builtin_popcountll(a[w] & b[w]);
+  return count;
+}
+
+// AVX2 counts no bits: those of four of them are looked up (Mula), bytes are added over the words.
+HAG_AVX2 uint64_t block_avx2(const uint64_t *block, const uint64_t *own, int64_t words,
+                             uint64_t least, uint64_t *count) {
+  constexpr int64_t kMostAdded = 31;  // of up to eight bits each: a byte holds no more
+  const __m256i low = _mm256_set1_epi8(15);
+  const __m256i bits = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,  //
+                                        0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
+  const __m256i bar = _mm256_set1_epi64x(static_cast<int64_t>(least));
+  uint64_t above = 0;
+  for (int64_t i = 0; i < kBlock; i += 4) {
+    __m256i sum = _mm256_setzero_si256();
+    for (int64_t begin = 0; begin < words; begin += kMostAdded) {
+      __m256i bytes = _mm256_setzero_si256();
+      for (int64_t w = begin; w < std::min(words, begin + kMostAdded); ++w) {
+        const auto *four = reinterpret_cast<const __m256i *>(block + w * kBlock + i);
+        const __m256i both = _mm256_and_si256(_mm256_loadu_si256(four),
+                                              _mm256_set1_epi64x(static_cast<int64_t>(own[w])));
+        const __m256i high = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
+        bytes = _mm256_add_epi8(bytes, _mm256_shuffle_epi8(bits, _mm256_and_si256(both, low)));
+        bytes = _mm256_add_epi8(bytes, _mm256_shuffle_epi8(bits, high));
+      }
+      sum = _mm256_add_epi64(sum, _mm256_sad_epu8(bytes, _mm256_setzero_si256()));
+    }
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(count + i), sum);
+    const __m256d more = _mm256_castsi256_pd(_mm256_cmpgt_epi64(sum, bar));
+    above |= static_cast<uint64_t>(_mm256_movemask_pd(more)) << i;
+  }
+  return above;
+}
+#endif
+#undef HAG_COUNT
+
+// As HAG_EVERY_ISA numbers them.
+const Count kCounts[] = {
+    {block_baseline, common_baseline},
+#if defined(__x86_64__)
+    {block_avx2, common_avx2},
+    {block_avx512, common_avx512},
+#endif
+};
+
+const Count &count_in_use() {
+  int64_t isa = isa_in_use();
+#if defined(__x86_64__)
+  if (isa == 2 && !__builtin_cpu_supports("avx512vpopcntdq")) isa = 1;
+#endif
+  return kCounts[isa];
+}
+
 // The best partners among items 0..n-1 of one with the bits `own`; returns the items looked at.
 // `most` is a count that cannot be exceeded: the scan stops where it is reached.
-inline __attribute__((always_inline)) int64_t scan(const uint64_t *planes, const uint64_t *own,
-                                                   int64_t words, int64_t n, int32_t most,
-                                                   Partners &best) {
+int64_t scan(const Count &counts, const uint64_t *planes, const uint64_t *own, int64_t words,
+             int64_t n, int32_t most, Partners &best) {
   forget(best);
   uint64_t count[kBlock];
   for (int64_t begin = 0; begin < n; begin += kBlock) {
-    const int64_t size = n - begin < kBlock ? n - begin : kBlock;
-    const uint64_t *block = planes + begin * words;
-    for (int64_t i = 0; i < kBlock; ++i) count[i] = __builtin_popcountll(block[i] & own[0]);
-    for (int64_t w = 1; w < words; ++w) {
-      const uint64_t mine = own[w], *plane = block + w * kBlock;
-      if (!mine) continue;
-      for (int64_t i = 0; i < kBlock; ++i) count[i] += __builtin_popcountll(plane[i] & mine);
-    }
-    const uint64_t least = best.next.count;
-    uint64_t above = 0;
-    for (int64_t i = 0; i < kBlock; ++i) above |= static_cast<uint64_t>(count[i] > least) << i;
+    const int64_t size = std::min(n - begin, kBlock);
+    uint64_t above = counts.block(planes + begin * words, own, words, best.next.count, count);
     if (size < kBlock) above &= (1ull << size) - 1;
     if (!above) continue;
     for (; above; above &= above - 1) {
@@ -73,46 +160,6 @@ inline __attribute__((always_inline)) int64_t scan(const uint64_t *planes, const
   }
   return n;
 }
-
-// The rows that two items have in common.
-inline __attribute__((always_inline)) int32_t common(const uint64_t *a, const uint64_t *b,
-                                                     int64_t words) {
-  int64_t count = 0;
-  for (int64_t w = 0; w < words; ++w) count += __builtin_popcountll(a[w] & b[w]);
-  return static_cast<int32_t>(count);
-}
-
-struct Count {
-  int64_t (*scan)(const uint64_t *, const uint64_t *, int64_t, int64_t, int32_t, Partners &);
-  int32_t (*common)(const uint64_t *, const uint64_t *, int64_t);
-};
-
-#define HAG_COUNT(NAME, TARGET)                                                          \
-  TARGET int64_t scan_##NAME(const uint64_t *planes, const uint64_t *own, int64_t words, \
-                             int64_t n, int32_t most, Partners &best) {                  \
-    return scan(planes, own, words, n, most, best);                                      \
-  }                                                                                      \
-  TARGET int32_t common_##NAME(const uint64_t *a, const uint64_t *b, int64_t words) {    \
-    return common(a, b, words);                                                          \
-  }
-
-HAG_COUNT(baseline, )
-#if defined(__x86_64__)
-HAG_COUNT(popcnt, __attribute__((target("popcnt"))))
-HAG_COUNT(avx512, __attribute__((target("popcnt,avx512f,avx512vl,avx512vpopcntdq"))))
-#endif
-#undef HAG_COUNT
-
-Count choose_count() {
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vpopcntdq"))
-    return {scan_avx512, common_avx512};
-  if (__builtin_cpu_supports("popcnt")) return {scan_popcnt, common_popcnt};
-#endif
-  return {scan_baseline, common_baseline};
-}
-
-const Count kCount = choose_count();
 
 }  // namespace
 
@@ -188,6 +235,7 @@ void PairMerger::scan_rows(int32_t second, Partners &best) {
 // The best partner of lower number, found by counting all: by rows where these are short.
 Merge PairMerger::scan_partners(int32_t second) {
   Partners &partners = partners_[second];
+  const Count &counts = count_in_use();
   const uint64_t *own = bits_.data() + second * words_;
   int64_t steps = 0, used = 0;
   for (int64_t w = 0; w < words_; ++w) {
@@ -202,7 +250,8 @@ Merge PairMerger::scan_partners(int32_t second) {
     scan_rows(second, partners);
     work_done_ += by_rows;
   } else {
-    work_done_ += used * kCount.scan(planes_.data(), own, words_, second, count_[second], partners);
+    work_done_ +=
+        used * scan(counts, planes_.data(), own, words_, second, count_[second], partners);
   }
   return {partners.listed[0].count, partners.listed[0].item, second};
 }
@@ -211,12 +260,14 @@ Merge PairMerger::scan_partners(int32_t second) {
 Merge PairMerger::best_partner(int32_t second) {
   if (count_[second] < 2) return {0, 0, second};
   Partners &partners = partners_[second];
+  const Count &counts = count_in_use();
   const uint64_t *own = bits_.data() + second * words_;
   if (partners.next.count > count_[second]) partners.next = {count_[second], 0};
   Partner best = kNobody;
   for (Partner &partner : partners.listed) {
     if (partner.count < 2) continue;
-    partner.count = kCount.common(bits_.data() + partner.item * words_, own, words_);
+    partner.count =
+        static_cast<int32_t>(counts.common(bits_.data() + partner.item * words_, own, words_));
     work_done_ += words_;
     if (partner.better_than(best)) best = partner;
   }
@@ -225,6 +276,7 @@ Merge PairMerger::best_partner(int32_t second) {
 }
 
 std::vector<Merge> PairMerger::run(int64_t candidates, int64_t capacity, int64_t work) {
+  const Count &counts = count_in_use();
   std::vector<Merge> merges;
   // Items beyond the candidates take no part: their bits are set aside and come back at the end.
   std::vector<uint64_t> aside(bits_.begin() + candidates * words_, bits_.end());
@@ -267,7 +319,7 @@ std::vector<Merge> PairMerger::run(int64_t candidates, int64_t capacity, int64_t
     uint64_t *second = bits_.data() + top.second * words_;
     work_done_ += words_;
     // Counts of a pair only fall, so an entry that still holds is the largest of all.
-    if (kCount.common(first, second, words_) != top.redundancy) {
+    if (counts.common(first, second, words_) != top.redundancy) {
       push(best_partner(top.second));
       continue;
     }

@@ -31,10 +31,7 @@ struct Partner {
   }
 };
 
-#ifndef KP
-#define KP 7
-#endif
-constexpr int kPartners = KP;
+constexpr int kPartners = 7;
 
 // The best partners of an item as they were when all were counted. Counts only fall, so the next
 // best still bounds every partner that is not listed, and most entries need no new scan.

@@ -27,9 +27,9 @@ constexpr int64_t kLookRows = 64;
 
 struct Tile {
   std::vector<int32_t> rows;
-  int64_t plain = 0;   // rows that the plain program reads
-  TileProgram program; // empty until it is searched
-  double cost = -1.0;  // in rows read; below 0 until it is searched
+  int64_t plain = 0;    // rows that the plain program reads
+  TileProgram program;  // empty until it is searched
+  double cost = -1.0;   // in rows read; below 0 until it is searched
 
   double ratio() const { return plain ? cost / static_cast<double>(plain) : 1.0; }
 };
@@ -205,7 +205,8 @@ double Search::count_plain(Tiles &tiles) const {
 // Searches those tiles that were not searched yet. Reports what is done where all are to be.
 void Search::search(const std::vector<Tile *> &tiles, bool all) {
   std::atomic<size_t> next{0}, done{0};
-  const int threads = static_cast<int>(std::min(searches_.size(), std::max<size_t>(1, tiles.size())));
+  const int threads =
+      static_cast<int>(std::min(searches_.size(), std::max<size_t>(1, tiles.size())));
   in_parallel_until_stopped(threads, [&](int thread) {
     std::unique_ptr<TileSearch> &search = searches_[thread];
     if (!search)
