@@ -19,6 +19,7 @@ FILES = {
         f"kernels/{Path(__file__).name}",
     ),
     "weighted sum": ("ops/test_weighted_sum.py",),
+    "search": ("hag/test_search.py",),
 }
 
 
@@ -41,6 +42,34 @@ def test_every_instruction_set(operator: str, isa: str) -> None:
 def test_kernels_are_those_asked_for() -> None:
     forced = os.environ.get("HAG_PLUGIN_ISA")
     assert _cpu.instruction_set() == (forced or _cpu.instruction_sets()[-1])
+
+
+def test_every_instruction_set_finds_the_same() -> None:
+    """In a tile of so many rows that bytes cannot hold a count of its bits, and in small ones."""
+    code = """
+import zlib
+from dataclasses import asdict, replace
+import numpy as np
+import torch
+from hag_plugin.hag import cost
+from hag_plugin.hag.graph import canonical_graph
+from hag_plugin.kernels import _cpu
+random = np.random.default_rng(0)
+dense = np.stack(np.nonzero(random.random((150, 2_200)) < 0.35))
+csr = canonical_graph(torch.from_numpy(dense), 2_200, 2_200)
+for rows in (4_096, 256, 64):
+    prices = replace(cost.prices(64), cut_rows=rows, worth_it=float("inf"), work_per_edge=1 << 30)
+    found, _ = _cpu.search_program(*csr, 2_200, "", False, True, **asdict(prices), threads=1)
+    print(len(found[2]), [zlib.crc32(a.tobytes()) for a in found])
+"""
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True,
+            env={**os.environ, "HAG_PLUGIN_ISA": isa},
+        ).stdout
+        for isa in _cpu.instruction_sets()
+    }  # fmt: skip
+    assert len(printed) == 1
 
 
 def test_unknown_instruction_set() -> None:

@@ -6,6 +6,7 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 
@@ -131,10 +132,11 @@ void bind_graph(nb::module_ &m) {
          int64_t cut_rows, int threads, const nb::object &progress) {
         const hag::Csr graph = csr(row_ptr, col, num_src);
         const hag::Mode mode = hag::parse_mode(self_loops);
-        if (pack_rows < 1 || cut_rows < 1)
+        constexpr int64_t kMostRows = (1 << 16) - 1;  // PairMerger counts them in 16 bits
+        if (std::min(pack_rows, cut_rows) < 1 || std::max(pack_rows, cut_rows) > kMostRows)
           throw std::invalid_argument("pack_rows is " + std::to_string(pack_rows) +
                                       " and cut_rows " + std::to_string(cut_rows) +
-                                      "; expected 1 or more");
+                                      "; expected 1 to " + std::to_string(kMostRows));
         const hag::Costs costs{intermediate, work_per_edge, worth_it, reorder, pack_rows, cut_rows};
         const auto search = [&] {
           return hag::search_program(graph, mode, idempotent, leave_one_out, costs, threads);

@@ -19,7 +19,7 @@ constexpr int64_t kLargestWholeTile = 512;  // a graph of more rows is cut
 constexpr int64_t kTileEdges = 1 << 17;     // tiles have fewer rows where rows are long
 
 // Tiles that are looked at before all are searched. In doubt, three times as many, and again.
-constexpr int64_t kFirstLooks = 6, kMostLooks = 54;
+constexpr int64_t kFirstLooks = 6, kMostLooks = 9 * kFirstLooks;
 constexpr double kDoubt = 2.0;  // in standard errors
 // Rows of a tile that is filled for a look alone. Filled first, it shares more than most, and so
 // does not say less for the search than the larger ones would.
@@ -267,16 +267,15 @@ Estimate Search::look_ahead(int64_t count, const std::vector<int32_t> &rows, Til
 bool Search::can_pay(const std::vector<int32_t> &rows) {
   const double most = costs_.worth_it * (plain_whole_ + plain_cut_);
   Tiles looks;
-  double above = 0.0, doubt = 0.0;
-  for (int64_t count = kFirstLooks; above >= -doubt && count <= kMostLooks; count *= 3) {
+  const int64_t tiles = static_cast<int64_t>(whole_.size() + rows.size() / size_.rows);
+  for (int64_t count = kFirstLooks;; count *= 3) {
     const Estimate whole = look(count, whole_, plain_whole_);
     const Estimate cut = look_ahead(count, rows, looks);
-    above = whole.cost + cut.cost - most;
-    doubt = kDoubt * std::sqrt(whole.variance + cut.variance);
-    if (above > doubt) return false;
-    // More looks than that cost as much as the search.
-    const int64_t tiles = static_cast<int64_t>(whole_.size() + rows.size() / size_.rows);
-    if (3 * count > tiles) break;
+    const double above = whole.cost + cut.cost - most;
+    const double doubt = kDoubt * std::sqrt(whole.variance + cut.variance);
+    if (above > doubt || (above > 0 && count == kMostLooks)) return false;
+    if (above < -doubt || count == kMostLooks) break;
+    if (3 * count > tiles) break;  // more looks would cost as much as the search
   }
   for (const Tile &tile : looks) overlap_->give_back(tile.rows);
   return true;
