@@ -1,22 +1,28 @@
-"""Programs that other settings of the search come to, beside the one that is chosen."""
+"""Programs of a graph: what a HAG chooses from, and what other settings of the search make."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
+from torch import Tensor
 
 from hag_plugin.hag import constants, cost
 from hag_plugin.hag.cost import Prices
+from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import Program
 from hag_plugin.kernels import _cpu
+from hag_plugin.ops.registration import DTYPES
+from hag_plugin.reducers import CODES
 
 from .graphs import LOOPS, Graph
 
 AUTO, NONE = "auto", "none"
 UNBOUNDED = 1 << 30  # words an edge: more than any merging compares
+
+PLAIN, SEARCHED = "plain", "hag"  # candidates of a HAG
 
 Change = Callable[[Prices], Prices]
 FORCED: dict[str, Change] = {
@@ -56,10 +62,60 @@ def distinct(graph: Graph, loops: str, width: int) -> dict[str, Program]:
     found = {name: graph.hag(name, loops, width).program(mode) for name in (AUTO, NONE)}
     for name, change in FORCED.items():
         program = searched(graph, loops, change(prices(width)))
-        if not any(_same(program, other) for other in found.values()):
+        if not any(same(program, other) for other in found.values()):
             found[name] = program
     return found
 
 
-def _same(a: Program, b: Program) -> bool:
-    return all(map(torch.equal, a.arrays, b.arrays))
+# What a HAG chooses from ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a HAG runs in one case.
+
+    Attributes:
+        name: of the candidate.
+        by: what chose it.
+        seconds: that it went by, by candidate.
+    """
+
+    name: str
+    by: str
+    seconds: dict[str, float]
+
+
+def candidates(hag: HAG, loops: str, reduce: str) -> dict[str, Program]:
+    """The programs that a HAG chooses from, by name."""
+    if hasattr(HAG, "candidates"):
+        found: dict[str, Program] = hag.candidates(LOOPS[loops], idempotent=reduce == "max")
+        return dict(found)
+    plain = hag.plain_program(LOOPS[loops], idempotent=reduce == "max")
+    program = hag.program(LOOPS[loops], idempotent=reduce == "max")
+    return {PLAIN: plain} if same(plain, program) else {PLAIN: plain, SEARCHED: program}
+
+
+def choice(hag: HAG, width: int, dtype: torch.dtype, loops: str, reduce: str) -> Chosen:
+    """Which of them runs for features of a width and dtype."""
+    if hasattr(HAG, "choice"):
+        made = hag.choice(width, dtype, LOOPS[loops], idempotent=reduce == "max")
+        return Chosen(made.name, made.by, dict(made.seconds))
+    found = candidates(hag, loops, reduce)
+    return Chosen(next(reversed(found)), "rows", {})
+
+
+def run(program: Program, x: Tensor, y: Tensor, reduce: str) -> Callable[[], None]:
+    """A call that runs a program on x `[N, F]`, into a contiguous y, with nothing around it."""
+    native, (rows, width) = program.native, x.shape
+    dtype, code, threads = DTYPES[x.dtype], CODES[reduce], torch.get_num_threads()
+
+    def call() -> None:
+        native.run(x.data_ptr(), y.data_ptr(), 1, width, width, 0, rows, len(y), dtype, code, 0, 0,
+                   threads)  # fmt: skip
+
+    return call
+
+
+def same(a: Program, b: Program) -> bool:
+    """Whether two programs do the same, array by array."""
+    return a.diagonal == b.diagonal and all(map(torch.equal, a.arrays, b.arrays))
