@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 import hag_plugin as hp
+from hag_plugin.hag import constants
+from hag_plugin.kernels import _cpu
 
 from . import foreign_constants, variants
 from .crashes import entering
@@ -53,8 +55,8 @@ def cells(plan: Plan) -> Iterator[Cell]:
 
 def environment(cell: Cell, folder: Path) -> dict[str, str]:
     """The environment variables that the cell's process needs."""
-    constants = foreign_constants.environment(cell["constants"], folder)
-    return {"HAG_PLUGIN_ISA": cell["instruction_set"], **constants}
+    costs = foreign_constants.environment(cell["constants"], folder)
+    return {"HAG_PLUGIN_ISA": cell["instruction_set"], **costs}
 
 
 def measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
@@ -75,7 +77,12 @@ def _measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
     programs = variants.candidates(auto, loops, reduce)
     plain = none.program(LOOPS[loops], idempotent=reduce == "max")
     is_same = variants.same(programs[chosen.name], plain)
-    about = {"chosen": chosen.name, "by": chosen.by, "candidates": list(programs)}
+    about = {
+        "chosen": chosen.name,
+        "by": chosen.by,
+        "candidates": list(programs),
+        "in_force": [_cpu.instruction_set(), constants.in_force().digest],
+    }
     x = graph.features(cell["width"]).to(dtype)
     out = torch.empty_like(x)
     calls = {} if is_same else {
