@@ -19,6 +19,7 @@ from .processes import starting
 os.environ.setdefault("DGLBACKEND", "pytorch")  # or DGL writes a file into the home directory
 # Plans depend on the cost constants: tests take the defaults, whatever was calibrated here.
 os.environ["HAG_PLUGIN_COSTS"] = ""
+os.environ["HAG_PLUGIN_CHOOSE"] = "hag"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
