@@ -107,7 +107,7 @@ def _shares(conv: Any, recipe: Recipe, calls: Calls, graph: Any) -> tuple[bool, 
             graphs.append(graph.transpose())
         for each in graphs:
             for idempotent in _idempotents(conv, calls):
-                ran = each.ran(loops, idempotent)
+                ran = each._ran.get((loops, idempotent)) or each.ran(loops, idempotent)
                 if ran is not None:
                     why = ran.why
                     if not ran.program.is_plain:
