@@ -115,10 +115,9 @@ class Graph:
 
         Where `choose` is given, every run takes that candidate.
         """
-        options = {} if choose is None else forced(choose)
         built: hp.HAG = self.kept(
             ("hag", method, loops, width, choose),
-            lambda: self.build(method, loops, width, **options)[0],
+            lambda: self.build(method, loops, width, choose=choose)[0],
         )
         return built
 
@@ -179,11 +178,6 @@ def _communities(name: str, seed: int) -> GraphData:
     nodes, degree = SCALED[name]
     edges = generators.communities(nodes, degree, exponent=3.5, seed=seed)
     return GraphData(name, f"generated, seed {seed}", torch.from_numpy(edges), nodes)
-
-
-def forced(name: str) -> dict[str, Any]:
-    """Options of `build_hag` with which every run takes one candidate."""
-    return {"choose": name} if hasattr(hp.HAG, "choice") else {}
 
 
 def memory_bytes() -> int | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import hag_plugin as hp
 
-from . import models, sides, variants
+from . import models, sides
 from .crashes import entering
 from .graphs import Graph
 from .models import CLASSES, FEATURES, KINDS, Net, Side
@@ -133,7 +133,7 @@ def _hag(method: str, choose: str | None = None) -> Maker:
 SIDES: dict[str, Maker] = {
     AUTO: _hag("auto"),
     NONE: _hag("none"),
-    FORCED: _hag("auto", variants.SEARCHED),
+    FORCED: _hag("auto", "hag"),
     STOCK: _edge_index,
     "PyG torch CSR": _torch_csr,
     "DGL": _dgl,

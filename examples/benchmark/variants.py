@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
 
 from hag_plugin.hag import constants, cost
+from hag_plugin.hag.candidates import Choice
 from hag_plugin.hag.cost import Prices
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import Program
@@ -21,8 +22,6 @@ from .graphs import LOOPS, Graph
 
 AUTO, NONE = "auto", "none"
 UNBOUNDED = 1 << 30  # words an edge: more than any merging compares
-
-PLAIN, SEARCHED = "plain", "hag"  # candidates of a HAG
 
 Change = Callable[[Prices], Prices]
 FORCED: dict[str, Change] = {
@@ -70,38 +69,14 @@ def distinct(graph: Graph, loops: str, width: int) -> dict[str, Program]:
 # What a HAG chooses from ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """What a HAG runs in one case.
-
-    Attributes:
-        name: of the candidate.
-        by: what chose it.
-        seconds: that it went by, by candidate.
-    """
-
-    name: str
-    by: str
-    seconds: dict[str, float]
-
-
 def candidates(hag: HAG, loops: str, reduce: str) -> dict[str, Program]:
     """The programs that a HAG chooses from, by name."""
-    if hasattr(HAG, "candidates"):
-        found: dict[str, Program] = hag.candidates(LOOPS[loops], idempotent=reduce == "max")
-        return dict(found)
-    plain = hag.plain_program(LOOPS[loops], idempotent=reduce == "max")
-    program = hag.program(LOOPS[loops], idempotent=reduce == "max")
-    return {PLAIN: plain} if same(plain, program) else {PLAIN: plain, SEARCHED: program}
+    return hag.candidates(LOOPS[loops], idempotent=reduce == "max")
 
 
-def choice(hag: HAG, width: int, dtype: torch.dtype, loops: str, reduce: str) -> Chosen:
+def choice(hag: HAG, width: int, dtype: torch.dtype, loops: str, reduce: str) -> Choice:
     """Which of them runs for features of a width and dtype."""
-    if hasattr(HAG, "choice"):
-        made = hag.choice(width, dtype, LOOPS[loops], idempotent=reduce == "max")
-        return Chosen(made.name, made.by, dict(made.seconds))
-    found = candidates(hag, loops, reduce)
-    return Chosen(next(reversed(found)), "rows", {})
+    return hag.choice(width, dtype, LOOPS[loops], idempotent=reduce == "max")
 
 
 def run(program: Program, x: Tensor, y: Tensor, reduce: str) -> Callable[[], None]:
