@@ -27,7 +27,8 @@ FLOAT32, SUM = 0, 0  # as the kernel numbers dtypes and reducers
 STRETCHES = 8  # that a sample has
 LEAST_READS = 20_000  # a sample that reads fewer rows says little
 _NEVER_REORDERED = 512  # rows, that the search takes as they come
-TIMED = (64, 256, 1024)  # bytes of the rows that are timed, of float32
+LEAST_ERROR = 1.0  # of the model: real programs are not like those that it was fitted to
+TIMED = (64, 256, 1024)  # of `ROW_BYTES`, where there is no time for all
 SWEEPS = 4  # runs of each candidate at each width: one to warm up
 MOST_SWEEPS = 12
 
@@ -62,13 +63,13 @@ def table_of(
         self_loops: the mode of the matrix.
         idempotent: without duplicates.
         found: what the search found.
-        budget: seconds that timing may take; 0: the model decides.
+        budget: seconds of one thread that timing may take; 0: the model decides.
     """
     c = constants.in_force()
     samples = samples_of(graph, self_loops, idempotent, found, limits.sampled_reads)
     predicted = {name: _seconds(sample, c) for name, sample in samples.items()}
     by = "model"
-    if budget > 0 and _is_close(predicted, getattr(c, "error", 1.0)):
+    if budget > 0 and _is_close(predicted, max(LEAST_ERROR, getattr(c, "error", 1.0))):
         measured = _measure(graph, self_loops, idempotent, found, samples, predicted, budget)
         if measured:
             by = "measure"
@@ -230,8 +231,8 @@ def _measure(
     budget: float,
 ) -> dict[int, dict[str, float]]:
     """Seconds by bytes of a row and candidate; empty where the time does not reach."""
-    start = time.perf_counter()
-    for widths in (TIMED, TIMED[:2], TIMED[:1]):
+    start = time.thread_time()
+    for widths in (ROW_BYTES, TIMED, TIMED[:2], TIMED[:1]):
         row_bytes = max(widths)
         if graph.num_src * row_bytes > min(limits.sampled_bytes, budget / 3 * 4e9):
             continue
@@ -240,7 +241,7 @@ def _measure(
             for seconds in predicted.values()
             for b in widths
         )
-        share = budget / 2 / (SWEEPS * sweep)
+        share = budget / 3 / (SWEEPS * sweep)
         reads = min(each.reads * each.scale for each in samples.values())
         if share < 1.0 and share * reads < LEAST_READS:
             continue
@@ -263,19 +264,18 @@ class _Run:
 
     def seconds(self, x: Array, width: int) -> float:
         program = self.sample.program
-        start = time.perf_counter()
+        start = time.thread_time()
         program.native.run(
             x.ctypes.data, self.y.ctypes.data, 1, width, width, 0, program.num_src,
             program.num_dst, FLOAT32, SUM, 0, 0, 1,
         )  # fmt: skip
-        return (time.perf_counter() - start) * self.sample.scale
+        return (time.thread_time() - start) * self.sample.scale
 
 
 def _least(runs: Mapping[str, _Run], x: Array, width: int, stop: float) -> dict[str, float]:
     """The least seconds of each, run in turns until the clock says so.
 
-    On one thread: where others are at work, several wait for each other, and what is measured is
-    when they got their turns.
+    On one thread, in seconds that it ran itself: what else the machine does is not measured.
     """
     for run in runs.values():
         run.seconds(x, width)
@@ -283,6 +283,6 @@ def _least(runs: Mapping[str, _Run], x: Array, width: int, stop: float) -> dict[
     for sweep in range(MOST_SWEEPS):
         for name, run in runs.items():
             least[name] = min(least[name], run.seconds(x, width))
-        if sweep + 2 >= SWEEPS and time.perf_counter() > stop:
+        if sweep + 3 >= SWEEPS and time.thread_time() > stop:
             break
     return least
