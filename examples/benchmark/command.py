@@ -54,6 +54,7 @@ from .plan import (
 )
 from .results import Results
 from .sides import is_ours
+from .verdict import is_settled
 
 SUITES: dict[str, ModuleType] = {
     module.NAME: module
@@ -229,7 +230,11 @@ def _measure_all(args: argparse.Namespace, words: list[str], results: Results) -
         if args.sample is not None:
             cells = sample.spread(cells, args.sample)
         wanted += [(name, cell) for cell in cells]
-    todo = [each for each in wanted if results.find(*each, here["id"]) is None]
+    todo = []
+    for each in wanted:
+        record = results.find(*each, here["id"])
+        if record is None or not (args.quick or is_settled(record)):
+            todo.append(each)
     if len(wanted) > len(todo):
         print(f"{len(wanted) - len(todo)} of {len(wanted)} cells are measured already",
               file=sys.stderr)  # fmt: skip
@@ -265,8 +270,8 @@ def _in_children(
         note.unlink(missing_ok=True)
         command = [sys.executable, sys.argv[0], *words, "--cells", str(cells)]
         why = crashes.died(command, setting)
-        results = Results(results.path)
-        todo = [each for each in todo if results.find(*each, here) is None]
+        before, results = len(results.records), Results(results.path)
+        todo = todo[len(results.records) - before :]  # in their order, a record each
         if why is None:
             break
         suite, cell = todo[0]

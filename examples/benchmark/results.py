@@ -23,7 +23,8 @@ class Results:
         """Reads what is there. A line cut off by an interruption is dropped."""
         self.path = path
         self.records: list[Record] = []
-        self._found: dict[str, Record] = {}
+        self._found: dict[str, Record] = {}  # cells by suite, cell and environment
+        self._crashes: list[Record] = []
         self._cut = False
         if not path.exists():
             return
@@ -51,6 +52,8 @@ class Results:
         self.records.append(record)
         if record["kind"] == "cell":
             self._found[_name(record["suite"], record["cell"], record["environment"])] = record
+        elif record["kind"] == "crash":
+            self._crashes.append(record)
 
     def add_environment(self, environment: Record) -> None:
         """Notes an environment, once."""
@@ -71,9 +74,7 @@ class Results:
     def crashes(self, suite: str, environments: Container[str]) -> list[Record]:
         """Every death of a process in a suite: `cell`, `side` and `why`."""
         return [
-            r
-            for r in self.records
-            if r["kind"] == "crash" and r["suite"] == suite and r["environment"] in environments
+            r for r in self._crashes if r["suite"] == suite and r["environment"] in environments
         ]
 
     def cells(self, suite: str, environments: Container[str] | None = None) -> list[Record]:

@@ -61,3 +61,9 @@ def judge(rule: Rule, measure: Callable[[int], dict[str, Any]]) -> dict[str, Any
         attempts.append(measure(len(attempts)))
     kept = next((a for a in reversed(attempts) if rule.says(a)), attempts[-1])
     return {**kept, "verdict": verdict, "attempts": len(attempts)}
+
+
+def is_settled(record: Mapping[str, Any]) -> bool:
+    """Whether a record of a cell says what was asked: an undecided one does not."""
+    judged: Mapping[str, Any] = record.get("choice", record)
+    return judged.get("verdict") != UNDECIDED

@@ -211,6 +211,14 @@ def test_no_cell_passes_or_fails_on_noise(measured: list[tuple[float, float]]) -
     assert (judged["spread"] <= 0.05) == bool(low)
 
 
+def test_what_is_undecided_is_not_settled() -> None:
+    rules = module("verdict")
+    for verdict in ("passed", "failed", "same", "undecided"):
+        assert rules.is_settled({"verdict": verdict}) == (verdict != "undecided")
+        assert rules.is_settled({"choice": {"verdict": verdict}}) == (verdict != "undecided")
+    assert rules.is_settled({})  # a suite without verdicts
+
+
 @pytest.mark.parametrize(
     ("auto", "none", "again", "verdict"),
     [
