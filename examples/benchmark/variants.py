@@ -56,9 +56,10 @@ def searched(graph: Graph, loops: str, wanted: Prices) -> Program:
 
 
 def distinct(graph: Graph, loops: str, width: int) -> dict[str, Program]:
-    """What "auto" and "none" come to, and the forced variants that come to something else."""
-    mode = LOOPS[loops]
-    found = {name: graph.hag(name, loops, width).program(mode) for name in (AUTO, NONE)}
+    """What "auto" and "none" run, and the forced variants that come to something else."""
+    hag = graph.hag(AUTO, loops, width)
+    chosen = candidates(hag, loops, "sum")[choice(hag, width, torch.float32, loops, "sum").name]
+    found = {AUTO: chosen, NONE: graph.hag(NONE, loops, width).program(LOOPS[loops])}
     for name, change in FORCED.items():
         program = searched(graph, loops, change(prices(width)))
         if not any(same(program, other) for other in found.values()):
