@@ -69,7 +69,7 @@ def search(
 ) -> Found:
     """Searches a program of one matrix of a graph that is better than the plain one."""
     start = time.perf_counter()
-    if options.method == "none":
+    if options.method == "none" or options.choose == "plain":
         return Found(None, None, 0.0)
     subtract = options.allow_subtraction and self_loops is False and not idempotent
     subtract = subtract and options.method == "auto" and (graph.is_square or graph.targets_first)
@@ -105,19 +105,18 @@ def search(
 
 
 def plain_program(
-    graph: Graph, self_loops: SelfLoops, idempotent: bool = False, order: Tensor | None = None
+    graph: Graph, self_loops: SelfLoops, idempotent: bool = False, rows: Array | None = None
 ) -> Program:
     """The program without intermediates.
 
     Args:
-        graph: what it is of.
-        self_loops: which matrix.
-        idempotent: duplicates are dropped.
-        order: all rows in the order in which tiles take them, int32 `[num_dst]`, on the CPU; by
-            default increasing.
+        graph: the graph.
+        self_loops: the mode.
+        idempotent: without duplicates.
+        rows: all rows, in the order in which tiles take them, int32 `[num_dst]`; by default in
+            their own.
     """
     row_ptr, col = graph.numpy()
-    rows = None if order is None else order.numpy()
     arrays = _cpu.plain_program(row_ptr, col, graph.num_src, self_loops or "", idempotent, rows)
     return Program.of(map(torch.from_numpy, arrays), graph.num_src, graph.num_dst).to(graph.device)
 

@@ -38,7 +38,7 @@ def searched(graph: tuple[Any, Any, int], mode: str, threads: int = 1, **changes
 
 
 def ratio(graph: tuple[Any, Any, int], mode: str, arrays: Any) -> float:
-    """What a search found costs, in what the plain program does; hubs, which are plain, left out."""
+    """What a search found costs, in what the plain program does, without hubs: they are plain."""
     lengths = np.diff(graph[0])
     lengths = lengths[lengths <= HUB]
     plain = int(lengths.sum()) + (len(lengths) if mode else 0)
@@ -187,7 +187,7 @@ def test_a_search_in_python_says_the_same() -> None:
     ring = hp.build_hag(torch.tensor([[0, 1, 2], [1, 2, 0]]), num_nodes=3, method="none")
     assert search.search(ring, Options(), False, False)[:2] == (None, None)
     assert search.search(hag, Options(method="none"), False, False)[:2] == (None, None)
-    plain = search.plain_program(hag, "add", order=found.order)
+    plain = search.plain_program(hag, "add", rows=found.order.numpy())
     assert order_of(plain.numpy(), nodes) == found.order.tolist()
 
 

@@ -179,49 +179,47 @@ void PairMerger::copy_to_planes(int32_t item) {
   for (int64_t w = 0; w < words_; ++w) block[w * kBlock] = bits_[item * words_ + w];
 }
 
-// The rows' items, of those that there are.
+template <class Body>
+void PairMerger::each_row(int64_t item, const Body &body) const {
+  for (int64_t w = 0; w < words_; ++w)
+    for (uint64_t left = bits_[item * words_ + w]; left; left &= left - 1)
+      body(64 * w + __builtin_ctzll(left));
+}
+
 void PairMerger::fill_rows() {
   const int64_t items = static_cast<int64_t>(count_.size());
   row_begin_.assign(64 * words_ + 1, 0);
-  auto each_bit = [&](auto body) {
-    for (int64_t i = 0; i < items; ++i)
-      for (int64_t w = 0; w < words_; ++w)
-        for (uint64_t left = bits_[i * words_ + w]; left; left &= left - 1)
-          body(64 * w + __builtin_ctzll(left), static_cast<int32_t>(i));
-  };
-  each_bit([&](int64_t row, int32_t) { ++row_begin_[row + 1]; });
-  for (int64_t row = 0; row < 64 * words_; ++row) row_begin_[row + 1] += row_begin_[row];
+  for (int64_t row = 0; row < 64 * words_; ++row)
+    row_begin_[row + 1] = row_begin_[row] + row_length_[row];
   row_items_.resize(row_begin_.back());
-  row_end_.assign(row_begin_.begin(), row_begin_.end() - 1);
-  each_bit([&](int64_t row, int32_t item) { row_items_[row_end_[row]++] = item; });
+  std::vector<int64_t> end(row_begin_);
+  for (int64_t i = 0; i < items; ++i)
+    each_row(i, [&](int64_t row) { row_items_[end[row]++] = static_cast<int32_t>(i); });
 }
 
 // Where both are, the pair goes and what it became, which has the largest number, comes.
 void PairMerger::replace_in_rows(const Merge &merge, int32_t merged) {
-  for (int64_t w = 0; w < words_; ++w)
-    for (uint64_t left = bits_[merged * words_ + w]; left; left &= left - 1) {
-      const int64_t row = 64 * w + __builtin_ctzll(left);
-      int32_t *const begin = row_items_.data() + row_begin_[row];
-      int32_t *const end = row_items_.data() + row_end_[row];
-      int32_t *const first = std::lower_bound(begin, end, merge.first);
-      int32_t *const second = std::lower_bound(first, end, merge.second);
-      std::move(first + 1, second, first);
-      std::move(second + 1, end, second - 1);
-      end[-2] = merged;
-      --row_end_[row];
-    }
+  each_row(merged, [&](int64_t row) {
+    const int64_t length = row_length_[row]--;
+    if (row_items_.empty()) return;
+    int32_t *const begin = row_items_.data() + row_begin_[row], *const end = begin + length;
+    int32_t *const first = std::lower_bound(begin, end, merge.first);
+    int32_t *const second = std::lower_bound(first, end, merge.second);
+    std::move(first + 1, second, first);
+    std::move(second + 1, end, second - 1);
+    end[-2] = merged;
+  });
 }
 
 // The best partners of lower number, found by walking the rows of an item twice.
 void PairMerger::scan_rows(int32_t second, Partners &best) {
   forget(best);
+  if (row_items_.empty()) fill_rows();
   auto each_lower = [&](auto body) {
-    for (int64_t w = 0; w < words_; ++w)
-      for (uint64_t left = bits_[second * words_ + w]; left; left &= left - 1) {
-        const int64_t row = 64 * w + __builtin_ctzll(left);
-        for (const int32_t *item = row_items_.data() + row_begin_[row]; *item != second; ++item)
-          body(*item);
-      }
+    each_row(second, [&](int64_t row) {
+      for (const int32_t *item = row_items_.data() + row_begin_[row]; *item != second; ++item)
+        body(*item);
+    });
   };
   uint16_t *const shared = shared_.data();
   each_lower([&](int32_t item) { ++shared[item]; });
@@ -238,13 +236,8 @@ Merge PairMerger::scan_partners(int32_t second) {
   const Count &counts = count_in_use();
   const uint64_t *own = bits_.data() + second * words_;
   int64_t steps = 0, used = 0;
-  for (int64_t w = 0; w < words_; ++w) {
-    used += own[w] != 0;
-    for (uint64_t left = own[w]; left; left &= left - 1) {
-      const int64_t row = 64 * w + __builtin_ctzll(left);
-      steps += row_end_[row] - row_begin_[row];
-    }
-  }
+  for (int64_t w = 0; w < words_; ++w) used += own[w] != 0;
+  each_row(second, [&](int64_t row) { steps += row_length_[row]; });
   const int64_t by_rows = kWordsPerStep * steps, by_words = used * second;
   if (by_rows < by_words) {
     scan_rows(second, partners);
@@ -294,7 +287,8 @@ std::vector<Merge> PairMerger::run(int64_t candidates, int64_t capacity, int64_t
     pace(1 + work_done_ - paced);
     paced = work_done_;
   };
-  fill_rows();
+  row_length_.assign(64 * words_, 0);
+  for (int64_t i = 0; i < candidates; ++i) each_row(i, [&](int64_t row) { ++row_length_[row]; });
   // An item is scanned when its rows, which bound what it shares, are as many as the largest
   // redundancy there is: many items have lost theirs by then.
   std::vector<int32_t> waiting(std::max<int64_t>(candidates - 1, 0));

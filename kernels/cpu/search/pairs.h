@@ -56,6 +56,8 @@ class PairMerger {
  private:
   void add_item(int32_t rows);
   void copy_to_planes(int32_t item);
+  template <class Body>
+  void each_row(int64_t item, const Body &body) const;
   void fill_rows();
   void replace_in_rows(const Merge &merge, int32_t merged);
   Merge scan_partners(int32_t second);
@@ -68,8 +70,9 @@ class PairMerger {
   std::vector<int32_t> count_;      // rows of each item
   std::vector<Partners> partners_;  // of each item
   std::vector<uint64_t> planes_;    // the bits once more, as scans read them (pairs.cpp)
-  // And once more, by row: its items in increasing order. A merge makes rows shorter, never longer.
-  std::vector<int64_t> row_begin_, row_end_;
+  // And once more, by row, from the first scan on that reads them so: items in increasing order. A
+  // merge makes rows shorter, never longer.
+  std::vector<int64_t> row_length_, row_begin_;
   std::vector<int32_t> row_items_;
   std::vector<uint16_t> shared_;  // by item: rows in common with the one that is scanned; 0 between
   int64_t work_done_ = 0;
