@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "interrupt.h"
-
 namespace hag {
 
 namespace {
@@ -40,14 +38,13 @@ std::vector<int32_t> OverlapOrder::fill(const TileSize &size) {
 }
 
 std::vector<int32_t> OverlapOrder::fill(int32_t start, const TileSize &size) {
-  Pace pace;
   std::vector<int32_t> tile, step;
   int64_t edges = 0;
   // The row that comes where none shares anything: the next one that is left, round and round.
   size_t next = std::lower_bound(rows_.begin(), rows_.end(), start) - rows_.begin();
   size_t looked_at = 0;
   for (bool full = false; !full;) {
-    pace(kSample * static_cast<int64_t>(kStep));  // rows are sampled, and so are their targets
+    pace_(kSample * static_cast<int64_t>(kStep));  // rows are sampled, and so are their targets
     const size_t most = static_cast<size_t>(size.rows) - tile.size();
     choose(std::min(kStep, most));
     // Taking a row adds to leading_.

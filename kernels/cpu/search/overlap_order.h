@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "graph.h"
+#include "interrupt.h"
 
 namespace hag {
 
@@ -57,6 +58,7 @@ class OverlapOrder {
   std::vector<int32_t> touched_;  // rows that share anything with the tile
   std::vector<int32_t> leading_;  // those of them with a value of at most bar_
   float bar_ = kNoBar;
+  Pace pace_;
 };
 
 }  // namespace hag
