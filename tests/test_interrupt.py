@@ -209,8 +209,10 @@ NODES = 30_000
 
 @pytest.fixture(scope="module")
 def edges() -> torch.Tensor:
-    """A search takes half a second or so."""
-    return torch.from_numpy(generators.power_law(NODES, degree=20, exponent=2.2))
+    """Cliques that overlap: a search is not given up, and takes a good part of a second."""
+    groups = np.random.default_rng(0).integers(0, NODES, (1_500, 24))
+    pairs = np.stack([np.repeat(groups, 24, axis=1).ravel(), np.tile(groups, (1, 24)).ravel()])
+    return torch.from_numpy(np.concatenate([pairs, [[NODES - 1], [0]]], 1))
 
 
 def interrupted(
@@ -264,13 +266,11 @@ def test_a_build_of_every_phase_leaves_nothing_half_done(
 
     def search() -> None:
         hag._programs.clear()
-        hag._requested.clear()
         hag.program(progress=False)
 
     for moment in np.linspace(0.05, 0.8, 4):
         interrupted(interrupt, moment * whole, search)
     hag._programs.clear()
-    hag._requested.clear()
     assert all(map(torch.equal, hag.program().arrays, expected.arrays))
     hag.check(edges)
 
