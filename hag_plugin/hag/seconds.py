@@ -102,7 +102,7 @@ def samples_of(
     graph: Graph, self_loops: SelfLoops, idempotent: bool, found: Program, reads: int
 ) -> dict[str, Sample]:
     """A sample of each candidate that reads about so many rows, as the plain graph does."""
-    total = graph.num_edges + (graph.num_dst if self_loops else 0)
+    total = graph.num_edges + (min(graph.num_dst, graph.num_src) if self_loops else 0)
     if total <= reads:
         plain_program = search.plain_program(graph, self_loops, idempotent)
         whole = {PLAIN: plain_program, SHARED: found}
@@ -185,8 +185,9 @@ def plain_part(graph: Graph, self_loops: SelfLoops, idempotent: bool, rows: Arra
             source, target = source[others], target[others]
         begins = _offsets(length)
         smaller = np.diff(_offsets(source < target)[begins])
-        source = np.insert(source, begins[:-1] + smaller, rows)
-        length = length + 1
+        looped = rows < graph.num_src  # targets behind the sources have no loop
+        source = np.insert(source, (begins[:-1] + smaller)[looped], rows[looped])
+        length = length + looped
     arrays = _cpu.plain_program(_offsets(length), source, graph.num_src, "", idempotent)
     return _program(arrays, graph.num_src, len(rows))
 

@@ -297,16 +297,27 @@ def test_a_batch_adds_up_its_parts(kinds: list[int], width: int) -> None:
 # Samples -----------------------------------------------------------------------------------------
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from(SELF_LOOPS), st.booleans())
-@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(SELF_LOOPS),
+    st.booleans(),
+    st.sampled_from([(40, 40), (60, 40), (40, 60)]),
+)
+@settings(max_examples=80, deadline=None)
 def test_parts_of_a_plain_program_compute_their_rows(
-    seed: int, mode: SelfLoops, idempotent: bool
+    seed: int, mode: SelfLoops, idempotent: bool, size: tuple[int, int]
 ) -> None:
+    """Square, with more sources than targets, and its reverse, where some targets have no loop."""
     generator = torch.Generator().manual_seed(seed)
     edges = torch.randint(40, (2, 300), generator=generator)
-    hag = hp.build_hag(edges, num_nodes=40, method="none")
-    rows = torch.randperm(40, generator=generator)[:25].numpy()
+    if size[0] >= size[1]:
+        hag = hp.build_hag(edges, size=size, method="none", targets_first=size[0] > size[1])
+    else:
+        reverse = hp.build_hag(edges, size=size[::-1], method="none", targets_first=True)
+        hag = reverse.transpose()
+    rows = torch.randperm(size[1], generator=generator)[:25].numpy()
     part = seconds.plain_part(hag, mode, idempotent, rows)
+    assert int(part.source.max()) < size[0]
     op_ptr, source, target = part.numpy()[1:4]
     whole = hag.plain_program(mode, idempotent=idempotent).numpy()
     for op, row in enumerate(target):
