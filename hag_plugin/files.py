@@ -86,10 +86,16 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+def whole_file(path: str | os.PathLike[str], first: bool = False) -> Iterator[IO[bytes]]:
     """A file to write that takes the place of `path` when it is finished, or not at all.
 
+    Args:
+        path: its name.
+        first: it takes no other file's place: of several that are written at once, the first one
+            that is finished stays.
+
     Raises:
+        FileExistsError: with `first`, `path` is there.
         OSError: it can't be written; the error names `path`.
     """
     # Named before it is there: an interrupt at any moment leaves nothing behind.
@@ -100,7 +106,11 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, os.path.realpath(path))
+            if first:
+                os.link(temporary, os.path.realpath(path))
+                temporary.unlink()
+            else:
+                os.replace(temporary, os.path.realpath(path))
         except OSError as e:
             if e.filename in (None, str(temporary)) and e.errno is not None:
                 raise type(e)(e.errno, e.strerror, os.fspath(path)) from e

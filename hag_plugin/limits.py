@@ -35,7 +35,9 @@ class Limits:
             neighbours in the graph stay near.
         measured_edges: edges of a block of a plan. Larger ones are measured at this size, and
             scaled.
-        calibration_step: `hag-plugin calibrate` times every n-th of its kinds of programs.
+        calibration_step: measuring the cost constants times every n-th of its kinds of programs.
+        calibration_seconds: what measuring them may take where nobody asked for it.
+        calibration_wait: seconds that a process waits for another one that measures them.
         read_characters: characters of a file with edges that are read at a time.
         kernels_anywhere: whether the Triton kernels take tensors of every device, as their
             interpreter does.
@@ -53,6 +55,8 @@ class Limits:
     window_ops: int = 1024
     measured_edges: int = 1 << 20
     calibration_step: int = 1
+    calibration_seconds: float = 1.0
+    calibration_wait: float = 20.0
     read_characters: int = 1 << 20
     kernels_anywhere: bool = False
     unseen_dispatch: bool = False

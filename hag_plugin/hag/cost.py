@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hag_plugin.devices import KINDS
-from hag_plugin.hag.constants import DEFAULT, Constants, in_force
 from hag_plugin.hag.gpu import occupancy, schedule
 from hag_plugin.hag.graph import Graph
 from hag_plugin.hag.program import Options, Program, SelfLoops
+from hag_plugin.hag.rates import DEFAULT, Constants
 from hag_plugin.kernels import _cpu
 from hag_plugin.limits import limits
 
@@ -96,17 +96,15 @@ class Work:
             num_src=program.num_src,
         )
 
-    def seconds(
-        self, row_bytes: int, threads: int = 1, constants: Constants | None = None
-    ) -> float:
+    def seconds(self, row_bytes: int, threads: int = 1, *, constants: Constants) -> float:
         """Predicted seconds of one warm aggregation into a kept output.
 
         Args:
             row_bytes: of a row of features.
             threads: that the kernel may use.
-            constants: by default those in force.
+            constants: of the processor.
         """
-        c = in_force() if constants is None else constants
+        c = constants
         terms = self.terms(row_bytes, c.cache_bytes)
         work = sum(n * each for n, each in zip(terms, _in_order(c), strict=True))
         return c.call + work / (1.0 + c.parallel * (threads - 1))

@@ -24,7 +24,8 @@ METHODS = ("auto", "greedy", "none")
 class Options:
     """What a search was asked for. Kept with the HAG, for its other programs and its transpose.
 
-    `constants` is the digest of the cost constants in force when the HAG was built.
+    `constants` is the digest of the cost constants in force when the HAG was built; empty where
+    they don't matter.
     """
 
     method: str = "auto"

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import hag_plugin as hp
-from hag_plugin.cli import calibration, main
-from hag_plugin.hag import constants
-from hag_plugin.hag.constants import Constants
+from hag_plugin.cli import main
+from hag_plugin.hag import calibration, constants
+from hag_plugin.hag.rates import Constants
 from hag_plugin.testing import limits
 
 

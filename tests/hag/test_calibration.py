@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from hag_plugin.cli import calibration
+from hag_plugin.hag import calibration
 from hag_plugin.hag.cost import Work
 
 from ..reference import run_program
@@ -22,7 +22,7 @@ from ..reference import run_program
 def test_fit_finds_what_made_the_times(hidden: list[float], seed: int) -> None:
     terms = np.random.default_rng(seed).uniform(0.1, 5.0, (12, 3))
     seconds = terms @ np.array(hidden)
-    found = calibration.fit(terms, seconds)
+    found = calibration.fit(terms, seconds, np.zeros(terms.shape[1]))
     assert (found >= 0).all()
     np.testing.assert_allclose(terms @ found, seconds, rtol=1e-4)
 
@@ -32,7 +32,7 @@ def test_fit_is_not_negative() -> None:
     optimize = pytest.importorskip("scipy.optimize")
     terms = np.random.default_rng(0).uniform(0.0, 1.0, (20, 5))
     seconds = terms @ np.array([3.0, -1.0, 2.0, 1.0, -0.5]) + 2.0
-    found = calibration.fit(terms, seconds)
+    found = calibration.fit(terms, seconds, np.zeros(terms.shape[1]))
     want, _ = optimize.nnls(terms / seconds[:, None], np.ones(20))
     assert (want == 0).any()
     np.testing.assert_allclose(found, want, atol=1e-6)
