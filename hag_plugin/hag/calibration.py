@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
+import mmap
 import os
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from hag_plugin.hag.cost import ROWS, Work
 from hag_plugin.hag.program import Program
@@ -123,33 +122,43 @@ def calibrate(
         seconds: after which no further round is begun. There is always one.
         sources: programs with more are left out.
     """
-    end = time.perf_counter() + seconds
+    end = time.perf_counter() + 0.8 * seconds
     threads = torch.get_num_threads() if threads is None else threads
     cache = _cache_bytes()
     runs = _runs(shapes[:: limits.calibration_step], cache, sources)
-    single, several = [np.inf] * len(runs), [np.inf] * len(runs)
-    for turn in range(rounds):
-        for i, run in enumerate(runs):
-            single[i] = min(single[i], run.seconds(1))
-            if threads > 1 and run.shape.caches >= 1.0:  # or starting the threads counts
-                several[i] = min(several[i], run.seconds(threads))
-            if report:
-                report((turn + (i + 1) / len(runs)) / rounds)
-        if time.perf_counter() > end:
-            break
-    gains = [
-        (one / more - 1.0) / (threads - 1)
-        for one, more in zip(single, several, strict=True)
-        if more < np.inf
-    ]
-    gain = statistics.median(gains) if gains else DEFAULT.parallel
+    measured = _shortest(runs, 1, rounds, end, report)
+    gain = DEFAULT.parallel
+    # Threads are started for long programs alone, which need not share what they read.
+    large = [i for i, run in enumerate(runs) if run.shape.caches > 1.0 and not run.shape.window]
+    if threads > 1 and large:
+        end = time.perf_counter() + 0.2 * seconds
+        together = _shortest([runs[i] for i in large], threads, rounds, end)
+        gain = float(np.median((measured[large] / together - 1.0) / (threads - 1)))
     terms = np.array([(1.0, *run.work.terms(run.row_bytes, cache)) for run in runs])
-    measured = np.array(single)
     fitted = fit_constants(terms, measured)
     errors = np.abs(terms @ fitted / measured - 1.0)
     mean, largest = float(errors.mean()), float(errors.max())
     found = _constants(fitted, min(max(gain, FLOORS["parallel"]), 1.0), cache, largest)
     return Calibration(found, mean, largest, len(runs), threads)
+
+
+def _shortest(
+    runs: Sequence[_Run],
+    threads: int,
+    rounds: int,
+    end: float,
+    report: Callable[[float], None] | None = None,
+) -> Array:
+    """The shortest seconds of each run, in so many rounds, or those begun before `end`."""
+    shortest = np.full(len(runs), np.inf)
+    for turn in range(rounds):
+        for i, run in enumerate(runs):
+            shortest[i] = min(shortest[i], run.seconds(threads))
+            if report:
+                report((turn + (i + 1) / len(runs)) / rounds)
+        if time.perf_counter() > end:
+            break
+    return shortest
 
 
 def fit_constants(terms: Array, seconds: Array) -> Array:
@@ -158,7 +167,7 @@ def fit_constants(terms: Array, seconds: Array) -> Array:
     None is below `FLOORS`, and no byte that comes from beyond the cache, or goes there, costs less
     than one that stays.
     """
-    call, op, written, scratch, scratch_byte, near, near_byte, far, far_byte = range(9)
+    call, op, written, _, scratch_byte, near, near_byte, far, far_byte = range(9)
     above = np.eye(9)  # constants = above @ parts, all parts >= 0
     above[far, near] = above[far_byte, near_byte] = above[written, near_byte] = 1.0
     least = np.zeros(9)
@@ -226,30 +235,28 @@ def _cache_bytes() -> int:
 class _Run:
     """A program with its buffers, ready to be timed."""
 
-    def __init__(self, shape: Shape, program: Program, width: int, x: Tensor, y: Tensor) -> None:
+    def __init__(self, shape: Shape, program: Program, width: int, x: Array, y: Array) -> None:
         self.shape = shape
         self.program = program
         self.work = Work.of(program)
-        self.width = width
         self.row_bytes = 4 * width
-        self.x, self.y = x, y  # the same for all, and at least as large as this one needs
+        self.buffers = x, y  # the same for all, and at least as large as this one needs
+        self._arguments = (
+            *(x.ctypes.data, y.ctypes.data, 1, width, width, 0, program.num_src, program.num_dst),
+            *(FLOAT32, SUM, 0, 0),
+        )
 
     def seconds(self, threads: int) -> float:
         """Of the shortest call. Those before bring into the caches what they hold."""
+        run, arguments = self.program.native.run, (*self._arguments, threads)
         for _ in range(WARM_CALLS):
-            self._call(threads)
+            run(*arguments)
         shortest = math.inf
         for _ in range(TIMED_CALLS):
             start = time.perf_counter()
-            self._call(threads)
+            run(*arguments)
             shortest = min(shortest, time.perf_counter() - start)
         return shortest
-
-    def _call(self, threads: int) -> None:
-        self.program.native.run(
-            self.x.data_ptr(), self.y.data_ptr(), 1, self.width, self.width, 0,
-            self.program.num_src, self.program.num_dst, FLOAT32, SUM, 0, 0, threads,
-        )  # fmt: skip
 
 
 def _runs(shapes: Sequence[Shape], cache: int, sources: float) -> list[_Run]:
@@ -266,8 +273,18 @@ def _runs(shapes: Sequence[Shape], cache: int, sources: float) -> list[_Run]:
             tiles = tiles or num_src // shape.rows
             made.append((shape, synthetic_program(shape, tiles, num_src), width))
     size = max(program.num_src * width for _, program, width in made)
-    x, y = (torch.full((size,), value, dtype=torch.float32, device="cpu") for value in (1.0, 0.0))
+    x, y = _features(size), _features(size)
+    x.fill(1.0)
+    y.fill(0.0)
     return [_Run(shape, program, width, x, y) for shape, program, width in made]
+
+
+def _features(size: int) -> Array:
+    """So many float32, in whole pages of the usual size, as tensors have them.
+
+    None of torch's: its operators hang in a forked child.
+    """
+    return np.frombuffer(mmap.mmap(-1, 4 * size), np.float32)
 
 
 def synthetic_program(shape: Shape, tiles: int, num_src: int) -> Program:

@@ -225,7 +225,7 @@ def _alone(path: Path) -> Iterator[None]:
         import fcntl
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path.with_suffix(".lock"), "ab")
+        file = open(path.with_suffix(".lock"), "ab")  # noqa: SIM115
     except (ImportError, OSError):
         yield
         return

@@ -137,7 +137,8 @@ def test_calibrated_constants_change_plans(tmp_path: Path, monkeypatch: pytest.M
 GOOD: dict[str, Any] = {
     "format": "hag_plugin.costs", "version": 3, "about": {},
     "constants": {
-        "call": 1e-6, "op": 1e-9, "written": 1e-10, "parallel": 1, "cache_bytes": 1000, "error": 0.5,
+        "call": 1e-6, "op": 1e-9, "written": 1e-10, "parallel": 1, "cache_bytes": 1000,
+        "error": 0.5,
         **{row: {"fixed": 1e-9, "per_byte": 0} for row in ("scratch", "near", "far")},
     },
 }  # fmt: skip
