@@ -125,11 +125,11 @@ def calibrate(
     end = time.perf_counter() + 0.8 * seconds
     threads = torch.get_num_threads() if threads is None else threads
     cache = _cache_bytes()
-    runs = _runs(shapes[:: limits.calibration_step], cache, sources)
+    runs = runs_of(shapes[:: limits.calibration_step], cache, sources)
     measured = _shortest(runs, 1, rounds, end, report)
     gain = DEFAULT.parallel
-    # Threads are started for long programs alone, which need not share what they read.
-    large = [i for i, run in enumerate(runs) if run.shape.caches > 1.0 and not run.shape.window]
+    # In short programs starting the threads counts. Few, since threads that share cores wait long.
+    large = [i for i, run in enumerate(runs) if run.is_large and run.row_bytes == 4 * WIDTHS[1]]
     if threads > 1 and large:
         end = time.perf_counter() + 0.2 * seconds
         together = _shortest([runs[i] for i in large], threads, rounds, end)
@@ -143,7 +143,7 @@ def calibrate(
 
 
 def _shortest(
-    runs: Sequence[_Run],
+    runs: Sequence[Run],
     threads: int,
     rounds: int,
     end: float,
@@ -167,9 +167,9 @@ def fit_constants(terms: Array, seconds: Array) -> Array:
     None is below `FLOORS`, and no byte that comes from beyond the cache, or goes there, costs less
     than one that stays.
     """
-    call, op, written, _, scratch_byte, near, near_byte, far, far_byte = range(9)
+    call, op, written, _, scratch_byte, _, near_byte, _, far_byte = range(9)
     above = np.eye(9)  # constants = above @ parts, all parts >= 0
-    above[far, near] = above[far_byte, near_byte] = above[written, near_byte] = 1.0
+    above[far_byte, near_byte] = above[written, near_byte] = 1.0
     least = np.zeros(9)
     least[call], least[op] = FLOORS["call"], FLOORS["op"]
     least[[scratch_byte, near_byte]] = FLOORS["per_byte"]
@@ -193,16 +193,16 @@ def fit(terms: Array, seconds: Array, least: Array) -> Array:
     size[size == 0.0] = 1.0
     relative = relative / size
     normal, goal = relative.T @ relative, relative.sum(axis=0)
-    least = least * size
-    found = least.copy()
+    bound = least * size
+    found = bound.copy()
     for _ in range(20_000):
         before = found.copy()
         for k in range(len(found)):
             if normal[k, k] > 0.0:
-                found[k] = max(least[k], found[k] + (goal[k] - normal[k] @ found) / normal[k, k])
+                found[k] = max(bound[k], found[k] + (goal[k] - normal[k] @ found) / normal[k, k])
         if np.abs(found - before).max() <= 1e-12 * np.abs(found).max():
             break
-    result: Array = found / size
+    result: Array = np.maximum(found / size, least)
     return result
 
 
@@ -232,7 +232,7 @@ def _cache_bytes() -> int:
 # Synthetic programs -----------------------------------------------------------------------------
 
 
-class _Run:
+class Run:
     """A program with its buffers, ready to be timed."""
 
     def __init__(self, shape: Shape, program: Program, width: int, x: Array, y: Array) -> None:
@@ -245,6 +245,11 @@ class _Run:
             *(x.ctypes.data, y.ctypes.data, 1, width, width, 0, program.num_src, program.num_dst),
             *(FLOAT32, SUM, 0, 0),
         )
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it reads rows from beyond the cache, from everywhere."""
+        return self.shape.caches > 1.0 and not self.shape.window
 
     def seconds(self, threads: int) -> float:
         """Of the shortest call. Those before bring into the caches what they hold."""
@@ -259,7 +264,7 @@ class _Run:
         return shortest
 
 
-def _runs(shapes: Sequence[Shape], cache: int, sources: float) -> list[_Run]:
+def runs_of(shapes: Sequence[Shape], cache: int, sources: float) -> list[Run]:
     """The programs of all widths, over one x and one y."""
     cache = min(cache, int(BUFFER_BYTES / max(shape.caches for shape in shapes)))
     programs = []
@@ -276,7 +281,7 @@ def _runs(shapes: Sequence[Shape], cache: int, sources: float) -> list[_Run]:
     x, y = _features(size), _features(size)
     x.fill(1.0)
     y.fill(0.0)
-    return [_Run(shape, program, width, x, y) for shape, program, width in made]
+    return [Run(shape, program, width, x, y) for shape, program, width in made]
 
 
 def _features(size: int) -> Array:
