@@ -118,3 +118,15 @@ def whole_file(path: str | os.PathLike[str], first: bool = False) -> Iterator[IO
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def cache_folder() -> Path:
+    """HAG_PLUGIN_CACHE, or hag_plugin in the user's cache folder. It need not be there.
+
+    Raises:
+        RuntimeError: the user has no home.
+    """
+    named = os.environ.get("HAG_PLUGIN_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hag_plugin"

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hag_plugin.hag.constants import processor
+from hag_plugin.devices import processor
 
 PACKAGES = ("hag-plugin", "torch", "torch_geometric", "dgl", "numpy")
 

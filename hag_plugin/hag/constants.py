@@ -7,16 +7,14 @@ import errno
 import hashlib
 import json
 import os
-import platform
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hag_plugin import files
+from hag_plugin import devices, files
 from hag_plugin.hag.calibration import quick_calibration
 from hag_plugin.hag.rates import DEFAULT, Constants
 from hag_plugin.kernels import _cpu
@@ -28,7 +26,7 @@ FILE_FORMAT = "hag_plugin.costs"
 FILE_VERSION = 3  # of the model, too: constants that were fitted to another one mislead
 PATH_VARIABLE = "HAG_PLUGIN_COSTS"
 MACHINE = ("processor", "instruction_set")  # that constants are of
-DEPENDS_ON = (PATH_VARIABLE, "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "HOME")
+DEPENDS_ON = (PATH_VARIABLE, "HAG_PLUGIN_CACHE", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "HOME")
 
 
 class CostsError(ValueError):
@@ -129,11 +127,8 @@ def path_in_force() -> Path | None:
     named = os.environ.get(PATH_VARIABLE)
     if named is not None:
         return Path(named) if named else None
-    return _folder("XDG_CONFIG_HOME", ".config") / "costs.json"
-
-
-def _folder(variable: str, default: str) -> Path:
-    return Path(os.environ.get(variable) or Path.home() / default) / "hag_plugin"
+    folder = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(folder) / "hag_plugin" / "costs.json"
 
 
 # Of this machine --------------------------------------------------------------------------------
@@ -142,29 +137,10 @@ def _folder(variable: str, default: str) -> Path:
 def here() -> dict[str, str]:
     """What constants depend on. It stands in their files."""
     return {
-        "processor": processor(),
+        "processor": devices.processor(),
         "instruction_set": _cpu.instruction_set(),
         "library": __version__,
     }
-
-
-@cache
-def processor() -> str:
-    """The name of the processor, with the numbers that tell apart those of one name."""
-    wanted = ("model name", "cpu family", "model", "stepping", "CPU implementer", "CPU part")
-    try:
-        with open("/proc/cpuinfo") as file:
-            first = file.read().partition("\n\n")[0]
-    except OSError:
-        first = ""
-    lines = (line.partition(":") for line in first.splitlines())
-    said = {name.strip(): value.strip() for name, _, value in lines}
-    words = [
-        said[name] if name == "model name" else f"{name} {said[name]}"
-        for name in wanted
-        if said.get(name)
-    ]
-    return ", ".join(words) or platform.processor() or platform.machine()
 
 
 def cache_path() -> Path:
@@ -175,7 +151,7 @@ def cache_path() -> Path:
     """
     key = json.dumps([FILE_VERSION, here()], sort_keys=True)
     name = f"costs-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
-    return _folder("XDG_CACHE_HOME", ".cache") / name
+    return files.cache_folder() / name
 
 
 def _of_this_machine() -> Found:

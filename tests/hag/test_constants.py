@@ -46,6 +46,7 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
         return tmp_path / "cache" / "hag_plugin"
 
     monkeypatch.delenv(constants.PATH_VARIABLE)
+    monkeypatch.delenv("HAG_PLUGIN_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     with limits(**HASTE):
@@ -314,11 +315,11 @@ def test_an_interrupt_leaves_nothing(user: Callable[[], Path]) -> None:
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
 START = f"""
-import os, sys, threading, time, torch
+import os, signal, sys, threading, time, torch
 from hag_plugin.hag import constants
 from hag_plugin.testing import limits
-from hag_plugin.limits import limits as own
-own.calibration_step, own.calibration_seconds = {HASTE["calibration_step"]}, 0.1
+haste = limits(calibration_step={HASTE["calibration_step"]}, calibration_seconds=0.1)
+haste.__enter__()
 
 def child(work):
     \"\"\"A forked child that ends with 0, 3, or what kills it.\"\"\"
@@ -401,28 +402,24 @@ print(ends(child(lambda: constants.found() is found)), found.path.exists())
 
 # A fork while another thread measures.
 os.environ["HOME"] += "new"
-own.calibration_seconds = 1.0
-thread = threading.Thread(target=constants.found)
-thread.start()
-time.sleep(0.3)
-start = time.monotonic()
-pid = child(lambda: constants.found().path == constants.cache_path())
-thread.join()
+with limits(calibration_seconds=1.0):
+    thread = threading.Thread(target=constants.found)
+    thread.start()
+    time.sleep(0.3)
+    pid = child(lambda: constants.found().path == constants.cache_path())
+    thread.join()
 print(ends(pid), constants.found().path.exists())
 
 # Nobody waits forever for one that does not go on.
 found = constants.found()
 found.path.unlink()
 os.environ["HOME"] += "newer"
-own.calibration_seconds, own.calibration_wait = 0.1, 0.2
 def stop():
-    own.calibration_seconds = 30.0
-    constants.found()
-import signal
+    with limits(calibration_seconds=30.0): constants.found()
 pid = child(stop)
 time.sleep(0.3)
 os.kill(pid, signal.SIGSTOP)
-print(constants.found().source)
+with limits(calibration_wait=0.2): print(constants.found().source)
 os.kill(pid, signal.SIGKILL)
 print(ends(pid))
 """
