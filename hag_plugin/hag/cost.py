@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
 
 from hag_plugin.devices import KINDS
 from hag_plugin.hag.gpu import occupancy, schedule
@@ -96,11 +100,11 @@ class Work:
             num_src=program.num_src,
         )
 
-    def seconds(self, row_bytes: int, threads: int = 1, *, constants: Constants) -> float:
+    def seconds(self, row_bytes: Any, threads: int = 1, *, constants: Constants) -> Any:
         """Predicted seconds of one warm aggregation into a kept output.
 
         Args:
-            row_bytes: of a row of features.
+            row_bytes: of a row of features; or an array of them, for an array of seconds.
             threads: that the kernel may use.
             constants: of the processor.
         """
@@ -109,14 +113,14 @@ class Work:
         work = sum(n * each for n, each in zip(terms, _in_order(c), strict=True))
         return c.call + work / (1.0 + c.parallel * (threads - 1))
 
-    def terms(self, row_bytes: int, cache_bytes: int) -> tuple[float, ...]:
+    def terms(self, row_bytes: Any, cache_bytes: int) -> tuple[Any, ...]:
         """How often each constant counts: op, written, then both of each kind of row (`ROWS`).
 
         x and y pass through one cache: where they outgrow it, the share of them that it can hold
         is taken to be found there.
         """
         out = self.written * row_bytes
-        held = min(1.0, cache_bytes / max(self.num_src * row_bytes + out, 1))
+        held = np.minimum(1.0, cache_bytes / np.maximum(self.num_src * row_bytes + out, 1))
         near, far = self.again + held * self.first, (1.0 - held) * self.first
         return (
             *(self.ops, (1.0 - held) * out),
@@ -129,6 +133,7 @@ class Work:
 ROWS = ("scratch", "near", "far")
 
 
+@lru_cache(maxsize=8)
 def _in_order(c: Constants) -> tuple[float, ...]:
     rows = (getattr(c, name) for name in ROWS)
     return (c.op, c.written, *(value for row in rows for value in (row.fixed, row.per_byte)))

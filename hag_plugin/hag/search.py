@@ -42,7 +42,7 @@ def search_program(
     # A small graph is searched sooner than a second thread or a bar is there.
     small = graph.num_edges < SMALL_GRAPH
     threads = 1 if small else torch.get_num_threads()
-    if options.method == "none":
+    if options.method == "none" or options.choose == "plain":
         arrays = _cpu.plain_program(*matrix)
     else:
         with _bar(graph, False if small and not progress else progress) as report:
@@ -78,10 +78,29 @@ def search_program(
     return program.to(graph.device)
 
 
-def plain_program(graph: Graph, self_loops: SelfLoops, idempotent: bool = False) -> Program:
-    """The program without intermediates."""
+def plain_program(
+    graph: Graph, self_loops: SelfLoops, idempotent: bool = False, rows: Array | None = None
+) -> Program:
+    """The program without intermediates.
+
+    Args:
+        graph: the graph.
+        self_loops: the mode.
+        idempotent: without duplicates.
+        rows: all rows, in the order in which tiles take them; by default in their own.
+    """
     row_ptr, col = graph.numpy()
     arrays = _cpu.plain_program(row_ptr, col, graph.num_src, self_loops or "", idempotent)
+    if rows is not None:  # TEMPORARY until the native function takes rows
+        import numpy as np
+
+        from hag_plugin.hag import seconds
+
+        part = seconds.plain_part(graph, self_loops, idempotent, rows)
+        t, o, so, ta, hr, hp = (a.copy() for a in part.numpy())
+        ok = (ta >= 0) & (ta < part.num_dst)
+        ta[ok] = rows[ta[ok]]
+        arrays = (t, o, so, ta, rows[hr].astype(np.int32), hp)
     return Program.of(map(torch.from_numpy, arrays), graph.num_src, graph.num_dst).to(graph.device)
 
 

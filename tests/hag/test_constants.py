@@ -83,8 +83,8 @@ def test_measured_once_and_read_by_others(user: Callable[[], Path]) -> None:
 
 
 def test_what_needs_no_constants_measures_none(user: Callable[[], Path]) -> None:
-    for method in ("none", "greedy"):
-        assert hp.build_hag(EDGES, num_nodes=2, method=method).options.constants == ""
+    for options in ({"method": "none"}, {"choose": "plain"}):
+        assert hp.build_hag(EDGES, num_nodes=2, **options).options.constants == ""
     assert not user().exists()
     hag = hp.build_hag(EDGES, num_nodes=2)
     assert hag.options.constants == constants.in_force().digest
