@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--show", action="store_true",
-        help="print the constants in force and where they are from, and write nothing of its own",
+        help="print the constants in force and where they are from, and end",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="results as JSON on stdout")
 

@@ -294,22 +294,21 @@ def _features(size: int) -> Array:
 
 def synthetic_program(shape: Shape, tiles: int, num_src: int) -> Program:
     """The program of a shape: `tiles` tiles over `num_src` rows of x."""
-    rng = np.random.default_rng(0)
     ops = shape.scratch + shape.rows
     # Lengths vary as in searched programs: a processor must not learn them by heart.
-    arity = rng.integers(1, 2 * shape.arity, (tiles, ops))
+    arity = 1 + _random(0, tiles * ops, 2 * shape.arity - 1).reshape(tiles, ops)
     arity[:, : shape.scratch] = 2
     op_ptr = np.concatenate([[0], np.cumsum(arity)])
     op = np.repeat(np.arange(tiles * ops), arity.ravel())
     tile, place = op // ops, op % ops
     if shape.window:
         first = tile * shape.rows % (num_src - shape.window + 1)
-        source = first + rng.integers(0, shape.window, len(op))
+        source = first + _random(1, len(op), shape.window)
     else:
-        source = rng.integers(0, num_src, len(op))
+        source = _random(1, len(op), num_src)
     if shape.scratch:
-        takes = (place >= shape.scratch) & (rng.random(len(op)) < SCRATCH_SHARE)
-        source[takes] = ~rng.integers(0, shape.scratch, int(takes.sum()))
+        takes = (place >= shape.scratch) & (_random(2, len(op), 100) < 100 * SCRATCH_SHARE)
+        source[takes] = ~_random(3, int(takes.sum()), shape.scratch)
     first_of_op = op << 32
     source = np.sort(first_of_op + source) - first_of_op  # sorted inside of each op
     target = np.arange(tiles * shape.rows).reshape(tiles, shape.rows)
@@ -323,3 +322,18 @@ def synthetic_program(shape: Shape, tiles: int, num_src: int) -> Program:
         np.zeros(1, np.int64),
     )
     return Program.of(map(torch.from_numpy, arrays), num_src, tiles * shape.rows)
+
+
+def _random(seed: int, count: int, below: int) -> Array:
+    """So many numbers of `0..below - 1`, the same for the same seed: those of SplitMix64.
+
+    None of numpy's, which imports a room for it that loses the Ctrl-C that comes meanwhile.
+    """
+    z = (np.arange(1, count + 1, dtype=np.uint64) + np.uint64(seed << 40)) * np.uint64(
+        0x9E3779B97F4A7C15
+    )
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    numbers: Array = (z >> np.uint64(32)) * np.uint64(below) >> np.uint64(32)
+    return numbers.astype(np.int64)
