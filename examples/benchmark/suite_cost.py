@@ -10,7 +10,6 @@ import torch
 
 from hag_plugin.hag import constants
 from hag_plugin.hag.cost import Work
-from hag_plugin.hag.program import Program
 
 from . import variants
 from .graphs import Graph
@@ -20,7 +19,6 @@ from .timing import interleave
 NAME = "cost"
 SECONDS = 3.0
 WIDTHS = (16, 64, 256)
-FLOAT32, SUM = 0, 0
 
 
 def cells(plan: Plan) -> Iterator[Cell]:
@@ -41,7 +39,7 @@ def measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
     x = graph.features(width)
     y = torch.zeros_like(x)
     threads, costs = torch.get_num_threads(), constants.in_force()
-    calls = {name: _call(program, x, y, threads) for name, program in programs.items()}
+    calls = {name: variants.run(program, x, y, "sum") for name, program in programs.items()}
     wrong = _unequal(calls, y)
     rounds = interleave(calls, plan.budget(SECONDS), together=tuple(calls)).summary()
     medians = {name: rounds[name]["median"] for name in calls}
@@ -59,17 +57,6 @@ def measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
         "regret": chosen / min(medians.values()) - 1.0,
         "fastest": min(medians, key=medians.__getitem__),
     }
-
-
-def _call(program: Program, x: torch.Tensor, y: torch.Tensor, threads: int) -> Callable[[], None]:
-    n, width = x.shape
-    native = program.native
-
-    def call() -> None:
-        native.run(x.data_ptr(), y.data_ptr(), 1, width, width, 0, n, n, FLOAT32, SUM, 0, 0,
-                   threads)  # fmt: skip
-
-    return call
 
 
 def _unequal(calls: dict[str, Callable[[], None]], y: torch.Tensor) -> dict[str, str]:

@@ -25,13 +25,13 @@ from hag_plugin.limits import limits
 from hag_plugin.modes import Array
 
 FLOAT32, SUM = 0, 0  # as the kernel numbers dtypes and reducers
-STRETCHES = 8  # that a sample has
-LEAST_READS = 20_000  # a sample that reads fewer rows says little
+STRETCHES = 32  # that a sample has
+# Of a graph that is timed: a smaller part meets its rows too seldom to find them in the cache.
+LEAST_SHARE = 0.25
 _NEVER_REORDERED = 512  # rows, that the search takes as they come
 LEAST_ERROR = 1.0  # of the model: real programs are not like those that it was fitted to
 TIMED = (64, 256, 1024)  # of `ROW_BYTES`, where there is no time for all
-SWEEPS = 4  # runs of each candidate at each width: one to warm up
-MOST_SWEEPS = 12
+MOST_SWEEPS = 16  # runs of each candidate at each width
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Sample:
 
     Attributes:
         program: it.
-        reads: rows of x that the plain graph reads for the rows of y that it computes.
+        reads: rows of x that the whole plain graph reads.
         work: what it does.
         scale: how many times as much the whole candidate does.
     """
@@ -113,24 +113,32 @@ def samples_of(
         return {name: Sample(p, total, Work.of(p), 1.0) for name, p in whole.items()}
     degree = np.diff(graph.numpy()[0]) + (self_loops is not False)
     hubs = found.hub_row.numpy()
-    total -= int(degree[hubs].sum())
+    of_hubs = int(degree[hubs].sum())  # long rows, which all candidates have alike, are left out
+    total -= of_hubs
     share = min(1.0, reads / max(total, 1))
     tiles, rows = stretches_of_tiles(found, share)
+    num_partials = int(found.hub_ptr[-1])
 
-    def sample(program: Program, of_rows: Array) -> Sample:
-        covered = int(degree[of_rows].sum())
-        scale = total / covered if covered else 1.0
-        return Sample(program, covered, Work.of(program), scale)
+    def sample(program: Program, sources: int, ops: int) -> Sample:
+        effort = _effort(len(program.source), len(program.target))
+        return Sample(program, total, Work.of(program), _effort(sources, ops) / max(effort, 1))
 
     def plain(of_rows: Array) -> Sample:
-        return sample(plain_part(graph, self_loops, idempotent, of_rows), of_rows)
+        part = plain_part(graph, self_loops, idempotent, of_rows)
+        return sample(part, total, graph.num_dst - len(hubs))
 
-    own = np.flatnonzero(_in_stretches(np.cumsum(degree) - degree, total, share))
+    own = np.flatnonzero(_in_stretches(np.cumsum(degree) - degree, total + of_hubs, share))
     own = own[~np.isin(own, hubs)] if len(hubs) else own
-    samples = {PLAIN: plain(own), SHARED: sample(tiles, rows)}
+    sources, ops = len(found.source) - of_hubs, len(found.target) - num_partials
+    hag = sample(tiles, sources, ops)
     if is_reordered(found):
-        samples[REORDERED] = plain(rows)
-    return samples
+        return {PLAIN: plain(own), SHARED: hag, REORDERED: plain(rows)}
+    return {PLAIN: plain(rows), SHARED: hag}
+
+
+def _effort(sources: int, ops: int) -> int:
+    """By which a part is compared with the whole: rows may be longer in one than in the other."""
+    return sources + 2 * ops
 
 
 def _in_stretches(begins: Array, total: int, share: float) -> Array:
@@ -233,27 +241,39 @@ def _measure(
 ) -> dict[int, dict[str, float]]:
     """Seconds by bytes of a row and candidate; empty where the time does not reach."""
     start = time.thread_time()
-    for widths in (ROW_BYTES, TIMED, TIMED[:2], TIMED[:1]):
+    for widths in (ROW_BYTES, TIMED, TIMED[:2], TIMED[1:2]):
         row_bytes = max(widths)
         if graph.num_src * row_bytes > min(limits.sampled_bytes, budget / 3 * 4e9):
             continue
-        sweep = sum(
-            float(np.interp(b, ROW_BYTES, seconds))
+        work = sum(
+            _least_sweeps(b) * float(np.interp(b, ROW_BYTES, seconds))
             for seconds in predicted.values()
             for b in widths
         )
-        share = budget / 3 / (SWEEPS * sweep)
-        reads = min(each.reads * each.scale for each in samples.values())
-        if share < 1.0 and share * reads < LEAST_READS:
+        share = budget / 2 / work
+        if share < LEAST_SHARE:
             continue
-        if share * reads < 0.8 * min(each.reads for each in samples.values()):
-            samples = samples_of(graph, self_loops, idempotent, found, int(share * reads))
+        reads = min(share, 1.0) * samples[PLAIN].reads
+        if not 0.8 < reads * samples[PLAIN].scale / samples[PLAIN].reads < 1.25:
+            samples = samples_of(graph, self_loops, idempotent, found, int(reads))
         runs = {name: _Run(sample, row_bytes) for name, sample in samples.items()}
-        x = np.ones(graph.num_src * row_bytes // 4, np.float32)
+        x = _aligned_ones(graph.num_src * row_bytes // 4)
         # Each width may take as long as its share of the bytes says.
         stops = start + budget * np.cumsum(widths) / sum(widths)
         return {b: _least(runs, x, b // 4, stop) for b, stop in zip(widths, stops, strict=True)}
     return {}
+
+
+def _least_sweeps(row_bytes: int) -> int:
+    """Runs of each candidate, one to warm up: more of short ones, which are easily disturbed."""
+    return 8 if row_bytes < 256 else 4 if row_bytes <= 512 else 3
+
+
+def _aligned_ones(size: int) -> Array:
+    """float32 ones that begin where a cache line does, as torch's tensors."""
+    memory = np.ones(size + 16, np.float32)
+    first = -memory.ctypes.data % 64 // 4
+    return memory[first : first + size]
 
 
 class _Run:
@@ -261,7 +281,7 @@ class _Run:
 
     def __init__(self, sample: Sample, most_bytes: int) -> None:
         self.sample = sample
-        self.y = np.ones(sample.program.num_dst * most_bytes // 4, np.float32)
+        self.y = _aligned_ones(sample.program.num_dst * most_bytes // 4)
 
     def seconds(self, x: Array, width: int) -> float:
         program = self.sample.program
@@ -284,6 +304,6 @@ def _least(runs: Mapping[str, _Run], x: Array, width: int, stop: float) -> dict[
     for sweep in range(MOST_SWEEPS):
         for name, run in runs.items():
             least[name] = min(least[name], run.seconds(x, width))
-        if sweep + 3 >= SWEEPS and time.thread_time() > stop:
+        if sweep + 2 >= _least_sweeps(4 * width) and time.thread_time() > stop:
             break
     return least
