@@ -107,8 +107,7 @@ def whole_file(path: str | os.PathLike[str], first: bool = False) -> Iterator[IO
                 file.flush()
                 os.fsync(file.fileno())
             if first:
-                os.link(temporary, os.path.realpath(path))
-                temporary.unlink()
+                _take_free_place(temporary, Path(os.path.realpath(path)))
             else:
                 os.replace(temporary, os.path.realpath(path))
         except OSError as e:
@@ -118,6 +117,18 @@ def whole_file(path: str | os.PathLike[str], first: bool = False) -> Iterator[IO
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _take_free_place(temporary: Path, target: Path) -> None:
+    try:
+        os.link(temporary, target)
+        temporary.unlink()
+    except FileExistsError:
+        raise
+    except OSError:  # this file system has no links
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, "it is there", str(target)) from None
+        os.replace(temporary, target)
 
 
 def cache_folder() -> Path:

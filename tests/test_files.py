@@ -76,7 +76,15 @@ def test_what_fails_midway_leaves_what_was_there(
         assert raised.value.filename == str(path)
 
 
-def test_the_first_of_several_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("links", [True, False])
+def test_the_first_of_several_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def no_links(*names: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", *names[:1])
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
     path = tmp_path / "out"
     for content in (b"first", b"second"):
         error = FileExistsError if path.exists() else None
