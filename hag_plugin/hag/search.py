@@ -14,6 +14,7 @@ from hag_plugin.devices import KINDS
 from hag_plugin.hag import constants, cost
 from hag_plugin.hag.graph import Graph
 from hag_plugin.hag.program import Options, Program, SelfLoops
+from hag_plugin.hag.rates import DEFAULT
 from hag_plugin.kernels import _cpu
 from hag_plugin.modes import Array
 from hag_plugin.observers import SEARCH, observers, tell
@@ -37,6 +38,7 @@ def search_program(
     row_ptr, col = graph.numpy()
     matrix = (row_ptr, col, graph.num_src, mode, idempotent)
     arrays: Sequence[Array]
+    in_launches = KINDS[options.device].launches is not None
     # A small graph is searched sooner than a second thread or a bar is there.
     small = graph.num_edges < SMALL_GRAPH
     threads = 1 if small else torch.get_num_threads()
@@ -48,7 +50,8 @@ def search_program(
                 capacity = graph.num_dst // 4 if options.capacity is None else options.capacity
                 arrays = _cpu.greedy_program(*matrix, capacity, threads, report)
             else:
-                prices = cost.prices(options.width, options.device, constants.in_force())
+                known = DEFAULT if in_launches else constants.in_force()
+                prices = cost.prices(options.width, options.device, known)
                 arrays = _cpu.search_program(
                     *matrix,
                     graph.is_square or graph.targets_first,
@@ -65,8 +68,11 @@ def search_program(
     )
     if observers:
         tell(SEARCH, options.method, program)
-    in_launches = options.method == "auto" and KINDS[options.device].launches is not None
-    if in_launches and not cost.pays_in_launches(graph, options, self_loops, program):
+    if (
+        options.method == "auto"
+        and in_launches
+        and not cost.pays_in_launches(graph, options, self_loops, program)
+    ):
         plain = plain_program(graph, self_loops, idempotent)
         return replace(plain, search_seconds=time.perf_counter() - start)
     return program.to(graph.device)

@@ -19,6 +19,7 @@ from hag_plugin.hag.candidates import PLAIN, REORDERED, ROW_BYTES, SHARED, Table
 from hag_plugin.hag.cost import Work
 from hag_plugin.hag.graph import Graph
 from hag_plugin.hag.program import Program, SelfLoops
+from hag_plugin.hag.rates import Constants
 from hag_plugin.kernels import _cpu
 from hag_plugin.limits import limits
 from hag_plugin.modes import Array
@@ -69,7 +70,7 @@ def table_of(
     samples = samples_of(graph, self_loops, idempotent, found, limits.sampled_reads)
     predicted = {name: _seconds(sample, c) for name, sample in samples.items()}
     by = "model"
-    if budget > 0 and _is_close(predicted, max(LEAST_ERROR, getattr(c, "error", 1.0))):
+    if budget > 0 and _is_close(predicted, max(LEAST_ERROR, c.error)):
         measured = _measure(graph, self_loops, idempotent, found, samples, predicted, budget)
         if measured:
             by = "measure"
@@ -83,9 +84,9 @@ def table_of(
     return Table(by, {name: tuple(map(float, each)) for name, each in predicted.items()})
 
 
-def _seconds(sample: Sample, c: constants.Constants) -> Array:
+def _seconds(sample: Sample, c: Constants) -> Array:
     """Of the whole candidate on one thread, for each of `ROW_BYTES`."""
-    part = sample.work.seconds(np.array(ROW_BYTES), 1, c) - c.call
+    part = sample.work.seconds(np.array(ROW_BYTES), constants=c) - c.call
     return np.asarray(c.call + part * sample.scale)
 
 

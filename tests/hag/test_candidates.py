@@ -19,6 +19,7 @@ import hag_plugin as hp
 from hag_plugin.hag import constants, seconds
 from hag_plugin.hag.candidates import CHOOSE, NAMES, PLAIN, REORDERED, ROW_BYTES, SHARED, Table
 from hag_plugin.hag.program import SELF_LOOPS, SelfLoops
+from hag_plugin.hag.rates import Constants, RowCost
 from hag_plugin.testing import count_programs, limits
 
 WIDTHS = (1, 8, 16, 17, 64, 128, 512)
@@ -234,7 +235,7 @@ def test_the_choice_travels(
         hag.transpose().program("add")
     requests = list(itertools.product(WIDTHS, DTYPES, SELF_LOOPS))
     before = [hag.choice(*r) for r in requests] + [hag.transpose().choice(*r) for r in requests]
-    foreign = constants.Constants(op=1e-7, near=constants.RowCost(1e-12, 1e-14))
+    foreign = Constants(op=1e-7, near=RowCost(1e-12, 1e-14))
     constants.write_constants(tmp_path / "costs.json", foreign, {})
     monkeypatch.setenv("HAG_PLUGIN_COSTS", str(tmp_path / "costs.json"))
     monkeypatch.setenv("HAG_PLUGIN_CHOOSE", "plain")
