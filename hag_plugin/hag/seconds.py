@@ -31,6 +31,8 @@ LEAST_SHARE = 0.25
 _NEVER_REORDERED = 512  # rows, that the search takes as they come
 LEAST_ERROR = 1.0  # of the model: real programs are not like those that it was fitted to
 TIMED = (64, 256, 1024)  # of `ROW_BYTES`, where there is no time for all
+MOST_WHOLE = 1 << 18  # rows that are read: a graph that reads more is not timed as a whole
+LEAST_BYTES = 16 << 20  # of features, that timing may take for any graph
 MOST_SWEEPS = 16  # runs of each candidate at each width
 
 
@@ -242,9 +244,12 @@ def _measure(
 ) -> dict[int, dict[str, float]]:
     """Seconds by bytes of a row and candidate; empty where the time does not reach."""
     start = time.thread_time()
+    # A build takes a few times the memory of the graph: timing must not take more.
+    most_bytes = max(LEAST_BYTES, 2 * (8 * graph.num_dst + 4 * graph.num_edges))
     for widths in (ROW_BYTES, TIMED, TIMED[:2], TIMED[1:2]):
         row_bytes = max(widths)
-        if graph.num_src * row_bytes > min(limits.sampled_bytes, budget / 3 * 4e9):
+        memory = (graph.num_src + graph.num_dst) * row_bytes
+        if memory > min(limits.sampled_bytes, most_bytes, budget / 3 * 4e9):
             continue
         work = sum(
             _least_sweeps(b) * float(np.interp(b, ROW_BYTES, seconds))
@@ -254,14 +259,16 @@ def _measure(
         share = budget / 2 / work
         if share < LEAST_SHARE:
             continue
-        reads = min(share, 1.0) * samples[PLAIN].reads
-        if not 0.8 < reads * samples[PLAIN].scale / samples[PLAIN].reads < 1.25:
+        total = samples[PLAIN].reads
+        reads = min(share * total, max(MOST_WHOLE, LEAST_SHARE * total))
+        if not 0.8 < min(reads, total) * samples[PLAIN].scale / total < 1.25:
             samples = samples_of(graph, self_loops, idempotent, found, int(reads))
-        runs = {name: _Run(sample, row_bytes) for name, sample in samples.items()}
         x = _aligned_ones(graph.num_src * row_bytes // 4)
+        y = _aligned_ones(graph.num_dst * row_bytes // 4)
+        runs = {name: _Run(sample, x, y) for name, sample in samples.items()}
         # Each width may take as long as its share of the bytes says.
         stops = start + budget * np.cumsum(widths) / sum(widths)
-        return {b: _least(runs, x, b // 4, stop) for b, stop in zip(widths, stops, strict=True)}
+        return {b: _least(runs, b // 4, stop) for b, stop in zip(widths, stops, strict=True)}
     return {}
 
 
@@ -280,31 +287,32 @@ def _aligned_ones(size: int) -> Array:
 class _Run:
     """A sample that can be run at several widths."""
 
-    def __init__(self, sample: Sample, most_bytes: int) -> None:
+    def __init__(self, sample: Sample, x: Array, y: Array) -> None:
         self.sample = sample
-        self.y = _aligned_ones(sample.program.num_dst * most_bytes // 4)
+        self.x = x
+        self.y = y
 
-    def seconds(self, x: Array, width: int) -> float:
+    def seconds(self, width: int) -> float:
         program = self.sample.program
         start = time.thread_time()
         program.native.run(
-            x.ctypes.data, self.y.ctypes.data, 1, width, width, 0, program.num_src,
+            self.x.ctypes.data, self.y.ctypes.data, 1, width, width, 0, program.num_src,
             program.num_dst, FLOAT32, SUM, 0, 0, 1,
         )  # fmt: skip
         return (time.thread_time() - start) * self.sample.scale
 
 
-def _least(runs: Mapping[str, _Run], x: Array, width: int, stop: float) -> dict[str, float]:
+def _least(runs: Mapping[str, _Run], width: int, stop: float) -> dict[str, float]:
     """The least seconds of each, run in turns until the clock says so.
 
     On one thread, in seconds that it ran itself: what else the machine does is not measured.
     """
     for run in runs.values():
-        run.seconds(x, width)
+        run.seconds(width)
     least = dict.fromkeys(runs, math.inf)
     for sweep in range(MOST_SWEEPS):
         for name, run in runs.items():
-            least[name] = min(least[name], run.seconds(x, width))
+            least[name] = min(least[name], run.seconds(width))
         if sweep + 2 >= _least_sweeps(4 * width) and time.thread_time() > stop:
             break
     return least
