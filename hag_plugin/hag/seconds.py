@@ -25,6 +25,7 @@ from hag_plugin.limits import limits
 from hag_plugin.modes import Array
 
 FLOAT32, SUM = 0, 0  # as the kernel numbers dtypes and reducers
+BLOCK_ROWS = 64  # that lie together in a sample of the plain graph, at least
 STRETCHES = 32  # that a sample has
 # Of a graph that is timed: a smaller part meets its rows too seldom to find them in the cache.
 LEAST_SHARE = 0.25
@@ -129,8 +130,9 @@ def samples_of(
         part = plain_part(graph, self_loops, idempotent, of_rows)
         return sample(part, total, graph.num_dst - len(hubs))
 
-    own = np.flatnonzero(_in_stretches(np.cumsum(degree) - degree, total + of_hubs, share))
-    own = own[~np.isin(own, hubs)] if len(hubs) else own
+    own = np.setdiff1d(np.arange(graph.num_dst), hubs)
+    blocks = _spread(-(-len(own) // BLOCK_ROWS), share)
+    own = own[_ranges(blocks * BLOCK_ROWS, np.minimum((blocks + 1) * BLOCK_ROWS, len(own)))]
     sources, ops = len(found.source) - of_hubs, len(found.target) - num_partials
     hag = sample(tiles, sources, ops)
     if is_reordered(found):
@@ -143,22 +145,23 @@ def _effort(sources: int, ops: int) -> int:
     return sources + 2 * ops
 
 
-def _in_stretches(begins: Array, total: int, share: float) -> Array:
-    """Which of the pieces that begin there are in one of the stretches, of so large a share."""
-    phase = begins * (STRETCHES / max(total, 1)) % 1.0
-    inside: Array = phase < share
-    return inside
+def _spread(count: int, share: float) -> Array:
+    """The numbers of a share of `count` pieces, at least one, in stretches all over them."""
+    wanted = min(max(1, round(share * count)), count)
+    stretches = min(STRETCHES, wanted)
+    begins = np.arange(stretches) * count // max(stretches, 1)
+    lengths = np.diff(np.arange(stretches + 1) * wanted // max(stretches, 1))
+    return np.asarray(_ranges(begins, begins + lengths))
 
 
 def stretches_of_tiles(program: Program, share: float) -> tuple[Program, Array]:
     """Some of the tiles as a program that writes its rows one after the other, and these rows."""
     tile_ptr, op_ptr, source, target, hub_row, _ = program.numpy()
-    begins = op_ptr[tile_ptr[:-1]]
-    # Those of long rows, which all candidates have alike, come last.
-    is_whole = np.ones(len(begins), bool)
-    if len(hub_row):
-        is_whole[np.searchsorted(tile_ptr, np.argmax(target >= program.num_dst), "right") - 1 :] = 0
-    tiles = np.flatnonzero(is_whole & _in_stretches(begins, len(source), share))
+    num_tiles = len(tile_ptr) - 1
+    if len(hub_row):  # those of long rows come last
+        first = np.argmax(target >= program.num_dst)
+        num_tiles = int(np.searchsorted(tile_ptr, first, "right")) - 1
+    tiles = _spread(num_tiles, share)
     ops = _ranges(tile_ptr[tiles], tile_ptr[tiles + 1])
     targets = target[ops].copy()
     written = targets >= 0
@@ -199,14 +202,18 @@ def is_reordered(program: Program) -> bool:
     """Whether the tiles of a program take the rows in another order than the graph's own."""
     if program.num_dst <= _NEVER_REORDERED:
         return False
-    tile_ptr, _, _, target, _, _ = program.numpy()
-    inside = np.flatnonzero((target >= 0) & (target < program.num_dst))
-    tile = np.searchsorted(tile_ptr, inside, "right")
-    starts = np.flatnonzero(np.diff(tile, prepend=-1))
-    least = np.minimum.reduceat(target[inside], starts)
-    most = np.maximum.accumulate(np.maximum.reduceat(target[inside], starts))
+    tile_ptr, _, _, target, hub_row, _ = program.numpy()
+    starts = tile_ptr[:-1][np.diff(tile_ptr) > 0]
+    if len(hub_row):
+        starts = starts[: np.searchsorted(starts, np.argmax(target >= program.num_dst))]
+    if len(starts) < 2:
+        return False
+    ends = starts[-1] + np.flatnonzero(target[starts[-1] :] < program.num_dst)[-1] + 1
+    rows = target[:ends]
+    most = np.maximum.accumulate(np.maximum.reduceat(rows, starts))
+    least = np.minimum.reduceat(np.where(rows < 0, np.int32(program.num_dst), rows), starts)
     # Small graphs of a batch come before the large ones: some tiles step back all the same.
-    return bool(2 * (least[1:] < most[:-1]).sum() > len(least))
+    return bool(2 * (least[1:] < most[:-1]).sum() > len(starts))
 
 
 def order_of(program: Program) -> Array:
