@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hag_plugin.hag import constants
-from hag_plugin.hag.constants import DEFAULT, Constants, RowCost
+from hag_plugin.hag.rates import DEFAULT, Constants, RowCost
 
 OWN = "own"
 
@@ -47,5 +47,5 @@ def environment(name: str, folder: Path) -> dict[str, str]:
         return {}
     path = folder / f"{name}.json"
     if not path.exists():
-        constants.write_constants(path, FOREIGN[name](), {"machine": name})
+        constants.write_constants(path, FOREIGN[name](), {"processor": name})
     return {constants.PATH_VARIABLE: str(path)}

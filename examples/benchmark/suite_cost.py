@@ -38,7 +38,7 @@ def measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
         del programs[variants.AUTO]
     x = graph.features(width)
     y = torch.zeros_like(x)
-    threads = torch.get_num_threads()
+    threads, costs = torch.get_num_threads(), constants.in_force()
     calls = {name: variants.run(program, x, y, "sum") for name, program in programs.items()}
     wrong = _unequal(calls, y)
     rounds = interleave(calls, plan.budget(SECONDS), together=tuple(calls)).summary()
@@ -47,11 +47,12 @@ def measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
     return {
         "wrong": wrong,
         "forms": {},
-        "constants": constants.in_force().digest,
+        "constants": costs.digest,
         "threads": threads,
         "measured": medians,
         "predicted": {
-            name: Work.of(program).seconds(4 * width, threads) for name, program in programs.items()
+            name: Work.of(program).seconds(4 * width, threads, constants=costs)
+            for name, program in programs.items()
         },
         "regret": chosen / min(medians.values()) - 1.0,
         "fastest": min(medians, key=medians.__getitem__),

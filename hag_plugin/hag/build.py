@@ -92,10 +92,11 @@ def build_hag(
     row_ptr, col = canonical_graph(edge_index, num_src, num_dst)
     if ptr is not None:
         _check_ptr(ptr, row_ptr, col, num_src, num_dst)
-    kind = devices.kind_of(home).name
-    digest = constants.in_force().digest
+    kind = devices.kind_of(home)
     how = how_to_choose(choose, method)
-    search = Options(method, allow_subtraction, capacity, width, kind, digest, how)
+    priced = method != "none" and how != "plain" and kind.launches is None
+    digest = constants.in_force().digest if priced else ""
+    search = Options(method, allow_subtraction, capacity, width, kind.name, digest, how)
     with outside_inference():
         arrays = torch.from_numpy(row_ptr), torch.from_numpy(col)
     hag = HAG(*arrays, num_src, options=search, targets_first=targets_first, owned=True)

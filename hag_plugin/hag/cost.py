@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from hag_plugin.devices import KINDS
-from hag_plugin.hag.constants import DEFAULT, Constants, in_force
 from hag_plugin.hag.gpu import occupancy, schedule
 from hag_plugin.hag.graph import Graph
 from hag_plugin.hag.program import Options, Program, SelfLoops
+from hag_plugin.hag.rates import DEFAULT, Constants
 from hag_plugin.kernels import _cpu
 from hag_plugin.limits import limits
 
@@ -100,15 +100,15 @@ class Work:
             num_src=program.num_src,
         )
 
-    def seconds(self, row_bytes: Any, threads: int = 1, constants: Constants | None = None) -> Any:
+    def seconds(self, row_bytes: Any, threads: int = 1, *, constants: Constants) -> Any:
         """Predicted seconds of one warm aggregation into a kept output.
 
         Args:
             row_bytes: of a row of features; or an array of them, for an array of seconds.
             threads: that the kernel may use.
-            constants: by default those in force.
+            constants: of the processor.
         """
-        c = in_force() if constants is None else constants
+        c = constants
         terms = self.terms(row_bytes, c.cache_bytes)
         work = sum(n * each for n, each in zip(terms, _in_order(c), strict=True))
         return c.call + work / (1.0 + c.parallel * (threads - 1))

@@ -24,8 +24,8 @@ METHODS = ("auto", "greedy", "none")
 class Options:
     """What a search was asked for. Kept with the HAG, for its other programs and its transpose.
 
-    `constants` is the digest of the cost constants in force when the HAG was built, `choose` how
-    it chooses among the candidates: see `candidates.CHOOSE`.
+    `constants` is the digest of the cost constants in force when the HAG was built, empty where
+    they don't matter; `choose` is how it chooses among the candidates: see `candidates.CHOOSE`.
     """
 
     method: str = "auto"

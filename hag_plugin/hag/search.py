@@ -16,6 +16,7 @@ from hag_plugin.devices import KINDS
 from hag_plugin.hag import constants, cost
 from hag_plugin.hag.graph import Graph
 from hag_plugin.hag.program import Options, Program, SelfLoops
+from hag_plugin.hag.rates import DEFAULT
 from hag_plugin.kernels import _cpu
 from hag_plugin.modes import Array
 from hag_plugin.observers import SEARCH, observers, tell
@@ -87,7 +88,9 @@ def search(
             capacity = graph.num_dst // 4 if options.capacity is None else options.capacity
             arrays = _cpu.greedy_program(*matrix, capacity, threads, report)
         else:
-            prices = cost.prices(options.width, options.device, constants.in_force())
+            in_launches = KINDS[options.device].launches is not None
+            known = DEFAULT if in_launches else constants.in_force()
+            prices = cost.prices(options.width, options.device, known)
             arrays, order = _cpu.search_program(
                 *matrix,
                 graph.is_square or graph.targets_first,

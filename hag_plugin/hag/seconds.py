@@ -19,17 +19,21 @@ from hag_plugin.hag.candidates import PLAIN, REORDERED, ROW_BYTES, SHARED, Table
 from hag_plugin.hag.cost import Work
 from hag_plugin.hag.graph import Graph
 from hag_plugin.hag.program import Program, SelfLoops
+from hag_plugin.hag.rates import Constants
 from hag_plugin.kernels import _cpu
 from hag_plugin.limits import limits
 from hag_plugin.modes import Array
 
 FLOAT32, SUM = 0, 0  # as the kernel numbers dtypes and reducers
+BLOCK_ROWS = 64  # that lie together in a sample of the plain graph, at least
 STRETCHES = 32  # that a sample has
 # Of a graph that is timed: a smaller part meets its rows too seldom to find them in the cache.
 LEAST_SHARE = 0.25
 _NEVER_REORDERED = 512  # rows, that the search takes as they come
 LEAST_ERROR = 1.0  # of the model: real programs are not like those that it was fitted to
 TIMED = (64, 256, 1024)  # of `ROW_BYTES`, where there is no time for all
+MOST_WHOLE = 1 << 18  # rows that are read: a graph that reads more is not timed as a whole
+LEAST_BYTES = 16 << 20  # of features, that timing may take for any graph
 MOST_SWEEPS = 16  # runs of each candidate at each width
 
 
@@ -69,7 +73,7 @@ def table_of(
     samples = samples_of(graph, self_loops, idempotent, found, limits.sampled_reads)
     predicted = {name: _seconds(sample, c) for name, sample in samples.items()}
     by = "model"
-    if budget > 0 and _is_close(predicted, max(LEAST_ERROR, getattr(c, "error", 1.0))):
+    if budget > 0 and _is_close(predicted, max(LEAST_ERROR, c.error)):
         measured = _measure(graph, self_loops, idempotent, found, samples, predicted, budget)
         if measured:
             by = "measure"
@@ -83,9 +87,9 @@ def table_of(
     return Table(by, {name: tuple(map(float, each)) for name, each in predicted.items()})
 
 
-def _seconds(sample: Sample, c: constants.Constants) -> Array:
+def _seconds(sample: Sample, c: Constants) -> Array:
     """Of the whole candidate on one thread, for each of `ROW_BYTES`."""
-    part = sample.work.seconds(np.array(ROW_BYTES), 1, c) - c.call
+    part = sample.work.seconds(np.array(ROW_BYTES), constants=c) - c.call
     return np.asarray(c.call + part * sample.scale)
 
 
@@ -102,7 +106,7 @@ def samples_of(
     graph: Graph, self_loops: SelfLoops, idempotent: bool, found: Program, reads: int
 ) -> dict[str, Sample]:
     """A sample of each candidate that reads about so many rows, as the plain graph does."""
-    total = graph.num_edges + (graph.num_dst if self_loops else 0)
+    total = graph.num_edges + (min(graph.num_dst, graph.num_src) if self_loops else 0)
     if total <= reads:
         plain_program = search.plain_program(graph, self_loops, idempotent)
         whole = {PLAIN: plain_program, SHARED: found}
@@ -126,8 +130,9 @@ def samples_of(
         part = plain_part(graph, self_loops, idempotent, of_rows)
         return sample(part, total, graph.num_dst - len(hubs))
 
-    own = np.flatnonzero(_in_stretches(np.cumsum(degree) - degree, total + of_hubs, share))
-    own = own[~np.isin(own, hubs)] if len(hubs) else own
+    own = np.setdiff1d(np.arange(graph.num_dst), hubs)
+    blocks = _spread(-(-len(own) // BLOCK_ROWS), share)
+    own = own[_ranges(blocks * BLOCK_ROWS, np.minimum((blocks + 1) * BLOCK_ROWS, len(own)))]
     sources, ops = len(found.source) - of_hubs, len(found.target) - num_partials
     hag = sample(tiles, sources, ops)
     if is_reordered(found):
@@ -140,22 +145,23 @@ def _effort(sources: int, ops: int) -> int:
     return sources + 2 * ops
 
 
-def _in_stretches(begins: Array, total: int, share: float) -> Array:
-    """Which of the pieces that begin there are in one of the stretches, of so large a share."""
-    phase = begins * (STRETCHES / max(total, 1)) % 1.0
-    inside: Array = phase < share
-    return inside
+def _spread(count: int, share: float) -> Array:
+    """The numbers of a share of `count` pieces, at least one, in stretches all over them."""
+    wanted = min(max(1, round(share * count)), count)
+    stretches = min(STRETCHES, wanted)
+    begins = np.arange(stretches) * count // max(stretches, 1)
+    lengths = np.diff(np.arange(stretches + 1) * wanted // max(stretches, 1))
+    return np.asarray(_ranges(begins, begins + lengths))
 
 
 def stretches_of_tiles(program: Program, share: float) -> tuple[Program, Array]:
     """Some of the tiles as a program that writes its rows one after the other, and these rows."""
     tile_ptr, op_ptr, source, target, hub_row, _ = program.numpy()
-    begins = op_ptr[tile_ptr[:-1]]
-    # Those of long rows, which all candidates have alike, come last.
-    is_whole = np.ones(len(begins), bool)
-    if len(hub_row):
-        is_whole[np.searchsorted(tile_ptr, np.argmax(target >= program.num_dst), "right") - 1 :] = 0
-    tiles = np.flatnonzero(is_whole & _in_stretches(begins, len(source), share))
+    num_tiles = len(tile_ptr) - 1
+    if len(hub_row):  # those of long rows come last
+        first = np.argmax(target >= program.num_dst)
+        num_tiles = int(np.searchsorted(tile_ptr, first, "right")) - 1
+    tiles = _spread(num_tiles, share)
     ops = _ranges(tile_ptr[tiles], tile_ptr[tiles + 1])
     targets = target[ops].copy()
     written = targets >= 0
@@ -185,8 +191,9 @@ def plain_part(graph: Graph, self_loops: SelfLoops, idempotent: bool, rows: Arra
             source, target = source[others], target[others]
         begins = _offsets(length)
         smaller = np.diff(_offsets(source < target)[begins])
-        source = np.insert(source, begins[:-1] + smaller, rows)
-        length = length + 1
+        looped = rows < graph.num_src  # targets behind the sources have no loop
+        source = np.insert(source, (begins[:-1] + smaller)[looped], rows[looped])
+        length = length + looped
     arrays = _cpu.plain_program(_offsets(length), source, graph.num_src, "", idempotent)
     return _program(arrays, graph.num_src, len(rows))
 
@@ -195,14 +202,18 @@ def is_reordered(program: Program) -> bool:
     """Whether the tiles of a program take the rows in another order than the graph's own."""
     if program.num_dst <= _NEVER_REORDERED:
         return False
-    tile_ptr, _, _, target, _, _ = program.numpy()
-    inside = np.flatnonzero((target >= 0) & (target < program.num_dst))
-    tile = np.searchsorted(tile_ptr, inside, "right")
-    starts = np.flatnonzero(np.diff(tile, prepend=-1))
-    least = np.minimum.reduceat(target[inside], starts)
-    most = np.maximum.accumulate(np.maximum.reduceat(target[inside], starts))
+    tile_ptr, _, _, target, hub_row, _ = program.numpy()
+    starts = tile_ptr[:-1][np.diff(tile_ptr) > 0]
+    if len(hub_row):
+        starts = starts[: np.searchsorted(starts, np.argmax(target >= program.num_dst))]
+    if len(starts) < 2:
+        return False
+    ends = starts[-1] + np.flatnonzero(target[starts[-1] :] < program.num_dst)[-1] + 1
+    rows = target[:ends]
+    most = np.maximum.accumulate(np.maximum.reduceat(rows, starts))
+    least = np.minimum.reduceat(np.where(rows < 0, np.int32(program.num_dst), rows), starts)
     # Small graphs of a batch come before the large ones: some tiles step back all the same.
-    return bool(2 * (least[1:] < most[:-1]).sum() > len(least))
+    return bool(2 * (least[1:] < most[:-1]).sum() > len(starts))
 
 
 def order_of(program: Program) -> Array:
@@ -240,9 +251,12 @@ def _measure(
 ) -> dict[int, dict[str, float]]:
     """Seconds by bytes of a row and candidate; empty where the time does not reach."""
     start = time.thread_time()
+    # A build takes a few times the memory of the graph: timing must not take more.
+    most_bytes = max(LEAST_BYTES, 2 * (8 * graph.num_dst + 4 * graph.num_edges))
     for widths in (ROW_BYTES, TIMED, TIMED[:2], TIMED[1:2]):
         row_bytes = max(widths)
-        if graph.num_src * row_bytes > min(limits.sampled_bytes, budget / 3 * 4e9):
+        memory = (graph.num_src + graph.num_dst) * row_bytes
+        if memory > min(limits.sampled_bytes, most_bytes, budget / 3 * 4e9):
             continue
         work = sum(
             _least_sweeps(b) * float(np.interp(b, ROW_BYTES, seconds))
@@ -252,14 +266,16 @@ def _measure(
         share = budget / 2 / work
         if share < LEAST_SHARE:
             continue
-        reads = min(share, 1.0) * samples[PLAIN].reads
-        if not 0.8 < reads * samples[PLAIN].scale / samples[PLAIN].reads < 1.25:
+        total = samples[PLAIN].reads
+        reads = min(share * total, max(MOST_WHOLE, LEAST_SHARE * total))
+        if not 0.8 < min(reads, total) * samples[PLAIN].scale / total < 1.25:
             samples = samples_of(graph, self_loops, idempotent, found, int(reads))
-        runs = {name: _Run(sample, row_bytes) for name, sample in samples.items()}
         x = _aligned_ones(graph.num_src * row_bytes // 4)
+        y = _aligned_ones(graph.num_dst * row_bytes // 4)
+        runs = {name: _Run(sample, x, y) for name, sample in samples.items()}
         # Each width may take as long as its share of the bytes says.
         stops = start + budget * np.cumsum(widths) / sum(widths)
-        return {b: _least(runs, x, b // 4, stop) for b, stop in zip(widths, stops, strict=True)}
+        return {b: _least(runs, b // 4, stop) for b, stop in zip(widths, stops, strict=True)}
     return {}
 
 
@@ -278,31 +294,32 @@ def _aligned_ones(size: int) -> Array:
 class _Run:
     """A sample that can be run at several widths."""
 
-    def __init__(self, sample: Sample, most_bytes: int) -> None:
+    def __init__(self, sample: Sample, x: Array, y: Array) -> None:
         self.sample = sample
-        self.y = _aligned_ones(sample.program.num_dst * most_bytes // 4)
+        self.x = x
+        self.y = y
 
-    def seconds(self, x: Array, width: int) -> float:
+    def seconds(self, width: int) -> float:
         program = self.sample.program
         start = time.thread_time()
         program.native.run(
-            x.ctypes.data, self.y.ctypes.data, 1, width, width, 0, program.num_src,
+            self.x.ctypes.data, self.y.ctypes.data, 1, width, width, 0, program.num_src,
             program.num_dst, FLOAT32, SUM, 0, 0, 1,
         )  # fmt: skip
         return (time.thread_time() - start) * self.sample.scale
 
 
-def _least(runs: Mapping[str, _Run], x: Array, width: int, stop: float) -> dict[str, float]:
+def _least(runs: Mapping[str, _Run], width: int, stop: float) -> dict[str, float]:
     """The least seconds of each, run in turns until the clock says so.
 
     On one thread, in seconds that it ran itself: what else the machine does is not measured.
     """
     for run in runs.values():
-        run.seconds(x, width)
+        run.seconds(width)
     least = dict.fromkeys(runs, math.inf)
     for sweep in range(MOST_SWEEPS):
         for name, run in runs.items():
-            least[name] = min(least[name], run.seconds(x, width))
+            least[name] = min(least[name], run.seconds(width))
         if sweep + 2 >= _least_sweeps(4 * width) and time.thread_time() > stop:
             break
     return least

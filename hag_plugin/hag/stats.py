@@ -9,6 +9,7 @@ import torch
 
 from hag_plugin import devices
 from hag_plugin.devices import KINDS
+from hag_plugin.hag import constants
 from hag_plugin.hag.candidates import Choice
 from hag_plugin.hag.cost import Work, launches_seconds, plain_launches_seconds
 from hag_plugin.hag.gpu import occupancy
@@ -100,7 +101,9 @@ def _predicted_seconds(
         return launches_seconds(program, options), plain
     work = Work.of(program)
     before = work if options.method == "none" else _plain_work(graph, self_loops)
-    return float(work.seconds(4 * width)), float(before.seconds(4 * width))
+    c = constants.in_force()
+    taken, plain = (each.seconds(4 * width, constants=c) for each in (work, before))
+    return float(taken), float(plain)
 
 
 def _plain_work(graph: Graph, self_loops: SelfLoops) -> Work:

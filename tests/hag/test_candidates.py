@@ -19,6 +19,7 @@ import hag_plugin as hp
 from hag_plugin.hag import constants, seconds
 from hag_plugin.hag.candidates import CHOOSE, NAMES, PLAIN, REORDERED, ROW_BYTES, SHARED, Table
 from hag_plugin.hag.program import SELF_LOOPS, SelfLoops
+from hag_plugin.hag.rates import Constants, RowCost
 from hag_plugin.testing import count_programs, limits
 
 WIDTHS = (1, 8, 16, 17, 64, 128, 512)
@@ -234,7 +235,7 @@ def test_the_choice_travels(
         hag.transpose().program("add")
     requests = list(itertools.product(WIDTHS, DTYPES, SELF_LOOPS))
     before = [hag.choice(*r) for r in requests] + [hag.transpose().choice(*r) for r in requests]
-    foreign = constants.Constants(op=1e-7, near=constants.RowCost(1e-12, 1e-14))
+    foreign = Constants(op=1e-7, near=RowCost(1e-12, 1e-14))
     constants.write_constants(tmp_path / "costs.json", foreign, {})
     monkeypatch.setenv("HAG_PLUGIN_COSTS", str(tmp_path / "costs.json"))
     monkeypatch.setenv("HAG_PLUGIN_CHOOSE", "plain")
@@ -297,16 +298,27 @@ def test_a_batch_adds_up_its_parts(kinds: list[int], width: int) -> None:
 # Samples -----------------------------------------------------------------------------------------
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from(SELF_LOOPS), st.booleans())
-@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(SELF_LOOPS),
+    st.booleans(),
+    st.sampled_from([(40, 40), (60, 40), (40, 60)]),
+)
+@settings(max_examples=80, deadline=None)
 def test_parts_of_a_plain_program_compute_their_rows(
-    seed: int, mode: SelfLoops, idempotent: bool
+    seed: int, mode: SelfLoops, idempotent: bool, size: tuple[int, int]
 ) -> None:
+    """Square, with more sources than targets, and its reverse, where some targets have no loop."""
     generator = torch.Generator().manual_seed(seed)
     edges = torch.randint(40, (2, 300), generator=generator)
-    hag = hp.build_hag(edges, num_nodes=40, method="none")
-    rows = torch.randperm(40, generator=generator)[:25].numpy()
+    if size[0] >= size[1]:
+        hag = hp.build_hag(edges, size=size, method="none", targets_first=size[0] > size[1])
+    else:
+        reverse = hp.build_hag(edges, size=size[::-1], method="none", targets_first=True)
+        hag = reverse.transpose()
+    rows = torch.randperm(size[1], generator=generator)[:25].numpy()
     part = seconds.plain_part(hag, mode, idempotent, rows)
+    assert int(part.source.max()) < size[0]
     op_ptr, source, target = part.numpy()[1:4]
     whole = hag.plain_program(mode, idempotent=idempotent).numpy()
     for op, row in enumerate(target):
