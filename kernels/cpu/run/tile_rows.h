@@ -36,8 +36,6 @@ constexpr int64_t prefetch_distance(int64_t row_bytes) {
   return rows > 48 ? 48 : rows;
 }
 
-constexpr int64_t kNearScratch = 64 << 10;  // bytes that need not be fetched ahead
-
 // ---------------------------------------------------------------- vectors
 
 template <class S, int L>
@@ -267,13 +265,12 @@ struct RowBlock {
   Acc *scratch;
   const Acc *source_scale, *target_scale;
   int64_t x_stride, width, num_dst, diagonal, last;
-  bool stream;  // write y past the caches
-  // From x to scratch, and from the one's bytes between rows to the other's, for `prefetch`.
-  uintptr_t to_scratch;
-  int64_t x_stride_bytes, to_pitch_bytes;
+  bool stream;  // y is written past the caches
+  bool far;     // scratch has outgrown L2
 
-  static constexpr int64_t pitch = (int64_t)N * L;           // between rows of scratch
-  static constexpr bool kFetchesScratch = T::same && N > 2;  // others are bound by instructions
+  static constexpr int64_t pitch = (int64_t)N * L;  // between rows of scratch
+  // Wide rows can afford a choice for every op; narrow ones are bound by instructions.
+  static constexpr bool kWide = T::same && N > 2;
 
   HAG_INLINE int64_t at(int n) const { return lane<N, L>(n, last); }
 
@@ -354,7 +351,7 @@ struct RowBlock {
       const V t = V{} + target_scale[i];
       HAG_UNROLL for (int n = 0; n < N; ++n) out[n] = out[n] * t;
     }
-    if constexpr (T::same && sizeof(V) == kVectorBytes) {
+    if constexpr (kWide) {
       if (stream) {
         HAG_UNROLL for (int n = 0; n < N; ++n) stream_as(p + at(n), out[n]);
         return;
@@ -369,16 +366,16 @@ struct RowBlock {
     else write_acc(partial + (t - num_dst) * width, acc);
   }
 
-  template <bool MIXED>
+  // FAR: rows of scratch are fetched ahead, too. Otherwise row 0 of x stands for them: a branch
+  // would cost more.
+  template <bool MIXED, bool FAR = false>
   HAG_INLINE void prefetch(int32_t s) const {
-    // Scratch is fetched ahead where it has left L1. Otherwise row 0 of x stands for it: a branch
-    // would cost more.
     const char *p;
-    if constexpr (kFetchesScratch && MIXED) {
+    if constexpr (FAR) {
       const int64_t below = (int64_t)s >> 63;
-      const int64_t row = (int64_t)s ^ below;
-      p = (const char *)((uintptr_t)x + (to_scratch & below) +
-                         row * (x_stride_bytes + (to_pitch_bytes & below)));
+      const int64_t stride = x_stride + ((pitch - x_stride) & below);
+      const uintptr_t base = (uintptr_t)x + (((uintptr_t)scratch - (uintptr_t)x) & below);
+      p = (const char *)((const Elem *)base + ((int64_t)s ^ below) * stride);
     } else {
       const int64_t row = MIXED ? s & ~(s >> 31) : s;
       p = (const char *)(x + row * x_stride);
@@ -403,20 +400,31 @@ struct RowBlock {
       if (empty) {
         HAG_UNROLL for (int n = 0; n < N; ++n) acc[n] = V{};
       } else {
-        if (k < ahead) prefetch<MIXED>(source[k + distance]);
+        if (k < ahead) {
+          if (MIXED && kWide && far) prefetch<MIXED, MIXED && kWide>(source[k + distance]);
+          else prefetch<MIXED>(source[k + distance]);
+        }
         take<MIXED, true>(source[k], acc);
         ++k;
-        if constexpr (MIXED && !T::same) {
+        if constexpr (MIXED && kWide) {
+          if (far) {
+            for (; k < stop; ++k) {
+              if (k < ahead) prefetch<true, true>(source[k + distance]);
+              take<true, false>(source[k], acc);
+            }
+          }
+        }
+        if constexpr (MIXED && (kWide || !T::same)) {
           // The search puts an op's rows of scratch first, so these loops change over once.
           while (k < stop) {
             for (; k < stop && source[k] < 0; ++k) add_scratch(~source[k], acc);
             for (; k < stop && source[k] >= 0; ++k) {
-              if (k < ahead) prefetch<MIXED>(source[k + distance]);
+              if (k < ahead) prefetch<true>(source[k + distance]);
               take<false, false>(source[k], acc);
             }
           }
         } else {
-          // One loop: where it ends is easier to predict than where scratch gives way to x.
+          // Narrow: one loop, whose end is easier to predict than a change-over.
           for (; k < stop; ++k) {
             if (k < ahead) prefetch<MIXED>(source[k + distance]);
             take<MIXED, false>(source[k], acc);
@@ -477,11 +485,9 @@ void run_block(const HagAggregate &w, int64_t item, void *scratch, int64_t from,
   typedef typename T::Elem Elem;
   typedef typename T::Acc Acc;
   typedef RowBlock<T, R, SCALED, L, N> Block;
-  const Elem *x = (const Elem *)w.x + from;
-  const int64_t x_stride_bytes = w.x_row_stride * (int64_t)sizeof(Elem);
-  const int64_t pitch_bytes = Block::pitch * (int64_t)sizeof(Acc);
-  const bool far = !HUB && w.tile_scratch[item] * pitch_bytes > kNearScratch;
-  const Block block = {x,
+  const bool far = Block::kWide && !HUB &&
+                   w.tile_scratch[item] * Block::pitch * (int64_t)sizeof(Acc) > w.scratch_budget;
+  const Block block = {(const Elem *)w.x + from,
                        (Elem *)w.y + from,
                        (Acc *)w.partial + from,
                        (Acc *)scratch,
@@ -493,9 +499,7 @@ void run_block(const HagAggregate &w, int64_t item, void *scratch, int64_t from,
                        w.diagonal,
                        last,
                        !HUB && w.stream,
-                       far ? (uintptr_t)scratch - (uintptr_t)x : 0,
-                       x_stride_bytes,
-                       (far ? pitch_bytes : 0) - x_stride_bytes};
+                       far};
   if constexpr (HUB) block.hub(w, item);
   else if (T::same && w.tile_scratch[item] == 0)
     // Fewer instructions a source: narrow rows go 1.4x as fast this way, wide ones 1.03x.
