@@ -19,6 +19,7 @@ from hag_plugin import sequence
 from hag_plugin.adapters import accelerate, explain, forget, hag_layer, restore
 from hag_plugin.explanation import Calls, Explanation, Row  # noqa: F401  (saved models name these)
 from hag_plugin.hag.build import build_hag
+from hag_plugin.hag.candidates import Choice
 from hag_plugin.hag.hag import HAG, batch, rebuild_hag  # noqa: F401  (files name it)
 from hag_plugin.hag.stats import Stats
 from hag_plugin.ops import degrees as _degrees  # noqa: F401  (its operator: in exported files)
@@ -29,6 +30,7 @@ from hag_plugin.version import __version__ as __version__
 
 __all__ = [
     "HAG",
+    "Choice",
     "Stats",
     "accelerate",
     "aggregate",

@@ -5,8 +5,10 @@ A new kind is an entry here. Where it has launches, the Triton kernels run on it
 
 from __future__ import annotations
 
+import platform
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -116,3 +118,22 @@ def forked_random_state(device: torch.device) -> AbstractContextManager[None]:
     others = [] if module_of(kind) is None else [device]
     device_type = kind.name if others else "cuda"
     return torch.random.fork_rng(others, device_type=device_type)
+
+
+@cache
+def processor() -> str:
+    """The name of the processor, with the numbers that tell apart those of one name."""
+    wanted = ("model name", "cpu family", "model", "stepping", "CPU implementer", "CPU part")
+    try:
+        with open("/proc/cpuinfo") as file:
+            first = file.read().partition("\n\n")[0]
+    except OSError:
+        first = ""
+    lines = (line.partition(":") for line in first.splitlines())
+    said = {name.strip(): value.strip() for name, _, value in lines}
+    words = [
+        said[name] if name == "model name" else f"{name} {said[name]}"
+        for name in wanted
+        if said.get(name)
+    ]
+    return ", ".join(words) or platform.processor() or platform.machine()

@@ -86,10 +86,16 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+def whole_file(path: str | os.PathLike[str], first: bool = False) -> Iterator[IO[bytes]]:
     """A file to write that takes the place of `path` when it is finished, or not at all.
 
+    Args:
+        path: its name.
+        first: it takes no other file's place: of several that are written at once, the first one
+            that is finished stays.
+
     Raises:
+        FileExistsError: with `first`, `path` is there.
         OSError: it can't be written; the error names `path`.
     """
     # Named before it is there: an interrupt at any moment leaves nothing behind.
@@ -100,7 +106,10 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, os.path.realpath(path))
+            if first:
+                _take_free_place(temporary, Path(os.path.realpath(path)))
+            else:
+                os.replace(temporary, os.path.realpath(path))
         except OSError as e:
             if e.filename in (None, str(temporary)) and e.errno is not None:
                 raise type(e)(e.errno, e.strerror, os.fspath(path)) from e
@@ -108,3 +117,27 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _take_free_place(temporary: Path, target: Path) -> None:
+    try:
+        os.link(temporary, target)
+        temporary.unlink()
+    except FileExistsError:
+        raise
+    except OSError:  # this file system has no links
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, "it is there", str(target)) from None
+        os.replace(temporary, target)
+
+
+def cache_folder() -> Path:
+    """HAG_PLUGIN_CACHE, or hag_plugin in the user's cache folder. It need not be there.
+
+    Raises:
+        RuntimeError: the user has no home.
+    """
+    named = os.environ.get("HAG_PLUGIN_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hag_plugin"

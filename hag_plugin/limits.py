@@ -35,7 +35,14 @@ class Limits:
             neighbours in the graph stay near.
         measured_edges: edges of a block of a plan. Larger ones are measured at this size, and
             scaled.
-        calibration_step: `hag-plugin calibrate` times every n-th of its kinds of programs.
+        calibration_step: measuring the cost constants times every n-th of its kinds of programs.
+        calibration_seconds: what measuring them may take where nobody asked for it.
+        calibration_wait: seconds that a process waits for another one that measures them.
+        sampled_reads: rows of x that the samples read by which the candidates for a matrix are
+            compared: those of each, as the plain graph reads them.
+        sampled_bytes: of the features that samples are timed on, at most.
+        timed_edges: a smaller graph's candidates are timed in a twentieth of the time of the
+            search, others for 20 ms at least.
         read_characters: characters of a file with edges that are read at a time.
         kernels_anywhere: whether the Triton kernels take tensors of every device, as their
             interpreter does.
@@ -52,7 +59,12 @@ class Limits:
     program_levels: int = 16
     window_ops: int = 1024
     measured_edges: int = 1 << 20
+    sampled_reads: int = 1 << 17
+    sampled_bytes: int = 256 << 20
+    timed_edges: int = 20_000
     calibration_step: int = 1
+    calibration_seconds: float = 1.0
+    calibration_wait: float = 20.0
     read_characters: int = 1 << 20
     kernels_anywhere: bool = False
     unseen_dispatch: bool = False

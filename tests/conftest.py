@@ -19,6 +19,8 @@ from .processes import starting
 os.environ.setdefault("DGLBACKEND", "pytorch")  # or DGL writes a file into the home directory
 # Plans depend on the cost constants: tests take the defaults, whatever was calibrated here.
 os.environ["HAG_PLUGIN_COSTS"] = ""
+# And what runs depends on the machine: tests of what a HAG computes run it, whatever is faster.
+os.environ.setdefault("HAG_PLUGIN_CHOOSE", "hag")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -178,6 +178,16 @@ large = hp.build_hag(large, num_nodes=100_000, method="none")
 def work():
     hp.HAG.from_csr(large.row_ptr, large.col, 100_000, "METHOD").program(progress=False)
 """
+MEASURING = """
+import tempfile
+from hag_plugin.hag import constants
+from hag_plugin.testing import limits
+folder = tempfile.TemporaryDirectory()
+os.environ["HAG_PLUGIN_CACHE"] = os.environ["XDG_CONFIG_HOME"] = folder.name
+del os.environ["HAG_PLUGIN_COSTS"]
+def work():
+    with limits(calibration_seconds=60.0): constants.found()
+"""
 DAEMON = """
 threading.Thread(target=work, daemon=True).start()
 time.sleep(0.3)
@@ -209,6 +219,7 @@ EXITS: dict[str, tuple[str, int, str]] = {
     "daemon in a kernel": (LOOP + DAEMON, 0, ""),
     "daemon in a search": (LARGE.replace("METHOD", "auto") + DAEMON, 0, ""),
     "daemon in a greedy search": (LARGE.replace("METHOD", "greedy") + DAEMON, 0, ""),
+    "daemon that measures": (MEASURING + DAEMON, 0, ""),
     "exception beside a daemon": (
         LARGE.replace("METHOD", "greedy") + DAEMON + "raise LookupError('gone')", 1,
         "LookupError: gone",

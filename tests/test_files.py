@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,24 @@ def test_what_fails_midway_leaves_what_was_there(
     if isinstance(error, OSError):
         assert isinstance(raised.value, OSError)
         assert raised.value.filename == str(path)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_first_of_several_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def no_links(*names: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", *names[:1])
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    path = tmp_path / "out"
+    for content in (b"first", b"second"):
+        error = FileExistsError if path.exists() else None
+        with pytest.raises(error) if error else nullcontext(), files.whole_file(path, True) as file:
+            file.write(content)
+        assert [p.name for p in tmp_path.iterdir()] == ["out"]
+        assert path.read_bytes() == b"first"
 
 
 def test_links_longest_names_and_modes(tmp_path: Path) -> None:

@@ -27,9 +27,8 @@ from tqdm import tqdm
 
 import hag_plugin as hp
 from hag_plugin import files
-from hag_plugin.cli import calibration
 from hag_plugin.data import generators
-from hag_plugin.hag import cost
+from hag_plugin.hag import calibration, cost
 from hag_plugin.hag.gpu.schedule import make_schedule
 from hag_plugin.hag.graph import canonical_graph
 from hag_plugin.hag.hag import HAG

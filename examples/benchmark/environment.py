@@ -17,10 +17,12 @@ import torch
 import hag_plugin
 from hag_plugin.kernels import _cpu
 
-PACKAGES = ("hag-plugin", "torch", "torch_geometric", "dgl", "torch_scatter", "numpy")
+PACKAGES = ("hag-plugin", "torch", "torch_geometric", "dgl", "torch_scatter", "pyg_lib", "numpy")
 HERE = Path(__file__).resolve().parent
 # What shapes a measurement; pages and plots made from it do not.
-MEASURING = ("timing.py", "sides.py", "models.py", "graphs.py", "suite_*.py")
+MEASURING = (
+    "timing.py", "verdict.py", "sides.py", "models.py", "graphs.py", "variants.py", "suite_*.py",
+)  # fmt: skip
 NOT_MEASURED = "parallel"  # the folder of hag_plugin that no suite runs
 
 
@@ -54,6 +56,7 @@ def machine() -> dict[str, Any]:
         "processor": _field("/proc/cpuinfo", "model name") or platform.processor(),
         "cores": len(affinity(0)) if affinity else os.cpu_count(),
         "instruction_sets": list(_cpu.instruction_sets()),
+        "instruction_set": _cpu.instruction_set(),
         "caches": _caches(),
         "memory_gib": _memory_gib(),
         "huge_pages": _chosen("/sys/kernel/mm/transparent_hugepage/enabled"),

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import suite_calls, suite_dgl, suite_epochs, suite_layers, suite_scale, tables_cost
+from . import (
+    suite_calls,
+    suite_dgl,
+    suite_epochs,
+    suite_layers,
+    suite_never_slower,
+    suite_scale,
+    tables_cost,
+    tables_never_slower,
+)
 from .results import Record
 from .sides import AUTO, COPY, NONE
-from .tables import markdown, means, median, over, over_best, times
+from .tables import least_and_median, markdown, means, median, over, over_best, times
+from .verdict import FAILED, PASSED, SAME, UNDECIDED
 
 COLLAB = "COLLAB_ego_recon"
 REAL_GRAPHS = 19
@@ -111,9 +123,10 @@ def _peers(records: Sequence[Record]) -> list[Goal]:
         )
         words = f'method="none", {len(records)} graphs, {form}: at least 1.5x DGL, geometric mean'
         goals.append(_least(words, value, 1.5, _copied(form, copied)))
-        against = [over(r, form, "DGL", NONE) for r in records]
-        lowest = min((v for v in against if v is not None), default=None)
-        goals.append(_least(f'method="none", {form}: never below 0.9x DGL', lowest, 0.9))
+        against = [v for r in records if (v := over(r, form, "DGL", NONE)) is not None]
+        words = f'method="none", {form}: never below 0.9x DGL'
+        text = least_and_median(against) if against else "-"
+        goals.append(Goal(words, text, min(against) >= 0.9 if against else None))
         value, copied = (
             means(records, lambda r, f=form, s=side: over_best(r, f, s)) for side in (AUTO, COPY)
         )
@@ -138,32 +151,44 @@ def _epochs(records: Sequence[Record]) -> list[Goal]:
         return [*goals, Goal(words, "-", None)]
     cell = " ".join(str(v) for v in worst[1]["cell"].values())
     behind = sum(v < 0.97 for v, _ in known)
-    text = f"{times(worst[0])} ({cell}); {behind} behind"
-    return [*goals, Goal(words, text, worst[0] >= 0.97)]
+    text = f"{least_and_median([v for v, _ in known])} (least: {cell}); {behind} behind"
+    return [*goals, Goal(words, text, worst[0] >= 0.97), _choices_of_epochs(records)]
+
+
+def _choices_of_epochs(records: Sequence[Record]) -> Goal:
+    """Cells that were measured before epochs had a verdict are left out."""
+    judged = [r["choice"] for r in records if "choice" in r]
+    words = f"{len(judged)} epoch cells: auto within 2 % of the better of its HAG and none"
+    if not judged:
+        return Goal(words, "-", None)
+    count = Counter(choice["verdict"] for choice in judged)
+    text = f"{count[PASSED]} passed, {count[UNDECIDED]} undecided, {count[FAILED]} failed; "
+    text += least_and_median([choice["ratio"] for choice in judged])
+    return Goal(words, text, count[PASSED] == len(judged))
 
 
 def _layers(records: Sequence[Record]) -> list[Goal]:
     """Where stock takes over 1 ms; a cell counts as slower if it was so twice running."""
-    slower, worst, count = 0, None, 0
+    slower, worst, found = 0, None, []
     graphs = len({record["cell"]["graph"] for record in _pick(records)})
     for record in _pick(records):
         stock = median(record, "fresh", suite_layers.STOCK)
         ratio = over(record, "fresh", suite_layers.STOCK, AUTO)
         if stock is None or ratio is None or stock <= suite_layers.LEAST:
             continue
-        count += 1
+        found.append(ratio)
         slower += suite_layers.is_slower(record["forms"]["fresh"])
         if worst is None or ratio < worst[0]:
             worst = ratio, record
     words = (
-        f"{count} calls of PyG layers on {graphs} graphs, those that no HAG serves too: none below "
-        "0.95x stock"
+        f"{len(found)} calls of PyG layers on {graphs} graphs, those that no HAG serves too: none "
+        "below 0.95x stock"
     )
     if worst is None:
         return [Goal(words, "-", None)]
     cell = " ".join(str(v) for v in worst[1]["cell"].values())
-    return [Goal(words, f"{slower} beyond the A/A spread; lowest {times(worst[0])} ({cell})",
-                 slower == 0)]  # fmt: skip
+    text = f"{slower} beyond the A/A spread; lowest {least_and_median(found)} (lowest: {cell})"
+    return [Goal(words, text, slower == 0)]
 
 
 def _calls(records: Sequence[Record]) -> list[Goal]:
@@ -173,12 +198,11 @@ def _calls(records: Sequence[Record]) -> list[Goal]:
         return [Goal(words, "-", None)]
     value, record = worst
     cell = f"{record['cell']['layer']}, {record['cell']['mode']}"
-    above = sum(
-        max(r["extra"][s] for s in (suite_calls.HAG, suite_calls.PLAIN)) > suite_calls.MOST
-        for r in records
-        if r["extra"]
-    )
-    text = f"{value:.0f} us ({cell}); {above} of {len(records)} above"
+    each = [max(r["extra"][s] for s in (suite_calls.HAG, suite_calls.PLAIN))
+            for r in records if r["extra"]]  # fmt: skip
+    above = sum(extra > suite_calls.MOST for extra in each)
+    text = f"{value:.0f} us ({cell}), median {statistics.median(each):.0f} us; "
+    text += f"{above} of {len(records)} above"
     return [Goal(words, text, above == 0)]
 
 
@@ -231,9 +255,21 @@ def _work_bound(records: Sequence[Record]) -> list[Goal]:
 
 
 def _never_slower(records: Sequence[Record]) -> list[Goal]:
-    failed = sum(r["failed"] for r in records)
-    words = f"auto never slower than none ({len(records)} cells)"
-    return [Goal(words, f"{failed} failed", failed == 0 if records else None)]
+    """A cell that was not timed, or stayed undecided, did not pass."""
+    records = tables_never_slower.judged(records)
+    count = tables_never_slower.counts(records)
+    timed = sum(count[verdict] for verdict in (PASSED, UNDECIDED, FAILED))
+    words = f"auto never slower than none ({timed:,} cells timed, {count[SAME]:,} the same program)"
+    text = f"{count[PASSED]:,} passed, {count[UNDECIDED]:,} undecided, {count[FAILED]:,} failed"
+    goals = [Goal(words, text, count[PASSED] == timed if timed else None)]
+    found = tables_never_slower.regrets(records)
+    words = f"regret over {len(found):,} cells: at most 2 % in the mean, 10 % at most"
+    if not found:
+        return [*goals, Goal(words, "-", None)]
+    mean, largest = statistics.mean(found), max(found)
+    text = f"{mean:.1%} in the mean, median {statistics.median(found):.1%}, largest {largest:.1%}"
+    met = mean <= 0.02 and largest <= suite_never_slower.LARGEST_REGRET
+    return [*goals, Goal(words, text, met)]
 
 
 def _dgl_layers(records: Sequence[Record]) -> list[Goal]:

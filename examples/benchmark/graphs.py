@@ -110,15 +110,21 @@ class Graph:
         arrays: tuple[Tensor, Tensor] = self.kept(("csr", loops), make)
         return arrays
 
-    def hag(self, method: str, loops: str, width: int) -> hp.HAG:
-        """A HAG for features of this width, with its program for A or A + I."""
+    def hag(self, method: str, loops: str, width: int, choose: str | None = None) -> hp.HAG:
+        """A HAG for features of this width, with its program for A or A + I.
+
+        Where `choose` is given, every run takes that candidate.
+        """
         built: hp.HAG = self.kept(
-            ("hag", method, loops, width), lambda: self.build(method, loops, width)[0]
+            ("hag", method, loops, width, choose),
+            lambda: self.build(method, loops, width, choose=choose)[0],
         )
         return built
 
-    def build(self, method: str, loops: str, width: int = 64) -> tuple[hp.HAG, float]:
-        """Builds a HAG anew; the HAG and the seconds that took."""
+    def build(
+        self, method: str, loops: str, width: int = 64, **options: Any
+    ) -> tuple[hp.HAG, float]:
+        """Builds a HAG anew, with more options of `build_hag`; the HAG and the seconds."""
         start = time.perf_counter()
         hag = hp.build_hag(
             self.edge_index,
@@ -128,8 +134,31 @@ class Graph:
             self_loops=LOOPS[loops],
             width=width,
             progress=False,
+            **options,
         )
         return hag, time.perf_counter() - start
+
+    def reverse_hag(self, method: str) -> hp.HAG:
+        """The HAG of the reversed edges, as gradients run on it, of a graph that has a reverse.
+
+        A symmetric graph is its own reverse: of its edges those to a node with a larger id count.
+        """
+        edges = self.edge_index
+        if self.is_symmetric:
+            edges = edges[:, edges[0] <= edges[1]]
+        ptr = self.data.graph_ptr
+        hag = hp.build_hag(
+            edges, num_nodes=self.num_nodes, ptr=ptr, method=method, self_loops=(), progress=False
+        )
+        # The graph forward stays alive with it: the two know each other weakly.
+        self.kept(("forward", method), lambda: hag)
+        return hag.transpose()
+
+    @cached_property
+    def is_symmetric(self) -> bool:
+        """Whether every edge is there in both directions."""
+        return bool(hp.build_hag(self.edge_index, num_nodes=self.num_nodes,
+                                 method="none").is_symmetric)  # fmt: skip
 
     def features(self, width: int) -> Tensor:
         """Random normal features, float32 `[N, width]`, the same for the same seed."""
@@ -149,17 +178,6 @@ def _communities(name: str, seed: int) -> GraphData:
     nodes, degree = SCALED[name]
     edges = generators.communities(nodes, degree, exponent=3.5, seed=seed)
     return GraphData(name, f"generated, seed {seed}", torch.from_numpy(edges), nodes)
-
-
-def same_program(graph: Graph, loops: str, width: int, reduce: str) -> bool:
-    """Whether "auto" came to exactly the arrays of "none"."""
-    programs = [
-        graph.hag(method, loops, width).program(LOOPS[loops], idempotent=reduce == "max")
-        for method in ("auto", "none")
-    ]
-    pairs = zip(programs[0].arrays, programs[1].arrays, strict=True)
-    equal = all(torch.equal(a, b) for a, b in pairs)
-    return equal and programs[0].diagonal == programs[1].diagonal
 
 
 def memory_bytes() -> int | None:

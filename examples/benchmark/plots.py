@@ -18,7 +18,11 @@ COLOURS = {
     "torch CSR (MKL)": "#5dade2",
     "torch CSR reduce": "#aed6f1",
     "torch_scatter": "#7d6608",
+    "torch_scatter scatter": "#b7950b",
+    "pyg-lib segment_csr": "#6c3483",
+    "pyg-lib scatter": "#a569bd",
     "PyG gather + scatter": "#229954",
+    "PyG EdgeIndex.matmul": "#82e0aa",
 }
 
 
@@ -112,17 +116,20 @@ def _search(axes: Any, suites: dict[str, Sequence[Record]]) -> bool:
 
 
 def _never_slower(axes: Any, suites: dict[str, Sequence[Record]]) -> bool:
-    """How often "auto" is how much faster than "none"."""
-    timed = [r for r in suites["never-slower"] if r["forms"]]
-    for form in ("reused", "fresh"):
-        ratios = sorted(r["forms"][form]["ratio"] for r in timed)
-        axes.plot(range(len(ratios)), ratios, label=form)
+    """How often "auto" is how much faster than "none", by instruction set and constants."""
+    timed = [r for r in suites["never-slower"] if r.get("ratio") is not None]
+    keys = ("instruction_set", "constants")
+    settings = dict.fromkeys(tuple(r["cell"][key] for key in keys) for r in timed)
+    for setting in settings:
+        ratios = sorted(r["ratio"] for r in timed if tuple(r["cell"][k] for k in keys) == setting)
+        axes.plot(range(len(ratios)), ratios, label=", constants ".join(setting))
     axes.axhline(1.0, color="black", linewidth=0.8)
     axes.axhline(0.97, color="black", linewidth=0.8, linestyle=":")
     axes.set_yscale("log")
     axes.set_xlabel("cells that were timed, from the slowest")
     axes.set_ylabel("time of none / time of auto (log)")
-    axes.legend()
+    if timed:
+        axes.legend()
     return bool(timed)
 
 

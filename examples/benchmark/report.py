@@ -8,8 +8,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import environment, goals, plots, suite_calls, suite_dgl, suite_scale, tables, tables_cost
+from . import (
+    environment,
+    goals,
+    machines,
+    plots,
+    suite_calls,
+    suite_dgl,
+    suite_scale,
+    tables,
+    tables_cost,
+    tables_never_slower,
+)
 from .results import Record, Results
+from .sides import is_ours
+from .verdict import FAILED
 
 SUITES = (
     "aggregate", "epochs", "layers", "calls", "dgl-layers", "search", "scale", "never-slower",
@@ -30,21 +43,31 @@ class Page:
     failures: tuple[str, ...]
 
 
-def write(results: Results, folder: Path) -> Page:
+def write(results: Results, folder: Path, every_machine: Path) -> Page:
     """Writes `report.md`, `summary.json` and the plots.
 
     Each cell's newest result counts, of the machine and the versions measured last; the page says
     which code each suite ran.
+
+    Args:
+        results: what was measured.
+        folder: where to write.
+        every_machine: whose folders hold the results of other machines, for a table of them.
     """
     here = newest_environment(results)
     alike = _alike(results, here)
     suites: dict[str, Sequence[Record]] = {s: results.cells(s, alike) for s in SUITES}
     found = goals.all_goals(dict(suites), here["threads"])
-    failures = tables.wrong(suites, ours=True) + [
-        f"never-slower, {' '.join(map(str, r['cell'].values()))}: auto is slower than none"
-        for r in suites["never-slower"]
-        if r["failed"] and not r["wrong"]
-    ]
+    suites["never-slower"] = tables_never_slower.judged(suites["never-slower"])
+    failures = tables.wrong(suites, ours=True) + _crashes(results, alike) + [
+        f"{suite}, {' '.join(map(str, r['cell'].values()))}: {words}"
+        for suite, words, key in (
+            ("never-slower", "auto is slower than none", None),
+            ("epochs", "auto is slower than the better of its HAG and none", "choice"),
+        )
+        for r in suites[suite]
+        if (r if key is None else r.get(key, {})).get("verdict") == FAILED
+    ]  # fmt: skip
     drawn = plots.draw(dict(suites), folder)
     means = goals.headline(suites["aggregate"])
     codes = {suite: _codes(suites[suite], alike) for suite in SUITES if suites[suite]}
@@ -65,9 +88,6 @@ def write(results: Results, folder: Path) -> Page:
             picture = f"{name.replace('-', '_')}.png"
             if picture in drawn:
                 parts.append(f"![{title}]({picture})\n")
-    parts += ["## Published by others\n", tables.cbm()]
-    text = "\n".join(parts)
-    (folder / "report.md").write_text(text)
     summary = {
         "environment": here,
         "code": codes,
@@ -76,10 +96,31 @@ def write(results: Results, folder: Path) -> Page:
         "geometric_means": means,
         "failures": failures,
         "peers_that_differ": differing,
-        "cells": {name: list(records) for name, records in suites.items()},
+        # Those of never-slower are many, and in results.jsonl.
+        "cells": {name: list(r) for name, r in suites.items() if name != "never-slower"},
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    parts += ["## Machines\n", machines.table(every_machine, summary) + "\n"]
+    parts += ["## Published by others\n", tables.cbm()]
+    text = "\n".join(parts)
+    (folder / "report.md").write_text(text)
+    (folder / machines.SUMMARY).write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
     return Page(text, tuple(failures))
+
+
+def _crashes(results: Results, alike: dict[str, Record]) -> list[str]:
+    """A line for each cell that one of ours took the process down in, and that has no newer result.
+
+    A peer that did is named where it is left out.
+    """
+    lines = {}
+    for suite in SUITES:
+        measured = {json.dumps(r["cell"]): r["date"] for r in results.cells(suite, alike)}
+        for crash in results.crashes(suite, alike):
+            side, key = crash["side"], json.dumps(crash["cell"])
+            if measured.get(key, "") < crash["date"] and (not side or is_ours(side)):
+                cell = " ".join(map(str, crash["cell"].values()))
+                lines[suite, key] = f"{suite}, {cell}: {side or 'an unknown side'} {crash['why']}"
+    return list(lines.values())
 
 
 def newest_environment(results: Results) -> Record:
@@ -101,6 +142,7 @@ def _alike(results: Results, here: Record) -> dict[str, Record]:
 
 
 def _sections(suites: dict[str, Sequence[Record]]) -> dict[str, tuple[str, str]]:
+    never_slower = tables_never_slower.page(suites["never-slower"])
     return {
         "aggregate": ("Aggregation", tables.aggregate(suites["aggregate"])),
         "epochs": ("Epochs", tables.epochs(suites["epochs"])),
@@ -109,7 +151,7 @@ def _sections(suites: dict[str, Sequence[Record]]) -> dict[str, tuple[str, str]]
         "dgl-layers": ("DGL's layers", suite_dgl.table(suites["dgl-layers"])),
         "search": ("Search", tables.search(suites["search"], suites["epochs"])),
         "scale": ("Search by size", suite_scale.table(suites["scale"])),
-        "never-slower": ("Never slower than plain", tables.never_slower(suites["never-slower"])),
+        "never-slower": ("Never slower than plain", never_slower),
         "cost": ("Cost model", tables_cost.cost(suites["cost"]) if suites["cost"] else ""),
         "counts": ("Rows saved", tables_cost.counts(suites["counts"])),
     }

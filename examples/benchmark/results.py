@@ -23,6 +23,8 @@ class Results:
         """Reads what is there. A line cut off by an interruption is dropped."""
         self.path = path
         self.records: list[Record] = []
+        self._found: dict[str, Record] = {}  # cells by suite, cell and environment
+        self._crashes: list[Record] = []
         self._cut = False
         if not path.exists():
             return
@@ -30,7 +32,7 @@ class Results:
         self._cut = bool(text) and not text.endswith("\n")
         for number, line in enumerate(text.splitlines(), 1):
             try:
-                self.records.append(json.loads(line))
+                self._keep(json.loads(line))
             except ValueError:
                 print(f"{path.name}, line {number}: not a whole record, ignored", file=sys.stderr)
 
@@ -44,7 +46,14 @@ class Results:
             file.write(json.dumps(record, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        self._keep(record)
+
+    def _keep(self, record: Record) -> None:
         self.records.append(record)
+        if record["kind"] == "cell":
+            self._found[_name(record["suite"], record["cell"], record["environment"])] = record
+        elif record["kind"] == "crash":
+            self._crashes.append(record)
 
     def add_environment(self, environment: Record) -> None:
         """Notes an environment, once."""
@@ -54,12 +63,19 @@ class Results:
 
     def find(self, suite: str, cell: Mapping[str, Any], environment: str) -> Record | None:
         """The record of a cell in an environment, the newest one."""
-        for record in reversed(self.records):
-            if record["kind"] != "cell" or record["environment"] != environment:
-                continue
-            if record["suite"] == suite and record["cell"] == cell:
-                return record
-        return None
+        return self._found.get(_name(suite, cell, environment))
+
+    def crashed(self, suite: str, cell: Mapping[str, Any], environment: str) -> dict[str, str]:
+        """The sides that took the process with them in a cell, and how; "" for an unknown one."""
+        return {
+            r["side"]: r["why"] for r in self.crashes(suite, (environment,)) if r["cell"] == cell
+        }
+
+    def crashes(self, suite: str, environments: Container[str]) -> list[Record]:
+        """Every death of a process in a suite: `cell`, `side` and `why`."""
+        return [
+            r for r in self._crashes if r["suite"] == suite and r["environment"] in environments
+        ]
 
     def cells(self, suite: str, environments: Container[str] | None = None) -> list[Record]:
         """The newest record of each cell of a suite, in the order they were first measured.
@@ -80,3 +96,7 @@ class Results:
     def environments(self) -> list[Record]:
         """All environments, the oldest first."""
         return [r for r in self.records if r["kind"] == "environment"]
+
+
+def _name(*words: Any) -> str:
+    return json.dumps(words, sort_keys=True)

@@ -13,12 +13,17 @@ from torch import Tensor
 import hag_plugin as hp
 
 from . import peers
+from .crashes import entering
 from .graphs import LOOPS, Graph
 
 Call = Callable[[], Tensor]
 
 AUTO, NONE, AGAIN, COPY = "hag auto", "hag none", "hag auto again", "copy"
-OURS = (AUTO, NONE, AGAIN)
+
+
+def is_ours(side: str) -> bool:
+    """Whether a side is ours: peers are not called so."""
+    return side.startswith("hag ")
 
 
 class Absent(RuntimeError):
@@ -77,11 +82,22 @@ class Calls:
     reused: Call | None
 
 
-def prepare(problem: Problem) -> tuple[dict[str, Calls], dict[str, str]]:
-    """The sides that take part, and for those that do not, why."""
+def prepare(
+    problem: Problem, crashed: Mapping[str, str]
+) -> tuple[dict[str, Calls], dict[str, str]]:
+    """The sides that take part, and for those that do not, why.
+
+    Args:
+        problem: the cell.
+        crashed: the sides that took the process with them in it, and how.
+    """
     sides: dict[str, Calls] = {}
     absent: dict[str, str] = {}
     for name, make in SIDES.items():
+        if name in crashed:
+            absent[name] = crashed[name]
+            continue
+        entering(name)
         try:
             sides[name] = make(problem)
         except Absent as e:
@@ -117,7 +133,7 @@ def _copy(problem: Problem) -> Calls:
 def _peer(name: str) -> Any:
     module = peers.load(name)
     if module is None:
-        raise Absent(f"{name} is not installed")
+        raise Absent(peers.why_missing(name))
     return module
 
 
@@ -207,19 +223,69 @@ def _pyg(problem: Problem) -> Calls:
     return Calls(lambda: conv(x, edges), None)
 
 
-def _torch_scatter(problem: Problem) -> Calls:
-    scatter = _peer("torch_scatter")
-    problem.check_messages()
-    row_ptr, col = problem.graph.csr(problem.loops)
-    x, out, reduce = problem.x, problem.out, problem.reduce
-    messages = torch.empty(len(col), problem.width)
+def _edge_index(problem: Problem) -> Calls:
+    """PyG's own sparse product: targets as rows, indices of 32 bits, sorted, its caches filled."""
+    _peer("torch_geometric")
+    from torch_geometric import EdgeIndex
 
-    def reused() -> Tensor:
-        torch.index_select(x, 0, col, out=messages)
-        scatter.segment_csr(messages, row_ptr, out, reduce)
-        return out
+    def make() -> Any:
+        row_ptr, col = problem.graph.csr(problem.loops)
+        n = problem.graph.num_nodes
+        row = torch.arange(n, dtype=torch.int32).repeat_interleave(row_ptr.diff())
+        edges = torch.stack([row, col])
+        made = EdgeIndex(edges, sparse_size=(n, n), sort_order="row", is_undirected=False)
+        return made.validate().fill_cache_()
 
-    return Calls(lambda: scatter.segment_csr(x.index_select(0, col), row_ptr, None, reduce), reused)
+    edges, x = problem.graph.kept(("EdgeIndex", problem.loops), make), problem.x
+    reduce = "sum" if problem.reduce == "sum" else "amax"
+    return Calls(lambda: edges.matmul(x, reduce=reduce), None)
+
+
+def _segments(package: str) -> Callable[[Problem], Calls]:
+    """`segment_csr` of a package: messages, then their sums by row pointers."""
+
+    def make(problem: Problem) -> Calls:
+        segment_csr = _operator(package, "segment_csr")
+        problem.check_messages()
+        row_ptr, col = problem.graph.csr(problem.loops)
+        x, out, reduce = problem.x, problem.out, problem.reduce
+        messages = torch.empty(len(col), problem.width)
+
+        def reused() -> Tensor:
+            torch.index_select(x, 0, col, out=messages)
+            segment_csr(messages, row_ptr, out, reduce)
+            return out
+
+        return Calls(lambda: segment_csr(x.index_select(0, col), row_ptr, None, reduce), reused)
+
+    return make
+
+
+def _scattered(package: str) -> Callable[[Problem], Calls]:
+    """`scatter` of a package: messages, then their sums by targets."""
+
+    def make(problem: Problem) -> Calls:
+        scatter = _operator(package, "scatter")
+        problem.check_messages()
+        source, target = problem.graph.edges(problem.loops)
+        x, n, reduce = problem.x, problem.graph.num_nodes, problem.reduce
+        return Calls(lambda: scatter(x.index_select(0, source), target, 0, None, n, reduce), None)
+
+    return make
+
+
+def _operator(package: str, name: str) -> Callable[..., Any]:
+    """An operator of a peer.
+
+    Raises:
+        Absent: the package or the operator is not there.
+    """
+    module = _peer(package)
+    found = getattr(module, name, None) or getattr(getattr(module, "ops", None), name, None)
+    if found is None:
+        raise Absent(f"{package} {getattr(module, '__version__', '')} has no {name}")
+    operator: Callable[..., Any] = found
+    return operator
 
 
 SIDES: Mapping[str, Callable[[Problem], Calls]] = {
@@ -229,10 +295,14 @@ SIDES: Mapping[str, Callable[[Problem], Calls]] = {
     "DGL": _dgl,
     "torch CSR (MKL)": _torch_csr,
     "torch CSR reduce": _torch_csr_reduce,
-    "torch_scatter": _torch_scatter,
+    "torch_scatter": _segments("torch_scatter"),
+    "torch_scatter scatter": _scattered("torch_scatter"),
+    "pyg-lib segment_csr": _segments("pyg_lib"),
+    "pyg-lib scatter": _scattered("pyg_lib"),
     "PyG gather + scatter": _pyg,
+    "PyG EdgeIndex.matmul": _edge_index,
 }
-PEER_SIDES = tuple(name for name in SIDES if name not in (*OURS, COPY))
+PEER_SIDES = tuple(name for name in SIDES if not is_ours(name) and name != COPY)
 
 
 # Equal ------------------------------------------------------------------------------------------
@@ -258,6 +328,7 @@ def unequal(problem: Problem, sides: Mapping[str, Calls]) -> dict[str, str]:
             call = getattr(calls, form)
             if call is None or name == COPY:
                 continue
+            entering(name)
             problem.out.fill_(float("nan"))
             difference = (call() - plain).abs_()
             fits = difference <= allowed

@@ -30,7 +30,7 @@ def measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
     """Times a cell. `wrong` names the sides whose results differ; these are not timed."""
     with torch.no_grad():
         problem = new_problem(graph, cell, plan)
-        taking_part, absent = sides.prepare(problem)
+        taking_part, absent = sides.prepare(problem, plan.crashed)
         wrong = sides.unequal(problem, taking_part)
         for side in {text.partition(", ")[0] for text in wrong}:
             del taking_part[side]

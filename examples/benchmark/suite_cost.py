@@ -10,7 +10,6 @@ import torch
 
 from hag_plugin.hag import constants
 from hag_plugin.hag.cost import Work
-from hag_plugin.hag.program import Program
 
 from . import variants
 from .graphs import Graph
@@ -20,7 +19,6 @@ from .timing import interleave
 NAME = "cost"
 SECONDS = 3.0
 WIDTHS = (16, 64, 256)
-FLOAT32, SUM = 0, 0
 
 
 def cells(plan: Plan) -> Iterator[Cell]:
@@ -40,8 +38,8 @@ def measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
         del programs[variants.AUTO]
     x = graph.features(width)
     y = torch.zeros_like(x)
-    threads = torch.get_num_threads()
-    calls = {name: _call(program, x, y, threads) for name, program in programs.items()}
+    threads, costs = torch.get_num_threads(), constants.in_force()
+    calls = {name: variants.run(program, x, y, "sum") for name, program in programs.items()}
     wrong = _unequal(calls, y)
     rounds = interleave(calls, plan.budget(SECONDS), together=tuple(calls)).summary()
     medians = {name: rounds[name]["median"] for name in calls}
@@ -49,26 +47,16 @@ def measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
     return {
         "wrong": wrong,
         "forms": {},
-        "constants": constants.in_force().digest,
+        "constants": costs.digest,
         "threads": threads,
         "measured": medians,
         "predicted": {
-            name: Work.of(program).seconds(4 * width, threads) for name, program in programs.items()
+            name: Work.of(program).seconds(4 * width, threads, constants=costs)
+            for name, program in programs.items()
         },
         "regret": chosen / min(medians.values()) - 1.0,
         "fastest": min(medians, key=medians.__getitem__),
     }
-
-
-def _call(program: Program, x: torch.Tensor, y: torch.Tensor, threads: int) -> Callable[[], None]:
-    n, width = x.shape
-    native = program.native
-
-    def call() -> None:
-        native.run(x.data_ptr(), y.data_ptr(), 1, width, width, 0, n, n, FLOAT32, SUM, 0, 0,
-                   threads)  # fmt: skip
-
-    return call
 
 
 def _unequal(calls: dict[str, Callable[[], None]], y: torch.Tensor) -> dict[str, str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hag_plugin.layers.dgl import RECORDS
 
 from . import peers, tables
+from .crashes import entering
 from .graphs import Graph
 from .plain_layers import plain
 from .plan import Cell, Plan
@@ -80,6 +81,8 @@ def measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
     if dgl is None:
         absent = dict.fromkeys((AUTO, NONE, STOCK), "dgl is not installed")
         return {"wrong": {}, "absent": absent, "forms": {}}
+    if plan.crashed:
+        return {"wrong": {}, "absent": dict(plan.crashed), "forms": {}}
     width = cell["width"]
     size = ROWS_PER_EDGE.get(cell["layer"], 0) * graph.data.num_edges * width * 4
     if size > plan.memory_limit:
@@ -151,6 +154,7 @@ def _unequal(calls: dict[str, Callable[[], Tensor]], x: Tensor) -> dict[str, str
     """Compares output and gradient of each side with stock's."""
 
     def found(side: str) -> tuple[Tensor, Tensor]:
+        entering(side)
         y = [calls[side]() for _ in range(3)][-1]  # what comes back is met
         assert x.grad is not None
         return y, x.grad

@@ -19,6 +19,7 @@ import hag_plugin as hp
 from hag_plugin.layers.pyg import RECORDS
 
 from . import peers
+from .crashes import entering
 from .graphs import Graph
 from .plain_layers import plain
 from .plan import LAYER_GRAPHS, Cell, Plan
@@ -140,14 +141,20 @@ def _calls(
     size = graph.edge_index.shape[1] * cell["width"] * 4
     if layer == "FastRGCNConv":
         size *= cell["width"]  # a matrix an edge
-    if size <= plan.memory_limit:
+    absent |= plan.crashed
+    if STOCK in absent:
+        pass
+    elif size <= plan.memory_limit:
         calls[STOCK] = _call(stock, x, layer, graph.edge_index, graph)
     else:
         absent[STOCK] = f"its messages take {size / 1e9:.1f} GB, above the limit"
+    if CSR in absent:
+        return calls, absent
     if graph.name not in LAYER_GRAPHS and not plan.quick:
         absent[CSR] = f"timed on {' and '.join(LAYER_GRAPHS)}"
         return calls, absent
     csr = _call(copy.deepcopy(stock), x, layer, _matrix(graph), graph)
+    entering(CSR)
     try:
         csr()
         calls[CSR] = csr
@@ -212,11 +219,13 @@ def _unequal(calls: Calls, x: Tensor, sides: tuple[str, ...]) -> dict[str, str]:
     """Compares outputs and the features' gradients with those of stock."""
     if STOCK not in calls:
         return {}
+    entering(STOCK)
     expected = calls[STOCK](), x.grad
     wrong = {}
     for side in sides:
         if side not in calls:
             continue
+        entering(side)
         found = calls[side](), x.grad
         for what, ours, theirs in zip(("output", "gradient"), found, expected, strict=True):
             if ours is None or theirs is None or ours.shape != theirs.shape:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from . import published, suite_epochs, suite_layers
 from .plan import LAYER_GRAPHS
 from .results import Record
-from .sides import AUTO, COPY, NONE, OURS, SIDES
+from .sides import AUTO, COPY, NONE, SIDES, is_ours
 
 FORMS = {
     "reused": "all sides write into the same buffer",
@@ -52,7 +53,7 @@ def median(record: Record, form: str, side: str) -> float | None:
 def best_peer(record: Record, form: str) -> tuple[str, float] | None:
     """The fastest side that is neither ours nor the copy, with its seconds."""
     found = record["forms"].get(form, {}).get("sides", {})
-    peers = {s: t["median"] for s, t in found.items() if s not in (*OURS, COPY)}
+    peers = {s: t["median"] for s, t in found.items() if s != COPY and not is_ours(s)}
     return min(peers.items(), key=lambda item: item[1]) if peers else None
 
 
@@ -133,13 +134,24 @@ def _cell_text(record: Record, form: str, side: str, peer: tuple[str, float] | N
 
 def _absences(records: Sequence[Record]) -> str:
     lines = sorted({
-        f"- {side}" + (f" on {record['cell']['graph']}" if "memory" in why or "GB" in why else "")
-        + f": {why}."
+        f"- {side}{_where(record, why)}: {why}."
         for record in records for side, why in record.get("absent", {}).items()
     })  # fmt: skip
     return "Left out (n/a in the tables; n/a also where a peer cannot write into a buffer):\n\n" + (
         "\n".join(lines) + "\n" if lines else "- nothing.\n"
     )
+
+
+def _where(record: Record, why: str) -> str:
+    """What of its cell decides that a side is left out."""
+    if "crashed" in why:
+        return " in " + " ".join(map(str, record["cell"].values()))
+    return f" on {record['cell']['graph']}" if "memory" in why or "GB" in why else ""
+
+
+def least_and_median(values: Sequence[float]) -> str:
+    """As in 0.91x, median 1.20x."""
+    return f"{times(min(values))}, median {times(statistics.median(values))}"
 
 
 def epochs(records: Sequence[Record]) -> str:
@@ -148,7 +160,8 @@ def epochs(records: Sequence[Record]) -> str:
     shown = list(suite_epochs.SIDES)
     for model in dict.fromkeys(record["cell"]["model"] for record in records):
         header = ["graph", "hidden", "mode", *shown, "auto / stock PyG", "auto / DGL",
-                  "auto / none", "auto / best peer", "A/A"]  # fmt: skip
+                  "auto / none", "auto / best peer", "A/A", "auto / better of HAG and none",
+              "verdict"]  # fmt: skip
         rows = []
         for record in records:
             cell = record["cell"]
@@ -161,10 +174,19 @@ def epochs(records: Sequence[Record]) -> str:
                 cell["graph"], str(cell["hidden"]), cell["mode"],
                 *[_cell_text(record, "fresh", side, peer) for side in shown],
                 *[times(ratio) for ratio in (*ratios, over_best(record, "fresh"))],
-                f"{control['ratio']:.2f} ± {control['spread']:.2f}",
+                f"{control['ratio']:.2f} ± {control['spread']:.2f}", *_choice(record),
             ])  # fmt: skip
         parts.append(f"### {model}\n\nMilliseconds an epoch:\n\n{markdown(header, rows)}\n")
     return "\n".join([*parts, _absences(records)])
+
+
+def _choice(record: Record) -> tuple[str, str]:
+    """Of an epoch: "auto" against the better of its candidates, and what that says."""
+    found = record.get("choice")
+    if found is None:
+        return "-", "-"
+    ratio = f"{found['ratio']:.3f} ± {found['spread']:.3f} ({found['better']})"
+    return ratio, f"{found['verdict']} ({found['attempts']})"
 
 
 def layers(records: Sequence[Record]) -> str:
@@ -283,40 +305,6 @@ def _earned_back_on_stock(record: Record, epoch_records: Sequence[Record]) -> st
     return "-"
 
 
-def never_slower(records: Sequence[Record]) -> str:
-    """Counts, means, the worst cells and the failures."""
-    timed = [r for r in records if r["forms"]]
-    failed = [r for r in records if r["failed"]]
-    same = sum(r["same"] for r in records)
-    lines = [f"{len(records)} cells: {same} with equal arrays (1.00x, not timed), {len(timed)} "
-             f"timed, {len(failed)} failed.\n"]  # fmt: skip
-    header = ["form", "geometric mean of none / auto over all cells", "smallest", "largest"]
-    rows = []
-    for form in FORMS:
-        ratios = [r["forms"][form]["ratio"] for r in timed] + [1.0] * same
-        if ratios:
-            rows.append([form, times(geometric_mean(ratios)), times(min(ratios)),
-                         times(max(ratios))])  # fmt: skip
-    lines.append(markdown(header, rows) + "\n")
-    header = ["graph", "matrix", "width", "reduce", "form", "none / auto", "A/A spread", "attempts"]
-    for title, chosen in (("Failures", failed), ("The ten lowest", _lowest(timed))):
-        body = [_never_row(record, form) for record in chosen for form in record["forms"]
-                if title != "Failures" or record["forms"][form]["failed"]]  # fmt: skip
-        lines.append(f"{title}:\n\n" + (markdown(header, body) if body else "none") + "\n")
-    return "\n".join(lines)
-
-
-def _lowest(timed: Sequence[Record]) -> list[Record]:
-    return sorted(timed, key=lambda r: min(f["ratio"] for f in r["forms"].values()))[:10]
-
-
-def _never_row(record: Record, form: str) -> list[str]:
-    cell, found = record["cell"], record["forms"][form]
-    return [cell["graph"], cell["loops"], str(cell["width"]), cell["reduce"], form,
-            f"{found['ratio']:.3f}", f"{found['spread']:.3f}",
-            str(found["attempts"])]  # fmt: skip
-
-
 def wrong(records: Mapping[str, Sequence[Record]], ours: bool) -> list[str]:
     """A line for each side, of ours or of the peers, that did not agree with the plain program."""
     return [
@@ -324,7 +312,7 @@ def wrong(records: Mapping[str, Sequence[Record]], ours: bool) -> list[str]:
         for suite, found in records.items()
         for record in found
         for side, why in record["wrong"].items()
-        if (side.partition(", ")[0] in OURS) == ours
+        if is_ours(side) == ours
     ]
 
 

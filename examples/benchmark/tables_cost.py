@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,8 +15,8 @@ SEARCHES = ("auto", "tiles", "unbounded", "free", "whole")
 
 def cost(records: Sequence[Record]) -> str:
     """Errors of predictions and regret of choices, in all and by width, and the worst cells."""
-    header = ["width", "cells", "programs", "mean error", "largest error", "mean regret",
-              "largest regret"]  # fmt: skip
+    header = ["width", "cells", "programs", "error: median", "mean", "largest", "regret: median",
+              "mean", "largest"]  # fmt: skip
     widths = sorted({record["cell"]["width"] for record in records})
     rows = [_cost_row(str(w), [r for r in records if r["cell"]["width"] == w]) for w in widths] + [
         _cost_row("all", records)
@@ -45,9 +46,13 @@ def _cost_row(name: str, records: Iterable[Record]) -> list[str]:
     records = list(records)
     found = [error for record in records for error in errors(record)]
     regrets = [record["regret"] for record in records]
-    return [name, str(len(records)), str(len(found)), f"{sum(found) / len(found):.0%}",
-            f"{max(found):.0%}", f"{sum(regrets) / len(regrets):.1%}",
-            f"{max(regrets):.1%}"]  # fmt: skip
+    return [name, str(len(records)), str(len(found)),
+            *(f"{value:.0%}" for value in _median_mean_largest(found)),
+            *(f"{value:.1%}" for value in _median_mean_largest(regrets))]  # fmt: skip
+
+
+def _median_mean_largest(values: Sequence[float]) -> tuple[float, float, float]:
+    return statistics.median(values), statistics.mean(values), max(values)
 
 
 def counts(records: Sequence[Record]) -> str:

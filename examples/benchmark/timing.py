@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .crashes import entering
+
 Call = Callable[[], Any]
 
 REWARMED = 20e-3  # seconds; a call shorter than this runs once, untimed, before it is measured
@@ -99,6 +101,7 @@ def interleave(
     """
     calls, turns = {}, {}
     for side, call in sides.items():
+        entering(side)
         once = _warm_up(call)
         calls[side] = max(1, math.ceil(budget.least_seconds / once))
         share = budget.seconds / len(sides)
@@ -113,7 +116,9 @@ def interleave(
     for number in range(num_rounds):
         for side in order.sample(list(sides), len(sides)):
             due = (number + 1) * turns[side] // num_rounds > number * turns[side] // num_rounds
+            entering(side)
             seconds[side].append(_measure(sides[side], calls[side]) if due else None)
+    entering("")
     return Rounds(seconds, calls)
 
 

@@ -1,4 +1,4 @@
-"""Programs that other settings of the search come to, beside the one that is chosen."""
+"""Programs of a graph: what a HAG chooses from, and what other settings of the search make."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 
 import torch
+from torch import Tensor
 
 from hag_plugin.hag import constants, cost
+from hag_plugin.hag.candidates import Choice
 from hag_plugin.hag.cost import Prices
+from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import Program
 from hag_plugin.kernels import _cpu
+from hag_plugin.ops.registration import DTYPES
+from hag_plugin.reducers import CODES
 
 from .graphs import LOOPS, Graph
 
@@ -51,15 +56,42 @@ def searched(graph: Graph, loops: str, wanted: Prices) -> Program:
 
 
 def distinct(graph: Graph, loops: str, width: int) -> dict[str, Program]:
-    """What "auto" and "none" come to, and the forced variants that come to something else."""
-    mode = LOOPS[loops]
-    found = {name: graph.hag(name, loops, width).program(mode) for name in (AUTO, NONE)}
+    """What "auto" and "none" run, and the forced variants that come to something else."""
+    hag = graph.hag(AUTO, loops, width)
+    chosen = candidates(hag, loops, "sum")[choice(hag, width, torch.float32, loops, "sum").name]
+    found = {AUTO: chosen, NONE: graph.hag(NONE, loops, width).program(LOOPS[loops])}
     for name, change in FORCED.items():
         program = searched(graph, loops, change(prices(width)))
-        if not any(_same(program, other) for other in found.values()):
+        if not any(same(program, other) for other in found.values()):
             found[name] = program
     return found
 
 
-def _same(a: Program, b: Program) -> bool:
-    return all(map(torch.equal, a.arrays, b.arrays))
+# What a HAG chooses from ------------------------------------------------------------------------
+
+
+def candidates(hag: HAG, loops: str, reduce: str) -> dict[str, Program]:
+    """The programs that a HAG chooses from, by name."""
+    return hag.candidates(LOOPS[loops], idempotent=reduce == "max")
+
+
+def choice(hag: HAG, width: int, dtype: torch.dtype, loops: str, reduce: str) -> Choice:
+    """Which of them runs for features of a width and dtype."""
+    return hag.choice(width, dtype, LOOPS[loops], idempotent=reduce == "max")
+
+
+def run(program: Program, x: Tensor, y: Tensor, reduce: str) -> Callable[[], None]:
+    """A call that runs a program on x `[N, F]`, into a contiguous y, with nothing around it."""
+    native, (rows, width) = program.native, x.shape
+    dtype, code, threads = DTYPES[x.dtype], CODES[reduce], torch.get_num_threads()
+
+    def call() -> None:
+        native.run(x.data_ptr(), y.data_ptr(), 1, width, width, 0, rows, len(y), dtype, code, 0, 0,
+                   threads)  # fmt: skip
+
+    return call
+
+
+def same(a: Program, b: Program) -> bool:
+    """Whether two programs do the same, array by array."""
+    return a.diagonal == b.diagonal and all(map(torch.equal, a.arrays, b.arrays))

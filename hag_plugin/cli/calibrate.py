@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,19 @@ from typing import Any
 from tqdm import tqdm
 
 from hag_plugin import files
-from hag_plugin.cli import calibration
 from hag_plugin.cli.options import add_command, positive
 from hag_plugin.cli.output import machine, package_versions, print_result
 from hag_plugin.files import DatasetError
-from hag_plugin.hag import constants
+from hag_plugin.hag import calibration, constants
+from hag_plugin.hag.rates import DEFAULT, Constants
+
+SOURCES = {
+    "environment": f"from {{path}}, which {constants.PATH_VARIABLE} names",
+    "own file": "measured by `hag-plugin calibrate`, from {path}",
+    "cache": "measured when they were first needed, from {path}",
+    "measured": "measured just now, kept in {path}",
+    "default": f"the defaults, since {constants.PATH_VARIABLE} is empty",
+}
 
 
 def add(commands: Any) -> None:
@@ -24,22 +33,30 @@ def add(commands: Any) -> None:
         commands,
         "calibrate",
         run,
-        "Measure the constants of the cost model on this machine, once. Every search reads them "
-        "from then on: from the file that HAG_PLUGIN_COSTS names, or else from "
-        "hag_plugin/costs.json in the user's configuration folder. Have nothing else run "
-        "meanwhile.",
-        ["", "--output costs.json --json"],
+        "Measure the constants of the cost model on this machine, at length. There is no need to: "
+        "the first search measures them in about a second and leaves them in the user's cache "
+        "folder. Those of this command are taken instead, for as long as the processor stays: "
+        "from the file that HAG_PLUGIN_COSTS names, or else from hag_plugin/costs.json in the "
+        "user's configuration folder. Have nothing else run meanwhile.",
+        ["", "--show", "--output costs.json --json"],
     )
     parser.add_argument("--output", metavar="FILE", help="where to write instead")
     parser.add_argument(
         "--rounds", type=positive, default=15, metavar="N",
         help="runs of each program; the shortest counts (default 15)",
     )  # fmt: skip
+    parser.add_argument(
+        "--show", action="store_true",
+        help="print the constants in force and where they are from, and end",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="results as JSON on stdout")
 
 
 def run(args: argparse.Namespace) -> None:
     """Measures the constants and writes them where searches look for them."""
+    if args.show:
+        _show(args)
+        return
     path = Path(args.output) if args.output else constants.path_in_force()
     if path is None:
         raise DatasetError(
@@ -61,5 +78,39 @@ def run(args: argparse.Namespace) -> None:
     measured = result.pop("constants")
     about = {**result, "machine": machine(), "versions": package_versions()}
     constants.write_constants(path, found.constants, about)
-    text = f"{calibration.table(found)} Written to {path}."
+    text = (
+        f"{_table(found.constants)}\n\n"
+        f"Predicted against measured, {found.cases} programs: mean error {found.mean_error:.0%}, "
+        f"largest {found.largest_error:.0%}. Written to {path}."
+    )
     print_result(args, {**result, "constants": measured}, text)
+
+
+def _show(args: argparse.Namespace) -> None:
+    found = constants.found()
+    path = None if found.path is None else str(found.path)
+    where = SOURCES[found.source].format(path=path or "memory alone")
+    result = {
+        "source": found.source,
+        "path": path,
+        "digest": found.constants.digest,
+        "constants": asdict(found.constants),
+    }
+    print_result(args, result, f"{_table(found.constants, 'in force')}\n\nIn force: {where}.")
+
+
+def _table(found: Constants, title: str = "this machine") -> str:
+    """Constants beside the defaults."""
+    values, default = _flat(asdict(found)), _flat(asdict(DEFAULT))
+    lines = [f"{'nanoseconds':<18}{title:>14}{'default':>14}"]
+    for name, value in values.items():
+        unit = 1.0 if name in ("parallel", "cache_bytes", "error") else 1e9
+        lines.append(f"{name:<18}{value * unit:>14,.4g}{default[name] * unit:>14,.4g}")
+    return "\n".join(lines)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    out: dict[str, float] = {}
+    for key, value in values.items():
+        out |= _flat(value, f"{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out

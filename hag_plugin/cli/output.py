@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from hag_plugin.devices import processor
+
 PACKAGES = ("hag-plugin", "torch", "torch_geometric", "dgl", "numpy")
 
 
@@ -34,7 +36,7 @@ def machine() -> dict[str, Any]:
     """What the figures were taken on."""
     return {
         "system": platform.system(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -50,12 +52,3 @@ def package_versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             versions[package] = None
     return versions
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            line = next((line for line in file if line.startswith("model name")), "")
-    except OSError:
-        line = ""
-    return line.partition(":")[2].strip() or platform.processor() or platform.machine()

@@ -10,6 +10,7 @@ import hag_plugin as hp
 from hag_plugin.cli.options import positive
 from hag_plugin.data.graph_data import GraphData
 from hag_plugin.devices import KINDS
+from hag_plugin.hag.candidates import CHOOSE
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import METHODS, SELF_LOOPS, SelfLoops
 
@@ -44,6 +45,13 @@ def add_search(parser: Any) -> None:
         default="cpu",
         help="that the price is for (default cpu); cuda needs no GPU here",
     )
+    parser.add_argument(
+        "--choose",
+        choices=CHOOSE,
+        help="how it is chosen, for each width, whether the HAG or the plain graph runs: by timing "
+        "them now where the cost model cannot tell (measure, the default), by the model, or always "
+        "one of them",
+    )
     parser.add_argument("--check", action="store_true", help="expand the HAG and compare all edges")
     parser.add_argument("--json", action="store_true", help="results as JSON on stdout")
 
@@ -58,6 +66,7 @@ def search(args: argparse.Namespace, data: GraphData, mode: SelfLoops) -> HAG:
         self_loops=(),  # the search is yet to come
         allow_subtraction=args.allow_subtraction,
         width=args.width,
+        choose=args.choose,
     )
     options = replace(hag.options, device=args.device)
     hag = HAG(hag.row_ptr, hag.col, hag.num_src, options=options)

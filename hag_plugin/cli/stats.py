@@ -63,6 +63,7 @@ def report(
         words = f"The HAG profits: by the cost model, one aggregation costs {ratio:.2f}x less."
     else:
         words = "The HAG does not profit here: next to nothing is shared."
+    words += f" At width {args.width} runs: {stats.choice}."
     if args.check:
         words += " Checked: it computes exactly this graph."
     if extra:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hag_plugin import devices
 from hag_plugin.hag import constants
+from hag_plugin.hag.candidates import CHOOSE, how_to_choose
 from hag_plugin.hag.graph import MAX_NODES, canonical_graph, check_edge_index
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import METHODS, SELF_LOOPS, Options, SelfLoops
@@ -34,6 +35,7 @@ def build_hag(
     width: int = 64,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
+    choose: str | None = None,
     progress: bool | None = None,
 ) -> HAG:
     """Preprocesses a graph into a HAG, so that sums shared by several nodes are computed once.
@@ -55,6 +57,12 @@ def build_hag(
         device: where the HAG is to be used, and what it is priced for, as one graph; by default
             where `edge_index` is. Build graphs that are to be batched where the loader is.
         dtype: of the features that the price is for.
+        choose: which program runs, the HAG's or the plain graph's, for features of each width:
+            "measure" times them now, for a twentieth of the time of the search or 20 ms, where the
+            cost model cannot tell; "model" asks the model alone; "hag" and "plain" are always
+            these. By default what the environment variable HAG_PLUGIN_CHOOSE says, or else
+            "measure"; "hag" for `method="greedy"`. Under `torch.use_deterministic_algorithms` and
+            in processes that `torch.distributed` joins, the model decides instead of measuring.
         progress: show a bar; by default if it takes more than two seconds.
 
     Returns:
@@ -72,7 +80,7 @@ def build_hag(
     """
     options: dict[str, Any] = {"method": method, "capacity": capacity, "width": width}
     options |= {"dtype": dtype, "device": device, "progress": progress}
-    options |= {"self_loops": self_loops, "allow_subtraction": allow_subtraction}
+    options |= {"self_loops": self_loops, "allow_subtraction": allow_subtraction, "choose": choose}
     check_build_options(options)
     if targets_first and size is None:
         raise ValueError("targets_first is for bipartite graphs: it needs size=(num_src, num_dst)")
@@ -84,9 +92,11 @@ def build_hag(
     row_ptr, col = canonical_graph(edge_index, num_src, num_dst)
     if ptr is not None:
         _check_ptr(ptr, row_ptr, col, num_src, num_dst)
-    kind = devices.kind_of(home).name
-    digest = constants.in_force().digest
-    search = Options(method, allow_subtraction, capacity, width, kind, digest)
+    kind = devices.kind_of(home)
+    how = how_to_choose(choose, method)
+    priced = method != "none" and how != "plain" and kind.launches is None
+    digest = constants.in_force().digest if priced else ""
+    search = Options(method, allow_subtraction, capacity, width, kind.name, digest, how)
     with outside_inference():
         arrays = torch.from_numpy(row_ptr), torch.from_numpy(col)
     hag = HAG(*arrays, num_src, options=search, targets_first=targets_first, owned=True)
@@ -134,6 +144,8 @@ def check_build_options(options: Mapping[str, Any], taken: Sequence[str] = ()) -
         raise TypeError(f"allow_subtraction is {subtract!r}; expected a bool")
     if progress is not None and not isinstance(progress, bool):
         raise TypeError(f"progress is {progress!r}; expected a bool or None")
+    if given["choose"] is not None and given["choose"] not in CHOOSE:
+        raise ValueError(f"choose is {given['choose']!r}; expected one of {CHOOSE} or None")
     modes = given["self_loops"]
     for mode in modes if isinstance(modes, list | tuple) else (modes,):
         if not isinstance(mode, str | bool) or mode not in SELF_LOOPS:

@@ -1,115 +1,128 @@
-"""The constants of the cost model: what an op and a row cost on a processor, kept in a file."""
+"""Which constants of the cost model are in force: measured on this machine once, kept in files."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
-import math
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hag_plugin import files
+from hag_plugin import devices, files
+from hag_plugin.hag.calibration import quick_calibration
+from hag_plugin.hag.rates import DEFAULT, Constants
+from hag_plugin.kernels import _cpu
+from hag_plugin.limits import limits
+from hag_plugin.modes import outside_inference
+from hag_plugin.version import __version__
 
 FILE_FORMAT = "hag_plugin.costs"
-FILE_VERSION = 2  # of the model, too: constants that were fitted to another one mislead
+FILE_VERSION = 3  # of the model, too: constants that were fitted to another one mislead
 PATH_VARIABLE = "HAG_PLUGIN_COSTS"
+MACHINE = ("processor", "instruction_set")  # that constants are of
+DEPENDS_ON = (PATH_VARIABLE, "HAG_PLUGIN_CACHE", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "HOME")
 
 
 class CostsError(ValueError):
     """A file does not hold cost constants."""
 
 
-@dataclass(frozen=True)
-class RowCost:
-    """Seconds that a row takes, affine in its bytes."""
-
-    fixed: float
-    per_byte: float
-
-    def of(self, row_bytes: int) -> float:
-        """Seconds for a row of so many bytes."""
-        return self.fixed + self.per_byte * row_bytes
+class _OtherVersionError(CostsError):
+    pass
 
 
 @dataclass(frozen=True)
-class Constants:
-    """What the parts of an aggregation cost, in seconds on one thread, warm, into a kept output.
-
-    The defaults were measured on a server with AVX-512 (`hag-plugin calibrate`).
+class Found:
+    """Constants and where they are from.
 
     Attributes:
-        call: one aggregation, however small.
-        op: one op, beside its rows.
-        written: a byte of y, or of a partial sum, that the cache does not hold; one that it does
-            costs as much as a byte of a near row.
-        scratch: a row of scratch, written or read.
-        near: a row of x that the tile has read before, or that the cache holds. The cache holds
-            all of x and y, or as large a share of them as `cache_bytes` are.
-        far: any other row of x.
-        parallel: what each further thread adds, in threads: with T of them the work takes
-            1 / (1 + parallel (T - 1)) of the time.
-        cache_bytes: of the cache that near rows come from.
+        constants: those in force.
+        source: "environment" (`HAG_PLUGIN_COSTS`), "own file" (of `hag-plugin calibrate`), "cache"
+            (measured by an earlier process), "measured" (by this one) or "default".
+        path: the file that holds them; None where none does.
     """
 
-    call: float = 1.7e-6
-    op: float = 1.3e-9
-    written: float = 5.4e-11
-    scratch: RowCost = RowCost(1.4e-9, 4.4e-12)
-    near: RowCost = RowCost(0.15e-9, 8.4e-12)
-    far: RowCost = RowCost(0.0, 3.2e-11)
-    parallel: float = 0.99
-    cache_bytes: int = 2 << 20
-
-    @property
-    def digest(self) -> str:
-        """A hash of the constants, 12 hexadecimal digits. Kept with every HAG."""
-        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Constants:
-        """Constants from names and numbers, as JSON gives them.
-
-        Raises:
-            ValueError: a name is missing or unknown, or a value is no finite number >= 0.
-        """
-        names = {field.name for field in fields(cls)}
-        if not isinstance(values, Mapping) or set(values) != names:
-            found = sorted(values) if isinstance(values, Mapping) else type(values).__name__
-            raise ValueError(f"constants are {found}; expected {sorted(names)}")
-        made: dict[str, Any] = {}
-        for name, value in values.items():
-            if isinstance(getattr(DEFAULT, name), RowCost):
-                if not isinstance(value, Mapping) or set(value) != {"fixed", "per_byte"}:
-                    raise ValueError(f"{name} is {value!r}; expected fixed and per_byte")
-                made[name] = RowCost(**{k: _number(f"{name}.{k}", v) for k, v in value.items()})
-            else:
-                made[name] = _number(name, value)
-        made["cache_bytes"] = int(made["cache_bytes"])
-        return cls(**made)
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} is {value!r}; expected a number")
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} is {value}; expected a finite number, 0 or more")
-    return float(value)
-
-
-DEFAULT = Constants()
+    constants: Constants
+    source: str
+    path: Path | None
 
 
 # The constants in force -------------------------------------------------------------------------
+
+
+def in_force() -> Constants:
+    """The constants in force; see `found`."""
+    return found().constants
+
+
+def found() -> Found:
+    """The constants in force and where they are from. Read, or measured, once a process.
+
+    `HAG_PLUGIN_COSTS` names their file, or is empty for the defaults. Else they are those that
+    `hag-plugin calibrate` measured on this processor, or those that the first process that needed
+    them measured in about a second and left in the user's cache folder. A process that can't leave
+    them there keeps them for itself.
+
+    Raises:
+        CostsError: the file does not hold constants.
+        FileNotFoundError: `HAG_PLUGIN_COSTS` names a file that is not there.
+    """
+    key = tuple(map(os.environ.get, DEPENDS_ON))
+    kept = _found.get(key)
+    if kept is None:
+        with _one_at_a_time:
+            kept = _found.get(key) or _find()
+            if len(_found) > 8:
+                _found.clear()
+            _found[key] = kept
+    return kept
+
+
+_found: dict[tuple[str | None, ...], Found] = {}
+_one_at_a_time = threading.RLock()
+_threads: int | None = None  # to measure with; None: as many as torch uses
+
+
+def _after_fork() -> None:
+    # Another thread may have held the lock, and the kernels use one thread from now on.
+    global _one_at_a_time, _threads
+    _one_at_a_time, _threads = threading.RLock(), 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _find() -> Found:
+    named = os.environ.get(PATH_VARIABLE)
+    if named is not None:
+        path = Path(named)
+        return Found(read_constants(path), "environment", path) if named else _DEFAULT
+    try:
+        own = path_in_force()
+        assert own is not None
+        constants, about = _read(own)
+    except (OSError, RuntimeError, _OtherVersionError):  # RuntimeError: there is no home
+        return _of_this_machine()
+    return _of_this_machine() if _is_foreign(about) else Found(constants, "own file", own)
+
+
+_DEFAULT = Found(DEFAULT, "default", None)
 
 
 def path_in_force() -> Path | None:
     """Where `hag-plugin calibrate` keeps constants: `HAG_PLUGIN_COSTS`, or the user's folder.
 
     None where `HAG_PLUGIN_COSTS` is set and empty: the defaults, whatever the user's folder holds.
+
+    Raises:
+        RuntimeError: the user has no home.
     """
     named = os.environ.get(PATH_VARIABLE)
     if named is not None:
@@ -118,46 +131,149 @@ def path_in_force() -> Path | None:
     return Path(folder) / "hag_plugin" / "costs.json"
 
 
-def in_force() -> Constants:
-    """The constants in force: those that were calibrated, or the defaults. Read once.
+# Of this machine --------------------------------------------------------------------------------
+
+
+def here() -> dict[str, str]:
+    """What constants depend on. It stands in their files."""
+    return {
+        "processor": devices.processor(),
+        "instruction_set": _cpu.instruction_set(),
+        "library": __version__,
+    }
+
+
+def cache_path() -> Path:
+    """Where the constants of this machine are kept: a file for each kind, in the cache folder.
 
     Raises:
-        CostsError: the file does not hold constants.
-        FileNotFoundError: `HAG_PLUGIN_COSTS` names a file that is not there.
+        RuntimeError: the user has no home.
     """
-    return _constants_at(path_in_force())
+    key = json.dumps([FILE_VERSION, here()], sort_keys=True)
+    name = f"costs-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
+    return files.cache_folder() / name
 
 
-@lru_cache(maxsize=8)
-def _constants_at(path: Path | None) -> Constants:
-    if path is None or (os.environ.get(PATH_VARIABLE) is None and not path.exists()):
-        return DEFAULT
-    return read_constants(path)
+def _of_this_machine() -> Found:
+    try:
+        path = cache_path()
+    except RuntimeError:
+        return Found(_measure(), "measured", None)
+    kept = _kept(path)
+    if kept is None:
+        with _alone(path):
+            kept = _kept(path)  # somebody else was first
+            if kept is None:
+                return _measure_and_keep(path)
+    return Found(kept, "cache", path)
+
+
+def _measure() -> Constants:
+    with outside_inference():
+        return quick_calibration(_threads).constants
+
+
+def _measure_and_keep(path: Path) -> Found:
+    """Whoever is first to leave a file there decides for all."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)  # it is no good
+    constants = _measure()
+    with contextlib.suppress(OSError):
+        _write(path, constants, here(), first=True)
+    kept = _kept(path)
+    source = "measured" if kept in (None, constants) else "cache"
+    return Found(kept or constants, source, path if kept else None)
+
+
+def _kept(path: Path) -> Constants | None:
+    """The constants in a file of the cache folder; None if there are none of this machine."""
+    try:
+        constants, about = _read(path)
+    except (OSError, CostsError):
+        return None
+    return constants if about == here() else None
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keeps other processes out, where that is possible. None waits too long for another one."""
+    try:
+        import fcntl
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path.with_suffix(".lock"), "ab")  # noqa: SIM115
+    except (ImportError, OSError):
+        yield
+        return
+    # The system frees it when the process ends, however; forked children don't have it.
+    with file:
+        end = time.monotonic() + limits.calibration_wait
+        while time.monotonic() < end:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as e:
+                if e.errno not in (errno.EACCES, errno.EAGAIN):
+                    break
+            time.sleep(0.02)
+        yield
+
+
+# Files ------------------------------------------------------------------------------------------
 
 
 def read_constants(path: str | os.PathLike[str]) -> Constants:
     """The constants in a file that `write_constants` wrote.
 
+    Their `error` is at least 1 if the file says that they are of another processor.
+
     Raises:
         FileNotFoundError: there is no such file.
         CostsError: it does not hold constants of this version.
     """
+    constants, about = _read(path)
+    return replace(constants, error=max(1.0, constants.error)) if _is_foreign(about) else constants
+
+
+def _is_foreign(about: Mapping[str, Any]) -> bool:
+    """Whether it says that what it is about was measured on something else."""
+    return any(about.get(name, here()[name]) != here()[name] for name in MACHINE)
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[Constants, dict[str, Any]]:
     advice = "; delete it, or run `hag-plugin calibrate`"
+    name = os.fspath(path)
     try:
         document = json.loads(Path(path).read_bytes())
         kind = {key: document[key] for key in ("format", "version")}
         if kind != {"format": FILE_FORMAT, "version": FILE_VERSION}:
-            raise ValueError(f"it is {kind}; expected {FILE_FORMAT!r}, version {FILE_VERSION}")
-        return Constants.of(document["constants"])
+            words = f"it is {kind}; expected {FILE_FORMAT!r}, version {FILE_VERSION}"
+            raise _OtherVersionError(f"{name} does not hold costs: {words}{advice}")
+        return Constants.of(document["constants"]), {**document["about"]}
+    except CostsError:
+        raise
     except (ValueError, KeyError, TypeError) as e:
         words = f"there is no {e}" if isinstance(e, KeyError) else str(e)
-        raise CostsError(f"{os.fspath(path)} does not hold costs: {words}{advice}") from e
+        raise CostsError(f"{name} does not hold costs: {words}{advice}") from e
 
 
 def write_constants(
     path: str | os.PathLike[str], constants: Constants, about: Mapping[str, Any]
 ) -> None:
-    """Writes constants and what is to be known about them. The file appears whole or not at all."""
+    """Writes constants and what is to be known about them, `here()` at least.
+
+    The file appears whole or not at all.
+    """
+    _write(path, constants, {**here(), **about})
+    _found.clear()
+
+
+def _write(
+    path: str | os.PathLike[str],
+    constants: Constants,
+    about: Mapping[str, Any],
+    first: bool = False,
+) -> None:
     document = {
         "format": FILE_FORMAT,
         "version": FILE_VERSION,
@@ -165,6 +281,5 @@ def write_constants(
         "about": dict(about),
     }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with files.whole_file(path) as file:
+    with files.whole_file(path, first) as file:
         file.write(json.dumps(document, indent=2, allow_nan=False).encode() + b"\n")
-    _constants_at.cache_clear()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
 
 from hag_plugin.devices import KINDS
-from hag_plugin.hag.constants import DEFAULT, Constants, in_force
 from hag_plugin.hag.gpu import occupancy, schedule
 from hag_plugin.hag.graph import Graph
 from hag_plugin.hag.program import Options, Program, SelfLoops
+from hag_plugin.hag.rates import DEFAULT, Constants
 from hag_plugin.kernels import _cpu
 from hag_plugin.limits import limits
 
@@ -96,29 +100,27 @@ class Work:
             num_src=program.num_src,
         )
 
-    def seconds(
-        self, row_bytes: int, threads: int = 1, constants: Constants | None = None
-    ) -> float:
+    def seconds(self, row_bytes: Any, threads: int = 1, *, constants: Constants) -> Any:
         """Predicted seconds of one warm aggregation into a kept output.
 
         Args:
-            row_bytes: of a row of features.
+            row_bytes: of a row of features; or an array of them, for an array of seconds.
             threads: that the kernel may use.
-            constants: by default those in force.
+            constants: of the processor.
         """
-        c = in_force() if constants is None else constants
+        c = constants
         terms = self.terms(row_bytes, c.cache_bytes)
         work = sum(n * each for n, each in zip(terms, _in_order(c), strict=True))
         return c.call + work / (1.0 + c.parallel * (threads - 1))
 
-    def terms(self, row_bytes: int, cache_bytes: int) -> tuple[float, ...]:
+    def terms(self, row_bytes: Any, cache_bytes: int) -> tuple[Any, ...]:
         """How often each constant counts: op, written, then both of each kind of row (`ROWS`).
 
         x and y pass through one cache: where they outgrow it, the share of them that it can hold
         is taken to be found there.
         """
         out = self.written * row_bytes
-        held = min(1.0, cache_bytes / max(self.num_src * row_bytes + out, 1))
+        held = np.minimum(1.0, cache_bytes / np.maximum(self.num_src * row_bytes + out, 1))
         near, far = self.again + held * self.first, (1.0 - held) * self.first
         return (
             *(self.ops, (1.0 - held) * out),
@@ -131,6 +133,7 @@ class Work:
 ROWS = ("scratch", "near", "far")
 
 
+@lru_cache(maxsize=8)
 def _in_order(c: Constants) -> tuple[float, ...]:
     rows = (getattr(c, name) for name in ROWS)
     return (c.op, c.written, *(value for row in rows for value in (row.fixed, row.per_byte)))

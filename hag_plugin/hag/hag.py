@@ -10,18 +10,29 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from multiprocessing.context import get_spawning_popen
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hag_plugin import devices
-from hag_plugin.hag import concatenate, files, search
+from hag_plugin.devices import KINDS
+from hag_plugin.hag import concatenate, files, search, seconds
+from hag_plugin.hag.candidates import (
+    PLAIN,
+    REORDERED,
+    SHARED,
+    Choice,
+    Table,
+    how_to_choose,
+    total,
+)
 from hag_plugin.hag.gpu.schedule import schedule_of
 from hag_plugin.hag.graph import Graph, canonical_graph
 from hag_plugin.hag.program import ARRAYS, SELF_LOOPS, Options, Program, SelfLoops
 from hag_plugin.hag.stats import Stats, program_stats
 from hag_plugin.kernels import _cpu
+from hag_plugin.limits import limits
 from hag_plugin.modes import Array, outside_inference
 from hag_plugin.saved import set_module
 
@@ -48,6 +59,13 @@ def _same(given: Tensor, own: Tensor) -> bool:
     # A live HAG's memory is its own: who has the address has the array.
     at_own = given.data_ptr() == own.data_ptr() and given.stride() == own.stride()
     return at_own or torch.equal(given, own)
+
+
+class Chosen(NamedTuple):
+    """A program that runs, and what is to be said of why: empty where there was no choice."""
+
+    program: Program
+    why: str
 
 
 @set_module("hag_plugin")
@@ -99,7 +117,10 @@ class HAG(Graph):
         self.options = options or Options()
         self._parts = tuple(parts)
         self._programs: dict[tuple[SelfLoops, bool], Program] = {}
-        self._requested: dict[tuple[SelfLoops, bool], Program] = {}  # by the request, not its key
+        self._tables: dict[tuple[SelfLoops, bool], Table] = {}  # by key, where there is a choice
+        # By the request, not its key: what runs, for each width and dtype, and what ran last.
+        self._chosen: dict[tuple[SelfLoops, bool, int, torch.dtype], Chosen] = {}
+        self._ran: dict[tuple[SelfLoops, bool], Chosen] = {}
         self._transpose: HAG | weakref.ref[HAG] | None = None
         self._handed_over: dict[str, Any] | None = None  # the state that new processes were given
         self._lock = threading.RLock()
@@ -119,7 +140,8 @@ class HAG(Graph):
             TypeError: an array is no dense tensor of this dtype.
             ValueError: the arrays are not a canonical CSR of `num_src` sources, or on two devices.
         """
-        return cls(row_ptr, col, num_src, options=Options(method=method))
+        options = Options(method=method, choose=how_to_choose(None, method))
+        return cls(row_ptr, col, num_src, options=options)
 
     @property
     def method(self) -> str:
@@ -146,15 +168,18 @@ class HAG(Graph):
             idempotent: for max and min: without subtraction, duplicates once.
             progress: show a bar; by default if the search takes more than two seconds.
         """
-        found = self._requested.get((self_loops, idempotent))
+        key = self._program_key(self.check_self_loops(self_loops), idempotent)
+        found = self._programs.get(key)
         if found is not None:
             return found
-        key = self._program_key(self.check_self_loops(self_loops), idempotent)
         with self._lock:
             if key not in self._programs:
                 with outside_inference():
-                    self._programs[key] = self._make_program(*key, progress)
-            self._requested[self_loops, idempotent] = self._programs[key]
+                    program = self._make_program(*key, progress)
+                    table = self._make_table(*key, program)
+                if table is not None:
+                    self._tables[key] = table
+                self._programs[key] = program
             return self._programs[key]
 
     def _program_key(self, self_loops: SelfLoops, idempotent: bool) -> tuple[SelfLoops, bool]:
@@ -173,6 +198,114 @@ class HAG(Graph):
             parts = [part.program(self_loops, idempotent=idempotent) for part in self._parts]
             return concatenate.concatenate_programs(parts).to(self.device)
         return search.search_program(self, self.options, self_loops, idempotent, progress)
+
+    def _make_table(
+        self, self_loops: SelfLoops, idempotent: bool, program: Program
+    ) -> Table | None:
+        """The seconds of the candidates, where there is more than one and they are compared."""
+        if self.options.choose not in ("measure", "model") or self._parts or program.is_plain:
+            return None
+        if KINDS[self.options.device].launches is not None:  # the search has chosen
+            return None
+        budget = 0.0
+        if self.options.choose == "measure" and _may_measure():
+            budget = 0.05 * program.search_seconds
+            if self.num_edges >= limits.timed_edges:
+                budget = max(budget, 20e-3)
+        return seconds.table_of(self, self_loops, idempotent, program, budget)
+
+    def _table(self, key: tuple[SelfLoops, bool]) -> Table | None:
+        if key not in self._tables and self._parts:
+            for part in self._parts:
+                part.program(key[0], idempotent=key[1])
+            of_parts = (part._table(part._program_key(*key)) for part in self._parts)
+            tables = [table for table in of_parts if table is not None]
+            if tables:
+                self._tables[key] = total(tables)
+        return self._tables.get(key)
+
+    def choice(
+        self,
+        width: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        self_loops: SelfLoops = False,
+        *,
+        idempotent: bool = False,
+    ) -> Choice:
+        """Which of the candidates an aggregation of features runs, why, and what each takes.
+
+        Args:
+            width: of the features; by default the width that the HAG was built for.
+            dtype: of the features.
+            self_loops: as for `program`.
+            idempotent: as for `program`.
+        """
+        width = self.options.width if width is None else width
+        program = self.program(self_loops, idempotent=idempotent)
+        how = self.options.choose
+        if self.options.method == "none" or how == "plain":
+            return Choice(PLAIN, "plain")
+        if program.is_plain:
+            return Choice(PLAIN, "search")
+        if how == "hag":
+            return Choice(SHARED, "hag")
+        table = self._table(self._program_key(self_loops, idempotent))
+        if table is None or devices.kind_of(self.device).launches is not None:
+            return Choice(SHARED, "search")
+        return table.choose(width * (8 if dtype == torch.float64 else 4))
+
+    def candidates(
+        self, self_loops: SelfLoops = False, *, idempotent: bool = False
+    ) -> dict[str, Program]:
+        """All programs that may run for a matrix, by the names that `choice` gives."""
+        key = self._program_key(self.check_self_loops(self_loops), idempotent)
+        program = self.program(self_loops, idempotent=idempotent)
+        if program.is_plain:
+            return {PLAIN: program}
+        table = self._tables.get(key)
+        names = {PLAIN, SHARED} | set(table.seconds if table else ())
+        return {name: self._candidate(name, key) for name in sorted(names)}
+
+    def _candidate(self, name: str, key: tuple[SelfLoops, bool]) -> Program:
+        program = self._programs[key]
+        if name == SHARED or program.is_plain:
+            return program
+        if name == PLAIN:
+            return self.plain_program(key[0], idempotent=key[1])
+        make = lambda: search.plain_program(self, *key, seconds.order_of(program))  # noqa: E731
+        return self.kept((REORDERED, *key), make)
+
+    def chosen(self, self_loops: SelfLoops, idempotent: bool, x: Tensor) -> Program:
+        """The program that an aggregation of features `x` runs: for every call the same."""
+        request = self_loops, idempotent, x.shape[-1], x.dtype
+        found = self._chosen.get(request)
+        if found is None:
+            choice = self.choice(request[2], x.dtype, self_loops, idempotent=idempotent)
+            program = self._candidate(choice.name, self._program_key(self_loops, idempotent))
+            why = f"; {choice}" if choice.seconds else ""
+            found = self._chosen[request] = Chosen(program, why)
+        self._ran[self_loops, idempotent] = found
+        return found.program
+
+    def ran(self, self_loops: SelfLoops, idempotent: bool) -> Chosen | None:
+        """What the last aggregation ran, and why in words.
+
+        If there was none: what any would run; None where that is not known yet.
+        """
+        found = self._ran.get((self_loops, idempotent))
+        if found is not None:
+            return found
+        key = self._program_key(self_loops, idempotent)
+        if key not in self._programs:
+            return None
+        table = self._tables.get(key)
+        if table is None:
+            choice = self.choice(self_loops=self_loops, idempotent=idempotent)
+        elif len(table.names) == 1:
+            choice = table.choose(self.options.width * 4)
+        else:
+            return None
+        return Chosen(self._candidate(choice.name, key), "")
 
     def plain_program(self, self_loops: SelfLoops = False, *, idempotent: bool = False) -> Program:
         """The program without intermediates: who is a source of whom, in increasing order. Kept.
@@ -220,7 +353,8 @@ class HAG(Graph):
     def stats(self, self_loops: SelfLoops = False, *, idempotent: bool = False) -> Stats:
         """Counts of the program for `self_loops` beside those of the plain graph."""
         program = self.program(self_loops, idempotent=idempotent)
-        return program_stats(self, self.options, self_loops, program)
+        choice = self.choice(self_loops=self_loops, idempotent=idempotent)
+        return program_stats(self, self.options, self_loops, program, choice)
 
     def check(self, edge_index: Tensor, self_loops: SelfLoops | None = None) -> None:
         """Expands the programs and compares them with the edges given, exactly.
@@ -291,6 +425,8 @@ class HAG(Graph):
         for (self_loops, idempotent), program in self._programs.items():
             meta: dict[str, Any] = {"self_loops": self_loops or "", "idempotent": idempotent}
             meta |= {"diagonal": program.diagonal, "search_seconds": program.search_seconds}
+            table = self._table((self_loops, idempotent))
+            meta["table"] = None if table is None else table.state()
             programs.append(meta | dict(zip(ARRAYS, program.arrays, strict=True)))
         return {
             "row_ptr": self.arrays.row_ptr,
@@ -452,6 +588,23 @@ class ReversedHAG(HAG):
 
     # Outside of traced code ------------------------------------------------------------------
 
+    def choice(
+        self,
+        width: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        self_loops: SelfLoops = False,
+        *,
+        idempotent: bool = False,
+    ) -> Choice:
+        """As `HAG.choice`."""
+        return self._made().choice(width, dtype, self_loops, idempotent=idempotent)
+
+    def candidates(
+        self, self_loops: SelfLoops = False, *, idempotent: bool = False
+    ) -> dict[str, Program]:
+        """As `HAG.candidates`."""
+        return self._made().candidates(self_loops, idempotent=idempotent)
+
     def _made(self) -> HAG:
         made = self._of.transpose()
         if isinstance(made, ReversedHAG):
@@ -501,6 +654,18 @@ class ReversedHAG(HAG):
         return f"ReversedHAG({self._of!r})"
 
 
+def _may_measure() -> bool:
+    """Whether what a HAG chooses may depend on a clock: no other process has to choose alike."""
+    if torch.are_deterministic_algorithms_enabled():
+        return False
+    distributed = torch.distributed
+    return not (
+        distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size() > 1
+    )
+
+
 def _mapped(value: Any, move: Callable[[Tensor], Tensor]) -> Any:
     """A state with something else in the place of each tensor."""
     if isinstance(value, Tensor):
@@ -547,7 +712,10 @@ def _rebuild(state: dict[str, Any], trusted: bool) -> HAG:
         )
         if not trusted:
             _ = program.native  # its construction checks every index
-        hag._programs[entry["self_loops"] or False, bool(entry["idempotent"])] = program
+        key: tuple[SelfLoops, bool] = entry["self_loops"] or False, bool(entry["idempotent"])
+        hag._programs[key] = program
+        if entry.get("table") is not None:
+            hag._tables[key] = Table.of(entry["table"])
     if state["transpose"] is not None:
         hag._transpose = _rebuild(state["transpose"], trusted)
         hag._transpose._transpose = weakref.ref(hag)

@@ -24,7 +24,8 @@ METHODS = ("auto", "greedy", "none")
 class Options:
     """What a search was asked for. Kept with the HAG, for its other programs and its transpose.
 
-    `constants` is the digest of the cost constants in force when the HAG was built.
+    `constants` is the digest of the cost constants in force when the HAG was built, empty where
+    they don't matter; `choose` is how it chooses among the candidates: see `candidates.CHOOSE`.
     """
 
     method: str = "auto"
@@ -33,6 +34,7 @@ class Options:
     width: int = 64
     device: str = "cpu"  # the kind of device that the price is for, "cpu" or "cuda"
     constants: str = ""
+    choose: str = "hag"
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from hag_plugin.devices import KINDS
 from hag_plugin.hag import constants, cost
 from hag_plugin.hag.graph import Graph
 from hag_plugin.hag.program import Options, Program, SelfLoops
+from hag_plugin.hag.rates import DEFAULT
 from hag_plugin.kernels import _cpu
 from hag_plugin.modes import Array
 from hag_plugin.observers import SEARCH, observers, tell
@@ -37,10 +38,11 @@ def search_program(
     row_ptr, col = graph.numpy()
     matrix = (row_ptr, col, graph.num_src, mode, idempotent)
     arrays: Sequence[Array]
+    in_launches = KINDS[options.device].launches is not None
     # A small graph is searched sooner than a second thread or a bar is there.
     small = graph.num_edges < SMALL_GRAPH
     threads = 1 if small else torch.get_num_threads()
-    if options.method == "none":
+    if options.method == "none" or options.choose == "plain":
         arrays = _cpu.plain_program(*matrix)
     else:
         with _bar(graph, False if small and not progress else progress) as report:
@@ -48,7 +50,8 @@ def search_program(
                 capacity = graph.num_dst // 4 if options.capacity is None else options.capacity
                 arrays = _cpu.greedy_program(*matrix, capacity, threads, report)
             else:
-                prices = cost.prices(options.width, options.device, constants.in_force())
+                known = DEFAULT if in_launches else constants.in_force()
+                prices = cost.prices(options.width, options.device, known)
                 arrays = _cpu.search_program(
                     *matrix,
                     graph.is_square or graph.targets_first,
@@ -65,17 +68,39 @@ def search_program(
     )
     if observers:
         tell(SEARCH, options.method, program)
-    in_launches = options.method == "auto" and KINDS[options.device].launches is not None
-    if in_launches and not cost.pays_in_launches(graph, options, self_loops, program):
+    if (
+        options.method == "auto"
+        and in_launches
+        and not cost.pays_in_launches(graph, options, self_loops, program)
+    ):
         plain = plain_program(graph, self_loops, idempotent)
         return replace(plain, search_seconds=time.perf_counter() - start)
     return program.to(graph.device)
 
 
-def plain_program(graph: Graph, self_loops: SelfLoops, idempotent: bool = False) -> Program:
-    """The program without intermediates."""
+def plain_program(
+    graph: Graph, self_loops: SelfLoops, idempotent: bool = False, rows: Array | None = None
+) -> Program:
+    """The program without intermediates.
+
+    Args:
+        graph: the graph.
+        self_loops: the mode.
+        idempotent: without duplicates.
+        rows: all rows, in the order in which tiles take them; by default in their own.
+    """
     row_ptr, col = graph.numpy()
     arrays = _cpu.plain_program(row_ptr, col, graph.num_src, self_loops or "", idempotent)
+    if rows is not None:  # TEMPORARY until the native function takes rows
+        import numpy as np
+
+        from hag_plugin.hag import seconds
+
+        part = seconds.plain_part(graph, self_loops, idempotent, rows)
+        t, o, so, ta, hr, hp = (a.copy() for a in part.numpy())
+        ok = (ta >= 0) & (ta < part.num_dst)
+        ta[ok] = rows[ta[ok]]
+        arrays = (t, o, so, ta, rows[hr].astype(np.int32), hp)
     return Program.of(map(torch.from_numpy, arrays), graph.num_src, graph.num_dst).to(graph.device)
 
 

@@ -9,6 +9,8 @@ import torch
 
 from hag_plugin import devices
 from hag_plugin.devices import KINDS
+from hag_plugin.hag import constants
+from hag_plugin.hag.candidates import Choice
 from hag_plugin.hag.cost import Work, launches_seconds, plain_launches_seconds
 from hag_plugin.hag.gpu import occupancy
 from hag_plugin.hag.gpu.schedule import depth, schedule_of
@@ -33,6 +35,7 @@ class Stats:
         search_seconds: what the search took.
         predicted_seconds: one forward aggregation of float32 features at the width of the search,
             on one thread, by the cost model; on a GPU where the HAG is priced for one.
+        choice: which program runs for float32 features of the width of the search, and why.
         bytes: of the program's arrays.
         bytes_before: of the plain graph in CSR form.
         gpu: how the launches fill a GPU, where the HAG is on one or priced for one.
@@ -50,12 +53,15 @@ class Stats:
     search_seconds: float
     predicted_seconds: float
     predicted_seconds_before: float
+    choice: Choice
     bytes: int
     bytes_before: int
     gpu: occupancy.Occupancy | None = None
 
 
-def program_stats(graph: Graph, options: Options, self_loops: SelfLoops, program: Program) -> Stats:
+def program_stats(
+    graph: Graph, options: Options, self_loops: SelfLoops, program: Program, choice: Choice
+) -> Stats:
     """Counts what a program reads, writes and sums, beside the plain graph."""
     arity = program.op_ptr.diff().cpu().numpy()
     degree = graph.degree(self_loops).cpu().numpy()
@@ -78,6 +84,7 @@ def program_stats(graph: Graph, options: Options, self_loops: SelfLoops, program
         search_seconds=program.search_seconds,
         predicted_seconds=seconds,
         predicted_seconds_before=seconds_before,
+        choice=choice,
         bytes=program.nbytes,
         bytes_before=8 * (graph.num_dst + 1) + 4 * int(degree.sum()),
         gpu=_occupancy(graph, options, program),
@@ -94,7 +101,9 @@ def _predicted_seconds(
         return launches_seconds(program, options), plain
     work = Work.of(program)
     before = work if options.method == "none" else _plain_work(graph, self_loops)
-    return work.seconds(4 * width), before.seconds(4 * width)
+    c = constants.in_force()
+    taken, plain = (each.seconds(4 * width, constants=c) for each in (work, before))
+    return float(taken), float(plain)
 
 
 def _plain_work(graph: Graph, self_loops: SelfLoops) -> Work:

@@ -240,7 +240,7 @@ def _sum(
             source_scale = mean if source_scale is None else source_scale * mean
         else:
             target_scale = mean if target_scale is None else target_scale * mean
-    program = (hag.transpose() if transposed else hag).program(mode)
+    program = (hag.transpose() if transposed else hag).chosen(mode, False, x)
     _walk(program, x, y, "sum", source_scale, target_scale)
     if observers:
         tell("aggregate", reduce, program)
@@ -249,7 +249,7 @@ def _sum(
 
 def _run_extremum(graph: Graph, x: Tensor, loops: str, largest: bool, num_dst: int) -> Tensor:
     hag = found(graph, x.shape[-2], num_dst, loops, False)
-    program = hag.program(loop_mode(loops), idempotent=True)
+    program = hag.chosen(loop_mode(loops), True, x)
     reduce = "max" if largest else "min"
     y = new_output(x, num_dst)
     _walk(program, x, y, reduce)
@@ -307,7 +307,7 @@ def _run_winners(
 ) -> tuple[Tensor, Tensor]:
     hag = found(graph, x.shape[-2], num_dst, loops, False)
     mode = loop_mode(loops)
-    program = hag.program(mode, idempotent=True)
+    program = hag.chosen(mode, True, x)
     reduce = "max" if largest else "min"
     x = x.contiguous()
     y = new_output(x, num_dst)

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 import hag_plugin as hp
 from hag_plugin.cli import main
 from hag_plugin.hag import constants, cost
-from hag_plugin.hag.constants import DEFAULT, Constants, CostsError, RowCost
+from hag_plugin.hag.constants import CostsError
 from hag_plugin.hag.cost import Work
 from hag_plugin.hag.program import Program
+from hag_plugin.hag.rates import DEFAULT, Constants, RowCost
 
 
 def naive_work(program: Program) -> Work:
@@ -133,18 +134,11 @@ def test_calibrated_constants_change_plans(tmp_path: Path, monkeypatch: pytest.M
     assert made[0][1] == DEFAULT.digest != made[1][1]
 
 
-def test_without_a_file_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert constants.path_in_force() is None  # the tests' own setting
-    monkeypatch.delenv("HAG_PLUGIN_COSTS")
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    assert constants.path_in_force() == tmp_path / "hag_plugin" / "costs.json"
-    assert constants.in_force() == DEFAULT
-
-
 GOOD: dict[str, Any] = {
-    "format": "hag_plugin.costs", "version": 2, "about": {},
+    "format": "hag_plugin.costs", "version": 3, "about": {},
     "constants": {
         "call": 1e-6, "op": 1e-9, "written": 1e-10, "parallel": 1, "cache_bytes": 1000,
+        "error": 0.5,
         **{row: {"fixed": 1e-9, "per_byte": 0} for row in ("scratch", "near", "far")},
     },
 }  # fmt: skip
@@ -160,7 +154,7 @@ def changed(**values: Any) -> dict[str, Any]:
         ("{", "Expecting property name"),
         ([], "does not hold costs"),
         ({"format": "x"}, "there is no 'version'"),
-        ({**GOOD, "version": 1}, "expected 'hag_plugin.costs', version 2"),
+        ({**GOOD, "version": 1}, "expected 'hag_plugin.costs', version 3"),
         ({**GOOD, "constants": {"op": 1}}, r"constants are \['op'\]; expected \['cache_bytes'"),
         ({**GOOD, "constants": 3}, "constants are int; expected"),
         (changed(op=-1), "op is -1; expected a finite number, 0 or more"),

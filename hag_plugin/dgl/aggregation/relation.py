@@ -90,14 +90,21 @@ class Relation:
         self.__init__(**state)  # type: ignore[misc]
 
 
-def kind_of(hag: HAG, self_loops: SelfLoops = False, *, idempotent: bool = False) -> Kind:
-    """What `aggregate` runs on: the program of a HAG shares sums, or it is the graph as it is."""
-    program = hag.program(self_loops, idempotent=idempotent)
-    is_plain = program.__dict__.get("is_plain")
+def ran_on(
+    hag: HAG, reason: str, self_loops: SelfLoops = False, *, idempotent: bool = False
+) -> tuple[Kind, str]:
+    """What the last `aggregate` ran on, and why.
+
+    A program of the HAG that shares sums, or the graph as it is.
+    """
+    ran = hag.ran(self_loops, idempotent)
+    if ran is None:  # compiled, it did not run yet
+        return "HAG", reason
+    is_plain = ran.program.__dict__.get("is_plain")
     if is_plain is None:
         with outside_inference():
-            is_plain = program.is_plain
-    return "plain" if is_plain else "HAG"
+            is_plain = ran.program.is_plain
+    return ("plain" if is_plain else "HAG"), reason + ran.why
 
 
 def edge_index(graph: DGLGraph, etid: int) -> Tensor:

@@ -15,7 +15,7 @@ from hag_plugin.dgl.aggregation.choice import (
     LeftToDGL,
     Ran,
 )
-from hag_plugin.dgl.aggregation.relation import Relation, edge_index, kind_of, num_nodes
+from hag_plugin.dgl.aggregation.relation import Relation, edge_index, num_nodes, ran_on
 from hag_plugin.dgl.aggregation.ties import tie_rule
 from hag_plugin.hag.hag import HAG
 from hag_plugin.modes import outside_inference
@@ -78,8 +78,8 @@ def settle_rows(
                 raise LeftToDGL(NOT_FINITE)
             if not empty_rows_zero:
                 y = _with_infinite_empty_rows(y, hag, relation, reduce)
-        kind = kind_of(hag, relation.self_loops, idempotent=extremum)
-        return Ran(y.reshape(y.shape[0], *x.shape[1:]), kind, reason_of_run)
+        ran = ran_on(hag, reason_of_run, relation.self_loops, idempotent=extremum)
+        return Ran(y.reshape(y.shape[0], *x.shape[1:]), *ran)
 
     reason_of_run = relation.origin + because
     return Choice(run, reason_of_run)

@@ -26,7 +26,7 @@ from hag_plugin.dgl.aggregation.choice import (
     Choice,
     Ran,
 )
-from hag_plugin.dgl.aggregation.relation import Relation, edge_index, kind_of, num_nodes
+from hag_plugin.dgl.aggregation.relation import Relation, edge_index, num_nodes, ran_on
 from hag_plugin.dgl.aggregation.rows import is_taken, why_not_taken
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
@@ -130,7 +130,8 @@ def settle(
             for linear, sources in zip(noted.linears, pairs.sources, strict=True)
         ]
         sums = aggregate(torch.cat(rows), pairs.hag)
-        return Ran({reduce_func.out_field: sums}, kind_of(pairs.hag), relation.origin + TYPES)
+        ran = ran_on(pairs.hag, relation.origin + TYPES)
+        return Ran({reduce_func.out_field: sums}, *ran)
 
     return Choice(run, relation.origin + TYPES)
 

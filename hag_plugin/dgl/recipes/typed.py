@@ -31,8 +31,8 @@ from hag_plugin.dgl.aggregation.relation import (
     MAX_REMEMBERED,
     Relation,
     edge_index,
-    kind_of,
     num_nodes,
+    ran_on,
 )
 from hag_plugin.dgl.aggregation.rows import is_taken, why_not_taken
 from hag_plugin.hag.build import build_hag
@@ -114,7 +114,7 @@ def settle(
         pairs = SimpleNamespace(src={"h": sums}, data={"etype": typed.edge_type})
         rows = message_func(pairs)[reduce_func.msg_field]
         y = {reduce_func.out_field: aggregate(rows, typed.joined)}
-        return Ran(y, kind_of(typed.hag), relation.origin + TYPES)
+        return Ran(y, *ran_on(typed.hag, relation.origin + TYPES))
 
     return Choice(run, relation.origin + TYPES)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -20,7 +19,7 @@ from typing import Any, Protocol
 import torch
 
 from hag_plugin import devices
-from hag_plugin.files import write_whole
+from hag_plugin.files import cache_folder, write_whole
 from hag_plugin.hag.build import build_hag
 from hag_plugin.limits import limits
 from hag_plugin.ops.aggregate import aggregate
@@ -223,25 +222,10 @@ def _median_seconds(work: list[Callable[[], Any]], device: str) -> float:
 # The cache ------------------------------------------------------------------------------------
 
 
-def cache_folder() -> Path:
-    """HAG_PLUGIN_CACHE, or hag_plugin in the user's cache folder."""
-    named = os.environ.get("HAG_PLUGIN_CACHE")
-    base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return Path(named) if named else base / "hag_plugin"
-
-
 def _machine(device: str) -> str:
-    name = devices.name_of(device) or f"{_processor()} {torch.get_num_threads()} threads"
+    name = devices.name_of(device) or f"{devices.processor()} {torch.get_num_threads()} threads"
     text = f"{name} {torch.__version__} {__version__}"
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    return next((line for line in lines if line.startswith("model name")), "unknown processor")
 
 
 def _read(path: Path) -> dict[str, float]:

@@ -47,8 +47,11 @@ def note(conv: Any, recipe: Recipe | None, choice: Choice, call: Call) -> None:
     if kind == "HAG" and recipe is not None:
         kind = "plain"
         for name in recipe.record.graphs:
-            if _shares(conv, recipe, calls, changed.get(name, call.get(name))):
+            shares, why = _shares(conv, recipe, calls, changed.get(name, call.get(name)))
+            if shares:
                 kind = "HAG"
+            if why:
+                reason = choice.reason + why
     calls.counts[kind] = calls.counts.get(kind, 0) + 1  # as Calls.note
     calls.reasons[kind] = reason
 
@@ -92,27 +95,31 @@ def _note_compiled(conv: Any, kind: Any, reason: Any) -> None:
     calls_of(conv).note(kind, reason if reason == COMPILED else f"compiled: {reason}")
 
 
-def _shares(conv: Any, recipe: Recipe, calls: Calls, graph: Any) -> bool:
-    """Whether one of the programs that ran on a graph shares sums."""
+def _shares(conv: Any, recipe: Recipe, calls: Calls, graph: Any) -> tuple[bool, str]:
+    """Whether one of the programs that ran on a graph shares sums; and why the last one ran."""
     if isinstance(graph, HAG):
         graph = graph._made() if graph.is_reversed else graph
         turned = conv.flow != "source_to_target"
-        loops, requested = recipe.record.self_loops(conv), []
+        loops, graphs, why = recipe.record.self_loops(conv), [], ""
         if not turned or recipe.returns:
-            requested.append(graph._requested)
+            graphs.append(graph)
         if turned or recipe.returns:
-            requested.append(graph.transpose()._requested)
-        for programs in requested:
+            graphs.append(graph.transpose())
+        for each in graphs:
             for idempotent in _idempotents(conv, calls):
-                program = programs.get((loops, idempotent))
-                if program is not None and not program.is_plain:
-                    return True
-        return False
+                ran = each._ran.get((loops, idempotent)) or each.ran(loops, idempotent)
+                if ran is not None:
+                    why = ran.why
+                    if not ran.program.is_plain:
+                        return True, why
+        return False, why
     if is_relations(graph):
-        return any(_shares(conv, recipe, calls, hag) for hag in graph)
+        found = [_shares(conv, recipe, calls, hag) for hag in graph]
+        return max(found, default=(False, ""))
     if isinstance(graph, WeightedGraph):
-        return not graph.hag.program().is_plain
-    return isinstance(graph, SequentialHAG)
+        ran = graph.hag.ran(False, False)
+        return (False, "") if ran is None else (not ran.program.is_plain, ran.why)
+    return isinstance(graph, SequentialHAG), ""
 
 
 def _value_of(variable: Any) -> Any:
@@ -133,10 +140,10 @@ def _known_now(conv: Any, recipe: Recipe, graphs: Sequence[HAG], reason: str) ->
         return "HAG", reason
     calls, loops = calls_of(conv), recipe.record.self_loops(conv)
     keys = [(loops, each) for each in _idempotents(conv, calls)]
-    if all(key in graph._requested for graph in graphs for key in keys):
-        shares = any(_shares(conv, recipe, calls, graph) for graph in graphs)
+    if all(graph.ran(*key) for graph in graphs for key in keys):
+        shares = any(_shares(conv, recipe, calls, graph)[0] for graph in graphs)
         return ("HAG" if shares else "plain"), reason
-    return "HAG", f"{reason}, whose program is searched when it runs"
+    return "HAG", f"{reason}, whose program is chosen when it runs"
 
 
 def _idempotents(conv: Any, calls: Calls) -> tuple[bool, ...]:

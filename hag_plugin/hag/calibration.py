@@ -1,0 +1,339 @@
+"""Measuring the constants of the cost model: synthetic programs, run through the real kernel."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hag_plugin.hag.cost import ROWS, Work
+from hag_plugin.hag.program import Program
+from hag_plugin.hag.rates import DEFAULT, Constants, RowCost
+from hag_plugin.limits import limits
+from hag_plugin.modes import Array
+
+FLOAT32, SUM = 0, 0  # as the kernel numbers dtypes and reducers
+WIDTHS = (16, 64, 256)
+WARM_CALLS = 2  # before those timed: after a single one, writing y took twice as long
+TIMED_CALLS = 3
+SCRATCH_SHARE = 0.7  # of the sources of a row of y, where there is scratch
+BUFFER_BYTES = 128 << 20  # of x, and of y, at most
+# A fit to noisy times may come to less; no processor does. An op takes a cycle, and a core moves
+# 512 bytes in a nanosecond. Threads that gain next to nothing had no core to themselves.
+FLOORS = {"call": 1e-7, "op": 3e-10, "per_byte": 2e-12, "parallel": 0.3}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A synthetic program: tiles that are all alike, but for the rows they read.
+
+    There are as many rows of y as of x, as in a graph.
+
+    Attributes:
+        arity: sources of a row of y, on average.
+        caches: how many times as large as the cache x is.
+        rows: of y in a tile.
+        window: consecutive rows of x that a tile reads from, the first of them its own; 0: all.
+        scratch: rows of scratch in a tile, each the sum of two rows of x.
+    """
+
+    arity: int
+    caches: float
+    rows: int = 256
+    window: int = 0
+    scratch: int = 0
+
+
+# As the tiles of searched and plain programs are: 256 rows of large graphs or 64 of packed small
+# ones. The cache holds all of x and y, half of them, or an eighth.
+SHAPES = tuple(
+    shape
+    for caches in (0.25, 1.0, 4.0)
+    for shape in (
+        Shape(1, caches, window=256),
+        Shape(4, caches, window=256),
+        Shape(16, caches, window=256),
+        Shape(4, caches, window=256, scratch=256),
+        Shape(2, caches),
+        Shape(16, caches),
+        Shape(2, caches, rows=64, window=64),
+        Shape(8, caches, rows=64, window=64, scratch=64),
+    )
+)
+# The fewest that still tell the constants apart.
+QUICK_SHAPES = (
+    Shape(1, 0.25, window=256),
+    Shape(16, 0.25, window=256),
+    Shape(4, 0.25, window=256, scratch=256),
+    Shape(8, 1.0, rows=64, window=64, scratch=64),
+    Shape(4, 1.0),
+    Shape(2, 4.0, window=256),
+    Shape(4, 4.0),
+)
+QUICK_SOURCES = 1 << 20  # of a program; larger ones take too long to make
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Constants and how well they describe what was measured.
+
+    Attributes:
+        constants: those that were fitted.
+        mean_error: mean of |predicted - measured| / measured over the synthetic programs.
+        largest_error: the largest of these.
+        cases: number of programs measured.
+        threads: that `parallel` was measured with.
+    """
+
+    constants: Constants
+    mean_error: float
+    largest_error: float
+    cases: int
+    threads: int
+
+
+def quick_calibration(threads: int | None = None) -> Calibration:
+    """The same as `calibrate` in `limits.calibration_seconds`, or a little more."""
+    return calibrate(1000, threads, None, QUICK_SHAPES, limits.calibration_seconds, QUICK_SOURCES)
+
+
+def calibrate(
+    rounds: int = 15,
+    threads: int | None = None,
+    report: Callable[[float], None] | None = None,
+    shapes: Sequence[Shape] = SHAPES,
+    seconds: float = math.inf,
+    sources: float = math.inf,
+) -> Calibration:
+    """Measures the constants of this machine.
+
+    Args:
+        rounds: in each of them every program runs; its shortest run counts, since whatever else
+            the machine does only adds.
+        threads: by default as many as torch uses. With 1, `parallel` is the default.
+        report: called with the share that is done.
+        shapes: of the programs.
+        seconds: after which no further round is begun. There is always one.
+        sources: programs with more are left out.
+    """
+    end = time.perf_counter() + 0.8 * seconds
+    threads = torch.get_num_threads() if threads is None else threads
+    cache = _cache_bytes()
+    runs = runs_of(shapes[:: limits.calibration_step], cache, sources)
+    measured = _shortest(runs, 1, rounds, end, report)
+    gain = DEFAULT.parallel
+    # In short programs starting the threads counts. Few, since threads that share cores wait long.
+    large = [i for i, run in enumerate(runs) if run.is_large and run.row_bytes == 4 * WIDTHS[1]]
+    if threads > 1 and large:
+        end = time.perf_counter() + 0.2 * seconds
+        together = _shortest([runs[i] for i in large], threads, rounds, end)
+        gain = float(np.median((measured[large] / together - 1.0) / (threads - 1)))
+    terms = np.array([(1.0, *run.work.terms(run.row_bytes, cache)) for run in runs])
+    fitted = fit_constants(terms, measured)
+    errors = np.abs(terms @ fitted / measured - 1.0)
+    mean, largest = float(errors.mean()), float(errors.max())
+    found = _constants(fitted, min(max(gain, FLOORS["parallel"]), 1.0), cache, largest)
+    return Calibration(found, mean, largest, len(runs), threads)
+
+
+def _shortest(
+    runs: Sequence[Run],
+    threads: int,
+    rounds: int,
+    end: float,
+    report: Callable[[float], None] | None = None,
+) -> Array:
+    """The shortest seconds of each run, in so many rounds, or those begun before `end`."""
+    shortest = np.full(len(runs), np.inf)
+    for turn in range(rounds):
+        for i, run in enumerate(runs):
+            shortest[i] = min(shortest[i], run.seconds(threads))
+            if report:
+                report((turn + (i + 1) / len(runs)) / rounds)
+        if time.perf_counter() > end:
+            break
+    return shortest
+
+
+def fit_constants(terms: Array, seconds: Array) -> Array:
+    """Call, op, written and rows as `Work.terms` orders them, none below what is possible.
+
+    None is below `FLOORS`, and no byte that comes from beyond the cache, or goes there, costs less
+    than one that stays.
+    """
+    call, op, written, _, scratch_byte, _, near_byte, _, far_byte = range(9)
+    above = np.eye(9)  # constants = above @ parts, all parts >= 0
+    above[far_byte, near_byte] = above[written, near_byte] = 1.0
+    least = np.zeros(9)
+    least[call], least[op] = FLOORS["call"], FLOORS["op"]
+    least[[scratch_byte, near_byte]] = FLOORS["per_byte"]
+    result: Array = above @ fit(terms @ above, seconds, least)
+    return result
+
+
+def fit(terms: Array, seconds: Array, least: Array) -> Array:
+    """Least squares of the relative error: `terms` `[N, K]` times the result `[K] >= least`.
+
+    Coordinate descent on the normal equations, which are convex and small here: each coordinate in
+    turn goes to its minimum, or to its bound.
+
+    Example:
+        >>> terms = np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]])
+        >>> fit(terms, np.array([2.0, 5.0, 8.0]), np.zeros(2)).round(6)
+        array([2., 3.])
+    """
+    relative = terms / seconds[:, None]
+    size = np.linalg.norm(relative, axis=0)
+    size[size == 0.0] = 1.0
+    relative = relative / size
+    normal, goal = relative.T @ relative, relative.sum(axis=0)
+    bound = least * size
+    found = bound.copy()
+    for _ in range(20_000):
+        before = found.copy()
+        for k in range(len(found)):
+            if normal[k, k] > 0.0:
+                found[k] = max(bound[k], found[k] + (goal[k] - normal[k] @ found) / normal[k, k])
+        if np.abs(found - before).max() <= 1e-12 * np.abs(found).max():
+            break
+    result: Array = np.maximum(found / size, least)
+    return result
+
+
+def _constants(fitted: Array, parallel: float, cache: int, error: float) -> Constants:
+    call, op, written, *rows = (float(value) for value in fitted)
+    costs = {name: RowCost(*rows[2 * i : 2 * i + 2]) for i, name in enumerate(ROWS)}
+    return Constants(
+        call=call,
+        op=op,
+        written=written,
+        parallel=parallel,
+        cache_bytes=cache,
+        error=error,
+        **costs,
+    )
+
+
+def _cache_bytes() -> int:
+    """Of the second-level cache."""
+    try:
+        found = os.sysconf("SC_LEVEL2_CACHE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        found = -1
+    return found if found > 0 else DEFAULT.cache_bytes
+
+
+# Synthetic programs -----------------------------------------------------------------------------
+
+
+class Run:
+    """A program with its buffers, ready to be timed."""
+
+    def __init__(self, shape: Shape, program: Program, width: int, x: Array, y: Array) -> None:
+        self.shape = shape
+        self.program = program
+        self.work = Work.of(program)
+        self.row_bytes = 4 * width
+        self.buffers = x, y  # the same for all, and at least as large as this one needs
+        self._arguments = (
+            *(x.ctypes.data, y.ctypes.data, 1, width, width, 0, program.num_src, program.num_dst),
+            *(FLOAT32, SUM, 0, 0),
+        )
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it reads rows from beyond the cache, from everywhere."""
+        return self.shape.caches > 1.0 and not self.shape.window
+
+    def seconds(self, threads: int) -> float:
+        """Of the shortest call. Those before bring into the caches what they hold."""
+        run, arguments = self.program.native.run, (*self._arguments, threads)
+        for _ in range(WARM_CALLS):
+            run(*arguments)
+        shortest = math.inf
+        for _ in range(TIMED_CALLS):
+            start = time.perf_counter()
+            run(*arguments)
+            shortest = min(shortest, time.perf_counter() - start)
+        return shortest
+
+
+def runs_of(shapes: Sequence[Shape], cache: int, sources: float) -> list[Run]:
+    """The programs of all widths, over one x and one y."""
+    cache = min(cache, int(BUFFER_BYTES / max(shape.caches for shape in shapes)))
+    programs = []
+    for width in WIDTHS:
+        programs.append((Shape(1, 0.25, rows=64), 1, width))  # hardly more than the call
+        programs += [(shape, 0, width) for shape in shapes]
+    made = []
+    for shape, tiles, width in programs:
+        num_src = max(int(cache * shape.caches) // (4 * width), shape.rows)
+        if num_src * shape.arity <= sources:
+            tiles = tiles or num_src // shape.rows
+            made.append((shape, synthetic_program(shape, tiles, num_src), width))
+    size = max(program.num_src * width for _, program, width in made)
+    x, y = _features(size), _features(size)
+    x.fill(1.0)
+    y.fill(0.0)
+    return [Run(shape, program, width, x, y) for shape, program, width in made]
+
+
+def _features(size: int) -> Array:
+    """So many float32, in whole pages of the usual size, as tensors have them.
+
+    None of torch's: its operators hang in a forked child.
+    """
+    return np.frombuffer(mmap.mmap(-1, 4 * size), np.float32)
+
+
+def synthetic_program(shape: Shape, tiles: int, num_src: int) -> Program:
+    """The program of a shape: `tiles` tiles over `num_src` rows of x."""
+    ops = shape.scratch + shape.rows
+    # Lengths vary as in searched programs: a processor must not learn them by heart.
+    arity = 1 + _random(0, tiles * ops, 2 * shape.arity - 1).reshape(tiles, ops)
+    arity[:, : shape.scratch] = 2
+    op_ptr = np.concatenate([[0], np.cumsum(arity)])
+    op = np.repeat(np.arange(tiles * ops), arity.ravel())
+    tile, place = op // ops, op % ops
+    if shape.window:
+        first = tile * shape.rows % (num_src - shape.window + 1)
+        source = first + _random(1, len(op), shape.window)
+    else:
+        source = _random(1, len(op), num_src)
+    if shape.scratch:
+        takes = (place >= shape.scratch) & (_random(2, len(op), 100) < 100 * SCRATCH_SHARE)
+        source[takes] = ~_random(3, int(takes.sum()), shape.scratch)
+    first_of_op = op << 32
+    source = np.sort(first_of_op + source) - first_of_op  # sorted inside of each op
+    target = np.arange(tiles * shape.rows).reshape(tiles, shape.rows)
+    scratch = np.broadcast_to(~np.arange(shape.scratch), (tiles, shape.scratch))
+    arrays = (
+        np.arange(tiles + 1) * ops,
+        op_ptr.astype(np.int64),
+        source.astype(np.int32),
+        np.concatenate([scratch, target], axis=1).ravel().astype(np.int32),
+        np.zeros(0, np.int32),
+        np.zeros(1, np.int64),
+    )
+    return Program.of(map(torch.from_numpy, arrays), num_src, tiles * shape.rows)
+
+
+def _random(seed: int, count: int, below: int) -> Array:
+    """So many numbers of `0..below - 1`, the same for the same seed: those of SplitMix64.
+
+    None of numpy's, which imports a room for it that loses the Ctrl-C that comes meanwhile.
+    """
+    z = (np.arange(1, count + 1, dtype=np.uint64) + np.uint64(seed << 40)) * np.uint64(
+        0x9E3779B97F4A7C15
+    )
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    numbers: Array = (z >> np.uint64(32)) * np.uint64(below) >> np.uint64(32)
+    return numbers.astype(np.int64)

@@ -1,0 +1,93 @@
+"""What an op and a row cost on a processor: the constants of the cost model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RowCost:
+    """Seconds that a row takes, affine in its bytes."""
+
+    fixed: float
+    per_byte: float
+
+    def of(self, row_bytes: int) -> float:
+        """Seconds for a row of so many bytes."""
+        return self.fixed + self.per_byte * row_bytes
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What the parts of an aggregation cost, in seconds on one thread, warm, into a kept output.
+
+    The defaults were measured on a server with AVX-512 (`hag-plugin calibrate`).
+
+    Attributes:
+        call: one aggregation, however small.
+        op: one op, beside its rows.
+        written: a byte of y, or of a partial sum, that the cache does not hold; one that it does
+            costs as much as a byte of a near row.
+        scratch: a row of scratch, written or read.
+        near: a row of x that the tile has read before, or that the cache holds. The cache holds
+            all of x and y, or as large a share of them as `cache_bytes` are.
+        far: any other row of x.
+        parallel: what each further thread adds, in threads: with T of them the work takes
+            1 / (1 + parallel (T - 1)) of the time.
+        cache_bytes: of the cache that near rows come from.
+        error: the largest relative error of a prediction by these constants that was met where
+            they were measured. 1, a factor of two, for a processor that they were not measured on.
+    """
+
+    call: float = 1.7e-6
+    op: float = 1.3e-9
+    written: float = 5.4e-11
+    scratch: RowCost = RowCost(1.4e-9, 4.4e-12)
+    near: RowCost = RowCost(0.15e-9, 8.4e-12)
+    far: RowCost = RowCost(0.0, 3.2e-11)
+    parallel: float = 0.99
+    cache_bytes: int = 2 << 20
+    error: float = 1.0
+
+    @property
+    def digest(self) -> str:
+        """A hash of the constants, 12 hexadecimal digits. Kept with every HAG."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Constants:
+        """Constants from names and numbers, as JSON gives them.
+
+        Raises:
+            ValueError: a name is missing or unknown, or a value is no finite number >= 0.
+        """
+        names = {field.name for field in fields(cls)}
+        if not isinstance(values, Mapping) or set(values) != names:
+            found = sorted(values) if isinstance(values, Mapping) else type(values).__name__
+            raise ValueError(f"constants are {found}; expected {sorted(names)}")
+        made: dict[str, Any] = {}
+        for name, value in values.items():
+            if isinstance(getattr(DEFAULT, name), RowCost):
+                if not isinstance(value, Mapping) or set(value) != {"fixed", "per_byte"}:
+                    raise ValueError(f"{name} is {value!r}; expected fixed and per_byte")
+                made[name] = RowCost(**{k: _number(f"{name}.{k}", v) for k, v in value.items()})
+            else:
+                made[name] = _number(name, value)
+        made["cache_bytes"] = int(made["cache_bytes"])
+        return cls(**made)
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} is {value!r}; expected a number")
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} is {value}; expected a finite number, 0 or more")
+    return float(value)
+
+
+DEFAULT = Constants()

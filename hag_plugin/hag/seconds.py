@@ -1,0 +1,318 @@
+"""What the candidates for one matrix of a graph take: by the cost model, or timed on a sample.
+
+Both look at the same samples: stretches of the tiles of each candidate, all over the graph, and
+small where the graph is large, so that choosing takes a small share of the time of the search.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hag_plugin.hag import constants, search
+from hag_plugin.hag.candidates import PLAIN, REORDERED, ROW_BYTES, SHARED, Table
+from hag_plugin.hag.cost import Work
+from hag_plugin.hag.graph import Graph
+from hag_plugin.hag.program import Program, SelfLoops
+from hag_plugin.hag.rates import Constants
+from hag_plugin.kernels import _cpu
+from hag_plugin.limits import limits
+from hag_plugin.modes import Array
+
+FLOAT32, SUM = 0, 0  # as the kernel numbers dtypes and reducers
+STRETCHES = 32  # that a sample has
+# Of a graph that is timed: a smaller part meets its rows too seldom to find them in the cache.
+LEAST_SHARE = 0.25
+_NEVER_REORDERED = 512  # rows, that the search takes as they come
+LEAST_ERROR = 1.0  # of the model: real programs are not like those that it was fitted to
+TIMED = (64, 256, 1024)  # of `ROW_BYTES`, where there is no time for all
+MOST_WHOLE = 1 << 18  # rows that are read: a graph that reads more is not timed as a whole
+LEAST_BYTES = 16 << 20  # of features, that timing may take for any graph
+MOST_SWEEPS = 16  # runs of each candidate at each width
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A part of a candidate, as a program of its own.
+
+    Attributes:
+        program: it.
+        reads: rows of x that the whole plain graph reads.
+        work: what it does.
+        scale: how many times as much the whole candidate does.
+    """
+
+    program: Program
+    reads: int
+    work: Work
+    scale: float
+
+
+def table_of(
+    graph: Graph, self_loops: SelfLoops, idempotent: bool, found: Program, budget: float
+) -> Table:
+    """The seconds of the candidates for rows of every length.
+
+    They are predicted; and where the fastest is predicted to be ahead by less than the model's
+    error, samples are timed, and what is predicted is corrected by it.
+
+    Args:
+        graph: the graph, in main memory.
+        self_loops: the mode of the matrix.
+        idempotent: without duplicates.
+        found: what the search found.
+        budget: seconds of one thread that timing may take; 0: the model decides.
+    """
+    c = constants.in_force()
+    samples = samples_of(graph, self_loops, idempotent, found, limits.sampled_reads)
+    predicted = {name: _seconds(sample, c) for name, sample in samples.items()}
+    by = "model"
+    if budget > 0 and _is_close(predicted, max(LEAST_ERROR, c.error)):
+        measured = _measure(graph, self_loops, idempotent, found, samples, predicted, budget)
+        if measured:
+            by = "measure"
+            at = np.log(list(measured))
+            for name, model in predicted.items():
+                models = np.interp(list(measured), ROW_BYTES, model)
+                ratios = [
+                    math.log(measured[b][name] / m) for b, m in zip(measured, models, strict=True)
+                ]
+                predicted[name] = model * np.exp(np.interp(np.log(ROW_BYTES), at, ratios))
+    return Table(by, {name: tuple(map(float, each)) for name, each in predicted.items()})
+
+
+def _seconds(sample: Sample, c: Constants) -> Array:
+    """Of the whole candidate on one thread, for each of `ROW_BYTES`."""
+    part = sample.work.seconds(np.array(ROW_BYTES), constants=c) - c.call
+    return np.asarray(c.call + part * sample.scale)
+
+
+def _is_close(predicted: Mapping[str, Array], error: float) -> bool:
+    """Whether the model cannot tell which is the fastest, for some row."""
+    seconds = np.sort(np.stack(list(predicted.values())), axis=0)
+    return len(seconds) > 1 and bool((seconds[1] < (1.0 + error) * seconds[0]).any())
+
+
+# Samples ----------------------------------------------------------------------------------------
+
+
+def samples_of(
+    graph: Graph, self_loops: SelfLoops, idempotent: bool, found: Program, reads: int
+) -> dict[str, Sample]:
+    """A sample of each candidate that reads about so many rows, as the plain graph does."""
+    total = graph.num_edges + (min(graph.num_dst, graph.num_src) if self_loops else 0)
+    if total <= reads:
+        plain_program = search.plain_program(graph, self_loops, idempotent)
+        whole = {PLAIN: plain_program, SHARED: found}
+        if is_reordered(found):
+            order = order_of(found)
+            whole[REORDERED] = search.plain_program(graph, self_loops, idempotent, order)
+        return {name: Sample(p, total, Work.of(p), 1.0) for name, p in whole.items()}
+    degree = np.diff(graph.numpy()[0]) + (self_loops is not False)
+    hubs = found.hub_row.numpy()
+    of_hubs = int(degree[hubs].sum())  # long rows, which all candidates have alike, are left out
+    total -= of_hubs
+    share = min(1.0, reads / max(total, 1))
+    tiles, rows = stretches_of_tiles(found, share)
+    num_partials = int(found.hub_ptr[-1])
+
+    def sample(program: Program, sources: int, ops: int) -> Sample:
+        effort = _effort(len(program.source), len(program.target))
+        return Sample(program, total, Work.of(program), _effort(sources, ops) / max(effort, 1))
+
+    def plain(of_rows: Array) -> Sample:
+        part = plain_part(graph, self_loops, idempotent, of_rows)
+        return sample(part, total, graph.num_dst - len(hubs))
+
+    own = np.flatnonzero(_in_stretches(np.cumsum(degree) - degree, total + of_hubs, share))
+    own = own[~np.isin(own, hubs)] if len(hubs) else own
+    sources, ops = len(found.source) - of_hubs, len(found.target) - num_partials
+    hag = sample(tiles, sources, ops)
+    if is_reordered(found):
+        return {PLAIN: plain(own), SHARED: hag, REORDERED: plain(rows)}
+    return {PLAIN: plain(rows), SHARED: hag}
+
+
+def _effort(sources: int, ops: int) -> int:
+    """By which a part is compared with the whole: rows may be longer in one than in the other."""
+    return sources + 2 * ops
+
+
+def _in_stretches(begins: Array, total: int, share: float) -> Array:
+    """Which of the pieces that begin there are in one of the stretches, of so large a share."""
+    phase = begins * (STRETCHES / max(total, 1)) % 1.0
+    inside: Array = phase < share
+    return inside
+
+
+def stretches_of_tiles(program: Program, share: float) -> tuple[Program, Array]:
+    """Some of the tiles as a program that writes its rows one after the other, and these rows."""
+    tile_ptr, op_ptr, source, target, hub_row, _ = program.numpy()
+    begins = op_ptr[tile_ptr[:-1]]
+    # Those of long rows, which all candidates have alike, come last.
+    is_whole = np.ones(len(begins), bool)
+    if len(hub_row):
+        is_whole[np.searchsorted(tile_ptr, np.argmax(target >= program.num_dst), "right") - 1 :] = 0
+    tiles = np.flatnonzero(is_whole & _in_stretches(begins, len(source), share))
+    ops = _ranges(tile_ptr[tiles], tile_ptr[tiles + 1])
+    targets = target[ops].copy()
+    written = targets >= 0
+    rows = targets[written]
+    targets[written] = np.arange(len(rows), dtype=np.int32)
+    arrays = (
+        _offsets(tile_ptr[tiles + 1] - tile_ptr[tiles]),
+        _offsets(op_ptr[ops + 1] - op_ptr[ops]),
+        source[_ranges(op_ptr[tile_ptr[tiles]], op_ptr[tile_ptr[tiles + 1]])],
+        targets,
+        np.zeros(0, np.int32),
+        np.zeros(1, np.int64),
+    )
+    return _program(arrays, program.num_src, len(rows)), rows
+
+
+def plain_part(graph: Graph, self_loops: SelfLoops, idempotent: bool, rows: Array) -> Program:
+    """The plain program of some rows, in the order given, written one after the other."""
+    row_ptr, col = graph.numpy()
+    length = row_ptr[rows + 1] - row_ptr[rows]
+    source = col[_ranges(row_ptr[rows], row_ptr[rows + 1])]
+    if self_loops is not False:
+        target = np.repeat(rows.astype(np.int32), length)
+        if self_loops == "fill" and graph.loops is not None:
+            others = source != target
+            length = np.diff(_offsets(others)[_offsets(length)])
+            source, target = source[others], target[others]
+        begins = _offsets(length)
+        smaller = np.diff(_offsets(source < target)[begins])
+        looped = rows < graph.num_src  # targets behind the sources have no loop
+        source = np.insert(source, (begins[:-1] + smaller)[looped], rows[looped])
+        length = length + looped
+    arrays = _cpu.plain_program(_offsets(length), source, graph.num_src, "", idempotent)
+    return _program(arrays, graph.num_src, len(rows))
+
+
+def is_reordered(program: Program) -> bool:
+    """Whether the tiles of a program take the rows in another order than the graph's own."""
+    if program.num_dst <= _NEVER_REORDERED:
+        return False
+    tile_ptr, _, _, target, _, _ = program.numpy()
+    inside = np.flatnonzero((target >= 0) & (target < program.num_dst))
+    tile = np.searchsorted(tile_ptr, inside, "right")
+    starts = np.flatnonzero(np.diff(tile, prepend=-1))
+    least = np.minimum.reduceat(target[inside], starts)
+    most = np.maximum.accumulate(np.maximum.reduceat(target[inside], starts))
+    # Small graphs of a batch come before the large ones: some tiles step back all the same.
+    return bool(2 * (least[1:] < most[:-1]).sum() > len(least))
+
+
+def order_of(program: Program) -> Array:
+    """The rows in the order in which the tiles of a program take them, int32 `[num_dst]`."""
+    target, hub_row = program.numpy()[3:5]
+    return np.concatenate([target[(target >= 0) & (target < program.num_dst)], hub_row])
+
+
+def _program(arrays: tuple[Array, ...], num_src: int, num_dst: int) -> Program:
+    return Program.of(map(torch.from_numpy, arrays), num_src, num_dst)
+
+
+def _offsets(lengths: Array) -> Array:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+
+def _ranges(begins: Array, ends: Array) -> Array:
+    """The numbers of several ranges, one after the other."""
+    lengths = ends - begins
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(begins - before, lengths) + np.arange(int(lengths.sum()))
+
+
+# Timing -----------------------------------------------------------------------------------------
+
+
+def _measure(
+    graph: Graph,
+    self_loops: SelfLoops,
+    idempotent: bool,
+    found: Program,
+    samples: dict[str, Sample],
+    predicted: Mapping[str, Array],
+    budget: float,
+) -> dict[int, dict[str, float]]:
+    """Seconds by bytes of a row and candidate; empty where the time does not reach."""
+    start = time.thread_time()
+    # A build takes a few times the memory of the graph: timing must not take more.
+    most_bytes = max(LEAST_BYTES, 2 * (8 * graph.num_dst + 4 * graph.num_edges))
+    for widths in (ROW_BYTES, TIMED, TIMED[:2], TIMED[1:2]):
+        row_bytes = max(widths)
+        memory = (graph.num_src + graph.num_dst) * row_bytes
+        if memory > min(limits.sampled_bytes, most_bytes, budget / 3 * 4e9):
+            continue
+        work = sum(
+            _least_sweeps(b) * float(np.interp(b, ROW_BYTES, seconds))
+            for seconds in predicted.values()
+            for b in widths
+        )
+        share = budget / 2 / work
+        if share < LEAST_SHARE:
+            continue
+        total = samples[PLAIN].reads
+        reads = min(share * total, max(MOST_WHOLE, LEAST_SHARE * total))
+        if not 0.8 < min(reads, total) * samples[PLAIN].scale / total < 1.25:
+            samples = samples_of(graph, self_loops, idempotent, found, int(reads))
+        x = _aligned_ones(graph.num_src * row_bytes // 4)
+        y = _aligned_ones(graph.num_dst * row_bytes // 4)
+        runs = {name: _Run(sample, x, y) for name, sample in samples.items()}
+        # Each width may take as long as its share of the bytes says.
+        stops = start + budget * np.cumsum(widths) / sum(widths)
+        return {b: _least(runs, b // 4, stop) for b, stop in zip(widths, stops, strict=True)}
+    return {}
+
+
+def _least_sweeps(row_bytes: int) -> int:
+    """Runs of each candidate, one to warm up: more of short ones, which are easily disturbed."""
+    return 8 if row_bytes < 256 else 4 if row_bytes <= 512 else 3
+
+
+def _aligned_ones(size: int) -> Array:
+    """float32 ones that begin where a cache line does, as torch's tensors."""
+    memory = np.ones(size + 16, np.float32)
+    first = -memory.ctypes.data % 64 // 4
+    return memory[first : first + size]
+
+
+class _Run:
+    """A sample that can be run at several widths."""
+
+    def __init__(self, sample: Sample, x: Array, y: Array) -> None:
+        self.sample = sample
+        self.x = x
+        self.y = y
+
+    def seconds(self, width: int) -> float:
+        program = self.sample.program
+        start = time.thread_time()
+        program.native.run(
+            self.x.ctypes.data, self.y.ctypes.data, 1, width, width, 0, program.num_src,
+            program.num_dst, FLOAT32, SUM, 0, 0, 1,
+        )  # fmt: skip
+        return (time.thread_time() - start) * self.sample.scale
+
+
+def _least(runs: Mapping[str, _Run], width: int, stop: float) -> dict[str, float]:
+    """The least seconds of each, run in turns until the clock says so.
+
+    On one thread, in seconds that it ran itself: what else the machine does is not measured.
+    """
+    for run in runs.values():
+        run.seconds(width)
+    least = dict.fromkeys(runs, math.inf)
+    for sweep in range(MOST_SWEEPS):
+        for name, run in runs.items():
+            least[name] = min(least[name], run.seconds(width))
+        if sweep + 2 >= _least_sweeps(4 * width) and time.thread_time() > stop:
+            break
+    return least

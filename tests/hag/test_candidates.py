@@ -1,0 +1,384 @@
+"""Which program runs: the candidates of a matrix, the table of their seconds, and who says so."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+import hag_plugin as hp
+from hag_plugin.hag import constants, seconds
+from hag_plugin.hag.candidates import CHOOSE, NAMES, PLAIN, REORDERED, ROW_BYTES, SHARED, Table
+from hag_plugin.hag.program import SELF_LOOPS, SelfLoops
+from hag_plugin.hag.rates import Constants, RowCost
+from hag_plugin.testing import count_programs, limits
+
+WIDTHS = (1, 8, 16, 17, 64, 128, 512)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+def communities(num_nodes: int = 1200, size: int = 30, seed: int = 0) -> torch.Tensor:
+    """Cliques whose nodes are spread over all ids: the search takes the rows in another order."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(num_nodes, generator=generator).view(-1, size)
+    edges = [torch.combinations(members, 2).T for members in order]
+    noise = torch.randint(num_nodes, (2, 4 * num_nodes), generator=generator)
+    whole = torch.cat([*edges, *(e.flip(0) for e in edges), noise], 1)
+    return whole[:, torch.randperm(whole.shape[1], generator=generator)]
+
+
+@pytest.fixture(scope="module")
+def hag() -> hp.HAG:
+    return hp.build_hag(communities(), num_nodes=1200, self_loops=SELF_LOOPS, choose="model")
+
+
+def with_table(hag: hp.HAG, fastest: str, at: int | None = None) -> hp.HAG:
+    """The HAG with tables in which one candidate is the fastest, for all rows or for some."""
+    state = hag._state()
+    for entry in state["programs"]:
+        names = (*entry["table"]["seconds"], fastest)
+        of = {name: [1.0] * len(ROW_BYTES) for name in names}
+        for i in range(len(ROW_BYTES)) if at is None else (at,):
+            of[fastest][i] = 0.5
+        if fastest != SHARED and at is not None:
+            of[SHARED] = [0.9] * len(ROW_BYTES)
+        entry["table"] = {"by": "model", "seconds": of}
+    return hp.rebuild_hag(state)
+
+
+# All candidates are exact ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", SELF_LOOPS)
+@pytest.mark.parametrize("idempotent", [False, True])
+def test_every_candidate_computes_the_matrix(
+    hag: hp.HAG, mode: SelfLoops, idempotent: bool
+) -> None:
+    """In small integers, which no order of sums can round; loops and duplicates included."""
+    x = torch.randint(-4, 5, (1200, 5)).double()
+    source, target = hag.edge_index
+    if mode == "fill":
+        source, target = source[source != target], target[source != target]
+    if mode:
+        nodes = torch.arange(1200)
+        source, target = torch.cat([source, nodes]), torch.cat([target, nodes])
+    reduce = "amax" if idempotent else "sum"
+    index = target[:, None].expand(-1, 5)
+    expected = x.new_zeros(1200, 5).scatter_reduce(0, index, x[source], reduce, include_self=False)
+    found = hag.candidates(mode, idempotent=idempotent)
+    assert set(found) == set(NAMES)
+    assert found[PLAIN].is_plain
+    assert found[REORDERED].is_plain
+    assert not found[SHARED].is_plain
+    assert not torch.equal(found[PLAIN].target, found[REORDERED].target)
+    for name in found:
+        y = hp.aggregate(x, with_table(hag, name), "max" if idempotent else "sum", self_loops=mode)
+        assert torch.equal(y, expected), name
+
+
+@pytest.mark.parametrize("fastest", NAMES)
+@pytest.mark.parametrize(("width", "dtype"), list(itertools.product(WIDTHS, DTYPES)))
+def test_the_fastest_runs(hag: hp.HAG, fastest: str, width: int, dtype: torch.dtype) -> None:
+    told = with_table(hag, fastest)
+    x = torch.ones(1200, width, dtype=dtype, requires_grad=True)
+    with count_programs() as ran:
+        hp.aggregate(x, told, self_loops="add")
+        hp.aggregate(x, told, "max")
+    expected = [
+        told.candidates(m, idempotent=i)[fastest] for m, i in (("add", False), (False, True))
+    ]
+    assert [run.program for run in ran.programs] == expected
+    assert told.choice(width, dtype, "add").name == fastest
+
+
+@pytest.mark.parametrize("at", range(len(ROW_BYTES)))
+def test_each_width_has_its_own(hag: hp.HAG, at: int) -> None:
+    told = with_table(hag, PLAIN, at)
+    for width, dtype in itertools.product(range(1, 600), (torch.float32, torch.float64)):
+        row_bytes = width * (8 if dtype == torch.float64 else 4)
+        nearest = min(range(len(ROW_BYTES)), key=lambda i: abs(np.log(row_bytes / ROW_BYTES[i])))
+        assert (told.choice(width, dtype).name == PLAIN) == (nearest == at)
+    assert told.choice(16, torch.bfloat16) == told.choice(16, torch.float32)  # sums are float32
+
+
+@pytest.mark.parametrize("choose", CHOOSE)
+def test_directions_choose_for_themselves(choose: str) -> None:
+    """A directed graph's reverse has candidates, and a table, of its own."""
+    edges = communities()
+    hag = hp.build_hag(edges[:, edges[0] < 900], size=(1200, 1200), choose=choose)
+    x = torch.randn(1200, 16, requires_grad=True)
+    with count_programs() as ran:
+        hp.aggregate(x, hag).sum().backward()
+    for run, graph in zip(ran.programs, (hag, hag.transpose()), strict=True):
+        assert run.program is graph.candidates()[graph.choice(16).name]
+
+
+def test_what_no_call_shows_goes_to_the_hag() -> None:
+    table = Table("model", {PLAIN: (1e-6,) * 8, SHARED: (1.1e-6,) * 8})
+    assert table.choose(64).name == SHARED
+    table = Table("model", {PLAIN: (1e-3,) * 8, SHARED: (1.1e-3,) * 8})
+    assert table.choose(64).name == PLAIN
+
+
+# Who says so -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("choose", CHOOSE)
+@pytest.mark.parametrize("given", [True, False])
+def test_a_hag_chooses_as_it_is_told(
+    choose: str, given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HAG_PLUGIN_CHOOSE", "hag" if given else choose)
+    hag = hp.build_hag(communities(), num_nodes=1200, choose=choose if given else None)
+    choice = hag.choice(64)
+    if choose in ("hag", "plain"):
+        assert (choice.name, choice.by, dict(choice.seconds)) == (choose, choose, {})
+    else:
+        assert choice.by in (choose, "model")
+        assert set(choice.seconds) == set(NAMES)
+        assert choice.name == min(choice.seconds, key=choice.seconds.__getitem__)
+    assert hag.stats().choice == choice
+    with count_programs() as ran:
+        hp.aggregate(torch.ones(1200, 64), hag)
+    assert ran.programs[0].program is hag.candidates()[choice.name]
+
+
+def test_plain_searches_nothing() -> None:
+    hag = hp.build_hag(communities(), num_nodes=1200, choose="plain")
+    assert hag.program().is_plain
+    assert set(hag.candidates()) == {PLAIN}
+    assert str(hag.choice(64)) == "plain by plain"
+
+
+def test_where_nothing_pays_the_search_has_chosen() -> None:
+    hag = hp.build_hag(torch.arange(20).view(2, 10), choose="measure")
+    assert (hag.choice(64).name, hag.choice(64).by) == (PLAIN, "search")
+
+
+def test_greedy_runs_what_it_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAG_PLUGIN_CHOOSE", "model")
+    assert hp.build_hag(communities(), method="greedy").choice(1).name == SHARED
+    assert hp.build_hag(communities(), method="greedy", choose="model").choice(1).by == "model"
+
+
+@pytest.mark.parametrize("value", ["fastest", "HAG", "plain,hag"])
+def test_what_is_no_way_to_choose_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=f"choose is '{value}'; expected one of"):
+        hp.build_hag(communities(), choose=value)
+    monkeypatch.setenv("HAG_PLUGIN_CHOOSE", value)
+    with pytest.raises(ValueError, match=f"HAG_PLUGIN_CHOOSE is '{value}'; expected one of"):
+        hp.build_hag(communities())
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def distributed() -> Iterator[None]:
+    torch.distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("mode", ["deterministic", "distributed"])
+def test_no_clock_decides_where_others_must_decide_alike(
+    mode: str, request: pytest.FixtureRequest
+) -> None:
+    with limits(timed_edges=0):
+        assert hp.build_hag(communities(), choose="measure").choice(64).by == "measure"
+        request.getfixturevalue(mode)
+        hag = hp.build_hag(communities(), choose="measure")
+    model = hp.build_hag(communities(), choose="model")
+    assert [hag.choice(w) for w in WIDTHS] == [model.choice(w) for w in WIDTHS]
+
+
+# It stays ----------------------------------------------------------------------------------------
+
+
+def saved(hag: hp.HAG, folder: Path) -> hp.HAG:
+    hag.save(folder / "hag.npz")
+    return hp.HAG.load(folder / "hag.npz")
+
+
+def pickled(hag: hp.HAG, folder: Path) -> hp.HAG:
+    file = io.BytesIO()
+    torch.save(hag, file)
+    file.seek(0)
+    loaded: hp.HAG = torch.load(file)
+    return loaded
+
+
+@pytest.mark.parametrize("copy", [saved, pickled])
+@pytest.mark.parametrize("choose", CHOOSE)
+def test_the_choice_travels(
+    copy: Any, choose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a machine with other constants, too; both directions, all modes."""
+    edges = communities()
+    with limits(timed_edges=0):
+        hag = hp.build_hag(
+            edges[:, edges[0] < 900], num_nodes=1200, self_loops=SELF_LOOPS, choose=choose
+        )
+        hag.transpose().program("add")
+    requests = list(itertools.product(WIDTHS, DTYPES, SELF_LOOPS))
+    before = [hag.choice(*r) for r in requests] + [hag.transpose().choice(*r) for r in requests]
+    foreign = Constants(op=1e-7, near=RowCost(1e-12, 1e-14))
+    constants.write_constants(tmp_path / "costs.json", foreign, {})
+    monkeypatch.setenv("HAG_PLUGIN_COSTS", str(tmp_path / "costs.json"))
+    monkeypatch.setenv("HAG_PLUGIN_CHOOSE", "plain")
+    loaded = copy(hag, tmp_path)
+    after = [loaded.choice(*r) for r in requests]
+    assert before == after + [loaded.transpose().choice(*r) for r in requests]
+
+
+BAD_TABLES: dict[str, Any] = {
+    "by nobody": {"by": "me", "seconds": {PLAIN: [1.0] * 8}},
+    "of nothing": {"by": "model", "seconds": {}},
+    "no numbers": {"by": "model", "seconds": {PLAIN: ["1"] * 8}},
+    "too few": {"by": "model", "seconds": {PLAIN: [1.0] * 7}},
+    "unknown candidate": {"by": "model", "seconds": {"best": [1.0] * 8}},
+    "not finite": {"by": "model", "seconds": {PLAIN: [float("nan")] * 8}},
+    "negative": {"by": "model", "seconds": {PLAIN: [-1.0] * 8}},
+    "another kind": [1, 2],
+}
+
+
+@pytest.mark.parametrize("bad", BAD_TABLES)
+def test_a_damaged_table_is_refused(hag: hp.HAG, bad: str) -> None:
+    state = hag._state()
+    state["programs"][0]["table"] = BAD_TABLES[bad]
+    with pytest.raises((ValueError, TypeError, KeyError)):
+        hp.rebuild_hag(state)
+
+
+def test_states_from_before_there_was_a_choice_run_their_program(hag: hp.HAG) -> None:
+    state = hag._state()
+    del state["options"]["choose"]
+    for entry in state["programs"]:
+        del entry["table"]
+    assert hp.rebuild_hag(state).choice(8).name == SHARED
+
+
+@given(st.lists(st.sampled_from([0, 1, 2, 3]), min_size=1, max_size=6), st.sampled_from(WIDTHS))
+@settings(max_examples=30)
+def test_a_batch_adds_up_its_parts(kinds: list[int], width: int) -> None:
+    """Parts that share nothing take as long in both; a copy of the batch chooses alike."""
+    parts = []
+    for kind in kinds:
+        clique = torch.combinations(torch.arange(10 + 5 * kind)).T
+        edges = torch.cat([clique, clique.flip(0)], 1) if kind else clique[:, :9]
+        parts.append(hp.build_hag(edges, num_nodes=10 + 5 * kind, choose="model"))
+    tables = [p._tables[False, False].choose(4 * width) for p in parts if not p.program().is_plain]
+    batch = hp.batch(parts)
+    choice = batch.choice(width)
+    if not tables:
+        assert choice.name == PLAIN
+        return
+    for name in (PLAIN, SHARED):
+        assert choice.seconds[name] == pytest.approx(sum(t.seconds[name] for t in tables))
+    again = hp.rebuild_hag(batch._state())
+    assert again.choice(width) == choice
+    x = torch.randn(batch.num_src, width)
+    torch.testing.assert_close(hp.aggregate(x, batch), hp.aggregate(x, again))
+
+
+# Samples -----------------------------------------------------------------------------------------
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(SELF_LOOPS),
+    st.booleans(),
+    st.sampled_from([(40, 40), (60, 40), (40, 60)]),
+)
+@settings(max_examples=80, deadline=None)
+def test_parts_of_a_plain_program_compute_their_rows(
+    seed: int, mode: SelfLoops, idempotent: bool, size: tuple[int, int]
+) -> None:
+    """Square, with more sources than targets, and its reverse, where some targets have no loop."""
+    generator = torch.Generator().manual_seed(seed)
+    edges = torch.randint(40, (2, 300), generator=generator)
+    if size[0] >= size[1]:
+        hag = hp.build_hag(edges, size=size, method="none", targets_first=size[0] > size[1])
+    else:
+        reverse = hp.build_hag(edges, size=size[::-1], method="none", targets_first=True)
+        hag = reverse.transpose()
+    rows = torch.randperm(size[1], generator=generator)[:25].numpy()
+    part = seconds.plain_part(hag, mode, idempotent, rows)
+    assert int(part.source.max()) < size[0]
+    op_ptr, source, target = part.numpy()[1:4]
+    whole = hag.plain_program(mode, idempotent=idempotent).numpy()
+    for op, row in enumerate(target):
+        at = np.flatnonzero(whole[3] == rows[row])[0]
+        expected = whole[2][whole[1][at] : whole[1][at + 1]]
+        assert np.array_equal(source[op_ptr[op] : op_ptr[op + 1]], expected)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.9, 1.0])
+def test_parts_of_a_searched_program_compute_their_rows(hag: hp.HAG, share: float) -> None:
+    program = hag.program()
+    part, rows = seconds.stretches_of_tiles(program, share)
+    x = torch.randint(-4, 5, (1200, 16)).float()
+    y = np.full((len(rows), 16), np.nan, np.float32)
+    part.native.run(
+        x.data_ptr(), y.ctypes.data, 1, 16, 16, 0, 1200, len(rows),
+        seconds.FLOAT32, seconds.SUM, 0, 0, 1,
+    )  # fmt: skip
+    assert np.array_equal(y, hp.aggregate(x, hag).numpy()[rows])
+    assert len(rows) > 0
+    assert len(rows) < 1200 or share > 0.3
+
+
+@pytest.mark.parametrize("mode", SELF_LOOPS)
+@pytest.mark.parametrize("reads", [3_000, 20_000, 1 << 30])
+def test_samples_stand_for_the_whole(hag: hp.HAG, mode: SelfLoops, reads: int) -> None:
+    """What the samples read, scaled, is what the whole reads, up to the difference of rows."""
+    samples = seconds.samples_of(hag, mode, False, hag.program(mode), reads)
+    for name, program in hag.candidates(mode).items():
+        sample = samples[name]
+        assert sample.scale * len(sample.program.source) == pytest.approx(
+            len(program.source), rel=0.25 if sample.scale > 1 else 0
+        )
+
+
+def test_a_graph_of_hubs_alone_has_a_table() -> None:
+    star = torch.stack([torch.arange(1, 9000), torch.zeros(8999, dtype=torch.int64)])
+    clique = torch.combinations(torch.arange(40)).T
+    edges = torch.cat([star, star.flip(0), clique, clique.flip(0)], 1)
+    with limits(sampled_reads=100, timed_edges=0):
+        hag = hp.build_hag(edges, choose="measure", allow_subtraction=True)
+        x = torch.randint(-4, 5, (9000, 8)).double()
+        plain = hp.build_hag(edges, method="none")
+        assert torch.equal(hp.aggregate(x, hag), hp.aggregate(x, plain))
+
+
+def test_what_is_timed_is_bounded(hag: hp.HAG) -> None:
+    """Where the features would take more memory than samples may, the model decides."""
+    with limits(timed_edges=0, sampled_bytes=0):
+        assert hp.build_hag(communities(), choose="measure").choice(64).by == "model"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_measured_hag_is_right(seed: int) -> None:
+    """On small samples and on the whole; what it chose by the clock changes no result."""
+    edges = communities(seed=seed)
+    x = torch.randint(-4, 5, (1200, 24)).double()
+    expected = hp.aggregate(x, hp.build_hag(edges, num_nodes=1200, method="none"))
+    for reads in (5_000, 1 << 30):
+        with limits(timed_edges=0, sampled_reads=reads):
+            hag = hp.build_hag(edges, num_nodes=1200, choose="measure")
+        assert torch.equal(hp.aggregate(x, hag), expected)
+        hag.check(edges)
