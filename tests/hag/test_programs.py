@@ -19,7 +19,7 @@ from hag_plugin.reducers import REDUCES
 
 from .. import reference
 from ..cases import random_graph
-from ..native_programs import native, random_program, run_native
+from ..native_programs import CODES, native, random_program, run_native
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -103,6 +103,35 @@ def test_kernels_split_wide_scratch_into_blocks() -> None:
         x = torch.randint(-3, 4, (7, width)).float()
         y = run_native(program, x)
         assert torch.equal(y, x[torch.arange(rows) % 7].cumsum(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("width", [16, 48, 80, 112, 256, 20])
+def test_kernels_write_outputs_of_any_size_alike(width: int, dtype: torch.dtype) -> None:
+    # Large outputs that have been written before go past the caches, others through them.
+    program = random_program(width, num_src=90, num_dst=80, diagonal=1)
+    compiled = native(program)
+    x = torch.randn(90, width).to(dtype)
+    batch = (33 << 20) // (80 * width * dtype.itemsize) + 1
+    many = torch.full((batch, 80, width), float("nan"), dtype=dtype)
+    for code, reduce in enumerate(_cpu.reducers()):
+        expected = run_native(program, x, reduce, compiled=compiled)
+        for threads in (1, 2):
+            many.fill_(float("nan"))
+            compiled.run(x.data_ptr(), many.data_ptr(), batch, width, width, 0, 90, 80,
+                         CODES[dtype], code, 0, 0, threads)  # fmt: skip
+            assert bool((many == expected).all())
+
+
+def test_kernels_write_where_lines_do_not_begin() -> None:
+    program = random_program(5, num_src=90, num_dst=80)
+    compiled = native(program)
+    x = torch.randn(90, 64)
+    batch = (33 << 20) // (80 * 64 * 4) + 1
+    memory = torch.zeros(batch * 80 * 64 + 3)
+    compiled.run(x.data_ptr(), memory[3:].data_ptr(), batch, 64, 64, 0, 90, 80, 0, 0, 0, 0, 1)
+    expected = run_native(program, x, compiled=compiled)
+    assert bool((memory[3:].view(batch, 80, 64) == expected).all())
 
 
 @pytest.mark.slow

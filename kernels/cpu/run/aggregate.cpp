@@ -38,7 +38,7 @@ constexpr int64_t kNarrowRow = 128;
 
 // A thread's scratch lives on between calls, so that it stays in cache; not beyond this size.
 constexpr size_t kKeptScratch = size_t{8} << 20;
-constexpr size_t kCacheLine = 64;
+constexpr int64_t kCacheLine = 64;
 
 class Scratch {
  public:
@@ -74,6 +74,49 @@ int64_t scratch_budget() {
     return (l2 > 0 ? l2 : 1 << 20) / 2;
   }();
   return budget;
+}
+
+// ---------------------------------------------------------------- writing y
+
+// Outputs from this size on have left the caches when they are read again. A machine for many may
+// say that it has hundreds of MiB of last-level cache: they are not one program's.
+int64_t stream_from() {
+  static const int64_t bytes = [] {
+    constexpr int64_t most = int64_t{32} << 20;
+    long l3 = -1;
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+    l3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#endif
+    return l3 > 0 ? std::min<int64_t>(l3, most) : most;
+  }();
+  return bytes;
+}
+
+// Whether an array has been written before, as far as a few of its pages tell. The system clears a
+// page through the cache at its first write, which would then be written to memory twice.
+bool is_mapped(const void *data, int64_t bytes) {
+#if defined(__linux__)
+  constexpr int64_t samples = 8;
+  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  for (int64_t i = 0; i < samples; ++i) {
+    const uintptr_t at = reinterpret_cast<uintptr_t>(data) + (bytes - 1) / (samples - 1) * i;
+    unsigned char resident = 0;
+    if (mincore(reinterpret_cast<void *>(at / page * page), page, &resident) || !(resident & 1))
+      return false;
+  }
+  return true;
+#else
+  (void)data, (void)bytes;
+  return false;
+#endif
+}
+
+// Whether y is written past the caches: a large one, whose lines would otherwise be read first, a
+// third of all traffic where x and y are large. Needs rows of whole lines, and no conversion.
+bool streams(const Program::Arguments &a, int64_t size) {
+  const int64_t row = a.width * size, bytes = a.batch * a.y_rows * row;
+  return size >= 4 && row % kCacheLine == 0 && reinterpret_cast<uintptr_t>(a.y) % kCacheLine == 0 &&
+         bytes >= stream_from() && is_mapped(a.y, bytes);
 }
 
 }  // namespace
@@ -276,6 +319,7 @@ void Program::run(const Arguments &a) const {
   if (a.width * acc_size <= kNarrowRow && !narrow_order().op_ptr.empty()) order = &narrow_order();
   // What stays in L2 by itself need not be fetched ahead, at two instructions a source.
   const bool cached = num_src_ * a.width * size <= scratch_budget();
+  const bool stream = streams(a, size);
   const auto matrix = [&](int64_t b) {
     HagAggregate w;
     w.tile_ptr = tile_ptr_.data;
@@ -292,7 +336,7 @@ void Program::run(const Arguments &a) const {
     w.source_scale = a.source_scale, w.target_scale = a.target_scale;
     w.width = a.width, w.x_row_stride = a.x_row_stride;
     w.scratch_budget = scratch_budget();
-    w.dtype = a.dtype, w.reduce = a.reduce;
+    w.dtype = a.dtype, w.reduce = a.reduce, w.stream = stream;
     return w;
   };
 

@@ -57,6 +57,19 @@ HAG_INLINE void store_as(S *p, V v) {
   __builtin_memcpy(p, &v, sizeof(V));
 }
 
+// Past the caches, so that the line is not read before it is written. V is a whole vector, p is
+// aligned to it.
+template <class V, class S>
+HAG_INLINE void stream_as(S *p, V v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps((float *)p, (__m512)v);
+#elif defined(__AVX2__)
+  _mm256_stream_ps((float *)p, (__m256)v);
+#else
+  store_as(p, v);
+#endif
+}
+
 HAG_INLINE float bits_to_float(uint32_t bits) {
   float f;
   __builtin_memcpy(&f, &bits, 4);
@@ -252,8 +265,12 @@ struct RowBlock {
   Acc *scratch;
   const Acc *source_scale, *target_scale;
   int64_t x_stride, width, num_dst, diagonal, last;
+  bool stream;  // y is written past the caches
+  bool far;     // scratch has outgrown L2
 
   static constexpr int64_t pitch = (int64_t)N * L;  // between rows of scratch
+  // Rows of up to two cache lines are bound by instructions: a choice for every op is too dear.
+  static constexpr bool kWide = T::same && pitch * (int64_t)sizeof(Acc) > 128;
 
   HAG_INLINE int64_t at(int n) const { return lane<N, L>(n, last); }
 
@@ -334,6 +351,12 @@ struct RowBlock {
       const V t = V{} + target_scale[i];
       HAG_UNROLL for (int n = 0; n < N; ++n) out[n] = out[n] * t;
     }
+    if constexpr (T::same && N > 2) {  // in narrow rows, asking costs as much as it saves
+      if (stream) {
+        HAG_UNROLL for (int n = 0; n < N; ++n) stream_as(p + at(n), out[n]);
+        return;
+      }
+    }
     HAG_UNROLL for (int n = 0; n < N; ++n) T::template store<L>(p + at(n), out[n]);
   }
 
@@ -343,9 +366,20 @@ struct RowBlock {
     else write_acc(partial + (t - num_dst) * width, acc);
   }
 
+  // FAR: rows of scratch are fetched ahead, too. Otherwise row 0 of x stands for them: a branch
+  // would cost more.
+  template <bool MIXED, bool FAR = false>
   HAG_INLINE void prefetch(int32_t s) const {
-    const int64_t row = s & ~(s >> 31);  // row 0 stands for scratch: a branch would cost more
-    const char *p = (const char *)(x + row * x_stride);
+    const char *p;
+    if constexpr (FAR) {
+      const int64_t below = (int64_t)s >> 63;
+      const int64_t stride = x_stride + ((pitch - x_stride) & below);
+      const uintptr_t base = (uintptr_t)x + (((uintptr_t)scratch - (uintptr_t)x) & below);
+      p = (const char *)((const Elem *)base + ((int64_t)s ^ below) * stride);
+    } else {
+      const int64_t row = MIXED ? s & ~(s >> 31) : s;
+      p = (const char *)(x + row * x_stride);
+    }
     constexpr int64_t bytes = (int64_t)N * L * sizeof(Elem);
     HAG_UNROLL for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(p + b, 0, 3);
   }
@@ -366,28 +400,34 @@ struct RowBlock {
       if (empty) {
         HAG_UNROLL for (int n = 0; n < N; ++n) acc[n] = V{};
       } else {
-        if (k < ahead) prefetch(source[k + distance]);
+        if (k < ahead) {
+          if (MIXED && kWide && far) prefetch<MIXED, MIXED && kWide>(source[k + distance]);
+          else prefetch<MIXED>(source[k + distance]);
+        }
         take<MIXED, true>(source[k], acc);
         ++k;
-        if constexpr (MIXED && T::same && N <= 2) {
-          // Narrow: one loop, whose end is easier to predict than a change-over.
-          for (; k < stop; ++k) {
-            if (k < ahead) prefetch(source[k + distance]);
-            take<true, false>(source[k], acc);
+        if constexpr (MIXED && kWide) {
+          if (far) {
+            for (; k < stop; ++k) {
+              if (k < ahead) prefetch<true, true>(source[k + distance]);
+              take<true, false>(source[k], acc);
+            }
           }
-        } else if constexpr (MIXED) {
+        }
+        if constexpr (MIXED && (kWide || !T::same)) {
           // The search puts an op's rows of scratch first, so these loops change over once.
           while (k < stop) {
             for (; k < stop && source[k] < 0; ++k) add_scratch(~source[k], acc);
             for (; k < stop && source[k] >= 0; ++k) {
-              if (k < ahead) prefetch(source[k + distance]);
+              if (k < ahead) prefetch<true>(source[k + distance]);
               take<false, false>(source[k], acc);
             }
           }
         } else {
+          // Narrow: one loop, whose end is easier to predict than a change-over.
           for (; k < stop; ++k) {
-            if (k < ahead) prefetch(source[k + distance]);
-            take<false, false>(source[k], acc);
+            if (k < ahead) prefetch<MIXED>(source[k + distance]);
+            take<MIXED, false>(source[k], acc);
           }
         }
       }
@@ -411,9 +451,17 @@ struct RowBlock {
   }
 };
 
-// How a row is cut into blocks: `blocks` of them, `vectors` vectors of L lanes in all.
+// A block of a row is at least this long, whatever the scratch: an op costs as much as the four
+// cache lines, and each block runs all of them again.
+constexpr int64_t kLeastBlock = 256;
+
+// How a row is cut into blocks: `blocks` of them, `vectors` vectors of L lanes in all, and cut
+// between cache lines, of `unit` vectors, where the row is made of these.
 struct Cut {
-  int64_t vectors, blocks;
+  int64_t vectors, blocks, unit;
+
+  HAG_INLINE int64_t first(int64_t block) const { return vectors / unit * block / blocks * unit; }
+  HAG_INLINE int64_t longest() const { return (vectors / unit + blocks - 1) / blocks * unit; }
 };
 
 template <class Acc>
@@ -422,31 +470,41 @@ HAG_INLINE Cut cut(int64_t width, int64_t scratch_rows, int64_t budget) {
   const int64_t vectors = width < L ? 1 : (width + L - 1) / L;
   int64_t most = kMaxVectors;
   if (scratch_rows > 0) {
+    constexpr int64_t least = kLeastBlock / kVectorBytes;
     const int64_t fit = budget / (scratch_rows * kVectorBytes);
-    if (fit < most) most = fit < 2 ? 2 : fit;
+    if (fit < most) most = fit < least ? least : fit;
+    if (most > kMaxVectors) most = kMaxVectors;
   }
-  return {vectors, (vectors + most - 1) / most};
+  constexpr int64_t line = 64 / kVectorBytes;
+  static_assert(kMaxVectors % line == 0, "a block that is cut between lines could be too long");
+  return {vectors, (vectors + most - 1) / most, vectors % line ? 1 : line};
 }
 
 template <class T, int R, bool SCALED, int L, int N, bool HUB>
 void run_block(const HagAggregate &w, int64_t item, void *scratch, int64_t from, int64_t last) {
   typedef typename T::Elem Elem;
   typedef typename T::Acc Acc;
-  const RowBlock<T, R, SCALED, L, N> block = {(const Elem *)w.x + from,
-                                              (Elem *)w.y + from,
-                                              (Acc *)w.partial + from,
-                                              (Acc *)scratch,
-                                              (const Acc *)w.source_scale,
-                                              (const Acc *)w.target_scale,
-                                              w.x_row_stride,
-                                              w.width,
-                                              w.num_dst,
-                                              w.diagonal,
-                                              last};
+  typedef RowBlock<T, R, SCALED, L, N> Block;
+  const bool far = Block::kWide && !HUB &&
+                   w.tile_scratch[item] * Block::pitch * (int64_t)sizeof(Acc) > w.scratch_budget;
+  const Block block = {(const Elem *)w.x + from,
+                       (Elem *)w.y + from,
+                       (Acc *)w.partial + from,
+                       (Acc *)scratch,
+                       (const Acc *)w.source_scale,
+                       (const Acc *)w.target_scale,
+                       w.x_row_stride,
+                       w.width,
+                       w.num_dst,
+                       w.diagonal,
+                       last,
+                       !HUB && w.stream,
+                       far};
   if constexpr (HUB) block.hub(w, item);
-  else if (T::same && N <= 2 && w.tile_scratch[item] == 0)
-    // Narrow rows are bound by instructions: a tile without scratch goes 1.4x as fast this way.
-    block.template tile<!(T::same && N <= 2)>(w, item);
+  else if ((T::same || N <= 2) && w.tile_scratch[item] == 0)
+    // Fewer instructions a source: narrow rows go 1.4x as fast this way, wide ones 1.05x. Wide
+    // rows of half types are bound by their conversion.
+    block.template tile<!(T::same || N <= 2)>(w, item);
   else block.template tile<true>(w, item);
 }
 
@@ -471,7 +529,7 @@ void run_wide(const HagAggregate &w, int64_t item, void *scratch) {
   }
   const Cut c = cut<typename T::Acc>(w.width, w.tile_scratch[item], w.scratch_budget);
   for (int64_t b = 0; b < c.blocks; ++b) {
-    const int64_t from = b * c.vectors / c.blocks, to = (b + 1) * c.vectors / c.blocks;
+    const int64_t from = c.first(b), to = c.first(b + 1);
     const int64_t start = from * L;
     int64_t last = (to - from - 1) * L;
     if (last > w.width - L - start) last = w.width - L - start;
@@ -522,8 +580,7 @@ void run(const HagAggregate &w, int64_t item, void *scratch) {
 
 template <class Acc>
 int64_t scratch_bytes(const HagAggregate &w, int64_t rows) {
-  const Cut c = cut<Acc>(w.width, rows, w.scratch_budget);
-  return rows * ((c.vectors + c.blocks - 1) / c.blocks) * kVectorBytes;
+  return rows * cut<Acc>(w.width, rows, w.scratch_budget).longest() * kVectorBytes;
 }
 
 // ---------------------------------------------------------------- gradients of max and min
@@ -610,6 +667,9 @@ int64_t HAG_ENTRY(hag_scratch_bytes_)(const HagAggregate *args, int64_t rows) {
 
 void HAG_ENTRY(hag_aggregate_tile_)(const HagAggregate *args, int64_t tile, void *scratch) {
   run<false>(*args, tile, scratch);
+#if defined(__x86_64__)
+  if (args->stream) _mm_sfence();  // before another thread may read y
+#endif
 }
 
 void HAG_ENTRY(hag_aggregate_hub_)(const HagAggregate *args, int64_t hub) {
