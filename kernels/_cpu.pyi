@@ -24,6 +24,7 @@ class Program:
         num_dst: int,
         diagonal: int,
     ) -> None: ...
+    def count_reads(self) -> tuple[int, int]: ...
     def run(
         self,
         x: int,
@@ -189,9 +190,6 @@ def greedy_program(
     threads: int,
     progress: _Progress = None,
 ) -> _Arrays: ...
-def count_reads(
-    tile_ptr: NDArray[int64], op_ptr: NDArray[int64], source: NDArray[int32], num_src: int
-) -> tuple[int, int]: ...
 def check_program(
     tile_ptr: NDArray[int64],
     op_ptr: NDArray[int64],

@@ -108,7 +108,7 @@ CALLS: dict[str, Callable[[Graph], Any]] = {
     "greedy_program on two threads": lambda g: partial(
         _cpu.greedy_program, *g.graph, "", False, 10_000, 2
     ),
-    "count_reads": lambda g: partial(_cpu.count_reads, *g.plain[:3], g.nodes),
+    "count_reads": lambda g: g.program.count_reads,
     "check_program": lambda g: partial(_cpu.check_program, *g.plain, g.nodes, 0, *g.csr, "", False),
     "factorise": lambda g: partial(
         _cpu.factorise, *g.edges, np.ones(g.edges.shape[1]), g.nodes, g.nodes

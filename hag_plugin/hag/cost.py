@@ -13,7 +13,6 @@ from hag_plugin.hag.gpu import occupancy, schedule
 from hag_plugin.hag.graph import Graph
 from hag_plugin.hag.program import Options, Program, SelfLoops
 from hag_plugin.hag.rates import DEFAULT, Constants
-from hag_plugin.kernels import _cpu
 from hag_plugin.limits import limits
 
 
@@ -87,8 +86,8 @@ class Work:
     @classmethod
     def of(cls, program: Program) -> Work:
         """Counts a program."""
-        tile_ptr, op_ptr, source, target, hub_row, hub_ptr = program.numpy()
-        reads, first = _cpu.count_reads(tile_ptr, op_ptr, source, program.num_src)
+        _, _, source, target, hub_row, hub_ptr = program.numpy()
+        reads, first = program.native.count_reads()
         intermediates = int((target < 0).sum())
         diagonal = program.num_dst if program.diagonal else 0
         return cls(

@@ -1,6 +1,7 @@
 // Python bindings of aggregate.cpp: addresses come as integers, so nothing of torch is linked.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -14,6 +15,7 @@
 #include "run/concatenate.h"
 #include "run/instruction_set.h"
 #include "run/winners.h"
+#include "search/search.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -119,6 +121,15 @@ void bind_aggregate(nb::module_ &m) {
            "x_rows"_a, "y_rows"_a, "dtype"_a, "largest"_a, "last"_a, "threads"_a,
            nb::call_guard<WithoutGil>(),
            "Max or min, and the source that each value comes from; -1 where a row has none.")
+      .def("count_reads",
+           [](const BoundProgram &p) {
+             const hag::Program &program = p.program();
+             return long_call([&] {
+               return hag::count_reads(program.tile_ptr().data, program.num_tiles(),
+                                       program.op_ptr().data, program.source().data,
+                                       program.num_src());
+             });
+           })
       .def_prop_ro("num_tiles", [](const BoundProgram &p) { return p.program().num_tiles(); })
       .def_prop_ro("num_ops", [](const BoundProgram &p) { return p.program().num_ops(); })
       .def_prop_ro("num_partials", [](const BoundProgram &p) { return p.program().num_partials(); })

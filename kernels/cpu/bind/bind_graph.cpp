@@ -175,16 +175,6 @@ void bind_graph(nb::module_ &m) {
       },
       "data"_a, "rows"_a, "row_bytes"_a, "row_stride"_a, "threads"_a);
   m.def(
-      "count_reads",
-      [](const Array<int64_t> &tile_ptr, const Array<int64_t> &op_ptr, const Array<int32_t> &source,
-         int64_t num_src) {
-        return long_call([&] {
-          return hag::count_reads(tile_ptr.data(), static_cast<int64_t>(tile_ptr.shape(0)) - 1,
-                                  op_ptr.data(), source.data(), num_src);
-        });
-      },
-      "tile_ptr"_a, "op_ptr"_a, "source"_a, "num_src"_a);
-  m.def(
       "check_program",
       [](const Array<int64_t> &tile_ptr, const Array<int64_t> &op_ptr, const Array<int32_t> &source,
          const Array<int32_t> &target, const Array<int32_t> &hub_row, const Array<int64_t> &hub_ptr,
