@@ -125,7 +125,7 @@ KERNELS = {
 
 def test_every_native_function_is_here() -> None:
     names = {name for name in dir(_cpu) if not name.startswith("_")}
-    assert names == {name.split()[0] for name in CALLS} | KERNELS
+    assert names | {"count_reads"} == {name.split()[0] for name in CALLS} | KERNELS  # a method
 
 
 @pytest.mark.parametrize("name", CALLS)
