@@ -18,6 +18,7 @@ from dgl.nn.pytorch import GraphConv
 from hag_plugin.data.graph_data import GraphData
 from hag_plugin.demo.side import Settings, Side, split_edges
 from hag_plugin.dgl import ToHAG, collate
+from hag_plugin.hag.candidates import Choice
 from hag_plugin.hag.stats import Stats
 
 
@@ -102,6 +103,11 @@ class DglSide(Side):
     def mask(self, batch: Any, name: str) -> Tensor:
         mask: Tensor = batch.ndata[name]
         return mask
+
+    def choice(self, batch: Any) -> Choice:
+        graph = batch[0] if self.by_graph else batch
+        choice: Choice = graph.hag.choice(self.settings.hidden)
+        return choice
 
 
 def _looped(edge_index: Tensor, num_nodes: int) -> Any:

@@ -14,6 +14,7 @@ from torch_geometric.nn import GCNConv, global_mean_pool
 
 from hag_plugin.data.graph_data import GraphData
 from hag_plugin.demo.side import Settings, Side, split_edges
+from hag_plugin.hag.candidates import Choice
 from hag_plugin.hag.stats import Stats
 
 
@@ -98,6 +99,10 @@ class PygSide(Side):
     def mask(self, batch: Any, name: str) -> Tensor:
         mask: Tensor = batch[name]
         return mask
+
+    def choice(self, batch: Any) -> Choice:
+        choice: Choice = batch.hag.choice(self.settings.hidden, self_loops="fill")
+        return choice
 
     def _edges(self, batch: Any) -> Any:
         return batch.hag if self.accelerated else batch.edge_index

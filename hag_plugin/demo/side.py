@@ -28,6 +28,8 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from hag_plugin.data.graph_data import GraphData
+from hag_plugin.hag import constants
+from hag_plugin.hag.candidates import SHARED, Choice
 from hag_plugin.hag.stats import Stats
 
 TEST_SHARE = 0.2
@@ -36,7 +38,8 @@ FRAMEWORKS = {
     "pyg": ("PyG", "hag_plugin.demo.pyg"),
     "dgl": ("DGL", "hag_plugin.demo.dgl"),
 }
-SUMMED = tuple(f.name for f in fields(Stats) if f.name not in ("levels", "gpu"))  # have no sum
+_NO_SUM = ("levels", "gpu", "choice")
+SUMMED = tuple(f.name for f in fields(Stats) if f.name not in _NO_SUM)
 
 
 @dataclass(frozen=True)
@@ -123,12 +126,17 @@ class Side(ABC):
     def mask(self, batch: Any, name: str) -> Tensor:
         """ "train_mask" or "test_mask" of the nodes."""
 
+    @abstractmethod
+    def choice(self, batch: Any) -> Choice:
+        """Which program the layers run on an accelerated batch."""
+
     # What both have -----------------------------------------------------------------------------
 
     def prepare(self) -> dict[str, Any]:
         """Searches the HAGs (accelerated) and makes the loaders; says what the search took."""
         found: dict[str, Any] = {}
         if self.accelerated:
+            constants.in_force()  # once a machine: no part of a search
             start = time.perf_counter()
             stats = self.search()
             found["search_seconds"] = time.perf_counter() - start
@@ -173,7 +181,7 @@ class Side(ABC):
         return time.perf_counter() - start, batching, total / max(count, 1)
 
     def finish(self) -> dict[str, Any]:
-        """Peak memory of search and training in bytes, and the accuracy on the test set."""
+        """Peak memory of search and training in bytes, accuracy on the test set, what ran."""
         peak = _peak_memory()
         memory = None if peak is None or self.memory_before is None else peak - self.memory_before
         right = count = 0
@@ -183,7 +191,11 @@ class Side(ABC):
             label = label if self.by_graph else label[self.mask(batch, "test_mask")]
             right += int((scores[count : count + len(label)].argmax(1) == label).sum())
             count += len(label)
-        return {"peak_bytes": memory, "accuracy": right / max(count, 1)}
+        share = None
+        if self.accelerated:
+            ran = [self.choice(batch).name == SHARED for batch in self.train_loader]
+            share = sum(ran) / max(len(ran), 1)
+        return {"peak_bytes": memory, "accuracy": right / max(count, 1), "hag_share": share}
 
     @torch.no_grad()
     def outputs(

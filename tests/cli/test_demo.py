@@ -23,6 +23,8 @@ def check_demo(document: dict[str, Any], epochs: int) -> None:
     assert document["differences"]["initial_float64"] < 1e-12
     assert document["differences"]["same_weights_float32"] < 1e-5
     assert document["search_seconds"] > 0
+    assert 0 <= document["accelerated"]["hag_share"] <= 1
+    assert document["stock"]["hag_share"] is None
     assert document["stats"]["rows_read"] <= document["stats"]["rows_read_before"]
 
 

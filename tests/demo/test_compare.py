@@ -13,7 +13,9 @@ from hag_plugin.demo import compare
 from hag_plugin.demo.side import Settings
 
 
-def a_comparison(stock: float, ours: float, search: float, read: int, apart: float = 0.0) -> Any:
+def a_comparison(
+    stock: float, ours: float, search: float, read: int, apart: float = 0.0, ran: float = 1.0
+) -> Any:
     stats = dict.fromkeys(("aggregations", "rows_read", "bytes"), 100.0)
     stats |= {f"{name}_before": 200.0 for name in stats} | {"rows_read": float(read)}
     run = {"losses": [1.0, 0.5], "accuracy": 0.9}
@@ -21,7 +23,7 @@ def a_comparison(stock: float, ours: float, search: float, read: int, apart: flo
         datasets.load("karate"),
         Settings(epochs=2),
         compare.Run([9.0, stock], [0.1, 0.1], peak_bytes=2**20, **run),
-        compare.Run([9.0, ours], [0.2, 0.2], peak_bytes=None, **run),
+        compare.Run([9.0, ours], [0.2, 0.2], peak_bytes=None, hag_share=ran, **run),
         stats,
         search,
         dict.fromkeys(compare.DIFFERENCES, apart),
@@ -35,6 +37,7 @@ def a_comparison(stock: float, ours: float, search: float, read: int, apart: flo
         ((1.0, 0.5, 9.0, 100), "earned back only after 18 epochs", 18.0),
         ((1.0, 0.5, 0.1, 199), "shares next to nothing (1.01x fewer rows read)", 0.2),
         ((0.5, 1.0, 0.1, 100), "does not pay", None),
+        ((1.0, 0.5, 0.1, 100, 0.0, 0.0), "at width 64 the plain graph is faster and runs", 0.2),
         ((1.0, 0.5, 0.1, 100, 0.1), "DIFFER by 1.0e-01", 0.2),
     ],
 )
@@ -44,7 +47,7 @@ def test_the_conclusion_is_honest(numbers: Any, words: str, earned: float | None
     assert result.epochs_to_earn_back == pytest.approx(earned) if earned else not result.profits
     text = compare.table(result)
     for row in ("search, seconds", "aggregations", "rows read", "bytes, CSR and program",
-                "seconds an epoch", "epochs that earn", "peak memory", "final loss",
+                "seconds an epoch", "runs the HAG", "epochs that earn", "peak memory", "final loss",
                 "test accuracy", "outputs differ"):  # fmt: skip
         assert row in text
     assert "never" in text or earned
