@@ -26,6 +26,12 @@ SOURCES = {
     "default": f"the defaults, since {constants.PATH_VARIABLE} is empty",
 }
 
+LEGEND = """\
+In nanoseconds: call, one aggregation; op, one sum of rows; written, a byte of results that the
+cache does not hold; a row of partial sums (scratch), of features in the cache (near) or beyond it
+(far): so much (fixed), and so much a byte. Others: parallel, what each further thread adds, of a
+thread; cache_bytes, of the cache; error, by how much of itself a prediction may be off."""
+
 
 def add(commands: Any) -> None:
     """Adds `calibrate` to the commands."""
@@ -96,7 +102,8 @@ def _show(args: argparse.Namespace) -> None:
         "digest": found.constants.digest,
         "constants": asdict(found.constants),
     }
-    print_result(args, result, f"{_table(found.constants, 'in force')}\n\nIn force: {where}.")
+    text = f"{_table(found.constants, 'in force')}\n\n{LEGEND}\n\nIn force: {where}."
+    print_result(args, result, text)
 
 
 def _table(found: Constants, title: str = "this machine") -> str:

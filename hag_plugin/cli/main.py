@@ -24,6 +24,7 @@ from hag_plugin.cli import (
 )
 from hag_plugin.files import DatasetError
 from hag_plugin.hag import constants
+from hag_plugin.hag.candidates import ChooseError
 from hag_plugin.starting import hand_over, interrupted
 
 COMMANDS = (demo, stats, build, plot, plan, explain_plan, probe, simulate, calibrate)
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None, commands: Sequence[Any] = COMMA
     except BrokenPipeError:  # the reader of stdout has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (DatasetError, constants.CostsError, ImportError, OSError) as e:
+    except (DatasetError, constants.CostsError, ChooseError, ImportError, OSError) as e:
         print(f"hag-plugin {args.command}: {_words(e)}", file=sys.stderr)
         return 2
     except (RuntimeError, MemoryError) as e:

@@ -13,6 +13,7 @@ from hag_plugin.cli.output import print_result
 from hag_plugin.cli.search import LOOPS, add_search, check, search
 from hag_plugin.data import graph_files
 from hag_plugin.data.graph_data import GraphData
+from hag_plugin.hag.candidates import PLAIN, REORDERED, SHARED, Choice
 from hag_plugin.hag.gpu.occupancy import Occupancy
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import SelfLoops
@@ -57,13 +58,9 @@ def report(
     """Prints what a graph is and what its HAG costs."""
     facts, stats = _facts(data, hag), hag.stats(mode)
     ratio = stats.predicted_seconds_before / stats.predicted_seconds
-    profits = ratio > 1.0
+    gain = _gain(stats.choice, ratio)
     what = {"none": "A", "add": "A + I", "fill": "A with one loop a node"}[args.self_loops]
-    if profits:
-        words = f"The HAG profits: by the cost model, one aggregation costs {ratio:.2f}x less."
-    else:
-        words = "The HAG does not profit here: next to nothing is shared."
-    words += f" At width {args.width} runs: {stats.choice}."
+    words = _in_words(stats.choice, hag.options.width, gain)
     if args.check:
         words += " Checked: it computes exactly this graph."
     if extra:
@@ -76,12 +73,49 @@ def report(
                      "device": hag.options.device},
         "stats": asdict(stats),
         "predicted_ratio": ratio,
-        "profits": profits,
+        "profits": gain > 1.0,
         "checked": bool(args.check),
         **extra,
     }  # fmt: skip
     text = "\n".join([_facts_text(facts), "", _stats_text(stats, what), "", words])
     print_result(args, result, text)
+
+
+def _gain(choice: Choice, ratio: float) -> float:
+    """How many times less an aggregation takes than on the plain graph; 1 where that one runs.
+
+    By the seconds that the choice went by, or else by the `ratio` of the cost model.
+    """
+    if choice.name != SHARED:
+        return 1.0
+    if not choice.seconds:
+        return ratio
+    return choice.seconds.get(PLAIN, 0.0) / max(choice.seconds[SHARED], 1e-12)
+
+
+def _in_words(choice: Choice, width: int, gain: float) -> str:
+    """Which program runs at the width of the search, why, and what each takes."""
+    name = {SHARED: "HAG", PLAIN: "plain graph", REORDERED: "plain graph, in another order of rows"}
+    if not choice.seconds:
+        if choice.by == "search" and choice.name == PLAIN:
+            why = "nothing was found to share that pays"
+            return f"The HAG does not profit at width {width}: {why}, and the plain graph runs."
+        asked = "" if choice.by == "search" else ", as asked for"
+        start = f"At width {width} the {name[choice.name]} runs{asked}. "
+        if gain > 1.0:
+            words = f"The HAG profits: by the cost model, one aggregation takes {gain:.2f}x less."
+        else:
+            words = "The HAG does not profit."
+        return start + words
+    each = sorted(choice.seconds.items(), key=lambda item: item[1])
+    how = "Timed" if choice.by == "measure" else "By the cost model"
+    times = "; ".join(f"{name[who]} {1e3 * seconds:.3g} ms" for who, seconds in each)
+    times = f"{how}, on one thread: {times}."
+    if choice.name != SHARED:
+        return f"The HAG does not profit at width {width}: the {name[choice.name]} runs. {times}"
+    if gain <= 1.0:
+        return f"At width {width} the HAG runs, no slower than the plain graph to speak of. {times}"
+    return f"The HAG profits: at width {width} one aggregation takes {gain:.2f}x less. {times}"
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,10 @@ _LIMITS = tuple(math.sqrt(a * b) for a, b in itertools.pairwise(ROW_BYTES))
 UNSEEN = 5e-7  # seconds; no call shows so little: then the HAG's program runs
 
 
+class ChooseError(ValueError):
+    """HAG_PLUGIN_CHOOSE is none of `CHOOSE`."""
+
+
 def how_to_choose(choose: str | None, method: str) -> str:
     """How a HAG is to choose: as it was told, as the environment says, or by its method.
 
@@ -38,7 +42,7 @@ def how_to_choose(choose: str | None, method: str) -> str:
         method: of the search. "greedy", the paper's, runs what it finds unless it was told.
 
     Raises:
-        ValueError: HAG_PLUGIN_CHOOSE is none of `CHOOSE`.
+        ChooseError: HAG_PLUGIN_CHOOSE is none of `CHOOSE`.
     """
     if choose is not None:
         return choose
@@ -46,7 +50,7 @@ def how_to_choose(choose: str | None, method: str) -> str:
         return "hag"
     choose = os.environ.get(VARIABLE) or "measure"
     if choose not in CHOOSE:
-        raise ValueError(f"{VARIABLE} is {choose!r}; expected one of {CHOOSE}")
+        raise ChooseError(f"{VARIABLE} is {choose!r}; expected one of {CHOOSE}")
     return choose
 
 

@@ -102,8 +102,15 @@ if hasattr(os, "register_at_fork"):
 def _find() -> Found:
     named = os.environ.get(PATH_VARIABLE)
     if named is not None:
+        if not named:
+            return _DEFAULT
         path = Path(named)
-        return Found(read_constants(path), "environment", path) if named else _DEFAULT
+        try:
+            return Found(read_constants(path), "environment", path)
+        except FileNotFoundError as e:
+            words = f"{PATH_VARIABLE} names a file that is not there; expected one that "
+            words += "`hag-plugin calibrate` wrote, or nothing, for the defaults"
+            raise FileNotFoundError(errno.ENOENT, words, named) from e
     try:
         own = path_in_force()
         assert own is not None

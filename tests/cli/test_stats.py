@@ -42,6 +42,35 @@ def test_stats_says_when_nothing_is_gained(capsys: pytest.CaptureFixture[str]) -
     assert "does not profit" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("choose", ["model", "hag", "plain"])
+@pytest.mark.parametrize("graph", ["karate", "cliques"])
+def test_what_stats_says_is_what_runs(
+    capsys: pytest.CaptureFixture[str], choose: str, graph: str
+) -> None:
+    """A profit is claimed only where the HAG's program runs at that width."""
+    arguments = ["stats", graph, "--choose", choose]
+    document, _ = run_json(capsys, *arguments)
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    ran = document["stats"]["choice"]["name"] == "hag"
+    assert document["profits"] == ("The HAG profits" in said)
+    assert ran or "plain graph runs" in said or "plain graph, in another order of rows runs" in said
+    assert ran or not document["profits"]
+
+
+def test_wrong_variables_are_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HAG_PLUGIN_CHOOSE", "fastest")
+    said = refuse(capsys, "stats", "karate", "--quiet")
+    assert "HAG_PLUGIN_CHOOSE is 'fastest'; expected one of" in said
+    monkeypatch.delenv("HAG_PLUGIN_CHOOSE")
+    monkeypatch.setenv("HAG_PLUGIN_COSTS", str(tmp_path / "none.json"))
+    said = refuse(capsys, "stats", "karate", "--quiet")
+    assert "HAG_PLUGIN_COSTS names a file that is not there" in said
+    assert "none.json" in said
+
+
 def test_stats_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["stats", "cliques", "--self-loops", "fill"]) == 0
     out = capsys.readouterr().out
