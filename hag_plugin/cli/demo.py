@@ -24,6 +24,7 @@ def add(commands: Any) -> None:
         "Train a 2-layer GCN twice, stock PyG or DGL and accelerated, and compare. Both start from "
         "the same weights and see the same batches; they take turns epoch by epoch, stock first, "
         "each in a process of its own. Seconds an epoch: the median, without the first (warm-up). "
+        "The first search on a machine measures it for about a second: no part of the search time. "
         "Peak memory: growth of the process's resident memory over search and training, once the "
         "data is loaded.",
         [

@@ -95,7 +95,7 @@ def _gain(choice: Choice, ratio: float) -> float:
 
 def _in_words(choice: Choice, width: int, gain: float) -> str:
     """Which program runs at the width of the search, why, and what each takes."""
-    name = {SHARED: "HAG", PLAIN: "plain graph", REORDERED: "plain graph, in another order of rows"}
+    name = {SHARED: "HAG", PLAIN: "plain graph", REORDERED: "reordered plain graph"}
     if not choice.seconds:
         if choice.by == "search" and choice.name == PLAIN:
             why = "nothing was found to share that pays"

@@ -40,6 +40,9 @@ def build_hag(
 ) -> HAG:
     """Preprocesses a graph into a HAG, so that sums shared by several nodes are computed once.
 
+    The first call on a machine takes about a second more: it measures the constants of the cost
+    model and keeps them in the user's cache folder (`hag-plugin calibrate --show`).
+
     Args:
         edge_index: int32 or int64 `[2, E]`; row 0 sources, row 1 targets. Duplicates count.
         num_nodes: number of nodes; by default the largest id + 1.
@@ -58,8 +61,8 @@ def build_hag(
             where `edge_index` is. Build graphs that are to be batched where the loader is.
         dtype: of the features that the price is for.
         choose: which program runs, the HAG's or the plain graph's, for features of each width:
-            "measure" times them now, for a twentieth of the time of the search or 20 ms, where the
-            cost model cannot tell; "model" asks the model alone; "hag" and "plain" are always
+            "measure" times them now where the cost model cannot tell, for a twentieth of the time of
+            the search (or 20 ms if that is more and there are 20,000 edges); "model" asks the model alone; "hag" and "plain" are always
             these. By default what the environment variable HAG_PLUGIN_CHOOSE says, or else
             "measure"; "hag" for `method="greedy"`. Under `torch.use_deterministic_algorithms` and
             in processes that `torch.distributed` joins, the model decides instead of measuring.

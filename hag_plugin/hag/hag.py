@@ -283,8 +283,6 @@ class HAG(Graph):
             choice = self.choice(request[2], x.dtype, self_loops, idempotent=idempotent)
             program = self._candidate(choice.name, self._program_key(self_loops, idempotent))
             why = f"; {choice}" if choice.seconds else ""
-            if choice == Choice(PLAIN, "search"):
-                why = "; nothing was found to share that pays"
             found = self._chosen[request] = Chosen(program, why)
         self._ran[self_loops, idempotent] = found
         return found.program
