@@ -117,8 +117,10 @@ class Table:
             ValueError: it is none.
         """
         by, seconds = state["by"], state["seconds"]
-        if by not in ("measure", "model") or not isinstance(seconds, dict) or not seconds:
+        if by not in ("measure", "model") or not isinstance(seconds, dict):
             raise ValueError(f"a table of seconds is {state!r}; expected `by` and `seconds`")
+        if not {PLAIN, SHARED} <= seconds.keys():
+            raise ValueError(f"a table is of {sorted(seconds)}; expected {PLAIN} and {SHARED}")
         for name, each in seconds.items():
             if name not in NAMES or len(each) != len(ROW_BYTES):
                 raise ValueError(f"a table holds {name!r} with {len(each)} values; expected "

@@ -259,7 +259,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[Constants, dict[str, Any]]:
         return Constants.of(document["constants"]), {**document["about"]}
     except CostsError:
         raise
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as e:
         words = f"there is no {e}" if isinstance(e, KeyError) else str(e)
         raise CostsError(f"{name} does not hold costs: {words}{advice}") from e
 

@@ -161,7 +161,11 @@ class Graph(Keeper):
             return degree
         if self_loops == "fill" and self.loops is not None:
             degree = degree - self.loops
-        return degree + 1
+        return degree + self.looped(degree.device)
+
+    def looped(self, device: torch.device) -> Tensor:
+        """Which targets are sources too, as the modes of self-loops take it, bool `[num_dst]`."""
+        return torch.arange(self.num_dst, device=device) < self.num_src
 
     def degree_scale(
         self, exponent: float, self_loops: SelfLoops = False, dtype: torch.dtype = torch.float32

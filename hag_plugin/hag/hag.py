@@ -298,7 +298,7 @@ class HAG(Graph):
         key = self._program_key(self_loops, idempotent)
         if key not in self._programs:
             return None
-        table = self._tables.get(key)
+        table = self._table(key)
         if table is None:
             choice = self.choice(self_loops=self_loops, idempotent=idempotent)
         elif len(table.names) == 1:
@@ -580,7 +580,7 @@ class ReversedHAG(HAG):
         if self_loops == "fill":
             counted = (source != target).long()
         degree = degree.index_add(0, target, counted)
-        return degree if self_loops is False else degree.add(1)
+        return degree if self_loops is False else degree + self.looped(degree.device)
 
     def transpose(self) -> HAG:
         """The HAG that this is the reverse of."""

@@ -38,7 +38,10 @@ def communities(num_nodes: int = 1200, size: int = 30, seed: int = 0) -> torch.T
 
 @pytest.fixture(scope="module")
 def hag() -> hp.HAG:
-    return hp.build_hag(communities(), num_nodes=1200, self_loops=SELF_LOOPS, choose="model")
+    made = hp.build_hag(communities(), num_nodes=1200, self_loops=SELF_LOOPS, choose="model")
+    for mode in SELF_LOOPS:
+        made.program(mode, idempotent=True)
+    return made
 
 
 def with_table(hag: hp.HAG, fastest: str, at: int | None = None) -> hp.HAG:
@@ -244,14 +247,17 @@ def test_the_choice_travels(
     assert before == after + [loaded.transpose().choice(*r) for r in requests]
 
 
+ONES = {PLAIN: [1.0] * 8, SHARED: [1.0] * 8}
 BAD_TABLES: dict[str, Any] = {
-    "by nobody": {"by": "me", "seconds": {PLAIN: [1.0] * 8}},
+    "by nobody": {"by": "me", "seconds": ONES},
     "of nothing": {"by": "model", "seconds": {}},
-    "no numbers": {"by": "model", "seconds": {PLAIN: ["1"] * 8}},
-    "too few": {"by": "model", "seconds": {PLAIN: [1.0] * 7}},
-    "unknown candidate": {"by": "model", "seconds": {"best": [1.0] * 8}},
-    "not finite": {"by": "model", "seconds": {PLAIN: [float("nan")] * 8}},
-    "negative": {"by": "model", "seconds": {PLAIN: [-1.0] * 8}},
+    "without the plain program": {"by": "model", "seconds": {SHARED: [1.0] * 8}},
+    "without the HAG's": {"by": "model", "seconds": {PLAIN: [1.0] * 8, REORDERED: [1.0] * 8}},
+    "no numbers": {"by": "model", "seconds": {**ONES, PLAIN: ["1"] * 8}},
+    "too few": {"by": "model", "seconds": {**ONES, PLAIN: [1.0] * 7}},
+    "unknown candidate": {"by": "model", "seconds": {**ONES, "best": [1.0] * 8}},
+    "not finite": {"by": "model", "seconds": {**ONES, PLAIN: [float("nan")] * 8}},
+    "negative": {"by": "model", "seconds": {**ONES, PLAIN: [-1.0] * 8}},
     "another kind": [1, 2],
 }
 
@@ -293,6 +299,19 @@ def test_a_batch_adds_up_its_parts(kinds: list[int], width: int) -> None:
     assert again.choice(width) == choice
     x = torch.randn(batch.num_src, width)
     torch.testing.assert_close(hp.aggregate(x, batch), hp.aggregate(x, again))
+
+
+@pytest.mark.parametrize("at", [None, *range(len(ROW_BYTES))])
+def test_what_ran_is_known_of_a_batch_as_of_its_parts(hag: hp.HAG, at: int | None) -> None:
+    """Before anything ran: only where all widths run the same, however often it is asked."""
+    told = with_table(hag, PLAIN, at)
+    whole = hp.batch([told, told])
+    whole.program()
+    assert told.ran(False, False) == told.ran(False, False)
+    for _ in range(2):
+        ran = whole.ran(False, False)
+        assert (ran is None) == (told.ran(False, False) is None) == (at is not None)
+        assert ran is None or ran.program is whole.candidates()[PLAIN]
 
 
 # Samples -----------------------------------------------------------------------------------------

@@ -157,6 +157,11 @@ BAD: dict[str, Callable[[dict[str, Any]], Any]] = {
     "another processor": lambda good: {**good, "about": {**good["about"], "processor": "Z80"}},
     "another library": lambda good: {**good, "about": {**good["about"], "library": "0"}},
     "an odd number": lambda good: {**good, "constants": {**good["constants"], "op": -1.0}},
+    "a number beyond floats": lambda good: {
+        **good,
+        "constants": {**good["constants"], "op": 10**400},
+    },
+    "nested without end": lambda good: "[" * 100_000,
 }
 
 

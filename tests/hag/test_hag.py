@@ -17,8 +17,8 @@ import torch
 from hypothesis import given, settings
 
 import hag_plugin as hp
-from hag_plugin.hag.hag import HAG, find, rebuild_hag
-from hag_plugin.hag.program import SELF_LOOPS
+from hag_plugin.hag.hag import HAG, ReversedHAG, find, rebuild_hag
+from hag_plugin.hag.program import SELF_LOOPS, SelfLoops
 
 from .. import reference
 
@@ -85,6 +85,23 @@ def test_degrees() -> None:
         assert torch.equal(hag.degree(mode), degree)
         scale = degree.double().pow(-0.5).nan_to_num(posinf=0.0)
         assert torch.equal(hag.degree_scale(-0.5, mode, torch.float64), scale)
+
+
+@pytest.mark.parametrize("mode", SELF_LOOPS)
+@pytest.mark.parametrize("num_dst", [0, 1, 20, 30])
+def test_targets_behind_the_sources_have_no_loop(mode: SelfLoops, num_dst: int) -> None:
+    """The reverse of a graph whose targets are its first sources: degrees and what needs them."""
+    edges = torch.randint(30, (2, 90))
+    edges = edges[:, edges[1] < num_dst]
+    hag = hp.build_hag(edges, size=(30, num_dst), targets_first=True)
+    whole = hp.build_hag(edges.flip(0), num_nodes=30, method="none")
+    degree = whole.degree(mode) - (torch.arange(30) >= num_dst).long() * (mode is not False)
+    x = torch.randint(-4, 5, (num_dst, 3)).double()
+    sums = hp.aggregate(torch.cat([x, x.new_zeros(30 - num_dst, 3)]), whole, self_loops=mode)
+    for reverse in (hag.transpose(), ReversedHAG(hag)):
+        assert torch.equal(reverse.degree(mode), degree)
+        y = hp.aggregate(x, reverse, "mean", self_loops=mode)
+        torch.testing.assert_close(y, sums / degree.clamp(min=1)[:, None])
 
 
 def test_transpose() -> None:
