@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from hag_plugin.modes import Array
 
 FLOAT32, SUM = 0, 0  # as the kernel numbers dtypes and reducers
 BLOCK_ROWS = 64  # that lie together in a sample of the plain graph, at least
+TILE_ROWS, TILE_WORK = 256, 8192  # of the plain program's tiles: rows; rows and reads
 STRETCHES = 32  # that a sample has
 # Of a graph that is timed: a smaller part meets its rows too seldom to find them in the cache.
 LEAST_SHARE = 0.25
@@ -43,13 +45,11 @@ class Sample:
 
     Attributes:
         program: it.
-        reads: rows of x that the whole plain graph reads.
         work: what it does.
         scale: how many times as much the whole candidate does.
     """
 
     program: Program
-    reads: int
     work: Work
     scale: float
 
@@ -70,11 +70,15 @@ def table_of(
         budget: seconds of one thread that timing may take; 0: the model decides.
     """
     c = constants.in_force()
-    samples = samples_of(graph, self_loops, idempotent, found, limits.sampled_reads)
-    predicted = {name: _seconds(sample, c) for name, sample in samples.items()}
+    matrix = graph, self_loops, idempotent, found
+    works, samples = _works_in_one_tile(*matrix), {}
+    if not works:
+        samples = samples_of(*matrix, limits.sampled_reads)
+        works = {name: (sample.work, sample.scale) for name, sample in samples.items()}
+    predicted = _seconds(works, c)
     by = "model"
     if budget > 0 and _is_close(predicted, max(LEAST_ERROR, c.error)):
-        measured = _measure(graph, self_loops, idempotent, found, samples, predicted, budget)
+        measured = _measure(*matrix, samples, predicted, budget)
         if measured:
             by = "measure"
             at = np.log(list(measured))
@@ -87,10 +91,23 @@ def table_of(
     return Table(by, {name: tuple(map(float, each)) for name, each in predicted.items()})
 
 
-def _seconds(sample: Sample, c: Constants) -> Array:
-    """Of the whole candidate on one thread, for each of `ROW_BYTES`."""
-    part = sample.work.seconds(np.array(ROW_BYTES), constants=c) - c.call
-    return np.asarray(c.call + part * sample.scale)
+def _seconds(works: Mapping[str, tuple[Work, float]], c: Constants) -> dict[str, Array]:
+    """Of whole candidates on one thread, for each of `ROW_BYTES`; of what a part does, and how many
+    times as much the whole."""
+    counts = np.array([astuple(work) for work, _ in works.values()])
+    scale = np.array([[scale] for _, scale in works.values()])
+    if (counts[:, -2:].sum(axis=1) * ROW_BYTES[-1] <= c.cache_bytes).all():
+        parts = counts[:, :-1] @ _rates(c)
+    else:
+        parts = Work(*counts.T[:, :, None]).seconds(np.array(ROW_BYTES), constants=c) - c.call
+    return dict(zip(works, c.call + parts * scale, strict=True))
+
+
+@lru_cache(maxsize=8)
+def _rates(c: Constants) -> Array:
+    """Seconds of one of each of the counts of `Work`, where the cache holds x and y."""
+    one_of_each = Work(*np.eye(5)[:, :, None], 0)
+    return np.asarray(one_of_each.seconds(np.array(ROW_BYTES), constants=c) - c.call)
 
 
 def _is_close(predicted: Mapping[str, Array], error: float) -> bool:
@@ -100,6 +117,19 @@ def _is_close(predicted: Mapping[str, Array], error: float) -> bool:
 
 
 # Samples ----------------------------------------------------------------------------------------
+
+
+def _works_in_one_tile(
+    graph: Graph, self_loops: SelfLoops, idempotent: bool, found: Program
+) -> dict[str, tuple[Work, float]]:
+    """What the candidates for a small graph do, without making them; empty for other graphs."""
+    total = graph.num_edges + (min(graph.num_dst, graph.num_src) if self_loops else 0)
+    is_small = graph.num_dst <= TILE_ROWS and total + graph.num_dst <= TILE_WORK
+    if not is_small or len(found.arrays[0]) != 2 or idempotent or self_loops == "fill":
+        return {}
+    work = Work.of(found)
+    plain = Work(graph.num_dst, 0, total - work.first, work.first, graph.num_dst, graph.num_src)
+    return {PLAIN: (plain, 1.0), SHARED: (work, 1.0)}
 
 
 def samples_of(
@@ -113,7 +143,7 @@ def samples_of(
         if is_reordered(found):
             order = order_of(found)
             whole[REORDERED] = search.plain_program(graph, self_loops, idempotent, order)
-        return {name: Sample(p, total, Work.of(p), 1.0) for name, p in whole.items()}
+        return {name: Sample(p, Work.of(p), 1.0) for name, p in whole.items()}
     degree = np.diff(graph.numpy()[0]) + (self_loops is not False)
     hubs = found.hub_row.numpy()
     of_hubs = int(degree[hubs].sum())  # long rows, which all candidates have alike, are left out
@@ -124,7 +154,7 @@ def samples_of(
 
     def sample(program: Program, sources: int, ops: int) -> Sample:
         effort = _effort(len(program.source), len(program.target))
-        return Sample(program, total, Work.of(program), _effort(sources, ops) / max(effort, 1))
+        return Sample(program, Work.of(program), _effort(sources, ops) / max(effort, 1))
 
     def plain(of_rows: Array) -> Sample:
         part = plain_part(graph, self_loops, idempotent, of_rows)
@@ -266,9 +296,9 @@ def _measure(
         share = budget / 2 / work
         if share < LEAST_SHARE:
             continue
-        total = samples[PLAIN].reads
+        total = graph.num_edges + graph.num_dst
         reads = min(share * total, max(MOST_WHOLE, LEAST_SHARE * total))
-        if not 0.8 < min(reads, total) * samples[PLAIN].scale / total < 1.25:
+        if not samples or not 0.8 < min(reads, total) * samples[PLAIN].scale / total < 1.25:
             samples = samples_of(graph, self_loops, idempotent, found, int(reads))
         x = _aligned_ones(graph.num_src * row_bytes // 4)
         y = _aligned_ones(graph.num_dst * row_bytes // 4)

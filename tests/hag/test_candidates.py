@@ -18,8 +18,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 import hag_plugin as hp
 from hag_plugin.hag import constants, seconds
 from hag_plugin.hag.candidates import CHOOSE, NAMES, PLAIN, REORDERED, ROW_BYTES, SHARED, Table
+from hag_plugin.hag.cost import Work
 from hag_plugin.hag.program import SELF_LOOPS, SelfLoops
-from hag_plugin.hag.rates import Constants, RowCost
+from hag_plugin.hag.rates import DEFAULT, Constants, RowCost
 from hag_plugin.testing import count_programs, limits
 
 WIDTHS = (1, 8, 16, 17, 64, 128, 512)
@@ -359,6 +360,33 @@ def test_parts_of_a_searched_program_compute_their_rows(hag: hp.HAG, share: floa
     assert np.array_equal(y, hp.aggregate(x, hag).numpy()[rows])
     assert len(rows) > 0
     assert len(rows) < 1200 or share > 0.3
+
+
+@given(st.integers(5, 30), st.integers(0, 60), st.sampled_from([False, "add"]))
+@settings(max_examples=40, deadline=None)
+def test_small_graphs_are_counted_without_their_plain_program(
+    size: int, others: int, mode: SelfLoops
+) -> None:
+    clique = torch.combinations(torch.arange(size)).T
+    noise = torch.randint(size + 5, (2, others))
+    hag = hp.build_hag(torch.cat([clique, clique.flip(0), noise], 1), num_nodes=size + 5)
+    found = hag.program(mode)
+    if found.is_plain:
+        return
+    works = seconds._works_in_one_tile(hag, mode, False, found)
+    samples = seconds.samples_of(hag, mode, False, found, 1 << 30)
+    assert works == {name: (sample.work, 1.0) for name, sample in samples.items()}
+
+
+@given(st.lists(st.integers(0, 10_000), min_size=6, max_size=6), st.floats(1.0, 9.0))
+def test_seconds_of_works_are_those_of_each(counts: list[int], scale: float) -> None:
+    """In the cache or beyond it."""
+    work, c = Work(*counts), DEFAULT
+    found = seconds._seconds({PLAIN: (work, scale), SHARED: (work, 1.0)}, c)
+    for row_bytes, most, least in zip(ROW_BYTES, found[PLAIN], found[SHARED], strict=True):
+        expected = work.seconds(row_bytes, constants=c)
+        assert least == pytest.approx(expected)
+        assert most == pytest.approx(c.call + (expected - c.call) * scale)
 
 
 @pytest.mark.parametrize("mode", SELF_LOOPS)
