@@ -106,7 +106,8 @@ def _seconds(works: Mapping[str, tuple[Work, float]], c: Constants) -> dict[str,
 @lru_cache(maxsize=8)
 def _rates(c: Constants) -> Array:
     """Seconds of one of each of the counts of `Work`, where the cache holds x and y."""
-    one_of_each = Work(*np.eye(5)[:, :, None], 0)
+    ops, scratch, again, first, written = np.eye(5)[:, :, None]
+    one_of_each = Work(ops, scratch, again, first, written, num_src=0)
     return np.asarray(one_of_each.seconds(np.array(ROW_BYTES), constants=c) - c.call)
 
 
