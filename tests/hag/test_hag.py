@@ -105,7 +105,7 @@ def test_targets_behind_the_sources_have_no_loop(mode: SelfLoops, num_dst: int) 
         torch.testing.assert_close(y, sums / degree.clamp(min=1)[:, None])
 
 
-@pytest.mark.parametrize("subtracts", itertools.product([False, True], repeat=3))
+@pytest.mark.parametrize("subtracts", list(itertools.product([False, True], repeat=3)))
 @pytest.mark.parametrize("reduce", ["sum", "max"])
 @pytest.mark.parametrize("mode", SELF_LOOPS)
 def test_a_batch_of_parts_of_which_some_subtract(
