@@ -8,7 +8,7 @@ import secrets
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing.context import get_spawning_popen
 from typing import Any, NamedTuple
 
@@ -747,12 +747,14 @@ def batch(hags: Sequence[HAG]) -> HAG:
         raise ValueError("HAGs whose targets are the first sources keep no such order in a batch")
     with outside_inference():
         row_ptr, col = concatenate.concatenate_graphs(hags)
+    # Where a part subtracts, so does the batch's sum, and extrema need a program of their own.
+    subtracts = any(h.options.allow_subtraction for h in hags)
     known = [h._symmetric for h in hags]
     return HAG(
         row_ptr,
         col,
         sum(h.num_src for h in hags),
-        options=hags[0].options,
+        options=replace(hags[0].options, allow_subtraction=subtracts),
         symmetric=True if all(known) else (False if False in known else None),
         parts=hags,
         owned=True,

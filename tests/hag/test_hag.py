@@ -9,6 +9,7 @@ import json
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -102,6 +103,25 @@ def test_targets_behind_the_sources_have_no_loop(mode: SelfLoops, num_dst: int) 
         assert torch.equal(reverse.degree(mode), degree)
         y = hp.aggregate(x, reverse, "mean", self_loops=mode)
         torch.testing.assert_close(y, sums / degree.clamp(min=1)[:, None])
+
+
+@pytest.mark.parametrize("subtracts", list(itertools.product([False, True], repeat=3)))
+@pytest.mark.parametrize("reduce", ["sum", "max"])
+@pytest.mark.parametrize("mode", SELF_LOOPS)
+def test_a_batch_of_parts_of_which_some_subtract(
+    subtracts: tuple[bool, ...], reduce: Any, mode: SelfLoops
+) -> None:
+    pairs = torch.combinations(torch.arange(30)).T
+    edges = torch.cat([pairs, pairs.flip(0)], 1)
+    parts = [
+        hp.build_hag(edges, num_nodes=30, allow_subtraction=s, choose="hag") for s in subtracts
+    ]
+    plain = hp.batch([hp.build_hag(edges, num_nodes=30, method="none")] * len(parts))
+    x = torch.randint(-9, -1, (30 * len(parts), 3)).double()
+    expected = hp.aggregate(x, plain, reduce, self_loops=mode)
+    whole = hp.batch(parts)
+    for each in (whole, pickle.loads(pickle.dumps(whole)), hp.batch([whole])):
+        assert torch.equal(hp.aggregate(x, each, reduce, self_loops=mode), expected)
 
 
 def test_transpose() -> None:
