@@ -59,12 +59,12 @@ class Limits:
     program_levels: int = 16
     window_ops: int = 1024
     measured_edges: int = 1 << 20
-    sampled_reads: int = 1 << 17
-    sampled_bytes: int = 256 << 20
-    timed_edges: int = 20_000
     calibration_step: int = 1
     calibration_seconds: float = 1.0
     calibration_wait: float = 20.0
+    sampled_reads: int = 1 << 17
+    sampled_bytes: int = 256 << 20
+    timed_edges: int = 20_000
     read_characters: int = 1 << 20
     kernels_anywhere: bool = False
     unseen_dispatch: bool = False

@@ -30,7 +30,7 @@ BLOCK_ROWS = 64  # that lie together in a sample of the plain graph, at least
 TILE_ROWS, TILE_WORK = 256, 8192  # of the plain program's tiles: rows; rows and reads
 STRETCHES = 32  # that a sample has
 # Of a graph that is timed: a smaller part meets its rows too seldom to find them in the cache.
-LEAST_SHARE = 0.25
+LEAST_SHARE = 0.125
 _NEVER_REORDERED = 512  # rows, that the search takes as they come
 LEAST_ERROR = 1.0  # of the model: real programs are not like those that it was fitted to
 TIMED = (64, 256, 1024)  # of `ROW_BYTES`, where there is no time for all
