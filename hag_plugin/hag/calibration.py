@@ -282,13 +282,13 @@ def runs_of(shapes: Sequence[Shape], cache: int, sources: float) -> list[Run]:
             tiles = tiles or num_src // shape.rows
             made.append((shape, synthetic_program(shape, tiles, num_src), width))
     size = max(program.num_src * width for _, program, width in made)
-    x, y = _features(size), _features(size)
+    x, y = features(size), features(size)
     x.fill(1.0)
     y.fill(0.0)
     return [Run(shape, program, width, x, y) for shape, program, width in made]
 
 
-def _features(size: int) -> Array:
+def features(size: int) -> Array:
     """So many float32, in whole pages of the usual size, as tensors have them.
 
     None of torch's: its operators hang in a forked child.

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from hag_plugin.hag import constants, search
+from hag_plugin.hag.calibration import FLOAT32, SUM, features
 from hag_plugin.hag.candidates import PLAIN, REORDERED, ROW_BYTES, SHARED, Table
 from hag_plugin.hag.cost import Work
 from hag_plugin.hag.graph import Graph
@@ -25,18 +26,16 @@ from hag_plugin.kernels import _cpu
 from hag_plugin.limits import limits
 from hag_plugin.modes import Array
 
-FLOAT32, SUM = 0, 0  # as the kernel numbers dtypes and reducers
 BLOCK_ROWS = 64  # that lie together in a sample of the plain graph, at least
 TILE_ROWS, TILE_WORK = 256, 8192  # of the plain program's tiles: rows; rows and reads
 STRETCHES = 32  # that a sample has
-# Of a graph that is timed: a smaller part meets its rows too seldom to find them in the cache.
-LEAST_SHARE = 0.125
 _NEVER_REORDERED = 512  # rows, that the search takes as they come
 LEAST_ERROR = 1.0  # of the model: real programs are not like those that it was fitted to
-TIMED = (64, 256, 1024)  # of `ROW_BYTES`, where there is no time for all
-MOST_WHOLE = 1 << 18  # rows that are read: a graph that reads more is not timed as a whole
+# Of `ROW_BYTES`, those that are timed, by the time that there is.
+TIMED = (ROW_BYTES, (32, 128, 512, 1024), (32, 128, 512), (128, 512), (128,))
+NARROW = 128  # bytes of a row
 LEAST_BYTES = 16 << 20  # of features, that timing may take for any graph
-MOST_SWEEPS = 16  # runs of each candidate at each width
+LEAST_SWEEPS, MOST_SWEEPS = 3, 16  # runs of each candidate at each width, one of them to warm up
 
 
 @dataclass(frozen=True)
@@ -81,13 +80,8 @@ def table_of(
         measured = _measure(*matrix, samples, predicted, budget)
         if measured:
             by = "measure"
-            at = np.log(list(measured))
             for name, model in predicted.items():
-                models = np.interp(list(measured), ROW_BYTES, model)
-                ratios = [
-                    math.log(measured[b][name] / m) for b, m in zip(measured, models, strict=True)
-                ]
-                predicted[name] = model * np.exp(np.interp(np.log(ROW_BYTES), at, ratios))
+                predicted[name] = _corrected(model, {b: t[name] for b, t in measured.items()})
     return Table(by, {name: tuple(map(float, each)) for name, each in predicted.items()})
 
 
@@ -109,6 +103,22 @@ def _rates(c: Constants) -> Array:
     ops, scratch, again, first, written = np.eye(5)[:, :, None]
     one_of_each = Work(ops, scratch, again, first, written, num_src=0)
     return np.asarray(one_of_each.seconds(np.array(ROW_BYTES), constants=c) - c.call)
+
+
+def _corrected(model: Array, measured: Mapping[int, float]) -> Array:
+    """The seconds of a candidate by the model, brought to those that were measured for some rows.
+
+    What the model got wrong is taken from the nearest of these, by ratio: narrow rows from narrow
+    ones, which the processor's guesses of branches rule, others from others, as memory does.
+    """
+    corrected = model.copy()
+    for of_kind in (np.array(ROW_BYTES) <= NARROW, np.array(ROW_BYTES) > NARROW):
+        bytes_of_kind = np.array(ROW_BYTES)[of_kind]
+        known = [b for b in measured if b in bytes_of_kind]
+        if known:
+            ratios = np.log([measured[b] / float(np.interp(b, ROW_BYTES, model)) for b in known])
+            corrected[of_kind] *= np.exp(np.interp(np.log(bytes_of_kind), np.log(known), ratios))
+    return np.asarray(corrected)
 
 
 def _is_close(predicted: Mapping[str, Array], error: float) -> bool:
@@ -161,7 +171,7 @@ def samples_of(
         part = plain_part(graph, self_loops, idempotent, of_rows)
         return sample(part, total, graph.num_dst - len(hubs))
 
-    own = np.setdiff1d(np.arange(graph.num_dst), hubs)
+    own = np.delete(np.arange(graph.num_dst), hubs)
     blocks = _spread(-(-len(own) // BLOCK_ROWS), share)
     own = own[_ranges(blocks * BLOCK_ROWS, np.minimum((blocks + 1) * BLOCK_ROWS, len(own)))]
     sources, ops = len(found.source) - of_hubs, len(found.target) - num_partials
@@ -281,50 +291,46 @@ def _measure(
     budget: float,
 ) -> dict[int, dict[str, float]]:
     """Seconds by bytes of a row and candidate; empty where the time does not reach."""
-    start = time.thread_time()
+    total = graph.num_edges + graph.num_dst
+    reads = {b: min(total, max(_least_reads(b), total // 4)) for b in ROW_BYTES}
     # A build takes a few times the memory of the graph: timing must not take more.
     most_bytes = max(LEAST_BYTES, 2 * (8 * graph.num_dst + 4 * graph.num_edges))
-    for widths in (ROW_BYTES, TIMED, TIMED[:2], TIMED[1:2]):
-        row_bytes = max(widths)
-        memory = (graph.num_src + graph.num_dst) * row_bytes
+    for widths in TIMED:
+        memory = (graph.num_src + graph.num_dst) * max(widths)
         if memory > min(limits.sampled_bytes, most_bytes, budget / 3 * 4e9):
             continue
-        work = sum(
-            _least_sweeps(b) * float(np.interp(b, ROW_BYTES, seconds))
-            for seconds in predicted.values()
+        of_a_sweep = [
+            sum(float(np.interp(b, ROW_BYTES, each)) for each in predicted.values())
+            * (reads[b] / total)
             for b in widths
-        )
-        share = budget / 2 / work
-        if share < LEAST_SHARE:
+        ]
+        if LEAST_SWEEPS * sum(of_a_sweep) > budget / 1.25:
             continue
-        total = graph.num_edges + graph.num_dst
-        reads = min(share * total, max(MOST_WHOLE, LEAST_SHARE * total))
-        if not samples or not 0.8 < min(reads, total) * samples[PLAIN].scale / total < 1.25:
-            samples = samples_of(graph, self_loops, idempotent, found, int(reads))
-        x = _aligned_ones(graph.num_src * row_bytes // 4)
-        y = _aligned_ones(graph.num_dst * row_bytes // 4)
-        runs = {name: _Run(sample, x, y) for name, sample in samples.items()}
-        # Each width may take as long as its share of the bytes says.
-        stops = start + budget * np.cumsum(widths) / sum(widths)
+        x, y = (features(n * max(widths) // 4) for n in (graph.num_src, graph.num_dst))
+        x.fill(1.0)
         measured: dict[int, dict[str, float]] = {}
-        for b, stop in zip(widths, stops, strict=True):
-            measured[b] = _least(runs, b // 4, stop)
-            if time.thread_time() > start + budget:  # constants of a faster machine
+        size, left = 0, budget
+        runs: dict[str, _Run] = {}
+        for b, sweep in zip(widths, of_a_sweep, strict=True):
+            if reads[b] != size:
+                size = reads[b]
+                if not samples or size != min(total, limits.sampled_reads):
+                    samples = samples_of(graph, self_loops, idempotent, found, size)
+                runs = {name: _Run(sample, x, y) for name, sample in samples.items()}
+            start = time.thread_time()
+            measured[b] = _least(runs, b // 4, start + budget * sweep / sum(of_a_sweep))
+            left -= time.thread_time() - start
+            if left < 0:  # constants of a faster machine
                 break
         return measured
     return {}
 
 
-def _least_sweeps(row_bytes: int) -> int:
-    """Runs of each candidate, one to warm up: more of short ones, which are easily disturbed."""
-    return 8 if row_bytes < 256 else 4 if row_bytes <= 512 else 3
-
-
-def _aligned_ones(size: int) -> Array:
-    """float32 ones that begin where a cache line does, as torch's tensors."""
-    memory = np.ones(size + 16, np.float32)
-    first = -memory.ctypes.data % 64 // 4
-    return memory[first : first + size]
+def _least_reads(row_bytes: int) -> int:
+    """Rows that a sample reads, unless the graph has fewer. In a smaller one a processor learns by
+    heart which branches are taken, on which the time of narrow rows depends, and finds too many
+    rows in its caches, or too few."""
+    return 1 << 18 if row_bytes <= NARROW else 1 << 17
 
 
 class _Run:
@@ -356,6 +362,6 @@ def _least(runs: Mapping[str, _Run], width: int, stop: float) -> dict[str, float
     for sweep in range(MOST_SWEEPS):
         for name, run in runs.items():
             least[name] = min(least[name], run.seconds(width))
-        if sweep + 2 >= _least_sweeps(4 * width) and time.thread_time() > stop:
+        if sweep + 2 >= LEAST_SWEEPS and time.thread_time() > stop:
             break
     return least
