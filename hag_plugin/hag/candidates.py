@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from hag_plugin.saved import set_module
 
 PLAIN, REORDERED, SHARED = "plain", "plain, reordered", "hag"
@@ -128,6 +130,21 @@ class Table:
             if not all(isinstance(s, float) and 0 <= s < math.inf for s in each):
                 raise ValueError(f"a table holds {each!r}; expected finite numbers, 0 or more")
         return cls(by, {name: tuple(each) for name, each in seconds.items()})
+
+
+def bytes_of_a_row(width: int, dtype: torch.dtype, idempotent: bool) -> int:
+    """The bytes of the float32 rows whose sum reads a row at about the same price.
+
+    Sums have accumulators of float32, or of float64 for float64. A row of a half type is converted
+    as well, and max and min compare and choose: each takes about twice as long as an addition.
+
+    Args:
+        width: features of a row.
+        dtype: of the features.
+        idempotent: max or min.
+    """
+    row = width * (8 if dtype == torch.float64 else 4)
+    return row * (2 if dtype.itemsize == 2 else 1) * (2 if idempotent else 1)
 
 
 def total(tables: Sequence[Table]) -> Table:

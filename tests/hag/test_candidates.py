@@ -111,7 +111,11 @@ def test_each_width_has_its_own(hag: hp.HAG, at: int) -> None:
         row_bytes = width * (8 if dtype == torch.float64 else 4)
         nearest = min(range(len(ROW_BYTES)), key=lambda i: abs(np.log(row_bytes / ROW_BYTES[i])))
         assert (told.choice(width, dtype).name == PLAIN) == (nearest == at)
-    assert told.choice(16, torch.bfloat16) == told.choice(16, torch.float32)  # sums are float32
+    # What takes twice as long to read counts as a row of twice the length.
+    for half in (torch.bfloat16, torch.float16):
+        assert told.choice(16, half) == told.choice(32, torch.float32)
+    assert told.choice(16, torch.float64) == told.choice(32, torch.float32)
+    assert told.choice(16, idempotent=True) == told.choice(32)
 
 
 @pytest.mark.parametrize("choose", CHOOSE)
