@@ -30,6 +30,7 @@ ROW_BYTES = (32, 64, 128, 256, 384, 512, 1024, 2048)
 _LIMITS = tuple(math.sqrt(a * b) for a, b in itertools.pairwise(ROW_BYTES))
 
 UNSEEN = 5e-7  # seconds; no call shows so little: then the HAG's program runs
+CLEARLY = 0.97  # of the seconds of the plain graph: by less than this a HAG wins by chance
 
 
 class ChooseError(ValueError):
@@ -94,11 +95,12 @@ class Table:
     seconds: Mapping[str, Sequence[float]]
 
     def choose(self, row_bytes: float) -> Choice:
-        """The fastest candidate for rows of so many bytes; of equals the HAG's."""
+        """The fastest candidate for rows of so many bytes, the HAG's if it wins clearly."""
         at = bisect.bisect(_LIMITS, row_bytes)
         seconds = {name: each[at] for name, each in self.seconds.items()}
-        best = min(seconds, key=seconds.__getitem__)
-        if seconds.get(SHARED, math.inf) <= seconds[best] + UNSEEN:
+        shared = seconds.get(SHARED, math.inf)
+        best = min(seconds.keys() - {SHARED}, key=lambda name: (seconds[name], name))
+        if shared <= max(CLEARLY * seconds[best], seconds[best] + UNSEEN):
             best = SHARED
         return Choice(best, self.by, seconds)
 
@@ -132,19 +134,12 @@ class Table:
         return cls(by, {name: tuple(each) for name, each in seconds.items()})
 
 
-def bytes_of_a_row(width: int, dtype: torch.dtype, idempotent: bool) -> int:
-    """The bytes of the float32 rows whose sum reads a row at about the same price.
+def bytes_of_a_row(width: int, dtype: torch.dtype) -> int:
+    """The bytes of the float32 row that is read at about the same price.
 
-    Sums have accumulators of float32, or of float64 for float64. A row of a half type is converted
-    as well, and max and min compare and choose: each takes about twice as long as an addition.
-
-    Args:
-        width: features of a row.
-        dtype: of the features.
-        idempotent: max or min.
+    A row of a half type is converted to float32, which takes about as long as to add it.
     """
-    row = width * (8 if dtype == torch.float64 else 4)
-    return row * (2 if dtype.itemsize == 2 else 1) * (2 if idempotent else 1)
+    return width * (4 if dtype == torch.float32 else 8)
 
 
 def total(tables: Sequence[Table]) -> Table:

@@ -253,7 +253,7 @@ class HAG(Graph):
         table = self._table(self._program_key(self_loops, idempotent))
         if table is None or devices.kind_of(self.device).launches is not None:
             return Choice(SHARED, "search")
-        return table.choose(bytes_of_a_row(width, dtype, idempotent))
+        return table.choose(bytes_of_a_row(width, dtype))
 
     def candidates(
         self, self_loops: SelfLoops = False, *, idempotent: bool = False
@@ -303,7 +303,7 @@ class HAG(Graph):
         if table is None:
             choice = self.choice(self_loops=self_loops, idempotent=idempotent)
         elif len(table.names) == 1:
-            choice = table.choose(bytes_of_a_row(self.options.width, torch.float32, idempotent))
+            choice = table.choose(bytes_of_a_row(self.options.width, torch.float32))
         else:
             return None
         return Chosen(self._candidate(choice.name, key), "")
