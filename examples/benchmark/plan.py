@@ -26,7 +26,7 @@ EPOCH_GRAPHS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """The cells of one suite, and the settings that its results depend on.
 
@@ -46,18 +46,18 @@ class Plan:
         crashed: sides that took the process with them in the cell at hand, and how.
     """
 
-    graphs: tuple[str, ...]
-    widths: tuple[int, ...]
-    loops: tuple[str, ...]
-    reduces: tuple[str, ...]
-    dtypes: tuple[str, ...]
-    directions: tuple[str, ...]
-    instruction_sets: tuple[str, ...]
-    constants: tuple[str, ...]
-    seconds: float | None
-    quick: bool
-    memory_limit: float
-    seed: int
+    graphs: tuple[str, ...] = ()
+    widths: tuple[int, ...] = ()
+    loops: tuple[str, ...] = ()
+    reduces: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    directions: tuple[str, ...] = ()
+    instruction_sets: tuple[str, ...] = ()
+    constants: tuple[str, ...] = ()
+    seconds: float | None = None
+    quick: bool = False
+    memory_limit: float = 0.0
+    seed: int = 0
     crashed: Mapping[str, str] = field(default_factory=dict)
 
     def budget(self, seconds: float, least_rounds: int = 3, longer: int = 1) -> Budget:

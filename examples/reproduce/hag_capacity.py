@@ -62,7 +62,7 @@ def measure(cell: Record, setup: Setup) -> Record:
     labels = torch.randint(CLASSES, (data.num_nodes,), generator=generator)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     side = Side(net, hag, graph.features(FEATURES), labels, optimizer)
-    plan = Plan((), (HIDDEN,), (), (), None, setup.quick, 0.0, setup.seed)
+    plan = Plan(widths=(HIDDEN,), quick=setup.quick, seed=setup.seed)
     return {
         "facts": found.facts(),
         "intermediates": stats.intermediates,

@@ -55,7 +55,7 @@ def measure(cell: Record, setup: Setup) -> Record:
     """Times a training epoch on every side whose scores agree with the plain graph's."""
     found = setup.load(cell["graph"])
     graph = hag_graphs.Given(found.data, setup.seed)
-    plan = Plan((), (HIDDEN,), (), (), None, setup.quick, MEMORY_LIMIT, setup.seed)
+    plan = Plan(widths=(HIDDEN,), quick=setup.quick, seed=setup.seed, memory_limit=MEMORY_LIMIT)
     x = graph.features(FEATURES)
     generator = torch.Generator().manual_seed(setup.seed)
     labels = torch.randint(CLASSES, (graph.num_nodes,), generator=generator)
