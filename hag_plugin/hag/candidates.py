@@ -88,7 +88,7 @@ class Table:
 
     Attributes:
         by: "measure" or "model".
-        seconds: by candidate, in the order of `ROW_BYTES`.
+        seconds: by candidate, "plain" and "hag" at least, in the order of `ROW_BYTES`.
     """
 
     by: str
@@ -98,9 +98,8 @@ class Table:
         """The fastest candidate for rows of so many bytes, the HAG's if it wins clearly."""
         at = bisect.bisect(_LIMITS, row_bytes)
         seconds = {name: each[at] for name, each in self.seconds.items()}
-        shared = seconds.get(SHARED, math.inf)
         best = min(seconds.keys() - {SHARED}, key=lambda name: (seconds[name], name))
-        if shared <= max(CLEARLY * seconds[best], seconds[best] + UNSEEN):
+        if seconds[SHARED] <= max(CLEARLY * seconds[best], seconds[best] + UNSEEN):
             best = SHARED
         return Choice(best, self.by, seconds)
 
@@ -143,12 +142,9 @@ def bytes_of_a_row(width: int, dtype: torch.dtype) -> int:
 
 
 def total(tables: Sequence[Table]) -> Table:
-    """The table of graphs side by side. Where a part lacks a candidate, its plain one runs."""
-    names = {name for table in tables for name in table.seconds} - {REORDERED}
+    """The table of graphs side by side, which have two candidates: plain and shared."""
     sums = {
-        name: tuple(
-            map(sum, zip(*(t.seconds.get(name, t.seconds[PLAIN]) for t in tables), strict=True))
-        )
-        for name in sorted(names)
+        name: tuple(map(sum, zip(*(table.seconds[name] for table in tables), strict=True)))
+        for name in (SHARED, PLAIN)
     }
     return Table("model", sums)

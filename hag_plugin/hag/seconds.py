@@ -1,7 +1,8 @@
 """What the candidates for one matrix of a graph take: by the cost model, or timed on a sample.
 
-Both look at the same samples: stretches of the tiles of each candidate, all over the graph, and
-small where the graph is large, so that choosing takes a small share of the time of the search.
+Both look at samples: stretches of the tiles of each candidate, all over the graph, and small where
+the graph is large, so that choosing takes a small share of the time of the search. Graphs of one
+tile are counted as they are.
 """
 
 from __future__ import annotations
@@ -130,11 +131,16 @@ def _is_close(predicted: Mapping[str, Array], error: float) -> bool:
 # Samples ----------------------------------------------------------------------------------------
 
 
+def _plain_reads(graph: Graph, self_loops: SelfLoops) -> int:
+    """Rows of x that the plain graph reads, loops that it has already among those added."""
+    return graph.num_edges + (min(graph.num_dst, graph.num_src) if self_loops else 0)
+
+
 def _works_in_one_tile(
     graph: Graph, self_loops: SelfLoops, idempotent: bool, found: Program
 ) -> dict[str, tuple[Work, float]]:
     """What the candidates for a small graph do, without making them; empty for other graphs."""
-    total = graph.num_edges + (min(graph.num_dst, graph.num_src) if self_loops else 0)
+    total = _plain_reads(graph, self_loops)
     is_small = graph.num_dst <= TILE_ROWS and total + graph.num_dst <= TILE_WORK
     if not is_small or len(found.arrays[0]) != 2 or idempotent or self_loops == "fill":
         return {}
@@ -147,7 +153,7 @@ def samples_of(
     graph: Graph, self_loops: SelfLoops, idempotent: bool, found: Program, reads: int
 ) -> dict[str, Sample]:
     """A sample of each candidate that reads about so many rows, as the plain graph does."""
-    total = graph.num_edges + (min(graph.num_dst, graph.num_src) if self_loops else 0)
+    total = _plain_reads(graph, self_loops)
     if total <= reads:
         plain_program = search.plain_program(graph, self_loops, idempotent)
         whole = {PLAIN: plain_program, SHARED: found}
