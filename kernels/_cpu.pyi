@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from numpy import float64, int32, int64
+from numpy import float64, int32, int64, uint8
 from numpy.typing import NDArray
 
 class Program:
@@ -152,6 +152,9 @@ def transpose_csr(
 ) -> tuple[NDArray[int64], NDArray[int32]]: ...
 def checksum(data: int, rows: int, row_bytes: int, row_stride: int, threads: int) -> int: ...
 def edge_hash(source: _Ids, target: _Ids) -> tuple[int, int]: ...
+def csr_hash(
+    row_ptr: NDArray[int64], col: NDArray[int32], num_src: int
+) -> tuple[int, int]: ...
 def is_symmetric(row_ptr: NDArray[int64], col: NDArray[int32]) -> bool: ...
 def has_duplicates(row_ptr: NDArray[int64], col: NDArray[int32]) -> bool: ...
 def count_self_loops(row_ptr: NDArray[int64], col: NDArray[int32]) -> NDArray[int64] | None: ...
@@ -204,3 +207,63 @@ def check_program(
     self_loops: str,
     idempotent: bool,
 ) -> None: ...
+
+class GraphSet:
+    num_graphs: int
+    facts: NDArray[uint8]
+    node_ptr: NDArray[int64]
+    edge_ptr: NDArray[int64]
+    row_ptr: NDArray[int64]
+    col: NDArray[int32]
+    def __init__(
+        self,
+        source: _Ids,
+        target: _Ids,
+        edge_ptr: NDArray[int64],
+        num_nodes: NDArray[int64],
+        threads: int,
+    ) -> None: ...
+    @staticmethod
+    def of_csr(
+        num_nodes: NDArray[int64], row_ptr: NDArray[int64], col: NDArray[int32]
+    ) -> GraphSet: ...
+    def transposed(self) -> GraphSet: ...
+    def search(
+        self,
+        self_loops: str,
+        idempotent: bool,
+        finds: bool,
+        intermediate: float,
+        work_per_edge: int,
+        worth_it: float,
+        reorder: float,
+        pack_rows: int,
+        cut_rows: int,
+        threads: int,
+    ) -> None: ...
+    def has(self, self_loops: str, idempotent: bool) -> bool: ...
+    def counts(self, self_loops: str, idempotent: bool) -> NDArray[int64]: ...
+    def programs(
+        self, self_loops: str, idempotent: bool
+    ) -> tuple[NDArray[int64], NDArray[int64], _Arrays]: ...
+    def put(
+        self,
+        self_loops: str,
+        idempotent: bool,
+        graphs: NDArray[int64],
+        lengths: NDArray[int64],
+        tile_ptr: NDArray[int64],
+        op_ptr: NDArray[int64],
+        source: NDArray[int32],
+        target: NDArray[int32],
+        hub_row: NDArray[int32],
+        hub_ptr: NDArray[int64],
+    ) -> None: ...
+
+def gather(sets: list[GraphSet], graphs: list[int]) -> GraphSet: ...
+def batch_graphs(
+    sets: list[GraphSet], graphs: list[int]
+) -> tuple[NDArray[int64], NDArray[int32], int]: ...
+def batch_programs(
+    sets: list[GraphSet], graphs: list[int], self_loops: str, idempotent: bool
+) -> tuple[_Arrays, bool]: ...

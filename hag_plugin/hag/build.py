@@ -16,9 +16,13 @@ from hag_plugin import devices
 from hag_plugin.hag import constants
 from hag_plugin.hag.candidates import CHOOSE, how_to_choose
 from hag_plugin.hag.graph import MAX_NODES, canonical_graph, check_edge_index
-from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.graph_set import GraphSet, Places, takes
+from hag_plugin.hag.hag import HAG, hag_of, hags_of
 from hag_plugin.hag.program import METHODS, SELF_LOOPS, Options, SelfLoops
-from hag_plugin.modes import numpy_of, outside_inference
+from hag_plugin.hag.search import SMALL_GRAPH
+from hag_plugin.modes import in_memory, numpy_of, outside_inference
+
+SMALL_NODES = 512  # in a larger graph the search may change the order of rows
 
 
 def build_hag(
@@ -93,21 +97,99 @@ def build_hag(
     if targets_first and num_dst > num_src:
         raise ValueError(f"targets_first with {num_dst} targets and {num_src} sources; expected "
                          "at most as many targets as sources")  # fmt: skip
+    search = _search_options(options, home)
+    modes = self_loops if isinstance(self_loops, list | tuple) else (self_loops,)
+    is_small = num_src <= SMALL_NODES and edge_index.shape[1] < SMALL_GRAPH and not progress
+    if is_small and num_src == num_dst and ptr is None and not targets_first and takes(search):
+        graphs = _graph_set([edge_index], [num_src], search)
+        graphs.prepare(modes, transpose=False)
+        return hag_of(Places([graphs], [0]), search).to(home)
     row_ptr, col = canonical_graph(edge_index, num_src, num_dst)
     if ptr is not None:
         _check_ptr(ptr, row_ptr, col, num_src, num_dst)
-    kind = devices.kind_of(home)
-    how = how_to_choose(choose, method)
-    priced = method != "none" and how != "plain" and kind.launches is None
-    digest = constants.in_force().digest if priced else ""
-    search = Options(method, allow_subtraction, capacity, width, kind.name, digest, how)
     with outside_inference():
         arrays = torch.from_numpy(row_ptr), torch.from_numpy(col)
     hag = HAG(*arrays, num_src, options=search, targets_first=targets_first, owned=True)
-    modes = self_loops if isinstance(self_loops, list | tuple) else (self_loops,)
-    for mode in modes:
-        hag.program(mode, progress=progress)
+    hag.prepare(modes, progress=progress)
     return hag.to(home)
+
+
+def build_hags(
+    edge_indices: Sequence[Tensor],
+    num_nodes: Sequence[int],
+    *,
+    self_loops: SelfLoops | Sequence[SelfLoops] = False,
+    transpose: bool = False,
+    **options: Any,
+) -> list[HAG]:
+    """The HAG of each of many small graphs, as `build_hag` gives it, in one call.
+
+    Batches of these, in `batch`, are put together in one call, too.
+
+    Args:
+        edge_indices: int32 or int64 `[2, E]` of each graph, whose nodes count from 0.
+        num_nodes: of each graph.
+        self_loops: the modes whose programs to build now.
+        transpose: build the programs of the reversed graphs as well.
+        **options: as for `build_hag`: `method`, `width`, `choose` and so on.
+
+    Raises:
+        TypeError: an argument is of the wrong type or an `edge_index` of the wrong dtype.
+        ValueError: an argument or an id is out of range.
+
+    Example:
+        >>> import torch
+        >>> ring = torch.tensor([[0, 1, 2], [1, 2, 0]])
+        >>> [hag.num_edges for hag in build_hags([ring, ring[:, :2]], [3, 3])]
+        [3, 2]
+    """
+    check_build_options({"self_loops": self_loops, **options}, ("num_nodes", "size", "ptr"))
+    if len(edge_indices) != len(num_nodes):
+        raise ValueError(f"there are {len(edge_indices)} graphs and {len(num_nodes)} numbers of "
+                         "nodes; expected as many")  # fmt: skip
+    modes = self_loops if isinstance(self_loops, list | tuple) else (self_loops,)
+    devices_of = {edge_index.device for edge_index in edge_indices}
+    home = torch.device(options.get("device") or (devices_of.pop() if devices_of else "cpu"))
+    search = _search_options(options, home)
+    if not edge_indices:
+        return []
+    if home.type != "cpu" or not takes(search):
+        pairs = zip(edge_indices, num_nodes, strict=True)
+        hags = [build_hag(e, num_nodes=n, self_loops=modes, **options) for e, n in pairs]
+        for hag in hags if transpose else ():
+            hag.prepare(modes, transpose=True)
+        return hags
+    for edge_index in edge_indices:
+        check_edge_index(edge_index)
+    graphs = _graph_set(edge_indices, num_nodes, search)
+    graphs.prepare(modes, transpose)
+    return hags_of(graphs)
+
+
+def _graph_set(
+    edge_indices: Sequence[Tensor], num_nodes: Sequence[int], options: Options
+) -> GraphSet:
+    with outside_inference():
+        joined = torch.cat(list(edge_indices), 1) if len(edge_indices) > 1 else edge_indices[0]
+    ends = np.cumsum([0] + [edge_index.shape[1] for edge_index in edge_indices])
+    return GraphSet.of(in_memory(joined), ends, np.array(num_nodes, dtype=np.int64), options)
+
+
+def _search_options(options: Mapping[str, Any], home: torch.device) -> Options:
+    """What a search is asked for, by the options of `build_hag`; the others' defaults."""
+    given = {**_build_options(), **options}
+    kind = devices.kind_of(home)
+    method, how = given["method"], how_to_choose(given["choose"], given["method"])
+    priced = method != "none" and how != "plain" and kind.launches is None
+    return Options(
+        method,
+        given["allow_subtraction"],
+        given["capacity"],
+        given["width"],
+        kind.name,
+        constants.in_force().digest if priced else "",
+        how,
+    )
 
 
 def check_build_options(options: Mapping[str, Any], taken: Sequence[str] = ()) -> None:

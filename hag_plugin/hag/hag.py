@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from multiprocessing.context import get_spawning_popen
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from hag_plugin.hag.candidates import (
 )
 from hag_plugin.hag.gpu.schedule import schedule_of
 from hag_plugin.hag.graph import Graph, canonical_graph
+from hag_plugin.hag.graph_set import ASYMMETRIC, DUPLICATES, LOOPS, GraphSet, Places
 from hag_plugin.hag.program import ARRAYS, SELF_LOOPS, Options, Program, SelfLoops
 from hag_plugin.hag.stats import Stats, program_stats
 from hag_plugin.kernels import _cpu
@@ -60,6 +62,12 @@ def _same(given: Tensor, own: Tensor) -> bool:
     # A live HAG's memory is its own: who has the address has the array.
     at_own = given.data_ptr() == own.data_ptr() and given.stride() == own.stride()
     return at_own or torch.equal(given, own)
+
+
+def _new_tokens(count: int) -> tuple[Tensor, ...]:
+    numbers = [secrets.randbits(63) for _ in range(count)]
+    with outside_inference():
+        return torch.tensor(numbers, dtype=torch.int64, device="cpu").unbind()
 
 
 class Chosen(NamedTuple):
@@ -96,6 +104,8 @@ class HAG(Graph):
         targets_first: bool = False,
         symmetric: bool | None = None,
         parts: Sequence[HAG] = (),
+        places: Places | None = None,
+        token: Tensor | None = None,
         owned: bool = False,
     ) -> None:
         """Users call `build_hag` or `HAG.from_csr`.
@@ -103,9 +113,8 @@ class HAG(Graph):
         The arrays are copied and checked, unless they are `owned`: then they were checked, and
         nobody else has them.
         """
-        with outside_inference():
-            number = secrets.randbits(63)
-            token = torch.tensor(number, device="cpu")
+        if token is None:
+            (token,) = _new_tokens(1)
         super().__init__(
             row_ptr,
             col,
@@ -117,6 +126,7 @@ class HAG(Graph):
         )
         self.options = options or Options()
         self._parts = tuple(parts)
+        self._places = places  # where its graphs are kept, if they are in sets
         self._programs: dict[tuple[SelfLoops, bool], Program] = {}
         self._tables: dict[tuple[SelfLoops, bool], Table] = {}  # by key, where there is a choice
         # By the request, not its key: what runs, for each width and dtype, and what ran last.
@@ -125,7 +135,7 @@ class HAG(Graph):
         self._transpose: HAG | weakref.ref[HAG] | None = None
         self._handed_over: dict[str, Any] | None = None  # the state that new processes were given
         self._lock = threading.RLock()
-        _LIVE[number] = self
+        _LIVE[int(token)] = self
 
     @classmethod
     def from_csr(cls, row_ptr: Tensor, col: Tensor, num_src: int, method: str = "auto") -> HAG:
@@ -183,6 +193,28 @@ class HAG(Graph):
                 self._programs[key] = program
             return self._programs[key]
 
+    def prepare(
+        self,
+        modes: Sequence[SelfLoops],
+        *,
+        transpose: bool = False,
+        progress: bool | None = None,
+    ) -> None:
+        """Searches now what is searched when it is first needed.
+
+        Args:
+            modes: of self-loops, whose programs to search.
+            transpose: those of the reversed graph, too.
+            progress: as for `program`.
+        """
+        if self._places is None:
+            for hag in (self, self.transpose()) if transpose else (self,):
+                for mode in modes:
+                    hag.program(mode, progress=progress)
+            return
+        for each in self._places.sets:
+            each.prepare(modes, transpose)
+
     def _program_key(self, self_loops: SelfLoops, idempotent: bool) -> tuple[SelfLoops, bool]:
         """One key for requests that come to the same program."""
         if self_loops == "fill" and self.loops is None:
@@ -195,10 +227,27 @@ class HAG(Graph):
     def _make_program(
         self, self_loops: SelfLoops, idempotent: bool, progress: bool | None
     ) -> Program:
+        if self._places is not None:
+            return self._places.program(self._key_in_sets(self_loops, idempotent), self.num_src)
         if self._parts:
             parts = [part.program(self_loops, idempotent=idempotent) for part in self._parts]
             return concatenate.concatenate_programs(parts).to(self.device)
         return search.search_program(self, self.options, self_loops, idempotent, progress)
+
+    def _keys(self) -> set[tuple[SelfLoops, bool]]:
+        """Of the programs that are there."""
+        keys = set(self._programs)
+        if self._places is not None:
+            for request in itertools.product(SELF_LOOPS, (False, True)):
+                key = self._program_key(*request)
+                if all(s.has(self._key_in_sets(*key)) for s in self._places.sets):
+                    keys.add(key)
+        return keys
+
+    def _key_in_sets(self, self_loops: SelfLoops, idempotent: bool) -> tuple[SelfLoops, bool]:
+        # The other graphs of a set may have loops: there "add" and "fill" are two programs.
+        is_filled = self_loops == "add" and self.loops is None
+        return "fill" if is_filled else self_loops, idempotent
 
     def _make_table(
         self, self_loops: SelfLoops, idempotent: bool, program: Program
@@ -206,6 +255,8 @@ class HAG(Graph):
         """The seconds of the candidates, where there is more than one and they are compared."""
         if self.options.choose not in ("measure", "model") or self._parts or program.is_plain:
             return None
+        if self._places is not None:
+            return self._places.table(self._key_in_sets(self_loops, idempotent))
         if KINDS[self.options.device].launches is not None:  # the search has chosen
             return None
         budget = 0.0
@@ -335,7 +386,9 @@ class HAG(Graph):
     def _make_transpose(self) -> HAG:
         if self.is_symmetric:
             return self
-        if self._parts:
+        if self._places is not None:
+            reverse = hag_of(self._places.transposed(), self.options)
+        elif self._parts:
             reverse = batch([part.transpose() for part in self._parts]).to(self.device)
         else:
             row_ptr, col = _cpu.transpose_csr(*self.numpy(), self.num_src)
@@ -372,7 +425,7 @@ class HAG(Graph):
         row_ptr, col = canonical_graph(edge_index, self.num_src, self.num_dst)
         keys = {self._program_key(m, i) for m in (self_loops or False,) for i in (False, True)}
         if self_loops is None:
-            keys |= set(self._programs)
+            keys |= self._keys()
         for mode, idempotent in sorted(keys, key=str):
             program = self.program(mode, idempotent=idempotent)
             _ = program.native  # checks that every index is in range
@@ -442,6 +495,12 @@ class HAG(Graph):
 
     def _concatenate(self) -> None:
         """Makes what all parts of a batch have: they do not travel with it."""
+        if self._places is not None:
+            for mode, idempotent in self._keys():
+                self.program(mode, idempotent=idempotent)
+            if all(s.is_turned for s in self._places.sets):
+                self.transpose()
+            return
         if not self._parts:
             return
         square = all(part.is_square for part in self._parts)
@@ -527,7 +586,7 @@ class HAG(Graph):
     def __repr__(self) -> str:
         programs = ", ".join(
             ("A", "A + I", "A with one loop each")[SELF_LOOPS.index(mode)] + " (max, min)" * only
-            for mode, only in self._programs
+            for mode, only in sorted(self._keys(), key=str)
         )
         return (
             f"HAG({self.num_src} -> {self.num_dst} nodes, {self.num_edges} edges, "
@@ -723,6 +782,51 @@ def _rebuild(state: dict[str, Any], trusted: bool) -> HAG:
     return hag
 
 
+def hag_of(places: Places, options: Options) -> HAG:
+    """The HAG of graphs of sets, side by side."""
+    with outside_inference():
+        row_ptr, col, facts = places.csr()
+    return _hag_in_sets(row_ptr, col, facts, places, options)
+
+
+def hags_of(graphs: GraphSet) -> list[HAG]:
+    """The HAG of each graph of a set."""
+    native = graphs.native
+    with outside_inference():
+        lengths = (np.diff(native.node_ptr) + 1).tolist(), np.diff(native.edge_ptr).tolist()
+        row_ptrs = torch.from_numpy(native.row_ptr.copy()).split(lengths[0])
+        cols = torch.from_numpy(native.col.copy()).split(lengths[1])
+    each = zip(row_ptrs, cols, native.facts.tolist(), _new_tokens(len(graphs)), strict=True)
+    return [
+        _hag_in_sets(row_ptr, col, facts, Places([graphs], [number]), graphs.options, token)
+        for number, (row_ptr, col, facts, token) in enumerate(each)
+    ]
+
+
+def _hag_in_sets(
+    row_ptr: Tensor,
+    col: Tensor,
+    facts: int,
+    places: Places,
+    options: Options,
+    token: Tensor | None = None,
+) -> HAG:
+    hag = HAG(
+        row_ptr,
+        col,
+        row_ptr.shape[0] - 1,
+        options=options,
+        symmetric=not facts & ASYMMETRIC,
+        places=places,
+        token=token,
+        owned=True,
+    )
+    hag.__dict__["has_duplicates"] = bool(facts & DUPLICATES)
+    if not facts & LOOPS:
+        hag.__dict__["loops"] = None
+    return hag
+
+
 def batch(hags: Sequence[HAG]) -> HAG:
     """The HAG of several graphs side by side, as a loader batches them.
 
@@ -743,19 +847,23 @@ def batch(hags: Sequence[HAG]) -> HAG:
         raise ValueError(
             f"the HAGs are on several devices: {sorted({str(h.device) for h in hags})}"
         )
+    # Where a part subtracts, so does the batch's sum, and extrema need a program of their own.
+    subtracts = any(h.options.allow_subtraction for h in hags)
+    options = replace(hags[0].options, allow_subtraction=subtracts)
+    places = [h._places for h in hags]
+    if None not in places:
+        return hag_of(Places.of(places), options)
     targets_first = not all(h.is_square for h in hags)
     if targets_first and any(h.targets_first for h in hags):
         raise ValueError("HAGs whose targets are the first sources keep no such order in a batch")
     with outside_inference():
         row_ptr, col = concatenate.concatenate_graphs(hags)
-    # Where a part subtracts, so does the batch's sum, and extrema need a program of their own.
-    subtracts = any(h.options.allow_subtraction for h in hags)
     known = [h._symmetric for h in hags]
     return HAG(
         row_ptr,
         col,
         sum(h.num_src for h in hags),
-        options=replace(hags[0].options, allow_subtraction=subtracts),
+        options=options,
         symmetric=True if all(known) else (False if False in known else None),
         parts=hags,
         owned=True,

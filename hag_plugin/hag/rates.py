@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import Any
 
 
@@ -54,7 +55,7 @@ class Constants:
     cache_bytes: int = 2 << 20
     error: float = 1.0
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """A hash of the constants, 12 hexadecimal digits. Kept with every HAG."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]

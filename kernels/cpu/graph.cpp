@@ -92,16 +92,38 @@ CsrArrays transpose_csr(const Csr &graph) {
   return out;
 }
 
+namespace {
+
+class Hash {
+ public:
+  void add(int64_t source, int64_t target) {
+    const uint64_t mixed = mix((static_cast<uint64_t>(source) << 32) ^
+                               static_cast<uint64_t>(target & 0xFFFFFFFFll));
+    low_ += mixed;
+    high_ += mix(mixed ^ 0xD6E8FEB86659FD93ull);
+  }
+  std::pair<uint64_t, uint64_t> sum() const { return {low_, high_}; }
+
+ private:
+  uint64_t low_ = 0, high_ = 0;
+};
+
+}  // namespace
+
 std::pair<uint64_t, uint64_t> edge_hash(const Ids &source, const Ids &target) {
-  uint64_t low = 0, high = 0;
-  each(source.size, [&](int64_t e) {
-    const uint64_t edge =
-        (static_cast<uint64_t>(source[e]) << 32) ^ static_cast<uint64_t>(target[e] & 0xFFFFFFFFll);
-    const uint64_t mixed = mix(edge);
-    low += mixed;
-    high += mix(mixed ^ 0xD6E8FEB86659FD93ull);
-  });
-  return {low, high};
+  Hash hash;
+  each(source.size, [&](int64_t e) { hash.add(source[e], target[e]); });
+  return hash.sum();
+}
+
+std::pair<uint64_t, uint64_t> csr_hash(const Csr &graph) {
+  Hash hash;
+  Pace pace;
+  for (int64_t v = 0; v < graph.num_dst; ++v) {
+    pace(1 + graph.row_ptr[v + 1] - graph.row_ptr[v]);
+    for (int64_t e = graph.row_ptr[v]; e < graph.row_ptr[v + 1]; ++e) hash.add(graph.col[e], v);
+  }
+  return hash.sum();
 }
 
 bool is_symmetric(const Csr &graph) {

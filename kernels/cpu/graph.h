@@ -53,6 +53,7 @@ CsrArrays transpose_csr(const Csr &graph);
 
 // 128 bits of the multiset of edges, whatever their order.
 std::pair<uint64_t, uint64_t> edge_hash(const Ids &source, const Ids &target);
+std::pair<uint64_t, uint64_t> csr_hash(const Csr &graph);
 
 bool is_symmetric(const Csr &graph);
 bool has_duplicates(const Csr &graph);

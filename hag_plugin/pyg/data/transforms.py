@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.transforms import BaseTransform
 
-from hag_plugin.hag.build import build_hag, check_build_options
+from hag_plugin.hag.build import build_hag, build_hags, check_build_options
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import SelfLoops
 from hag_plugin.modes import outside_inference
@@ -80,28 +81,18 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
         Raises:
             ValueError: the data is a batch, is of another kind or has no `edge_index`.
         """
-        if isinstance(data, Batch):
-            raise ValueError("ToHAG takes single graphs; got a Batch. Apply it to its graphs")
-        if not isinstance(data, Data | HeteroData):
-            raise ValueError(f"ToHAG takes Data or HeteroData; got {type(data).__name__}")
-        stores = [s for s in data.edge_stores if isinstance(s._mapping.get("edge_index"), Tensor)]
-        if not stores:
-            raise ValueError(
-                f"ToHAG needs edge_index; this data has {sorted(data.keys())}. Apply it before "
-                "transforms that remove edge_index, such as ToSparseTensor"
-            )
-        if any(store._mapping.get("edge_weight") is not None for store in stores):
-            warnings.warn(
-                "this data has edge_weight, which a HAG does not hold: layers that are given "
-                "data.hag aggregate without weights; pass edge_index where weights are needed",
-                stacklevel=2,
-            )
+        stores = _stores_with_edges(data)
         sizes = [_size(data, store) for store in stores]
         hags = [
             self._hag_of(store._mapping["edge_index"], size)
             for store, size in zip(stores, sizes, strict=True)
         ]
         adopt(data)
+        self._put(data, stores, sizes, hags)
+        return data
+
+    def _put(self, data: Any, stores: Any, sizes: Any, hags: Any) -> None:
+        """Puts HAGs into the stores of their edges."""
         for store, hag in zip(stores, hags, strict=True):
             store[KEY] = hag
         if self.remove_edge_index:
@@ -109,7 +100,43 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
                 _keep_number_of_nodes(data, store, size)
                 _order_edge_values(data, store, hag)
                 del store["edge_index"]
-        return data
+
+    def dataset(self, dataset: Any) -> list[Any]:
+        """The graphs of a data set, each with its HAG: built in one call, in microseconds a graph.
+
+        Args:
+            dataset: a list of `Data`, or a PyG data set, whose transform is applied.
+
+        Returns:
+            New data objects, which share their tensors with those of the data set.
+
+        Raises:
+            ValueError: an item is no `Data` with an `edge_index`.
+
+        Example:
+            >>> import torch
+            >>> from torch_geometric.data import Data
+            >>> ring = Data(num_nodes=3, edge_index=torch.tensor([[0, 1, 2], [1, 2, 0]]))
+            >>> [data.hag.num_edges for data in ToHAG().dataset([ring, ring])]
+            [3, 3]
+        """
+        items = [copy.copy(data) for data in dataset]
+        stores = [_stores_with_edges(data) for data in items]
+        if any(isinstance(data, HeteroData) for data in items):
+            return [self.forward(data) for data in items]
+        sizes = [_size(data, store) for data, (store,) in zip(items, stores, strict=True)]
+        hags = build_hags(
+            [store._mapping["edge_index"] for (store,) in stores],
+            [nodes for nodes, _ in sizes],
+            method=self.method,
+            self_loops=self.self_loops,
+            transpose=self.transpose,
+            **self.options,
+        )
+        for data, of_one, size, hag in zip(items, stores, sizes, hags, strict=True):
+            adopt(data)
+            self._put(data, of_one, [size], [hag])
+        return items
 
     def _hag_of(self, edge_index: Tensor, size: tuple[int, int]) -> HAG:
         known: HAG | None = self._built.get((edge_index,), size)
@@ -118,9 +145,7 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
         modes = self.self_loops if size[0] == size[1] else (False,)
         hag = build_hag(edge_index, size=size, method=self.method, self_loops=modes, **self.options)
         if self.transpose:
-            reverse = hag.transpose()
-            for mode in modes:
-                reverse.program(mode)
+            hag.prepare(modes, transpose=True, progress=self.options.get("progress"))
         self._built.put((edge_index,), size, hag)
         return hag
 
@@ -130,6 +155,26 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
             f"ToHAG(method={self.method!r}, self_loops={self.self_loops}, "
             f"transpose={self.transpose}, remove_edge_index={self.remove_edge_index}{options})"
         )
+
+
+def _stores_with_edges(data: Any) -> list[Any]:
+    if isinstance(data, Batch):
+        raise ValueError("ToHAG takes single graphs; got a Batch. Apply it to its graphs")
+    if not isinstance(data, Data | HeteroData):
+        raise ValueError(f"ToHAG takes Data or HeteroData; got {type(data).__name__}")
+    stores = [s for s in data.edge_stores if isinstance(s._mapping.get("edge_index"), Tensor)]
+    if not stores:
+        raise ValueError(
+            f"ToHAG needs edge_index; this data has {sorted(data.keys())}. Apply it before "
+            "transforms that remove edge_index, such as ToSparseTensor"
+        )
+    if any(store._mapping.get("edge_weight") is not None for store in stores):
+        warnings.warn(
+            "this data has edge_weight, which a HAG does not hold: layers that are given "
+            "data.hag aggregate without weights; pass edge_index where weights are needed",
+            stacklevel=3,
+        )
+    return stores
 
 
 def _size(data: Any, store: Any) -> tuple[int, int]:

@@ -6,10 +6,10 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 
-#include <algorithm>
 #include <optional>
 #include <stdexcept>
 
+#include "bind/arguments.h"
 #include "bind/arrays.h"
 #include "bind/bind_call.h"
 #include "checksum.h"
@@ -20,26 +20,6 @@ namespace nb = nanobind;
 
 namespace {
 
-template <typename T>
-using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using IdArray = nb::ndarray<nb::ndim<1>, nb::ro, nb::device::cpu>;
-
-constexpr int64_t kMostNodes = (1ll << 31) - 1;
-
-hag::Ids ids(const IdArray &array, const char *name) {
-  const bool wide = array.dtype() == nb::dtype<int64_t>();
-  if (!wide && array.dtype() != nb::dtype<int32_t>())
-    throw std::invalid_argument(std::string(name) + " must be int32 or int64");
-  return {array.data(), static_cast<int64_t>(array.shape(0)),
-          array.shape(0) ? static_cast<int64_t>(array.stride(0)) : 1, wide};
-}
-
-void same_length(const hag::Ids &source, const hag::Ids &target) {
-  if (source.size != target.size)
-    throw std::invalid_argument("there are " + std::to_string(source.size) + " sources and " +
-                                std::to_string(target.size) + " targets; expected as many");
-}
-
 hag::Csr csr(const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src) {
   if (row_ptr.shape(0) < 1) throw std::invalid_argument("row_ptr is empty; expected num_dst + 1");
   if (num_src < 0 || num_src > kMostNodes)
@@ -49,11 +29,6 @@ hag::Csr csr(const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t n
   if (row_ptr.data()[0] != 0 || row_ptr.data()[num_dst] != static_cast<int64_t>(col.shape(0)))
     throw std::invalid_argument("row_ptr does not run from 0 to the length of col");
   return {row_ptr.data(), col.data(), num_dst, num_src};
-}
-
-template <typename T>
-std::vector<T> to_vector(const Array<T> &array) {
-  return {array.data(), array.data() + array.shape(0)};
 }
 
 }  // namespace
@@ -88,6 +63,10 @@ void bind_graph(nb::module_ &m) {
         return long_call([&] { return hag::edge_hash(s, t); });
       },
       "source"_a, "target"_a);
+  m.def("csr_hash", [](const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src) {
+    const hag::Csr graph = csr(row_ptr, col, num_src);
+    return long_call([&] { return hag::csr_hash(graph); });
+  });
   m.def("is_symmetric", [](const Array<int64_t> &row_ptr, const Array<int32_t> &col) {
     const hag::Csr graph = csr(row_ptr, col, static_cast<int64_t>(row_ptr.shape(0)) - 1);
     return long_call([&] { return hag::is_symmetric(graph); });
@@ -132,14 +111,10 @@ void bind_graph(nb::module_ &m) {
          int64_t cut_rows, int threads, const nb::object &progress) {
         const hag::Csr graph = csr(row_ptr, col, num_src);
         const hag::Mode mode = hag::parse_mode(self_loops);
-        constexpr int64_t kMostRows = (1 << 16) - 1;  // PairMerger counts them in 16 bits
-        if (std::min(pack_rows, cut_rows) < 1 || std::max(pack_rows, cut_rows) > kMostRows)
-          throw std::invalid_argument("pack_rows is " + std::to_string(pack_rows) +
-                                      " and cut_rows " + std::to_string(cut_rows) +
-                                      "; expected 1 to " + std::to_string(kMostRows));
-        const hag::Costs costs{intermediate, work_per_edge, worth_it, reorder, pack_rows, cut_rows};
+        const hag::Costs prices =
+            costs(intermediate, work_per_edge, worth_it, reorder, pack_rows, cut_rows);
         const auto search = [&] {
-          return hag::search_program(graph, mode, idempotent, leave_one_out, costs, threads);
+          return hag::search_program(graph, mode, idempotent, leave_one_out, prices, threads);
         };
         hag::Found found = long_call(search, progress);
         nb::object program = nb::none(), order = nb::none();

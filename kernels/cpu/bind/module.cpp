@@ -1,6 +1,7 @@
 #include <nanobind/nanobind.h>
 
 void bind_graph(nanobind::module_ &m);
+void bind_graph_set(nanobind::module_ &m);
 void bind_aggregate(nanobind::module_ &m);
 void bind_weighted(nanobind::module_ &m);
 
@@ -11,6 +12,7 @@ NB_MODULE(_cpu, m) {
   nanobind::set_leak_warnings(false);
   m.doc() = "The native CPU core: graphs, search and aggregation over arrays.";
   bind_graph(m);
+  bind_graph_set(m);
   bind_aggregate(m);
   bind_weighted(m);
 }

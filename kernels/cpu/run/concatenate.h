@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "graph.h"
 #include "program_arrays.h"
 #include "run/aggregate.h"
 
@@ -11,7 +12,15 @@ namespace hag {
 // Neighbouring tiles are joined up to this many ops.
 constexpr int64_t kJoinedOps = 64;
 
-// The programs must have one diagonal. O(ops).
+// One of the graphs: its program, or null where its rows are summed as they stand, which costs no
+// more than its edges. None of these may be longer than `kHubLength`.
+struct Part {
+  const Program *program;
+  Csr graph;  // where there is no program
+};
+
+// The programs must have one diagonal, and the graphs be square where `mode` adds loops. O(ops).
+ProgramArrays concatenate(const std::vector<Part> &parts, Mode mode, bool idempotent);
 ProgramArrays concatenate(const std::vector<const Program *> &programs);
 
 }  // namespace hag

@@ -1,0 +1,264 @@
+"""Graphs with their programs, kept together natively: a data set, or a single small graph.
+
+A HAG of a small graph is a number in a `GraphSet`; a batch is several of them (`Places`). So a
+data set is built in one call, and a batch put together in one, without a Python object a graph.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hag_plugin.devices import KINDS
+from hag_plugin.hag import constants, cost
+from hag_plugin.hag.candidates import PLAIN, ROW_BYTES, SHARED, Table
+from hag_plugin.hag.cost import Work
+from hag_plugin.hag.program import ARRAYS, SELF_LOOPS, Options, Program, SelfLoops
+from hag_plugin.hag.rates import DEFAULT, Constants
+from hag_plugin.kernels import _cpu
+from hag_plugin.modes import Array
+from hag_plugin.observers import SEARCH, observers, tell
+
+LOOPS, DUPLICATES, ASYMMETRIC = 1, 2, 4  # what is known of graphs, as bits
+
+Key = tuple[SelfLoops, bool]
+
+
+def takes(options: Options) -> bool:
+    """Whether graphs built with these options can be kept in a set."""
+    return (
+        options.method in ("auto", "none")
+        and not options.allow_subtraction
+        and KINDS[options.device].launches is None
+    )
+
+
+class GraphSet:
+    """Graphs of one kind of node, and the programs of each. Graphs stay, programs are added.
+
+    Attributes:
+        native: the graphs and the programs.
+        options: what searches are asked for.
+    """
+
+    def __init__(self, native: _cpu.GraphSet, options: Options) -> None:
+        """Of graphs that `takes` these options."""
+        self.native = native
+        self.options = options
+        self._seconds: dict[Key, Array] = {}
+        self._search_seconds: dict[Key, float] = {}
+        self._transposed: GraphSet | None = None
+        self._lock = threading.RLock()
+
+    @classmethod
+    def of(
+        cls, edge_index: Tensor, edge_ptr: Array, num_nodes: Array, options: Options
+    ) -> GraphSet:
+        """Graphs whose edges stand one after the other.
+
+        Args:
+            edge_index: int32 or int64 `[2, E]`, in main memory; each graph's nodes count from 0.
+            edge_ptr: int64 `[G + 1]`, where each graph's edges start.
+            num_nodes: int64 `[G]`.
+            options: what searches are asked for.
+
+        Raises:
+            ValueError: an id is out of range.
+        """
+        source, target = edge_index.numpy()
+        return cls(
+            _cpu.GraphSet(source, target, edge_ptr, num_nodes, torch.get_num_threads()), options
+        )
+
+    def __len__(self) -> int:
+        return self.native.num_graphs
+
+    def key(self, key: Key) -> Key:
+        """The key under which the programs of a matrix are kept."""
+        self_loops, idempotent = key
+        if self_loops == "fill" and not self._of_any & LOOPS:
+            self_loops = "add"
+        return self_loops, idempotent and bool(self._of_any & DUPLICATES)
+
+    @cached_property
+    def _of_any(self) -> int:
+        return int(np.bitwise_or.reduce(self.native.facts))
+
+    def prepare(self, modes: Sequence[SelfLoops], transpose: bool) -> None:
+        """Searches the programs of some modes, and those of the reversed graphs."""
+        turned = transpose and bool(self._of_any & ASYMMETRIC)
+        for graphs in (self, self.transposed()) if turned else (self,):
+            for mode in modes:
+                graphs.search((mode, False))
+
+    def search(self, key: Key) -> None:
+        """Searches the program of each graph for a matrix, unless that was done."""
+        self_loops, idempotent = key = self.key(key)
+        if self.native.has(self_loops or "", idempotent):
+            return
+        with self._lock:
+            start = time.perf_counter()
+            finds = self.options.method != "none" and self.options.choose != "plain"
+            known = constants.in_force() if finds else DEFAULT
+            prices = _prices(self.options.width, known)
+            threads = torch.get_num_threads()
+            self.native.search(self_loops or "", idempotent, finds, **prices, threads=threads)
+            self._search_seconds[key] = time.perf_counter() - start
+
+    def has(self, key: Key) -> bool:
+        """Whether the programs of a matrix are there."""
+        return self.native.has(key[0] or "", key[1])
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether the reversed graphs are there, or none is needed."""
+        return self._transposed is not None or not self._of_any & ASYMMETRIC
+
+    def seconds(self, key: Key) -> Array:
+        """What each graph's candidates take beyond a call, by the model: the plain graph and the
+        HAG, for rows of `ROW_BYTES`, `[G, 2, 8]`. All 0 where nothing is shared."""
+        key = self.key(key)
+        known = self._seconds.get(key)
+        if known is None:
+            counts = self.native.counts(key[0] or "", key[1]).reshape(-1, 2, 5)
+            nodes = np.diff(self.native.node_ptr)[:, None]
+            work = Work(*np.moveaxis(counts, 2, 0)[..., None], num_src=nodes[..., None])
+            c = constants.in_force()
+            known = np.asarray(work.seconds(np.array(ROW_BYTES), constants=c) - c.call)
+            self._seconds[key] = known
+        return known
+
+    def search_seconds(self, key: Key) -> float:
+        """What the search of one graph took, on average."""
+        return self._search_seconds.get(self.key(key), 0.0) / max(len(self), 1)
+
+    def transposed(self) -> GraphSet:
+        """The same graphs with their edges reversed."""
+        with self._lock:
+            if self._transposed is None:
+                self._transposed = GraphSet(self.native.transposed(), self.options)
+            return self._transposed
+
+    # Pickles and files --------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Tensors, numbers and strings that make this set again."""
+        native, programs = self.native, []
+        for self_loops in SELF_LOOPS:
+            for idempotent in (False, True):
+                key = self_loops, idempotent
+                if key == self.key(key) and native.has(self_loops or "", idempotent):
+                    graphs, lengths, arrays = native.programs(self_loops or "", idempotent)
+                    entry: dict[str, Any] = {"self_loops": self_loops or ""}
+                    entry |= {"idempotent": idempotent}
+                    entry |= {"search_seconds": self._search_seconds.get(key, 0.0)}
+                    entry |= {"graphs": _tensor(graphs), "lengths": _tensor(lengths)}
+                    entry |= dict(zip(ARRAYS, map(_tensor, arrays), strict=True))
+                    programs.append(entry)
+        reverse = self._transposed
+        return {
+            "num_nodes": _tensor(np.diff(native.node_ptr)),
+            "row_ptr": _tensor(native.row_ptr.copy()),
+            "col": _tensor(native.col.copy()),
+            "options": asdict(self.options),
+            "programs": programs,
+            "transposed": None if reverse is None else reverse.state(),
+        }
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any]) -> GraphSet:
+        """The set of a state, of which nothing is trusted.
+
+        Raises:
+            ValueError: an array is no part of a valid set.
+        """
+        graphs = (state[name].numpy() for name in ("num_nodes", "row_ptr", "col"))
+        options = Options(**state["options"])
+        if not takes(options):
+            raise ValueError(f"a set of graphs has options {options}")
+        found = cls(_cpu.GraphSet.of_csr(*graphs), options)
+        for entry in state["programs"]:
+            self_loops, idempotent = entry["self_loops"], bool(entry["idempotent"])
+            arrays = [entry[name].numpy() for name in ("graphs", "lengths", *ARRAYS)]
+            found.native.put(self_loops, idempotent, *arrays)
+            seconds = float(entry["search_seconds"])
+            found._search_seconds[self_loops or False, idempotent] = seconds
+        if state["transposed"] is not None:
+            found._transposed = cls.of_state(state["transposed"])
+        return found
+
+
+class Places(NamedTuple):
+    """Graphs of sets, side by side.
+
+    Attributes:
+        sets: of each graph, or one for all.
+        graphs: their numbers.
+    """
+
+    sets: list[GraphSet]
+    graphs: list[int]
+
+    @classmethod
+    def of(cls, parts: Sequence[Places]) -> Places:
+        """Several, side by side."""
+        first = parts[0].sets[0]
+        graphs = [graph for _, graphs in parts for graph in graphs]
+        if all(len(sets) == 1 and sets[0] is first for sets, _ in parts):
+            return cls([first], graphs)
+        sets = [s for sets, each in parts for s in (sets * len(each) if len(sets) == 1 else sets)]
+        return cls(sets, graphs)
+
+    def csr(self) -> tuple[Tensor, Tensor, int]:
+        """The CSR of all, and what is known of them, as bits."""
+        row_ptr, col, facts = _cpu.batch_graphs([s.native for s in self.sets], self.graphs)
+        return torch.from_numpy(row_ptr), torch.from_numpy(col), facts
+
+    def program(self, key: Key, nodes: int) -> Program:
+        """The program of all, from each one's; these are searched where they are not there."""
+        natives = []
+        for each in self.sets:
+            each.search(key)
+            natives.append(each.native)
+        arrays, shares = _cpu.batch_programs(natives, self.graphs, key[0] or "", key[1])
+        repeats = len(self.graphs) if len(self.sets) == 1 else 1
+        seconds = repeats * sum(each.search_seconds(key) for each in self.sets)
+        program = Program.of(map(torch.from_numpy, arrays), nodes, nodes, 0, seconds)
+        if not shares:
+            program.__dict__["is_plain"] = True
+        if observers:
+            tell(SEARCH, self.sets[0].options.method, program)
+        return program
+
+    def table(self, key: Key) -> Table | None:
+        """The seconds of the candidates for all; None where nothing is shared."""
+        if len(self.sets) == 1:
+            seconds = self.sets[0].seconds(key)[self.graphs].sum(axis=0)
+        else:
+            pairs = zip(self.sets, self.graphs, strict=True)
+            seconds = np.sum([s.seconds(key)[g] for s, g in pairs], axis=0)
+        if not seconds.any():
+            return None
+        plain, shared = (seconds + constants.in_force().call).tolist()
+        return Table("model", {PLAIN: tuple(plain), SHARED: tuple(shared)})
+
+    def transposed(self) -> Places:
+        """The same graphs with their edges reversed."""
+        return Places([s.transposed() for s in self.sets], self.graphs)
+
+
+@lru_cache(maxsize=8)
+def _prices(width: int, known: Constants) -> dict[str, Any]:
+    return asdict(cost.prices(width, "cpu", known))
+
+
+def _tensor(array: Array) -> Tensor:
+    return torch.from_numpy(array)
