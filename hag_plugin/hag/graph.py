@@ -159,7 +159,7 @@ class Graph(Keeper):
             return degree
         if self_loops == "fill" and self.loops is not None:
             degree = degree - self.loops
-        return degree + self.looped(degree.device)
+        return degree + (1 if self.is_square else self.looped(degree.device))
 
     def looped(self, device: torch.device) -> Tensor:
         """Which targets are sources too, as the modes of self-loops take it, bool `[num_dst]`."""
@@ -176,6 +176,8 @@ class Graph(Keeper):
 
         def make() -> Tensor:
             degree = self.degree(self_loops).to(dtype)
+            if self_loops is not False and self.is_square:
+                return degree.pow(exponent)  # none is 0
             return degree.pow(exponent).masked_fill(degree == 0, 0.0)
 
         return self.kept(("degree_scale", exponent, self_loops, dtype), make)

@@ -843,27 +843,26 @@ def batch(hags: Sequence[HAG]) -> HAG:
     for hag in hags:
         if not isinstance(hag, HAG):
             raise TypeError(f"batch takes HAGs, got {type(hag).__name__}")
+    places = [hag._places for hag in hags]
+    if None not in places:
+        return hag_of(Places.of(places), hags[0].options)
     if len({hag.device for hag in hags}) > 1:
         raise ValueError(
             f"the HAGs are on several devices: {sorted({str(h.device) for h in hags})}"
         )
-    # Where a part subtracts, so does the batch's sum, and extrema need a program of their own.
-    subtracts = any(h.options.allow_subtraction for h in hags)
-    options = replace(hags[0].options, allow_subtraction=subtracts)
-    places = [h._places for h in hags]
-    if None not in places:
-        return hag_of(Places.of(places), options)
     targets_first = not all(h.is_square for h in hags)
     if targets_first and any(h.targets_first for h in hags):
         raise ValueError("HAGs whose targets are the first sources keep no such order in a batch")
     with outside_inference():
         row_ptr, col = concatenate.concatenate_graphs(hags)
+    # Where a part subtracts, so does the batch's sum, and extrema need a program of their own.
+    subtracts = any(h.options.allow_subtraction for h in hags)
     known = [h._symmetric for h in hags]
     return HAG(
         row_ptr,
         col,
         sum(h.num_src for h in hags),
-        options=options,
+        options=replace(hags[0].options, allow_subtraction=subtracts),
         symmetric=True if all(known) else (False if False in known else None),
         parts=hags,
         owned=True,

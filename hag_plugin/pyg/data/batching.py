@@ -21,11 +21,20 @@ class HagBatch:
     """
 
     def __init__(
-        self, merged: HAG, sizes: Sequence[tuple[int, int]], parts: Sequence[HAG] | None
+        self,
+        merged: HAG,
+        sizes: Sequence[tuple[int, int]] | None,
+        parts: Sequence[HAG] | None,
     ) -> None:
         self.merged = merged
-        self._sizes = list(sizes)
+        self._known_sizes = None if sizes is None else list(sizes)
         self._parts = None if parts is None else list(parts)
+
+    @property
+    def _sizes(self) -> list[tuple[int, int]]:
+        if self._known_sizes is None:
+            self._known_sizes = [(h.num_src, h.num_dst) for h in self._parts or ()]
+        return self._known_sizes
 
     @classmethod
     def of(cls, parts: Sequence[Any]) -> HagBatch:
@@ -33,7 +42,7 @@ class HagBatch:
         hags = [part.merged if isinstance(part, HagBatch) else part for part in parts]
         hags = [HagBatch.of(h).merged if isinstance(h, list) else h for h in hags]
         with outside_inference():
-            return cls(batch(hags), [(h.num_src, h.num_dst) for h in hags], hags)
+            return cls(batch(hags), None, hags)
 
     def __getitem__(self, index: int) -> HAG:
         """The HAG of one graph. After a move or a pickle it is searched anew when it is used."""

@@ -17,6 +17,7 @@ from torch_geometric.data import batch as batching
 from torch_geometric.data import in_memory_dataset
 from torch_geometric.transforms import BaseTransform
 
+from hag_plugin.pyg.data import collate as fast
 from hag_plugin.pyg.data.graph import (
     KEY,
     HagStores,
@@ -47,6 +48,8 @@ def _collating(stock: Any) -> Any:
     @functools.wraps(stock)
     def collate(cls: Any, data_list: Any, *args: Any, **kwargs: Any) -> Any:
         data_list = data_list if isinstance(data_list, list | tuple) else list(data_list)
+        if not args and fast.takes(cls, data_list, kwargs):
+            return fast.collate(data_list, kwargs.get("exclude_keys"))
         if any(isinstance(data, HagStores) for data in data_list):
             without = KEY in (kwargs.get("exclude_keys") or ())
             items = data_list if without else _completed(data_list)

@@ -271,11 +271,7 @@ std::pair<ProgramArrays, bool> batch_programs(const std::vector<Place> &places, 
     shares |= tree != nullptr;
     parts.push_back({tree ? &tree->program : nullptr, place.set->graph(place.graph)});
   }
-  if (shares) return {concatenate(parts, matrix.first, matrix.second), true};
-  const CsrArrays all = batch_graphs(places).first;
-  const int64_t nodes = static_cast<int64_t>(all.row_ptr.size()) - 1;
-  const Csr csr{all.row_ptr.data(), all.col.data(), nodes, nodes};
-  return {plain_program(csr, matrix.first, matrix.second), false};
+  return {concatenate(parts, matrix.first, matrix.second), shares};
 }
 
 }  // namespace hag

@@ -1,0 +1,121 @@
+"""What PyG's `collate` makes of plain graphs with HAGs, without Python for each graph and attribute.
+
+PyG adds to each graph's edges, and fills a vector for each graph, before it concatenates them: on
+batches of small graphs that takes as long as the model. Whatever is no dense tensor is left to PyG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+from torch_geometric.data import Batch
+from torch_geometric.data import collate as stock
+from torch_geometric.data.storage import N_KEYS
+
+from hag_plugin.pyg.data.graph import HagData
+
+IDS = (torch.int64, torch.int32)
+
+
+def takes(cls: Any, items: Sequence[Any], options: dict[str, Any]) -> bool:
+    """Whether these are plain graphs, to be made a batch as `Batch.from_data_list` makes it."""
+    if cls is not Batch or not items or not options.get("increment", True) or options.get("follow_batch"):
+        return False
+    if not options.get("add_batch", True) or any(type(data) is not HagData for data in items):
+        return False
+    first = items[0]._store._mapping
+    return all(
+        data._store._mapping.keys() == first.keys() for data in items
+    ) and not any(isinstance(value, Tensor) and not value.is_cpu for value in first.values())
+
+
+def collate(
+    items: Sequence[Any], exclude_keys: Iterable[str] | None = None
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """As `torch_geometric.data.collate.collate`, for what `takes` allows."""
+    batch_class, excluded = _batch_class(), set(exclude_keys or ())
+    out = batch_class.__new__(batch_class)
+    HagData.__init__(out)
+    stores = [data._store for data in items]
+    mappings = [store._mapping for store in stores]
+    num_nodes = _numbers_of_nodes(stores, mappings)
+    starts = torch.tensor([0, *accumulate(num_nodes)])
+    slices: dict[str, Any] = {}
+    incs: dict[str, Any] = {}
+    for key in mappings[0]:
+        if key in excluded or key == "ptr":
+            continue
+        values = [mapping[key] for mapping in mappings]
+        if key == "num_nodes":
+            out._store._num_nodes = values
+            out._store.num_nodes = sum(values)
+        elif _is_dense(key, values):
+            out._store[key], slices[key], incs[key] = _joined(key, values, starts)
+        else:
+            found = stock._collate(key, values, items, stores, True)
+            out._store[key], slices[key], incs[key] = found
+    if stores[0].can_infer_num_nodes:
+        numbers = torch.arange(len(items))
+        out._store.batch = numbers.repeat_interleave(starts.diff(), output_size=sum(num_nodes))
+        out._store.ptr = starts.clone()
+    return out, slices, incs
+
+
+@cache
+def _batch_class() -> Any:
+    return type(Batch(_base_cls=HagData))
+
+
+def _numbers_of_nodes(stores: Sequence[Any], mappings: Sequence[Any]) -> list[int]:
+    first = mappings[0]
+    if "num_nodes" in first:
+        return [mapping["num_nodes"] or 0 for mapping in mappings]
+    if next((key for key in first if key in N_KEYS), None) == "x":
+        features = [mapping["x"] for mapping in mappings]
+        if all(type(x) is Tensor and x.dim() > 0 for x in features):
+            return [x.shape[0] for x in features]
+    return [store.num_nodes or 0 for store in stores]
+
+
+def _is_index(key: str) -> bool:
+    return "index" in key or key == "face"
+
+
+def _is_dense(key: str, values: Sequence[Any]) -> bool:
+    """Whether values are tensors that PyG concatenates along one dimension as they stand, or after
+    it added the nodes before them."""
+    first = values[0]
+    if type(first) is not Tensor or first.layout != torch.strided or first.is_nested:
+        return False
+    if "batch" in key or (_is_index(key) and first.dtype not in IDS):
+        return False
+    dtype, dim = first.dtype, first.dim()
+    return dim > 0 and all(
+        type(v) is Tensor and v.dtype == dtype and v.dim() == dim for v in values
+    )
+
+
+def _joined(key: str, values: list[Tensor], starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values of all graphs in one tensor, where each one's begin, and what was added to each."""
+    dim = -1 if _is_index(key) else 0
+    ends = [0, *accumulate([value.shape[dim] for value in values])]
+    slices = torch.tensor(ends)
+    out = None
+    if get_worker_info() is not None:  # as in PyG: another process reads it there
+        first, count = values[0], sum(value.numel() for value in values)
+        shape = list(first.shape)
+        shape[dim] = ends[-1]
+        shared = first.untyped_storage()._new_shared(count * first.element_size(), device="cpu")
+        out = first.new(shared).resize_(*shape)
+    joined = torch.cat(values, dim, out=out)
+    if not _is_index(key):
+        return joined, slices, torch.zeros(len(values), dtype=torch.int64)
+    added = starts[:-1]
+    joined += added.repeat_interleave(slices.diff(), output_size=ends[-1]).to(joined.dtype)
+    return joined, slices, added.clone()

@@ -1,0 +1,142 @@
+"""Batches of graphs with HAGs are PyG's own, attribute by attribute."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch_geometric.data import Batch, Data
+from torch_geometric.loader import DataLoader
+
+from hag_plugin.pyg import ToHAG
+
+
+def _data(seed: int, nodes: int, edges: int, dtype: torch.dtype = torch.int64) -> Data:
+    generator = torch.Generator().manual_seed(seed)
+    ends = torch.randint(max(nodes, 1), (2, edges if nodes else 0), generator=generator)
+    x = torch.randn(nodes, 3, generator=generator)
+    return Data(x=x, edge_index=ends.to(dtype), y=torch.tensor([seed]))
+
+
+def _kinds(dtype: torch.dtype = torch.int64) -> list[Data]:
+    sizes = [(5, 12), (1, 0), (0, 0), (7, 3), (1, 2), (4, 9)]
+    return [_data(i, nodes, edges, dtype) for i, (nodes, edges) in enumerate(sizes)]
+
+
+def _with(**values: Callable[[Data], Any]) -> list[Data]:
+    items = _kinds()
+    for data in items:
+        for key, make in values.items():
+            data[key] = make(data)
+    return items
+
+
+LISTS: dict[str, Callable[[], list[Data]]] = {
+    "plain": _kinds,
+    "int32": lambda: _kinds(torch.int32),
+    "edge values": lambda: _with(
+        edge_attr=lambda d: torch.ones(d.num_edges, 2), edge_label=lambda d: torch.ones(d.num_edges)
+    ),
+    "numbers": lambda: _with(size=lambda d: 3, weight=lambda d: 0.5, name=lambda d: "n"),
+    "scalars": lambda: _with(z=lambda d: torch.tensor(2.0), more=lambda d: [torch.ones(2)]),
+    "num_nodes": lambda: _with(num_nodes=lambda d: d.num_nodes),
+    "indices": lambda: _with(
+        root_index=lambda d: torch.zeros(1, dtype=torch.long),
+        face=lambda d: torch.zeros(3, 2, dtype=torch.long),
+        index_of=lambda d: torch.ones(2),
+    ),
+    "positions first": lambda: [
+        Data(pos=d.x.double(), edge_index=d.edge_index, x=d.x) for d in _kinds()
+    ],
+    "mixed dtypes": lambda: [
+        Data(x=d.x, edge_index=d.edge_index, y=torch.ones(1, dtype=dtype))
+        for d, dtype in zip(_kinds(), [torch.float, torch.double] * 3, strict=True)
+    ],
+    "gradients": lambda: _with(w=lambda d: torch.ones(2, requires_grad=True)),
+    "nothing but edges": lambda: [
+        Data(edge_index=d.edge_index, num_nodes=d.num_nodes) for d in _kinds()
+    ],
+}
+
+
+def _same(a: Any, b: Any) -> None:
+    if isinstance(a, Tensor):
+        assert a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            _same(x, y)
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_batch_is_stocks(name: str) -> None:
+    items = LISTS[name]()
+    expected = Batch.from_data_list(items)
+    found = Batch.from_data_list(ToHAG().dataset(items))
+    for store in (found._store._mapping, found._slice_dict, found._inc_dict):
+        assert "hag" in store
+    for key, value in expected._store._mapping.items():
+        _same(found._store._mapping[key], value)
+    assert {*found.keys()} == {*expected.keys(), "hag"}
+    for key, value in expected._slice_dict.items():
+        _same(found._slice_dict[key], value)
+        _same(found._inc_dict[key], expected._inc_dict[key])
+    assert found.num_graphs == expected.num_graphs and found.num_nodes == expected.num_nodes
+    for one, other in zip(found.to_data_list(), expected.to_data_list(), strict=True):
+        for key, value in other._store._mapping.items():
+            _same(one._store._mapping[key], value)
+    found.hag.check(expected.edge_index)
+    _same(pickle.loads(pickle.dumps(found)).edge_index, expected.edge_index)
+
+
+def test_what_is_excluded_and_followed() -> None:
+    items = _kinds()
+    loader = DataLoader(ToHAG().dataset(items), batch_size=4, follow_batch=["x"],
+                        exclude_keys=["y"])  # fmt: skip
+    stock = DataLoader(items, batch_size=4, follow_batch=["x"], exclude_keys=["y"])
+    for found, expected in zip(loader, stock, strict=True):
+        assert "y" not in found and found.hag.num_edges == expected.num_edges
+        for key, value in expected._store._mapping.items():
+            _same(found._store._mapping[key], value)
+    excluded = next(iter(DataLoader(ToHAG().dataset(items), 4, exclude_keys=["hag", "x"])))
+    assert "hag" not in excluded and "x" not in excluded
+
+
+def test_edges_that_changed_after_are_noticed() -> None:
+    items = ToHAG().dataset(_kinds())
+    items[0].edge_index = items[0].edge_index.flip(0)
+    batch = Batch.from_data_list(items)
+    with pytest.warns(UserWarning, match="is not the graph"):
+        batch.hag.check(batch.edge_index)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_hand_over_the_same(workers: int) -> None:
+    items = _kinds()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+        batches = list(DataLoader(ToHAG().dataset(items), batch_size=4, num_workers=workers))
+    for found, expected in zip(batches, DataLoader(items, batch_size=4), strict=True):
+        for key, value in expected._store._mapping.items():
+            _same(found._store._mapping[key], value)
+        found.hag.check(expected.edge_index)
+        assert found.hag.matches(expected.edge_index)
+
+
+def test_a_data_set_is_as_its_graphs() -> None:
+    items = LISTS["edge values"]()
+    for remove in (False, True):
+        transform = ToHAG(remove_edge_index=remove)
+        for found, expected in zip(transform.dataset(items), map(transform, items), strict=True):
+            assert [*found.keys()] == [*expected.keys()]
+            for key, value in expected._store._mapping.items():
+                if key != "hag":
+                    _same(found._store._mapping[key], value)
+            assert found.hag.content_hash == expected.hag.content_hash
