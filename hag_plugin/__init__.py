@@ -20,7 +20,13 @@ from hag_plugin.adapters import accelerate, explain, forget, hag_layer, restore
 from hag_plugin.explanation import Calls, Explanation, Row  # noqa: F401  (saved models name these)
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.candidates import Choice
-from hag_plugin.hag.hag import HAG, batch, rebuild_hag  # noqa: F401  (files name it)
+from hag_plugin.hag.hag import (  # noqa: F401  (files name these)
+    HAG,
+    batch,
+    rebuild_batch,
+    rebuild_graphs,
+    rebuild_hag,
+)
 from hag_plugin.hag.stats import Stats
 from hag_plugin.ops import degrees as _degrees  # noqa: F401  (its operator: in exported files)
 from hag_plugin.ops.aggregate import aggregate

@@ -147,53 +147,72 @@ class GraphSet:
                 self._transposed = GraphSet(self.native.transposed(), self.options)
             return self._transposed
 
-    # Pickles and files --------------------------------------------------------------------------
+    # Pickles ------------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Any]:
-        """Tensors, numbers and strings that make this set again."""
-        native, programs = self.native, []
-        for self_loops in SELF_LOOPS:
-            for idempotent in (False, True):
-                key = self_loops, idempotent
-                if key == self.key(key) and native.has(self_loops or "", idempotent):
-                    graphs, lengths, arrays = native.programs(self_loops or "", idempotent)
-                    entry: dict[str, Any] = {"self_loops": self_loops or ""}
-                    entry |= {"idempotent": idempotent}
-                    entry |= {"search_seconds": self._search_seconds.get(key, 0.0)}
-                    entry |= {"graphs": _tensor(graphs), "lengths": _tensor(lengths)}
-                    entry |= dict(zip(ARRAYS, map(_tensor, arrays), strict=True))
-                    programs.append(entry)
-        reverse = self._transposed
-        return {
-            "num_nodes": _tensor(np.diff(native.node_ptr)),
-            "row_ptr": _tensor(native.row_ptr.copy()),
-            "col": _tensor(native.col.copy()),
-            "options": asdict(self.options),
-            "programs": programs,
-            "transposed": None if reverse is None else reverse.state(),
-        }
+    def pack(self) -> tuple[dict[str, Any], tuple[Array, Array]]:
+        """What makes this set again: names and numbers, and all arrays of each of two dtypes."""
+        wide, narrow = [np.diff(self.native.node_ptr), self.native.row_ptr], [self.native.col]
+        programs = []
+        for key in ((mode, idempotent) for mode in SELF_LOOPS for idempotent in (False, True)):
+            if key != self.key(key) or not self.has(key):
+                continue
+            graphs, lengths, arrays = self.native.programs(key[0] or "", key[1])
+            tile_ptr, op_ptr, source, target, hub_row, hub_ptr = arrays
+            wide += [graphs, lengths, tile_ptr, op_ptr, hub_ptr]
+            narrow += [source, target, hub_row]
+            programs.append((*key, self._search_seconds.get(key, 0.0), len(graphs)))
+        header = {"graphs": len(self), "options": dict(vars(self.options)), "programs": programs}
+        if self._transposed is not None:
+            header["transposed"], (more_wide, more_narrow) = self._transposed.pack()
+            wide.append(more_wide)
+            narrow.append(more_narrow)
+        return header, (np.concatenate(wide), np.concatenate(narrow))
 
     @classmethod
-    def of_state(cls, state: dict[str, Any]) -> GraphSet:
-        """The set of a state, of which nothing is trusted.
+    def unpack(cls, header: dict[str, Any], wide: Array, narrow: Array) -> GraphSet:
+        """The set that was packed. Nothing is trusted.
 
         Raises:
-            ValueError: an array is no part of a valid set.
+            ValueError: the arrays are no valid set of graphs.
         """
-        graphs = (state[name].numpy() for name in ("num_nodes", "row_ptr", "col"))
-        options = Options(**state["options"])
+        return cls._take(header, _Reader(wide), _Reader(narrow))
+
+    @classmethod
+    def _take(cls, header: dict[str, Any], wide: _Reader, narrow: _Reader) -> GraphSet:
+        options = Options(**header["options"])
         if not takes(options):
-            raise ValueError(f"a set of graphs has options {options}")
-        found = cls(_cpu.GraphSet.of_csr(*graphs), options)
-        for entry in state["programs"]:
-            self_loops, idempotent = entry["self_loops"], bool(entry["idempotent"])
-            arrays = [entry[name].numpy() for name in ("graphs", "lengths", *ARRAYS)]
-            found.native.put(self_loops, idempotent, *arrays)
-            seconds = float(entry["search_seconds"])
-            found._search_seconds[self_loops or False, idempotent] = seconds
-        if state["transposed"] is not None:
-            found._transposed = cls.of_state(state["transposed"])
+            raise ValueError(f"a set of graphs is not built with {options}")
+        num_nodes = wide.next(header["graphs"])
+        row_ptr = wide.next(len(num_nodes) + int(num_nodes.sum()))
+        ends = np.cumsum(num_nodes + 1) - 1
+        col = narrow.next(int(row_ptr[ends].sum()))
+        found = cls(_cpu.GraphSet.of_csr(num_nodes, row_ptr, col), options)
+        for self_loops, idempotent, seconds, count in header["programs"]:
+            graphs, lengths = wide.next(count), wide.next(6 * count)
+            size = lengths.reshape(-1, 6).sum(axis=0).tolist()
+            tile_ptr, op_ptr, hub_ptr = (wide.next(size[i]) for i in (0, 1, 5))
+            source, target, hub_row = (narrow.next(size[i]) for i in (2, 3, 4))
+            arrays = (tile_ptr, op_ptr, source, target, hub_row, hub_ptr)
+            found.native.put(self_loops or "", idempotent, graphs, lengths, *arrays)
+            found._search_seconds[self_loops, idempotent] = float(seconds)
+        if "transposed" in header:
+            found._transposed = cls._take(header["transposed"], wide, narrow)
         return found
+
+
+class _Reader:
+    """Hands out one array in pieces."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        self.at = 0
+
+    def next(self, length: int) -> Array:
+        if not 0 <= length <= len(self.array) - self.at:
+            raise ValueError(f"a set of graphs asks for {length} more numbers of {self.array.dtype}"
+                             f"; there are {len(self.array) - self.at}")  # fmt: skip
+        self.at += length
+        return self.array[self.at - length : self.at]
 
 
 class Places(NamedTuple):
@@ -254,11 +273,19 @@ class Places(NamedTuple):
         """The same graphs with their edges reversed."""
         return Places([s.transposed() for s in self.sets], self.graphs)
 
+    def gather(self) -> GraphSet:
+        """A set of these graphs alone, with the programs that are there."""
+        first = self.sets[0]
+        found = GraphSet(_cpu.gather([s.native for s in self.sets], self.graphs), first.options)
+        share = len(self.graphs) if len(self.sets) == 1 else 1
+        for key in first._search_seconds:
+            found._search_seconds[key] = share * sum(s.search_seconds(key) for s in self.sets)
+        turned = all(s._transposed is not None for s in self.sets)
+        if turned and found._of_any & ASYMMETRIC:
+            found._transposed = self.transposed().gather()
+        return found
+
 
 @lru_cache(maxsize=8)
 def _prices(width: int, known: Constants) -> dict[str, Any]:
     return asdict(cost.prices(width, "cpu", known))
-
-
-def _tensor(array: Array) -> Tensor:
-    return torch.from_numpy(array)

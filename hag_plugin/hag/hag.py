@@ -39,6 +39,10 @@ from hag_plugin.limits import limits
 from hag_plugin.modes import Array, outside_inference
 from hag_plugin.saved import set_module
 
+# Pickles of these protocols, which processes send each other (torch.save takes an older one), hold
+# up to so many bytes themselves: memory that is shared costs a file for each tensor.
+_INLINE_PROTOCOL, _INLINE_BYTES = 4, 1 << 18
+
 _LIVE: weakref.WeakValueDictionary[int, HAG] = weakref.WeakValueDictionary()  # by token
 
 
@@ -93,6 +97,7 @@ class HAG(Graph):
     """
 
     is_reversed = False
+    _places: Places | None = None  # where its graphs are kept, if they are in sets
 
     def __init__(
         self,
@@ -126,14 +131,14 @@ class HAG(Graph):
         )
         self.options = options or Options()
         self._parts = tuple(parts)
-        self._places = places  # where its graphs are kept, if they are in sets
+        self._places = places
         self._programs: dict[tuple[SelfLoops, bool], Program] = {}
         self._tables: dict[tuple[SelfLoops, bool], Table] = {}  # by key, where there is a choice
         # By the request, not its key: what runs, for each width and dtype, and what ran last.
         self._chosen: dict[tuple[SelfLoops, bool, int, torch.dtype], Chosen] = {}
         self._ran: dict[tuple[SelfLoops, bool], Chosen] = {}
         self._transpose: HAG | weakref.ref[HAG] | None = None
-        self._handed_over: dict[str, Any] | None = None  # the state that new processes were given
+        self._handed_over: Any = None  # what new processes were given
         self._lock = threading.RLock()
         _LIVE[int(token)] = self
 
@@ -512,14 +517,19 @@ class HAG(Graph):
         if all(p._symmetric or isinstance(p._transpose, HAG) for p in self._parts):
             self.transpose()
 
-    def __reduce__(self) -> tuple[Callable[[dict[str, Any]], HAG], tuple[dict[str, Any]]]:
+    def __reduce_ex__(self, protocol: Any) -> Any:
         # Copies: what goes to another process moves into memory that both have.
-        if get_spawning_popen() is None:
-            return rebuild_hag, (_mapped(self._state(), Tensor.clone),)
-        # A process that is started finds them by their files, which must stay until it has.
-        if self._handed_over is None:
-            self._handed_over = _mapped(self._state(), Tensor.clone)
-        return rebuild_hag, (self._handed_over,)
+        spawns = get_spawning_popen() is not None
+        if spawns and self._handed_over is not None:
+            return self._handed_over
+        if self._places is not None:
+            reduced: Any = rebuild_batch, pack(self._places, protocol)
+        else:
+            reduced = rebuild_hag, (_mapped(self._state(), Tensor.clone),)
+        # A process that is started finds tensors by their files, which must stay until it has.
+        if spawns:
+            self._handed_over = reduced
+        return reduced
 
     def __copy__(self) -> HAG:
         return self
@@ -745,8 +755,45 @@ def rebuild_hag(state: dict[str, Any]) -> HAG:
     return _rebuild(state, trusted=False)
 
 
+def pack(places: Places, protocol: int) -> tuple[dict[str, Any], Any, Any]:
+    """What `rebuild_batch` and `rebuild_graphs` take, for a pickle of this protocol."""
+    header, arrays = places.gather().pack()
+    if protocol >= _INLINE_PROTOCOL and sum(a.nbytes for a in arrays) <= _INLINE_BYTES:
+        return (header, *(array.tobytes() for array in arrays))
+    return (header, *map(torch.from_numpy, arrays))
+
+
+def _unpacked(header: dict[str, Any], wide: Any, narrow: Any) -> GraphSet:
+    if isinstance(wide, bytes):
+        return GraphSet.unpack(
+            header, np.frombuffer(wide, np.int64), np.frombuffer(narrow, np.int32)
+        )
+    return GraphSet.unpack(header, wide.numpy(), narrow.numpy())
+
+
+@set_module("hag_plugin")
+def rebuild_batch(header: dict[str, Any], wide: Any, narrow: Any) -> HAG:
+    """The HAG of graphs side by side, from a pickle: nothing is trusted.
+
+    Raises:
+        ValueError: an array is no part of a valid set of graphs.
+    """
+    graphs = _unpacked(header, wide, narrow)
+    return hag_of(Places([graphs], list(range(len(graphs)))), graphs.options)
+
+
+@set_module("hag_plugin")
+def rebuild_graphs(header: dict[str, Any], wide: Any, narrow: Any) -> list[HAG]:
+    """The HAG of each graph of a set, from a pickle: nothing is trusted.
+
+    Raises:
+        ValueError: an array is no part of a valid set of graphs.
+    """
+    return hags_of(_unpacked(header, wide, narrow))
+
+
 # Files of weights may hold HAGs: what is rebuilt is checked.
-torch.serialization.add_safe_globals([rebuild_hag])
+torch.serialization.add_safe_globals([rebuild_hag, rebuild_batch, rebuild_graphs])
 
 
 def _rebuild(state: dict[str, Any], trusted: bool) -> HAG:

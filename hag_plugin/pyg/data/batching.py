@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from hag_plugin.hag.hag import HAG, batch
+from hag_plugin.hag.graph_set import Places
+from hag_plugin.hag.hag import HAG, batch, hag_of
 from hag_plugin.modes import outside_inference
 from hag_plugin.saved import set_module
 
@@ -39,8 +40,10 @@ class HagBatch:
     @classmethod
     def of(cls, parts: Sequence[Any]) -> HagBatch:
         """Merges HAGs, and batches of HAGs."""
-        hags = [part.merged if isinstance(part, HagBatch) else part for part in parts]
-        hags = [HagBatch.of(h).merged if isinstance(h, list) else h for h in hags]
+        hags = list(parts)
+        if {*map(type, hags)} != {HAG}:
+            hags = [part.merged if isinstance(part, HagBatch) else part for part in parts]
+            hags = [HagBatch.of(h).merged if isinstance(h, list) else h for h in hags]
         with outside_inference():
             return cls(batch(hags), None, hags)
 
@@ -49,6 +52,10 @@ class HagBatch:
         index = range(len(self._sizes))[int(index)]
         if self._parts is not None:
             return self._parts[index]
+        places = self.merged._places
+        if places is not None and len(places.graphs) == len(self._sizes):
+            sets = places.sets if len(places.sets) == 1 else [places.sets[index]]
+            return hag_of(Places(sets, [places.graphs[index]]), self.merged.options)
         num_src, num_dst = self._sizes[index]
         first_src = sum(sources for sources, _ in self._sizes[:index])
         first_dst = sum(targets for _, targets in self._sizes[:index])

@@ -27,12 +27,12 @@ def takes(cls: Any, items: Sequence[Any], options: dict[str, Any]) -> bool:
     """Whether these are plain graphs, to be made a batch as `Batch.from_data_list` makes it."""
     if cls is not Batch or not items or not options.get("increment", True) or options.get("follow_batch"):
         return False
-    if not options.get("add_batch", True) or any(type(data) is not HagData for data in items):
+    if not options.get("add_batch", True) or {*map(type, items)} != {HagData}:
         return False
     first = items[0]._store._mapping
-    return all(
-        data._store._mapping.keys() == first.keys() for data in items
-    ) and not any(isinstance(value, Tensor) and not value.is_cpu for value in first.values())
+    if any([data._store._mapping.keys() != first.keys() for data in items]):  # sooner than a generator
+        return False
+    return not any(isinstance(value, Tensor) and not value.is_cpu for value in first.values())
 
 
 def collate(
@@ -95,10 +95,7 @@ def _is_dense(key: str, values: Sequence[Any]) -> bool:
         return False
     if "batch" in key or (_is_index(key) and first.dtype not in IDS):
         return False
-    dtype, dim = first.dtype, first.dim()
-    return dim > 0 and all(
-        type(v) is Tensor and v.dtype == dtype and v.dim() == dim for v in values
-    )
+    return first.dim() > 0 and {*map(type, values)} == {Tensor} and len({v.dtype for v in values}) == 1
 
 
 def _joined(key: str, values: list[Tensor], starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:

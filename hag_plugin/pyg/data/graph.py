@@ -18,7 +18,7 @@ from hag_plugin.hag.hag import HAG, rebuild_hag
 from hag_plugin.modes import outside_inference
 from hag_plugin.pyg.data.batching import HagBatch
 from hag_plugin.pyg.data.stale import current_hag, known_verdict, note_verdict
-from hag_plugin.pyg.data.storage import HagList, unpack
+from hag_plugin.pyg.data.storage import HagList, unpack, unpack_set
 from hag_plugin.saved import set_module
 
 KEY = "hag"
@@ -367,5 +367,5 @@ def _reduce_class(cls: Any) -> Any:
 
 copyreg.pickle(HagDataMeta, _reduce_class)
 torch.serialization.add_safe_globals(
-    [rebuild_hag, unpack, HagData, HagHeteroData, HagEdgeStorage, HagBatch, hag_data_class]
+    [rebuild_hag, unpack, unpack_set, HagData, HagHeteroData, HagEdgeStorage, HagBatch, hag_data_class]
 )

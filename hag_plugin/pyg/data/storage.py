@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hag_plugin.hag.hag import HAG, rebuild_hag
+from hag_plugin.hag.graph_set import Places
+from hag_plugin.hag.hag import HAG, rebuild_graphs, rebuild_hag
+from hag_plugin.hag.hag import pack as pack_set
 from hag_plugin.saved import set_module
 
 
@@ -15,6 +17,9 @@ class HagList(list[HAG]):
     """A list of HAGs that pickles as one tensor for each dtype."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
+        places = [hag._places for hag in self]
+        if places and None not in places and all(len(graphs) == 1 for _, graphs in places):
+            return unpack_set, pack_set(Places.of(places), protocol)
         return unpack, pack(self)
 
 
@@ -39,6 +44,12 @@ def pack(hags: list[HAG]) -> tuple[list[Any], dict[str, Tensor]]:
 
     states = [without_tensors(hag._state()) for hag in hags]
     return states, {name: torch.cat(tensors) for name, tensors in parts.items()}
+
+
+@set_module("hag_plugin.pyg")
+def unpack_set(header: dict[str, Any], wide: Any, narrow: Any) -> HagList:
+    """The HAGs of small graphs, which share memory and are batched in one call."""
+    return HagList(rebuild_graphs(header, wide, narrow))
 
 
 @set_module("hag_plugin.pyg")
