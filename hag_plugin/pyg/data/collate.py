@@ -19,6 +19,7 @@ from torch_geometric.data import collate as stock
 from torch_geometric.data.storage import N_KEYS
 
 from hag_plugin.pyg.data.graph import HagData
+from hag_plugin.pyg.data.messages import are_few
 
 IDS = (torch.int64, torch.int32)
 
@@ -104,8 +105,9 @@ def _joined(key: str, values: list[Tensor], starts: Tensor) -> tuple[Tensor, Ten
     ends = [0, *accumulate([value.shape[dim] for value in values])]
     slices = torch.tensor(ends)
     out = None
-    if get_worker_info() is not None:  # as in PyG: another process reads it there
-        first, count = values[0], sum(value.numel() for value in values)
+    first, count = values[0], sum([value.numel() for value in values])
+    is_sent = get_worker_info() is not None
+    if is_sent and not are_few(count * first.element_size()):  # as in PyG: it is read there
         shape = list(first.shape)
         shape[dim] = ends[-1]
         shared = first.untyped_storage()._new_shared(count * first.element_size(), device="cpu")

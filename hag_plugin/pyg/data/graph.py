@@ -17,6 +17,7 @@ from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG, rebuild_hag
 from hag_plugin.modes import outside_inference
 from hag_plugin.pyg.data.batching import HagBatch
+from hag_plugin.pyg.data.messages import with_tensors_inside
 from hag_plugin.pyg.data.stale import current_hag, known_verdict, note_verdict
 from hag_plugin.pyg.data.storage import HagList, unpack, unpack_set
 from hag_plugin.saved import set_module
@@ -102,6 +103,8 @@ class HagStores:
         if not isinstance(reduced[2], dict):  # a user's class with a state of its own
             return reduced
         state = {**reduced[2], "_hag_verified": _verdicts(self)}
+        if isinstance(self, Batch):
+            state = with_tensors_inside(state)
         return (*reduced[:2], state, *reduced[3:])
 
     def __setstate__(self, state: Any) -> None:

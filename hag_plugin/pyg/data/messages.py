@@ -1,0 +1,78 @@
+"""Batches on their way from a loader's worker: small tensors inside the message.
+
+PyTorch hands over each tensor as a file of shared memory, which takes longer than to make a batch
+of small graphs.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from hag_plugin.saved import set_module
+
+MOST_BYTES = 1 << 18  # in a message; a batch with more is handed over as PyTorch does it
+
+
+def are_few(num_bytes: int) -> bool:
+    """Whether tensors of a batch go into a worker's message."""
+    return num_bytes <= MOST_BYTES
+
+
+def with_tensors_inside(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a PyG batch with its tensors inside the message, if this is a worker and they
+    are small."""
+    store = state.get("_store")
+    if store is None or get_worker_info() is None:
+        return state
+    names = ("_mapping", "_slice_dict", "_inc_dict")
+    parts = {name: vars(store)[name] for name in names if isinstance(vars(store).get(name), dict)}
+    tensors = [v for part in parts.values() for v in part.values() if _is_plain(v)]
+    if not are_few(sum([tensor.nbytes for tensor in tensors])):
+        return state
+    store = copy.copy(store)
+    for name, part in parts.items():
+        vars(store)[name] = {k: _Inside(v) if _is_plain(v) else v for k, v in part.items()}
+    return {**state, "_store": store}
+
+
+def _is_plain(value: Any) -> bool:
+    return (
+        type(value) is Tensor
+        and value.is_cpu
+        and value.layout == torch.strided
+        and not value.requires_grad
+        and not value.is_quantized
+        and not value.is_nested
+    )
+
+
+class _Inside:
+    """A tensor that is pickled with what it holds."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __reduce__(self) -> Any:
+        shape = tuple(self.tensor.shape)
+        values = self.tensor.contiguous().resolve_conj().resolve_neg().reshape(-1)
+        return tensor_of, (values.view(torch.uint8).numpy().tobytes(), values.dtype, shape)
+
+
+@set_module("hag_plugin.pyg")
+def tensor_of(content: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """A tensor, in memory of its own, that holds these bytes.
+
+    Raises:
+        ValueError: they are not those of such a tensor.
+    """
+    out = torch.empty(shape, dtype=dtype)
+    if out.nbytes != len(content):
+        raise ValueError(f"{len(content)} bytes for {list(shape)} of {dtype}")
+    out.view(-1).view(torch.uint8).numpy()[:] = np.frombuffer(content, np.uint8)
+    return out
