@@ -112,6 +112,8 @@ class GraphSet:
             threads = torch.get_num_threads()
             self.native.search(self_loops or "", idempotent, finds, **prices, threads=threads)
             self._search_seconds[key] = time.perf_counter() - start
+            for _ in range(len(self) if observers else 0):
+                tell(SEARCH, self.options.method, self)
 
     def has(self, key: Key) -> bool:
         """Whether the programs of a matrix are there."""
@@ -253,8 +255,6 @@ class Places(NamedTuple):
         program = Program.of(map(torch.from_numpy, arrays), nodes, nodes, 0, seconds)
         if not shares:
             program.__dict__["is_plain"] = True
-        if observers:
-            tell(SEARCH, self.sets[0].options.method, program)
         return program
 
     def table(self, key: Key) -> Table | None:

@@ -414,7 +414,7 @@ def test_batch_builds_what_its_parts_lack() -> None:
     hags = [make(seed)[0] for seed in range(3)]
     joined = hp.batch(hags)
     joined.program("add")
-    assert all(("add", False) in h._programs for h in hags)
+    assert all(("add", False) in h._keys() for h in hags)
 
 
 def test_bad_batches() -> None:

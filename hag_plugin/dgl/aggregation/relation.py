@@ -62,9 +62,7 @@ class Relation:
 
     def prepare(self, graph: DGLGraph, etid: int, transpose: bool) -> None:
         """Builds the HAG and its programs, and the reversed graph's, which gradients need."""
-        hag = self.hag(graph, etid)
-        for each in (hag, hag.transpose()) if transpose else (hag,):
-            each.program(self.self_loops)
+        self.hag(graph, etid).prepare((self.self_loops,), transpose=transpose)
 
     def reversed(self) -> Relation:
         """The relation of the reversed edges."""

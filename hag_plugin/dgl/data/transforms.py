@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import dgl
 import torch
 from dgl import DGLGraph
 from dgl.transforms import BaseTransform
 
 from hag_plugin.dgl.aggregation.relation import Relation
 from hag_plugin.dgl.data.graph import CLASSES, bind, relations_of
-from hag_plugin.hag.build import check_build_options
+from hag_plugin.hag.build import build_hags, check_build_options
 from hag_plugin.modes import outside_inference
 from hag_plugin.recall import Recall
 from hag_plugin.saved import set_module
@@ -69,6 +71,60 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
             for etid, relation in enumerate(relations):
                 relation.prepare(g, etid, self.transpose)
         return bind(g.local_var(), relations)
+
+    def dataset(self, graphs: Iterable[Any]) -> list[Any]:
+        """Many graphs, each with its HAG: built in one call, in microseconds a graph.
+
+        Args:
+            graphs: a list of `DGLGraph`, or a data set of these or of tuples that start with one,
+                such as `(graph, label)`.
+
+        Returns:
+            The items in order, with each graph in the place of the one that it shares its features
+            and structure with.
+
+        Raises:
+            TypeError: an item is no `DGLGraph`, and no tuple that starts with one.
+
+        Example:
+            >>> import dgl
+            >>> ring = dgl.graph(([0, 1, 2], [1, 2, 0]))
+            >>> [graph.hag.num_edges for graph in ToHAG().dataset([ring, ring])]
+            [3, 3]
+        """
+        items = list(graphs)
+        taken = [item[0] if isinstance(item, tuple) else item for item in items]
+        made = self._built_together(taken)
+        return [
+            (graph, *item[1:]) if isinstance(item, tuple) else graph
+            for graph, item in zip(made, items, strict=True)
+        ]
+
+    def _built_together(self, graphs: list[Any]) -> list[Any]:
+        simple = [
+            type(graph) is DGLGraph and graph.is_homogeneous and graph.device.type == "cpu"
+            for graph in graphs
+        ]
+        if not graphs or not all(simple) or len({graph.idtype for graph in graphs}) > 1:
+            return [self(graph) for graph in graphs]
+        with outside_inference(), torch.no_grad():
+            whole = dgl.batch(graphs, ndata=None, edata=None)
+            num_nodes, num_edges = whole.batch_num_nodes(), whole.batch_num_edges()
+            first = (num_nodes.cumsum(0) - num_nodes).repeat_interleave(num_edges)
+            edges = torch.stack(whole.edges(order="eid")) - first
+            options = {"method": self.method, **self.options}
+            hags = build_hags(
+                edges.split(num_edges.tolist(), dim=1),
+                num_nodes.tolist(),
+                transpose=self.transpose,
+                **options,
+            )
+        made = []
+        for graph, hag in zip(graphs, hags, strict=True):
+            relations = (Relation(options, hag),)
+            self._built.put((graph._graph,), "relations", relations)
+            made.append(bind(graph.local_var(), relations))
+        return made
 
     def _relations_of(self, graph: DGLGraph) -> tuple[Relation, ...]:
         structure = (graph._graph,)
