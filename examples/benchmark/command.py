@@ -30,6 +30,7 @@ from . import (
     report,
     sample,
     suite_aggregate,
+    suite_batches,
     suite_calls,
     suite_cost,
     suite_counts,
@@ -42,6 +43,7 @@ from . import (
 )
 from .graphs import Graph
 from .plan import (
+    BATCH_GRAPHS,
     DGL_GRAPHS,
     DIRECTIONS,
     DTYPES,
@@ -69,6 +71,7 @@ SUITES: dict[str, ModuleType] = {
         suite_never_slower,
         suite_cost,
         suite_counts,
+        suite_batches,
     )
 }
 BOTH_LOOPS = ("search", "cost", "counts")
@@ -190,6 +193,8 @@ def plan_of(args: argparse.Namespace, suite: str) -> Plan:
         names = [name for name in names if name in LAYER_GRAPHS]
     if suite == "dgl-layers" and args.root is not None and not args.graphs:
         names = [name for name in names if name in DGL_GRAPHS]
+    if suite == suite_batches.NAME and args.root is not None and not args.graphs:
+        names = [name for name in names if name in BATCH_GRAPHS]
     if suite == "cost":
         widths = suite_cost.WIDTHS
     if args.quick:

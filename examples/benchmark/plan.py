@@ -16,6 +16,7 @@ DTYPES = ("float32", "bfloat16", "float64")
 DIRECTIONS = ("forward", "transposed")
 DGL_GRAPHS = ("IMDB-MULTI", "AmazonPhoto", "COLLAB_ego_recon")
 LAYER_GRAPHS = ("IMDB-MULTI", "AmazonPhoto")
+BATCH_GRAPHS = ("MUTAG", "NCI1", "IMDB-MULTI", "BZR_MD", "DD")
 EPOCH_GRAPHS = (
     "COLLAB_ego_recon",
     "IMDB-MULTI",

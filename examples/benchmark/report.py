@@ -13,6 +13,7 @@ from . import (
     goals,
     machines,
     plots,
+    suite_batches,
     suite_calls,
     suite_dgl,
     suite_scale,
@@ -26,7 +27,7 @@ from .verdict import FAILED
 
 SUITES = (
     "aggregate", "epochs", "layers", "calls", "dgl-layers", "search", "scale", "never-slower",
-    "cost", "counts",
+    "cost", "counts", "batches",
 )  # fmt: skip
 
 
@@ -154,6 +155,7 @@ def _sections(suites: dict[str, Sequence[Record]]) -> dict[str, tuple[str, str]]
         "never-slower": ("Never slower than plain", never_slower),
         "cost": ("Cost model", tables_cost.cost(suites["cost"]) if suites["cost"] else ""),
         "counts": ("Rows saved", tables_cost.counts(suites["counts"])),
+        "batches": ("Mini-batches", suite_batches.table(suites["batches"])),
     }
 
 

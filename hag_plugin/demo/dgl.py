@@ -19,7 +19,8 @@ from hag_plugin.data.graph_data import GraphData
 from hag_plugin.demo.side import Settings, Side, split_edges
 from hag_plugin.dgl import ToHAG, collate
 from hag_plugin.hag.candidates import Choice
-from hag_plugin.hag.stats import Stats
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.program import SelfLoops
 
 
 class Classifier(nn.Module):
@@ -73,13 +74,12 @@ class DglSide(Side):
         scores = Classifier(2, 2, 2)(graph, torch.ones(2, 2), True)
         torch.autograd.backward(cross_entropy(scores, torch.zeros(1, dtype=torch.long)))
 
-    def search(self) -> list[Stats]:
-        transform = ToHAG(method=self.settings.method)
-        if self.by_graph:
-            self.graphs = [(transform(graph), label) for graph, label in self.graphs]
-            return [graph.hag.stats() for graph, _ in self.graphs]
-        self.graphs = [transform(graph) for graph in self.graphs]
-        return [graph.hag.stats() for graph in self.graphs]
+    def search(self) -> None:
+        self.graphs = ToHAG(method=self.settings.method).dataset(self.graphs)
+
+    def hags(self) -> tuple[list[HAG], SelfLoops]:
+        graphs = [graph for graph, _ in self.graphs] if self.by_graph else self.graphs
+        return [graph.hag for graph in graphs], False
 
     def loader(self, graphs: list[Any], order: torch.Generator | None) -> Iterable[Any]:
         size = self.settings.batch_size

@@ -15,7 +15,8 @@ from torch_geometric.nn import GCNConv, global_mean_pool
 from hag_plugin.data.graph_data import GraphData
 from hag_plugin.demo.side import Settings, Side, split_edges
 from hag_plugin.hag.candidates import Choice
-from hag_plugin.hag.stats import Stats
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.program import SelfLoops
 
 
 class Classifier(nn.Module):
@@ -70,13 +71,15 @@ class PygSide(Side):
         scores = Classifier(2, 2, 2)(torch.ones(2, 2), edges, torch.zeros(2, dtype=torch.long), 1)
         torch.autograd.backward(cross_entropy(scores, torch.zeros(1, dtype=torch.long)))
 
-    def search(self) -> list[Stats]:
+    def search(self) -> None:
         from hag_plugin.pyg import ToHAG, accelerate
 
         transform = ToHAG(self_loops="fill", method=self.settings.method)
-        self.graphs = [transform(graph) for graph in self.graphs]
+        self.graphs = transform.dataset(self.graphs)
         self.model = accelerate(self.model)
-        return [graph.hag.stats("fill") for graph in self.graphs]
+
+    def hags(self) -> tuple[list[HAG], SelfLoops]:
+        return [graph.hag for graph in self.graphs], "fill"
 
     def loader(self, graphs: list[Any], order: torch.Generator | None) -> Iterable[Any]:
         size = self.settings.batch_size

@@ -30,6 +30,9 @@ from tqdm import tqdm
 from hag_plugin.data.graph_data import GraphData
 from hag_plugin.hag import constants
 from hag_plugin.hag.candidates import SHARED, Choice
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.hag import batch as side_by_side
+from hag_plugin.hag.program import SelfLoops
 from hag_plugin.hag.stats import Stats
 
 TEST_SHARE = 0.2
@@ -38,8 +41,7 @@ FRAMEWORKS = {
     "pyg": ("PyG", "hag_plugin.demo.pyg"),
     "dgl": ("DGL", "hag_plugin.demo.dgl"),
 }
-_NO_SUM = ("levels", "gpu", "choice")
-SUMMED = tuple(f.name for f in fields(Stats) if f.name not in _NO_SUM)
+COUNTED = tuple(f.name for f in fields(Stats) if f.name not in ("levels", "gpu", "choice"))
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,12 @@ class Side(ABC):
         """Loads the code of a forward and backward pass, which would count as memory otherwise."""
 
     @abstractmethod
-    def search(self) -> list[Stats]:
-        """Gives the graphs their HAGs and accelerates the model; the HAGs' counts."""
+    def search(self) -> None:
+        """Gives the graphs their HAGs and accelerates the model."""
+
+    @abstractmethod
+    def hags(self) -> tuple[list[HAG], SelfLoops]:
+        """The HAGs of the graphs, and the mode in which layers run them."""
 
     @abstractmethod
     def loader(self, graphs: list[Any], order: torch.Generator | None) -> Iterable[Any]:
@@ -138,9 +144,11 @@ class Side(ABC):
         if self.accelerated:
             constants.in_force()  # once a machine: no part of a search
             start = time.perf_counter()
-            stats = self.search()
+            self.search()
             found["search_seconds"] = time.perf_counter() - start
-            found["stats"] = {k: sum(getattr(s, k) for s in stats) for k in SUMMED}
+            hags, mode = self.hags()
+            stats = (hags[0] if len(hags) == 1 else side_by_side(hags)).stats(mode)
+            found["stats"] = {k: getattr(stats, k) for k in COUNTED}
         self.train_loader: Iterable[Any] = self.graphs
         self.test_loader: Iterable[Any] = self.graphs
         if self.by_graph:

@@ -21,7 +21,7 @@ from hag_plugin.devices import KINDS
 from hag_plugin.hag import constants, cost
 from hag_plugin.hag.candidates import PLAIN, ROW_BYTES, SHARED, Table
 from hag_plugin.hag.cost import Work
-from hag_plugin.hag.program import ARRAYS, SELF_LOOPS, Options, Program, SelfLoops
+from hag_plugin.hag.program import SELF_LOOPS, Options, Program, SelfLoops
 from hag_plugin.hag.rates import DEFAULT, Constants
 from hag_plugin.kernels import _cpu
 from hag_plugin.modes import Array
@@ -79,7 +79,7 @@ class GraphSet:
         )
 
     def __len__(self) -> int:
-        return self.native.num_graphs
+        return int(self.native.num_graphs)
 
     def key(self, key: Key) -> Key:
         """The key under which the programs of a matrix are kept."""
@@ -117,7 +117,7 @@ class GraphSet:
 
     def has(self, key: Key) -> bool:
         """Whether the programs of a matrix are there."""
-        return self.native.has(key[0] or "", key[1])
+        return bool(self.native.has(key[0] or "", key[1]))
 
     @property
     def is_turned(self) -> bool:
@@ -132,7 +132,8 @@ class GraphSet:
         if known is None:
             counts = self.native.counts(key[0] or "", key[1]).reshape(-1, 2, 5)
             nodes = np.diff(self.native.node_ptr)[:, None]
-            work = Work(*np.moveaxis(counts, 2, 0)[..., None], num_src=nodes[..., None])
+            ops, scratch, again, first, written = np.moveaxis(counts, 2, 0)[..., None]
+            work = Work(ops, scratch, again, first, written, nodes[..., None])
             c = constants.in_force()
             known = np.asarray(work.seconds(np.array(ROW_BYTES), constants=c) - c.call)
             self._seconds[key] = known

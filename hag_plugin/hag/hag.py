@@ -757,10 +757,10 @@ def rebuild_hag(state: dict[str, Any]) -> HAG:
 
 def pack(places: Places, protocol: int) -> tuple[dict[str, Any], Any, Any]:
     """What `rebuild_batch` and `rebuild_graphs` take, for a pickle of this protocol."""
-    header, arrays = places.gather().pack()
-    if protocol >= _INLINE_PROTOCOL and sum(a.nbytes for a in arrays) <= _INLINE_BYTES:
-        return (header, *(array.tobytes() for array in arrays))
-    return (header, *map(torch.from_numpy, arrays))
+    header, (wide, narrow) = places.gather().pack()
+    if protocol >= _INLINE_PROTOCOL and wide.nbytes + narrow.nbytes <= _INLINE_BYTES:
+        return header, wide.tobytes(), narrow.tobytes()
+    return header, torch.from_numpy(wide), torch.from_numpy(narrow)
 
 
 def _unpacked(header: dict[str, Any], wide: Any, narrow: Any) -> GraphSet:
@@ -841,8 +841,8 @@ def hags_of(graphs: GraphSet) -> list[HAG]:
     native = graphs.native
     with outside_inference():
         lengths = (np.diff(native.node_ptr) + 1).tolist(), np.diff(native.edge_ptr).tolist()
-        row_ptrs = torch.from_numpy(native.row_ptr.copy()).split(lengths[0])
-        cols = torch.from_numpy(native.col.copy()).split(lengths[1])
+        row_ptrs = torch.split(torch.from_numpy(native.row_ptr.copy()), lengths[0])
+        cols = torch.split(torch.from_numpy(native.col.copy()), lengths[1])
     each = zip(row_ptrs, cols, native.facts.tolist(), _new_tokens(len(graphs)), strict=True)
     return [
         _hag_in_sets(row_ptr, col, facts, Places([graphs], [number]), graphs.options, token)
@@ -890,8 +890,8 @@ def batch(hags: Sequence[HAG]) -> HAG:
     for hag in hags:
         if not isinstance(hag, HAG):
             raise TypeError(f"batch takes HAGs, got {type(hag).__name__}")
-    places = [hag._places for hag in hags]
-    if None not in places:
+    places = [hag._places for hag in hags if hag._places is not None]
+    if len(places) == len(hags):
         return hag_of(Places.of(places), hags[0].options)
     if len({hag.device for hag in hags}) > 1:
         raise ValueError(

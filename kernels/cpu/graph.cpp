@@ -97,8 +97,8 @@ namespace {
 class Hash {
  public:
   void add(int64_t source, int64_t target) {
-    const uint64_t mixed = mix((static_cast<uint64_t>(source) << 32) ^
-                               static_cast<uint64_t>(target & 0xFFFFFFFFll));
+    const uint64_t mixed =
+        mix((static_cast<uint64_t>(source) << 32) ^ static_cast<uint64_t>(target & 0xFFFFFFFFll));
     low_ += mixed;
     high_ += mix(mixed ^ 0xD6E8FEB86659FD93ull);
   }

@@ -14,8 +14,8 @@ from hag_plugin.hag.build import build_hags
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import SELF_LOOPS
 
-# Each with its number of nodes: empty, one node with and without a loop, isolated nodes, duplicates,
-# loops, directed, a clique (all of it shared), a path (nothing is).
+# Edges and the number of nodes: empty, one node with and without a loop, isolated nodes,
+# duplicates, loops, directed, cliques (of which much is shared), a path (nothing is).
 KINDS: dict[str, tuple[list[tuple[int, int]], int]] = {
     "empty": ([], 0),
     "one node": ([], 1),
@@ -123,7 +123,8 @@ def test_batches_aggregate_as_the_union(reduce: str, mode: hp.hag.program.SelfLo
 def test_what_nothing_is_shared_in_costs_its_edges() -> None:
     """The program of a batch reads no row of a plain graph twice."""
     hags = build_hags(*map(list, zip(*_graphs(["path", "large clique"]), strict=True)))
-    assert hags[0].program().is_plain and not hags[1].program().is_plain
+    assert hags[0].program().is_plain
+    assert not hags[1].program().is_plain
     alone, both = hags[1].program(), hp.batch(hags).program()
     assert both.source.numel() - alone.source.numel() == hags[0].num_edges
     assert both.target.numel() - alone.target.numel() == hags[0].num_dst

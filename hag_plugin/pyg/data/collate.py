@@ -1,4 +1,4 @@
-"""What PyG's `collate` makes of plain graphs with HAGs, without Python for each graph and attribute.
+"""What PyG's `collate` makes of graphs with HAGs, without Python for each graph and attribute.
 
 PyG adds to each graph's edges, and fills a vector for each graph, before it concatenates them: on
 batches of small graphs that takes as long as the model. Whatever is no dense tensor is left to PyG.
@@ -26,12 +26,12 @@ IDS = (torch.int64, torch.int32)
 
 def takes(cls: Any, items: Sequence[Any], options: dict[str, Any]) -> bool:
     """Whether these are plain graphs, to be made a batch as `Batch.from_data_list` makes it."""
-    if cls is not Batch or not items or not options.get("increment", True) or options.get("follow_batch"):
+    if cls is not Batch or {*map(type, items)} != {HagData} or options.get("follow_batch"):
         return False
-    if not options.get("add_batch", True) or {*map(type, items)} != {HagData}:
+    if not (options.get("increment", True) and options.get("add_batch", True)):
         return False
     first = items[0]._store._mapping
-    if any([data._store._mapping.keys() != first.keys() for data in items]):  # sooner than a generator
+    if any(data._store._mapping.keys() != first.keys() for data in items):
         return False
     return not any(isinstance(value, Tensor) and not value.is_cpu for value in first.values())
 
@@ -96,7 +96,9 @@ def _is_dense(key: str, values: Sequence[Any]) -> bool:
         return False
     if "batch" in key or (_is_index(key) and first.dtype not in IDS):
         return False
-    return first.dim() > 0 and {*map(type, values)} == {Tensor} and len({v.dtype for v in values}) == 1
+    return (
+        first.dim() > 0 and {*map(type, values)} == {Tensor} and len({v.dtype for v in values}) == 1
+    )
 
 
 def _joined(key: str, values: list[Tensor], starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,7 +112,8 @@ def _joined(key: str, values: list[Tensor], starts: Tensor) -> tuple[Tensor, Ten
     if is_sent and not are_few(count * first.element_size()):  # as in PyG: it is read there
         shape = list(first.shape)
         shape[dim] = ends[-1]
-        shared = first.untyped_storage()._new_shared(count * first.element_size(), device="cpu")
+        storage: Any = first.untyped_storage()
+        shared = storage._new_shared(count * first.element_size(), device="cpu")
         out = first.new(shared).resize_(*shape)
     joined = torch.cat(values, dim, out=out)
     if not _is_index(key):

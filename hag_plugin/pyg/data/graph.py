@@ -370,5 +370,14 @@ def _reduce_class(cls: Any) -> Any:
 
 copyreg.pickle(HagDataMeta, _reduce_class)
 torch.serialization.add_safe_globals(
-    [rebuild_hag, unpack, unpack_set, HagData, HagHeteroData, HagEdgeStorage, HagBatch, hag_data_class]
+    [
+        rebuild_hag,
+        unpack,
+        unpack_set,
+        HagData,
+        HagHeteroData,
+        HagEdgeStorage,
+        HagBatch,
+        hag_data_class,
+    ]
 )

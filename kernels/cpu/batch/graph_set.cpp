@@ -103,7 +103,8 @@ GraphSet::GraphSet(std::vector<int64_t> num_nodes, std::vector<int64_t> row_ptr,
     check_csr(graph(g), length);
   }
   if (edge_ptr_.back() != edges)
-    refuse("the graphs have ", edge_ptr_.back(), " edges; expected ", edges, " (the length of col)");
+    refuse("the graphs have ", edge_ptr_.back(), " edges; expected ", edges,
+           " (the length of col)");
   look_at_all();
 }
 

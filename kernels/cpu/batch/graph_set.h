@@ -88,7 +88,7 @@ class GraphSet {
   std::vector<int64_t> row_ptr_;              // of each graph from 0, one after the other
   std::vector<int32_t> col_;
   std::vector<uint8_t> facts_;
-  uint8_t of_any_ = 0;  // the facts of all
+  uint8_t of_any_ = 0;        // the facts of all
   mutable std::mutex mutex_;  // of trees_
   std::map<Matrix, std::shared_ptr<const Trees>> trees_;
 };

@@ -1,4 +1,5 @@
-// What several bindings take: arrays, whose sizes and dtypes are checked, and the prices of a search.
+// What several bindings take: arrays, whose sizes and dtypes are checked, and the prices of a
+// search.
 #pragma once
 
 #include <nanobind/nanobind.h>

@@ -110,8 +110,7 @@ hag::Trees trees_from(const GraphSet &set, const Array<int64_t> &graphs,
 
 template <class T>
 nb::ndarray<nb::numpy, const T, nb::ndim<1>> borrowed(const std::vector<T> &values) {
-  return nb::ndarray<nb::numpy, const T, nb::ndim<1>>(values.data(), {values.size()},
-                                                       nb::handle());
+  return nb::ndarray<nb::numpy, const T, nb::ndim<1>>(values.data(), {values.size()}, nb::handle());
 }
 
 }  // namespace

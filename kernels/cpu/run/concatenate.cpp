@@ -82,8 +82,8 @@ void Joined::add_plain(const Csr &graph, Mode mode, bool idempotent) {
     bool looped = mode == Mode::given || v >= graph.num_src;
     pace_(1 + graph.row_ptr[v + 1] - graph.row_ptr[v]);
     const auto take = [&](int32_t source) {
-      const bool again = static_cast<int64_t>(out_.source.size()) > begin &&
-                         out_.source.back() == source;
+      const bool again =
+          static_cast<int64_t>(out_.source.size()) > begin && out_.source.back() == source;
       if (!again || !idempotent) out_.source.push_back(source);
     };
     for (int64_t e = graph.row_ptr[v]; e < graph.row_ptr[v + 1]; ++e) {

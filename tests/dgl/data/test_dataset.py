@@ -41,7 +41,8 @@ def test_each_is_as_alone(idtype: torch.dtype) -> None:
     stock = _graphs(idtype)
     made = ToHAG().dataset(stock)
     for graph, plain in zip(made, stock, strict=True):
-        assert type(graph).__name__ == "HagGraph" and type(plain).__name__ == "DGLGraph"
+        assert type(graph).__name__ == "HagGraph"
+        assert type(plain).__name__ == "DGLGraph"
         graph.hag.check(torch.stack(plain.edges()))
         assert graph.edata["w"] is plain.edata["w"]
     whole, expected = batch(made), dgl.batch(stock)

@@ -66,7 +66,9 @@ LISTS: dict[str, Callable[[], list[Data]]] = {
 
 def _same(a: Any, b: Any) -> None:
     if isinstance(a, Tensor):
-        assert a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape
+        assert torch.equal(a, b)
     elif isinstance(a, list | tuple):
         assert len(a) == len(b)
         for x, y in zip(a, b, strict=True):
@@ -88,7 +90,8 @@ def test_a_batch_is_stocks(name: str) -> None:
     for key, value in expected._slice_dict.items():
         _same(found._slice_dict[key], value)
         _same(found._inc_dict[key], expected._inc_dict[key])
-    assert found.num_graphs == expected.num_graphs and found.num_nodes == expected.num_nodes
+    assert found.num_graphs == expected.num_graphs
+    assert found.num_nodes == expected.num_nodes
     for one, other in zip(found.to_data_list(), expected.to_data_list(), strict=True):
         for key, value in other._store._mapping.items():
             _same(one._store._mapping[key], value)
@@ -102,11 +105,13 @@ def test_what_is_excluded_and_followed() -> None:
                         exclude_keys=["y"])  # fmt: skip
     stock = DataLoader(items, batch_size=4, follow_batch=["x"], exclude_keys=["y"])
     for found, expected in zip(loader, stock, strict=True):
-        assert "y" not in found and found.hag.num_edges == expected.num_edges
+        assert "y" not in found
+        assert found.hag.num_edges == expected.num_edges
         for key, value in expected._store._mapping.items():
             _same(found._store._mapping[key], value)
     excluded = next(iter(DataLoader(ToHAG().dataset(items), 4, exclude_keys=["hag", "x"])))
-    assert "hag" not in excluded and "x" not in excluded
+    assert "hag" not in excluded
+    assert "x" not in excluded
 
 
 def test_edges_that_changed_after_are_noticed() -> None:
