@@ -89,6 +89,10 @@ class GraphSet:
         return self_loops, idempotent and bool(self._of_any & DUPLICATES)
 
     @cached_property
+    def _constants(self) -> Constants:
+        return constants.in_force()
+
+    @cached_property
     def _of_any(self) -> int:
         return int(np.bitwise_or.reduce(self.native.facts))
 
@@ -107,8 +111,7 @@ class GraphSet:
         with self._lock:
             start = time.perf_counter()
             finds = self.options.method != "none" and self.options.choose != "plain"
-            known = constants.in_force() if finds else DEFAULT
-            prices = _prices(self.options.width, known)
+            prices = _prices(self.options.width, self._constants if finds else DEFAULT)
             threads = torch.get_num_threads()
             self.native.search(self_loops or "", idempotent, finds, **prices, threads=threads)
             self._search_seconds[key] = time.perf_counter() - start
@@ -134,7 +137,7 @@ class GraphSet:
             nodes = np.diff(self.native.node_ptr)[:, None]
             ops, scratch, again, first, written = np.moveaxis(counts, 2, 0)[..., None]
             work = Work(ops, scratch, again, first, written, nodes[..., None])
-            c = constants.in_force()
+            c = self._constants
             known = np.asarray(work.seconds(np.array(ROW_BYTES), constants=c) - c.call)
             self._seconds[key] = known
         return known
