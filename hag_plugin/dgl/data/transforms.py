@@ -24,6 +24,8 @@ TAKEN = ("edge_index", "num_nodes", "size", "targets_first", "self_loops", "ptr"
 class ToHAG(BaseTransform):  # type: ignore[misc]
     """Gives a graph whose `update_all` runs on the HAG, edge type by edge type.
 
+    `ToHAG().dataset(graphs)` builds those of many graphs in one call.
+
     Put it last in `dgl.transforms.Compose`: a transform that changes edges after it drops the HAG
     (only `add_self_loop` keeps it). A dataset applies its transform at each access; the HAGs of a
     structure that was met are found again. `dgl.batch`, `dgl.unbatch` and `dgl.reverse` make plain

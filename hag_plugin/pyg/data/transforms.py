@@ -33,6 +33,8 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
 
     A `HeteroData` gets one for each edge type: `data.hag_dict` stands for `data.edge_index_dict`.
 
+    `ToHAG().dataset(dataset)` builds those of many graphs in one call.
+
     As `pre_transform` it runs once, and the HAGs are saved with the dataset. As `transform` it
     runs at each access, and finds the HAG of an edge index it has met. Programs are built now,
     those of the reversed graph included, because a loader's worker would lose what it built.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pickle
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch_geometric.data import Batch, Data
+from torch_geometric.data import Batch, Data, InMemoryDataset
 from torch_geometric.loader import DataLoader
 
 from hag_plugin.pyg import ToHAG
@@ -145,3 +146,31 @@ def test_a_data_set_is_as_its_graphs() -> None:
                 if key != "hag":
                     _same(found._store._mapping[key], value)
             assert found.hag.content_hash == expected.hag.content_hash
+
+
+def test_a_saved_data_set_is_one_set_again(tmp_path: Path) -> None:
+    """As `InMemoryDataset` saves and loads it, with `pre_transform`: batched in one call."""
+    items = [ToHAG()(data) for data in _kinds()]
+    data, slices = InMemoryDataset.collate(items)
+    torch.save((data.to_dict(), slices), tmp_path / "data.pt")
+    values, slices = torch.load(tmp_path / "data.pt")
+    again = type(data).from_dict(values)
+    sets = {id(graphs) for hag in again._store._mapping["hag"] for graphs in hag._places.sets}
+    assert len(sets) == 1
+    hags = again._store._mapping["hag"]
+    assert [hag._keys() for hag in hags] == [item.hag._keys() for item in items]
+    for hag, item in zip(hags, items, strict=True):
+        hag.check(item.edge_index)
+
+
+def test_a_damaged_set_is_refused() -> None:
+    made = ToHAG().dataset(_kinds())
+    rebuild, (header, wide, narrow) = Batch.from_data_list(made).hag.__reduce_ex__(4)
+    for broken in (
+        (header, wide[:-8], narrow),
+        (header, wide, narrow[:-4]),
+        ({**header, "graphs": 10**6}, wide, narrow),
+        (header, wide, (-torch.ones(len(narrow) // 4, dtype=torch.int32)).numpy().tobytes()),
+    ):
+        with pytest.raises(ValueError, match=r"."):
+            rebuild(*broken)
