@@ -33,7 +33,9 @@ VARIABLE = "HAG_PLUGIN_CHOOSE"
 ROW_BYTES = (32, 64, 128, 256, 384, 512, 1024, 2048)
 _LIMITS = tuple(math.sqrt(a * b) for a, b in itertools.pairwise(ROW_BYTES))
 
-UNSEEN = 5e-7  # seconds; no call shows so little: then the HAG's program runs
+# Beside what a call costs, so little does not show: then the HAG's program runs.
+UNSEEN = 5e-7  # seconds that it loses
+SHORT = 1e-5  # seconds of the fastest, at most
 CLEARLY = 0.95  # of the seconds of the plain graph: by less than this a HAG wins by chance
 
 
@@ -107,7 +109,8 @@ class Table:
     def _choose(self, kind: int, at: int) -> Choice:
         seconds = dict(zip(self.names, self.seconds[:, kind, at].tolist(), strict=True))
         best = min(seconds.keys() - {SHARED}, key=lambda name: (seconds[name], name))
-        if seconds[SHARED] <= max(CLEARLY * seconds[best], seconds[best] + UNSEEN):
+        is_short = seconds[best] <= SHORT
+        if seconds[SHARED] <= max(CLEARLY * seconds[best], is_short * (seconds[best] + UNSEEN)):
             best = SHARED
         return Choice(best, self.by, seconds)
 

@@ -37,16 +37,16 @@ POINTS = (
     (SUM, 256),
     (SUM, 32),
     (EXTREMUM, 32),
+    (SUM, 64),
     (HALF_SUM, 256),
     (HALF_SUM, 32),
     (EXTREMUM, 256),
-    (SUM, 64),
     (SUM, 1024),
 )
 FADES = 0.5  # of what the model got wrong at a row, what counts for one twice or half as long
 # Where an arithmetic was not timed, what the model got wrong is taken from another one.
 INSTEAD = {EXTREMUM: SUM, HALF_EXTREMUM: HALF_SUM}
-LEAST_BYTES = 16 << 20  # of features, that timing may take for any graph
+LEAST_BYTES = 64 << 20  # of features, that timing may take for any graph
 SWEEPS, MOST_SWEEPS = 2, 16  # runs of each candidate, at least and at most
 FILL = 4e9  # bytes of features that are made ready in a second
 
@@ -186,7 +186,8 @@ def _measure(
     budget: float,
 ) -> dict[Point, dict[str, float]]:
     """Seconds of each candidate at points; those that the time and the memory reach for."""
-    rows = graph.num_src + graph.num_dst
+    written = max(sample.program.num_dst for sample in samples.values())
+    rows = graph.num_src + written
     # A build takes a few times the memory of the graph: timing must not take more.
     most_bytes = max(LEAST_BYTES, 2 * (8 * graph.num_dst + 4 * graph.num_edges))
     most_bytes = int(min(limits.sampled_bytes, most_bytes, budget / 3 * FILL))
@@ -204,7 +205,7 @@ def _measure(
         return {}
     start = time.thread_time()
     size = max(row_bytes for _, row_bytes in points) // 4
-    x, y = features(graph.num_src * size), features(graph.num_dst * size)
+    x, y = features(graph.num_src * size), features(written * size)
     x.fill(1.0)
     y.fill(0.0)
     runs = {name: _Run(sample, x, y) for name, sample in samples.items()}

@@ -139,7 +139,10 @@ GOOD: dict[str, Any] = {
     "constants": {
         "call": 1e-6, "op": 1e-9, "written": 1e-10, "parallel": 1, "cache_bytes": 1000,
         "error": 0.5,
-        **{row: {"fixed": 1e-9, "per_byte": 0} for row in ("scratch", "near", "far", "half", "extremum")},
+        **{
+            row: {"fixed": 1e-9, "per_byte": 0}
+            for row in ("scratch", "near", "far", "half", "extremum")
+        },
     },
 }  # fmt: skip
 
