@@ -85,6 +85,8 @@ class Choice:
         """As in "hag by measure: hag 1.2 ms, plain 1.9 ms"."""
         each = sorted(self.seconds.items(), key=lambda item: item[1])
         times = ", ".join(f"{name} {1e3 * seconds:.3g} ms" for name, seconds in each)
+        if times and self.seconds[self.name] > each[0][1]:
+            times += ", too near to tell"
         return f"{self.name} by {self.by}" + (f": {times}" if times else "")
 
 

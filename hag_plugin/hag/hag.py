@@ -20,6 +20,7 @@ from hag_plugin import devices
 from hag_plugin.devices import KINDS
 from hag_plugin.hag import concatenate, files, samples, search, seconds
 from hag_plugin.hag.candidates import (
+    CHOOSE,
     PLAIN,
     REORDERED,
     SHARED,
@@ -32,7 +33,7 @@ from hag_plugin.hag.candidates import (
 )
 from hag_plugin.hag.gpu.schedule import schedule_of
 from hag_plugin.hag.graph import Graph, canonical_graph
-from hag_plugin.hag.program import ARRAYS, SELF_LOOPS, Options, Program, SelfLoops
+from hag_plugin.hag.program import ARRAYS, METHODS, SELF_LOOPS, Options, Program, SelfLoops
 from hag_plugin.hag.stats import Stats, program_stats
 from hag_plugin.kernels import _cpu
 from hag_plugin.limits import limits
@@ -713,11 +714,15 @@ torch.serialization.add_safe_globals([rebuild_hag])
 
 def _rebuild(state: dict[str, Any], trusted: bool) -> HAG:
     num_src = int(state["num_src"])
+    options = Options(**state["options"])
+    if options.method not in METHODS or options.choose not in CHOOSE:
+        raise ValueError(f"method and choose are {options.method!r} and {options.choose!r}; "
+                         f"expected one of {METHODS} and one of {CHOOSE}")  # fmt: skip
     hag = HAG(
         state["row_ptr"],
         state["col"],
         num_src,
-        options=Options(**state["options"]),
+        options=options,
         targets_first=bool(state["targets_first"]),
         symmetric=state["symmetric"] if trusted else None,
         owned=trusted,

@@ -18,7 +18,16 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 import hag_plugin as hp
 from hag_plugin.hag import constants, samples, search, seconds
 from hag_plugin.hag.calibration import TIMED_AS
-from hag_plugin.hag.candidates import CHOOSE, NAMES, PLAIN, REORDERED, ROW_BYTES, SHARED, Table
+from hag_plugin.hag.candidates import (
+    CHOOSE,
+    NAMES,
+    PLAIN,
+    REORDERED,
+    ROW_BYTES,
+    SHARED,
+    Choice,
+    Table,
+)
 from hag_plugin.hag.cost import Work
 from hag_plugin.hag.program import SELF_LOOPS, SelfLoops
 from hag_plugin.hag.rates import (
@@ -306,6 +315,20 @@ def test_a_damaged_table_is_refused(hag: hp.HAG, bad: str) -> None:
     state["programs"][0]["table"] = BAD_TABLES[bad]
     with pytest.raises((ValueError, TypeError, KeyError)):
         hp.rebuild_hag(state)
+
+
+@pytest.mark.parametrize("option", ["method", "choose"])
+def test_options_that_there_are_not_are_refused(hag: hp.HAG, option: str) -> None:
+    state = hag._state()
+    state["options"][option] = "best"
+    with pytest.raises(ValueError, match=r"'best'.*; expected one of"):
+        hp.rebuild_hag(state)
+
+
+def test_a_choice_says_where_it_is_not_the_fastest() -> None:
+    seconds = {PLAIN: 1e-3, SHARED: 0.97e-3}
+    assert str(Choice(PLAIN, "model", seconds)).endswith("plain 1 ms, too near to tell")
+    assert str(Choice(SHARED, "model", seconds)).endswith("plain 1 ms")
 
 
 def test_states_from_before_there_was_a_choice_run_their_program(hag: hp.HAG) -> None:
