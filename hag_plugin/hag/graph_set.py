@@ -19,10 +19,10 @@ from torch import Tensor
 
 from hag_plugin.devices import KINDS
 from hag_plugin.hag import constants, cost
-from hag_plugin.hag.candidates import PLAIN, ROW_BYTES, SHARED, Table
+from hag_plugin.hag.candidates import CHOOSE, PLAIN, ROW_BYTES, SHARED, Table
 from hag_plugin.hag.cost import Work
 from hag_plugin.hag.program import SELF_LOOPS, Options, Program, SelfLoops
-from hag_plugin.hag.rates import DEFAULT, Constants
+from hag_plugin.hag.rates import ARITHMETICS, Constants
 from hag_plugin.kernels import _cpu
 from hag_plugin.modes import Array
 from hag_plugin.observers import SEARCH, observers, tell
@@ -111,7 +111,7 @@ class GraphSet:
         with self._lock:
             start = time.perf_counter()
             finds = self.options.method != "none" and self.options.choose != "plain"
-            prices = _prices(self.options.width, self._constants if finds else DEFAULT)
+            prices = _prices(self.options.width)
             threads = torch.get_num_threads()
             self.native.search(self_loops or "", idempotent, finds, **prices, threads=threads)
             self._search_seconds[key] = time.perf_counter() - start
@@ -129,7 +129,7 @@ class GraphSet:
 
     def seconds(self, key: Key) -> Array:
         """What each graph's candidates take beyond a call, by the model: the plain graph and the
-        HAG, for rows of `ROW_BYTES`, `[G, 2, 8]`. All 0 where nothing is shared."""
+        HAG, for `ARITHMETICS` and `ROW_BYTES`, `[G, 2, 4, 8]`. All 0 where nothing is shared."""
         key = self.key(key)
         known = self._seconds.get(key)
         if known is None:
@@ -137,8 +137,9 @@ class GraphSet:
             nodes = np.diff(self.native.node_ptr)[:, None]
             ops, scratch, again, first, written = np.moveaxis(counts, 2, 0)[..., None]
             work = Work(ops, scratch, again, first, written, nodes[..., None])
-            c = self._constants
-            known = np.asarray(work.seconds(np.array(ROW_BYTES), constants=c) - c.call)
+            c, rows = self._constants, np.array(ROW_BYTES)
+            each = [work.seconds(rows, constants=c, arithmetic=a) - c.call for a in ARITHMETICS]
+            known = np.stack(each, axis=2)
             self._seconds[key] = known
         return known
 
@@ -186,7 +187,8 @@ class GraphSet:
     @classmethod
     def _take(cls, header: dict[str, Any], wide: _Reader, narrow: _Reader) -> GraphSet:
         options = Options(**header["options"])
-        if not takes(options):
+        known = options.device in KINDS and options.choose in CHOOSE
+        if not (known and takes(options)):
             raise ValueError(f"a set of graphs is not built with {options}")
         num_nodes = wide.next(header["graphs"])
         row_ptr = wide.next(len(num_nodes) + int(num_nodes.sum()))
@@ -270,8 +272,7 @@ class Places(NamedTuple):
             seconds = np.sum([s.seconds(key)[g] for s, g in pairs], axis=0)
         if not seconds.any():
             return None
-        plain, shared = (seconds + constants.in_force().call).tolist()
-        return Table("model", {PLAIN: tuple(plain), SHARED: tuple(shared)})
+        return Table("model", (PLAIN, SHARED), seconds + self.sets[0]._constants.call)
 
     def transposed(self) -> Places:
         """The same graphs with their edges reversed."""
@@ -291,5 +292,5 @@ class Places(NamedTuple):
 
 
 @lru_cache(maxsize=8)
-def _prices(width: int, known: Constants) -> dict[str, Any]:
-    return asdict(cost.prices(width, "cpu", known))
+def _prices(width: int) -> dict[str, Any]:
+    return asdict(cost.prices(width))

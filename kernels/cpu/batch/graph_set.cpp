@@ -143,7 +143,7 @@ void GraphSet::search(Matrix matrix, const Costs *costs, int threads) {
     bool has_hub = false;
     for (int64_t v = 0; !program && v < csr.num_dst; ++v)
       has_hub |= csr.row_ptr[v + 1] - csr.row_ptr[v] > kHubLength;
-    if (has_hub) program = plain_program(csr, mode, idempotent);
+    if (has_hub) program = plain_program(csr, mode, idempotent, nullptr, csr.num_dst);
     if (program) found[g] = std::make_shared<const Tree>(std::move(*program), csr.num_dst);
   };
   const auto is_large = [&](int64_t g) { return edge_ptr_[g + 1] - edge_ptr_[g] >= kLargeGraph; };

@@ -77,24 +77,10 @@ void Joined::add_plain(const Csr &graph, Mode mode, bool idempotent) {
   make_room(std::min(graph.num_dst, kJoinedOps));
   for (int64_t v = 0; v < graph.num_dst; ++v) {
     make_room(1);
-    const int64_t begin = static_cast<int64_t>(out_.source.size());
-    const int32_t self = static_cast<int32_t>(v) + first_src_;
-    bool looped = mode == Mode::given || v >= graph.num_src;
+    const size_t begin = out_.source.size();
     pace_(1 + graph.row_ptr[v + 1] - graph.row_ptr[v]);
-    const auto take = [&](int32_t source) {
-      const bool again =
-          static_cast<int64_t>(out_.source.size()) > begin && out_.source.back() == source;
-      if (!again || !idempotent) out_.source.push_back(source);
-    };
-    for (int64_t e = graph.row_ptr[v]; e < graph.row_ptr[v + 1]; ++e) {
-      const int32_t source = graph.col[e] + first_src_;
-      if (!looped && source >= self) {
-        take(self);
-        looped = true;
-      }
-      if (mode != Mode::fill || source != self) take(source);
-    }
-    if (!looped) take(self);
+    append_row(graph, v, mode, idempotent, out_.source);
+    for (size_t s = begin; s < out_.source.size(); ++s) out_.source[s] += first_src_;
     end_op(static_cast<int32_t>(v) + first_dst_);
   }
   first_src_ += static_cast<int32_t>(graph.num_src);
