@@ -176,8 +176,8 @@ class Graph(Keeper):
 
         def make() -> Tensor:
             degree = self.degree(self_loops).to(dtype)
-            if self_loops is not False and self.is_square:
-                return degree.pow(exponent)  # none is 0
+            if (self_loops is not False and self.is_square) or not self.has_empty_rows:
+                return degree.pow_(exponent)  # none is 0
             return degree.pow(exponent).masked_fill(degree == 0, 0.0)
 
         return self.kept(("degree_scale", exponent, self_loops, dtype), make)
@@ -192,6 +192,11 @@ class Graph(Keeper):
                 "targets_first=True if the targets are the first sources)"
             )
         return self_loops
+
+    @cached_property
+    def has_empty_rows(self) -> bool:
+        """Whether a target may have no source."""
+        return True  # not worth a look, where it is not known
 
     @cached_property
     def has_duplicates(self) -> bool:

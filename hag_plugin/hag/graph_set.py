@@ -27,7 +27,7 @@ from hag_plugin.kernels import _cpu
 from hag_plugin.modes import Array
 from hag_plugin.observers import SEARCH, observers, tell
 
-LOOPS, DUPLICATES, ASYMMETRIC = 1, 2, 4  # what is known of graphs, as bits
+LOOPS, DUPLICATES, ASYMMETRIC, EMPTY_ROWS = 1, 2, 4, 8  # what is known of graphs, as bits
 
 Key = tuple[SelfLoops, bool]
 
@@ -259,6 +259,8 @@ class Places(NamedTuple):
         repeats = len(self.graphs) if len(self.sets) == 1 else 1
         seconds = repeats * sum(each.search_seconds(key) for each in self.sets)
         program = Program.of(map(torch.from_numpy, arrays), nodes, nodes, 0, seconds)
+        # What the program would make of its tensors.
+        program.__dict__["native"] = _cpu.Program(*arrays, nodes, nodes, 0)
         if not shares:
             program.__dict__["is_plain"] = True
         return program

@@ -34,7 +34,14 @@ from hag_plugin.hag.candidates import (
 )
 from hag_plugin.hag.gpu.schedule import schedule_of
 from hag_plugin.hag.graph import Graph, canonical_graph
-from hag_plugin.hag.graph_set import ASYMMETRIC, DUPLICATES, LOOPS, GraphSet, Places
+from hag_plugin.hag.graph_set import (
+    ASYMMETRIC,
+    DUPLICATES,
+    EMPTY_ROWS,
+    LOOPS,
+    GraphSet,
+    Places,
+)
 from hag_plugin.hag.program import ARRAYS, METHODS, SELF_LOOPS, Options, Program, SelfLoops
 from hag_plugin.hag.stats import Stats, program_stats
 from hag_plugin.kernels import _cpu
@@ -896,6 +903,7 @@ def _hag_in_sets(
         owned=True,
     )
     hag.__dict__["has_duplicates"] = bool(facts & DUPLICATES)
+    hag.__dict__["has_empty_rows"] = bool(facts & EMPTY_ROWS)
     if not facts & LOOPS:
         hag.__dict__["loops"] = None
     return hag

@@ -111,7 +111,10 @@ GraphSet::GraphSet(std::vector<int64_t> num_nodes, std::vector<int64_t> row_ptr,
 void GraphSet::look_at_all() {
   for (int64_t g = 0; g < size(); ++g) {
     const Csr csr = graph(g);
-    facts_[g] = static_cast<uint8_t>((count_self_loops(csr).empty() ? 0 : kLoops) |
+    bool empty = false;
+    for (int64_t v = 0; v < csr.num_dst; ++v) empty |= csr.row_ptr[v] == csr.row_ptr[v + 1];
+    facts_[g] = static_cast<uint8_t>((empty ? kEmptyRows : 0) |
+                                     (count_self_loops(csr).empty() ? 0 : kLoops) |
                                      (has_duplicates(csr) ? kDuplicates : 0) |
                                      (is_symmetric(csr) ? 0 : kAsymmetric));
     of_any_ |= facts_[g];

@@ -17,7 +17,7 @@
 namespace hag {
 
 // What is known of a graph, as bits.
-constexpr uint8_t kLoops = 1, kDuplicates = 2, kAsymmetric = 4;
+constexpr uint8_t kLoops = 1, kDuplicates = 2, kAsymmetric = 4, kEmptyRows = 8;
 
 // Counts of what a program does, as Work, in Python, has them: ops, scratch, again, first, written.
 using Counts = std::array<int64_t, 5>;

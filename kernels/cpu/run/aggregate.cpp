@@ -316,7 +316,9 @@ void Program::run(const Arguments &a) const {
   if (num_partials_ > 0) partials.reset(new char[partial_bytes * a.batch]);
 
   const OpOrder *order = nullptr;
-  if (a.width * acc_size <= kNarrowRow && !narrow_order().op_ptr.empty()) order = &narrow_order();
+  const bool narrow = a.width * acc_size <= kNarrowRow;
+  if (narrow && narrow_met_.exchange(true) && !narrow_order().op_ptr.empty())
+    order = &narrow_order();
   // What stays in L2 by itself need not be fetched ahead, at two instructions a source.
   const bool cached = num_src_ * a.width * size <= scratch_budget();
   const bool stream = streams(a, size);

@@ -2,6 +2,7 @@
 // tile_rows.h.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <mutex>
 #include <string>
@@ -59,8 +60,10 @@ class Program {
   std::vector<int32_t> tile_scratch_;  // scratch rows of each tile
   std::vector<int32_t> order_;         // tiles as they are started; empty: in their own order
   int64_t num_heavy_ = 0;              // the first of `order_`, started one by one
+  // Made when narrow rows are met again: a batch's program runs once over each.
+  mutable std::atomic<bool> narrow_met_{false};
   mutable std::once_flag narrow_once_;
-  mutable OpOrder narrow_;  // made when narrow rows are met
+  mutable OpOrder narrow_;
 };
 
 std::vector<std::string> reducers();  // their names, in the order of their codes
