@@ -261,8 +261,7 @@ class Places(NamedTuple):
         program = Program.of(map(torch.from_numpy, arrays), nodes, nodes, 0, seconds)
         # What the program would make of its tensors.
         program.__dict__["native"] = _cpu.Program(*arrays, nodes, nodes, 0)
-        if not shares:
-            program.__dict__["is_plain"] = True
+        program.__dict__["is_plain"] = not (shares and (arrays[3] < 0).any())
         return program
 
     def table(self, key: Key) -> Table | None:

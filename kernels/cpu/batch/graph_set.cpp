@@ -113,10 +113,9 @@ void GraphSet::look_at_all() {
     const Csr csr = graph(g);
     bool empty = false;
     for (int64_t v = 0; v < csr.num_dst; ++v) empty |= csr.row_ptr[v] == csr.row_ptr[v + 1];
-    facts_[g] = static_cast<uint8_t>((empty ? kEmptyRows : 0) |
-                                     (count_self_loops(csr).empty() ? 0 : kLoops) |
-                                     (has_duplicates(csr) ? kDuplicates : 0) |
-                                     (is_symmetric(csr) ? 0 : kAsymmetric));
+    facts_[g] = static_cast<uint8_t>(
+        (empty ? kEmptyRows : 0) | (count_self_loops(csr).empty() ? 0 : kLoops) |
+        (has_duplicates(csr) ? kDuplicates : 0) | (is_symmetric(csr) ? 0 : kAsymmetric));
     of_any_ |= facts_[g];
   }
 }
