@@ -40,7 +40,7 @@ CUT = 20  # nodes of the small graphs that are cut out of a single one
 
 def cells(plan: Plan) -> Iterator[Cell]:
     """Data sets of small graphs x models x sizes of batches x workers."""
-    sizes, workers_of = (SIZES[:1], WORKERS[:2]) if plan.quick else (SIZES, WORKERS)
+    sizes, workers_of = (SIZES[:1], WORKERS[:1]) if plan.quick else (SIZES, WORKERS)
     for graph in plan.graphs:
         for model, size, workers in itertools.product(MODELS, sizes, workers_of):
             yield {"graph": graph, "kind": "graphs", "model": model, "size": size,
