@@ -16,32 +16,28 @@ from torch.utils.data import get_worker_info
 
 from hag_plugin.saved import set_module
 
-MOST_BYTES = 1 << 18  # in a message; a batch with more is handed over as PyTorch does it
+MOST_BYTES = 1 << 17  # of a tensor in a message; a larger one is handed over as PyTorch does it
 
 
 def are_few(num_bytes: int) -> bool:
-    """Whether tensors of a batch go into a worker's message."""
+    """Whether a tensor goes into a worker's message."""
     return num_bytes <= MOST_BYTES
 
 
 def with_tensors_inside(state: dict[str, Any]) -> dict[str, Any]:
-    """The state of a PyG batch with its tensors inside the message, if this is a worker and they
-    are small."""
+    """The state of a PyG batch with its small tensors inside the message, if this is a worker."""
     store = state.get("_store")
     if store is None or get_worker_info() is None:
         return state
     names = ("_mapping", "_slice_dict", "_inc_dict")
     parts = {name: vars(store)[name] for name in names if isinstance(vars(store).get(name), dict)}
-    tensors = [v for part in parts.values() for v in part.values() if _is_plain(v)]
-    if not are_few(sum([tensor.nbytes for tensor in tensors])):
-        return state
     store = copy.copy(store)
     for name, part in parts.items():
-        vars(store)[name] = {k: _Inside(v) if _is_plain(v) else v for k, v in part.items()}
+        vars(store)[name] = {k: _Inside(v) if _goes_inside(v) else v for k, v in part.items()}
     return {**state, "_store": store}
 
 
-def _is_plain(value: Any) -> bool:
+def _goes_inside(value: Any) -> bool:
     return (
         type(value) is Tensor
         and value.is_cpu
@@ -49,6 +45,7 @@ def _is_plain(value: Any) -> bool:
         and not value.requires_grad
         and not value.is_quantized
         and not value.is_nested
+        and are_few(value.nbytes)
     )
 
 
