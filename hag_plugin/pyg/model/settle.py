@@ -17,6 +17,7 @@ from torch_geometric.nn.aggr import LSTMAggregation
 from hag_plugin.explanation import Kind
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
+from hag_plugin.layers.pyg import NO_RECORD
 from hag_plugin.limits import limits
 from hag_plugin.modes import outside_inference
 from hag_plugin.ops.registration import DTYPES
@@ -361,7 +362,7 @@ def why_no_recipe(stock: type) -> str:
     if known is not None:
         return f"a subclass of {known} may do something else: declare it with @hag_layer"
     if stock.__module__.startswith("torch_geometric."):
-        return "no recipe: its messages depend on more than the source node, or it is not known yet"
+        return f"no recipe: {NO_RECORD.get(stock.__name__, 'it is not known yet')}"
     return "no recipe: if its message depends on the source node alone, declare it with @hag_layer"
 
 

@@ -180,8 +180,11 @@ def _check_order(
 HAND_ON = {
     "AntiSymmetricConv.forward",
     "BasicGNN.forward",
+    "CorrectAndSmooth.correct",
+    "CorrectAndSmooth.smooth",
     "GPSConv.forward",
     "GraphModule.forward",  # of SGFormer
+    "LINKX.forward",
     "LightGCN.get_embedding",
     "NeuralFingerprint.forward",
     "PMLP.forward",

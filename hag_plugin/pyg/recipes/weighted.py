@@ -64,7 +64,7 @@ def weighted_graph(
     edge_index, weight = edges
     if REDUCERS.get(type(conv.aggr_module)) not in ("sum", "mean") or weight.dim() != 1:
         return None
-    settings = (getattr(conv, "improved", False), conv.flow)
+    settings = (getattr(conv, "improved", False), conv.flow, record.weights_as_given)
     key = ("weights", *num_nodes, record.self_loops(conv), record.exponents(conv), *settings)
 
     def weighed(weight: Tensor) -> Weighted:
@@ -111,7 +111,7 @@ def _weighed(
 ) -> Weighted:
     """The weights as they are given, or with loops and normalised, where the layer does that."""
     loops = record.self_loops(conv)
-    if any(record.exponents(conv)):
+    if any(record.exponents(conv)) and not record.weights_as_given:
         improved = getattr(conv, "improved", False)
         index, values = gcn_norm(
             edge_index, weight, num_nodes, improved, loops == "fill", conv.flow
