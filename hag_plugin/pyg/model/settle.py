@@ -15,7 +15,6 @@ from torch.nn import Parameter
 from torch_geometric.nn.aggr import LSTMAggregation
 
 from hag_plugin.explanation import Kind
-from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
 from hag_plugin.layers.pyg import NO_RECORD
 from hag_plugin.limits import limits
@@ -24,7 +23,6 @@ from hag_plugin.ops.registration import DTYPES
 from hag_plugin.pyg.aggregation import aggregators
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
 from hag_plugin.pyg.model import edge_order
-from hag_plugin.pyg.model import session as sessions
 from hag_plugin.pyg.recipes import lstm
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, stock_class
 from hag_plugin.pyg.recipes.relations import plain_relations, relation_hags
@@ -139,7 +137,8 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
             return Choice("stock", _why_unknown(graph), NOTHING)
         size = graph_size(recipe, conv, call)
         if recipe.cache is not None and conv.cached and getattr(conv, "normalize", True):
-            reason = _why_cached(conv, recipe, session, graph, size, given is not None)
+            edges = None if given is not None else graph
+            reason = _why_cached(conv, recipe, edges, features, size)
             if reason is not None:
                 return Choice("stock", reason, NOTHING)
         if given is not None:
@@ -147,13 +146,8 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
         if recipe.record.relations is not None:
             count = recipe.record.relations(conv)
             if count is not None:
-                return _settle_relations(name, call, session, count, size)
-        hag = session.graphs.value(
-            (graph,),
-            size,
-            lambda: sessions.build(graph.shape[1], lambda: build_hag(graph, size=size)),
-            occasion=session.forwards,
-        )
+                return _settle_relations(conv, name, call, count, size)
+        hag = session.hag_of(graph, size, conv, features)
         if hag is None:
             return Choice("stock", _why_unknown(graph), NOTHING)
         return Choice("HAG", BACK, {name: hag})
@@ -219,7 +213,8 @@ def _settle_weights(
     if not takes or not isinstance(weight, Tensor) or weight.dim() != 1:
         return Choice("stock", OTHER_WEIGHTS, NOTHING)
     session = conv.__dict__["_hag_session"]
-    graph = weighted_graph(conv, recipe.record, session, (call[name], weight), size)
+    features = call.get(recipe.record.features or recipe.source)
+    graph = weighted_graph(conv, recipe.record, session, (call[name], weight), size, features)
     if graph is None:
         return Choice("stock", _why_unknown(call[name]), NOTHING)
     changed = {name: graph, "edge_weight": None}
@@ -229,16 +224,19 @@ def _settle_weights(
 
 
 def _settle_relations(
-    name: str, call: Call, session: Any, count: int, size: tuple[int, int]
+    conv: Any, name: str, call: Call, count: int, size: tuple[int, int]
 ) -> Choice:
     """The same for an edge index with a type for each edge."""
     edge_index, edge_type = call[name], call.get("edge_type")
+    session = conv.__dict__["_hag_session"]
     if not isinstance(edge_type, Tensor):
         return Choice("stock", NO_TYPES, NOTHING)
     hags = session.built_of(
         (edge_index, edge_type),
         (count, *size),
         lambda: relation_hags(edge_index, edge_type, count, size),
+        conv,
+        call.get("x"),
     )
     if hags is None:
         return Choice("stock", _why_unknown(edge_index), NOTHING)
@@ -260,9 +258,9 @@ def _settle_lstm(conv: Any, recipe: Recipe, name: str, call: Call, session: Any)
     if not _is_edge_index(edge_index):
         return Choice("stock", _why_unknown(edge_index), NOTHING)
     size = graph_size(recipe, conv, call)
-    found = session.built_of(
-        (edge_index,), ("sequence", *size), lambda: lstm.find_tree(edge_index, size)
-    )
+    make = lambda: lstm.find_tree(edge_index, size)  # noqa: E731
+    features = call.get(recipe.record.features or recipe.source)
+    found = session.built_of((edge_index,), ("sequence", *size), make, conv, features)
     if found is None:
         reason = _why_unknown(edge_index) if edge_index.numel() else NO_LISTS
         return Choice("stock", reason, NOTHING)
@@ -402,19 +400,21 @@ def _has_cache(conv: Any, recipe: Recipe) -> bool:
 
 
 def _why_cached(
-    conv: Any, recipe: Recipe, session: Any, edge_index: Tensor, size: tuple[int, int], given: bool
+    conv: Any, recipe: Recipe, edge_index: Tensor | None, features: Any, size: tuple[int, int]
 ) -> str | None:
-    """Why a layer with `cached=True` runs stock.
+    """Why a layer with `cached=True` runs stock; `edge_index` is None where it has weights.
 
     Stock runs the graph of its first call for ever, whatever it is given: let it fill its cache,
     and follow only as long as the graph is the same.
     """
+    session = conv.__dict__["_hag_session"]
     if not _has_cache(conv, recipe):
-        if not given:
+        if edge_index is not None:
             session.fills_cache(conv, edge_index, size)
-            session.hag_of(edge_index, *size)
+            session.hag_of(edge_index, size, conv, features)
         return FILLS
-    return OTHER_CACHE if given or not session.is_cached(conv, edge_index, size) else None
+    known = edge_index is not None and session.is_cached(conv, edge_index, size)
+    return None if known else OTHER_CACHE
 
 
 def _why_not_taken(conv: Any, recipe: Recipe, features: Any) -> str | None:
