@@ -305,12 +305,16 @@ def _in_blocks(
     edges, num_nodes = call[name], len(call["x"])
     order, begin = graphs.by_target(edges, num_nodes)
     place = order.new_empty(num_nodes)
+    is_behind = torch.zeros(num_nodes, dtype=torch.bool, device=edges.device)
     most = max(graphs.memory // _message_bytes(layer, call["x"]), 1)
     out: Tensor | None = None
     for start, stop in _cuts(begin, most):
-        chosen = order[begin[start] : begin[stop]].sort().values  # in the order that they had
+        chosen = order[begin[start] : begin[stop]]
         source, target = edges[:, chosen]
-        behind = source[(source < start) | (source >= stop)].unique()
+        is_behind[source] = True
+        is_behind[start:stop] = False
+        behind = is_behind.nonzero().view(-1)
+        is_behind[behind] = False
         nodes = torch.cat([torch.arange(start, stop, device=edges.device), behind])
         place[nodes] = torch.arange(len(nodes), device=edges.device)
         part = {
