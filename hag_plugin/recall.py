@@ -323,6 +323,13 @@ class Recall:
             entry.known.take_contents(things)
             entry.value = value
 
+    def drop(self, things: Things, purpose: Hashable) -> None:
+        """Forgets what is known of these things."""
+        facts = _facts_of(things)
+        if facts is not None:
+            with self._lock:
+                self._entries.pop((purpose, facts[1]), None)
+
     def _met(self, facts: _Facts, purpose: Hashable) -> _Entry | None:
         key = (purpose, facts[1])
         entry = self._entries.get(key)

@@ -12,6 +12,7 @@ from hag_plugin import scripting
 from hag_plugin.occasions import ForwardEnd
 from hag_plugin.pyg.aggregation import constant
 from hag_plugin.pyg.model.calls import CALLS
+from hag_plugin.pyg.model.compiled import NAME
 from hag_plugin.pyg.model.edge_order import FOUND_FREE
 from hag_plugin.pyg.model.session import Session
 from hag_plugin.pyg.model.swap import is_swapped, swap_in, swap_out
@@ -91,6 +92,7 @@ def restore(module: M) -> M:
         part.__dict__.pop("_hag_session", None)
         part.__dict__.pop(FOUND_FREE, None)
         part.__dict__.pop(CALLS, None)
+        part.__dict__.pop(NAME, None)
         scripting.allow(part)
     return module
 

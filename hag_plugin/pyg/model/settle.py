@@ -22,7 +22,7 @@ from hag_plugin.modes import outside_inference
 from hag_plugin.ops.registration import DTYPES
 from hag_plugin.pyg.aggregation import aggregators
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
-from hag_plugin.pyg.model import edge_order
+from hag_plugin.pyg.model import compiled, edge_order
 from hag_plugin.pyg.recipes import lstm
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, stock_class
 from hag_plugin.pyg.recipes.relations import plain_relations, relation_hags
@@ -42,7 +42,8 @@ FACTORS = "its graph came back, with edge weights that are products of node fact
 NO_FACTORS = "edge weights are learned, or not a product of node factors"
 FEW = "few messages in training: stock is as fast"
 FIRST = "first met: a graph gets its HAG when it comes back in a later forward"
-COMPILED = "compiled with an edge_index: pass a HAG"
+COMPILED = "compiled with an edge_index that only stock's code takes here: pass a HAG"
+MET = "compiled with an edge_index: the plain graph, and its HAG once it came back"
 SPARSE = "sparse adjacency: pass edge_index or a HAG"
 OTHER_TENSOR = "{}: only plain tensors are known again"
 NO_EDGES = "no edge index of shape [2, E]"
@@ -62,6 +63,9 @@ NO_ROWS = "features are not rows of nodes"
 LSTM_FEATURES = "the features are no dense matrix of a floating dtype on the CPU, or autocast"
 NO_LISTS = "there are no edges"
 LSTM_SLOW = "the LSTM is as fast without the prefix tree of this graph"
+
+# Before torch 2.7 nobody can tell, and what is compiled may have to run without hag_plugin.
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 PARAMETERS = "_hag_parameters"  # of an accelerated class: the names of what its `forward` takes
 
@@ -114,7 +118,7 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
     features = call.get(recipe.record.features or recipe.source)
     if isinstance(graph, Tensor):
         if torch.compiler.is_compiling():
-            return _COMPILED
+            return _settle_compiled(conv, recipe, name, call, features)
         own = conv.__dict__
         session = own.get("_hag_session")
         if session is None:
@@ -162,6 +166,27 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
     if graph is not None and is_relations(graph):
         return _settle_hags(conv, recipe, name, call, graph, features)
     return Choice("stock", "no graph" if graph is None else SPARSE, NOTHING)
+
+
+def _settle_compiled(conv: Any, recipe: Recipe, name: str, call: Call, features: Any) -> Choice:
+    """The same for an edge index in code that is compiled: see `compiled`."""
+    graph = call[name]
+    is_typed = recipe.record.relations is not None and recipe.record.relations(conv) is not None
+    if (
+        _is_exporting()
+        or conv.__dict__.get(compiled.NAME) is None
+        or recipe.size is not None
+        or is_typed
+        or conv.__dict__.get("cached")
+        or not _is_edge_index(graph)
+        or _edge_values(recipe.record.edge_values, call) is not None
+        or type(conv._modules["aggr_module"]) is LSTMAggregation
+        or why_never(conv, recipe) is not None
+        or _why_not_taken(conv, recipe, features) is not None
+    ):
+        return _COMPILED
+    hag = compiled.hag_in_traced_code(conv, graph, graph_size(recipe, conv, call))
+    return Choice("plain", MET, {name: hag})
 
 
 def _settle_each(conv: Any, recipe: Recipe, call: Call) -> Choice:
