@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import secrets
@@ -17,20 +18,22 @@ from torch import Tensor
 
 from hag_plugin import devices
 from hag_plugin.devices import KINDS
-from hag_plugin.hag import concatenate, files, search, seconds
+from hag_plugin.hag import concatenate, files, samples, search, seconds
 from hag_plugin.hag.candidates import (
+    CHOOSE,
     PLAIN,
     REORDERED,
     SHARED,
     Choice,
     Table,
+    arithmetic_of,
     bytes_of_a_row,
     how_to_choose,
     total,
 )
 from hag_plugin.hag.gpu.schedule import schedule_of
 from hag_plugin.hag.graph import Arrays, Graph, canonical_graph
-from hag_plugin.hag.program import ARRAYS, SELF_LOOPS, Options, Program, SelfLoops
+from hag_plugin.hag.program import ARRAYS, METHODS, SELF_LOOPS, Options, Program, SelfLoops
 from hag_plugin.hag.stats import Stats, program_stats
 from hag_plugin.kernels import _cpu
 from hag_plugin.limits import limits
@@ -179,11 +182,12 @@ class HAG(Graph):
         with self._lock:
             if key not in self._programs:
                 with outside_inference():
-                    program = self._make_program(*key, progress)
-                    table = self._make_table(*key, program)
+                    made = self._make_program(*key, progress)
+                    table = self._make_table(*key, made)
                 if table is not None:
                     self._tables[key] = table
-                self._programs[key] = program
+                assert made.program is not None
+                self._programs[key] = made.program
             return self._programs[key]
 
     def _program_key(self, self_loops: SelfLoops, idempotent: bool) -> tuple[SelfLoops, bool]:
@@ -197,26 +201,41 @@ class HAG(Graph):
 
     def _make_program(
         self, self_loops: SelfLoops, idempotent: bool, progress: bool | None
-    ) -> Program:
+    ) -> search.Found:
         if self._parts:
             parts = [part.program(self_loops, idempotent=idempotent) for part in self._parts]
-            return concatenate.concatenate_programs(parts).to(self.device)
+            program = concatenate.concatenate_programs(parts).to(self.device)
+            return search.Found(program, None, 0.0)
         return search.search_program(self, self.options, self_loops, idempotent, progress)
 
     def _make_table(
-        self, self_loops: SelfLoops, idempotent: bool, program: Program
+        self, self_loops: SelfLoops, idempotent: bool, found: search.Found
     ) -> Table | None:
         """The seconds of the candidates, where there is more than one and they are compared."""
-        if self.options.choose not in ("measure", "model") or self._parts or program.is_plain:
+        assert found.program is not None
+        if self.options.choose not in ("measure", "model") or self._parts or found.program.is_plain:
             return None
         if KINDS[self.options.device].launches is not None:  # the search has chosen
             return None
         budget = 0.0
         if self.options.choose == "measure" and _may_measure():
-            budget = 0.05 * program.search_seconds
+            budget = 0.05 * found.seconds
             if self.num_edges >= limits.timed_edges:
                 budget = max(budget, 20e-3)
-        return seconds.table_of(self, self_loops, idempotent, program, budget)
+        matrix = self_loops, idempotent
+        made: dict[str, Program] = {SHARED: found.program}
+
+        def candidate(name: str) -> Program:
+            if name not in made:
+                order = found.order if name == REORDERED else None
+                made[name] = search.plain_program(self, *matrix, order)
+            return made[name]
+
+        table = seconds.table_of(self, *matrix, found, candidate, budget)
+        fastest = table.fastest(False) | table.fastest(True)
+        for name in fastest & made.keys() - {SHARED}:
+            self.kept(_kept_as(name, matrix), functools.partial(made.__getitem__, name))
+        return table
 
     def _table(self, key: tuple[SelfLoops, bool]) -> Table | None:
         if key not in self._tables and self._parts:
@@ -256,7 +275,7 @@ class HAG(Graph):
         table = self._table(self._program_key(self_loops, idempotent))
         if table is None or devices.kind_of(self.device).launches is not None:
             return Choice(SHARED, "search")
-        return table.choose(bytes_of_a_row(width, dtype))
+        return table.choose(arithmetic_of(dtype, idempotent), bytes_of_a_row(width, dtype))
 
     def candidates(
         self, self_loops: SelfLoops = False, *, idempotent: bool = False
@@ -267,7 +286,7 @@ class HAG(Graph):
         if program.is_plain:
             return {PLAIN: program}
         table = self._tables.get(key)
-        names = {PLAIN, SHARED} | set(table.seconds if table else ())
+        names = {PLAIN, SHARED, *(table.names if table else ())}
         return {name: self._candidate(name, key) for name in sorted(names)}
 
     def _candidate(self, name: str, key: tuple[SelfLoops, bool]) -> Program:
@@ -276,8 +295,8 @@ class HAG(Graph):
             return program
         if name == PLAIN:
             return self.plain_program(key[0], idempotent=key[1])
-        make = lambda: search.plain_program(self, *key, seconds.order_of(program))  # noqa: E731
-        return self.kept((REORDERED, *key), make)
+        make = lambda: search.plain_program(self, *key, samples.order_of(program))  # noqa: E731
+        return self.kept(_kept_as(REORDERED, key), make)
 
     def chosen(self, self_loops: SelfLoops, idempotent: bool, x: Tensor) -> Program:
         """The program that an aggregation of features `x` runs: for every call the same."""
@@ -303,10 +322,8 @@ class HAG(Graph):
         if key not in self._programs:
             return None
         table = self._table(key)
-        if table is None:
+        if table is None or len(table.fastest(idempotent)) == 1:
             choice = self.choice(self_loops=self_loops, idempotent=idempotent)
-        elif len(table.names) == 1:
-            choice = table.choose(bytes_of_a_row(self.options.width, torch.float32))
         else:
             return None
         return Chosen(self._candidate(choice.name, key), "")
@@ -317,7 +334,7 @@ class HAG(Graph):
         Duplicates are kept, too, unless it is `idempotent`.
         """
         make = lambda: search.plain_program(self, self_loops, idempotent)  # noqa: E731
-        return self.kept(("plain_program", self_loops, idempotent), make)
+        return self.kept(_kept_as(PLAIN, (self_loops, idempotent)), make)
 
     def transpose(self) -> HAG:
         """The HAG of the reversed edges, with its own tiles; itself where the graph is symmetric.
@@ -734,6 +751,11 @@ def of_arrays(arrays: Arrays, num_src: int) -> HAG:
     return HAG.from_csr(row_ptr.to(device), col.to(device), num_src, method="none")
 
 
+def _kept_as(name: str, matrix: tuple[SelfLoops, bool]) -> tuple[Any, ...]:
+    """The key of a plain candidate among what a HAG keeps."""
+    return ("program", name, *matrix)
+
+
 def _may_measure() -> bool:
     """Whether what a HAG chooses may depend on a clock: no other process has to choose alike."""
     if torch.are_deterministic_algorithms_enabled():
@@ -771,11 +793,15 @@ torch.serialization.add_safe_globals([rebuild_hag])
 
 def _rebuild(state: dict[str, Any], trusted: bool) -> HAG:
     num_src = int(state["num_src"])
+    options = Options(**state["options"])
+    if options.method not in METHODS or options.choose not in CHOOSE:
+        raise ValueError(f"method and choose are {options.method!r} and {options.choose!r}; "
+                         f"expected one of {METHODS} and one of {CHOOSE}")  # fmt: skip
     hag = HAG(
         state["row_ptr"],
         state["col"],
         num_src,
-        options=Options(**state["options"]),
+        options=options,
         targets_first=bool(state["targets_first"]),
         symmetric=state["symmetric"] if trusted else None,
         owned=trusted,
