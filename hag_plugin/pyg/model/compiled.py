@@ -17,14 +17,14 @@ from torch import Tensor
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG, EdgeHAG
 from hag_plugin.modes import outside_inference
-from hag_plugin.recall import Recall
+from hag_plugin.recall import Known, Recall
 
 NAME = "_hag_name"  # in a layer: a number of its own, int64 `[]`: layers share compiled code
 
 _names = count()
 _LAYERS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 _PLAIN = Recall(64)  # plain graphs of edge indices, until they come back
-_LATEST: deque[HAG] = deque(maxlen=2)  # also where an edge index is not known again
+_LATEST: deque[HAG] = deque(maxlen=2)  # those of edge indices that are not known again
 
 
 def name_layer(conv: Any) -> None:
@@ -60,7 +60,8 @@ def _plain(edge_index: Tensor, size: tuple[int, int]) -> HAG:
         with outside_inference():
             hag = build_hag(edge_index, size=size, method="none")
         _PLAIN.put((edge_index,), size, hag)
-        _LATEST.append(hag)
+        if Known.of((edge_index,), contents=False) is None:
+            _LATEST.append(hag)
     return hag
 
 

@@ -19,6 +19,7 @@ from torch_geometric.nn import MessagePassing, aggr
 from tqdm import tqdm
 
 from hag_plugin.hag.build import build_hag
+from hag_plugin.hag.graph import check_edge_index
 from hag_plugin.hag.hag import HAG
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
 from hag_plugin.pyg.aggregation.statistics import STATISTICS
@@ -74,7 +75,8 @@ def inference(
         edge_index: `[2, E]`, or a HAG; not with a `Data`.
         *arguments: further ones of `forward`.
         memory: bytes that the messages of a layer may take.
-        device: where to compute; by default where the model's parameters are. Results stay there.
+        device: where to compute, to which the model is moved; by default that of its parameters.
+            Results stay there.
         progress: show a bar; by default if it takes more than two seconds.
         **named: further arguments of `forward`, by name.
 
@@ -82,8 +84,9 @@ def inference(
         What `forward` returns.
 
     Raises:
-        TypeError: `model` is not accelerated, or `x` is something else.
-        ValueError: a layer needs more memory and cannot run in blocks.
+        TypeError: `model` is not accelerated, or `x` or `edge_index` is something else.
+        ValueError: a layer needs more memory and cannot run in blocks, or `edge_index` is of
+            another shape.
 
     Example:
         >>> import torch
@@ -101,8 +104,11 @@ def inference(
             raise TypeError("edge_index is given twice: x is a Data, which has edges")
         hag = x.get("hag") if "hag" in x else None
         x, edge_index = x.x, x.edge_index if hag is None else hag
-    if not isinstance(x, Tensor) or edge_index is None:
-        raise TypeError(f"inference takes features and edges, or a Data, got {type(x).__name__}")
+    if not isinstance(x, Tensor) or not isinstance(edge_index, HAG | Tensor):
+        got = f"{type(x).__name__} and {type(edge_index).__name__}"
+        raise TypeError(f"inference takes features and edges, or a Data; got {got}")
+    if isinstance(edge_index, Tensor):
+        check_edge_index(edge_index)
     device = next((p.device for p in model.parameters()), x.device) if device is None else device
     moved = [_moved(value, torch.device(device)) for value in (x, edge_index, *arguments)]
     named = {name: _moved(value, torch.device(device)) for name, value in named.items()}

@@ -151,7 +151,8 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
             count = recipe.record.relations(conv)
             if count is not None:
                 return _settle_relations(conv, name, call, count, size)
-        hag = session.hag_of(graph, size, conv, features)
+        given_first = next(iter(call.values()))  # features, by whatever name
+        hag = session.hag_of(graph, size, conv, given_first)
         if hag is None:
             return Choice("stock", _why_unknown(graph), NOTHING)
         return Choice("HAG", BACK, {name: hag})
@@ -261,7 +262,7 @@ def _settle_relations(
         (count, *size),
         lambda: relation_hags(edge_index, edge_type, count, size),
         conv,
-        call.get("x"),
+        next(iter(call.values())),
     )
     if hags is None:
         return Choice("stock", _why_unknown(edge_index), NOTHING)

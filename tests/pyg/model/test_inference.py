@@ -223,6 +223,8 @@ def test_what_is_refused() -> None:
         inference(accelerate(models.GCN(WIDTH, 8, 2, 3)), Data(x=x), edge_index)
     with pytest.raises(TypeError, match="features and edges"):
         inference(accelerate(models.GCN(WIDTH, 8, 2, 3)), x)
+    with pytest.raises(TypeError, match="layout"):
+        inference(accelerate(models.GCN(WIDTH, 8, 2, 3)), x, torch.ones(60, 60).to_sparse_coo())
     model = accelerate(TwoFeatures(pyg.FAConv(WIDTH)))
     with pytest.raises(ValueError, match="FAConv makes messages of about"):
         inference(model, x, edge_index, memory=SMALL, progress=False)

@@ -122,6 +122,16 @@ def test_the_same_features_bring_a_graph_back(name: str) -> None:
     assert num_hags(model) == 1
 
 
+def test_the_same_labels_bring_a_graph_back() -> None:
+    """A layer without parameters, whose features have another name."""
+    model = accelerate(nn.ModuleList([pyg.LabelPropagation(2, 0.5)]))
+    y, edge_index = torch.arange(NODES) % 3, edges()
+    first = model[0](y, edge_index)
+    assert num_hags(model) == 0
+    torch.testing.assert_close(model[0](y, edge_index), first)
+    assert num_hags(model) == 1
+
+
 @pytest.mark.parametrize("name", WAYS)
 def test_sampled_batches_are_never_searched(name: str) -> None:
     make, call = WAYS[name]
