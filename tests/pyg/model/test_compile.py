@@ -102,7 +102,7 @@ def clique(nodes: int) -> torch.Tensor:
     return torch.cat([inside, torch.stack([chain[:-1], chain[1:]])], dim=1)
 
 
-@pytest.mark.mostly_slow("SAGEConv", "GCN")
+@pytest.mark.mostly_slow("SAGEConv")
 @pytest.mark.parametrize("name", OF_EDGES)
 def test_edges_that_come_back(name: str, ran: Ran) -> None:
     """One compilation for all graphs, and a HAG for each that comes back, forward and backward."""
