@@ -117,17 +117,18 @@ class Known:
         self._contents: list[int | None] | None = None
 
     @classmethod
-    def of(cls, things: Things) -> Known | None:
-        """Things as they are now, contents included; None where they cannot be known again."""
+    def of(cls, things: Things, contents: bool = True) -> Known | None:
+        """Things as they are now, with their contents; None where they cannot be known again."""
         facts = _facts_of(things)
         if facts is None:
             return None
         known = cls(facts)
-        known.take_contents(things)
+        if contents:
+            known.take_contents(things)
         return known
 
     def holds(self, things: Things) -> bool:
-        """Whether these are the things, unchanged, contents included."""
+        """Whether these are the things, unchanged, with the contents, if they were taken."""
         facts = _facts_of(things)
         return facts is not None and self.agrees(facts) and self.is_same(things)
 
@@ -183,6 +184,8 @@ class _Entry:
             if self.readers is None:
                 self.readers = weakref.WeakKeyDictionary()
             met = self.readers.get(reader, UNKNOWN)
+            if callable(occasion):
+                occasion = occasion(None if met is UNKNOWN else met)
             self.readers[reader] = occasion
         return met is not UNKNOWN and (occasion is None or met != occasion)
 
@@ -239,7 +242,8 @@ class Recall:
             make: makes it, of the things as they are.
             reader: the layer that must meet them twice; None: whoever asks.
             occasion: things that are met again on the same one did not come back; None: each
-                call is another.
+                call is another. Where there is a reader it may be a function, which is given the
+                occasion on which the reader met them last, or None, and gives that of this call.
         """
         hooks: Any = _top_hooks(True)
         if hooks is None:
@@ -318,6 +322,13 @@ class Recall:
             entry = self._note(facts, purpose)
             entry.known.take_contents(things)
             entry.value = value
+
+    def drop(self, things: Things, purpose: Hashable) -> None:
+        """Forgets what is known of these things."""
+        facts = _facts_of(things)
+        if facts is not None:
+            with self._lock:
+                self._entries.pop((purpose, facts[1]), None)
 
     def _met(self, facts: _Facts, purpose: Hashable) -> _Entry | None:
         key = (purpose, facts[1])

@@ -87,6 +87,17 @@ def star(nodes: int = 2_000_000) -> np.ndarray:
     return np.stack([leaves, np.zeros_like(leaves)])
 
 
+def _one(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
+    """Where the edges of the only graph of a set start and end, and its nodes."""
+    return np.array([0, graph.edges.shape[1]]), np.array([graph.nodes])
+
+
+def _set(graph: Graph) -> _cpu.GraphSet:
+    graphs = _cpu.GraphSet(*graph.edges, *_one(graph), 1)
+    graphs.search("", False, False, **graph.prices, threads=1)
+    return graphs
+
+
 # All that takes a graph. The others are kernels, or count nothing.
 CALLS: dict[str, Callable[[Graph], Any]] = {
     "build_csr": lambda g: partial(_cpu.build_csr, *g.edges, g.nodes, g.nodes),
@@ -116,6 +127,11 @@ CALLS: dict[str, Callable[[Graph], Any]] = {
     "edge_slots": lambda g: partial(_cpu.edge_slots, *g.edges, *g.graph),
     "concatenate": lambda g: partial(_cpu.concatenate, [g.program] * 4),
     "Program": lambda g: partial(_cpu.Program, *g.plain, g.nodes, g.nodes, 0),
+    "csr_hash": lambda g: partial(_cpu.csr_hash, *g.graph),
+    "GraphSet": lambda g: partial(_cpu.GraphSet, *g.edges, *_one(g), 1),
+    "gather": lambda g: partial(_cpu.gather, [_set(g)], [0, 0]),
+    "batch_graphs": lambda g: partial(_cpu.batch_graphs, [_set(g)], [0] * 4),
+    "batch_programs": lambda g: partial(_cpu.batch_programs, [_set(g)], [0] * 4, "", False),
 }
 KERNELS = {
     *("masked_sum", "add_to_winners", "weighted_sum", "edge_dot", "advise_huge_pages"),

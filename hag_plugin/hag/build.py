@@ -102,8 +102,10 @@ def build_hag(
     is_small = num_src <= SMALL_NODES and edge_index.shape[1] < SMALL_GRAPH and not progress
     if is_small and num_src == num_dst and ptr is None and not targets_first and takes(search):
         graphs = _graph_set([edge_index], [num_src], search)
-        graphs.prepare(modes, transpose=False)
-        return hag_of(Places([graphs], [0]), search).to(home)
+        hag = hag_of(Places([graphs], [0]), search)
+        for mode in modes:
+            hag.program(mode)
+        return hag.to(home)
     row_ptr, col = canonical_graph(edge_index, num_src, num_dst)
     if ptr is not None:
         _check_ptr(ptr, row_ptr, col, num_src, num_dst)

@@ -33,7 +33,7 @@ from hag_plugin.hag.candidates import (
     total,
 )
 from hag_plugin.hag.gpu.schedule import schedule_of
-from hag_plugin.hag.graph import Graph, canonical_graph
+from hag_plugin.hag.graph import Arrays, Graph, canonical_graph
 from hag_plugin.hag.graph_set import (
     ASYMMETRIC,
     DUPLICATES,
@@ -59,12 +59,15 @@ _LIVE: weakref.WeakValueDictionary[int, HAG] = weakref.WeakValueDictionary()  # 
 def find(row_ptr: Tensor, col: Tensor, token: Tensor | None) -> HAG | None:
     """The live HAG of a token, if these are its arrays or hold the same; otherwise None.
 
-    The arrays say what the graph is, the token only which HAG may stand for it.
+    The arrays say what the graph is, the token only which HAG may stand for it. In place of `col`
+    there may be an edge index (see `EdgeHAG`).
     """
     hag = None if token is None else _LIVE.get(int(token))
     if hag is None:
         return None
     own = hag.arrays
+    if col.dim() == 2:  # edges, whose token was given out when this code began to run
+        return hag if row_ptr.shape == own.row_ptr.shape and col.shape[1] == len(own.col) else None
     return hag if _same(row_ptr, own.row_ptr) and _same(col, own.col) else None
 
 
@@ -175,7 +178,7 @@ class HAG(Graph):
         return self.options.method
 
     def _made(self) -> HAG:
-        """The graph as a HAG that has its own arrays: see `ReversedHAG`."""
+        """The graph as a HAG that has its own arrays: see `StandIn`."""
         return self
 
     # Programs -------------------------------------------------------------------------------
@@ -381,7 +384,9 @@ class HAG(Graph):
             return found
         key = self._program_key(self_loops, idempotent)
         if key not in self._programs:
-            return None
+            if torch.compiler.is_compiling() or key not in self._keys():
+                return None
+            self.program(self_loops, idempotent=idempotent)  # searched, and not made yet
         table = self._table(key)
         if table is None or len(table.fastest(idempotent)) == 1:
             choice = self.choice(self_loops=self_loops, idempotent=idempotent)
@@ -629,42 +634,17 @@ class HAG(Graph):
         )
 
 
-class ReversedHAG(HAG):
-    """The reverse of a HAG in code that `torch.compile` traces, where nothing can be made.
+class StandIn(HAG):
+    """A HAG in code that `torch.compile` traces, where nothing can be made.
 
-    It is told by the arrays of that HAG.
-    `HAG.transpose` gives it while code is traced. Operators turn the graph round when they run,
-    and the HAG keeps what they make. Where it leaves the traced code, it works all the same.
-
-    Attributes:
-        arrays: of the HAG itself, not of its reverse; so are `row_ptr` and `col`.
-        num_src: of the reverse.
+    It is told by arrays. Operators find or make what they need when they run. Where it leaves the
+    traced code, it works all the same.
     """
-
-    is_reversed = True
-
-    def __init__(self, hag: HAG) -> None:
-        """Takes a HAG that is not reversed."""
-        self.arrays = hag.arrays
-        self.num_src = hag.num_dst
-        self.targets_first = hag.targets_first
-        self.options = hag.options
-        self._of = hag
-        self._handed_over = None
-
-    @property
-    def num_dst(self) -> int:
-        """Number of target nodes, which are the HAG's sources."""
-        return self._of.num_src
 
     @property
     def edge_index(self) -> Tensor:
-        """The edges as int64 `[2, E]`, by source, then by target."""
-        return self._of.edge_index.flip(0)
-
-    def ends(self) -> tuple[Tensor, Tensor]:
-        source, target = self._of.ends()
-        return target, source
+        """The edges as int64 `[2, E]`, in any order."""
+        raise NotImplementedError
 
     def degree(self, self_loops: SelfLoops = False) -> Tensor:
         """As `HAG.degree`."""
@@ -676,10 +656,6 @@ class ReversedHAG(HAG):
             counted = (source != target).long()
         degree = degree.index_add(0, target, counted)
         return degree if self_loops is False else degree + self.looped(degree.device)
-
-    def transpose(self) -> HAG:
-        """The HAG that this is the reverse of."""
-        return self._of
 
     # Outside of traced code ------------------------------------------------------------------
 
@@ -700,12 +676,6 @@ class ReversedHAG(HAG):
         """As `HAG.candidates`."""
         return self._made().candidates(self_loops, idempotent=idempotent)
 
-    def _made(self) -> HAG:
-        made = self._of.transpose()
-        if isinstance(made, ReversedHAG):
-            raise RuntimeError("the reverse of a HAG has no programs inside torch.compile")
-        return made
-
     def numpy(self) -> tuple[Array, Array]:
         """As `HAG.numpy`."""
         return self._made().numpy()
@@ -713,7 +683,7 @@ class ReversedHAG(HAG):
     @property
     def is_symmetric(self) -> bool:
         """Whether every edge has its reverse, with the same multiplicity."""
-        return self._of.is_symmetric
+        return self._made().is_symmetric
 
     def degree_scale(
         self, exponent: float, self_loops: SelfLoops = False, dtype: torch.dtype = torch.float32
@@ -745,8 +715,119 @@ class ReversedHAG(HAG):
     def _state(self) -> dict[str, Any]:
         return self._made()._state()
 
+
+class ReversedHAG(StandIn):
+    """The reverse of a HAG in traced code, told by the arrays of that HAG.
+
+    `HAG.transpose` gives it while code is traced. Operators turn the graph round when they run,
+    and the HAG keeps what they make.
+
+    Attributes:
+        arrays: of the HAG itself, not of its reverse; so are `row_ptr` and `col`.
+        num_src: of the reverse.
+    """
+
+    is_reversed = True
+
+    def __init__(self, hag: HAG) -> None:
+        """Takes a HAG that is not reversed."""
+        self.arrays = hag.arrays
+        self.num_src = hag.num_dst
+        self.targets_first = hag.targets_first
+        self.options = hag.options
+        self._of = hag
+        self._handed_over = None
+
+    @property
+    def num_dst(self) -> int:
+        """Number of target nodes, which are the HAG's sources."""
+        return self._of.num_src
+
+    @property
+    def num_edges(self) -> int:
+        """Number of edges, duplicates counted."""
+        return self._of.num_edges
+
+    @property
+    def edge_index(self) -> Tensor:
+        """The edges as int64 `[2, E]`, as those of the HAG are in order."""
+        return self._of.edge_index.flip(0)
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        source, target = self._of.ends()
+        return target, source
+
+    def transpose(self) -> HAG:
+        """The HAG that this is the reverse of."""
+        return self._of
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether every edge has its reverse, with the same multiplicity."""
+        return self._of.is_symmetric
+
+    def _made(self) -> HAG:
+        made = self._of.transpose()
+        if isinstance(made, ReversedHAG):
+            raise RuntimeError("the reverse of a HAG has no programs inside torch.compile")
+        return made
+
     def __repr__(self) -> str:
         return f"ReversedHAG({self._of!r})"
+
+
+class EdgeHAG(StandIn):
+    """The HAG of an edge index in traced code: which one that is, is known when the code runs.
+
+    Attributes:
+        arrays: `row_ptr` of which nothing but the length is known; the edge index in place of
+            `col`; and the token of the HAG, which an operator gives.
+    """
+
+    def __init__(self, edge_index: Tensor, row_ptr: Tensor, token: Tensor, num_src: int) -> None:
+        self.arrays = Arrays(row_ptr, edge_index, token)
+        self.num_src = num_src
+        self.targets_first = False
+        self.options = Options()
+        self._handed_over = None
+
+    @property
+    def num_edges(self) -> int:
+        """Number of edges, duplicates counted."""
+        return self.arrays.col.shape[1]
+
+    @property
+    def edge_index(self) -> Tensor:
+        """The edges as int64 `[2, E]`, as they are."""
+        return self.arrays.col.long()
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        source, target = self.edge_index
+        return source, target
+
+    def transpose(self) -> HAG:
+        """As `HAG.transpose`."""
+        return ReversedHAG(self) if torch.compiler.is_compiling() else self._made().transpose()
+
+    def _made(self) -> HAG:
+        return of_arrays(self.arrays, self.num_src)
+
+    def __repr__(self) -> str:
+        return f"EdgeHAG({self.num_src} -> {self.num_dst} nodes, {self.num_edges} edges)"
+
+
+def of_arrays(arrays: Arrays, num_src: int) -> HAG:
+    """The HAG that arrays and their token tell; the plain graph where it is not in this process."""
+    found = find(*arrays)
+    if found is not None:
+        return found
+    if arrays.col.dim() == 1:
+        return HAG.from_csr(arrays.row_ptr, arrays.col, num_src, method="none")
+    size = num_src, arrays.row_ptr.shape[0] - 1
+    with outside_inference():
+        row_ptr, col = (torch.from_numpy(each) for each in canonical_graph(arrays.col, *size))
+    device = arrays.col.device
+    return HAG.from_csr(row_ptr.to(device), col.to(device), num_src, method="none")
 
 
 def _kept_as(name: str, matrix: tuple[SelfLoops, bool]) -> tuple[Any, ...]:

@@ -15,15 +15,14 @@ from torch.nn import Parameter
 from torch_geometric.nn.aggr import LSTMAggregation
 
 from hag_plugin.explanation import Kind
-from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
+from hag_plugin.layers.pyg import NO_RECORD
 from hag_plugin.limits import limits
 from hag_plugin.modes import outside_inference
 from hag_plugin.ops.registration import DTYPES
 from hag_plugin.pyg.aggregation import aggregators
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
-from hag_plugin.pyg.model import edge_order
-from hag_plugin.pyg.model import session as sessions
+from hag_plugin.pyg.model import compiled, edge_order
 from hag_plugin.pyg.recipes import lstm
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, stock_class
 from hag_plugin.pyg.recipes.relations import plain_relations, relation_hags
@@ -43,7 +42,8 @@ FACTORS = "its graph came back, with edge weights that are products of node fact
 NO_FACTORS = "edge weights are learned, or not a product of node factors"
 FEW = "few messages in training: stock is as fast"
 FIRST = "first met: a graph gets its HAG when it comes back in a later forward"
-COMPILED = "compiled with an edge_index: pass a HAG"
+COMPILED = "compiled with an edge_index that only stock's code takes here: pass a HAG"
+MET = "compiled with an edge_index: the plain graph, and its HAG once it came back"
 SPARSE = "sparse adjacency: pass edge_index or a HAG"
 OTHER_TENSOR = "{}: only plain tensors are known again"
 NO_EDGES = "no edge index of shape [2, E]"
@@ -63,6 +63,9 @@ NO_ROWS = "features are not rows of nodes"
 LSTM_FEATURES = "the features are no dense matrix of a floating dtype on the CPU, or autocast"
 NO_LISTS = "there are no edges"
 LSTM_SLOW = "the LSTM is as fast without the prefix tree of this graph"
+
+# Before torch 2.7 nobody can tell, and what is compiled may have to run without hag_plugin.
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 PARAMETERS = "_hag_parameters"  # of an accelerated class: the names of what its `forward` takes
 
@@ -115,7 +118,7 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
     features = call.get(recipe.record.features or recipe.source)
     if isinstance(graph, Tensor):
         if torch.compiler.is_compiling():
-            return _COMPILED
+            return _settle_compiled(conv, recipe, name, call, features)
         own = conv.__dict__
         session = own.get("_hag_session")
         if session is None:
@@ -138,7 +141,8 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
             return Choice("stock", _why_unknown(graph), NOTHING)
         size = graph_size(recipe, conv, call)
         if recipe.cache is not None and conv.cached and getattr(conv, "normalize", True):
-            reason = _why_cached(conv, recipe, session, graph, size, given is not None)
+            edges = None if given is not None else graph
+            reason = _why_cached(conv, recipe, edges, features, size)
             if reason is not None:
                 return Choice("stock", reason, NOTHING)
         if given is not None:
@@ -146,13 +150,9 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
         if recipe.record.relations is not None:
             count = recipe.record.relations(conv)
             if count is not None:
-                return _settle_relations(name, call, session, count, size)
-        hag = session.graphs.value(
-            (graph,),
-            size,
-            lambda: sessions.build(graph.shape[1], lambda: build_hag(graph, size=size)),
-            occasion=session.forwards,
-        )
+                return _settle_relations(conv, name, call, count, size)
+        given_first = next(iter(call.values()))  # features, by whatever name
+        hag = session.hag_of(graph, size, conv, given_first)
         if hag is None:
             return Choice("stock", _why_unknown(graph), NOTHING)
         return Choice("HAG", BACK, {name: hag})
@@ -167,6 +167,27 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
     if graph is not None and is_relations(graph):
         return _settle_hags(conv, recipe, name, call, graph, features)
     return Choice("stock", "no graph" if graph is None else SPARSE, NOTHING)
+
+
+def _settle_compiled(conv: Any, recipe: Recipe, name: str, call: Call, features: Any) -> Choice:
+    """The same for an edge index in code that is compiled: see `compiled`."""
+    graph = call[name]
+    is_typed = recipe.record.relations is not None and recipe.record.relations(conv) is not None
+    if (
+        _is_exporting()
+        or conv.__dict__.get(compiled.NAME) is None
+        or recipe.size is not None
+        or is_typed
+        or conv.__dict__.get("cached")
+        or not _is_edge_index(graph)
+        or _edge_values(recipe.record.edge_values, call) is not None
+        or type(conv._modules["aggr_module"]) is LSTMAggregation
+        or why_never(conv, recipe) is not None
+        or _why_not_taken(conv, recipe, features) is not None
+    ):
+        return _COMPILED
+    hag = compiled.hag_in_traced_code(conv, graph, graph_size(recipe, conv, call))
+    return Choice("plain", MET, {name: hag})
 
 
 def _settle_each(conv: Any, recipe: Recipe, call: Call) -> Choice:
@@ -218,7 +239,8 @@ def _settle_weights(
     if not takes or not isinstance(weight, Tensor) or weight.dim() != 1:
         return Choice("stock", OTHER_WEIGHTS, NOTHING)
     session = conv.__dict__["_hag_session"]
-    graph = weighted_graph(conv, recipe.record, session, (call[name], weight), size)
+    features = call.get(recipe.record.features or recipe.source)
+    graph = weighted_graph(conv, recipe.record, session, (call[name], weight), size, features)
     if graph is None:
         return Choice("stock", _why_unknown(call[name]), NOTHING)
     changed = {name: graph, "edge_weight": None}
@@ -228,16 +250,19 @@ def _settle_weights(
 
 
 def _settle_relations(
-    name: str, call: Call, session: Any, count: int, size: tuple[int, int]
+    conv: Any, name: str, call: Call, count: int, size: tuple[int, int]
 ) -> Choice:
     """The same for an edge index with a type for each edge."""
     edge_index, edge_type = call[name], call.get("edge_type")
+    session = conv.__dict__["_hag_session"]
     if not isinstance(edge_type, Tensor):
         return Choice("stock", NO_TYPES, NOTHING)
     hags = session.built_of(
         (edge_index, edge_type),
         (count, *size),
         lambda: relation_hags(edge_index, edge_type, count, size),
+        conv,
+        next(iter(call.values())),
     )
     if hags is None:
         return Choice("stock", _why_unknown(edge_index), NOTHING)
@@ -259,9 +284,9 @@ def _settle_lstm(conv: Any, recipe: Recipe, name: str, call: Call, session: Any)
     if not _is_edge_index(edge_index):
         return Choice("stock", _why_unknown(edge_index), NOTHING)
     size = graph_size(recipe, conv, call)
-    found = session.built_of(
-        (edge_index,), ("sequence", *size), lambda: lstm.find_tree(edge_index, size)
-    )
+    make = lambda: lstm.find_tree(edge_index, size)  # noqa: E731
+    features = call.get(recipe.record.features or recipe.source)
+    found = session.built_of((edge_index,), ("sequence", *size), make, conv, features)
     if found is None:
         reason = _why_unknown(edge_index) if edge_index.numel() else NO_LISTS
         return Choice("stock", reason, NOTHING)
@@ -361,7 +386,7 @@ def why_no_recipe(stock: type) -> str:
     if known is not None:
         return f"a subclass of {known} may do something else: declare it with @hag_layer"
     if stock.__module__.startswith("torch_geometric."):
-        return "no recipe: its messages depend on more than the source node, or it is not known yet"
+        return f"no recipe: {NO_RECORD.get(stock.__name__, 'it is not known yet')}"
     return "no recipe: if its message depends on the source node alone, declare it with @hag_layer"
 
 
@@ -401,19 +426,21 @@ def _has_cache(conv: Any, recipe: Recipe) -> bool:
 
 
 def _why_cached(
-    conv: Any, recipe: Recipe, session: Any, edge_index: Tensor, size: tuple[int, int], given: bool
+    conv: Any, recipe: Recipe, edge_index: Tensor | None, features: Any, size: tuple[int, int]
 ) -> str | None:
-    """Why a layer with `cached=True` runs stock.
+    """Why a layer with `cached=True` runs stock; `edge_index` is None where it has weights.
 
     Stock runs the graph of its first call for ever, whatever it is given: let it fill its cache,
     and follow only as long as the graph is the same.
     """
+    session = conv.__dict__["_hag_session"]
     if not _has_cache(conv, recipe):
-        if not given:
+        if edge_index is not None:
             session.fills_cache(conv, edge_index, size)
-            session.hag_of(edge_index, *size)
+            session.hag_of(edge_index, size, conv, features)
         return FILLS
-    return OTHER_CACHE if given or not session.is_cached(conv, edge_index, size) else None
+    known = edge_index is not None and session.is_cached(conv, edge_index, size)
+    return None if known else OTHER_CACHE
 
 
 def _why_not_taken(conv: Any, recipe: Recipe, features: Any) -> str | None:

@@ -54,7 +54,12 @@ class WeightedGraph:
 
 
 def weighted_graph(
-    conv: Any, record: Record, session: Any, edges: Weighted, num_nodes: tuple[int, int]
+    conv: Any,
+    record: Record,
+    session: Any,
+    edges: Weighted,
+    num_nodes: tuple[int, int],
+    features: Any,
 ) -> WeightedGraph | None:
     """The graph of an edge index and weights that came back to a model's session.
 
@@ -64,7 +69,7 @@ def weighted_graph(
     edge_index, weight = edges
     if REDUCERS.get(type(conv.aggr_module)) not in ("sum", "mean") or weight.dim() != 1:
         return None
-    settings = (getattr(conv, "improved", False), conv.flow)
+    settings = (getattr(conv, "improved", False), conv.flow, record.weights_as_given)
     key = ("weights", *num_nodes, record.self_loops(conv), record.exponents(conv), *settings)
 
     def weighed(weight: Tensor) -> Weighted:
@@ -73,7 +78,7 @@ def weighted_graph(
 
     if not weight.requires_grad and is_fixed(weight):
         constant: WeightedGraph | None = session.built_of(
-            edges, key, lambda: _of_constant(*weighed(weight), num_nodes)
+            edges, key, lambda: _of_constant(*weighed(weight), num_nodes), conv, features
         )
         if constant is not None:
             return constant
@@ -83,7 +88,7 @@ def weighted_graph(
         hag = build_hag(index, size=num_nodes, method="none")
         return hag, edge_slots(index, hag)
 
-    ordered = session.built_of((edge_index,), key, order)
+    ordered = session.built_of((edge_index,), key, order, conv, features)
     if ordered is None:
         return None
     hag, slots = ordered
@@ -111,7 +116,7 @@ def _weighed(
 ) -> Weighted:
     """The weights as they are given, or with loops and normalised, where the layer does that."""
     loops = record.self_loops(conv)
-    if any(record.exponents(conv)):
+    if any(record.exponents(conv)) and not record.weights_as_given:
         improved = getattr(conv, "improved", False)
         index, values = gcn_norm(
             edge_index, weight, num_nodes, improved, loops == "fill", conv.flow
