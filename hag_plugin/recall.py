@@ -163,14 +163,24 @@ class Known:
 # What was made of them --------------------------------------------------------------------------
 
 
-class _Entry:
-    """Things that were met, by whom, and what was made of them once they came back."""
+class Passing:
+    """What was made of things when they were met first, for as long as they do not come back."""
 
-    __slots__ = ("known", "occasion", "readers", "used", "value")
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class _Entry:
+    """Things that were met, by whom, and what was made of them at first and once they came back."""
+
+    __slots__ = ("known", "occasion", "passing", "readers", "used", "value")
 
     def __init__(self, known: Known) -> None:
         self.known = known
         self.value: Any = UNKNOWN
+        self.passing: Passing | None = None
         self.used = 0
         self.occasion: Any = UNKNOWN
         self.readers: weakref.WeakKeyDictionary[Any, Any] | None = None
@@ -230,8 +240,11 @@ class Recall:
         *,
         reader: Any = None,
         occasion: Any = None,
+        passing: Callable[[], Any] | None = None,
     ) -> Any:
         """What `make` gives for things that came back; None where they did not, or cannot.
+
+        Until they do, and where `make` gives None: what `passing` gave, as `Passing`.
 
         Args:
             things: tensors, or objects that are known by their identity.
@@ -240,11 +253,13 @@ class Recall:
             reader: the layer that must meet them twice; None: whoever asks.
             occasion: things that are met again on the same one did not come back; None: each
                 call is another.
+            passing: makes what serves things that may never come back. It is asked again until it
+                gives something; None: nothing does.
         """
         hooks: Any = _top_hooks(True)
         if hooks is None:
-            return self._value(things, purpose, make, reader, occasion)
-        take = lambda: self._value(things, purpose, make, reader, occasion)  # noqa: E731
+            return self._value(things, purpose, make, reader, occasion, passing)
+        take = lambda: self._value(things, purpose, make, reader, occasion, passing)  # noqa: E731
         return decide(purpose, take)
 
     def _value(
@@ -254,6 +269,7 @@ class Recall:
         make: Callable[[], Any],
         reader: Any,
         occasion: Any,
+        passing: Callable[[], Any] | None,
     ) -> Any:
         facts = _facts_of(things)
         if facts is None:
@@ -261,26 +277,31 @@ class Recall:
         with self._lock:
             entry = self._met(facts, purpose)
             if entry is None:
-                if not is_run_again():
-                    self._note(facts, purpose).came_back(reader, occasion)
-                return None
+                if is_run_again():
+                    return None
+                entry = self._note(facts, purpose)
+                entry.came_back(reader, occasion)
+                return _pass(entry, things, passing)
             known = entry.known
-            if entry.value is not UNKNOWN and known.is_same(things):
+            if known.is_same(things):
+                if entry.value is not UNKNOWN:
+                    return entry.value
+                if is_run_again():
+                    return entry.passing
+                if not entry.came_back(reader, occasion):
+                    return entry.passing or _pass(entry, things, passing)
+                known.take_contents(things)
+                made = make()
+                entry.value = entry.passing if made is None else made
+                entry.passing = None
                 return entry.value
             if is_run_again():
                 return None
-            if entry.value is UNKNOWN:
-                if not entry.came_back(reader, occasion):
-                    return None
-                if known.is_same(things):
-                    known.take_contents(things)
-                    entry.value = make()
-                    return entry.value
             # Changed behind torch's back: only what stays as it is now is worth anything anew.
             entry = self._note(facts, purpose)
             entry.known.take_contents(things)
             entry.came_back(reader, occasion)
-            return None
+            return _pass(entry, things, passing)
 
     def is_back(self, things: Things, purpose: Hashable) -> bool:
         """Whether `value` will know, or make, something. The first time, things are noted."""
@@ -343,6 +364,16 @@ class Recall:
         entry = entries[key] = _Entry(Known(facts, self.features, vanished))
         entry.used = next(self._clock)
         return entry
+
+
+def _pass(entry: _Entry, things: Things, passing: Callable[[], Any] | None) -> Passing | None:
+    """What serves things that were met first, and is kept with them."""
+    made = None if passing is None else passing()
+    if made is None:
+        return None
+    entry.known.take_contents(things)
+    entry.passing = Passing(made)
+    return entry.passing
 
 
 # Decisions, once a forward ----------------------------------------------------------------------

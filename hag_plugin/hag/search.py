@@ -121,7 +121,12 @@ def plain_program(
     """
     row_ptr, col = graph.numpy()
     arrays = _cpu.plain_program(row_ptr, col, graph.num_src, self_loops or "", idempotent, rows)
-    return Program.of(map(torch.from_numpy, arrays), graph.num_src, graph.num_dst).to(graph.device)
+    program = Program.of(map(torch.from_numpy, arrays), graph.num_src, graph.num_dst)
+    if graph.device.type != "cpu":
+        return program.to(graph.device)
+    program.__dict__["is_plain"] = True  # known: neither is looked for in the arrays
+    program.__dict__["native"] = _cpu.Program(*arrays, graph.num_src, graph.num_dst, 0, True)
+    return program
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
 from hag_plugin.limits import limits
 from hag_plugin.modes import outside_inference
-from hag_plugin.recall import Recall, decide, is_run_again
+from hag_plugin.recall import Passing, Recall, decide, is_run_again
 from hag_plugin.saved import set_module
 
 _top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
@@ -25,10 +25,10 @@ CACHED = "cached"  # what is kept of an edge index whose graph a layer keeps
 class Session:
     """What the root of an accelerated model knows about the edge indices it was called with.
 
-    The root's forward pre-hook (the session itself) counts forwards. Met in a first forward, a
-    tensor runs the stock layers; only when it comes back in a later forward its HAG is built, so
-    that sampled batches are never searched. Decisions go by counts, never by time: ranks of a
-    distributed job decide alike. Copies and pickles start anew.
+    The root's forward pre-hook (the session itself) counts forwards. Met in a first forward, the
+    rows of a tensor's graph are summed as they are, where that pays; only when it comes back in a
+    later forward its HAG is built, so that sampled batches are never searched. Decisions go by
+    counts, never by time: ranks of a distributed job decide alike. Copies and pickles start anew.
 
     Attributes:
         forwards: of the root, so far.
@@ -72,19 +72,26 @@ class Session:
         tensors: tuple[Tensor, ...],
         key: tuple[Any, ...],
         make: Callable[[], Any],
+        passing: Callable[[], Any] | None = None,
     ) -> Any:
         """What `make` makes of tensors, of which the first is an edge index, once they came back.
 
-        None where they did not yet, cannot be known again, or where nothing is to be built.
+        Before, what `passing` makes of them, as `Passing`. None where there is neither: they
+        cannot be known again, or nothing is to be built.
 
         Args:
             tensors: of the edges.
             key: what else it depends on.
             make: makes it.
+            passing: makes what serves them before they come back; None where that does not pay.
         """
         num_edges = tensors[0].shape[1]
         return self.graphs.value(
-            tensors, key, lambda: build(num_edges, make), occasion=self.forwards
+            tensors,
+            key,
+            lambda: build(num_edges, make),
+            occasion=self.forwards,
+            passing=None if passing is None else lambda: _made(passing),
         )
 
     def forget(self) -> None:
@@ -96,7 +103,9 @@ class Session:
     @property
     def num_hags(self) -> int:
         """Number of graphs that run on a HAG now."""
-        return sum(built is not None for built in self.graphs.values())
+        return sum(
+            built is not None and type(built) is not Passing for built in self.graphs.values()
+        )
 
     # Layers with cached=True run the graph of their first call for ever -------------------------
 
@@ -134,6 +143,10 @@ def build(num_edges: int, make: Callable[[], Any]) -> Any:
             stacklevel=2,
         )
         return None
+    return _made(make)
+
+
+def _made(make: Callable[[], Any]) -> Any:
     try:
         with outside_inference(), torch.no_grad():
             return make()

@@ -6,30 +6,35 @@ layer as it is set up (`why_never`), afterwards what became of its calls (`calls
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch_geometric import EdgeIndex
 from torch_geometric.nn.aggr import LSTMAggregation
 
 from hag_plugin.explanation import Kind
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.passing import Messages, plain_hag
 from hag_plugin.limits import limits
 from hag_plugin.modes import outside_inference
 from hag_plugin.ops.registration import DTYPES
 from hag_plugin.pyg.aggregation import aggregators
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
 from hag_plugin.pyg.model import edge_order
-from hag_plugin.pyg.model import session as sessions
 from hag_plugin.pyg.recipes import lstm
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, stock_class
-from hag_plugin.pyg.recipes.relations import plain_relations, relation_hags
+from hag_plugin.pyg.recipes.relations import (
+    plain_relation_hags,
+    plain_relations,
+    relation_hags,
+)
 from hag_plugin.pyg.recipes.table import recipe_of
 from hag_plugin.pyg.recipes.weighted import weighted_graph
-from hag_plugin.recall import decide, is_run_again
+from hag_plugin.recall import Passing, decide, is_run_again
 from hag_plugin.sequence.cost import are_taken, note_counts, why_not_shared
 from hag_plugin.sequence.prefix_tree import SequentialHAG
 
@@ -42,7 +47,11 @@ BACK = "its graph came back"
 FACTORS = "its graph came back, with edge weights that are products of node factors"
 NO_FACTORS = "edge weights are learned, or not a product of node factors"
 FEW = "few messages in training: stock is as fast"
+MET = "first met: its rows are summed as they are"
+MET_WEIGHTS = "first met: its rows are summed as they are, with its edge weights"
+MET_FEW = "first met, with few messages: stock is as fast"
 FIRST = "first met: a graph gets its HAG when it comes back in a later forward"
+MANY_MET = "too many edges to search in training: its rows are summed as they are; call build_hag"
 COMPILED = "compiled with an edge_index: pass a HAG"
 SPARSE = "sparse adjacency: pass edge_index or a HAG"
 OTHER_TENSOR = "{}: only plain tensors are known again"
@@ -69,6 +78,8 @@ PARAMETERS = "_hag_parameters"  # of an accelerated class: the names of what its
 # What is kept of an edge index on which stock's code was found to be as fast, with the layer's
 # aggregation and whether there were gradients.
 LEFT = "left to stock"
+
+_WIDE = 256  # bytes of a row, where features do not tell
 
 
 class Choice(NamedTuple):
@@ -134,6 +145,8 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
         given = _edge_values(recipe.record.edge_values, call) if recipe.record.edge_values else None
         if given is not None and not recipe.fuses_weights:
             return Choice("stock", ONE_VALUE.format(given), NOTHING)
+        if type(graph) is EdgeIndex and _is_as_said(recipe, conv, call, graph):
+            graph = graph.as_tensor()  # by which it is known again
         if not _is_edge_index(graph):
             return Choice("stock", _why_unknown(graph), NOTHING)
         size = graph_size(recipe, conv, call)
@@ -142,19 +155,20 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
             if reason is not None:
                 return Choice("stock", reason, NOTHING)
         if given is not None:
-            return _settle_weights(conv, recipe, name, call, size)
+            return _settle_weights(conv, recipe, name, call, graph, size)
         if recipe.record.relations is not None:
             count = recipe.record.relations(conv)
             if count is not None:
-                return _settle_relations(name, call, session, count, size)
-        hag = session.graphs.value(
-            (graph,),
-            size,
-            lambda: sessions.build(graph.shape[1], lambda: build_hag(graph, size=size)),
-            occasion=session.forwards,
+                return _settle_relations(conv, recipe, name, call, graph, count, size)
+        passing = _passing(
+            *(conv, recipe, call, graph, size),
+            lambda both: plain_hag(graph, size, both=both),
         )
+        hag = session.built_of((graph,), size, lambda: build_hag(graph, size=size), passing)
         if hag is None:
             return Choice("stock", _why_unknown(graph), NOTHING)
+        if type(hag) is Passing:
+            return Choice("plain", _why_passing(graph, MET), {name: hag.value})
         return Choice("HAG", BACK, {name: hag})
     if isinstance(graph, HAG):
         return _settle_hags(conv, recipe, name, call, [graph], features)
@@ -209,7 +223,7 @@ def _settle_hags(
 
 
 def _settle_weights(
-    conv: Any, recipe: Recipe, name: str, call: Call, size: tuple[int, int]
+    conv: Any, recipe: Recipe, name: str, call: Call, edge_index: Tensor, size: tuple[int, int]
 ) -> Choice:
     """The same for an edge index with edge weights that a recipe may have a use for."""
     weight = call.get("edge_weight")
@@ -218,30 +232,93 @@ def _settle_weights(
     if not takes or not isinstance(weight, Tensor) or weight.dim() != 1:
         return Choice("stock", OTHER_WEIGHTS, NOTHING)
     session = conv.__dict__["_hag_session"]
-    graph = weighted_graph(conv, recipe.record, session, (call[name], weight), size)
+    may_pass = lambda make: _passing(conv, recipe, call, edge_index, size, make)  # noqa: E731
+    graph = weighted_graph(conv, recipe.record, session, (edge_index, weight), size, may_pass)
     if graph is None:
-        return Choice("stock", _why_unknown(call[name]), NOTHING)
+        return Choice("stock", _why_unknown(edge_index), NOTHING)
     changed = {name: graph, "edge_weight": None}
+    if graph.is_passing:
+        return Choice("plain", _why_passing(edge_index, MET_WEIGHTS), changed)
     if graph.weight is not None:
         return Choice("plain", NO_FACTORS, changed)
     return Choice("HAG", FACTORS, changed)
 
 
 def _settle_relations(
-    name: str, call: Call, session: Any, count: int, size: tuple[int, int]
+    conv: Any,
+    recipe: Recipe,
+    name: str,
+    call: Call,
+    edge_index: Tensor,
+    count: int,
+    size: tuple[int, int],
 ) -> Choice:
     """The same for an edge index with a type for each edge."""
-    edge_index, edge_type = call[name], call.get("edge_type")
+    edge_type = call.get("edge_type")
     if not isinstance(edge_type, Tensor):
         return Choice("stock", NO_TYPES, NOTHING)
-    hags = session.built_of(
+    relations = edge_index, edge_type, count, size
+    hags = conv.__dict__["_hag_session"].built_of(
         (edge_index, edge_type),
         (count, *size),
-        lambda: relation_hags(edge_index, edge_type, count, size),
+        lambda: relation_hags(*relations),
+        _passing(
+            *(conv, recipe, call, edge_index, size),
+            lambda both: plain_relation_hags(*relations, both=both),
+            graphs=count,
+        ),
     )
     if hags is None:
         return Choice("stock", _why_unknown(edge_index), NOTHING)
+    if type(hags) is Passing:
+        reason = _why_passing(edge_index, MET)
+        return Choice("plain", reason, {name: hags.value, "edge_type": None})
     return Choice("HAG", BACK, {name: hags, "edge_type": None})
+
+
+def _passing(
+    conv: Any,
+    recipe: Recipe,
+    call: Call,
+    edge_index: Tensor,
+    size: tuple[int, int],
+    make: Callable[[bool], Any],
+    graphs: int = 1,
+) -> Callable[[], Any]:
+    """What makes a graph that is met first, where that pays; None otherwise.
+
+    Args:
+        make: makes it; whether the reverse, too.
+        graphs: how many graphs that is.
+    """
+    derived = torch.is_grad_enabled()  # asked here: what is kept is made without gradients
+
+    def passing() -> Any:
+        given = call.get(recipe.record.features or recipe.source)
+        pair = given[:2] if isinstance(given, PAIRS) else (given, given)
+        if not edge_index.is_cpu or not _are_rows(conv, pair, call.get("size"), size):
+            return None
+        x, row_bytes = pair[0], _WIDE
+        if x is not None and x.is_floating_point():
+            row_bytes = x.element_size() * x.shape.numel() // max(x.shape[conv.node_dim], 1)
+        if not Messages(edge_index.shape[1], size, row_bytes, derived, graphs).pays():
+            return None
+        return make(derived or recipe.returns or conv.flow != "source_to_target")
+
+    return passing
+
+
+def _are_rows(conv: Any, pair: Sequence[Any], given: Any, size: tuple[int, int]) -> bool:
+    """Whether features are rows in main memory, as many as the sizes say that a call gave. Where
+    they are not, stock says so in its own words."""
+    for x, rows in zip(pair, size, strict=True):
+        if x is None:
+            continue
+        if not isinstance(x, Tensor) or not x.is_cpu or (x.dim() < 2 and x.is_floating_point()):
+            return False
+        if given is not None and x.shape[conv.node_dim] != rows:
+            return False
+    return True
 
 
 def _settle_lstm(conv: Any, recipe: Recipe, name: str, call: Call, session: Any) -> Choice:
@@ -448,6 +525,19 @@ def _is_edge_index(tensor: Tensor) -> bool:
     return tensor.dtype in (torch.int32, torch.int64) and tensor.dim() == 2 and tensor.shape[0] == 2
 
 
+def _is_as_said(recipe: Recipe, conv: Any, call: Call, edge_index: EdgeIndex) -> bool:
+    """Whether an `EdgeIndex` has no values, and is of as many nodes as there are features."""
+    said = edge_index.sparse_size()
+    found = graph_size(recipe, conv, call)
+    fits = all(s is None or s == n for s, n in zip(said, found, strict=True))
+    return fits and edge_index._value is None
+
+
+def _why_passing(edge_index: Tensor, reason: str) -> str:
+    """Why the rows of an edge index are summed as they are."""
+    return MANY_MET if edge_index.shape[1] > limits.searched_edges else reason
+
+
 def _why_unknown(edge_index: Tensor) -> str:
     """Why nothing was made of an edge index."""
     if edge_index.layout != torch.strided:
@@ -458,7 +548,9 @@ def _why_unknown(edge_index: Tensor) -> str:
         return NO_EDGES
     if edge_index.is_inference():
         return INFERENCE
-    return MANY if edge_index.shape[1] > limits.searched_edges else FIRST
+    if edge_index.shape[1] > limits.searched_edges:
+        return MANY
+    return MET_FEW if edge_index.is_cpu else FIRST
 
 
 def _edge_values(names: tuple[str, ...], call: Call) -> str | None:

@@ -66,34 +66,85 @@ ProgramArrays assemble(const Csr &graph, Mode mode, bool idempotent, std::vector
   return out;
 }
 
-ProgramArrays plain_program(const Csr &graph, Mode mode, bool idempotent, const int32_t *order) {
-  std::vector<TileProgram> tiles;
-  std::vector<int32_t> hubs, rows;
-  int64_t work = 0;
-  Pace pace;
-  auto end_tile = [&] {
-    pace(8 * work);
-    if (!rows.empty())
-      tiles.push_back(
-          plain_tile(graph, mode, idempotent, rows.data(), static_cast<int64_t>(rows.size())));
-    rows.clear();
-    work = 0;
+namespace {
+
+// The sources of a row in increasing order, as `load_row` has them, written from `out` on. Returns
+// where they end.
+int32_t *write_row(const Csr &graph, int64_t row, Mode mode, bool idempotent, int32_t *out) {
+  const int32_t *at = graph.col + graph.row_ptr[row], *end = graph.col + graph.row_ptr[row + 1];
+  const bool looped = mode != Mode::given && row < graph.num_src;
+  if (!looped && !idempotent) return std::copy(at, end, out);
+  const int32_t self = static_cast<int32_t>(row);
+  const int32_t *const begin = out;
+  const auto take = [&](int32_t source) {
+    if (!idempotent || out == begin || out[-1] != source) *out++ = source;
   };
+  bool missing = looped;
+  for (; at < end; ++at) {
+    if (missing && *at >= self) take(self), missing = false;
+    if (!looped || mode != Mode::fill || *at != self) take(*at);
+  }
+  if (missing) take(self);
+  return out;
+}
+
+}  // namespace
+
+ProgramArrays plain_program(const Csr &graph, Mode mode, bool idempotent, const int32_t *order) {
   if (order) check_permutation(order, graph.num_dst);
+  const int64_t loops = mode == Mode::given ? 0 : std::min(graph.num_dst, graph.num_src);
+  ProgramArrays out;
+  out.source.resize(graph.num_edges() + loops);
+  out.target.reserve(graph.num_dst);
+  out.op_ptr.reserve(graph.num_dst + 1);
+  out.op_ptr.push_back(0);
+  out.tile_ptr.push_back(0);
+  out.hub_ptr.push_back(0);
+  int32_t *const first = out.source.data();
+  int32_t *end = first;
+  std::vector<int32_t> hubs;
+  int64_t work = 0, rows = 0;
+  Pace pace;
+  const auto end_op = [&](int32_t to) {
+    out.op_ptr.push_back(end - first);
+    out.target.push_back(to);
+  };
+  const auto end_tile = [&] {
+    const int64_t ops = static_cast<int64_t>(out.target.size());
+    if (ops > out.tile_ptr.back()) out.tile_ptr.push_back(ops);
+    work = rows = 0;
+  };
   for (int64_t i = 0; i < graph.num_dst; ++i) {
     const int64_t v = order ? order[i] : i;
     const int64_t length = graph.row_ptr[v + 1] - graph.row_ptr[v];
+    pace(1 + length);
     if (length > kHubLength) {
       hubs.push_back(static_cast<int32_t>(v));
       continue;
     }
-    if (work + length + 1 > kPlainTileWork || static_cast<int64_t>(rows.size()) == kPlainTileRows)
-      end_tile();
-    rows.push_back(static_cast<int32_t>(v));
+    if (work + length + 1 > kPlainTileWork || rows == kPlainTileRows) end_tile();
+    end = write_row(graph, v, mode, idempotent, end);
+    end_op(static_cast<int32_t>(v));
     work += length + 1;
+    ++rows;
   }
   end_tile();
-  return assemble(graph, mode, idempotent, std::move(tiles), hubs);
+  int32_t partial = static_cast<int32_t>(graph.num_dst);
+  for (const int32_t row : hubs) {
+    int32_t *const begin = end;
+    const int64_t length = write_row(graph, row, mode, idempotent, begin) - begin;
+    pace(length);
+    const int64_t parts = std::max<int64_t>(1, (length + kHubPart - 1) / kHubPart);
+    for (int64_t p = 1; p <= parts; ++p) {
+      end = begin + length * p / parts;
+      end_op(partial++);
+      end_tile();
+    }
+    out.hub_row.push_back(row);
+    out.hub_ptr.push_back(partial - graph.num_dst);
+  }
+  out.source.resize(end - first);
+  return out;
 }
 
 std::pair<int64_t, int64_t> count_reads(const int64_t *tile_ptr, int64_t num_tiles,

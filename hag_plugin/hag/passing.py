@@ -1,0 +1,100 @@
+"""Graphs that are met once, as sampled batches are: nothing is searched, their rows are summed as
+they are, from a CSR made on the spot. Whether that pays is told by the cost model."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hag_plugin.hag import constants
+from hag_plugin.hag.cost import Work
+from hag_plugin.hag.graph import both_directions, canonical_graph
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.program import Options
+from hag_plugin.hag.rates import DEFAULT, Constants
+from hag_plugin.limits import limits
+from hag_plugin.modes import outside_inference
+
+# What is made for a graph beside its arrays, in the time of the smallest aggregation; and an edge
+# in each direction, sorted and written to a program, in that of an op.
+MADE_CALLS = 60
+SORTED_OPS = 12
+
+_PLAIN = Options(method="none", choose="plain")
+
+
+def plain_hag(edge_index: Tensor, size: tuple[int, int], *, both: bool = True) -> HAG:
+    """The HAG of a graph that shares nothing, as `build_hag(method="none")` gives it, sooner.
+
+    Args:
+        edge_index: int32 or int64 `[2, E]`. Where it is sorted, this costs one check.
+        size: the numbers of sources and targets.
+        both: whether the reverse is to be made with it, which gradients need.
+
+    Raises:
+        TypeError: `edge_index` is no dense tensor of integers.
+        ValueError: it has another shape, an id is out of range, or there are too many nodes.
+    """
+    arrays = (both_directions if both else canonical_graph)(edge_index, *size)
+    with outside_inference():
+        row_ptr, col, *back = map(torch.from_numpy, arrays)
+        symmetric = both and torch.equal(row_ptr, back[0]) and torch.equal(col, back[1])
+    reverse = (back[0], back[1]) if both and not symmetric else None
+    how: dict[str, Any] = {"options": _PLAIN, "symmetric": symmetric or None, "owned": True}
+    return HAG(row_ptr, col, size[0], reverse=reverse, **how)
+
+
+class Messages(NamedTuple):
+    """What a call of a layer sends over a graph.
+
+    Attributes:
+        num_edges: how many messages.
+        size: the numbers of sources and targets.
+        row_bytes: of a message.
+        derived: whether gradients flow back over the reverse.
+        graphs: in how many graphs the edges come.
+    """
+
+    num_edges: int
+    size: tuple[int, int]
+    row_bytes: int
+    derived: bool
+    graphs: int = 1
+
+    def pays(self) -> bool:
+        """Whether a graph that is used once is predicted to be summed sooner than by gathering
+        and scattering, the making of its programs included.
+
+        Ranks of a distributed job, which may have measured different constants, go by the same.
+        """
+        c = DEFAULT if _has_ranks() else constants.in_force()
+        return self.plain_seconds(c) * limits.passing_gain <= self.stock_seconds(c)
+
+    def plain_seconds(self, c: Constants) -> float:
+        """Predicted seconds in the fused kernels, on one thread."""
+        passes = 2 if self.derived else 1
+        made = self.graphs * MADE_CALLS * c.call + self.num_edges * SORTED_OPS * c.op
+        return passes * (made + self._seconds(c, self.num_edges, self.size))
+
+    def stock_seconds(self, c: Constants) -> float:
+        """The same with a row of a tensor for every edge: written, and read again."""
+        num_edges, (num_src, num_dst) = self.num_edges, self.size
+        gather = self._seconds(c, num_edges, (num_src, num_edges))
+        scatter = self._seconds(c, 2 * num_edges, (num_edges, num_edges + num_dst))
+        return (2 if self.derived else 1) * (gather + scatter)
+
+    def _seconds(self, c: Constants, reads: int, size: tuple[int, int]) -> float:
+        num_src, num_dst = size
+        work = Work(num_dst, scratch=0, again=0, first=reads, written=num_dst, num_src=num_src)
+        return float(work.seconds(self.row_bytes, constants=c))
+
+
+def _has_ranks() -> bool:
+    distributed = torch.distributed
+    return bool(
+        distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size() > 1
+    )
