@@ -119,7 +119,11 @@ class Work:
         is taken to be found there.
         """
         out = self.written * row_bytes
-        held = np.minimum(1.0, cache_bytes / np.maximum(self.num_src * row_bytes + out, 1))
+        total = self.num_src * row_bytes + out
+        if isinstance(total, int):
+            held = min(1.0, cache_bytes / max(total, 1))
+        else:
+            held = np.minimum(1.0, cache_bytes / np.maximum(total, 1))
         near, far = self.again + held * self.first, (1.0 - held) * self.first
         return (
             *(self.ops, (1.0 - held) * out),

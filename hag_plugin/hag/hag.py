@@ -106,7 +106,7 @@ class HAG(Graph):
         """
         with outside_inference():
             number = secrets.randbits(63)
-            token = torch.tensor(number, device="cpu")
+            token = torch.scalar_tensor(number, dtype=torch.int64, device="cpu")
         super().__init__(
             row_ptr,
             col,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import NamedTuple
 
 import torch
@@ -50,14 +50,15 @@ def search_program(
     start = time.perf_counter()
     found = search(graph, options, self_loops, idempotent, progress).program
     if found is None:
-        plain = plain_program(graph, self_loops, idempotent)
-        found = replace(plain, search_seconds=time.perf_counter() - start)
+        found = plain_program(graph, self_loops, idempotent)
+        if options.method != "none":
+            found = found.timed(time.perf_counter() - start)
     if observers:
         tell(SEARCH, options.method, found)
     in_launches = options.method == "auto" and KINDS[options.device].launches is not None
     if in_launches and not cost.pays_in_launches(graph, options, self_loops, found):
         plain = plain_program(graph, self_loops, idempotent)
-        return replace(plain, search_seconds=time.perf_counter() - start)
+        return plain.timed(time.perf_counter() - start)
     return found.to(graph.device)
 
 
@@ -121,12 +122,8 @@ def plain_program(
     """
     row_ptr, col = graph.numpy()
     arrays = _cpu.plain_program(row_ptr, col, graph.num_src, self_loops or "", idempotent, rows)
-    program = Program.of(map(torch.from_numpy, arrays), graph.num_src, graph.num_dst)
-    if graph.device.type != "cpu":
-        return program.to(graph.device)
-    program.__dict__["is_plain"] = True  # known: neither is looked for in the arrays
-    program.__dict__["native"] = _cpu.Program(*arrays, graph.num_src, graph.num_dst, 0, True)
-    return program
+    program = Program.of_plain(arrays, graph.num_src, graph.num_dst)
+    return program.to(graph.device)
 
 
 @contextmanager

@@ -103,9 +103,8 @@ class Session:
     @property
     def num_hags(self) -> int:
         """Number of graphs that run on a HAG now."""
-        return sum(
-            built is not None and type(built) is not Passing for built in self.graphs.values()
-        )
+        left = (type(None), Passing, str)
+        return sum(not isinstance(built, left) for built in self.graphs.values())
 
     # Layers with cached=True run the graph of their first call for ever -------------------------
 

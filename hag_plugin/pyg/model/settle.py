@@ -25,7 +25,9 @@ from hag_plugin.ops.registration import DTYPES
 from hag_plugin.pyg.aggregation import aggregators
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
 from hag_plugin.pyg.model import edge_order
+from hag_plugin.pyg.model import session as sessions
 from hag_plugin.pyg.recipes import lstm
+from hag_plugin.pyg.recipes.adjacency import hag_of, is_adjacency, parts_of, shape_of
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, stock_class
 from hag_plugin.pyg.recipes.relations import (
     plain_relation_hags,
@@ -145,6 +147,8 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
         given = _edge_values(recipe.record.edge_values, call) if recipe.record.edge_values else None
         if given is not None and not recipe.fuses_weights:
             return Choice("stock", ONE_VALUE.format(given), NOTHING)
+        if is_adjacency(graph):
+            return _settle_adjacency(conv, recipe, name, call, session)
         if type(graph) is EdgeIndex and _is_as_said(recipe, conv, call, graph):
             graph = graph.as_tensor()  # by which it is known again
         if not _is_edge_index(graph):
@@ -180,6 +184,9 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
         return Choice("stock", reason, _plain(conv, graph, name, call))
     if graph is not None and is_relations(graph):
         return _settle_hags(conv, recipe, name, call, graph, features)
+    session = conv.__dict__.get("_hag_session")
+    if session is not None and is_adjacency(graph) and not torch.compiler.is_compiling():
+        return _settle_adjacency(conv, recipe, name, call, session)
     return Choice("stock", "no graph" if graph is None else SPARSE, NOTHING)
 
 
@@ -319,6 +326,36 @@ def _are_rows(conv: Any, pair: Sequence[Any], given: Any, size: tuple[int, int])
         if given is not None and x.shape[conv.node_dim] != rows:
             return False
     return True
+
+
+def _settle_adjacency(conv: Any, recipe: Recipe, name: str, call: Call, session: Any) -> Choice:
+    """The same for a sparse adjacency. Stock's own code makes no messages of it: only what comes
+    back is worth a HAG."""
+    adj_t, features = call[name], call.get(recipe.record.features or recipe.source)
+    reason = why_never(conv, recipe) or _why_not_taken(conv, recipe, features)
+    given = _edge_values(recipe.record.edge_values, call)
+    keeps = recipe.cache is not None and conv.cached
+    if reason is None and given is not None:
+        reason = ONE_VALUE.format(given)
+    if reason is None and (keeps or recipe.record.relations is not None):
+        reason = SPARSE
+    if reason is not None or conv.flow != "source_to_target":
+        return Choice("stock", reason or SPARSE, NOTHING)
+    size = shape_of(adj_t)
+    parts = parts_of(adj_t)
+    if size != graph_size(recipe, conv, call) or parts[-1].requires_grad:
+        return Choice("stock", SPARSE, NOTHING)
+    adds_loops = recipe.record.self_loops(conv) is not False
+    how = ("adjacency", *size, adds_loops)
+    found = session.graphs.value(
+        parts,
+        how,
+        lambda: sessions.build(len(parts[-1]), lambda: hag_of(adj_t, adds_loops)),
+        occasion=session.forwards,
+    )
+    if isinstance(found, HAG):
+        return Choice("HAG", BACK, {name: found})
+    return Choice("stock", FIRST if found is None else found, NOTHING)
 
 
 def _settle_lstm(conv: Any, recipe: Recipe, name: str, call: Call, session: Any) -> Choice:
