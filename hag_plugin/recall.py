@@ -27,6 +27,7 @@ T = TypeVar("T")
 Things = tuple[Any, ...]  # tensors, or other objects, which are known by their identity
 
 UNKNOWN: Any = object()
+UNCOUNTED = -1  # writes to tensors made in inference mode
 _top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
 
@@ -38,13 +39,16 @@ _top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _Facts = tuple[tuple[Any, ...], tuple[Any, ...], tuple[int, ...]]
 
 
-def _facts_of(things: Things) -> _Facts | None:
-    """Things as they are now, but for their contents; None where they cannot be known again."""
+def _facts_of(things: Things, features: bool = False) -> _Facts | None:
+    """Things as they are now, but for their contents; None where they cannot be known again.
+
+    `features`: as in `Known`.
+    """
     try:
         if len(things) == 1:
-            storage, where, version = _facts_of_one(things[0])
+            storage, where, version = _facts_of_one(things[0], features)
             return (storage,), where, (version,)
-        each = [_facts_of_one(thing) for thing in things]
+        each = [_facts_of_one(thing, features) for thing in things]
     except RuntimeError:  # one has no storage or no version: made in inference mode, in torch.func
         return None
     return (
@@ -54,7 +58,7 @@ def _facts_of(things: Things) -> _Facts | None:
     )
 
 
-def _facts_of_one(thing: Any) -> tuple[Any, tuple[Any, ...], int]:
+def _facts_of_one(thing: Any, features: bool) -> tuple[Any, tuple[Any, ...], int]:
     if type(thing) is not Tensor and type(thing) is not nn.Parameter:
         if isinstance(thing, Tensor):
             raise RuntimeError("a tensor of another class may hold more than its storage")
@@ -63,6 +67,8 @@ def _facts_of_one(thing: Any) -> tuple[Any, tuple[Any, ...], int]:
     if not address and thing.numel():
         raise RuntimeError("a tensor without memory: a meta or a functional one")
     where = id(storage), address, shape, thing.stride(), thing.dtype, thing.is_neg()
+    if thing.is_inference() and thing.is_cpu and not features:
+        return storage, where, UNCOUNTED  # what it holds tells
     return storage, where, thing._version
 
 
@@ -271,7 +277,7 @@ class Recall:
         occasion: Any,
         passing: Callable[[], Any] | None,
     ) -> Any:
-        facts = _facts_of(things)
+        facts = _facts_of(things, self.features)
         if facts is None:
             return None
         with self._lock:
@@ -308,7 +314,7 @@ class Recall:
         return bool(decide((purpose, "is_back"), lambda: self._is_back(things, purpose)))
 
     def _is_back(self, things: Things, purpose: Hashable) -> bool:
-        facts = _facts_of(things)
+        facts = _facts_of(things, self.features)
         if facts is None:
             return False
         with self._lock:
@@ -321,7 +327,7 @@ class Recall:
 
     def get(self, things: Things, purpose: Hashable) -> Any:
         """What was put for these things, if they are unchanged; None otherwise."""
-        facts = _facts_of(things)
+        facts = _facts_of(things, self.features)
         if facts is None:
             return None
         with self._lock:
@@ -332,7 +338,7 @@ class Recall:
 
     def put(self, things: Things, purpose: Hashable, value: Any) -> None:
         """Keeps what is known of things as they are now, if they can be known again."""
-        facts = _facts_of(things)
+        facts = _facts_of(things, self.features)
         if facts is None:
             return
         with self._lock:

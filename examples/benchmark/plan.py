@@ -16,6 +16,7 @@ DTYPES = ("float32", "bfloat16", "float64")
 DIRECTIONS = ("forward", "transposed")
 DGL_GRAPHS = ("IMDB-MULTI", "AmazonPhoto", "COLLAB_ego_recon")
 LAYER_GRAPHS = ("IMDB-MULTI", "AmazonPhoto")
+SAMPLED_GRAPHS = ("AmazonPhoto", "CoauthorPhysics", "REDDIT-BINARY")
 EPOCH_GRAPHS = (
     "COLLAB_ego_recon",
     "IMDB-MULTI",

@@ -15,6 +15,7 @@ from . import (
     plots,
     suite_calls,
     suite_dgl,
+    suite_sampled,
     suite_scale,
     tables,
     tables_cost,
@@ -152,6 +153,7 @@ def _sections(suites: dict[str, Sequence[Record]]) -> dict[str, tuple[str, str]]
         "search": ("Search", tables.search(suites["search"], suites["epochs"])),
         "scale": ("Search by size", suite_scale.table(suites["scale"])),
         "never-slower": ("Never slower than plain", never_slower),
+        "sampled": ("Sampled batches", suite_sampled.table(suites["sampled"])),
         "cost": ("Cost model", tables_cost.cost(suites["cost"]) if suites["cost"] else ""),
         "counts": ("Rows saved", tables_cost.counts(suites["counts"])),
     }

@@ -1,4 +1,4 @@
-"""Graphs that are met once: both directions of their CSR against the slow way, and when they pay."""
+"""Graphs that are met once: their CSR both ways against the slow way, and when they pay."""
 
 from __future__ import annotations
 

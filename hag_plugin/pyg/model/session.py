@@ -1,4 +1,5 @@
-"""Plain edge indices in an accelerated model: a graph that comes back gets its HAG."""
+"""Plain edge indices in an accelerated model: a graph that comes back gets its HAG, any other is
+summed as it is."""
 
 from __future__ import annotations
 

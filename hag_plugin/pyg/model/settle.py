@@ -149,8 +149,8 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
             return Choice("stock", ONE_VALUE.format(given), NOTHING)
         if is_adjacency(graph):
             return _settle_adjacency(conv, recipe, name, call, session)
-        if type(graph) is EdgeIndex and _is_as_said(recipe, conv, call, graph):
-            graph = graph.as_tensor()  # by which it is known again
+        if type(graph) is EdgeIndex:  # known again by the tensor that it holds
+            graph = _plain_if_as_said(recipe, conv, call, graph)
         if not _is_edge_index(graph):
             return Choice("stock", _why_unknown(graph), NOTHING)
         size = graph_size(recipe, conv, call)
@@ -562,12 +562,13 @@ def _is_edge_index(tensor: Tensor) -> bool:
     return tensor.dtype in (torch.int32, torch.int64) and tensor.dim() == 2 and tensor.shape[0] == 2
 
 
-def _is_as_said(recipe: Recipe, conv: Any, call: Call, edge_index: EdgeIndex) -> bool:
-    """Whether an `EdgeIndex` has no values, and is of as many nodes as there are features."""
+def _plain_if_as_said(recipe: Recipe, conv: Any, call: Call, edge_index: Any) -> Any:
+    """The tensor of an `EdgeIndex` that has no values and as many nodes as there are features;
+    otherwise itself."""
     said = edge_index.sparse_size()
     found = graph_size(recipe, conv, call)
     fits = all(s is None or s == n for s, n in zip(said, found, strict=True))
-    return fits and edge_index._value is None
+    return edge_index.as_tensor() if fits and edge_index._value is None else edge_index
 
 
 def _why_passing(edge_index: Tensor, reason: str) -> str:
@@ -583,7 +584,7 @@ def _why_unknown(edge_index: Tensor) -> str:
         return OTHER_TENSOR.format(type(edge_index).__name__)
     if not _is_edge_index(edge_index):
         return NO_EDGES
-    if edge_index.is_inference():
+    if edge_index.is_inference() and not edge_index.is_cpu:
         return INFERENCE
     if edge_index.shape[1] > limits.searched_edges:
         return MANY

@@ -1,4 +1,4 @@
-"""Graphs that an accelerated model meets for the first time: equal to stock, and nothing is left."""
+"""Graphs that an accelerated model meets first: equal to stock, and nothing of them is left."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_one_node() -> None:
 
 
 @pytest.mark.parametrize(
-    "edges, size",
+    ("edges", "size"),
     [([[0, 20], [1, 1]], None), ([[0, -1], [1, 1]], None), ([[0, 1], [1, 1]], (20, 21))],
 )
 def test_errors_are_stocks(edges: Any, size: Any) -> None:
@@ -180,7 +180,7 @@ def test_errors_are_stocks(edges: Any, size: Any) -> None:
     assert said[0] == said[1]
 
 
-# What is made, and how often ----------------------------------------------------------------------
+# What is made, and how often --------------------------------------------------------------------
 
 
 def session_of(model: Any) -> Any:
@@ -306,7 +306,7 @@ def test_too_many_edges_to_search() -> None:
     assert session_of(model).num_hags == 0
 
 
-# Sampled batches ------------------------------------------------------------------------------------
+# Sampled batches --------------------------------------------------------------------------------
 
 
 class NoMessages(TorchDispatchMode):
@@ -403,7 +403,7 @@ def test_memory_does_not_grow() -> None:
     assert used[1] - used[0] < 20 << 20
 
 
-# Sparse adjacencies ---------------------------------------------------------------------------------
+# Sparse adjacencies -----------------------------------------------------------------------------
 
 
 def adjacency(edge_index: Tensor, layout: str, size: tuple[int, int], value: float = 1.0) -> Tensor:
