@@ -26,7 +26,7 @@ from .sides import is_ours
 from .verdict import FAILED
 
 SUITES = (
-    "aggregate", "epochs", "layers", "calls", "dgl-layers", "search", "scale", "never-slower",
+    "aggregate", "epochs", "layers", "calls", "dgl-layers", "search", "scale", "never-slower", "sampled",
     "cost", "counts",
 )  # fmt: skip
 

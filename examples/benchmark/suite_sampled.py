@@ -37,7 +37,12 @@ TOLERANCE = 1e-3  # of the largest value, in float32
 
 def cells(plan: Plan) -> Iterator[Cell]:
     """Graphs x layers x widths x fan-outs x seeds x {message passing, a step of the model}."""
-    of_graph = itertools.product(LAYERS, plan.widths, FAN_OUTS, SEEDS, PARTS)
+    most = 1 if plan.quick else None
+    batches = itertools.product(list(FAN_OUTS)[:most], SEEDS[:most])
+    of_graph = (
+        (layer, width, *batch, part)
+        for layer, width, batch, part in itertools.product(LAYERS, plan.widths, batches, PARTS)
+    )
     names = ("layer", "width", "fan_out", "seeds", "part")
     for graph, rest in itertools.product(plan.graphs, list(of_graph)):
         yield {"graph": graph, **dict(zip(names, rest, strict=True))}
