@@ -26,8 +26,8 @@ from .sides import is_ours
 from .verdict import FAILED
 
 SUITES = (
-    "aggregate", "epochs", "layers", "calls", "dgl-layers", "search", "scale", "never-slower", "sampled",
-    "cost", "counts",
+    "aggregate", "epochs", "layers", "calls", "dgl-layers", "search", "scale", "never-slower",
+    "sampled", "cost", "counts",
 )  # fmt: skip
 
 

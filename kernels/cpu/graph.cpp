@@ -105,9 +105,8 @@ CsrArrays grouped(int64_t num_edges, int64_t num_keys, int threads, const Walk &
   });
   in_parallel_until_stopped(threads, [&](int thread) {
     At *at = next[thread].data();
-    share(thread, [at, col](int64_t key, int64_t value) {
-      col[at[key]++] = static_cast<int32_t>(value);
-    });
+    share(thread,
+          [at, col](int64_t key, int64_t value) { col[at[key]++] = static_cast<int32_t>(value); });
   });
   return out;
 }
@@ -191,8 +190,8 @@ struct Edges {
     return {in_range, by_source, by_target, by_target ? ties_t : ties_s};
   }
 
-  Directions directions(int64_t num_edges, int64_t num_src, int64_t num_dst, bool both,
-                        int threads, const Order &order) const {
+  Directions directions(int64_t num_edges, int64_t num_src, int64_t num_dst, bool both, int threads,
+                        const Order &order) const {
     const auto source_first = [this](int64_t first, int64_t last, const auto &take) {
       by_source(first, last, take);
     };

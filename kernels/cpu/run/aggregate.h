@@ -60,7 +60,7 @@ class Program {
   std::vector<int32_t> tile_scratch_;  // scratch rows of each tile
   std::vector<int32_t> order_;         // tiles as they are started; empty: in their own order
   int64_t num_heavy_ = 0;              // the first of `order_`, started one by one
-  const int narrow_from_;               // the run of narrow rows from which on they have an order
+  const int narrow_from_;              // the run of narrow rows from which on they have an order
   mutable std::atomic<int> narrow_runs_{0};
   mutable std::once_flag narrow_once_;
   mutable OpOrder narrow_;
