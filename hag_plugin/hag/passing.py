@@ -23,6 +23,7 @@ from hag_plugin.modes import outside_inference
 MADE_CALLS = 180
 SORTED_OPS = 16
 MESSAGE_OPS = 10
+CLEAR = 4.0  # a gain, or a loss, that no processor turns round
 
 _OPTIONS = Options(method="none", choose="plain")
 
@@ -74,10 +75,17 @@ class Messages(NamedTuple):
         """Whether a graph that is used once is predicted to be summed sooner than by gathering
         and scattering, the making of its programs included.
 
-        Ranks of a distributed job, which may have measured different constants, go by the same.
+        Ranks of a distributed job, which may have measured different constants, go by the same; so
+        does everybody where any constants would say it, and need not be measured.
         """
-        c = DEFAULT if _has_ranks() else constants.in_force()
-        return self.plain_seconds(c) * limits.passing_gain <= self.stock_seconds(c)
+        gain = self.gain(DEFAULT)
+        if not _has_ranks() and 1 / CLEAR < gain < CLEAR:
+            gain = self.gain(constants.in_force())
+        return gain >= limits.passing_gain
+
+    def gain(self, c: Constants) -> float:
+        """How many times faster the fused kernels are predicted to be than stock."""
+        return self.stock_seconds(c) / max(self.plain_seconds(c), 1e-12)
 
     def plain_seconds(self, c: Constants) -> float:
         """Predicted seconds in the fused kernels, on one thread."""

@@ -105,7 +105,8 @@ def _run_weighted_sum(
     y = new_output(x, num_rows)
     scales = source_scale, target_scale
     if gpu.is_home(x):
-        gpu.weighted_sum(hag, transposed, mode, x, y, weight, lambda: _reversed_order(hag), scales)
+        order = lambda: _reversed_order(hag).long()  # noqa: E731
+        gpu.weighted_sum(hag, transposed, mode, x, y, weight, order, scales)
     else:
         _native_weighted_sum(hag, transposed, mode, x, y, weight, scales)
     if observers:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import hag_plugin as hp
+from hag_plugin.hag.constants import write_constants
 from hag_plugin.hag.passing import Messages, plain_hag
+from hag_plugin.hag.rates import DEFAULT
 from hag_plugin.kernels import _cpu
 from hag_plugin.testing import limits
 
@@ -48,7 +52,7 @@ def assert_both(edge_index: Tensor, num_src: int, num_dst: int, threads: int = 1
 
 @pytest.mark.parametrize("order", ORDERS)
 @given(data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_both_directions(order: str, data: st.DataObject) -> None:
     edges, num_src, num_dst = draw_graph(data)
     edges = edges[:, torch.from_numpy(ORDERS[order](*edges.numpy()))]
@@ -84,7 +88,7 @@ def test_ids_out_of_range(edge: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @given(data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_is_the_hag_that_shares_nothing(mode: Any, data: st.DataObject) -> None:
     edges, num_src, num_dst = draw_graph(data, square=True)
     both = data.draw(st.booleans())
@@ -135,3 +139,19 @@ def test_narrow_rows_are_the_same_in_every_run() -> None:
     first = hp.aggregate(x, hag)
     for _ in range(4):  # the third puts its ops in another order
         assert torch.equal(hp.aggregate(x, hag), first)
+
+
+@pytest.mark.parametrize("edges", [10, 3000, 30_000, 3_000_000])
+def test_ranks_go_by_the_same_constants(
+    edges: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever was measured on their machines; for the clear cases nothing need be measured."""
+    messages = Messages(edges, (edges // 4 + 1,) * 2, 256, True)
+    expected = messages.gain(DEFAULT) >= 1
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    for op in (1e-12, 1e-6):
+        path = tmp_path / f"{op}.json"
+        write_constants(path, replace(DEFAULT, op=op), {})
+        monkeypatch.setenv("HAG_PLUGIN_COSTS", str(path))
+        assert messages.pays() == expected
