@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from hag_plugin.hag import constants
-from hag_plugin.hag.cost import Work
 from hag_plugin.hag.graph import both_directions, canonical_graph
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import Options
@@ -23,6 +22,7 @@ from hag_plugin.modes import outside_inference
 MADE_CALLS = 180
 SORTED_OPS = 16
 MESSAGE_OPS = 10
+WEIGHED_CALLS, WEIGHED_OPS = 150, 40  # the numbers that messages are multiplied by, likewise
 CLEAR = 4.0  # a gain, or a loss, that no processor turns round
 
 _OPTIONS = Options(method="none", choose="plain")
@@ -63,6 +63,7 @@ class Messages(NamedTuple):
         row_bytes: of a message.
         derived: whether gradients flow back over the reverse.
         graphs: in how many graphs the edges come.
+        weighted: whether each message is multiplied by a number, made of the graph.
     """
 
     num_edges: int
@@ -70,6 +71,7 @@ class Messages(NamedTuple):
     row_bytes: int
     derived: bool
     graphs: int = 1
+    weighted: bool = False
 
     def pays(self) -> bool:
         """Whether a graph that is used once is predicted to be summed sooner than by gathering
@@ -91,19 +93,28 @@ class Messages(NamedTuple):
         """Predicted seconds in the fused kernels, on one thread."""
         passes = 2 if self.derived else 1
         made = self.graphs * MADE_CALLS * c.call + self.num_edges * SORTED_OPS * c.op
-        return passes * (made + self._seconds(c, self.num_edges, self.size))
+        return passes * (made + _seconds(c, self.num_edges, *self.size, self.row_bytes))
 
     def stock_seconds(self, c: Constants) -> float:
         """The same with a row of a tensor for every edge: written, and read again."""
         num_edges, (num_src, num_dst) = self.num_edges, self.size
-        gather = self._seconds(c, num_edges, (num_src, num_edges))
-        scatter = self._seconds(c, 2 * num_edges, (num_edges, num_edges + num_dst))
-        return (2 if self.derived else 1) * (gather + scatter + num_edges * MESSAGE_OPS * c.op)
+        seconds = num_edges * MESSAGE_OPS * c.op
+        seconds += _seconds(c, num_edges, num_src, num_edges, self.row_bytes)
+        seconds += _seconds(c, 2 * num_edges, num_edges, num_edges + num_dst, self.row_bytes)
+        if self.weighted:
+            seconds += WEIGHED_CALLS * c.call + num_edges * WEIGHED_OPS * c.op
+            seconds += _seconds(c, num_edges, num_edges, num_edges, self.row_bytes)
+        return (2 if self.derived else 1) * seconds
 
-    def _seconds(self, c: Constants, reads: int, size: tuple[int, int]) -> float:
-        num_src, num_dst = size
-        work = Work(num_dst, scratch=0, again=0, first=reads, written=num_dst, num_src=num_src)
-        return float(work.seconds(self.row_bytes, constants=c))
+
+def _seconds(c: Constants, reads: int, num_src: int, num_dst: int, row_bytes: int) -> float:
+    """`Work.seconds` where nothing is shared, written out: this is asked at every first call."""
+    out = num_dst * row_bytes
+    held = min(1.0, c.cache_bytes / max(num_src * row_bytes + out, 1))
+    near, far = held * reads, (1.0 - held) * reads
+    seconds = c.call + num_dst * c.op + (1.0 - held) * out * c.written
+    seconds += near * c.near.of(row_bytes) + held * out * c.near.per_byte
+    return seconds + far * c.far.of(row_bytes)
 
 
 def _has_ranks() -> bool:

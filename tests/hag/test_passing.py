@@ -15,7 +15,8 @@ from torch import Tensor
 
 import hag_plugin as hp
 from hag_plugin.hag.constants import write_constants
-from hag_plugin.hag.passing import Messages, plain_hag
+from hag_plugin.hag.cost import Work
+from hag_plugin.hag.passing import MADE_CALLS, SORTED_OPS, Messages, plain_hag
 from hag_plugin.hag.rates import DEFAULT
 from hag_plugin.kernels import _cpu
 from hag_plugin.testing import limits
@@ -131,6 +132,17 @@ def test_large_calls_pay_and_small_ones_do_not() -> None:
         assert small.pays()
     with limits(passing_gain=float("inf")):
         assert not large.pays()
+
+
+def test_seconds_are_those_of_the_cost_model() -> None:
+    for num_edges, num_src, num_dst, row_bytes in ((10, 3, 4, 4), (10**6, 10**5, 10**4, 256)):
+        messages = Messages(num_edges, (num_src, num_dst), row_bytes, False)
+        work = Work(num_dst, 0, 0, num_edges, num_dst, num_src).seconds(
+            row_bytes, constants=DEFAULT
+        )
+        made = MADE_CALLS * DEFAULT.call + num_edges * SORTED_OPS * DEFAULT.op
+        assert messages.plain_seconds(DEFAULT) == pytest.approx(work + made)
+        assert messages._replace(weighted=True).gain(DEFAULT) > messages.gain(DEFAULT)
 
 
 def test_narrow_rows_are_the_same_in_every_run() -> None:

@@ -308,7 +308,9 @@ def _passing(
         x, row_bytes = pair[0], _WIDE
         if x is not None and x.is_floating_point():
             row_bytes = x.element_size() * x.shape.numel() // max(x.shape[conv.node_dim], 1)
-        if not Messages(edge_index.shape[1], size, row_bytes, derived, graphs).pays():
+        weighted = recipe.scale(conv) is not None or call.get("edge_weight") is not None
+        messages = Messages(edge_index.shape[1], size, row_bytes, derived, graphs, weighted)
+        if not messages.pays():
             return None
         return make(derived or recipe.returns or conv.flow != "source_to_target")
 
