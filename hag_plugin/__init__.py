@@ -22,6 +22,7 @@ from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.candidates import Choice
 from hag_plugin.hag.hag import HAG, batch, rebuild_hag  # noqa: F401  (files name it)
 from hag_plugin.hag.stats import Stats
+from hag_plugin.occasions import ForwardEnd  # noqa: F401  (saved models name it)
 from hag_plugin.ops import degrees as _degrees  # noqa: F401  (its operator: in exported files)
 from hag_plugin.ops.aggregate import aggregate
 from hag_plugin.recall import Recall  # noqa: F401  (saved models name it)

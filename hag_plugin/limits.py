@@ -22,6 +22,8 @@ class Limits:
         pyg_graphs: how many graphs one accelerated model of PyG's remembers; as many as a model has
             edge types. Read when a model is accelerated.
         dgl_graphs: the same of DGL's.
+        loop_calls: of one layer on one graph, outside of the model's forward, that may be turns of
+            a loop; with more the graph came back (see `occasions`).
         constant_bytes: what all layers keep together of aggregates of constant features. Above it
             they compute as if nothing was constant.
         tree_gain: how many times faster an LSTM over the prefix tree must be, as the counts say, to
@@ -56,6 +58,7 @@ class Limits:
     searched_edges: int = 20_000_000
     pyg_graphs: int = 64
     dgl_graphs: int = 8
+    loop_calls: int = 16
     constant_bytes: int = 1 << 30
     tree_gain: float = 1.1
     passing_gain: float = 1.0

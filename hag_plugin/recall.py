@@ -123,18 +123,19 @@ class Known:
         self._contents: list[int | None] | None = None
 
     @classmethod
-    def of(cls, things: Things) -> Known | None:
-        """Things as they are now, contents included; None where they cannot be known again."""
-        facts = _facts_of(things)
+    def of(cls, things: Things, contents: bool = True) -> Known | None:
+        """Things as they are now, with their contents; None where they cannot be known again."""
+        facts = _facts_of(things, features=not contents)
         if facts is None:
             return None
-        known = cls(facts)
-        known.take_contents(things)
+        known = cls(facts, features=not contents)
+        if contents:
+            known.take_contents(things)
         return known
 
     def holds(self, things: Things) -> bool:
-        """Whether these are the things, unchanged, contents included."""
-        facts = _facts_of(things)
+        """Whether these are the things, unchanged, with the contents, if they were taken."""
+        facts = _facts_of(things, self._features)
         return facts is not None and self.agrees(facts) and self.is_same(things)
 
     def agrees(self, facts: _Facts) -> bool:
@@ -199,6 +200,8 @@ class _Entry:
             if self.readers is None:
                 self.readers = weakref.WeakKeyDictionary()
             met = self.readers.get(reader, UNKNOWN)
+            if callable(occasion):
+                occasion = occasion(None if met is UNKNOWN else met)
             self.readers[reader] = occasion
         return met is not UNKNOWN and (occasion is None or met != occasion)
 
@@ -258,7 +261,8 @@ class Recall:
             make: makes it, of the things as they are.
             reader: the layer that must meet them twice; None: whoever asks.
             occasion: things that are met again on the same one did not come back; None: each
-                call is another.
+                call is another. Where there is a reader it may be a function, which is given the
+                occasion on which the reader met them last, or None, and gives that of this call.
             passing: makes what serves things that may never come back. It is asked again until it
                 gives something; None: nothing does.
         """
@@ -345,6 +349,13 @@ class Recall:
             entry = self._note(facts, purpose)
             entry.known.take_contents(things)
             entry.value = value
+
+    def drop(self, things: Things, purpose: Hashable) -> None:
+        """Forgets what is known of these things."""
+        facts = _facts_of(things, self.features)
+        if facts is not None:
+            with self._lock:
+                self._entries.pop((purpose, facts[1]), None)
 
     def _met(self, facts: _Facts, purpose: Hashable) -> _Entry | None:
         key = (purpose, facts[1])

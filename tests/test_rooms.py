@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # the ground: what knows neither graphs nor layers
     (
         *("files", "units", "modes", "recall", "explanation", "adapters", "scripting", "starting"),
-        *("saved", "kept", "devices", "observers", "version", "reducers", "limits"),
+        *("saved", "kept", "devices", "observers", "version", "reducers", "limits", "occasions"),
     ),
     ("hag", "hag.*"),
     ("kernels.triton", "kernels.triton.*"),

@@ -25,6 +25,8 @@ def _epyc() -> Constants:
         scratch=_times(DEFAULT.scratch, 2.0),
         near=_times(DEFAULT.near, 2.0),
         far=_times(DEFAULT.far, 2.5),
+        half=_times(DEFAULT.half, 1.7),
+        extremum=_times(DEFAULT.extremum, 5.0),
         cache_bytes=512 << 10,
     )
 

@@ -39,7 +39,9 @@ layer what its calls ran on: a HAG, the plain graph in the same kernels, or stoc
 {layers()}
 
 HeteroConv, DirGNNConv, GPSConv, AntiSymmetricConv and models from `to_hetero` run as the layers
-inside them do. Every other layer runs its stock code.
+inside them do. Every other layer runs its stock code:
+
+{_others()}
 
 In training, a call whose messages hold fewer than {few} numbers in all (edges times features)
 runs stock code, which is mostly faster there; but for layers that normalise their edge index at
@@ -62,6 +64,15 @@ Every other layer runs as before.
 - PyG: {", ".join(_known("torch_geometric"))}
 - DGL: {", ".join(_known("dgl"))}
 """
+
+
+def _others() -> str:
+    """PyG's layers that no HAG serves, by the reason."""
+    lines = ["| layers | why not |", "|---|---|"]
+    for reason in sorted({*pyg.NO_RECORD.values()}):
+        names = sorted(name for name, why in pyg.NO_RECORD.items() if why == reason)
+        lines.append(f"| {', '.join(names)} | {reason} |")
+    return "\n".join(lines)
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

@@ -80,7 +80,8 @@ OWN: dict[str, Make] = {
     "TAGConv": lambda pyg, f, graph: pyg.TAGConv(f, f, K=2),
     "TransformerConv": lambda pyg, f, graph: pyg.TransformerConv(f, f),
 }
-LAYERS: dict[str, Make] = {record.layer: _plain(record.layer) for record in RECORDS} | OWN
+_CONVS = [record.layer for record in RECORDS if ".conv." in record.name]
+LAYERS: dict[str, Make] = {name: _plain(name) for name in _CONVS} | OWN
 
 
 def cells(plan: Plan) -> Iterator[Cell]:

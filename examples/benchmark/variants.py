@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
-from hag_plugin.hag import constants, cost
+from hag_plugin.hag import cost
 from hag_plugin.hag.candidates import Choice
 from hag_plugin.hag.cost import Prices
 from hag_plugin.hag.hag import HAG
@@ -42,7 +42,7 @@ FORCED: dict[str, Change] = {
 
 def prices(width: int) -> Prices:
     """What "auto" goes by."""
-    return cost.prices(width, constants=constants.in_force())
+    return cost.prices(width)
 
 
 def searched(graph: Graph, loops: str, wanted: Prices) -> Program:

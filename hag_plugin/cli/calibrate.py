@@ -29,7 +29,8 @@ SOURCES = {
 LEGEND = """\
 In nanoseconds: call, one aggregation; op, one sum of rows; written, a byte of results that the
 cache does not hold; a row of partial sums (scratch), of features in the cache (near) or beyond it
-(far): so much (fixed), and so much a byte. Others: parallel, what each further thread adds, of a
+(far): so much (fixed), and so much a byte; and so much more for a row of a half type (half), and
+for max and min (extremum). Others: parallel, what each further thread adds, of a
 thread; cache_bytes, of the cache; error, by how much of itself a prediction may be off."""
 
 

@@ -7,18 +7,35 @@ import mmap
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from hag_plugin.hag.cost import ROWS, Work
 from hag_plugin.hag.program import Program
-from hag_plugin.hag.rates import DEFAULT, Constants, RowCost
+from hag_plugin.hag.rates import (
+    DEFAULT,
+    EXTREMUM,
+    HALF_EXTREMUM,
+    HALF_SUM,
+    SUM,
+    Arithmetic,
+    Constants,
+    RowCost,
+)
 from hag_plugin.limits import limits
 from hag_plugin.modes import Array
+from hag_plugin.reducers import CODES
 
-FLOAT32, SUM = 0, 0  # as the kernel numbers dtypes and reducers
+FLOAT32, BFLOAT16 = 0, 3  # as the kernel numbers dtypes
+# What stands for each arithmetic when it is timed: a dtype and a reducer.
+TIMED_AS = {
+    SUM: (FLOAT32, CODES["sum"]),
+    HALF_SUM: (BFLOAT16, CODES["sum"]),
+    EXTREMUM: (FLOAT32, CODES["max"]),
+    HALF_EXTREMUM: (BFLOAT16, CODES["max"]),
+}
 WIDTHS = (16, 64, 256)
 WARM_CALLS = 2  # before those timed: after a single one, writing y took twice as long
 TIMED_CALLS = 3
@@ -50,15 +67,17 @@ class Shape:
     scratch: int = 0
 
 
+# Hardly more than what is done to its rows, which the cache holds.
+COMPUTING = Shape(16, 0.25, window=256)
 # As the tiles of searched and plain programs are: 256 rows of large graphs or 64 of packed small
 # ones. The cache holds all of x and y, half of them, or an eighth.
 SHAPES = tuple(
     shape
     for caches in (0.25, 1.0, 4.0)
     for shape in (
+        Shape(16, caches, window=256),
         Shape(1, caches, window=256),
         Shape(4, caches, window=256),
-        Shape(16, caches, window=256),
         Shape(4, caches, window=256, scratch=256),
         Shape(2, caches),
         Shape(16, caches),
@@ -68,8 +87,8 @@ SHAPES = tuple(
 )
 # The fewest that still tell the constants apart.
 QUICK_SHAPES = (
+    COMPUTING,
     Shape(1, 0.25, window=256),
-    Shape(16, 0.25, window=256),
     Shape(4, 0.25, window=256, scratch=256),
     Shape(8, 1.0, rows=64, window=64, scratch=64),
     Shape(4, 1.0),
@@ -139,6 +158,7 @@ def calibrate(
     errors = np.abs(terms @ fitted / measured - 1.0)
     mean, largest = float(errors.mean()), float(errors.max())
     found = _constants(fitted, min(max(gain, FLOORS["parallel"]), 1.0), cache, largest)
+    found = _with_extras(found, [run for run in runs if run.shape == COMPUTING])
     return Calibration(found, mean, largest, len(runs), threads)
 
 
@@ -159,6 +179,35 @@ def _shortest(
         if time.perf_counter() > end:
             break
     return shortest
+
+
+def _with_extras(c: Constants, runs: Sequence[Run]) -> Constants:
+    """With what other arithmetic takes than sums of float32, by rows that the cache holds."""
+    row_bytes = np.array([run.row_bytes for run in runs])
+
+    def more(arithmetic: Arithmetic) -> Array:
+        turns = [
+            [(run.seconds(1, arithmetic), run.seconds(1)) for run in runs]
+            for _ in range(TIMED_CALLS)
+        ]
+        least = np.min(turns, axis=0)
+        sources = np.array([len(run.program.arrays[2]) for run in runs])
+        return np.asarray((least[:, 0] - least[:, 1]) / sources)
+
+    shorter = c.near.per_byte * row_bytes / 2  # rows of half types are read in half the time
+    return replace(
+        c,
+        half=_row_cost(row_bytes, more(HALF_SUM) + shorter),
+        extremum=_row_cost(row_bytes, more(EXTREMUM)),
+    )
+
+
+def _row_cost(row_bytes: Array, seconds: Array) -> RowCost:
+    """The line through the seconds of the shortest and the longest row, none below 0."""
+    first, last = np.argmin(row_bytes), np.argmax(row_bytes)
+    per_byte = (seconds[last] - seconds[first]) / max(row_bytes[last] - row_bytes[first], 1)
+    per_byte = max(float(per_byte), 0.0)
+    return RowCost(max(float(seconds[first] - per_byte * row_bytes[first]), 0.0), per_byte)
 
 
 def fit_constants(terms: Array, seconds: Array) -> Array:
@@ -243,7 +292,6 @@ class Run:
         self.buffers = x, y  # the same for all, and at least as large as this one needs
         self._arguments = (
             *(x.ctypes.data, y.ctypes.data, 1, width, width, 0, program.num_src, program.num_dst),
-            *(FLOAT32, SUM, 0, 0),
         )
 
     @property
@@ -251,13 +299,14 @@ class Run:
         """Whether it reads rows from beyond the cache, from everywhere."""
         return self.shape.caches > 1.0 and not self.shape.window
 
-    def seconds(self, threads: int) -> float:
+    def seconds(self, threads: int, arithmetic: Arithmetic = SUM) -> float:
         """Of the shortest call. Those before bring into the caches what they hold.
 
         On one thread, seconds that it ran itself: what else the machine does is not measured.
         """
         clock = time.thread_time if threads == 1 else time.perf_counter
-        run, arguments = self.program.native.run, (*self._arguments, threads)
+        run = self.program.native.run
+        arguments = (*self._arguments, *TIMED_AS[arithmetic], 0, 0, threads)
         for _ in range(WARM_CALLS):
             run(*arguments)
         shortest = math.inf

@@ -2,7 +2,8 @@
 
 Three programs compute the same: the plain one in the graph's own order of rows, the plain one in
 the order that the search chose, and the HAG's. Which is fastest depends on how long a row is, on
-the machine and on the graph: a `Table` says it for every width, and travels with the HAG.
+the machine, on what is done to the rows and on the graph: a `Table` says it for every width, and
+travels with the HAG.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
+from hag_plugin.hag.rates import ARITHMETICS, Arithmetic
+from hag_plugin.modes import Array
 from hag_plugin.saved import set_module
 
 PLAIN, REORDERED, SHARED = "plain", "plain, reordered", "hag"
@@ -29,8 +33,10 @@ VARIABLE = "HAG_PLUGIN_CHOOSE"
 ROW_BYTES = (32, 64, 128, 256, 384, 512, 1024, 2048)
 _LIMITS = tuple(math.sqrt(a * b) for a, b in itertools.pairwise(ROW_BYTES))
 
-UNSEEN = 5e-7  # seconds; no call shows so little: then the HAG's program runs
-CLEARLY = 0.97  # of the seconds of the plain graph: by less than this a HAG wins by chance
+# Beside what a call costs, so little does not show: then the HAG's program runs.
+UNSEEN = 5e-7  # seconds that it loses
+SHORT = 1e-5  # seconds of the fastest, at most
+CLEARLY = 0.95  # of the seconds of the plain graph: by less than this a HAG wins by chance
 
 
 class ChooseError(ValueError):
@@ -79,38 +85,49 @@ class Choice:
         """As in "hag by measure: hag 1.2 ms, plain 1.9 ms"."""
         each = sorted(self.seconds.items(), key=lambda item: item[1])
         times = ", ".join(f"{name} {1e3 * seconds:.3g} ms" for name, seconds in each)
+        if times and self.seconds[self.name] > each[0][1]:
+            times += ", too near to tell"
         return f"{self.name} by {self.by}" + (f": {times}" if times else "")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
-    """The seconds of each candidate, for rows of each of `ROW_BYTES`.
+    """The seconds of each candidate, by what is done to the rows and by their length.
 
     Attributes:
         by: "measure" or "model".
-        seconds: by candidate, "plain" and "hag" at least, in the order of `ROW_BYTES`.
+        names: of the candidates, "plain" and "hag" at least.
+        seconds: float64 `[len(names), len(ARITHMETICS), len(ROW_BYTES)]`.
     """
 
     by: str
-    seconds: Mapping[str, Sequence[float]]
+    names: tuple[str, ...]
+    seconds: Array
 
-    def choose(self, row_bytes: float) -> Choice:
+    def choose(self, arithmetic: Arithmetic, row_bytes: float) -> Choice:
         """The fastest candidate for rows of so many bytes, the HAG's if it wins clearly."""
-        at = bisect.bisect(_LIMITS, row_bytes)
-        seconds = {name: each[at] for name, each in self.seconds.items()}
+        return self._choose(ARITHMETICS.index(arithmetic), bisect.bisect(_LIMITS, row_bytes))
+
+    def _choose(self, kind: int, at: int) -> Choice:
+        seconds = dict(zip(self.names, self.seconds[:, kind, at].tolist(), strict=True))
         best = min(seconds.keys() - {SHARED}, key=lambda name: (seconds[name], name))
-        if seconds[SHARED] <= max(CLEARLY * seconds[best], seconds[best] + UNSEEN):
+        is_short = seconds[best] <= SHORT
+        if seconds[SHARED] <= max(CLEARLY * seconds[best], is_short * (seconds[best] + UNSEEN)):
             best = SHARED
         return Choice(best, self.by, seconds)
 
-    @property
-    def names(self) -> set[str]:
-        """The candidates that are the fastest for some row."""
-        return {self.choose(row_bytes).name for row_bytes in ROW_BYTES}
+    def fastest(self, is_extremum: bool) -> set[str]:
+        """The candidates that are the fastest for some row, for sums or for extrema."""
+        return {
+            self._choose(kind, at).name
+            for kind, arithmetic in enumerate(ARITHMETICS)
+            if arithmetic.is_extremum == is_extremum
+            for at in range(len(ROW_BYTES))
+        }
 
     def state(self) -> dict[str, Any]:
         """Names and numbers, for files."""
-        return {"by": self.by, "seconds": {k: list(v) for k, v in self.seconds.items()}}
+        return {"by": self.by, "names": list(self.names), "seconds": self.seconds.tolist()}
 
     @classmethod
     def of(cls, state: Any) -> Table:
@@ -119,32 +136,33 @@ class Table:
         Raises:
             ValueError: it is none.
         """
-        by, seconds = state["by"], state["seconds"]
-        if by not in ("measure", "model") or not isinstance(seconds, dict):
-            raise ValueError(f"a table of seconds is {state!r}; expected `by` and `seconds`")
-        if not {PLAIN, SHARED} <= seconds.keys():
-            raise ValueError(f"a table is of {sorted(seconds)}; expected {PLAIN} and {SHARED}")
-        for name, each in seconds.items():
-            if name not in NAMES or len(each) != len(ROW_BYTES):
-                raise ValueError(f"a table holds {name!r} with {len(each)} values; expected "
-                                 f"{len(ROW_BYTES)} for some of {NAMES}")  # fmt: skip
-            if not all(isinstance(s, float) and 0 <= s < math.inf for s in each):
-                raise ValueError(f"a table holds {each!r}; expected finite numbers, 0 or more")
-        return cls(by, {name: tuple(each) for name, each in seconds.items()})
+        by, names, seconds = state["by"], tuple(state["names"]), np.array(state["seconds"])
+        if by not in ("measure", "model"):
+            raise ValueError(f"a table is by {by!r}; expected 'measure' or 'model'")
+        if not {PLAIN, SHARED} <= set(names) <= set(NAMES) or len(set(names)) < len(names):
+            raise ValueError(f"a table is of {names}; expected {PLAIN!r}, {SHARED!r} and none but "
+                             f"{NAMES}, each once")  # fmt: skip
+        shape = len(names), len(ARITHMETICS), len(ROW_BYTES)
+        if seconds.dtype != np.float64 or seconds.shape != shape:
+            raise ValueError(f"a table holds {seconds.dtype} {list(seconds.shape)}; expected "
+                             f"float64 {list(shape)}")  # fmt: skip
+        if not (np.isfinite(seconds) & (seconds >= 0)).all():
+            raise ValueError(f"a table holds {seconds}; expected finite numbers, 0 or more")
+        return cls(by, names, seconds)
+
+
+def arithmetic_of(dtype: torch.dtype, is_extremum: bool) -> Arithmetic:
+    """What is done to rows of a dtype."""
+    return Arithmetic(dtype not in (torch.float32, torch.float64), is_extremum)
 
 
 def bytes_of_a_row(width: int, dtype: torch.dtype) -> int:
-    """The bytes of the float32 row that is read at about the same price.
-
-    A row of a half type is converted to float32, which takes about as long as to add it.
-    """
-    return width * (4 if dtype == torch.float32 else 8)
+    """Bytes of a row in the dtype that sums accumulate in."""
+    return width * (8 if dtype == torch.float64 else 4)
 
 
 def total(tables: Sequence[Table]) -> Table:
     """The table of graphs side by side, which have two candidates: plain and shared."""
-    sums = {
-        name: tuple(map(sum, zip(*(table.seconds[name] for table in tables), strict=True)))
-        for name in (SHARED, PLAIN)
-    }
-    return Table("model", sums)
+    names = (PLAIN, SHARED)
+    of_each = [table.seconds[[table.names.index(name) for name in names]] for table in tables]
+    return Table("model", names, np.sum(of_each, axis=0))

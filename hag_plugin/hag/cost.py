@@ -12,7 +12,7 @@ from hag_plugin.devices import KINDS
 from hag_plugin.hag.gpu import occupancy, schedule
 from hag_plugin.hag.graph import Graph
 from hag_plugin.hag.program import Options, Program, SelfLoops
-from hag_plugin.hag.rates import DEFAULT, Constants
+from hag_plugin.hag.rates import SUM, Arithmetic, Constants
 from hag_plugin.limits import limits
 
 
@@ -41,23 +41,15 @@ class Prices:
     cut_rows: int = 256
 
 
-def prices(width: int, device: str = "cpu", constants: Constants = DEFAULT) -> Prices:
-    """The prices for features of `width` values on a kind of device.
+def prices(width: int, device: str = "cpu") -> Prices:
+    """The prices for features of `width` values on a kind of device: on every machine the same.
 
     The narrower the rows, the more an intermediate must save, since its op costs the same: 2 rows
-    from width 64 on, 18 at width 16. These were measured where an op costs as much beside a row of
-    64 values as the default constants say; elsewhere they are scaled by that ratio.
-    Where a program runs in launches, its ops run side by side.
+    from width 64 on, 18 at width 16. Where a program runs in launches, its ops run side by side.
     """
     if KINDS[device].launches is not None:
         return Prices()
-    scale = _op_in_rows(constants) / _op_in_rows(DEFAULT)
-    return Prices(intermediate=(2.0 + max(0, 64 - width) / 3) * min(max(scale, 0.25), 4.0))
-
-
-def _op_in_rows(constants: Constants) -> float:
-    row = constants.near.of(256)
-    return (constants.op + constants.scratch.of(256)) / row if row > 0 else 4.0
+    return Prices(intermediate=2.0 + max(0, 64 - width) / 3)
 
 
 # What a program costs ---------------------------------------------------------------------------
@@ -99,28 +91,44 @@ class Work:
             num_src=program.num_src,
         )
 
-    def seconds(self, row_bytes: Any, threads: int = 1, *, constants: Constants) -> Any:
+    def seconds(
+        self,
+        row_bytes: Any,
+        threads: int = 1,
+        *,
+        constants: Constants,
+        arithmetic: Arithmetic = SUM,
+    ) -> Any:
         """Predicted seconds of one warm aggregation into a kept output.
 
         Args:
-            row_bytes: of a row of features; or an array of them, for an array of seconds.
+            row_bytes: of a row in the dtype that sums accumulate in; or an array of them, for an
+                array of seconds.
             threads: that the kernel may use.
             constants: of the processor.
+            arithmetic: what is done to the rows.
         """
         c = constants
-        terms = self.terms(row_bytes, c.cache_bytes)
+        terms = self.terms(row_bytes, c.cache_bytes, arithmetic.is_half)
         work = sum(n * each for n, each in zip(terms, _in_order(c), strict=True))
+        if arithmetic.is_half:
+            work = work + (self.again + self.first) * c.half.of(row_bytes)
+        if arithmetic.is_extremum:
+            from_scratch = self.scratch - (self.ops - self.written)
+            read = self.again + self.first + from_scratch
+            work = work + read * c.extremum.of(row_bytes)
         return c.call + work / (1.0 + c.parallel * (threads - 1))
 
-    def terms(self, row_bytes: Any, cache_bytes: int) -> tuple[Any, ...]:
+    def terms(self, row_bytes: Any, cache_bytes: int, is_half: bool = False) -> tuple[Any, ...]:
         """How often each constant counts: op, written, then both of each kind of row (`ROWS`).
 
         x and y pass through one cache: where they outgrow it, the share of them that it can hold
-        is taken to be found there.
+        is taken to be found there. Their rows are half as long as those of scratch in a half type.
         """
-        out = self.written * row_bytes
-        total = self.num_src * row_bytes + out
-        if isinstance(total, int):
+        outer = row_bytes / 2 if is_half else row_bytes
+        out = self.written * outer
+        total = self.num_src * outer + out
+        if isinstance(total, int | float):
             held = min(1.0, cache_bytes / max(total, 1))
         else:
             held = np.minimum(1.0, cache_bytes / np.maximum(total, 1))
@@ -128,8 +136,8 @@ class Work:
         return (
             *(self.ops, (1.0 - held) * out),
             *(self.scratch, self.scratch * row_bytes),
-            *(near, near * row_bytes + held * out),
-            *(far, far * row_bytes),
+            *(near, near * outer + held * out),
+            *(far, far * outer),
         )
 
 

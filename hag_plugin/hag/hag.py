@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import secrets
@@ -17,20 +18,22 @@ from torch import Tensor
 
 from hag_plugin import devices
 from hag_plugin.devices import KINDS
-from hag_plugin.hag import concatenate, files, search, seconds
+from hag_plugin.hag import concatenate, files, samples, search, seconds
 from hag_plugin.hag.candidates import (
+    CHOOSE,
     PLAIN,
     REORDERED,
     SHARED,
     Choice,
     Table,
+    arithmetic_of,
     bytes_of_a_row,
     how_to_choose,
     total,
 )
 from hag_plugin.hag.gpu.schedule import schedule_of
-from hag_plugin.hag.graph import Graph, canonical_graph
-from hag_plugin.hag.program import ARRAYS, SELF_LOOPS, Options, Program, SelfLoops
+from hag_plugin.hag.graph import Arrays, Graph, canonical_graph
+from hag_plugin.hag.program import ARRAYS, METHODS, SELF_LOOPS, Options, Program, SelfLoops
 from hag_plugin.hag.stats import Stats, program_stats
 from hag_plugin.kernels import _cpu
 from hag_plugin.limits import limits
@@ -43,12 +46,15 @@ _LIVE: weakref.WeakValueDictionary[int, HAG] = weakref.WeakValueDictionary()  # 
 def find(row_ptr: Tensor, col: Tensor, token: Tensor | None) -> HAG | None:
     """The live HAG of a token, if these are its arrays or hold the same; otherwise None.
 
-    The arrays say what the graph is, the token only which HAG may stand for it.
+    The arrays say what the graph is, the token only which HAG may stand for it. In place of `col`
+    there may be an edge index (see `EdgeHAG`).
     """
     hag = None if token is None else _LIVE.get(int(token))
     if hag is None:
         return None
     own = hag.arrays
+    if col.dim() == 2:  # edges, whose token was given out when this code began to run
+        return hag if row_ptr.shape == own.row_ptr.shape and col.shape[1] == len(own.col) else None
     return hag if _same(row_ptr, own.row_ptr) and _same(col, own.col) else None
 
 
@@ -152,7 +158,7 @@ class HAG(Graph):
         return self.options.method
 
     def _made(self) -> HAG:
-        """The graph as a HAG that has its own arrays: see `ReversedHAG`."""
+        """The graph as a HAG that has its own arrays: see `StandIn`."""
         return self
 
     # Programs -------------------------------------------------------------------------------
@@ -178,11 +184,12 @@ class HAG(Graph):
         with self._lock:
             if key not in self._programs:
                 with outside_inference():
-                    program = self._make_program(*key, progress)
-                    table = self._make_table(*key, program)
+                    made = self._make_program(*key, progress)
+                    table = self._make_table(*key, made)
                 if table is not None:
                     self._tables[key] = table
-                self._programs[key] = program
+                assert made.program is not None
+                self._programs[key] = made.program
             return self._programs[key]
 
     def _program_key(self, self_loops: SelfLoops, idempotent: bool) -> tuple[SelfLoops, bool]:
@@ -196,26 +203,41 @@ class HAG(Graph):
 
     def _make_program(
         self, self_loops: SelfLoops, idempotent: bool, progress: bool | None
-    ) -> Program:
+    ) -> search.Found:
         if self._parts:
             parts = [part.program(self_loops, idempotent=idempotent) for part in self._parts]
-            return concatenate.concatenate_programs(parts).to(self.device)
+            program = concatenate.concatenate_programs(parts).to(self.device)
+            return search.Found(program, None, 0.0)
         return search.search_program(self, self.options, self_loops, idempotent, progress)
 
     def _make_table(
-        self, self_loops: SelfLoops, idempotent: bool, program: Program
+        self, self_loops: SelfLoops, idempotent: bool, found: search.Found
     ) -> Table | None:
         """The seconds of the candidates, where there is more than one and they are compared."""
-        if self.options.choose not in ("measure", "model") or self._parts or program.is_plain:
+        assert found.program is not None
+        if self.options.choose not in ("measure", "model") or self._parts or found.program.is_plain:
             return None
         if KINDS[self.options.device].launches is not None:  # the search has chosen
             return None
         budget = 0.0
         if self.options.choose == "measure" and _may_measure():
-            budget = 0.05 * program.search_seconds
+            budget = 0.05 * found.seconds
             if self.num_edges >= limits.timed_edges:
                 budget = max(budget, 20e-3)
-        return seconds.table_of(self, self_loops, idempotent, program, budget)
+        matrix = self_loops, idempotent
+        made: dict[str, Program] = {SHARED: found.program}
+
+        def candidate(name: str) -> Program:
+            if name not in made:
+                order = found.order if name == REORDERED else None
+                made[name] = search.plain_program(self, *matrix, order)
+            return made[name]
+
+        table = seconds.table_of(self, *matrix, found, candidate, budget)
+        fastest = table.fastest(False) | table.fastest(True)
+        for name in fastest & made.keys() - {SHARED}:
+            self.kept(_kept_as(name, matrix), functools.partial(made.__getitem__, name))
+        return table
 
     def _table(self, key: tuple[SelfLoops, bool]) -> Table | None:
         if key not in self._tables and self._parts:
@@ -255,7 +277,7 @@ class HAG(Graph):
         table = self._table(self._program_key(self_loops, idempotent))
         if table is None or devices.kind_of(self.device).launches is not None:
             return Choice(SHARED, "search")
-        return table.choose(bytes_of_a_row(width, dtype))
+        return table.choose(arithmetic_of(dtype, idempotent), bytes_of_a_row(width, dtype))
 
     def candidates(
         self, self_loops: SelfLoops = False, *, idempotent: bool = False
@@ -266,7 +288,7 @@ class HAG(Graph):
         if program.is_plain:
             return {PLAIN: program}
         table = self._tables.get(key)
-        names = {PLAIN, SHARED} | set(table.seconds if table else ())
+        names = {PLAIN, SHARED, *(table.names if table else ())}
         return {name: self._candidate(name, key) for name in sorted(names)}
 
     def _candidate(self, name: str, key: tuple[SelfLoops, bool]) -> Program:
@@ -275,8 +297,8 @@ class HAG(Graph):
             return program
         if name == PLAIN:
             return self.plain_program(key[0], idempotent=key[1])
-        make = lambda: search.plain_program(self, *key, seconds.order_of(program))  # noqa: E731
-        return self.kept((REORDERED, *key), make)
+        make = lambda: search.plain_program(self, *key, samples.order_of(program))  # noqa: E731
+        return self.kept(_kept_as(REORDERED, key), make)
 
     def chosen(self, self_loops: SelfLoops, idempotent: bool, x: Tensor) -> Program:
         """The program that an aggregation of features `x` runs: for every call the same."""
@@ -302,10 +324,8 @@ class HAG(Graph):
         if key not in self._programs:
             return None
         table = self._table(key)
-        if table is None:
+        if table is None or len(table.fastest(idempotent)) == 1:
             choice = self.choice(self_loops=self_loops, idempotent=idempotent)
-        elif len(table.names) == 1:
-            choice = table.choose(bytes_of_a_row(self.options.width, torch.float32))
         else:
             return None
         return Chosen(self._candidate(choice.name, key), "")
@@ -316,7 +336,7 @@ class HAG(Graph):
         Duplicates are kept, too, unless it is `idempotent`.
         """
         make = lambda: search.plain_program(self, self_loops, idempotent)  # noqa: E731
-        return self.kept(("plain_program", self_loops, idempotent), make)
+        return self.kept(_kept_as(PLAIN, (self_loops, idempotent)), make)
 
     def transpose(self) -> HAG:
         """The HAG of the reversed edges, with its own tiles; itself where the graph is symmetric.
@@ -543,42 +563,17 @@ class HAG(Graph):
         )
 
 
-class ReversedHAG(HAG):
-    """The reverse of a HAG in code that `torch.compile` traces, where nothing can be made.
+class StandIn(HAG):
+    """A HAG in code that `torch.compile` traces, where nothing can be made.
 
-    It is told by the arrays of that HAG.
-    `HAG.transpose` gives it while code is traced. Operators turn the graph round when they run,
-    and the HAG keeps what they make. Where it leaves the traced code, it works all the same.
-
-    Attributes:
-        arrays: of the HAG itself, not of its reverse; so are `row_ptr` and `col`.
-        num_src: of the reverse.
+    It is told by arrays. Operators find or make what they need when they run. Where it leaves the
+    traced code, it works all the same.
     """
-
-    is_reversed = True
-
-    def __init__(self, hag: HAG) -> None:
-        """Takes a HAG that is not reversed."""
-        self.arrays = hag.arrays
-        self.num_src = hag.num_dst
-        self.targets_first = hag.targets_first
-        self.options = hag.options
-        self._of = hag
-        self._handed_over = None
-
-    @property
-    def num_dst(self) -> int:
-        """Number of target nodes, which are the HAG's sources."""
-        return self._of.num_src
 
     @property
     def edge_index(self) -> Tensor:
-        """The edges as int64 `[2, E]`, by source, then by target."""
-        return self._of.edge_index.flip(0)
-
-    def ends(self) -> tuple[Tensor, Tensor]:
-        source, target = self._of.ends()
-        return target, source
+        """The edges as int64 `[2, E]`, in any order."""
+        raise NotImplementedError
 
     def degree(self, self_loops: SelfLoops = False) -> Tensor:
         """As `HAG.degree`."""
@@ -590,10 +585,6 @@ class ReversedHAG(HAG):
             counted = (source != target).long()
         degree = degree.index_add(0, target, counted)
         return degree if self_loops is False else degree + self.looped(degree.device)
-
-    def transpose(self) -> HAG:
-        """The HAG that this is the reverse of."""
-        return self._of
 
     # Outside of traced code ------------------------------------------------------------------
 
@@ -614,12 +605,6 @@ class ReversedHAG(HAG):
         """As `HAG.candidates`."""
         return self._made().candidates(self_loops, idempotent=idempotent)
 
-    def _made(self) -> HAG:
-        made = self._of.transpose()
-        if isinstance(made, ReversedHAG):
-            raise RuntimeError("the reverse of a HAG has no programs inside torch.compile")
-        return made
-
     def numpy(self) -> tuple[Array, Array]:
         """As `HAG.numpy`."""
         return self._made().numpy()
@@ -627,7 +612,7 @@ class ReversedHAG(HAG):
     @property
     def is_symmetric(self) -> bool:
         """Whether every edge has its reverse, with the same multiplicity."""
-        return self._of.is_symmetric
+        return self._made().is_symmetric
 
     def degree_scale(
         self, exponent: float, self_loops: SelfLoops = False, dtype: torch.dtype = torch.float32
@@ -659,8 +644,124 @@ class ReversedHAG(HAG):
     def _state(self) -> dict[str, Any]:
         return self._made()._state()
 
+
+class ReversedHAG(StandIn):
+    """The reverse of a HAG in traced code, told by the arrays of that HAG.
+
+    `HAG.transpose` gives it while code is traced. Operators turn the graph round when they run,
+    and the HAG keeps what they make.
+
+    Attributes:
+        arrays: of the HAG itself, not of its reverse; so are `row_ptr` and `col`.
+        num_src: of the reverse.
+    """
+
+    is_reversed = True
+
+    def __init__(self, hag: HAG) -> None:
+        """Takes a HAG that is not reversed."""
+        self.arrays = hag.arrays
+        self.num_src = hag.num_dst
+        self.targets_first = hag.targets_first
+        self.options = hag.options
+        self._of = hag
+        self._handed_over = None
+
+    @property
+    def num_dst(self) -> int:
+        """Number of target nodes, which are the HAG's sources."""
+        return self._of.num_src
+
+    @property
+    def num_edges(self) -> int:
+        """Number of edges, duplicates counted."""
+        return self._of.num_edges
+
+    @property
+    def edge_index(self) -> Tensor:
+        """The edges as int64 `[2, E]`, as those of the HAG are in order."""
+        return self._of.edge_index.flip(0)
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        source, target = self._of.ends()
+        return target, source
+
+    def transpose(self) -> HAG:
+        """The HAG that this is the reverse of."""
+        return self._of
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether every edge has its reverse, with the same multiplicity."""
+        return self._of.is_symmetric
+
+    def _made(self) -> HAG:
+        made = self._of.transpose()
+        if isinstance(made, ReversedHAG):
+            raise RuntimeError("the reverse of a HAG has no programs inside torch.compile")
+        return made
+
     def __repr__(self) -> str:
         return f"ReversedHAG({self._of!r})"
+
+
+class EdgeHAG(StandIn):
+    """The HAG of an edge index in traced code: which one that is, is known when the code runs.
+
+    Attributes:
+        arrays: `row_ptr` of which nothing but the length is known; the edge index in place of
+            `col`; and the token of the HAG, which an operator gives.
+    """
+
+    def __init__(self, edge_index: Tensor, row_ptr: Tensor, token: Tensor, num_src: int) -> None:
+        self.arrays = Arrays(row_ptr, edge_index, token)
+        self.num_src = num_src
+        self.targets_first = False
+        self.options = Options()
+        self._handed_over = None
+
+    @property
+    def num_edges(self) -> int:
+        """Number of edges, duplicates counted."""
+        return self.arrays.col.shape[1]
+
+    @property
+    def edge_index(self) -> Tensor:
+        """The edges as int64 `[2, E]`, as they are."""
+        return self.arrays.col.long()
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        source, target = self.edge_index
+        return source, target
+
+    def transpose(self) -> HAG:
+        """As `HAG.transpose`."""
+        return ReversedHAG(self) if torch.compiler.is_compiling() else self._made().transpose()
+
+    def _made(self) -> HAG:
+        return of_arrays(self.arrays, self.num_src)
+
+    def __repr__(self) -> str:
+        return f"EdgeHAG({self.num_src} -> {self.num_dst} nodes, {self.num_edges} edges)"
+
+
+def of_arrays(arrays: Arrays, num_src: int) -> HAG:
+    """The HAG that arrays and their token tell; the plain graph where it is not in this process."""
+    found = find(*arrays)
+    if found is not None:
+        return found
+    if arrays.col.dim() == 1:
+        return HAG.from_csr(arrays.row_ptr, arrays.col, num_src, method="none")
+    size = num_src, arrays.row_ptr.shape[0] - 1
+    with outside_inference():
+        row_ptr, col = (torch.from_numpy(each) for each in canonical_graph(arrays.col, *size))
+    device = arrays.col.device
+    return HAG.from_csr(row_ptr.to(device), col.to(device), num_src, method="none")
+
+
+def _kept_as(name: str, matrix: tuple[SelfLoops, bool]) -> tuple[Any, ...]:
+    """The key of a plain candidate among what a HAG keeps."""
+    return ("program", name, *matrix)
 
 
 def _may_measure() -> bool:
@@ -700,11 +801,15 @@ torch.serialization.add_safe_globals([rebuild_hag])
 
 def _rebuild(state: dict[str, Any], trusted: bool) -> HAG:
     num_src = int(state["num_src"])
+    options = Options(**state["options"])
+    if options.method not in METHODS or options.choose not in CHOOSE:
+        raise ValueError(f"method and choose are {options.method!r} and {options.choose!r}; "
+                         f"expected one of {METHODS} and one of {CHOOSE}")  # fmt: skip
     hag = HAG(
         state["row_ptr"],
         state["col"],
         num_src,
-        options=Options(**state["options"]),
+        options=options,
         targets_first=bool(state["targets_first"]),
         symmetric=state["symmetric"] if trusted else None,
         owned=trusted,

@@ -114,7 +114,7 @@ def _seconds(c: Constants, reads: int, num_src: int, num_dst: int, row_bytes: in
     near, far = held * reads, (1.0 - held) * reads
     seconds = c.call + num_dst * c.op + (1.0 - held) * out * c.written
     seconds += near * c.near.of(row_bytes) + held * out * c.near.per_byte
-    return seconds + far * c.far.of(row_bytes)
+    return float(seconds + far * c.far.of(row_bytes))
 
 
 def _has_ranks() -> bool:

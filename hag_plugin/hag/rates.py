@@ -7,7 +7,19 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Arithmetic(NamedTuple):
+    """What is done to the rows that are read, as far as it has a price of its own."""
+
+    is_half: bool = False  # they are converted to float32
+    is_extremum: bool = False
+
+
+SUM, HALF_SUM = Arithmetic(), Arithmetic(is_half=True)
+EXTREMUM, HALF_EXTREMUM = Arithmetic(False, True), Arithmetic(True, True)
+ARITHMETICS = (SUM, HALF_SUM, EXTREMUM, HALF_EXTREMUM)
 
 
 @dataclass(frozen=True)
@@ -17,8 +29,8 @@ class RowCost:
     fixed: float
     per_byte: float
 
-    def of(self, row_bytes: int) -> float:
-        """Seconds for a row of so many bytes."""
+    def of(self, row_bytes: Any) -> Any:
+        """Seconds for a row of so many bytes; of an array of bytes, for each."""
         return self.fixed + self.per_byte * row_bytes
 
 
@@ -29,7 +41,8 @@ class Constants:
     The defaults were measured on a server with AVX-512 (`hag-plugin calibrate`).
 
     Attributes:
-        call: one aggregation, however small.
+        call: one aggregation of sums of float32, however small; bytes are those of a row in the
+            dtype that sums accumulate in.
         op: one op, beside its rows.
         written: a byte of y, or of a partial sum, that the cache does not hold; one that it does
             costs as much as a byte of a near row.
@@ -37,6 +50,8 @@ class Constants:
         near: a row of x that the tile has read before, or that the cache holds. The cache holds
             all of x and y, or as large a share of them as `cache_bytes` are.
         far: any other row of x.
+        half: what a row of x of a half type costs more than to read it, to become one of float32.
+        extremum: what max and min cost more than a sum, for each row read.
         parallel: what each further thread adds, in threads: with T of them the work takes
             1 / (1 + parallel (T - 1)) of the time.
         cache_bytes: of the cache that near rows come from.
@@ -50,6 +65,8 @@ class Constants:
     scratch: RowCost = RowCost(1.4e-9, 4.4e-12)
     near: RowCost = RowCost(0.15e-9, 8.4e-12)
     far: RowCost = RowCost(0.0, 3.2e-11)
+    half: RowCost = RowCost(0.0, 2.0e-11)
+    extremum: RowCost = RowCost(0.5e-9, 4.0e-12)
     parallel: float = 0.99
     cache_bytes: int = 2 << 20
     error: float = 1.0

@@ -9,14 +9,12 @@ from dataclasses import asdict
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from hag_plugin.devices import KINDS
-from hag_plugin.hag import constants, cost
+from hag_plugin.hag import cost
 from hag_plugin.hag.graph import Graph
 from hag_plugin.hag.program import Options, Program, SelfLoops
-from hag_plugin.hag.rates import DEFAULT
 from hag_plugin.kernels import _cpu
 from hag_plugin.modes import Array
 from hag_plugin.observers import SEARCH, observers, tell
@@ -35,7 +33,7 @@ class Found(NamedTuple):
     """
 
     program: Program | None
-    order: Tensor | None
+    order: Array | None
     seconds: float
 
 
@@ -45,21 +43,22 @@ def search_program(
     self_loops: SelfLoops,
     idempotent: bool,
     progress: bool | None = None,
-) -> Program:
+) -> Found:
     """Searches the program of one matrix of a graph; the plain one where none pays."""
     start = time.perf_counter()
-    found = search(graph, options, self_loops, idempotent, progress).program
-    if found is None:
-        found = plain_program(graph, self_loops, idempotent)
+    found = search(graph, options, self_loops, idempotent, progress)
+    program = found.program
+    if program is None:
+        program = plain_program(graph, self_loops, idempotent)
         if options.method != "none":
-            found = found.timed(time.perf_counter() - start)
+            program = program.timed(time.perf_counter() - start)
     if observers:
-        tell(SEARCH, options.method, found)
+        tell(SEARCH, options.method, program)
     in_launches = options.method == "auto" and KINDS[options.device].launches is not None
-    if in_launches and not cost.pays_in_launches(graph, options, self_loops, found):
+    if in_launches and not cost.pays_in_launches(graph, options, self_loops, program):
         plain = plain_program(graph, self_loops, idempotent)
-        return plain.timed(time.perf_counter() - start)
-    return found.to(graph.device)
+        program = plain.timed(time.perf_counter() - start)
+    return found._replace(program=program.to(graph.device))
 
 
 def search(
@@ -89,9 +88,7 @@ def search(
             capacity = graph.num_dst // 4 if options.capacity is None else options.capacity
             arrays = _cpu.greedy_program(*matrix, capacity, threads, report)
         else:
-            in_launches = KINDS[options.device].launches is not None
-            known = DEFAULT if in_launches else constants.in_force()
-            prices = cost.prices(options.width, options.device, known)
+            prices = cost.prices(options.width, options.device)
             arrays, order = _cpu.search_program(
                 *matrix,
                 graph.is_square or graph.targets_first,
@@ -105,7 +102,7 @@ def search(
         tensors = map(torch.from_numpy, arrays)
         diagonal = -1 if subtract else 0
         program = Program.of(tensors, graph.num_src, graph.num_dst, diagonal, seconds)
-    return Found(program, None if order is None else torch.from_numpy(order), seconds)
+    return Found(program, order, seconds)
 
 
 def plain_program(

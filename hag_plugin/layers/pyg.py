@@ -54,6 +54,11 @@ def _conv(name: str, **facts: Any) -> Record:
     return Record(f"torch_geometric.nn.conv.{name}", **{"reduce": reducers, **facts})
 
 
+def _of_model(name: str, **facts: Any) -> Record:
+    given = {"reduce": reducers, "features": None, "edge_values": WEIGHT, **facts}
+    return Record(f"torch_geometric.nn.models.{name}", **given)
+
+
 RECORDS = (
     # Messages are the sources' features as they are.
     _conv(
@@ -109,4 +114,34 @@ RECORDS = (
     _conv("general_conv.GeneralConv", edge_values=ATTRIBUTES),
     _conv("pna_conv.PNAConv", edge_values=ATTRIBUTES),
     _conv("gen_conv.GENConv", edge_values=ATTRIBUTES),
+    # Of models: labels are spread; a row of weights for each node is summed (LINKX).
+    _of_model("label_prop.LabelPropagation", exponents=symmetric, weights_as_given=True),
+    _of_model("linkx.SparseLinear"),
 )  # fmt: skip
+
+# What has no record, and why: by the name of the class, as not every version of PyG has all.
+# tests/layers/test_scan.py finds those that are missing here.
+_ATTENTION = "attention weighs each edge by both of its ends"
+_BOTH = "its message is made of both ends of an edge"
+_EDGE = "its message is made of features of the edge"
+_FILTER = "a filter weighs each edge's message, feature by feature"
+_POSITIONS = "its message is made of the positions of both ends"
+NO_RECORD: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            *("AGNNConv", "DNAConv", "FAConv", "FeaStConv", "FusedGATConv", "GATConv", "GATEConv"),
+            *("GATv2Conv", "HANConv", "HEATConv", "HGTConv", "LPAttLayer", "PointTransformerConv"),
+            *("RGATConv", "SuperGATConv", "TransformerConv", "ViS_MP", "ViS_MP_Vertex"),
+        ),
+        _ATTENTION,
+    ),
+    **dict.fromkeys(("CGConv", "DynamicEdgeConv", "EdgeConv"), _BOTH),
+    **dict.fromkeys(("GINEConv", "GMMConv", "NNConv", "SplineConv"), _EDGE),
+    **dict.fromkeys(("CFConv", "NeighborEmbedding"), _FILTER),
+    **dict.fromkeys(("PPFConv", "PointGNNConv", "PointNetConv"), _POSITIONS),
+    "GravNetConv": "its graph of nearest neighbours is another in each call",
+    "LPFormer": "it hands its edges on to LPAttLayer",
+    "MeshCNNConv": "it takes the edges of a node one by one",
+    "PANConv": "its matrix, a learned sum of powers, is another in each call",
+    "ResGatedGraphConv": "gates weigh each edge by both of its ends",
+}

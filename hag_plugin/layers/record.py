@@ -39,6 +39,7 @@ class Record:
         graphs: the arguments of `forward` that are graphs.
         features: the argument with a row for each node; None: what it is depends on the call.
         edge_values: arguments with one value an edge. One called `edge_weight` multiplies messages.
+        weights_as_given: edge weights are taken as they are by a layer that normalises without any.
         self_loops: from the layer, the loops of the graph that is aggregated over, if it adds any:
             False, "add" or "fill".
         exponents: from the layer, those of the degrees in `s` and `t`; 0: not scaled. In PyG the
@@ -60,6 +61,7 @@ class Record:
     graphs: tuple[str, ...] = ("edge_index",)
     features: str | None = "x"
     edge_values: tuple[str, ...] = ()
+    weights_as_given: bool = False
     self_loops: Callable[[Any], SelfLoops] = no_loops
     exponents: Callable[[Any], tuple[float, float]] = unscaled
     reduce: Callable[[Any], tuple[str, ...]] = a_sum

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hag_plugin.hag.hag import HAG, find
+from hag_plugin.hag.graph import Arrays
+from hag_plugin.hag.hag import HAG, of_arrays
 from hag_plugin.hag.program import SelfLoops
 from hag_plugin.ops.registration import REVERSED, check_self_loops, loop_mode
 
@@ -81,9 +82,7 @@ def _run(
     of: Any,
     token: Tensor | None = None,
 ) -> Tensor:
-    hag = find(row_ptr, col, token)
-    if hag is None:  # it lives in another process, say
-        hag = HAG.from_csr(row_ptr, col, num_src, method="none")
+    hag = of_arrays(Arrays(row_ptr, col, token), num_src)
     if self_loops.startswith(REVERSED):
         hag = hag.transpose()
     mode = loop_mode(self_loops)

@@ -24,7 +24,7 @@ from torch.nn import Parameter
 
 from hag_plugin.devices import KINDS
 from hag_plugin.hag.graph import Arrays
-from hag_plugin.hag.hag import HAG, find
+from hag_plugin.hag.hag import HAG, find, of_arrays
 from hag_plugin.hag.program import SELF_LOOPS
 from hag_plugin.kernels import _cpu
 from hag_plugin.limits import limits
@@ -514,13 +514,12 @@ def found(graph: Graph, x_rows: int, num_rows: int, loops: str, transposed: bool
     Its reverse, if that is what `loops` says.
     """
     if isinstance(graph, HAG):
-        hag = graph._made() if graph.is_reversed else graph
+        hag = graph._made()
     else:
         is_reversed = loops.startswith(REVERSED)
         maybe = find(*graph)
         if maybe is None:
-            num_src = num_rows if transposed != is_reversed else x_rows
-            maybe = HAG.from_csr(graph.row_ptr, graph.col, num_src, method="none")
+            maybe = of_arrays(graph, num_rows if transposed != is_reversed else x_rows)
             maybe.targets_first = bool(loop_mode(loops))
         hag = maybe.transpose() if is_reversed else maybe
     check_rows(hag, x_rows, num_rows, transposed)

@@ -15,6 +15,7 @@ from hag_plugin.pyg.data.transforms import ToHAG
 from hag_plugin.pyg.model.accelerate import accelerate, forget, restore
 from hag_plugin.pyg.model.decorator import hag_layer
 from hag_plugin.pyg.model.explain import explain
+from hag_plugin.pyg.model.inference import inference
 from hag_plugin.pyg.model.layers import Layer, Layers, layers  # noqa: F401
 from hag_plugin.pyg.model.session import Session  # noqa: F401
 from hag_plugin.pyg.model.swap import _new_layer  # noqa: F401
@@ -33,6 +34,7 @@ __all__ = [
     "explain",
     "forget",
     "hag_layer",
+    "inference",
     "layers",
     "relation_hags",
     "restore",

@@ -51,6 +51,24 @@ void load_row(const Csr &graph, int64_t row, Mode mode, bool idempotent, Row &ou
   if (!looped) take(self);
 }
 
+void append_row(const Csr &graph, int64_t row, Mode mode, bool idempotent,
+                std::vector<int32_t> &out) {
+  const int32_t *begin = graph.col + graph.row_ptr[row], *end = graph.col + graph.row_ptr[row + 1];
+  const auto start = static_cast<int64_t>(out.size());
+  if (mode == Mode::given || row >= graph.num_src) {
+    out.insert(out.end(), begin, end);
+  } else {
+    const int32_t self = static_cast<int32_t>(row);
+    const int32_t *at = std::lower_bound(begin, end, self);
+    out.insert(out.end(), begin, at);
+    out.push_back(self);
+    if (mode == Mode::fill)
+      while (at < end && *at == self) ++at;
+    out.insert(out.end(), at, end);
+  }
+  if (idempotent) out.erase(std::unique(out.begin() + start, out.end()), out.end());
+}
+
 namespace {
 
 constexpr int64_t kEdgesPerThread = 1 << 17;

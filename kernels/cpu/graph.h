@@ -29,6 +29,10 @@ struct Row {
 };
 void load_row(const Csr &graph, int64_t row, Mode mode, bool idempotent, Row &out);
 
+// A row as one list in increasing order, copies included, behind what `out` holds.
+void append_row(const Csr &graph, int64_t row, Mode mode, bool idempotent,
+                std::vector<int32_t> &out);
+
 // A view of node ids, int32 or int64, with a stride in elements.
 struct Ids {
   const void *data;

@@ -16,15 +16,35 @@ from hypothesis import strategies as st
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import hag_plugin as hp
-from hag_plugin.hag import constants, seconds
-from hag_plugin.hag.candidates import CHOOSE, NAMES, PLAIN, REORDERED, ROW_BYTES, SHARED, Table
+from hag_plugin.hag import constants, samples, search, seconds
+from hag_plugin.hag.calibration import TIMED_AS
+from hag_plugin.hag.candidates import (
+    CHOOSE,
+    NAMES,
+    PLAIN,
+    REORDERED,
+    ROW_BYTES,
+    SHARED,
+    Choice,
+    Table,
+)
 from hag_plugin.hag.cost import Work
 from hag_plugin.hag.program import SELF_LOOPS, SelfLoops
-from hag_plugin.hag.rates import DEFAULT, Constants, RowCost
+from hag_plugin.hag.rates import (
+    ARITHMETICS,
+    DEFAULT,
+    EXTREMUM,
+    HALF_EXTREMUM,
+    HALF_SUM,
+    SUM,
+    Constants,
+    RowCost,
+)
 from hag_plugin.testing import count_programs, limits
 
 WIDTHS = (1, 8, 16, 17, 64, 128, 512)
-DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SHAPE = len(ARITHMETICS), len(ROW_BYTES)
 
 
 def communities(num_nodes: int = 1200, size: int = 30, seed: int = 0) -> torch.Tensor:
@@ -45,17 +65,18 @@ def hag() -> hp.HAG:
     return made
 
 
-def with_table(hag: hp.HAG, fastest: str, at: int | None = None) -> hp.HAG:
+def with_table(hag: hp.HAG, fastest: str, at: int | None = None, kind: int | None = None) -> hp.HAG:
     """The HAG with tables in which one candidate is the fastest, for all rows or for some."""
     state = hag._state()
     for entry in state["programs"]:
-        names = (*entry["table"]["seconds"], fastest)
-        of = {name: [1.0] * len(ROW_BYTES) for name in names}
-        for i in range(len(ROW_BYTES)) if at is None else (at,):
-            of[fastest][i] = 0.5
-        if fastest != SHARED and at is not None:
-            of[SHARED] = [0.9] * len(ROW_BYTES)
-        entry["table"] = {"by": "model", "seconds": of}
+        names = entry["table"]["names"]
+        of = np.full((len(names), *SHAPE), 1.0)
+        if fastest != SHARED and (at, kind) != (None, None):
+            of[names.index(SHARED)] = 0.9
+        whole = slice(None)
+        where = whole if kind is None else kind, whole if at is None else at
+        of[(names.index(fastest), *where)] = 0.5
+        entry["table"] = {"by": "model", "names": names, "seconds": of.tolist()}
     return hp.rebuild_hag(state)
 
 
@@ -111,10 +132,19 @@ def test_each_width_has_its_own(hag: hp.HAG, at: int) -> None:
         row_bytes = width * (8 if dtype == torch.float64 else 4)
         nearest = min(range(len(ROW_BYTES)), key=lambda i: abs(np.log(row_bytes / ROW_BYTES[i])))
         assert (told.choice(width, dtype).name == PLAIN) == (nearest == at)
-    # What takes twice as long to read counts as a row of twice the length.
-    for half in (torch.bfloat16, torch.float16):
-        assert told.choice(16, half) == told.choice(32, torch.float32)
-    assert told.choice(16, torch.float64) == told.choice(32, torch.float32)
+
+
+@pytest.mark.parametrize("kind", range(len(ARITHMETICS)))
+def test_each_arithmetic_has_its_own(hag: hp.HAG, kind: int) -> None:
+    told = with_table(hag, PLAIN, None, kind)
+    for dtype, is_extremum in itertools.product(DTYPES, (False, True)):
+        own = ARITHMETICS.index((dtype.itemsize == 2, is_extremum))
+        choice = told.choice(24, dtype, idempotent=is_extremum)
+        assert choice.name == (PLAIN if own == kind else SHARED)
+        with count_programs() as ran:
+            x = torch.ones(1200, 24, dtype=dtype)
+            hp.aggregate(x, told, "max" if is_extremum else "sum")
+        assert ran.programs[0].program is told.candidates(idempotent=is_extremum)[choice.name]
 
 
 @pytest.mark.parametrize("choose", CHOOSE)
@@ -130,10 +160,15 @@ def test_directions_choose_for_themselves(choose: str) -> None:
 
 
 def test_what_no_call_shows_goes_to_the_hag() -> None:
-    table = Table("model", {PLAIN: (1e-6,) * 8, SHARED: (1.1e-6,) * 8})
-    assert table.choose(64).name == SHARED
-    table = Table("model", {PLAIN: (1e-3,) * 8, SHARED: (1.1e-3,) * 8})
-    assert table.choose(64).name == PLAIN
+    for seconds_of_plain, ratio, name in (
+        (1e-6, 1.1, SHARED),
+        (1e-3, 1.1, PLAIN),
+        (1e-3, 1.0, PLAIN),
+        (1e-3, 0.9, SHARED),
+    ):
+        of = np.full((2, *SHAPE), seconds_of_plain)
+        of[1] *= ratio
+        assert Table("model", (PLAIN, SHARED), of).choose(SUM, 64).name == name
 
 
 # Who says so -------------------------------------------------------------------------------------
@@ -152,7 +187,7 @@ def test_a_hag_chooses_as_it_is_told(
     else:
         assert choice.by in (choose, "model")
         assert set(choice.seconds) == set(NAMES)
-        assert choice.name == min(choice.seconds, key=choice.seconds.__getitem__)
+        assert choice.seconds[choice.name] <= min(choice.seconds.values()) / 0.95
     assert hag.stats().choice == choice
     with count_programs() as ran:
         hp.aggregate(torch.ones(1200, 64), hag)
@@ -251,17 +286,25 @@ def test_the_choice_travels(
     assert before == after + [loaded.transpose().choice(*r) for r in requests]
 
 
-ONES = {PLAIN: [1.0] * 8, SHARED: [1.0] * 8}
+def table_state(names: Any, fill: Any = 1.0, shape: tuple[int, ...] = SHAPE) -> dict[str, Any]:
+    seconds = np.full((len(names), *shape), fill).tolist()
+    return {"by": "model", "names": list(names), "seconds": seconds}
+
+
+BOTH = (PLAIN, SHARED)
 BAD_TABLES: dict[str, Any] = {
-    "by nobody": {"by": "me", "seconds": ONES},
-    "of nothing": {"by": "model", "seconds": {}},
-    "without the plain program": {"by": "model", "seconds": {SHARED: [1.0] * 8}},
-    "without the HAG's": {"by": "model", "seconds": {PLAIN: [1.0] * 8, REORDERED: [1.0] * 8}},
-    "no numbers": {"by": "model", "seconds": {**ONES, PLAIN: ["1"] * 8}},
-    "too few": {"by": "model", "seconds": {**ONES, PLAIN: [1.0] * 7}},
-    "unknown candidate": {"by": "model", "seconds": {**ONES, "best": [1.0] * 8}},
-    "not finite": {"by": "model", "seconds": {**ONES, PLAIN: [float("nan")] * 8}},
-    "negative": {"by": "model", "seconds": {**ONES, PLAIN: [-1.0] * 8}},
+    "by nobody": {**table_state(BOTH), "by": "me"},
+    "of nothing": table_state(()),
+    "without the plain program": table_state((SHARED,)),
+    "without the HAG's": table_state((PLAIN, REORDERED)),
+    "a name twice": table_state((PLAIN, SHARED, SHARED)),
+    "no numbers": table_state(BOTH, "1"),
+    "too few": table_state(BOTH, shape=(4, 7)),
+    "ragged": {**table_state(BOTH), "seconds": [[1.0], [1.0, 2.0]]},
+    "of before": {"by": "model", "seconds": {PLAIN: [1.0] * 8, SHARED: [1.0] * 8}},
+    "unknown candidate": table_state((PLAIN, SHARED, "best")),
+    "not finite": table_state(BOTH, float("nan")),
+    "negative": table_state(BOTH, -1.0),
     "another kind": [1, 2],
 }
 
@@ -272,6 +315,20 @@ def test_a_damaged_table_is_refused(hag: hp.HAG, bad: str) -> None:
     state["programs"][0]["table"] = BAD_TABLES[bad]
     with pytest.raises((ValueError, TypeError, KeyError)):
         hp.rebuild_hag(state)
+
+
+@pytest.mark.parametrize("option", ["method", "choose"])
+def test_options_that_there_are_not_are_refused(hag: hp.HAG, option: str) -> None:
+    state = hag._state()
+    state["options"][option] = "best"
+    with pytest.raises(ValueError, match=r"'best'.*; expected one of"):
+        hp.rebuild_hag(state)
+
+
+def test_a_choice_says_where_it_is_not_the_fastest() -> None:
+    seconds = {PLAIN: 1e-3, SHARED: 0.97e-3}
+    assert str(Choice(PLAIN, "model", seconds)).endswith("plain 1 ms, too near to tell")
+    assert str(Choice(SHARED, "model", seconds)).endswith("plain 1 ms")
 
 
 def test_states_from_before_there_was_a_choice_run_their_program(hag: hp.HAG) -> None:
@@ -291,7 +348,9 @@ def test_a_batch_adds_up_its_parts(kinds: list[int], width: int) -> None:
         clique = torch.combinations(torch.arange(10 + 5 * kind)).T
         edges = torch.cat([clique, clique.flip(0)], 1) if kind else clique[:, :9]
         parts.append(hp.build_hag(edges, num_nodes=10 + 5 * kind, choose="model"))
-    tables = [p._tables[False, False].choose(4 * width) for p in parts if not p.program().is_plain]
+    tables = [
+        p._tables[False, False].choose(SUM, 4 * width) for p in parts if not p.program().is_plain
+    ]
     batch = hp.batch(parts)
     choice = batch.choice(width)
     if not tables:
@@ -339,8 +398,8 @@ def test_parts_of_a_plain_program_compute_their_rows(
     else:
         reverse = hp.build_hag(edges, size=size[::-1], method="none", targets_first=True)
         hag = reverse.transpose()
-    rows = torch.randperm(size[1], generator=generator)[:25].numpy()
-    part = seconds.plain_part(hag, mode, idempotent, rows)
+    rows = torch.randperm(size[1], generator=generator)[:25].int().numpy()
+    part = samples.plain_part(hag, mode, idempotent, rows)
     assert int(part.source.max()) < size[0]
     op_ptr, source, target = part.numpy()[1:4]
     whole = hag.plain_program(mode, idempotent=idempotent).numpy()
@@ -353,12 +412,12 @@ def test_parts_of_a_plain_program_compute_their_rows(
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.9, 1.0])
 def test_parts_of_a_searched_program_compute_their_rows(hag: hp.HAG, share: float) -> None:
     program = hag.program()
-    part, rows = seconds.stretches_of_tiles(program, share)
+    part, rows = samples.stretches_of_tiles(program, share)
     x = torch.randint(-4, 5, (1200, 16)).float()
     y = np.full((len(rows), 16), np.nan, np.float32)
     part.native.run(
         x.data_ptr(), y.ctypes.data, 1, 16, 16, 0, 1200, len(rows),
-        seconds.FLOAT32, seconds.SUM, 0, 0, 1,
+        *TIMED_AS[SUM], 0, 0, 1,
     )  # fmt: skip
     assert np.array_equal(y, hp.aggregate(x, hag).numpy()[rows])
     assert len(rows) > 0
@@ -376,9 +435,9 @@ def test_small_graphs_are_counted_without_their_plain_program(
     found = hag.program(mode)
     if found.is_plain:
         return
-    works = seconds._works_in_one_tile(hag, mode, False, found)
-    samples = seconds.samples_of(hag, mode, False, found, 1 << 30)
-    assert works == {name: (sample.work, 1.0) for name, sample in samples.items()}
+    works = seconds._works_in_one_tile(hag, mode, False, search.Found(found, None, 0.0))
+    whole = {name: Work.of(program) for name, program in hag.candidates(mode).items()}
+    assert works == {name: (work, 1.0) for name, work in whole.items()}
 
 
 @given(st.lists(st.integers(0, 10_000), min_size=6, max_size=6), st.floats(1.0, 9.0))
@@ -386,19 +445,42 @@ def test_seconds_of_works_are_those_of_each(counts: list[int], scale: float) -> 
     """In the cache or beyond it."""
     work, c = Work(*counts), DEFAULT
     found = seconds._seconds({PLAIN: (work, scale), SHARED: (work, 1.0)}, c)
-    for row_bytes, most, least in zip(ROW_BYTES, found[PLAIN], found[SHARED], strict=True):
-        expected = work.seconds(row_bytes, constants=c)
-        assert least == pytest.approx(expected)
-        assert most == pytest.approx(c.call + (expected - c.call) * scale)
+    for kind, arithmetic in enumerate(ARITHMETICS):
+        for at, row_bytes in enumerate(ROW_BYTES):
+            expected = work.seconds(row_bytes, constants=c, arithmetic=arithmetic)
+            assert found[SHARED][kind, at] == pytest.approx(expected)
+            whole = c.call + (expected - c.call) * scale
+            assert found[PLAIN][kind, at] == pytest.approx(whole)
+
+
+def test_what_was_timed_corrects_what_is_like_it() -> None:
+    """Points are as timed; between them as they are; beyond, the less the further."""
+    model = np.ones(SHAPE)
+    found = seconds._corrected(model, {(SUM, 32): 2.0, (SUM, 128): 8.0, (HALF_SUM, 256): 3.0})
+    sums, halves = found[ARITHMETICS.index(SUM)], found[ARITHMETICS.index(HALF_SUM)]
+    assert sums[:3].tolist() == pytest.approx([2.0, 4.0, 8.0])
+    assert np.all(np.diff(sums[2:]) < 0)
+    assert sums[-1] < 1.2
+    assert halves[ROW_BYTES.index(256)] == pytest.approx(3.0)
+    assert np.all(np.diff(halves[:4]) > 0)
+    assert np.array_equal(found[ARITHMETICS.index(EXTREMUM)], sums)
+    assert np.array_equal(found[ARITHMETICS.index(HALF_EXTREMUM)], halves)
+    only = seconds._corrected(model, {(EXTREMUM, 32): 2.0})
+    assert np.array_equal(only[ARITHMETICS.index(SUM)], model[0])
+    assert np.array_equal(only[ARITHMETICS.index(HALF_EXTREMUM)], model[0])
 
 
 @pytest.mark.parametrize("mode", SELF_LOOPS)
 @pytest.mark.parametrize("reads", [3_000, 20_000, 1 << 30])
 def test_samples_stand_for_the_whole(hag: hp.HAG, mode: SelfLoops, reads: int) -> None:
     """What the samples read, scaled, is what the whole reads, up to the difference of rows."""
-    samples = seconds.samples_of(hag, mode, False, hag.program(mode), reads)
-    for name, program in hag.candidates(mode).items():
-        sample = samples[name]
+    whole = hag.candidates(mode)
+    program = hag.program(mode)
+    found = search.Found(program, samples.order_of(program), 0.0)
+    parts = samples.samples_of(hag, mode, False, found, whole.__getitem__, reads)
+    assert set(parts) == set(whole) == set(NAMES)
+    for name, program in whole.items():
+        sample = parts[name]
         assert sample.scale * len(sample.program.source) == pytest.approx(
             len(program.source), rel=0.25 if sample.scale > 1 else 0
         )

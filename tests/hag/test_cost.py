@@ -106,18 +106,17 @@ def test_less_work_is_predicted_to_take_less() -> None:
 
 
 def test_prices_of_the_default_constants() -> None:
-    """An intermediate must save the more, the narrower the rows and the dearer an op."""
+    """An intermediate must save the more, the narrower the rows."""
     assert [cost.prices(w).intermediate for w in (16, 64, 256)] == [18.0, 2.0, 2.0]
-    dear = Constants(op=20 * DEFAULT.op)
-    assert cost.prices(64, constants=dear).intermediate > 2.0
-    assert cost.prices(64, constants=Constants(op=1.0)).intermediate == 8.0  # four times at most
 
 
 # Constants in a file ----------------------------------------------------------------------------
 
 
-def test_calibrated_constants_change_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same graph and arguments: the plan depends on the constants, and on nothing else."""
+def test_calibrated_constants_change_choices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same graph and arguments: the program is the same, and what runs may be another."""
     members = np.arange(4)
     cliques = [(4 * c + a, 4 * c + b) for c in range(100) for a in members for b in members]
     edges = torch.tensor(cliques).t()
@@ -126,20 +125,24 @@ def test_calibrated_constants_change_plans(tmp_path: Path, monkeypatch: pytest.M
     for each in (DEFAULT, Constants(op=1.0), DEFAULT):
         constants.write_constants(path, each, {})
         monkeypatch.setenv("HAG_PLUGIN_COSTS", str(path))
-        hag = hp.build_hag(edges, num_nodes=400)
+        hag = hp.build_hag(edges, num_nodes=400, choose="model")
         hag.check(edges)
-        made.append((hag.stats().intermediates, hag.options.constants))
+        made.append((hag.stats().intermediates, hag.choice(64).name, hag.options.constants))
     assert made[0] == made[2]
-    assert made[0][0] > made[1][0]
-    assert made[0][1] == DEFAULT.digest != made[1][1]
+    assert made[0][0] == made[1][0] > 0
+    assert [name for _, name, _ in made] == ["hag", "plain", "hag"]
+    assert made[0][2] == DEFAULT.digest != made[1][2]
 
 
 GOOD: dict[str, Any] = {
-    "format": "hag_plugin.costs", "version": 3, "about": {},
+    "format": "hag_plugin.costs", "version": 4, "about": {},
     "constants": {
         "call": 1e-6, "op": 1e-9, "written": 1e-10, "parallel": 1, "cache_bytes": 1000,
         "error": 0.5,
-        **{row: {"fixed": 1e-9, "per_byte": 0} for row in ("scratch", "near", "far")},
+        **{
+            row: {"fixed": 1e-9, "per_byte": 0}
+            for row in ("scratch", "near", "far", "half", "extremum")
+        },
     },
 }  # fmt: skip
 
@@ -154,7 +157,7 @@ def changed(**values: Any) -> dict[str, Any]:
         ("{", "Expecting property name"),
         ([], "does not hold costs"),
         ({"format": "x"}, "there is no 'version'"),
-        ({**GOOD, "version": 1}, "expected 'hag_plugin.costs', version 3"),
+        ({**GOOD, "version": 1}, "expected 'hag_plugin.costs', version 4"),
         ({**GOOD, "constants": {"op": 1}}, r"constants are \['op'\]; expected \['cache_bytes'"),
         ({**GOOD, "constants": 3}, "constants are int; expected"),
         (changed(op=-1), "op is -1; expected a finite number, 0 or more"),

@@ -11,6 +11,7 @@ from hag_plugin import scripting
 from hag_plugin.dgl.model.session import CallEnd, LayerHook, Session
 from hag_plugin.dgl.recipes.table import recipe_of
 from hag_plugin.explanation import Calls
+from hag_plugin.occasions import ForwardEnd
 
 M = TypeVar("M", bound=Module)
 
@@ -20,8 +21,9 @@ def accelerate(module: M) -> M:
 
     A graph from `ToHAG` runs on its HAG in any model; this is for plain graphs. A graph that comes
     back in a second forward of `module` gets its HAG built. Works on the module itself,
-    recursively, by forward pre-hooks; everything else stays as it is, results too. Call it on
-    what you call: forwards are counted there.
+    recursively, by forward hooks; everything else stays as it is, results too. Other methods of
+    `module`, its parts and its layers may be called, too: then a graph comes back when the same
+    layer is given it again after a step of the optimizer, or with the features that it came with.
 
     Args:
         module: a model of DGL layers, or one layer.
@@ -48,9 +50,10 @@ def accelerate(module: M) -> M:
             f"{type(module).__name__} holds no DGL layer that aggregates: nothing to accelerate",
             stacklevel=2,
         )
-    session = Session()
+    session = Session(module)
     if layers:
         module.register_forward_pre_hook(session)  # before a layer's own hook, if it is the root
+        module.register_forward_hook(ForwardEnd(session), always_call=True)
     for layer in module.modules():
         if is_layer(layer):
             _hook(layer, session)
@@ -80,7 +83,7 @@ def restore(module: M) -> M:
 
 def _remove(hooks: dict[int, Any], options: dict[int, bool]) -> None:
     for key, hook in list(hooks.items()):
-        if isinstance(hook, Session | LayerHook | CallEnd):
+        if isinstance(hook, Session | ForwardEnd | LayerHook | CallEnd):
             del hooks[key]
             options.pop(key, None)
 

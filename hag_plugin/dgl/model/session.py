@@ -7,6 +7,8 @@ import weakref
 from typing import Any
 
 from dgl import DGLGraph
+from torch import Tensor
+from torch.nn import Module
 
 from hag_plugin.dgl.aggregation.choice import (
     BACK,
@@ -22,6 +24,7 @@ from hag_plugin.dgl.data.graph import CLASSES, relations_of, view
 from hag_plugin.dgl.recipes.calls import begin, end
 from hag_plugin.explanation import Calls
 from hag_plugin.limits import limits
+from hag_plugin.occasions import Occasions
 from hag_plugin.recall import Recall, is_run_again
 from hag_plugin.saved import set_module
 
@@ -33,18 +36,18 @@ class Session:
     The root's forward pre-hook (the session itself) counts forwards. A graph is known by the
     identity of its structure, which DGL replaces when edges change. Met in a first forward it
     runs DGL's own code; only when it comes back in a later forward its HAGs are built, so that
-    sampled blocks and batches are never searched. Copies and pickles start anew.
+    sampled blocks and batches are never searched. For layers that are called by other ways
+    `occasions` says what a coming back is. Copies and pickles start anew.
     """
 
-    def __init__(self) -> None:
-        self.forwards = 0
+    def __init__(self, root: Module | None = None) -> None:
+        self.occasions = Occasions(root)
         self.graphs = Recall(limits.dgl_graphs)
         self._given: weakref.WeakSet[Relation] = weakref.WeakSet()  # those that came with a graph
 
     def __call__(self, module: Any, inputs: Any) -> None:
         """The forward pre-hook of the root module."""
-        if not is_run_again():
-            self.forwards += 1
+        self.occasions.begin(counts=not is_run_again())
 
     def __reduce__(self) -> tuple[type[Session], tuple[()]]:
         return Session, ()
@@ -54,8 +57,13 @@ class Session:
         """Number of graphs that run on HAGs now."""
         return sum(isinstance(relations, tuple) for relations in self.graphs.values())
 
-    def graph(self, graph: DGLGraph) -> tuple[DGLGraph, str]:
+    def graph(self, graph: DGLGraph, layer: Module, features: Any) -> tuple[DGLGraph, str]:
         """A graph on HAGs that shares everything with `graph`; or `graph` itself.
+
+        Args:
+            graph: any.
+            layer: that is called with it.
+            features: that the layer is given.
 
         Returns:
             The graph, and why DGL's own code does all of a call if no step says otherwise.
@@ -66,8 +74,10 @@ class Session:
         if given is not None:
             self._given.update(given)
             return graph, NO_STEP
+        reader, occasion = self.occasions.of(layer, features)
+        make = lambda: _relations(graph)  # noqa: E731
         relations: tuple[Relation, ...] | str | None = self.graphs.value(
-            (graph._graph,), "relations", lambda: _relations(graph), occasion=self.forwards
+            (graph._graph,), "relations", make, reader=reader, occasion=occasion
         )
         if isinstance(relations, tuple):
             return view(graph, relations), NO_STEP
@@ -105,13 +115,14 @@ class LayerHook:
         session, reason = self.session, UNKNOWN_MESSAGE
         if session is not None:
             reason, given = NO_GRAPH, args
+            features = next((v for v in (*args, *kwargs.values()) if _holds_rows(v)), None)
             for place, value in enumerate(given):
                 if isinstance(value, DGLGraph):
-                    graph, reason = session.graph(value)
+                    graph, reason = session.graph(value, module, features)
                     args = (*args[:place], graph, *args[place + 1 :])
             for name, value in kwargs.items():
                 if isinstance(value, DGLGraph):
-                    graph, reason = session.graph(value)
+                    graph, reason = session.graph(value, module, features)
                     kwargs = {**kwargs, name: graph}
         begin(self.calls, reason)
         return args, kwargs
@@ -130,6 +141,13 @@ class CallEnd:
 
     def __call__(self, module: Any, args: Any, result: Any) -> None:
         end(self.calls)
+
+
+def _holds_rows(value: Any) -> bool:
+    """Whether an argument is features, or those of sources and of targets."""
+    if isinstance(value, tuple | list) and value:
+        value = value[0]
+    return isinstance(value, Tensor)
 
 
 def _is_too_large(graph: DGLGraph) -> bool:

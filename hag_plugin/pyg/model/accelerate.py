@@ -9,8 +9,10 @@ from torch.nn import Module
 from torch_geometric.nn import MessagePassing
 
 from hag_plugin import scripting
+from hag_plugin.occasions import ForwardEnd
 from hag_plugin.pyg.aggregation import constant
 from hag_plugin.pyg.model.calls import CALLS
+from hag_plugin.pyg.model.compiled import NAME
 from hag_plugin.pyg.model.edge_order import FOUND_FREE
 from hag_plugin.pyg.model.session import Session
 from hag_plugin.pyg.model.swap import is_swapped, swap_in, swap_out
@@ -26,8 +28,9 @@ def accelerate(module: M) -> M:
     they are, results too. What looks into its edges (attention, pooling, GraphUNet, ...) is given
     those of the HAG; what depends on their order refuses it. A plain `edge_index` is welcome: the
     rows of one that is met first, as a sampled batch, are summed as they are; a tensor that comes
-    back in a second forward of `module` gets its HAG built. Call it on what you call: forwards are
-    counted there.
+    back in a second forward of `module` gets its HAG built. Other methods of `module`, its parts
+    and its layers may be called, too: then a tensor comes back when the same layer is given it
+    again after a step of the optimizer, or with the features that it came with.
 
     Args:
         module: a model of PyG layers, or one layer.
@@ -57,7 +60,7 @@ def accelerate(module: M) -> M:
             f"{type(module).__name__} holds no PyG message passing layer: nothing to accelerate",
             stacklevel=2,
         )
-    session = Session()
+    session = Session(module)
     for layer in layers:
         if getattr(type(layer), "_hag_recipe", None) is not None:
             layer.__dict__["_hag_session"] = session  # hag_layer prepared the class itself
@@ -68,6 +71,7 @@ def accelerate(module: M) -> M:
         swap_in(part, session)
     if layers:
         module.register_forward_pre_hook(session)
+        module.register_forward_hook(ForwardEnd(session), always_call=True)
         scripting.refuse(module, *layers)
     return module
 
@@ -80,11 +84,16 @@ def restore(module: M) -> M:
         for key, hook in list(part._forward_pre_hooks.items()):
             if isinstance(hook, Session):
                 del part._forward_pre_hooks[key]
+        for key, hook in list(part._forward_hooks.items()):
+            if isinstance(hook, ForwardEnd):
+                del part._forward_hooks[key]
+                part._forward_hooks_always_called.pop(key, None)
         if stock_class(part) is not type(part):
             swap_out(part)
         part.__dict__.pop("_hag_session", None)
         part.__dict__.pop(FOUND_FREE, None)
         part.__dict__.pop(CALLS, None)
+        part.__dict__.pop(NAME, None)
         scripting.allow(part)
     return module
 

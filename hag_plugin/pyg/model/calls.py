@@ -12,7 +12,7 @@ from torch.nn import Module
 from hag_plugin.explanation import Calls, Kind
 from hag_plugin.hag.hag import HAG
 from hag_plugin.layers.pyg import reducers
-from hag_plugin.pyg.model.settle import COMPILED, Choice, is_relations
+from hag_plugin.pyg.model.settle import COMPILED, COMPILED_PLAIN, Choice, is_relations
 from hag_plugin.pyg.recipes.recipe import Call, Recipe
 from hag_plugin.pyg.recipes.weighted import WeightedGraph
 from hag_plugin.recall import is_run_again
@@ -92,13 +92,14 @@ def _note_traced(context: Any) -> None:
 
 
 def _note_compiled(conv: Any, kind: Any, reason: Any) -> None:
-    calls_of(conv).note(kind, reason if reason == COMPILED else f"compiled: {reason}")
+    tells = reason in (COMPILED, COMPILED_PLAIN)
+    calls_of(conv).note(kind, reason if tells else f"compiled: {reason}")
 
 
 def _shares(conv: Any, recipe: Recipe, calls: Calls, graph: Any) -> tuple[bool, str]:
     """Whether one of the programs that ran on a graph shares sums; and why the last one ran."""
     if isinstance(graph, HAG):
-        graph = graph._made() if graph.is_reversed else graph
+        graph = graph._made()
         turned = conv.flow != "source_to_target"
         loops, graphs, why = recipe.record.self_loops(conv), [], ""
         if not turned or recipe.returns:

@@ -8,7 +8,7 @@ What does not is found by trying: a copy of the layer runs on the same edges in 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
@@ -97,15 +97,16 @@ def is_free(layer: Any, stock: type) -> bool:
 def has_free_aggregation(layer: Any) -> bool:
     """Whether a layer's aggregation is none, or one that is free of an order."""
     module = layer.__dict__["_modules"].get("aggr_module")
-    return module is None or _is_free(module)
+    return module is None or is_made_of(module, FREE)
 
 
-def _is_free(module: Any) -> bool:
+def is_made_of(module: Any, kinds: Container[type]) -> bool:
+    """Whether an aggregation is of these classes, or made of such."""
     if type(module) is aggr.DegreeScalerAggregation:
-        return _is_free(module._modules["aggr"])
+        return is_made_of(module._modules["aggr"], kinds)
     if type(module) is aggr.MultiAggregation:
-        return all(_is_free(each) for each in module._modules["aggrs"]._modules.values())
-    return type(module) in FREE
+        return all(is_made_of(each, kinds) for each in module._modules["aggrs"]._modules.values())
+    return type(module) in kinds
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
 from hag_plugin.limits import limits
 from hag_plugin.modes import outside_inference
+from hag_plugin.occasions import Occasions
 from hag_plugin.recall import Passing, Recall, decide, is_run_again
 from hag_plugin.saved import set_module
 
@@ -28,17 +30,18 @@ class Session:
 
     The root's forward pre-hook (the session itself) counts forwards. Met in a first forward, the
     rows of a tensor's graph are summed as they are, where that pays; only when it comes back in a
-    later forward its HAG is built, so that sampled batches are never searched. Decisions go by
-    counts, never by time: ranks of a distributed job decide alike. Copies and pickles start anew.
+    later forward its HAG is built, so that sampled batches are never searched. For layers that are
+    called by other ways `occasions` says what a coming back is. Decisions go by counts, never by
+    time: ranks of a distributed job decide alike. Copies and pickles start anew.
 
     Attributes:
-        forwards: of the root, so far.
+        occasions: of calls, so far.
         graphs: what was built of edge indices.
         verdicts: what layers found out about edge indices.
     """
 
-    def __init__(self) -> None:
-        self.forwards = 0
+    def __init__(self, root: Module | None = None) -> None:
+        self.occasions = Occasions(root)
         self.graphs = Recall(limits.pyg_graphs)
         self.verdicts = Recall(limits.pyg_graphs)
         self._caches: weakref.WeakKeyDictionary[Any, object] = weakref.WeakKeyDictionary()
@@ -48,23 +51,36 @@ class Session:
         if torch.compiler.is_compiling():
             return
         is_bare = _top_hooks(True) is None and torch._C._current_graph_task_id() < 0
-        if is_bare or not is_run_again():
-            self.forwards += 1
+        self.occasions.begin(counts=is_bare or not is_run_again())
 
     def __reduce__(self) -> tuple[type[Session], tuple[()]]:
         return Session, ()
 
-    def hag_of(self, edge_index: Tensor, num_src: int, num_dst: int) -> HAG | None:
-        """The HAG of a tensor that came back; None where the stock layer is to run.
+    def hag_of(
+        self,
+        edge_index: Tensor,
+        size: tuple[int, int],
+        conv: Any,
+        features: Any,
+        passing: Callable[[], Any] | None = None,
+    ) -> HAG | Passing | None:
+        """The HAG of a tensor that came back; what serves it before; None where there is neither.
 
         Args:
             edge_index: the tensor.
-            num_src: the number of sources.
-            num_dst: the number of targets.
+            size: the numbers of sources and targets.
+            conv: the layer that meets it.
+            features: that the layer is given.
+            passing: as for `built_of`.
         """
-        size = (num_src, num_dst)
-        built: HAG | None = self.built_of(
-            (edge_index,), size, lambda: build_hag(edge_index, size=size)
+        built: HAG | Passing | None = self.built_of(
+            (edge_index,),
+            size,
+            lambda: hag_once(edge_index, size),
+            conv,
+            features,
+            lambda: built_before(edge_index, size) is not None,
+            passing,
         )
         return built
 
@@ -73,6 +89,9 @@ class Session:
         tensors: tuple[Tensor, ...],
         key: tuple[Any, ...],
         make: Callable[[], Any],
+        conv: Any,
+        features: Any,
+        is_there: Callable[[], bool] = lambda: False,
         passing: Callable[[], Any] | None = None,
     ) -> Any:
         """What `make` makes of tensors, of which the first is an edge index, once they came back.
@@ -84,14 +103,19 @@ class Session:
             tensors: of the edges.
             key: what else it depends on.
             make: makes it.
+            conv: the layer that meets them.
+            features: that the layer is given.
+            is_there: whether it was made before, for another session.
             passing: makes what serves them before they come back; None where that does not pay.
         """
         num_edges = tensors[0].shape[1]
+        reader, occasion = self.occasions.of(conv, features, is_there)
         return self.graphs.value(
             tensors,
             key,
             lambda: build(num_edges, make),
-            occasion=self.forwards,
+            reader=reader,
+            occasion=occasion,
             passing=None if passing is None else lambda: _made(passing),
         )
 
@@ -152,3 +176,23 @@ def _made(make: Callable[[], Any]) -> Any:
             return make()
     except ValueError:  # ids out of range: the stock layer says so in its own words
         return None
+
+
+# HAGs of tensors, as long as a session keeps them: models that meet the same tensor share its HAG,
+# as do the layers of one that was made heterogeneous, each of which has a session of its own.
+_BUILT = Recall()
+
+
+def built_before(edge_index: Tensor, size: tuple[int, int]) -> HAG | None:
+    """The HAG of a tensor, if a session has it."""
+    found = _BUILT.get((edge_index,), size)
+    return None if found is None else found()
+
+
+def hag_once(edge_index: Tensor, size: tuple[int, int]) -> HAG:
+    """The HAG of a tensor, built unless a session has it."""
+    hag = built_before(edge_index, size)
+    if hag is None:
+        hag = build_hag(edge_index, size=size)
+        _BUILT.put((edge_index,), size, weakref.ref(hag))
+    return hag

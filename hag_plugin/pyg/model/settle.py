@@ -16,15 +16,15 @@ from torch_geometric import EdgeIndex
 from torch_geometric.nn.aggr import LSTMAggregation
 
 from hag_plugin.explanation import Kind
-from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.passing import Messages, plain_hag
+from hag_plugin.layers.pyg import NO_RECORD
 from hag_plugin.limits import limits
 from hag_plugin.modes import outside_inference
 from hag_plugin.ops.registration import DTYPES
 from hag_plugin.pyg.aggregation import aggregators
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
-from hag_plugin.pyg.model import edge_order
+from hag_plugin.pyg.model import compiled, edge_order
 from hag_plugin.pyg.model import session as sessions
 from hag_plugin.pyg.recipes import lstm
 from hag_plugin.pyg.recipes.adjacency import hag_of, is_adjacency, parts_of, shape_of
@@ -54,7 +54,8 @@ MET_WEIGHTS = "first met: its rows are summed as they are, with its edge weights
 MET_FEW = "first met, with few messages: stock is as fast"
 FIRST = "first met: a graph gets its HAG when it comes back in a later forward"
 MANY_MET = "too many edges to search in training: its rows are summed as they are; call build_hag"
-COMPILED = "compiled with an edge_index: pass a HAG"
+COMPILED = "compiled with an edge_index that only stock's code takes here: pass a HAG"
+COMPILED_PLAIN = "compiled with an edge_index: the plain graph, and its HAG once it came back"
 SPARSE = "sparse adjacency: pass edge_index or a HAG"
 OTHER_TENSOR = "{}: only plain tensors are known again"
 NO_EDGES = "no edge index of shape [2, E]"
@@ -74,6 +75,9 @@ NO_ROWS = "features are not rows of nodes"
 LSTM_FEATURES = "the features are no dense matrix of a floating dtype on the CPU, or autocast"
 NO_LISTS = "there are no edges"
 LSTM_SLOW = "the LSTM is as fast without the prefix tree of this graph"
+
+# Before torch 2.7 nobody can tell, and what is compiled may have to run without hag_plugin.
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 PARAMETERS = "_hag_parameters"  # of an accelerated class: the names of what its `forward` takes
 
@@ -128,7 +132,7 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
     features = call.get(recipe.record.features or recipe.source)
     if isinstance(graph, Tensor):
         if torch.compiler.is_compiling():
-            return _COMPILED
+            return _settle_compiled(conv, recipe, name, call, features)
         own = conv.__dict__
         session = own.get("_hag_session")
         if session is None:
@@ -155,7 +159,8 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
             return Choice("stock", _why_unknown(graph), NOTHING)
         size = graph_size(recipe, conv, call)
         if recipe.cache is not None and conv.cached and getattr(conv, "normalize", True):
-            reason = _why_cached(conv, recipe, session, graph, size, given is not None)
+            edges = None if given is not None else graph
+            reason = _why_cached(conv, recipe, edges, features, size)
             if reason is not None:
                 return Choice("stock", reason, NOTHING)
         if given is not None:
@@ -164,11 +169,12 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
             count = recipe.record.relations(conv)
             if count is not None:
                 return _settle_relations(conv, recipe, name, call, graph, count, size)
+        given_first = next(iter(call.values()))  # features, by whatever name
         passing = _passing(
             *(conv, recipe, call, graph, size),
             lambda both: plain_hag(graph, size, both=both),
         )
-        hag = session.built_of((graph,), size, lambda: build_hag(graph, size=size), passing)
+        hag = session.hag_of(graph, size, conv, given_first, passing)
         if hag is None:
             return Choice("stock", _why_unknown(graph), NOTHING)
         if type(hag) is Passing:
@@ -188,6 +194,27 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
     if session is not None and is_adjacency(graph) and not torch.compiler.is_compiling():
         return _settle_adjacency(conv, recipe, name, call, session)
     return Choice("stock", "no graph" if graph is None else SPARSE, NOTHING)
+
+
+def _settle_compiled(conv: Any, recipe: Recipe, name: str, call: Call, features: Any) -> Choice:
+    """The same for an edge index in code that is compiled: see `compiled`."""
+    graph = call[name]
+    is_typed = recipe.record.relations is not None and recipe.record.relations(conv) is not None
+    if (
+        _is_exporting()
+        or conv.__dict__.get(compiled.NAME) is None
+        or recipe.size is not None
+        or is_typed
+        or conv.__dict__.get("cached")
+        or not _is_edge_index(graph)
+        or _edge_values(recipe.record.edge_values, call) is not None
+        or type(conv._modules["aggr_module"]) is LSTMAggregation
+        or why_never(conv, recipe) is not None
+        or _why_not_taken(conv, recipe, features) is not None
+    ):
+        return _COMPILED
+    hag = compiled.hag_in_traced_code(conv, graph, graph_size(recipe, conv, call))
+    return Choice("plain", COMPILED_PLAIN, {name: hag})
 
 
 def _settle_each(conv: Any, recipe: Recipe, call: Call) -> Choice:
@@ -240,7 +267,9 @@ def _settle_weights(
         return Choice("stock", OTHER_WEIGHTS, NOTHING)
     session = conv.__dict__["_hag_session"]
     may_pass = lambda make: _passing(conv, recipe, call, edge_index, size, make)  # noqa: E731
-    graph = weighted_graph(conv, recipe.record, session, (edge_index, weight), size, may_pass)
+    features = call.get(recipe.record.features or recipe.source)
+    edges = edge_index, weight
+    graph = weighted_graph(conv, recipe.record, session, edges, size, features, may_pass)
     if graph is None:
         return Choice("stock", _why_unknown(edge_index), NOTHING)
     changed = {name: graph, "edge_weight": None}
@@ -269,7 +298,9 @@ def _settle_relations(
         (edge_index, edge_type),
         (count, *size),
         lambda: relation_hags(*relations),
-        _passing(
+        conv,
+        next(iter(call.values())),
+        passing=_passing(
             *(conv, recipe, call, edge_index, size),
             lambda both: plain_relation_hags(*relations, both=both),
             graphs=count,
@@ -349,11 +380,13 @@ def _settle_adjacency(conv: Any, recipe: Recipe, name: str, call: Call, session:
         return Choice("stock", SPARSE, NOTHING)
     adds_loops = recipe.record.self_loops(conv) is not False
     how = ("adjacency", *size, adds_loops)
+    reader, occasion = session.occasions.of(conv, features)
     found = session.graphs.value(
         parts,
         how,
         lambda: sessions.build(len(parts[-1]), lambda: hag_of(adj_t, adds_loops)),
-        occasion=session.forwards,
+        reader=reader,
+        occasion=occasion,
     )
     if isinstance(found, HAG):
         return Choice("HAG", BACK, {name: found})
@@ -375,9 +408,9 @@ def _settle_lstm(conv: Any, recipe: Recipe, name: str, call: Call, session: Any)
     if not _is_edge_index(edge_index):
         return Choice("stock", _why_unknown(edge_index), NOTHING)
     size = graph_size(recipe, conv, call)
-    found = session.built_of(
-        (edge_index,), ("sequence", *size), lambda: lstm.find_tree(edge_index, size)
-    )
+    make = lambda: lstm.find_tree(edge_index, size)  # noqa: E731
+    features = call.get(recipe.record.features or recipe.source)
+    found = session.built_of((edge_index,), ("sequence", *size), make, conv, features)
     if found is None:
         reason = _why_unknown(edge_index) if edge_index.numel() else NO_LISTS
         return Choice("stock", reason, NOTHING)
@@ -477,7 +510,7 @@ def why_no_recipe(stock: type) -> str:
     if known is not None:
         return f"a subclass of {known} may do something else: declare it with @hag_layer"
     if stock.__module__.startswith("torch_geometric."):
-        return "no recipe: its messages depend on more than the source node, or it is not known yet"
+        return f"no recipe: {NO_RECORD.get(stock.__name__, 'it is not known yet')}"
     return "no recipe: if its message depends on the source node alone, declare it with @hag_layer"
 
 
@@ -517,19 +550,21 @@ def _has_cache(conv: Any, recipe: Recipe) -> bool:
 
 
 def _why_cached(
-    conv: Any, recipe: Recipe, session: Any, edge_index: Tensor, size: tuple[int, int], given: bool
+    conv: Any, recipe: Recipe, edge_index: Tensor | None, features: Any, size: tuple[int, int]
 ) -> str | None:
-    """Why a layer with `cached=True` runs stock.
+    """Why a layer with `cached=True` runs stock; `edge_index` is None where it has weights.
 
     Stock runs the graph of its first call for ever, whatever it is given: let it fill its cache,
     and follow only as long as the graph is the same.
     """
+    session = conv.__dict__["_hag_session"]
     if not _has_cache(conv, recipe):
-        if not given:
+        if edge_index is not None:
             session.fills_cache(conv, edge_index, size)
-            session.hag_of(edge_index, *size)
+            session.hag_of(edge_index, size, conv, features)
         return FILLS
-    return OTHER_CACHE if given or not session.is_cached(conv, edge_index, size) else None
+    known = edge_index is not None and session.is_cached(conv, edge_index, size)
+    return None if known else OTHER_CACHE
 
 
 def _why_not_taken(conv: Any, recipe: Recipe, features: Any) -> str | None:

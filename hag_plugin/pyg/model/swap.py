@@ -14,6 +14,7 @@ from torch_geometric.nn import DirGNNConv, MessagePassing
 from hag_plugin.hag.hag import HAG
 from hag_plugin.pyg.model import edge_order
 from hag_plugin.pyg.model.calls import CALLS, calls_of, note, say_instead
+from hag_plugin.pyg.model.compiled import NAME, name_layer
 from hag_plugin.pyg.model.edge_order import Edges
 from hag_plugin.pyg.model.settle import (
     GRAPHS,
@@ -80,6 +81,7 @@ def swap_in(conv: Any, session: Any) -> None:
     conv.__class__ = hag_class(stock)
     conv.__dict__["_hag_session"] = session
     if isinstance(conv, MessagePassing):
+        name_layer(conv)
         calls_of(conv)  # made here, so that the replicas of DataParallel share it
 
 
@@ -92,6 +94,7 @@ def swap_out(conv: Any) -> None:
     conv.__dict__.pop("_hag_session", None)
     conv.__dict__.pop(edge_order.FOUND_FREE, None)
     conv.__dict__.pop(CALLS, None)
+    conv.__dict__.pop(NAME, None)
 
 
 def _function(method: Any) -> Any:
@@ -180,8 +183,11 @@ def _check_order(
 HAND_ON = {
     "AntiSymmetricConv.forward",
     "BasicGNN.forward",
+    "CorrectAndSmooth.correct",
+    "CorrectAndSmooth.smooth",
     "GPSConv.forward",
     "GraphModule.forward",  # of SGFormer
+    "LINKX.forward",
     "LightGCN.get_embedding",
     "NeuralFingerprint.forward",
     "PMLP.forward",
@@ -305,7 +311,7 @@ def _dir_gnn_forward(self: Any, x: Any, edge_index: Any) -> Any:
     recipe = recipe_of(stock_class(inner))
     is_plain = isinstance(edge_index, Tensor) and isinstance(x, Tensor)
     may = not getattr(inner, "cached", False) and not lstm.is_lstm(inner)
-    if is_plain and recipe is not None and may:
+    if is_plain and recipe is not None and may and not torch.compiler.is_compiling():
         choice = settle(inner, recipe, {"x": x, "edge_index": edge_index})
         hag = choice.changed.get("edge_index")
         if isinstance(hag, HAG):
@@ -350,3 +356,5 @@ def _set_state(self: Any, state: dict[str, Any]) -> None:
         self.__setstate__({key: value for key, value in state.items() if key != CALLS})
     finally:
         self.__class__ = accelerated
+    if NAME in self.__dict__:  # that of the layer that this is a copy of
+        name_layer(self)

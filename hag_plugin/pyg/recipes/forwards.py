@@ -6,13 +6,14 @@ These layers look into their edge index, for degrees or for self-loops, and not 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch_geometric import nn
+from torch_geometric.utils import one_hot
 
 from hag_plugin.hag.hag import HAG
 from hag_plugin.ops.aggregate import aggregate
@@ -180,6 +181,35 @@ def hypergraph(
     return with_bias(conv, out)
 
 
+@torch.no_grad()
+def label_propagation(
+    conv: Any,
+    y: Tensor,
+    edge_index: HAG,
+    mask: Tensor | None = None,
+    edge_weight: None = None,
+    post_step: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """models/label_prop.py: `alpha D^-1/2 A D^-1/2 y + (1 - alpha) y`, again and again.
+
+    Stock's weights have the default dtype, whatever that of the labels, which they promote.
+    """
+    if y.dtype == torch.long and y.size(0) == y.numel():
+        y = one_hot(y.view(-1))
+    like_weights = y.new_empty(0, dtype=torch.get_default_dtype())
+    out = y
+    if mask is not None:
+        out = torch.zeros_like(y)
+        out[mask] = y[mask]
+    rest = (1 - conv.alpha) * out
+    for _ in range(conv.num_layers):
+        promoted = out.to(torch.promote_types(out.dtype, like_weights.dtype))
+        out = conv.propagate(edge_index, x=promoted, edge_weight=like_weights)
+        out.mul_(conv.alpha).add_(rest)
+        out = out.clamp_(0.0, 1.0) if post_step is None else post_step(out)
+    return out
+
+
 # One HAG for each relation ----------------------------------------------------------------------
 
 
@@ -339,6 +369,9 @@ NORMALISES = Condition(
 _RELATIONAL = Recipe(forward=rgcn, size=_relational_size)
 
 RECIPES: dict[type, Recipe] = {
+    nn.LabelPropagation: Recipe(
+        forward=label_propagation, size=lambda conv, call: (call["y"].shape[0],) * 2
+    ),
     nn.MFConv: Recipe(forward=mf, conditions=(SOURCE_TO_TARGET,)),
     nn.WLConvContinuous: Recipe(forward=wl_continuous, fuses=False, conditions=(SOURCE_TO_TARGET,)),
     nn.EGConv: Recipe(reduce=eg_aggregate, cache="_cached_edge_index", yields=False),

@@ -7,8 +7,10 @@ or beside the function that runs in place of their own, in `forwards`.
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 
 from torch_geometric import nn
+from torch_geometric.nn.models.linkx import SparseLinear
 
 from hag_plugin.layers.pyg import RECORDS
 from hag_plugin.pyg.recipes import forwards, reorder
@@ -27,9 +29,13 @@ OWN: dict[type, Recipe] = {
     nn.SGConv: Recipe(conditions=(NO_CACHE,)),
     nn.SSGConv: Recipe(conditions=(NO_CACHE,)),
     nn.LEConv: Recipe(source="a", target="b", offset=lambda conv, b: -b, fuses=False),
+    SparseLinear: Recipe(source="weight", size=lambda conv, call: (conv.in_channels,) * 2),
     **forwards.RECIPES,
 }
-_CLASSES = ((getattr(nn, record.layer), record) for record in RECORDS)
+_CLASSES = (
+    (getattr(import_module(record.name.rpartition(".")[0]), record.layer), record)
+    for record in RECORDS
+)
 RECIPES: dict[type, Recipe] = {
     cls: replace(OWN.get(cls, Recipe()), record=record) for cls, record in _CLASSES
 }

@@ -64,6 +64,7 @@ def weighted_graph(
     session: Any,
     edges: Weighted,
     num_nodes: tuple[int, int],
+    features: Any,
     passing: Callable[[Callable[[bool], Any]], Callable[[], Any]],
 ) -> WeightedGraph | None:
     """The graph of an edge index and weights, where one is made of it.
@@ -83,7 +84,7 @@ def weighted_graph(
     edge_index, weight = edges
     if REDUCERS.get(type(conv.aggr_module)) not in ("sum", "mean") or weight.dim() != 1:
         return None
-    settings = (getattr(conv, "improved", False), conv.flow)
+    settings = (getattr(conv, "improved", False), conv.flow, record.weights_as_given)
     key = ("weights", *num_nodes, record.self_loops(conv), record.exponents(conv), *settings)
 
     def weighed(weight: Tensor) -> Weighted:
@@ -92,7 +93,7 @@ def weighted_graph(
 
     if not weight.requires_grad and is_fixed(weight):
         constant: WeightedGraph | None = session.built_of(
-            edges, key, lambda: _of_constant(*weighed(weight), num_nodes)
+            edges, key, lambda: _of_constant(*weighed(weight), num_nodes), conv, features
         )
         if constant is not None:
             return constant
@@ -102,7 +103,7 @@ def weighted_graph(
         hag = plain_hag(index, num_nodes, both=both).to(index.device)
         return hag, edge_slots(index, hag)
 
-    ordered = session.built_of((edge_index,), key, order, passing(order))
+    ordered = session.built_of((edge_index,), key, order, conv, features, passing=passing(order))
     if ordered is None:
         return None
     is_passing = type(ordered) is Passing
@@ -131,7 +132,7 @@ def _weighed(
 ) -> Weighted:
     """The weights as they are given, or with loops and normalised, where the layer does that."""
     loops = record.self_loops(conv)
-    if any(record.exponents(conv)):
+    if any(record.exponents(conv)) and not record.weights_as_given:
         improved = getattr(conv, "improved", False)
         index, values = gcn_norm(
             edge_index, weight, num_nodes, improved, loops == "fill", conv.flow

@@ -133,13 +133,10 @@ void bind_graph(nb::module_ &m) {
          const std::optional<Array<int32_t>> &rows) {
         const hag::Csr graph = csr(row_ptr, col, num_src);
         const hag::Mode mode = hag::parse_mode(self_loops);
-        if (rows && static_cast<int64_t>(rows->shape(0)) != graph.num_dst)
-          throw std::invalid_argument("rows has " + std::to_string(rows->shape(0)) +
-                                      " entries; expected num_dst, " +
-                                      std::to_string(graph.num_dst));
         const int32_t *order = rows ? rows->data() : nullptr;
+        const int64_t count = rows ? static_cast<int64_t>(rows->shape(0)) : graph.num_dst;
         return to_python(
-            long_call([&] { return hag::plain_program(graph, mode, idempotent, order); }));
+            long_call([&] { return hag::plain_program(graph, mode, idempotent, order, count); }));
       },
       "row_ptr"_a, "col"_a, "num_src"_a, "self_loops"_a, "idempotent"_a, "rows"_a = nb::none());
   m.def(

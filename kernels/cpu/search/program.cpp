@@ -12,9 +12,9 @@ namespace {
 constexpr int64_t kPlainTileRows = 256;
 constexpr int64_t kPlainTileWork = 8192;  // sources and rows
 
-void check_permutation(const int32_t *rows, int64_t num_rows) {
+void check_distinct(const int32_t *rows, int64_t count, int64_t num_rows) {
   std::vector<char> seen(num_rows, 0);
-  each(num_rows, [&](int64_t i) {
+  each(count, [&](int64_t i) {
     if (rows[i] < 0 || rows[i] >= num_rows)
       refuse("rows[", i, "] is ", rows[i], "; expected 0 to ", num_rows - 1);
     if (seen[rows[i]]) refuse("rows[", i, "] is ", rows[i], ", which stands there twice");
@@ -24,34 +24,53 @@ void check_permutation(const int32_t *rows, int64_t num_rows) {
 
 }  // namespace
 
+namespace {
+
+void start(ProgramArrays &out) { out.tile_ptr = out.op_ptr = out.hub_ptr = {0}; }
+
+void end_op(ProgramArrays &out, int32_t target) {
+  out.op_ptr.push_back(static_cast<int64_t>(out.source.size()));
+  out.target.push_back(target);
+}
+
+void end_tile(ProgramArrays &out) {
+  out.tile_ptr.push_back(static_cast<int64_t>(out.target.size()));
+}
+
+// The long rows, as partial sums in tiles of their own.
+void add_hubs(const Csr &graph, Mode mode, bool idempotent, const std::vector<int32_t> &hubs,
+              ProgramArrays &out) {
+  int32_t partial = static_cast<int32_t>(graph.num_dst);
+  std::vector<int32_t> row;
+  for (const int32_t v : hubs) {
+    row.clear();
+    append_row(graph, v, mode, idempotent, row);
+    const auto length = static_cast<int64_t>(row.size());
+    const int64_t parts = std::max<int64_t>(1, (length + kHubPart - 1) / kHubPart);
+    for (int64_t p = 0; p < parts; ++p, ++partial) {
+      out.source.insert(out.source.end(), row.begin() + length * p / parts,
+                        row.begin() + length * (p + 1) / parts);
+      end_op(out, partial);
+      end_tile(out);
+    }
+    out.hub_row.push_back(v);
+    out.hub_ptr.push_back(partial - graph.num_dst);
+  }
+}
+
+}  // namespace
+
 ProgramArrays assemble(const Csr &graph, Mode mode, bool idempotent, std::vector<TileProgram> tiles,
                        const std::vector<int32_t> &hubs) {
   ProgramArrays out;
-  out.hub_ptr.push_back(0);
-  int32_t partial = static_cast<int32_t>(graph.num_dst);
-  for (const int32_t row : hubs) {
-    TileProgram whole = plain_tile(graph, mode, idempotent, &row, 1);
-    const int64_t length = static_cast<int64_t>(whole.source.size());
-    const int64_t parts = std::max<int64_t>(1, (length + kHubPart - 1) / kHubPart);
-    for (int64_t p = 0; p < parts; ++p, ++partial) {
-      TileProgram part;
-      part.add({whole.source.begin() + length * p / parts,
-                whole.source.begin() + length * (p + 1) / parts},
-               partial);
-      tiles.push_back(std::move(part));
-    }
-    out.hub_row.push_back(row);
-    out.hub_ptr.push_back(partial - graph.num_dst);
-  }
+  start(out);
   int64_t num_ops = 0, num_sources = 0;
   for (const TileProgram &tile : tiles) {
     num_ops += static_cast<int64_t>(tile.target.size());
     num_sources += static_cast<int64_t>(tile.source.size());
   }
   out.tile_ptr.reserve(tiles.size() + 1);
-  out.tile_ptr.push_back(0);
   out.op_ptr.reserve(num_ops + 1);
-  out.op_ptr.push_back(0);
   out.target.reserve(num_ops);
   out.source.reserve(num_sources);
   Pace pace;
@@ -60,90 +79,44 @@ ProgramArrays assemble(const Csr &graph, Mode mode, bool idempotent, std::vector
     for (const int32_t arity : tile.arity) out.op_ptr.push_back(out.op_ptr.back() + arity);
     out.source.insert(out.source.end(), tile.source.begin(), tile.source.end());
     out.target.insert(out.target.end(), tile.target.begin(), tile.target.end());
-    out.tile_ptr.push_back(static_cast<int64_t>(out.target.size()));
+    end_tile(out);
     tile = TileProgram();  // its memory is not needed twice
   }
+  add_hubs(graph, mode, idempotent, hubs, out);
   return out;
 }
 
-namespace {
-
-// The sources of a row in increasing order, as `load_row` has them, written from `out` on. Returns
-// where they end.
-int32_t *write_row(const Csr &graph, int64_t row, Mode mode, bool idempotent, int32_t *out) {
-  const int32_t *at = graph.col + graph.row_ptr[row], *end = graph.col + graph.row_ptr[row + 1];
-  const bool looped = mode != Mode::given && row < graph.num_src;
-  if (!looped && !idempotent) return std::copy(at, end, out);
-  const int32_t self = static_cast<int32_t>(row);
-  const int32_t *const begin = out;
-  const auto take = [&](int32_t source) {
-    if (!idempotent || out == begin || out[-1] != source) *out++ = source;
-  };
-  bool missing = looped;
-  for (; at < end; ++at) {
-    if (missing && *at >= self) take(self), missing = false;
-    if (!looped || mode != Mode::fill || *at != self) take(*at);
-  }
-  if (missing) take(self);
-  return out;
-}
-
-}  // namespace
-
-ProgramArrays plain_program(const Csr &graph, Mode mode, bool idempotent, const int32_t *order) {
-  if (order) check_permutation(order, graph.num_dst);
-  const int64_t loops = mode == Mode::given ? 0 : std::min(graph.num_dst, graph.num_src);
+ProgramArrays plain_program(const Csr &graph, Mode mode, bool idempotent, const int32_t *order,
+                            int64_t count) {
   ProgramArrays out;
-  out.source.resize(graph.num_edges() + loops);
-  out.target.reserve(graph.num_dst);
-  out.op_ptr.reserve(graph.num_dst + 1);
-  out.op_ptr.push_back(0);
-  out.tile_ptr.push_back(0);
-  out.hub_ptr.push_back(0);
-  int32_t *const first = out.source.data();
-  int32_t *end = first;
+  start(out);
   std::vector<int32_t> hubs;
-  int64_t work = 0, rows = 0;
+  int64_t rows = 0, work = 0;  // of the tile
   Pace pace;
-  const auto end_op = [&](int32_t to) {
-    out.op_ptr.push_back(end - first);
-    out.target.push_back(to);
-  };
-  const auto end_tile = [&] {
-    const int64_t ops = static_cast<int64_t>(out.target.size());
-    if (ops > out.tile_ptr.back()) out.tile_ptr.push_back(ops);
-    work = rows = 0;
-  };
-  for (int64_t i = 0; i < graph.num_dst; ++i) {
+  if (order) check_distinct(order, count, graph.num_dst);
+  if (!order || count == graph.num_dst)
+    out.source.reserve(graph.num_edges() + (mode == Mode::given ? 0 : graph.num_dst));
+  out.op_ptr.reserve(count + 1);
+  out.target.reserve(count);
+  for (int64_t i = 0; i < count; ++i) {
     const int64_t v = order ? order[i] : i;
     const int64_t length = graph.row_ptr[v + 1] - graph.row_ptr[v];
-    pace(1 + length);
     if (length > kHubLength) {
       hubs.push_back(static_cast<int32_t>(v));
       continue;
     }
-    if (work + length + 1 > kPlainTileWork || rows == kPlainTileRows) end_tile();
-    end = write_row(graph, v, mode, idempotent, end);
-    end_op(static_cast<int32_t>(v));
-    work += length + 1;
-    ++rows;
-  }
-  end_tile();
-  int32_t partial = static_cast<int32_t>(graph.num_dst);
-  for (const int32_t row : hubs) {
-    int32_t *const begin = end;
-    const int64_t length = write_row(graph, row, mode, idempotent, begin) - begin;
-    pace(length);
-    const int64_t parts = std::max<int64_t>(1, (length + kHubPart - 1) / kHubPart);
-    for (int64_t p = 1; p <= parts; ++p) {
-      end = begin + length * p / parts;
-      end_op(partial++);
-      end_tile();
+    if (work + length + 1 > kPlainTileWork || rows == kPlainTileRows) {
+      if (rows > 0) end_tile(out);
+      rows = work = 0;
     }
-    out.hub_row.push_back(row);
-    out.hub_ptr.push_back(partial - graph.num_dst);
+    pace(1 + length);
+    append_row(graph, v, mode, idempotent, out.source);
+    end_op(out, static_cast<int32_t>(v));
+    ++rows;
+    work += length + 1;
   }
-  out.source.resize(end - first);
+  if (rows > 0) end_tile(out);
+  add_hubs(graph, mode, idempotent, hubs, out);
   return out;
 }
 

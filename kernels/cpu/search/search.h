@@ -12,10 +12,10 @@
 
 namespace hag {
 
-// Tiles take the rows in the order of `rows`, a permutation of all; null: in increasing order.
-// Throws std::invalid_argument if it is no permutation.
-ProgramArrays plain_program(const Csr &graph, Mode mode, bool idempotent,
-                            const int32_t *rows = nullptr);
+// Tiles take `count` rows in the order of `rows`, or, where that is null, the first ones.
+// Throws std::invalid_argument if a row is none of the graph's, or stands there twice.
+ProgramArrays plain_program(const Csr &graph, Mode mode, bool idempotent, const int32_t *rows,
+                            int64_t count);
 
 // What a search comes to.
 struct Found {

@@ -41,13 +41,11 @@ void group_by_hash(const std::vector<uint64_t> &hash, Equal equal, Found found) 
 TileProgram plain_tile(const Csr &graph, Mode mode, bool idempotent, const int32_t *rows,
                        int64_t num_rows) {
   TileProgram out;
-  Row row;
   for (int64_t r = 0; r < num_rows; ++r) {
-    load_row(graph, rows[r], mode, idempotent, row);
-    row.simple.insert(row.simple.end(), row.extra.begin(), row.extra.end());
-    std::inplace_merge(row.simple.begin(),
-                       row.simple.end() - static_cast<int64_t>(row.extra.size()), row.simple.end());
-    out.add(row.simple, rows[r]);
+    const auto before = static_cast<int64_t>(out.source.size());
+    append_row(graph, rows[r], mode, idempotent, out.source);
+    out.arity.push_back(static_cast<int32_t>(static_cast<int64_t>(out.source.size()) - before));
+    out.target.push_back(rows[r]);
   }
   out.shrink_to_fit();
   return out;

@@ -73,6 +73,35 @@ def test_a_graph_that_comes_back(multigraph: Any) -> None:
     assert not model.second._forward_pre_hooks
 
 
+class Embeds(Net):
+    """A model that is called by another method than its forward."""
+
+    def embed(self, graph: Any, x: Tensor) -> Tensor:
+        return self.forward(graph, x)
+
+
+@pytest.mark.parametrize("step", [False, True])
+def test_a_graph_that_comes_back_to_another_method(multigraph: Any, step: bool) -> None:
+    """With the same features, or after a step of the optimizer; not in a second layer."""
+    graph, x, model = multigraph(), torch.randn(57, 3), hp.accelerate(Embeds())
+    for _ in range(3):
+        model.embed(graph, x.clone() if step else x)
+        if step:
+            with torch.no_grad():
+                model.second.weight.mul_(0.9)
+    assert [isinstance(g, HagGraph) for g in model.first.graphs] == [False, True, True]
+    assert session_of(model).num_graphs == 1
+    hp.restore(model)
+    assert not model._forward_hooks
+
+
+def test_sampled_blocks_of_another_method(multigraph: Any) -> None:
+    model = hp.accelerate(Embeds())
+    for _ in range(4):
+        model.embed(multigraph(), torch.randn(57, 3))
+    assert session_of(model).num_graphs == 0
+
+
 def test_a_changed_graph_is_another(multigraph: Any) -> None:
     graph, x = multigraph(), torch.randn(57, 3)
     model = hp.accelerate(Net())
@@ -152,7 +181,7 @@ def test_copies_and_pickles(multigraph: Any) -> None:
     expected = [model(graph, x) for _ in range(2)][-1]
     model.first.graphs.clear()
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert session_of(other).forwards == 0
+        assert session_of(other).occasions.forwards == 0
         for _ in range(2):
             torch.testing.assert_close(other(graph, x), expected)
         assert isinstance(other.first.graphs[-1], HagGraph)

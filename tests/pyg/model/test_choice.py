@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch_geometric.nn as pyg
 
 import hag_plugin as hp
 from hag_plugin.hag.candidates import CHOOSE, NAMES, ROW_BYTES
+from hag_plugin.hag.rates import ARITHMETICS
 from hag_plugin.testing import count_programs, limits
 
 EDGES = torch.combinations(torch.arange(40)).T
@@ -28,9 +30,10 @@ def told(name: str) -> hp.HAG:
     hag.program(idempotent=True)
     state = hag._state()
     for entry in state["programs"]:
-        seconds = entry["table"]["seconds"]
-        for each in seconds:
-            seconds[each] = [0.25 if each == name else 0.5] * len(ROW_BYTES)
+        table = entry["table"]
+        of_each = np.full((len(table["names"]), len(ARITHMETICS), len(ROW_BYTES)), 0.5)
+        of_each[table["names"].index(name)] = 0.25
+        table["seconds"] = of_each.tolist()
     return hp.rebuild_hag(state)
 
 

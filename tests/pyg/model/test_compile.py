@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,11 @@ from torch_geometric.loader import ClusterData
 from torch_geometric.nn import models
 
 import hag_plugin as hp
+from hag_plugin.hag.hag import EdgeHAG
+from hag_plugin.limits import limits as in_force
 from hag_plugin.pyg import ToHAG, accelerate
+from hag_plugin.pyg.model.compiled import NAME, hag_in_traced_code
+from hag_plugin.testing import Ran
 
 WIDTH = 6
 REVERSE = "target_to_source"
@@ -82,6 +87,123 @@ def test_compiled_equals_stock(name: str) -> None:
         for a, b in zip(*results, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
     assert backend.frame_count <= 2  # the second with sizes that vary
+
+
+# Plain edge indices -----------------------------------------------------------------------------
+
+# As `build_hag` serves them in compiled code; others run stock's code there.
+OF_EDGES = {k: v for k, v in (MODELS | REVERSED).items() if "Dir" not in k and "Hyper" not in k}
+
+
+def clique(nodes: int) -> torch.Tensor:
+    """Nodes that are all each other's sources, and a chain of others."""
+    inside = torch.cartesian_prod(torch.arange(12), torch.arange(12)).t()
+    chain = torch.arange(11, nodes)
+    return torch.cat([inside, torch.stack([chain[:-1], chain[1:]])], dim=1)
+
+
+@pytest.mark.mostly_slow("SAGEConv")
+@pytest.mark.parametrize("name", OF_EDGES)
+def test_edges_that_come_back(name: str, ran: Ran) -> None:
+    """One compilation for all graphs, and a HAG for each that comes back, forward and backward."""
+    stock = OF_EDGES[name]().double()
+    ours = accelerate(copy.deepcopy(stock))
+    backend = CompileCounterWithBackend("aot_eager")
+    run = compiled(ours, backend, fullgraph=True)
+    graphs = [(nodes, clique(nodes)) for nodes in (20, 27, 33)]
+    for epoch in range(3):
+        for nodes, edge_index in graphs:
+            x = torch.randn(nodes, WIDTH, dtype=torch.float64)
+            results = []
+            for model, call in ((ours, run), (stock, stock)):
+                leaf = x.clone().requires_grad_()
+                model.zero_grad()
+                y = call(leaf, edge_index)
+                (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum().backward()
+                results.append([y, leaf.grad, *(p.grad for p in model.parameters())])
+            for a, b in zip(*results, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+        assert session_of(ours).num_hags == (len(graphs) if epoch else 0)
+        assert (ran.hag > 0) == (epoch > 0)
+        with torch.no_grad():  # a step of an optimizer
+            for model in (stock, ours):
+                for p in model.parameters():
+                    p.mul_(0.9)
+    assert backend.frame_count <= 2  # the second with sizes that vary
+    assert "once it came back" in str(hp.explain(ours))
+
+
+def session_of(model: nn.Module) -> Any:
+    return next(m._hag_session for m in model.modules() if hasattr(m, "_hag_session"))
+
+
+def test_sampled_batches_compile_once() -> None:
+    """Of sizes that change; the tensors are gone before the backward."""
+    stock = models.GraphSAGE(WIDTH, 8, 2, 3)
+    ours, backend = accelerate(copy.deepcopy(stock)), CompileCounterWithBackend("aot_eager")
+    run = compiled(ours, backend, fullgraph=True)
+    generator = torch.Generator().manual_seed(0)
+    for nodes in range(20, 28):
+        edge_index = edges_between(nodes, generator)
+        x = torch.randn(nodes, WIDTH)
+        expected = stock(x, edge_index)
+        found = run(x, edge_index)
+        torch.testing.assert_close(found, expected)
+        expected.sum().backward()
+        del edge_index
+        found.sum().backward()
+    for a, b in zip(ours.parameters(), stock.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
+    assert backend.frame_count <= 2
+    assert session_of(ours).num_hags == 0
+
+
+def test_compiled_inference() -> None:
+    """Where nothing is written to, after as many calls as a loop may take; or in inference mode,
+    whose tensors are not known again."""
+    stock = models.GCN(WIDTH, 8, 2, 3).eval()
+    ours = accelerate(copy.deepcopy(stock))
+    run = compiled(ours, "eager", fullgraph=True)
+    edge_index, x = clique(20), torch.randn(20, WIDTH)
+    with torch.no_grad():
+        for calls in range(in_force.loop_calls + 2):
+            torch.testing.assert_close(run(x, edge_index), stock(x, edge_index))
+            assert session_of(ours).num_hags == (calls >= in_force.loop_calls)
+    with torch.inference_mode():
+        unknown, x = clique(21), torch.randn(21, WIDTH)
+        for _ in range(2):
+            torch.testing.assert_close(run(x, unknown), stock(x, unknown))
+    assert session_of(ours).num_hags == 1
+
+
+def test_what_stands_for_a_hag_outside_of_compiled_code() -> None:
+    conv = accelerate(pyg.SAGEConv(WIDTH, 3))
+    edge_index = edges_between(20, torch.Generator().manual_seed(0))
+    told, hag = (
+        hag_in_traced_code(conv, edge_index, (20, 20)),
+        hp.build_hag(edge_index, num_nodes=20),
+    )
+    x = torch.randn(20, WIDTH)
+    for a, b in ((told, hag), (told.transpose(), hag.transpose())):
+        torch.testing.assert_close(hp.aggregate(x, a), hp.aggregate(x, b))
+        assert a.num_edges == b.num_edges
+        assert a.num_src == a.num_dst == 20
+        for loops in (False, "add", "fill"):
+            assert torch.equal(a.degree(loops), b.degree(loops))
+        a.check(b.edge_index)
+    assert told.matches(edge_index)
+    torch.testing.assert_close(conv(x, told), conv(x, edge_index))
+    other = hp.build_hag(edge_index[:, 1:], num_nodes=20)  # whose token says nothing of these edges
+    lost = EdgeHAG(edge_index, told.arrays.row_ptr, other.arrays.token, 20)
+    torch.testing.assert_close(hp.aggregate(x, lost), hp.aggregate(x, hag))
+
+
+def test_copies_are_called_by_names_of_their_own() -> None:
+    conv = accelerate(pyg.SAGEConv(WIDTH, 3))
+    copies = [copy.deepcopy(conv), copy.copy(conv), pickle.loads(pickle.dumps(conv))]
+    assert len({int(c.__dict__[NAME]) for c in (conv, *copies)}) == 4
+    hp.restore(conv)
+    assert NAME not in conv.__dict__
 
 
 class Through(nn.Module):

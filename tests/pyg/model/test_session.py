@@ -156,11 +156,3 @@ def test_checkpointing(model: Any) -> None:
         checkpoint(model, x, edge_index, use_reentrant=False).sum().backward()
         gradients.append(x.grad)
     torch.testing.assert_close(gradients[0], gradients[2])
-
-
-def test_layers_outside_the_roots_forward(model: Any) -> None:
-    """Forwards are counted at the root: a layer called by itself runs stock."""
-    edge_index = edges(0)
-    for _ in range(3):
-        model.layers[0](X, edge_index)
-    assert session_of(model).num_hags == 0

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch_geometric import nn as pyg
 from torch_geometric.nn import aggr
+from torch_geometric.nn.models.linkx import SparseLinear
 
 import hag_plugin as hp
 from hag_plugin.pyg import accelerate, explain, layers, relation_hags, restore
@@ -157,6 +158,7 @@ CASES = [
 def test_every_recipe_is_tried() -> None:
     tried = {type(make()) for make in CONFIGURATIONS.values()}
     elsewhere = {pyg.GCNConv, pyg.SAGEConv, pyg.GINConv, pyg.GraphConv}  # test_equal.py
+    elsewhere |= {pyg.LabelPropagation, SparseLinear}  # test_rows_of_models.py
     assert tried | elsewhere == set(RECIPES)
 
 
