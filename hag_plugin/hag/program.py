@@ -71,11 +71,17 @@ class Program(Keeper):
         return cls(tuple(arrays), num_src, num_dst, diagonal, search_seconds)
 
     @classmethod
-    def of_plain(cls, arrays: SixArrays, num_src: int, num_dst: int) -> Program:
-        """The program of what `_cpu.plain_program` gave, which is not checked again."""
+    def of_plain(
+        cls, arrays: SixArrays, num_src: int, num_dst: int, is_passing: bool = False
+    ) -> Program:
+        """The program of what `_cpu.plain_program` gave, which is not checked again.
+
+        `is_passing`: it may be run only once.
+        """
         program = cls.of(map(torch.from_numpy, arrays), num_src, num_dst)
         program.__dict__["is_plain"] = True
-        program.__dict__["native"] = _cpu.Program(*arrays, num_src, num_dst, 0, True)
+        native = _cpu.Program(*arrays, num_src, num_dst, 0, True, is_passing)
+        program.__dict__["native"] = native
         return program
 
     def timed(self, search_seconds: float) -> Program:

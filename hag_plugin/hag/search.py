@@ -49,8 +49,9 @@ def search_program(
     found = search(graph, options, self_loops, idempotent, progress)
     program = found.program
     if program is None:
-        program = plain_program(graph, self_loops, idempotent)
-        if options.method != "none":
+        is_passing = options.method == "none"
+        program = plain_program(graph, self_loops, idempotent, is_passing=is_passing)
+        if not is_passing:
             program = program.timed(time.perf_counter() - start)
     if observers:
         tell(SEARCH, options.method, program)
@@ -106,7 +107,11 @@ def search(
 
 
 def plain_program(
-    graph: Graph, self_loops: SelfLoops, idempotent: bool = False, rows: Array | None = None
+    graph: Graph,
+    self_loops: SelfLoops,
+    idempotent: bool = False,
+    rows: Array | None = None,
+    is_passing: bool = False,
 ) -> Program:
     """The program without intermediates.
 
@@ -116,10 +121,11 @@ def plain_program(
         idempotent: without duplicates.
         rows: all rows, in the order in which tiles take them, int32 `[num_dst]`; by default in
             their own.
+        is_passing: whether it may be run only once.
     """
     row_ptr, col = graph.numpy()
     arrays = _cpu.plain_program(row_ptr, col, graph.num_src, self_loops or "", idempotent, rows)
-    program = Program.of_plain(arrays, graph.num_src, graph.num_dst)
+    program = Program.of_plain(arrays, graph.num_src, graph.num_dst, is_passing)
     return program.to(graph.device)
 
 

@@ -170,12 +170,12 @@ void check_offsets(const char *name, const View<int64_t> &ptr, const char *of, i
 
 }  // namespace
 
-// Ordering ops takes as long as some runs: a graph that is met once has none.
-constexpr int kOrderedPlainRun = 3;
+// Ordering ops takes as long as some runs: what may be run only once waits for this one.
+constexpr int kOrderedRun = 3;
 
 Program::Program(View<int64_t> tile_ptr, View<int64_t> op_ptr, View<int32_t> source,
                  View<int32_t> target, View<int32_t> hub_row, View<int64_t> hub_ptr,
-                 int64_t num_src, int64_t num_dst, int64_t diagonal, bool is_plain)
+                 int64_t num_src, int64_t num_dst, int64_t diagonal, bool is_plain, bool is_passing)
     : tile_ptr_(tile_ptr),
       op_ptr_(op_ptr),
       source_(source),
@@ -185,7 +185,7 @@ Program::Program(View<int64_t> tile_ptr, View<int64_t> op_ptr, View<int32_t> sou
       num_src_(num_src),
       num_dst_(num_dst),
       diagonal_(diagonal),
-      narrow_from_(is_plain ? kOrderedPlainRun : 1) {
+      narrow_from_(is_passing ? kOrderedRun : 1) {
   if (is_plain) {
     num_partials_ = hub_ptr_[hub_ptr_.size - 1];
     tile_scratch_.assign(num_tiles(), 0);

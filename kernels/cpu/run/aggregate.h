@@ -19,7 +19,7 @@ class Program {
  public:
   Program(View<int64_t> tile_ptr, View<int64_t> op_ptr, View<int32_t> source, View<int32_t> target,
           View<int32_t> hub_row, View<int64_t> hub_ptr, int64_t num_src, int64_t num_dst,
-          int64_t diagonal, bool is_plain = false);
+          int64_t diagonal, bool is_plain = false, bool is_passing = false);
 
   // y = t * (REDUCE of the program over s * x, + d * s * x) for every matrix of a batch.
   // y is contiguous [batch, num_dst, width]; strides of x are in elements.
