@@ -19,8 +19,8 @@ from hag_plugin.modes import outside_inference
 # Measured beside layers of PyG's, with 50 to 50,000 edges and 4 to 64 features: what is made for a
 # graph in each direction, in the time of the smallest aggregation; an edge that is sorted and
 # written to a program, and a message that is gathered and scattered, in that of an op.
-MADE_CALLS = 180
-SORTED_OPS = 16
+MADE_CALLS = 90
+SORTED_OPS = 12
 MESSAGE_OPS = 10
 WEIGHED_CALLS, WEIGHED_OPS = 150, 40  # the numbers that messages are multiplied by, likewise
 CLEAR = 4.0  # a gain, or a loss, that no processor turns round

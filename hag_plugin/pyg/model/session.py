@@ -116,7 +116,7 @@ class Session:
             lambda: build(num_edges, make),
             reader=reader,
             occasion=occasion,
-            passing=None if passing is None else lambda: _made(passing),
+            passing=passing,
         )
 
     def forget(self) -> None:
@@ -167,10 +167,11 @@ def build(num_edges: int, make: Callable[[], Any]) -> Any:
             stacklevel=2,
         )
         return None
-    return _made(make)
+    return made(make)
 
 
-def _made(make: Callable[[], Any]) -> Any:
+def made(make: Callable[[], Any]) -> Any:
+    """What `make` gives, of plain tensors; None where there are no edges of such a graph."""
     try:
         with outside_inference(), torch.no_grad():
             return make()

@@ -343,7 +343,8 @@ def _passing(
         messages = Messages(edge_index.shape[1], size, row_bytes, derived, graphs, weighted)
         if not messages.pays():
             return None
-        return make(derived or recipe.returns or conv.flow != "source_to_target")
+        both = derived or recipe.returns or conv.flow != "source_to_target"
+        return sessions.made(lambda: make(both))
 
     return passing
 
