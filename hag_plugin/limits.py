@@ -28,6 +28,9 @@ class Limits:
             they compute as if nothing was constant.
         tree_gain: how many times faster an LSTM over the prefix tree must be, as the counts say, to
             run there.
+        passing_gain: how many times faster the fused kernels must be predicted to be on a graph
+            that a model of PyG's meets for the first time, the making of its CSR included, to run
+            there; 0: always.
         op_sources: rows that an op reads, on a GPU. One that reads more is split into parts, so
             that no instance runs much longer than the rest.
         program_levels: levels of a program, on a GPU. A deeper one gets shortcuts, at the price of
@@ -58,6 +61,7 @@ class Limits:
     loop_calls: int = 16
     constant_bytes: int = 1 << 30
     tree_gain: float = 1.1
+    passing_gain: float = 1.0
     op_sources: int = 128
     program_levels: int = 16
     window_ops: int = 1024

@@ -27,6 +27,7 @@ T = TypeVar("T")
 Things = tuple[Any, ...]  # tensors, or other objects, which are known by their identity
 
 UNKNOWN: Any = object()
+UNCOUNTED = -1  # writes to tensors made in inference mode
 _top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
 
@@ -38,13 +39,16 @@ _top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _Facts = tuple[tuple[Any, ...], tuple[Any, ...], tuple[int, ...]]
 
 
-def _facts_of(things: Things) -> _Facts | None:
-    """Things as they are now, but for their contents; None where they cannot be known again."""
+def _facts_of(things: Things, features: bool = False) -> _Facts | None:
+    """Things as they are now, but for their contents; None where they cannot be known again.
+
+    `features`: as in `Known`.
+    """
     try:
         if len(things) == 1:
-            storage, where, version = _facts_of_one(things[0])
+            storage, where, version = _facts_of_one(things[0], features)
             return (storage,), where, (version,)
-        each = [_facts_of_one(thing) for thing in things]
+        each = [_facts_of_one(thing, features) for thing in things]
     except RuntimeError:  # one has no storage or no version: made in inference mode, in torch.func
         return None
     return (
@@ -54,7 +58,7 @@ def _facts_of(things: Things) -> _Facts | None:
     )
 
 
-def _facts_of_one(thing: Any) -> tuple[Any, tuple[Any, ...], int]:
+def _facts_of_one(thing: Any, features: bool) -> tuple[Any, tuple[Any, ...], int]:
     if type(thing) is not Tensor and type(thing) is not nn.Parameter:
         if isinstance(thing, Tensor):
             raise RuntimeError("a tensor of another class may hold more than its storage")
@@ -63,6 +67,8 @@ def _facts_of_one(thing: Any) -> tuple[Any, tuple[Any, ...], int]:
     if not address and thing.numel():
         raise RuntimeError("a tensor without memory: a meta or a functional one")
     where = id(storage), address, shape, thing.stride(), thing.dtype, thing.is_neg()
+    if thing.is_inference() and thing.is_cpu and not features:
+        return storage, where, UNCOUNTED  # what it holds tells
     return storage, where, thing._version
 
 
@@ -119,17 +125,17 @@ class Known:
     @classmethod
     def of(cls, things: Things, contents: bool = True) -> Known | None:
         """Things as they are now, with their contents; None where they cannot be known again."""
-        facts = _facts_of(things)
+        facts = _facts_of(things, features=not contents)
         if facts is None:
             return None
-        known = cls(facts)
+        known = cls(facts, features=not contents)
         if contents:
             known.take_contents(things)
         return known
 
     def holds(self, things: Things) -> bool:
         """Whether these are the things, unchanged, with the contents, if they were taken."""
-        facts = _facts_of(things)
+        facts = _facts_of(things, self._features)
         return facts is not None and self.agrees(facts) and self.is_same(things)
 
     def agrees(self, facts: _Facts) -> bool:
@@ -164,14 +170,24 @@ class Known:
 # What was made of them --------------------------------------------------------------------------
 
 
-class _Entry:
-    """Things that were met, by whom, and what was made of them once they came back."""
+class Passing:
+    """What was made of things when they were met first, for as long as they do not come back."""
 
-    __slots__ = ("known", "occasion", "readers", "used", "value")
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class _Entry:
+    """Things that were met, by whom, and what was made of them at first and once they came back."""
+
+    __slots__ = ("known", "occasion", "passing", "readers", "used", "value")
 
     def __init__(self, known: Known) -> None:
         self.known = known
         self.value: Any = UNKNOWN
+        self.passing: Passing | None = None
         self.used = 0
         self.occasion: Any = UNKNOWN
         self.readers: weakref.WeakKeyDictionary[Any, Any] | None = None
@@ -233,8 +249,11 @@ class Recall:
         *,
         reader: Any = None,
         occasion: Any = None,
+        passing: Callable[[], Any] | None = None,
     ) -> Any:
         """What `make` gives for things that came back; None where they did not, or cannot.
+
+        Until they do, and where `make` gives None: what `passing` gave, as `Passing`.
 
         Args:
             things: tensors, or objects that are known by their identity.
@@ -244,11 +263,13 @@ class Recall:
             occasion: things that are met again on the same one did not come back; None: each
                 call is another. Where there is a reader it may be a function, which is given the
                 occasion on which the reader met them last, or None, and gives that of this call.
+            passing: makes what serves things that may never come back. It is asked again until it
+                gives something; None: nothing does.
         """
         hooks: Any = _top_hooks(True)
         if hooks is None:
-            return self._value(things, purpose, make, reader, occasion)
-        take = lambda: self._value(things, purpose, make, reader, occasion)  # noqa: E731
+            return self._value(things, purpose, make, reader, occasion, passing)
+        take = lambda: self._value(things, purpose, make, reader, occasion, passing)  # noqa: E731
         return decide(purpose, take)
 
     def _value(
@@ -258,40 +279,46 @@ class Recall:
         make: Callable[[], Any],
         reader: Any,
         occasion: Any,
+        passing: Callable[[], Any] | None,
     ) -> Any:
-        facts = _facts_of(things)
+        facts = _facts_of(things, self.features)
         if facts is None:
             return None
         with self._lock:
             entry = self._met(facts, purpose)
             if entry is None:
-                if not is_run_again():
-                    self._note(facts, purpose).came_back(reader, occasion)
-                return None
+                if is_run_again():
+                    return None
+                entry = self._note(facts, purpose)
+                entry.came_back(reader, occasion)
+                return _pass(entry, things, passing)
             known = entry.known
-            if entry.value is not UNKNOWN and known.is_same(things):
+            if known.is_same(things):
+                if entry.value is not UNKNOWN:
+                    return entry.value
+                if is_run_again():
+                    return entry.passing
+                if not entry.came_back(reader, occasion):
+                    return entry.passing or _pass(entry, things, passing)
+                known.take_contents(things)
+                made = make()
+                entry.value = entry.passing if made is None else made
+                entry.passing = None
                 return entry.value
             if is_run_again():
                 return None
-            if entry.value is UNKNOWN:
-                if not entry.came_back(reader, occasion):
-                    return None
-                if known.is_same(things):
-                    known.take_contents(things)
-                    entry.value = make()
-                    return entry.value
             # Changed behind torch's back: only what stays as it is now is worth anything anew.
             entry = self._note(facts, purpose)
             entry.known.take_contents(things)
             entry.came_back(reader, occasion)
-            return None
+            return _pass(entry, things, passing)
 
     def is_back(self, things: Things, purpose: Hashable) -> bool:
         """Whether `value` will know, or make, something. The first time, things are noted."""
         return bool(decide((purpose, "is_back"), lambda: self._is_back(things, purpose)))
 
     def _is_back(self, things: Things, purpose: Hashable) -> bool:
-        facts = _facts_of(things)
+        facts = _facts_of(things, self.features)
         if facts is None:
             return False
         with self._lock:
@@ -304,7 +331,7 @@ class Recall:
 
     def get(self, things: Things, purpose: Hashable) -> Any:
         """What was put for these things, if they are unchanged; None otherwise."""
-        facts = _facts_of(things)
+        facts = _facts_of(things, self.features)
         if facts is None:
             return None
         with self._lock:
@@ -315,7 +342,7 @@ class Recall:
 
     def put(self, things: Things, purpose: Hashable, value: Any) -> None:
         """Keeps what is known of things as they are now, if they can be known again."""
-        facts = _facts_of(things)
+        facts = _facts_of(things, self.features)
         if facts is None:
             return
         with self._lock:
@@ -325,7 +352,7 @@ class Recall:
 
     def drop(self, things: Things, purpose: Hashable) -> None:
         """Forgets what is known of these things."""
-        facts = _facts_of(things)
+        facts = _facts_of(things, self.features)
         if facts is not None:
             with self._lock:
                 self._entries.pop((purpose, facts[1]), None)
@@ -354,6 +381,16 @@ class Recall:
         entry = entries[key] = _Entry(Known(facts, self.features, vanished))
         entry.used = next(self._clock)
         return entry
+
+
+def _pass(entry: _Entry, things: Things, passing: Callable[[], Any] | None) -> Passing | None:
+    """What serves things that were met first, and is kept with them."""
+    made = None if passing is None else passing()
+    if made is None:
+        return None
+    entry.known.take_contents(things)
+    entry.passing = Passing(made)
+    return entry.passing
 
 
 # Decisions, once a forward ----------------------------------------------------------------------

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import hag_plugin as hp
-from hag_plugin.recall import Known, Recall, checksum, decide
+from hag_plugin.recall import Known, Passing, Recall, checksum, decide
 
 # Writes of another's contents to a tensor. Torch counts the last only.
 Write = Callable[[Tensor, Tensor], Any]
@@ -114,10 +114,6 @@ def never() -> dict[str, Callable[[], Tensor]]:
     """Tensors that cannot be known again."""
     from torch._subclasses import FakeTensorMode
 
-    def inference() -> Tensor:
-        with torch.inference_mode():
-            return torch.ones(2, 3)
-
     def fake() -> Tensor:
         with FakeTensorMode():
             return torch.ones(2, 3)
@@ -126,7 +122,6 @@ def never() -> dict[str, Callable[[], Tensor]]:
         pass
 
     return {
-        "inference": inference,
         "fake": fake,
         "meta": lambda: torch.ones(2, 3, device="meta"),
         "sparse": lambda: torch.eye(3).to_sparse(),
@@ -143,6 +138,40 @@ def test_what_cannot_be_known_again(kind: str) -> None:
         memory.put((t,), "sum", 1)
         assert memory.get((t,), "sum") is None
         assert not memory.is_back((t,), "sum")
+    assert len(memory) == 0
+
+
+def test_tensors_made_in_inference_mode() -> None:
+    """Nobody counts writes to them: they are known by what they hold, large ones not at all."""
+    with torch.inference_mode():
+        t = torch.ones(2, 3)
+    memory, of_features = Recall(), Recall(features=True)
+    found = [memory.value((t,), "", lambda: float(t.sum())) for _ in range(3)]
+    assert found == [None, 6.0, 6.0]
+    with torch.inference_mode():
+        t[0] = 2
+    assert [memory.value((t,), "", lambda: float(t.sum())) for _ in range(2)] == [None, 9.0]
+    assert [of_features.value((t,), "", lambda: 1) for _ in range(3)] == [None] * 3
+
+
+def test_what_serves_things_that_pass() -> None:
+    memory, box, made = Recall(), [torch.arange(6)], []
+
+    def passing() -> Any:
+        made.append(int(box[0][0]))
+        return None if len(made) == 1 else len(made)
+
+    def value(occasion: int, make: Any = lambda: "back") -> Any:
+        found = memory.value((box[0],), "", make, occasion=occasion, passing=passing)
+        return found.value if isinstance(found, Passing) else found
+
+    assert [value(1), value(1), value(1)] == [None, 2, 2]  # asked until it gives something
+    box[0].numpy()[0] = 7  # unseen by torch
+    assert [value(1), value(1), value(2), value(3)] == [3, 3, "back", "back"]
+    assert made == [0, 0, 7]
+    box[0][0] = 8
+    assert [value(4), value(5, lambda: None), value(6)] == [4, 4, 4]  # nothing is made of it
+    box.clear()
     assert len(memory) == 0
 
 

@@ -38,6 +38,7 @@ from . import (
     suite_epochs,
     suite_layers,
     suite_never_slower,
+    suite_sampled,
     suite_scale,
     suite_search,
 )
@@ -50,6 +51,7 @@ from .plan import (
     EPOCH_GRAPHS,
     LAYER_GRAPHS,
     REDUCES,
+    SAMPLED_GRAPHS,
     WIDTHS,
     Cell,
     Plan,
@@ -69,6 +71,7 @@ SUITES: dict[str, ModuleType] = {
         suite_search,
         suite_scale,
         suite_never_slower,
+        suite_sampled,
         suite_cost,
         suite_counts,
         suite_batches,
@@ -197,6 +200,10 @@ def plan_of(args: argparse.Namespace, suite: str) -> Plan:
         names = [name for name in names if name in BATCH_GRAPHS]
     if suite == "cost":
         widths = suite_cost.WIDTHS
+    if suite == suite_sampled.NAME:
+        widths = (64, 256)
+        if args.root is not None and not args.graphs:
+            names = [name for name in names if name in SAMPLED_GRAPHS]
     if args.quick:
         widths = (16,)
     loops = ("A", "A+I") if every or suite in BOTH_LOOPS else ("A+I",)

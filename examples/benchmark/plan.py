@@ -17,6 +17,7 @@ DIRECTIONS = ("forward", "transposed")
 DGL_GRAPHS = ("IMDB-MULTI", "AmazonPhoto", "COLLAB_ego_recon")
 LAYER_GRAPHS = ("IMDB-MULTI", "AmazonPhoto")
 BATCH_GRAPHS = ("MUTAG", "NCI1", "IMDB-MULTI", "BZR_MD", "DD")
+SAMPLED_GRAPHS = ("AmazonPhoto", "CoauthorPhysics", "REDDIT-BINARY")
 EPOCH_GRAPHS = (
     "COLLAB_ego_recon",
     "IMDB-MULTI",

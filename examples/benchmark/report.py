@@ -16,6 +16,7 @@ from . import (
     suite_batches,
     suite_calls,
     suite_dgl,
+    suite_sampled,
     suite_scale,
     tables,
     tables_cost,
@@ -27,7 +28,7 @@ from .verdict import FAILED
 
 SUITES = (
     "aggregate", "epochs", "layers", "calls", "dgl-layers", "search", "scale", "never-slower",
-    "cost", "counts", "batches",
+    "cost", "counts", "sampled", "batches",
 )  # fmt: skip
 
 
@@ -153,6 +154,7 @@ def _sections(suites: dict[str, Sequence[Record]]) -> dict[str, tuple[str, str]]
         "search": ("Search", tables.search(suites["search"], suites["epochs"])),
         "scale": ("Search by size", suite_scale.table(suites["scale"])),
         "never-slower": ("Never slower than plain", never_slower),
+        "sampled": ("Sampled batches", suite_sampled.table(suites["sampled"])),
         "cost": ("Cost model", tables_cost.cost(suites["cost"]) if suites["cost"] else ""),
         "counts": ("Rows saved", tables_cost.counts(suites["counts"])),
         "batches": ("Mini-batches", suite_batches.table(suites["batches"])),

@@ -127,7 +127,11 @@ class Work:
         """
         outer = row_bytes / 2 if is_half else row_bytes
         out = self.written * outer
-        held = np.minimum(1.0, cache_bytes / np.maximum(self.num_src * outer + out, 1))
+        total = self.num_src * outer + out
+        if isinstance(total, int | float):
+            held = min(1.0, cache_bytes / max(total, 1))
+        else:
+            held = np.minimum(1.0, cache_bytes / np.maximum(total, 1))
         near, far = self.again + held * self.first, (1.0 - held) * self.first
         return (
             *(self.ops, (1.0 - held) * out),

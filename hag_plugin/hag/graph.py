@@ -228,10 +228,24 @@ def check_edge_index(edge_index: Tensor) -> None:
 
 def canonical_graph(edge_index: Tensor, num_src: int, num_dst: int) -> tuple[Array, Array]:
     """CSR by target: row_ptr int64 `[num_dst + 1]` and col int32 `[E]`, increasing in a row."""
+    row_ptr, col = _canonical(edge_index, num_src, num_dst, False)
+    return row_ptr, col
+
+
+def both_directions(
+    edge_index: Tensor, num_src: int, num_dst: int
+) -> tuple[Array, Array, Array, Array]:
+    """The same, then that of the reverse, which it has anyway where edges are sorted."""
+    row_ptr, col, back_ptr, back_col = _canonical(edge_index, num_src, num_dst, True)
+    return row_ptr, col, back_ptr, back_col
+
+
+def _canonical(edge_index: Tensor, num_src: int, num_dst: int, both: bool) -> list[Array]:
     check_edge_index(edge_index)
     source, target = numpy_of(edge_index)
-    row_ptr, col = _cpu.build_csr(source, target, num_src, num_dst)
-    return row_ptr, col
+    threads = torch.get_num_threads()
+    arrays: list[Array] = _cpu.build_csr(source, target, num_src, num_dst, both, threads)
+    return arrays
 
 
 def _checked_copies(row_ptr: Tensor, col: Tensor, num_src: int) -> tuple[Tensor, Tensor]:

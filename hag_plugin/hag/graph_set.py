@@ -260,7 +260,7 @@ class Places(NamedTuple):
         seconds = repeats * sum(each.search_seconds(key) for each in self.sets)
         program = Program.of(map(torch.from_numpy, arrays), nodes, nodes, 0, seconds)
         # What the program would make of its tensors.
-        program.__dict__["native"] = _cpu.Program(*arrays, nodes, nodes, 0)
+        program.__dict__["native"] = _cpu.Program(*arrays, nodes, nodes, 0, is_passing=True)
         program.__dict__["is_plain"] = not (shares and (arrays[3] < 0).any())
         return program
 

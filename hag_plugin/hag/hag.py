@@ -125,11 +125,12 @@ class HAG(Graph):
         places: Places | None = None,
         token: Tensor | None = None,
         owned: bool = False,
+        reverse: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """Users call `build_hag` or `HAG.from_csr`.
 
         The arrays are copied and checked, unless they are `owned`: then they were checked, and
-        nobody else has them.
+        nobody else has them; so it is with those of the `reverse`, where they are known.
         """
         if token is None:
             (token,) = _new_tokens(1)
@@ -151,6 +152,7 @@ class HAG(Graph):
         self._chosen: dict[tuple[SelfLoops, bool, int, torch.dtype], Chosen] = {}
         self._ran: dict[tuple[SelfLoops, bool], Chosen] = {}
         self._transpose: HAG | weakref.ref[HAG] | None = None
+        self._reverse = reverse  # its arrays, until it is made
         self._handed_over: Any = None  # what new processes were given
         self._lock = threading.RLock()
         _LIVE[int(token)] = self
@@ -419,23 +421,29 @@ class HAG(Graph):
             return kept
 
     def _make_transpose(self) -> HAG:
-        if self.is_symmetric:
-            return self
+        arrays, symmetric = self._reverse, None  # known: then nobody asks whether it is the graph
+        if arrays is None:
+            if self.is_symmetric:
+                return self
+            symmetric = False
         if self._places is not None:
             reverse = hag_of(self._places.transposed(), self.options)
         elif self._parts:
             reverse = batch([part.transpose() for part in self._parts]).to(self.device)
         else:
-            row_ptr, col = _cpu.transpose_csr(*self.numpy(), self.num_src)
+            if arrays is None:
+                matrix = (*self.numpy(), self.num_src, torch.get_num_threads())
+                row_ptr, col = map(torch.from_numpy, _cpu.transpose_csr(*matrix))
+                arrays = row_ptr.to(self.device), col.to(self.device)
             reverse = HAG(
-                torch.from_numpy(row_ptr).to(self.device),
-                torch.from_numpy(col).to(self.device),
+                *arrays,
                 self.num_dst,
                 options=self.options,
                 targets_first=self.targets_first,
-                symmetric=False,
+                symmetric=symmetric,
                 owned=True,
             )
+            self._reverse = None
         reverse._transpose = weakref.ref(self)
         return reverse
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -70,6 +70,27 @@ class Program(Keeper):
         """The program of the six arrays, in the order of `ARRAYS`, which become its own."""
         return cls(tuple(arrays), num_src, num_dst, diagonal, search_seconds)
 
+    @classmethod
+    def of_plain(
+        cls, arrays: SixArrays, num_src: int, num_dst: int, is_passing: bool = False
+    ) -> Program:
+        """The program of what `_cpu.plain_program` gave, which is not checked again.
+
+        `is_passing`: it may be run only once.
+        """
+        program = cls.of(map(torch.from_numpy, arrays), num_src, num_dst)
+        program.__dict__["is_plain"] = True
+        native = _cpu.Program(*arrays, num_src, num_dst, 0, True, is_passing)
+        program.__dict__["native"] = native
+        return program
+
+    def timed(self, search_seconds: float) -> Program:
+        """The same program, with what its search took."""
+        program = replace(self, search_seconds=search_seconds)
+        known = {k: v for k, v in self.__dict__.items() if k in ("is_plain", "native")}
+        program.__dict__.update(known)
+        return program
+
     @property
     def tile_ptr(self) -> Tensor:
         """The ops of each tile, in an order that may be run, int64 `[T + 1]`: a copy."""
@@ -117,7 +138,9 @@ class Program(Keeper):
         return sum(a.numel() * a.element_size() for a in self.arrays)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Program:
-        """The program with its arrays on `device`."""
+        """The program with its arrays on `device`; itself if they are there."""
+        if self.arrays[0].device == torch.device(device):
+            return self
         moved = [a.to(device, non_blocking=non_blocking) for a in self.arrays]
         numbers = (self.num_src, self.num_dst, self.diagonal, self.search_seconds)
         return Program.of(moved, *numbers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import NamedTuple
 
 import torch
@@ -49,14 +49,16 @@ def search_program(
     found = search(graph, options, self_loops, idempotent, progress)
     program = found.program
     if program is None:
-        plain = plain_program(graph, self_loops, idempotent)
-        program = replace(plain, search_seconds=time.perf_counter() - start)
+        is_passing = options.method == "none"
+        program = plain_program(graph, self_loops, idempotent, is_passing=is_passing)
+        if not is_passing:
+            program = program.timed(time.perf_counter() - start)
     if observers:
         tell(SEARCH, options.method, program)
     in_launches = options.method == "auto" and KINDS[options.device].launches is not None
     if in_launches and not cost.pays_in_launches(graph, options, self_loops, program):
         plain = plain_program(graph, self_loops, idempotent)
-        program = replace(plain, search_seconds=time.perf_counter() - start)
+        program = plain.timed(time.perf_counter() - start)
     return found._replace(program=program.to(graph.device))
 
 
@@ -105,7 +107,11 @@ def search(
 
 
 def plain_program(
-    graph: Graph, self_loops: SelfLoops, idempotent: bool = False, rows: Array | None = None
+    graph: Graph,
+    self_loops: SelfLoops,
+    idempotent: bool = False,
+    rows: Array | None = None,
+    is_passing: bool = False,
 ) -> Program:
     """The program without intermediates.
 
@@ -115,10 +121,12 @@ def plain_program(
         idempotent: without duplicates.
         rows: all rows, in the order in which tiles take them, int32 `[num_dst]`; by default in
             their own.
+        is_passing: whether it may be run only once.
     """
     row_ptr, col = graph.numpy()
     arrays = _cpu.plain_program(row_ptr, col, graph.num_src, self_loops or "", idempotent, rows)
-    return Program.of(map(torch.from_numpy, arrays), graph.num_src, graph.num_dst).to(graph.device)
+    program = Program.of_plain(arrays, graph.num_src, graph.num_dst, is_passing)
+    return program.to(graph.device)
 
 
 @contextmanager

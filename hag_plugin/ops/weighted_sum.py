@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hag_plugin.hag.graph import Arrays
+from hag_plugin.hag.graph import MAX_NODES, Arrays
 from hag_plugin.hag.hag import HAG
 from hag_plugin.kernels import _cpu
 from hag_plugin.observers import observers, tell
@@ -47,8 +47,15 @@ NAME = "weighted_sum"
 
 
 def _reversed_order(hag: HAG) -> Tensor:
-    """The HAG's edges in the order of its transpose, int64 `[E]`. Kept while the HAG lives."""
-    return hag.kept("reversed_order", lambda: torch.argsort(hag.arrays.col, stable=True))
+    """The HAG's edges in the order of its transpose, `[E]`. Kept while the HAG lives."""
+
+    def make() -> Tensor:
+        if hag.device.type != "cpu" or hag.num_edges > MAX_NODES:
+            return torch.argsort(hag.arrays.col, stable=True)
+        matrix = (*hag.numpy(), hag.num_src, torch.get_num_threads())
+        return torch.from_numpy(_cpu.reversed_order(*matrix))
+
+    return hag.kept("reversed_order", make)
 
 
 _Scales = tuple[Tensor | None, Tensor | None]
@@ -98,7 +105,8 @@ def _run_weighted_sum(
     y = new_output(x, num_rows)
     scales = source_scale, target_scale
     if gpu.is_home(x):
-        gpu.weighted_sum(hag, transposed, mode, x, y, weight, lambda: _reversed_order(hag), scales)
+        order = lambda: _reversed_order(hag).long()  # noqa: E731
+        gpu.weighted_sum(hag, transposed, mode, x, y, weight, order, scales)
     else:
         _native_weighted_sum(hag, transposed, mode, x, y, weight, scales)
     if observers:

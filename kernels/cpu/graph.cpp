@@ -4,10 +4,13 @@
 
 #include "interrupt.h"
 #include "refuse.h"
+#include "threads.h"
 
 namespace hag {
 
 namespace {
+
+constexpr int64_t kShortRow = 64;
 
 std::string range(int64_t end) { return "0 <= id < " + std::to_string(end); }
 
@@ -66,48 +69,202 @@ void append_row(const Csr &graph, int64_t row, Mode mode, bool idempotent,
   if (idempotent) out.erase(std::unique(out.begin() + start, out.end()), out.end());
 }
 
-CsrArrays build_csr(const Ids &source, const Ids &target, int64_t num_src, int64_t num_dst) {
-  const int64_t num_edges = source.size;
-  CsrArrays out;
-  out.row_ptr.assign(num_dst + 1, 0);
-  int64_t *ptr = out.row_ptr.data();
-  each(num_edges, [&](int64_t e) {
-    check_id(source[e], num_src, 0, e);
-    const int64_t t = target[e];
-    check_id(t, num_dst, 1, e);
-    ++ptr[t + 1];
-  });
-  for (int64_t v = 0; v < num_dst; ++v) ptr[v + 1] += ptr[v];
-  out.col.resize(num_edges);
-  // Each ptr[v] runs to the end of its row while the row fills; shifting restores the starts.
-  each(num_edges, [&](int64_t e) { out.col[ptr[target[e]]++] = static_cast<int32_t>(source[e]); });
-  for (int64_t v = num_dst; v > 0; --v) ptr[v] = ptr[v - 1];
-  ptr[0] = 0;
-  Pace pace;
-  for (int64_t v = 0; v < num_dst; ++v) {
-    int32_t *begin = out.col.data() + ptr[v], *end = out.col.data() + ptr[v + 1];
-    pace(1 + end - begin);
-    if (!std::is_sorted(begin, end)) sort(begin, end);
+namespace {
+
+constexpr int64_t kEdgesPerThread = 1 << 17;
+
+// Of `requested` threads, those for which it pays to count apart: each counts all keys.
+int grouping_threads(int requested, int64_t num_edges, int64_t num_keys) {
+  const int64_t of_edges = num_edges / kEdgesPerThread;
+  const int64_t of_keys = 2 * num_edges / std::max<int64_t>(num_keys, 1);
+  const int64_t most = std::min<int64_t>({requested, of_edges, of_keys, 64});
+  return usable_threads(static_cast<int>(std::max<int64_t>(most, 1)));
+}
+
+// Runs body(first, last) over pieces of 0..count-1, polling in between.
+template <class Body>
+void in_pieces(int64_t first, int64_t last, const Body &body) {
+  while (first < last) {
+    const int64_t end = std::min(first + kStepsPerPoll, last);
+    body(first, end);
+    first = end;
+    if (first < last) poll();
   }
+}
+
+// Groups values by their keys, each group in the order in which they come: a counting sort.
+// `walk(first, last, take)` calls take(key, value) for each of a stretch of edges.
+template <class At, class Walk>
+CsrArrays grouped(int64_t num_edges, int64_t num_keys, int threads, const Walk &walk) {
+  CsrArrays out;
+  out.row_ptr.assign(num_keys + 1, 0);
+  out.col.resize(num_edges);
+  int64_t *ptr = out.row_ptr.data();
+  int32_t *col = out.col.data();
+  threads = grouping_threads(threads, num_edges, num_keys);
+  std::vector<std::vector<At>> next(threads);  // of each thread: where its next of a key goes
+  const auto share = [&](int thread, const auto &take) {
+    in_pieces(num_edges * thread / threads, num_edges * (thread + 1) / threads,
+              [&](int64_t first, int64_t last) { walk(first, last, take); });
+  };
+  in_parallel_until_stopped(threads, [&](int thread) {
+    next[thread].assign(num_keys, 0);
+    At *count = next[thread].data();
+    share(thread, [count](int64_t key, int64_t) { ++count[key]; });
+  });
+  At begin = 0;
+  each(num_keys, [&](int64_t k) {
+    for (std::vector<At> &of_thread : next) {
+      const At count = of_thread[k];
+      of_thread[k] = begin;
+      begin += count;
+    }
+    ptr[k + 1] = begin;
+  });
+  in_parallel_until_stopped(threads, [&](int thread) {
+    At *at = next[thread].data();
+    share(thread,
+          [at, col](int64_t key, int64_t value) { col[at[key]++] = static_cast<int32_t>(value); });
+  });
   return out;
 }
 
-CsrArrays transpose_csr(const Csr &graph) {
+template <class Walk>
+CsrArrays group(int64_t num_edges, int64_t num_keys, int threads, const Walk &walk) {
+  if (num_edges <= UINT32_MAX) return grouped<uint32_t>(num_edges, num_keys, threads, walk);
+  return grouped<uint64_t>(num_edges, num_keys, threads, walk);
+}
+
+// The same where keys never decrease: they say where groups start, and values are as they come.
+template <class Walk>
+CsrArrays adopt(int64_t num_edges, int64_t num_keys, const Walk &walk) {
   CsrArrays out;
-  out.row_ptr.assign(graph.num_src + 1, 0);
-  int64_t *ptr = out.row_ptr.data();
-  each(graph.num_edges(), [&](int64_t e) { ++ptr[graph.col[e] + 1]; });
-  for (int64_t v = 0; v < graph.num_src; ++v) ptr[v + 1] += ptr[v];
-  out.col.resize(graph.num_edges());
-  Pace pace;
-  for (int64_t v = 0; v < graph.num_dst; ++v) {
-    for (int64_t e = graph.row_ptr[v]; e < graph.row_ptr[v + 1]; ++e)
-      out.col[ptr[graph.col[e]]++] = static_cast<int32_t>(v);
-    pace(1 + graph.row_ptr[v + 1] - graph.row_ptr[v]);
-  }
-  for (int64_t v = graph.num_src; v > 0; --v) ptr[v] = ptr[v - 1];
-  ptr[0] = 0;
+  out.row_ptr.resize(num_keys + 1);
+  out.col.resize(num_edges);
+  int64_t at = 0, row = -1;
+  in_pieces(0, num_edges, [&](int64_t first, int64_t last) {
+    walk(first, last, [&](int64_t key, int64_t value) {
+      while (row < key) out.row_ptr[++row] = at;
+      out.col[at++] = static_cast<int32_t>(value);
+    });
+  });
+  while (row < num_keys) out.row_ptr[++row] = at;
   return out;
+}
+
+Csr view(const CsrArrays &arrays, int64_t num_src) {
+  const int64_t num_dst = static_cast<int64_t>(arrays.row_ptr.size()) - 1;
+  return {arrays.row_ptr.data(), arrays.col.data(), num_dst, num_src};
+}
+
+CsrArrays transposed(const Csr &graph, int threads) {
+  return group(graph.num_edges(), graph.num_src, threads,
+               [&](int64_t first, int64_t last, const auto &take) {
+                 const int64_t *end = graph.row_ptr + graph.num_dst + 1;
+                 int64_t v = std::upper_bound(graph.row_ptr, end, first) - graph.row_ptr - 1;
+                 for (int64_t e = first; e < last; ++v) {
+                   const int64_t stop = std::min(last, graph.row_ptr[v + 1]);
+                   for (; e < stop; ++e) take(graph.col[e], v);
+                 }
+               });
+}
+
+// How edges lie.
+struct Order {
+  bool in_range = true;
+  bool by_source = true, by_target = true;  // ids never decrease
+  bool by_both = true;  // in the order that it is in, the other ids do not decrease, either
+};
+
+template <class Id>
+struct Edges {
+  const Id *source, *target;
+  int64_t source_stride, target_stride;
+
+  template <class Take>
+  void by_source(int64_t first, int64_t last, const Take &take) const {
+    for (int64_t e = first; e < last; ++e)
+      take(source[e * source_stride], target[e * target_stride]);
+  }
+  template <class Take>
+  void by_target(int64_t first, int64_t last, const Take &take) const {
+    for (int64_t e = first; e < last; ++e)
+      take(target[e * target_stride], source[e * source_stride]);
+  }
+
+  Order look(int64_t num_edges, int64_t num_src, int64_t num_dst) const {
+    bool in_range = true, by_source = true, by_target = true, ties_s = true, ties_t = true;
+    int64_t s0 = 0, t0 = 0;
+    in_pieces(0, num_edges, [&](int64_t first, int64_t last) {
+      for (int64_t e = first; e < last; ++e) {
+        const int64_t s = source[e * source_stride], t = target[e * target_stride];
+        in_range &= static_cast<uint64_t>(s) < static_cast<uint64_t>(num_src);
+        in_range &= static_cast<uint64_t>(t) < static_cast<uint64_t>(num_dst);
+        by_source &= s0 <= s, by_target &= t0 <= t;
+        ties_t &= t != t0 || s0 <= s, ties_s &= s != s0 || t0 <= t;
+        s0 = s, t0 = t;
+      }
+    });
+    return {in_range, by_source, by_target, by_target ? ties_t : ties_s};
+  }
+
+  Directions directions(int64_t num_edges, int64_t num_src, int64_t num_dst, bool both, int threads,
+                        const Order &order) const {
+    const auto source_first = [this](int64_t first, int64_t last, const auto &take) {
+      by_source(first, last, take);
+    };
+    const auto target_first = [this](int64_t first, int64_t last, const auto &take) {
+      by_target(first, last, take);
+    };
+    Directions out;
+    if (order.by_target && order.by_both) {
+      out.forward = adopt(num_edges, num_dst, target_first);
+      if (both) out.reverse = group(num_edges, num_src, threads, source_first);
+    } else if (order.by_source) {
+      out.forward = group(num_edges, num_dst, threads, target_first);
+      if (both && order.by_both) out.reverse = adopt(num_edges, num_src, source_first);
+      else if (both) out.reverse = transposed(view(out.forward, num_src), threads);
+    } else {  // sources increase inside a row once rows are filled in the order of sources
+      out.reverse = group(num_edges, num_src, threads, source_first);
+      out.forward = transposed(view(out.reverse, num_dst), threads);
+      if (!both) out.reverse = {};
+      else if (!order.by_target) out.reverse = transposed(view(out.forward, num_src), threads);
+    }
+    return out;
+  }
+};
+
+template <class Id>
+Directions directions_of(const Ids &source, const Ids &target, int64_t num_src, int64_t num_dst,
+                         bool both, int threads) {
+  const Edges<Id> edges{static_cast<const Id *>(source.data), static_cast<const Id *>(target.data),
+                        source.stride, target.stride};
+  const Order order = edges.look(source.size, num_src, num_dst);
+  if (!order.in_range)
+    each(source.size, [&](int64_t e) {
+      check_id(source[e], num_src, 0, e);
+      check_id(target[e], num_dst, 1, e);
+    });
+  return edges.directions(source.size, num_src, num_dst, both, threads, order);
+}
+
+}  // namespace
+
+Directions build_directions(const Ids &source, const Ids &target, int64_t num_src, int64_t num_dst,
+                            bool both, int threads) {
+  if (source.wide != target.wide) refuse("sources and targets are of two dtypes; expected one");
+  const auto build = source.wide ? directions_of<int64_t> : directions_of<int32_t>;
+  return build(source, target, num_src, num_dst, both, threads);
+}
+
+CsrArrays transpose_csr(const Csr &graph, int threads) { return transposed(graph, threads); }
+
+std::vector<int32_t> reversed_order(const Csr &graph, int threads) {
+  return group(graph.num_edges(), graph.num_src, threads,
+               [&](int64_t first, int64_t last, const auto &take) {
+                 for (int64_t e = first; e < last; ++e) take(graph.col[e], e);
+               })
+      .col;
 }
 
 namespace {
@@ -177,10 +334,17 @@ std::vector<int64_t> count_self_loops(const Csr &graph) {
   for (int64_t v = 0; v < graph.num_dst; ++v) {
     pace(16);
     const int32_t *begin = graph.col + graph.row_ptr[v], *end = graph.col + graph.row_ptr[v + 1];
-    const auto loops = std::equal_range(begin, end, static_cast<int32_t>(v));
-    if (loops.first == loops.second) continue;
+    const int32_t self = static_cast<int32_t>(v);
+    int64_t loops = 0;
+    if (end - begin <= kShortRow) {  // sooner than a search, which guesses wrong at each step
+      for (const int32_t *at = begin; at < end; ++at) loops += *at == self;
+    } else {
+      const auto found = std::equal_range(begin, end, self);
+      loops = found.second - found.first;
+    }
+    if (loops == 0) continue;
     if (count.empty()) count.assign(graph.num_dst, 0);
-    count[v] = loops.second - loops.first;
+    count[v] = loops;
   }
   return count;
 }

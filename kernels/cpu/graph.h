@@ -51,9 +51,18 @@ struct CsrArrays {
   std::vector<int32_t> col;
 };
 
-// Throws std::invalid_argument naming the first id that is out of range.
-CsrArrays build_csr(const Ids &source, const Ids &target, int64_t num_src, int64_t num_dst);
-CsrArrays transpose_csr(const Csr &graph);
+// A graph and its reverse, both in canonical form; the reverse may be missing.
+struct Directions {
+  CsrArrays forward, reverse;
+};
+
+// Counting sorts, of which edges that are in order already save some: a check tells. `both`:
+// whether the reverse is wanted. Throws std::invalid_argument naming the first id out of range.
+Directions build_directions(const Ids &source, const Ids &target, int64_t num_src, int64_t num_dst,
+                            bool both, int threads);
+CsrArrays transpose_csr(const Csr &graph, int threads);
+// The numbers of a graph's edges in the order of its reverse. Fewer than 2^31 edges.
+std::vector<int32_t> reversed_order(const Csr &graph, int threads);
 
 // 128 bits of the multiset of edges, whatever their order.
 std::pair<uint64_t, uint64_t> edge_hash(const Ids &source, const Ids &target);

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.passing import is_passing
 from hag_plugin.limits import limits
 from hag_plugin.modes import outside_inference
 from hag_plugin.ops.registration import is_ordinary
@@ -43,7 +44,7 @@ def is_constant(x: Tensor) -> bool:
 
 def comes_back(layer: Any, hag: HAG, x: Tensor, how: Hashable) -> bool:
     """Whether `kept` will have the aggregate of these features; the first time, they are noted."""
-    return is_constant(x) and _memory(layer).is_back((x, hag), how)
+    return is_constant(x) and not is_passing(hag) and _memory(layer).is_back((x, hag), how)
 
 
 def kept(
@@ -61,6 +62,8 @@ def kept(
         compute: computes it. Must not be written to; if somebody does, it is computed anew.
     """
     if type(x) is not Tensor or x.requires_grad or not is_ordinary(x):  # as `is_constant`
+        return None
+    if is_passing(hag):
         return None
     memory = _MEMORY.get(layer)
     if memory is None:

@@ -26,10 +26,11 @@ def accelerate(module: M) -> M:
 
     Works on the module itself, recursively; parameters, `state_dict` and `isinstance` stay as
     they are, results too. What looks into its edges (attention, pooling, GraphUNet, ...) is given
-    those of the HAG; what depends on their order refuses it. A plain `edge_index` is welcome: a
-    tensor that comes back in a second forward of `module` gets its HAG built. Other methods of
-    `module`, its parts and its layers may be called, too: then a tensor comes back when the same
-    layer is given it again after a step of the optimizer, or with the features that it came with.
+    those of the HAG; what depends on their order refuses it. A plain `edge_index` is welcome: the
+    rows of one that is met first, as a sampled batch, are summed as they are; a tensor that comes
+    back in a second forward of `module` gets its HAG built. Other methods of `module`, its parts
+    and its layers may be called, too: then a tensor comes back when the same layer is given it
+    again after a step of the optimizer, or with the features that it came with.
 
     Args:
         module: a model of PyG layers, or one layer.

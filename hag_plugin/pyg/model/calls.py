@@ -12,7 +12,7 @@ from torch.nn import Module
 from hag_plugin.explanation import Calls, Kind
 from hag_plugin.hag.hag import HAG
 from hag_plugin.layers.pyg import reducers
-from hag_plugin.pyg.model.settle import COMPILED, MET, Choice, is_relations
+from hag_plugin.pyg.model.settle import COMPILED, COMPILED_PLAIN, Choice, is_relations
 from hag_plugin.pyg.recipes.recipe import Call, Recipe
 from hag_plugin.pyg.recipes.weighted import WeightedGraph
 from hag_plugin.recall import is_run_again
@@ -92,7 +92,8 @@ def _note_traced(context: Any) -> None:
 
 
 def _note_compiled(conv: Any, kind: Any, reason: Any) -> None:
-    calls_of(conv).note(kind, reason if reason in (COMPILED, MET) else f"compiled: {reason}")
+    tells = reason in (COMPILED, COMPILED_PLAIN)
+    calls_of(conv).note(kind, reason if tells else f"compiled: {reason}")
 
 
 def _shares(conv: Any, recipe: Recipe, calls: Calls, graph: Any) -> tuple[bool, str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG, EdgeHAG
 from hag_plugin.modes import outside_inference
-from hag_plugin.recall import Known, Recall
+from hag_plugin.recall import Known, Passing, Recall
 
 NAME = "_hag_name"  # in a layer: a number of its own, int64 `[]`: layers share compiled code
 
@@ -46,6 +46,7 @@ def _meet(edge_index: Tensor, num_src: int, num_dst: int, layer: Tensor) -> tupl
     session = None if conv is None else conv.__dict__.get("_hag_session")
     if session is not None:
         hag = session.hag_of(edge_index, size, conv, None)
+        hag = hag.value if isinstance(hag, Passing) else hag
     if hag is None:
         hag = _plain(edge_index, size)
     elif len(_PLAIN):

@@ -1,4 +1,5 @@
-"""Plain edge indices in an accelerated model: a graph that comes back gets its HAG."""
+"""Plain edge indices in an accelerated model: a graph that comes back gets its HAG, any other is
+summed as it is."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from hag_plugin.hag.hag import HAG
 from hag_plugin.limits import limits
 from hag_plugin.modes import outside_inference
 from hag_plugin.occasions import Occasions
-from hag_plugin.recall import Recall, decide, is_run_again
+from hag_plugin.recall import Passing, Recall, decide, is_run_again
 from hag_plugin.saved import set_module
 
 _top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
@@ -27,11 +28,11 @@ CACHED = "cached"  # what is kept of an edge index whose graph a layer keeps
 class Session:
     """What the root of an accelerated model knows about the edge indices it was called with.
 
-    The root's forward pre-hook (the session itself) counts forwards. Met in a first forward, a
-    tensor runs the stock layers; only when it comes back in a later forward its HAG is built, so
-    that sampled batches are never searched. For layers that are called by other ways `occasions`
-    says what a coming back is. Decisions go by counts, never by time: ranks of a distributed job
-    decide alike. Copies and pickles start anew.
+    The root's forward pre-hook (the session itself) counts forwards. Met in a first forward, the
+    rows of a tensor's graph are summed as they are, where that pays; only when it comes back in a
+    later forward its HAG is built, so that sampled batches are never searched. For layers that are
+    called by other ways `occasions` says what a coming back is. Decisions go by counts, never by
+    time: ranks of a distributed job decide alike. Copies and pickles start anew.
 
     Attributes:
         occasions: of calls, so far.
@@ -56,23 +57,30 @@ class Session:
         return Session, ()
 
     def hag_of(
-        self, edge_index: Tensor, size: tuple[int, int], conv: Any, features: Any
-    ) -> HAG | None:
-        """The HAG of a tensor that came back; None where the stock layer is to run.
+        self,
+        edge_index: Tensor,
+        size: tuple[int, int],
+        conv: Any,
+        features: Any,
+        passing: Callable[[], Any] | None = None,
+    ) -> HAG | Passing | None:
+        """The HAG of a tensor that came back; what serves it before; None where there is neither.
 
         Args:
             edge_index: the tensor.
             size: the numbers of sources and targets.
             conv: the layer that meets it.
             features: that the layer is given.
+            passing: as for `built_of`.
         """
-        built: HAG | None = self.built_of(
+        built: HAG | Passing | None = self.built_of(
             (edge_index,),
             size,
             lambda: hag_once(edge_index, size),
             conv,
             features,
             lambda: built_before(edge_index, size) is not None,
+            passing,
         )
         return built
 
@@ -84,10 +92,12 @@ class Session:
         conv: Any,
         features: Any,
         is_there: Callable[[], bool] = lambda: False,
+        passing: Callable[[], Any] | None = None,
     ) -> Any:
         """What `make` makes of tensors, of which the first is an edge index, once they came back.
 
-        None where they did not yet, cannot be known again, or where nothing is to be built.
+        Before, what `passing` makes of them, as `Passing`. None where there is neither: they
+        cannot be known again, or nothing is to be built.
 
         Args:
             tensors: of the edges.
@@ -96,11 +106,17 @@ class Session:
             conv: the layer that meets them.
             features: that the layer is given.
             is_there: whether it was made before, for another session.
+            passing: makes what serves them before they come back; None where that does not pay.
         """
         num_edges = tensors[0].shape[1]
         reader, occasion = self.occasions.of(conv, features, is_there)
         return self.graphs.value(
-            tensors, key, lambda: build(num_edges, make), reader=reader, occasion=occasion
+            tensors,
+            key,
+            lambda: build(num_edges, make),
+            reader=reader,
+            occasion=occasion,
+            passing=passing,
         )
 
     def forget(self) -> None:
@@ -112,7 +128,8 @@ class Session:
     @property
     def num_hags(self) -> int:
         """Number of graphs that run on a HAG now."""
-        return sum(built is not None for built in self.graphs.values())
+        left = (type(None), Passing, str)
+        return sum(not isinstance(built, left) for built in self.graphs.values())
 
     # Layers with cached=True run the graph of their first call for ever -------------------------
 
@@ -150,6 +167,11 @@ def build(num_edges: int, make: Callable[[], Any]) -> Any:
             stacklevel=2,
         )
         return None
+    return made(make)
+
+
+def made(make: Callable[[], Any]) -> Any:
+    """What `make` gives, of plain tensors; None where there are no edges of such a graph."""
     try:
         with outside_inference(), torch.no_grad():
             return make()

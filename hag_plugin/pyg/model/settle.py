@@ -6,16 +6,18 @@ layer as it is set up (`why_never`), afterwards what became of its calls (`calls
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch_geometric import EdgeIndex
 from torch_geometric.nn.aggr import LSTMAggregation
 
 from hag_plugin.explanation import Kind
 from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.passing import Messages, plain_hag
 from hag_plugin.layers.pyg import NO_RECORD
 from hag_plugin.limits import limits
 from hag_plugin.modes import outside_inference
@@ -23,12 +25,18 @@ from hag_plugin.ops.registration import DTYPES
 from hag_plugin.pyg.aggregation import aggregators
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
 from hag_plugin.pyg.model import compiled, edge_order
+from hag_plugin.pyg.model import session as sessions
 from hag_plugin.pyg.recipes import lstm
+from hag_plugin.pyg.recipes.adjacency import hag_of, is_adjacency, parts_of, shape_of
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, stock_class
-from hag_plugin.pyg.recipes.relations import plain_relations, relation_hags
+from hag_plugin.pyg.recipes.relations import (
+    plain_relation_hags,
+    plain_relations,
+    relation_hags,
+)
 from hag_plugin.pyg.recipes.table import recipe_of
 from hag_plugin.pyg.recipes.weighted import weighted_graph
-from hag_plugin.recall import decide, is_run_again
+from hag_plugin.recall import Passing, decide, is_run_again
 from hag_plugin.sequence.cost import are_taken, note_counts, why_not_shared
 from hag_plugin.sequence.prefix_tree import SequentialHAG
 
@@ -41,9 +49,13 @@ BACK = "its graph came back"
 FACTORS = "its graph came back, with edge weights that are products of node factors"
 NO_FACTORS = "edge weights are learned, or not a product of node factors"
 FEW = "few messages in training: stock is as fast"
+MET = "first met: its rows are summed as they are"
+MET_WEIGHTS = "first met: its rows are summed as they are, with its edge weights"
+MET_FEW = "first met, with few messages: stock is as fast"
 FIRST = "first met: a graph gets its HAG when it comes back in a later forward"
+MANY_MET = "too many edges to search in training: its rows are summed as they are; call build_hag"
 COMPILED = "compiled with an edge_index that only stock's code takes here: pass a HAG"
-MET = "compiled with an edge_index: the plain graph, and its HAG once it came back"
+COMPILED_PLAIN = "compiled with an edge_index: the plain graph, and its HAG once it came back"
 SPARSE = "sparse adjacency: pass edge_index or a HAG"
 OTHER_TENSOR = "{}: only plain tensors are known again"
 NO_EDGES = "no edge index of shape [2, E]"
@@ -72,6 +84,8 @@ PARAMETERS = "_hag_parameters"  # of an accelerated class: the names of what its
 # What is kept of an edge index on which stock's code was found to be as fast, with the layer's
 # aggregation and whether there were gradients.
 LEFT = "left to stock"
+
+_WIDE = 256  # bytes of a row, where features do not tell
 
 
 class Choice(NamedTuple):
@@ -137,6 +151,10 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
         given = _edge_values(recipe.record.edge_values, call) if recipe.record.edge_values else None
         if given is not None and not recipe.fuses_weights:
             return Choice("stock", ONE_VALUE.format(given), NOTHING)
+        if is_adjacency(graph):
+            return _settle_adjacency(conv, recipe, name, call, session)
+        if type(graph) is EdgeIndex:  # known again by the tensor that it holds
+            graph = _plain_if_as_said(recipe, conv, call, graph)
         if not _is_edge_index(graph):
             return Choice("stock", _why_unknown(graph), NOTHING)
         size = graph_size(recipe, conv, call)
@@ -146,15 +164,21 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
             if reason is not None:
                 return Choice("stock", reason, NOTHING)
         if given is not None:
-            return _settle_weights(conv, recipe, name, call, size)
+            return _settle_weights(conv, recipe, name, call, graph, size)
         if recipe.record.relations is not None:
             count = recipe.record.relations(conv)
             if count is not None:
-                return _settle_relations(conv, name, call, count, size)
+                return _settle_relations(conv, recipe, name, call, graph, count, size)
         given_first = next(iter(call.values()))  # features, by whatever name
-        hag = session.hag_of(graph, size, conv, given_first)
+        passing = _passing(
+            *(conv, recipe, call, graph, size),
+            lambda both: plain_hag(graph, size, both=both),
+        )
+        hag = session.hag_of(graph, size, conv, given_first, passing)
         if hag is None:
             return Choice("stock", _why_unknown(graph), NOTHING)
+        if type(hag) is Passing:
+            return Choice("plain", _why_passing(graph, MET), {name: hag.value})
         return Choice("HAG", BACK, {name: hag})
     if isinstance(graph, HAG):
         return _settle_hags(conv, recipe, name, call, [graph], features)
@@ -166,6 +190,9 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
         return Choice("stock", reason, _plain(conv, graph, name, call))
     if graph is not None and is_relations(graph):
         return _settle_hags(conv, recipe, name, call, graph, features)
+    session = conv.__dict__.get("_hag_session")
+    if session is not None and is_adjacency(graph) and not torch.compiler.is_compiling():
+        return _settle_adjacency(conv, recipe, name, call, session)
     return Choice("stock", "no graph" if graph is None else SPARSE, NOTHING)
 
 
@@ -187,7 +214,7 @@ def _settle_compiled(conv: Any, recipe: Recipe, name: str, call: Call, features:
     ):
         return _COMPILED
     hag = compiled.hag_in_traced_code(conv, graph, graph_size(recipe, conv, call))
-    return Choice("plain", MET, {name: hag})
+    return Choice("plain", COMPILED_PLAIN, {name: hag})
 
 
 def _settle_each(conv: Any, recipe: Recipe, call: Call) -> Choice:
@@ -230,7 +257,7 @@ def _settle_hags(
 
 
 def _settle_weights(
-    conv: Any, recipe: Recipe, name: str, call: Call, size: tuple[int, int]
+    conv: Any, recipe: Recipe, name: str, call: Call, edge_index: Tensor, size: tuple[int, int]
 ) -> Choice:
     """The same for an edge index with edge weights that a recipe may have a use for."""
     weight = call.get("edge_weight")
@@ -239,34 +266,132 @@ def _settle_weights(
     if not takes or not isinstance(weight, Tensor) or weight.dim() != 1:
         return Choice("stock", OTHER_WEIGHTS, NOTHING)
     session = conv.__dict__["_hag_session"]
+    may_pass = lambda make: _passing(conv, recipe, call, edge_index, size, make)  # noqa: E731
     features = call.get(recipe.record.features or recipe.source)
-    graph = weighted_graph(conv, recipe.record, session, (call[name], weight), size, features)
+    edges = edge_index, weight
+    graph = weighted_graph(conv, recipe.record, session, edges, size, features, may_pass)
     if graph is None:
-        return Choice("stock", _why_unknown(call[name]), NOTHING)
+        return Choice("stock", _why_unknown(edge_index), NOTHING)
     changed = {name: graph, "edge_weight": None}
+    if graph.is_passing:
+        return Choice("plain", _why_passing(edge_index, MET_WEIGHTS), changed)
     if graph.weight is not None:
         return Choice("plain", NO_FACTORS, changed)
     return Choice("HAG", FACTORS, changed)
 
 
 def _settle_relations(
-    conv: Any, name: str, call: Call, count: int, size: tuple[int, int]
+    conv: Any,
+    recipe: Recipe,
+    name: str,
+    call: Call,
+    edge_index: Tensor,
+    count: int,
+    size: tuple[int, int],
 ) -> Choice:
     """The same for an edge index with a type for each edge."""
-    edge_index, edge_type = call[name], call.get("edge_type")
-    session = conv.__dict__["_hag_session"]
+    edge_type = call.get("edge_type")
     if not isinstance(edge_type, Tensor):
         return Choice("stock", NO_TYPES, NOTHING)
-    hags = session.built_of(
+    relations = edge_index, edge_type, count, size
+    hags = conv.__dict__["_hag_session"].built_of(
         (edge_index, edge_type),
         (count, *size),
-        lambda: relation_hags(edge_index, edge_type, count, size),
+        lambda: relation_hags(*relations),
         conv,
         next(iter(call.values())),
+        passing=_passing(
+            *(conv, recipe, call, edge_index, size),
+            lambda both: plain_relation_hags(*relations, both=both),
+            graphs=count,
+        ),
     )
     if hags is None:
         return Choice("stock", _why_unknown(edge_index), NOTHING)
+    if type(hags) is Passing:
+        reason = _why_passing(edge_index, MET)
+        return Choice("plain", reason, {name: hags.value, "edge_type": None})
     return Choice("HAG", BACK, {name: hags, "edge_type": None})
+
+
+def _passing(
+    conv: Any,
+    recipe: Recipe,
+    call: Call,
+    edge_index: Tensor,
+    size: tuple[int, int],
+    make: Callable[[bool], Any],
+    graphs: int = 1,
+) -> Callable[[], Any]:
+    """What makes a graph that is met first, where that pays; None otherwise.
+
+    Args:
+        make: makes it; whether the reverse, too.
+        graphs: how many graphs that is.
+    """
+    derived = torch.is_grad_enabled()  # asked here: what is kept is made without gradients
+
+    def passing() -> Any:
+        given = call.get(recipe.record.features or recipe.source)
+        pair = given[:2] if isinstance(given, PAIRS) else (given, given)
+        if not edge_index.is_cpu or not _are_rows(conv, pair, call.get("size"), size):
+            return None
+        x, row_bytes = pair[0], _WIDE
+        if x is not None and x.is_floating_point():
+            row_bytes = x.element_size() * x.shape.numel() // max(x.shape[conv.node_dim], 1)
+        weighted = recipe.scale(conv) is not None or call.get("edge_weight") is not None
+        messages = Messages(edge_index.shape[1], size, row_bytes, derived, graphs, weighted)
+        if not messages.pays():
+            return None
+        both = derived or recipe.returns or conv.flow != "source_to_target"
+        return sessions.made(lambda: make(both))
+
+    return passing
+
+
+def _are_rows(conv: Any, pair: Sequence[Any], given: Any, size: tuple[int, int]) -> bool:
+    """Whether features are rows in main memory, as many as the sizes say that a call gave. Where
+    they are not, stock says so in its own words."""
+    for x, rows in zip(pair, size, strict=True):
+        if x is None:
+            continue
+        if not isinstance(x, Tensor) or not x.is_cpu or (x.dim() < 2 and x.is_floating_point()):
+            return False
+        if given is not None and x.shape[conv.node_dim] != rows:
+            return False
+    return True
+
+
+def _settle_adjacency(conv: Any, recipe: Recipe, name: str, call: Call, session: Any) -> Choice:
+    """The same for a sparse adjacency. Stock's own code makes no messages of it: only what comes
+    back is worth a HAG."""
+    adj_t, features = call[name], call.get(recipe.record.features or recipe.source)
+    reason = why_never(conv, recipe) or _why_not_taken(conv, recipe, features)
+    given = _edge_values(recipe.record.edge_values, call)
+    keeps = recipe.cache is not None and conv.cached
+    if reason is None and given is not None:
+        reason = ONE_VALUE.format(given)
+    if reason is None and (keeps or recipe.record.relations is not None):
+        reason = SPARSE
+    if reason is not None or conv.flow != "source_to_target":
+        return Choice("stock", reason or SPARSE, NOTHING)
+    size = shape_of(adj_t)
+    parts = parts_of(adj_t)
+    if size != graph_size(recipe, conv, call) or parts[-1].requires_grad:
+        return Choice("stock", SPARSE, NOTHING)
+    adds_loops = recipe.record.self_loops(conv) is not False
+    how = ("adjacency", *size, adds_loops)
+    reader, occasion = session.occasions.of(conv, features)
+    found = session.graphs.value(
+        parts,
+        how,
+        lambda: sessions.build(len(parts[-1]), lambda: hag_of(adj_t, adds_loops)),
+        reader=reader,
+        occasion=occasion,
+    )
+    if isinstance(found, HAG):
+        return Choice("HAG", BACK, {name: found})
+    return Choice("stock", FIRST if found is None else found, NOTHING)
 
 
 def _settle_lstm(conv: Any, recipe: Recipe, name: str, call: Call, session: Any) -> Choice:
@@ -475,6 +600,20 @@ def _is_edge_index(tensor: Tensor) -> bool:
     return tensor.dtype in (torch.int32, torch.int64) and tensor.dim() == 2 and tensor.shape[0] == 2
 
 
+def _plain_if_as_said(recipe: Recipe, conv: Any, call: Call, edge_index: Any) -> Any:
+    """The tensor of an `EdgeIndex` that has no values and as many nodes as there are features;
+    otherwise itself."""
+    said = edge_index.sparse_size()
+    found = graph_size(recipe, conv, call)
+    fits = all(s is None or s == n for s, n in zip(said, found, strict=True))
+    return edge_index.as_tensor() if fits and edge_index._value is None else edge_index
+
+
+def _why_passing(edge_index: Tensor, reason: str) -> str:
+    """Why the rows of an edge index are summed as they are."""
+    return MANY_MET if edge_index.shape[1] > limits.searched_edges else reason
+
+
 def _why_unknown(edge_index: Tensor) -> str:
     """Why nothing was made of an edge index."""
     if edge_index.layout != torch.strided:
@@ -483,9 +622,11 @@ def _why_unknown(edge_index: Tensor) -> str:
         return OTHER_TENSOR.format(type(edge_index).__name__)
     if not _is_edge_index(edge_index):
         return NO_EDGES
-    if edge_index.is_inference():
+    if edge_index.is_inference() and not edge_index.is_cpu:
         return INFERENCE
-    return MANY if edge_index.shape[1] > limits.searched_edges else FIRST
+    if edge_index.shape[1] > limits.searched_edges:
+        return MANY
+    return MET_FEW if edge_index.is_cpu else FIRST
 
 
 def _edge_values(names: tuple[str, ...], call: Call) -> str | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.passing import plain_hag
 from hag_plugin.modes import outside_inference
 
 
@@ -41,6 +42,18 @@ def relation_hags(
             f"edge_type has shape {list(edge_type.shape)}; expected [{edge_index.shape[1]}]"
         )
     return [build_hag(edge_index[:, edge_type == r], size=size) for r in range(num_relations)]
+
+
+def plain_relation_hags(
+    edge_index: Tensor, edge_type: Tensor, num_relations: int, size: tuple[int, int], *, both: bool
+) -> list[HAG]:
+    """The same of relations that are met once: see `plain_hag`. Types beyond are no relations'."""
+    order = edge_type.argsort(stable=True)
+    edges, types = edge_index[:, order], edge_type[order]
+    bounds = torch.arange(num_relations + 1, dtype=types.dtype)
+    begin = torch.searchsorted(types.contiguous(), bounds).tolist()
+    parts = (edges[:, begin[r] : begin[r + 1]] for r in range(num_relations))
+    return [plain_hag(part, size, both=both) for part in parts]
 
 
 # By the first of some relations: all of them, their edge index and their edge types.

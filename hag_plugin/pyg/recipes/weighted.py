@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,12 +13,14 @@ from torch_geometric.utils import add_self_loops
 
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.passing import plain_hag
 from hag_plugin.layers.record import Record
 from hag_plugin.ops.aggregate import aggregate
 from hag_plugin.ops.registration import is_fixed
 from hag_plugin.ops.weights import edge_slots, factorise, weighted_aggregate
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
 from hag_plugin.pyg.aggregation.neighbourhoods import along
+from hag_plugin.recall import Passing
 
 Weighted = tuple[Tensor, Tensor]  # an edge index `[2, E]` and a weight `[E]` for each edge
 
@@ -31,12 +34,14 @@ class WeightedGraph:
         scales: factors of sources and targets whose products the weights are; or None.
         weight: the weights in the HAG's order, where there are no such factors.
         dtype: of the weights, which takes part in the dtype of the result.
+        is_passing: whether the edges are met first, and may never come back.
     """
 
     hag: HAG
     scales: Weighted | None
     weight: Tensor | None
     dtype: torch.dtype
+    is_passing: bool = False
 
     def propagate(self, conv: Any, x: Tensor) -> Tensor:
         """The layer's sum or mean of weighted messages."""
@@ -60,11 +65,21 @@ def weighted_graph(
     edges: Weighted,
     num_nodes: tuple[int, int],
     features: Any,
+    passing: Callable[[Callable[[bool], Any]], Callable[[], Any]],
 ) -> WeightedGraph | None:
-    """The graph of an edge index and weights that came back to a model's session.
+    """The graph of an edge index and weights, where one is made of it.
 
-    Constant weights that came back too are searched for factors, once. Others, learned ones for
-    example, are put in the order of the graph at each call.
+    Constant weights that came back to a model's session are searched for factors, once. Others,
+    learned ones for example, are put in the order of the graph at each call.
+
+    Args:
+        conv: the layer.
+        record: what it is.
+        session: of its model.
+        edges: the edge index and the weights.
+        num_nodes: of sources and of targets.
+        passing: of what makes the graph of edges, with its reverse or without, what makes it where
+            they are met first.
     """
     edge_index, weight = edges
     if REDUCERS.get(type(conv.aggr_module)) not in ("sum", "mean") or weight.dim() != 1:
@@ -83,16 +98,17 @@ def weighted_graph(
         if constant is not None:
             return constant
 
-    def order() -> tuple[HAG, Tensor]:
+    def order(both: bool = True) -> tuple[HAG, Tensor]:
         index, _ = weighed(torch.ones_like(weight))
-        hag = build_hag(index, size=num_nodes, method="none")
+        hag = plain_hag(index, num_nodes, both=both).to(index.device)
         return hag, edge_slots(index, hag)
 
-    ordered = session.built_of((edge_index,), key, order, conv, features)
+    ordered = session.built_of((edge_index,), key, order, conv, features, passing=passing(order))
     if ordered is None:
         return None
-    hag, slots = ordered
-    return _in_order(hag, slots, weighed(weight)[1])
+    is_passing = type(ordered) is Passing
+    hag, slots = ordered.value if is_passing else ordered
+    return replace(_in_order(hag, slots, weighed(weight)[1]), is_passing=is_passing)
 
 
 def _of_constant(index: Tensor, weight: Tensor, size: tuple[int, int]) -> WeightedGraph:

@@ -127,7 +127,7 @@ std::unique_ptr<GraphSet> GraphSet::transposed() const {
   col.reserve(col_.size());
   for (int64_t g = 0; g < size(); ++g) {
     num_nodes[g] = node_ptr_[g + 1] - node_ptr_[g];
-    const CsrArrays reversed = transpose_csr(graph(g));
+    const CsrArrays reversed = transpose_csr(graph(g), 1);
     row_ptr.insert(row_ptr.end(), reversed.row_ptr.begin(), reversed.row_ptr.end());
     col.insert(col.end(), reversed.col.begin(), reversed.col.end());
   }

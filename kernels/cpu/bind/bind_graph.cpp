@@ -38,23 +38,41 @@ void bind_graph(nb::module_ &m) {
 
   m.def(
       "build_csr",
-      [](const IdArray &source, const IdArray &target, int64_t num_src, int64_t num_dst) {
+      [](const IdArray &source, const IdArray &target, int64_t num_src, int64_t num_dst, bool both,
+         int threads) {
         const hag::Ids s = ids(source, "source"), t = ids(target, "target");
         same_length(s, t);
         if (num_src < 0 || num_src > kMostNodes || num_dst < 0 || num_dst > kMostNodes)
           throw std::invalid_argument("numbers of nodes must be 0 to 2^31 - 1");
-        hag::CsrArrays out = long_call([&] { return hag::build_csr(s, t, num_src, num_dst); });
-        return nb::make_tuple(to_numpy(std::move(out.row_ptr)), to_numpy(std::move(out.col)));
+        hag::Directions out =
+            long_call([&] { return hag::build_directions(s, t, num_src, num_dst, both, threads); });
+        nb::list arrays;
+        for (hag::CsrArrays *of : {&out.forward, &out.reverse}) {
+          if (of == &out.reverse && !both) break;
+          arrays.append(to_numpy(std::move(of->row_ptr)));
+          arrays.append(to_numpy(std::move(of->col)));
+        }
+        return arrays;
       },
-      "source"_a, "target"_a, "num_src"_a, "num_dst"_a);
+      "source"_a, "target"_a, "num_src"_a, "num_dst"_a, "both"_a = false, "threads"_a = 1,
+      "CSR by target; `both`: then that by source, too.");
   m.def(
       "transpose_csr",
-      [](const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src) {
+      [](const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src, int threads) {
         const hag::Csr graph = csr(row_ptr, col, num_src);
-        hag::CsrArrays out = long_call([&] { return hag::transpose_csr(graph); });
+        hag::CsrArrays out = long_call([&] { return hag::transpose_csr(graph, threads); });
         return nb::make_tuple(to_numpy(std::move(out.row_ptr)), to_numpy(std::move(out.col)));
       },
-      "row_ptr"_a, "col"_a, "num_src"_a);
+      "row_ptr"_a, "col"_a, "num_src"_a, "threads"_a = 1);
+  m.def(
+      "reversed_order",
+      [](const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src, int threads) {
+        const hag::Csr graph = csr(row_ptr, col, num_src);
+        if (graph.num_edges() > INT32_MAX) throw std::invalid_argument("2^31 edges or more");
+        return to_numpy(long_call([&] { return hag::reversed_order(graph, threads); }));
+      },
+      "row_ptr"_a, "col"_a, "num_src"_a, "threads"_a = 1,
+      "The numbers of the edges in the order of the reverse.");
   m.def(
       "edge_hash",
       [](const IdArray &source, const IdArray &target) {

@@ -170,9 +170,12 @@ void check_offsets(const char *name, const View<int64_t> &ptr, const char *of, i
 
 }  // namespace
 
+// Ordering ops takes as long as some runs: what may be run only once waits for this one.
+constexpr int kOrderedRun = 3;
+
 Program::Program(View<int64_t> tile_ptr, View<int64_t> op_ptr, View<int32_t> source,
                  View<int32_t> target, View<int32_t> hub_row, View<int64_t> hub_ptr,
-                 int64_t num_src, int64_t num_dst, int64_t diagonal)
+                 int64_t num_src, int64_t num_dst, int64_t diagonal, bool is_plain, bool is_passing)
     : tile_ptr_(tile_ptr),
       op_ptr_(op_ptr),
       source_(source),
@@ -181,7 +184,14 @@ Program::Program(View<int64_t> tile_ptr, View<int64_t> op_ptr, View<int32_t> sou
       hub_ptr_(hub_ptr),
       num_src_(num_src),
       num_dst_(num_dst),
-      diagonal_(diagonal) {
+      diagonal_(diagonal),
+      narrow_from_(is_passing ? kOrderedRun : 1) {
+  if (is_plain) {
+    num_partials_ = hub_ptr_[hub_ptr_.size - 1];
+    tile_scratch_.assign(num_tiles(), 0);
+    order_tiles();
+    return;
+  }
   constexpr int64_t limit = int64_t{1} << 31;
   if (num_src < 0 || num_src >= limit) refuse("num_src is ", num_src, ", expected 0..2^31-1");
   if (num_dst < 0 || num_dst >= limit) refuse("num_dst is ", num_dst, ", expected 0..2^31-1");
@@ -284,12 +294,14 @@ void Program::order_tiles() {
 
 // ---------------------------------------------------------------- running
 
-const OpOrder &Program::narrow_order() const {
+const OpOrder *Program::narrow_order() const {
+  if (narrow_runs_.load(std::memory_order_relaxed) < narrow_from_ && ++narrow_runs_ < narrow_from_)
+    return nullptr;
   std::call_once(narrow_once_, [this] {
     narrow_ =
         group_by_arity({tile_ptr_, op_ptr_, source_, target_, {tile_scratch_.data(), num_tiles()}});
   });
-  return narrow_;
+  return narrow_.op_ptr.empty() ? nullptr : &narrow_;
 }
 
 void Program::run(const Arguments &a) const {
@@ -315,10 +327,7 @@ void Program::run(const Arguments &a) const {
   const int64_t partial_bytes = num_partials_ * a.width * acc_size;
   if (num_partials_ > 0) partials.reset(new char[partial_bytes * a.batch]);
 
-  const OpOrder *order = nullptr;
-  const bool narrow = a.width * acc_size <= kNarrowRow;
-  if (narrow && narrow_met_.exchange(true) && !narrow_order().op_ptr.empty())
-    order = &narrow_order();
+  const OpOrder *order = a.width * acc_size <= kNarrowRow ? narrow_order() : nullptr;
   // What stays in L2 by itself need not be fetched ahead, at two instructions a source.
   const bool cached = num_src_ * a.width * size <= scratch_budget();
   const bool stream = streams(a, size);

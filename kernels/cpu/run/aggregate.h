@@ -14,12 +14,12 @@
 namespace hag {
 
 // A program of tiles, see Program, in Python. The constructor checks every index, so that `run` can
-// trust them all; it throws std::invalid_argument.
+// trust them all, unless it `is_plain`, as plain_program made it; it throws std::invalid_argument.
 class Program {
  public:
   Program(View<int64_t> tile_ptr, View<int64_t> op_ptr, View<int32_t> source, View<int32_t> target,
           View<int32_t> hub_row, View<int64_t> hub_ptr, int64_t num_src, int64_t num_dst,
-          int64_t diagonal);
+          int64_t diagonal, bool is_plain = false, bool is_passing = false);
 
   // y = t * (REDUCE of the program over s * x, + d * s * x) for every matrix of a batch.
   // y is contiguous [batch, num_dst, width]; strides of x are in elements.
@@ -51,7 +51,7 @@ class Program {
  private:
   void check_tiles();
   void order_tiles();
-  const OpOrder &narrow_order() const;
+  const OpOrder *narrow_order() const;
 
   View<int64_t> tile_ptr_, op_ptr_;
   View<int32_t> source_, target_, hub_row_;
@@ -60,8 +60,8 @@ class Program {
   std::vector<int32_t> tile_scratch_;  // scratch rows of each tile
   std::vector<int32_t> order_;         // tiles as they are started; empty: in their own order
   int64_t num_heavy_ = 0;              // the first of `order_`, started one by one
-  // Made when narrow rows are met again: a batch's program runs once over each.
-  mutable std::atomic<bool> narrow_met_{false};
+  const int narrow_from_;              // the run of narrow rows from which on they have an order
+  mutable std::atomic<int> narrow_runs_{0};
   mutable std::once_flag narrow_once_;
   mutable OpOrder narrow_;
 };

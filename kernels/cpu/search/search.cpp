@@ -314,7 +314,7 @@ Found Search::run() {
   if (!rows.empty()) {
     targets_of_ = graph_;
     if (!is_symmetric(graph_)) {
-      reversed_ = transpose_csr(graph_);
+      reversed_ = transpose_csr(graph_, static_cast<int>(searches_.size()));
       targets_of_ = {reversed_.row_ptr.data(), reversed_.col.data(), graph_.num_src,
                      graph_.num_dst};
     }

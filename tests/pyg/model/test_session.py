@@ -125,11 +125,14 @@ def test_too_many_edges_warn_once(model: Any) -> None:
     assert session_of(model).num_hags == 0
 
 
-def test_inference_tensors_run_stock(model: Any) -> None:
+def test_inference_tensors_are_known_by_what_they_hold(model: Any) -> None:
     with torch.inference_mode():
         edge_index = edges(0)
         for _ in range(3):
-            model(X, edge_index)
+            torch.testing.assert_close(model(X, edge_index), accelerate_free(model, edge_index))
+        assert session_of(model).num_hags == 1
+        edge_index[0, :30] = 0
+        torch.testing.assert_close(model(X, edge_index), accelerate_free(model, edge_index))
     assert session_of(model).num_hags == 0
 
 

@@ -64,8 +64,8 @@ def test_label_propagation(
         got = ours(y, edges, **given)
         assert got.dtype == expected.dtype
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
-    assert len(ran.forward) == 2 * 3  # with a HAG, and where the edges came back
-    assert explain(ours)[0].calls.counts["stock"] == 1
+    assert len(ran.forward) == 3 * 3  # with a HAG, and with edges, met first and come back
+    assert "stock" not in explain(ours)[0].calls.counts
 
 
 @pytest.mark.parametrize("kind", ["ones", "factors", "any"])
@@ -124,7 +124,7 @@ def test_linkx(awkward: Any, ran: Ran) -> None:
             found.append([y, weight.grad, *(p.grad for p in model.parameters())])
         for a, b in zip(*found, strict=True):
             torch.testing.assert_close(a, b)
-    assert len(ran.forward) == 3
+    assert len(ran.forward) == 5
     layer = ours.edge_lin
     assert stock_class(layer) is SparseLinear
     assert SparseLinear in RECIPES

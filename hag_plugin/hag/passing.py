@@ -1,0 +1,126 @@
+"""Graphs that are met once, as sampled batches are: nothing is searched, their rows are summed as
+they are, from a CSR made on the spot. Whether that pays is told by the cost model."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hag_plugin.hag import constants
+from hag_plugin.hag.graph import both_directions, canonical_graph
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.program import Options
+from hag_plugin.hag.rates import DEFAULT, Constants
+from hag_plugin.limits import limits
+from hag_plugin.modes import outside_inference
+
+# Measured beside layers of PyG's, with 50 to 50,000 edges and 4 to 64 features: what is made for a
+# graph in each direction, in the time of the smallest aggregation; an edge that is sorted and
+# written to a program, and a message that is gathered and scattered, in that of an op.
+MADE_CALLS = 90
+SORTED_OPS = 12
+MESSAGE_OPS = 10
+WEIGHED_CALLS, WEIGHED_OPS = 150, 40  # the numbers that messages are multiplied by, likewise
+CLEAR = 4.0  # a gain, or a loss, that no processor turns round
+
+_OPTIONS = Options(method="none", choose="plain")
+
+
+def plain_hag(edge_index: Tensor, size: tuple[int, int], *, both: bool = True) -> HAG:
+    """The HAG of a graph that shares nothing, as `build_hag(method="none")` gives it, sooner.
+
+    Args:
+        edge_index: int32 or int64 `[2, E]`. Where it is sorted, this costs one check.
+        size: the numbers of sources and targets.
+        both: whether the reverse is to be made with it, which gradients need.
+
+    Raises:
+        TypeError: `edge_index` is no dense tensor of integers.
+        ValueError: it has another shape, an id is out of range, or there are too many nodes.
+    """
+    arrays = (both_directions if both else canonical_graph)(edge_index, *size)
+    with outside_inference():
+        row_ptr, col, *back = map(torch.from_numpy, arrays)
+        symmetric = both and torch.equal(row_ptr, back[0]) and torch.equal(col, back[1])
+    reverse = (back[0], back[1]) if both and not symmetric else None
+    how: dict[str, Any] = {"options": _OPTIONS, "symmetric": symmetric or None, "owned": True}
+    return HAG(row_ptr, col, size[0], reverse=reverse, **how)
+
+
+def is_passing(hag: HAG) -> bool:
+    """Whether `plain_hag` made it of a graph that may never come back: nothing is kept for it."""
+    return hag.options is _OPTIONS
+
+
+class Messages(NamedTuple):
+    """What a call of a layer sends over a graph.
+
+    Attributes:
+        num_edges: how many messages.
+        size: the numbers of sources and targets.
+        row_bytes: of a message.
+        derived: whether gradients flow back over the reverse.
+        graphs: in how many graphs the edges come.
+        weighted: whether each message is multiplied by a number, made of the graph.
+    """
+
+    num_edges: int
+    size: tuple[int, int]
+    row_bytes: int
+    derived: bool
+    graphs: int = 1
+    weighted: bool = False
+
+    def pays(self) -> bool:
+        """Whether a graph that is used once is predicted to be summed sooner than by gathering
+        and scattering, the making of its programs included.
+
+        Ranks of a distributed job, which may have measured different constants, go by the same; so
+        does everybody where any constants would say it, and need not be measured.
+        """
+        gain = self.gain(DEFAULT)
+        if not _has_ranks() and 1 / CLEAR < gain < CLEAR:
+            gain = self.gain(constants.in_force())
+        return gain >= limits.passing_gain
+
+    def gain(self, c: Constants) -> float:
+        """How many times faster the fused kernels are predicted to be than stock."""
+        return self.stock_seconds(c) / max(self.plain_seconds(c), 1e-12)
+
+    def plain_seconds(self, c: Constants) -> float:
+        """Predicted seconds in the fused kernels, on one thread."""
+        passes = 2 if self.derived else 1
+        made = self.graphs * MADE_CALLS * c.call + self.num_edges * SORTED_OPS * c.op
+        return passes * (made + _seconds(c, self.num_edges, *self.size, self.row_bytes))
+
+    def stock_seconds(self, c: Constants) -> float:
+        """The same with a row of a tensor for every edge: written, and read again."""
+        num_edges, (num_src, num_dst) = self.num_edges, self.size
+        seconds = num_edges * MESSAGE_OPS * c.op
+        seconds += _seconds(c, num_edges, num_src, num_edges, self.row_bytes)
+        seconds += _seconds(c, 2 * num_edges, num_edges, num_edges + num_dst, self.row_bytes)
+        if self.weighted:
+            seconds += WEIGHED_CALLS * c.call + num_edges * WEIGHED_OPS * c.op
+            seconds += _seconds(c, num_edges, num_edges, num_edges, self.row_bytes)
+        return (2 if self.derived else 1) * seconds
+
+
+def _seconds(c: Constants, reads: int, num_src: int, num_dst: int, row_bytes: int) -> float:
+    """`Work.seconds` where nothing is shared, written out: this is asked at every first call."""
+    out = num_dst * row_bytes
+    held = min(1.0, c.cache_bytes / max(num_src * row_bytes + out, 1))
+    near, far = held * reads, (1.0 - held) * reads
+    seconds = c.call + num_dst * c.op + (1.0 - held) * out * c.written
+    seconds += near * c.near.of(row_bytes) + held * out * c.near.per_byte
+    return float(seconds + far * c.far.of(row_bytes))
+
+
+def _has_ranks() -> bool:
+    distributed = torch.distributed
+    return bool(
+        distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size() > 1
+    )
