@@ -69,7 +69,7 @@ class Limits:
     calibration_step: int = 1
     calibration_seconds: float = 1.0
     calibration_wait: float = 20.0
-    sampled_reads: int = 1 << 18
+    sampled_reads: int = 1 << 17
     sampled_bytes: int = 256 << 20
     timed_edges: int = 20_000
     read_characters: int = 1 << 20

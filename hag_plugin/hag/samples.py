@@ -60,13 +60,13 @@ def samples_of(
         idempotent: without duplicates.
         found: what the search found.
         candidate: makes the whole candidate of a name.
-        reads: of the plain graph's sample.
+        reads: of the plain graph's sample; candidates with up to twice as many are taken whole.
     """
     names = [PLAIN, SHARED] if found.order is None else [PLAIN, SHARED, REORDERED]
     program = found.program
     assert program is not None
     total = plain_reads(graph, self_loops)
-    if total <= reads:
+    if total <= 2 * reads:
         whole = {name: candidate(name) for name in names}
         return {name: Sample(p, Work.of(p), 1.0) for name, p in whole.items()}
     degree = np.diff(graph.numpy()[0]) + (self_loops is not False)
