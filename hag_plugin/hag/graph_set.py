@@ -24,7 +24,7 @@ from hag_plugin.hag.cost import Work
 from hag_plugin.hag.program import SELF_LOOPS, Options, Program, SelfLoops
 from hag_plugin.hag.rates import ARITHMETICS, Constants
 from hag_plugin.kernels import _cpu
-from hag_plugin.modes import Array
+from hag_plugin.modes import Array, numpy_of
 from hag_plugin.observers import SEARCH, observers, tell
 
 LOOPS, DUPLICATES, ASYMMETRIC, EMPTY_ROWS = 1, 2, 4, 8  # what is known of graphs, as bits
@@ -73,7 +73,7 @@ class GraphSet:
         Raises:
             ValueError: an id is out of range.
         """
-        source, target = edge_index.numpy()
+        source, target = numpy_of(edge_index)
         return cls(
             _cpu.GraphSet(source, target, edge_ptr, num_nodes, torch.get_num_threads()), options
         )

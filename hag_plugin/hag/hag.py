@@ -81,10 +81,14 @@ def _same(given: Tensor, own: Tensor) -> bool:
     return at_own or torch.equal(given, own)
 
 
-def _new_tokens(count: int) -> tuple[Tensor, ...]:
+Token = tuple[int, Tensor]  # a number of a HAG's own, and a tensor that holds it
+
+
+def _new_tokens(count: int) -> Iterator[Token]:
     numbers = [secrets.randbits(63) for _ in range(count)]
     with outside_inference():
-        return torch.tensor(numbers, dtype=torch.int64, device="cpu").unbind()
+        tensors = torch.tensor(numbers, dtype=torch.int64, device="cpu").unbind()
+    return zip(numbers, tensors, strict=True)
 
 
 class Chosen(NamedTuple):
@@ -123,7 +127,7 @@ class HAG(Graph):
         symmetric: bool | None = None,
         parts: Sequence[HAG] = (),
         places: Places | None = None,
-        token: Tensor | None = None,
+        token: Token | None = None,
         owned: bool = False,
         reverse: tuple[Tensor, Tensor] | None = None,
     ) -> None:
@@ -132,13 +136,12 @@ class HAG(Graph):
         The arrays are copied and checked, unless they are `owned`: then they were checked, and
         nobody else has them; so it is with those of the `reverse`, where they are known.
         """
-        if token is None:
-            (token,) = _new_tokens(1)
+        number, tensor = token or next(_new_tokens(1))
         super().__init__(
             row_ptr,
             col,
             num_src,
-            token=token,
+            token=tensor,
             targets_first=targets_first,
             symmetric=symmetric,
             owned=owned,
@@ -155,7 +158,7 @@ class HAG(Graph):
         self._reverse = reverse  # its arrays, until it is made
         self._handed_over: Any = None  # what new processes were given
         self._lock = threading.RLock()
-        _LIVE[int(token)] = self
+        _LIVE[number] = self
 
     @classmethod
     def from_csr(cls, row_ptr: Tensor, col: Tensor, num_src: int, method: str = "auto") -> HAG:
@@ -979,7 +982,7 @@ def _hag_in_sets(
     facts: int,
     places: Places,
     options: Options,
-    token: Tensor | None = None,
+    token: Token | None = None,
 ) -> HAG:
     hag = HAG(
         row_ptr,
