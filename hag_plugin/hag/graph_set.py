@@ -182,7 +182,10 @@ class GraphSet:
         Raises:
             ValueError: the arrays are no valid set of graphs.
         """
-        return cls._take(header, _Reader(wide), _Reader(narrow))
+        try:
+            return cls._take(header, _Reader(wide), _Reader(narrow))
+        except (KeyError, TypeError, IndexError, AttributeError, OverflowError) as e:
+            raise ValueError(f"the header of a set of graphs does not fit its arrays: {e!r}") from e
 
     @classmethod
     def _take(cls, header: dict[str, Any], wide: _Reader, narrow: _Reader) -> GraphSet:

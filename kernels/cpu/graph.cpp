@@ -92,6 +92,11 @@ void in_pieces(int64_t first, int64_t last, const Body &body) {
   }
 }
 
+// Another thread may write to what is read here: it must not lead out of any array.
+void check_all_taken(int64_t taken, int64_t num_edges) {
+  if (taken != num_edges) refuse("edge_index was written to while it was read");
+}
+
 // Groups values by their keys, each group in the order in which they come: a counting sort.
 // `walk(first, last, take)` calls take(key, value) for each of a stretch of edges.
 template <class At, class Walk>
@@ -121,10 +126,14 @@ CsrArrays grouped(int64_t num_edges, int64_t num_keys, int threads, const Walk &
     }
     ptr[k + 1] = begin;
   });
+  check_all_taken(static_cast<int64_t>(begin), num_edges);
   in_parallel_until_stopped(threads, [&](int thread) {
     At *at = next[thread].data();
-    share(thread,
-          [at, col](int64_t key, int64_t value) { col[at[key]++] = static_cast<int32_t>(value); });
+    const At end = static_cast<At>(num_edges);
+    share(thread, [at, col, end](int64_t key, int64_t value) {
+      const At place = at[key]++;
+      if (place < end) col[place] = static_cast<int32_t>(value);
+    });
   });
   return out;
 }
@@ -149,6 +158,7 @@ CsrArrays adopt(int64_t num_edges, int64_t num_keys, const Walk &walk) {
     });
   });
   while (row < num_keys) out.row_ptr[++row] = at;
+  check_all_taken(at, num_edges);
   return out;
 }
 
@@ -179,20 +189,24 @@ struct Order {
 template <class Id>
 struct Edges {
   const Id *source, *target;
-  int64_t source_stride, target_stride;
+  int64_t source_stride, target_stride, num_src, num_dst;
 
+  // Those that are in range: each edge is read more than once.
   template <class Take>
   void by_source(int64_t first, int64_t last, const Take &take) const {
-    for (int64_t e = first; e < last; ++e)
-      take(source[e * source_stride], target[e * target_stride]);
+    for (int64_t e = first; e < last; ++e) {
+      const int64_t s = source[e * source_stride], t = target[e * target_stride];
+      if (static_cast<uint64_t>(s) < static_cast<uint64_t>(num_src) &&
+          static_cast<uint64_t>(t) < static_cast<uint64_t>(num_dst))
+        take(s, t);
+    }
   }
   template <class Take>
   void by_target(int64_t first, int64_t last, const Take &take) const {
-    for (int64_t e = first; e < last; ++e)
-      take(target[e * target_stride], source[e * source_stride]);
+    by_source(first, last, [&](int64_t s, int64_t t) { take(t, s); });
   }
 
-  Order look(int64_t num_edges, int64_t num_src, int64_t num_dst) const {
+  Order look(int64_t num_edges) const {
     bool in_range = true, by_source = true, by_target = true, ties_s = true, ties_t = true;
     int64_t s0 = 0, t0 = 0;
     in_pieces(0, num_edges, [&](int64_t first, int64_t last) {
@@ -208,8 +222,7 @@ struct Edges {
     return {in_range, by_source, by_target, by_target ? ties_t : ties_s};
   }
 
-  Directions directions(int64_t num_edges, int64_t num_src, int64_t num_dst, bool both, int threads,
-                        const Order &order) const {
+  Directions directions(int64_t num_edges, bool both, int threads, const Order &order) const {
     const auto source_first = [this](int64_t first, int64_t last, const auto &take) {
       by_source(first, last, take);
     };
@@ -237,15 +250,19 @@ struct Edges {
 template <class Id>
 Directions directions_of(const Ids &source, const Ids &target, int64_t num_src, int64_t num_dst,
                          bool both, int threads) {
-  const Edges<Id> edges{static_cast<const Id *>(source.data), static_cast<const Id *>(target.data),
-                        source.stride, target.stride};
-  const Order order = edges.look(source.size, num_src, num_dst);
+  const Edges<Id> edges{static_cast<const Id *>(source.data),
+                        static_cast<const Id *>(target.data),
+                        source.stride,
+                        target.stride,
+                        num_src,
+                        num_dst};
+  const Order order = edges.look(source.size);
   if (!order.in_range)
     each(source.size, [&](int64_t e) {
       check_id(source[e], num_src, 0, e);
       check_id(target[e], num_dst, 1, e);
     });
-  return edges.directions(source.size, num_src, num_dst, both, threads, order);
+  return edges.directions(source.size, both, threads, order);
 }
 
 }  // namespace

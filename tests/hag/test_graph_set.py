@@ -13,6 +13,7 @@ import hag_plugin as hp
 from hag_plugin.hag.build import build_hags
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import SELF_LOOPS
+from hag_plugin.kernels import _cpu
 
 # Edges and the number of nodes: empty, one node with and without a loop, isolated nodes,
 # duplicates, loops, directed, cliques (of which much is shared), a path (nothing is).
@@ -137,3 +138,11 @@ def test_refusals() -> None:
         build_hags([torch.zeros(2, 1)], [1])
     with pytest.raises(ValueError, match="expected as many"):
         build_hags([torch.zeros(2, 0, dtype=torch.long)], [1, 2])
+
+
+def test_what_is_no_set_is_refused() -> None:
+    for call in (_cpu.batch_graphs, _cpu.gather, lambda s, g: _cpu.batch_programs(s, g, "", False)):
+        with pytest.raises(ValueError, match="sets holds None"):
+            call([None], [0])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="programs holds None"):
+        _cpu.concatenate([None])  # type: ignore[list-item]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -167,3 +169,33 @@ def test_ranks_go_by_the_same_constants(
         write_constants(path, replace(DEFAULT, op=op), {})
         monkeypatch.setenv("HAG_PLUGIN_COSTS", str(path))
         assert messages.pays() == expected
+
+
+RACE = """
+import threading, torch, hag_plugin as hp
+edges = torch.randint(0, 1000, (2, 400_000))
+good, bad = edges.clone(), torch.full_like(edges, 10**6)
+stop = threading.Event()
+def write():
+    while not stop.is_set():
+        edges[1].copy_(bad[1])
+        edges[1].copy_(good[1])
+writer = threading.Thread(target=write, daemon=True)
+writer.start()
+for both in [False, True] * 10:
+    try:
+        hp.hag.passing.plain_hag(edges, (1000, 1000), both=both).check(good)
+    except Exception:
+        pass
+stop.set()
+writer.join(60)
+print("alive")
+"""
+
+
+@pytest.mark.slow
+def test_edges_that_another_thread_writes_to_lead_out_of_no_array() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", RACE], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert (ran.returncode, ran.stdout) == (0, "alive\n"), ran.stderr

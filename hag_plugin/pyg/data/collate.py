@@ -23,10 +23,14 @@ from hag_plugin.pyg.data.messages import are_few
 
 IDS = (torch.int64, torch.int32)
 
+PLAIN_RULES = HagData.__inc__, HagData.__cat_dim__
+
 
 def takes(cls: Any, items: Sequence[Any], options: dict[str, Any]) -> bool:
     """Whether these are plain graphs, to be made a batch as `Batch.from_data_list` makes it."""
     if cls is not Batch or {*map(type, items)} != {HagData} or options.get("follow_batch"):
+        return False
+    if (HagData.__inc__, HagData.__cat_dim__) != PLAIN_RULES:  # somebody gave the class others
         return False
     if not (options.get("increment", True) and options.get("add_batch", True)):
         return False

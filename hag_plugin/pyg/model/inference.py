@@ -183,6 +183,7 @@ def _run(
 ) -> Any:
     """One call of a layer, by the way that holds no more than `graphs.memory` of messages."""
     stock, recipe = stock_class(layer), recipe_of(stock_class(layer))
+    _check_ids(call.get("edge_index"), call.get("x"))
     served = None if recipe is None else _served(layer, recipe, call, graphs)
     if served is not None:
         return forward(layer, **served)
@@ -203,6 +204,18 @@ def _run(
             f"{graphs.memory:,}, and cannot run in blocks: {reason}. Pass a larger memory"
         )
     return _in_blocks(layer, forward, {**call, name: edges.long()}, name, graphs, report)
+
+
+def _check_ids(edges: Any, x: Any) -> None:
+    """Raises ValueError if an id is none of a node's: one below 0 would be counted from the end."""
+    if not (isinstance(edges, Tensor) and isinstance(x, Tensor) and edges.numel()):
+        return
+    if edges.layout != torch.strided or edges.dim() != 2:
+        return
+    least, most = (int(value) for value in edges.aminmax())
+    if least < 0 or most >= len(x):
+        raise ValueError(f"edge_index holds id {least if least < 0 else most}; expected 0 to "
+                         f"{len(x) - 1}, for x with {len(x)} rows")  # fmt: skip
 
 
 def _served(

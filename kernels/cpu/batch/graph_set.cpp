@@ -47,12 +47,19 @@ void build_one(const Ids &source, const Ids &target, int64_t first, int64_t last
              row ? " (targets)" : " (sources)");
   };
   for (int64_t e = first; e < last; ++e) {
+    const int64_t t = target[e];
     check(source[e], 0, e);
-    check(target[e], 1, e);
-    ++ptr[target[e] + 1];
+    check(t, 1, e);
+    ++ptr[t + 1];
   }
   for (int64_t v = 0; v < nodes; ++v) ptr[v + 1] += ptr[v];
-  for (int64_t e = first; e < last; ++e) col[ptr[target[e]]++] = static_cast<int32_t>(source[e]);
+  for (int64_t e = first; e < last; ++e) {  // again: another thread may write to them
+    const int64_t s = source[e], t = target[e];
+    check(s, 0, e);
+    check(t, 1, e);
+    if (ptr[t] >= last - first) refuse(name, "edge_index was written to while it was read");
+    col[ptr[t]++] = static_cast<int32_t>(s);
+  }
   for (int64_t v = nodes; v > 0; --v) ptr[v] = ptr[v - 1];
   ptr[0] = 0;
   for (int64_t v = 0; v < nodes; ++v)

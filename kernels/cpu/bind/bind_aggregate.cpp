@@ -105,7 +105,10 @@ void bind_aggregate(nb::module_ &m) {
       "concatenate",
       [](const std::vector<const BoundProgram *> &parts) {
         std::vector<const hag::Program *> programs;
-        for (const BoundProgram *part : parts) programs.push_back(&part->program());
+        for (const BoundProgram *part : parts) {
+          if (!part) throw std::invalid_argument("programs holds None; expected Programs");
+          programs.push_back(&part->program());
+        }
         return to_python(long_call([&] { return hag::concatenate(programs); }));
       },
       "programs"_a);

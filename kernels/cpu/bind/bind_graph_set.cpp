@@ -50,6 +50,7 @@ std::vector<hag::Place> places(const std::vector<const GraphSet *> &sets,
   out.reserve(graphs.size());
   for (size_t i = 0; i < graphs.size(); ++i) {
     const GraphSet *set = sets.size() == 1 ? sets[0] : sets[i];
+    if (!set) throw std::invalid_argument("sets holds None; expected GraphSets");
     if (graphs[i] < 0 || graphs[i] >= set->size())
       throw std::invalid_argument("graph " + std::to_string(graphs[i]) + " of a set of " +
                                   std::to_string(set->size()));

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import warnings
 from collections.abc import Callable
@@ -165,7 +166,9 @@ def test_a_saved_data_set_is_one_set_again(tmp_path: Path) -> None:
 
 def test_a_damaged_set_is_refused() -> None:
     made = ToHAG().dataset(_kinds())
-    rebuild, (header, wide, narrow) = Batch.from_data_list(made).hag.__reduce_ex__(4)
+    batch = Batch.from_data_list(made)
+    expected = batch.hag.edge_index
+    rebuild, (header, wide, narrow) = batch.hag.__reduce_ex__(4)
     for broken in (
         (header, wide[:-8], narrow),
         (header, wide, narrow[:-4]),
@@ -174,3 +177,23 @@ def test_a_damaged_set_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=r"."):
             rebuild(*broken)
+    for key, value in itertools.product(header, ("absent", None, "x", [1], 2.5, {})):
+        other = {k: v for k, v in header.items() if k != key}
+        try:
+            found = rebuild(other if value == "absent" else {**other, key: value}, wide, narrow)
+        except ValueError:
+            continue
+        found.check(expected)  # it was of no account
+
+
+def test_rules_that_somebody_gave_the_class_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [Data(x=torch.ones(3, 2), edge_index=torch.tensor([[0, 1], [1, 2]]),
+                  foo_index=torch.tensor([1])) for _ in range(2)]  # fmt: skip
+    stock = Data.__inc__
+
+    def step(self: Any, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
+        return 50 if key == "foo_index" else stock(self, key, value, *args, **kwargs)
+
+    monkeypatch.setattr(Data, "__inc__", step)
+    found = Batch.from_data_list(ToHAG().dataset(items))
+    assert found.foo_index.tolist() == Batch.from_data_list(items).foo_index.tolist() == [1, 51]

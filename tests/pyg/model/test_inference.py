@@ -237,6 +237,18 @@ def test_what_is_refused() -> None:
     torch.testing.assert_close(inference(model, x, edge_index, progress=False), expected)
 
 
+@pytest.mark.parametrize("bad", [-1, -60, 60, 2**31, 2**40])
+@pytest.mark.parametrize("row", [0, 1])
+@pytest.mark.parametrize("name", ["GCN", "GAT"])
+def test_ids_of_no_node_are_refused(name: str, row: int, bad: int) -> None:
+    edge_index = graph()
+    edge_index[row, 3] = bad
+    model = accelerate(getattr(models, name)(WIDTH, 8, 2, 3))
+    for memory in (1, 1 << 30):
+        with pytest.raises(ValueError, match=f"edge_index holds id {bad}; expected 0 to 59"):
+            inference(model, torch.randn(60, WIDTH), edge_index, memory=memory, progress=False)
+
+
 def test_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
     model = accelerate(models.GAT(WIDTH, 8, 2, 3))
     inference(model, torch.randn(60, WIDTH), graph(), memory=SMALL, progress=True)
