@@ -23,6 +23,8 @@ class Program:
         num_src: int,
         num_dst: int,
         diagonal: int,
+        is_plain: bool = False,
+        is_passing: bool = False,
     ) -> None: ...
     def count_reads(self) -> tuple[int, int]: ...
     def run(
@@ -145,11 +147,19 @@ _Arrays = tuple[
 _Progress = Callable[[float], None] | None
 
 def build_csr(
-    source: _Ids, target: _Ids, num_src: int, num_dst: int
-) -> tuple[NDArray[int64], NDArray[int32]]: ...
+    source: _Ids,
+    target: _Ids,
+    num_src: int,
+    num_dst: int,
+    both: bool = False,
+    threads: int = 1,
+) -> list[NDArray[Any]]: ...
 def transpose_csr(
-    row_ptr: NDArray[int64], col: NDArray[int32], num_src: int
+    row_ptr: NDArray[int64], col: NDArray[int32], num_src: int, threads: int = 1
 ) -> tuple[NDArray[int64], NDArray[int32]]: ...
+def reversed_order(
+    row_ptr: NDArray[int64], col: NDArray[int32], num_src: int, threads: int = 1
+) -> NDArray[int32]: ...
 def checksum(data: int, rows: int, row_bytes: int, row_stride: int, threads: int) -> int: ...
 def edge_hash(source: _Ids, target: _Ids) -> tuple[int, int]: ...
 def csr_hash(row_ptr: NDArray[int64], col: NDArray[int32], num_src: int) -> tuple[int, int]: ...

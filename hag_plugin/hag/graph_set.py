@@ -134,7 +134,7 @@ class GraphSet:
         known = self._seconds.get(key)
         if known is None:
             counts = self.native.counts(key[0] or "", key[1]).reshape(-1, 2, 5)
-            nodes = np.diff(self.native.node_ptr)[:, None]
+            nodes: Any = np.diff(self.native.node_ptr)[:, None]
             ops, scratch, again, first, written = np.moveaxis(counts, 2, 0)[..., None]
             work = Work(ops, scratch, again, first, written, nodes[..., None])
             c, rows = self._constants, np.array(ROW_BYTES)
