@@ -103,6 +103,7 @@ CALLS: dict[str, Callable[[Graph], Any]] = {
     "build_csr": lambda g: partial(_cpu.build_csr, *g.edges, g.nodes, g.nodes),
     "build_csr of a star": lambda g: partial(_cpu.build_csr, *star(), 2_000_000, 1),
     "transpose_csr": lambda g: partial(_cpu.transpose_csr, *g.graph),
+    "reversed_order": lambda g: partial(_cpu.reversed_order, *g.graph),
     "edge_hash": lambda g: partial(_cpu.edge_hash, *g.edges),
     "is_symmetric": lambda g: partial(_cpu.is_symmetric, *g.symmetric),
     "has_duplicates": lambda g: partial(_cpu.has_duplicates, *g.csr),
