@@ -16,6 +16,16 @@ from torch.utils._python_dispatch import _disable_current_modes
 Array = np.ndarray[Any, Any]
 
 
+def has_ranks() -> bool:
+    """Whether this process is one of several of a distributed job, which must decide alike."""
+    distributed = torch.distributed
+    return (
+        distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size() > 1
+    )
+
+
 def outside_inference() -> AbstractContextManager[Any]:
     """For what is kept beyond a call: made of plain tensors, whatever mode the caller is in.
 

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from hag_plugin.devices import KINDS
 from hag_plugin.hag import constants, cost
-from hag_plugin.hag.candidates import CHOOSE, PLAIN, ROW_BYTES, SHARED, Table
+from hag_plugin.hag.candidates import CHOOSE, PLAIN, SHARED, Table
 from hag_plugin.hag.cost import Work
 from hag_plugin.hag.program import SELF_LOOPS, Options, Program, SelfLoops
-from hag_plugin.hag.rates import ARITHMETICS, Constants
+from hag_plugin.hag.rates import Constants
+from hag_plugin.hag.seconds import of_all_rows
 from hag_plugin.kernels import _cpu
 from hag_plugin.modes import Array, numpy_of
 from hag_plugin.observers import SEARCH, observers, tell
@@ -137,10 +138,7 @@ class GraphSet:
             nodes: Any = np.diff(self.native.node_ptr)[:, None]
             ops, scratch, again, first, written = np.moveaxis(counts, 2, 0)[..., None]
             work = Work(ops, scratch, again, first, written, nodes[..., None])
-            c, rows = self._constants, np.array(ROW_BYTES)
-            each = [work.seconds(rows, constants=c, arithmetic=a) - c.call for a in ARITHMETICS]
-            known = np.stack(each, axis=2)
-            self._seconds[key] = known
+            known = self._seconds[key] = of_all_rows(work, self._constants)
         return known
 
     def search_seconds(self, key: Key) -> float:

@@ -46,7 +46,7 @@ from hag_plugin.hag.program import ARRAYS, METHODS, SELF_LOOPS, Options, Program
 from hag_plugin.hag.stats import Stats, program_stats
 from hag_plugin.kernels import _cpu
 from hag_plugin.limits import limits
-from hag_plugin.modes import Array, outside_inference
+from hag_plugin.modes import Array, has_ranks, outside_inference
 from hag_plugin.saved import set_module
 
 # Pickles of these protocols, which processes send each other (torch.save takes an older one), hold
@@ -848,14 +848,7 @@ def _kept_as(name: str, matrix: tuple[SelfLoops, bool]) -> tuple[Any, ...]:
 
 def _may_measure() -> bool:
     """Whether what a HAG chooses may depend on a clock: no other process has to choose alike."""
-    if torch.are_deterministic_algorithms_enabled():
-        return False
-    distributed = torch.distributed
-    return not (
-        distributed.is_available()
-        and distributed.is_initialized()
-        and distributed.get_world_size() > 1
-    )
+    return not (torch.are_deterministic_algorithms_enabled() or has_ranks())
 
 
 def _mapped(value: Any, move: Callable[[Tensor], Tensor]) -> Any:

@@ -14,7 +14,7 @@ from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import Options
 from hag_plugin.hag.rates import DEFAULT, Constants
 from hag_plugin.limits import limits
-from hag_plugin.modes import outside_inference
+from hag_plugin.modes import has_ranks, outside_inference
 
 # Measured beside layers of PyG's, with 50 to 50,000 edges and 4 to 64 features: what is made for a
 # graph in each direction, in the time of the smallest aggregation; an edge that is sorted and
@@ -81,7 +81,7 @@ class Messages(NamedTuple):
         does everybody where any constants would say it, and need not be measured.
         """
         gain = self.gain(DEFAULT)
-        if not _has_ranks() and 1 / CLEAR < gain < CLEAR:
+        if not has_ranks() and 1 / CLEAR < gain < CLEAR:
             gain = self.gain(constants.in_force())
         return gain >= limits.passing_gain
 
@@ -115,12 +115,3 @@ def _seconds(c: Constants, reads: int, num_src: int, num_dst: int, row_bytes: in
     seconds = c.call + num_dst * c.op + (1.0 - held) * out * c.written
     seconds += near * c.near.of(row_bytes) + held * out * c.near.per_byte
     return float(seconds + far * c.far.of(row_bytes))
-
-
-def _has_ranks() -> bool:
-    distributed = torch.distributed
-    return bool(
-        distributed.is_available()
-        and distributed.is_initialized()
-        and distributed.get_world_size() > 1
-    )

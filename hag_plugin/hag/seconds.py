@@ -114,22 +114,27 @@ def _seconds(works: Mapping[str, tuple[Work, float]], c: Constants) -> dict[str,
     if (counts[:, -2:].sum(axis=1) * ROW_BYTES[-1] <= c.cache_bytes).all():
         parts = np.tensordot(counts[:, :-1], _rates(c), 1)
     else:
-        parts = _of_all_rows(Work(*counts.T[:, :, None]), c)
+        parts = of_all_rows(Work(*counts.T[:, :, None]), c)
     return dict(zip(works, c.call + parts * scale, strict=True))
 
 
-def _of_all_rows(work: Work, c: Constants) -> Array:
-    """Seconds beside the call, `[N, len(ARITHMETICS), len(ROW_BYTES)]`, of N works in one."""
+def of_all_rows(work: Work, c: Constants) -> Array:
+    """Seconds beside the call, by the model: `[*, len(ARITHMETICS), len(ROW_BYTES)]`.
+
+    Args:
+        work: several in one, whose counts are arrays `[*, 1]`.
+        c: the constants.
+    """
     rows = np.array(ROW_BYTES)
     each = [work.seconds(rows, constants=c, arithmetic=a) - c.call for a in ARITHMETICS]
-    return np.stack(each, axis=1)
+    return np.stack(each, axis=-2)
 
 
 @lru_cache(maxsize=8)
 def _rates(c: Constants) -> Array:
     """Seconds of one of each of the counts of `Work`, where the cache holds x and y."""
     ops, scratch, again, first, written = np.eye(5)[:, :, None]
-    return _of_all_rows(Work(ops, scratch, again, first, written, num_src=0), c)
+    return of_all_rows(Work(ops, scratch, again, first, written, num_src=0), c)
 
 
 def _works_in_one_tile(
