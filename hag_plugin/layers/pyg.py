@@ -30,6 +30,11 @@ def filled(layer: Any) -> SelfLoops:
     return "fill" if normalises and layer.add_self_loops else False
 
 
+def attended(layer: Any) -> SelfLoops:
+    """One loop a node in place of those there are, where the layer adds loops."""
+    return "fill" if layer.__dict__.get("add_self_loops", False) else False
+
+
 def symmetric(layer: Any) -> tuple[float, float]:
     """`D^-1/2` on both sides, where the layer normalises."""
     return (-0.5, -0.5) if layer.__dict__.get("normalize", True) else (0.0, 0.0)
@@ -39,6 +44,7 @@ WEIGHT = ("edge_weight",)
 ATTRIBUTES = ("edge_attr",)
 NORMALISED: dict[str, Any] = {"edge_values": WEIGHT, "exponents": symmetric}
 GCN: dict[str, Any] = {**NORMALISED, "self_loops": filled}
+ATTENTION: dict[str, Any] = {"attends": lambda conv: True, "self_loops": attended}
 RELATIONAL: dict[str, Any] = {
     "features": None,
     "relations": lambda conv: conv.num_relations,
@@ -111,9 +117,28 @@ RECORDS = (
     ),
     # A term of the target, or a transform of the source, apart from the aggregation.
     _conv("le_conv.LEConv", edge_values=WEIGHT),
-    _conv("general_conv.GeneralConv", edge_values=ATTRIBUTES),
+    _conv(
+        "general_conv.GeneralConv", edge_values=ATTRIBUTES, attends=lambda conv: conv.attention
+    ),
     _conv("pna_conv.PNAConv", edge_values=ATTRIBUTES),
     _conv("gen_conv.GENConv", edge_values=ATTRIBUTES),
+    # Attention: a score of both ends weighs each message.
+    _conv("gat_conv.GATConv", **ATTENTION, edge_values=ATTRIBUTES),
+    _conv("gatv2_conv.GATv2Conv", **ATTENTION, edge_values=ATTRIBUTES),
+    _conv("transformer_conv.TransformerConv", **ATTENTION, edge_values=ATTRIBUTES),
+    _conv("agnn_conv.AGNNConv", **ATTENTION),
+    _conv(
+        "fa_conv.FAConv", **ATTENTION | {"self_loops": filled}, edge_values=WEIGHT,
+        exponents=symmetric,
+    ),
+    _conv("supergat_conv.SuperGATConv", **ATTENTION),
+    _conv(
+        "han_conv.HANConv", **ATTENTION, graphs=("edge_index_dict",), features="x_dict",
+    ),
+    _conv(
+        "hgt_conv.HGTConv", **ATTENTION, graphs=("edge_index_dict",), features="x_dict",
+        matrix="the edges of all types",
+    ),
     # Of models: labels are spread; a row of weights for each node is summed (LINKX).
     _of_model("label_prop.LabelPropagation", exponents=symmetric, weights_as_given=True),
     _of_model("linkx.SparseLinear"),
@@ -129,9 +154,8 @@ _POSITIONS = "its message is made of the positions of both ends"
 NO_RECORD: dict[str, str] = {
     **dict.fromkeys(
         (
-            *("AGNNConv", "DNAConv", "FAConv", "FeaStConv", "FusedGATConv", "GATConv", "GATEConv"),
-            *("GATv2Conv", "HANConv", "HEATConv", "HGTConv", "LPAttLayer", "PointTransformerConv"),
-            *("RGATConv", "SuperGATConv", "TransformerConv", "ViS_MP", "ViS_MP_Vertex"),
+            *("DNAConv", "FeaStConv", "FusedGATConv", "GATEConv", "HEATConv"),
+            *("LPAttLayer", "PointTransformerConv", "RGATConv", "ViS_MP", "ViS_MP_Vertex"),
         ),
         _ATTENTION,
     ),

@@ -30,6 +30,11 @@ def a_sum(layer: Any) -> tuple[str, ...]:
     return ("sum",)
 
 
+def never(layer: Any) -> bool:
+    """A layer that weighs no messages by both ends of their edges."""
+    return False
+
+
 @dataclass(frozen=True)
 class Record:
     """What a layer is: `y_i = t_i * REDUCE_j(s_j * x_j)`, and what stands around it.
@@ -48,6 +53,7 @@ class Record:
         reduce: from the layer, its reducers.
         relations: from the layer, the number of relations: the graph is then one for each. None, or
             if it gives None: one graph.
+        attends: from the layer, whether a score of both ends of an edge weighs its message.
         matrix: what is aggregated over, in words, where loops and exponents do not tell it.
         weight: name of the parameter that features are multiplied with, before or after. Of several
             names with spaces between them, the layer's is the first that there is.
@@ -66,6 +72,7 @@ class Record:
     exponents: Callable[[Any], tuple[float, float]] = unscaled
     reduce: Callable[[Any], tuple[str, ...]] = a_sum
     relations: Callable[[Any], int | None] | None = None
+    attends: Callable[[Any], bool] = never
     matrix: str = ""
     weight: str = ""
     root: str = ""
@@ -90,7 +97,8 @@ class Record:
 
     def aggregates(self, layer: Any) -> str:
         """What a layer aggregates, in words: reducers and matrix."""
-        return f"{', '.join(self.reduce(layer))} over {self._matrix(layer)}"
+        how = ("attention",) if self.attends(layer) else self.reduce(layer)
+        return f"{', '.join(how)} over {self._matrix(layer)}"
 
     def _matrix(self, layer: Any) -> str:
         if self.matrix:

@@ -67,7 +67,9 @@ def _row(name: str, layer: Any) -> Row:
     if reason is None and not ready:
         reason = "eligible: call accelerate"
     accelerated = reason is None
-    if reason is None and recipe.record.edge_values:
+    if reason is None and recipe.scores(layer):
+        reason = "one pass over the edges, without messages"
+    elif reason is None and recipe.record.edge_values:
         reason = f"calls with {', '.join(recipe.record.edge_values)} run stock"
         if recipe.fuses_weights:
             reason = "edge_weight is fused where it is a product of node factors"

@@ -28,6 +28,13 @@ from hag_plugin.pyg.model import compiled, edge_order
 from hag_plugin.pyg.model import session as sessions
 from hag_plugin.pyg.recipes import lstm
 from hag_plugin.pyg.recipes.adjacency import hag_of, is_adjacency, parts_of, shape_of
+from hag_plugin.pyg.recipes.attention import (
+    ScoredGraph,
+    ScoredTypes,
+    edges_of,
+    edges_of_hag,
+    joined_edges,
+)
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, stock_class
 from hag_plugin.pyg.recipes.relations import (
     plain_relation_hags,
@@ -73,6 +80,12 @@ NOT_TAKEN = "the features are not dense tensors of a floating dtype"
 TWO_SIDES = "flow='target_to_source' with two sets of nodes is left to stock"
 NO_ROWS = "features are not rows of nodes"
 LSTM_FEATURES = "the features are no dense matrix of a floating dtype on the CPU, or autocast"
+SCORED = "attention in one pass over its edges: no messages are made"
+SCORED_PASSED = "a HAG was passed; attention in one pass over its edges: no messages are made"
+SCORED_ELSEWHERE = "attention on a GPU"
+SCORED_AUTOCAST = "attention under autocast"
+RETURNS_SCORES = "return_attention_weights: it returns a value for each edge"
+OTHER_ATTRIBUTES = "edge_attr without edge_dim, or edge_dim without edge_attr"
 NO_LISTS = "there are no edges"
 LSTM_SLOW = "the LSTM is as fast without the prefix tree of this graph"
 
@@ -148,6 +161,8 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
         reason = why_never(conv, recipe) or _why_not_taken(conv, recipe, features)
         if reason is not None:
             return Choice("stock", reason, NOTHING)
+        if recipe.scores(conv):
+            return _settle_scores(conv, recipe, name, call, graph, features, None)
         given = _edge_values(recipe.record.edge_values, call) if recipe.record.edge_values else None
         if given is not None and not recipe.fuses_weights:
             return Choice("stock", ONE_VALUE.format(given), NOTHING)
@@ -188,6 +203,8 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
         if reason is None:
             return Choice("HAG", TREE_PASSED, NOTHING)
         return Choice("stock", reason, _plain(conv, graph, name, call))
+    if recipe.attention is not None and isinstance(graph, dict):
+        return _settle_types(conv, recipe, name, call)
     if graph is not None and is_relations(graph):
         return _settle_hags(conv, recipe, name, call, graph, features)
     session = conv.__dict__.get("_hag_session")
@@ -204,6 +221,7 @@ def _settle_compiled(conv: Any, recipe: Recipe, name: str, call: Call, features:
         _is_exporting()
         or conv.__dict__.get(compiled.NAME) is None
         or recipe.size is not None
+        or recipe.scores(conv)
         or is_typed
         or conv.__dict__.get("cached")
         or not _is_edge_index(graph)
@@ -243,8 +261,11 @@ def _settle_hags(
         reason = FEW
     else:
         found = why_never(conv, recipe) or _why_not_taken(conv, recipe, features)
+        scores = recipe.scores(conv)
+        if found is None and scores:
+            found = _why_not_scored(conv, call, features, None)
         if found is None:
-            return _PASSED
+            return _scored(conv, name, graph, features) if scores else _PASSED
         reason = found
     if reason is not FEW or conv._explain is True or not edge_order.has_free_aggregation(conv):
         _refuse_if_ordered(conv, recipe, call, reason)
@@ -322,17 +343,21 @@ def _passing(
     size: tuple[int, int],
     make: Callable[[bool], Any],
     graphs: int = 1,
+    features: Any = None,
 ) -> Callable[[], Any]:
     """What makes a graph that is met first, where that pays; None otherwise.
 
     Args:
         make: makes it; whether the reverse, too.
         graphs: how many graphs that is.
+        features: of both sides, where the call has them by type.
     """
     derived = torch.is_grad_enabled()  # asked here: what is kept is made without gradients
 
     def passing() -> Any:
-        given = call.get(recipe.record.features or recipe.source)
+        given = features
+        if given is None:
+            given = call.get(recipe.record.features or recipe.source)
         pair = given[:2] if isinstance(given, PAIRS) else (given, given)
         if not edge_index.is_cpu or not _are_rows(conv, pair, call.get("size"), size):
             return None
@@ -392,6 +417,127 @@ def _settle_adjacency(conv: Any, recipe: Recipe, name: str, call: Call, session:
     if isinstance(found, HAG):
         return Choice("HAG", BACK, {name: found})
     return Choice("stock", FIRST if found is None else found, NOTHING)
+
+
+def _settle_scores(
+    conv: Any,
+    recipe: Recipe,
+    name: str,
+    call: Call,
+    edge_index: Tensor,
+    features: Any,
+    size: tuple[int, int] | None,
+) -> Choice:
+    """The same for an edge index where the layer scores each edge.
+
+    Args:
+        features: of both sides.
+        size: the numbers of sources and targets; None: those of the call.
+    """
+    if type(edge_index) is EdgeIndex and size is None:
+        edge_index = _plain_if_as_said(recipe, conv, call, edge_index)
+    if is_adjacency(edge_index) or not _is_edge_index(edge_index):
+        return Choice("stock", _why_unknown(edge_index), NOTHING)
+    reason = _why_not_scored(conv, call, features, edge_index)
+    if reason is not None:
+        return Choice("stock", reason, NOTHING)
+    if size is None:
+        size = graph_size(recipe, conv, call)
+    x = features[0] if isinstance(features, PAIRS) else features
+    session, dtype = conv.__dict__["_hag_session"], x.dtype
+    how = (recipe.record.self_loops(conv), any(recipe.record.exponents(conv)), dtype)
+    make = lambda both: edges_of(conv, edge_index, size, both, dtype)  # noqa: E731
+    reader, occasion = session.occasions.of(conv, features)
+    edges = session.graphs.value(
+        (edge_index,),
+        ("edges attended over", *size, *how),
+        lambda: sessions.made(lambda: make(True)),
+        reader=reader,
+        occasion=occasion,
+        passing=_passing(conv, recipe, call, edge_index, size, make, features=features),
+    )
+    if edges is None:
+        return Choice("stock", MET_FEW, NOTHING)
+    is_passing = type(edges) is Passing
+    graph = ScoredGraph(edges.value if is_passing else edges, edge_index, is_passing)
+    return Choice("plain", SCORED, {name: graph})
+
+
+def _settle_types(conv: Any, recipe: Recipe, name: str, call: Call) -> Choice:
+    """The same for a dictionary with a graph for each type of edges."""
+    graphs, rows = call[name], call.get(recipe.record.features or recipe.source)
+    if recipe.joins:
+        return _settle_joined(conv, recipe, name, graphs, rows)
+    found, choice = {}, Choice("stock", "no graph", NOTHING)
+    for key, graph in graphs.items():
+        pair = rows[key[0]], rows[key[-1]]
+        if isinstance(graph, HAG):
+            given = {**call, name: graph}
+            choice = _settle_hags(conv, recipe, name, given, [graph], pair)
+        elif isinstance(graph, Tensor) and not torch.compiler.is_compiling():
+            choice = Choice("stock", why_never(conv, recipe) or "", NOTHING)
+            if not choice.reason:
+                size = pair[0].shape[0], pair[1].shape[0]
+                choice = _settle_scores(conv, recipe, name, call, graph, pair, size)
+        found[key] = choice.changed.get(name, graph)
+    changed = any(found[key] is not graph for key, graph in graphs.items())
+    return Choice(choice.kind, choice.reason, {name: found} if changed else NOTHING)
+
+
+def _settle_joined(conv: Any, recipe: Recipe, name: str, graphs: Any, rows: Any) -> Choice:
+    """The same where the edges of all types are attended over as one graph's."""
+    plain = {key: plain_edges(g) if isinstance(g, HAG) else g for key, g in graphs.items()}
+    features = tuple(rows.values())
+    reason = why_never(conv, recipe) or _why_not_scored(conv, NOTHING, features, None)
+    if not plain or not all(type(g) is Tensor and _is_edge_index(g) for g in plain.values()):
+        reason = reason or SPARSE
+    passed = any(isinstance(g, HAG) for g in graphs.values())
+    if reason is not None:
+        return Choice("stock", reason, {name: plain} if passed else NOTHING)
+    sizes = {key: x.shape[0] for key, x in rows.items()}
+    session, first = conv.__dict__["_hag_session"], features[0]
+    make = lambda: sessions.made(lambda: joined_edges(plain, sizes))  # noqa: E731
+    reader, occasion = session.occasions.of(conv, first)
+    edges = session.graphs.value(
+        tuple(graphs.values()),
+        ("edges attended over", *plain, *sizes.items()),
+        make,
+        reader=reader,
+        occasion=occasion,
+        passing=make,
+    )
+    if edges is None:
+        return Choice("stock", MET_FEW, {name: plain} if passed else NOTHING)
+    is_passing = type(edges) is Passing
+    graph = ScoredTypes(edges.value if is_passing else edges, tuple(plain))
+    return Choice("plain", SCORED_PASSED if passed else SCORED, {name: graph})
+
+
+def _scored(conv: Any, name: str, hag: HAG, features: Any) -> Choice:
+    """What a call that scores the edges of a HAG runs on."""
+    x = features[0] if isinstance(features, PAIRS) else features
+    return Choice("plain", SCORED_PASSED, {name: edges_of_hag(conv, hag, x.dtype)})
+
+
+def _why_not_scored(conv: Any, call: Call, features: Any, edge_index: Tensor | None) -> str | None:
+    """Why a layer that scores edges runs stock in this call. None: it need not."""
+    pair = features if isinstance(features, PAIRS) else (features,)
+    for x in pair:
+        if x is not None and not x.is_cpu:
+            return SCORED_ELSEWHERE
+        if x is not None and x.dim() != 2:
+            return NO_ROWS
+    if torch.compiler.is_compiling():
+        return COMPILED
+    if torch.is_autocast_enabled("cpu"):
+        return SCORED_AUTOCAST
+    if call.get("return_attention_weights") is not None:
+        return RETURNS_SCORES
+    if "edge_attr" in call or "lin_edge" in conv.__dict__["_modules"]:
+        given = call.get("edge_attr")
+        if (given is None) != (getattr(conv, "lin_edge", None) is None):
+            return OTHER_ATTRIBUTES
+    return None
 
 
 def _settle_lstm(conv: Any, recipe: Recipe, name: str, call: Call, session: Any) -> Choice:

@@ -30,6 +30,7 @@ from hag_plugin.pyg.model.settle import (
 )
 from hag_plugin.pyg.recipes import lstm
 from hag_plugin.pyg.recipes import propagate as running
+from hag_plugin.pyg.recipes.attention import ScoredGraph, ScoredTypes
 from hag_plugin.pyg.recipes.recipe import Call, Recipe, stock_class
 from hag_plugin.pyg.recipes.table import recipe_of
 from hag_plugin.pyg.recipes.weighted import WeightedGraph
@@ -68,6 +69,9 @@ def hag_class(stock: type) -> type:
             # and _jinja_propagate back when they are turned off.
             propagate = _propagate(stock, recipe)
             body |= {"propagate": propagate, "_jinja_propagate": propagate}
+            if recipe.attention is not None:
+                updater = _edge_updater(stock)
+                body |= {"edge_updater": updater, "_jinja_edge_updater": updater}
         _CLASSES[stock] = type(f"Hag{stock.__name__}", (stock,), body)
     return _CLASSES[stock]
 
@@ -130,7 +134,9 @@ def _forward(stock: type, recipe: Recipe) -> Any:
             x = given.get("x")
             if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
                 given["edge_weight"] = running.stand_in(recipe, self, x)
-        if recipe.forward is not None and (isinstance(graph, HAG) or is_relations(graph)):
+        if recipe.forward is not None and (
+            isinstance(graph, HAG | ScoredGraph | ScoredTypes) or is_relations(graph)
+        ):
             out = recipe.forward(self, **given)
         else:
             out = stock_forward(self, **given)
@@ -300,9 +306,22 @@ def _propagate(stock: type, recipe: Recipe) -> Any:
             return lstm.run(recipe, self, edge_index, size, kwargs)
         if isinstance(edge_index, WeightedGraph):
             return running.run_weighted(recipe, self, edge_index, kwargs)
+        if isinstance(edge_index, ScoredGraph):
+            return running.run_scored(recipe, self, edge_index, size, kwargs)
         return cls.propagate(self, edge_index, *args, size=size, **kwargs)
 
     return propagate
+
+
+def _edge_updater(stock: type) -> Any:
+    cls: Any = stock
+
+    def edge_updater(self: Any, edge_index: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(edge_index, ScoredGraph):
+            return kwargs  # `propagate` gets it, in place of scores
+        return cls.edge_updater(self, edge_index, *args, **kwargs)
+
+    return edge_updater
 
 
 def _dir_gnn_forward(self: Any, x: Any, edge_index: Any) -> Any:

@@ -12,6 +12,7 @@ from hag_plugin.ops.degrees import degree_scale
 from hag_plugin.pyg.aggregation import constant
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS, reduce
 from hag_plugin.pyg.aggregation.neighbourhoods import Neighbourhoods, Offset, check_sizes
+from hag_plugin.pyg.recipes.attention import ScoredGraph
 from hag_plugin.pyg.recipes.recipe import Call, Recipe
 from hag_plugin.pyg.recipes.weighted import WeightedGraph
 
@@ -40,6 +41,19 @@ def run(recipe: Recipe, conv: Any, hag: HAG, size: Any, arguments: Call) -> Tens
 def run_weighted(recipe: Recipe, conv: Any, graph: WeightedGraph, arguments: Call) -> Tensor:
     """The same where weights were found with the graph, whose edges lead the layer's way."""
     return graph.propagate(conv, _side(arguments[recipe.source], 0))
+
+
+def run_scored(recipe: Recipe, conv: Any, graph: ScoredGraph, size: Any, arguments: Call) -> Tensor:
+    """The same where each edge has a score, of both of its ends.
+
+    Raises:
+        ValueError: the features or `size` are not those of the graph's nodes.
+    """
+    assert recipe.attention is not None
+    x = arguments.get("x")
+    pair = (_side(x, 0), _side(x, 1)) if x is not None else (arguments["value"], arguments["query"])
+    check_sizes(graph.hag, size, pair, conv.node_dim)
+    return recipe.attention(conv, graph, arguments)
 
 
 def stand_in(recipe: Recipe, conv: Any, x: Any) -> Tensor | None:

@@ -58,6 +58,10 @@ class Recipe:
         size: from the layer and the call, the numbers of sources and targets of an edge index.
         fuses: whether messages are rows of the source alone, so that `edge_weight` given with an
             edge index may be among the scales of a HAG.
+        attention: what runs in place of `propagate` over a graph with a score for each edge (see
+            `attention`): given the layer, that graph and the arguments. Messages are then no rows
+            of the source alone.
+        joins: whether it does so over the edges of all types of a dictionary as one graph.
         conditions: what else rules it out.
         returns: whether it aggregates back over the reverse of its graph, too.
         yields: whether stock's code runs where there are few messages (see `model/settle.py`). Not
@@ -76,6 +80,8 @@ class Recipe:
     forward: Callable[..., Tensor] | None = None
     size: Callable[[Any, Call], tuple[int, int]] | None = None
     fuses: bool = True
+    attention: Callable[[Any, Any, Call], Tensor] | None = None
+    joins: bool = False
     conditions: tuple[Condition, ...] = ()
     returns: bool = False
     yields: bool = True
@@ -91,6 +97,10 @@ class Recipe:
     def fuses_weights(self) -> bool:
         """Whether there is anything to fuse."""
         return self.fuses and "edge_weight" in self.record.edge_values
+
+    def scores(self, conv: Any) -> bool:
+        """Whether a layer gives each edge a score, of both of its ends."""
+        return self.attention is not None and self.record.attends(conv)
 
     def scale(self, conv: Any) -> float | None:
         """The exponent `p` where `s = t = degree ** p`, or None: `propagate` is not scaled."""

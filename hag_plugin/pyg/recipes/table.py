@@ -13,7 +13,7 @@ from torch_geometric import nn
 from torch_geometric.nn.models.linkx import SparseLinear
 
 from hag_plugin.layers.pyg import RECORDS
-from hag_plugin.pyg.recipes import forwards, reorder
+from hag_plugin.pyg.recipes import attention, forwards, reorder
 from hag_plugin.pyg.recipes.conditions import NO_CACHE, NO_EDGE_DROPOUT
 from hag_plugin.pyg.recipes.recipe import Recipe
 
@@ -31,6 +31,7 @@ OWN: dict[type, Recipe] = {
     nn.LEConv: Recipe(source="a", target="b", offset=lambda conv, b: -b, fuses=False),
     SparseLinear: Recipe(source="weight", size=lambda conv, call: (conv.in_channels,) * 2),
     **forwards.RECIPES,
+    **attention.RECIPES,
 }
 _CLASSES = (
     (getattr(import_module(record.name.rpartition(".")[0]), record.layer), record)

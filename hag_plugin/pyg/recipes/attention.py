@@ -1,0 +1,428 @@
+"""Layers that weigh their messages by both ends: in one pass over the edges, without messages.
+
+Such a layer shares no sums, so no HAG serves it; what it gains is that no tensor of edges times
+features is made. Each function below says how a layer's scores and values come to `ops.attention`,
+and names the file of torch_geometric/nn/conv that it follows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch_geometric import nn
+from torch_geometric.nn.conv.gcn_conv import gcn_norm
+from torch_geometric.nn.dense.linear import Linear
+from torch_geometric.utils import add_self_loops, remove_self_loops
+
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.passing import plain_hag
+from hag_plugin.modes import outside_inference
+from hag_plugin.ops.attention import attend, head_dot
+from hag_plugin.ops.weights import edge_slots
+from hag_plugin.pyg.recipes.conditions import SOURCE_TO_TARGET, SUM
+from hag_plugin.pyg.recipes.recipe import Call, Condition, Recipe
+
+
+EdgeType = tuple[str, str, str]
+
+
+class EdgeList:
+    """The edges that a layer attends over, loops of its own included, as it has them.
+
+    Attributes:
+        hag: their graph, of which no HAG is searched.
+        weight: what the layer multiplies attention with, `[E]`, where it normalises its edges.
+        loops: how many loops the layer added behind the edges that are none.
+    """
+
+    def __init__(self, hag: HAG, *, weight: Tensor | None = None, loops: int = 0) -> None:
+        self.hag = hag
+        self.weight = weight
+        self.loops = loops
+        self._order: Tensor | None = None
+        self._is_ordered = False
+
+    def order(self, edges: Callable[[], Tensor] | None) -> Tensor | None:
+        """The place of the edge in each of the graph's slots, `[E]`; None: in this order.
+
+        Args:
+            edges: gives them, `[2, E]`. Asked the first time only. None: in the graph's order.
+        """
+        if not self._is_ordered:
+            if edges is not None:
+                with outside_inference():
+                    slots = edge_slots(edges(), self.hag)
+                    self._order = torch.empty_like(slots)
+                    self._order[slots] = torch.arange(len(slots))
+            self._is_ordered = True
+        return self._order
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredGraph:
+    """A graph whose edges are scored, which stands where an edge index stood.
+
+    Attributes:
+        edges: its edges, as long as the edge index that they were made of.
+        edge_index: that edge index, `[2, E]`.
+        is_passing: whether it is met first, and may never come back.
+    """
+
+    edges: EdgeList
+    edge_index: Tensor
+    is_passing: bool = False
+
+    @property
+    def hag(self) -> HAG:
+        """The graph of the edges."""
+        return self.edges.hag
+
+    def index(self) -> Tensor:
+        """The edges as stock has them, the loops that it adds included: `[2, E]`."""
+        if not self.edges.loops:
+            return self.edge_index
+        index, _ = _looped(self.edge_index, None, self.edges.loops)
+        return index
+
+    def order(self) -> Tensor | None:
+        """As `EdgeList.order`."""
+        return self.edges.order(self.index)
+
+    def values(self, conv: Any, edge_attr: Tensor | None) -> Tensor | None:
+        """Values of edges with those that the layer fills in for loops."""
+        if edge_attr is None or not self.edges.loops:
+            return edge_attr
+        return _looped(self.edge_index, edge_attr, self.edges.loops, conv.fill_value)[1]
+
+    def attend(self, conv: Any, value: Tensor, **how: Any) -> Tensor:
+        """`ops.attention.attend` over the edges, with the layer's dropout and weights.
+
+        The mask of dropout is the one that stock draws from the same state of the generator.
+        """
+        mask, p = None, getattr(conv, "dropout", 0.0)
+        if p > 0 and conv.training:
+            dtype = _dtype(value, how.get("key"), how.get("query"), how.get("bias"))
+            heads = value.shape[1]
+            mask = F.dropout(value.new_ones(self.hag.num_edges, heads, dtype=dtype), p)
+        weight = how.pop("edge_weight", None)
+        if weight is not None:
+            weight = weight.view(-1, 1)
+            mask = weight if mask is None else mask * weight
+        of_edges = (mask, how.get("bias"), how.get("edges"))
+        is_ordered = any(each is not None for each in of_edges)
+        order = self.order() if is_ordered else None
+        return attend(self.hag, value, mask=mask, order=order, **how)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredTypes:
+    """The same of the edges of several types, each with sources of its own.
+
+    Attributes:
+        edges: of all types. Sources are counted type by type of edges, targets of nodes.
+        types: of edges, in this order.
+    """
+
+    edges: EdgeList
+    types: tuple[EdgeType, ...]
+
+
+def _dtype(*tensors: Tensor | None) -> torch.dtype:
+    there = [t.dtype for t in tensors if t is not None]
+    dtype = there[0]
+    for other in there[1:]:
+        dtype = torch.promote_types(dtype, other)
+    return dtype
+
+
+def _looped(
+    edge_index: Tensor, values: Tensor | None, num_nodes: int, fill_value: Any = None
+) -> tuple[Tensor, Tensor | None]:
+    """Edges and their values with exactly one loop on each node, the loops last."""
+    index, kept = remove_self_loops(edge_index, values)
+    looped: tuple[Tensor, Tensor | None] = add_self_loops(
+        index, kept, fill_value=fill_value, num_nodes=num_nodes
+    )
+    return looped
+
+
+def edges_of(
+    conv: Any, edge_index: Tensor, size: tuple[int, int], both: bool, dtype: torch.dtype
+) -> EdgeList:
+    """What a layer attends over, made of an edge index.
+
+    Args:
+        conv: the layer.
+        edge_index: int32 or int64 `[2, E]`.
+        size: the numbers of sources and targets.
+        both: whether gradients flow back over the reverse.
+        dtype: of the features.
+    """
+    if isinstance(conv, nn.FAConv):
+        if not conv.normalize:
+            return EdgeList(plain_hag(edge_index, size, both=both))
+        index, weight = gcn_norm(
+            edge_index, None, size[0], False, conv.add_self_loops, conv.flow, dtype=dtype
+        )
+        edges = EdgeList(plain_hag(index, size, both=both), weight=weight)
+        edges.order(lambda: index)  # while there is this index
+        return edges
+    loops = min(size) if getattr(conv, "add_self_loops", False) else 0
+    index, _ = _looped(edge_index, None, loops) if loops else (edge_index, None)
+    return EdgeList(plain_hag(index, size, both=both), loops=loops)
+
+
+def edges_of_hag(conv: Any, hag: HAG, dtype: torch.dtype) -> ScoredGraph:
+    """The same where a layer is given a HAG: of its edges, in its order."""
+    size, edge_index = (hag.num_src, hag.num_dst), hag.own_edge_index
+    changes = bool(getattr(conv, "add_self_loops", False)) or isinstance(conv, nn.FAConv)
+    how = (type(conv), changes, getattr(conv, "normalize", None), dtype)
+
+    def make() -> EdgeList:
+        if changes:
+            return edges_of(conv, edge_index, size, True, dtype)
+        edges = EdgeList(hag)
+        edges.order(None)
+        return edges
+
+    return ScoredGraph(hag.kept(("edges attended over", *how), make), edge_index)
+
+
+def joined_edges(graphs: Mapping[EdgeType, Tensor], sizes: Mapping[str, int]) -> EdgeList:
+    """The edges of several types as one graph's.
+
+    Args:
+        graphs: an edge index `[2, E]` for each type of edges.
+        sizes: the number of nodes of each type, in the order in which targets are counted.
+    """
+    starts = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
+    parts, num_src = [], 0
+    for (source, _, target), index in graphs.items():
+        if index.numel() and int(index.max(dim=1).values[0]) >= sizes[source]:
+            raise ValueError(f"an edge from {source!r} has a source beyond {sizes[source]}")
+        if index.numel() and int(index.max(dim=1).values[1]) >= sizes[target]:
+            raise ValueError(f"an edge to {target!r} has a target beyond {sizes[target]}")
+        if index.numel() and int(index.min()) < 0:
+            raise ValueError("an edge has a negative id")
+        parts.append(index.long() + torch.tensor([[num_src], [starts[target]]]))
+        num_src += sizes[source]
+    joined = torch.cat(parts, dim=1)
+    return EdgeList(plain_hag(joined, (num_src, sum(sizes.values()))))
+
+
+# How layers attend ------------------------------------------------------------------------------
+
+
+def gat(conv: Any, graph: ScoredGraph, given: Call) -> Tensor:
+    """gat_conv.py: leaky_relu of a number of each end, and of the edge."""
+    scores = given["alpha"]
+    key, query = scores["alpha"]
+    bias = _gat_bias(conv, graph.values(conv, scores["edge_attr"]))
+    return graph.attend(
+        conv, given["x"][0], key=key, query=query, score="sum", bias=bias, slope=conv.negative_slope
+    )
+
+
+def _gat_bias(conv: Any, edge_attr: Tensor | None) -> Tensor | None:
+    if edge_attr is None or conv.lin_edge is None:
+        return None
+    edge_attr, heads = _columns(edge_attr), conv.heads
+    if not is_plain(conv.lin_edge):
+        rows = conv.lin_edge(edge_attr).view(-1, heads, conv.out_channels)
+        return (rows * conv.att_edge).sum(dim=-1)
+    weight = conv.lin_edge.weight.view(heads, conv.out_channels, -1)
+    return edge_attr @ torch.einsum("hcd,hc->dh", weight, conv.att_edge[0])
+
+
+def _columns(edge_attr: Tensor) -> Tensor:
+    return edge_attr.view(-1, 1) if edge_attr.dim() == 1 else edge_attr
+
+
+def is_plain(lin: Any) -> bool:
+    """Whether a layer is a product with its weight, and nobody looks on."""
+    hooks = lin._forward_hooks or lin._forward_pre_hooks or lin._backward_hooks
+    return type(lin) in (Linear, torch.nn.Linear) and lin.bias is None and not hooks
+
+
+def gatv2(conv: Any, graph: ScoredGraph, given: Call) -> Tensor:
+    """gatv2_conv.py: a vector times leaky_relu of the sum of both ends, and of the edge."""
+    source, target = given["x"]
+    edges = graph.values(conv, given["alpha"]["edge_attr"])
+    projection = None
+    if edges is not None:
+        edges = _columns(edges)
+        if is_plain(conv.lin_edge):
+            projection = conv.lin_edge.weight.t()
+        else:
+            edges = conv.lin_edge(edges)
+    ends = {"key": source, "query": target, "weight": conv.att[0]}
+    of_edges = {"edges": edges, "projection": projection}
+    slope = conv.negative_slope
+    return graph.attend(conv, source, score="vector", slope=slope, **ends, **of_edges)
+
+
+def transformer(conv: Any, graph: ScoredGraph, given: Call) -> Tensor:
+    """transformer_conv.py: the product of query and key. An edge adds to key and to value: what
+    its features are multiplied with is taken to the nodes' side, on the way in and out."""
+    query = given["query"] / math.sqrt(conv.out_channels)
+    how: dict[str, Any] = {"key": given["key"], "query": query, "score": "dot"}
+    edge_attr = given["edge_attr"]
+    if edge_attr is None:
+        return graph.attend(conv, given["value"], **how)
+    weight = conv.lin_edge.weight.view(conv.heads, conv.out_channels, -1)
+    how |= {"edges": edge_attr, "edge_query": torch.einsum("nhc,hcd->nhd", query, weight)}
+    out = graph.attend(conv, given["value"], **how)
+    of_nodes, of_edges = out.tensor_split([conv.out_channels], dim=-1)
+    return of_nodes + torch.einsum("nhd,hcd->nhc", of_edges, weight)
+
+
+def agnn(conv: Any, graph: ScoredGraph, given: Call) -> Tensor:
+    """agnn_conv.py: beta times the cosine of both ends."""
+    key = given["x_norm"].unsqueeze(1)
+    value = given["x"].unsqueeze(1)
+    return graph.attend(conv, value, key=key, query=conv.beta * key, score="dot").squeeze(1)
+
+
+def fa(conv: Any, graph: ScoredGraph, given: Call) -> Tensor:
+    """fa_conv.py: tanh of a number of each end, times the edge's weight."""
+    key, query = given["alpha"]
+    weight = given["edge_weight"] if graph.edges.weight is None else graph.edges.weight
+    how: dict[str, Any] = {"score": "sum", "normalise": "tanh", "edge_weight": weight}
+    return graph.attend(conv, given["x"].unsqueeze(1), key=key, query=query, **how).squeeze(1)
+
+
+def han(conv: Any, graph: ScoredGraph, given: Call) -> Tensor:
+    """han_conv.py: as GATConv, over the edges of each type."""
+    key, query = given["alpha"]
+    how: dict[str, Any] = {"score": "sum", "slope": conv.negative_slope}
+    out = graph.attend(conv, given["x"][0], key=key, query=query, **how)
+    return out.view(-1, conv.out_channels)
+
+
+def supergat(conv: Any, graph: ScoredGraph, given: Call) -> Tensor:
+    """supergat_conv.py: the product of both ends, alone or as a gate of GATConv's score."""
+    x = given["x"]
+    if conv.attention_type == "SD":
+        query = x / math.sqrt(conv.out_channels)
+        how: dict[str, Any] = {"key": x, "query": query, "score": "dot"}
+        return graph.attend(conv, x, slope=conv.negative_slope, **how)
+    order, (source, target) = graph.order(), graph.index()
+    gate = head_dot(graph.hag, x, x, order=order).sigmoid()
+    left, right = (x * conv.att_l).sum(-1), (x * conv.att_r).sum(-1)
+    scores = (left[source] + right[target]) * gate
+    return graph.attend(conv, x, bias=scores, score="given", slope=conv.negative_slope)
+
+
+def hgt_forward(conv: Any, x_dict: Mapping[str, Tensor], edge_index_dict: ScoredTypes) -> Any:
+    """hgt_conv.py: keys, values and their products with weights of types, once a node and type."""
+    heads, width = conv.heads, conv.out_channels // conv.heads
+    keys, queries, values = {}, {}, {}
+    for kind, rows in conv.kqv_lin(x_dict).items():
+        parts = torch.tensor_split(rows, 3, dim=1)
+        keys[kind], queries[kind], values[kind] = (p.view(-1, heads, width) for p in parts)
+    query, starts = conv._cat(queries)
+    edges, types = edge_index_dict.edges, edge_index_dict.types
+    key, value, _ = conv._construct_src_node_feat(keys, values, dict.fromkeys(types))
+    scale = [conv.p_rel["__".join(t)].expand(len(keys[t[0]]), -1) for t in types]
+    key = key * (torch.cat(scale) / math.sqrt(width)).unsqueeze(-1)
+    out = attend(edges.hag, value, key=key, query=query, score="dot").flatten(1)
+    outs = {
+        kind: out[start : start + len(queries[kind])]
+        for kind, start in starts.items()
+        if kind in conv.dst_node_types
+    }
+    rows = conv.out_lin({kind: F.gelu(out) for kind, out in outs.items()})
+    for kind in outs:
+        outs[kind] = rows[kind]
+        if outs[kind].size(-1) == x_dict[kind].size(-1):
+            alpha = conv.skip[kind].sigmoid()
+            outs[kind] = alpha * outs[kind] + (1 - alpha) * x_dict[kind]
+    return outs
+
+
+def general(conv: Any, graph: ScoredGraph, given: Call) -> Tensor:
+    """general_conv.py with attention and directed messages."""
+    source, target = given["x"]
+    heads = (-1, conv.heads, conv.out_channels)
+    value = conv.lin_msg(source).view(heads)
+    if conv.attention_type == "additive":
+        key = (value * conv.att_msg).sum(dim=-1)
+        return graph.attend(conv, value, key=key, score="sum", slope=0.2)
+    query = (value if target is source else conv.lin_msg(target).view(heads)) / conv.scaler
+    return graph.attend(conv, value, key=value, query=query, score="dot", slope=0.2)
+
+
+def supergat_forward(
+    conv: Any, x: Tensor, edge_index: ScoredGraph, neg_edge_index: Any = None, batch: Any = None
+) -> Tensor:
+    """supergat_conv.py: the edges that its loss compares are drawn as stock draws them."""
+    out = conv.propagate(edge_index, x=(h := conv.lin(x).view(-1, conv.heads, conv.out_channels)))
+    if conv.training:
+        index = edge_index.index()
+        positive = conv.positive_sampling(index)
+        if neg_edge_index is None:
+            neg_edge_index = conv.negative_sampling(index, len(x), batch)
+        logits = [
+            conv.get_attention(
+                edge_index_i=drawn[1], x_i=h[drawn[1]], x_j=h[drawn[0]], num_nodes=len(h),
+                return_logits=True,
+            )
+            for drawn in (positive, neg_edge_index)
+        ]  # fmt: skip
+        conv.att_x = torch.cat(logits, dim=0)
+        conv.att_y = conv.att_x.new_zeros(len(conv.att_x))
+        conv.att_y[: positive.size(1)] = 1.0
+    out = out.flatten(1) if conv.concat is True else out.mean(dim=1)
+    return out if conv.bias is None else out + conv.bias
+
+
+# The recipes ------------------------------------------------------------------------------------
+
+NOT_CACHED = Condition(
+    lambda conv: conv.cached,
+    lambda conv: "cached=True: stock keeps the normalised edges of its first call",
+    "cached=False",
+)
+DIRECTED = Condition(
+    lambda conv: conv.attention and not conv.directed_msg,
+    lambda conv: "attention over messages of both ends (directed_msg=False)",
+    "directed_msg=True, where it has attention",
+)
+NO_EDGE_CHANNELS = Condition(
+    lambda conv: conv.attention and conv.in_edge_channels is not None,
+    lambda conv: "attention over messages of edge features (in_edge_channels)",
+    "in_edge_channels=None, where it has attention",
+)
+ITS_OWN_PRODUCT = Condition(
+    lambda conv: conv.lin_edge is not None and not is_plain(conv.lin_edge),
+    lambda conv: "the layer of its edge features was replaced, or has hooks",
+    "its own layer of edge features",
+)
+UNSEEN_SCORES = Condition(
+    lambda conv: bool(
+        conv._edge_update_forward_hooks
+        or conv._edge_update_forward_pre_hooks
+        or not {"edge_update", "edge_updater"}.isdisjoint(conv.__dict__)
+    ),
+    lambda conv: "hooks on edge_update, or another one, see the stock computation",
+)
+_OVER = (SUM, SOURCE_TO_TARGET, UNSEEN_SCORES)
+_ATTENTION = Recipe(conditions=_OVER)
+
+RECIPES: dict[type, Recipe] = {
+    nn.GATConv: replace(_ATTENTION, attention=gat),
+    nn.GATv2Conv: replace(_ATTENTION, attention=gatv2),
+    nn.TransformerConv: Recipe(attention=transformer, conditions=(*_OVER, ITS_OWN_PRODUCT)),
+    nn.AGNNConv: replace(_ATTENTION, attention=agnn),
+    nn.FAConv: Recipe(attention=fa, conditions=(*_OVER, NOT_CACHED)),
+    nn.HANConv: replace(_ATTENTION, attention=han),
+    nn.HGTConv: replace(_ATTENTION, attention=han, forward=hgt_forward, joins=True),
+    nn.SuperGATConv: replace(_ATTENTION, attention=supergat, forward=supergat_forward),
+}
