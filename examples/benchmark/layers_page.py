@@ -38,6 +38,11 @@ layer what its calls ran on: a HAG, the plain graph in the same kernels, or stoc
 
 {layers()}
 
+Layers of attention weigh each message by a score of both ends of its edge, so that there are no
+sums to share. They run in one pass over the edges instead, forward and backward, without a tensor
+of edges times features; the first time that they meet a graph, too. Calls with
+`return_attention_weights`, under autocast, in compiled code or on a GPU run stock code.
+
 HeteroConv, DirGNNConv, GPSConv, AntiSymmetricConv and models from `to_hetero` run as the layers
 inside them do. Every other layer runs its stock code:
 

@@ -17,6 +17,7 @@ from hag_plugin.hag.hag import HAG
 from hag_plugin.limits import limits
 from hag_plugin.modes import outside_inference
 from hag_plugin.occasions import Occasions
+from hag_plugin.pyg.recipes.scored import EdgeList
 from hag_plugin.recall import Passing, Recall, decide, is_run_again
 from hag_plugin.saved import set_module
 
@@ -128,7 +129,7 @@ class Session:
     @property
     def num_hags(self) -> int:
         """Number of graphs that run on a HAG now."""
-        left = (type(None), Passing, str)
+        left = (type(None), Passing, str, EdgeList)
         return sum(not isinstance(built, left) for built in self.graphs.values())
 
     # Layers with cached=True run the graph of their first call for ever -------------------------

@@ -28,19 +28,14 @@ from hag_plugin.pyg.model import compiled, edge_order
 from hag_plugin.pyg.model import session as sessions
 from hag_plugin.pyg.recipes import lstm
 from hag_plugin.pyg.recipes.adjacency import hag_of, is_adjacency, parts_of, shape_of
-from hag_plugin.pyg.recipes.attention import (
-    ScoredGraph,
-    ScoredTypes,
-    edges_of,
-    edges_of_hag,
-    joined_edges,
-)
+from hag_plugin.pyg.recipes.attention import edges_of, edges_of_hag
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, stock_class
 from hag_plugin.pyg.recipes.relations import (
     plain_relation_hags,
     plain_relations,
     relation_hags,
 )
+from hag_plugin.pyg.recipes.scored import ScoredGraph, ScoredTypes, joined_edges
 from hag_plugin.pyg.recipes.table import recipe_of
 from hag_plugin.pyg.recipes.weighted import weighted_graph
 from hag_plugin.recall import Passing, decide, is_run_again
@@ -83,6 +78,7 @@ LSTM_FEATURES = "the features are no dense matrix of a floating dtype on the CPU
 SCORED = "attention in one pass over its edges: no messages are made"
 SCORED_PASSED = "a HAG was passed; attention in one pass over its edges: no messages are made"
 SCORED_ELSEWHERE = "attention on a GPU"
+SCORED_COMPILED = "attention in compiled code"
 SCORED_AUTOCAST = "attention under autocast"
 RETURNS_SCORES = "return_attention_weights: it returns a value for each edge"
 OTHER_ATTRIBUTES = "edge_attr without edge_dim, or edge_dim without edge_attr"
@@ -216,12 +212,13 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
 def _settle_compiled(conv: Any, recipe: Recipe, name: str, call: Call, features: Any) -> Choice:
     """The same for an edge index in code that is compiled: see `compiled`."""
     graph = call[name]
+    if recipe.scores(conv):
+        return Choice("stock", SCORED_COMPILED, NOTHING)
     is_typed = recipe.record.relations is not None and recipe.record.relations(conv) is not None
     if (
         _is_exporting()
         or conv.__dict__.get(compiled.NAME) is None
         or recipe.size is not None
-        or recipe.scores(conv)
         or is_typed
         or conv.__dict__.get("cached")
         or not _is_edge_index(graph)
@@ -465,7 +462,7 @@ def _settle_scores(
 
 def _settle_types(conv: Any, recipe: Recipe, name: str, call: Call) -> Choice:
     """The same for a dictionary with a graph for each type of edges."""
-    graphs, rows = call[name], call.get(recipe.record.features or recipe.source)
+    graphs, rows = call[name], call[recipe.record.features or recipe.source]
     if recipe.joins:
         return _settle_joined(conv, recipe, name, graphs, rows)
     found, choice = {}, Choice("stock", "no graph", NOTHING)
@@ -528,7 +525,7 @@ def _why_not_scored(conv: Any, call: Call, features: Any, edge_index: Tensor | N
         if x is not None and x.dim() != 2:
             return NO_ROWS
     if torch.compiler.is_compiling():
-        return COMPILED
+        return SCORED_COMPILED
     if torch.is_autocast_enabled("cpu"):
         return SCORED_AUTOCAST
     if call.get("return_attention_weights") is not None:

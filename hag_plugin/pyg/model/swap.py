@@ -30,8 +30,8 @@ from hag_plugin.pyg.model.settle import (
 )
 from hag_plugin.pyg.recipes import lstm
 from hag_plugin.pyg.recipes import propagate as running
-from hag_plugin.pyg.recipes.attention import ScoredGraph, ScoredTypes
 from hag_plugin.pyg.recipes.recipe import Call, Recipe, stock_class
+from hag_plugin.pyg.recipes.scored import ScoredGraph, ScoredTypes
 from hag_plugin.pyg.recipes.table import recipe_of
 from hag_plugin.pyg.recipes.weighted import WeightedGraph
 from hag_plugin.saved import set_module

@@ -8,9 +8,8 @@ and names the file of torch_geometric/nn/conv that it follows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,138 +18,14 @@ from torch import Tensor
 from torch_geometric import nn
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.nn.dense.linear import Linear
-from torch_geometric.utils import add_self_loops, remove_self_loops
 
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.passing import plain_hag
-from hag_plugin.modes import outside_inference
 from hag_plugin.ops.attention import attend, head_dot
-from hag_plugin.ops.weights import edge_slots
 from hag_plugin.pyg.recipes.conditions import SOURCE_TO_TARGET, SUM
+from hag_plugin.pyg.recipes.forwards import general_message, general_offset, with_bias
 from hag_plugin.pyg.recipes.recipe import Call, Condition, Recipe
-
-
-EdgeType = tuple[str, str, str]
-
-
-class EdgeList:
-    """The edges that a layer attends over, loops of its own included, as it has them.
-
-    Attributes:
-        hag: their graph, of which no HAG is searched.
-        weight: what the layer multiplies attention with, `[E]`, where it normalises its edges.
-        loops: how many loops the layer added behind the edges that are none.
-    """
-
-    def __init__(self, hag: HAG, *, weight: Tensor | None = None, loops: int = 0) -> None:
-        self.hag = hag
-        self.weight = weight
-        self.loops = loops
-        self._order: Tensor | None = None
-        self._is_ordered = False
-
-    def order(self, edges: Callable[[], Tensor] | None) -> Tensor | None:
-        """The place of the edge in each of the graph's slots, `[E]`; None: in this order.
-
-        Args:
-            edges: gives them, `[2, E]`. Asked the first time only. None: in the graph's order.
-        """
-        if not self._is_ordered:
-            if edges is not None:
-                with outside_inference():
-                    slots = edge_slots(edges(), self.hag)
-                    self._order = torch.empty_like(slots)
-                    self._order[slots] = torch.arange(len(slots))
-            self._is_ordered = True
-        return self._order
-
-
-@dataclass(frozen=True, eq=False)
-class ScoredGraph:
-    """A graph whose edges are scored, which stands where an edge index stood.
-
-    Attributes:
-        edges: its edges, as long as the edge index that they were made of.
-        edge_index: that edge index, `[2, E]`.
-        is_passing: whether it is met first, and may never come back.
-    """
-
-    edges: EdgeList
-    edge_index: Tensor
-    is_passing: bool = False
-
-    @property
-    def hag(self) -> HAG:
-        """The graph of the edges."""
-        return self.edges.hag
-
-    def index(self) -> Tensor:
-        """The edges as stock has them, the loops that it adds included: `[2, E]`."""
-        if not self.edges.loops:
-            return self.edge_index
-        index, _ = _looped(self.edge_index, None, self.edges.loops)
-        return index
-
-    def order(self) -> Tensor | None:
-        """As `EdgeList.order`."""
-        return self.edges.order(self.index)
-
-    def values(self, conv: Any, edge_attr: Tensor | None) -> Tensor | None:
-        """Values of edges with those that the layer fills in for loops."""
-        if edge_attr is None or not self.edges.loops:
-            return edge_attr
-        return _looped(self.edge_index, edge_attr, self.edges.loops, conv.fill_value)[1]
-
-    def attend(self, conv: Any, value: Tensor, **how: Any) -> Tensor:
-        """`ops.attention.attend` over the edges, with the layer's dropout and weights.
-
-        The mask of dropout is the one that stock draws from the same state of the generator.
-        """
-        mask, p = None, getattr(conv, "dropout", 0.0)
-        if p > 0 and conv.training:
-            dtype = _dtype(value, how.get("key"), how.get("query"), how.get("bias"))
-            heads = value.shape[1]
-            mask = F.dropout(value.new_ones(self.hag.num_edges, heads, dtype=dtype), p)
-        weight = how.pop("edge_weight", None)
-        if weight is not None:
-            weight = weight.view(-1, 1)
-            mask = weight if mask is None else mask * weight
-        of_edges = (mask, how.get("bias"), how.get("edges"))
-        is_ordered = any(each is not None for each in of_edges)
-        order = self.order() if is_ordered else None
-        return attend(self.hag, value, mask=mask, order=order, **how)
-
-
-@dataclass(frozen=True, eq=False)
-class ScoredTypes:
-    """The same of the edges of several types, each with sources of its own.
-
-    Attributes:
-        edges: of all types. Sources are counted type by type of edges, targets of nodes.
-        types: of edges, in this order.
-    """
-
-    edges: EdgeList
-    types: tuple[EdgeType, ...]
-
-
-def _dtype(*tensors: Tensor | None) -> torch.dtype:
-    there = [t.dtype for t in tensors if t is not None]
-    dtype = there[0]
-    for other in there[1:]:
-        dtype = torch.promote_types(dtype, other)
-    return dtype
-
-
-def _looped(
-    edge_index: Tensor, values: Tensor | None, num_nodes: int, fill_value: Any = None
-) -> tuple[Tensor, Tensor | None]:
-    """Edges and their values with exactly one loop on each node, the loops last."""
-    index, kept = remove_self_loops(edge_index, values)
-    looped: tuple[Tensor, Tensor | None] = add_self_loops(
-        index, kept, fill_value=fill_value, num_nodes=num_nodes
-    )
-    return looped
+from hag_plugin.pyg.recipes.scored import EdgeList, ScoredGraph, ScoredTypes, looped
 
 
 def edges_of(
@@ -175,7 +50,7 @@ def edges_of(
         edges.order(lambda: index)  # while there is this index
         return edges
     loops = min(size) if getattr(conv, "add_self_loops", False) else 0
-    index, _ = _looped(edge_index, None, loops) if loops else (edge_index, None)
+    index, _ = looped(edge_index, None, loops) if loops else (edge_index, None)
     return EdgeList(plain_hag(index, size, both=both), loops=loops)
 
 
@@ -193,28 +68,6 @@ def edges_of_hag(conv: Any, hag: HAG, dtype: torch.dtype) -> ScoredGraph:
         return edges
 
     return ScoredGraph(hag.kept(("edges attended over", *how), make), edge_index)
-
-
-def joined_edges(graphs: Mapping[EdgeType, Tensor], sizes: Mapping[str, int]) -> EdgeList:
-    """The edges of several types as one graph's.
-
-    Args:
-        graphs: an edge index `[2, E]` for each type of edges.
-        sizes: the number of nodes of each type, in the order in which targets are counted.
-    """
-    starts = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
-    parts, num_src = [], 0
-    for (source, _, target), index in graphs.items():
-        if index.numel() and int(index.max(dim=1).values[0]) >= sizes[source]:
-            raise ValueError(f"an edge from {source!r} has a source beyond {sizes[source]}")
-        if index.numel() and int(index.max(dim=1).values[1]) >= sizes[target]:
-            raise ValueError(f"an edge to {target!r} has a target beyond {sizes[target]}")
-        if index.numel() and int(index.min()) < 0:
-            raise ValueError("an edge has a negative id")
-        parts.append(index.long() + torch.tensor([[num_src], [starts[target]]]))
-        num_src += sizes[source]
-    joined = torch.cat(parts, dim=1)
-    return EdgeList(plain_hag(joined, (num_src, sum(sizes.values()))))
 
 
 # How layers attend ------------------------------------------------------------------------------
@@ -236,9 +89,11 @@ def _gat_bias(conv: Any, edge_attr: Tensor | None) -> Tensor | None:
     edge_attr, heads = _columns(edge_attr), conv.heads
     if not is_plain(conv.lin_edge):
         rows = conv.lin_edge(edge_attr).view(-1, heads, conv.out_channels)
-        return (rows * conv.att_edge).sum(dim=-1)
+        by_rows: Tensor = (rows * conv.att_edge).sum(dim=-1)
+        return by_rows
     weight = conv.lin_edge.weight.view(heads, conv.out_channels, -1)
-    return edge_attr @ torch.einsum("hcd,hc->dh", weight, conv.att_edge[0])
+    bias: Tensor = edge_attr @ torch.einsum("hcd,hc->dh", weight, conv.att_edge[0])
+    return bias
 
 
 def _columns(edge_attr: Tensor) -> Tensor:
@@ -379,8 +234,7 @@ def supergat_forward(
         conv.att_x = torch.cat(logits, dim=0)
         conv.att_y = conv.att_x.new_zeros(len(conv.att_x))
         conv.att_y[: positive.size(1)] = 1.0
-    out = out.flatten(1) if conv.concat is True else out.mean(dim=1)
-    return out if conv.bias is None else out + conv.bias
+    return with_bias(conv, out.flatten(1) if conv.concat is True else out.mean(dim=1))
 
 
 # The recipes ------------------------------------------------------------------------------------
@@ -421,7 +275,13 @@ RECIPES: dict[type, Recipe] = {
     nn.GATv2Conv: replace(_ATTENTION, attention=gatv2),
     nn.TransformerConv: Recipe(attention=transformer, conditions=(*_OVER, ITS_OWN_PRODUCT)),
     nn.AGNNConv: replace(_ATTENTION, attention=agnn),
-    nn.FAConv: Recipe(attention=fa, conditions=(*_OVER, NOT_CACHED)),
+    nn.FAConv: Recipe(attention=fa, fuses=False, conditions=(*_OVER, NOT_CACHED)),
+    nn.GeneralConv: Recipe(
+        message=general_message,
+        offset=general_offset,
+        attention=general,
+        conditions=(DIRECTED, NO_EDGE_CHANNELS),
+    ),
     nn.HANConv: replace(_ATTENTION, attention=han),
     nn.HGTConv: replace(_ATTENTION, attention=han, forward=hgt_forward, joins=True),
     nn.SuperGATConv: replace(_ATTENTION, attention=supergat, forward=supergat_forward),

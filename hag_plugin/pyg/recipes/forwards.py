@@ -21,7 +21,6 @@ from hag_plugin.ops.degrees import degree_scale
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
 from hag_plugin.pyg.aggregation.neighbourhoods import Neighbourhoods, check_sizes
 from hag_plugin.pyg.aggregation.statistics import variance
-from hag_plugin.pyg.recipes import attention
 from hag_plugin.pyg.recipes.conditions import (
     LOOPS,
     NO_ACTIVATION,
@@ -393,12 +392,6 @@ RECIPES: dict[type, Recipe] = {
     nn.RGCNConv: replace(_RELATIONAL, conditions=(NO_SEGMENT_MATMUL,), yields=False),
     nn.FastRGCNConv: replace(_RELATIONAL, conditions=(SUM_OR_MEAN,)),
     nn.FiLMConv: Recipe(forward=film, conditions=(NO_ACTIVATION, SUM_OR_MEAN, SOURCE_TO_TARGET)),
-    nn.GeneralConv: Recipe(
-        message=general_message,
-        offset=general_offset,
-        attention=attention.general,
-        conditions=(attention.DIRECTED, attention.NO_EDGE_CHANNELS),
-    ),
     nn.PNAConv: Recipe(
         message=pna_message, offset=pna_offset, conditions=(NO_EDGE_FEATURES, ONE_LAYER_BEFORE)
     ),

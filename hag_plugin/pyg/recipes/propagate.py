@@ -12,8 +12,8 @@ from hag_plugin.ops.degrees import degree_scale
 from hag_plugin.pyg.aggregation import constant
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS, reduce
 from hag_plugin.pyg.aggregation.neighbourhoods import Neighbourhoods, Offset, check_sizes
-from hag_plugin.pyg.recipes.attention import ScoredGraph
 from hag_plugin.pyg.recipes.recipe import Call, Recipe
+from hag_plugin.pyg.recipes.scored import ScoredGraph
 from hag_plugin.pyg.recipes.weighted import WeightedGraph
 
 

@@ -185,7 +185,7 @@ def test_explain_table(setup: Any) -> None:
     assert [(r.name, r.layer, r.accelerated) for r in rows] == [
         ("first", "GCNConv", True),
         ("second", "SAGEConv", True),
-        ("third", "GATConv", False),
+        ("third", "GATConv", True),
     ]
     assert rows[0].aggregates == "sum over D^-1/2 (A with one loop a node) D^-1/2"
     assert rows[1].aggregates == "max over A"

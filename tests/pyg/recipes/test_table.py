@@ -159,6 +159,7 @@ def test_every_recipe_is_tried() -> None:
     tried = {type(make()) for make in CONFIGURATIONS.values()}
     elsewhere = {pyg.GCNConv, pyg.SAGEConv, pyg.GINConv, pyg.GraphConv}  # test_equal.py
     elsewhere |= {pyg.LabelPropagation, SparseLinear}  # test_rows_of_models.py
+    elsewhere |= {c for c, recipe in RECIPES.items() if recipe.attention is not None}
     assert tried | elsewhere == set(RECIPES)
 
 

@@ -1,0 +1,379 @@
+"""Layers of attention equal stock, and make no messages."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch_geometric import nn as pyg
+
+import hag_plugin as hp
+from hag_plugin.pyg import accelerate, explain, restore
+from hag_plugin.pyg.recipes.table import RECIPES
+from hag_plugin.testing import Ran, limits
+
+from ...cases import draw_graph
+
+WIDTH, OUT, EDGE = 6, 4, 3
+REVERSE = "target_to_source"
+Make = Callable[[], nn.Module]
+
+# By what they are given beside features and edges.
+ALONE: dict[str, Make] = {
+    "gat": lambda: pyg.GATConv(WIDTH, OUT),
+    "gat-heads": lambda: pyg.GATConv(WIDTH, OUT, heads=3, dropout=0.4, residual=True),
+    "gat-mean": lambda: pyg.GATConv(WIDTH, OUT, heads=8, concat=False, bias=False),
+    "gat-no-loops": lambda: pyg.GATConv(WIDTH, OUT, heads=2, add_self_loops=False, dropout=0.2),
+    "gatv2": lambda: pyg.GATv2Conv(WIDTH, OUT),
+    "gatv2-heads": lambda: pyg.GATv2Conv(WIDTH, OUT, heads=3, dropout=0.4, share_weights=True),
+    "gatv2-mean": lambda: pyg.GATv2Conv(WIDTH, OUT, heads=2, concat=False, residual=True),
+    "gatv2-no-loops": lambda: pyg.GATv2Conv(WIDTH, OUT, heads=2, add_self_loops=False),
+    "transformer": lambda: pyg.TransformerConv(WIDTH, OUT),
+    "transformer-heads": lambda: pyg.TransformerConv(WIDTH, OUT, heads=3, beta=True, dropout=0.3),
+    "transformer-mean": lambda: pyg.TransformerConv(WIDTH, OUT, heads=2, concat=False),
+    "transformer-bare": lambda: pyg.TransformerConv(WIDTH, OUT, root_weight=False, bias=False),
+    "agnn": lambda: pyg.AGNNConv(),
+    "agnn-no-loops": lambda: pyg.AGNNConv(requires_grad=False, add_self_loops=False),
+    "supergat": lambda: pyg.SuperGATConv(WIDTH, OUT, heads=2, dropout=0.3),
+    "supergat-product": lambda: pyg.SuperGATConv(
+        WIDTH, OUT, heads=3, attention_type="SD", concat=False, edge_sample_ratio=0.7
+    ),
+    "general": lambda: pyg.GeneralConv(WIDTH, OUT, attention=True, heads=2),
+    "general-product": lambda: pyg.GeneralConv(
+        WIDTH, OUT, attention=True, attention_type="dot_product", heads=3
+    ),
+}
+EDGES: dict[str, Make] = {
+    "gat-edges": lambda: pyg.GATConv(WIDTH, OUT, heads=3, edge_dim=EDGE, dropout=0.3),
+    "gat-filled": lambda: pyg.GATConv(WIDTH, OUT, edge_dim=EDGE, fill_value=0.5),
+    "gat-filled-max": lambda: pyg.GATConv(WIDTH, OUT, edge_dim=EDGE, fill_value="max"),
+    "gatv2-edges": lambda: pyg.GATv2Conv(WIDTH, OUT, heads=3, edge_dim=EDGE, dropout=0.3),
+    "gatv2-edges-no-loops": lambda: pyg.GATv2Conv(WIDTH, OUT, edge_dim=EDGE, add_self_loops=False),
+    "transformer-edges": lambda: pyg.TransformerConv(
+        WIDTH, OUT, heads=3, edge_dim=EDGE, dropout=0.2, beta=True
+    ),
+}
+INITIAL: dict[str, Make] = {
+    "fa": lambda: pyg.FAConv(WIDTH, dropout=0.3),
+    "fa-no-loops": lambda: pyg.FAConv(WIDTH, add_self_loops=False, eps=0.0),
+}
+WEIGHTED: dict[str, Make] = {"fa-weights": lambda: pyg.FAConv(WIDTH, normalize=False, dropout=0.2)}
+LAYERS = ALONE | EDGES | INITIAL | WEIGHTED
+STOCK: dict[str, Make] = {
+    "gat-max": lambda: pyg.GATConv(WIDTH, OUT, aggr="max"),
+    "gat-reverse": lambda: pyg.GATConv(WIDTH, OUT, flow=REVERSE),
+    "fa-cached": lambda: pyg.FAConv(WIDTH, cached=True),
+    "general-both": lambda: pyg.GeneralConv(WIDTH, OUT, attention=True, directed_msg=False),
+    "general-edges": lambda: pyg.GeneralConv(WIDTH, OUT, in_edge_channels=EDGE, attention=True),
+}
+FIRST = [name for name in LAYERS if "-" not in name]
+
+
+def arguments(name: str, num_nodes: int, edge_index: Tensor, dtype: torch.dtype) -> list[Any]:
+    x = torch.randn(num_nodes, WIDTH, dtype=dtype)
+    num_edges = edge_index.shape[1]
+    if name in EDGES or name == "general-edges":
+        return [x, edge_index, torch.randn(num_edges, EDGE, dtype=dtype)]
+    if name in WEIGHTED:
+        return [x, torch.randn_like(x), edge_index, torch.rand(num_edges, dtype=dtype)]
+    if name in INITIAL or name == "fa-cached":
+        return [x, torch.randn_like(x), edge_index]
+    return [x, edge_index]
+
+
+def run(conv: nn.Module, *given: Any) -> list[Tensor | None]:
+    """The output, then the gradients of all inputs and parameters."""
+    taken = [g.detach().requires_grad_() if _is_float(g) else g for g in given]
+    conv.zero_grad()
+    torch.manual_seed(3)
+    y = conv(*taken)
+    (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
+    leaves = [g for g in taken if _is_float(g)] + list(conv.parameters())
+    return [y.detach(), *(None if leaf.grad is None else leaf.grad.clone() for leaf in leaves)]
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def assert_same(ours: list[Tensor | None], stock: list[Tensor | None], bound: float) -> None:
+    for one, other in zip(ours, stock, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None and one.numel():
+            assert one.dtype == other.dtype
+            scale = max(1.0, other.abs().nan_to_num(0.0, 0.0, 0.0).max().item())
+            torch.testing.assert_close(one, other, rtol=0, atol=bound * scale, equal_nan=True)
+
+
+def test_every_recipe_of_attention_is_tried() -> None:
+    tried = {type(make()) for make in LAYERS.values()}
+    attending = {cls for cls, recipe in RECIPES.items() if recipe.attention is not None}
+    assert tried | {pyg.HANConv, pyg.HGTConv} == attending
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_equals_stock(name: str, training: bool, awkward: Any, ran: Ran) -> None:
+    stock = LAYERS[name]().double().train(training)
+    ours = accelerate(copy.deepcopy(stock))
+    given = arguments(name, awkward.num_src, awkward.edge_index, torch.float64)
+    expected = run(stock, *given)
+    for times in range(1, 4):  # met, came back, known
+        assert_same(run(ours, *given), expected, 1e-12)
+        assert explain(ours)[0].calls.counts == {"plain": times}
+    assert len(ran.forward) >= 3
+
+
+@pytest.mark.parametrize("name", ALONE | INITIAL)
+def test_takes_a_hag(name: str, awkward: Any) -> None:
+    """Dropout is drawn for the edges in the order that the HAG gives them in."""
+    stock = LAYERS[name]().double()
+    ours = accelerate(copy.deepcopy(stock))
+    hag = hp.build_hag(awkward.edge_index, num_nodes=awkward.num_src)
+    *features, _ = arguments(name, awkward.num_src, awkward.edge_index, torch.float64)
+    expected = run(stock, *features, hag.edge_index)
+    for _ in range(2):
+        assert_same(run(ours, *features, hag), expected, 1e-12)
+    assert explain(ours)[0].calls.counts == {"plain": 2}
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), name=st.sampled_from(sorted(LAYERS)))
+def test_hostile_graphs(data: st.DataObject, name: str) -> None:
+    edge_index, num_nodes, _ = draw_graph(data, square=True)
+    torch.manual_seed(0)
+    dtype = data.draw(st.sampled_from([torch.float64, torch.float32]))
+    stock = LAYERS[name]().to(dtype)
+    given = arguments(name, num_nodes, edge_index, dtype)
+    if data.draw(st.booleans()):
+        given[0][0, 0] = data.draw(st.sampled_from([float("nan"), float("inf"), -float("inf")]))
+        stock.eval()
+    with limits(few_messages=0, passing_gain=0.0):
+        ours = accelerate(copy.deepcopy(stock))
+        assert_same(run(ours, *given), run(stock, *given), {8: 1e-11, 4: 2e-4}[dtype.itemsize])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", FIRST)
+def test_half_types(name: str, dtype: torch.dtype, awkward: Any) -> None:
+    """As near to the layer in float64 as stock is, or nearer."""
+    exact = LAYERS[name]().to(dtype).double().eval()
+    given = arguments(name, awkward.num_src, awkward.edge_index, dtype)
+    ours, stock = accelerate(copy.deepcopy(exact).to(dtype)), copy.deepcopy(exact).to(dtype)
+    truth = exact(*(g.double() if _is_float(g) else g for g in given))
+    y, theirs = ours(*given), stock(*given)
+    assert y.dtype == theirs.dtype
+    bound = (theirs.double() - truth).abs().max() + 4 * torch.finfo(dtype).eps * truth.abs().max()
+    assert (y.double() - truth).abs().max() <= bound
+
+
+BIPARTITE: dict[str, Make] = {
+    "gat": lambda: pyg.GATConv((WIDTH, 5), OUT, heads=2),
+    "gat-no-loops": lambda: pyg.GATConv((WIDTH, 5), OUT, heads=2, add_self_loops=False),
+    "gatv2": lambda: pyg.GATv2Conv((WIDTH, 5), OUT, heads=2),
+    "transformer": lambda: pyg.TransformerConv((WIDTH, 5), OUT, heads=2),
+}
+
+
+@pytest.mark.parametrize("sizes", [(30, 17), (17, 30)], ids=str)
+@pytest.mark.parametrize("name", BIPARTITE)
+def test_two_sets_of_nodes(name: str, sizes: tuple[int, int]) -> None:
+    stock = BIPARTITE[name]().double()
+    ours = accelerate(copy.deepcopy(stock))
+    edge_index = torch.stack([torch.randint(n, (120,)) for n in sizes])
+    pair = [torch.randn(n, w, dtype=torch.float64) for n, w in zip(sizes, (WIDTH, 5), strict=True)]
+
+    class Both(nn.Module):
+        def __init__(self, conv: nn.Module) -> None:
+            super().__init__()
+            self.conv = conv
+
+        def forward(self, source: Tensor, target: Tensor) -> Any:
+            return self.conv((source, target), edge_index)
+
+    for _ in range(2):
+        assert_same(run(Both(ours), *pair), run(Both(stock), *pair), 1e-12)
+    assert explain(ours)[0].calls.counts == {"plain": 2}
+
+
+def test_sources_alone() -> None:
+    """gat_conv.py takes no features of the targets."""
+    stock = pyg.GATConv((WIDTH, WIDTH), OUT, add_self_loops=False).double()
+    ours = accelerate(copy.deepcopy(stock))
+    edge_index = torch.stack([torch.randint(30, (90,)), torch.randint(12, (90,))])
+    x = torch.randn(30, WIDTH, dtype=torch.float64)
+    expected = stock((x, None), edge_index, size=(30, 12))
+    torch.testing.assert_close(ours((x, None), edge_index, size=(30, 12)), expected)
+    assert explain(ours)[0].calls.counts == {"plain": 1}
+
+
+TYPES = (["a", "b"], [("a", "x", "b"), ("b", "y", "a"), ("a", "z", "a")])
+COUNTS = {"a": 20, "b": 30}
+
+
+@pytest.mark.parametrize("as_hag", [False, True], ids=["edges", "HAGs"])
+@pytest.mark.parametrize("cls", [pyg.HANConv, pyg.HGTConv])
+def test_types_of_edges(cls: Any, as_hag: bool) -> None:
+    stock = cls(WIDTH, 8, TYPES, heads=2).double()
+    x = {kind: torch.randn(n, WIDTH, dtype=torch.float64) for kind, n in COUNTS.items()}
+    edges = {
+        t: torch.stack([torch.randint(COUNTS[t[0]], (90,)), torch.randint(COUNTS[t[2]], (90,))])
+        for t in TYPES[1]
+    }
+    graphs: Any = edges
+    if as_hag:
+        graphs = {t: hp.build_hag(e, size=(COUNTS[t[0]], COUNTS[t[2]])) for t, e in edges.items()}
+
+    class Stacked(nn.Module):
+        def __init__(self, conv: nn.Module, graphs: Any) -> None:
+            super().__init__()
+            self.conv, self.graphs = conv, graphs
+
+        def forward(self, a: Tensor, b: Tensor) -> Any:
+            return torch.cat(list(self.conv({"a": a, "b": b}, self.graphs).values()))
+
+    ours = accelerate(copy.deepcopy(stock))
+    with torch.no_grad():
+        stock(x, edges), ours(x, graphs)  # lazy layers get their sizes
+    ours.load_state_dict(stock.state_dict())
+    expected = run(Stacked(stock, edges), x["a"], x["b"])
+    for _ in range(3):
+        assert_same(run(Stacked(ours, graphs), x["a"], x["b"]), expected, 1e-12)
+    assert explain(ours)[0].calls.counts == {"plain": 4}
+
+
+# What stock runs ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_left_to_stock(name: str, awkward: Any) -> None:
+    stock = STOCK[name]().double()
+    ours = accelerate(copy.deepcopy(stock))
+    assert not explain(ours)[0].accelerated
+    given = arguments(name, awkward.num_src, awkward.edge_index, torch.float64)
+    assert_same(run(ours, *given), run(stock, *given), 1e-12)
+    assert explain(ours)[0].calls.counts == {"stock": 1}
+
+
+@pytest.mark.parametrize("name", ["gat", "gatv2", "transformer", "gat-heads", "fa"])
+def test_attention_weights_are_stocks(name: str, awkward: Any) -> None:
+    stock = LAYERS[name]().double()
+    ours = accelerate(copy.deepcopy(stock))
+    given = arguments(name, awkward.num_src, awkward.edge_index, torch.float64)
+    results = []
+    for conv in (stock, ours):
+        torch.manual_seed(1)
+        results.append(conv(*given, return_attention_weights=True))
+    (y, (index, alpha)), (ours_y, (ours_index, ours_alpha)) = results
+    assert torch.equal(index, ours_index)
+    assert torch.equal(alpha, ours_alpha)
+    assert torch.equal(y, ours_y)
+    assert "return_attention_weights" in explain(ours)[0].calls.reasons["stock"]
+    hag = hp.build_hag(awkward.edge_index, num_nodes=awkward.num_src)
+    with pytest.raises(ValueError, match="return_attention_weights"):
+        ours(*given[:-1], hag, return_attention_weights=True)
+
+
+def test_hooks_see_the_stock_computation(awkward: Any) -> None:
+    ours = accelerate(pyg.GATConv(WIDTH, OUT).double())
+    seen: list[Any] = []
+    handle = ours.register_edge_update_forward_hook(lambda *_: seen.append(1))
+    x = torch.randn(awkward.num_src, WIDTH, dtype=torch.float64)
+    y = ours(x, awkward.edge_index)
+    assert seen == [1]
+    assert not explain(ours)[0].accelerated
+    handle.remove()
+    torch.testing.assert_close(ours(x, awkward.edge_index), y)
+    assert explain(ours)[0].calls.counts == {"stock": 1, "plain": 1}
+
+
+def test_a_product_of_edge_features_with_hooks(awkward: Any) -> None:
+    """Whoever looks on sees the layer of edge features run."""
+    for name in ("gat-edges", "gatv2-edges", "transformer-edges"):
+        stock = LAYERS[name]().double().eval()
+        ours = accelerate(copy.deepcopy(stock))
+        seen: list[Any] = []
+        ours.lin_edge.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        given = arguments(name, awkward.num_src, awkward.edge_index, torch.float64)
+        assert_same(run(ours, *given), run(stock, *given), 1e-12)
+        assert seen
+
+
+def test_edge_values_beside_a_hag(awkward: Any) -> None:
+    ours = accelerate(pyg.GATConv(WIDTH, OUT, edge_dim=EDGE))
+    x, edge_index, values = arguments("gat-edges", awkward.num_src, awkward.edge_index,
+                                      torch.float32)  # fmt: skip
+    hag = hp.build_hag(edge_index, num_nodes=awkward.num_src)
+    with pytest.raises(ValueError, match="edge_attr together with a HAG"):
+        ours(x, hag, values)
+
+
+def test_autocast_runs_stock(awkward: Any) -> None:
+    stock = pyg.GATConv(WIDTH, OUT)
+    ours = accelerate(copy.deepcopy(stock))
+    x = torch.randn(awkward.num_src, WIDTH)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(ours(x, awkward.edge_index), stock(x, awkward.edge_index))
+    assert "autocast" in explain(ours)[0].calls.reasons["stock"]
+
+
+# Around a layer -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_copies_and_weights(name: str, awkward: Any) -> None:
+    stock = LAYERS[name]().double().eval()
+    ours = accelerate(LAYERS[name]().double().eval())
+    ours.load_state_dict(stock.state_dict(), strict=True)
+    given = arguments(name, awkward.num_src, awkward.edge_index, torch.float64)
+    expected = stock(*given)
+    for twin in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert type(twin) is type(ours)
+        torch.testing.assert_close(twin(*given), expected)
+        assert explain(twin)[0].calls.counts == {"plain": 1}
+    assert type(restore(ours)) is type(stock)
+    assert torch.equal(ours(*given), expected)
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_wrong_number_of_rows(name: str, awkward: Any) -> None:
+    conv = accelerate(LAYERS[name]())
+    hag = hp.build_hag(awkward.edge_index, num_nodes=awkward.num_src)
+    *features, _ = arguments(name, awkward.num_src, awkward.edge_index, torch.float32)
+    with pytest.raises(ValueError, match=r"rows|nodes|size"):
+        conv(*(x[:-3] for x in features), hag)
+
+
+def test_ids_out_of_range_are_stocks_to_refuse() -> None:
+    ours = accelerate(pyg.GATConv(WIDTH, OUT))
+    with pytest.raises((ValueError, IndexError, RuntimeError)):
+        ours(torch.randn(5, WIDTH), torch.tensor([[0, 9], [1, 2]]))
+
+
+def test_sampled_batches_leave_nothing(awkward: Any) -> None:
+    ours = accelerate(pyg.GATConv(WIDTH, OUT, dropout=0.5))
+    for _ in range(5):
+        edge_index = torch.randint(40, (2, 200))
+        ours(torch.randn(40, WIDTH), edge_index).sum().backward()
+        del edge_index
+    assert len(ours._hag_session.graphs) == 0
+
+
+def test_a_model_of_pygs(cora: Any) -> None:
+    data = cora[0]
+    torch.manual_seed(0)
+    stock = pyg.GAT(data.num_features, 8, 2, 7, heads=4, v2=True, dropout=0.5)
+    ours = accelerate(copy.deepcopy(stock))
+    for model in (stock, ours):
+        torch.manual_seed(4)
+        model(data.x, data.edge_index).logsumexp(-1).sum().backward()
+    for one, other in zip(ours.parameters(), stock.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-4)
+    assert all(row.calls.counts == {"plain": 1} for row in explain(ours))
