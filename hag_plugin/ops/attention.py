@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from hag_plugin.hag.hag import HAG
+from hag_plugin.kernels import _cpu
 from hag_plugin.observers import observers, tell
 from hag_plugin.ops.attention_pieces import NORMALISATIONS, SCORES, Form, Pieces, Tensors
-from hag_plugin.ops.heads import check_on_cpu
+from hag_plugin.ops.heads import check_on_cpu, checked_order, place, sides
 from hag_plugin.ops.registration import (
+    DTYPES,
     Gradients,
     Graph,
     Inputs,
@@ -40,6 +42,7 @@ Normalise = Literal["softmax", "tanh", "none"]
 TENSORS = Tensors._fields
 _NUM_TENSORS = len(TENSORS)
 _NUM_DERIVED = _NUM_TENSORS - 1  # all but the order have gradients
+_EDGE_QUERY = TENSORS.index("edge_query")
 
 
 def attend(
@@ -238,37 +241,64 @@ def _check_order(order: Any, num_edges: int) -> None:
 # Run time --------------------------------------------------------------------------------------
 
 
+class _Call:
+    """What the kernels are told of a call, whose tensors it makes contiguous."""
+
+    def __init__(self, graph: Graph, given: Tensors, form: Form) -> None:
+        value = given.value
+        assert value is not None
+        check_on_cpu(value)
+        self.form = form
+        self.hag = hag = found(graph, value.shape[0], form.num_dst, form.loops, False)
+        self.order = checked_order(given.order, hag)
+        self.tensors = [None if t is None else t.contiguous() for t in given[:_NUM_DERIVED]]
+        _, self.heads, self.width = value.shape
+        vectors = form.score in ("vector", "dot")
+        self.key_width = 0 if given.key is None or not vectors else given.key.shape[-1]
+        self.edge_width = 0 if given.edges is None else given.edges.shape[-1]
+        self.sizes = (hag.num_dst, hag.num_src, hag.num_edges, self.heads, self.width,
+                      self.key_width, self.edge_width)  # fmt: skip
+        self.others = (SCORES.index(form.score), NORMALISATIONS.index(form.normalise),
+                       form.slope, DTYPES[value.dtype], torch.get_num_threads())  # fmt: skip
+
+    @property
+    def addresses(self) -> list[tuple[int, int]]:
+        """Where the tensors are."""
+        return [place(t) for t in self.tensors]
+
+
 def _run_attend(graph: Graph, *inputs: Any) -> tuple[Tensor, Tensor]:
-    tensors, form = Tensors(*inputs[:_NUM_TENSORS]), Form(*inputs[_NUM_TENSORS:])
-    value = tensors.value
-    check_on_cpu(value)
-    hag = found(graph, value.shape[0], form.num_dst, form.loops, False)
-    s = Pieces(hag, Form(form.num_dst, form.score, form.slope, "none", form.loops), tensors, None).p
-    _, target = hag.ends()
-    t = target.unsqueeze(-1).expand_as(s)
-    so = s if tensors[-1] is None else s.index_select(0, tensors[-1])
-    peak = s.new_zeros(form.num_dst, s.shape[1]).scatter_reduce(
-        0, t, so, "amax", include_self=False
-    )
-    pieces = Pieces(hag, form, tensors, peak)
-    y = pieces.sum(value, pieces.w)
-    if tensors.edge_query is not None:
-        y = torch.cat([y, pieces._sent(pieces.w, tensors.edges)], -1)
-    kept = torch.stack([peak, torch.ones_like(peak)], 1)
+    given, form = Tensors(*inputs[:_NUM_TENSORS]), Form(*inputs[_NUM_TENSORS:])
+    one = _Call(graph, given, form)
+    y, kept = _shape_of_attend(graph, *inputs)
+    graph = (*one.hag.addresses, 0, place(one.order)[0])
+    _cpu.attend(graph, one.sizes, one.addresses, place(y), place(kept), *one.others)
     if observers:
-        tell(NAME, form.normalise, hag)
+        tell(NAME, form.normalise, one.hag)
     return y, kept
 
 
 def _run_attend_backward(graph: Graph, *inputs: Any) -> Tensor:
     grad, y, kept, *tensors = inputs[: 3 + _NUM_TENSORS]
     needs, *others = inputs[3 + _NUM_TENSORS :]
-    form = Form(*others)
-    hag = found(graph, tensors[0].shape[0], form.num_dst, form.loops, False)
-    gradients = Pieces(hag, form, Tensors(*tensors), kept[:, 0]).gradients(grad)
+    one = _Call(graph, Tensors(*tensors), Form(*others))
+    grad, y, kept = grad.contiguous(), y.contiguous(), kept.contiguous()
+    by_value, by_edges = grad, None
+    if tensors[_EDGE_QUERY] is not None:
+        by_value = grad[..., : one.width].contiguous()
+        by_edges = grad[..., one.width :].contiguous()
+    flat = _shape_of_attend_backward(graph, *inputs)
+    out, at = [(0, 0)] * _NUM_DERIVED, flat.data_ptr()
+    for i in _needed(needs):
+        out[i] = at, tensors[i].numel()
+        at += tensors[i].numel() * flat.element_size()
+    _cpu.attend_backward(
+        *sides(one.hag, one.order), one.sizes, one.addresses, place(y), place(kept), place(grad),
+        place(by_value), place(by_edges), out, *one.others,
+    )  # fmt: skip
     if observers:
-        tell("attend_backward", form.normalise, hag)
-    return torch.cat([gradients[i].flatten() for i in _needed(needs)])
+        tell("attend_backward", one.form.normalise, one.hag)
+    return flat
 
 
 # Derivatives -----------------------------------------------------------------------------------
@@ -333,7 +363,7 @@ def _no_derivative(*_: Any) -> Any:
 
 
 def _shape_of_attend(graph: Graph, *inputs: Any) -> tuple[Tensor, Tensor]:
-    value, edge_query, num_dst = inputs[0], inputs[6], inputs[_NUM_TENSORS]
+    value, edge_query, num_dst = inputs[0], inputs[_EDGE_QUERY], inputs[_NUM_TENSORS]
     _, heads, width = value.shape
     width = width if edge_query is None else width + edge_query.shape[-1]
     return value.new_empty((num_dst, heads, width)), value.new_empty((num_dst, 2, heads))

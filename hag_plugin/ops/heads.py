@@ -29,8 +29,11 @@ from hag_plugin.ops.registration import (
     call,
     found,
     linear_tangent,
+    new_output,
     register,
 )
+
+_GIVEN, _NONE = 0, 2  # the numbers of a score and a normalisation (attend_abi.h)
 
 # What both pass to the kernels -------------------------------------------------------------------
 
@@ -65,6 +68,29 @@ def check_on_cpu(x: Tensor) -> None:
 # Run time ---------------------------------------------------------------------------------------
 
 
+def sides(hag: HAG, order: Tensor | None) -> tuple[tuple[int, int, int, int], ...]:
+    """Where a graph's arrays are, by target and by source, as the kernels take them."""
+    reverse = hag.transpose()
+    rows = order.data_ptr() if order is not None else 0
+    places = reversed_order(hag).data_ptr()
+    return (*hag.addresses, 0, rows), (*reverse.addresses, places, rows)
+
+
+def checked_order(order: Tensor | None, hag: HAG) -> Tensor | None:
+    """The order as kernels take it.
+
+    Raises:
+        ValueError: it has another length.
+    """
+    if order is None:
+        return None
+    if order.shape != (hag.num_edges,) or order.dtype != torch.int64:
+        raise ValueError(
+            f"order is {order.dtype} {list(order.shape)}; expected int64 [{hag.num_edges}]"
+        )
+    return order.contiguous()
+
+
 def _run_head_sum(
     graph: Graph,
     x: Tensor,
@@ -76,13 +102,23 @@ def _run_head_sum(
 ) -> Tensor:
     check_on_cpu(x)
     hag = found(graph, x.shape[0], num_rows, loops, transposed)
-    source, target = hag.ends()
-    if transposed:
-        source, target = target, source
-    if order is not None:
-        weight = weight.index_select(0, order)
-    y = x.new_zeros(num_rows, *x.shape[1:])
-    y.index_add_(0, target, x.index_select(0, source) * weight.unsqueeze(-1))
+    order = checked_order(order, hag)
+    x, weight = x.contiguous(), weight.contiguous()
+    _, heads, width = x.shape
+    y = new_output(x.view(x.shape[0], heads * width), num_rows).view(num_rows, heads, width)
+    tensors = [place(x), *[(0, 0)] * 3, place(weight), *[(0, 0)] * 4]
+    _cpu.attend(
+        sides(hag, order)[1] if transposed else (*hag.addresses, 0, place(order)[0]),
+        (num_rows, x.shape[0], hag.num_edges, heads, width, 0, 0),
+        tensors,
+        place(y),
+        (0, 0),
+        _GIVEN,
+        _NONE,
+        1.0,
+        DTYPES[x.dtype],
+        torch.get_num_threads(),
+    )
     if observers:
         tell("head_sum", "sum", hag.transpose() if transposed else hag)
     return y
@@ -91,9 +127,20 @@ def _run_head_sum(
 def _run_head_dot(graph: Graph, a: Tensor, b: Tensor, order: Tensor | None, loops: str) -> Tensor:
     check_on_cpu(a)
     hag = found(graph, a.shape[0], b.shape[0], loops, False)
-    source, target = hag.ends()
-    out = (a.index_select(0, source) * b.index_select(0, target)).sum(-1)
-    return out if order is None else torch.empty_like(out).index_copy_(0, order, out)
+    order = checked_order(order, hag)
+    a, b = a.contiguous(), b.contiguous()
+    _, heads, width = a.shape
+    out = a.new_empty((hag.num_edges, heads))
+    _cpu.head_dot(
+        (*hag.addresses, 0, place(order)[0]),
+        (hag.num_dst, hag.num_src, hag.num_edges, heads, width, 0, 0),
+        place(a),
+        place(b),
+        place(out),
+        DTYPES[a.dtype],
+        torch.get_num_threads(),
+    )
+    return out
 
 
 # Derivatives -----------------------------------------------------------------------------------
