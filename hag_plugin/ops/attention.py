@@ -88,7 +88,7 @@ def attend(
         edge_query: "dot": `[N_dst, H, D]`.
         projection: "vector": `[D, H * K]`; the edge term is `edges @ projection`.
         mask: `[E, H]`, of a dropout.
-        order: int64 `[E]`: row `order[k]` of `bias`, `edges` and `mask` is that of the HAG's edge k.
+        order: int64 `[E]`: row `order[k]` of `bias`, `edges` and `mask` is of the HAG's edge k.
             None: they are in the HAG's order.
         slope: of the leaky ReLU; 1: there is none.
         normalise: what is made of the scores.
@@ -116,13 +116,12 @@ def attend(
     dtype = accumulator(value.dtype)
     wide = (t if t is None else t.to(dtype) for t in tensors[:_NUM_DERIVED])
     if score == "given" and normalise == "none" and slope == 1.0:
-        value, *_, weight, _, _, _, mask = wide
-        assert weight is not None
-        weight = weight if mask is None else weight * mask
-        y = call("head_sum", hag, (value, weight, order), hag.num_dst, form.loops, False)
+        features, *_, given, _, _, _, of_mask = wide
+        weight = given if given is None or of_mask is None else given * of_mask
+        y = call("head_sum", hag, (features, weight, order), hag.num_dst, form.loops, False)
     else:
         y, _ = call(NAME, hag, (*wide, order), *form.others)
-    return y.to(tensors[0].dtype)  # type: ignore[no-any-return]
+    return y.to(value.dtype)  # type: ignore[no-any-return]
 
 
 def head_dot(hag: HAG, a: Tensor, b: Tensor, order: Tensor | None = None) -> Tensor:
@@ -271,8 +270,8 @@ def _run_attend(graph: Graph, *inputs: Any) -> tuple[Tensor, Tensor]:
     given, form = Tensors(*inputs[:_NUM_TENSORS]), Form(*inputs[_NUM_TENSORS:])
     one = _Call(graph, given, form)
     y, kept = _shape_of_attend(graph, *inputs)
-    graph = (*one.hag.addresses, 0, place(one.order)[0])
-    _cpu.attend(graph, one.sizes, one.addresses, place(y), place(kept), *one.others)
+    rows = (*one.hag.addresses, 0, place(one.order)[0])
+    _cpu.attend(rows, one.sizes, one.addresses, place(y), place(kept), *one.others)
     if observers:
         tell(NAME, form.normalise, one.hag)
     return y, kept
@@ -288,6 +287,8 @@ def _run_attend_backward(graph: Graph, *inputs: Any) -> Tensor:
         by_value = grad[..., : one.width].contiguous()
         by_edges = grad[..., one.width :].contiguous()
     flat = _shape_of_attend_backward(graph, *inputs)
+    if one.heads == 0:
+        return flat.zero_()
     out, at = [(0, 0)] * _NUM_DERIVED, flat.data_ptr()
     for i in _needed(needs):
         out[i] = at, tensors[i].numel()

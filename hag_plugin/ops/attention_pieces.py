@@ -6,7 +6,6 @@ gradients that are derived again, are made of. They are right, not fast.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -116,7 +115,7 @@ class Pieces:
 
     def _scores(self) -> Tensor:
         given, score = self.given, self.form.score
-        terms = [] if given.bias is None else [given.bias]
+        terms: list[Tensor] = [] if given.bias is None else [given.bias]
         if score == "vector":
             assert given.weight is not None
             self.z = self._vectors(given.key, given.query, given.edges, given.projection)
@@ -139,8 +138,9 @@ class Pieces:
         assert self.given.weight is not None
         return z.reshape(z.shape[0], *self.given.weight.shape)
 
-    def _asked(self, edge_query: Tensor, edges: Any) -> Tensor:
+    def _asked(self, edge_query: Tensor, edges: Tensor | None) -> Tensor:
         """`<edge_query_i, edges_e>`, `[E, H]`."""
+        assert edges is not None
         return (self._of_target(edge_query) * edges.unsqueeze(1)).sum(-1)
 
     def _of_target(self, rows: Tensor) -> Tensor:
@@ -225,7 +225,8 @@ class Pieces:
 
     def _vector_tangent(self, by: Tensors) -> list[Tensor]:
         given, slope = self.given, self.form.slope
-        assert self.z is not None and given.weight is not None
+        assert self.z is not None
+        assert given.weight is not None
         terms = [] if by.weight is None else [(leaky_relu(self.z, slope) * by.weight).sum(-1)]
         edges = []
         if by.edges is not None:
@@ -249,12 +250,11 @@ class Pieces:
         grad, grad_sent = grad[..., :width], grad[..., width:]
         by_w = self.dot(given.value, grad)
         found: dict[str, Tensor | None] = {"value": self.sum(grad, self.w, True)}
-        by_edges = None
         if given.edge_query is not None:
             assert given.edges is not None
             of_target = self._of_target(grad_sent)
             by_w = by_w + (of_target * given.edges.unsqueeze(1)).sum(-1)
-            by_edges = (self.w.unsqueeze(-1) * of_target).sum(1)
+            sent = self.w.unsqueeze(-1) * of_target
         if given.mask is not None:
             found["mask"] = self.p * by_w
             by_w = by_w * given.mask
@@ -269,15 +269,16 @@ class Pieces:
             found["query"] = self.sum(given.key, s)
             if given.edge_query is not None:
                 found["edge_query"] = self._sent(s, given.edges)
-                by_edges = by_edges + (s.unsqueeze(-1) * self._of_target(given.edge_query)).sum(1)
-                found["edges"] = by_edges
+                asked = s.unsqueeze(-1) * self._of_target(given.edge_query)
+                found["edges"] = (asked + sent).sum(1)
         elif self.form.score == "vector":
             found |= self._vector_gradients(s)
         return Tensors(**found)
 
     def _vector_gradients(self, s: Tensor) -> dict[str, Tensor | None]:
         given, slope = self.given, self.form.slope
-        assert self.z is not None and given.weight is not None
+        assert self.z is not None
+        assert given.weight is not None
         s = s.unsqueeze(-1)
         z = s * given.weight
         z = _flat(torch.where(self.z > 0, z, z * slope))

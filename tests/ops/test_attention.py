@@ -103,7 +103,7 @@ def assert_equal(
     # A bound on the sum of magnitudes: that of a dot product, over the edges of the longest row.
     degree = int(torch.bincount(edges.flatten()).max()) if edges.numel() else 1
     most = [float(t.abs().max()) for t in (grad, *given.values()) if t.numel()]
-    largest = max(1.0, *most) ** 2 * max(degree, 1) * (1 + given["value"].shape[-1])
+    largest = max([1.0, *most]) ** 2 * max(degree, 1) * (1 + given["value"].shape[-1])
     eps = {torch.float64: 1e-13, torch.float32: 1e-6}.get(dtype, torch.finfo(dtype).eps)
     for name, a, b in zip(
         ("y", *given), (y.detach(), *ours), (expected.detach(), *wanted), strict=True
@@ -408,7 +408,7 @@ def test_the_native_door_knows_its_forms() -> None:
     value, bias, y = torch.randn(5, 2, 3), torch.randn(8, 2), torch.empty(4, 2, 3)
     places = [(0, 0)] * 9
     places[0], places[4] = (value.data_ptr(), 30), (bias.data_ptr(), 16)
-    rest = (hag.addresses + (0, 0), (4, 5, 8, 2, 3, 0, 0), places, (y.data_ptr(), 24), (0, 0))
+    rest = ((*hag.addresses, 0, 0), (4, 5, 8, 2, 3, 0, 0), places, (y.data_ptr(), 24), (0, 0))
     for score, normalise, dtype, threads in (
         (4, 0, 0, 1),
         (0, 3, 0, 1),

@@ -67,12 +67,9 @@ class Attend {
       p = p + L == period_ * L ? 0 : p + L;
     }
     for (int64_t k = whole; k < numbers; ++k) lanes[p + k - whole] += s[k];
-    if (!add)
-      for (int64_t h = 0; h < H; ++h) out[h] = 0;
-    for (int64_t k = 0, h = 0; k < period_ * L; ++k) {
-      out[h] += lanes[k];
-      if (++h == H) h = 0;
-    }
+    for (int64_t half = period_ * L / 2; half >= H; half /= 2)
+      for (int64_t k = 0; k < half; ++k) lanes[k] += lanes[k + half];
+    for (int64_t h = 0; h < H; ++h) out[h] = add ? out[h] + lanes[h] : lanes[h];
   }
 
   // The largest of each head; NaN is passed over: it comes back with the exponentials.
@@ -83,11 +80,10 @@ class Attend {
       const V v = load_as<V>(s + k), m = load_as<V>(lanes + p);
       store_as(lanes + p, v > m ? v : m);
     });
-    for (int64_t h = 0; h < H; ++h) out[h] = least;
-    for (int64_t k = 0, h = 0; k < period_ * L; ++k) {
-      out[h] = lanes[k] > out[h] ? lanes[k] : out[h];
-      if (++h == H) h = 0;
-    }
+    for (int64_t half = period_ * L / 2; half >= H; half /= 2)
+      for (int64_t k = 0; k < half; ++k)
+        lanes[k] = lanes[k + half] > lanes[k] ? lanes[k + half] : lanes[k];
+    for (int64_t h = 0; h < H; ++h) out[h] = lanes[h];
   }
 
   // ---------------------------------------------------------------- what is of edges
@@ -155,7 +151,9 @@ class Attend {
   }
 
   HAG_INLINE Rows<F> rows_of(const void *x, int64_t numbers, int64_t begin, bool ahead) const {
-    return {(const F *)x, numbers, a.col + begin, ahead ? a.num_edges - begin : 0};
+    const int64_t bytes = numbers * (int64_t)sizeof(F);
+    if (!ahead || bytes > kFetchedRow) return {(const F *)x, numbers, a.col + begin, 0, 0};
+    return {(const F *)x, numbers, a.col + begin, a.num_edges - begin, prefetch_distance(bytes)};
   }
 
   // The edges' own terms of "vector" from slot `begin`, and where they are.
@@ -366,7 +364,7 @@ class Attend {
       F *stat = (F *)a.stat + i * 3 * H;
       const F *kept = (const F *)a.kept + i * 2 * H;
       for (int64_t h = 0; h < 2 * H; ++h) stat[h] = kept[h];
-      const Rows<F> row{(const F *)a.grad_y + i * numbers, 0, &own, 0};
+      const Rows<F> row{(const F *)a.grad_y + i * numbers, 0, &own, 0, 0};
       dots(row, (const F *)a.result + i * numbers, 1, H, width, product);
       for (int64_t h = 0; h < H; ++h) stat[2 * H + h] = product[h];
     }

@@ -71,18 +71,16 @@ struct Rows {
   int64_t stride;
   const int32_t *at;
   int64_t left;  // ids that may be read from `at`, to fetch rows ahead; 0: they are near already
+  int64_t ahead = 0;  // how far
 
   template <int L>
   HAG_INLINE Vec<F, L> get(int64_t b, int64_t offset) const {
     return load_as<Vec<F, L>>(x + at[b] * stride + offset);
   }
   HAG_INLINE void fetch(int64_t b) const {
-    const int64_t bytes = stride * (int64_t)sizeof(F);
-    if (bytes > kFetchedRow || bytes == 0) return;
-    const int64_t ahead = b + prefetch_distance(bytes);
-    if (ahead >= left) return;
-    const char *p = (const char *)(x + at[ahead] * stride);
-    for (int64_t k = 0; k < bytes; k += 64) __builtin_prefetch(p + k, 0, 3);
+    if (b + ahead >= left) return;
+    const char *p = (const char *)(x + at[b + ahead] * stride);
+    for (int64_t k = 0; k < stride * (int64_t)sizeof(F); k += 64) __builtin_prefetch(p + k, 0, 3);
   }
 };
 
@@ -163,30 +161,39 @@ struct Dots {
   typedef Vec<F, L> V;
   typedef Vec<typename LaneOf<F>::type, L> I;
 
-  static void run(const From &rows, const F *fixed, int64_t n, int64_t heads, int64_t width,
-                  F *out) {
-    V part[S];
-    int count = 0;
-    const auto put = [&](V v) {
+  // The S vectors whose lanes are added up at once; how many there are.
+  V part[S];
+  int count = 0;
+  F *out;
+
+  HAG_INLINE void put(V v) {
+    if constexpr (S == 1) {
+      store_as(out, v);
+      out += L;
+    } else {
       part[count] = v;
       if (++count < S) return;
       store_as(out, folded<F, L, S>(part));
       out += L, count = 0;
-    };
-    if constexpr (S < L) {
-      const int64_t numbers = heads * width;
-      for (int64_t b = 0; b < n; ++b) {
-        rows.fetch(b);
-        for (int64_t v = 0; v < numbers; v += L)
-          put(load_as<V>(fixed + v) * rows.template get<L>(b, v));
-      }
-    } else {
-      const int64_t last = width - L, rest = (width + L - 1) / L * L - width;
-      I kept;  // lanes that the vector before has not
-      HAG_UNROLL for (int i = 0; i < L; ++i) kept[i] = i >= rest ? -1 : 0;
-      for (int64_t b = 0; b < n; ++b) {
-        rows.fetch(b);
-        for (int64_t h = 0, start = 0; h < heads; ++h, start += width) {
+    }
+  }
+
+  // Q: vectors of a head, each whole; 0: any number, the last of which may overlap the one before.
+  template <int Q>
+  HAG_INLINE void heads(const From rows, const F *fixed, int64_t n, int64_t heads, int64_t width) {
+    const int64_t last = width - L, rest = (width + L - 1) / L * L - width;
+    I kept = {};  // lanes that the vector before has not
+    if constexpr (Q == 0)
+      for (int i = 0; i < L; ++i) kept[i] = i >= rest ? -1 : 0;
+    for (int64_t b = 0; b < n; ++b) {
+      rows.fetch(b);
+      for (int64_t h = 0, start = 0; h < heads; ++h, start += width) {
+        if constexpr (Q > 0) {
+          V sum = load_as<V>(fixed + start) * rows.template get<L>(b, start);
+          HAG_UNROLL for (int q = 1; q < Q; ++q) sum = multiply_add(
+              load_as<V>(fixed + start + q * L), rows.template get<L>(b, start + q * L), sum);
+          put(sum);
+        } else {
           V sum = V{};
           for (int64_t v = 0; v < last; v += L)
             sum = multiply_add(load_as<V>(fixed + start + v), rows.template get<L>(b, start + v),
@@ -198,9 +205,30 @@ struct Dots {
         }
       }
     }
-    if (count == 0) return;
-    for (int i = count; i < S; ++i) part[i] = V{};
-    store_as(out, folded<F, L, S>(part));
+  }
+
+  HAG_INLINE void run(const From rows, const F *fixed, int64_t n, int64_t H, int64_t width) {
+    if constexpr (S < L) {
+      const int64_t numbers = H * width;
+      for (int64_t b = 0; b < n; ++b) {
+        rows.fetch(b);
+        for (int64_t v = 0; v < numbers; v += L)
+          put(load_as<V>(fixed + v) * rows.template get<L>(b, v));
+      }
+    } else if (width == L) {
+      heads<1>(rows, fixed, n, H, width);
+    } else if (width == 2 * L) {
+      heads<2>(rows, fixed, n, H, width);
+    } else if (width == 4 * L) {
+      heads<4>(rows, fixed, n, H, width);
+    } else {
+      heads<0>(rows, fixed, n, H, width);
+    }
+    if constexpr (S > 1) {
+      if (count == 0) return;
+      for (int i = count; i < S; ++i) part[i] = V{};
+      store_as(out, folded<F, L, S>(part));
+    }
   }
 };
 
@@ -215,10 +243,13 @@ void dots(const From &rows, const F *fixed, int64_t n, int64_t heads, int64_t wi
   while (L > 1 && !covers(L, heads, width)) L /= 2;
   if (L < own_lanes<F>(width)) L = S = own_lanes<F>(width);
   else S = width < L ? width : L;
-#define HAG_CASE(LANES, SUMMED)    \
-  if constexpr (LANES <= W)        \
-    if (L == LANES && S == SUMMED) \
-      return Dots<F, LANES, SUMMED, From>::run(rows, fixed, n, heads, width, out);
+#define HAG_CASE(LANES, SUMMED)                     \
+  if constexpr (LANES <= W)                         \
+    if (L == LANES && S == SUMMED) {                \
+      Dots<F, LANES, SUMMED, From> one;             \
+      one.out = out;                                \
+      return one.run(rows, fixed, n, heads, width); \
+    }
 #define HAG_CASES(SUMMED) HAG_CASE(16, SUMMED) HAG_CASE(8, SUMMED)
   HAG_CASES(1)
   HAG_CASES(2)
@@ -250,6 +281,8 @@ struct WeightedHeads {
   template <int L, int N, int S>
   void block(int64_t start) const {
     typedef Vec<F, L> V;
+    const From rows = this->rows;
+    const int64_t heads = this->heads, n = this->n;
     const F *of[N];
     HAG_UNROLL for (int i = 0; i < N; ++i) of[i] = w + (start + i * L) / (S ? S : width);
     V acc[N];

@@ -20,7 +20,7 @@ typedef std::array<uintptr_t, 4> Graph;  // row_ptr, col, place, order
 typedef std::array<int64_t, 7> Sizes;    // rows, columns, edges, heads, and the three widths
 
 hag::Numbers numbers(const Given &given) {
-  return {reinterpret_cast<void *>(given.first), given.second};
+  return {given.second == 0 ? nullptr : reinterpret_cast<void *>(given.first), given.second};
 }
 
 hag::AttendTensors tensors(const Tensors &t) {
