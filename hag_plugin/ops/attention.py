@@ -287,8 +287,8 @@ def _run_attend_backward(graph: Graph, *inputs: Any) -> Tensor:
         by_value = grad[..., : one.width].contiguous()
         by_edges = grad[..., one.width :].contiguous()
     flat = _shape_of_attend_backward(graph, *inputs)
-    if one.heads == 0:
-        return flat.zero_()
+    if one.heads == 0 or (one.form.score == "vector" and one.key_width == 0):
+        flat.zero_()  # the kernels have nothing to write by edges
     out, at = [(0, 0)] * _NUM_DERIVED, flat.data_ptr()
     for i in _needed(needs):
         out[i] = at, tensors[i].numel()

@@ -78,9 +78,13 @@ void expect_tensors(const HagAttend &a, const AttendTensors &t, bool needed) {
   expect("bias", t.bias, {E, H}, needed && a.score == HAG_SCORE_GIVEN);
   expect("mask", t.mask, {E, H}, false);
   expect("projection", t.projection, {a.edge_width, H, K}, false);
-  if (needed && a.score == HAG_SCORE_VECTOR && !projected)
+  if (needed && a.score == HAG_SCORE_VECTOR && H * K == 0) {
+    // Vectors of no numbers have no term of edges, whatever the width of these.
+  } else if (needed && a.score == HAG_SCORE_VECTOR && !projected) {
     expect("edges", t.edges, {E, H, K}, false);
-  else if (needed) expect("edges", t.edges, {E, a.edge_width}, projected || t.edge_query.data);
+  } else if (needed) {
+    expect("edges", t.edges, {E, a.edge_width}, projected || t.edge_query.data);
+  }
   expect("edge_query", t.edge_query, {a.num_rows, H, a.edge_width}, false);
 }
 
@@ -95,6 +99,7 @@ HagAttend filled(const HagAttend &shape, const AttendTensors &t) {
   a.bias = t.bias.data, a.edges = t.edges.data, a.edge_query = t.edge_query.data;
   a.projection = t.projection.data, a.mask = t.mask.data;
   if (!has_vectors(a)) a.key_width = 1;
+  if (a.score == HAG_SCORE_VECTOR && a.heads * a.key_width == 0) a.edges = nullptr;
   if (!a.edge_query && !a.projection) a.edge_width = 0;
   return a;
 }

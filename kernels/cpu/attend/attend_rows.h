@@ -152,7 +152,8 @@ class Attend {
 
   HAG_INLINE Rows<F> rows_of(const void *x, int64_t numbers, int64_t begin, bool ahead) const {
     const int64_t bytes = numbers * (int64_t)sizeof(F);
-    if (!ahead || bytes > kFetchedRow) return {(const F *)x, numbers, a.col + begin, 0, 0};
+    if (!ahead || bytes == 0 || bytes > kFetchedRow)
+      return {(const F *)x, numbers, a.col + begin, 0, 0};
     return {(const F *)x, numbers, a.col + begin, a.num_edges - begin, prefetch_distance(bytes)};
   }
 
