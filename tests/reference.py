@@ -154,24 +154,21 @@ def attend(
     Arguments are those of `hag_plugin.ops.attention.attend`.
     """
     source, target = edge_index.long()
-    rows = []  # of scores
-    for e, (j, i) in enumerate(zip(source.tolist(), target.tolist(), strict=True)):
-        s = value.new_zeros(value.shape[1])
-        if score == "vector":
-            z = key[j] + query[i]
-            if edges is not None:
-                term = edges[e] if projection is None else edges[e] @ projection
-                z = z + term.view(z.shape)
-            s = (weight * torch.nn.functional.leaky_relu(z, slope)).sum(-1)
-        elif score == "dot":
-            s = (key[j] * query[i]).sum(-1)
-            if edge_query is not None:
-                s = s + (edge_query[i] * edges[e]).sum(-1)
-        elif score == "sum":
-            s = s + (0 if key is None else key[j]) + (0 if query is None else query[i])
-        s = s if bias is None else s + bias[e]
-        rows.append(s if score == "vector" else torch.nn.functional.leaky_relu(s, slope))
-    p = torch.stack(rows) if rows else value.new_zeros(0, value.shape[1])
+    leaky_relu = torch.nn.functional.leaky_relu
+    s = value.new_zeros(len(source), value.shape[1])
+    if score == "vector":
+        z = key[source] + query[target]
+        if edges is not None:
+            z = z + (edges if projection is None else edges @ projection).view(z.shape)
+        s = (weight * leaky_relu(z, slope)).sum(-1)
+    elif score == "dot":
+        s = (key[source] * query[target]).sum(-1)
+        if edge_query is not None:
+            s = s + (edge_query[target] * edges.unsqueeze(1)).sum(-1)
+    elif score == "sum":
+        s = s + (0 if key is None else key[source]) + (0 if query is None else query[target])
+    s = s if bias is None else s + bias
+    p = s if score == "vector" else leaky_relu(s, slope)
     if normalise == "softmax":
         p = softmax(p, target, num_nodes=num_dst)
     elif normalise == "tanh":

@@ -19,7 +19,7 @@ from hag_plugin.hag.hag import HAG
 from hag_plugin.kernels import _cpu
 from hag_plugin.observers import observers, tell
 from hag_plugin.ops.attention_pieces import NORMALISATIONS, SCORES, Form, Pieces, Tensors
-from hag_plugin.ops.heads import check_on_cpu, checked_order, place, sides
+from hag_plugin.ops.heads import check_on_cpu, checked_order, in_large_pages, place, sides
 from hag_plugin.ops.registration import (
     DTYPES,
     Gradients,
@@ -270,6 +270,7 @@ def _run_attend(graph: Graph, *inputs: Any) -> tuple[Tensor, Tensor]:
     given, form = Tensors(*inputs[:_NUM_TENSORS]), Form(*inputs[_NUM_TENSORS:])
     one = _Call(graph, given, form)
     y, kept = _shape_of_attend(graph, *inputs)
+    in_large_pages(y)
     rows = (*one.hag.addresses, 0, place(one.order)[0])
     _cpu.attend(rows, one.sizes, one.addresses, place(y), place(kept), *one.others)
     if observers:
@@ -286,7 +287,7 @@ def _run_attend_backward(graph: Graph, *inputs: Any) -> Tensor:
     if tensors[_EDGE_QUERY] is not None:
         by_value = grad[..., : one.width].contiguous()
         by_edges = grad[..., one.width :].contiguous()
-    flat = _shape_of_attend_backward(graph, *inputs)
+    flat = in_large_pages(_shape_of_attend_backward(graph, *inputs))
     if one.heads == 0 or (one.form.score == "vector" and one.key_width == 0):
         flat.zero_()  # the kernels have nothing to write by edges
     out, at = [(0, 0)] * _NUM_DERIVED, flat.data_ptr()

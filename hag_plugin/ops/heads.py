@@ -22,6 +22,7 @@ from hag_plugin.kernels import _cpu
 from hag_plugin.observers import observers, tell
 from hag_plugin.ops.registration import (
     DTYPES,
+    HUGE_OUTPUT,
     Gradients,
     Graph,
     Inputs,
@@ -29,7 +30,6 @@ from hag_plugin.ops.registration import (
     call,
     found,
     linear_tangent,
-    new_output,
     register,
 )
 
@@ -53,6 +53,13 @@ def reversed_order(hag: HAG) -> Tensor:
 def place(tensor: Tensor | None) -> tuple[int, int]:
     """Where a contiguous tensor's numbers are, and how many."""
     return (0, 0) if tensor is None else (tensor.data_ptr(), tensor.numel())
+
+
+def in_large_pages(y: Tensor) -> Tensor:
+    """A new tensor; if it is large, its memory comes in large pages."""
+    if y.nbytes >= HUGE_OUTPUT:
+        _cpu.advise_huge_pages(y.data_ptr(), y.nbytes)
+    return y
 
 
 def check_on_cpu(x: Tensor) -> None:
@@ -105,7 +112,7 @@ def _run_head_sum(
     order = checked_order(order, hag)
     x, weight = x.contiguous(), weight.contiguous()
     _, heads, width = x.shape
-    y = new_output(x.view(x.shape[0], heads * width), num_rows).view(num_rows, heads, width)
+    y = in_large_pages(x.new_empty((num_rows, heads, width)))
     tensors = [place(x), *[(0, 0)] * 3, place(weight), *[(0, 0)] * 4]
     _cpu.attend(
         sides(hag, order)[1] if transposed else (*hag.addresses, 0, place(order)[0]),
