@@ -28,11 +28,13 @@ class Run:
     """One run.
 
     Attributes:
-        operator: "aggregate", "extremum", "winners" or "weighted_sum", as in
-            `torch.ops.hag_plugin`; "lstm_aggregate" or "child_sum" for a walk over a tree.
-        reduce: "sum", "mean", "max" or "min"; "lstm".
-        program: what ran. A sum with edge weights shares nothing and has no program: the HAG whose
-            edges were summed stands for it.
+        operator: "aggregate", "extremum", "winners", "weighted_sum", "head_sum", "attend" or
+            "attend_backward", as in `torch.ops.hag_plugin`; "lstm_aggregate" or "child_sum" for a
+            walk over a tree.
+        reduce: "sum", "mean", "max" or "min"; "lstm"; of attention how it was normalised:
+            "softmax", "tanh" or "none".
+        program: what ran. Sums with edge weights, and attention, share nothing and have no program:
+            the HAG whose edges were summed stands for it.
         direction: "backward" while a backward pass ran, what a checkpoint computes again included.
     """
 
@@ -80,7 +82,7 @@ class Ran:
 
     @property
     def plain(self) -> int:
-        """Runs of programs without, and sums with edge weights."""
+        """Runs of programs without, sums with edge weights, and attention."""
         return sum(run.is_plain for run in self.programs)
 
 

@@ -216,6 +216,49 @@ def check_program(
     idempotent: bool,
 ) -> None: ...
 
+_Numbers = tuple[int, int]
+_Side = tuple[int, int, int, int]
+_Sizes = tuple[int, int, int, int, int, int, int]
+
+def attend(
+    graph: _Side,
+    sizes: _Sizes,
+    tensors: list[_Numbers],
+    y: _Numbers,
+    kept: _Numbers,
+    score: int,
+    normalise: int,
+    slope: float,
+    dtype: int,
+    threads: int,
+) -> None: ...
+def attend_backward(
+    graph: _Side,
+    reverse: _Side,
+    sizes: _Sizes,
+    tensors: list[_Numbers],
+    y: _Numbers,
+    kept: _Numbers,
+    grad: _Numbers,
+    grad_value: _Numbers,
+    grad_edges: _Numbers,
+    out: list[_Numbers],
+    score: int,
+    normalise: int,
+    slope: float,
+    dtype: int,
+    threads: int,
+) -> None: ...
+def head_dot(
+    graph: _Side,
+    sizes: _Sizes,
+    a: _Numbers,
+    b: _Numbers,
+    out: _Numbers,
+    dtype: int,
+    threads: int,
+) -> None: ...
+
 class GraphSet:
     num_graphs: int
     facts: NDArray[uint8]

@@ -132,6 +132,65 @@ def weighted_aggregate(
     return y if target_scale is None else y * target_scale.unsqueeze(-1)
 
 
+def attend(
+    value: Tensor,
+    edge_index: Tensor,
+    num_dst: int,
+    *,
+    key: Tensor | None = None,
+    query: Tensor | None = None,
+    score: str = "given",
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    edges: Tensor | None = None,
+    edge_query: Tensor | None = None,
+    projection: Tensor | None = None,
+    mask: Tensor | None = None,
+    slope: float = 1.0,
+    normalise: str = "softmax",
+) -> Tensor:
+    """Attention with a message for each edge and head; what is of edges is in their order.
+
+    Arguments are those of `hag_plugin.ops.attention.attend`.
+    """
+    source, target = edge_index.long()
+    leaky_relu = torch.nn.functional.leaky_relu
+    s = value.new_zeros(len(source), value.shape[1])
+    if score == "vector":
+        z = key[source] + query[target]
+        if edges is not None:
+            z = z + (edges if projection is None else edges @ projection).view(z.shape)
+        s = (weight * leaky_relu(z, slope)).sum(-1)
+    elif score == "dot":
+        s = (key[source] * query[target]).sum(-1)
+        if edge_query is not None:
+            s = s + (edge_query[target] * edges.unsqueeze(1)).sum(-1)
+    elif score == "sum":
+        s = s + (0 if key is None else key[source]) + (0 if query is None else query[target])
+    s = s if bias is None else s + bias
+    p = s if score == "vector" else leaky_relu(s, slope)
+    if normalise == "softmax":
+        p = softmax(p, target, num_nodes=num_dst)
+    elif normalise == "tanh":
+        p = p.tanh()
+    p = p if mask is None else p * mask
+    message = value[source]
+    if edge_query is not None:
+        sent = edges.unsqueeze(1).expand(-1, value.shape[1], -1)
+        message = torch.cat([message, sent], -1)
+    message = message * p.unsqueeze(-1)
+    return message.new_zeros(num_dst, *message.shape[1:]).index_add(0, target, message)
+
+
+def softmax(scores: Tensor, target: Tensor, num_nodes: int) -> Tensor:
+    """`torch_geometric.utils.softmax` over the edges of each target, `[E, H]`."""
+    index = target.unsqueeze(-1).expand_as(scores)
+    zeros = scores.new_zeros(num_nodes, scores.shape[1])
+    largest = zeros.scatter_reduce(0, index, scores.detach(), "amax", include_self=False)
+    e = (scores - largest[target]).exp()
+    return e / (zeros.index_add(0, target, e) + 1e-16)[target]
+
+
 def run_program(program: Program, x: Tensor, reduce: str = "sum") -> Tensor:
     """Walks a program op by op, row by row: `y = P x + d x` for a sum, or max, or min."""
 

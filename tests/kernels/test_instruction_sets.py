@@ -19,6 +19,7 @@ FILES = {
         f"kernels/{Path(__file__).name}",
     ),
     "weighted sum": ("ops/test_weighted_sum.py",),
+    "attention": ("ops/test_attention.py",),
     "search": ("hag/test_search.py",),
 }
 

@@ -4,6 +4,7 @@ void bind_graph(nanobind::module_ &m);
 void bind_graph_set(nanobind::module_ &m);
 void bind_aggregate(nanobind::module_ &m);
 void bind_weighted(nanobind::module_ &m);
+void bind_attend(nanobind::module_ &m);
 
 NB_MODULE(_cpu, m) {
   // Nothing here holds what could hold it in turn, so what is left at exit is no cycle: torch does
@@ -15,4 +16,5 @@ NB_MODULE(_cpu, m) {
   bind_graph_set(m);
   bind_aggregate(m);
   bind_weighted(m);
+  bind_attend(m);
 }

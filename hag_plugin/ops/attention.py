@@ -1,0 +1,395 @@
+"""Attention over a HAG's graph: `attend`, and the torch operators that it runs.
+
+For each target i and head h, y_ih = sum over its edges e: j->i of (mask_eh p_eh value_jh), where
+p_eh is made of scores s_eh: of nodes' terms (GAT), of vectors (GATv2), of dot products
+(Transformer), or as they are given. The scores are computed again in the backward pass, of what is
+kept of each node and head, and no array of edges times features is ever made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hag_plugin.hag.hag import HAG
+from hag_plugin.kernels import _cpu
+from hag_plugin.observers import observers, tell
+from hag_plugin.ops.attention_pieces import NORMALISATIONS, SCORES, Form, Pieces, Tensors
+from hag_plugin.ops.heads import check_on_cpu, checked_order, in_large_pages, place, sides
+from hag_plugin.ops.registration import (
+    DTYPES,
+    Gradients,
+    Graph,
+    Inputs,
+    Operator,
+    accumulator,
+    call,
+    check_features,
+    check_self_loops,
+    found,
+    is_transformed,
+    register,
+)
+
+NAME = "attend"
+Score = Literal["given", "sum", "vector", "dot"]
+Normalise = Literal["softmax", "tanh", "none"]
+
+TENSORS = Tensors._fields
+_NUM_TENSORS = len(TENSORS)
+_NUM_DERIVED = _NUM_TENSORS - 1  # all but the order have gradients
+_EDGE_QUERY = TENSORS.index("edge_query")
+
+
+def attend(
+    hag: HAG,
+    value: Tensor,
+    *,
+    key: Tensor | None = None,
+    query: Tensor | None = None,
+    score: Score = "given",
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    edges: Tensor | None = None,
+    edge_query: Tensor | None = None,
+    projection: Tensor | None = None,
+    mask: Tensor | None = None,
+    order: Tensor | None = None,
+    slope: float = 1.0,
+    normalise: Normalise = "softmax",
+) -> Tensor:
+    """`y_ih = sum over e: j->i of (mask_eh * p_eh * value_jh)`.
+
+    `p` is the softmax of the scores over the edges of each target, as
+    `torch_geometric.utils.softmax` has it; their tanh; or the scores themselves. The scores are
+
+    - "given": `bias_eh`
+    - "sum": `key_jh + query_ih`, either of which may be left out
+    - "vector": `<weight_h, leaky_relu(key_jh + query_ih + edge_eh)>`, GATv2 (arXiv 2105.14491)
+    - "dot": `<key_jh, query_ih> + <edge_query_ih, edges_e>`
+
+    each plus `bias_eh`. A leaky ReLU follows, but after "vector", whose own is inside.
+
+    Half types are computed in float32. What is given of edges is in the order that `order` tells.
+
+    Args:
+        hag: the graph, E edges from N_src to N_dst nodes.
+        value: `[N_src, H, C]`.
+        key: "sum": `[N_src, H]`; "vector" and "dot": `[N_src, H, K]`. It may be `value` itself.
+        query: the same with N_dst rows.
+        score: how scores are made.
+        weight: "vector": `[H, K]`.
+        bias: `[E, H]`, added to the scores.
+        edges: "vector": `[E, H * K]`, or with a `projection` `[E, D]`; "dot": `[E, D]`.
+        edge_query: "dot": `[N_dst, H, D]`.
+        projection: "vector": `[D, H * K]`; the edge term is `edges @ projection`.
+        mask: `[E, H]`, of a dropout.
+        order: int64 `[E]`: row `order[k]` of `bias`, `edges` and `mask` is of the HAG's edge k.
+            None: they are in the HAG's order.
+        slope: of the leaky ReLU; 1: there is none.
+        normalise: what is made of the scores.
+
+    Returns:
+        `[N_dst, H, C]`; with `edge_query` `[N_dst, H, C + D]`, whose last D numbers are the sum of
+        `mask_eh * p_eh * edges_e`.
+
+    Raises:
+        TypeError: a tensor has another dtype than `value`, or is none.
+        ValueError: a shape does not fit, or an argument is missing or of no use.
+        NotImplementedError: `value` is not in main memory.
+
+    Example:
+        >>> import torch
+        >>> import hag_plugin as hp
+        >>> hag = hp.build_hag(torch.tensor([[0, 1, 2], [0, 0, 1]]), num_nodes=3)
+        >>> value = torch.tensor([[[1.0]], [[3.0]], [[5.0]]])
+        >>> attend(hag, value, key=torch.zeros(3, 1), score="sum").flatten().tolist()
+        [2.0, 5.0, 0.0]
+    """
+    tensors = (value, key, query, weight, bias, edges, edge_query, projection, mask, order)
+    form = Form(hag.num_dst, score, float(slope), normalise, check_self_loops(False, hag))
+    _check(hag, form, dict(zip(TENSORS, tensors, strict=True)))
+    dtype = accumulator(value.dtype)
+    wide = (t if t is None else t.to(dtype) for t in tensors[:_NUM_DERIVED])
+    if score == "given" and normalise == "none" and slope == 1.0:
+        features, *_, given, _, _, _, of_mask = wide
+        weight = given if given is None or of_mask is None else given * of_mask
+        y = call("head_sum", hag, (features, weight, order), hag.num_dst, form.loops, False)
+    else:
+        y, _ = call(NAME, hag, (*wide, order), *form.others)
+    return y.to(value.dtype)  # type: ignore[no-any-return]
+
+
+def head_dot(hag: HAG, a: Tensor, b: Tensor, order: Tensor | None = None) -> Tensor:
+    """`<a_jh, b_ih>` of each edge j->i and head h, `[E, H]`.
+
+    Args:
+        hag: the graph.
+        a: `[N_src, H, K]`.
+        b: `[N_dst, H, K]`, of the same dtype.
+        order: int64 `[E]`: the result of the HAG's edge k stands in row `order[k]`, which must be a
+            permutation. None: in row k.
+
+    Raises:
+        TypeError: a dtype does not fit.
+        ValueError: a shape does not fit.
+
+    Example:
+        >>> import torch
+        >>> import hag_plugin as hp
+        >>> hag = hp.build_hag(torch.tensor([[0, 1], [1, 1]]), num_nodes=2)
+        >>> a = torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]])
+        >>> head_dot(hag, a, a).flatten().tolist()
+        [11.0, 25.0]
+    """
+    check_features(a, hag)
+    if a.dim() != 3:
+        raise ValueError(f"a has shape {list(a.shape)}; expected [N_src, H, K]")
+    _check_shape("a", a, (hag.num_src, *a.shape[1:]), (a.dtype,))
+    _check_shape("b", b, (hag.num_dst, *a.shape[1:]), (a.dtype,))
+    _check_order(order, hag.num_edges)
+    wide = accumulator(a.dtype)
+    tensors = a.to(wide), b.to(wide), order
+    y = call("head_dot", hag, tensors, check_self_loops(False, hag))
+    return y.to(a.dtype)  # type: ignore[no-any-return]
+
+
+# What a call may pass --------------------------------------------------------------------------
+
+
+def _check(hag: HAG, form: Form, given: dict[str, Any]) -> None:
+    value = given["value"]
+    if form.score not in SCORES:
+        raise ValueError(f"score is {form.score!r}; expected one of {SCORES}")
+    if form.normalise not in NORMALISATIONS:
+        raise ValueError(f"normalise is {form.normalise!r}; expected one of {NORMALISATIONS}")
+    check_features(value, hag)
+    if value.dim() != 3:
+        raise ValueError(f"value has shape {list(value.shape)}; expected [N_src, H, C]")
+    if not math.isfinite(form.slope):
+        raise ValueError(f"slope is {form.slope}; expected a finite number")
+    shapes = _shapes(hag, form, given)
+    dtypes = value.dtype, accumulator(value.dtype)
+    for name in TENSORS[:_NUM_DERIVED]:
+        if given[name] is not None and name not in shapes:
+            raise ValueError(f"{name} is of no use with the score {form.score!r}; expected None")
+        if given[name] is None and shapes.get(name, ())[:1] == ("must",):
+            raise ValueError(f"{name} is None; the score {form.score!r} needs it")
+        if given[name] is not None:
+            shape = tuple(n for n in shapes[name] if n != "must")
+            _check_shape(name, given[name], shape, dtypes)
+            if given[name].device != value.device:
+                raise ValueError(f"{name} is on {given[name].device}; expected {value.device}")
+    _check_order(given["order"], hag.num_edges)
+
+
+def _shapes(hag: HAG, form: Form, given: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """What each tensor must look like; after "must" that of one that must be there."""
+    num_src, num_dst, num_edges = hag.num_src, hag.num_dst, hag.num_edges
+    heads, width = given["value"].shape[1:]
+    on_edges = num_edges, heads
+    shapes: dict[str, tuple[Any, ...]] = {
+        "value": (num_src, heads, width), "bias": on_edges, "mask": on_edges,
+    }  # fmt: skip
+    if form.score == "given":
+        shapes["bias"] = ("must", *on_edges)
+    elif form.score == "sum":
+        shapes |= {"key": (num_src, heads), "query": (num_dst, heads)}
+        if all(given[name] is None for name in ("key", "query", "bias")):
+            shapes["key"] = ("must", *shapes["key"])
+    else:
+        key, edges = given["key"], given["edges"]
+        key_width = key.shape[-1] if isinstance(key, Tensor) else 0
+        edge_width = edges.shape[-1] if isinstance(edges, Tensor) else 0
+        shapes["key"] = "must", num_src, heads, key_width
+        shapes["query"] = "must", num_dst, heads, key_width
+        shapes["edges"] = num_edges, edge_width
+        if form.score == "vector":
+            shapes["weight"] = "must", heads, key_width
+            if given["projection"] is None:
+                shapes["edges"] = num_edges, heads * key_width
+            else:
+                shapes["edges"] = "must", num_edges, edge_width
+                shapes["projection"] = edge_width, heads * key_width
+        elif given["edge_query"] is not None or edges is not None:
+            shapes["edges"] = "must", num_edges, edge_width
+            shapes["edge_query"] = "must", num_dst, heads, edge_width
+    return shapes
+
+
+def _check_shape(
+    name: str, tensor: Any, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]
+) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}; expected a torch.Tensor")
+    if tensor.dtype not in dtypes:
+        raise TypeError(f"{name} has dtype {tensor.dtype}; expected {dtypes[0]}, as the others")
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; expected {list(shape)}")
+
+
+def _check_order(order: Any, num_edges: int) -> None:
+    if order is not None:
+        _check_shape("order", order, (num_edges,), (torch.int64,))
+
+
+# Run time --------------------------------------------------------------------------------------
+
+
+class _Call:
+    """What the kernels are told of a call, whose tensors it makes contiguous."""
+
+    def __init__(self, graph: Graph, given: Tensors, form: Form) -> None:
+        value = given.value
+        assert value is not None
+        check_on_cpu(value)
+        self.form = form
+        self.hag = hag = found(graph, value.shape[0], form.num_dst, form.loops, False)
+        self.order = checked_order(given.order, hag)
+        self.tensors = [None if t is None else t.contiguous() for t in given[:_NUM_DERIVED]]
+        _, self.heads, self.width = value.shape
+        vectors = form.score in ("vector", "dot")
+        self.key_width = 0 if given.key is None or not vectors else given.key.shape[-1]
+        self.edge_width = 0 if given.edges is None else given.edges.shape[-1]
+        self.sizes = (hag.num_dst, hag.num_src, hag.num_edges, self.heads, self.width,
+                      self.key_width, self.edge_width)  # fmt: skip
+        self.others = (SCORES.index(form.score), NORMALISATIONS.index(form.normalise),
+                       form.slope, DTYPES[value.dtype], torch.get_num_threads())  # fmt: skip
+
+    @property
+    def addresses(self) -> list[tuple[int, int]]:
+        """Where the tensors are."""
+        return [place(t) for t in self.tensors]
+
+
+def _run_attend(graph: Graph, *inputs: Any) -> tuple[Tensor, Tensor]:
+    given, form = Tensors(*inputs[:_NUM_TENSORS]), Form(*inputs[_NUM_TENSORS:])
+    one = _Call(graph, given, form)
+    y, kept = _shape_of_attend(graph, *inputs)
+    in_large_pages(y)
+    rows = (*one.hag.addresses, 0, place(one.order)[0])
+    _cpu.attend(rows, one.sizes, one.addresses, place(y), place(kept), *one.others)
+    if observers:
+        tell(NAME, form.normalise, one.hag)
+    return y, kept
+
+
+def _run_attend_backward(graph: Graph, *inputs: Any) -> Tensor:
+    grad, y, kept, *tensors = inputs[: 3 + _NUM_TENSORS]
+    needs, *others = inputs[3 + _NUM_TENSORS :]
+    one = _Call(graph, Tensors(*tensors), Form(*others))
+    grad, y, kept = grad.contiguous(), y.contiguous(), kept.contiguous()
+    by_value, by_edges = grad, None
+    if tensors[_EDGE_QUERY] is not None:
+        by_value = grad[..., : one.width].contiguous()
+        by_edges = grad[..., one.width :].contiguous()
+    flat = in_large_pages(_shape_of_attend_backward(graph, *inputs))
+    if one.heads == 0 or (one.form.score == "vector" and one.key_width == 0):
+        flat.zero_()  # the kernels have nothing to write by edges
+    out, at = [(0, 0)] * _NUM_DERIVED, flat.data_ptr()
+    for i in _needed(needs):
+        out[i] = at, tensors[i].numel()
+        at += tensors[i].numel() * flat.element_size()
+    _cpu.attend_backward(
+        *sides(one.hag, one.order), one.sizes, one.addresses, place(y), place(kept), place(grad),
+        place(by_value), place(by_edges), out, *one.others,
+    )  # fmt: skip
+    if observers:
+        tell("attend_backward", one.form.normalise, one.hag)
+    return flat
+
+
+# Derivatives -----------------------------------------------------------------------------------
+
+
+def _needed(needs: int) -> list[int]:
+    """Which of the tensors have gradients, of a number with a bit for each."""
+    return [i for i in range(_NUM_DERIVED) if needs >> i & 1]
+
+
+def _keep_attend(ctx: Any, needs: Sequence[bool], inputs: Inputs, output: Any) -> Gradients:
+    ctx.form = Form(*inputs[_NUM_TENSORS:])
+    y, kept = output
+    ctx.mark_non_differentiable(kept)
+    return (*inputs[:_NUM_TENSORS], y, kept)
+
+
+def _attend_backward(
+    ctx: Any, graph: Graph, needs: Sequence[bool], saved: Sequence[Any], grad: Tensor, _: Any
+) -> Gradients:
+    *tensors, y, kept = saved
+    given, form = Tensors(*tensors), ctx.form
+    if torch.is_grad_enabled() or is_transformed():  # what comes out may be derived in its turn
+        gradients = Pieces(graph, form, given, kept[:, 0]).gradients(grad)
+        return tuple(g if need else None for g, need in zip(gradients, needs, strict=True))
+    bits = sum(1 << i for i in range(_NUM_DERIVED) if needs[i])
+    flat = call("attend_backward", graph, (grad, y, kept, *given), bits, *form.others)
+    found: list[Tensor | None] = [None] * _NUM_TENSORS
+    at = 0
+    for i in _needed(bits):
+        size = tensors[i].numel()
+        found[i] = flat.narrow(0, at, size).view(tensors[i].shape)
+        at += size
+    return tuple(found)
+
+
+def _attend_tangent(
+    graph: Graph, inputs: Inputs, output: Any, tangents: Sequence[Tensor | None]
+) -> Tensor:
+    tensors, form = Tensors(*inputs[:_NUM_TENSORS]), Form(*inputs[_NUM_TENSORS:])
+    return Pieces(graph, form, tensors, output[1][:, 0]).tangent(Tensors(*tangents))
+
+
+def _folded_attend(graph: Graph, size: int, batched: Sequence[bool], inputs: Inputs) -> Any:
+    tensors, others = inputs[:_NUM_TENSORS], inputs[_NUM_TENSORS:]
+
+    def one(i: int) -> Any:
+        own = (t[i] if b else t for t, b in zip(tensors, batched, strict=True))
+        return call(NAME, graph, tuple(own), *others)
+
+    pairs = map(one, range(size))
+    return tuple(torch.stack(each) for each in zip(*pairs, strict=True))
+
+
+def _no_derivative(*_: Any) -> Any:
+    raise NotImplementedError(
+        "attend_backward has no derivative of its own; attend does without it where one is needed"
+    )
+
+
+# Shapes, for tracing ---------------------------------------------------------------------------
+
+
+def _shape_of_attend(graph: Graph, *inputs: Any) -> tuple[Tensor, Tensor]:
+    value, edge_query, num_dst = inputs[0], inputs[_EDGE_QUERY], inputs[_NUM_TENSORS]
+    _, heads, width = value.shape
+    width = width if edge_query is None else width + edge_query.shape[-1]
+    return value.new_empty((num_dst, heads, width)), value.new_empty((num_dst, 2, heads))
+
+
+def _shape_of_attend_backward(graph: Graph, grad: Tensor, *inputs: Any) -> Tensor:
+    tensors, needs = inputs[2 : 2 + _NUM_TENSORS], inputs[2 + _NUM_TENSORS]
+    return grad.new_empty((sum(tensors[i].numel() for i in _needed(needs)),))
+
+
+_DECLARED = ", ".join(f"Tensor{'' if name == 'value' else '?'} {name}" for name in TENSORS)
+_GRAPH = f"{_DECLARED}, Tensor row_ptr, Tensor col"
+_FORM = "SymInt num_dst, str score, float slope, str normalise, str self_loops"
+_OPERATORS = {
+    NAME: Operator(
+        f"({_GRAPH}, {_FORM}) -> (Tensor, Tensor)",
+        *(_run_attend, _shape_of_attend, _keep_attend),
+        *(_attend_backward, _attend_tangent, _folded_attend),
+    ),
+    "attend_backward": Operator(
+        f"(Tensor grad, Tensor y, Tensor kept, {_GRAPH}, int needs, {_FORM}) -> Tensor",
+        *(_run_attend_backward, _shape_of_attend_backward, lambda *_: ()),
+        *(_no_derivative, _no_derivative),
+    ),
+}
+for _name, _operator in _OPERATORS.items():
+    register(_name, _operator)

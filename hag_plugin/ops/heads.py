@@ -1,0 +1,236 @@
+"""The torch operators that are linear in features of several heads, over a graph's CSR arrays.
+
+Both, and all their gradients, are derivatives of one form, Q = sum over edges e: j->i and heads h
+of w_eh <a_jh, b_ih>: `head_sum` is its derivative by a or by b, `head_dot` the one by w. So each is
+the other's gradient, to any order. No array of edges times features is made.
+
+Weights are `[E, H]`. `order` tells where the weights of each of the HAG's edges stand; None: they
+are in the HAG's order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hag_plugin.hag.graph import MAX_NODES
+from hag_plugin.hag.hag import HAG
+from hag_plugin.kernels import _cpu
+from hag_plugin.observers import observers, tell
+from hag_plugin.ops.registration import (
+    DTYPES,
+    HUGE_OUTPUT,
+    Gradients,
+    Graph,
+    Inputs,
+    Operator,
+    call,
+    found,
+    linear_tangent,
+    register,
+)
+
+_GIVEN, _NONE = 0, 2  # the numbers of a score and a normalisation (attend_abi.h)
+
+# What both pass to the kernels -------------------------------------------------------------------
+
+
+def reversed_order(hag: HAG) -> Tensor:
+    """The HAG's edges in the order of its transpose, int32 `[E]`. Kept while the HAG lives."""
+
+    def make() -> Tensor:
+        if hag.num_edges > MAX_NODES:
+            raise NotImplementedError(f"{hag.num_edges} edges; attention takes up to {MAX_NODES}")
+        matrix = (*hag.numpy(), hag.num_src, torch.get_num_threads())
+        return torch.from_numpy(_cpu.reversed_order(*matrix))
+
+    return hag.kept("reversed_order", make)
+
+
+def place(tensor: Tensor | None) -> tuple[int, int]:
+    """Where a contiguous tensor's numbers are, and how many."""
+    return (0, 0) if tensor is None else (tensor.data_ptr(), tensor.numel())
+
+
+def in_large_pages(y: Tensor) -> Tensor:
+    """A new tensor; if it is large, its memory comes in large pages."""
+    if y.nbytes >= HUGE_OUTPUT:
+        _cpu.advise_huge_pages(y.data_ptr(), y.nbytes)
+    return y
+
+
+def check_on_cpu(x: Tensor) -> None:
+    """Whether there are kernels for `x`.
+
+    Raises:
+        NotImplementedError: it is not in main memory.
+    """
+    if not x.is_cpu:
+        raise NotImplementedError(f"attention over a HAG runs on the CPU only; got {x.device}")
+
+
+# Run time ---------------------------------------------------------------------------------------
+
+
+def sides(hag: HAG, order: Tensor | None) -> tuple[tuple[int, int, int, int], ...]:
+    """Where a graph's arrays are, by target and by source, as the kernels take them."""
+    reverse = hag.transpose()
+    rows = order.data_ptr() if order is not None else 0
+    places = reversed_order(hag).data_ptr()
+    return (*hag.addresses, 0, rows), (*reverse.addresses, places, rows)
+
+
+def checked_order(order: Tensor | None, hag: HAG) -> Tensor | None:
+    """The order as kernels take it.
+
+    Raises:
+        ValueError: it has another length.
+    """
+    if order is None:
+        return None
+    if order.shape != (hag.num_edges,) or order.dtype != torch.int64:
+        raise ValueError(
+            f"order is {order.dtype} {list(order.shape)}; expected int64 [{hag.num_edges}]"
+        )
+    return order.contiguous()
+
+
+def _run_head_sum(
+    graph: Graph,
+    x: Tensor,
+    weight: Tensor,
+    order: Tensor | None,
+    num_rows: int,
+    loops: str,
+    transposed: bool,
+) -> Tensor:
+    check_on_cpu(x)
+    hag = found(graph, x.shape[0], num_rows, loops, transposed)
+    order = checked_order(order, hag)
+    x, weight = x.contiguous(), weight.contiguous()
+    _, heads, width = x.shape
+    y = in_large_pages(x.new_empty((num_rows, heads, width)))
+    tensors = [place(x), *[(0, 0)] * 3, place(weight), *[(0, 0)] * 4]
+    _cpu.attend(
+        sides(hag, order)[1] if transposed else (*hag.addresses, 0, place(order)[0]),
+        (num_rows, x.shape[0], hag.num_edges, heads, width, 0, 0),
+        tensors,
+        place(y),
+        (0, 0),
+        _GIVEN,
+        _NONE,
+        1.0,
+        DTYPES[x.dtype],
+        torch.get_num_threads(),
+    )
+    if observers:
+        tell("head_sum", "sum", hag.transpose() if transposed else hag)
+    return y
+
+
+def _run_head_dot(graph: Graph, a: Tensor, b: Tensor, order: Tensor | None, loops: str) -> Tensor:
+    check_on_cpu(a)
+    hag = found(graph, a.shape[0], b.shape[0], loops, False)
+    order = checked_order(order, hag)
+    a, b = a.contiguous(), b.contiguous()
+    _, heads, width = a.shape
+    out = a.new_empty((hag.num_edges, heads))
+    _cpu.head_dot(
+        (*hag.addresses, 0, place(order)[0]),
+        (hag.num_dst, hag.num_src, hag.num_edges, heads, width, 0, 0),
+        place(a),
+        place(b),
+        place(out),
+        DTYPES[a.dtype],
+        torch.get_num_threads(),
+    )
+    return out
+
+
+# Derivatives -----------------------------------------------------------------------------------
+
+
+def _keep_head_sum(ctx: Any, needs: Sequence[bool], inputs: Inputs, output: Tensor) -> Gradients:
+    x, weight, order, _, *ctx.how = inputs
+    ctx.rows = x.shape[0]
+    return (x if needs[1] else None), (weight if needs[0] else None), order
+
+
+def _head_sum_backward(
+    ctx: Any, graph: Graph, needs: Sequence[bool], kept: Sequence[Any], grad: Tensor
+) -> Gradients:
+    x, weight, order = kept
+    loops, transposed = ctx.how
+    grad_x = grad_weight = None
+    if needs[0]:
+        tensors = grad, weight, order
+        grad_x = call("head_sum", graph, tensors, ctx.rows, loops, not transposed)
+    if needs[1]:
+        sides = (grad, x) if transposed else (x, grad)
+        grad_weight = call("head_dot", graph, (*sides, order), loops)
+    return grad_x, grad_weight, None
+
+
+def _head_sum_tangent(
+    graph: Graph, inputs: Inputs, output: Tensor, tangents: Sequence[Tensor | None]
+) -> Tensor:
+    return linear_tangent("head_sum", graph, inputs, (0, 1), tangents)
+
+
+def _keep_head_dot(ctx: Any, needs: Sequence[bool], inputs: Inputs, output: Tensor) -> Gradients:
+    a, b, order, ctx.loops = inputs
+    ctx.rows = a.shape[0], b.shape[0]
+    return (a if needs[1] else None), (b if needs[0] else None), order
+
+
+def _head_dot_backward(
+    ctx: Any, graph: Graph, needs: Sequence[bool], kept: Sequence[Any], grad: Tensor
+) -> Gradients:
+    a, b, order = kept
+    a_rows, b_rows = ctx.rows
+    grad_a = grad_b = None
+    if needs[0]:
+        grad_a = call("head_sum", graph, (b, grad, order), a_rows, ctx.loops, True)
+    if needs[1]:
+        grad_b = call("head_sum", graph, (a, grad, order), b_rows, ctx.loops, False)
+    return grad_a, grad_b, None
+
+
+def _head_dot_tangent(
+    graph: Graph, inputs: Inputs, output: Tensor, tangents: Sequence[Tensor | None]
+) -> Tensor:
+    return linear_tangent("head_dot", graph, inputs, (0, 1), tangents)
+
+
+# Shapes, for tracing ---------------------------------------------------------------------------
+
+
+def _shape_of_head_sum(
+    graph: Graph, x: Tensor, weight: Tensor, order: Any, num_rows: Any, *how: Any
+) -> Tensor:
+    return x.new_empty((num_rows, *x.shape[1:]))
+
+
+def _shape_of_head_dot(graph: Graph, a: Tensor, b: Tensor, order: Any, loops: str) -> Tensor:
+    return a.new_empty((graph.col.shape[-1], a.shape[1]))
+
+
+_GRAPH = "Tensor? order, Tensor row_ptr, Tensor col"
+_OPERATORS = {
+    "head_sum": Operator(
+        f"(Tensor x, Tensor weight, {_GRAPH}, SymInt num_rows, str self_loops, bool transposed)"
+        " -> Tensor",
+        *(_run_head_sum, _shape_of_head_sum, _keep_head_sum),
+        *(_head_sum_backward, _head_sum_tangent),
+    ),
+    "head_dot": Operator(
+        f"(Tensor a, Tensor b, {_GRAPH}, str self_loops) -> Tensor",
+        *(_run_head_dot, _shape_of_head_dot, _keep_head_dot),
+        *(_head_dot_backward, _head_dot_tangent),
+    ),
+}
+for _name, _operator in _OPERATORS.items():
+    register(_name, _operator)

@@ -1,0 +1,72 @@
+// What the instruction-set files and attend.cpp agree on, under the rules of run/tile_abi.h.
+#pragma once
+
+#include <stdint.h>
+
+#include "run/tile_abi.h"
+
+// Python numbers them in this order, too.
+enum HagScore { HAG_SCORE_GIVEN, HAG_SCORE_SUM, HAG_SCORE_VECTOR, HAG_SCORE_DOT, HAG_NUM_SCORES };
+enum HagNormalise {
+  HAG_NORMALISE_SOFTMAX,
+  HAG_NORMALISE_TANH,
+  HAG_NORMALISE_NONE,
+  HAG_NUM_NORMALISES
+};
+
+// Attention over a graph, or its gradients. All features are contiguous float32 or float64; those
+// that a call has no use for are null. Slot k of row i is an edge between row i and column col[k].
+// In a pass by source the rows are the sources: `place` has the place of each slot in the graph's
+// own order, by target. Arrays of the scratch kind have that order, the user's have that of
+// `order`.
+struct HagAttend {
+  const int64_t *row_ptr;
+  const int32_t *col;
+  const int32_t *place;                            // null: the slots are in the graph's own order
+  const int64_t *order;                            // null: the user's order is the graph's
+  int64_t num_rows, num_cols, num_edges, longest;  // longest: a row that is no hub
+  int64_t heads, width, key_width, edge_width, block;
+  double slope;
+  int32_t score, normalise, dtype;
+
+  const void *value, *key, *query, *weight, *bias, *edges, *edge_query, *projection, *mask;
+  // Forward.
+  void *y;     // [num_dst, heads, width + edge_width if edge_query]
+  void *kept;  // [num_dst, 2, heads]: the largest score, 1 / the sum of exponentials
+  // Backward.
+  const void *grad, *grad_edges;  // by y: [num_dst, heads, width], [num_dst, heads, edge_width]
+  const void *grad_y, *result;    // as y lies, and y itself
+  void *stat;                     // [num_dst, 3, heads]: kept, and <grad_y, result>
+  void *edge_score, *edge_grad;   // [E, heads]: <edge_query, edges>, <grad_edges, edges>
+  void *by_score, *shares;        // [E, heads] and more: gradients by scores; what values count
+  void *d_value, *d_key, *d_query, *d_bias, *d_edges, *d_edge_query, *d_mask;
+};
+
+// Where a range of a row's slots puts its sums: each is written, but the last two are added to.
+struct HagAttendSums {
+  void *first, *second;           // by source: value, key; by target: query, edge_query
+  void *d_weight, *d_projection;  // of a piece of work
+};
+
+#define HAG_DECLARE_ATTEND(ISA)                                                                   \
+  extern "C" {                                                                                    \
+  void hag_attend_rows_##ISA(const HagAttend *args, int64_t first, int64_t last, void *scratch);  \
+  void hag_attend_scores_##ISA(const HagAttend *args, int64_t row, int64_t begin, int64_t end,    \
+                               void *scores, void *largest, void *scratch);                       \
+  void hag_attend_part_##ISA(const HagAttend *args, int64_t row, int64_t begin, int64_t end,      \
+                             void *scores, const void *largest, void *total, void *sums,          \
+                             void *scratch);                                                      \
+  void hag_attend_stat_##ISA(const HagAttend *args, int64_t first, int64_t last, void *scratch);  \
+  void hag_attend_edges_##ISA(const HagAttend *args, int64_t row, int64_t begin, int64_t end,     \
+                              void *scratch);                                                     \
+  void hag_attend_by_source_##ISA(const HagAttend *args, int64_t row, int64_t begin, int64_t end, \
+                                  const HagAttendSums *sums, void *scratch);                      \
+  void hag_attend_by_target_##ISA(const HagAttend *args, int64_t row, int64_t begin, int64_t end, \
+                                  const HagAttendSums *sums, void *scratch);                      \
+  void hag_attend_dot_##ISA(const HagAttend *args, int64_t row, int64_t begin, int64_t end,       \
+                            void *out, void *scratch);                                            \
+  }
+
+HAG_DECLARE_ATTEND(baseline)
+HAG_DECLARE_ATTEND(avx2)
+HAG_DECLARE_ATTEND(avx512)

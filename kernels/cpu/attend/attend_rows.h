@@ -1,0 +1,641 @@
+// Attention, once for every instruction set: isa_*.cpp define HAG_ISA and include this file.
+//
+// The scores of a run of edges lie side by side, [n, heads], and are worked on a vector at a time:
+// what belongs to heads is repeated until it fills whole vectors (Periodic).
+#include "attend/attend_abi.h"
+#include "attend/exponential.h"
+#include "attend/heads.h"
+
+namespace {
+
+constexpr int64_t kSlack = 64;  // numbers that may be read or written past a run
+
+template <class F>
+class Attend {
+  static constexpr int L = Whole<F>::L;
+  typedef typename Whole<F>::V V;
+
+ public:
+  // attend.cpp knows how much of `scratch` is used (scratch_numbers).
+  Attend(const HagAttend &args, void *scratch) : a(args), H(args.heads), free_((F *)scratch) {
+    int64_t x = H, y = L;
+    while (y) {
+      const int64_t rest = x % y;
+      x = y, y = rest;
+    }
+    period_ = H / x;
+  }
+
+  F *take(int64_t numbers) {
+    F *p = free_;
+    free_ += (numbers + kSlack - 1) / kSlack * kSlack;
+    return p;
+  }
+  F *run_of(int64_t edges) { return take(edges * H + kSlack); }
+  F *periodic() { return take(period_ * L); }
+
+  // ---------------------------------------------------------------- what is of heads
+
+  void repeat(const F *of_heads, F *out) const {
+    for (int64_t k = 0, h = 0; k < period_ * L; ++k) {
+      out[k] = of_heads[h];
+      if (++h == H) h = 0;
+    }
+  }
+
+  // body(offset, offset in what is periodic) for all vectors of a run of n edges.
+  template <class Body>
+  HAG_INLINE void each(int64_t n, const Body &body) const {
+    const int64_t whole = period_ * L;
+    for (int64_t k = 0, p = 0; k < n * H; k += L) {
+      body(k, p);
+      p = p + L == whole ? 0 : p + L;
+    }
+  }
+
+  void fill_rest(F *s, int64_t n, F value) const {
+    for (int64_t k = n * H, end = (n * H + L - 1) / L * L; k < end; ++k) s[k] = value;
+  }
+
+  // out[h] = sum over the edges of s[b, h]; or added to it.
+  void sum_heads(const F *s, int64_t n, F *lanes, F *out, bool add) const {
+    for (int64_t k = 0; k < period_ * L; ++k) lanes[k] = 0;
+    const int64_t numbers = n * H, whole = numbers / L * L;
+    int64_t p = 0;
+    for (int64_t k = 0; k < whole; k += L) {
+      store_as(lanes + p, load_as<V>(lanes + p) + load_as<V>(s + k));
+      p = p + L == period_ * L ? 0 : p + L;
+    }
+    for (int64_t k = whole; k < numbers; ++k) lanes[p + k - whole] += s[k];
+    for (int64_t half = period_ * L / 2; half >= H; half /= 2)
+      for (int64_t k = 0; k < half; ++k) lanes[k] += lanes[k + half];
+    for (int64_t h = 0; h < H; ++h) out[h] = add ? out[h] + lanes[h] : lanes[h];
+  }
+
+  // The largest of each head; NaN is passed over: it comes back with the exponentials.
+  void largest(const F *s, int64_t n, F *lanes, F *out) const {
+    const F least = -__builtin_inf();
+    for (int64_t k = 0; k < period_ * L; ++k) lanes[k] = least;
+    each(n, [&](int64_t k, int64_t p) {
+      const V v = load_as<V>(s + k), m = load_as<V>(lanes + p);
+      store_as(lanes + p, v > m ? v : m);
+    });
+    for (int64_t half = period_ * L / 2; half >= H; half /= 2)
+      for (int64_t k = 0; k < half; ++k)
+        lanes[k] = lanes[k + half] > lanes[k] ? lanes[k + half] : lanes[k];
+    for (int64_t h = 0; h < H; ++h) out[h] = lanes[h];
+  }
+
+  // ---------------------------------------------------------------- what is of edges
+
+  HAG_INLINE int64_t place(int64_t slot) const { return a.place ? a.place[slot] : slot; }
+  HAG_INLINE int64_t users(int64_t slot) const {
+    return a.order ? a.order[place(slot)] : place(slot);
+  }
+
+  template <int N>
+  HAG_INLINE static void copy(F *to, const F *from, int64_t numbers) {
+    if constexpr (N > 0) __builtin_memcpy(to, from, N * sizeof(F));
+    else
+      for (int64_t h = 0; h < numbers; ++h) to[h] = from[h];
+  }
+
+  // move<N>(b) for n edges; N is the number of heads, or 0 for any.
+  template <class Move>
+  HAG_INLINE void by_heads(int64_t n, const Move &move) const {
+    switch (H) {
+#define HAG_CASE(N)                                                 \
+  case N:                                                           \
+    for (int64_t b = 0; b < n; ++b) move.template operator()<N>(b); \
+    return;
+      HAG_CASE(1)
+      HAG_CASE(2)
+      HAG_CASE(4)
+      HAG_CASE(8)
+#undef HAG_CASE
+    }
+    for (int64_t b = 0; b < n; ++b) move.template operator()<0>(b);
+  }
+
+  template <class At>
+  struct Gather {
+    F *to;
+    const F *from;
+    int64_t stride, H;
+    const At &at;
+    template <int N>
+    HAG_INLINE void operator()(int64_t b) const {
+      copy<N>(to + b * H, from + at(b) * stride, H);
+    }
+  };
+  template <class At>
+  struct Scatter {
+    F *to;
+    const F *from;
+    int64_t H;
+    const At &at;
+    template <int N>
+    HAG_INLINE void operator()(int64_t b) const {
+      copy<N>(to + at(b) * H, from + b * H, H);
+    }
+  };
+
+  // to[b] = from[at(b)], rows of H numbers that lie `stride` apart.
+  template <class At>
+  void gather(F *to, const void *from, int64_t stride, int64_t n, const At &at) const {
+    by_heads(n, Gather<At>{to, (const F *)from, stride, H, at});
+  }
+  template <class At>
+  void scatter(void *to, const F *from, int64_t n, const At &at) const {
+    by_heads(n, Scatter<At>{(F *)to, from, H, at});
+  }
+
+  HAG_INLINE Rows<F> rows_of(const void *x, int64_t numbers, int64_t begin, bool ahead) const {
+    const int64_t bytes = numbers * (int64_t)sizeof(F);
+    if (!ahead || bytes == 0 || bytes > kFetchedRow)
+      return {(const F *)x, numbers, a.col + begin, 0, 0};
+    return {(const F *)x, numbers, a.col + begin, a.num_edges - begin, prefetch_distance(bytes)};
+  }
+
+  // The edges' own terms of "vector" from slot `begin`, and where they are.
+  const F *const *vectors_of_edges(int64_t begin, int64_t n) {
+    if (!a.edges) return nullptr;
+    const int64_t numbers = H * a.key_width, stride = a.projection ? a.edge_width : numbers;
+    for (int64_t b = 0; b < n; ++b) {
+      const F *edge = (const F *)a.edges + users(begin + b) * stride;
+      edge_[b] = edge;
+      if (!a.projection) continue;
+      const OneRow all{(const F *)a.projection, numbers};
+      F *row = projected_ + b * numbers;
+      for (int64_t k = 0; k < numbers; ++k) row[k] = 0;
+      // One head with a weight for each row of the projection.
+      weighted_heads(all, edge, a.edge_width, 1, numbers, row, false);
+      projected_at_[b] = row;
+    }
+    return a.projection ? projected_at_ : edge_;
+  }
+
+  struct OneRow {  // the rows of a matrix
+    const F *x;
+    int64_t stride;
+    template <int M>
+    HAG_INLINE Vec<F, M> get(int64_t b, int64_t offset) const {
+      return load_as<Vec<F, M>>(x + b * stride + offset);
+    }
+    HAG_INLINE void fetch(int64_t) const {}
+  };
+
+  Pointers<F> edge_rows(int64_t begin, int64_t n) {
+    for (int64_t b = 0; b < n; ++b) edge_[b] = (const F *)a.edges + users(begin + b) * a.edge_width;
+    return {edge_};
+  }
+
+  void prepare_edges() {  // an address is no longer than two numbers
+    edge_ = (const F **)take(2 * a.block);
+    projected_at_ = (const F **)take(2 * a.block);
+    if (a.projection) projected_ = take(a.block * H * a.key_width + kSlack);
+  }
+
+  // ---------------------------------------------------------------- scores
+
+  // s[b, h] of n <= block edges from slot `begin` before the leaky ReLU, without the term of edges
+  // of "dot". `fixed`: key or query of the row's own node; `others`: those of the others.
+  void scores(const F *fixed, const void *others, int64_t begin, int64_t n, F *s, F *other,
+              F *repeated) {
+    const int32_t *col = a.col + begin;
+    const auto node = [&](int64_t b) { return (int64_t)col[b]; };
+    const auto user = [&](int64_t b) { return users(begin + b); };
+    bool bias = a.bias != nullptr;
+    switch (a.score) {
+      case HAG_SCORE_GIVEN:
+        gather(s, a.bias, H, n, user);
+        bias = false;
+        break;
+      case HAG_SCORE_SUM:
+        if (others) gather(s, others, H, n, node);
+        else each(n, [&](int64_t k, int64_t) { store_as(s + k, V{}); });
+        if (fixed) {
+          repeat(fixed, repeated);
+          each(n, [&](int64_t k, int64_t p) {
+            store_as(s + k, load_as<V>(s + k) + load_as<V>(repeated + p));
+          });
+        }
+        break;
+      case HAG_SCORE_VECTOR:
+        dots(LeakyOf<F>{vectors(fixed, others, begin, n, true)}, (const F *)a.weight, n, H,
+             a.key_width, s);
+        break;
+      default:
+        dots(rows_of(others, H * a.key_width, begin, true), fixed, n, H, a.key_width, s);
+    }
+    if (!bias) return;
+    gather(other, a.bias, H, n, user);
+    each(n,
+         [&](int64_t k, int64_t) { store_as(s + k, load_as<V>(s + k) + load_as<V>(other + k)); });
+  }
+
+  Vectors<F> vectors(const F *fixed, const void *others, int64_t begin, int64_t n, bool ahead) {
+    return {rows_of(others, H * a.key_width, begin, ahead), fixed, vectors_of_edges(begin, n),
+            (F)a.slope};
+  }
+
+  bool sloped() const { return a.score != HAG_SCORE_VECTOR && a.slope != 1.0; }
+
+  // out[b, h] += <fixed_h, edges_b>; `column` has room for a run of one head.
+  void add_edge_dots(const F *fixed, int64_t begin, int64_t n, F *out, F *column) {
+    const Pointers<F> edges = edge_rows(begin, n);
+    for (int64_t h = 0; h < H; ++h) {
+      dots(edges, fixed + h * a.edge_width, n, 1, a.edge_width, column);
+      for (int64_t b = 0; b < n; ++b) out[b * H + h] += column[b];
+    }
+  }
+
+  // out[h] = sum over n edges of w[b, h] edges_b, or added to it.
+  void sum_edges(const F *w, int64_t begin, int64_t n, F *out, bool add, F *column) {
+    const Pointers<F> edges = edge_rows(begin, n);
+    for (int64_t h = 0; h < H; ++h) {
+      for (int64_t b = 0; b < n; ++b) column[b] = w[b * H + h];
+      weighted_heads(edges, column, n, 1, a.edge_width, out + h * a.edge_width, add);
+    }
+  }
+
+  // ---------------------------------------------------------------- forward
+
+  const F *of(const void *x, int64_t row, int64_t numbers) const {
+    return x ? (const F *)x + row * numbers : nullptr;
+  }
+
+  struct Forward {
+    F *other, *repeated, *lanes;
+  };
+  Forward prepare() {
+    prepare_edges();
+    return {run_of(a.block), periodic(), periodic()};
+  }
+
+  // The scores of all slots of a row's part, with their leaky ReLU, and the largest.
+  void part_scores(Forward &f, int64_t row, int64_t begin, int64_t end, F *s, F *most) {
+    const int64_t key = a.score == HAG_SCORE_SUM ? H : H * a.key_width;
+    const F *query = of(a.query, row, key);
+    for (int64_t k = begin; k < end; k += a.block) {
+      const int64_t n = k + a.block < end ? a.block : end - k;
+      F *run = s + (k - begin) * H;
+      scores(query, a.key, k, n, run, f.other, f.repeated);
+      if (a.edge_query) add_edge_dots(of(a.edge_query, row, H * a.edge_width), k, n, run, f.other);
+    }
+    const int64_t n = end - begin;
+    if (sloped())
+      each(n, [&](int64_t k, int64_t) { store_as(s + k, leaky(load_as<V>(s + k), (F)a.slope)); });
+    if (a.normalise != HAG_NORMALISE_SOFTMAX) return;
+    fill_rest(s, n, -__builtin_inf());
+    largest(s, n, f.lanes, most);
+  }
+
+  // What becomes of the scores of a part: the total of the exponentials, and the weighted sums
+  // [H, width], then [H, edge_width].
+  void part_sums(Forward &f, int64_t begin, int64_t end, F *s, const F *most, F *total, F *sums) {
+    const int64_t n = end - begin;
+    if (a.normalise == HAG_NORMALISE_SOFTMAX) {
+      repeat(most, f.repeated);
+      each(n, [&](int64_t k, int64_t p) {
+        store_as(s + k, exponential<F>(load_as<V>(s + k) - load_as<V>(f.repeated + p)));
+      });
+      sum_heads(s, n, f.lanes, total, false);
+    } else if (a.normalise == HAG_NORMALISE_TANH) {
+      each(n,
+           [&](int64_t k, int64_t) { store_as(s + k, hyperbolic_tangent<F>(load_as<V>(s + k))); });
+    }
+    if (a.mask)
+      for (int64_t k = begin; k < end; k += a.block) {
+        const int64_t count = k + a.block < end ? a.block : end - k;
+        F *run = s + (k - begin) * H;
+        gather(f.other, a.mask, H, count, [&](int64_t b) { return users(k + b); });
+        for (int64_t b = 0; b < count * H; ++b) run[b] *= f.other[b];
+      }
+    const bool first = a.score != HAG_SCORE_VECTOR || a.value != a.key;
+    weighted_heads(rows_of(a.value, H * a.width, begin, first), s, n, H, a.width, sums, false);
+    if (!a.edge_query) return;
+    F *of_edges = sums + H * a.width;
+    for (int64_t k = begin; k < end; k += a.block) {
+      const int64_t count = k + a.block < end ? a.block : end - k;
+      sum_edges(s + (k - begin) * H, k, count, of_edges, k > begin, f.other);
+    }
+    if (n == 0)
+      for (int64_t k = 0; k < H * a.edge_width; ++k) of_edges[k] = 0;
+  }
+
+  void finish(int64_t row, const F *most, const F *total, const F *sums) const {
+    const int64_t D = a.edge_query ? a.edge_width : 0, C = a.width;
+    F *y = (F *)a.y + row * H * (C + D), *kept = (F *)a.kept + row * 2 * H;
+    const bool soft = a.normalise == HAG_NORMALISE_SOFTMAX;
+    for (int64_t h = 0; h < H; ++h) {
+      const F inverse = soft ? (F)1 / (total[h] + (F)1e-16) : (F)1;
+      if (a.kept) kept[h] = soft ? most[h] : (F)0, kept[H + h] = inverse;
+      for (int64_t c = 0; c < C; ++c) y[h * (C + D) + c] = sums[h * C + c] * inverse;
+      for (int64_t d = 0; d < D; ++d) y[h * (C + D) + C + d] = sums[H * C + h * D + d] * inverse;
+    }
+  }
+
+  void rows(int64_t first, int64_t last) {
+    Forward f = prepare();
+    F *s = run_of(a.longest), *most = take(H), *total = take(H);
+    F *sums = take(H * (a.width + a.edge_width));
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t begin = a.row_ptr[i], end = a.row_ptr[i + 1];
+      if (end - begin > a.longest) continue;  // a hub
+      if (begin == end) {
+        for (int64_t h = 0; h < H; ++h) most[h] = 0, total[h] = 0;
+        for (int64_t k = 0; k < H * (a.width + a.edge_width); ++k) sums[k] = 0;
+      } else {
+        part_scores(f, i, begin, end, s, most);
+        part_sums(f, begin, end, s, most, total, sums);
+      }
+      finish(i, most, total, sums);
+    }
+  }
+
+  // ---------------------------------------------------------------- backward
+
+  // stat: what was kept, and <grad_y, result> of each head.
+  void stats(int64_t first, int64_t last) {
+    const int64_t width = a.width + (a.edge_query ? a.edge_width : 0), numbers = H * width;
+    F *product = take(H + kSlack);
+    const int32_t own = 0;
+    for (int64_t i = first; i < last; ++i) {
+      F *stat = (F *)a.stat + i * 3 * H;
+      const F *kept = (const F *)a.kept + i * 2 * H;
+      for (int64_t h = 0; h < 2 * H; ++h) stat[h] = kept[h];
+      const Rows<F> row{(const F *)a.grad_y + i * numbers, 0, &own, 0, 0};
+      dots(row, (const F *)a.result + i * numbers, 1, H, width, product);
+      for (int64_t h = 0; h < H; ++h) stat[2 * H + h] = product[h];
+    }
+  }
+
+  // edge_score and edge_grad of a part of a target's row.
+  void edge_terms(int64_t row, int64_t begin, int64_t end) {
+    prepare_edges();
+    F *column = run_of(a.block);
+    const int64_t numbers = H * a.edge_width;
+    F *score = (F *)a.edge_score, *by = (F *)a.edge_grad;
+    for (int64_t k = begin * H; k < end * H; ++k) score[k] = 0, by[k] = 0;
+    for (int64_t k = begin; k < end; k += a.block) {
+      const int64_t n = k + a.block < end ? a.block : end - k;
+      add_edge_dots(of(a.edge_query, row, numbers), k, n, score + k * H, column);
+      add_edge_dots(of(a.grad_edges, row, numbers), k, n, by + k * H, column);
+    }
+  }
+
+  HAG_INLINE void clear(F *p, int64_t numbers) const {
+    if (p)
+      for (int64_t k = 0; k < numbers; ++k) p[k] = 0;
+  }
+
+  // A part of a source's row: gradients by its value and key, by scores, and by what edges have.
+  void by_source(int64_t row, int64_t begin, int64_t end, const HagAttendSums &sums) {
+    prepare_edges();
+    const int64_t key_numbers = a.score == HAG_SCORE_SUM ? H : H * a.key_width;
+    F *s = run_of(a.block), *g = run_of(a.block), *p = run_of(a.block);
+    F *most = run_of(a.block), *inverse = run_of(a.block), *inner = run_of(a.block);
+    F *repeated = periodic(), *lanes = periodic();
+    F *d_value = (F *)sums.first, *d_key = (F *)sums.second;
+    const F *key = of(a.key, row, key_numbers), *value = of(a.value, row, H * a.width);
+    const F *stat = (const F *)a.stat;
+    const bool soft = a.normalise == HAG_NORMALISE_SOFTMAX;
+    const F slope = sloped() ? (F)a.slope : (F)1;
+    clear(begin == end ? d_value : nullptr, H * a.width);
+    clear(begin == end ? d_key : nullptr, key_numbers);
+    for (int64_t k = begin; k < end; k += a.block) {
+      const int64_t n = k + a.block < end ? a.block : end - k;
+      const int32_t *col = a.col + k;
+      const auto node = [&](int64_t b) { return (int64_t)col[b]; };
+      const auto at = [&](int64_t b) { return place(k + b); };
+      const auto user = [&](int64_t b) { return users(k + b); };
+      const auto add_edges = [&](F *to, const void *term) {
+        gather(inner, term, H, n, at);
+        each(n, [&](int64_t v, int64_t) {
+          store_as(to + v, load_as<V>(to + v) + load_as<V>(inner + v));
+        });
+      };
+      const Rows<F> grads = rows_of(a.grad, H * a.width, k, true);
+      scores(key, a.query, k, n, s, inner, repeated);
+      dots(grads, value, n, H, a.width, g);
+      if (a.edge_query) add_edges(s, a.edge_score), add_edges(g, a.edge_grad);
+      if (soft) {
+        gather(most, stat, 3 * H, n, node);
+        gather(inverse, stat + H, 3 * H, n, node);
+        gather(inner, stat + 2 * H, 3 * H, n, node);
+        each(n, [&](int64_t v, int64_t) {
+          const V z = leaky(load_as<V>(s + v), slope);
+          store_as(p + v, exponential<F>(z - load_as<V>(most + v)) * load_as<V>(inverse + v));
+        });
+      } else if (a.normalise == HAG_NORMALISE_TANH) {
+        each(n, [&](int64_t v, int64_t) {
+          store_as(p + v, hyperbolic_tangent<F>(leaky(load_as<V>(s + v), slope)));
+        });
+      } else {
+        each(n, [&](int64_t v, int64_t) { store_as(p + v, leaky(load_as<V>(s + v), slope)); });
+      }
+      if (a.d_mask) {
+        each(n, [&](int64_t v, int64_t) {
+          store_as(most + v, load_as<V>(p + v) * load_as<V>(g + v));
+        });
+        scatter(a.d_mask, most, n, user);
+      }
+      F *share = p;
+      if (a.mask) {
+        share = most;
+        gather(most, a.mask, H, n, user);
+        each(n, [&](int64_t v, int64_t) {
+          const V mask = load_as<V>(most + v);
+          store_as(g + v, load_as<V>(g + v) * mask);
+          store_as(most + v, load_as<V>(p + v) * mask);
+        });
+      }
+      if (d_value)
+        weighted_heads(rows_of(a.grad, H * a.width, k, false), share, n, H, a.width, d_value,
+                       k > begin);
+      if (a.shares) scatter(a.shares, share, n, at);
+      each(n, [&](int64_t v, int64_t) {
+        const V z = load_as<V>(p + v);
+        V by = load_as<V>(g + v);
+        if (soft) by = z * (by - load_as<V>(inner + v));
+        else if (a.normalise == HAG_NORMALISE_TANH) by = by * ((F)1 - z * z);
+        if (slope != (F)1) by = load_as<V>(s + v) > V{} ? by : by * slope;
+        store_as(g + v, by);
+      });
+      if (a.by_score) scatter(a.by_score, g, n, at);
+      if (a.d_bias) scatter(a.d_bias, g, n, user);
+      if (!d_key) continue;
+      if (a.score == HAG_SCORE_SUM) sum_heads(g, n, lanes, d_key, k > begin);
+      else if (a.score == HAG_SCORE_DOT)
+        weighted_heads(rows_of(a.query, key_numbers, k, false), g, n, H, a.key_width, d_key,
+                       k > begin);
+      else
+        weighted_heads(SlopeOf<F>{vectors(key, a.query, k, n, false)}, g, n, H, a.key_width, d_key,
+                       k > begin);
+    }
+    if (d_key && a.score == HAG_SCORE_VECTOR) multiply(d_key, (const F *)a.weight, key_numbers);
+  }
+
+  void multiply(F *p, const F *by, int64_t numbers) const {
+    for (int64_t k = 0; k < numbers; ++k) p[k] *= by[k];
+  }
+
+  // A part of a target's row: gradients by its query and edge query, by the weight, and by edges,
+  // of those by scores.
+  void by_target(int64_t row, int64_t begin, int64_t end, const HagAttendSums &sums) {
+    prepare_edges();
+    const int64_t key_numbers = a.score == HAG_SCORE_SUM ? H : H * a.key_width;
+    F *column = run_of(a.block), *lanes = periodic();
+    F *one = take(key_numbers + kSlack);
+    F *d_query = (F *)sums.first, *d_edge_query = (F *)sums.second;
+    const F *query = of(a.query, row, key_numbers);
+    clear(begin == end ? d_query : nullptr, key_numbers);
+    clear(begin == end ? d_edge_query : nullptr, H * a.edge_width);
+    for (int64_t k = begin; k < end; k += a.block) {
+      const int64_t n = k + a.block < end ? a.block : end - k;
+      const F *by = (const F *)a.by_score + k * H;
+      const bool add = k > begin;
+      if (a.score == HAG_SCORE_SUM) {
+        if (d_query) sum_heads(by, n, lanes, d_query, add);
+      } else if (a.score == HAG_SCORE_DOT) {
+        if (d_query)
+          weighted_heads(rows_of(a.key, key_numbers, k, true), by, n, H, a.key_width, d_query, add);
+        if (d_edge_query) sum_edges(by, k, n, d_edge_query, add, column);
+        if (a.d_edges) edges_of_dot(row, k, n, by);
+      } else if (a.score == HAG_SCORE_VECTOR) {
+        const Vectors<F> z = vectors(query, a.key, k, n, true);
+        if (d_query) weighted_heads(SlopeOf<F>{z}, by, n, H, a.key_width, d_query, add);
+        if (sums.d_weight)
+          weighted_heads(LeakyOf<F>{z}, by, n, H, a.key_width, (F *)sums.d_weight, true);
+        if (a.d_edges || sums.d_projection)
+          edges_of_vectors(SlopeOf<F>{z}, k, n, by, one, (F *)sums.d_projection);
+      }
+    }
+    if (d_query && a.score == HAG_SCORE_VECTOR) multiply(d_query, (const F *)a.weight, key_numbers);
+  }
+
+  void edges_of_dot(int64_t row, int64_t begin, int64_t n, const F *by) const {
+    const int64_t D = a.edge_width;
+    const F *query = of(a.edge_query, row, H * D), *grad = of(a.grad_edges, row, H * D);
+    const F *share = (const F *)a.shares + begin * H;
+    for (int64_t b = 0; b < n; ++b) {
+      F *out = (F *)a.d_edges + users(begin + b) * D;
+      for (int64_t d = 0; d < D; ++d) out[d] = 0;
+      for (int64_t h = 0; h < H; ++h) {
+        const F s = by[b * H + h], w = share[b * H + h];
+        for (int64_t d = 0; d < D; ++d) out[d] += s * query[h * D + d] + w * grad[h * D + d];
+      }
+    }
+  }
+
+  // `one`: room for what an edge's vector has for a gradient.
+  void edges_of_vectors(const SlopeOf<F> &slopes, int64_t begin, int64_t n, const F *by, F *one,
+                        F *d_projection) {
+    const int64_t K = a.key_width, numbers = H * K, D = a.edge_width;
+    const F *weight = (const F *)a.weight;
+    for (int64_t b = 0; b < n; ++b) {
+      const int64_t user = users(begin + b);
+      F *row = a.projection ? one : (F *)a.d_edges + user * numbers;
+      for (int64_t h = 0; h < H; ++h) {
+        const F s = by[b * H + h];
+        for (int64_t k = h * K; k < (h + 1) * K; ++k)
+          row[k] = s * weight[k] * slopes.template get<1>(b, k)[0];
+      }
+      if (!a.projection) continue;
+      if (a.d_edges) {
+        for (int64_t d = 0; d < D; ++d) {
+          const F *to = (const F *)a.projection + d * numbers;
+          projected_at_[0] = to;
+          F dot[kSlack];
+          dots(Pointers<F>{projected_at_}, one, 1, 1, numbers, dot);
+          ((F *)a.d_edges)[user * D + d] = dot[0];
+        }
+      }
+      if (d_projection) {
+        const F *edge = (const F *)a.edges + user * D;
+        for (int64_t d = 0; d < D; ++d)
+          for (int64_t k = 0; k < numbers; ++k) d_projection[d * numbers + k] += edge[d] * one[k];
+      }
+    }
+  }
+
+  // ---------------------------------------------------------------- dot products of all edges
+
+  // <value_j, query_i> of a part of a target's row.
+  void dot(int64_t row, int64_t begin, int64_t end, F *out) {
+    F *s = run_of(a.block);
+    const F *query = of(a.query, row, H * a.width);
+    for (int64_t k = begin; k < end; k += a.block) {
+      const int64_t n = k + a.block < end ? a.block : end - k;
+      dots(rows_of(a.value, H * a.width, k, true), query, n, H, a.width, s);
+      scatter(out, s, n, [&](int64_t b) { return users(k + b); });
+    }
+  }
+
+ private:
+  const HagAttend &a;
+  const int64_t H;
+  F *free_;
+  int64_t period_;  // vectors
+  const F **edge_ = nullptr, **projected_at_ = nullptr;
+  F *projected_ = nullptr;
+};
+
+}  // namespace
+
+#define HAG_BY_TYPE(call)           \
+  if (args->dtype == HAG_FLOAT64) { \
+    typedef double F;               \
+    call;                           \
+  } else {                          \
+    typedef float F;                \
+    call;                           \
+  }
+
+extern "C" {
+
+void HAG_ENTRY(hag_attend_rows_)(const HagAttend *args, int64_t first, int64_t last,
+                                 void *scratch) {
+  HAG_BY_TYPE(Attend<F>(*args, scratch).rows(first, last))
+}
+
+void HAG_ENTRY(hag_attend_scores_)(const HagAttend *args, int64_t row, int64_t begin, int64_t end,
+                                   void *scores, void *largest, void *scratch) {
+  HAG_BY_TYPE(Attend<F> attend(*args, scratch); auto forward = attend.prepare();
+              attend.part_scores(forward, row, begin, end, (F *)scores, (F *)largest))
+}
+
+void HAG_ENTRY(hag_attend_part_)(const HagAttend *args, int64_t, int64_t begin, int64_t end,
+                                 void *scores, const void *largest, void *total, void *sums,
+                                 void *scratch) {
+  HAG_BY_TYPE(Attend<F> attend(*args, scratch); auto forward = attend.prepare(); attend.part_sums(
+      forward, begin, end, (F *)scores, (const F *)largest, (F *)total, (F *)sums))
+}
+
+void HAG_ENTRY(hag_attend_stat_)(const HagAttend *args, int64_t first, int64_t last,
+                                 void *scratch) {
+  HAG_BY_TYPE(Attend<F>(*args, scratch).stats(first, last))
+}
+
+void HAG_ENTRY(hag_attend_edges_)(const HagAttend *args, int64_t row, int64_t begin, int64_t end,
+                                  void *scratch) {
+  HAG_BY_TYPE(Attend<F>(*args, scratch).edge_terms(row, begin, end))
+}
+
+void HAG_ENTRY(hag_attend_by_source_)(const HagAttend *args, int64_t row, int64_t begin,
+                                      int64_t end, const HagAttendSums *sums, void *scratch) {
+  HAG_BY_TYPE(Attend<F>(*args, scratch).by_source(row, begin, end, *sums))
+}
+
+void HAG_ENTRY(hag_attend_by_target_)(const HagAttend *args, int64_t row, int64_t begin,
+                                      int64_t end, const HagAttendSums *sums, void *scratch) {
+  HAG_BY_TYPE(Attend<F>(*args, scratch).by_target(row, begin, end, *sums))
+}
+
+void HAG_ENTRY(hag_attend_dot_)(const HagAttend *args, int64_t row, int64_t begin, int64_t end,
+                                void *out, void *scratch) {
+  HAG_BY_TYPE(Attend<F>(*args, scratch).dot(row, begin, end, (F *)out))
+}
+
+}  // extern "C"

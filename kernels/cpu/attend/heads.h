@@ -1,0 +1,355 @@
+// Dot products and weighted sums of rows with several heads, for a run of edges.
+//
+// Rows are `heads` times `width` numbers. Narrow heads lie side by side in vectors; what a dot
+// product leaves in the lanes of several vectors is added up at once, pair by pair of lanes.
+// isa_*.cpp include this file.
+#pragma once
+
+#include "run/vectors.h"
+
+namespace {
+
+// ---------------------------------------------------------------- lanes
+
+template <int... I>
+struct Lanes {};
+template <int N, int... I>
+struct FirstLanes : FirstLanes<N - 1, N - 1, I...> {};
+template <int... I>
+struct FirstLanes<0, I...> {
+  typedef Lanes<I...> type;
+};
+
+#if defined(__clang__)
+#define HAG_PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define HAG_PICK(a, b, ...) __builtin_shuffle(a, b, Vec<typename LaneOf<F>::type, L>{__VA_ARGS__})
+#endif
+
+template <class F>
+struct LaneOf;
+template <>
+struct LaneOf<float> {
+  typedef int32_t type;
+};
+template <>
+struct LaneOf<double> {
+  typedef int64_t type;
+};
+
+// Sums of neighbouring lanes: first those of a, then those of b.
+template <class F, int L, int... I>
+HAG_INLINE Vec<F, L> neighbours(Vec<F, L> a, Vec<F, L> b, Lanes<I...>) {
+  return HAG_PICK(a, b, (2 * I)...) + HAG_PICK(a, b, (2 * I + 1)...);
+}
+
+// The sums of each S lanes of S vectors, in order.
+template <class F, int L, int S>
+HAG_INLINE Vec<F, L> folded(Vec<F, L> *v) {
+  if constexpr (S == 1) return v[0];
+  else {
+    HAG_UNROLL for (int i = 0; i < S / 2; ++i) v[i] =
+        neighbours<F, L>(v[2 * i], v[2 * i + 1], typename FirstLanes<L>::type());
+    return folded<F, L, S / 2>(v);
+  }
+}
+
+// Each of the first L / S lanes, S times.
+template <class F, int L, int S, int... I>
+HAG_INLINE Vec<F, L> repeated(Vec<F, L> v, Lanes<I...>) {
+  return HAG_PICK(v, v, (I / S)...);
+}
+
+// ---------------------------------------------------------------- rows of edges
+
+constexpr int64_t kFetchedRow = 4096;  // bytes: longer rows are fetched as they are read
+
+// Rows that the edges of a run name.
+template <class F>
+struct Rows {
+  const F *x;
+  int64_t stride;
+  const int32_t *at;
+  int64_t left;  // ids that may be read from `at`, to fetch rows ahead; 0: they are near already
+  int64_t ahead = 0;  // how far
+
+  template <int L>
+  HAG_INLINE Vec<F, L> get(int64_t b, int64_t offset) const {
+    return load_as<Vec<F, L>>(x + at[b] * stride + offset);
+  }
+  HAG_INLINE void fetch(int64_t b) const {
+    if (b + ahead >= left) return;
+    const char *p = (const char *)(x + at[b + ahead] * stride);
+    for (int64_t k = 0; k < stride * (int64_t)sizeof(F); k += 64) __builtin_prefetch(p + k, 0, 3);
+  }
+};
+
+// Rows that are somewhere.
+template <class F>
+struct Pointers {
+  const F *const *row;
+  template <int L>
+  HAG_INLINE Vec<F, L> get(int64_t b, int64_t offset) const {
+    return load_as<Vec<F, L>>(row[b] + offset);
+  }
+  HAG_INLINE void fetch(int64_t) const {}
+};
+
+template <class V, class F>
+HAG_INLINE V leaky(V z, F slope) {
+  return z > V{} ? z : z * slope;
+}
+
+// key + query + edge.
+template <class F>
+struct Vectors {
+  Rows<F> rows;
+  const F *fixed;
+  const F *const *edge;  // may be null
+  F slope;
+
+  template <int L>
+  HAG_INLINE Vec<F, L> z(int64_t b, int64_t offset) const {
+    Vec<F, L> z = load_as<Vec<F, L>>(fixed + offset) + rows.template get<L>(b, offset);
+    if (edge) z += load_as<Vec<F, L>>(edge[b] + offset);
+    return z;
+  }
+  HAG_INLINE void fetch(int64_t b) const { rows.fetch(b); }
+};
+
+template <class F>
+struct LeakyOf : Vectors<F> {
+  template <int L>
+  HAG_INLINE Vec<F, L> get(int64_t b, int64_t offset) const {
+    return leaky(this->template z<L>(b, offset), this->slope);
+  }
+};
+
+template <class F>
+struct SlopeOf : Vectors<F> {
+  template <int L>
+  HAG_INLINE Vec<F, L> get(int64_t b, int64_t offset) const {
+    typedef Vec<F, L> V;
+    return this->template z<L>(b, offset) > V{} ? V{} + (F)1 : V{} + this->slope;
+  }
+};
+
+// ---------------------------------------------------------------- dot products
+
+template <class F>
+constexpr int most_lanes() {
+  return kVectorBytes / (int)sizeof(F);
+}
+
+// Whether vectors of L lanes cover rows of heads without a rest, each in one head or with whole
+// heads in it.
+inline bool covers(int64_t L, int64_t heads, int64_t width) {
+  return heads * width % L == 0 && (width % L == 0 || L % width == 0);
+}
+
+// The lanes of a head's own vectors.
+template <class F>
+HAG_INLINE int64_t own_lanes(int64_t width) {
+  int64_t L = most_lanes<F>();
+  while (L > width) L /= 2;
+  return L;
+}
+
+// out[b, h] = <fixed_h, rows.get(b)_h> of n edges. `out` has room for a vector more.
+template <class F, int L, int S, class From>
+struct Dots {
+  typedef Vec<F, L> V;
+  typedef Vec<typename LaneOf<F>::type, L> I;
+
+  // The S vectors whose lanes are added up at once; how many there are.
+  V part[S];
+  int count = 0;
+  F *out;
+
+  HAG_INLINE void put(V v) {
+    if constexpr (S == 1) {
+      store_as(out, v);
+      out += L;
+    } else {
+      part[count] = v;
+      if (++count < S) return;
+      store_as(out, folded<F, L, S>(part));
+      out += L, count = 0;
+    }
+  }
+
+  // Q: vectors of a head, each whole; 0: any number, the last of which may overlap the one before.
+  template <int Q>
+  HAG_INLINE void heads(const From rows, const F *fixed, int64_t n, int64_t heads, int64_t width) {
+    const int64_t last = width - L, rest = (width + L - 1) / L * L - width;
+    I kept = {};  // lanes that the vector before has not
+    if constexpr (Q == 0)
+      for (int i = 0; i < L; ++i) kept[i] = i >= rest ? -1 : 0;
+    for (int64_t b = 0; b < n; ++b) {
+      rows.fetch(b);
+      for (int64_t h = 0, start = 0; h < heads; ++h, start += width) {
+        if constexpr (Q > 0) {
+          V sum = load_as<V>(fixed + start) * rows.template get<L>(b, start);
+          HAG_UNROLL for (int q = 1; q < Q; ++q) sum = multiply_add(
+              load_as<V>(fixed + start + q * L), rows.template get<L>(b, start + q * L), sum);
+          put(sum);
+        } else {
+          V sum = V{};
+          for (int64_t v = 0; v < last; v += L)
+            sum = multiply_add(load_as<V>(fixed + start + v), rows.template get<L>(b, start + v),
+                               sum);
+          const V product =
+              load_as<V>(fixed + start + last) * rows.template get<L>(b, start + last);
+          const I bits = load_as<I>(&product) & kept;
+          put(sum + load_as<V>(&bits));
+        }
+      }
+    }
+  }
+
+  HAG_INLINE void run(const From rows, const F *fixed, int64_t n, int64_t H, int64_t width) {
+    if constexpr (S < L) {
+      const int64_t numbers = H * width;
+      for (int64_t b = 0; b < n; ++b) {
+        rows.fetch(b);
+        for (int64_t v = 0; v < numbers; v += L)
+          put(load_as<V>(fixed + v) * rows.template get<L>(b, v));
+      }
+    } else if (width == L) {
+      heads<1>(rows, fixed, n, H, width);
+    } else if (width == 2 * L) {
+      heads<2>(rows, fixed, n, H, width);
+    } else if (width == 4 * L) {
+      heads<4>(rows, fixed, n, H, width);
+    } else {
+      heads<0>(rows, fixed, n, H, width);
+    }
+    if constexpr (S > 1) {
+      if (count == 0) return;
+      for (int i = count; i < S; ++i) part[i] = V{};
+      store_as(out, folded<F, L, S>(part));
+    }
+  }
+};
+
+template <class F, class From>
+void dots(const From &rows, const F *fixed, int64_t n, int64_t heads, int64_t width, F *out) {
+  if (width == 0) {
+    for (int64_t k = 0; k < n * heads; ++k) out[k] = 0;
+    return;
+  }
+  constexpr int W = most_lanes<F>();
+  int64_t L = W, S;
+  while (L > 1 && !covers(L, heads, width)) L /= 2;
+  if (L < own_lanes<F>(width)) L = S = own_lanes<F>(width);
+  else S = width < L ? width : L;
+#define HAG_CASE(LANES, SUMMED)                     \
+  if constexpr (LANES <= W)                         \
+    if (L == LANES && S == SUMMED) {                \
+      Dots<F, LANES, SUMMED, From> one;             \
+      one.out = out;                                \
+      return one.run(rows, fixed, n, heads, width); \
+    }
+#define HAG_CASES(SUMMED) HAG_CASE(16, SUMMED) HAG_CASE(8, SUMMED)
+  HAG_CASES(1)
+  HAG_CASES(2)
+  HAG_CASES(4)
+  HAG_CASES(8)
+  HAG_CASE(16, 16)
+  HAG_CASE(4, 1)
+  HAG_CASE(4, 2)
+  HAG_CASE(4, 4)
+  HAG_CASE(2, 1)
+  HAG_CASE(2, 2)
+  HAG_CASE(1, 1)
+#undef HAG_CASES
+#undef HAG_CASE
+}
+
+// ---------------------------------------------------------------- weighted sums
+
+// out = sum over n edges of w[b, h] * rows.get(b)_h. `w` may be read up to a vector further.
+template <class F, class From>
+struct WeightedHeads {
+  const From &rows;
+  const F *w;
+  int64_t n, heads, width;
+  F *out;
+  bool add;  // to what is there
+
+  // N vectors of L lanes from `start`; S: heads of this width lie in each; 0: each is in one head.
+  template <int L, int N, int S>
+  void block(int64_t start) const {
+    typedef Vec<F, L> V;
+    const From rows = this->rows;
+    const int64_t heads = this->heads, n = this->n;
+    const F *of[N];
+    HAG_UNROLL for (int i = 0; i < N; ++i) of[i] = w + (start + i * L) / (S ? S : width);
+    V acc[N];
+    HAG_UNROLL for (int i = 0; i < N; ++i) acc[i] = add ? load_as<V>(out + start + i * L) : V{};
+    for (int64_t b = 0; b < n; ++b) {
+      if (start == 0) rows.fetch(b);
+      HAG_UNROLL for (int i = 0; i < N; ++i) {
+        const F *p = of[i] + b * heads;
+        V weight;
+        if constexpr (S == 0) weight = V{} + *p;
+        else weight = repeated<F, L, S>(load_as<V>(p), typename FirstLanes<L>::type());
+        acc[i] = multiply_add(weight, rows.template get<L>(b, start + i * L), acc[i]);
+      }
+    }
+    HAG_UNROLL for (int i = 0; i < N; ++i) store_as(out + start + i * L, acc[i]);
+  }
+
+  template <int L, int S>
+  void range(int64_t from, int64_t to) const {
+    if constexpr (L == most_lanes<F>()) {
+      for (; from + 8 * L <= to; from += 8 * L) block<L, 8, S>(from);
+      for (; from + 4 * L <= to; from += 4 * L) block<L, 4, S>(from);
+    }
+    for (; from + 2 * L <= to; from += 2 * L) block<L, 2, S>(from);
+    if (from + L <= to) block<L, 1, S>(from), from += L;
+    if constexpr (S == 0 && L > 1)
+      if (from < to) range<L / 2, 0>(from, to);
+  }
+
+  template <int L>
+  void flat() const {
+    const int64_t numbers = heads * width;
+    if (width >= L) return range<L, 0>(0, numbers);
+    if constexpr (L > 1)
+      if (width == 1) return range<L, 1>(0, numbers);
+    if constexpr (L > 2)
+      if (width == 2) return range<L, 2>(0, numbers);
+    if constexpr (L > 4)
+      if (width == 4) return range<L, 4>(0, numbers);
+    if constexpr (L > 8)
+      if (width == 8) return range<L, 8>(0, numbers);
+  }
+
+  void run() const {
+    if (width == 0) return;
+    constexpr int W = most_lanes<F>();
+    int64_t L = W;
+    while (L > 1 && !covers(L, heads, width)) L /= 2;
+    if (L < own_lanes<F>(width)) {
+      for (int64_t h = 0; h < heads; ++h) range<W, 0>(h * width, (h + 1) * width);
+      return;
+    }
+    if constexpr (W >= 16)
+      if (L == 16) return flat<16>();
+    if constexpr (W >= 8)
+      if (L == 8) return flat<8>();
+    if constexpr (W >= 4)
+      if (L == 4) return flat<4>();
+    if (L == 2) return flat<2>();
+    return flat<1>();
+  }
+};
+
+template <class F, class From>
+void weighted_heads(const From &rows, const F *w, int64_t n, int64_t heads, int64_t width, F *out,
+                    bool add) {
+  WeightedHeads<F, From>{rows, w, n, heads, width, out, add}.run();
+}
+
+}  // namespace

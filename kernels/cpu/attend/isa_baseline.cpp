@@ -1,0 +1,2 @@
+#define HAG_ISA baseline
+#include "attend/attend_rows.h"
