@@ -595,6 +595,29 @@ def test_samples_stand_for_the_whole(hag: hp.HAG, mode: SelfLoops, reads: int) -
         )
 
 
+@given(st.lists(st.integers(0, 9), max_size=40), st.floats(0.0, 1.0))
+def test_a_sample_passes_over_pieces_with_little_work(work: list[int], share: float) -> None:
+    """About the share that is asked for of the others, one at least, each once."""
+    taken = samples._spread(np.array(work, dtype=np.int64), share)
+    others = [at for at, each in enumerate(work) if 4 * each >= np.mean(work)]
+    assert len(taken) == min(max(1, round(share * len(others))), len(others))
+    assert set(taken.tolist()) <= set(others)
+    assert np.all(np.diff(taken) > 0)
+
+
+@pytest.mark.parametrize("reads", [1, 300, 3_000])
+def test_nodes_without_edges_stand_for_no_others(reads: int) -> None:
+    """Tiles of them are the first that a search of these graphs makes, and the last."""
+    nodes = 4000
+    hag = hp.build_hag(communities() + 1400, num_nodes=nodes, choose="model")
+    found = search.Found(hag.program(), samples.order_of(hag.program()), 0.0)
+    parts = samples.samples_of(hag, False, False, found, hag.candidates().__getitem__, reads)
+    for name, part in parts.items():
+        read = len(part.program.source)
+        assert read > 100
+        assert part.scale * read == pytest.approx(len(hag.candidates()[name].source), rel=0.5)
+
+
 def test_a_graph_of_hubs_alone_has_a_table() -> None:
     star = torch.stack([torch.arange(1, 9000), torch.zeros(8999, dtype=torch.int64)])
     clique = torch.combinations(torch.arange(40)).T
