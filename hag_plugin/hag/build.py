@@ -103,8 +103,7 @@ def build_hag(
     if is_small and num_src == num_dst and ptr is None and not targets_first and takes(search):
         graphs = _graph_set([edge_index], [num_src], search)
         hag = hag_of(Places([graphs], [0]), search)
-        for mode in modes:
-            hag.program(mode)
+        hag.prepare(modes)
         return hag.to(home)
     row_ptr, col = canonical_graph(edge_index, num_src, num_dst)
     if ptr is not None:
