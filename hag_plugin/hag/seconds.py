@@ -72,6 +72,7 @@ def table_of(
     found: Found,
     candidate: Callable[[str], Program],
     budget: float,
+    clock: Callable[[], float] = time.thread_time,
 ) -> Table:
     """The seconds of the candidates for all arithmetics and rows of every length.
 
@@ -85,8 +86,9 @@ def table_of(
         found: what the search found.
         candidate: makes the whole candidate of a name.
         budget: seconds of one thread that choosing may take; 0: the model decides.
+        clock: of seconds that this thread ran itself: what else the machine does is not measured.
     """
-    start = time.thread_time()
+    start = clock()
     c = constants.in_force()
     works = _works_in_one_tile(graph, self_loops, idempotent, found)
     if works:
@@ -98,8 +100,8 @@ def table_of(
     predicted = _seconds({name: (s.work, s.scale) for name, s in samples.items()}, c)
     predicted[SHARED] *= MORE
     points = _close_points(predicted, max(LEAST_ERROR, c.error))
-    budget -= time.thread_time() - start
-    measured = _measure(graph, samples, predicted, points, budget, c.call)
+    budget -= clock() - start
+    measured = _measure(graph, samples, predicted, points, budget, c.call, clock)
     if not measured:
         return _table("model", predicted)
     return _table("measure", _corrected(predicted, measured))
@@ -207,6 +209,7 @@ def _measure(
     points: Sequence[Point],
     budget: float,
     call: float,
+    clock: Callable[[], float],
 ) -> dict[Point, dict[str, float]]:
     """Seconds of each candidate at points; those that the time and the memory reach for.
 
@@ -224,7 +227,7 @@ def _measure(
         )
         for point in points
     }
-    start = time.thread_time()
+    start = clock()
     ordering = ORDERED * sum(len(each.program.arrays[2]) for each in samples.values())
     points = _affordable(points, sweep, rows, budget - ordering)
     if not points:
@@ -233,18 +236,18 @@ def _measure(
     x, y = features(graph.num_src * size), features(written * size)
     x.fill(1.0)
     y.fill(0.0)
-    runs = {name: _Run(sample, x, y, call) for name, sample in samples.items()}
+    runs = {name: _Run(sample, x, y, call, clock) for name, sample in samples.items()}
     for run in runs.values():
         run.seconds(points[0])  # its reads are put in order
     measured: dict[Point, dict[str, float]] = {}
     total = sum(sweep[point] for point in points)
     for point in points:
-        now = time.thread_time()
+        now = clock()
         if measured and now - start > budget:  # constants of a faster machine
             break
         stop = now + (start + budget - now) * sweep[point] / total
         total -= sweep[point]
-        measured[point] = _least(runs, point, stop)
+        measured[point] = _least(runs, point, stop, clock)
     return measured
 
 
@@ -266,37 +269,39 @@ def _affordable(
 class _Run:
     """A sample that can be run at several points."""
 
-    def __init__(self, sample: Sample, x: Array, y: Array, call: float) -> None:
+    def __init__(
+        self, sample: Sample, x: Array, y: Array, call: float, clock: Callable[[], float]
+    ) -> None:
         self.sample = sample
         self.x = x
         self.y = y
         self.call = call
+        self.clock = clock
 
     def seconds(self, point: Point) -> float:
         """Of the whole candidate, which is called once as the sample is."""
         arithmetic, row_bytes = point
         width, program = row_bytes // 4, self.sample.program
-        start = time.thread_time()
+        start = self.clock()
         program.native.run(
             self.x.ctypes.data, self.y.ctypes.data, 1, width, width, 0, program.num_src,
             program.num_dst, *TIMED_AS[arithmetic], 0, 0, 1,
         )  # fmt: skip
-        took = time.thread_time() - start
+        took = self.clock() - start
         return took + max(0.0, took - self.call) * (self.sample.scale - 1.0)
 
 
-def _least(runs: Mapping[str, _Run], point: Point, stop: float) -> dict[str, float]:
-    """The least seconds of each, run in turns as long as the clock lets them.
-
-    On one thread, in seconds that it ran itself: what else the machine does is not measured.
-    """
+def _least(
+    runs: Mapping[str, _Run], point: Point, stop: float, clock: Callable[[], float]
+) -> dict[str, float]:
+    """The least seconds of each, run in turns as long as the clock lets them, on one thread."""
     least = dict.fromkeys(runs, math.inf)
-    end = time.thread_time()
+    end = clock()
     for sweep in range(MOST_SWEEPS):
         begin = end
         for name, run in runs.items():
             least[name] = min(least[name], run.seconds(point))
-        end = time.thread_time()
+        end = clock()
         if sweep + 1 >= SWEEPS and end + (end - begin) > stop:
             break
     return least
