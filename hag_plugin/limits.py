@@ -46,8 +46,9 @@ class Limits:
         sampled_reads: rows of x that the samples read by which the candidates for a matrix are
             compared: those of each, as the plain graph reads them.
         sampled_bytes: of the features that samples are timed on, at most.
-        timed_edges: a smaller graph's candidates are timed in a twentieth of the time of the
-            search, others for 20 ms at least.
+        timed_seconds: that choosing among the candidates for a matrix may take where a twentieth of
+            the time of the search is less, but not more than
+        timed_share: of the time of the search.
         read_characters: characters of a file with edges that are read at a time.
         kernels_anywhere: whether the Triton kernels take tensors of every device, as their
             interpreter does.
@@ -69,9 +70,10 @@ class Limits:
     calibration_step: int = 1
     calibration_seconds: float = 1.0
     calibration_wait: float = 20.0
-    sampled_reads: int = 1 << 17
+    sampled_reads: int = 1 << 15
     sampled_bytes: int = 256 << 20
-    timed_edges: int = 20_000
+    timed_seconds: float = 5e-3
+    timed_share: float = 0.25
     read_characters: int = 1 << 20
     kernels_anywhere: bool = False
     unseen_dispatch: bool = False

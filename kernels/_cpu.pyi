@@ -4,6 +4,9 @@ from typing import Any
 from numpy import float64, int32, int64, uint8
 from numpy.typing import NDArray
 
+PLAIN_TILE_ROWS: int
+PLAIN_TILE_WORK: int
+
 class Program:
     num_tiles: int
     num_ops: int

@@ -107,7 +107,7 @@ def _measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
         # Nothing to be slower than: what is left to decide is whether the spread says anything.
         ratio = 1.0 if is_same else rounds.ratio(NONE, AUTO)
         return {"ratio": ratio, "spread": spread, "seconds": _medians(rounds),
-                **_regret(rounds, chosen.name, others)}  # fmt: skip
+                **_regret(rounds, chosen.name, others, spread)}  # fmt: skip
 
     judged = judge(RULE, attempt)
     if judged.get("regret", 0.0) > LARGEST_REGRET:
@@ -139,13 +139,17 @@ def _medians(rounds: Rounds) -> dict[str, float]:
     return {side: float(f"{t['median']:.4g}") for side, t in rounds.summary().items()}
 
 
-def _regret(rounds: Rounds, chosen: str, others: list[str]) -> dict[str, Any]:
-    """How much longer the choice takes than the fastest candidate, by medians over rounds."""
+def _regret(rounds: Rounds, chosen: str, others: list[str], spread: float) -> dict[str, Any]:
+    """How much longer the choice takes than the fastest candidate, by medians over rounds.
+
+    0 where it is no more than one thing measured twice differs by: the fastest of several equal
+    candidates always seems ahead.
+    """
     if not others:
         return {}
     over = {name: rounds.ratio(chosen, name) for name in others}
     fastest = max(over, key=over.__getitem__)
-    if over[fastest] <= 1.0:
+    if over[fastest] - 1.0 <= spread:
         return {"regret": 0.0, "fastest": chosen}
     return {"regret": over[fastest] - 1.0, "fastest": fastest}
 

@@ -122,8 +122,9 @@ def _regret_table(records: Sequence[Record]) -> str:
                          *([f"{value:.1%}" for value in shown] or ["-"] * 3)])  # fmt: skip
     note = (
         "Regret: what the choice takes beyond the fastest candidate, timed in the same rounds, "
-        "over cells with more than one candidate and a spread that says something. One above "
-        f"{LARGEST_REGRET:.0%} is measured once more, and the smaller counts."
+        "over cells with more than one candidate and a spread that says something; 0 where it is "
+        f"within the A/A spread. One above {LARGEST_REGRET:.0%} is measured once more, and the "
+        "smaller counts."
     )
     return note + "\n\n" + markdown(header, rows) + "\n"
 

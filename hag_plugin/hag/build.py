@@ -66,9 +66,9 @@ def build_hag(
         dtype: of the features that the price is for.
         choose: which program runs, the HAG's or the plain graph's, for features of each width:
             "measure" times them now where the cost model cannot tell, for a twentieth of the time
-            of the search (or 20 ms if that is more and there are 20,000 edges); "model" asks the
-            model alone; "hag" and "plain" are always these. By default what the environment
-            variable HAG_PLUGIN_CHOOSE says, or else "measure"; "hag" for `method="greedy"`. Under
+            of the search (or, if that is more, for 5 ms or a quarter of it); "model" asks the model
+            alone; "hag" and "plain" are always these. By default what the environment variable
+            HAG_PLUGIN_CHOOSE says, or else "measure"; "hag" for `method="greedy"`. Under
             `torch.use_deterministic_algorithms` and in processes that `torch.distributed` joins,
             the model decides instead of measuring.
         progress: show a bar; by default if it takes more than two seconds.
@@ -103,8 +103,7 @@ def build_hag(
     if is_small and num_src == num_dst and ptr is None and not targets_first and takes(search):
         graphs = _graph_set([edge_index], [num_src], search)
         hag = hag_of(Places([graphs], [0]), search)
-        for mode in modes:
-            hag.program(mode)
+        hag.prepare(modes)
         return hag.to(home)
     row_ptr, col = canonical_graph(edge_index, num_src, num_dst)
     if ptr is not None:

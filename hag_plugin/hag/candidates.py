@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -106,24 +107,24 @@ class Table:
 
     def choose(self, arithmetic: Arithmetic, row_bytes: float) -> Choice:
         """The fastest candidate for rows of so many bytes, the HAG's if it wins clearly."""
-        return self._choose(ARITHMETICS.index(arithmetic), bisect.bisect(_LIMITS, row_bytes))
-
-    def _choose(self, kind: int, at: int) -> Choice:
+        kind, at = ARITHMETICS.index(arithmetic), bisect.bisect(_LIMITS, row_bytes)
         seconds = dict(zip(self.names, self.seconds[:, kind, at].tolist(), strict=True))
-        best = min(seconds.keys() - {SHARED}, key=lambda name: (seconds[name], name))
-        is_short = seconds[best] <= SHORT
-        if seconds[SHARED] <= max(CLEARLY * seconds[best], is_short * (seconds[best] + UNSEEN)):
-            best = SHARED
-        return Choice(best, self.by, seconds)
+        return Choice(self.names[self._chosen[kind, at]], self.by, seconds)
+
+    @cached_property
+    def _chosen(self) -> Array:
+        """The number of the candidate that runs, `[len(ARITHMETICS), len(ROW_BYTES)]`."""
+        shared = self.names.index(SHARED)
+        others = self.seconds.copy()
+        others[shared] = np.inf
+        best = others.min(axis=0)
+        enough = np.maximum(CLEARLY * best, np.where(best <= SHORT, best + UNSEEN, 0.0))
+        return np.where(self.seconds[shared] <= enough, shared, others.argmin(axis=0))
 
     def fastest(self, is_extremum: bool) -> set[str]:
         """The candidates that are the fastest for some row, for sums or for extrema."""
-        return {
-            self._choose(kind, at).name
-            for kind, arithmetic in enumerate(ARITHMETICS)
-            if arithmetic.is_extremum == is_extremum
-            for at in range(len(ROW_BYTES))
-        }
+        kinds = [kind for kind, each in enumerate(ARITHMETICS) if each.is_extremum == is_extremum]
+        return {self.names[number] for number in np.unique(self._chosen[kinds])}
 
     def state(self) -> dict[str, Any]:
         """Names and numbers, for files."""

@@ -45,7 +45,6 @@ from hag_plugin.hag.graph_set import (
 from hag_plugin.hag.program import ARRAYS, METHODS, SELF_LOOPS, Options, Program, SelfLoops
 from hag_plugin.hag.stats import Stats, program_stats
 from hag_plugin.kernels import _cpu
-from hag_plugin.limits import limits
 from hag_plugin.modes import Array, has_ranks, outside_inference
 from hag_plugin.saved import set_module
 
@@ -288,9 +287,7 @@ class HAG(Graph):
             return None
         budget = 0.0
         if self.options.choose == "measure" and _may_measure():
-            budget = 0.05 * found.seconds
-            if self.num_edges >= limits.timed_edges:
-                budget = max(budget, 20e-3)
+            budget = seconds.seconds_to_choose(found.seconds)
         matrix = self_loops, idempotent
         made: dict[str, Program] = {SHARED: found.program}
 

@@ -89,7 +89,8 @@ def samples_of(
     if found.order is None:
         return {**samples, PLAIN: plain(rows)}
     own = np.delete(np.arange(graph.num_dst, dtype=np.int32), hubs)
-    blocks = _spread(-(-len(own) // BLOCK_ROWS), share)
+    begins = np.arange(0, len(own), BLOCK_ROWS)
+    blocks = _spread(np.add.reduceat(degree[own], begins) if len(own) else begins, share)
     own = own[_ranges(blocks * BLOCK_ROWS, np.minimum((blocks + 1) * BLOCK_ROWS, len(own)))]
     return {**samples, PLAIN: plain(own), REORDERED: plain(rows)}
 
@@ -101,7 +102,7 @@ def stretches_of_tiles(program: Program, share: float) -> tuple[Program, Array]:
     if len(hub_row):  # those of long rows come last
         first = np.argmax(target >= program.num_dst)
         num_tiles = int(np.searchsorted(tile_ptr, first, "right")) - 1
-    tiles = _spread(num_tiles, share)
+    tiles = _spread(np.diff(op_ptr[tile_ptr[: num_tiles + 1]]), share)
     ops = _ranges(tile_ptr[tiles], tile_ptr[tiles + 1])
     targets = target[ops]
     written = targets >= 0
@@ -133,13 +134,18 @@ def order_of(program: Program) -> Array:
     return np.concatenate([target[(target >= 0) & (target < program.num_dst)], hub_row])
 
 
-def _spread(count: int, share: float) -> Array:
-    """The numbers of a share of `count` pieces, at least one, in stretches all over them."""
+def _spread(work: Array, share: float) -> Array:
+    """The numbers of a share of the pieces, at least one, in stretches all over them.
+
+    Those with little work are passed over: where few are taken, they would stand for all.
+    """
+    pieces = np.flatnonzero(4 * work >= work.mean()) if len(work) else work
+    count = len(pieces)
     wanted = min(max(1, round(share * count)), count)
     stretches = min(STRETCHES, wanted)
     begins = np.arange(stretches) * count // max(stretches, 1)
     lengths = np.diff(np.arange(stretches + 1) * wanted // max(stretches, 1))
-    return np.asarray(_ranges(begins, begins + lengths))
+    return np.asarray(pieces[_ranges(begins, begins + lengths)])
 
 
 def _program(arrays: tuple[Array, ...], num_src: int, num_dst: int) -> Program:

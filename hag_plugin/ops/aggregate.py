@@ -110,13 +110,14 @@ def aggregate(
         source_scale = checked_scale(source_scale, "source_scale", x, x.shape[-2])
     if target_scale is not None:
         target_scale = checked_scale(target_scale, "target_scale", x, num_dst)
-    if out is not None:
-        _check_out(out, x, num_dst, (x, source_scale, target_scale))
+    tensors = (x, source_scale, target_scale)
+    if out is not None and _takes_results(out, x, num_dst, tensors):
+        graph = found(hag, x.shape[-2], num_dst, loops, False)
+        if reduce in LINEAR:
+            return _sum(graph, *tensors, out, loops, False, reduce)
+        if source_scale is None and target_scale is None:
+            return _extrema(graph, x, out, loops, reduce)
     if reduce in LINEAR:
-        if out is not None and is_ordinary(x, source_scale, target_scale, out):
-            graph = found(hag, x.shape[-2], num_dst, loops, False)
-            return _sum(graph, x, source_scale, target_scale, out, loops, False, reduce)
-        tensors = (x, source_scale, target_scale)
         y: Tensor = call("aggregate", hag, tensors, num_dst, loops, False, reduce)
     else:
         if source_scale is not None:
@@ -144,14 +145,21 @@ def _extremum(x: Tensor, hag: HAG, loops: str, largest: bool, ties: Ties) -> Ten
 # What a call may pass --------------------------------------------------------------------------
 
 
-def _check_out(out: Tensor, x: Tensor, num_dst: int, inputs: tuple[Tensor | None, ...]) -> None:
-    if needs_grad(*inputs, out) or (not torch.compiler.is_compiling() and is_transformed()):
+def _takes_results(out: Tensor, x: Tensor, num_dst: int, inputs: tuple[Tensor | None, ...]) -> bool:
+    """Whether kernels may write into `out` at once, without torch's dispatch.
+
+    Raises:
+        ValueError: it is no place for the result.
+    """
+    ordinary = is_ordinary(*inputs, out)
+    transformed = not ordinary and not torch.compiler.is_compiling() and is_transformed()
+    if transformed or needs_grad(*inputs, out):
         raise ValueError(
             "out= is for inference, but derivatives are required; use torch.no_grad(), outside of "
             "torch.func's transforms, or leave it out"
         )
-    size = x.shape
-    shape = (*size[:-2], num_dst, size[-1])
+    *batch, _, width = x.shape
+    shape = (*batch, num_dst, width)
     if out.dtype != x.dtype or out.shape != shape or out.device != x.device:
         raise ValueError(
             f"out is {out.dtype} {list(out.shape)} on {out.device}; "
@@ -160,11 +168,12 @@ def _check_out(out: Tensor, x: Tensor, num_dst: int, inputs: tuple[Tensor | None
     if not out.is_contiguous():
         raise ValueError(f"out has strides {out.stride()}; expected a contiguous tensor")
     if torch.compiler.is_compiling():
-        return
+        return False
     memory = out.untyped_storage().data_ptr()
     for t in inputs:
         if t is not None and memory and memory == t.untyped_storage().data_ptr():
             raise ValueError("out shares memory with an input; expected memory of its own")
+    return ordinary
 
 
 # Run time --------------------------------------------------------------------------------------
@@ -249,9 +258,13 @@ def _sum(
 
 def _run_extremum(graph: Graph, x: Tensor, loops: str, largest: bool, num_dst: int) -> Tensor:
     hag = found(graph, x.shape[-2], num_dst, loops, False)
-    program = hag.chosen(loop_mode(loops), True, x)
-    reduce = "max" if largest else "min"
     y = new_output(x, num_dst)
+    return _extrema(hag, x, y, loops, "max" if largest else "min")
+
+
+def _extrema(hag: HAG, x: Tensor, y: Tensor, loops: str, reduce: str) -> Tensor:
+    """Writes the extrema into `y`, as `_sum` does the sums."""
+    program = hag.chosen(loop_mode(loops), True, x)
     _walk(program, x, y, reduce)
     if observers:
         tell("extremum", reduce, program)

@@ -489,9 +489,15 @@ def is_ordinary(*tensors: Tensor | None) -> bool:
     No transform, mode or tracer is at work on them, none of its wrappers is left around them, and
     they have no tangent.
     """
-    return (
-        not torch.compiler.is_compiling() and _is_plain(*tensors) and all(map(has_memory, tensors))
-    )
+    if torch.compiler.is_compiling() or not _is_plain(*tensors):
+        return False
+    try:
+        for t in tensors:
+            if t is not None:
+                t.data_ptr()
+    except RuntimeError:  # as `has_memory` tells it of one
+        return False
+    return True
 
 
 def number(tensor: Tensor) -> Any:
@@ -550,6 +556,8 @@ def side_by_side(x: Tensor) -> Tensor:
     """
     if x.dim() > 3:
         x = x.flatten(0, -3)
+    if x.is_contiguous():  # asked first: it is the common case
+        return x
     return x.contiguous() if x.stride(-1) != 1 and x.shape[-1] > 1 else x
 
 

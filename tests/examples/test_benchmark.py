@@ -240,6 +240,20 @@ def test_verdicts_of_rounds(
     assert rules.judge(rules.Rule(0.97), lambda n: measured)["verdict"] == verdict
 
 
+@pytest.mark.parametrize(
+    ("plain", "expected"),
+    [(1.0, {"regret": 0.0, "fastest": "hag"}), (0.97, {"regret": 0.0, "fastest": "hag"}),
+     (0.8, {"regret": 0.25, "fastest": "plain"})],
+)  # fmt: skip
+def test_a_regret_is_more_than_one_thing_differs_by(
+    timing: ModuleType, plain: float, expected: dict[str, Any]
+) -> None:
+    suite = module("suite_never_slower")
+    rounds = timing.Rounds({"hag": [1.0] * 9, "plain": [plain] * 9, "other": [1.5] * 9}, {})
+    assert suite._regret(rounds, "hag", ["plain", "other"], spread=0.04) == expected
+    assert suite._regret(rounds, "hag", [], spread=0.04) == {}
+
+
 def cell_of_never_slower(**more: Any) -> dict[str, Any]:
     cell = {"instruction_set": "avx2", "constants": "own", "graph": "g", "width": 8}
     about = {"chosen": "hag", "by": "model", "ratio": 1.0, "spread": 0.01, "attempts": 1}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,19 @@ from hag_plugin.testing import count_programs, limits
 WIDTHS = (1, 8, 16, 17, 64, 128, 512)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SHAPE = len(ARITHMETICS), len(ROW_BYTES)
+TIMED = {"timed_seconds": 1.0, "timed_share": math.inf}  # however short the search
+
+
+class Clock:
+    """Each look at it takes so many seconds, and nothing else does."""
+
+    def __init__(self, tick: float) -> None:
+        self.tick = tick
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += self.tick
+        return self.now
 
 
 def communities(num_nodes: int = 1200, size: int = 30, seed: int = 0) -> torch.Tensor:
@@ -159,6 +173,29 @@ def test_directions_choose_for_themselves(choose: str) -> None:
         assert run.program is graph.candidates()[graph.choice(16).name]
 
 
+@given(st.data(), st.permutations(NAMES), st.booleans())
+def test_a_table_chooses_entry_by_entry(data: st.DataObject, names: list[str], two: bool) -> None:
+    """As a loop over the candidates says it."""
+    if two:
+        names.remove(REORDERED)
+    exponents = st.lists(st.integers(-8, 8), min_size=len(names), max_size=len(names))
+    of = np.ones((len(names), *SHAPE))
+    at = data.draw(st.integers(0, len(ROW_BYTES) - 1))
+    for kind in range(len(ARITHMETICS)):
+        of[:, kind, at] = 1e-5 * 1.02 ** np.array(data.draw(exponents))
+    table = Table("model", tuple(names), of)
+    for kind, arithmetic in enumerate(ARITHMETICS):
+        each = dict(zip(names, of[:, kind, at].tolist(), strict=True))
+        choice = table.choose(arithmetic, ROW_BYTES[at])
+        assert choice.seconds == each
+        shared = each.pop(SHARED)
+        best = min(each.values())
+        wins = shared <= 0.95 * best or (best <= 1e-5 and shared <= best + 5e-7)
+        assert (choice.name == SHARED) == wins
+        assert wins or each[choice.name] == best
+        assert choice.name in table.fastest(arithmetic.is_extremum)
+
+
 def test_what_no_call_shows_goes_to_the_hag() -> None:
     for seconds_of_plain, ratio, name in (
         (1e-6, 1.1, SHARED),
@@ -239,7 +276,7 @@ def distributed() -> Iterator[None]:
 def test_no_clock_decides_where_others_must_decide_alike(
     mode: str, request: pytest.FixtureRequest
 ) -> None:
-    with limits(timed_edges=0):
+    with limits(**TIMED):
         assert hp.build_hag(communities(), choose="measure").choice(64).by == "measure"
         request.getfixturevalue(mode)
         hag = hp.build_hag(communities(), choose="measure")
@@ -270,7 +307,7 @@ def test_the_choice_travels(
 ) -> None:
     """To a machine with other constants, too; both directions, all modes."""
     edges = communities()
-    with limits(timed_edges=0):
+    with limits(**TIMED):
         hag = hp.build_hag(
             edges[:, edges[0] < 900], num_nodes=1200, self_loops=SELF_LOOPS, choose=choose
         )
@@ -456,21 +493,76 @@ def test_seconds_of_works_are_those_of_each(counts: list[int], scale: float) -> 
             assert found[PLAIN][kind, at] == pytest.approx(whole)
 
 
+POINTS = st.sampled_from([(a, row_bytes) for a in ARITHMETICS for row_bytes in ROW_BYTES])
+
+
+@given(st.dictionaries(POINTS, st.floats(0.3, 3.0), min_size=1, max_size=7))
+def test_what_was_timed_corrects_the_model(wrong: dict[seconds.Point, float]) -> None:
+    """By the mean of a Gaussian process, as its textbook formula gives it for each entry."""
+    points = list(wrong)
+    model = np.linspace(1.0, 9.0, SHAPE[0] * SHAPE[1]).reshape(SHAPE)
+    measured = {point: {PLAIN: wrong[point] * model[seconds._at(point)]} for point in points}
+    found = seconds._corrected({PLAIN: model}, measured)[PLAIN]
+    alike = np.array([[like(p, q) for p in points] for q in points])
+    inverse = np.linalg.inv(alike + seconds.NOISE * np.eye(len(points)))
+    logs = np.log([wrong[point] for point in points])
+    for kind, arithmetic in enumerate(ARITHMETICS):
+        for at, row_bytes in enumerate(ROW_BYTES):
+            row = np.array([like((arithmetic, row_bytes), q) for q in points])
+            expected = model[kind, at] * np.exp(row @ inverse @ logs)
+            assert found[kind, at] == pytest.approx(expected)
+
+
+def like(p: seconds.Point, q: seconds.Point) -> float:
+    things = (p[0].is_half != q[0].is_half) + (p[0].is_extremum != q[0].is_extremum)
+    doublings = abs(math.log2(p[1] / q[1]))
+    return seconds.ALIKE**things * seconds.FADES**doublings  # type: ignore[no-any-return]
+
+
 def test_what_was_timed_corrects_what_is_like_it() -> None:
-    """Points are as timed; between them as they are; beyond, the less the further."""
+    """A point is nearly as timed; the less alike another one is, the more it is as predicted."""
     model = np.ones(SHAPE)
-    found = seconds._corrected(model, {(SUM, 32): 2.0, (SUM, 128): 8.0, (HALF_SUM, 256): 3.0})
-    sums, halves = found[ARITHMETICS.index(SUM)], found[ARITHMETICS.index(HALF_SUM)]
-    assert sums[:3].tolist() == pytest.approx([2.0, 4.0, 8.0])
-    assert np.all(np.diff(sums[2:]) < 0)
-    assert sums[-1] < 1.2
-    assert halves[ROW_BYTES.index(256)] == pytest.approx(3.0)
-    assert np.all(np.diff(halves[:4]) > 0)
-    assert np.array_equal(found[ARITHMETICS.index(EXTREMUM)], sums)
-    assert np.array_equal(found[ARITHMETICS.index(HALF_EXTREMUM)], halves)
-    only = seconds._corrected(model, {(EXTREMUM, 32): 2.0})
-    assert np.array_equal(only[ARITHMETICS.index(SUM)], model[0])
-    assert np.array_equal(only[ARITHMETICS.index(HALF_EXTREMUM)], model[0])
+    measured = {(SUM, 32): {PLAIN: 1.0, SHARED: 4.0}}
+    found = seconds._corrected({PLAIN: model, SHARED: model}, measured)
+    assert np.array_equal(found[PLAIN], model)
+    sums, halves, extrema, both = (
+        found[SHARED][ARITHMETICS.index(a)] for a in (SUM, HALF_SUM, EXTREMUM, HALF_EXTREMUM)
+    )
+    assert 3.5 < sums[0] < 4.0
+    assert np.all(np.diff(sums) < 0)
+    assert 1.0 < sums[-1] < 1.1
+    assert np.all(sums > halves)
+    assert np.array_equal(halves, extrema)
+    assert np.all(halves > both)
+    assert np.all(both > 1.0)
+
+
+# The time that choosing takes --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("search", [0.0, 1e-4, 4e-3, 0.02, 0.1, 1.0, 100.0])
+def test_choosing_takes_a_share_of_the_search(search: float) -> None:
+    budget = seconds.seconds_to_choose(search)
+    assert budget <= max(0.05 * search, min(0.005, 0.25 * search))
+    assert budget >= 0.045 * search
+
+
+@pytest.mark.parametrize("tick", [1e-6, 1e-4, 1e-2])
+@pytest.mark.parametrize("budget", [1e-6, 3e-3, 20e-3, 1.0])
+def test_what_is_timed_stays_in_its_time(hag: hp.HAG, budget: float, tick: float) -> None:
+    """However slow the machine is: what was begun when the time was over ends with its point."""
+    program, whole, clock = hag.program(), hag.candidates(), Clock(tick)
+    found = search.Found(program, samples.order_of(program), 0.0)
+    table = seconds.table_of(hag, False, False, found, whole.__getitem__, budget, clock)
+    looks = 2 * len(NAMES)  # of a sweep, before and after each run
+    point = 2 + seconds.SWEEPS * (looks + 1)
+    assert clock.now <= budget + tick * (4 + looks + point)
+    if budget == 1e-6:
+        assert table.by == "model"
+        assert clock.now == pytest.approx(3 * tick)  # nothing was run
+    if budget == 1.0:
+        assert table.by == "measure"
+        assert clock.now > tick * point
 
 
 @pytest.mark.parametrize("mode", SELF_LOOPS)
@@ -489,11 +581,34 @@ def test_samples_stand_for_the_whole(hag: hp.HAG, mode: SelfLoops, reads: int) -
         )
 
 
+@given(st.lists(st.integers(0, 9), max_size=40), st.floats(0.0, 1.0))
+def test_a_sample_passes_over_pieces_with_little_work(work: list[int], share: float) -> None:
+    """About the share that is asked for of the others, one at least, each once."""
+    taken = samples._spread(np.array(work, dtype=np.int64), share)
+    others = [at for at, each in enumerate(work) if 4 * each >= np.mean(work)]
+    assert len(taken) == min(max(1, round(share * len(others))), len(others))
+    assert set(taken.tolist()) <= set(others)
+    assert np.all(np.diff(taken) > 0)
+
+
+@pytest.mark.parametrize("reads", [1, 300, 3_000])
+def test_nodes_without_edges_stand_for_no_others(reads: int) -> None:
+    """Tiles of them are the first that a search of these graphs makes, and the last."""
+    nodes = 4000
+    hag = hp.build_hag(communities() + 1400, num_nodes=nodes, choose="model")
+    found = search.Found(hag.program(), samples.order_of(hag.program()), 0.0)
+    parts = samples.samples_of(hag, False, False, found, hag.candidates().__getitem__, reads)
+    for name, part in parts.items():
+        read = len(part.program.source)
+        assert read > 100
+        assert part.scale * read == pytest.approx(len(hag.candidates()[name].source), rel=0.5)
+
+
 def test_a_graph_of_hubs_alone_has_a_table() -> None:
     star = torch.stack([torch.arange(1, 9000), torch.zeros(8999, dtype=torch.int64)])
     clique = torch.combinations(torch.arange(40)).T
     edges = torch.cat([star, star.flip(0), clique, clique.flip(0)], 1)
-    with limits(sampled_reads=100, timed_edges=0):
+    with limits(sampled_reads=100, **TIMED):
         hag = hp.build_hag(edges, choose="measure", allow_subtraction=True)
         x = torch.randint(-4, 5, (9000, 8)).double()
         plain = hp.build_hag(edges, method="none")
@@ -502,7 +617,7 @@ def test_a_graph_of_hubs_alone_has_a_table() -> None:
 
 def test_what_is_timed_is_bounded(hag: hp.HAG) -> None:
     """Where the features would take more memory than samples may, the model decides."""
-    with limits(timed_edges=0, sampled_bytes=0):
+    with limits(**TIMED, sampled_bytes=0):
         assert hp.build_hag(communities(), choose="measure").choice(64).by == "model"
 
 
@@ -513,7 +628,7 @@ def test_a_measured_hag_is_right(seed: int) -> None:
     x = torch.randint(-4, 5, (1200, 24)).double()
     expected = hp.aggregate(x, hp.build_hag(edges, num_nodes=1200, method="none"))
     for reads in (5_000, 1 << 30):
-        with limits(timed_edges=0, sampled_reads=reads):
+        with limits(**TIMED, sampled_reads=reads):
             hag = hp.build_hag(edges, num_nodes=1200, choose="measure")
         assert torch.equal(hp.aggregate(x, hag), expected)
         hag.check(edges)

@@ -36,6 +36,8 @@ hag::Csr csr(const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t n
 void bind_graph(nb::module_ &m) {
   using namespace nb::literals;
 
+  m.attr("PLAIN_TILE_ROWS") = hag::kPlainTileRows;
+  m.attr("PLAIN_TILE_WORK") = hag::kPlainTileWork;
   m.def(
       "build_csr",
       [](const IdArray &source, const IdArray &target, int64_t num_src, int64_t num_dst, bool both,

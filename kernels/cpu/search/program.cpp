@@ -9,9 +9,6 @@ namespace hag {
 
 namespace {
 
-constexpr int64_t kPlainTileRows = 256;
-constexpr int64_t kPlainTileWork = 8192;  // sources and rows
-
 void check_distinct(const int32_t *rows, int64_t count, int64_t num_rows) {
   std::vector<char> seen(num_rows, 0);
   each(count, [&](int64_t i) {

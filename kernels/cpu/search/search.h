@@ -12,6 +12,10 @@
 
 namespace hag {
 
+// The most that a tile of the plain program takes, unless it is a single row.
+constexpr int64_t kPlainTileRows = 256;
+constexpr int64_t kPlainTileWork = 8192;  // sources and rows
+
 // Tiles take `count` rows in the order of `rows`, or, where that is null, the first ones.
 // Throws std::invalid_argument if a row is none of the graph's, or stands there twice.
 ProgramArrays plain_program(const Csr &graph, Mode mode, bool idempotent, const int32_t *rows,

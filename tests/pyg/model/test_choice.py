@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -61,7 +63,11 @@ def test_counts_agree_with_what_ran(
     monkeypatch.setenv("HAG_PLUGIN_CHOOSE", choose)
     model = hp.accelerate(LAYERS[layer](16)).eval()
     x = torch.randn(40, 16)
-    with limits(few_messages=0, timed_edges=0), torch.no_grad(), count_programs() as ran:
+    with (
+        limits(few_messages=0, timed_seconds=1.0, timed_share=math.inf),
+        torch.no_grad(),
+        count_programs() as ran,
+    ):
         model(x, EDGES)
         assert (ran.hag, ran.plain) == (0, 1)  # met first: there is nothing to choose
         for _ in range(2):
