@@ -35,7 +35,7 @@ from hag_plugin.pyg.recipes.relations import (
     plain_relations,
     relation_hags,
 )
-from hag_plugin.pyg.recipes.scored import ScoredGraph, ScoredTypes, joined_edges
+from hag_plugin.pyg.recipes.scored import EdgeList, ScoredGraph, ScoredTypes, joined_edges
 from hag_plugin.pyg.recipes.table import recipe_of
 from hag_plugin.pyg.recipes.weighted import weighted_graph
 from hag_plugin.recall import Passing, decide, is_run_again
@@ -443,7 +443,10 @@ def _settle_scores(
     x = features[0] if isinstance(features, PAIRS) else features
     session, dtype = conv.__dict__["_hag_session"], x.dtype
     how = (recipe.record.self_loops(conv), any(recipe.record.exponents(conv)), dtype)
-    make = lambda both: edges_of(conv, edge_index, size, both, dtype)  # noqa: E731
+
+    def make(both: bool) -> EdgeList:
+        return edges_of(conv, edge_index, size, both, dtype)
+
     reader, occasion = session.occasions.of(conv, features)
     edges = session.graphs.value(
         (edge_index,),
