@@ -9,8 +9,8 @@ from typing import Any, Literal
 from hag_plugin.saved import set_module
 
 # What a call of a layer ran on: a program that shares sums, the graph as it is in the same fused
-# kernels, or the framework's own code.
-Kind = Literal["HAG", "plain", "stock"]
+# kernels, messages in blocks of edges, or the framework's own code.
+Kind = Literal["HAG", "plain", "blocks", "stock"]
 
 
 @set_module("hag_plugin")

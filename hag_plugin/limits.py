@@ -17,6 +17,11 @@ class Limits:
         few_messages: of a PyG layer's call, in numbers: with fewer in all its messages (edges times
             features) stock's code is mostly the faster one in training. Measured, forward and
             backward: the times meet at 1,000 (FastRGCNConv) to 25,000 (PNAConv with one sum).
+        block_edges: of a call of a PyG layer whose messages are made of both ends of an edge, or of
+            what it has of its own: with fewer edges stock's code is mostly the faster one.
+        block_messages: of such a call, in numbers: the same for its messages, as wide as their
+            widest step.
+        block_bytes: of the messages that are computed at a time: as many as the second cache holds.
         searched_edges: edges of a graph that comes back: with more, its HAG is not built during
             training, but only where `build_hag` or `ToHAG` is called.
         pyg_graphs: how many graphs one accelerated model of PyG's remembers; as many as a model has
@@ -56,6 +61,9 @@ class Limits:
     """
 
     few_messages: int = 4096
+    block_edges: int = 4096
+    block_messages: int = 1 << 20
+    block_bytes: int = 1 << 20
     searched_edges: int = 20_000_000
     pyg_graphs: int = 64
     dgl_graphs: int = 8

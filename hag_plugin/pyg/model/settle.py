@@ -583,7 +583,7 @@ OVERRIDABLE = ("message", "aggregate", "update", "message_and_aggregate")
 def why_never(conv: Any, recipe: Recipe) -> str | None:
     """Why a layer, as it is set up now, must run its stock code, whatever its call. None: it
     need not."""
-    reason = _why_not_as_set_up(conv, recipe)
+    reason = why_not_as_set_up(conv, recipe)
     if reason is not None or recipe.reduce is not None:
         return reason
     module = conv._modules["aggr_module"]
@@ -599,7 +599,7 @@ def why_never(conv: Any, recipe: Recipe) -> str | None:
     return None
 
 
-def _why_not_as_set_up(conv: Any, recipe: Recipe) -> str | None:
+def why_not_as_set_up(conv: Any, recipe: Recipe) -> str | None:
     """The same, whatever its aggregation."""
     own = conv.__dict__  # this is run at every call
     if _is_traced():
@@ -629,7 +629,7 @@ def _is_traced() -> bool:
 
 def why_no_lstm(conv: Any, recipe: Recipe) -> str | None:
     """Why a layer, as it is set up now, runs no LSTM over a prefix tree. None: it may."""
-    reason = _why_not_as_set_up(conv, recipe)
+    reason = why_not_as_set_up(conv, recipe)
     if reason is not None:
         return reason
     if not lstm.is_lstm(conv):

@@ -28,8 +28,10 @@ from hag_plugin.pyg.model.settle import (
     settle,
     why_no_recipe,
 )
+from hag_plugin.pyg.model.settle_blocks import run_blocks, taken
 from hag_plugin.pyg.recipes import lstm
 from hag_plugin.pyg.recipes import propagate as running
+from hag_plugin.pyg.recipes.forms import FORMS
 from hag_plugin.pyg.recipes.recipe import Call, Recipe, stock_class
 from hag_plugin.pyg.recipes.scored import ScoredGraph, ScoredTypes
 from hag_plugin.pyg.recipes.table import recipe_of
@@ -64,12 +66,13 @@ def hag_class(stock: type) -> type:
             body["forward"] = _forward(stock, recipe)
         else:
             body |= {name: _plain_method(stock, name) for name in methods_of_edges(stock)}
-        if recipe is not None:
+        if recipe is not None or stock in FORMS:
             # `explain` and `decomposed_layers` put _orig_propagate (inherited) on the instance,
             # and _jinja_propagate back when they are turned off.
-            propagate = _propagate(stock, recipe)
+            in_blocks = _propagate_in_blocks(stock)
+            propagate = in_blocks if recipe is None else _propagate(stock, recipe, in_blocks)
             body |= {"propagate": propagate, "_jinja_propagate": propagate}
-            if recipe.attention is not None:
+            if recipe is not None and recipe.attention is not None:
                 updater = _edge_updater(stock)
                 body |= {"edge_updater": updater, "_jinja_edge_updater": updater}
         _CLASSES[stock] = type(f"Hag{stock.__name__}", (stock,), body)
@@ -126,7 +129,7 @@ def _forward(stock: type, recipe: Recipe) -> Any:
                 given = {**call, **choice.changed}
                 out = stock_forward(self, **given)
                 _check_edges(self, stock, stock_forward, recipe, call, given)
-            note(self, recipe, choice, call)
+            note(self, recipe, taken(self, choice), call)
             return out
         given = {**call, **choice.changed}
         graph = given.get(recipe.record.graphs[0])
@@ -242,7 +245,7 @@ def _plain_method(stock: type, name: str) -> Any:
         else:
             out = stock_method(self, *args, **kwargs)
         if is_layer:
-            note(self, None, why, NOTHING)
+            note(self, None, taken(self, why), NOTHING)
         return out
 
     def run(self: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -294,12 +297,25 @@ def _edge_value_names(names: Any) -> list[str]:
 # What a layer does with what it was given --------------------------------------------------------
 
 
-def _propagate(stock: type, recipe: Recipe) -> Any:
+def _propagate_in_blocks(stock: type) -> Any:
+    """Of a layer that is given an edge index: stock's, or the same in blocks of edges."""
     cls: Any = stock  # which PyG, or a user, may give another `propagate` later
+    has_form = stock in FORMS
 
     def propagate(self: Any, edge_index: Any, *args: Any, size: Any = None, **kwargs: Any) -> Any:
+        if has_form and type(edge_index) is Tensor and not torch.compiler.is_compiling():
+            out = None if args else run_blocks(self, edge_index, size, kwargs)
+            if out is not None:
+                return out
+        return cls.propagate(self, edge_index, *args, size=size, **kwargs)
+
+    return propagate
+
+
+def _propagate(stock: type, recipe: Recipe, otherwise: Any) -> Any:
+    def propagate(self: Any, edge_index: Any, *args: Any, size: Any = None, **kwargs: Any) -> Any:
         if type(edge_index) is Tensor:
-            return cls.propagate(self, edge_index, *args, size=size, **kwargs)
+            return otherwise(self, edge_index, *args, size=size, **kwargs)
         if isinstance(edge_index, HAG):
             return running.run(recipe, self, edge_index, size, kwargs)
         if isinstance(edge_index, SequentialHAG):
@@ -308,7 +324,7 @@ def _propagate(stock: type, recipe: Recipe) -> Any:
             return running.run_weighted(recipe, self, edge_index, kwargs)
         if isinstance(edge_index, ScoredGraph):
             return running.run_scored(recipe, self, edge_index, size, kwargs)
-        return cls.propagate(self, edge_index, *args, size=size, **kwargs)
+        return otherwise(self, edge_index, *args, size=size, **kwargs)
 
     return propagate
 
