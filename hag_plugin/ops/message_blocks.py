@@ -7,7 +7,7 @@ ever made that has a row for each edge. For gradients the messages of a block ar
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -92,7 +92,9 @@ class _Run:
     def __init__(
         self, messages: Messages, graph: EdgeBlocks, places: tuple[int, ...], block_bytes: int
     ) -> None:
-        self.messages, self.graph, self.places = messages, graph, places
+        # What autograd may free is not held here a second time.
+        self.messages = replace(messages, targets=(), sources=(), edges=(), whole=())
+        self.graph, self.places, self.num_whole = graph, places, len(messages.whole)
         lifted = (*messages.targets, *messages.sources, *messages.edges)
         self._counts = [len(messages.targets), len(messages.sources), len(messages.edges)]
         row_bytes = messages.width * max(tensor.element_size() for tensor in lifted)
@@ -189,7 +191,7 @@ class _Block:
     def __init__(self, run: _Run, tensors: Sequence[Tensor]) -> None:
         self._run, self._how, self._graph = run, run.messages, run.graph
         self._targets, self._sources, self._edges, whole = run.split(tensors)
-        count = len(self._how.whole)
+        count = run.num_whole
         self._whole, parameters = whole[:count], whole[count:]
         self._module = self._how.module
         if parameters:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch.nn import Module
@@ -9,7 +10,7 @@ from torch_geometric.nn import MessagePassing
 
 from hag_plugin.explanation import Calls, Explanation, Row
 from hag_plugin.limits import limits
-from hag_plugin.pyg.model import settle
+from hag_plugin.pyg.model import settle, settle_blocks
 from hag_plugin.pyg.model.calls import CALLS
 from hag_plugin.pyg.recipes import lstm
 from hag_plugin.pyg.recipes.recipe import stock_class
@@ -51,6 +52,13 @@ def _yields(row: Row, layer: Any) -> bool:
 
 
 def _row(name: str, layer: Any) -> Row:
+    row, blocks = _row_of_hags(name, layer), settle_blocks.in_words(layer)
+    if not blocks or (row.accelerated and not row.reason):
+        return row
+    return replace(row, reason=f"{row.reason}; {blocks}")
+
+
+def _row_of_hags(name: str, layer: Any) -> Row:
     stock = stock_class(layer)
     recipe = recipe_of(stock)
     calls = layer.__dict__.get(CALLS) or Calls()

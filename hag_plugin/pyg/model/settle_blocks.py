@@ -14,18 +14,21 @@ from hag_plugin.hag.edge_blocks import EdgeBlocks
 from hag_plugin.limits import limits
 from hag_plugin.ops.message_blocks import Messages, aggregate_in_blocks
 from hag_plugin.ops.registration import is_transformed
-from hag_plugin.pyg.model.settle import NOTHING, Choice, why_not_as_set_up
+from hag_plugin.pyg.model.settle import NOT_ACCELERATED, NOTHING, Choice, why_not_as_set_up
 from hag_plugin.pyg.recipes.forms import FORMS
 from hag_plugin.pyg.recipes.in_blocks import EdgeRecipe, Given
-from hag_plugin.pyg.recipes.recipe import PAIRS, Recipe
+from hag_plugin.pyg.recipes.recipe import PAIRS, Recipe, stock_class
+from hag_plugin.pyg.recipes.rowwise import are_watched
 
 # Why, in words.
 IN_BLOCKS = "in blocks of edges: {}"
 ITS_OWN = "its message, block by block"
 LEANER = "linear layers on nodes, the rest of its message block by block"
+LARGE = "large calls run in blocks of edges"
 NOT_HERE = "no blocks of edges: {}"
 FEW_EDGES = "few messages: stock is as fast"
 OTHER_ARGUMENTS = "other arguments than dense rows of nodes and edges on the CPU"
+WATCHED = "hooks on all modules see the stock computation"
 TRANSFORMED = "autocast, or a transform of torch.func"
 
 _here = threading.local()  # what became of a layer's last call of `propagate`, until `taken` asks
@@ -59,8 +62,12 @@ def settle_blocks(conv: Any, edge_index: Tensor, size: Any, values: dict[str, An
         values: the other arguments of `propagate`, by name.
     """
     session, num_edges = conv.__dict__.get("_hag_session"), edge_index.shape[-1]
-    if session is None or num_edges < limits.block_edges or not edge_index.is_cpu:
+    if session is None:
+        return NOT_ACCELERATED
+    if num_edges < limits.block_edges:
         return FEW_EDGES
+    if not edge_index.is_cpu or edge_index.layout != torch.strided:
+        return OTHER_ARGUMENTS
     recipe = FORMS[type(conv)._hag_stock]
     reason = why_no_blocks(conv, recipe)
     if reason is not None:
@@ -84,23 +91,36 @@ def settle_blocks(conv: Any, edge_index: Tensor, size: Any, values: dict[str, An
 
 def run_blocks(conv: Any, edge_index: Tensor, size: Any, values: dict[str, Any]) -> Tensor | None:
     """What `propagate` returns, computed in blocks of edges; None where stock's code is to run."""
+    choices: dict[int, Choice] = _here.__dict__.setdefault("choices", {})
+    choices.pop(id(conv), None)
     found = settle_blocks(conv, edge_index, size, values)
-    choices = _here.__dict__
     if not isinstance(found, InBlocks):
-        choices[id(conv)] = Choice("stock", NOT_HERE.format(found), NOTHING)
+        if found is not FEW_EDGES:
+            choices[id(conv)] = Choice("stock", NOT_HERE.format(found), NOTHING)
         return None
+    out = found.run()
     choices[id(conv)] = Choice("blocks", found.reason, NOTHING)
-    return found.run()
+    return out
 
 
 def taken(conv: Any, settled: Choice) -> Choice:
     """What a call of a layer ran on: as settled, unless its `propagate` found something else."""
-    return _here.__dict__.pop(id(conv), settled)
+    choices: dict[int, Choice] = _here.__dict__.get("choices") or {}
+    found = choices.pop(id(conv), None)
+    if found is None:
+        return settled
+    return (
+        found
+        if found.kind == "blocks"
+        else found._replace(reason=f"{settled.reason}; {found.reason}")
+    )
 
 
 def why_no_blocks(conv: Any, recipe: EdgeRecipe) -> str | None:
     """Why a layer, as it is set up now, computes nothing in blocks. None: it may."""
     reason = why_not_as_set_up(conv, Recipe())
+    if reason is None and are_watched():
+        reason = WATCHED
     return recipe.why_stock(conv) if reason is None else reason
 
 
@@ -113,12 +133,12 @@ def _given(
         return None
     if edge_index.dtype not in (torch.int32, torch.int64):
         return None
-    counts = list(size) if size is not None else [None, None]
+    counts: list[Any] = list(size) if size is not None else [None, None]
     side = 0 if conv.flow == "source_to_target" else 1
     for name in recipe.takes:
         if name[-2:] not in ("_i", "_j"):
             continue
-        value = values.get(name[:-2])
+        value: Any = values.get(name[:-2])
         is_pair = isinstance(value, PAIRS)
         if is_pair and (len(value) != 2 or (side == 1 and value[0] is not value[1])):
             return None  # PyG's generated code lifts x[0] here, its Python code x[1]
@@ -153,3 +173,12 @@ def _blocks_of(session: Any, edge_index: Tensor, given: Given) -> EdgeBlocks | N
         return None
     session.verdicts.put((edge_index,), about, found)
     return found
+
+
+def in_words(conv: Any) -> str:
+    """What `explain` says of a layer before it is called; "" where its class has no form."""
+    recipe = FORMS.get(stock_class(conv))
+    if recipe is None:
+        return ""
+    reason = why_no_blocks(conv, recipe)
+    return LARGE if reason is None else NOT_HERE.format(reason)

@@ -12,10 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch_geometric import nn as pyg
-from torch_geometric.nn.models.schnet import CFConv
 
 from hag_plugin.ops.message_blocks import Messages, Rows
-from hag_plugin.pyg.aggregation.aggregators import REDUCERS
 from hag_plugin.pyg.recipes.in_blocks import (
     LINEAR,
     EdgeRecipe,
@@ -39,7 +37,7 @@ def _plus(x: Tensor, bias: Tensor | None) -> Tensor:
 
 def res_gated(conv: Any, given: Given) -> Messages | None:
     """res_gated_graph_conv.py with edge features: gates and values are sums of three terms."""
-    edge_attr = given.values["edge_attr"]
+    edge_attr = given.values.get("edge_attr")
     names = "lin_key", "lin_query", "lin_value"
     if edge_attr is None or not given.is_dense or not _are_linear(conv, *names):
         return None
@@ -47,6 +45,10 @@ def res_gated(conv: Any, given: Given) -> Messages | None:
     if given.source("v") is not x_j or edge_attr.dim() != 2:
         return None
     key, query, value = conv.lin_key, conv.lin_query, conv.lin_value
+    if (query.bias is None) != (value.bias is None):
+        return None
+    if not (_take(key, x_i, edge_attr) and _take(query, x_j, edge_attr)):
+        return None
     width, i, j = len(key.weight), x_i.shape[-1], x_j.shape[-1]
     both = torch.cat([query.weight[:, :j], value.weight[:, :j]])
     of_edges = torch.cat([key.weight[:, i:] + query.weight[:, j:], value.weight[:, j:]])
@@ -56,8 +58,8 @@ def res_gated(conv: Any, given: Given) -> Messages | None:
 
     def message(module: Any, k: Rows, qv: Rows, edges: Rows, whole: Rows) -> Tensor:
         made = qv[0] + nn.functional.linear(edges[0], whole[0])
-        gate: Tensor = module.act(made[:, :width] + k[0])
-        return gate * made[:, width:]
+        gated: Tensor = module.act(made[:, :width] + k[0]) * made[:, width:]
+        return gated
 
     return aggregated(
         *(conv, names_of(conv, ("act",)), message),
@@ -73,7 +75,11 @@ def cg(conv: Any, given: Given) -> Messages | None:
     """cg_conv.py: both of its linear layers at once."""
     if not given.is_dense or not _are_linear(conv, "lin_f", "lin_s"):
         return None
-    x_i, x_j, edge_attr = given.target("x"), given.source("x"), given.values["edge_attr"]
+    x_i, x_j, edge_attr = given.target("x"), given.source("x"), given.values.get("edge_attr")
+    if (conv.lin_f.bias is None) != (conv.lin_s.bias is None):
+        return None
+    if not all(_take(linear, x_i, x_j, edge_attr) for linear in (conv.lin_f, conv.lin_s)):
+        return None
     i, j = x_i.shape[-1], x_i.shape[-1] + x_j.shape[-1]
     weight = torch.cat([conv.lin_f.weight, conv.lin_s.weight])
     bias = None if conv.lin_f.bias is None else torch.cat([conv.lin_f.bias, conv.lin_s.bias])
@@ -102,6 +108,8 @@ def edge(conv: Any, given: Given) -> Messages | None:
     if first is None or not given.is_dense or x_i.dim() != 2 or x_j.dim() != 2:
         return None
     path, linear = first
+    if not _take(linear, x_i, x_j):
+        return None
     width = x_i.shape[1]
     left, right = linear.weight[:, :width], linear.weight[:, width:]
     module = _without(conv, ("nn", *path))
@@ -121,7 +129,7 @@ def edge(conv: Any, given: Given) -> Messages | None:
 
 def pna(conv: Any, given: Given) -> Messages | None:
     """pna_conv.py: the first layer of each tower, after that of the edge's features."""
-    x_i, x_j, edge_attr = given.target("x"), given.source("x"), given.values["edge_attr"]
+    x_i, x_j, edge_attr = given.target("x"), given.source("x"), given.values.get("edge_attr")
     found = [_first_linear(tower) for tower in conv.pre_nns]
     if None in found or not given.is_dense or x_i.dim() != 3:
         return None
@@ -129,6 +137,9 @@ def pna(conv: Any, given: Given) -> Messages | None:
         return None
     firsts = [each for each in found if each is not None]
     linears, width = [linear for _, linear in firsts], conv.F_in
+    encoded = None if edge_attr is None else conv.edge_encoder.weight.t()  # as wide as they are
+    if not all(_take(linear, x_i, x_j, encoded) for linear in linears):
+        return None
     module = conv
     for n, (path, _) in enumerate(firsts):
         module = _without(module, ("pre_nns", str(n), *path))
@@ -170,11 +181,12 @@ def _of_towers(
 
 def general(conv: Any, given: Given) -> Messages | None:
     """general_conv.py without attention: its message is a sum of linear terms."""
-    x_i, x_j, edge_attr = given.target("x"), given.source("x"), given.values["edge_attr"]
+    x_i, x_j, edge_attr = given.target("x"), given.source("x"), given.values.get("edge_attr")
     if not given.is_dense or (edge_attr is not None and not _are_linear(conv, "lin_edge")):
         return None
     heads, width = conv.heads, conv.out_channels
-    edges = whole = ()
+    edges: tuple[Tensor, ...] = ()
+    whole: tuple[Tensor, ...] = ()
     targets = () if conv.directed_msg else (conv.lin_msg_i(x_i),)
     source = conv.lin_msg(x_j)
     if edge_attr is not None:
@@ -185,7 +197,8 @@ def general(conv: Any, given: Given) -> Messages | None:
         made = x_j[0] + x_i[0] if x_i else x_j[0]
         if edges:
             made = made + nn.functional.linear(edges[0], whole[0])
-        return made.view(-1, heads, width)
+        split: Tensor = made.view(-1, heads, width)
+        return split
 
     return aggregated(
         *(conv, (), message),
@@ -197,49 +210,18 @@ def general(conv: Any, given: Given) -> Messages | None:
     )
 
 
-def edge_network(conv: Any, given: Given) -> Messages | None:
-    """nn_conv.py: the matrix of an edge is a sum of matrices, `W(e) = sum_k h_k(e) W_k + B`.
-
-    So `sum_j W(e_j) x_j` is `sum_k W_k (sum_j h_k x_j) + B sum_j x_j`: matrices are multiplied
-    with once a target, where there is a sum.
-    """
-    last = _last_linear(conv.nn)
-    if last is None or REDUCERS.get(type(conv.aggr_module)) not in ("sum", "mean"):
-        return None
-    path, linear = last
-    x_j, edge_attr = given.source("x"), given.values["edge_attr"]
-    if x_j.dim() != 2 or edge_attr.dim() != 2 or given.num_edges < 2 * given.size[1]:
-        return None
-    wide, out, count = conv.in_channels_l, conv.out_channels, linear.weight.shape[1]
-    if x_j.shape[1] != wide or len(linear.weight) != wide * out:
-        return None
-    weight = linear.weight.view(wide, out, count).permute(2, 0, 1).reshape(count * wide, out)
-    if linear.bias is not None:
-        weight = torch.cat([weight, linear.bias.view(wide, out)])
-    has_bias, module = linear.bias is not None, _without(conv, ("nn", *path))
-
-    def message(module: Any, x_i: Rows, x_j: Rows, edges: Rows, whole: Rows) -> Tensor:
-        factors = module.nn(edges[0])
-        if has_bias:
-            factors = nn.functional.pad(factors, (0, 1), value=1.0)
-        return (factors.unsqueeze(2) * x_j[0].unsqueeze(1)).flatten(1)
-
-    return aggregated(
-        *(conv, names_of(module, ("nn",)), message, module),
-        targets=(),
-        sources=(x_j,),
-        edges=(edge_attr,),
-        whole=(weight,),
-        finish=lambda module, rows, whole: rows @ whole[0],
-        width=2 * len(weight),
-    )
-
-
-# Networks, and what they are without of their layers -----------------------------------------------
+# Networks, and what they are without some of their layers ---------------------------------------
 
 
 def _are_linear(conv: Any, *names: str) -> bool:
     return all(type(getattr(conv, name)) in LINEAR for name in names)
+
+
+def _take(linear: Linear, *rows: Tensor | None) -> bool:
+    """Whether a linear layer is as wide as rows beside each other. Where it is not, stock's code
+    says so in its own words."""
+    widths = [each.shape[-1] for each in rows if each is not None]
+    return bool(linear.weight.shape[1] == sum(widths))
 
 
 def _first_linear(network: Any) -> tuple[tuple[str, ...], Linear] | None:
@@ -252,19 +234,6 @@ def _first_linear(network: Any) -> tuple[tuple[str, ...], Linear] | None:
         name = next(iter(network._modules))
         if type(network[0]) in LINEAR:
             return (name,), network[0]
-    return None
-
-
-def _last_linear(network: Any) -> tuple[tuple[str, ...], Linear] | None:
-    """The linear layer that a network ends with, and where it is."""
-    if type(network) in LINEAR:
-        return (), network
-    if type(network) is pyg.MLP and network.plain_last:
-        return ("lins", str(len(network.lins) - 1)), network.lins[-1]
-    if type(network) is nn.Sequential and len(network):
-        name = list(network._modules)[-1]
-        if type(network[-1]) in LINEAR:
-            return (name,), network[-1]
     return None
 
 
@@ -281,6 +250,10 @@ def _without(module: Any, path: tuple[str, ...]) -> Any:
 
 
 # The table --------------------------------------------------------------------------------------
+
+
+def _has_relations(conv: Any) -> str | None:
+    return "a graph for each relation" if conv.num_relations > 1 else None
 
 
 def _attends(conv: Any) -> str | None:
@@ -301,14 +274,13 @@ FORMS: dict[type, EdgeRecipe] = {
     pyg.EdgeConv: _EDGE,
     pyg.DynamicEdgeConv: _EDGE,
     pyg.CGConv: EdgeRecipe(("lin_f", "lin_s"), ("x_i", "x_j", "edge_attr"), cg),
-    pyg.NNConv: EdgeRecipe(("nn",), ("x_j", "edge_attr"), edge_network),
+    pyg.NNConv: EdgeRecipe(("nn",), ("x_j", "edge_attr")),
     pyg.GMMConv: EdgeRecipe(("g", "mu", "sigma"), ("x_j", "edge_attr")),
     pyg.PointNetConv: EdgeRecipe(("local_nn",), _POINTS),
     pyg.PPFConv: EdgeRecipe(("local_nn",), (*_POINTS, "normal_i", "normal_j")),
     pyg.PointGNNConv: EdgeRecipe(("mlp_h", "mlp_f"), ("x_i", *_POINTS)),
-    pyg.FiLMConv: EdgeRecipe(("act",), ("x_j", "beta_i", "gamma_i")),
+    pyg.FiLMConv: EdgeRecipe(("act",), ("x_j", "beta_i", "gamma_i"), why_not=_has_relations),
     pyg.GeneralConv: EdgeRecipe(
         ("lin_msg", "lin_msg_i", "lin_edge"), ("x_i", "x_j", "edge_attr"), general, _attends
     ),
-    CFConv: EdgeRecipe((), ("x_j", "W")),
 }

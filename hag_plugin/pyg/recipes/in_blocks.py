@@ -81,7 +81,10 @@ class EdgeRecipe:
             return reason
         for name in self.parts:
             part = getattr(conv, name, None)
-            if not isinstance(part, Tensor):
+            if isinstance(part, Tensor):
+                if name not in conv._parameters:
+                    return f"{name} is no parameter"
+            else:
                 reason = why_not_rowwise(part, name)
                 if reason is not None:
                     return reason
@@ -92,16 +95,17 @@ class EdgeRecipe:
         not what it is computed of."""
         if not self._fits(given):
             return None
-        found = None if self.form is None else self.form(conv, given)
+        found = None
+        if self.form is not None and self._is_finite(given):
+            found = self.form(conv, given)
         return (self._own(conv, given), True) if found is None else (found, False)
 
     def _fits(self, given: Given) -> bool:
         """Whether all arguments are rows of numbers, as many as nodes and edges, or not there."""
-        kinds = {"_j": (given.source, given.size[0]), "_i": (given.target, given.size[1])}
-        dtypes = set()
+        counts = {"_j": given.size[0], "_i": given.size[1]}
+        argument, dtypes = self._argument(given), set()
         for name in self.takes:
-            take, count = kinds.get(name[-2:], (given.values.get, given.num_edges))
-            value = take(name[:-2] if name[-2:] in kinds else name)
+            value, count = argument(name), counts.get(name[-2:], given.num_edges)
             if value is None:
                 continue
             if type(value) not in (Tensor, torch.nn.Parameter) or value.layout != torch.strided:
@@ -113,20 +117,36 @@ class EdgeRecipe:
         is_of_edges = is_of_edges or any(name.endswith("_i") for name in self.takes)
         return is_of_edges and all(dtype.is_floating_point for dtype in dtypes)
 
+    def _is_finite(self, given: Given) -> bool:
+        """Whether no argument holds NaN or Inf, which other terms would spread elsewhere."""
+        with torch.no_grad():
+            sums = [
+                rows.sum() for rows in map(self._argument(given), self.takes) if rows is not None
+            ]
+            return all(bool(each.isfinite()) for each in sums)
+
+    def _argument(self, given: Given) -> Callable[[str], Any]:
+        def argument(name: str) -> Any:
+            if name.endswith("_i"):
+                return given.target(name[:-2])
+            return given.source(name[:-2]) if name.endswith("_j") else given.values.get(name)
+
+        return argument
+
     def _own(self, conv: Any, given: Given) -> Messages:
         """The layer's own `message`."""
-        i, j, e, rest = [], [], [], {}
+        i: list[tuple[str, Tensor]] = []
+        j: list[tuple[str, Tensor]] = []
+        e: list[tuple[str, Tensor]] = []
+        rest: dict[str, Any] = {}
+        argument = self._argument(given)
         for name in self.takes:
-            if name.endswith("_i"):
-                into, value = i, given.target(name[:-2])
-            elif name.endswith("_j"):
-                into, value = j, given.source(name[:-2])
-            else:
-                into, value = e, given.values.get(name)
-            if isinstance(value, Tensor):
-                into.append((name, value))
-            else:
+            value = argument(name)
+            if not isinstance(value, Tensor):
                 rest[name] = value
+            else:
+                kind = i if name.endswith("_i") else j if name.endswith("_j") else e
+                kind.append((name, value))
         names = [[name for name, _ in kind] for kind in (i, j, e)]
         i_names, j_names, e_names = names
 
@@ -187,7 +207,9 @@ def names_of(conv: Any, parts: tuple[str, ...]) -> tuple[str, ...]:
     for part in parts:
         value = getattr(conv, part, None)
         if isinstance(value, Module):
-            names += [f"{part}.{name}" for name, _ in value.named_parameters(remove_duplicate=False)]
+            names += [
+                f"{part}.{name}" for name, _ in value.named_parameters(remove_duplicate=False)
+            ]
         elif isinstance(value, Tensor) and part in conv._parameters:
             names.append(part)
     return tuple(names)
@@ -197,9 +219,5 @@ def widest(part: Any) -> int:
     """The most numbers that a linear layer inside of a part gives for a row."""
     if not isinstance(part, Module):
         return 0
-    found = [
-        max(layer.out_features if type(layer) is TorchLinear else layer.out_channels, 0)
-        for layer in part.modules()
-        if type(layer) in LINEAR
-    ]
-    return max(found, default=0)
+    widths: list[int] = [len(layer.weight) for layer in part.modules() if isinstance(layer, LINEAR)]
+    return max(widths, default=0)

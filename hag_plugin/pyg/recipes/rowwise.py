@@ -1,4 +1,4 @@
-"""Which modules, functions and aggregations treat each row alone, so that rows may come in blocks."""
+"""Which modules, functions and aggregations treat each row alone: their rows may come in blocks."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.modules import module as _modules
 from torch.nn.parameter import UninitializedParameter
 from torch_geometric import nn as pyg
 from torch_geometric.nn import aggr
 from torch_geometric.nn.dense.linear import Linear
 
-# Modules of PyG's models, where this version has them.
 ACTIVATIONS = {
     *(nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh),
     *(nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.PReLU, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU),
@@ -64,6 +64,8 @@ def _why_not(part: Any) -> str | None:
         return "has hooks"
     if "forward" in own:
         return "has a forward of its own"
+    if any(isinstance(value, torch.Tensor) for value in own.values()):
+        return "has a tensor that is no parameter"
     if any(isinstance(p, UninitializedParameter) for p in own["_parameters"].values()):
         return "has parameters whose shapes are not known yet"
     if kind is pyg.MLP:
@@ -88,6 +90,16 @@ def is_known(function: Any) -> bool:
     return any(function is known for known in FUNCTIONS)
 
 
+def are_watched() -> bool:
+    """Whether anybody looks on when any module is called."""
+    return bool(
+        _modules._global_forward_hooks
+        or _modules._global_forward_pre_hooks
+        or _modules._global_backward_hooks
+        or _modules._global_backward_pre_hooks
+    )
+
+
 def has_hooks(module: Any) -> bool:
     """Whether anybody looks on when a module is called."""
     own = module.__dict__
@@ -104,6 +116,8 @@ def why_not_by_rows(module: Any) -> str | None:
     for _, part in module.named_modules():
         if has_hooks(part):
             return "hooks on its aggregation see the stock computation"
+        if any(isinstance(value, torch.Tensor) for value in part.__dict__.values()):
+            return "its aggregation has a tensor that is no parameter"
     if type(module) is aggr.DegreeScalerAggregation:
         return why_not_by_rows(module.aggr)
     if type(module) is aggr.MultiAggregation:
