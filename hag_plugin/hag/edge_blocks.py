@@ -100,6 +100,8 @@ class EdgeBlocks(Keeper):
                 if int(starts[last]) == edge:  # a row with more edges, and empty ones before it
                     next_row = last = last + 1
                 end = int(starts[last])
+                if end == num_edges:  # rows without edges behind the last one
+                    last = self.num_dst
             elif int(starts[last]) < end:
                 last += 1
             found.append(Block(edge, end, row, last))

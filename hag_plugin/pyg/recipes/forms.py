@@ -281,6 +281,10 @@ FORMS: dict[type, EdgeRecipe] = {
     pyg.PointGNNConv: EdgeRecipe(("mlp_h", "mlp_f"), ("x_i", *_POINTS)),
     pyg.FiLMConv: EdgeRecipe(("act",), ("x_j", "beta_i", "gamma_i"), why_not=_has_relations),
     pyg.GeneralConv: EdgeRecipe(
-        ("lin_msg", "lin_msg_i", "lin_edge"), ("x_i", "x_j", "edge_attr"), general, _attends
+        ("lin_msg", "lin_msg_i", "lin_edge"),
+        ("x_i", "x_j", "edge_attr"),
+        general,
+        _attends,
+        has_own=False,
     ),
 }

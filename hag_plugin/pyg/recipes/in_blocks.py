@@ -67,12 +67,14 @@ class EdgeRecipe:
         form: from the layer and what it gave, leaner messages with the same result; None where
             there are none.
         why_not: from the layer, why its message must see all edges. None: it need not.
+        has_own: whether its own `message` runs where there is no leaner form.
     """
 
     parts: tuple[str, ...]
     takes: tuple[str, ...]
     form: Callable[[Any, Given], Messages | None] | None = None
     why_not: Callable[[Any], str | None] | None = None
+    has_own: bool = True
 
     def why_stock(self, conv: Any) -> str | None:
         """Why a layer, as it is set up now, must see all edges at once. None: it need not."""
@@ -98,7 +100,9 @@ class EdgeRecipe:
         found = None
         if self.form is not None and self._is_finite(given):
             found = self.form(conv, given)
-        return (self._own(conv, given), True) if found is None else (found, False)
+        if found is not None:
+            return found, False
+        return (self._own(conv, given), True) if self.has_own else None
 
     def _fits(self, given: Given) -> bool:
         """Whether all arguments are rows of numbers, as many as nodes and edges, or not there."""
