@@ -20,7 +20,10 @@ class Limits:
         block_edges: of a call of a PyG layer whose messages are made of both ends of an edge, or of
             what it has of its own: with fewer edges stock's code is mostly the faster one.
         block_messages: of such a call, in numbers: the same for its messages, as wide as their
-            widest step.
+            widest step. Tensors of this size (64 MiB of float32) go back to the system when they
+            are freed, and stock's code pays for their pages in every step; below, it does not.
+            Measured with new edges in each call, forward and backward: the times meet at 2 (linear
+            layers on nodes) to 16 million.
         block_bytes: of the messages that are computed at a time: as many as the second cache holds.
         searched_edges: edges of a graph that comes back: with more, its HAG is not built during
             training, but only where `build_hag` or `ToHAG` is called.
@@ -62,7 +65,7 @@ class Limits:
 
     few_messages: int = 4096
     block_edges: int = 4096
-    block_messages: int = 1 << 20
+    block_messages: int = 1 << 24
     block_bytes: int = 1 << 20
     searched_edges: int = 20_000_000
     pyg_graphs: int = 64

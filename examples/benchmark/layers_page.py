@@ -14,6 +14,7 @@ from hag_plugin.layers import dgl, pyg
 from hag_plugin.limits import limits
 from hag_plugin.parallel.model.layers import TABLE
 from hag_plugin.pyg import layers
+from hag_plugin.pyg.recipes.forms import FORMS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, README = ROOT / "docs" / "layers.md", ROOT / "README.md"
@@ -23,7 +24,8 @@ MARKED = re.compile(r"(<!-- layers of (\w+) -->).*?(<!-- end of layers -->)")
 
 def page() -> str:
     """The page as Markdown."""
-    few = f"{limits.few_messages:,}"
+    few, blocks = f"{limits.few_messages:,}", limits.block_messages
+    in_blocks = ", ".join(sorted(cls.__name__ for cls in FORMS))
     return f"""# Layers over a HAG
 
 Written by `python -m examples.benchmark.layers_page` from the tables that decide it.
@@ -43,8 +45,16 @@ sums to share. They run in one pass over the edges instead, forward and backward
 of edges times features; the first time that they meet a graph, too. Calls with
 `return_attention_weights`, under autocast, in compiled code or on a GPU run stock code.
 
+Layers whose messages are made of both ends of an edge, or of features of the edge, have no sums to
+share either. In calls whose messages hold {blocks:,} numbers or more in all, these compute and
+aggregate them a block of edges at a time, forward and backward, without a tensor of edges times
+features: {in_blocks}. Not where a part of the message draws at random, is normalised over all
+edges, has hooks, or is not known to treat each edge alone; nor where the aggregation is none of
+those above, under autocast, with transforms of `torch.func`, in compiled code or on a GPU. Second
+derivatives are computed of all messages at once.
+
 HeteroConv, DirGNNConv, GPSConv, AntiSymmetricConv and models from `to_hetero` run as the layers
-inside them do. Every other layer runs its stock code:
+inside them do. No HAG serves the other layers; but for blocks of edges, they run stock code:
 
 {_others()}
 

@@ -23,6 +23,7 @@ from hag_plugin.pyg.recipes.forms import FORMS
 from hag_plugin.testing import limits
 
 from ...cases import draw_graph
+from ..conftest import Graph
 
 WIDTH, OUT, EDGE = 6, 4, 3
 Make = Callable[[], nn.Module]
@@ -142,7 +143,7 @@ def small_blocks() -> Iterator[None]:
         yield
 
 
-def graph(num_edges: int = 900, num_nodes: int = 40, num_src: int | None = None) -> Tensor:
+def hubs(num_edges: int = 900, num_nodes: int = 40, num_src: int | None = None) -> Tensor:
     """With a hub of many more edges than a block, loops, duplicates and isolated nodes."""
     source = torch.randint(0, num_src or num_nodes - 3, (num_edges,))
     target = torch.randint(0, num_nodes - 3, (num_edges,))
@@ -208,7 +209,7 @@ def test_every_form_is_tried() -> None:
 def test_equal_to_stock(name: str) -> None:
     stock, ours = twins(LAYERS[name])
     x = torch.randn(40, WIDTH, dtype=torch.float64)
-    given = arguments(name, x, graph(), torch.float64)
+    given = arguments(name, x, hubs(), torch.float64)
     assert_same(run(ours, given), run(stock, given), 1e-12)
     assert counts(ours) == {"blocks": 1}
     with torch.no_grad():
@@ -222,8 +223,19 @@ def test_against_the_edges(name: str) -> None:
     stock, ours = twins(LAYERS[name])
     stock.flow = ours.flow = "target_to_source"
     x = torch.randn(40, WIDTH, dtype=torch.float64)
-    given = arguments(name, x, graph(), torch.float64)
+    given = arguments(name, x, hubs(), torch.float64)
     assert_same(run(ours, given), run(stock, given), 1e-12)
+
+
+@pytest.mark.parametrize("name", ["gated", "edge", "cg-edges", "gine", "gen", "pna", "nn", "gmm"])
+@pytest.mark.parametrize("graph", ["Cora", "IMDB-MULTI"], indirect=True)
+def test_real_graphs(name: str, graph: Graph) -> None:
+    stock, ours = twins(LAYERS[name])
+    x = torch.randn(graph.num_dst, WIDTH, dtype=torch.float64)
+    given = arguments(name, x, graph.edge_index, torch.float64)
+    with limits(**SMALL | {"block_bytes": 1 << 16}):
+        assert_same(run(ours, given), run(stock, given), 1e-12)
+    assert counts(ours) == {"blocks": 1}
 
 
 @pytest.mark.parametrize("name", BIPARTITE)
@@ -245,7 +257,7 @@ def test_bipartite(name: str) -> None:
         torch.randn(70, WIDTH, dtype=torch.float64),
         torch.randn(40, width, dtype=torch.float64),
     )
-    given = arguments(name, x, graph(num_src=70), torch.float64)
+    given = arguments(name, x, hubs(num_src=70), torch.float64)
     assert_same(run(ours, given), run(stock, given), 1e-12)
     assert counts(ours) == {"blocks": 1}
 
@@ -273,7 +285,7 @@ def test_hostile_graphs(name: str, data: st.DataObject) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_what_is_not_finite(name: str, value: float) -> None:
     stock, ours = twins(LAYERS[name])
-    x, edge_index = torch.randn(40, WIDTH, dtype=torch.float64), graph()
+    x, edge_index = torch.randn(40, WIDTH, dtype=torch.float64), hubs()
     x[7, 2] = x[39] = value  # the last one is isolated
     given = arguments(name, x, edge_index, torch.float64)
     with torch.no_grad():
@@ -289,7 +301,7 @@ def test_what_is_not_finite(name: str, value: float) -> None:
 )
 def test_other_dtypes(name: str, dtype: torch.dtype, bound: float) -> None:
     stock, ours = twins(LAYERS[name], dtype)
-    given = arguments(name, torch.randn(40, WIDTH).to(dtype), graph(300), dtype)
+    given = arguments(name, torch.randn(40, WIDTH).to(dtype), hubs(300), dtype)
     try:
         expected = run(stock, given)
     except RuntimeError as error:
@@ -335,7 +347,7 @@ def test_makes_no_tensor_of_edges(name: str) -> None:
 def test_what_must_see_all_edges_is_left_to_stock(name: str) -> None:
     make, reason = STOCK[name]
     stock, ours = twins(make)
-    given = [torch.randn(40, WIDTH, dtype=torch.float64), graph()]
+    given = [torch.randn(40, WIDTH, dtype=torch.float64), hubs()]
     if name == "relations":
         given.append(torch.arange(900) % 2)
     torch.manual_seed(1)
@@ -349,7 +361,7 @@ def test_what_must_see_all_edges_is_left_to_stock(name: str) -> None:
 
 
 def test_hooks_autocast_explain_and_chunks_see_stock() -> None:
-    given = [torch.randn(40, WIDTH), graph()]
+    given = [torch.randn(40, WIDTH), hubs()]
     seen: list[Any] = []
 
     def hooked(conv: Any) -> None:
@@ -394,14 +406,14 @@ def test_second_derivatives(name: str) -> None:
         return [torch.zeros_like(w) if w.grad is None else w.grad.clone() for w in wanted]
 
     stock, ours = twins(LAYERS[name])
-    given = arguments(name, torch.randn(40, WIDTH, dtype=torch.float64), graph(), torch.float64)
+    given = arguments(name, torch.randn(40, WIDTH, dtype=torch.float64), hubs(), torch.float64)
     assert_same(list(second(ours)), list(second(stock)), 1e-10)
     assert counts(ours) == {"blocks": 1}
 
 
 def test_forward_mode_and_transforms_run_stock() -> None:
     stock, ours = twins(LAYERS["edge"])
-    x, edge_index = torch.randn(40, WIDTH, dtype=torch.float64), graph()
+    x, edge_index = torch.randn(40, WIDTH, dtype=torch.float64), hubs()
     tangent = torch.randn_like(x)
     found, expected = (
         torch.func.jvp(lambda x, conv=conv: conv(x, edge_index), (x,), (tangent,))
@@ -413,7 +425,7 @@ def test_forward_mode_and_transforms_run_stock() -> None:
 
 def test_a_tensor_in_place_of_a_parameter_gets_its_gradient() -> None:
     stock, ours = twins(lambda: pyg.EdgeConv(mlp(2 * WIDTH, 8, OUT)))
-    given = [torch.randn(40, WIDTH, dtype=torch.float64), graph()]
+    given = [torch.randn(40, WIDTH, dtype=torch.float64), hubs()]
     found = []
     for conv in (stock, ours):
         last: Any = conv.nn[2]
@@ -433,7 +445,7 @@ def test_a_tensor_in_place_of_a_parameter_gets_its_gradient() -> None:
 
 
 def test_wrong_widths_are_refused_as_stock_refuses_them() -> None:
-    x, edge_index = torch.randn(40, WIDTH, dtype=torch.float64), graph()
+    x, edge_index = torch.randn(40, WIDTH, dtype=torch.float64), hubs()
     for make, rest in (
         (lambda: pyg.CGConv(WIDTH, dim=EDGE), ()),
         (lambda: pna(edge_dim=EDGE), ()),
@@ -451,7 +463,7 @@ def test_wrong_widths_are_refused_as_stock_refuses_them() -> None:
 
 def test_explain_tells_of_blocks() -> None:
     _, ours = twins(LAYERS["gine"], torch.float32)
-    given = arguments("gine", torch.randn(40, WIDTH), graph(), torch.float32)
+    given = arguments("gine", torch.randn(40, WIDTH), hubs(), torch.float32)
     assert "large calls run in blocks of edges" in explain(ours)[0].reason
     with limits(block_edges=10_000):
         ours(*given)
@@ -465,7 +477,7 @@ def test_explain_tells_of_blocks() -> None:
 
 def test_restored_copied_and_saved() -> None:
     stock, ours = twins(LAYERS["cg-edges"])
-    given = arguments("cg-edges", torch.randn(40, WIDTH).double(), graph(), torch.float64)
+    given = arguments("cg-edges", torch.randn(40, WIDTH).double(), hubs(), torch.float64)
     expected = run(stock, given)
     for conv in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
         conv = accelerate(conv)
@@ -481,11 +493,11 @@ def test_sampled_batches_leave_nothing() -> None:
     _, ours = twins(LAYERS["edge"], torch.float32)
     session: Any = ours._hag_session
     for _ in range(5):
-        run(ours, [torch.randn(40, WIDTH), graph()])
+        run(ours, [torch.randn(40, WIDTH), hubs()])
     gc.collect()
     assert counts(ours) == {"blocks": 5}
     assert len(session.verdicts) == 0
-    edge_index = graph()
+    edge_index = hubs()
     for _ in range(2):
         run(ours, [torch.randn(40, WIDTH), edge_index])
     assert len(session.verdicts) == 1
