@@ -136,6 +136,18 @@ def test_large_calls_pay_and_small_ones_do_not() -> None:
         assert not large.pays()
 
 
+@pytest.mark.parametrize("derived", [True, False])
+def test_heads_gain_by_their_scores(derived: bool) -> None:
+    """Of attention: few messages do not pay, many do, and more heads sooner."""
+
+    def gain(num_edges: int, heads: int) -> float:
+        size = (num_edges // 8, num_edges // 8)
+        return Messages(num_edges, size, 64, derived, heads=heads).gain(DEFAULT)
+
+    assert gain(400, 1) < 1 < gain(100_000, 4)
+    assert gain(4_000, 1) < gain(4_000, 4) < gain(4_000, 8)
+
+
 def test_seconds_are_those_of_the_cost_model() -> None:
     for num_edges, num_src, num_dst, row_bytes in ((10, 3, 4, 4), (10**6, 10**5, 10**4, 256)):
         messages = Messages(num_edges, (num_src, num_dst), row_bytes, False)

@@ -32,7 +32,7 @@ def explain(module: Module) -> Explanation:
         >>> from hag_plugin.pyg import accelerate
         >>> model = accelerate(torch.nn.ModuleList([SAGEConv(4, 2), GATConv(2, 2)]))
         >>> [(row.layer, row.aggregates) for row in explain(model)]
-        [('SAGEConv', 'mean over A'), ('GATConv', '')]
+        [('SAGEConv', 'mean over A'), ('GATConv', 'attention over A with one loop a node')]
     """
     layers = [
         (n, layer) for n, layer in module.named_modules() if isinstance(layer, MessagePassing)

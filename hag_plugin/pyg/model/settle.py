@@ -28,7 +28,7 @@ from hag_plugin.pyg.model import compiled, edge_order
 from hag_plugin.pyg.model import session as sessions
 from hag_plugin.pyg.recipes import lstm
 from hag_plugin.pyg.recipes.adjacency import hag_of, is_adjacency, parts_of, shape_of
-from hag_plugin.pyg.recipes.attention import edges_of, edges_of_hag
+from hag_plugin.pyg.recipes.attention import edges_of, edges_of_hag, messages_of
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, stock_class
 from hag_plugin.pyg.recipes.relations import (
     plain_relation_hags,
@@ -361,8 +361,11 @@ def _passing(
         x, row_bytes = pair[0], _WIDE
         if x is not None and x.is_floating_point():
             row_bytes = x.element_size() * x.shape.numel() // max(x.shape[conv.node_dim], 1)
-        weighted = recipe.scale(conv) is not None or call.get("edge_weight") is not None
-        messages = Messages(edge_index.shape[1], size, row_bytes, derived, graphs, weighted)
+        heads, weighted = 0, recipe.scale(conv) is not None or call.get("edge_weight") is not None
+        if recipe.scores(conv):
+            heads, numbers = messages_of(conv, x)
+            row_bytes, weighted = x.element_size() * numbers, False
+        messages = Messages(edge_index.shape[1], size, row_bytes, derived, graphs, weighted, heads)
         if not messages.pays():
             return None
         both = derived or recipe.returns or conv.flow != "source_to_target"
@@ -496,7 +499,11 @@ def _settle_joined(conv: Any, recipe: Recipe, name: str, graphs: Any, rows: Any)
         return Choice("stock", reason, {name: plain} if passed else NOTHING)
     sizes = {key: x.shape[0] for key, x in rows.items()}
     session, first = conv.__dict__["_hag_session"], features[0]
-    make = lambda: sessions.made(lambda: joined_edges(plain, sizes))  # noqa: E731
+
+    def make() -> EdgeList | None:
+        edges: EdgeList | None = sessions.made(lambda: joined_edges(plain, sizes))
+        return edges
+
     reader, occasion = session.occasions.of(conv, first)
     edges = session.graphs.value(
         tuple(graphs.values()),
@@ -504,13 +511,21 @@ def _settle_joined(conv: Any, recipe: Recipe, name: str, graphs: Any, rows: Any)
         make,
         reader=reader,
         occasion=occasion,
-        passing=make,
+        passing=lambda: make() if passed or _joined_pay(conv, plain, rows) else None,
     )
     if edges is None:
         return Choice("stock", MET_FEW, {name: plain} if passed else NOTHING)
     is_passing = type(edges) is Passing
     graph = ScoredTypes(edges.value if is_passing else edges, tuple(plain))
     return Choice("plain", SCORED_PASSED if passed else SCORED, {name: graph})
+
+
+def _joined_pay(conv: Any, graphs: Mapping[Any, Tensor], rows: Mapping[str, Tensor]) -> bool:
+    """Whether the edges of all types, met first, are attended over sooner than stock does."""
+    heads, numbers = messages_of(conv, x := next(iter(rows.values())))
+    size = (sum(len(x) for x in rows.values()),) * 2
+    num_edges, derived = sum(g.shape[1] for g in graphs.values()), torch.is_grad_enabled()
+    return Messages(num_edges, size, x.element_size() * numbers, derived, heads=heads).pays()
 
 
 def _scored(conv: Any, name: str, hag: HAG, features: Any) -> Choice:

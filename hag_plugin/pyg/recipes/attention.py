@@ -28,6 +28,15 @@ from hag_plugin.pyg.recipes.recipe import Call, Condition, Recipe
 from hag_plugin.pyg.recipes.scored import EdgeList, ScoredGraph, ScoredTypes, looped
 
 
+def messages_of(conv: Any, x: Tensor) -> tuple[int, int]:
+    """The heads of a layer, and how many numbers its messages have, all heads together."""
+    heads: int = getattr(conv, "heads", 1)
+    channels = getattr(conv, "out_channels", None)
+    if channels is None:
+        return heads, x.shape[-1]
+    return heads, channels if isinstance(conv, nn.HANConv | nn.HGTConv) else heads * channels
+
+
 def edges_of(
     conv: Any, edge_index: Tensor, size: tuple[int, int], both: bool, dtype: torch.dtype
 ) -> EdgeList:
