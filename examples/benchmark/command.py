@@ -30,6 +30,7 @@ from . import (
     report,
     sample,
     suite_aggregate,
+    suite_attention,
     suite_batches,
     suite_calls,
     suite_cost,
@@ -44,6 +45,7 @@ from . import (
 )
 from .graphs import Graph
 from .plan import (
+    ATTENTION_GRAPHS,
     BATCH_GRAPHS,
     DGL_GRAPHS,
     DIRECTIONS,
@@ -75,6 +77,7 @@ SUITES: dict[str, ModuleType] = {
         suite_cost,
         suite_counts,
         suite_batches,
+        suite_attention,
     )
 }
 BOTH_LOOPS = ("search", "cost", "counts")
@@ -198,6 +201,10 @@ def plan_of(args: argparse.Namespace, suite: str) -> Plan:
         names = [name for name in names if name in DGL_GRAPHS]
     if suite == suite_batches.NAME and args.root is not None and not args.graphs:
         names = [name for name in names if name in BATCH_GRAPHS]
+    if suite == suite_attention.NAME:
+        widths = (8, 16, 64)
+        if args.root is not None and not args.graphs:
+            names = [name for name in names if name in ATTENTION_GRAPHS]
     if suite == "cost":
         widths = suite_cost.WIDTHS
     if suite == suite_sampled.NAME:

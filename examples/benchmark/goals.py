@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import (
+    suite_attention,
     suite_batches,
     suite_calls,
     suite_dgl,
@@ -72,6 +73,7 @@ def all_goals(suites: dict[str, Sequence[Record]], threads: int) -> list[Goal]:
         *_never_slower(suites["never-slower"]),
         *_dgl_layers(suites["dgl-layers"]),
         *_batches(suites["batches"]),
+        *_attention(suites["attention"]),
     ]
 
 
@@ -213,6 +215,21 @@ def _batches(records: Sequence[Record]) -> list[Goal]:
     goals.append(_least("any data set, epochs in batches: never slower", min(every, default=None),
                         1.0))  # fmt: skip
     return goals
+
+
+def _attention(records: Sequence[Record]) -> list[Goal]:
+    over_stock = suite_attention.ratios(records, suite_attention.STOCK)
+    over_dgl = suite_attention.ratios(records, suite_attention.DGL)
+    back = suite_attention.ratios(records, suite_attention.STOCK, met="back")
+    shares = suite_attention.shares(records)
+    least = min([*over_stock, *over_dgl], default=None)
+    return [
+        _least("attention: at least 4x PyG in training", geometric_mean(back), 4.0),
+        _least("attention: at least 1.5x DGL in training", geometric_mean(over_dgl), 1.5),
+        _least("attention, any cell: never slower than either", least, 0.97),
+        _most("attention, peak memory: at most a sixth of PyG's (median)",
+              statistics.median(shares) if shares else None, 1 / 6),
+    ]  # fmt: skip
 
 
 def _calls(records: Sequence[Record]) -> list[Goal]:

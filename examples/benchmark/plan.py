@@ -15,6 +15,14 @@ REDUCES = ("sum", "max")
 DTYPES = ("float32", "bfloat16", "float64")
 DIRECTIONS = ("forward", "transposed")
 DGL_GRAPHS = ("IMDB-MULTI", "AmazonPhoto", "COLLAB_ego_recon")
+ATTENTION_GRAPHS = (
+    "AmazonPhoto",
+    "CoauthorPhysics",
+    "ca-HepPh",
+    "IMDB-MULTI",
+    "REDDIT-BINARY",
+    "PPI_ohmnet_brain",
+)
 LAYER_GRAPHS = ("IMDB-MULTI", "AmazonPhoto")
 BATCH_GRAPHS = ("MUTAG", "NCI1", "IMDB-MULTI", "BZR_MD", "DD")
 SAMPLED_GRAPHS = ("AmazonPhoto", "CoauthorPhysics", "REDDIT-BINARY")

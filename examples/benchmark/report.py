@@ -13,6 +13,7 @@ from . import (
     goals,
     machines,
     plots,
+    suite_attention,
     suite_batches,
     suite_calls,
     suite_dgl,
@@ -28,7 +29,7 @@ from .verdict import FAILED
 
 SUITES = (
     "aggregate", "epochs", "layers", "calls", "dgl-layers", "search", "scale", "never-slower",
-    "cost", "counts", "sampled", "batches",
+    "cost", "counts", "sampled", "batches", "attention",
 )  # fmt: skip
 
 
@@ -158,6 +159,7 @@ def _sections(suites: dict[str, Sequence[Record]]) -> dict[str, tuple[str, str]]
         "cost": ("Cost model", tables_cost.cost(suites["cost"]) if suites["cost"] else ""),
         "counts": ("Rows saved", tables_cost.counts(suites["counts"])),
         "batches": ("Mini-batches", suite_batches.table(suites["batches"])),
+        "attention": ("Attention", suite_attention.table(suites["attention"])),
     }
 
 
