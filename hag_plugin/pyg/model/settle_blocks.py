@@ -105,6 +105,8 @@ def run_blocks(conv: Any, edge_index: Tensor, size: Any, values: dict[str, Any])
 
 def taken(conv: Any, settled: Choice) -> Choice:
     """What a call of a layer ran on: as settled, unless its `propagate` found something else."""
+    if torch.compiler.is_compiling():
+        return settled
     choices: dict[int, Choice] = _here.__dict__.get("choices") or {}
     found = choices.pop(id(conv), None)
     if found is None:

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 from torch_geometric import nn as pyg
 
 import hag_plugin as hp
@@ -505,3 +506,40 @@ def test_sampled_batches_leave_nothing() -> None:
     stock = hp.pyg.restore(copy.deepcopy(ours))
     x = torch.randn(40, WIDTH)
     torch.testing.assert_close(ours(x, edge_index), stock(x, edge_index))
+
+
+def test_checkpoints_run_the_same_again() -> None:
+    stock, ours = twins(LAYERS["gated-edges"])
+    x, edge_index, edge_attr = arguments(
+        "gated-edges", torch.randn(40, WIDTH).double(), hubs(), torch.float64
+    )
+
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = ours
+
+        def forward(self, *given: Tensor) -> Any:
+            return checkpoint(self.conv, *given, use_reentrant=False)
+
+    given = [x, edge_index, edge_attr]
+    assert_same(run(Checkpointed(), given), run(stock, given), 1e-12)
+    assert counts(ours) == {"blocks": 1}
+
+
+def test_compiled_code_runs_stock() -> None:
+    stock, ours = twins(LAYERS["edge"], torch.float32)
+    given = [torch.randn(40, WIDTH), hubs()]
+    compiled = torch.compile(ours, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*given), stock(*given))
+    assert "blocks" not in counts(ours)
+
+
+def test_any_number_of_threads_gives_the_same() -> None:
+    _, ours = twins(LAYERS["pna"], torch.float32)
+    given = arguments("pna", torch.randn(40, WIDTH), hubs(), torch.float32)
+    one = run(ours, given)
+    torch.set_num_threads(2)
+    for found, expected in zip(run(ours, given), one, strict=True):
+        assert (found is None) == (expected is None)
+        assert found is None or torch.equal(found, expected)
