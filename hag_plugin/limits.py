@@ -24,6 +24,8 @@ class Limits:
             are freed, and stock's code pays for their pages in every step; below, it does not.
             Measured with new edges in each call, forward and backward: the times meet at 2 (linear
             layers on nodes) to 16 million.
+        block_matrix: numbers of a matrix that NNConv makes of an edge: with fewer, blocks are not
+            sure to be as fast as stock's code in training.
         block_bytes: of the messages that are computed at a time: as many as the second cache holds.
         searched_edges: edges of a graph that comes back: with more, its HAG is not built during
             training, but only where `build_hag` or `ToHAG` is called.
@@ -66,6 +68,7 @@ class Limits:
     few_messages: int = 4096
     block_edges: int = 4096
     block_messages: int = 1 << 24
+    block_matrix: int = 1024
     block_bytes: int = 1 << 20
     searched_edges: int = 20_000_000
     pyg_graphs: int = 64

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric import nn as pyg
 
+from hag_plugin.limits import limits
 from hag_plugin.ops.message_blocks import Messages, Rows
 from hag_plugin.pyg.recipes.in_blocks import (
     LINEAR,
@@ -256,6 +257,14 @@ def _has_relations(conv: Any) -> str | None:
     return "a graph for each relation" if conv.num_relations > 1 else None
 
 
+def _has_small_matrices(conv: Any) -> str | None:
+    inputs = conv.in_channels
+    width = inputs[0] if isinstance(inputs, tuple) else inputs
+    if torch.is_grad_enabled() and width * conv.out_channels < limits.block_matrix:
+        return "in training with small matrices of edges, stock is as fast"
+    return None
+
+
 def _attends(conv: Any) -> str | None:
     return "attention weighs each edge by both of its ends" if conv.attention else None
 
@@ -274,7 +283,7 @@ FORMS: dict[type, EdgeRecipe] = {
     pyg.EdgeConv: _EDGE,
     pyg.DynamicEdgeConv: _EDGE,
     pyg.CGConv: EdgeRecipe(("lin_f", "lin_s"), ("x_i", "x_j", "edge_attr"), cg),
-    pyg.NNConv: EdgeRecipe(("nn",), ("x_j", "edge_attr")),
+    pyg.NNConv: EdgeRecipe(("nn",), ("x_j", "edge_attr"), why_not=_has_small_matrices),
     pyg.GMMConv: EdgeRecipe(("g", "mu", "sigma"), ("x_j", "edge_attr")),
     pyg.PointNetConv: EdgeRecipe(("local_nn",), _POINTS),
     pyg.PPFConv: EdgeRecipe(("local_nn",), (*_POINTS, "normal_i", "normal_j")),

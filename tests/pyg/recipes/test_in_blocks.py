@@ -29,7 +29,8 @@ from ..conftest import Graph
 WIDTH, OUT, EDGE = 6, 4, 3
 Make = Callable[[], nn.Module]
 DEGREES = torch.tensor([2, 5, 3, 1])
-SMALL = {"block_edges": 0, "block_messages": 0, "block_bytes": 1}  # 64 edges a block
+# 64 edges a block.
+SMALL = {"block_edges": 0, "block_messages": 0, "block_matrix": 0, "block_bytes": 1}
 
 
 def mlp(*widths: int, act: Callable[[], nn.Module] = nn.Tanh) -> nn.Sequential:
@@ -543,3 +544,13 @@ def test_any_number_of_threads_gives_the_same() -> None:
     for found, expected in zip(run(ours, given), one, strict=True):
         assert (found is None) == (expected is None)
         assert found is None or torch.equal(found, expected)
+
+
+def test_small_matrices_of_edges_are_left_to_stock_in_training() -> None:
+    conv = accelerate(pyg.NNConv(4, 4, nn.Linear(3, 16)))
+    given = torch.randn(20, 4), torch.randint(20, (2, 200)), torch.randn(200, 3)
+    with limits(**SMALL | {"block_matrix": 17}):
+        conv(*given)
+        with torch.no_grad():
+            conv(*given)
+    assert explain(conv)[0].calls.counts == {"stock": 1, "blocks": 1}
