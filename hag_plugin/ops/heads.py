@@ -75,7 +75,10 @@ def check_on_cpu(x: Tensor) -> None:
 # Run time ---------------------------------------------------------------------------------------
 
 
-def sides(hag: HAG, order: Tensor | None) -> tuple[tuple[int, int, int, int], ...]:
+Side = tuple[int, int, int, int]  # addresses of a CSR, of its slots' places and of the order
+
+
+def sides(hag: HAG, order: Tensor | None) -> tuple[Side, Side]:
     """Where a graph's arrays are, by target and by source, as the kernels take them."""
     reverse = hag.transpose()
     rows = order.data_ptr() if order is not None else 0
