@@ -294,8 +294,9 @@ def _run_attend_backward(graph: Graph, *inputs: Any) -> Tensor:
     for i in _needed(needs):
         out[i] = at, tensors[i].numel()
         at += tensors[i].numel() * flat.element_size()
+    by_target, by_source = sides(one.hag, one.order)
     _cpu.attend_backward(
-        *sides(one.hag, one.order), one.sizes, one.addresses, place(y), place(kept), place(grad),
+        by_target, by_source, one.sizes, one.addresses, place(y), place(kept), place(grad),
         place(by_value), place(by_edges), out, *one.others,
     )  # fmt: skip
     if observers:
