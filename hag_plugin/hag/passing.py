@@ -26,6 +26,7 @@ WEIGHED_CALLS, WEIGHED_OPS = 150, 40  # the numbers that messages are multiplied
 # A score of an edge and head that stock makes in steps of its own; beside GATConv, GATv2Conv and
 # TransformerConv with 50 to 30,000 edges, 1 and 4 heads.
 SCORED_OPS = 12
+ATTENDED_ROW_OPS = 120  # what a kernel of attention takes for a row, however few its edges are
 CLEAR = 4.0  # a gain, or a loss, that no processor turns round
 
 _OPTIONS = Options(method="none", choose="plain")
@@ -65,7 +66,7 @@ class Messages(NamedTuple):
         size: the numbers of sources and targets.
         row_bytes: of a message.
         derived: whether gradients flow back over the reverse.
-        graphs: in how many graphs the edges come.
+        graphs: in how many graphs the edges come; 0: it is one that was made before.
         weighted: whether each message is multiplied by a number, made of the graph.
         heads: of attention, each of which scores each message; 0: there are no scores.
     """
@@ -97,7 +98,11 @@ class Messages(NamedTuple):
     def plain_seconds(self, c: Constants) -> float:
         """Predicted seconds in the fused kernels, on one thread."""
         passes = 2 if self.derived else 1
-        made = self.graphs * MADE_CALLS * c.call + self.num_edges * SORTED_OPS * c.op
+        made = self.graphs * MADE_CALLS * c.call
+        if self.graphs:
+            made += self.num_edges * SORTED_OPS * c.op
+        if self.heads:
+            made += max(self.size) * ATTENDED_ROW_OPS * c.op
         return passes * (made + _seconds(c, self.num_edges, *self.size, self.row_bytes))
 
     def stock_seconds(self, c: Constants) -> float:

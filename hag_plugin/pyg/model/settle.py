@@ -77,6 +77,7 @@ NO_ROWS = "features are not rows of nodes"
 LSTM_FEATURES = "the features are no dense matrix of a floating dtype on the CPU, or autocast"
 SCORED = "attention in one pass over its edges: no messages are made"
 SCORED_PASSED = "a HAG was passed; attention in one pass over its edges: no messages are made"
+SCORED_FEW = "attention with few edges for its nodes: stock is as fast"
 SCORED_ELSEWHERE = "attention on a GPU"
 SCORED_COMPILED = "attention in compiled code"
 SCORED_AUTOCAST = "attention under autocast"
@@ -261,6 +262,9 @@ def _settle_hags(
         scores = recipe.scores(conv)
         if found is None and scores:
             found = _why_not_scored(conv, call, features, None)
+            size = graph.num_src, graph.num_dst
+            if found is None and not _score_pays(conv, recipe, graph.num_edges, size, features):
+                found = SCORED_FEW
         if found is None:
             return _scored(conv, name, graph, features) if scores else _PASSED
         reason = found
@@ -361,17 +365,37 @@ def _passing(
         x, row_bytes = pair[0], _WIDE
         if x is not None and x.is_floating_point():
             row_bytes = x.element_size() * x.shape.numel() // max(x.shape[conv.node_dim], 1)
-        heads, weighted = 0, recipe.scale(conv) is not None or call.get("edge_weight") is not None
+        weighted = recipe.scale(conv) is not None or call.get("edge_weight") is not None
+        messages = Messages(edge_index.shape[1], size, row_bytes, derived, graphs, weighted)
         if recipe.scores(conv):
-            heads, numbers = messages_of(conv, x)
-            row_bytes, weighted = x.element_size() * numbers, False
-        messages = Messages(edge_index.shape[1], size, row_bytes, derived, graphs, weighted, heads)
+            messages = _with_scores(conv, recipe, messages, x)
         if not messages.pays():
             return None
         both = derived or recipe.returns or conv.flow != "source_to_target"
         return sessions.made(lambda: make(both))
 
     return passing
+
+
+def _with_scores(conv: Any, recipe: Recipe, messages: Messages, x: Tensor) -> Messages:
+    """The messages of a layer that scores them: of its own width, and over its loops, too."""
+    heads, numbers = messages_of(conv, x)
+    loops = min(messages.size) if recipe.record.self_loops(conv) else 0
+    return messages._replace(
+        num_edges=messages.num_edges + loops,
+        row_bytes=x.element_size() * numbers,
+        weighted=False,
+        heads=heads,
+    )
+
+
+def _score_pays(
+    conv: Any, recipe: Recipe, num_edges: int, size: tuple[int, int], features: Any
+) -> bool:
+    """Whether scoring the edges of a graph that is there already is sooner than stock's code."""
+    x = features[0] if isinstance(features, PAIRS) else features
+    messages = Messages(num_edges, size, 0, torch.is_grad_enabled(), graphs=0)
+    return _with_scores(conv, recipe, messages, x).pays()
 
 
 def _are_rows(conv: Any, pair: Sequence[Any], given: Any, size: tuple[int, int]) -> bool:
@@ -443,6 +467,8 @@ def _settle_scores(
         return Choice("stock", reason, NOTHING)
     if size is None:
         size = graph_size(recipe, conv, call)
+    if not _score_pays(conv, recipe, edge_index.shape[1], size, features):
+        return Choice("stock", SCORED_FEW, NOTHING)
     x = features[0] if isinstance(features, PAIRS) else features
     session, dtype = conv.__dict__["_hag_session"], x.dtype
     how = (recipe.record.self_loops(conv), any(recipe.record.exponents(conv)), dtype)
@@ -495,6 +521,8 @@ def _settle_joined(conv: Any, recipe: Recipe, name: str, graphs: Any, rows: Any)
     if not plain or not all(type(g) is Tensor and _is_edge_index(g) for g in plain.values()):
         reason = reason or SPARSE
     passed = any(isinstance(g, HAG) for g in graphs.values())
+    if reason is None and not _joined_pay(conv, plain, rows, 0):
+        reason = SCORED_FEW
     if reason is not None:
         return Choice("stock", reason, {name: plain} if passed else NOTHING)
     sizes = {key: x.shape[0] for key, x in rows.items()}
@@ -511,7 +539,7 @@ def _settle_joined(conv: Any, recipe: Recipe, name: str, graphs: Any, rows: Any)
         make,
         reader=reader,
         occasion=occasion,
-        passing=lambda: make() if passed or _joined_pay(conv, plain, rows) else None,
+        passing=lambda: make() if passed or _joined_pay(conv, plain, rows, 1) else None,
     )
     if edges is None:
         return Choice("stock", MET_FEW, {name: plain} if passed else NOTHING)
@@ -520,12 +548,19 @@ def _settle_joined(conv: Any, recipe: Recipe, name: str, graphs: Any, rows: Any)
     return Choice("plain", SCORED_PASSED if passed else SCORED, {name: graph})
 
 
-def _joined_pay(conv: Any, graphs: Mapping[Any, Tensor], rows: Mapping[str, Tensor]) -> bool:
-    """Whether the edges of all types, met first, are attended over sooner than stock does."""
+def _joined_pay(
+    conv: Any, graphs: Mapping[Any, Tensor], rows: Mapping[str, Tensor], made: int
+) -> bool:
+    """Whether the edges of all types are attended over sooner than stock does.
+
+    Args:
+        made: how many graphs are made for it: 1, or 0 if it is there already.
+    """
     heads, numbers = messages_of(conv, x := next(iter(rows.values())))
     size = (sum(len(x) for x in rows.values()),) * 2
-    num_edges, derived = sum(g.shape[1] for g in graphs.values()), torch.is_grad_enabled()
-    return Messages(num_edges, size, x.element_size() * numbers, derived, heads=heads).pays()
+    num_edges, row_bytes = sum(g.shape[1] for g in graphs.values()), x.element_size() * numbers
+    derived = torch.is_grad_enabled()
+    return Messages(num_edges, size, row_bytes, derived, made, heads=heads).pays()
 
 
 def _scored(conv: Any, name: str, hag: HAG, features: Any) -> Choice:
