@@ -120,8 +120,9 @@ def test_damaged_hag_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
 
 def test_failed_check_is_an_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     edges = torch.combinations(torch.arange(6)).T
-    hag = hp.build_hag(edges, num_nodes=6)
-    hag._programs = hp.build_hag(edges.flip(0), num_nodes=6)._programs
+    hag, other = (hp.build_hag(e, num_nodes=6) for e in (edges, edges.flip(0)))
+    assert hag.program() is not other.program()  # made when they are first asked for
+    hag._programs = other._programs
     hag.save(tmp_path / "g.npz")
     said = refuse(capsys, "stats", str(tmp_path / "g.npz"), "--check", code=1)
     assert "row 0, source 1: expected 0 edges, found 1" in said

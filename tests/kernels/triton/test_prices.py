@@ -64,6 +64,7 @@ def test_moving_makes_what_a_launch_would_wait_for() -> None:
     """On the way to a device the schedules are made from the programs there are."""
     hag = hp.build_hag(cliques(3, 12), num_nodes=36, self_loops=[False, "add"])
     hag.transpose()
+    hag.program(False), hag.program("add")  # made when they are first asked for
     programs = list(hag._programs.values())
     assert len(programs) == 2
     assert not any("schedule" in vars(program).get("_kept", {}) for program in programs)
