@@ -19,7 +19,7 @@ from hag_plugin.hag.hag import HAG
 from hag_plugin.kernels import _cpu
 from hag_plugin.observers import observers, tell
 from hag_plugin.ops.attention_pieces import NORMALISATIONS, SCORES, Form, Pieces, Tensors
-from hag_plugin.ops.heads import check_on_cpu, checked_order, in_large_pages, place, sides
+from hag_plugin.ops.heads import by_source, by_target, check_on_cpu, checked_order, place
 from hag_plugin.ops.registration import (
     DTYPES,
     Gradients,
@@ -31,6 +31,7 @@ from hag_plugin.ops.registration import (
     check_features,
     check_self_loops,
     found,
+    in_large_pages,
     is_transformed,
     register,
 )
@@ -271,7 +272,7 @@ def _run_attend(graph: Graph, *inputs: Any) -> tuple[Tensor, Tensor]:
     one = _Call(graph, given, form)
     y, kept = _shape_of_attend(graph, *inputs)
     in_large_pages(y)
-    rows = (*one.hag.addresses, 0, place(one.order)[0])
+    rows = by_target(one.hag, one.order)
     _cpu.attend(rows, one.sizes, one.addresses, place(y), place(kept), *one.others)
     if observers:
         tell(NAME, form.normalise, one.hag)
@@ -294,10 +295,9 @@ def _run_attend_backward(graph: Graph, *inputs: Any) -> Tensor:
     for i in _needed(needs):
         out[i] = at, tensors[i].numel()
         at += tensors[i].numel() * flat.element_size()
-    by_target, by_source = sides(one.hag, one.order)
     _cpu.attend_backward(
-        by_target, by_source, one.sizes, one.addresses, place(y), place(kept), place(grad),
-        place(by_value), place(by_edges), out, *one.others,
+        by_target(one.hag, one.order), by_source(one.hag, one.order), one.sizes, one.addresses,
+        place(y), place(kept), place(grad), place(by_value), place(by_edges), out, *one.others,
     )  # fmt: skip
     if observers:
         tell("attend_backward", one.form.normalise, one.hag)

@@ -22,44 +22,26 @@ from hag_plugin.kernels import _cpu
 from hag_plugin.observers import observers, tell
 from hag_plugin.ops.registration import (
     DTYPES,
-    HUGE_OUTPUT,
     Gradients,
     Graph,
     Inputs,
     Operator,
     call,
     found,
+    in_large_pages,
     linear_tangent,
     register,
 )
+from hag_plugin.ops.weighted_sum import reversed_order
 
 _GIVEN, _NONE = 0, 2  # the numbers of a score and a normalisation (attend_abi.h)
 
 # What both pass to the kernels -------------------------------------------------------------------
 
 
-def reversed_order(hag: HAG) -> Tensor:
-    """The HAG's edges in the order of its transpose, int32 `[E]`. Kept while the HAG lives."""
-
-    def make() -> Tensor:
-        if hag.num_edges > MAX_NODES:
-            raise NotImplementedError(f"{hag.num_edges} edges; attention takes up to {MAX_NODES}")
-        matrix = (*hag.numpy(), hag.num_src, torch.get_num_threads())
-        return torch.from_numpy(_cpu.reversed_order(*matrix))
-
-    return hag.kept("reversed_order", make)
-
-
 def place(tensor: Tensor | None) -> tuple[int, int]:
     """Where a contiguous tensor's numbers are, and how many."""
     return (0, 0) if tensor is None else (tensor.data_ptr(), tensor.numel())
-
-
-def in_large_pages(y: Tensor) -> Tensor:
-    """A new tensor; if it is large, its memory comes in large pages."""
-    if y.nbytes >= HUGE_OUTPUT:
-        _cpu.advise_huge_pages(y.data_ptr(), y.nbytes)
-    return y
 
 
 def check_on_cpu(x: Tensor) -> None:
@@ -78,12 +60,20 @@ def check_on_cpu(x: Tensor) -> None:
 Side = tuple[int, int, int, int]  # addresses of a CSR, of its slots' places and of the order
 
 
-def sides(hag: HAG, order: Tensor | None) -> tuple[Side, Side]:
-    """Where a graph's arrays are, by target and by source, as the kernels take them."""
-    reverse = hag.transpose()
-    rows = order.data_ptr() if order is not None else 0
-    places = reversed_order(hag).data_ptr()
-    return (*hag.addresses, 0, rows), (*reverse.addresses, places, rows)
+def by_target(hag: HAG, order: Tensor | None) -> Side:
+    """Where a graph's arrays are, as the kernels take them."""
+    return *hag.addresses, 0, place(order)[0]
+
+
+def by_source(hag: HAG, order: Tensor | None) -> Side:
+    """Where those of its transpose are.
+
+    Raises:
+        NotImplementedError: it has more edges than the kernels count.
+    """
+    if hag.num_edges > MAX_NODES:
+        raise NotImplementedError(f"{hag.num_edges} edges; attention takes up to {MAX_NODES}")
+    return *hag.transpose().addresses, reversed_order(hag).data_ptr(), place(order)[0]
 
 
 def checked_order(order: Tensor | None, hag: HAG) -> Tensor | None:
@@ -118,7 +108,7 @@ def _run_head_sum(
     y = in_large_pages(x.new_empty((num_rows, heads, width)))
     tensors = [place(x), *[(0, 0)] * 3, place(weight), *[(0, 0)] * 4]
     _cpu.attend(
-        sides(hag, order)[1] if transposed else (*hag.addresses, 0, place(order)[0]),
+        by_source(hag, order) if transposed else by_target(hag, order),
         (num_rows, x.shape[0], hag.num_edges, heads, width, 0, 0),
         tensors,
         place(y),
@@ -142,7 +132,7 @@ def _run_head_dot(graph: Graph, a: Tensor, b: Tensor, order: Tensor | None, loop
     _, heads, width = a.shape
     out = a.new_empty((hag.num_edges, heads))
     _cpu.head_dot(
-        (*hag.addresses, 0, place(order)[0]),
+        by_target(hag, order),
         (hag.num_dst, hag.num_src, hag.num_edges, heads, width, 0, 0),
         place(a),
         place(b),

@@ -564,7 +564,11 @@ def side_by_side(x: Tensor) -> Tensor:
 def new_output(x: Tensor, num_rows: int) -> Tensor:
     """An empty tensor like `x`, with so many rows."""
     *batch, _, width = x.shape
-    y = x.new_empty((*batch, num_rows, width))
+    return in_large_pages(x.new_empty((*batch, num_rows, width)))
+
+
+def in_large_pages(y: Tensor) -> Tensor:
+    """A new tensor; if it is large, and in main memory, that comes in large pages."""
     if y.nbytes >= HUGE_OUTPUT and y.is_cpu:
         _cpu.advise_huge_pages(y.data_ptr(), y.nbytes)
     return y

@@ -46,8 +46,11 @@ NAME = "weighted_sum"
 # Run time ---------------------------------------------------------------------------------------
 
 
-def _reversed_order(hag: HAG) -> Tensor:
-    """The HAG's edges in the order of its transpose, `[E]`. Kept while the HAG lives."""
+def reversed_order(hag: HAG) -> Tensor:
+    """The HAG's edges in the order of its transpose, `[E]`. Kept while the HAG lives.
+
+    int32 on the CPU for as many edges as int32 counts, int64 elsewhere.
+    """
 
     def make() -> Tensor:
         if hag.device.type != "cpu" or hag.num_edges > MAX_NODES:
@@ -105,7 +108,7 @@ def _run_weighted_sum(
     y = new_output(x, num_rows)
     scales = source_scale, target_scale
     if gpu.is_home(x):
-        order = lambda: _reversed_order(hag).long()  # noqa: E731
+        order = lambda: reversed_order(hag).long()  # noqa: E731
         gpu.weighted_sum(hag, transposed, mode, x, y, weight, order, scales)
     else:
         _native_weighted_sum(hag, transposed, mode, x, y, weight, scales)
@@ -121,7 +124,7 @@ def _native_weighted_sum(
     edges, walked = weight, hag
     if transposed:
         walked = hag.transpose()
-        edges = weight[: hag.num_edges].index_select(0, _reversed_order(hag))
+        edges = weight[: hag.num_edges].index_select(0, reversed_order(hag))
     num_loops = len(weight) - hag.num_edges
     loops_at = weight.data_ptr() + hag.num_edges * weight.element_size() if num_loops else 0
     x = side_by_side(x)
