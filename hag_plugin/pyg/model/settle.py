@@ -82,6 +82,7 @@ SCORED_ELSEWHERE = "attention on a GPU"
 SCORED_COMPILED = "attention in compiled code"
 SCORED_AUTOCAST = "attention under autocast"
 RETURNS_SCORES = "return_attention_weights: it returns a value for each edge"
+OTHER_WEIGHT = "edge_weight where it normalises, or none where it does not"
 OTHER_ATTRIBUTES = "edge_attr without edge_dim, or edge_dim without edge_attr"
 NO_LISTS = "there are no edges"
 LSTM_SLOW = "the LSTM is as fast without the prefix tree of this graph"
@@ -261,7 +262,7 @@ def _settle_hags(
         found = why_never(conv, recipe) or _why_not_taken(conv, recipe, features)
         scores = recipe.scores(conv)
         if found is None and scores:
-            found = _why_not_scored(conv, call, features, None)
+            found = _why_not_scored(conv, recipe, call, features)
             size = graph.num_src, graph.num_dst
             if found is None and not _score_pays(conv, recipe, graph.num_edges, size, features):
                 found = SCORED_FEW
@@ -462,7 +463,7 @@ def _settle_scores(
         edge_index = _plain_if_as_said(recipe, conv, call, edge_index)
     if is_adjacency(edge_index) or not _is_edge_index(edge_index):
         return Choice("stock", _why_unknown(edge_index), NOTHING)
-    reason = _why_not_scored(conv, call, features, edge_index)
+    reason = _why_not_scored(conv, recipe, call, features)
     if reason is not None:
         return Choice("stock", reason, NOTHING)
     if size is None:
@@ -517,7 +518,7 @@ def _settle_joined(conv: Any, recipe: Recipe, name: str, graphs: Any, rows: Any)
     """The same where the edges of all types are attended over as one graph's."""
     plain = {key: plain_edges(g) if isinstance(g, HAG) else g for key, g in graphs.items()}
     features = tuple(rows.values())
-    reason = why_never(conv, recipe) or _why_not_scored(conv, NOTHING, features, None)
+    reason = why_never(conv, recipe) or _why_not_scored(conv, recipe, NOTHING, features)
     if not plain or not all(type(g) is Tensor and _is_edge_index(g) for g in plain.values()):
         reason = reason or SPARSE
     passed = any(isinstance(g, HAG) for g in graphs.values())
@@ -569,7 +570,7 @@ def _scored(conv: Any, name: str, hag: HAG, features: Any) -> Choice:
     return Choice("plain", SCORED_PASSED, {name: edges_of_hag(conv, hag, x.dtype)})
 
 
-def _why_not_scored(conv: Any, call: Call, features: Any, edge_index: Tensor | None) -> str | None:
+def _why_not_scored(conv: Any, recipe: Recipe, call: Call, features: Any) -> str | None:
     """Why a layer that scores edges runs stock in this call. None: it need not."""
     pair = features if isinstance(features, PAIRS) else (features,)
     for x in pair:
@@ -587,6 +588,10 @@ def _why_not_scored(conv: Any, call: Call, features: Any, edge_index: Tensor | N
         given = call.get("edge_attr")
         if (given is None) != (getattr(conv, "lin_edge", None) is None):
             return OTHER_ATTRIBUTES
+    if "edge_weight" in recipe.record.edge_values:
+        normalises = recipe.scale(conv) is not None
+        if normalises != (call.get("edge_weight") is None):
+            return OTHER_WEIGHT
     return None
 
 

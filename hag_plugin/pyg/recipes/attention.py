@@ -254,14 +254,14 @@ NOT_CACHED = Condition(
     "cached=False",
 )
 DIRECTED = Condition(
-    lambda conv: conv.attention and not conv.directed_msg,
+    lambda conv: not conv.directed_msg,
     lambda conv: "attention over messages of both ends (directed_msg=False)",
-    "directed_msg=True, where it has attention",
+    "directed_msg=True",
 )
 NO_EDGE_CHANNELS = Condition(
-    lambda conv: conv.attention and conv.in_edge_channels is not None,
+    lambda conv: conv.in_edge_channels is not None,
     lambda conv: "attention over messages of edge features (in_edge_channels)",
-    "in_edge_channels=None, where it has attention",
+    "in_edge_channels=None",
 )
 ITS_OWN_PRODUCT = Condition(
     lambda conv: conv.lin_edge is not None and not is_plain(conv.lin_edge),
@@ -276,6 +276,16 @@ UNSEEN_SCORES = Condition(
     ),
     lambda conv: "hooks on edge_update, or another one, see the stock computation",
 )
+
+
+def _where_it_attends(condition: Condition) -> Condition:
+    """A condition of a layer that has attention as an option."""
+    needs = condition.needs and f"{condition.needs}, where it has attention"
+    return replace(
+        condition, holds=lambda conv: conv.attention and condition.holds(conv), needs=needs
+    )
+
+
 _OVER = (SUM, SOURCE_TO_TARGET, UNSEEN_SCORES)
 _ATTENTION = Recipe(conditions=_OVER)
 
@@ -289,7 +299,7 @@ RECIPES: dict[type, Recipe] = {
         message=general_message,
         offset=general_offset,
         attention=general,
-        conditions=(DIRECTED, NO_EDGE_CHANNELS),
+        conditions=tuple(map(_where_it_attends, (*_OVER, DIRECTED, NO_EDGE_CHANNELS))),
     ),
     nn.HANConv: replace(_ATTENTION, attention=han),
     nn.HGTConv: replace(_ATTENTION, attention=han, forward=hgt_forward, joins=True),

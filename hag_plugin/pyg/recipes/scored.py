@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from itertools import accumulate
 from typing import Any
 
@@ -95,18 +96,22 @@ class ScoredGraph:
         The mask of dropout is the one that stock draws from the same state of the generator.
         """
         mask, p = None, getattr(conv, "dropout", 0.0)
-        if p > 0 and conv.training:
-            dtype = _promoted(value, how.get("key"), how.get("query"), how.get("bias"))
-            heads = value.shape[1]
-            mask = F.dropout(value.new_ones(self.hag.num_edges, heads, dtype=dtype), p)
         weight = how.pop("edge_weight", None)
+        if p > 0 and conv.training:
+            of_scores = value.new_ones(self.hag.num_edges, value.shape[1], dtype=_common(how))
+            mask = F.dropout(of_scores, p)
         if weight is not None:
             weight = weight.view(-1, 1)
             mask = weight if mask is None else mask * weight
         of_edges = (mask, how.get("bias"), how.get("edges"))
         is_ordered = any(each is not None for each in of_edges)
         order = self.order() if is_ordered else None
-        return attend(self.hag, value, mask=mask, order=order, **how)
+        how |= {"mask": mask, "value": value}
+        dtype = _common(how)
+        numbers: dict[str, Any] = {
+            k: v.to(dtype) if isinstance(v, Tensor) else v for k, v in how.items()
+        }
+        return attend(self.hag, order=order, **numbers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,12 +127,10 @@ class ScoredTypes:
     types: tuple[EdgeType, ...]
 
 
-def _promoted(*tensors: Tensor | None) -> torch.dtype:
-    there = [t.dtype for t in tensors if t is not None]
-    dtype = there[0]
-    for other in there[1:]:
-        dtype = torch.promote_types(dtype, other)
-    return dtype
+def _common(values: Mapping[str, Any]) -> torch.dtype:
+    """The dtype that the tensors among some values promote each other to, as stock's do."""
+    dtypes = (value.dtype for value in values.values() if isinstance(value, Tensor))
+    return reduce(torch.promote_types, dtypes)
 
 
 def looped(

@@ -76,6 +76,22 @@ STOCK: dict[str, Make] = {
 FIRST = [name for name in LAYERS if "-" not in name]
 
 
+# Any layer of attention, with an aggregation or a direction that it does not attend with.
+OTHERWISE = [{"aggr": "mean"}, {"aggr": "max"}, {"flow": REVERSE}]
+OPTIONS: dict[str, Callable[..., nn.Module]] = {
+    "gat": lambda **o: pyg.GATConv(WIDTH, OUT, **o),
+    "gatv2": lambda **o: pyg.GATv2Conv(WIDTH, OUT, **o),
+    "transformer": lambda **o: pyg.TransformerConv(WIDTH, OUT, **o),
+    "agnn": lambda **o: pyg.AGNNConv(**o),
+    "fa": lambda **o: pyg.FAConv(WIDTH, **o),
+    "supergat": lambda **o: pyg.SuperGATConv(WIDTH, OUT, **o),
+    "general": lambda **o: pyg.GeneralConv(WIDTH, OUT, attention=True, **o),
+    "general-product": lambda **o: pyg.GeneralConv(
+        WIDTH, OUT, attention=True, attention_type="dot_product", **o
+    ),
+}
+
+
 def arguments(name: str, num_nodes: int, edge_index: Tensor, dtype: torch.dtype) -> list[Any]:
     x = torch.randn(num_nodes, WIDTH, dtype=dtype)
     num_edges = edge_index.shape[1]
@@ -265,6 +281,47 @@ def test_left_to_stock(name: str, awkward: Any) -> None:
     given = arguments(name, awkward.num_src, awkward.edge_index, torch.float64)
     assert_same(run(ours, *given), run(stock, *given), 1e-12)
     assert explain(ours)[0].calls.counts == {"stock": 1}
+
+
+def test_every_layer_is_tried_otherwise() -> None:
+    attending = {type(make()) for make in LAYERS.values()}
+    assert {type(make()) for make in OPTIONS.values()} == attending
+
+
+@pytest.mark.parametrize("options", OTHERWISE, ids=str)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_other_aggregations_and_directions(name: str, options: Any, awkward: Any) -> None:
+    stock = OPTIONS[name](**options).double()
+    ours = accelerate(copy.deepcopy(stock))
+    given = arguments(name, awkward.num_src, awkward.edge_index, torch.float64)
+    for _ in range(2):
+        assert_same(run(ours, *given), run(stock, *given), 1e-12)
+    assert not explain(ours)[0].accelerated
+    assert explain(ours)[0].calls.counts == {"stock": 2}
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_edge_weights_that_stock_refuses(normalize: bool, awkward: Any) -> None:
+    """fa_conv.py takes them where it does not normalise, and there alone."""
+    ours = accelerate(pyg.FAConv(WIDTH, normalize=normalize).double())
+    x, x_0, edge_index = arguments("fa", awkward.num_src, awkward.edge_index, torch.float64)
+    weight = torch.rand(edge_index.shape[1], dtype=torch.float64) if normalize else None
+    with pytest.raises(AssertionError):
+        ours(x, x_0, edge_index, weight)
+
+
+def test_tensors_of_several_dtypes(awkward: Any) -> None:
+    """They promote each other as in stock: scores that are wider, weights that are narrower."""
+    wide = pyg.GATConv(WIDTH, OUT, heads=2, dropout=0.3)
+    wide.att_src, wide.att_dst = nn.Parameter(wide.att_src.double()), wide.att_dst
+    narrow = pyg.FAConv(WIDTH, normalize=False).double()
+    for stock, name, dtype in ((wide, "gat", torch.float32), (narrow, "fa-weights", torch.float64)):
+        ours = accelerate(copy.deepcopy(stock))
+        given = arguments(name, awkward.num_src, awkward.edge_index, dtype)
+        if name == "fa-weights":
+            given[-1] = given[-1].float()
+        assert_same(run(ours, *given), run(stock, *given), 1e-5)
+        assert explain(ours)[0].calls.counts == {"plain": 1}
 
 
 @pytest.mark.parametrize("name", ["gat", "gatv2", "transformer", "gat-heads", "fa"])
