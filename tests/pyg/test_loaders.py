@@ -29,7 +29,7 @@ from torch_geometric.loader import (
 from torch_geometric.utils import trim_to_layer
 
 from hag_plugin.pyg import accelerate, explain
-from hag_plugin.pyg.model import settle
+from hag_plugin.pyg.model import choice
 
 from ..cases import random_graph
 from .recipes.test_table import assert_close
@@ -186,7 +186,7 @@ def assert_equal_over(loader: Iterable[Any], stock: nn.Module, forward: Forward)
     for row in explain(ours):
         assert row.calls.counts == {"plain": count}, row
         (reason,) = row.calls.reasons.values()
-        assert reason in (settle.MET, settle.MET_WEIGHTS)
+        assert reason in (choice.MET, choice.MET_WEIGHTS)
     return ours
 
 
@@ -235,7 +235,7 @@ def test_batches_that_are_kept_get_hags() -> None:
         on_edges(model, batch)
     for row in explain(model):
         assert sum(row.calls.counts.values()) == 2 * BATCHES
-        assert any(reason.startswith(settle.BACK) for reason in row.calls.reasons.values())
+        assert any(reason.startswith(choice.BACK) for reason in row.calls.reasons.values())
 
 
 # Graphs with types ------------------------------------------------------------------------------

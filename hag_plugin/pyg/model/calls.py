@@ -12,7 +12,8 @@ from torch.nn import Module
 from hag_plugin.explanation import Calls, Kind
 from hag_plugin.hag.hag import HAG
 from hag_plugin.layers.pyg import reducers
-from hag_plugin.pyg.model.settle import COMPILED, COMPILED_PLAIN, Choice, is_relations
+from hag_plugin.pyg.model.choice import COMPILED, COMPILED_PLAIN, Choice
+from hag_plugin.pyg.model.facts import is_relations
 from hag_plugin.pyg.recipes.recipe import Call, Recipe
 from hag_plugin.pyg.recipes.weighted import WeightedGraph
 from hag_plugin.recall import is_run_again

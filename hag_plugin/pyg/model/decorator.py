@@ -19,7 +19,8 @@ from hag_plugin.ops.registration import is_transformed
 from hag_plugin.pyg.aggregation.neighbourhoods import check_sizes
 from hag_plugin.pyg.model import edge_order
 from hag_plugin.pyg.model.calls import note
-from hag_plugin.pyg.model.settle import plain_edges, settle
+from hag_plugin.pyg.model.facts import plain_edges
+from hag_plugin.pyg.model.settle import settle
 from hag_plugin.pyg.recipes.lstm import is_lstm
 from hag_plugin.pyg.recipes.propagate import run_rows, stand_in
 from hag_plugin.pyg.recipes.recipe import Condition, Recipe

@@ -10,7 +10,7 @@ from torch_geometric.nn import MessagePassing
 
 from hag_plugin.explanation import Calls, Explanation, Row
 from hag_plugin.limits import limits
-from hag_plugin.pyg.model import settle, settle_blocks
+from hag_plugin.pyg.model import facts, settle_blocks
 from hag_plugin.pyg.model.calls import CALLS
 from hag_plugin.pyg.recipes import lstm
 from hag_plugin.pyg.recipes.recipe import stock_class
@@ -48,7 +48,7 @@ def _yields(row: Row, layer: Any) -> bool:
     recipe = recipe_of(stock_class(layer))
     if recipe is None or not row.accelerated or lstm.is_lstm(layer):
         return False
-    return settle.may_be_small(layer, recipe)
+    return facts.may_be_small(layer, recipe)
 
 
 def _row(name: str, layer: Any) -> Row:
@@ -63,15 +63,15 @@ def _row_of_hags(name: str, layer: Any) -> Row:
     recipe = recipe_of(stock)
     calls = layer.__dict__.get(CALLS) or Calls()
     if recipe is None:
-        return Row(name, stock.__name__, False, "", settle.why_no_recipe(stock), calls)
+        return Row(name, stock.__name__, False, "", facts.why_no_recipe(stock), calls)
     ready = type(layer) is not stock or getattr(stock, "_hag_recipe", None) is not None
     if lstm.is_lstm(layer) and stock in RECIPES:
-        why = settle.why_no_lstm(layer, recipe)
+        why = facts.why_no_lstm(layer, recipe)
         runs, words = (False, why) if why else describe(layer.aggr_module.lstm)
         if runs and not ready:
             runs, words = False, "eligible: call accelerate"
         return Row(name, stock.__name__, runs, recipe.record.aggregates(layer), words, calls)
-    reason = settle.why_never(layer, recipe)
+    reason = facts.why_never(layer, recipe)
     if reason is None and not ready:
         reason = "eligible: call accelerate"
     accelerated = reason is None

@@ -24,8 +24,9 @@ from hag_plugin.hag.hag import HAG
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
 from hag_plugin.pyg.aggregation.statistics import STATISTICS
 from hag_plugin.pyg.model import edge_order
+from hag_plugin.pyg.model.facts import PARAMETERS, graph_size, plain_edges
 from hag_plugin.pyg.model.session import built_before
-from hag_plugin.pyg.model.settle import PARAMETERS, graph_size, plain_edges, settle
+from hag_plugin.pyg.model.settle import settle
 from hag_plugin.pyg.recipes.recipe import Call, Recipe, stock_class
 from hag_plugin.pyg.recipes.table import recipe_of
 

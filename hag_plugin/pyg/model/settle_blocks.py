@@ -14,7 +14,8 @@ from hag_plugin.hag.edge_blocks import EdgeBlocks
 from hag_plugin.limits import limits
 from hag_plugin.ops.message_blocks import Messages, aggregate_in_blocks
 from hag_plugin.ops.registration import is_transformed
-from hag_plugin.pyg.model.settle import NOT_ACCELERATED, NOTHING, Choice, why_not_as_set_up
+from hag_plugin.pyg.model.choice import NOT_ACCELERATED, NOTHING, Choice
+from hag_plugin.pyg.model.facts import why_not_as_set_up
 from hag_plugin.pyg.recipes.forms import FORMS
 from hag_plugin.pyg.recipes.in_blocks import EdgeRecipe, Given
 from hag_plugin.pyg.recipes.recipe import PAIRS, Recipe, stock_class

@@ -14,20 +14,17 @@ from torch_geometric.nn import DirGNNConv, MessagePassing
 from hag_plugin.hag.hag import HAG
 from hag_plugin.pyg.model import edge_order
 from hag_plugin.pyg.model.calls import CALLS, calls_of, note, say_instead
+from hag_plugin.pyg.model.choice import NOTHING, PASSED, Choice
 from hag_plugin.pyg.model.compiled import NAME, name_layer
 from hag_plugin.pyg.model.edge_order import Edges
-from hag_plugin.pyg.model.settle import (
-    GRAPHS,
-    NOTHING,
+from hag_plugin.pyg.model.facts import (
     PARAMETERS,
-    PASSED,
-    Choice,
     is_relations,
     plain_edges,
-    refuse_edge_values,
-    settle,
+    refuse_edge_value,
     why_no_recipe,
 )
+from hag_plugin.pyg.model.settle import GRAPHS, settle
 from hag_plugin.pyg.model.settle_blocks import run_blocks, taken
 from hag_plugin.pyg.recipes import lstm
 from hag_plugin.pyg.recipes import propagate as running
@@ -252,7 +249,7 @@ def _plain_method(stock: type, name: str) -> Any:
         call = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
         for given in _edge_value_names(call):
             if call[given] is not None and not isinstance(call[given], GRAPHS):
-                refuse_edge_values(self, given)
+                refuse_edge_value(self, given)
         if any(_holds_graph(value, HAG) for value in (*args, *kwargs.values())):
             reason = edge_order.why_ordered(self, stock, name, call)
             if reason is not None:

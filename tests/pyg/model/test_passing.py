@@ -21,7 +21,7 @@ from torch_geometric.utils import trim_to_layer
 
 from examples.benchmark.sample_batches import Sampler
 from hag_plugin.pyg import accelerate, explain
-from hag_plugin.pyg.model import settle
+from hag_plugin.pyg.model import choice
 from hag_plugin.pyg.recipes.adjacency import VALUES
 from hag_plugin.testing import count_programs, limits
 
@@ -73,7 +73,7 @@ def edges_of(seed: int, count: int = 60) -> Tensor:
     return random_graph(NUM_NODES, NUM_NODES, count, seed)
 
 
-def assert_met(stock: nn.Module, x: Tensor, *args: Any, reason: str = settle.MET) -> None:
+def assert_met(stock: nn.Module, x: Tensor, *args: Any, reason: str = choice.MET) -> None:
     """The first call of an accelerated copy equals stock's and runs no code of stock's."""
     ours = accelerate(copy.deepcopy(stock))
     given = x.clone().requires_grad_()
@@ -109,7 +109,7 @@ def test_edge_weights(name: str, learned: bool) -> None:
     edge_index, x = edges_of(1), features()
     weight = torch.rand(edge_index.shape[1], dtype=torch.float64).requires_grad_(learned)
     given = [x, x.flip(0)] if name == "gcn2" else [x]
-    assert_met(stock, *given, edge_index, weight, reason=settle.MET_WEIGHTS)
+    assert_met(stock, *given, edge_index, weight, reason=choice.MET_WEIGHTS)
     if learned:
         ours = accelerate(copy.deepcopy(stock))
         assert_close(
@@ -204,8 +204,8 @@ def test_a_graph_that_comes_back_gets_its_hag() -> None:
     torch.testing.assert_close(outs[0], outs[2])
     calls = model.layers[0]._hag_calls
     assert calls.counts == {"plain": 1, "HAG": 2}
-    assert calls.reasons["plain"] == settle.MET
-    assert calls.reasons["HAG"].startswith(settle.BACK)
+    assert calls.reasons["plain"] == choice.MET
+    assert calls.reasons["HAG"].startswith(choice.BACK)
     assert session_of(model).num_hags == 1
 
 
@@ -290,7 +290,7 @@ def test_few_messages_are_left_to_stock() -> None:
     model = accelerate(sage())
     with limits(passing_gain=1.0), torch.no_grad():
         model(features(), edges_of(0))
-    assert model.layers[0]._hag_calls.reasons == {"stock": settle.MET_FEW}
+    assert model.layers[0]._hag_calls.reasons == {"stock": choice.MET_FEW}
 
 
 def test_too_many_edges_to_search() -> None:
@@ -302,7 +302,7 @@ def test_too_many_edges_to_search() -> None:
         third = model(features(), edge_index)
     torch.testing.assert_close(first, second)
     torch.testing.assert_close(first, third)
-    assert model.layers[0]._hag_calls.reasons == {"plain": settle.MANY_MET}
+    assert model.layers[0]._hag_calls.reasons == {"plain": choice.MANY_MET}
     assert session_of(model).num_hags == 0
 
 
@@ -442,7 +442,7 @@ def test_adjacencies(name: str, layout: str) -> None:
                 assert_close(found, of_stock)
         (row,) = explain(ours)
         took = {"HAG", "plain"} & set(row.calls.counts)
-        assert took or not row.accelerated or settle.BACK not in str(row.calls)
+        assert took or not row.accelerated or choice.BACK not in str(row.calls)
 
 
 @pytest.mark.parametrize("layout", ["CSR", "CSC", "COO"])

@@ -20,7 +20,7 @@ from torch_geometric.utils import to_torch_csr_tensor
 
 import hag_plugin as hp
 from hag_plugin.pyg import PrefixLSTMAggregation
-from hag_plugin.pyg.model import settle
+from hag_plugin.pyg.model import choice, facts
 from hag_plugin.testing import count_programs, limits
 
 from ..recipes import test_equal, test_table
@@ -168,16 +168,16 @@ def test_explain_tells_what_ran(made: Any) -> None:
     keeps = getattr(conv, "cached", False) and getattr(conv, "normalize", True)
     passes = accelerated and not keeps
     passes = passes and not isinstance(conv.aggr_module, LSTMAggregation)
-    assert (kind == "plain") == (reason in (settle.MET, settle.SCORED)) == passes
+    assert (kind == "plain") == (reason in (choice.MET, choice.SCORED)) == passes
     assert reason
     for arguments in (plain, plain):
         kind, reason = check(conv, *arguments)
         if accelerated and not getattr(conv, "cached", False):
-            assert reason in (settle.BACK, settle.LSTM_SLOW, settle.SCORED)
-            assert kind != "stock" or reason == settle.LSTM_SLOW
+            assert reason in (choice.BACK, choice.LSTM_SLOW, choice.SCORED)
+            assert kind != "stock" or reason == choice.LSTM_SLOW
     kind, reason = check(conv, *handed)
     if kind in ("HAG", "plain"):
-        assert reason in (settle.PASSED, settle.SCORED_PASSED)
+        assert reason in (choice.PASSED, choice.SCORED_PASSED)
         assert accelerated
     for _ in range(2):  # a sampler's batches
         assert check(conv, *anew(plain))[0] == ("plain" if passes else "stock")
@@ -197,7 +197,7 @@ def test_explain_tells_what_ran(made: Any) -> None:
     with limits(few_messages=10**9):
         for arguments in (plain, handed, anew(plain)):
             kind, reason = check(conv, *arguments)
-            assert (reason == settle.FEW) <= (kind == "stock")
+            assert (reason == choice.FEW) <= (kind == "stock")
     rows = hp.explain(conv)
     assert sum(rows[0].calls.counts.values()) == sum(counts_of(conv).values())
     assert str(rows[0].calls) in str(rows)
@@ -212,8 +212,8 @@ def test_prefix_trees(name: str, always_pays: None) -> None:
     tree = hp.sequence.build_sequence(edges, num_nodes=NODES)
     x = torch.randn(NODES, WIDTH)
     assert check(conv, x, edges)[0] == "stock"
-    assert check(conv, x, edges) == ("HAG", settle.BACK)
-    assert check(conv, x, tree) == ("HAG", settle.TREE_PASSED)
+    assert check(conv, x, edges) == ("HAG", choice.BACK)
+    assert check(conv, x, tree) == ("HAG", choice.TREE_PASSED)
     conv.register_propagate_forward_hook(lambda *_: None)
     kind, reason = check(conv, x, tree)
     assert kind == "stock"
@@ -252,11 +252,11 @@ def test_edge_weights(made: Any, kind: str) -> None:
     if found[-1][0] == "stock":
         assert found[0] == found[-1]
     else:
-        assert found[0] == ("plain", settle.MET_WEIGHTS)
+        assert found[0] == ("plain", choice.MET_WEIGHTS)
     if found[-1][0] == "plain":
-        assert (found[-1][1], kind != "ones") == (settle.NO_FACTORS, True)
+        assert (found[-1][1], kind != "ones") == (choice.NO_FACTORS, True)
     if found[-1][0] == "HAG":
-        assert (found[-1][1], kind) == (settle.FACTORS, "ones")
+        assert (found[-1][1], kind) == (choice.FACTORS, "ones")
     assert check(conv, *handed, edge_weight=weight)[0] == "raised"
 
 
@@ -284,11 +284,11 @@ def test_compiled(name: str) -> None:
         compiled(*plain)
     assert counter.frame_count == 1
     calls = hp.explain(conv)[0].calls
-    left = {"feast": settle.why_no_recipe(pyg.FeaStConv), "gat": settle.SCORED_COMPILED}
+    left = {"feast": facts.why_no_recipe(pyg.FeaStConv), "gat": choice.SCORED_COMPILED}
     no_recipe, kind = name in left, "plain" if name in MEETS else "stock"
     assert calls.counts == {kind: 1}
-    expected = f"compiled: {left[name]}" if no_recipe else settle.COMPILED
-    assert calls.reasons[kind] == (settle.COMPILED_PLAIN if name in MEETS else expected)
+    expected = f"compiled: {left[name]}" if no_recipe else choice.COMPILED
+    assert calls.reasons[kind] == (choice.COMPILED_PLAIN if name in MEETS else expected)
     for _ in range(3):
         with count_programs() as ran:
             compiled(*handed)
@@ -296,7 +296,7 @@ def test_compiled(name: str) -> None:
     calls = hp.explain(conv)[0].calls
     assert calls.counts == ({"stock": 2} if no_recipe else {kind: 1, "HAG": 1})
     if not no_recipe:
-        assert calls.reasons["HAG"].startswith(f"compiled: {settle.PASSED}")
+        assert calls.reasons["HAG"].startswith(f"compiled: {choice.PASSED}")
         assert observed(ran) == "HAG"
     conv(*handed)  # outside of compiled code they are counted one by one
     assert sum(hp.explain(conv)[0].calls.counts.values()) == 3

@@ -177,8 +177,14 @@ def test_hostile_graphs(data: st.DataObject, name: str) -> None:
         stock.eval()
     with limits(few_messages=0, passing_gain=0.0):
         ours = accelerate(copy.deepcopy(stock))
-        found, expected = (run(conv, *given)[:compared] for conv in (ours, stock))
-        assert_same(found, expected, {8: 1e-11, 4: 2e-4}[dtype.itemsize])
+        try:
+            expected = run(stock, *given)
+        except IndexError:  # SuperGATConv with no edge left to draw: PyG gives it no integers
+            with pytest.raises(IndexError):
+                run(ours, *given)
+            return
+        found = run(ours, *given)
+        assert_same(found[:compared], expected[:compared], {8: 1e-11, 4: 2e-4}[dtype.itemsize])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -1,0 +1,82 @@
+"""What a graph that is met first runs on, where that pays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hag_plugin.hag.passing import Messages
+from hag_plugin.pyg.model import session as sessions
+from hag_plugin.pyg.recipes.attention import messages_of
+from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe
+
+_WIDE = 256  # bytes of a row, where features do not tell
+
+
+def first_met(
+    conv: Any,
+    recipe: Recipe,
+    call: Call,
+    edge_index: Tensor,
+    size: tuple[int, int],
+    make: Callable[[bool], Any],
+    graphs: int = 1,
+    features: Any = None,
+) -> Callable[[], Any]:
+    """What makes a graph that is met first, where that pays; None otherwise.
+
+    Args:
+        make: makes it; whether the reverse, too.
+        graphs: how many graphs that is.
+        features: of both sides, where the call has them by type.
+    """
+    derived = torch.is_grad_enabled()  # asked here: what is kept is made without gradients
+
+    def passing() -> Any:
+        given = features
+        if given is None:
+            given = call.get(recipe.record.features or recipe.source)
+        pair = given[:2] if isinstance(given, PAIRS) else (given, given)
+        if not edge_index.is_cpu or not _are_rows(conv, pair, call.get("size"), size):
+            return None
+        x, row_bytes = pair[0], _WIDE
+        if x is not None and x.is_floating_point():
+            row_bytes = x.element_size() * x.shape.numel() // max(x.shape[conv.node_dim], 1)
+        weighted = recipe.scale(conv) is not None or call.get("edge_weight") is not None
+        messages = Messages(edge_index.shape[1], size, row_bytes, derived, graphs, weighted)
+        if recipe.scores(conv):
+            messages = with_scores(conv, recipe, messages, x)
+        if not messages.pays():
+            return None
+        both = derived or recipe.returns or conv.flow != "source_to_target"
+        return sessions.made(lambda: make(both))
+
+    return passing
+
+
+def with_scores(conv: Any, recipe: Recipe, messages: Messages, x: Tensor) -> Messages:
+    """The messages of a layer that scores them: of its own width, and over its loops, too."""
+    heads, numbers = messages_of(conv, x)
+    loops = min(messages.size) if recipe.record.self_loops(conv) else 0
+    return messages._replace(
+        num_edges=messages.num_edges + loops,
+        row_bytes=x.element_size() * numbers,
+        weighted=False,
+        heads=heads,
+    )
+
+
+def _are_rows(conv: Any, pair: Sequence[Any], given: Any, size: tuple[int, int]) -> bool:
+    """Whether features are rows in main memory, as many as the sizes say that a call gave. Where
+    they are not, stock says so in its own words."""
+    for x, rows in zip(pair, size, strict=True):
+        if x is None:
+            continue
+        if not isinstance(x, Tensor) or not x.is_cpu or (x.dim() < 2 and x.is_floating_point()):
+            return False
+        if given is not None and x.shape[conv.node_dim] != rows:
+            return False
+    return True

@@ -1,0 +1,223 @@
+"""`settle_scores`: what a call of a layer that scores its edges runs on, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric import EdgeIndex
+
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.passing import Messages
+from hag_plugin.pyg.model import session as sessions
+from hag_plugin.pyg.model.choice import (
+    MET_FEW,
+    NO_ROWS,
+    NOTHING,
+    OTHER_ATTRIBUTES,
+    OTHER_WEIGHT,
+    RETURNS_SCORES,
+    SCORED,
+    SCORED_AUTOCAST,
+    SCORED_COMPILED,
+    SCORED_ELSEWHERE,
+    SCORED_FEW,
+    SCORED_PASSED,
+    SPARSE,
+    Choice,
+)
+from hag_plugin.pyg.model.facts import (
+    graph_size,
+    is_edge_index,
+    plain_edges,
+    plain_if_as_said,
+    why_never,
+    why_not_taken,
+    why_unknown,
+)
+from hag_plugin.pyg.model.first_met import first_met, with_scores
+from hag_plugin.pyg.recipes.adjacency import is_adjacency
+from hag_plugin.pyg.recipes.attention import edges_of, edges_of_hag, messages_of
+from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe
+from hag_plugin.pyg.recipes.scored import EdgeList, ScoredGraph, ScoredTypes, joined_edges
+from hag_plugin.recall import Passing
+
+
+def settle_scores(
+    conv: Any,
+    recipe: Recipe,
+    name: str,
+    call: Call,
+    edge_index: Tensor,
+    features: Any,
+    size: tuple[int, int] | None,
+) -> Choice:
+    """The same for an edge index where the layer scores each edge.
+
+    Args:
+        features: of both sides.
+        size: the numbers of sources and targets; None: those of the call.
+    """
+    if type(edge_index) is EdgeIndex and size is None:
+        edge_index = plain_if_as_said(recipe, conv, call, edge_index)
+    if is_adjacency(edge_index) or not is_edge_index(edge_index):
+        return Choice("stock", why_unknown(edge_index), NOTHING)
+    reason = why_not_scored(conv, recipe, call, features)
+    if reason is not None:
+        return Choice("stock", reason, NOTHING)
+    if size is None:
+        size = graph_size(recipe, conv, call)
+    if not score_pays(conv, recipe, edge_index.shape[1], size, features):
+        return Choice("stock", SCORED_FEW, NOTHING)
+    x = features[0] if isinstance(features, PAIRS) else features
+    session, dtype = conv.__dict__["_hag_session"], x.dtype
+    how = (recipe.record.self_loops(conv), any(recipe.record.exponents(conv)), dtype)
+
+    def make(both: bool) -> EdgeList:
+        return edges_of(conv, edge_index, size, both, dtype)
+
+    reader, occasion = session.occasions.of(conv, features)
+    edges = session.graphs.value(
+        (edge_index,),
+        ("edges attended over", *size, *how),
+        lambda: sessions.made(lambda: make(True)),
+        reader=reader,
+        occasion=occasion,
+        passing=first_met(conv, recipe, call, edge_index, size, make, features=features),
+    )
+    if edges is None:
+        return Choice("stock", MET_FEW, NOTHING)
+    is_passing = type(edges) is Passing
+    graph = ScoredGraph(edges.value if is_passing else edges, edge_index, is_passing)
+    return Choice("plain", SCORED, {name: graph})
+
+
+def settle_types(conv: Any, recipe: Recipe, name: str, call: Call) -> Choice:
+    """The same for a dictionary with a graph for each type of edges."""
+    graphs, rows = call[name], call[recipe.record.features or recipe.source]
+    if recipe.joins:
+        return _settle_joined(conv, recipe, name, graphs, rows)
+    found, choice = {}, Choice("stock", "no graph", NOTHING)
+    for key, graph in graphs.items():
+        pair = rows[key[0]], rows[key[-1]]
+        if isinstance(graph, HAG):
+            choice = _settle_hag(conv, recipe, name, call, graph, pair)
+        elif isinstance(graph, Tensor) and not torch.compiler.is_compiling():
+            choice = Choice("stock", why_never(conv, recipe) or "", NOTHING)
+            if not choice.reason:
+                size = pair[0].shape[0], pair[1].shape[0]
+                choice = settle_scores(conv, recipe, name, call, graph, pair, size)
+        found[key] = choice.changed.get(name, graph)
+    changed = any(found[key] is not graph for key, graph in graphs.items())
+    return Choice(choice.kind, choice.reason, {name: found} if changed else NOTHING)
+
+
+def _settle_hag(
+    conv: Any, recipe: Recipe, name: str, call: Call, hag: HAG, features: Any
+) -> Choice:
+    """The same for a HAG of one type of edges."""
+    reason = why_never(conv, recipe) or why_no_scores(conv, recipe, call, hag, features)
+    if reason is not None:
+        return Choice("stock", reason, {name: plain_edges(hag)})
+    return scored_hag(conv, name, hag, features)
+
+
+def _settle_joined(conv: Any, recipe: Recipe, name: str, graphs: Any, rows: Any) -> Choice:
+    """The same where the edges of all types are attended over as one graph's."""
+    plain = {key: plain_edges(g) if isinstance(g, HAG) else g for key, g in graphs.items()}
+    features = tuple(rows.values())
+    reason = why_never(conv, recipe) or why_not_scored(conv, recipe, NOTHING, features)
+    if not plain or not all(type(g) is Tensor and is_edge_index(g) for g in plain.values()):
+        reason = reason or SPARSE
+    passed = any(isinstance(g, HAG) for g in graphs.values())
+    if reason is None and not _joined_pay(conv, plain, rows, 0):
+        reason = SCORED_FEW
+    if reason is not None:
+        return Choice("stock", reason, {name: plain} if passed else NOTHING)
+    sizes = {key: x.shape[0] for key, x in rows.items()}
+    session, first = conv.__dict__["_hag_session"], features[0]
+
+    def make() -> EdgeList | None:
+        edges: EdgeList | None = sessions.made(lambda: joined_edges(plain, sizes))
+        return edges
+
+    reader, occasion = session.occasions.of(conv, first)
+    edges = session.graphs.value(
+        tuple(graphs.values()),
+        ("edges attended over", *plain, *sizes.items()),
+        make,
+        reader=reader,
+        occasion=occasion,
+        passing=lambda: make() if passed or _joined_pay(conv, plain, rows, 1) else None,
+    )
+    if edges is None:
+        return Choice("stock", MET_FEW, {name: plain} if passed else NOTHING)
+    is_passing = type(edges) is Passing
+    graph = ScoredTypes(edges.value if is_passing else edges, tuple(plain))
+    return Choice("plain", SCORED_PASSED if passed else SCORED, {name: graph})
+
+
+def _joined_pay(
+    conv: Any, graphs: Mapping[Any, Tensor], rows: Mapping[str, Tensor], made: int
+) -> bool:
+    """Whether the edges of all types are attended over sooner than stock does.
+
+    Args:
+        made: how many graphs are made for it: 1, or 0 if it is there already.
+    """
+    heads, numbers = messages_of(conv, x := next(iter(rows.values())))
+    size = (sum(len(x) for x in rows.values()),) * 2
+    num_edges, row_bytes = sum(g.shape[1] for g in graphs.values()), x.element_size() * numbers
+    derived = torch.is_grad_enabled()
+    return Messages(num_edges, size, row_bytes, derived, made, heads=heads).pays()
+
+
+def score_pays(
+    conv: Any, recipe: Recipe, num_edges: int, size: tuple[int, int], features: Any
+) -> bool:
+    """Whether scoring the edges of a graph that is there already is sooner than stock's code."""
+    x = features[0] if isinstance(features, PAIRS) else features
+    messages = Messages(num_edges, size, 0, torch.is_grad_enabled(), graphs=0)
+    return with_scores(conv, recipe, messages, x).pays()
+
+
+def why_no_scores(conv: Any, recipe: Recipe, call: Call, hag: HAG, features: Any) -> str | None:
+    """Why a call is left to stock that scores the edges of a HAG. None: it need not be."""
+    reason = why_not_taken(conv, recipe, features) or why_not_scored(conv, recipe, call, features)
+    size = hag.num_src, hag.num_dst
+    if reason is None and not score_pays(conv, recipe, hag.num_edges, size, features):
+        return SCORED_FEW
+    return reason
+
+
+def scored_hag(conv: Any, name: str, hag: HAG, features: Any) -> Choice:
+    """What a call that scores the edges of a HAG runs on."""
+    x = features[0] if isinstance(features, PAIRS) else features
+    return Choice("plain", SCORED_PASSED, {name: edges_of_hag(conv, hag, x.dtype)})
+
+
+def why_not_scored(conv: Any, recipe: Recipe, call: Call, features: Any) -> str | None:
+    """Why a layer that scores edges runs stock in this call. None: it need not."""
+    pair = features if isinstance(features, PAIRS) else (features,)
+    for x in pair:
+        if x is not None and not x.is_cpu:
+            return SCORED_ELSEWHERE
+        if x is not None and x.dim() != 2:
+            return NO_ROWS
+    if torch.compiler.is_compiling():
+        return SCORED_COMPILED
+    if torch.is_autocast_enabled("cpu"):
+        return SCORED_AUTOCAST
+    if call.get("return_attention_weights") is not None:
+        return RETURNS_SCORES
+    if "edge_attr" in call or "lin_edge" in conv.__dict__["_modules"]:
+        given = call.get("edge_attr")
+        if (given is None) != (getattr(conv, "lin_edge", None) is None):
+            return OTHER_ATTRIBUTES
+    if "edge_weight" in recipe.record.edge_values:
+        normalises = recipe.scale(conv) is not None
+        if normalises != (call.get("edge_weight") is None):
+            return OTHER_WEIGHT
+    return None
