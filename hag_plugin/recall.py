@@ -179,6 +179,11 @@ class Passing:
         self.value = value
 
 
+def value_of(found: Any) -> Any:
+    """What was made of things, whether they are met first or came back."""
+    return found.value if type(found) is Passing else found
+
+
 class _Entry:
     """Things that were met, by whom, and what was made of them at first and once they came back."""
 

@@ -8,10 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hag_plugin.hag.graph import canonical_graph, check_edge_index
+from hag_plugin.hag.graph import canonical_graph, check_edge_index, inverse_of, slots_of
 from hag_plugin.kept import Keeper
-from hag_plugin.kernels import _cpu
-from hag_plugin.modes import in_memory, outside_inference
+from hag_plugin.modes import outside_inference
 
 
 class Block(NamedTuple):
@@ -57,16 +56,13 @@ class EdgeBlocks(Keeper):
         self.num_src, self.num_dst = size
         with outside_inference():
             row_ptr, col = canonical_graph(edge_index, *size)
-            source, target = in_memory(edge_index).long().contiguous()
-            slots = _cpu.edge_slots(source.numpy(), target.numpy(), row_ptr, col, size[0])
-            slot, num_edges = torch.from_numpy(slots), len(slots)
-            edges = torch.arange(num_edges)
-            is_sorted = torch.equal(slot, edges)
-            self.order = None if is_sorted else torch.empty_like(slot).scatter_(0, slot, edges)
+            slots = slots_of(edge_index, row_ptr, col, size[0])
+            is_sorted = bool((slots.diff() > 0).all())
+            self.order = None if is_sorted else inverse_of(slots)
             self.source = torch.from_numpy(col).long()
             self.row_ptr = torch.from_numpy(row_ptr)
             rows = torch.arange(self.num_dst)
-            self.target = rows.repeat_interleave(self.row_ptr.diff(), output_size=num_edges)
+            self.target = rows.repeat_interleave(self.row_ptr.diff(), output_size=len(col))
 
     @property
     def num_edges(self) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from hag_plugin.hag.program import SELF_LOOPS, SelfLoops
 from hag_plugin.kept import Keeper
 from hag_plugin.kernels import _cpu
-from hag_plugin.modes import Array, numpy_of, outside_inference
+from hag_plugin.modes import Array, in_memory, numpy_of, outside_inference
 
 MAX_NODES = 2**31 - 1
 
@@ -238,6 +238,22 @@ def both_directions(
     """The same, then that of the reverse, which it has anyway where edges are sorted."""
     row_ptr, col, back_ptr, back_col = _canonical(edge_index, num_src, num_dst, True)
     return row_ptr, col, back_ptr, back_col
+
+
+def slots_of(edge_index: Tensor, row_ptr: Array, col: Array, num_src: int) -> Tensor:
+    """Where each edge lies in the canonical CSR of the same edges, int64 `[E]`.
+
+    Raises:
+        ValueError: these are not its edges.
+    """
+    source, target = in_memory(edge_index).long().contiguous().numpy()
+    return torch.from_numpy(_cpu.edge_slots(source, target, row_ptr, col, num_src))
+
+
+def inverse_of(permutation: Tensor) -> Tensor:
+    """The inverse of a permutation, int64 `[E]`."""
+    places = torch.arange(len(permutation), device=permutation.device)
+    return torch.empty_like(permutation).scatter_(0, permutation, places)
 
 
 def _canonical(edge_index: Tensor, num_src: int, num_dst: int, both: bool) -> list[Array]:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hag_plugin.hag.graph import check_edge_index
+from hag_plugin.hag.graph import check_edge_index, slots_of
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import SelfLoops
 from hag_plugin.kernels import _cpu
@@ -144,9 +144,7 @@ def edge_slots(edge_index: Tensor, hag: HAG) -> Tensor:
     """
     check_edge_index(edge_index)
     with outside_inference():
-        source, target = in_memory(edge_index).long().contiguous().numpy()
-        graph = *hag.numpy(), hag.num_src
-        return torch.from_numpy(_cpu.edge_slots(source, target, *graph)).to(edge_index.device)
+        return slots_of(edge_index, *hag.numpy(), hag.num_src).to(edge_index.device)
 
 
 def weighted_aggregate(

@@ -32,7 +32,7 @@ from hag_plugin.pyg.model.choice import (
     TWO_SIDES,
 )
 from hag_plugin.pyg.recipes import lstm
-from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, stock_class
+from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, of_sources, stock_class
 from hag_plugin.pyg.recipes.table import recipe_of
 from hag_plugin.recall import decide
 from hag_plugin.sequence.cost import are_taken, why_not_shared
@@ -138,7 +138,7 @@ def has_few(conv: Any, num_edges: int, features: Any) -> bool:
     """Whether a call has so few messages that stock's code is as fast: never in inference."""
     if num_edges >= limits.few_messages or not torch.is_grad_enabled():
         return False
-    x = features[0] if isinstance(features, PAIRS) else features
+    x = of_sources(features)
     if not isinstance(x, Tensor) or x.dim() < 2:
         return False
     few = num_edges * x.numel() < limits.few_messages * x.shape[conv.node_dim]
@@ -153,7 +153,7 @@ def are_few(conv: Any, recipe: Recipe, hags: Sequence[HAG], call: Call, features
     if not (has_few(conv, num_edges, features) and may_be_small(conv, recipe)):
         return False
     num_src, num_dst = graph_size(recipe, conv, call)
-    device = (features[0] if isinstance(features, PAIRS) else features).device
+    device = of_sources(features).device
     for hag in hags:
         if hag.num_src != num_src or hag.num_dst != num_dst or hag.device != device:
             return False
@@ -188,7 +188,7 @@ def why_no_tree(conv: Any, recipe: Recipe, features: Any) -> str | None:
     reason = why_no_lstm(conv, recipe)
     if reason is not None:
         return reason
-    source = features[0] if isinstance(features, PAIRS) else features
+    source = of_sources(features)
     if source is None or conv.node_dim not in (-2, 0):
         return NO_ROWS
     return None if are_taken(conv.aggr_module.lstm, source) else LSTM_FEATURES

@@ -239,7 +239,7 @@ def _settle_hags(
         elif found is None:
             found = why_not_taken(conv, recipe, features)
         if found is None:
-            return scored_hag(conv, name, graph, features) if scores else _PASSED
+            return scored_hag(conv, recipe, name, graph, features) if scores else _PASSED
         reason = found
     if reason is not FEW or conv._explain is True or not edge_order.has_free_aggregation(conv):
         refuse_if_ordered(conv, recipe, call, reason)

@@ -39,10 +39,18 @@ from hag_plugin.pyg.model.facts import (
 )
 from hag_plugin.pyg.model.first_met import first_met, with_scores
 from hag_plugin.pyg.recipes.adjacency import is_adjacency
-from hag_plugin.pyg.recipes.attention import edges_of, edges_of_hag, messages_of
-from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe
-from hag_plugin.pyg.recipes.scored import EdgeList, ScoredGraph, ScoredTypes, joined_edges
-from hag_plugin.recall import Passing
+from hag_plugin.pyg.recipes.attention import messages_of
+from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, of_sources
+from hag_plugin.pyg.recipes.scored import (
+    EdgeList,
+    How,
+    ScoredGraph,
+    ScoredTypes,
+    edges_of,
+    edges_of_hag,
+    joined_edges,
+)
+from hag_plugin.recall import value_of
 
 
 def settle_scores(
@@ -71,12 +79,10 @@ def settle_scores(
         size = graph_size(recipe, conv, call)
     if not score_pays(conv, recipe, edge_index.shape[1], size, features):
         return Choice("stock", SCORED_FEW, NOTHING)
-    x = features[0] if isinstance(features, PAIRS) else features
-    session, dtype = conv.__dict__["_hag_session"], x.dtype
-    how = (recipe.record.self_loops(conv), any(recipe.record.exponents(conv)), dtype)
+    session, how = conv.__dict__["_hag_session"], _how(conv, recipe, features)
 
     def make(both: bool) -> EdgeList:
-        return edges_of(conv, edge_index, size, both, dtype)
+        return edges_of(edge_index, size, how, both=both)
 
     reader, occasion = session.occasions.of(conv, features)
     edges = session.graphs.value(
@@ -89,9 +95,7 @@ def settle_scores(
     )
     if edges is None:
         return Choice("stock", MET_FEW, NOTHING)
-    is_passing = type(edges) is Passing
-    graph = ScoredGraph(edges.value if is_passing else edges, edge_index, is_passing)
-    return Choice("plain", SCORED, {name: graph})
+    return Choice("plain", SCORED, {name: ScoredGraph(value_of(edges), edge_index)})
 
 
 def settle_types(conv: Any, recipe: Recipe, name: str, call: Call) -> Choice:
@@ -121,7 +125,7 @@ def _settle_hag(
     reason = why_never(conv, recipe) or why_no_scores(conv, recipe, call, hag, features)
     if reason is not None:
         return Choice("stock", reason, {name: plain_edges(hag)})
-    return scored_hag(conv, name, hag, features)
+    return scored_hag(conv, recipe, name, hag, features)
 
 
 def _settle_joined(conv: Any, recipe: Recipe, name: str, graphs: Any, rows: Any) -> Choice:
@@ -154,8 +158,7 @@ def _settle_joined(conv: Any, recipe: Recipe, name: str, graphs: Any, rows: Any)
     )
     if edges is None:
         return Choice("stock", MET_FEW, {name: plain} if passed else NOTHING)
-    is_passing = type(edges) is Passing
-    graph = ScoredTypes(edges.value if is_passing else edges, tuple(plain))
+    graph = ScoredTypes(value_of(edges), tuple(plain))
     return Choice("plain", SCORED_PASSED if passed else SCORED, {name: graph})
 
 
@@ -178,9 +181,8 @@ def score_pays(
     conv: Any, recipe: Recipe, num_edges: int, size: tuple[int, int], features: Any
 ) -> bool:
     """Whether scoring the edges of a graph that is there already is sooner than stock's code."""
-    x = features[0] if isinstance(features, PAIRS) else features
     messages = Messages(num_edges, size, 0, torch.is_grad_enabled(), graphs=0)
-    return with_scores(conv, recipe, messages, x).pays()
+    return with_scores(conv, recipe, messages, of_sources(features)).pays()
 
 
 def why_no_scores(conv: Any, recipe: Recipe, call: Call, hag: HAG, features: Any) -> str | None:
@@ -192,10 +194,14 @@ def why_no_scores(conv: Any, recipe: Recipe, call: Call, hag: HAG, features: Any
     return reason
 
 
-def scored_hag(conv: Any, name: str, hag: HAG, features: Any) -> Choice:
+def scored_hag(conv: Any, recipe: Recipe, name: str, hag: HAG, features: Any) -> Choice:
     """What a call that scores the edges of a HAG runs on."""
-    x = features[0] if isinstance(features, PAIRS) else features
-    return Choice("plain", SCORED_PASSED, {name: edges_of_hag(conv, hag, x.dtype)})
+    graph = edges_of_hag(hag, _how(conv, recipe, features))
+    return Choice("plain", SCORED_PASSED, {name: graph})
+
+
+def _how(conv: Any, recipe: Recipe, features: Any) -> How:
+    return How.of(conv, recipe.record, of_sources(features).dtype)
 
 
 def why_not_scored(conv: Any, recipe: Recipe, call: Call, features: Any) -> str | None:

@@ -16,16 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric import nn
-from torch_geometric.nn.conv.gcn_conv import gcn_norm
-from torch_geometric.nn.dense.linear import Linear
 
-from hag_plugin.hag.hag import HAG
-from hag_plugin.hag.passing import plain_hag
 from hag_plugin.ops.attention import attend, head_dot
 from hag_plugin.pyg.recipes.conditions import SOURCE_TO_TARGET, SUM
 from hag_plugin.pyg.recipes.forwards import general_message, general_offset, with_bias
 from hag_plugin.pyg.recipes.recipe import Call, Condition, Recipe
-from hag_plugin.pyg.recipes.scored import EdgeList, ScoredGraph, ScoredTypes, looped
+from hag_plugin.pyg.recipes.reorder import is_bare
+from hag_plugin.pyg.recipes.scored import ScoredGraph, ScoredTypes, promoted
 
 
 def messages_of(conv: Any, x: Tensor) -> tuple[int, int]:
@@ -35,48 +32,6 @@ def messages_of(conv: Any, x: Tensor) -> tuple[int, int]:
     if channels is None:
         return heads, x.shape[-1]
     return heads, channels if isinstance(conv, nn.HANConv | nn.HGTConv) else heads * channels
-
-
-def edges_of(
-    conv: Any, edge_index: Tensor, size: tuple[int, int], both: bool, dtype: torch.dtype
-) -> EdgeList:
-    """What a layer attends over, made of an edge index.
-
-    Args:
-        conv: the layer.
-        edge_index: int32 or int64 `[2, E]`.
-        size: the numbers of sources and targets.
-        both: whether gradients flow back over the reverse.
-        dtype: of the features.
-    """
-    if isinstance(conv, nn.FAConv):
-        if not conv.normalize:
-            return EdgeList(plain_hag(edge_index, size, both=both))
-        index, weight = gcn_norm(
-            edge_index, None, size[0], False, conv.add_self_loops, conv.flow, dtype=dtype
-        )
-        edges = EdgeList(plain_hag(index, size, both=both), weight=weight)
-        edges.order(lambda: index)  # while there is this index
-        return edges
-    loops = min(size) if getattr(conv, "add_self_loops", False) else 0
-    index, _ = looped(edge_index, None, loops) if loops else (edge_index, None)
-    return EdgeList(plain_hag(index, size, both=both), loops=loops)
-
-
-def edges_of_hag(conv: Any, hag: HAG, dtype: torch.dtype) -> ScoredGraph:
-    """The same where a layer is given a HAG: of its edges, in its order."""
-    size, edge_index = (hag.num_src, hag.num_dst), hag.own_edge_index
-    changes = bool(getattr(conv, "add_self_loops", False)) or isinstance(conv, nn.FAConv)
-    how = (type(conv), changes, getattr(conv, "normalize", None), dtype)
-
-    def make() -> EdgeList:
-        if changes:
-            return edges_of(conv, edge_index, size, True, dtype)
-        edges = EdgeList(hag)
-        edges.order(None)
-        return edges
-
-    return ScoredGraph(hag.kept(("edges attended over", *how), make), edge_index)
 
 
 # How layers attend ------------------------------------------------------------------------------
@@ -96,7 +51,7 @@ def _gat_bias(conv: Any, edge_attr: Tensor | None) -> Tensor | None:
     if edge_attr is None or conv.lin_edge is None:
         return None
     edge_attr, heads = _columns(edge_attr), conv.heads
-    if not is_plain(conv.lin_edge):
+    if not is_bare(conv.lin_edge):
         rows = conv.lin_edge(edge_attr).view(-1, heads, conv.out_channels)
         by_rows: Tensor = (rows * conv.att_edge).sum(dim=-1)
         return by_rows
@@ -109,12 +64,6 @@ def _columns(edge_attr: Tensor) -> Tensor:
     return edge_attr.view(-1, 1) if edge_attr.dim() == 1 else edge_attr
 
 
-def is_plain(lin: Any) -> bool:
-    """Whether a layer is a product with its weight, and nobody looks on."""
-    hooks = lin._forward_hooks or lin._forward_pre_hooks or lin._backward_hooks
-    return type(lin) in (Linear, torch.nn.Linear) and lin.bias is None and not hooks
-
-
 def gatv2(conv: Any, graph: ScoredGraph, given: Call) -> Tensor:
     """gatv2_conv.py: a vector times leaky_relu of the sum of both ends, and of the edge."""
     source, target = given["x"]
@@ -122,7 +71,7 @@ def gatv2(conv: Any, graph: ScoredGraph, given: Call) -> Tensor:
     projection = None
     if edges is not None:
         edges = _columns(edges)
-        if is_plain(conv.lin_edge):
+        if is_bare(conv.lin_edge):
             projection = conv.lin_edge.weight.t()
         else:
             edges = conv.lin_edge(edges)
@@ -184,6 +133,11 @@ def supergat(conv: Any, graph: ScoredGraph, given: Call) -> Tensor:
     return graph.attend(conv, x, bias=scores, score="given", slope=conv.negative_slope)
 
 
+def hgt(conv: Any, graph: ScoredTypes, given: Call) -> Tensor:
+    """hgt_conv.py: the product of query and key, which have the weights of types by now."""
+    return attend(graph.edges.hag, **promoted(given), score="dot").flatten(1)
+
+
 def hgt_forward(conv: Any, x_dict: Mapping[str, Tensor], edge_index_dict: ScoredTypes) -> Any:
     """hgt_conv.py: keys, values and their products with weights of types, once a node and type."""
     heads, width = conv.heads, conv.out_channels // conv.heads
@@ -192,11 +146,11 @@ def hgt_forward(conv: Any, x_dict: Mapping[str, Tensor], edge_index_dict: Scored
         parts = torch.tensor_split(rows, 3, dim=1)
         keys[kind], queries[kind], values[kind] = (p.view(-1, heads, width) for p in parts)
     query, starts = conv._cat(queries)
-    edges, types = edge_index_dict.edges, edge_index_dict.types
+    types = edge_index_dict.types
     key, value, _ = conv._construct_src_node_feat(keys, values, dict.fromkeys(types))
     scale = [conv.p_rel["__".join(t)].expand(len(keys[t[0]]), -1) for t in types]
     key = key * (torch.cat(scale) / math.sqrt(width)).unsqueeze(-1)
-    out = attend(edges.hag, value, key=key, query=query, score="dot").flatten(1)
+    out = hgt(conv, edge_index_dict, {"value": value, "key": key, "query": query})
     outs = {
         kind: out[start : start + len(queries[kind])]
         for kind, start in starts.items()
@@ -264,7 +218,7 @@ NO_EDGE_CHANNELS = Condition(
     "in_edge_channels=None",
 )
 ITS_OWN_PRODUCT = Condition(
-    lambda conv: conv.lin_edge is not None and not is_plain(conv.lin_edge),
+    lambda conv: conv.lin_edge is not None and not is_bare(conv.lin_edge),
     lambda conv: "the layer of its edge features was replaced, or has hooks",
     "its own layer of edge features",
 )
@@ -302,6 +256,6 @@ RECIPES: dict[type, Recipe] = {
         conditions=tuple(map(_where_it_attends, (*_OVER, DIRECTED, NO_EDGE_CHANNELS))),
     ),
     nn.HANConv: replace(_ATTENTION, attention=han),
-    nn.HGTConv: replace(_ATTENTION, attention=han, forward=hgt_forward, joins=True),
+    nn.HGTConv: replace(_ATTENTION, attention=hgt, forward=hgt_forward, joins=True),
     nn.SuperGATConv: replace(_ATTENTION, attention=supergat, forward=supergat_forward),
 }

@@ -107,6 +107,11 @@ class Recipe:
         return self.record.exponents(conv)[0] or None
 
 
+def of_sources(value: Any) -> Any:
+    """What is of the sources, where a value may be a pair of sources' and targets'."""
+    return value[0] if isinstance(value, PAIRS) else value
+
+
 def stock_class(conv: Module) -> type:
     """The class that a layer had before `accelerate`."""
     stock: type = type(conv).__dict__.get("_hag_stock", type(conv))

@@ -6,15 +6,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import add_self_loops, remove_self_loops
 
+from hag_plugin.hag.graph import inverse_of
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.passing import plain_hag
+from hag_plugin.layers.record import Record
 from hag_plugin.modes import outside_inference
 from hag_plugin.ops.attention import attend
 from hag_plugin.ops.weights import edge_slots
@@ -31,25 +34,25 @@ class EdgeList:
         loops: how many loops the layer added behind the edges that are none.
     """
 
-    def __init__(self, hag: HAG, *, weight: Tensor | None = None, loops: int = 0) -> None:
+    def __init__(
+        self, hag: HAG, *, weight: Tensor | None = None, loops: int = 0, is_ordered: bool = False
+    ) -> None:
+        """`is_ordered`: the edges stand in the graph's own order."""
         self.hag = hag
         self.weight = weight
         self.loops = loops
         self._order: Tensor | None = None
-        self._is_ordered = False
+        self._is_ordered = is_ordered
 
-    def order(self, edges: Callable[[], Tensor] | None) -> Tensor | None:
+    def order(self, edges: Callable[[], Tensor]) -> Tensor | None:
         """The place of the edge in each of the graph's slots, `[E]`; None: in this order.
 
         Args:
-            edges: gives them, `[2, E]`. Asked the first time only. None: in the graph's order.
+            edges: gives them, `[2, E]`. Asked the first time only.
         """
         if not self._is_ordered:
-            if edges is not None:
-                with outside_inference():
-                    slots = edge_slots(edges(), self.hag)
-                    self._order = torch.empty_like(slots)
-                    self._order[slots] = torch.arange(len(slots))
+            with outside_inference():
+                self._order = inverse_of(edge_slots(edges(), self.hag))
             self._is_ordered = True
         return self._order
 
@@ -61,12 +64,10 @@ class ScoredGraph:
     Attributes:
         edges: its edges, as long as the edge index that they were made of.
         edge_index: that edge index, `[2, E]`.
-        is_passing: whether it is met first, and may never come back.
     """
 
     edges: EdgeList
     edge_index: Tensor
-    is_passing: bool = False
 
     @property
     def hag(self) -> HAG:
@@ -98,7 +99,7 @@ class ScoredGraph:
         mask, p = None, getattr(conv, "dropout", 0.0)
         weight = how.pop("edge_weight", None)
         if p > 0 and conv.training:
-            of_scores = value.new_ones(self.hag.num_edges, value.shape[1], dtype=_common(how))
+            of_scores = value.new_ones(self.hag.num_edges, value.shape[1], dtype=common_dtype(how))
             mask = F.dropout(of_scores, p)
         if weight is not None:
             weight = weight.view(-1, 1)
@@ -106,12 +107,7 @@ class ScoredGraph:
         of_edges = (mask, how.get("bias"), how.get("edges"))
         is_ordered = any(each is not None for each in of_edges)
         order = self.order() if is_ordered else None
-        how |= {"mask": mask, "value": value}
-        dtype = _common(how)
-        numbers: dict[str, Any] = {
-            k: v.to(dtype) if isinstance(v, Tensor) else v for k, v in how.items()
-        }
-        return attend(self.hag, order=order, **numbers)
+        return attend(self.hag, order=order, **promoted(how | {"mask": mask, "value": value}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,10 +123,74 @@ class ScoredTypes:
     types: tuple[EdgeType, ...]
 
 
-def _common(values: Mapping[str, Any]) -> torch.dtype:
+class How(NamedTuple):
+    """What a layer attends over, of the edges that it is given.
+
+    Attributes:
+        loops: whether it puts one loop on each node in place of those there are.
+        weights: the dtype of the weights that it gives edges by its nodes' degrees, as GCNConv
+            does, which keeps loops as they are and adds those that are missing. None: it gives
+            them none.
+    """
+
+    loops: bool
+    weights: torch.dtype | None
+
+    @classmethod
+    def of(cls, conv: Any, record: Record, dtype: torch.dtype) -> How:
+        """That of a layer whose features have a dtype."""
+        weighs = any(record.exponents(conv))
+        return cls(record.self_loops(conv) is not False, dtype if weighs else None)
+
+    @property
+    def changes(self) -> bool:
+        """Whether it attends over other edges than it is given, or weighs them."""
+        return self != How(False, None)
+
+
+def edges_of(edge_index: Tensor, size: tuple[int, int], how: How, *, both: bool = True) -> EdgeList:
+    """What a layer attends over, made of an edge index.
+
+    Args:
+        edge_index: int32 or int64 `[2, E]`.
+        size: the numbers of sources and targets.
+        how: the layer takes it.
+        both: whether gradients flow back over the reverse.
+    """
+    if how.weights is not None:
+        index, weight = gcn_norm(
+            edge_index, None, size[0], add_self_loops=how.loops, dtype=how.weights
+        )
+        edges = EdgeList(plain_hag(index, size, both=both), weight=weight)
+        edges.order(lambda: index)  # while there is this index
+        return edges
+    loops = min(size) if how.loops else 0
+    index, _ = looped(edge_index, None, loops) if loops else (edge_index, None)
+    return EdgeList(plain_hag(index, size, both=both), loops=loops)
+
+
+def edges_of_hag(hag: HAG, how: How) -> ScoredGraph:
+    """The same where a layer is given a HAG: of its edges, in its order. Kept with the HAG."""
+    edge_index = hag.own_edge_index
+
+    def make() -> EdgeList:
+        if how.changes:
+            return edges_of(edge_index, (hag.num_src, hag.num_dst), how)
+        return EdgeList(hag, is_ordered=True)
+
+    return ScoredGraph(hag.kept(("edges attended over", *how), make), edge_index)
+
+
+def common_dtype(values: Mapping[str, Any]) -> torch.dtype:
     """The dtype that the tensors among some values promote each other to, as stock's do."""
     dtypes = (value.dtype for value in values.values() if isinstance(value, Tensor))
     return reduce(torch.promote_types, dtypes)
+
+
+def promoted(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with their tensors in that dtype."""
+    dtype = common_dtype(values)
+    return {k: v.to(dtype) if isinstance(v, Tensor) else v for k, v in values.items()}
 
 
 def looped(
@@ -154,12 +214,14 @@ def joined_edges(graphs: Mapping[EdgeType, Tensor], sizes: Mapping[str, int]) ->
     starts = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
     parts, num_src = [], 0
     for (source, _, target), index in graphs.items():
-        if index.numel() and int(index.max(dim=1).values[0]) >= sizes[source]:
-            raise ValueError(f"an edge from {source!r} has a source beyond {sizes[source]}")
-        if index.numel() and int(index.max(dim=1).values[1]) >= sizes[target]:
-            raise ValueError(f"an edge to {target!r} has a target beyond {sizes[target]}")
-        if index.numel() and int(index.min()) < 0:
-            raise ValueError("an edge has a negative id")
+        if index.numel():
+            least, most = index.aminmax(dim=1)
+            if int(most[0]) >= sizes[source]:
+                raise ValueError(f"an edge from {source!r} has a source beyond {sizes[source]}")
+            if int(most[1]) >= sizes[target]:
+                raise ValueError(f"an edge to {target!r} has a target beyond {sizes[target]}")
+            if int(least.min()) < 0:
+                raise ValueError("an edge has a negative id")
         parts.append(index.long() + torch.tensor([[num_src], [starts[target]]]))
         num_src += sizes[source]
     joined = torch.cat(parts, dim=1)

@@ -20,7 +20,7 @@ from hag_plugin.ops.registration import is_fixed
 from hag_plugin.ops.weights import edge_slots, factorise, weighted_aggregate
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
 from hag_plugin.pyg.aggregation.neighbourhoods import along
-from hag_plugin.recall import Passing
+from hag_plugin.recall import Passing, value_of
 
 Weighted = tuple[Tensor, Tensor]  # an edge index `[2, E]` and a weight `[E]` for each edge
 
@@ -107,7 +107,7 @@ def weighted_graph(
     if ordered is None:
         return None
     is_passing = type(ordered) is Passing
-    hag, slots = ordered.value if is_passing else ordered
+    hag, slots = value_of(ordered)
     return replace(_in_order(hag, slots, weighed(weight)[1]), is_passing=is_passing)
 
 
