@@ -6,9 +6,11 @@ it to accelerate. A model may hold layers of several.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
 
 from torch.nn import Module
 
@@ -110,20 +112,30 @@ def explain(module: Module) -> Any:
     )
 
 
-def hag_layer(cls: C) -> C:
+@overload
+def hag_layer(cls: C) -> C: ...
+@overload
+def hag_layer(**attention: Any) -> Callable[[C], C]: ...
+def hag_layer(cls: Any = None, **attention: Any) -> Any:
     """Decorates a user's own layer class whose message depends on the source node alone.
 
     The declaration is the contract. A PyG layer then takes a HAG where an `edge_index` stands; a
-    DGL layer computes its message once a node on a graph from `hag_plugin.dgl.ToHAG`.
+    DGL layer computes its message once a node on a graph from `hag_plugin.dgl.ToHAG`. With
+    `hag_layer(score=...)` a PyG layer declares that it attends instead: see
+    `hag_plugin.pyg.hag_layer`, which says what else it takes.
 
     Raises:
         TypeError: `cls` is no PyG `MessagePassing` and, where DGL was imported, no
-            `torch.nn.Module`; or its message takes more than the source node.
+            `torch.nn.Module`; or its message takes more than the source node; or a DGL layer was
+            declared to attend.
     """
+    if cls is None:
+        return functools.partial(hag_layer, **attention)
     purpose = "hag_layer takes a PyG MessagePassing class or a DGL layer class"
     adapters = _adapters(purpose, None)
     packages = {base.__module__.partition(".")[0] for base in getattr(cls, "__mro__", ())}
     if "dgl" in sys.modules and "torch_geometric" not in packages:
         adapters = [importlib.import_module(ADAPTERS["dgl"])]
-    decorated: C = adapters[0].hag_layer(cls)
-    return decorated
+    if attention and adapters[0].__name__ != ADAPTERS["torch_geometric"]:
+        raise TypeError(f"{cls.__name__} is no PyG layer: scores are declared of these only")
+    return adapters[0].hag_layer(cls, **attention)

@@ -118,8 +118,7 @@ def _check(graph: Any, etid: int, layer: Module, message_func: Any, nodes: Any) 
 
 
 def _agree(rows: Tensor, message: Tensor) -> bool:
-    tolerance = TOLERANCE.get(message.dtype, 1e-2)
-    scale = message.abs().max().clamp(min=1.0)
-    return bool(
-        torch.allclose(rows, message, rtol=0, atol=tolerance * float(scale), equal_nan=True)
-    )
+    sizes = message.abs().nan_to_num(0.0, 0.0)
+    scale = max(1.0, float(sizes.max())) if sizes.numel() else 1.0
+    atol = TOLERANCE.get(message.dtype, 1e-2) * scale
+    return torch.allclose(rows, message, rtol=0, atol=atol, equal_nan=True)

@@ -1,12 +1,14 @@
-"""`hag_layer`: a user's own layer declares that its message depends on the source node alone."""
+"""`hag_layer`: a user's own layer declares that its message depends on the source node alone, or
+that it weighs messages by attention of a known form."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import inspect
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -14,16 +16,22 @@ from torch_geometric.nn import MessagePassing
 
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
+from hag_plugin.layers.pyg import reducers
+from hag_plugin.layers.record import Record
 from hag_plugin.modes import outside_inference
+from hag_plugin.ops.attention import Score
 from hag_plugin.ops.registration import is_transformed
 from hag_plugin.pyg.aggregation.neighbourhoods import check_sizes
 from hag_plugin.pyg.model import edge_order
 from hag_plugin.pyg.model.calls import note
 from hag_plugin.pyg.model.facts import plain_edges
 from hag_plugin.pyg.model.settle import settle
+from hag_plugin.pyg.recipes.conditions import SOURCE_TO_TARGET, SUM
+from hag_plugin.pyg.recipes.declared import Attention, declared_attention, numbers_of
 from hag_plugin.pyg.recipes.lstm import is_lstm
 from hag_plugin.pyg.recipes.propagate import run_rows, stand_in
 from hag_plugin.pyg.recipes.recipe import Condition, Recipe
+from hag_plugin.pyg.recipes.scored import How, ScoredGraph, edges_of
 from hag_plugin.pyg.recipes.table import RECIPES
 from hag_plugin.sequence.prefix_tree import SequentialHAG
 
@@ -35,9 +43,15 @@ NO_LSTM = Condition(
 CHECKED_NODES = 32  # the self-check compares on a graph of this many nodes
 CHECKED_EDGES = 96
 TOLERANCE = 1e-9
+OTHER_MESSAGE = "the message depends on more than the source node, or mixes nodes"
+OTHER_ATTENTION = "the message is not its value times an attention of the form that is declared"
 
 
-def hag_layer(cls: C) -> C:
+@overload
+def hag_layer(cls: C) -> C: ...
+@overload
+def hag_layer(*, score: Score, **attention: Any) -> Callable[[C], C]: ...
+def hag_layer(cls: Any = None, *, score: Score | None = None, **attention: Any) -> Any:
     """Class decorator for a `MessagePassing` layer of your own.
 
     By it you declare that the message of an edge depends on its source node alone: `message`
@@ -49,15 +63,31 @@ def hag_layer(cls: C) -> C:
     The first time, the result is compared with stock on a small random graph, in float64 and in
     evaluation mode.
 
+    With a `score` you declare instead that the layer attends: its message is `value_j`, times the
+    softmax, over the edges of each target, of a score of `key_j` and `query_i`. What `propagate` is
+    given under these names then goes through `ops.attention.attend`, in one pass over the edges,
+    and no messages are made. Values are `[N, H, C]` of H heads with `node_dim=0`, or `[N, C]`.
+
     Args:
         cls: a subclass of `MessagePassing`.
+        score: None, or how scores are made: "dot", the products of keys and queries `[N, H, K]`;
+            "sum", of two numbers a node and head `[N, H]`; "vector", `weight` times the leaky ReLU
+            of the sum of two vectors `[N, H, K]`; "given", `bias` alone.
+        attention: where there is a score, more of it. `key`, `query`, `value`: the arguments of
+            `propagate` that they are, if these have other names. `bias`: that of numbers added to
+            scores, `[E, H]`; `edges`: that of vectors added before the leaky ReLU, `[E, H * K]`.
+            `slope` of the leaky ReLU (1: there is none; it follows the score, but for "vector"),
+            `scale` of products (1), `dropout` of the softmax (0), and `weight` `[H, K]` ("att"):
+            each a value, the name of the layer's attribute or a function of the layer.
+            `normalise`: "softmax", "tanh" or "none".
 
     Returns:
-        `cls` itself.
+        `cls` itself; without it, what decorates a class.
 
     Raises:
         TypeError: the class is no `MessagePassing`, has a `propagate`, `aggregate` or
-            `edge_update` of its own, or its `message` or `update` takes more than the source.
+            `edge_update` of its own, or its `message` or `update` takes more than the source; or
+            what is said of the attention is unknown, or of no use with its score.
 
     Example:
         >>> import torch
@@ -72,11 +102,35 @@ def hag_layer(cls: C) -> C:
         >>> hag = build_hag(torch.tensor([[0, 1], [1, 0]]))
         >>> TanhConv()(torch.zeros(2, 3), hag).shape
         torch.Size([2, 3])
+
+        >>> from torch_geometric.utils import softmax
+        >>> @hag_layer(score="dot", key="x", query="x", value="x")
+        ... class Attending(MessagePassing):
+        ...     def forward(self, x, edge_index):
+        ...         return self.propagate(edge_index, x=x)
+        ...
+        ...     def message(self, x_i, x_j, index, ptr, size_i):
+        ...         return x_j * softmax((x_i * x_j).sum(-1, keepdim=True), index, ptr, size_i)
+        >>> Attending()(torch.zeros(2, 3), hag).shape
+        torch.Size([2, 3])
     """
+    if score is None and attention:
+        raise TypeError(f"hag_layer got {next(iter(attention))!r}, which needs a score")
+    attends = None if score is None else declared_attention(score, **attention)
+
+    def decorate(cls: C) -> C:
+        return _declare(cls, attends)
+
+    return decorate if cls is None else decorate(cls)
+
+
+def _declare(cls: C, attends: Attention | None) -> C:
     if not (isinstance(cls, type) and issubclass(cls, MessagePassing)):
         raise TypeError(f"hag_layer takes a subclass of MessagePassing, got {cls!r}")
     if cls in RECIPES:
         raise TypeError(f"{cls.__name__} needs no hag_layer: accelerate knows it")
+    if attends is not None:
+        return _declare_attention(cls, attends)
     _check_class(cls)
     owner = next((c for c in cls.__mro__ if c in RECIPES), None)
     base = RECIPES[owner] if owner is not None else Recipe()
@@ -94,6 +148,29 @@ def hag_layer(cls: C) -> C:
     cls._set_jittable_templates = _set_templates  # type: ignore[attr-defined]
     if base.is_normalised:
         cls.forward = _noting_features(cls.forward, base)  # type: ignore[attr-defined]
+    return cls
+
+
+def _declare_attention(cls: C, attends: Attention) -> C:
+    known = next((c.__name__ for c in cls.__mro__ if c in RECIPES), None)
+    if known is not None:
+        raise TypeError(f"{cls.__name__} is a {known}; a score is for a MessagePassing of its own")
+    record = Record(
+        f"{cls.__module__}.{cls.__qualname__}",
+        edge_values=attends.edge_values,
+        reduce=reducers,
+        attends=lambda conv: True,
+    )
+    cls._hag_recipe = Recipe(  # type: ignore[attr-defined]
+        record,
+        attention=attends,
+        numbers=numbers_of,
+        ranks=(2, 3),
+        conditions=(SUM, SOURCE_TO_TARGET),
+        yields=False,
+    )
+    _check_class(cls)
+    cls._set_jittable_templates = _set_templates  # type: ignore[attr-defined]
     return cls
 
 
@@ -124,7 +201,8 @@ def _check_class(cls: type) -> None:
             raise TypeError(
                 f"{cls.__name__} has its own {name}; hag_layer expects that of MessagePassing"
             )
-    if _is_own(cls, "message"):
+    recipe = getattr(cls, "_hag_recipe", None)
+    if _is_own(cls, "message") and (recipe is None or recipe.attention is None):
         for name in _parameters(cls, "message"):
             if not name.endswith("_j") or name in MessagePassing.special_args:
                 raise TypeError(
@@ -191,7 +269,7 @@ def _propagate(self: Any, edge_index: Any, *args: Any, size: Any = None, **kwarg
         edge_index = plain_edges(edge_index)
     call = {**kwargs, "size": size, "edge_index": edge_index}
     if not isinstance(edge_index, Tensor) or not torch.compiler.is_compiling():
-        call["x"] = _source_features(self, kwargs)
+        call["x"] = _features(self, recipe, kwargs)
     choice = settle(self, recipe, call)
     hag = choice.changed.get("edge_index", edge_index)
     if choice.kind != "stock":
@@ -200,8 +278,8 @@ def _propagate(self: Any, edge_index: Any, *args: Any, size: Any = None, **kwarg
             and "_hag_checked" not in self.__dict__
             and not is_transformed()
         ):
-            _self_check(self, recipe, kwargs)
-            self.__dict__["_hag_checked"] = True
+            if _self_check(self, recipe, kwargs):
+                self.__dict__["_hag_checked"] = True
         out = _run(self, recipe, hag, size, kwargs)
     elif isinstance(edge_index, HAG):
         out = _run_plain(self, edge_index, args, size, kwargs)
@@ -226,16 +304,31 @@ def _run_plain(conv: Any, hag: HAG, args: Any, size: Any, kwargs: dict[str, Any]
     return out
 
 
-def _source_features(conv: Any, kwargs: dict[str, Any]) -> Any:
+def _features(conv: Any, recipe: Recipe, kwargs: dict[str, Any]) -> Any:
     """The first tensor, or pair, that `message` is given node by node."""
+    if isinstance(recipe.attention, Attention):
+        return recipe.attention.ends(kwargs)
     for name in _parameters(type(conv), "message"):
         if name.endswith("_j") and kwargs.get(name[:-2]) is not None:
             return kwargs[name[:-2]]
     return None
 
 
-def _run(conv: Any, recipe: Recipe, hag: HAG, size: Any, kwargs: dict[str, Any]) -> Tensor:
-    """Message once a node, then the HAG, then update."""
+def _run(conv: Any, recipe: Recipe, graph: Any, size: Any, kwargs: dict[str, Any]) -> Tensor:
+    """What the messages come to over a HAG, or a graph whose edges are scored; then update."""
+    attends = recipe.attention
+    if isinstance(attends, Attention):
+        check_sizes(graph.hag, size, attends.ends(kwargs), conv.node_dim)
+        out = attends(conv, graph, kwargs)
+    else:
+        out = _aggregated(conv, recipe, graph, size, kwargs)
+    rest = {n: kwargs[n] for n in _parameters(type(conv), "update")[1:] if n in kwargs}
+    updated: Tensor = conv.update(out, **rest)
+    return updated
+
+
+def _aggregated(conv: Any, recipe: Recipe, hag: HAG, size: Any, kwargs: dict[str, Any]) -> Tensor:
+    """Message once a node, then the HAG."""
     side = 0 if conv.flow == "source_to_target" else 1
     lifted = {}
     for name in _parameters(type(conv), "message"):
@@ -253,33 +346,39 @@ def _run(conv: Any, recipe: Recipe, hag: HAG, size: Any, kwargs: dict[str, Any])
     if like_weights is not None:
         message = message.to(torch.promote_types(message.dtype, like_weights.dtype))
     graph = hag if side == 0 else hag.transpose()
-    out = run_rows(recipe, conv, graph, message)
-    rest = {n: kwargs[n] for n in _parameters(type(conv), "update")[1:] if n in kwargs}
-    updated: Tensor = conv.update(out, **rest)
-    return updated
+    return run_rows(recipe, conv, graph, message)
 
 
 # The self-check ---------------------------------------------------------------------------------
 
 
-def _self_check(conv: Any, recipe: Recipe, kwargs: dict[str, Any]) -> None:
+def _self_check(conv: Any, recipe: Recipe, kwargs: dict[str, Any]) -> bool:
     """Compares with stock on a small random graph over the first nodes, in float64.
+
+    Returns:
+        Whether a later call needs none: False where this one had no nodes, or no edges.
 
     Raises:
         ValueError: they differ: the message depends on more than the source node.
     """
     if recipe.scale(conv) is not None or recipe.record.self_loops(conv) is not False:
-        return  # stock normalises in forward: propagate alone has nothing to compare with
+        return True  # stock normalises in forward: propagate alone has nothing to compare with
     try:
         twin = copy.deepcopy(conv).double().eval()
     except (RuntimeError, TypeError, ValueError):  # not every module can be copied
-        return
+        return True
     count = min([CHECKED_NODES, *_row_counts(conv, kwargs)])
-    if count == 0:
-        return
+    of_edges = [kwargs.get(name) for name in recipe.record.edge_values]
+    if count == 0 or any(isinstance(value, Tensor) and len(value) == 0 for value in of_edges):
+        return False
     generator = torch.Generator().manual_seed(0)
     edges = torch.randint(count, (2, CHECKED_EDGES), generator=generator)
-    sample = {name: _sampled(value, count, conv.node_dim) for name, value in kwargs.items()}
+    sample = {
+        name: _of_edges(value)
+        if name in recipe.record.edge_values
+        else _sampled(value, count, conv.node_dim)
+        for name, value in kwargs.items()
+    }
     device = next((p.device for p in conv.parameters()), torch.device("cpu"))
     devices = [device] if device.type == "cuda" else []
     with (
@@ -288,17 +387,22 @@ def _self_check(conv: Any, recipe: Recipe, kwargs: dict[str, Any]) -> None:
         torch.no_grad(),
         torch.autocast(device.type, enabled=False),
     ):
-        hag = build_hag(edges, num_nodes=count, method="none").to(device)
         size = (count, count)
         stock = _stock_propagate(twin)(twin, edges.to(device), size=size, **sample)
-        ours = _run(twin, recipe, hag, size, sample)
-    scale = stock.abs().max().clamp(min=1.0)
-    if stock.shape != ours.shape or not bool(((stock - ours).abs() <= TOLERANCE * scale).all()):
+        if recipe.attention is None:
+            graph: Any = build_hag(edges, num_nodes=count, method="none").to(device)
+        else:
+            graph = ScoredGraph(edges_of(edges, size, How(False, None)), edges)
+        ours = _run(twin, recipe, graph, size, sample)
+    scale = max(1.0, float(stock.abs().nan_to_num(0.0, 0.0).max())) if stock.numel() else 1.0
+    how: dict[str, Any] = {"rtol": 0.0, "atol": TOLERANCE * scale, "equal_nan": True}
+    if stock.shape != ours.shape or not torch.allclose(stock, ours, **how):
         raise ValueError(
             f"{type(conv).__name__} is declared with hag_layer, but on a small graph its result "
-            "differs from the stock computation: the message depends on more than the source "
-            "node, or mixes nodes"
+            "differs from the stock computation: "
+            + (OTHER_MESSAGE if recipe.attention is None else OTHER_ATTENTION)
         )
+    return True
 
 
 def _row_counts(conv: Any, kwargs: dict[str, Any]) -> list[int]:
@@ -307,9 +411,17 @@ def _row_counts(conv: Any, kwargs: dict[str, Any]) -> list[int]:
     for name in _parameters(type(conv), "message"):
         value = kwargs.get(name[:-2])
         for x in value if isinstance(value, tuple | list) else (value,):
-            if name.endswith("_j") and isinstance(x, Tensor):
+            if name.endswith(("_i", "_j")) and isinstance(x, Tensor):
                 rows.append(x.shape[conv.node_dim])
     return rows
+
+
+def _of_edges(value: Any) -> Any:
+    """Rows of an argument with one for each edge, for the edges of the small graph."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach()[torch.arange(CHECKED_EDGES, device=value.device) % len(value)]
+    return value.double() if value.dtype.is_floating_point else value
 
 
 def _sampled(value: Any, count: int, node_dim: int) -> Any:

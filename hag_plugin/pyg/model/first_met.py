@@ -10,7 +10,6 @@ from torch import Tensor
 
 from hag_plugin.hag.passing import Messages
 from hag_plugin.pyg.model import session as sessions
-from hag_plugin.pyg.recipes.attention import messages_of
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe
 
 _WIDE = 256  # bytes of a row, where features do not tell
@@ -59,7 +58,7 @@ def first_met(
 
 def with_scores(conv: Any, recipe: Recipe, messages: Messages, x: Tensor) -> Messages:
     """The messages of a layer that scores them: of its own width, and over its loops, too."""
-    heads, numbers = messages_of(conv, x)
+    heads, numbers = recipe.numbers(conv, x)
     loops = min(messages.size) if recipe.record.self_loops(conv) else 0
     return messages._replace(
         num_edges=messages.num_edges + loops,

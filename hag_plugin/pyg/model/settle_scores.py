@@ -39,7 +39,6 @@ from hag_plugin.pyg.model.facts import (
 )
 from hag_plugin.pyg.model.first_met import first_met, with_scores
 from hag_plugin.pyg.recipes.adjacency import is_adjacency
-from hag_plugin.pyg.recipes.attention import messages_of
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, of_sources
 from hag_plugin.pyg.recipes.scored import (
     EdgeList,
@@ -136,7 +135,7 @@ def _settle_joined(conv: Any, recipe: Recipe, name: str, graphs: Any, rows: Any)
     if not plain or not all(type(g) is Tensor and is_edge_index(g) for g in plain.values()):
         reason = reason or SPARSE
     passed = any(isinstance(g, HAG) for g in graphs.values())
-    if reason is None and not _joined_pay(conv, plain, rows, 0):
+    if reason is None and not _joined_pay(conv, recipe, plain, rows, 0):
         reason = SCORED_FEW
     if reason is not None:
         return Choice("stock", reason, {name: plain} if passed else NOTHING)
@@ -154,7 +153,7 @@ def _settle_joined(conv: Any, recipe: Recipe, name: str, graphs: Any, rows: Any)
         make,
         reader=reader,
         occasion=occasion,
-        passing=lambda: make() if passed or _joined_pay(conv, plain, rows, 1) else None,
+        passing=lambda: make() if passed or _joined_pay(conv, recipe, plain, rows, 1) else None,
     )
     if edges is None:
         return Choice("stock", MET_FEW, {name: plain} if passed else NOTHING)
@@ -163,14 +162,14 @@ def _settle_joined(conv: Any, recipe: Recipe, name: str, graphs: Any, rows: Any)
 
 
 def _joined_pay(
-    conv: Any, graphs: Mapping[Any, Tensor], rows: Mapping[str, Tensor], made: int
+    conv: Any, recipe: Recipe, graphs: Mapping[Any, Tensor], rows: Mapping[str, Tensor], made: int
 ) -> bool:
     """Whether the edges of all types are attended over sooner than stock does.
 
     Args:
         made: how many graphs are made for it: 1, or 0 if it is there already.
     """
-    heads, numbers = messages_of(conv, x := next(iter(rows.values())))
+    heads, numbers = recipe.numbers(conv, x := next(iter(rows.values())))
     size = (sum(len(x) for x in rows.values()),) * 2
     num_edges, row_bytes = sum(g.shape[1] for g in graphs.values()), x.element_size() * numbers
     derived = torch.is_grad_enabled()
@@ -210,7 +209,7 @@ def why_not_scored(conv: Any, recipe: Recipe, call: Call, features: Any) -> str 
     for x in pair:
         if x is not None and not x.is_cpu:
             return SCORED_ELSEWHERE
-        if x is not None and x.dim() != 2:
+        if x is not None and (x.dim() not in recipe.ranks or conv.node_dim % x.dim() != 0):
             return NO_ROWS
     if torch.compiler.is_compiling():
         return SCORED_COMPILED
@@ -218,7 +217,7 @@ def why_not_scored(conv: Any, recipe: Recipe, call: Call, features: Any) -> str 
         return SCORED_AUTOCAST
     if call.get("return_attention_weights") is not None:
         return RETURNS_SCORES
-    if "edge_attr" in call or "lin_edge" in conv.__dict__["_modules"]:
+    if "edge_attr" in recipe.record.edge_values:
         given = call.get("edge_attr")
         if (given is None) != (getattr(conv, "lin_edge", None) is None):
             return OTHER_ATTRIBUTES

@@ -24,16 +24,6 @@ from hag_plugin.pyg.recipes.recipe import Call, Condition, Recipe
 from hag_plugin.pyg.recipes.reorder import is_bare
 from hag_plugin.pyg.recipes.scored import ScoredGraph, ScoredTypes, promoted
 
-
-def messages_of(conv: Any, x: Tensor) -> tuple[int, int]:
-    """The heads of a layer, and how many numbers its messages have, all heads together."""
-    heads: int = getattr(conv, "heads", 1)
-    channels = getattr(conv, "out_channels", None)
-    if channels is None:
-        return heads, x.shape[-1]
-    return heads, channels if isinstance(conv, nn.HANConv | nn.HGTConv) else heads * channels
-
-
 # How layers attend ------------------------------------------------------------------------------
 
 
@@ -240,6 +230,11 @@ def _where_it_attends(condition: Condition) -> Condition:
     )
 
 
+def _all_heads(conv: Any, x: Tensor) -> tuple[int, int]:
+    """Of layers whose `out_channels` are those of all heads together."""
+    return conv.heads, conv.out_channels
+
+
 _OVER = (SUM, SOURCE_TO_TARGET, UNSEEN_SCORES)
 _ATTENTION = Recipe(conditions=_OVER)
 
@@ -255,7 +250,9 @@ RECIPES: dict[type, Recipe] = {
         attention=general,
         conditions=tuple(map(_where_it_attends, (*_OVER, DIRECTED, NO_EDGE_CHANNELS))),
     ),
-    nn.HANConv: replace(_ATTENTION, attention=han),
-    nn.HGTConv: replace(_ATTENTION, attention=hgt, forward=hgt_forward, joins=True),
+    nn.HANConv: replace(_ATTENTION, attention=han, numbers=_all_heads),
+    nn.HGTConv: replace(
+        _ATTENTION, attention=hgt, forward=hgt_forward, numbers=_all_heads, joins=True
+    ),
     nn.SuperGATConv: replace(_ATTENTION, attention=supergat, forward=supergat_forward),
 }

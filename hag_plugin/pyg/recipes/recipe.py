@@ -34,6 +34,13 @@ class Condition:
     needs: str = ""
 
 
+def heads_of(conv: Any, x: Tensor) -> tuple[int, int]:
+    """The heads of a layer, and how many numbers its messages have, all heads together."""
+    heads: int = getattr(conv, "heads", 1)
+    channels = getattr(conv, "out_channels", None)
+    return heads, x.shape[-1] if channels is None else heads * channels
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a layer's `propagate` comes to `y_i = t_i * REDUCE_j(s_j * z_j + c_i)`.
@@ -61,6 +68,9 @@ class Recipe:
         attention: what runs in place of `propagate` over a graph with a score for each edge (see
             `attention`): given the layer, that graph and the arguments. Messages are then no rows
             of the source alone.
+        numbers: from the layer and the sources' rows, the heads of its attention and how many
+            numbers a message has, all heads together.
+        ranks: the dimensions that features of a layer with attention may have.
         joins: whether it does so over the edges of all types of a dictionary as one graph.
         conditions: what else rules it out.
         returns: whether it aggregates back over the reverse of its graph, too.
@@ -81,6 +91,8 @@ class Recipe:
     size: Callable[[Any, Call], tuple[int, int]] | None = None
     fuses: bool = True
     attention: Callable[[Any, Any, Call], Tensor] | None = None
+    numbers: Callable[[Any, Tensor], tuple[int, int]] = heads_of
+    ranks: tuple[int, ...] = (2,)
     joins: bool = False
     conditions: tuple[Condition, ...] = ()
     returns: bool = False

@@ -95,8 +95,14 @@ class ScoredGraph:
         """`ops.attention.attend` over the edges, with the layer's dropout and weights.
 
         The mask of dropout is the one that stock draws from the same state of the generator.
+
+        Args:
+            conv: the layer.
+            value: as of `attend`.
+            how: its other arguments; besides, the probability `dropout`, if it is not the layer's
+                attribute, and `edge_weight` `[E]`.
         """
-        mask, p = None, getattr(conv, "dropout", 0.0)
+        mask, p = None, how.pop("dropout", getattr(conv, "dropout", 0.0))
         weight = how.pop("edge_weight", None)
         if p > 0 and conv.training:
             of_scores = value.new_ones(self.hag.num_edges, value.shape[1], dtype=common_dtype(how))

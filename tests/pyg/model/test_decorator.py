@@ -238,6 +238,20 @@ def test_self_check_finds_a_false_declaration(awkward: Any) -> None:
         conv(x, hag)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_self_check_takes_any_number(value: float, awkward: Any) -> None:
+    x, edge_index, hag = problem(awkward)
+    x[0, 0] = value
+    conv = Gate().double()
+    torch.testing.assert_close(conv(x, hag), conv(x, edge_index), equal_nan=True)
+
+
+def test_self_check_takes_rows_without_numbers(awkward: Any) -> None:
+    _, edge_index, hag = problem(awkward)
+    x = torch.empty(awkward.num_src, 0)
+    assert Inherited()(x, hag).shape == Inherited()(x, edge_index).shape
+
+
 def test_self_check_leaves_the_random_state(awkward: Any) -> None:
     @hag_layer
     class Noisy(MessagePassing):

@@ -1,0 +1,138 @@
+"""Attention that a user's layer declares, with `hag_layer(score=...)`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Dropout
+
+from hag_plugin.ops.attention import Normalise, Score
+from hag_plugin.ops.attention_pieces import NORMALISATIONS, SCORES
+from hag_plugin.pyg.recipes.recipe import PAIRS, Call
+from hag_plugin.pyg.recipes.scored import ScoredGraph
+
+# A number or a tensor; the name of the layer's attribute that holds it; a function of the layer.
+Setting = Any
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How a layer attends: a recipe's `attention`.
+
+    Attributes:
+        score: how scores are made, as `ops.attention.attend` has it.
+        normalise: what is made of them, likewise.
+        names: of the tensors that `attend` takes, the arguments of `propagate` that they are.
+        slope: of the leaky ReLU.
+        scale: of the score "dot", that products are multiplied with before a bias is added.
+        weight: of the score "vector", `[H, K]`.
+        dropout: the probability.
+    """
+
+    score: Score
+    normalise: Normalise
+    names: Mapping[str, str]
+    slope: Setting
+    scale: Setting
+    weight: Setting
+    dropout: Setting
+
+    @property
+    def edge_values(self) -> tuple[str, ...]:
+        """The arguments with a row for each edge."""
+        return tuple(self.names[name] for name in ("bias", "edges") if name in self.names)
+
+    def ends(self, given: Call) -> tuple[Any, Any]:
+        """What is of the sources and what is of the targets, among the arguments."""
+        return self._of(given, "value"), self._of(given, "query")
+
+    def _of(self, given: Call, name: str) -> Any:
+        value = given.get(self.names.get(name, ""))
+        if isinstance(value, PAIRS):
+            return value[1 if name == "query" else 0]
+        return value
+
+    def __call__(self, conv: Any, graph: ScoredGraph, given: Call) -> Tensor:
+        """What the layer's messages come to, summed: `[N_dst, H, C]`, or `[N_dst, C]`."""
+        found: dict[str, Any] = {name: self._of(given, name) for name in self.names}
+        value = found.pop("value")
+        has_heads = value.dim() == 3
+        heads = value.shape[1] if has_heads else 1
+        width = (heads,) if self.score in ("sum", "given") else (heads, -1)
+        for name, tensor in found.items():
+            if tensor is not None and name in ("key", "query"):
+                found[name] = tensor.reshape(len(tensor), *width)
+            elif tensor is not None:
+                found[name] = tensor.flatten(1) if name == "edges" else tensor.reshape(-1, heads)
+        scale = setting(conv, self.scale)
+        if found.get("query") is not None and scale != 1.0:
+            found["query"] = found["query"] * scale
+        if self.score == "vector":
+            found["weight"] = setting(conv, self.weight).view(heads, -1)
+        out = graph.attend(
+            conv,
+            value if has_heads else value.unsqueeze(1),
+            score=self.score,
+            normalise=self.normalise,
+            slope=float(setting(conv, self.slope)),
+            dropout=setting(conv, self.dropout),
+            **found,
+        )
+        return out if has_heads else out.squeeze(1)
+
+
+def setting(conv: Any, given: Setting) -> Any:
+    """What a setting is for a layer."""
+    if isinstance(given, str):
+        given = attrgetter(given)(conv)
+    elif callable(given):
+        given = given(conv)
+    return given.p if isinstance(given, Dropout) else given
+
+
+def numbers_of(conv: Any, value: Tensor) -> tuple[int, int]:
+    """The heads of values `[N, H, C]` or `[N, C]`, and how many numbers a message has."""
+    return (value.shape[1] if value.dim() == 3 else 1), value.shape[1:].numel()
+
+
+# What may be declared ---------------------------------------------------------------------------
+
+SETTINGS = {"slope": 1.0, "scale": 1.0, "weight": "att", "dropout": 0.0}
+NAMES = {"key": "key", "query": "query", "value": "value", "bias": None, "edges": None}
+
+
+def declared_attention(score: Any, normalise: Any = "softmax", **given: Any) -> Attention:
+    """What was declared, of the arguments of `hag_layer`.
+
+    Raises:
+        TypeError: an argument is unknown, or of no use with the score.
+    """
+    if score not in SCORES:
+        raise TypeError(f"score is {score!r}; hag_layer expects one of {SCORES}")
+    if normalise not in NORMALISATIONS:
+        raise TypeError(f"normalise is {normalise!r}; hag_layer expects one of {NORMALISATIONS}")
+    unknown = given.keys() - {*SETTINGS, *NAMES}
+    if unknown:
+        raise TypeError(f"hag_layer got {min(unknown)!r}; expected some of {[*NAMES, *SETTINGS]}")
+    of_no_use = {"scale": "dot", "weight": "vector", "edges": "vector"}
+    for name, needed in of_no_use.items():
+        if name in given and score != needed:
+            raise TypeError(f"{name} is of no use with the score {score!r}; it is for {needed!r}")
+    names = {name: given.get(name, default) for name, default in NAMES.items()}
+    if score == "given":
+        for name in ("key", "query"):
+            if name in given:
+                raise TypeError(f"{name} is of no use with the score 'given', which is its bias")
+            names[name] = None
+        if names["bias"] is None:
+            raise TypeError("the score 'given' needs a bias: the argument that has the scores")
+    for name, value in names.items():
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"{name} is {value!r}; expected the name of an argument of propagate")
+    settings = {name: given.get(name, default) for name, default in SETTINGS.items()}
+    named = {name: value for name, value in names.items() if value is not None}
+    return Attention(score=score, normalise=normalise, names=named, **settings)
