@@ -64,8 +64,9 @@ each call.
 
 ### Your own attention
 
-`@hp.hag_layer(score=...)` declares of your own layer that its message is `value_j` times an attention
-of one of these forms, for tensors `key`, `query` and `value` that `propagate` is given node by node:
+`@hp.hag_layer(score=...)` declares of your own layer that its message is `value_j` times an
+attention of one of these forms, for tensors `key`, `query` and `value` that `propagate` is given
+node by node:
 
 | score | of an edge j -> i and a head | `propagate` is given |
 |---|---|---|
@@ -75,12 +76,12 @@ of one of these forms, for tensors `key`, `query` and `value` that `propagate` i
 | "given" | `bias_e` | |
 
 A `bias` `[E, H]` is added to any of them; but for "vector", a leaky ReLU follows (`slope`); then a
-softmax over the edges of each target (`normalise`: or "tanh", or "none"), and a `dropout`. Values are
-`[N, H, C]` with `node_dim=0`, or `[N, C]`. Arguments of `propagate` that have other names are told by
-`key="k"` and so on; `slope`, `scale`, `weight` and `dropout` are numbers or tensors, names of the
-layer's attributes, or functions of the layer. On its first call the layer is compared with its own
-`message` on a small graph, in float64; `aggr` other than a sum, and whatever stock code is left to
-above, run your `message` as before.
+softmax over the edges of each target (`normalise`: or "tanh", or "none"), and a `dropout`. Values
+are `[N, H, C]` with `node_dim=0`, or `[N, C]`. Arguments of `propagate` that have other names are
+told by `key="k"` and so on; `slope`, `scale`, `weight` and `dropout` are numbers or tensors, names
+of the layer's attributes, or functions of the layer. On its first call the layer is compared with
+its own `message` on a small graph, in float64; `aggr` other than a sum, and whatever is left to
+stock code above, run your `message` as before.
 
 ## DGL
 
