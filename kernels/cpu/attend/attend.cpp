@@ -238,6 +238,13 @@ class HubRows {
 
 typedef decltype(&hag_attend_by_source_baseline) Ranges;
 
+HagAttendRange part_of(const Hubs::Part &part) {
+  return {part.row, part.row + 1, part.begin, part.end};
+}
+HagAttendRange rows_of(const std::vector<int64_t> &first, int64_t piece) {
+  return {first[piece], first[piece + 1], -1, -1};
+}
+
 // Sums over the rows of a graph, and over all its edges.
 struct Wanted {
   void *first = nullptr, *second = nullptr;
@@ -278,19 +285,18 @@ void run_ranges(const HagAttend &a, Ranges kernel, const Wanted &w, int threads,
         const HagAttendSums to = with_sums(
             {w.first ? own : nullptr, w.second ? own + w.first_numbers : nullptr, nullptr, nullptr},
             item);
-        kernel(&a, part.row, part.begin, part.end, &to, scratch);
+        const HagAttendRange range = part_of(part);
+        kernel(&a, &range, &to, scratch);
       }
       return;
     }
-    for (int64_t i = first[item - chunks]; i < first[item - chunks + 1]; ++i) {
-      if (a.row_ptr[i + 1] - a.row_ptr[i] > kHubLength) continue;
-      const HagAttendSums to =
-          with_sums({w.first ? static_cast<F *>(w.first) + i * w.first_numbers : nullptr,
-                     w.second ? static_cast<F *>(w.second) + i * w.second_numbers : nullptr,
-                     nullptr, nullptr},
-                    item);
-      kernel(&a, i, a.row_ptr[i], a.row_ptr[i + 1], &to, scratch);
-    }
+    const HagAttendRange range = rows_of(first, item - chunks);
+    const HagAttendSums to =
+        with_sums({w.first ? static_cast<F *>(w.first) + range.first * w.first_numbers : nullptr,
+                   w.second ? static_cast<F *>(w.second) + range.first * w.second_numbers : nullptr,
+                   nullptr, nullptr},
+                  item);
+    kernel(&a, &range, &to, scratch);
   });
   for (size_t hub = 0; hub < hubs.row.size(); ++hub) {
     const int64_t row = hubs.row[hub];
@@ -316,7 +322,7 @@ void run_ranges(const HagAttend &a, Ranges kernel, const Wanted &w, int threads,
   total(w.projection, w.projection_numbers, w.weight ? w.weight_numbers : 0);
 }
 
-// Runs body(row, begin, end, scratch) over all rows, long ones in parts.
+// Runs body(range, scratch) over all rows, long ones in parts.
 template <class Body>
 void each_range(const HagAttend &a, int threads, int64_t bytes, const Body &body) {
   const Hubs hubs(a.row_ptr, a.num_rows);
@@ -325,12 +331,9 @@ void each_range(const HagAttend &a, int threads, int64_t bytes, const Body &body
   const std::vector<int64_t> first = cut_rows(a.row_ptr, a.num_rows, pieces);
   share_scratch(threads, parts + pieces, bytes, [&](int64_t item, void *scratch) {
     if (item < parts) {
-      const Hubs::Part &part = hubs.parts[item];
-      return body(part.row, part.begin, part.end, scratch);
+      return body(part_of(hubs.parts[item]), scratch);
     }
-    for (int64_t i = first[item - parts]; i < first[item - parts + 1]; ++i)
-      if (a.row_ptr[i + 1] - a.row_ptr[i] <= kHubLength)
-        body(i, a.row_ptr[i], a.row_ptr[i + 1], scratch);
+    body(rows_of(first, item - parts), scratch);
   });
 }
 
@@ -358,8 +361,8 @@ class Backward {
     if (a_.edge_query) {
       a_.edge_score = room(edge_score_, a_.num_edges * a_.heads);
       a_.edge_grad = room(edge_grad_, a_.num_edges * a_.heads);
-      each_range(a_, threads_, bytes_, [&](int64_t row, int64_t begin, int64_t end, void *scratch) {
-        k_.edges(&a_, row, begin, end, scratch);
+      each_range(a_, threads_, bytes_, [&](const HagAttendRange &range, void *scratch) {
+        k_.edges(&a_, &range, scratch);
       });
     }
     if (by_target) a_.by_score = room(by_score_, a_.num_edges * a_.heads);
@@ -452,6 +455,7 @@ void attend_backward(const HagAttend &shape, const Reverse &reverse, const Atten
   if (a.heads == 0) return;
   a.kept = kept.data, a.result = y.data, a.grad_y = grads.y.data;
   a.grad = grads.value.data, a.grad_edges = grads.edges.data, a.block = block_of(a);
+  a.longest = kHubLength;
   if (a.dtype == HAG_FLOAT64) Backward<double>(a, reverse, out, threads).run();
   else Backward<float>(a, reverse, out, threads).run();
 }
@@ -466,12 +470,12 @@ void head_dot(const HagAttend &shape, const Numbers &a, const Numbers &b, const 
   if (args.num_edges == 0 || args.heads == 0) return;
   args.key_width = args.edge_width = 0;
   args.value = a.data, args.query = b.data, args.block = block_of(args);
+  args.longest = kHubLength;
   const int64_t bytes = scratch_numbers(args, 0) * number_size(args);
   const Kernels &k = kernels();
-  each_range(args, threads_for(args, threads), bytes,
-             [&](int64_t row, int64_t begin, int64_t end, void *scratch) {
-               k.dot(&args, row, begin, end, out.data, scratch);
-             });
+  each_range(
+      args, threads_for(args, threads), bytes,
+      [&](const HagAttendRange &range, void *scratch) { k.dot(&args, &range, out.data, scratch); });
 }
 
 }  // namespace hag

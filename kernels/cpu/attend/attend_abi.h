@@ -42,7 +42,13 @@ struct HagAttend {
   void *d_value, *d_key, *d_query, *d_bias, *d_edges, *d_edge_query, *d_mask;
 };
 
-// Where a range of a row's slots puts its sums: each is written, but the last two are added to.
+// Rows first to last of a graph, without those longer than `longest`; or, where begin is not
+// negative, the slots begin to end of row `first`.
+struct HagAttendRange {
+  int64_t first, last, begin, end;
+};
+
+// Where a range puts its sums, row by row: each is written, but the last two are added to.
 struct HagAttendSums {
   void *first, *second;           // by source: value, key; by target: query, edge_query
   void *d_weight, *d_projection;  // of a piece of work
@@ -57,14 +63,13 @@ struct HagAttendSums {
                              void *scores, const void *largest, void *total, void *sums,          \
                              void *scratch);                                                      \
   void hag_attend_stat_##ISA(const HagAttend *args, int64_t first, int64_t last, void *scratch);  \
-  void hag_attend_edges_##ISA(const HagAttend *args, int64_t row, int64_t begin, int64_t end,     \
-                              void *scratch);                                                     \
-  void hag_attend_by_source_##ISA(const HagAttend *args, int64_t row, int64_t begin, int64_t end, \
+  void hag_attend_edges_##ISA(const HagAttend *args, const HagAttendRange *range, void *scratch); \
+  void hag_attend_by_source_##ISA(const HagAttend *args, const HagAttendRange *range,             \
                                   const HagAttendSums *sums, void *scratch);                      \
-  void hag_attend_by_target_##ISA(const HagAttend *args, int64_t row, int64_t begin, int64_t end, \
+  void hag_attend_by_target_##ISA(const HagAttend *args, const HagAttendRange *range,             \
                                   const HagAttendSums *sums, void *scratch);                      \
-  void hag_attend_dot_##ISA(const HagAttend *args, int64_t row, int64_t begin, int64_t end,       \
-                            void *out, void *scratch);                                            \
+  void hag_attend_dot_##ISA(const HagAttend *args, const HagAttendRange *range, void *out,        \
+                            void *scratch);                                                       \
   }
 
 HAG_DECLARE_ATTEND(baseline)

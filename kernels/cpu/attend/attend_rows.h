@@ -17,7 +17,14 @@ class Attend {
 
  public:
   // attend.cpp knows how much of `scratch` is used (scratch_numbers).
-  Attend(const HagAttend &args, void *scratch) : a(args), H(args.heads), free_((F *)scratch) {
+  Attend(const HagAttend &args, void *scratch)
+      : a(args),
+        H(args.heads),
+        values_(H, args.width),
+        keys_(H, args.key_width),
+        one_edge_(1, args.edge_width),
+        one_key_(1, H * args.key_width),
+        free_((F *)scratch) {
     int64_t x = H, y = L;
     while (y) {
       const int64_t rest = x % y;
@@ -36,10 +43,70 @@ class Attend {
 
   // ---------------------------------------------------------------- what is of heads
 
+  // What is of heads is written and read as whole vectors: a load that spans several stores waits
+  // for all of them.
   void repeat(const F *of_heads, F *out) const {
+    if (period_ == 1) return store_as(out, repeated_heads(of_heads));
     for (int64_t k = 0, h = 0; k < period_ * L; ++k) {
       out[k] = of_heads[h];
       if (++h == H) h = 0;
+    }
+  }
+
+  template <int N>
+  HAG_INLINE static V repeated_first(const F *p) {
+    if constexpr (N == 1) {
+      return V{} + *p;
+    } else if constexpr (N > L) {
+      return V{};
+    } else {
+      V v = {};
+      __builtin_memcpy(&v, p, N * sizeof(F));
+      return cycled<N>(v, typename FirstLanes<L>::type());
+    }
+  }
+  template <int N, int... I>
+  HAG_INLINE static V cycled(V v, Lanes<I...>) {
+    return HAG_PICK(v, v, (I % N)...);
+  }
+  HAG_INLINE V repeated_heads(const F *p) const {  // where heads fill whole vectors
+    switch (H) {
+      case 1:
+        return repeated_first<1>(p);
+      case 2:
+        return repeated_first<2>(p);
+      case 4:
+        return repeated_first<4>(p);
+      case 8:
+        return repeated_first<8>(p);
+      default:
+        return load_as<V>(p);
+    }
+  }
+
+  // Lane by lane with the one `Half` further, then half as far, until heads are left.
+  template <int Half, class Join>
+  HAG_INLINE V joined(V v, const Join &join) const {
+    if constexpr (Half > 0) {
+      if (Half < H) return v;
+      return joined<Half / 2>(join(v, shifted<Half>(v, typename FirstLanes<L>::type())), join);
+    }
+    return v;
+  }
+  template <int By, int... I>
+  HAG_INLINE static V shifted(V v, Lanes<I...>) {
+    return HAG_PICK(v, v, ((I + By) % L)...);
+  }
+  HAG_INLINE void store_heads(F *out, V v) const {
+    switch (H) {
+      case 1:
+        return copy<1>(out, (const F *)&v, 1);
+      case 2:
+        return copy<2>(out, (const F *)&v, 2);
+      case 4:
+        return copy<4>(out, (const F *)&v, 4);
+      default:
+        for (int64_t h = 0; h < H; ++h) out[h] = v[h];
     }
   }
 
@@ -53,12 +120,17 @@ class Attend {
     }
   }
 
-  void fill_rest(F *s, int64_t n, F value) const {
-    for (int64_t k = n * H, end = (n * H + L - 1) / L * L; k < end; ++k) s[k] = value;
-  }
-
   // out[h] = sum over the edges of s[b, h]; or added to it.
   void sum_heads(const F *s, int64_t n, F *lanes, F *out, bool add) const {
+    if (period_ == 1) {
+      const int64_t numbers = n * H, whole = numbers / L * L;
+      V sum = {};
+      for (int64_t k = 0; k < whole; k += L) sum += load_as<V>(s + k);
+      if (whole < numbers) sum += first_lanes(load_as<V>(s + whole), numbers - whole);
+      sum = joined<L / 2>(sum, [](V x, V y) { return x + y; });
+      if (add) sum += repeated_heads(out);
+      return store_heads(out, sum);
+    }
     for (int64_t k = 0; k < period_ * L; ++k) lanes[k] = 0;
     const int64_t numbers = n * H, whole = numbers / L * L;
     int64_t p = 0;
@@ -72,10 +144,34 @@ class Attend {
     for (int64_t h = 0; h < H; ++h) out[h] = add ? out[h] + lanes[h] : lanes[h];
   }
 
-  // The largest of each head; NaN is passed over: it comes back with the exponentials.
-  void largest(const F *s, int64_t n, F *lanes, F *out) const {
+  // The first lanes of a vector; the others are 0.
+  HAG_INLINE static V first_lanes(V v, int64_t count) {
+    return first_of(v, count, typename FirstLanes<L>::type());
+  }
+  template <int... I>
+  HAG_INLINE static V first_of(V v, int64_t count, Lanes<I...>) {
+    typedef Vec<typename LaneOf<F>::type, L> Places;
+    const Places places = {I...}, bits = load_as<Places>(&v) & (places < (Places{} + (int)count));
+    return load_as<V>(&bits);
+  }
+
+  // The largest of each head; NaN is passed over: it comes back with the exponentials. What lies
+  // behind the run may be written to.
+  void largest(F *s, int64_t n, F *lanes, F *out) const {
     const F least = -__builtin_inf();
+    if (period_ == 1) {
+      V most = V{} + least;
+      const auto larger = [](V x, V y) { return y > x ? y : x; };
+      const int64_t numbers = n * H, whole = numbers / L * L;
+      for (int64_t k = 0; k < whole; k += L) most = larger(most, load_as<V>(s + k));
+      if (whole < numbers) {
+        const V rest = load_as<V>(s + whole), among = first_lanes(V{} + (F)1, numbers - whole);
+        most = larger(most, among > V{} ? rest : V{} + least);
+      }
+      return store_heads(out, joined<L / 2>(most, larger));
+    }
     for (int64_t k = 0; k < period_ * L; ++k) lanes[k] = least;
+    for (int64_t k = n * H, end = (n * H + L - 1) / L * L; k < end; ++k) s[k] = least;
     each(n, [&](int64_t k, int64_t p) {
       const V v = load_as<V>(s + k), m = load_as<V>(lanes + p);
       store_as(lanes + p, v > m ? v : m);
@@ -140,10 +236,39 @@ class Attend {
     }
   };
 
-  // to[b] = from[at(b)], rows of H numbers that lie `stride` apart.
+  // Vectors of lanes of a type T, Q of which make the heads of an edge.
+  template <class T, int Q, class At>
+  HAG_INLINE void gather_lanes(F *to, const F *from, int64_t stride, int64_t n,
+                               const At &at) const {
+    constexpr int W = kVectorBytes / (int)sizeof(T), kEdges = W / Q;
+    const auto put = [&](int64_t b, int64_t last) {
+      const auto lane = [&](int i) {
+        const int64_t edge = b + i / Q < last ? b + i / Q : last;
+        T value;
+        __builtin_memcpy(&value, (const char *)(from + at(edge) * stride) + i % Q * sizeof(T),
+                         sizeof(T));
+        return value;
+      };
+      store_as((char *)(to + b * H), built<T, W>(lane, typename FirstLanes<W>::type()));
+    };
+    int64_t b = 0;
+    for (; b + kEdges <= n; b += kEdges) put(b, b + kEdges);  // none is behind the last
+    if (b < n) put(b, n - 1);
+  }
+  template <class T, int W, class Lane, int... I>
+  HAG_INLINE static Vec<T, W> built(const Lane &lane, Lanes<I...>) {
+    return Vec<T, W>{lane(I)...};
+  }
+
+  // to[b] = from[at(b)], rows of H numbers that lie `stride` apart; up to a vector more is written.
   template <class At>
   void gather(F *to, const void *from, int64_t stride, int64_t n, const At &at) const {
-    by_heads(n, Gather<At>{to, (const F *)from, stride, H, at});
+    constexpr int kPair = sizeof(double) / sizeof(F);
+    const F *p = (const F *)from;
+    if (H == 1) return gather_lanes<F, 1>(to, p, stride, n, at);
+    if (H == 2) return gather_lanes<double, 2 / kPair>(to, p, stride, n, at);
+    if (H == 4) return gather_lanes<double, 4 / kPair>(to, p, stride, n, at);
+    by_heads(n, Gather<At>{to, p, stride, H, at});
   }
   template <class At>
   void scatter(void *to, const F *from, int64_t n, const At &at) const {
@@ -169,7 +294,7 @@ class Attend {
       F *row = projected_ + b * numbers;
       for (int64_t k = 0; k < numbers; ++k) row[k] = 0;
       // One head with a weight for each row of the projection.
-      weighted_heads(all, edge, a.edge_width, 1, numbers, row, false);
+      weighted_heads(all, edge, a.edge_width, one_key_, row, false);
       projected_at_[b] = row;
     }
     return a.projection ? projected_at_ : edge_;
@@ -222,11 +347,10 @@ class Attend {
         }
         break;
       case HAG_SCORE_VECTOR:
-        dots(LeakyOf<F>{vectors(fixed, others, begin, n, true)}, (const F *)a.weight, n, H,
-             a.key_width, s);
+        dots(LeakyOf<F>{vectors(fixed, others, begin, n, true)}, (const F *)a.weight, n, keys_, s);
         break;
       default:
-        dots(rows_of(others, H * a.key_width, begin, true), fixed, n, H, a.key_width, s);
+        dots(rows_of(others, H * a.key_width, begin, true), fixed, n, keys_, s);
     }
     if (!bias) return;
     gather(other, a.bias, H, n, user);
@@ -245,7 +369,7 @@ class Attend {
   void add_edge_dots(const F *fixed, int64_t begin, int64_t n, F *out, F *column) {
     const Pointers<F> edges = edge_rows(begin, n);
     for (int64_t h = 0; h < H; ++h) {
-      dots(edges, fixed + h * a.edge_width, n, 1, a.edge_width, column);
+      dots(edges, fixed + h * a.edge_width, n, one_edge_, column);
       for (int64_t b = 0; b < n; ++b) out[b * H + h] += column[b];
     }
   }
@@ -255,7 +379,7 @@ class Attend {
     const Pointers<F> edges = edge_rows(begin, n);
     for (int64_t h = 0; h < H; ++h) {
       for (int64_t b = 0; b < n; ++b) column[b] = w[b * H + h];
-      weighted_heads(edges, column, n, 1, a.edge_width, out + h * a.edge_width, add);
+      weighted_heads(edges, column, n, one_edge_, out + h * a.edge_width, add);
     }
   }
 
@@ -287,7 +411,6 @@ class Attend {
     if (sloped())
       each(n, [&](int64_t k, int64_t) { store_as(s + k, leaky(load_as<V>(s + k), (F)a.slope)); });
     if (a.normalise != HAG_NORMALISE_SOFTMAX) return;
-    fill_rest(s, n, -__builtin_inf());
     largest(s, n, f.lanes, most);
   }
 
@@ -313,7 +436,7 @@ class Attend {
         for (int64_t b = 0; b < count * H; ++b) run[b] *= f.other[b];
       }
     const bool first = a.score != HAG_SCORE_VECTOR || a.value != a.key;
-    weighted_heads(rows_of(a.value, H * a.width, begin, first), s, n, H, a.width, sums, false);
+    weighted_heads(rows_of(a.value, H * a.width, begin, first), s, n, values_, sums, false);
     if (!a.edge_query) return;
     F *of_edges = sums + H * a.width;
     for (int64_t k = begin; k < end; k += a.block) {
@@ -360,21 +483,37 @@ class Attend {
   void stats(int64_t first, int64_t last) {
     const int64_t width = a.width + (a.edge_query ? a.edge_width : 0), numbers = H * width;
     F *product = take(H + kSlack);
+    const HeadsShape<F> shape(H, width);
     const int32_t own = 0;
     for (int64_t i = first; i < last; ++i) {
       F *stat = (F *)a.stat + i * 3 * H;
       const F *kept = (const F *)a.kept + i * 2 * H;
       for (int64_t h = 0; h < 2 * H; ++h) stat[h] = kept[h];
       const Rows<F> row{(const F *)a.grad_y + i * numbers, 0, &own, 0, 0};
-      dots(row, (const F *)a.result + i * numbers, 1, H, width, product);
+      dots(row, (const F *)a.result + i * numbers, 1, shape, product);
       for (int64_t h = 0; h < H; ++h) stat[2 * H + h] = product[h];
     }
   }
 
-  // edge_score and edge_grad of a part of a target's row.
-  void edge_terms(int64_t row, int64_t begin, int64_t end) {
+  // body(row, begin, end, row - range.first) for the rows of a range, or for a part of one.
+  template <class Body>
+  HAG_INLINE void each_row(const HagAttendRange &range, const Body &body) const {
+    if (range.begin >= 0) return body(range.first, range.begin, range.end, (int64_t)0);
+    for (int64_t i = range.first; i < range.last; ++i) {
+      const int64_t begin = a.row_ptr[i], end = a.row_ptr[i + 1];
+      if (end - begin <= a.longest) body(i, begin, end, i - range.first);
+    }
+  }
+
+  // edge_score and edge_grad of the edges of targets' rows.
+  void edge_terms(const HagAttendRange &range) {
     prepare_edges();
     F *column = run_of(a.block);
+    each_row(range, [&](int64_t row, int64_t begin, int64_t end, int64_t) {
+      edge_terms(row, begin, end, column);
+    });
+  }
+  void edge_terms(int64_t row, int64_t begin, int64_t end, F *column) {
     const int64_t numbers = H * a.edge_width;
     F *score = (F *)a.edge_score, *by = (F *)a.edge_grad;
     for (int64_t k = begin * H; k < end * H; ++k) score[k] = 0, by[k] = 0;
@@ -390,14 +529,28 @@ class Attend {
       for (int64_t k = 0; k < numbers; ++k) p[k] = 0;
   }
 
-  // A part of a source's row: gradients by its value and key, by scores, and by what edges have.
-  void by_source(int64_t row, int64_t begin, int64_t end, const HagAttendSums &sums) {
+  struct BySource {
+    F *s, *g, *p, *most, *inverse, *inner, *repeated, *lanes;
+  };
+
+  // Sources' rows: gradients by their values and keys, by scores, and by what edges have.
+  void by_source(const HagAttendRange &range, const HagAttendSums &sums) {
     prepare_edges();
-    const int64_t key_numbers = a.score == HAG_SCORE_SUM ? H : H * a.key_width;
-    F *s = run_of(a.block), *g = run_of(a.block), *p = run_of(a.block);
-    F *most = run_of(a.block), *inverse = run_of(a.block), *inner = run_of(a.block);
-    F *repeated = periodic(), *lanes = periodic();
-    F *d_value = (F *)sums.first, *d_key = (F *)sums.second;
+    const BySource room{run_of(a.block), run_of(a.block), run_of(a.block), run_of(a.block),
+                        run_of(a.block), run_of(a.block), periodic(),      periodic()};
+    const int64_t keys = key_numbers(), values = H * a.width;
+    each_row(range, [&](int64_t row, int64_t begin, int64_t end, int64_t i) {
+      by_source(row, begin, end, room, sums.first ? (F *)sums.first + i * values : nullptr,
+                sums.second ? (F *)sums.second + i * keys : nullptr);
+    });
+  }
+  int64_t key_numbers() const { return a.score == HAG_SCORE_SUM ? H : H * a.key_width; }
+
+  void by_source(int64_t row, int64_t begin, int64_t end, const BySource &room, F *d_value,
+                 F *d_key) {
+    const int64_t key_numbers = this->key_numbers();
+    F *s = room.s, *g = room.g, *p = room.p, *most = room.most, *inverse = room.inverse;
+    F *inner = room.inner, *repeated = room.repeated, *lanes = room.lanes;
     const F *key = of(a.key, row, key_numbers), *value = of(a.value, row, H * a.width);
     const F *stat = (const F *)a.stat;
     const bool soft = a.normalise == HAG_NORMALISE_SOFTMAX;
@@ -418,7 +571,7 @@ class Attend {
       };
       const Rows<F> grads = rows_of(a.grad, H * a.width, k, true);
       scores(key, a.query, k, n, s, inner, repeated);
-      dots(grads, value, n, H, a.width, g);
+      dots(grads, value, n, values_, g);
       if (a.edge_query) add_edges(s, a.edge_score), add_edges(g, a.edge_grad);
       if (soft) {
         gather(most, stat, 3 * H, n, node);
@@ -452,7 +605,7 @@ class Attend {
         });
       }
       if (d_value)
-        weighted_heads(rows_of(a.grad, H * a.width, k, false), share, n, H, a.width, d_value,
+        weighted_heads(rows_of(a.grad, H * a.width, k, false), share, n, values_, d_value,
                        k > begin);
       if (a.shares) scatter(a.shares, share, n, at);
       each(n, [&](int64_t v, int64_t) {
@@ -468,10 +621,9 @@ class Attend {
       if (!d_key) continue;
       if (a.score == HAG_SCORE_SUM) sum_heads(g, n, lanes, d_key, k > begin);
       else if (a.score == HAG_SCORE_DOT)
-        weighted_heads(rows_of(a.query, key_numbers, k, false), g, n, H, a.key_width, d_key,
-                       k > begin);
+        weighted_heads(rows_of(a.query, key_numbers, k, false), g, n, keys_, d_key, k > begin);
       else
-        weighted_heads(SlopeOf<F>{vectors(key, a.query, k, n, false)}, g, n, H, a.key_width, d_key,
+        weighted_heads(SlopeOf<F>{vectors(key, a.query, k, n, false)}, g, n, keys_, d_key,
                        k > begin);
     }
     if (d_key && a.score == HAG_SCORE_VECTOR) multiply(d_key, (const F *)a.weight, key_numbers);
@@ -481,14 +633,26 @@ class Attend {
     for (int64_t k = 0; k < numbers; ++k) p[k] *= by[k];
   }
 
-  // A part of a target's row: gradients by its query and edge query, by the weight, and by edges,
-  // of those by scores.
-  void by_target(int64_t row, int64_t begin, int64_t end, const HagAttendSums &sums) {
+  struct ByTarget {
+    F *column, *lanes, *one;
+  };
+
+  // Targets' rows: gradients by their queries and edge queries, by the weight, and by edges, of
+  // those by scores.
+  void by_target(const HagAttendRange &range, const HagAttendSums &sums) {
     prepare_edges();
-    const int64_t key_numbers = a.score == HAG_SCORE_SUM ? H : H * a.key_width;
-    F *column = run_of(a.block), *lanes = periodic();
-    F *one = take(key_numbers + kSlack);
-    F *d_query = (F *)sums.first, *d_edge_query = (F *)sums.second;
+    const int64_t keys = key_numbers(), of_edges = H * a.edge_width;
+    const ByTarget room{run_of(a.block), periodic(), take(keys + kSlack)};
+    each_row(range, [&](int64_t row, int64_t begin, int64_t end, int64_t i) {
+      by_target(row, begin, end, room, sums, sums.first ? (F *)sums.first + i * keys : nullptr,
+                sums.second ? (F *)sums.second + i * of_edges : nullptr);
+    });
+  }
+
+  void by_target(int64_t row, int64_t begin, int64_t end, const ByTarget &room,
+                 const HagAttendSums &sums, F *d_query, F *d_edge_query) {
+    const int64_t key_numbers = this->key_numbers();
+    F *column = room.column, *lanes = room.lanes, *one = room.one;
     const F *query = of(a.query, row, key_numbers);
     clear(begin == end ? d_query : nullptr, key_numbers);
     clear(begin == end ? d_edge_query : nullptr, H * a.edge_width);
@@ -500,14 +664,13 @@ class Attend {
         if (d_query) sum_heads(by, n, lanes, d_query, add);
       } else if (a.score == HAG_SCORE_DOT) {
         if (d_query)
-          weighted_heads(rows_of(a.key, key_numbers, k, true), by, n, H, a.key_width, d_query, add);
+          weighted_heads(rows_of(a.key, key_numbers, k, true), by, n, keys_, d_query, add);
         if (d_edge_query) sum_edges(by, k, n, d_edge_query, add, column);
         if (a.d_edges) edges_of_dot(row, k, n, by);
       } else if (a.score == HAG_SCORE_VECTOR) {
         const Vectors<F> z = vectors(query, a.key, k, n, true);
-        if (d_query) weighted_heads(SlopeOf<F>{z}, by, n, H, a.key_width, d_query, add);
-        if (sums.d_weight)
-          weighted_heads(LeakyOf<F>{z}, by, n, H, a.key_width, (F *)sums.d_weight, true);
+        if (d_query) weighted_heads(SlopeOf<F>{z}, by, n, keys_, d_query, add);
+        if (sums.d_weight) weighted_heads(LeakyOf<F>{z}, by, n, keys_, (F *)sums.d_weight, true);
         if (a.d_edges || sums.d_projection)
           edges_of_vectors(SlopeOf<F>{z}, k, n, by, one, (F *)sums.d_projection);
       }
@@ -548,7 +711,7 @@ class Attend {
           const F *to = (const F *)a.projection + d * numbers;
           projected_at_[0] = to;
           F dot[kSlack];
-          dots(Pointers<F>{projected_at_}, one, 1, 1, numbers, dot);
+          dots(Pointers<F>{projected_at_}, one, 1, one_key_, dot);
           ((F *)a.d_edges)[user * D + d] = dot[0];
         }
       }
@@ -562,13 +725,18 @@ class Attend {
 
   // ---------------------------------------------------------------- dot products of all edges
 
-  // <value_j, query_i> of a part of a target's row.
-  void dot(int64_t row, int64_t begin, int64_t end, F *out) {
+  // <value_j, query_i> of the edges of targets' rows.
+  void dot(const HagAttendRange &range, F *out) {
     F *s = run_of(a.block);
+    each_row(range, [&](int64_t row, int64_t begin, int64_t end, int64_t) {
+      dot(row, begin, end, s, out);
+    });
+  }
+  void dot(int64_t row, int64_t begin, int64_t end, F *s, F *out) {
     const F *query = of(a.query, row, H * a.width);
     for (int64_t k = begin; k < end; k += a.block) {
       const int64_t n = k + a.block < end ? a.block : end - k;
-      dots(rows_of(a.value, H * a.width, k, true), query, n, H, a.width, s);
+      dots(rows_of(a.value, H * a.width, k, true), query, n, values_, s);
       scatter(out, s, n, [&](int64_t b) { return users(k + b); });
     }
   }
@@ -576,6 +744,7 @@ class Attend {
  private:
   const HagAttend &a;
   const int64_t H;
+  const HeadsShape<F> values_, keys_, one_edge_, one_key_;
   F *free_;
   int64_t period_;  // vectors
   const F **edge_ = nullptr, **projected_at_ = nullptr;
@@ -618,24 +787,24 @@ void HAG_ENTRY(hag_attend_stat_)(const HagAttend *args, int64_t first, int64_t l
   HAG_BY_TYPE(Attend<F>(*args, scratch).stats(first, last))
 }
 
-void HAG_ENTRY(hag_attend_edges_)(const HagAttend *args, int64_t row, int64_t begin, int64_t end,
+void HAG_ENTRY(hag_attend_edges_)(const HagAttend *args, const HagAttendRange *range,
                                   void *scratch) {
-  HAG_BY_TYPE(Attend<F>(*args, scratch).edge_terms(row, begin, end))
+  HAG_BY_TYPE(Attend<F>(*args, scratch).edge_terms(*range))
 }
 
-void HAG_ENTRY(hag_attend_by_source_)(const HagAttend *args, int64_t row, int64_t begin,
-                                      int64_t end, const HagAttendSums *sums, void *scratch) {
-  HAG_BY_TYPE(Attend<F>(*args, scratch).by_source(row, begin, end, *sums))
+void HAG_ENTRY(hag_attend_by_source_)(const HagAttend *args, const HagAttendRange *range,
+                                      const HagAttendSums *sums, void *scratch) {
+  HAG_BY_TYPE(Attend<F>(*args, scratch).by_source(*range, *sums))
 }
 
-void HAG_ENTRY(hag_attend_by_target_)(const HagAttend *args, int64_t row, int64_t begin,
-                                      int64_t end, const HagAttendSums *sums, void *scratch) {
-  HAG_BY_TYPE(Attend<F>(*args, scratch).by_target(row, begin, end, *sums))
+void HAG_ENTRY(hag_attend_by_target_)(const HagAttend *args, const HagAttendRange *range,
+                                      const HagAttendSums *sums, void *scratch) {
+  HAG_BY_TYPE(Attend<F>(*args, scratch).by_target(*range, *sums))
 }
 
-void HAG_ENTRY(hag_attend_dot_)(const HagAttend *args, int64_t row, int64_t begin, int64_t end,
-                                void *out, void *scratch) {
-  HAG_BY_TYPE(Attend<F>(*args, scratch).dot(row, begin, end, (F *)out))
+void HAG_ENTRY(hag_attend_dot_)(const HagAttend *args, const HagAttendRange *range, void *out,
+                                void *scratch) {
+  HAG_BY_TYPE(Attend<F>(*args, scratch).dot(*range, (F *)out))
 }
 
 }  // extern "C"

@@ -147,13 +147,26 @@ inline bool covers(int64_t L, int64_t heads, int64_t width) {
   return heads * width % L == 0 && (width % L == 0 || L % width == 0);
 }
 
-// The lanes of a head's own vectors.
+// Rows of heads, and the vectors that they are worked on with. Made once for many runs: divisions
+// take longer than a row of few edges does.
 template <class F>
-HAG_INLINE int64_t own_lanes(int64_t width) {
-  int64_t L = most_lanes<F>();
-  while (L > width) L /= 2;
-  return L;
-}
+struct HeadsShape {
+  int64_t heads, width;
+  int64_t lanes;     // of a vector
+  bool is_by_heads;  // each head has vectors of its own, the last of which may be shorter
+
+  HeadsShape(int64_t heads, int64_t width) : heads(heads), width(width) {
+    int64_t own = lanes = most_lanes<F>();
+    if (width == 0) return;
+    while (lanes > 1 && !covers(lanes, heads, width)) lanes /= 2;
+    while (own > width) own /= 2;
+    is_by_heads = lanes < own;
+    if (is_by_heads) lanes = own;
+  }
+
+  // Lanes of one head in a vector.
+  int64_t summed() const { return !is_by_heads && width < lanes ? width : lanes; }
+};
 
 // out[b, h] = <fixed_h, rows.get(b)_h> of n edges. `out` has room for a vector more.
 template <class F, int L, int S, class From>
@@ -233,16 +246,14 @@ struct Dots {
 };
 
 template <class F, class From>
-void dots(const From &rows, const F *fixed, int64_t n, int64_t heads, int64_t width, F *out) {
+void dots(const From &rows, const F *fixed, int64_t n, const HeadsShape<F> &shape, F *out) {
+  const int64_t heads = shape.heads, width = shape.width;
   if (width == 0) {
     for (int64_t k = 0; k < n * heads; ++k) out[k] = 0;
     return;
   }
   constexpr int W = most_lanes<F>();
-  int64_t L = W, S;
-  while (L > 1 && !covers(L, heads, width)) L /= 2;
-  if (L < own_lanes<F>(width)) L = S = own_lanes<F>(width);
-  else S = width < L ? width : L;
+  const int64_t L = shape.lanes, S = shape.summed();
 #define HAG_CASE(LANES, SUMMED)                     \
   if constexpr (LANES <= W)                         \
     if (L == LANES && S == SUMMED) {                \
@@ -273,18 +284,29 @@ template <class F, class From>
 struct WeightedHeads {
   const From &rows;
   const F *w;
-  int64_t n, heads, width;
+  int64_t n;
+  const HeadsShape<F> &shape;
   F *out;
-  bool add;  // to what is there
+  bool add;                    // to what is there
+  int64_t head = 0;            // that the next vector is in, where each is in one
+  int64_t left = shape.width;  // numbers of it
 
   // N vectors of L lanes from `start`; S: heads of this width lie in each; 0: each is in one head.
   template <int L, int N, int S>
-  void block(int64_t start) const {
+  void block(int64_t start) {
     typedef Vec<F, L> V;
     const From rows = this->rows;
-    const int64_t heads = this->heads, n = this->n;
+    const int64_t heads = shape.heads, n = this->n;
     const F *of[N];
-    HAG_UNROLL for (int i = 0; i < N; ++i) of[i] = w + (start + i * L) / (S ? S : width);
+    HAG_UNROLL for (int i = 0; i < N; ++i) {
+      if constexpr (S > 0) {
+        of[i] = w + (start + i * L) / S;
+      } else {
+        of[i] = w + head;
+        left -= L;
+        if (left == 0) ++head, left = shape.width;
+      }
+    }
     V acc[N];
     HAG_UNROLL for (int i = 0; i < N; ++i) acc[i] = add ? load_as<V>(out + start + i * L) : V{};
     for (int64_t b = 0; b < n; ++b) {
@@ -301,7 +323,7 @@ struct WeightedHeads {
   }
 
   template <int L, int S>
-  void range(int64_t from, int64_t to) const {
+  void range(int64_t from, int64_t to) {
     if constexpr (L == most_lanes<F>()) {
       for (; from + 8 * L <= to; from += 8 * L) block<L, 8, S>(from);
       for (; from + 4 * L <= to; from += 4 * L) block<L, 4, S>(from);
@@ -313,8 +335,8 @@ struct WeightedHeads {
   }
 
   template <int L>
-  void flat() const {
-    const int64_t numbers = heads * width;
+  void flat() {
+    const int64_t width = shape.width, numbers = shape.heads * width;
     if (width >= L) return range<L, 0>(0, numbers);
     if constexpr (L > 1)
       if (width == 1) return range<L, 1>(0, numbers);
@@ -326,13 +348,12 @@ struct WeightedHeads {
       if (width == 8) return range<L, 8>(0, numbers);
   }
 
-  void run() const {
+  void run() {
+    const int64_t width = shape.width, L = shape.lanes;
     if (width == 0) return;
     constexpr int W = most_lanes<F>();
-    int64_t L = W;
-    while (L > 1 && !covers(L, heads, width)) L /= 2;
-    if (L < own_lanes<F>(width)) {
-      for (int64_t h = 0; h < heads; ++h) range<W, 0>(h * width, (h + 1) * width);
+    if (shape.is_by_heads) {
+      for (int64_t h = 0; h < shape.heads; ++h) range<W, 0>(h * width, (h + 1) * width);
       return;
     }
     if constexpr (W >= 16)
@@ -347,9 +368,9 @@ struct WeightedHeads {
 };
 
 template <class F, class From>
-void weighted_heads(const From &rows, const F *w, int64_t n, int64_t heads, int64_t width, F *out,
+void weighted_heads(const From &rows, const F *w, int64_t n, const HeadsShape<F> &shape, F *out,
                     bool add) {
-  WeightedHeads<F, From>{rows, w, n, heads, width, out, add}.run();
+  WeightedHeads<F, From>{rows, w, n, shape, out, add}.run();
 }
 
 }  // namespace
