@@ -159,7 +159,8 @@ def messages(op: Op, rows: int, sources: int, edges: int, fetch: list[Step]) -> 
 
 
 def attention(op: Op, rows: int, sources: int, edges: int, heads: int, fetch: list[Step]) -> Held:
-    """Transform, scores, softmax over the edges of each target, weighted sum.
+    """Transform, scores, softmax over the edges of each target, weighted sum: what is held of edges
+    is dropout's mask alone.
 
     Args:
         op: the layer.
@@ -170,21 +171,22 @@ def attention(op: Op, rows: int, sources: int, edges: int, heads: int, fetch: li
         fetch: steps that bring the sources; none where the rows have all there is.
     """
     f, H, E = op.wide // op.heads * heads, heads, edges * heads
-    out = rows * (f if op.concatenated else op.width)
-    copied = sources * (f + H) * bool(fetch)
-    # Scores before and after the exponential, what divides them, weights; and dropout's mask.
-    of_edges = 4 * E + -(-E // 4) * (op.needs == "mask")
-    kept = rows * f + copied + of_edges
-    source = rows * op.input_width
-    running = of_edges + E if op.needs != "mask" else 7 * E
-    sums = max(of_edges + E + 2 * rows * f, of_edges + rows * f + out, running) - of_edges - out
-    gradients = out + source * op.input_grad
-    last_head = kept + rows * f + sources * f + edges
-    joined = rows * f + of_edges + 2 * sources * f
-    pieces = rows * f + sources * f + 2 * copied
-    fetched = rows * f + 2 * rows * (f + H) + sum(s.made + s.backward for s in fetch)
-    backward = max(last_head, joined, pieces, fetched, rows * f + 2 * rows * f + source)
-    return Held(kept, True, False, max(sums, 0), max(backward - kept - gradients, 0))
+    source, out = rows * op.input_width, rows * (f if op.concatenated else op.width)
+    h, fetched = rows * f, sources * (f + H) * bool(fetch)
+    mask = E * (op.needs == "mask")
+    # Scores of both ends; the result, and of each head a maximum and a sum.
+    attended = fetched + 2 * rows * H + mask + h + 2 * rows * H
+    kept = h + attended
+    forward = max(h + rows * H + 2 * fetched, h + fetched + 3 * mask) - out
+    gradients = sources * (f + H) + rows * H  # by what is attended over
+    backward = max(
+        kept + h + gradients,
+        h + gradients + fetched,
+        h + 2 * rows * (f + H) + sum(s.made + s.backward for s in fetch),
+        h + 2 * rows * (f + H) + source,
+    )
+    waits = out + source * op.input_grad
+    return Held(kept, True, False, max(forward - kept, 0), max(backward - kept - waits, 0))
 
 
 def heads(op: Op, rows: np.ndarray, edges: int, count: int, fetched: bool, summed: bool) -> Held:

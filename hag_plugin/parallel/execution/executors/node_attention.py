@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hag_plugin.ops.weights import edge_slots, weighted_aggregate
+from hag_plugin.ops.attention import attend
+from hag_plugin.ops.weights import edge_slots
 from hag_plugin.parallel.execution.dropout import keep
 from hag_plugin.parallel.execution.executors.node_layers import Fetch, NodeLayer
 from hag_plugin.parallel.execution.graphs.graph_parts import LocalGraph
@@ -20,7 +21,6 @@ from hag_plugin.parallel.execution.graphs.local_graphs import LocalGraphs
 from hag_plugin.parallel.execution.site import Site
 
 WEIGHT, SOURCE, TARGET, BIAS = "lin.weight", "att_src", "att_dst", "bias"
-SMALLEST = 1e-16  # as utils/_softmax.py divides
 
 
 class Heads:
@@ -49,37 +49,28 @@ class Heads:
 
     def __call__(self, h: Tensor, as_source: Tensor, as_target: Tensor) -> Tensor:
         """`[S, H D]`, `[S, H]` and `[T, H]` to `[T, H D]`."""
-        source, target = self.hag.edge_index
-        scores = as_source.index_select(0, source) + as_target.index_select(0, target)
-        alpha = self.dropped(self.softmax(F.leaky_relu(scores, self.module.negative_slope), target))
-        heads = h.chunk(as_source.shape[1], dim=1)
-        sums = [
-            weighted_aggregate(rows, self.hag, weight.contiguous())
-            for rows, weight in zip(heads, alpha.unbind(dim=1), strict=True)
-        ]
-        return torch.cat(sums, dim=1)
-
-    def softmax(self, scores: Tensor, target: Tensor) -> Tensor:
-        """Over the edges of each target, `[E, H]`."""
-        shape = self.hag.num_dst, scores.shape[1]
-        index = target.view(-1, 1).expand_as(scores)
-        largest = scores.new_zeros(shape).scatter_reduce(
-            0, index, scores.detach(), "amax", include_self=False
+        heads = as_source.shape[1]
+        out = attend(
+            self.hag,
+            h.reshape(len(h), heads, -1),
+            key=as_source,
+            query=as_target,
+            score="sum",
+            slope=self.module.negative_slope,
+            mask=self.mask(h, heads),
         )
-        e = (scores - largest.index_select(0, target)).exp()
-        total = e.new_zeros(shape).index_add(0, target, e) + SMALLEST
-        return e / total.index_select(0, target)
+        return out.flatten(1)
 
-    def dropped(self, alpha: Tensor) -> Tensor:
-        """The layer's dropout: masks depend on the edge's number and the head."""
+    def mask(self, h: Tensor, heads: int) -> Tensor | None:
+        """Of the layer's dropout, `[E, H]`: it depends on the edge's number and the head."""
         p, world = self.module.dropout, self.site.world
         if not (self.module.training and p):
-            return alpha
+            return None
         if p >= 1:
-            return alpha * 0
-        heads = torch.arange(alpha.shape[1], device=alpha.device) + self.first
+            return h.new_zeros(self.hag.num_edges, heads)
+        numbers = torch.arange(heads, device=h.device) + self.first
         key = (world.seed, world.step, self.site.index)
-        return torch.where(keep(key, self.numbers, heads, p), alpha / (1 - p), 0)
+        return keep(key, self.numbers, numbers, p).to(h.dtype).div_(1 - p)
 
 
 class Attention(NodeLayer):
@@ -100,8 +91,8 @@ class Attention(NodeLayer):
         h, as_source, as_target = self.heads.transformed(
             x, values[WEIGHT], values[SOURCE], values[TARGET]
         )
-        rows = fetch(torch.cat([h, as_source], dim=1))
-        out = self.heads(rows[:, : op.wide], rows[:, op.wide :], as_target)
+        rows = fetch(torch.cat([h, as_source], dim=1)).split([op.wide, op.heads], dim=1)
+        out = self.heads(*(part.contiguous() for part in rows), as_target)
         if not op.concatenated:
             out = out.view(len(out), op.heads, op.width).mean(dim=1)
         return out + values[BIAS] if self.bias else out
