@@ -277,9 +277,9 @@ def _propagate(self: Any, edge_index: Any, *args: Any, size: Any = None, **kwarg
             not torch.compiler.is_compiling()
             and "_hag_checked" not in self.__dict__
             and not is_transformed()
+            and _self_check(self, recipe, kwargs)
         ):
-            if _self_check(self, recipe, kwargs):
-                self.__dict__["_hag_checked"] = True
+            self.__dict__["_hag_checked"] = True
         out = _run(self, recipe, hag, size, kwargs)
     elif isinstance(edge_index, HAG):
         out = _run_plain(self, edge_index, args, size, kwargs)

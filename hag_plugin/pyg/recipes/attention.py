@@ -21,7 +21,7 @@ from hag_plugin.ops.attention import attend, head_dot
 from hag_plugin.pyg.recipes.conditions import SOURCE_TO_TARGET, SUM
 from hag_plugin.pyg.recipes.forwards import general_message, general_offset, with_bias
 from hag_plugin.pyg.recipes.recipe import Call, Condition, Recipe
-from hag_plugin.pyg.recipes.reorder import is_bare
+from hag_plugin.pyg.recipes.reorder import is_product
 from hag_plugin.pyg.recipes.scored import ScoredGraph, ScoredTypes, promoted
 
 # How layers attend ------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ def _gat_bias(conv: Any, edge_attr: Tensor | None) -> Tensor | None:
     if edge_attr is None or conv.lin_edge is None:
         return None
     edge_attr, heads = _columns(edge_attr), conv.heads
-    if not is_bare(conv.lin_edge):
+    if not is_product(conv.lin_edge):
         rows = conv.lin_edge(edge_attr).view(-1, heads, conv.out_channels)
         by_rows: Tensor = (rows * conv.att_edge).sum(dim=-1)
         return by_rows
@@ -61,7 +61,7 @@ def gatv2(conv: Any, graph: ScoredGraph, given: Call) -> Tensor:
     projection = None
     if edges is not None:
         edges = _columns(edges)
-        if is_bare(conv.lin_edge):
+        if is_product(conv.lin_edge):
             projection = conv.lin_edge.weight.t()
         else:
             edges = conv.lin_edge(edges)
@@ -208,7 +208,7 @@ NO_EDGE_CHANNELS = Condition(
     "in_edge_channels=None",
 )
 ITS_OWN_PRODUCT = Condition(
-    lambda conv: conv.lin_edge is not None and not is_bare(conv.lin_edge),
+    lambda conv: conv.lin_edge is not None and not is_product(conv.lin_edge),
     lambda conv: "the layer of its edge features was replaced, or has hooks",
     "its own layer of edge features",
 )

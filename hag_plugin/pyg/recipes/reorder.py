@@ -103,7 +103,7 @@ def _transformed(
         out = torch.nn.functional.linear(aggregated, lin.weight, lin.bias)
     if root is None or target is None:
         return out
-    is_plain = is_bare(root) and root.bias is None and out.dtype == target.dtype
+    is_plain = is_product(root) and out.dtype == target.dtype
     if is_plain and out.dim() == target.dim() == 2 and _may_write():
         return out.addmm_(target, root.weight.t())
     return _added(out, root(target))
@@ -164,3 +164,8 @@ def is_bare(lin: Any) -> bool:
         and "weight" in lin._parameters
         and "forward" not in lin.__dict__
     )
+
+
+def is_product(lin: Any) -> bool:
+    """Whether that is a product with its weight alone."""
+    return is_bare(lin) and lin.bias is None

@@ -374,6 +374,23 @@ def test_a_product_of_edge_features_with_hooks(awkward: Any) -> None:
         assert seen
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", [pyg.Linear, nn.Linear, "several"])
+@pytest.mark.parametrize("name", ["gat-edges", "gatv2-edges", "transformer-edges"])
+def test_another_layer_of_edge_features(name: str, kind: Any, bias: bool, awkward: Any) -> None:
+    stock = LAYERS[name]().double().eval()
+    edge_dim, rows = stock.lin_edge.weight.t().shape
+    if kind == "several":
+        own = nn.Sequential(nn.Tanh(), nn.Linear(edge_dim, rows, bias=bias))
+    else:
+        own = kind(edge_dim, rows, bias=bias)
+        if bias:
+            nn.init.normal_(own.bias)
+    stock.lin_edge = own.double()
+    given = arguments(name, awkward.num_src, awkward.edge_index, torch.float64)
+    assert_same(run(accelerate(copy.deepcopy(stock)), *given), run(stock, *given), 1e-12)
+
+
 def test_edge_values_beside_a_hag(awkward: Any) -> None:
     ours = accelerate(pyg.GATConv(WIDTH, OUT, edge_dim=EDGE))
     x, edge_index, values = arguments("gat-edges", awkward.num_src, awkward.edge_index,
