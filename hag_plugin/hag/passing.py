@@ -27,6 +27,12 @@ WEIGHED_CALLS, WEIGHED_OPS = 150, 40  # the numbers that messages are multiplied
 # TransformerConv with 50 to 30,000 edges, 1 and 4 heads.
 SCORED_OPS = 12
 ATTENDED_ROW_OPS = 120  # what a kernel of attention takes for a row, however few its edges are
+# Beside RGATConv with 100 to 20,000 edges of 4 to 400 relations: a number of the matrix that stock
+# gathers for each message; the products with a relation's matrix, and what is around all of these;
+# an edge whose pairs of relation and node are found.
+MATRIX_OPS = 1.5
+PRODUCT_CALLS, PRODUCTS_CALLS = 6, 60
+PAIRED_OPS = 100
 CLEAR = 4.0  # a gain, or a loss, that no processor turns round
 
 _OPTIONS = Options(method="none", choose="plain")
@@ -69,6 +75,9 @@ class Messages(NamedTuple):
         graphs: in how many graphs the edges come; 0: it is one that was made before.
         weighted: whether each message is multiplied by a number, made of the graph.
         heads: of attention, each of which scores each message; 0: there are no scores.
+        relations: how many matrices there are, of which each message is multiplied with one, where
+            that is done once a node and relation; 0: with none.
+        matrix: the numbers of such a matrix.
     """
 
     num_edges: int
@@ -78,6 +87,8 @@ class Messages(NamedTuple):
     graphs: int = 1
     weighted: bool = False
     heads: int = 0
+    relations: int = 0
+    matrix: int = 0
 
     def pays(self) -> bool:
         """Whether a graph that is used once is predicted to be summed sooner than by gathering
@@ -103,12 +114,16 @@ class Messages(NamedTuple):
             made += self.num_edges * SORTED_OPS * c.op
         if self.heads:
             made += max(self.size) * ATTENDED_ROW_OPS * c.op
+        if self.relations:
+            products = min(self.relations, self.num_edges) * PRODUCT_CALLS + PRODUCTS_CALLS
+            made += products * c.call + (self.num_edges * PAIRED_OPS * c.op if self.graphs else 0.0)
         return passes * (made + _seconds(c, self.num_edges, *self.size, self.row_bytes))
 
     def stock_seconds(self, c: Constants) -> float:
         """The same with a row of a tensor for every edge: written, and read again."""
         num_edges, (num_src, num_dst) = self.num_edges, self.size
-        seconds = num_edges * (MESSAGE_OPS + SCORED_OPS * self.heads) * c.op
+        ops = MESSAGE_OPS + SCORED_OPS * self.heads + MATRIX_OPS * self.matrix
+        seconds = num_edges * ops * c.op
         seconds += _seconds(c, num_edges, num_src, num_edges, self.row_bytes)
         seconds += _seconds(c, 2 * num_edges, num_edges, num_edges + num_dst, self.row_bytes)
         if self.weighted:
