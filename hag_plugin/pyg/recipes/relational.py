@@ -185,7 +185,7 @@ def _by_relation(x: Tensor, weight: Tensor, pairs: Pairs) -> Tensor:
 def _product(rows: Tensor, blocks: Tensor) -> Tensor:
     """`[n, in]` times a matrix of blocks, `[B, in / B, out / B]`."""
     if len(blocks) == 1:
-        return rows @ blocks[0]
+        return rows @ blocks.squeeze(0)
     each = rows.view(len(rows), *blocks.shape[:2]).transpose(0, 1) @ blocks
     return each.transpose(0, 1).flatten(1)
 

@@ -347,3 +347,23 @@ def test_sampled_batches_leave_nothing() -> None:
         ours(X, *edges()).sum().backward()
     assert len(ours._hag_session.graphs) == 0
     assert hp.explain(ours)[0].calls.counts == {"plain": 5}
+
+
+def test_compiled_code_runs_stock() -> None:
+    stock = rgat()
+    compiled = torch.compile(accelerate(copy.deepcopy(stock)), backend="eager")
+    hags = relation_hags(INDEX, TYPES, RELATIONS, (NODES, NODES))
+    expected = stock(X, INDEX, TYPES)
+    torch.testing.assert_close(compiled(X, INDEX, TYPES), expected)
+    torch.testing.assert_close(compiled(X, hags), expected)
+    assert explain(compiled)[0].calls.counts == {"stock": 2}
+
+
+def test_graphs_of_inference_serve_training() -> None:
+    stock = rgat(dropout=0.5, attention_mechanism="within-relation")
+    ours = accelerate(copy.deepcopy(stock))
+    with torch.inference_mode():
+        for _ in range(3):
+            ours(X, INDEX, TYPES)
+    assert_same(run(ours, X, INDEX, TYPES), run(stock, X, INDEX, TYPES), 1e-12)
+    assert explain(ours)[0].calls.counts == {"plain": 4}
