@@ -29,10 +29,12 @@ SCORED_OPS = 12
 ATTENDED_ROW_OPS = 120  # what a kernel of attention takes for a row, however few its edges are
 # Beside RGATConv with 100 to 20,000 edges of 4 to 400 relations: a number of the matrix that stock
 # gathers for each message; the products with a relation's matrix, and what is around all of these;
-# an edge whose pairs of relation and node are found.
-MATRIX_OPS = 1.5
-PRODUCT_CALLS, PRODUCTS_CALLS = 6, 60
-PAIRED_OPS = 100
+# the pairs of relation and node that are found, and an edge of theirs.
+# With gradients all of it is done more than twice: the derivatives are by matrices, too.
+MATRIX_OPS = 0.4
+PRODUCT_CALLS, PRODUCTS_CALLS = 6, 40
+DERIVED_PRODUCTS = 4
+PAIRED_CALLS, PAIRED_OPS = 90, 130
 CLEAR = 4.0  # a gain, or a loss, that no processor turns round
 
 _OPTIONS = Options(method="none", choose="plain")
@@ -114,22 +116,30 @@ class Messages(NamedTuple):
             made += self.num_edges * SORTED_OPS * c.op
         if self.heads:
             made += max(self.size) * ATTENDED_ROW_OPS * c.op
+        seconds = passes * (made + _seconds(c, self.num_edges, *self.size, self.row_bytes))
         if self.relations:
             products = min(self.relations, self.num_edges) * PRODUCT_CALLS + PRODUCTS_CALLS
-            made += products * c.call + (self.num_edges * PAIRED_OPS * c.op if self.graphs else 0.0)
-        return passes * (made + _seconds(c, self.num_edges, *self.size, self.row_bytes))
+            seconds += self._products * products * c.call
+        if self.relations and self.graphs:
+            seconds += PAIRED_CALLS * c.call + self.num_edges * PAIRED_OPS * c.op
+        return seconds
+
+    @property
+    def _products(self) -> int:
+        """How often there are products with matrices."""
+        return DERIVED_PRODUCTS if self.derived else 1
 
     def stock_seconds(self, c: Constants) -> float:
         """The same with a row of a tensor for every edge: written, and read again."""
         num_edges, (num_src, num_dst) = self.num_edges, self.size
-        ops = MESSAGE_OPS + SCORED_OPS * self.heads + MATRIX_OPS * self.matrix
-        seconds = num_edges * ops * c.op
+        seconds = num_edges * (MESSAGE_OPS + SCORED_OPS * self.heads) * c.op
         seconds += _seconds(c, num_edges, num_src, num_edges, self.row_bytes)
         seconds += _seconds(c, 2 * num_edges, num_edges, num_edges + num_dst, self.row_bytes)
         if self.weighted:
             seconds += WEIGHED_CALLS * c.call + num_edges * WEIGHED_OPS * c.op
             seconds += _seconds(c, num_edges, num_edges, num_edges, self.row_bytes)
-        return (2 if self.derived else 1) * seconds
+        seconds *= 2 if self.derived else 1
+        return seconds + self._products * num_edges * self.matrix * MATRIX_OPS * c.op
 
 
 def _seconds(c: Constants, reads: int, num_src: int, num_dst: int, row_bytes: int) -> float:

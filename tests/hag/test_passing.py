@@ -158,8 +158,8 @@ def test_matrices_of_relations_gain_by_their_numbers(derived: bool) -> None:
             num_edges, size, 64, derived, graphs, heads=1, relations=relations, matrix=matrix
         ).gain(DEFAULT)
 
-    assert gain(300, 4, 256) < 1 < gain(2_000, 4, 256)
-    assert gain(3_000, 400, 256) < 1 < gain(100_000, 400, 256)
+    assert gain(300, 4, 256) < 1 < gain(20_000, 4, 512)
+    assert gain(3_000, 400, 512) < 1 < gain(100_000, 400, 512)
     assert gain(20_000, 8, 16) < gain(20_000, 8, 512) < gain(20_000, 8, 512, graphs=0)
     assert gain(10, 10**9, 256) == gain(10, 10, 256)  # no more relations than edges have
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from hag_plugin.hag.passing import Messages
 from hag_plugin.pyg.model import session as sessions
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe
-from hag_plugin.pyg.recipes.relational import attends_within, matrix_numbers
+from hag_plugin.pyg.recipes.rgat import attends_within, matrix_numbers
 
 _WIDE = 256  # bytes of a row, where features do not tell
 

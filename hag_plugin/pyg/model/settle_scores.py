@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -42,11 +42,7 @@ from hag_plugin.pyg.model.facts import (
 from hag_plugin.pyg.model.first_met import first_met, with_scores
 from hag_plugin.pyg.recipes.adjacency import is_adjacency
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, of_sources
-from hag_plugin.pyg.recipes.relational import (
-    ScoredRelations,
-    attends_within,
-    relational_edges,
-)
+from hag_plugin.pyg.recipes.rgat import ScoredRelations, attends_within, relational_edges
 from hag_plugin.pyg.recipes.scored import (
     EdgeList,
     How,
@@ -87,23 +83,47 @@ def settle_scores(
         return _settle_relations(conv, recipe, name, call, edge_index, features, size)
     if not score_pays(conv, recipe, edge_index.shape[1], size, features):
         return Choice("stock", SCORED_FEW, NOTHING)
-    session, how = conv.__dict__["_hag_session"], _how(conv, recipe, features)
+    how = _how(conv, recipe, features)
 
     def make(both: bool) -> EdgeList:
         return edges_of(edge_index, size, how, both=both)
 
+    edges = _kept(conv, recipe, call, (edge_index,), size, how, features, make)
+    if edges is None:
+        return Choice("stock", MET_FEW, NOTHING)
+    return Choice("plain", SCORED, {name: ScoredGraph(edges, edge_index)})
+
+
+def _kept(
+    conv: Any,
+    recipe: Recipe,
+    call: Call,
+    tensors: tuple[Tensor, ...],
+    size: tuple[int, int],
+    how: tuple[Any, ...],
+    features: Any,
+    make: Callable[[bool], EdgeList],
+) -> Any:
+    """The edges that a layer attends over, kept while the tensors come back that they were made of.
+
+    None: there are none of such tensors, or they are met first, and making them does not pay.
+
+    Args:
+        tensors: of the edges, of which the first is their edge index.
+        how: what the edges depend on besides.
+        make: makes them; whether the reverse, too.
+    """
+    session = conv.__dict__["_hag_session"]
     reader, occasion = session.occasions.of(conv, features)
     edges = session.graphs.value(
-        (edge_index,),
+        tensors,
         ("edges attended over", *size, *how),
         lambda: sessions.made(lambda: make(True)),
         reader=reader,
         occasion=occasion,
-        passing=first_met(conv, recipe, call, edge_index, size, make, features=features),
+        passing=first_met(conv, recipe, call, tensors[0], size, make, features=features),
     )
-    if edges is None:
-        return Choice("stock", MET_FEW, NOTHING)
-    return Choice("plain", SCORED, {name: ScoredGraph(value_of(edges), edge_index)})
+    return value_of(edges)
 
 
 def _settle_relations(
@@ -124,24 +144,15 @@ def _settle_relations(
         reason = SCORED_FEW
     if reason is not None:
         return Choice("stock", reason, NOTHING)
-    session, edges = conv.__dict__["_hag_session"], (edge_index, call["edge_type"])
-    count, within = conv.num_relations, attends_within(conv)
+    tensors, how = (edge_index, call["edge_type"]), (conv.num_relations, attends_within(conv))
 
     def make(both: bool) -> EdgeList:
-        return relational_edges(*edges, count, size, within=within, both=both)
+        return relational_edges(*tensors, size, *how, both=both)
 
-    reader, occasion = session.occasions.of(conv, features)
-    found = session.graphs.value(
-        edges,
-        ("edges attended over", count, *size, within),
-        lambda: sessions.made(lambda: make(True)),
-        reader=reader,
-        occasion=occasion,
-        passing=first_met(conv, recipe, call, edge_index, size, make, features=features),
-    )
-    if found is None:
+    edges = _kept(conv, recipe, call, tensors, size, how, features, make)
+    if edges is None:
         return Choice("stock", MET_FEW, NOTHING)
-    return Choice("plain", SCORED, {name: ScoredRelations(value_of(found), edge_index)})
+    return Choice("plain", SCORED, {name: ScoredRelations(edges, edge_index)})
 
 
 def _why_no_types(edge_index: Tensor, edge_type: Any, edge_attr: Any) -> str | None:

@@ -21,8 +21,8 @@ from hag_plugin.ops.attention import attend, head_dot
 from hag_plugin.pyg.recipes.conditions import SOURCE_TO_TARGET, SUM
 from hag_plugin.pyg.recipes.forwards import general_message, general_offset, with_bias
 from hag_plugin.pyg.recipes.recipe import Call, Condition, Recipe
-from hag_plugin.pyg.recipes.relational import rgat, rgat_forward
 from hag_plugin.pyg.recipes.reorder import is_bare
+from hag_plugin.pyg.recipes.rgat import numbers_of, rgat, rgat_forward
 from hag_plugin.pyg.recipes.scored import ScoredGraph, ScoredTypes, promoted
 
 # How layers attend ------------------------------------------------------------------------------
@@ -262,6 +262,9 @@ RECIPES: dict[type, Recipe] = {
     ),
     nn.SuperGATConv: replace(_ATTENTION, attention=supergat, forward=supergat_forward),
     nn.RGATConv: Recipe(
-        attention=rgat, forward=rgat_forward, conditions=(SUM, SOURCE_TO_TARGET, NO_MOD)
+        attention=rgat,
+        forward=rgat_forward,
+        numbers=numbers_of,
+        conditions=(SUM, SOURCE_TO_TARGET, NO_MOD),
     ),
 }

@@ -77,10 +77,10 @@ class ScoredRelations(ScoredGraph):
 def relational_edges(
     edge_index: Tensor,
     edge_type: Tensor,
-    num_relations: int,
     size: tuple[int, int],
-    *,
+    num_relations: int,
     within: bool,
+    *,
     both: bool = True,
 ) -> RelationalEdges:
     """Made of an edge index with the relation of each edge.
@@ -88,8 +88,8 @@ def relational_edges(
     Args:
         edge_index: int32 or int64 `[2, E]`.
         edge_type: int32 or int64 `[E]`.
-        num_relations: 1 or more.
         size: the numbers of sources and targets.
+        num_relations: 1 or more.
         within: whether the edges of each target and relation are attended over alone.
         both: whether gradients flow back over the reverse.
 
@@ -121,6 +121,12 @@ def relational_edges(
 def attends_within(conv: Any) -> bool:
     """Whether the edges of each target and relation are attended over alone."""
     return bool(conv.attention_mechanism == "within-relation")
+
+
+def numbers_of(conv: Any, x: Tensor) -> tuple[int, int]:
+    """The heads, as many for each of the dimensions of a score, and the numbers of a message."""
+    heads = conv.heads * conv.dim
+    return heads, heads * conv.out_channels
 
 
 def matrix_numbers(conv: Any) -> int:
