@@ -160,6 +160,7 @@ def rgat_forward(
     (source, target), edges = pair(x), edge_index.edges
     weight = _weights(conv)
     value = _by_relation(source, weight, edges.sources)
+    # Of a target nothing but its query is asked: the matrices that lead to it are multiplied first.
     to_query = weight @ conv.q.view(weight.shape[1], -1, conv.q.shape[1])
     query = _by_relation(target, to_query.flatten(1, 2).unsqueeze(1), edges.targets)
     given = {"value": value, "key": value @ conv.k, "query": query, "edge_attr": edge_attr}
@@ -192,7 +193,7 @@ def _product(rows: Tensor, blocks: Tensor) -> Tensor:
     """`[n, in]` times a matrix of blocks, `[B, in / B, out / B]`."""
     if len(blocks) == 1:
         return rows @ blocks.squeeze(0)
-    each = rows.view(len(rows), *blocks.shape[:2]).transpose(0, 1) @ blocks
+    each = rows.reshape(len(rows), *blocks.shape[:2]).transpose(0, 1) @ blocks
     return each.transpose(0, 1).flatten(1)
 
 
