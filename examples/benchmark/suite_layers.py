@@ -143,7 +143,7 @@ def _calls(
     hag.transpose()
     calls: Calls = {AUTO: _call(hp.accelerate(copy.deepcopy(stock)), x, layer, hag, graph)}
     size = graph.edge_index.shape[1] * cell["width"] * 4
-    if layer == "FastRGCNConv":
+    if layer in ("FastRGCNConv", "RGATConv"):
         size *= cell["width"]  # a matrix an edge
     absent |= plan.crashed
     if STOCK in absent:
@@ -173,7 +173,7 @@ def arguments(name: str, x: Tensor, edges: Any, graph: Graph) -> list[Any]:
         return [x, x.detach(), edges]
     if name == "SignedConv":
         return [x, edges, edges]
-    if name in ("RGCNConv", "FastRGCNConv"):
+    if name in ("RGCNConv", "FastRGCNConv", "RGATConv"):
         return [x, *_relations(edges, graph)]
     return [x, edges]
 

@@ -27,6 +27,14 @@ WEIGHED_CALLS, WEIGHED_OPS = 150, 40  # the numbers that messages are multiplied
 # TransformerConv with 50 to 30,000 edges, 1 and 4 heads.
 SCORED_OPS = 12
 ATTENDED_ROW_OPS = 120  # what a kernel of attention takes for a row, however few its edges are
+# Beside RGATConv with 100 to 20,000 edges of 4 to 400 relations: a number of the matrix that stock
+# gathers for each message; the products with a relation's matrix, and what is around all of these;
+# the pairs of relation and node that are found, and an edge of theirs.
+# With gradients all of it is done more than twice: the derivatives are by matrices, too.
+MATRIX_OPS = 0.4
+PRODUCT_CALLS, PRODUCTS_CALLS = 6, 40
+DERIVED_PRODUCTS = 4
+PAIRED_CALLS, PAIRED_OPS = 90, 130
 CLEAR = 4.0  # a gain, or a loss, that no processor turns round
 
 _OPTIONS = Options(method="none", choose="plain")
@@ -69,6 +77,9 @@ class Messages(NamedTuple):
         graphs: in how many graphs the edges come; 0: it is one that was made before.
         weighted: whether each message is multiplied by a number, made of the graph.
         heads: of attention, each of which scores each message; 0: there are no scores.
+        relations: how many matrices there are, of which each message is multiplied with one, where
+            that is done once a node and relation; 0: with none.
+        matrix: the numbers of such a matrix.
     """
 
     num_edges: int
@@ -78,6 +89,8 @@ class Messages(NamedTuple):
     graphs: int = 1
     weighted: bool = False
     heads: int = 0
+    relations: int = 0
+    matrix: int = 0
 
     def pays(self) -> bool:
         """Whether a graph that is used once is predicted to be summed sooner than by gathering
@@ -103,7 +116,18 @@ class Messages(NamedTuple):
             made += self.num_edges * SORTED_OPS * c.op
         if self.heads:
             made += max(self.size) * ATTENDED_ROW_OPS * c.op
-        return passes * (made + _seconds(c, self.num_edges, *self.size, self.row_bytes))
+        seconds = passes * (made + _seconds(c, self.num_edges, *self.size, self.row_bytes))
+        if self.relations:
+            products = min(self.relations, self.num_edges) * PRODUCT_CALLS + PRODUCTS_CALLS
+            seconds += self._products * products * c.call
+        if self.relations and self.graphs:
+            seconds += PAIRED_CALLS * c.call + self.num_edges * PAIRED_OPS * c.op
+        return seconds
+
+    @property
+    def _products(self) -> int:
+        """How often there are products with matrices."""
+        return DERIVED_PRODUCTS if self.derived else 1
 
     def stock_seconds(self, c: Constants) -> float:
         """The same with a row of a tensor for every edge: written, and read again."""
@@ -114,7 +138,8 @@ class Messages(NamedTuple):
         if self.weighted:
             seconds += WEIGHED_CALLS * c.call + num_edges * WEIGHED_OPS * c.op
             seconds += _seconds(c, num_edges, num_edges, num_edges, self.row_bytes)
-        return (2 if self.derived else 1) * seconds
+        seconds *= 2 if self.derived else 1
+        return seconds + self._products * num_edges * self.matrix * MATRIX_OPS * c.op
 
 
 def _seconds(c: Constants, reads: int, num_src: int, num_dst: int, row_bytes: int) -> float:

@@ -139,6 +139,10 @@ RECORDS = (
         "hgt_conv.HGTConv", **ATTENTION, graphs=("edge_index_dict",), features="x_dict",
         matrix="the edges of all types",
     ),
+    _conv(
+        "rgat_conv.RGATConv", **ATTENTION, edge_values=ATTRIBUTES,
+        relations=lambda conv: conv.num_relations,
+    ),
     # Of models: labels are spread; a row of weights for each node is summed (LINKX).
     _of_model("label_prop.LabelPropagation", exponents=symmetric, weights_as_given=True),
     _of_model("linkx.SparseLinear"),
@@ -155,7 +159,7 @@ NO_RECORD: dict[str, str] = {
     **dict.fromkeys(
         (
             *("DNAConv", "FeaStConv", "FusedGATConv", "GATEConv", "HEATConv"),
-            *("LPAttLayer", "PointTransformerConv", "RGATConv", "ViS_MP", "ViS_MP_Vertex"),
+            *("LPAttLayer", "PointTransformerConv", "ViS_MP", "ViS_MP_Vertex"),
         ),
         _ATTENTION,
     ),

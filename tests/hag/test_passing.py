@@ -148,6 +148,22 @@ def test_heads_gain_by_their_scores(derived: bool) -> None:
     assert gain(4_000, 1) < gain(4_000, 4) < gain(4_000, 8)
 
 
+@pytest.mark.parametrize("derived", [True, False])
+def test_matrices_of_relations_gain_by_their_numbers(derived: bool) -> None:
+    """What stock gathers for each message; a product a relation costs what many messages do."""
+
+    def gain(num_edges: int, relations: int, matrix: int, graphs: int = 1) -> float:
+        size = (num_edges // 8, num_edges // 8)
+        return Messages(
+            num_edges, size, 64, derived, graphs, heads=1, relations=relations, matrix=matrix
+        ).gain(DEFAULT)
+
+    assert gain(300, 4, 256) < 1 < gain(20_000, 4, 512)
+    assert gain(3_000, 400, 512) < 1 < gain(100_000, 400, 512)
+    assert gain(20_000, 8, 16) < gain(20_000, 8, 512) < gain(20_000, 8, 512, graphs=0)
+    assert gain(10, 10**9, 256) == gain(10, 10, 256)  # no more relations than edges have
+
+
 def test_seconds_are_those_of_the_cost_model() -> None:
     for num_edges, num_src, num_dst, row_bytes in ((10, 3, 4, 4), (10**6, 10**5, 10**4, 256)):
         messages = Messages(num_edges, (num_src, num_dst), row_bytes, False)

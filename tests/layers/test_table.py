@@ -89,6 +89,7 @@ WORDS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "unnormalised": (lambda: pyg.GCNConv(2, 2, normalize=False), "sum over A"),
     "one side": (lambda: pyg.ClusterGCNConv(2, 2), "sum over D^-1 (A with one loop a node)"),
     "relations": (lambda: pyg.RGCNConv(2, 2, 3), "mean over each relation's A"),
+    "scored relations": (lambda: pyg.RGATConv(2, 2, 3), "attention over each relation's A"),
     "one relation": (lambda: pyg.FiLMConv(2, 2), "mean over A"),
     "in words": (lambda: pyg.ChebConv(2, 2, 2), "sum over the scaled Laplacian"),
 }  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
-from torch_geometric.nn import GATConv, GCNConv, GraphConv, RGCNConv, SAGEConv
+from torch_geometric.nn import GATConv, GCNConv, GraphConv, RGATConv, RGCNConv, SAGEConv
 
 import hag_plugin as hp
 from hag_plugin.pyg import ToHAG
@@ -70,6 +70,10 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], list[Tensor]]]]
     ),
     "types": (
         lambda: RGCNConv(6, 4, 3),
+        lambda s: [numbers(s, NODES, 6), edge_index(s), types(s)],
+    ),
+    "scored types": (
+        lambda: RGATConv(6, 4, 3),
         lambda s: [numbers(s, NODES, 6), edge_index(s), types(s)],
     ),
 }

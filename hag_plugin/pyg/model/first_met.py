@@ -11,6 +11,7 @@ from torch import Tensor
 from hag_plugin.hag.passing import Messages
 from hag_plugin.pyg.model import session as sessions
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe
+from hag_plugin.pyg.recipes.rgat import attends_within, matrix_numbers
 
 _WIDE = 256  # bytes of a row, where features do not tell
 
@@ -60,6 +61,10 @@ def with_scores(conv: Any, recipe: Recipe, messages: Messages, x: Tensor) -> Mes
     """The messages of a layer that scores them: of its own width, and over its loops, too."""
     heads, numbers = recipe.numbers(conv, x)
     loops = min(messages.size) if recipe.record.self_loops(conv) else 0
+    if recipe.record.relations is not None:
+        # Within relations stock goes from one to the next, too, and takes longer over it.
+        count = 1 if attends_within(conv) else recipe.record.relations(conv) or 1
+        messages = messages._replace(relations=count, matrix=matrix_numbers(conv))
     return messages._replace(
         num_edges=messages.num_edges + loops,
         row_bytes=x.element_size() * numbers,

@@ -17,6 +17,7 @@ from torch_geometric.nn.aggr import LSTMAggregation
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.passing import plain_hag
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
+from hag_plugin.pyg.aggregation.neighbourhoods import check_sizes
 from hag_plugin.pyg.model import compiled, edge_order
 from hag_plugin.pyg.model import session as sessions
 from hag_plugin.pyg.model.choice import (
@@ -40,6 +41,7 @@ from hag_plugin.pyg.model.choice import (
     OTHER_WEIGHTS,
     PASSED,
     SCORED_COMPILED,
+    SCORED_PASSED,
     SPARSE,
     TREE_PASSED,
     Choice,
@@ -74,7 +76,7 @@ from hag_plugin.pyg.model.settle_scores import (
 )
 from hag_plugin.pyg.recipes import lstm
 from hag_plugin.pyg.recipes.adjacency import hag_of, is_adjacency, parts_of, shape_of
-from hag_plugin.pyg.recipes.recipe import Call, Recipe
+from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe
 from hag_plugin.pyg.recipes.relations import plain_relation_hags, plain_relations, relation_hags
 from hag_plugin.pyg.recipes.weighted import weighted_graph
 from hag_plugin.recall import Passing, decide, is_run_again
@@ -178,6 +180,8 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
     if recipe.attention is not None and isinstance(graph, dict):
         return settle_types(conv, recipe, name, call)
     if graph is not None and is_relations(graph):
+        if recipe.scores(conv):
+            return _settle_scored_relations(conv, recipe, name, call, graph)
         return _settle_hags(conv, recipe, name, call, graph, features)
     session = conv.__dict__.get("_hag_session")
     if session is not None and is_adjacency(graph) and not torch.compiler.is_compiling():
@@ -307,6 +311,25 @@ def _settle_relations(
         reason = why_passing(edge_index, MET)
         return Choice("plain", reason, {name: hags.value, "edge_type": None})
     return Choice("HAG", BACK, {name: hags, "edge_type": None})
+
+
+def _settle_scored_relations(
+    conv: Any, recipe: Recipe, name: str, call: Call, hags: Sequence[HAG]
+) -> Choice:
+    """The same for a HAG of each relation, where the layer scores each edge: as for their edges."""
+    check_relations(conv, recipe, hags)
+    refuse_edge_values(conv, ("edge_type", *recipe.record.edge_values), call)
+    features = call.get(recipe.record.features or recipe.source)
+    source, target = features if isinstance(features, PAIRS) else (features, features)
+    for hag in hags:
+        check_sizes(hag, call.get("size"), (source, target), conv.node_dim)
+    edge_index, edge_type = plain_relations(hags)
+    plain = {name: edge_index, "edge_type": edge_type}
+    found = settle(conv, recipe, {**call, **plain}, name)
+    if found.kind == "stock":
+        refuse_if_ordered(conv, recipe, call, found.reason)
+        return found._replace(changed=plain)
+    return Choice(found.kind, SCORED_PASSED, {**plain, **found.changed})
 
 
 def _settle_adjacency(conv: Any, recipe: Recipe, name: str, call: Call, session: Any) -> Choice:

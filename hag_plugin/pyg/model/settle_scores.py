@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,8 +15,10 @@ from hag_plugin.pyg.model import session as sessions
 from hag_plugin.pyg.model.choice import (
     MET_FEW,
     NO_ROWS,
+    NO_TYPES,
     NOTHING,
     OTHER_ATTRIBUTES,
+    OTHER_EDGES,
     OTHER_WEIGHT,
     RETURNS_SCORES,
     SCORED,
@@ -40,6 +42,7 @@ from hag_plugin.pyg.model.facts import (
 from hag_plugin.pyg.model.first_met import first_met, with_scores
 from hag_plugin.pyg.recipes.adjacency import is_adjacency
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, of_sources
+from hag_plugin.pyg.recipes.rgat import ScoredRelations, attends_within, relational_edges
 from hag_plugin.pyg.recipes.scored import (
     EdgeList,
     How,
@@ -76,25 +79,91 @@ def settle_scores(
         return Choice("stock", reason, NOTHING)
     if size is None:
         size = graph_size(recipe, conv, call)
+    if recipe.record.relations is not None:
+        return _settle_relations(conv, recipe, name, call, edge_index, features, size)
     if not score_pays(conv, recipe, edge_index.shape[1], size, features):
         return Choice("stock", SCORED_FEW, NOTHING)
-    session, how = conv.__dict__["_hag_session"], _how(conv, recipe, features)
+    how = _how(conv, recipe, features)
 
     def make(both: bool) -> EdgeList:
         return edges_of(edge_index, size, how, both=both)
 
+    edges = _kept(conv, recipe, call, (edge_index,), size, how, features, make)
+    if edges is None:
+        return Choice("stock", MET_FEW, NOTHING)
+    return Choice("plain", SCORED, {name: ScoredGraph(edges, edge_index)})
+
+
+def _kept(
+    conv: Any,
+    recipe: Recipe,
+    call: Call,
+    tensors: tuple[Tensor, ...],
+    size: tuple[int, int],
+    how: tuple[Any, ...],
+    features: Any,
+    make: Callable[[bool], EdgeList],
+) -> Any:
+    """The edges that a layer attends over, kept while the tensors come back that they were made of.
+
+    None: there are none of such tensors, or they are met first, and making them does not pay.
+
+    Args:
+        tensors: of the edges, of which the first is their edge index.
+        how: what the edges depend on besides.
+        make: makes them; whether the reverse, too.
+    """
+    session = conv.__dict__["_hag_session"]
     reader, occasion = session.occasions.of(conv, features)
     edges = session.graphs.value(
-        (edge_index,),
+        tensors,
         ("edges attended over", *size, *how),
         lambda: sessions.made(lambda: make(True)),
         reader=reader,
         occasion=occasion,
-        passing=first_met(conv, recipe, call, edge_index, size, make, features=features),
+        passing=first_met(conv, recipe, call, tensors[0], size, make, features=features),
     )
+    return value_of(edges)
+
+
+def _settle_relations(
+    conv: Any,
+    recipe: Recipe,
+    name: str,
+    call: Call,
+    edge_index: Tensor,
+    features: Any,
+    size: tuple[int, int],
+) -> Choice:
+    """The same where each edge has a type, whose matrix the layer multiplies its ends with."""
+    pair = features if isinstance(features, PAIRS) else (features, features)
+    reason = _why_no_types(edge_index, call.get("edge_type"), call.get("edge_attr"))
+    if any(x is None or len(x) != rows for x, rows in zip(pair, size, strict=True)):
+        reason = NO_ROWS
+    if reason is None and not score_pays(conv, recipe, edge_index.shape[1], size, features):
+        reason = SCORED_FEW
+    if reason is not None:
+        return Choice("stock", reason, NOTHING)
+    tensors, how = (edge_index, call["edge_type"]), (conv.num_relations, attends_within(conv))
+
+    def make(both: bool) -> EdgeList:
+        return relational_edges(*tensors, size, *how, both=both)
+
+    edges = _kept(conv, recipe, call, tensors, size, how, features, make)
     if edges is None:
         return Choice("stock", MET_FEW, NOTHING)
-    return Choice("plain", SCORED, {name: ScoredGraph(value_of(edges), edge_index)})
+    return Choice("plain", SCORED, {name: ScoredRelations(edges, edge_index)})
+
+
+def _why_no_types(edge_index: Tensor, edge_type: Any, edge_attr: Any) -> str | None:
+    """Why edges are not taken with these types and features. None: they are."""
+    if not isinstance(edge_type, Tensor) or edge_type.dtype not in (torch.int32, torch.int64):
+        return NO_TYPES
+    rows = edge_index.shape[1:]
+    fits = edge_type.shape == rows and edge_type.device == edge_index.device
+    if edge_attr is not None:
+        fits = fits and edge_attr.dim() in (1, 2) and edge_attr.shape[:1] == rows
+    return None if fits else OTHER_EDGES
 
 
 def settle_types(conv: Any, recipe: Recipe, name: str, call: Call) -> Choice:

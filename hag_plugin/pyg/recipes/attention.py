@@ -22,6 +22,7 @@ from hag_plugin.pyg.recipes.conditions import SOURCE_TO_TARGET, SUM
 from hag_plugin.pyg.recipes.forwards import general_message, general_offset, with_bias
 from hag_plugin.pyg.recipes.recipe import Call, Condition, Recipe
 from hag_plugin.pyg.recipes.reorder import is_product
+from hag_plugin.pyg.recipes.rgat import numbers_of, rgat, rgat_forward
 from hag_plugin.pyg.recipes.scored import ScoredGraph, ScoredTypes, promoted
 
 # How layers attend ------------------------------------------------------------------------------
@@ -212,6 +213,11 @@ ITS_OWN_PRODUCT = Condition(
     lambda conv: "the layer of its edge features was replaced, or has hooks",
     "its own layer of edge features",
 )
+NO_MOD = Condition(
+    lambda conv: conv.mod is not None,
+    lambda conv: f"mod={conv.mod!r} changes attention by its number of edges",
+    "mod=None",
+)
 UNSEEN_SCORES = Condition(
     lambda conv: bool(
         conv._edge_update_forward_hooks
@@ -255,4 +261,10 @@ RECIPES: dict[type, Recipe] = {
         _ATTENTION, attention=hgt, forward=hgt_forward, numbers=_all_heads, joins=True
     ),
     nn.SuperGATConv: replace(_ATTENTION, attention=supergat, forward=supergat_forward),
+    nn.RGATConv: Recipe(
+        attention=rgat,
+        forward=rgat_forward,
+        numbers=numbers_of,
+        conditions=(SUM, SOURCE_TO_TARGET, NO_MOD),
+    ),
 }

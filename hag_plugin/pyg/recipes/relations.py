@@ -17,7 +17,7 @@ from hag_plugin.modes import outside_inference
 def relation_hags(
     edge_index: Tensor, edge_type: Tensor, num_relations: int, size: tuple[int, int]
 ) -> list[HAG]:
-    """The HAGs that RGCNConv, FastRGCNConv and FiLMConv take in place of `edge_index`.
+    """The HAGs that RGCNConv, FastRGCNConv, FiLMConv and RGATConv take in place of `edge_index`.
 
     With these no `edge_type` is passed.
 

@@ -22,6 +22,7 @@ from torch_geometric.nn import (
     GINConv,
     GraphConv,
     PNAConv,
+    RGATConv,
     RGCNConv,
     SAGEConv,
     SGConv,
@@ -54,6 +55,7 @@ WEIGHTED: dict[str, Callable[[int, int], nn.Module]] = {
 }
 TYPED: dict[str, Callable[[int, int], nn.Module]] = {
     "RGCN": lambda i, o: RGCNConv(i, o, TYPES),
+    "RGAT": lambda i, o: RGATConv(i, o, TYPES, dropout=0.5),
     "FastRGCN": lambda i, o: FastRGCNConv(i, o, TYPES),
 }
 CASES = [

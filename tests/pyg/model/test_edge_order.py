@@ -308,7 +308,7 @@ def test_all_that_return_attention_are_tried() -> None:
         for name in pyg.conv.__all__
         if "return_attention_weights" in inspect.signature(getattr(pyg, name).forward).parameters
     }
-    # RGATConv takes the type of each edge, which no HAG holds.
+    # RGATConv takes a HAG of each relation: see test_rgat.py.
     assert found - {"CuGraphGATConv", "RGATConv"} == set(WITH_ATTENTION)
 
 

@@ -61,6 +61,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "gat": lambda: pyg.GATConv(WIDTH, 4),
     "gatv2": lambda: pyg.GATv2Conv(WIDTH, 4),
     "transformer": lambda: pyg.TransformerConv(WIDTH, 4),
+    "rgat": lambda: pyg.RGATConv(WIDTH, 4, test_table.RELATIONS),
     # Without a recipe.
     "edge": lambda: pyg.EdgeConv(nn.Linear(2 * WIDTH, 4)),
     "feast": lambda: pyg.FeaStConv(WIDTH, 4),

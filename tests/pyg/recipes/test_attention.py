@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch_geometric import nn as pyg
 
 import hag_plugin as hp
-from hag_plugin.pyg import accelerate, explain, restore
+from hag_plugin.pyg import accelerate, explain, relation_hags, restore
+from hag_plugin.pyg.recipes.relations import plain_relations
 from hag_plugin.pyg.recipes.table import RECIPES
 from hag_plugin.testing import Ran, limits
 
 from ...cases import draw_graph
 
-WIDTH, OUT, EDGE = 6, 4, 3
+WIDTH, OUT, EDGE, RELATIONS = 6, 4, 3, 5
 REVERSE = "target_to_source"
 Make = Callable[[], nn.Module]
 
@@ -65,13 +66,40 @@ INITIAL: dict[str, Make] = {
     "fa-no-loops": lambda: pyg.FAConv(WIDTH, add_self_loops=False, eps=0.0),
 }
 WEIGHTED: dict[str, Make] = {"fa-weights": lambda: pyg.FAConv(WIDTH, normalize=False, dropout=0.2)}
-LAYERS = ALONE | EDGES | INITIAL | WEIGHTED
+WITHIN = {"attention_mechanism": "within-relation"}
+TIMES = {"attention_mode": "multiplicative-self-attention"}
+
+
+def rgat(**options: Any) -> nn.Module:
+    return pyg.RGATConv(WIDTH, OUT, RELATIONS, **options)
+
+
+TYPED: dict[str, Make] = {
+    "rgat": lambda: rgat(),
+    "rgat-heads": lambda: rgat(heads=3, dropout=0.4),
+    "rgat-within": lambda: rgat(**WITHIN, heads=2, dropout=0.3, negative_slope=0.5),
+    "rgat-product": lambda: rgat(**TIMES, heads=2, concat=False),
+    "rgat-products": lambda: rgat(**TIMES, heads=2, dim=3, dropout=0.3),
+    "rgat-products-mean": lambda: rgat(**TIMES, **WITHIN, heads=3, dim=2, concat=False),
+    "rgat-bases": lambda: rgat(num_bases=2, heads=2, concat=False, bias=False),
+    "rgat-blocks": lambda: rgat(num_blocks=2, heads=3, **WITHIN),
+}
+TYPED_EDGES: dict[str, Make] = {
+    "rgat-edges": lambda: rgat(heads=3, edge_dim=EDGE, dropout=0.3),
+    "rgat-edges-within": lambda: rgat(heads=2, edge_dim=EDGE, num_bases=4, **WITHIN),
+    "rgat-edges-product": lambda: rgat(heads=2, edge_dim=EDGE, num_blocks=2, **TIMES, dim=2),
+}
+LAYERS = ALONE | EDGES | INITIAL | WEIGHTED | TYPED | TYPED_EDGES
 STOCK: dict[str, Make] = {
     "gat-max": lambda: pyg.GATConv(WIDTH, OUT, aggr="max"),
     "gat-reverse": lambda: pyg.GATConv(WIDTH, OUT, flow=REVERSE),
     "fa-cached": lambda: pyg.FAConv(WIDTH, cached=True),
     "general-both": lambda: pyg.GeneralConv(WIDTH, OUT, attention=True, directed_msg=False),
     "general-edges": lambda: pyg.GeneralConv(WIDTH, OUT, in_edge_channels=EDGE, attention=True),
+    **{
+        f"rgat-{mod}": lambda mod=mod: rgat(mod=mod)  # type: ignore[misc]
+        for mod in ("additive", "scaled", "f-additive", "f-scaled")
+    },
 }
 FIRST = [name for name in LAYERS if "-" not in name]
 
@@ -85,6 +113,7 @@ OPTIONS: dict[str, Callable[..., nn.Module]] = {
     "agnn": lambda **o: pyg.AGNNConv(**o),
     "fa": lambda **o: pyg.FAConv(WIDTH, **o),
     "supergat": lambda **o: pyg.SuperGATConv(WIDTH, OUT, **o),
+    "rgat": rgat,
     "general": lambda **o: pyg.GeneralConv(WIDTH, OUT, attention=True, **o),
     "general-product": lambda **o: pyg.GeneralConv(
         WIDTH, OUT, attention=True, attention_type="dot_product", **o
@@ -101,7 +130,21 @@ def arguments(name: str, num_nodes: int, edge_index: Tensor, dtype: torch.dtype)
         return [x, torch.randn_like(x), edge_index, torch.rand(num_edges, dtype=dtype)]
     if name in INITIAL or name == "fa-cached":
         return [x, torch.randn_like(x), edge_index]
+    if name.startswith("rgat"):
+        features = [torch.randn(num_edges, EDGE, dtype=dtype)] if name in TYPED_EDGES else []
+        return [x, edge_index, torch.randint(RELATIONS - 1, (num_edges,)), *features]
     return [x, edge_index]
+
+
+def handed(name: str, given: list[Any], num_nodes: int) -> tuple[list[Any], list[Any]]:
+    """The same arguments with HAGs, and with the edges of these."""
+    if name in TYPED:
+        x, *edges = given
+        hags = relation_hags(*edges, RELATIONS, (num_nodes, num_nodes))
+        return [x, hags], [x, *plain_relations(hags)]
+    *features, edge_index = given
+    hag = hp.build_hag(edge_index, num_nodes=num_nodes)
+    return [*features, hag], [*features, hag.edge_index]
 
 
 def run(conv: nn.Module, *given: Any) -> list[Tensor | None]:
@@ -147,16 +190,16 @@ def test_equals_stock(name: str, training: bool, awkward: Any, ran: Ran) -> None
     assert len(ran.forward) >= 3
 
 
-@pytest.mark.parametrize("name", ALONE | INITIAL)
+@pytest.mark.parametrize("name", ALONE | INITIAL | TYPED)
 def test_takes_a_hag(name: str, awkward: Any) -> None:
     """Dropout is drawn for the edges in the order that the HAG gives them in."""
     stock = LAYERS[name]().double()
     ours = accelerate(copy.deepcopy(stock))
-    hag = hp.build_hag(awkward.edge_index, num_nodes=awkward.num_src)
-    *features, _ = arguments(name, awkward.num_src, awkward.edge_index, torch.float64)
-    expected = run(stock, *features, hag.edge_index)
+    given = arguments(name, awkward.num_src, awkward.edge_index, torch.float64)
+    given, edges = handed(name, given, awkward.num_src)
+    expected = run(stock, *edges)
     for _ in range(2):
-        assert_same(run(ours, *features, hag), expected, 1e-12)
+        assert_same(run(ours, *given), expected, 1e-12)
     assert explain(ours)[0].calls.counts == {"plain": 2}
 
 
@@ -172,7 +215,7 @@ def test_hostile_graphs(data: st.DataObject, name: str) -> None:
     if data.draw(st.booleans()):
         # What is multiplied once a node, not once an edge, spreads it to the gradient of the
         # product's weights from nodes without an edge, too.
-        compared = 1 if name.startswith(("general", "supergat")) else None
+        compared = 1 if name.startswith(("general", "supergat", "rgat")) else None
         given[0][0, 0] = data.draw(st.sampled_from([float("nan"), float("inf"), -float("inf")]))
         stock.eval()
     with limits(few_messages=0, passing_gain=0.0):
@@ -430,10 +473,10 @@ def test_copies_and_weights(name: str, awkward: Any) -> None:
 @pytest.mark.parametrize("name", FIRST)
 def test_wrong_number_of_rows(name: str, awkward: Any) -> None:
     conv = accelerate(LAYERS[name]())
-    hag = hp.build_hag(awkward.edge_index, num_nodes=awkward.num_src)
-    *features, _ = arguments(name, awkward.num_src, awkward.edge_index, torch.float32)
+    given = arguments(name, awkward.num_src, awkward.edge_index, torch.float32)
+    (*features, graph), _ = handed(name, given, awkward.num_src)
     with pytest.raises(ValueError, match=r"rows|nodes|size"):
-        conv(*(x[:-3] for x in features), hag)
+        conv(*(x[:-3] for x in features), graph)
 
 
 def test_ids_out_of_range_are_stocks_to_refuse() -> None:

@@ -25,7 +25,7 @@ from ...derivatives import (
     vjp,
 )
 from .test_table import CONFIGURATIONS as TABLE
-from .test_table import WIDTH, assert_close, variants
+from .test_table import RELATIONS, WIDTH, assert_close, variants
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     **TABLE,
@@ -37,8 +37,15 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "gin": lambda: pyg.GINConv(nn.Linear(WIDTH, 4), train_eps=True),
     "graph": lambda: pyg.GraphConv(WIDTH, 9),
     "graph-min": lambda: pyg.GraphConv(WIDTH, 4, aggr="min"),
+    "rgat": lambda: pyg.RGATConv(WIDTH, 4, RELATIONS, heads=2, concat=False),
+    "rgat-within": lambda: pyg.RGATConv(
+        WIDTH, 4, RELATIONS, attention_mechanism="within-relation", num_blocks=2
+    ),
+    "rgat-product": lambda: pyg.RGATConv(
+        WIDTH, 4, RELATIONS, attention_mode="multiplicative-self-attention", dim=2, num_bases=2
+    ),
 }
-HESSIANS = ("gcn", "sage", "sage-max", "gin", "pna", "gen", "eg", "cheb", "sage-lstm")
+HESSIANS = ("gcn", "sage", "sage-max", "gin", "pna", "gen", "eg", "cheb", "sage-lstm", "rgat")
 
 
 # of torch's own batching rules
@@ -101,7 +108,7 @@ def test_hessian(name: str) -> None:
             assert_close(*hessians)
 
 
-@pytest.mark.parametrize("name", ["gcn", "sage", "sage-max", "gin", "pna"])
+@pytest.mark.parametrize("name", ["gcn", "sage", "sage-max", "gin", "pna", "rgat"])
 def test_gradients_by_parameters(name: str) -> None:
     """One model for many sets of parameters and of features; features are constant."""
     graph = small_graph()

@@ -91,8 +91,8 @@ class Attention(NodeLayer):
         h, as_source, as_target = self.heads.transformed(
             x, values[WEIGHT], values[SOURCE], values[TARGET]
         )
-        rows = fetch(torch.cat([h, as_source], dim=1)).split([op.wide, op.heads], dim=1)
-        out = self.heads(*(part.contiguous() for part in rows), as_target)
+        rows, scores = fetch(torch.cat([h, as_source], dim=1)).tensor_split([op.wide], dim=1)
+        out = self.heads(rows.contiguous(), scores.contiguous(), as_target)
         if not op.concatenated:
             out = out.view(len(out), op.heads, op.width).mean(dim=1)
         return out + values[BIAS] if self.bias else out
