@@ -241,6 +241,7 @@ class Attend {
   HAG_INLINE void gather_lanes(F *to, const F *from, int64_t stride, int64_t n,
                                const At &at) const {
     constexpr int W = kVectorBytes / (int)sizeof(T), kEdges = W / Q;
+    static_assert(kEdges > 0, "a vector holds the heads of an edge");
     const auto put = [&](int64_t b, int64_t last) {
       const auto lane = [&](int i) {
         const int64_t edge = b + i / Q < last ? b + i / Q : last;
@@ -267,7 +268,8 @@ class Attend {
     const F *p = (const F *)from;
     if (H == 1) return gather_lanes<F, 1>(to, p, stride, n, at);
     if (H == 2) return gather_lanes<double, 2 / kPair>(to, p, stride, n, at);
-    if (H == 4) return gather_lanes<double, 4 / kPair>(to, p, stride, n, at);
+    if constexpr (4 <= L)
+      if (H == 4) return gather_lanes<double, 4 / kPair>(to, p, stride, n, at);
     by_heads(n, Gather<At>{to, p, stride, H, at});
   }
   template <class At>
