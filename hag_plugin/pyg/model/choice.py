@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from hag_plugin.explanation import Kind
 
 # Why, in words.
-# Why, in words.
 PASSED = "a HAG was passed"
 TREE_PASSED = "a prefix tree was passed"
 BACK = "its graph came back"
@@ -23,6 +22,7 @@ MANY_MET = "too many edges to search in training: its rows are summed as they ar
 COMPILED = "compiled with an edge_index that only stock's code takes here: pass a HAG"
 COMPILED_PLAIN = "compiled with an edge_index: the plain graph, and its HAG once it came back"
 SPARSE = "sparse adjacency: pass edge_index or a HAG"
+SPARSE_FEW = "first met: stock's product with a sparse adjacency is as fast"
 OTHER_TENSOR = "{}: only plain tensors are known again"
 NO_EDGES = "no edge index of shape [2, E]"
 INFERENCE = "a tensor made in inference mode is not known again"

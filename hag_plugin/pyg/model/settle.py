@@ -19,7 +19,6 @@ from hag_plugin.hag.passing import plain_hag
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
 from hag_plugin.pyg.aggregation.neighbourhoods import check_sizes
 from hag_plugin.pyg.model import compiled, edge_order
-from hag_plugin.pyg.model import session as sessions
 from hag_plugin.pyg.model.choice import (
     BACK,
     COMPILED,
@@ -27,7 +26,6 @@ from hag_plugin.pyg.model.choice import (
     FACTORS,
     FEW,
     FILLS,
-    FIRST,
     LSTM_SLOW,
     MET,
     MET_WEIGHTS,
@@ -68,6 +66,7 @@ from hag_plugin.pyg.model.facts import (
     why_unknown,
 )
 from hag_plugin.pyg.model.first_met import first_met
+from hag_plugin.pyg.model.settle_product import settle_product
 from hag_plugin.pyg.model.settle_scores import (
     scored_hag,
     settle_scores,
@@ -75,7 +74,7 @@ from hag_plugin.pyg.model.settle_scores import (
     why_no_scores,
 )
 from hag_plugin.pyg.recipes import lstm
-from hag_plugin.pyg.recipes.adjacency import hag_of, is_adjacency, parts_of, shape_of
+from hag_plugin.pyg.recipes.adjacency import is_adjacency, num_entries
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe
 from hag_plugin.pyg.recipes.relations import plain_relation_hags, plain_relations, relation_hags
 from hag_plugin.pyg.recipes.weighted import weighted_graph
@@ -127,7 +126,7 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
             return _settle_lstm(conv, recipe, name, call, session)
         if (
             recipe.yields
-            and has_few(conv, graph.shape[-1], features)
+            and has_few(conv, num_entries(graph), features)
             and (may_be_small(conv, recipe) or has_cache(conv, recipe))
         ):
             return _FEW
@@ -141,7 +140,7 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
         if given is not None and not recipe.fuses_weights:
             return Choice("stock", ONE_VALUE.format(given), NOTHING)
         if is_adjacency(graph):
-            return _settle_adjacency(conv, recipe, name, call, session)
+            return settle_product(conv, recipe, name, call, session)
         if type(graph) is EdgeIndex:  # known again by the tensor that it holds
             graph = plain_if_as_said(recipe, conv, call, graph)
         if not is_edge_index(graph):
@@ -185,7 +184,7 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
         return _settle_hags(conv, recipe, name, call, graph, features)
     session = conv.__dict__.get("_hag_session")
     if session is not None and is_adjacency(graph) and not torch.compiler.is_compiling():
-        return _settle_adjacency(conv, recipe, name, call, session)
+        return settle_product(conv, recipe, name, call, session)
     return Choice("stock", "no graph" if graph is None else SPARSE, NOTHING)
 
 
@@ -330,38 +329,6 @@ def _settle_scored_relations(
         refuse_if_ordered(conv, recipe, call, found.reason)
         return found._replace(changed=plain)
     return Choice(found.kind, SCORED_PASSED, {**plain, **found.changed})
-
-
-def _settle_adjacency(conv: Any, recipe: Recipe, name: str, call: Call, session: Any) -> Choice:
-    """The same for a sparse adjacency. Stock's own code makes no messages of it: only what comes
-    back is worth a HAG."""
-    adj_t, features = call[name], call.get(recipe.record.features or recipe.source)
-    reason = why_never(conv, recipe) or why_not_taken(conv, recipe, features)
-    given = edge_values_of(recipe.record.edge_values, call)
-    keeps = recipe.cache is not None and conv.cached
-    if reason is None and given is not None:
-        reason = ONE_VALUE.format(given)
-    if reason is None and (keeps or recipe.record.relations is not None):
-        reason = SPARSE
-    if reason is not None or conv.flow != "source_to_target":
-        return Choice("stock", reason or SPARSE, NOTHING)
-    size = shape_of(adj_t)
-    parts = parts_of(adj_t)
-    if size != graph_size(recipe, conv, call) or parts[-1].requires_grad:
-        return Choice("stock", SPARSE, NOTHING)
-    adds_loops = recipe.record.self_loops(conv) is not False
-    how = ("adjacency", *size, adds_loops)
-    reader, occasion = session.occasions.of(conv, features)
-    found = session.graphs.value(
-        parts,
-        how,
-        lambda: sessions.build(len(parts[-1]), lambda: hag_of(adj_t, adds_loops)),
-        reader=reader,
-        occasion=occasion,
-    )
-    if isinstance(found, HAG):
-        return Choice("HAG", BACK, {name: found})
-    return Choice("stock", FIRST if found is None else found, NOTHING)
 
 
 def _why_cached(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +21,6 @@ from torch_geometric.utils import trim_to_layer
 from examples.benchmark.sample_batches import Sampler
 from hag_plugin.pyg import accelerate, explain
 from hag_plugin.pyg.model import choice
-from hag_plugin.pyg.recipes.adjacency import VALUES
 from hag_plugin.testing import count_programs, limits
 
 from ...cases import random_graph
@@ -401,79 +399,3 @@ def test_memory_does_not_grow() -> None:
         if i in (100, 599):
             used.append(process.memory_info().rss)
     assert used[1] - used[0] < 20 << 20
-
-
-# Sparse adjacencies -----------------------------------------------------------------------------
-
-
-def adjacency(edge_index: Tensor, layout: str, size: tuple[int, int], value: float = 1.0) -> Tensor:
-    """Rows are targets."""
-    values = torch.full((edge_index.shape[1],), value, dtype=torch.float64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        adj_t = torch.sparse_coo_tensor(edge_index.flip(0), values, size[::-1]).coalesce()
-        if layout == "COO":
-            return adj_t
-        return adj_t.to_sparse_csr() if layout == "CSR" else adj_t.to_sparse_csc()
-
-
-def without_duplicates(edge_index: Tensor, loops: bool) -> Tensor:
-    edges = edge_index.unique(dim=1)
-    return edges if loops else edges[:, edges[0] != edges[1]]
-
-
-@pytest.mark.parametrize("layout", ["CSR", "CSC", "COO"])
-@pytest.mark.parametrize("name", [n for n in CONFIGURATIONS if "-" not in n])
-@pytest.mark.filterwarnings("ignore")
-def test_adjacencies(name: str, layout: str) -> None:
-    stock = CONFIGURATIONS[name]().double()
-    x = features().requires_grad_()
-    given = [x, x.flip(0)] if isinstance(stock, pyg.GCN2Conv) else [x]
-    for loops in (False, True):
-        edges = without_duplicates(edges_of(5), loops)
-        adj_t = adjacency(edges, layout, (NUM_NODES, NUM_NODES))
-        try:
-            expected = run(stock, [x], *given, adj_t)
-        except Exception:
-            return  # stock takes no such matrix
-        ours = accelerate(copy.deepcopy(stock))
-        for _ in range(3):
-            for found, of_stock in zip(run(ours, [x], *given, adj_t), expected, strict=True):
-                assert_close(found, of_stock)
-        (row,) = explain(ours)
-        took = {"HAG", "plain"} & set(row.calls.counts)
-        assert took or not row.accelerated or choice.BACK not in str(row.calls)
-
-
-@pytest.mark.parametrize("layout", ["CSR", "CSC", "COO"])
-@pytest.mark.filterwarnings("ignore")
-def test_an_adjacency_that_comes_back(layout: str) -> None:
-    edges = without_duplicates(edges_of(5), True)
-    for value, runs in ((1.0, True), (2.0, False)):
-        adj_t = adjacency(edges, layout, (NUM_NODES, NUM_NODES), value)
-        stock = pyg.GraphConv(WIDTH, 4).double()
-        ours = accelerate(copy.deepcopy(stock))
-        for _ in range(3):
-            assert_close(ours(features(), adj_t), stock(features(), adj_t))
-        counts = explain(ours)[0].calls.counts
-        assert (counts["stock"] == 1) == runs
-        assert (VALUES in str(explain(ours)[0].calls)) != runs
-    two = random_graph(20, 8, 50)
-    adj_t = adjacency(two.unique(dim=1), layout, (20, 8))
-    stock = pyg.SAGEConv((WIDTH, 3), 4).double()
-    ours = accelerate(copy.deepcopy(stock))
-    for _ in range(2):
-        pair = features(), features(8)[:, :3]
-        assert_close(ours(pair, adj_t), stock(pair, adj_t))
-    assert explain(ours)[0].calls.counts["stock"] == 1
-
-
-def test_torch_sparse() -> None:
-    torch_sparse = pytest.importorskip("torch_sparse", reason="torch_sparse is not installed")
-    edges = without_duplicates(edges_of(5), False)
-    adj_t = torch_sparse.SparseTensor.from_edge_index(edges, sparse_sizes=(20, 20)).t()
-    stock = pyg.SAGEConv(WIDTH, 4).double()
-    ours = accelerate(copy.deepcopy(stock))
-    for _ in range(3):
-        assert_close(ours(features(), adj_t), stock(features(), adj_t))
-    assert explain(ours)[0].calls.counts["stock"] == 1
