@@ -22,6 +22,7 @@ MANY_MET = "too many edges to search in training: its rows are summed as they ar
 COMPILED = "compiled with an edge_index that only stock's code takes here: pass a HAG"
 COMPILED_PLAIN = "compiled with an edge_index: the plain graph, and its HAG once it came back"
 SPARSE = "sparse adjacency: pass edge_index or a HAG"
+SORTED = "first met: stock's product with a sorted EdgeIndex is as fast"
 SPARSE_FEW = "first met: stock's product with a sparse adjacency is as fast"
 OTHER_TENSOR = "{}: only plain tensors are known again"
 NO_EDGES = "no edge index of shape [2, E]"

@@ -40,6 +40,7 @@ from hag_plugin.pyg.model.choice import (
     PASSED,
     SCORED_COMPILED,
     SCORED_PASSED,
+    SORTED,
     SPARSE,
     TREE_PASSED,
     Choice,
@@ -53,6 +54,7 @@ from hag_plugin.pyg.model.facts import (
     has_cache,
     has_few,
     is_edge_index,
+    is_multiplied,
     is_relations,
     may_be_small,
     plain_edges,
@@ -141,7 +143,9 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
             return Choice("stock", ONE_VALUE.format(given), NOTHING)
         if is_adjacency(graph):
             return settle_product(conv, recipe, name, call, session)
+        multiplied = False
         if type(graph) is EdgeIndex:  # known again by the tensor that it holds
+            multiplied = is_multiplied(conv, graph)
             graph = plain_if_as_said(recipe, conv, call, graph)
         if not is_edge_index(graph):
             return Choice("stock", why_unknown(graph), NOTHING)
@@ -158,13 +162,15 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
             if count is not None:
                 return _settle_relations(conv, recipe, name, call, graph, count, size)
         given_first = next(iter(call.values()))  # features, by whatever name
-        passing = first_met(
-            *(conv, recipe, call, graph, size),
-            lambda both: plain_hag(graph, size, both=both),
-        )
+        passing = None
+        if not multiplied:
+            passing = first_met(
+                *(conv, recipe, call, graph, size),
+                lambda both: plain_hag(graph, size, both=both),
+            )
         hag = session.hag_of(graph, size, conv, given_first, passing)
         if hag is None:
-            return Choice("stock", why_unknown(graph), NOTHING)
+            return Choice("stock", SORTED if multiplied else why_unknown(graph), NOTHING)
         if type(hag) is Passing:
             return Choice("plain", why_passing(graph, MET), {name: hag.value})
         return Choice("HAG", BACK, {name: hag})

@@ -140,6 +140,73 @@ def test_however_edges_lie(lies: str, aggr: str) -> None:
     assert_met(sage(aggr=aggr), features(), LIES[lies](edges_of(2)))
 
 
+def overwritten(edges: Tensor) -> Any:
+    """An `EdgeIndex` whose caches are of the edges that it held before."""
+    kept = EdgeIndex(edges_of(9), sparse_size=(NUM_NODES, NUM_NODES))
+    kept = kept.sort_by("col").values.fill_cache_()
+    kept.as_tensor().numpy()[:] = edges.numpy()
+    return kept
+
+
+def of_another(edges: Tensor) -> Any:
+    """The same with the caches of another, some of which lead nowhere."""
+    told = EdgeIndex(edges, sparse_size=(NUM_NODES, NUM_NODES), sort_order="row")
+    told._indptr = torch.full((NUM_NODES + 1,), 10**12)
+    told._T_perm = torch.full((edges.shape[1],), -5)
+    told._T_index = (edges[0] + 10**9, edges[1] - 10**9)
+    told._T_indptr = torch.zeros(3, dtype=torch.int64)
+    return told
+
+
+UNTRUE: dict[str, Callable[[Tensor], Any]] = {
+    "by column": lambda e: EdgeIndex(e, sort_order="col"),
+    "by row": lambda e: EdgeIndex(e, sort_order="row"),
+    "undirected": lambda e: EdgeIndex(
+        e, sort_order="col", is_undirected=True, sparse_size=(NUM_NODES, NUM_NODES)
+    ),
+    "overwritten": overwritten,
+    "of another": of_another,
+}
+
+
+@pytest.mark.parametrize("untrue", UNTRUE)
+@pytest.mark.parametrize("name", ["sage", "max", "graph", "gcn"])
+def test_edge_indices_that_do_not_tell_the_truth(untrue: str, name: str) -> None:
+    """What an `EdgeIndex` says of its order and holds in its caches changes nothing."""
+    makes = {
+        "sage": lambda: pyg.SAGEConv(WIDTH, WIDTH),
+        "max": lambda: pyg.SAGEConv(WIDTH, WIDTH, aggr="max"),
+        "graph": lambda: pyg.GraphConv(WIDTH, WIDTH),
+        "gcn": lambda: pyg.GCNConv(WIDTH, WIDTH),
+    }
+    if (untrue, name) == ("overwritten", "graph"):
+        return  # stock multiplies by its caches, and may
+    stock = Twice(makes[name](), makes[name]()).double()
+    told = UNTRUE[untrue](edges_of(2))
+    model, x = accelerate(copy.deepcopy(stock)), features().requires_grad_()
+    expected = run(stock, [x], x, told.as_tensor())
+    for _ in range(3):
+        for found, of_stock in zip(run(model, [x], x, told), expected, strict=True):
+            assert_close(found, of_stock)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_an_edge_index_with_caches() -> None:
+    """Stock multiplies by it: it is left to stock where it comes first, and gets its HAG later."""
+    stock = pyg.GraphConv(WIDTH, 4)
+    edges = EdgeIndex(edges_of(2), sparse_size=(NUM_NODES, NUM_NODES)).sort_by("col").values
+    for filled, first in ((False, choice.MET), (True, choice.SORTED)):
+        edge_index = edges.clone()
+        if filled:
+            edge_index.fill_cache_()
+        ours, x = accelerate(copy.deepcopy(stock)), features(dtype=torch.float32).requires_grad_()
+        expected = run(stock, [x], x, EdgeIndex(edge_index.as_tensor()))
+        for reason in (first, choice.BACK):
+            for found, of_stock in zip(run(ours, [x], x, edge_index), expected, strict=True):
+                torch.testing.assert_close(found, of_stock, rtol=1e-4, atol=1e-5)
+            assert reason in str(explain(ours)[0].calls.reasons)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_dtypes(dtype: torch.dtype) -> None:
     stock = pyg.GraphConv(WIDTH, 4).to(dtype)
