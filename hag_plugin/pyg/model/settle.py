@@ -7,7 +7,7 @@ layer as it is set up (`why_never`), afterwards what became of its calls (`calls
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -22,7 +22,9 @@ from hag_plugin.pyg.model import compiled, edge_order
 from hag_plugin.pyg.model.choice import (
     BACK,
     COMPILED,
+    COMPILED_BARE,
     COMPILED_PLAIN,
+    COMPILED_WEIGHTS,
     FACTORS,
     FEW,
     FILLS,
@@ -207,14 +209,22 @@ def _settle_compiled(conv: Any, recipe: Recipe, name: str, call: Call, features:
         or is_typed
         or conv.__dict__.get("cached")
         or not is_edge_index(graph)
-        or edge_values_of(recipe.record.edge_values, call) is not None
         or type(conv._modules["aggr_module"]) is LSTMAggregation
         or why_never(conv, recipe) is not None
         or why_not_taken(conv, recipe, features) is not None
     ):
         return _COMPILED
+    if edge_values_of(recipe.record.edge_values, call) is None:
+        hag = compiled.hag_in_traced_code(conv, graph, graph_size(recipe, conv, call))
+        return Choice("plain", COMPILED_PLAIN, {name: hag})
+    weight = call.get("edge_weight")
+    if not _is_taken(weight, conv, recipe) or conv.flow != "source_to_target":
+        return _COMPILED
+    if recipe.scale(conv) is None:
+        return Choice("stock", COMPILED_BARE, NOTHING)
     hag = compiled.hag_in_traced_code(conv, graph, graph_size(recipe, conv, call))
-    return Choice("plain", COMPILED_PLAIN, {name: hag})
+    weighted = compiled.weights_in_traced_code(conv, recipe, hag, weight)
+    return Choice("plain", COMPILED_WEIGHTS, {name: weighted, "edge_weight": None})
 
 
 def _settle_each(conv: Any, recipe: Recipe, call: Call) -> Choice:
@@ -265,9 +275,7 @@ def _settle_weights(
 ) -> Choice:
     """The same for an edge index with edge weights that a recipe may have a use for."""
     weight = call.get("edge_weight")
-    is_linear = REDUCERS.get(type(conv.aggr_module)) in ("sum", "mean")
-    takes = recipe.fuses_weights and is_linear
-    if not takes or not isinstance(weight, Tensor) or weight.dim() != 1:
+    if not _is_taken(weight, conv, recipe):
         return Choice("stock", OTHER_WEIGHTS, NOTHING)
     session = conv.__dict__["_hag_session"]
     may_pass = lambda make: first_met(conv, recipe, call, edge_index, size, make)  # noqa: E731
@@ -282,6 +290,13 @@ def _settle_weights(
     if graph.weight is not None:
         return Choice("plain", NO_FACTORS, changed)
     return Choice("HAG", FACTORS, changed)
+
+
+def _is_taken(weight: Any, conv: Any, recipe: Recipe) -> TypeGuard[Tensor]:
+    """Whether a layer multiplies messages by these weights, one an edge, and sums them."""
+    is_linear = REDUCERS.get(type(conv.aggr_module)) in ("sum", "mean")
+    takes = recipe.fuses_weights and is_linear
+    return bool(takes and isinstance(weight, Tensor) and weight.dim() == 1)
 
 
 def _settle_relations(

@@ -14,6 +14,7 @@ from torch_geometric.utils import add_self_loops
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.passing import plain_hag
+from hag_plugin.hag.program import SelfLoops
 from hag_plugin.layers.record import Record
 from hag_plugin.ops.aggregate import aggregate
 from hag_plugin.ops.registration import is_fixed
@@ -31,10 +32,12 @@ class WeightedGraph:
 
     Attributes:
         hag: the edges, self-loops included.
-        scales: factors of sources and targets whose products the weights are; or None.
-        weight: the weights in the HAG's order, where there are no such factors.
+        scales: factors of sources and targets whose products the weights are, or multiply; or None.
+        weight: the weights in the HAG's order, where they are not products of factors alone.
         dtype: of the weights, which takes part in the dtype of the result.
         is_passing: whether the edges are met first, and may never come back.
+        self_loops: which loops are still to be put there, besides those of the edges.
+        loop_weight: their weights.
     """
 
     hag: HAG
@@ -42,6 +45,8 @@ class WeightedGraph:
     weight: Tensor | None
     dtype: torch.dtype
     is_passing: bool = False
+    self_loops: SelfLoops = False
+    loop_weight: Tensor | None = None
 
     def propagate(self, conv: Any, x: Tensor) -> Tensor:
         """The layer's sum or mean of weighted messages."""
@@ -50,9 +55,15 @@ class WeightedGraph:
         dim = conv.node_dim if conv.node_dim >= 0 else x.dim() + conv.node_dim
 
         def walk(rows: Tensor) -> Tensor:
-            if self.weight is not None:
-                return weighted_aggregate(rows, self.hag, self.weight, monoid)
             source, target = self.scales or (None, None)
+            if self.weight is not None:
+                return weighted_aggregate(
+                    *(rows, self.hag, self.weight, monoid),
+                    self_loops=self.self_loops,
+                    loop_weight=self.loop_weight,
+                    source_scale=source,
+                    target_scale=target,
+                )
             return aggregate(rows, self.hag, monoid, source_scale=source, target_scale=target)
 
         return along(x, dim, walk)
