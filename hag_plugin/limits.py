@@ -32,6 +32,13 @@ class Limits:
         pyg_graphs: how many graphs one accelerated model of PyG's remembers; as many as a model has
             edge types. Read when a model is accelerated.
         dgl_graphs: the same of DGL's.
+        dgl_edges: of a graph that DGL meets first: with fewer its own kernels are as fast as ours,
+            made on the spot. With more they are, too, but for two kinds:
+        dgl_row_bytes: of the rows of which DGL takes a maximum or minimum without gradients over a
+            graph that is met first. Measured: the times meet at 512 bytes; from 1,024 on our
+            kernel is 1.5 to 2.3 times faster.
+        dgl_gradient_bytes: of the gradient of a sum or mean over such a graph, which DGL writes
+            twice, to pages that are new each time. Measured: from 32 MiB on 1.6 to 2.5 times.
         loop_calls: of one layer on one graph, outside of the model's forward, that may be turns of
             a loop; with more the graph came back (see `occasions`).
         constant_bytes: what all layers keep together of aggregates of constant features. Above it
@@ -73,6 +80,9 @@ class Limits:
     searched_edges: int = 20_000_000
     pyg_graphs: int = 64
     dgl_graphs: int = 8
+    dgl_edges: int = 16384
+    dgl_row_bytes: int = 1024
+    dgl_gradient_bytes: int = 32 << 20
     loop_calls: int = 16
     constant_bytes: int = 1 << 30
     tree_gain: float = 1.1

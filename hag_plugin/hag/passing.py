@@ -26,6 +26,12 @@ WEIGHED_CALLS, WEIGHED_OPS = 150, 40  # the numbers that messages are multiplied
 # A score of an edge and head that stock makes in steps of its own; beside GATConv, GATv2Conv and
 # TransformerConv with 50 to 30,000 edges, 1 and 4 heads.
 SCORED_OPS = 12
+# Beside PyG's products with sparse matrices of 1,000 to 2,000,000 entries, 8 to 256 features: an
+# entry that we take over and sort for the reverse, and one that stock brings into the other order,
+# which it does for each gradient, and for each product with a matrix in CSC.
+ADOPTED_CALLS, ADOPTED_OPS = 120, 5
+VALUED_OPS = 10  # an entry whose value is not 1, which the reverse wants in another order
+CONVERTED_OPS = 20
 ATTENDED_ROW_OPS = 120  # what a kernel of attention takes for a row, however few its edges are
 # Beside RGATConv with 100 to 20,000 edges of 4 to 400 relations: a number of the matrix that stock
 # gathers for each message; the products with a relation's matrix, and what is around all of these;
@@ -80,6 +86,8 @@ class Messages(NamedTuple):
         relations: how many matrices there are, of which each message is multiplied with one, where
             that is done once a node and relation; 0: with none.
         matrix: the numbers of such a matrix.
+        layout: of the edges: where they are a sparse matrix, stock multiplies by it.
+        valued: whether it has values that are not 1.
     """
 
     num_edges: int
@@ -91,6 +99,8 @@ class Messages(NamedTuple):
     heads: int = 0
     relations: int = 0
     matrix: int = 0
+    layout: torch.layout = torch.strided
+    valued: bool = False
 
     def pays(self) -> bool:
         """Whether a graph that is used once is predicted to be summed sooner than by gathering
@@ -111,9 +121,12 @@ class Messages(NamedTuple):
     def plain_seconds(self, c: Constants) -> float:
         """Predicted seconds in the fused kernels, on one thread."""
         passes = 2 if self.derived else 1
-        made = self.graphs * MADE_CALLS * c.call
+        calls, ops = MADE_CALLS, SORTED_OPS
+        if self.layout != torch.strided:
+            calls, ops = ADOPTED_CALLS, ADOPTED_OPS + (VALUED_OPS if self.valued else 0)
+        made = self.graphs * calls * c.call
         if self.graphs:
-            made += self.num_edges * SORTED_OPS * c.op
+            made += self.num_edges * ops * c.op
         if self.heads:
             made += max(self.size) * ATTENDED_ROW_OPS * c.op
         seconds = passes * (made + _seconds(c, self.num_edges, *self.size, self.row_bytes))
@@ -132,6 +145,8 @@ class Messages(NamedTuple):
     def stock_seconds(self, c: Constants) -> float:
         """The same with a row of a tensor for every edge: written, and read again."""
         num_edges, (num_src, num_dst) = self.num_edges, self.size
+        if self.layout != torch.strided:
+            return self._sparse_seconds(c)
         seconds = num_edges * (MESSAGE_OPS + SCORED_OPS * self.heads) * c.op
         seconds += _seconds(c, num_edges, num_src, num_edges, self.row_bytes)
         seconds += _seconds(c, 2 * num_edges, num_edges, num_edges + num_dst, self.row_bytes)
@@ -140,6 +155,17 @@ class Messages(NamedTuple):
             seconds += _seconds(c, num_edges, num_edges, num_edges, self.row_bytes)
         seconds *= 2 if self.derived else 1
         return seconds + self._products * num_edges * self.matrix * MATRIX_OPS * c.op
+
+    def _sparse_seconds(self, c: Constants) -> float:
+        """The same where the edges are a sparse matrix: no row is written for an edge."""
+        seconds = (2 if self.derived else 1) * _seconds(
+            c, self.num_edges, *self.size, self.row_bytes
+        )
+        if self.weighted:
+            seconds += WEIGHED_CALLS * c.call + self.num_edges * WEIGHED_OPS * c.op
+        if self.derived or self.layout == torch.sparse_csc:
+            seconds += self.num_edges * CONVERTED_OPS * c.op
+        return seconds
 
 
 def _seconds(c: Constants, reads: int, num_src: int, num_dst: int, row_bytes: int) -> float:

@@ -307,7 +307,8 @@ def _shape_of_edge_dot(
     graph: Arrays, a: Tensor, b: Tensor, s: Any, t: Any, loops: str, reduce: str
 ) -> Tensor:
     num_loops = b.shape[-2] if loop_mode(loops) else 0
-    return a.new_empty((graph.col.shape[0] + num_loops,), dtype=accumulator(a.dtype))
+    num_edges = graph.col.shape[-1]  # of an edge index, too
+    return a.new_empty((num_edges + num_loops,), dtype=accumulator(a.dtype))
 
 
 _GRAPH = "Tensor row_ptr, Tensor col, Tensor? source_scale, Tensor? target_scale"

@@ -147,6 +147,12 @@ def edge_slots(edge_index: Tensor, hag: HAG) -> Tensor:
         return slots_of(edge_index, *hag.numpy(), hag.num_src).to(edge_index.device)
 
 
+def is_in_order(edge_index: Tensor, hag: HAG) -> bool:
+    """Whether edges `[2, E]` of the HAG's graph lie in its own order: by target, then by source."""
+    source, target = edge_index
+    return torch.equal(source.int(), hag.arrays.col) and bool((target[1:] >= target[:-1]).all())
+
+
 def weighted_aggregate(
     x: Tensor,
     hag: HAG,

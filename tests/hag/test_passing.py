@@ -136,6 +136,19 @@ def test_large_calls_pay_and_small_ones_do_not() -> None:
         assert not large.pays()
 
 
+def test_products_with_matrices() -> None:
+    """What stock brings into another order it does for each gradient, and for CSC."""
+    of_edges = Messages(300_000, (3000, 3000), 256, True)
+    product = of_edges._replace(layout=torch.sparse_csr)
+    assert product.gain(DEFAULT) < of_edges.gain(DEFAULT)
+    assert product.gain(DEFAULT) > 1
+    assert product._replace(derived=False).gain(DEFAULT) < 1
+    assert product._replace(derived=False, layout=torch.sparse_csc).gain(DEFAULT) > 1
+    assert product._replace(derived=False, weighted=True).gain(DEFAULT) > 1
+    assert product._replace(valued=True).gain(DEFAULT) < product.gain(DEFAULT)
+    assert product._replace(num_edges=1000).gain(DEFAULT) < 1
+
+
 @pytest.mark.parametrize("derived", [True, False])
 def test_heads_gain_by_their_scores(derived: bool) -> None:
     """Of attention: few messages do not pay, many do, and more heads sooner."""

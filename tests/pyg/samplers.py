@@ -1,4 +1,4 @@
-"""PyG's loaders where PyG's compiled samplers are not: neighbours drawn in Python.
+"""PyG's loaders where PyG's compiled samplers are not: neighbours and subgraphs drawn in Python.
 
 All but the drawing is PyG's own: what surrounds it, `NeighborLoader` to `HGTLoader`'s batches,
 filters, transforms and negative samples run as with pyg-lib. What is drawn lies as pyg-lib lays it:
@@ -84,6 +84,111 @@ def draw(seed: dict[str, Tensor], edges: dict[Any, tuple[Tensor, Tensor]], fan_o
     ]
     node = {t: torch.tensor(nodes[t], dtype=torch.int64) for t in types}
     return node, *parts, nodes_of_hop, edges_of_hop
+
+
+class Matrix:
+    """What GraphSAINT's and ShaDow's samplers ask of torch_sparse's `SparseTensor`, in Python."""
+
+    def __init__(
+        self,
+        row: Tensor | None = None,
+        rowptr: Tensor | None = None,
+        col: Tensor | None = None,
+        value: Tensor | None = None,
+        sparse_sizes: tuple[int, int] = (0, 0),
+        **trust: Any,
+    ) -> None:
+        assert col is not None
+        assert value is not None
+        if row is None:
+            assert rowptr is not None
+            row = torch.repeat_interleave(torch.arange(sparse_sizes[0]), rowptr.diff())
+        order = torch.argsort(row * sparse_sizes[1] + col, stable=True)
+        self._coo = row[order], col[order], value[order]
+        self._sizes = sparse_sizes
+        self.storage = self
+
+    def coo(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self._coo
+
+    def csr(self) -> tuple[Tensor, Tensor, Tensor]:
+        row, col, value = self._coo
+        starts = torch.zeros(self._sizes[0] + 1, dtype=torch.int64)
+        starts[1:] = torch.bincount(row, minlength=self._sizes[0]).cumsum(0)
+        return starts, col, value
+
+    def t(self) -> Matrix:
+        row, col, value = self._coo
+        return Matrix(row=col, col=row, value=value, sparse_sizes=self._sizes[::-1])
+
+    def sparse_size(self, dim: int) -> int:
+        return self._sizes[dim]
+
+    def row(self) -> Tensor:
+        return self._coo[0]
+
+    def value(self) -> Tensor:
+        return self._coo[2]
+
+    def rowcount(self) -> Tensor:
+        return torch.bincount(self._coo[0], minlength=self._sizes[0])
+
+    def colcount(self) -> Tensor:
+        return torch.bincount(self._coo[1], minlength=self._sizes[1])
+
+    def saint_subgraph(self, nodes: Tensor) -> tuple[Matrix, Tensor]:
+        row, col, value = self._coo
+        place = torch.full((self._sizes[0],), -1).index_put((nodes,), torch.arange(len(nodes)))
+        inside = (place[row] >= 0) & (place[col] >= 0)
+        sizes = len(nodes), len(nodes)
+        part = Matrix(
+            row=place[row[inside]], col=place[col[inside]], value=value[inside], sparse_sizes=sizes
+        )
+        return part, value[inside]
+
+    def random_walk(self, start: Tensor, length: int) -> Tensor:
+        starts, col, _ = self.csr()
+        walks = [start.tolist()]
+        for _ in range(length):
+            ends = [
+                int(col[random.randrange(int(starts[v]), int(starts[v + 1]))])
+                if starts[v] < starts[v + 1]
+                else v
+                for v in walks[-1]
+            ]
+            walks.append(ends)
+        return torch.tensor(walks).t().contiguous()
+
+
+def ego_nets(
+    starts: Tensor, col: Tensor, roots: Tensor, depth: int, most: int, replace: bool
+) -> tuple[Tensor, ...]:
+    """torch_sparse's `ego_k_hop_sample_adj`: the graph around each root, one after the other."""
+    nodes: list[int] = []
+    counts, rows, columns, edges, ends, at = [], [], [], [], [0], []
+    for root in roots.tolist():
+        place, frontier = {root: 0}, [root]
+        for _ in range(depth):
+            met = []
+            for v in frontier:
+                near = col[int(starts[v]) : int(starts[v + 1])].tolist()
+                met += random.sample(near, most) if 0 <= most < len(near) else near
+            frontier = [v for v in dict.fromkeys(met) if v not in place]
+            place |= {v: len(place) + i for i, v in enumerate(frontier)}
+        for v, i in place.items():
+            before = len(columns)
+            for e in range(int(starts[v]), int(starts[v + 1])):
+                if int(col[e]) in place:
+                    rows.append(len(nodes) + i)
+                    columns.append(len(nodes) + place[int(col[e])])
+                    edges.append(e)
+            counts.append(len(columns) - before)
+        at.append(len(nodes))
+        nodes += place
+        ends.append(len(nodes))
+    row_ptr = torch.tensor([0, *counts]).cumsum(0)
+    found = row_ptr, *map(torch.tensor, (columns, nodes, edges, ends, at))
+    return tuple(part.long() for part in found)
 
 
 class StretchData(ClusterData):

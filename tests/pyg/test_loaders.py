@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,12 +20,18 @@ from torch_geometric.loader import (
     ClusterLoader,
     DataLoader,
     DynamicBatchSampler,
+    GraphSAINTEdgeSampler,
+    GraphSAINTNodeSampler,
+    GraphSAINTRandomWalkSampler,
     HGTLoader,
     ImbalancedSampler,
     LinkNeighborLoader,
     NeighborLoader,
     RandomNodeLoader,
+    ShaDowKHopSampler,
+    graph_saint,
     hgt_loader,
+    shadow,
 )
 from torch_geometric.utils import trim_to_layer
 
@@ -33,7 +40,7 @@ from hag_plugin.pyg.model import choice
 
 from ..cases import random_graph
 from .recipes.test_table import assert_close
-from .samplers import PythonSampler, StretchData
+from .samplers import Matrix, PythonSampler, StretchData, ego_nets
 
 WIDTH = 8
 BATCHES = 3
@@ -236,6 +243,72 @@ def test_batches_that_are_kept_get_hags() -> None:
     for row in explain(model):
         assert sum(row.calls.counts.values()) == 2 * BATCHES
         assert any(reason.startswith(choice.BACK) for reason in row.calls.reasons.values())
+
+
+# Samplers of torch-sparse -----------------------------------------------------------------------
+
+SAMPLED: dict[str, Callable[[Data, int], Iterable[Any]]] = {
+    "GraphSAINTNodeSampler": lambda data, workers: GraphSAINTNodeSampler(
+        data, 20, num_steps=BATCHES, num_workers=workers
+    ),
+    "GraphSAINTNodeSampler, normalised": lambda data, workers: GraphSAINTNodeSampler(
+        data, 20, num_steps=BATCHES, sample_coverage=3, log=False, num_workers=workers
+    ),
+    "GraphSAINTEdgeSampler": lambda data, workers: GraphSAINTEdgeSampler(
+        data, 20, num_steps=BATCHES, num_workers=workers
+    ),
+    "GraphSAINTRandomWalkSampler": lambda data, workers: GraphSAINTRandomWalkSampler(
+        data, 10, walk_length=2, num_steps=BATCHES, num_workers=workers
+    ),
+    "ShaDowKHopSampler": lambda data, workers: ShaDowKHopSampler(
+        data, 2, 4, torch.arange(30), batch_size=10, num_workers=workers
+    ),
+}
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Data:
+    """A graph whose samples are drawn in Python in place of torch-sparse."""
+    for module in (graph_saint, shadow):
+        monkeypatch.setattr(module, "SparseTensor", Matrix)
+    monkeypatch.setattr(shadow, "WITH_TORCH_SPARSE", True)
+    stand_in = SimpleNamespace(
+        ego_k_hop_sample_adj=ego_nets,
+        ptr2ind=lambda ptr, count: torch.arange(len(ptr) - 1).repeat_interleave(ptr.diff()),
+    )
+    monkeypatch.setattr(torch.ops, "torch_sparse", stand_in, raising=False)
+    return graph()
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_samplers_of_subgraphs(name: str, drawn: Data) -> None:
+    loader = SAMPLED[name](drawn, 0)
+    assert_equal_over(loader, Net(), on_edges)
+    assert_equal_over(loader, Weighted(), on_weights)
+    if "normalised" in name:  # as GraphSAINT's example multiplies them
+        assert_equal_over(
+            loader,
+            Weighted(),
+            lambda model, batch: model(
+                batch.x, batch.edge_index, batch.edge_norm.double() * batch.edge_weight
+            ),
+        )
+
+
+def test_what_shadow_draws(drawn: Data) -> None:
+    """Edges of the graph, inside one ego net each, whose root is its own."""
+    for batch in SAMPLED["ShaDowKHopSampler"](drawn, 0):
+        source, target = batch.edge_index
+        assert torch.equal(batch.batch[source], batch.batch[target])
+        assert torch.equal(batch.batch[batch.root_n_id], torch.arange(10))
+        for end, whole in ((source, drawn.edge_index[0]), (target, drawn.edge_index[1])):
+            assert torch.isin(batch.x[end][:, 0], drawn.x[whole][:, 0]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAMPLED)
+def test_workers_with_samplers_of_subgraphs(name: str, drawn: Data) -> None:
+    assert_equal_over(SAMPLED[name](drawn, 2), Net(), on_edges)
 
 
 # Graphs with types ------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from hag_plugin.explanation import Kind
 GIVEN = "its graph has a HAG"
 BACK = "its graph came back"
 FIRST = "first met: a graph gets its HAG when it comes back in a later forward"
+MET = "first met: its rows are summed as they are"
 CHANGED = "the graph was changed since its HAG was built"
 MANY = "too many edges to search in training: call ToHAG"
 OTHER_GRAPH = "a graph of a class that is not DGL's own"

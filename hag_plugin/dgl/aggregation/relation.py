@@ -9,10 +9,11 @@ import torch
 from dgl import DGLGraph
 from torch import Tensor
 
-from hag_plugin.dgl.aggregation.choice import GIVEN
+from hag_plugin.dgl.aggregation.choice import GIVEN, MET
 from hag_plugin.explanation import Kind
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.passing import plain_hag
 from hag_plugin.hag.program import SelfLoops
 from hag_plugin.modes import outside_inference
 from hag_plugin.recall import Recall
@@ -30,7 +31,10 @@ class Relation:
         self_loops: False, or "add" where a loop for each node was added after the HAG was built.
         origin: how the edges came to have a HAG, in words.
         memory: what is known of the edges and of tensors with one value an edge.
+        is_passing: whether the graph is met first, and may never come back: nothing is searched.
     """
+
+    is_passing = False
 
     def __init__(
         self,
@@ -86,6 +90,25 @@ class Relation:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+
+class PassingRelation(Relation):
+    """The relation of a graph that is met first. Steps that are not sure to gain are DGL's."""
+
+    is_passing = True
+
+    def __init__(self) -> None:
+        super().__init__({}, origin=MET)
+
+    def hag(self, graph: DGLGraph, etid: int) -> HAG:
+        """The plain graph as a HAG, with its reverse where gradients may be asked for."""
+        with self._lock:
+            if self._hag is None:
+                both = torch.is_grad_enabled()
+                with outside_inference(), torch.no_grad():
+                    edges, size = edge_index(graph, etid), num_nodes(graph, etid)
+                    self._hag = plain_hag(edges, size, both=both)
+            return self._hag
 
 
 def ran_on(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hag_plugin.dgl.aggregation.choice import (
+    FIRST,
     FIRST_WEIGHTS,
     NO_FACTORS,
     NOT_FINITE,
@@ -18,6 +19,7 @@ from hag_plugin.dgl.aggregation.choice import (
 from hag_plugin.dgl.aggregation.relation import Relation, edge_index, num_nodes, ran_on
 from hag_plugin.dgl.aggregation.ties import tie_rule
 from hag_plugin.hag.hag import HAG
+from hag_plugin.limits import limits
 from hag_plugin.modes import outside_inference
 from hag_plugin.ops.aggregate import Ties, aggregate
 from hag_plugin.ops.registration import DTYPES, is_fixed, is_transformed, needs_grad, number
@@ -54,6 +56,8 @@ def settle_rows(
     if not is_taken(x):
         return Choice(None, why_not_taken(x))
     extremum = reduce in ("max", "min")
+    if relation.is_passing and not first_met_pays(x, extremum, needs_grad(x)):
+        return Choice(None, FIRST)
     ties: Ties = "first"
     if extremum and (needs_grad(x) or is_transformed()):
         rule, reason = tie_rule(graph, etid, relation, x.dtype)
@@ -83,6 +87,21 @@ def settle_rows(
 
     reason_of_run = relation.origin + because
     return Choice(run, reason_of_run)
+
+
+def first_met_pays(x: Tensor, extremum: bool, derived: bool) -> bool:
+    """Whether rows are aggregated sooner than by DGL over a graph that is met first.
+
+    Args:
+        x: the rows of the sources.
+        extremum: whether their maximum or minimum is taken.
+        derived: whether gradients flow back to them.
+    """
+    if x.dtype != torch.float32 or x.device.type not in DEVICES or x.dim() < 2 or is_transformed():
+        return False
+    if not extremum:
+        return derived and x.nbytes >= limits.dgl_gradient_bytes
+    return not derived and x.nbytes >= limits.dgl_row_bytes * len(x)
 
 
 def _with_infinite_empty_rows(y: Tensor, hag: HAG, relation: Relation, reduce: str) -> Tensor:

@@ -6,6 +6,7 @@ import warnings
 import weakref
 from typing import Any
 
+import torch
 from dgl import DGLGraph
 from torch import Tensor
 from torch.nn import Module
@@ -19,13 +20,14 @@ from hag_plugin.dgl.aggregation.choice import (
     OTHER_GRAPH,
     UNKNOWN_MESSAGE,
 )
-from hag_plugin.dgl.aggregation.relation import Relation
+from hag_plugin.dgl.aggregation.relation import PassingRelation, Relation
+from hag_plugin.dgl.aggregation.rows import first_met_pays
 from hag_plugin.dgl.data.graph import CLASSES, relations_of, view
 from hag_plugin.dgl.recipes.calls import begin, end
 from hag_plugin.explanation import Calls
 from hag_plugin.limits import limits
 from hag_plugin.occasions import Occasions
-from hag_plugin.recall import Recall, is_run_again
+from hag_plugin.recall import Recall, is_run_again, value_of
 from hag_plugin.saved import set_module
 
 
@@ -35,9 +37,10 @@ class Session:
 
     The root's forward pre-hook (the session itself) counts forwards. A graph is known by the
     identity of its structure, which DGL replaces when edges change. Met in a first forward it
-    runs DGL's own code; only when it comes back in a later forward its HAGs are built, so that
-    sampled blocks and batches are never searched. For layers that are called by other ways
-    `occasions` says what a coming back is. Copies and pickles start anew.
+    runs DGL's own code, but for steps that are sure to gain from a plain kernel. Only when it
+    comes back in a later forward its HAGs are built, so that sampled blocks and batches are never
+    searched. For layers that are called by other ways `occasions` says what a coming back is.
+    Copies and pickles start anew.
     """
 
     def __init__(self, root: Module | None = None) -> None:
@@ -76,8 +79,14 @@ class Session:
             return graph, NO_STEP
         reader, occasion = self.occasions.of(layer, features)
         make = lambda: _relations(graph)  # noqa: E731
-        relations: tuple[Relation, ...] | str | None = self.graphs.value(
-            (graph._graph,), "relations", make, reader=reader, occasion=occasion
+        passing = lambda: (PassingRelation(),) if _may_gain(graph, features) else None  # noqa: E731
+        relations: tuple[Relation, ...] | str | None = value_of(
+            self.graphs.value(
+                *((graph._graph,), "relations", make),
+                reader=reader,
+                occasion=occasion,
+                passing=passing,
+            )
         )
         if isinstance(relations, tuple):
             return view(graph, relations), NO_STEP
@@ -88,6 +97,18 @@ class Session:
         self.graphs.clear()
         for relation in self._given:
             relation.memory.clear()
+
+
+def _may_gain(graph: DGLGraph, features: Any) -> bool:
+    """Whether a step over a graph that is met first may be sooner than DGL's. No step is wider than
+    the features that a layer is given, as a rule."""
+    x = features[0] if isinstance(features, tuple | list) else features
+    if not isinstance(x, Tensor) or len(graph.canonical_etypes) != 1:
+        return False
+    if graph.num_edges() < limits.dgl_edges:
+        return False
+    derived = torch.is_grad_enabled()
+    return first_met_pays(x, True, derived) or first_met_pays(x, False, derived)
 
 
 def _relations(graph: DGLGraph) -> tuple[Relation, ...] | str:

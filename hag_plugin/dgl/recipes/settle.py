@@ -16,6 +16,7 @@ from dgl.nn.pytorch.conv.pnaconv import PNAConvTower
 
 from hag_plugin.dgl.aggregation.choice import (
     FACTORS,
+    FIRST,
     OTHER_WEIGHTS,
     UNFIT,
     UNKNOWN_MESSAGE,
@@ -68,12 +69,16 @@ def settle(
     ):
         if message_func.out_field != reduce_func.msg_field:
             return Choice(None, UNFIT)  # DGL says what is wrong
+        if relation.is_passing and message_func.name != "copy_u":
+            return Choice(None, FIRST)
         if message_func.name == "copy_e":
             return gated.settle(graph, etid, relation, message_func, reduce_func)
         rows = _settle_builtin(
             graph, etid, relation, message_func, reduce_func.name, empty_rows_zero
         )
         return stored(rows, reduce_func.out_field)
+    if relation.is_passing:
+        return Choice(None, FIRST)
     settles = KNOWN.get(getattr(message_func, "__func__", None))
     if getattr(reduce_func, "__func__", None) is SAGEConv._lstm_reducer:
         settles = lstm.settle

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from hag_plugin.explanation import Kind
 
 # Why, in words.
-# Why, in words.
 PASSED = "a HAG was passed"
 TREE_PASSED = "a prefix tree was passed"
 BACK = "its graph came back"
@@ -22,7 +21,11 @@ FIRST = "first met: a graph gets its HAG when it comes back in a later forward"
 MANY_MET = "too many edges to search in training: its rows are summed as they are; call build_hag"
 COMPILED = "compiled with an edge_index that only stock's code takes here: pass a HAG"
 COMPILED_PLAIN = "compiled with an edge_index: the plain graph, and its HAG once it came back"
+COMPILED_BARE = "compiled with edge weights that it does not normalise: stock is as fast"
+COMPILED_WEIGHTS = "compiled with an edge_index: the plain graph, with its edge weights"
 SPARSE = "sparse adjacency: pass edge_index or a HAG"
+SORTED = "first met: stock's product with a sorted EdgeIndex is as fast"
+SPARSE_FEW = "first met: stock's product with a sparse adjacency is as fast"
 OTHER_TENSOR = "{}: only plain tensors are known again"
 NO_EDGES = "no edge index of shape [2, E]"
 INFERENCE = "a tensor made in inference mode is not known again"

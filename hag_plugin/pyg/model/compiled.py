@@ -15,8 +15,12 @@ import torch
 from torch import Tensor
 
 from hag_plugin.hag.build import build_hag
-from hag_plugin.hag.hag import HAG, EdgeHAG
+from hag_plugin.hag.graph import Arrays
+from hag_plugin.hag.hag import HAG, EdgeHAG, of_arrays
 from hag_plugin.modes import outside_inference
+from hag_plugin.ops.weights import edge_slots
+from hag_plugin.pyg.recipes.recipe import Recipe
+from hag_plugin.pyg.recipes.weighted import WeightedGraph
 from hag_plugin.recall import Known, Passing, Recall
 
 NAME = "_hag_name"  # in a layer: a number of its own, int64 `[]`: layers share compiled code
@@ -24,6 +28,7 @@ NAME = "_hag_name"  # in a layer: a number of its own, int64 `[]`: layers share 
 _names = count()
 _LAYERS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 _PLAIN = Recall(64)  # plain graphs of edge indices, until they come back
+_SLOTS = Recall(64)  # where the edges of edge indices lie in the order of their HAGs
 _LATEST: deque[HAG] = deque(maxlen=2)  # those of edge indices that are not known again
 
 
@@ -39,6 +44,38 @@ def hag_in_traced_code(conv: Any, edge_index: Tensor, size: tuple[int, int]) -> 
     """What stands for the HAG of an edge index while a layer's call is traced."""
     row_ptr, token = torch.ops.hag_plugin_pyg.meet.default(edge_index, *size, conv.__dict__[NAME])
     return EdgeHAG(edge_index, row_ptr, token, size[0])
+
+
+def weights_in_traced_code(conv: Any, recipe: Recipe, hag: HAG, weight: Tensor) -> WeightedGraph:
+    """The same for an edge index with weights `[E]`, which may be learned: as `gcn_norm` and
+    `add_self_loops` make them, without a mask, whose size would not be known."""
+    record, edge_index = recipe.record, hag.arrays.col
+    slots = torch.ops.hag_plugin_pyg.slots.default(*hag.arrays, hag.num_src)
+    ordered = weight.new_empty(weight.shape).index_put((slots,), weight)
+    loops, loop_weight, scales = record.self_loops(conv), None, None
+    source, target = edge_index.long()
+    if loops == "fill":
+        filled = 2.0 if getattr(conv, "improved", False) else 1.0
+        is_loop, nowhere = source == target, hag.num_dst
+        loop_weight = weight.new_full((nowhere + 1,), filled)
+        loop_weight = loop_weight.index_put((target.where(is_loop, nowhere),), weight)[:-1]
+        weight = weight.where(~is_loop, 0.0)
+    if any(record.exponents(conv)):
+        degree = weight.new_zeros(hag.num_dst).index_add(0, target, weight)
+        degree = degree if loop_weight is None else degree + loop_weight
+        scale = degree.pow(-0.5)
+        scale = scale.masked_fill(scale == float("inf"), 0.0)
+        scales = scale, scale
+    return WeightedGraph(hag, scales, ordered, weight.dtype, False, loops, loop_weight)
+
+
+def _slots(row_ptr: Tensor, edge_index: Tensor, token: Tensor, num_src: int) -> Tensor:
+    size = num_src, len(row_ptr) - 1
+    slots: Tensor | None = _SLOTS.get((edge_index,), size)
+    if slots is None:
+        slots = edge_slots(edge_index, of_arrays(Arrays(row_ptr, edge_index, token), num_src))
+        _SLOTS.put((edge_index,), size, slots)
+    return slots.clone()
 
 
 def _meet(edge_index: Tensor, num_src: int, num_dst: int, layer: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,3 +114,12 @@ _library.define(
 )
 _library.impl("meet", _meet, "CompositeExplicitAutograd")
 torch.library.register_fake("hag_plugin_pyg::meet", _shape, lib=_library)
+_library.define("slots(Tensor row_ptr, Tensor edge_index, Tensor token, SymInt num_src) -> Tensor")
+_library.impl("slots", _slots, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "hag_plugin_pyg::slots",
+    lambda row_ptr, edge_index, token, num_src: edge_index.new_empty(
+        edge_index.shape[1], dtype=torch.int64
+    ),
+    lib=_library,
+)

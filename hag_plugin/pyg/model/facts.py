@@ -199,12 +199,27 @@ def is_edge_index(tensor: Tensor) -> bool:
 
 
 def plain_if_as_said(recipe: Recipe, conv: Any, call: Call, edge_index: Any) -> Any:
-    """The tensor of an `EdgeIndex` that has no values and as many nodes as there are features;
-    otherwise itself."""
+    """The tensor of an `EdgeIndex` that has as many nodes as there are features; otherwise itself.
+
+    Of what else it says nothing is taken on trust: whoever reads the edges sees how they lie. Its
+    caches of another order are not read: to check them takes as long as to sort.
+    """
     said = edge_index.sparse_size()
     found = graph_size(recipe, conv, call)
     fits = all(s is None or s == n for s, n in zip(said, found, strict=True))
-    return edge_index.as_tensor() if fits and edge_index._value is None else edge_index
+    return edge_index.as_tensor() if fits else edge_index
+
+
+def is_multiplied(conv: Any, edge_index: Any) -> bool:
+    """Whether stock multiplies by an `EdgeIndex` as by a matrix that it need not bring into another
+    order, now or for gradients."""
+    takes = getattr(conv, "SUPPORTS_FUSED_EDGE_INDEX", False) and conv.fuse
+    if not (takes and edge_index.is_sorted_by_col):
+        return False
+    if not torch.is_grad_enabled():
+        return True
+    is_linear = REDUCERS.get(type(conv.aggr_module)) in ("sum", "mean")
+    return is_linear and edge_index._T_perm is not None
 
 
 def why_passing(edge_index: Tensor, reason: str) -> str:

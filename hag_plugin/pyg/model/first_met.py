@@ -40,11 +40,9 @@ def first_met(
         if given is None:
             given = call.get(recipe.record.features or recipe.source)
         pair = given[:2] if isinstance(given, PAIRS) else (given, given)
-        if not edge_index.is_cpu or not _are_rows(conv, pair, call.get("size"), size):
+        if not edge_index.is_cpu or not are_rows(conv, pair, call.get("size"), size):
             return None
-        x, row_bytes = pair[0], _WIDE
-        if x is not None and x.is_floating_point():
-            row_bytes = x.element_size() * x.shape.numel() // max(x.shape[conv.node_dim], 1)
+        x, row_bytes = pair[0], row_bytes_of(conv, pair[0])
         weighted = recipe.scale(conv) is not None or call.get("edge_weight") is not None
         messages = Messages(edge_index.shape[1], size, row_bytes, derived, graphs, weighted)
         if recipe.scores(conv):
@@ -73,7 +71,14 @@ def with_scores(conv: Any, recipe: Recipe, messages: Messages, x: Tensor) -> Mes
     )
 
 
-def _are_rows(conv: Any, pair: Sequence[Any], given: Any, size: tuple[int, int]) -> bool:
+def row_bytes_of(conv: Any, x: Tensor | None) -> int:
+    """Of a row of features."""
+    if x is None or not x.is_floating_point():
+        return _WIDE
+    return int(x.element_size() * x.shape.numel() // max(x.shape[conv.node_dim], 1))
+
+
+def are_rows(conv: Any, pair: Sequence[Any], given: Any, size: tuple[int, int]) -> bool:
     """Whether features are rows in main memory, as many as the sizes say that a call gave. Where
     they are not, stock says so in its own words."""
     for x, rows in zip(pair, size, strict=True):

@@ -7,7 +7,7 @@ layer as it is set up (`why_never`), afterwards what became of its calls (`calls
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -19,15 +19,15 @@ from hag_plugin.hag.passing import plain_hag
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
 from hag_plugin.pyg.aggregation.neighbourhoods import check_sizes
 from hag_plugin.pyg.model import compiled, edge_order
-from hag_plugin.pyg.model import session as sessions
 from hag_plugin.pyg.model.choice import (
     BACK,
     COMPILED,
+    COMPILED_BARE,
     COMPILED_PLAIN,
+    COMPILED_WEIGHTS,
     FACTORS,
     FEW,
     FILLS,
-    FIRST,
     LSTM_SLOW,
     MET,
     MET_WEIGHTS,
@@ -42,6 +42,7 @@ from hag_plugin.pyg.model.choice import (
     PASSED,
     SCORED_COMPILED,
     SCORED_PASSED,
+    SORTED,
     SPARSE,
     TREE_PASSED,
     Choice,
@@ -55,6 +56,7 @@ from hag_plugin.pyg.model.facts import (
     has_cache,
     has_few,
     is_edge_index,
+    is_multiplied,
     is_relations,
     may_be_small,
     plain_edges,
@@ -68,6 +70,7 @@ from hag_plugin.pyg.model.facts import (
     why_unknown,
 )
 from hag_plugin.pyg.model.first_met import first_met
+from hag_plugin.pyg.model.settle_product import settle_product
 from hag_plugin.pyg.model.settle_scores import (
     scored_hag,
     settle_scores,
@@ -75,7 +78,7 @@ from hag_plugin.pyg.model.settle_scores import (
     why_no_scores,
 )
 from hag_plugin.pyg.recipes import lstm
-from hag_plugin.pyg.recipes.adjacency import hag_of, is_adjacency, parts_of, shape_of
+from hag_plugin.pyg.recipes.adjacency import is_adjacency, num_entries
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe
 from hag_plugin.pyg.recipes.relations import plain_relation_hags, plain_relations, relation_hags
 from hag_plugin.pyg.recipes.weighted import weighted_graph
@@ -127,7 +130,7 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
             return _settle_lstm(conv, recipe, name, call, session)
         if (
             recipe.yields
-            and has_few(conv, graph.shape[-1], features)
+            and has_few(conv, num_entries(graph), features)
             and (may_be_small(conv, recipe) or has_cache(conv, recipe))
         ):
             return _FEW
@@ -141,8 +144,10 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
         if given is not None and not recipe.fuses_weights:
             return Choice("stock", ONE_VALUE.format(given), NOTHING)
         if is_adjacency(graph):
-            return _settle_adjacency(conv, recipe, name, call, session)
+            return settle_product(conv, recipe, name, call, session)
+        multiplied = False
         if type(graph) is EdgeIndex:  # known again by the tensor that it holds
+            multiplied = is_multiplied(conv, graph)
             graph = plain_if_as_said(recipe, conv, call, graph)
         if not is_edge_index(graph):
             return Choice("stock", why_unknown(graph), NOTHING)
@@ -159,13 +164,15 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
             if count is not None:
                 return _settle_relations(conv, recipe, name, call, graph, count, size)
         given_first = next(iter(call.values()))  # features, by whatever name
-        passing = first_met(
-            *(conv, recipe, call, graph, size),
-            lambda both: plain_hag(graph, size, both=both),
-        )
+        passing = None
+        if not multiplied:
+            passing = first_met(
+                *(conv, recipe, call, graph, size),
+                lambda both: plain_hag(graph, size, both=both),
+            )
         hag = session.hag_of(graph, size, conv, given_first, passing)
         if hag is None:
-            return Choice("stock", why_unknown(graph), NOTHING)
+            return Choice("stock", SORTED if multiplied else why_unknown(graph), NOTHING)
         if type(hag) is Passing:
             return Choice("plain", why_passing(graph, MET), {name: hag.value})
         return Choice("HAG", BACK, {name: hag})
@@ -185,7 +192,7 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
         return _settle_hags(conv, recipe, name, call, graph, features)
     session = conv.__dict__.get("_hag_session")
     if session is not None and is_adjacency(graph) and not torch.compiler.is_compiling():
-        return _settle_adjacency(conv, recipe, name, call, session)
+        return settle_product(conv, recipe, name, call, session)
     return Choice("stock", "no graph" if graph is None else SPARSE, NOTHING)
 
 
@@ -202,14 +209,22 @@ def _settle_compiled(conv: Any, recipe: Recipe, name: str, call: Call, features:
         or is_typed
         or conv.__dict__.get("cached")
         or not is_edge_index(graph)
-        or edge_values_of(recipe.record.edge_values, call) is not None
         or type(conv._modules["aggr_module"]) is LSTMAggregation
         or why_never(conv, recipe) is not None
         or why_not_taken(conv, recipe, features) is not None
     ):
         return _COMPILED
+    if edge_values_of(recipe.record.edge_values, call) is None:
+        hag = compiled.hag_in_traced_code(conv, graph, graph_size(recipe, conv, call))
+        return Choice("plain", COMPILED_PLAIN, {name: hag})
+    weight = call.get("edge_weight")
+    if not _is_taken(weight, conv, recipe) or conv.flow != "source_to_target":
+        return _COMPILED
+    if recipe.scale(conv) is None:
+        return Choice("stock", COMPILED_BARE, NOTHING)
     hag = compiled.hag_in_traced_code(conv, graph, graph_size(recipe, conv, call))
-    return Choice("plain", COMPILED_PLAIN, {name: hag})
+    weighted = compiled.weights_in_traced_code(conv, recipe, hag, weight)
+    return Choice("plain", COMPILED_WEIGHTS, {name: weighted, "edge_weight": None})
 
 
 def _settle_each(conv: Any, recipe: Recipe, call: Call) -> Choice:
@@ -260,9 +275,7 @@ def _settle_weights(
 ) -> Choice:
     """The same for an edge index with edge weights that a recipe may have a use for."""
     weight = call.get("edge_weight")
-    is_linear = REDUCERS.get(type(conv.aggr_module)) in ("sum", "mean")
-    takes = recipe.fuses_weights and is_linear
-    if not takes or not isinstance(weight, Tensor) or weight.dim() != 1:
+    if not _is_taken(weight, conv, recipe):
         return Choice("stock", OTHER_WEIGHTS, NOTHING)
     session = conv.__dict__["_hag_session"]
     may_pass = lambda make: first_met(conv, recipe, call, edge_index, size, make)  # noqa: E731
@@ -277,6 +290,13 @@ def _settle_weights(
     if graph.weight is not None:
         return Choice("plain", NO_FACTORS, changed)
     return Choice("HAG", FACTORS, changed)
+
+
+def _is_taken(weight: Any, conv: Any, recipe: Recipe) -> TypeGuard[Tensor]:
+    """Whether a layer multiplies messages by these weights, one an edge, and sums them."""
+    is_linear = REDUCERS.get(type(conv.aggr_module)) in ("sum", "mean")
+    takes = recipe.fuses_weights and is_linear
+    return bool(takes and isinstance(weight, Tensor) and weight.dim() == 1)
 
 
 def _settle_relations(
@@ -330,38 +350,6 @@ def _settle_scored_relations(
         refuse_if_ordered(conv, recipe, call, found.reason)
         return found._replace(changed=plain)
     return Choice(found.kind, SCORED_PASSED, {**plain, **found.changed})
-
-
-def _settle_adjacency(conv: Any, recipe: Recipe, name: str, call: Call, session: Any) -> Choice:
-    """The same for a sparse adjacency. Stock's own code makes no messages of it: only what comes
-    back is worth a HAG."""
-    adj_t, features = call[name], call.get(recipe.record.features or recipe.source)
-    reason = why_never(conv, recipe) or why_not_taken(conv, recipe, features)
-    given = edge_values_of(recipe.record.edge_values, call)
-    keeps = recipe.cache is not None and conv.cached
-    if reason is None and given is not None:
-        reason = ONE_VALUE.format(given)
-    if reason is None and (keeps or recipe.record.relations is not None):
-        reason = SPARSE
-    if reason is not None or conv.flow != "source_to_target":
-        return Choice("stock", reason or SPARSE, NOTHING)
-    size = shape_of(adj_t)
-    parts = parts_of(adj_t)
-    if size != graph_size(recipe, conv, call) or parts[-1].requires_grad:
-        return Choice("stock", SPARSE, NOTHING)
-    adds_loops = recipe.record.self_loops(conv) is not False
-    how = ("adjacency", *size, adds_loops)
-    reader, occasion = session.occasions.of(conv, features)
-    found = session.graphs.value(
-        parts,
-        how,
-        lambda: sessions.build(len(parts[-1]), lambda: hag_of(adj_t, adds_loops)),
-        reader=reader,
-        occasion=occasion,
-    )
-    if isinstance(found, HAG):
-        return Choice("HAG", BACK, {name: found})
-    return Choice("stock", FIRST if found is None else found, NOTHING)
 
 
 def _why_cached(

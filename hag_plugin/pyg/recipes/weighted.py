@@ -14,10 +14,11 @@ from torch_geometric.utils import add_self_loops
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.passing import plain_hag
+from hag_plugin.hag.program import SelfLoops
 from hag_plugin.layers.record import Record
 from hag_plugin.ops.aggregate import aggregate
 from hag_plugin.ops.registration import is_fixed
-from hag_plugin.ops.weights import edge_slots, factorise, weighted_aggregate
+from hag_plugin.ops.weights import edge_slots, factorise, is_in_order, weighted_aggregate
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
 from hag_plugin.pyg.aggregation.neighbourhoods import along
 from hag_plugin.recall import Passing, value_of
@@ -31,10 +32,12 @@ class WeightedGraph:
 
     Attributes:
         hag: the edges, self-loops included.
-        scales: factors of sources and targets whose products the weights are; or None.
-        weight: the weights in the HAG's order, where there are no such factors.
+        scales: factors of sources and targets whose products the weights are, or multiply; or None.
+        weight: the weights in the HAG's order, where they are not products of factors alone.
         dtype: of the weights, which takes part in the dtype of the result.
         is_passing: whether the edges are met first, and may never come back.
+        self_loops: which loops are still to be put there, besides those of the edges.
+        loop_weight: their weights.
     """
 
     hag: HAG
@@ -42,6 +45,8 @@ class WeightedGraph:
     weight: Tensor | None
     dtype: torch.dtype
     is_passing: bool = False
+    self_loops: SelfLoops = False
+    loop_weight: Tensor | None = None
 
     def propagate(self, conv: Any, x: Tensor) -> Tensor:
         """The layer's sum or mean of weighted messages."""
@@ -50,9 +55,15 @@ class WeightedGraph:
         dim = conv.node_dim if conv.node_dim >= 0 else x.dim() + conv.node_dim
 
         def walk(rows: Tensor) -> Tensor:
-            if self.weight is not None:
-                return weighted_aggregate(rows, self.hag, self.weight, monoid)
             source, target = self.scales or (None, None)
+            if self.weight is not None:
+                return weighted_aggregate(
+                    *(rows, self.hag, self.weight, monoid),
+                    self_loops=self.self_loops,
+                    loop_weight=self.loop_weight,
+                    source_scale=source,
+                    target_scale=target,
+                )
             return aggregate(rows, self.hag, monoid, source_scale=source, target_scale=target)
 
         return along(x, dim, walk)
@@ -88,12 +99,12 @@ def weighted_graph(
     key = ("weights", *num_nodes, record.self_loops(conv), record.exponents(conv), *settings)
 
     def weighed(weight: Tensor) -> Weighted:
-        index, values = _weighed(conv, record, edge_index, weight, num_nodes[0])
+        index, values = weighed_edges(conv, record, edge_index, weight, num_nodes[0])
         return (index if conv.flow == "source_to_target" else index.flip([0])), values
 
     if not weight.requires_grad and is_fixed(weight):
         constant: WeightedGraph | None = session.built_of(
-            edges, key, lambda: _of_constant(*weighed(weight), num_nodes), conv, features
+            edges, key, lambda: of_constant(*weighed(weight), num_nodes), conv, features
         )
         if constant is not None:
             return constant
@@ -111,12 +122,21 @@ def weighted_graph(
     return replace(_in_order(hag, slots, weighed(weight)[1]), is_passing=is_passing)
 
 
-def _of_constant(index: Tensor, weight: Tensor, size: tuple[int, int]) -> WeightedGraph:
+def of_constant(index: Tensor, weight: Tensor, size: tuple[int, int]) -> WeightedGraph:
+    """The graph of weights that stay as they are: of their factors, where there are any."""
     scales = factorise(index, weight, *size)
     if scales is not None:
         return WeightedGraph(build_hag(index, size=size), scales, None, weight.dtype)
     hag = build_hag(index, size=size, method="none")
     return _in_order(hag, edge_slots(index, hag), weight)
+
+
+def met_first(index: Tensor, weight: Tensor, size: tuple[int, int], *, both: bool) -> WeightedGraph:
+    """The graph of edges and weights that may never come back, with its reverse or without."""
+    hag = plain_hag(index, size, both=both)
+    if is_in_order(index, hag):
+        return WeightedGraph(hag, None, weight.contiguous(), weight.dtype, is_passing=True)
+    return replace(_in_order(hag, edge_slots(index, hag), weight), is_passing=True)
 
 
 def _in_order(hag: HAG, slots: Tensor, weight: Tensor) -> WeightedGraph:
@@ -127,7 +147,7 @@ def _in_order(hag: HAG, slots: Tensor, weight: Tensor) -> WeightedGraph:
 # What weights a layer's messages get ------------------------------------------------------------
 
 
-def _weighed(
+def weighed_edges(
     conv: Any, record: Record, edge_index: Tensor, weight: Tensor, num_nodes: int
 ) -> Weighted:
     """The weights as they are given, or with loops and normalised, where the layer does that."""

@@ -138,7 +138,8 @@ def outcome(call: Call, graph: Any, *more: Any) -> Any:
     try:
         result = told(call(graph, *more))
     except Exception as error:
-        result = ("raised", type(error).__name__, str(error).replace("Hag", ""))
+        said = re.sub(r"\[\d\d:\d\d:\d\d\]", "", str(error))  # when DGL said so
+        result = ("raised", type(error).__name__, said.replace("Hag", ""))
     return result, told(graph)
 
 

@@ -22,6 +22,7 @@ import hag_plugin as hp
 from hag_plugin.hag.hag import EdgeHAG
 from hag_plugin.limits import limits as in_force
 from hag_plugin.pyg import ToHAG, accelerate
+from hag_plugin.pyg.model import choice
 from hag_plugin.pyg.model.compiled import NAME, hag_in_traced_code
 from hag_plugin.testing import Ran
 
@@ -131,6 +132,85 @@ def test_edges_that_come_back(name: str, ran: Ran) -> None:
                     p.mul_(0.9)
     assert backend.frame_count <= 2  # the second with sizes that vary
     assert "once it came back" in str(hp.explain(ours))
+
+
+WEIGHTED: dict[str, Callable[[], nn.Module]] = {
+    "GCNConv": lambda: pyg.GCNConv(WIDTH, 3),
+    "GCNConv improved": lambda: pyg.GCNConv(WIDTH, 3, improved=True),
+    "GCNConv without loops": lambda: pyg.GCNConv(WIDTH, 3, add_self_loops=False),
+    "TAGConv": lambda: pyg.TAGConv(WIDTH, 3),
+    "LGConv": lambda: pyg.LGConv(),
+    "APPNP": lambda: pyg.APPNP(2, 0.1),
+    "GCN": lambda: models.GCN(WIDTH, 8, 2, 3),
+}
+LEFT = {
+    "GraphConv": (lambda: pyg.GraphConv(WIDTH, 3), choice.COMPILED_BARE),
+    "GCNConv bare": (lambda: pyg.GCNConv(WIDTH, 3, normalize=False), choice.COMPILED_BARE),
+    "GraphConv max": (lambda: pyg.GraphConv(WIDTH, 3, aggr="max"), choice.COMPILED),
+    "GCNConv reversed": (lambda: pyg.GCNConv(WIDTH, 3, flow=REVERSE), choice.COMPILED),
+    "ChebConv": (lambda: pyg.ChebConv(WIDTH, 3, 2), choice.COMPILED),
+}
+
+
+def with_weights(call: Any, model: nn.Module, x: Any, edges: Any, weight: Any) -> list[Any]:
+    leaves = [x.clone().requires_grad_(), weight.detach().requires_grad_(weight.requires_grad)]
+    model.zero_grad()
+    y = call(leaves[0], edges, leaves[1])
+    (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum().backward()
+    return [y, leaves[0].grad, leaves[1].grad, *(p.grad for p in model.parameters())]
+
+
+@pytest.mark.mostly_slow("*GCNConv-True")
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_edge_weights(name: str, learned: bool) -> None:
+    """Learned ones, too; loops among the edges keep theirs. Whole graphs, and one compilation for
+    all sizes."""
+    generator = torch.Generator().manual_seed(0)
+    stock = WEIGHTED[name]().double()
+    ours, backend = accelerate(copy.deepcopy(stock)), CompileCounterWithBackend("aot_eager")
+    run = compiled(ours, backend, fullgraph=True)
+    for nodes in (20, 27, 33):
+        edge_index = edges_between(nodes, generator)
+        edge_index[:, 2:4] = torch.tensor([[5, 7], [5, 7]])
+        weight = torch.rand(edge_index.shape[1], dtype=torch.float64, generator=generator)
+        weight.requires_grad_(learned)
+        x = torch.randn(nodes, WIDTH, dtype=torch.float64, generator=generator)
+        for _ in range(2):  # of the edges, where each lies is known again
+            found = with_weights(run, ours, x, edge_index, weight)
+            expected = with_weights(stock, stock, x, edge_index, weight)
+            for a, b in zip(found, expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    assert backend.frame_count <= 2
+    assert choice.COMPILED_WEIGHTS in str(hp.explain(ours))
+
+
+def test_weights_of_edges_that_are_written_to() -> None:
+    """Where edges lie is found anew."""
+    stock = pyg.GCNConv(WIDTH, 3).double()
+    ours = accelerate(copy.deepcopy(stock))
+    run = compiled(ours, "eager", fullgraph=True)
+    edge_index = edges_between(20, torch.Generator().manual_seed(0))
+    x, weight = torch.randn(20, WIDTH, dtype=torch.float64), torch.rand(80, dtype=torch.float64)
+    for write in (None, edge_index, edge_index.data, torch.from_numpy(edge_index.numpy())):
+        if write is not None:
+            write.copy_(write.flip(1).roll(3, 1))
+        for _ in range(2):
+            torch.testing.assert_close(run(x, edge_index, weight), stock(x, edge_index, weight))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own, where stock's graph breaks
+@pytest.mark.parametrize("name", LEFT)
+def test_weights_that_stay_with_stock(name: str) -> None:
+    make, reason = LEFT[name]
+    stock = make().double()
+    ours = accelerate(copy.deepcopy(stock))
+    run = compiled(ours, "eager", fullgraph=False)
+    edge_index = edges_between(20, torch.Generator().manual_seed(0))
+    x, weight = torch.randn(20, WIDTH, dtype=torch.float64), torch.rand(80, dtype=torch.float64)
+    torch.testing.assert_close(run(x, edge_index, weight), stock(x, edge_index, weight))
+    assert reason in str(hp.explain(ours))
 
 
 def session_of(model: nn.Module) -> Any:

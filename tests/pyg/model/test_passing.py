@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +21,6 @@ from torch_geometric.utils import trim_to_layer
 from examples.benchmark.sample_batches import Sampler
 from hag_plugin.pyg import accelerate, explain
 from hag_plugin.pyg.model import choice
-from hag_plugin.pyg.recipes.adjacency import VALUES
 from hag_plugin.testing import count_programs, limits
 
 from ...cases import random_graph
@@ -140,6 +138,73 @@ LIES: dict[str, Callable[[Tensor], Any]] = {
 @pytest.mark.parametrize("aggr", ["mean", "max"])
 def test_however_edges_lie(lies: str, aggr: str) -> None:
     assert_met(sage(aggr=aggr), features(), LIES[lies](edges_of(2)))
+
+
+def overwritten(edges: Tensor) -> Any:
+    """An `EdgeIndex` whose caches are of the edges that it held before."""
+    kept = EdgeIndex(edges_of(9), sparse_size=(NUM_NODES, NUM_NODES))
+    kept = kept.sort_by("col").values.fill_cache_()
+    kept.as_tensor().numpy()[:] = edges.numpy()
+    return kept
+
+
+def of_another(edges: Tensor) -> Any:
+    """The same with the caches of another, some of which lead nowhere."""
+    told = EdgeIndex(edges, sparse_size=(NUM_NODES, NUM_NODES), sort_order="row")
+    told._indptr = torch.full((NUM_NODES + 1,), 10**12)
+    told._T_perm = torch.full((edges.shape[1],), -5)
+    told._T_index = (edges[0] + 10**9, edges[1] - 10**9)
+    told._T_indptr = torch.zeros(3, dtype=torch.int64)
+    return told
+
+
+UNTRUE: dict[str, Callable[[Tensor], Any]] = {
+    "by column": lambda e: EdgeIndex(e, sort_order="col"),
+    "by row": lambda e: EdgeIndex(e, sort_order="row"),
+    "undirected": lambda e: EdgeIndex(
+        e, sort_order="col", is_undirected=True, sparse_size=(NUM_NODES, NUM_NODES)
+    ),
+    "overwritten": overwritten,
+    "of another": of_another,
+}
+
+
+@pytest.mark.parametrize("untrue", UNTRUE)
+@pytest.mark.parametrize("name", ["sage", "max", "graph", "gcn"])
+def test_edge_indices_that_do_not_tell_the_truth(untrue: str, name: str) -> None:
+    """What an `EdgeIndex` says of its order and holds in its caches changes nothing."""
+    makes = {
+        "sage": lambda: pyg.SAGEConv(WIDTH, WIDTH),
+        "max": lambda: pyg.SAGEConv(WIDTH, WIDTH, aggr="max"),
+        "graph": lambda: pyg.GraphConv(WIDTH, WIDTH),
+        "gcn": lambda: pyg.GCNConv(WIDTH, WIDTH),
+    }
+    if (untrue, name) == ("overwritten", "graph"):
+        return  # stock multiplies by its caches, and may
+    stock = Twice(makes[name](), makes[name]()).double()
+    told = UNTRUE[untrue](edges_of(2))
+    model, x = accelerate(copy.deepcopy(stock)), features().requires_grad_()
+    expected = run(stock, [x], x, told.as_tensor())
+    for _ in range(3):
+        for found, of_stock in zip(run(model, [x], x, told), expected, strict=True):
+            assert_close(found, of_stock)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_an_edge_index_with_caches() -> None:
+    """Stock multiplies by it: it is left to stock where it comes first, and gets its HAG later."""
+    stock = pyg.GraphConv(WIDTH, 4)
+    edges = EdgeIndex(edges_of(2), sparse_size=(NUM_NODES, NUM_NODES)).sort_by("col").values
+    for filled, first in ((False, choice.MET), (True, choice.SORTED)):
+        edge_index = edges.clone()
+        if filled:
+            edge_index.fill_cache_()
+        ours, x = accelerate(copy.deepcopy(stock)), features(dtype=torch.float32).requires_grad_()
+        expected = run(stock, [x], x, EdgeIndex(edge_index.as_tensor()))
+        for reason in (first, choice.BACK):
+            for found, of_stock in zip(run(ours, [x], x, edge_index), expected, strict=True):
+                torch.testing.assert_close(found, of_stock, rtol=1e-4, atol=1e-5)
+            assert reason in str(explain(ours)[0].calls.reasons)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -401,79 +466,3 @@ def test_memory_does_not_grow() -> None:
         if i in (100, 599):
             used.append(process.memory_info().rss)
     assert used[1] - used[0] < 20 << 20
-
-
-# Sparse adjacencies -----------------------------------------------------------------------------
-
-
-def adjacency(edge_index: Tensor, layout: str, size: tuple[int, int], value: float = 1.0) -> Tensor:
-    """Rows are targets."""
-    values = torch.full((edge_index.shape[1],), value, dtype=torch.float64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        adj_t = torch.sparse_coo_tensor(edge_index.flip(0), values, size[::-1]).coalesce()
-        if layout == "COO":
-            return adj_t
-        return adj_t.to_sparse_csr() if layout == "CSR" else adj_t.to_sparse_csc()
-
-
-def without_duplicates(edge_index: Tensor, loops: bool) -> Tensor:
-    edges = edge_index.unique(dim=1)
-    return edges if loops else edges[:, edges[0] != edges[1]]
-
-
-@pytest.mark.parametrize("layout", ["CSR", "CSC", "COO"])
-@pytest.mark.parametrize("name", [n for n in CONFIGURATIONS if "-" not in n])
-@pytest.mark.filterwarnings("ignore")
-def test_adjacencies(name: str, layout: str) -> None:
-    stock = CONFIGURATIONS[name]().double()
-    x = features().requires_grad_()
-    given = [x, x.flip(0)] if isinstance(stock, pyg.GCN2Conv) else [x]
-    for loops in (False, True):
-        edges = without_duplicates(edges_of(5), loops)
-        adj_t = adjacency(edges, layout, (NUM_NODES, NUM_NODES))
-        try:
-            expected = run(stock, [x], *given, adj_t)
-        except Exception:
-            return  # stock takes no such matrix
-        ours = accelerate(copy.deepcopy(stock))
-        for _ in range(3):
-            for found, of_stock in zip(run(ours, [x], *given, adj_t), expected, strict=True):
-                assert_close(found, of_stock)
-        (row,) = explain(ours)
-        took = {"HAG", "plain"} & set(row.calls.counts)
-        assert took or not row.accelerated or choice.BACK not in str(row.calls)
-
-
-@pytest.mark.parametrize("layout", ["CSR", "CSC", "COO"])
-@pytest.mark.filterwarnings("ignore")
-def test_an_adjacency_that_comes_back(layout: str) -> None:
-    edges = without_duplicates(edges_of(5), True)
-    for value, runs in ((1.0, True), (2.0, False)):
-        adj_t = adjacency(edges, layout, (NUM_NODES, NUM_NODES), value)
-        stock = pyg.GraphConv(WIDTH, 4).double()
-        ours = accelerate(copy.deepcopy(stock))
-        for _ in range(3):
-            assert_close(ours(features(), adj_t), stock(features(), adj_t))
-        counts = explain(ours)[0].calls.counts
-        assert (counts["stock"] == 1) == runs
-        assert (VALUES in str(explain(ours)[0].calls)) != runs
-    two = random_graph(20, 8, 50)
-    adj_t = adjacency(two.unique(dim=1), layout, (20, 8))
-    stock = pyg.SAGEConv((WIDTH, 3), 4).double()
-    ours = accelerate(copy.deepcopy(stock))
-    for _ in range(2):
-        pair = features(), features(8)[:, :3]
-        assert_close(ours(pair, adj_t), stock(pair, adj_t))
-    assert explain(ours)[0].calls.counts["stock"] == 1
-
-
-def test_torch_sparse() -> None:
-    torch_sparse = pytest.importorskip("torch_sparse", reason="torch_sparse is not installed")
-    edges = without_duplicates(edges_of(5), False)
-    adj_t = torch_sparse.SparseTensor.from_edge_index(edges, sparse_sizes=(20, 20)).t()
-    stock = pyg.SAGEConv(WIDTH, 4).double()
-    ours = accelerate(copy.deepcopy(stock))
-    for _ in range(3):
-        assert_close(ours(features(), adj_t), stock(features(), adj_t))
-    assert explain(ours)[0].calls.counts["stock"] == 1
