@@ -24,11 +24,11 @@ from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hag_plugin.hag.gpu.launch_shape import MAX_WARPS, WINNER_WARPS, cut
+from hag_plugin.hag.gpu.launch_shape import MAX_WARPS, UNROLL, WINNER_WARPS, cut
 
 from .combine import REDUCERS, combine
 from .edges import edge_dot
-from .launch import ACCUMULATORS, UNROLL
+from .launch import ACCUMULATORS
 from .ties import add_to_winners, masked_sum, winner
 
 KERNELS = {
