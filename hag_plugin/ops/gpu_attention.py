@@ -43,7 +43,7 @@ class Rows(NamedTuple):
     @property
     def first_ops(self) -> int:
         """Ops of the first level."""
-        return self.schedule.level_ptr[1]
+        return self.schedule.level_ptr[1] if self.schedule.num_levels else 0
 
     def scratch(self, like: Tensor, *size: int) -> Tensor:
         """Room for parts of long rows."""
@@ -174,7 +174,7 @@ def _attend(
             **how.options,
         )
         if normalise != "softmax":
-            _add_parts(rows, value, y, scratch)
+            _add_parts(rows, y, scratch)
             if kept is not None and schedule.num_levels > 1:
                 kept[:, 0], kept[:, 1] = 0.0, 1.0
             return
@@ -216,14 +216,14 @@ def _or(other: Tensor, *tensors: Tensor | None) -> list[Tensor]:
     return [other if t is None else t for t in tensors]
 
 
-def _add_parts(rows: Rows, x: Tensor, y: Tensor, scratch: Tensor) -> None:
-    """The higher levels of sums: `x` and `y` `[N, ...]` with as many numbers a row."""
+def _add_parts(rows: Rows, y: Tensor, scratch: Tensor) -> None:
+    """The higher levels of sums: what parts of long rows add up to, into `y`."""
     launch, schedule = gpu.launches(), rows.schedule
-    if y[0].numel() == 0:
+    if schedule.num_levels < 2 or y.numel() == 0:
         return
-    x, y = (t.reshape(1, t.shape[0], -1) for t in (x, y))
+    y = y.view(1, y.shape[0], -1)
     for level in range(1, schedule.num_levels):
-        launch.run_level(schedule, level, x, y, scratch, "sum", None, None)
+        launch.run_level(schedule, level, y, y, scratch, "sum", None, None)  # no row of x is read
 
 
 # Backward ----------------------------------------------------------------------------------------
@@ -323,10 +323,9 @@ def _by_source(
             **how.options,
         )
         if out.value is not None:
-            _add_parts(rows, grad, out.value, part_value)
+            _add_parts(rows, out.value, part_value)
         if out.key is not None:
-            assert query is not None
-            _add_parts(rows, query, out.key, part_key)
+            _add_parts(rows, out.key, part_key)
 
 
 def _by_target_of_vectors(
@@ -366,6 +365,6 @@ def _by_target_of_vectors(
             **how.options,
         )
         for to, part in zip((d_query, d_weight), parts, strict=True):
-            _add_parts(rows, key, to, part)
+            _add_parts(rows, to, part)
     if out.weight is not None:
         torch.sum(d_weight, 0, out=out.weight)
