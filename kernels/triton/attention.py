@@ -69,7 +69,8 @@ def features(x, row, there, head, column, heads, width):
 def vector(weight, head, column, heads, width):
     """The same of one row, which all share."""
     mask = (head < heads)[None, :, None] & (column < width)[None, None, :]
-    return tl.load(weight + (head * width)[None, :, None] + column[None, None, :], mask, 0.0)
+    first = (head.to(tl.int64) * width)[None, :, None]
+    return tl.load(weight + (first + column[None, None, :]), mask, 0.0)
 
 
 @triton.jit
@@ -222,7 +223,7 @@ def score(
 @triton.jit
 def write_heads(x, row, mask, head, stride, value):
     """Writes numbers of heads into rows that are `stride` apart."""
-    tl.store(x + (row.to(tl.int64) * stride)[:, None] + head[None, :], value, mask)
+    tl.store(x + of_heads(row, head, stride), value, mask)
 
 
 @triton.jit
