@@ -42,6 +42,7 @@ def tensors_of(
     sizes: tuple[int, int, int],
     widths: tuple[int, int, int, int],
     dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
 ) -> dict[str, Tensor]:
     """What a call is given: N_src, N_dst, E, and heads, C, K and D."""
     (num_src, num_dst, num_edges), (heads, width, key_width, edge_width) = sizes, widths
@@ -59,7 +60,7 @@ def tensors_of(
         "projection": (edge_width, heads * key_width),
         "mask": (num_edges, heads),
     }
-    return {name: torch.randn(shapes[name]).to(dtype) for name in ("value", *names)}
+    return {name: torch.randn(shapes[name], device=device).to(dtype) for name in ("value", *names)}
 
 
 def how_of(form: str) -> dict[str, Any]:
