@@ -320,6 +320,7 @@ def _by_source(
             BY_SCORE=by_score is not None,
             WHOLE=max(width, key_width) <= how.cols,
             ACC=launch.ACCUMULATORS[y.dtype],
+            UNROLL=how.unroll,
             **how.options,
         )
         if out.value is not None:

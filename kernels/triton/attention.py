@@ -104,7 +104,7 @@ def leaky(x, SLOPE: tl.constexpr):
 
 @triton.jit
 def held_of(
-    own,
+    x,
     row,
     there,
     head,
@@ -114,12 +114,12 @@ def held_of(
     WHOLE: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """What stays of an op's own key or query from edge to edge."""
+    """What a score takes of some rows of keys or queries, where it takes them whole."""
     held = 0.0
     if SCORE == "sum":
-        held = tl.load(own + of_heads(row, head, heads), there, 0.0)
+        held = tl.load(x + of_heads(row, head, heads), there, 0.0)
     elif SCORE != "given" and WHOLE:
-        held = features(own, row, there, head, tl.arange(0, COLS), heads, width)
+        held = features(x, row, there, head, tl.arange(0, COLS), heads, width)
     return held
 
 
@@ -148,6 +148,7 @@ def product(
     held,
     other,
     other_row,
+    theirs,
     weight,
     there,
     head,
@@ -163,12 +164,11 @@ def product(
 ):
     """<own, other> of each head; of a VECTOR <weight, leaky(own + other)>.
 
-    `held` are the rows of `own` where the features of a head are WHOLE in an instance.
+    `held` and `theirs` are the rows where the features of a head are WHOLE in an instance.
     """
     column = tl.arange(0, COLS)
     if WHOLE:
-        right = features(other, other_row, there, head, column, heads, width)
-        dot = tl.sum(term(held, right, weight, head, column, heads, width, VECTOR, SLOPE), 2)
+        dot = tl.sum(term(held, theirs, weight, head, column, heads, width, VECTOR, SLOPE), 2)
     else:
         acc = tl.zeros((ROWS, HEADS, COLS), ACC)
         block = 0
@@ -189,6 +189,7 @@ def score(
     held,
     other,
     other_row,
+    theirs,
     weight,
     bias,
     user,
@@ -209,10 +210,10 @@ def score(
     """Scores before their own leaky ReLU; that of "vector" is inside."""
     s = tl.zeros((ROWS, HEADS), ACC)
     if SCORE == "sum":
-        s = held + tl.load(other + of_heads(other_row, head, heads), there, 0.0)
+        s = held + theirs
     elif SCORE != "given":
         s = product(
-            own, own_row, held, other, other_row, weight, there, head, heads, width,
+            own, own_row, held, other, other_row, theirs, weight, there, head, heads, width,
             SCORE == "vector", SLOPE, WHOLE, ACC, ROWS, HEADS, COLS,
         )  # fmt: skip
     if BIASED:
@@ -336,9 +337,10 @@ def attend(
             if BIASED or MASKED:
                 user, known = users_row(edge, order, slot, here, num_edges, ORDERED)
             known = known[:, None] & there
+            theirs = held_of(key, j, there, head, heads, key_width, SCORE, WHOLE, COLS)
             s = score(
-                query, own, held, key, j, weight, bias, user, known, there, head, heads, key_width,
-                SCORE, SLOPE, BIASED, WHOLE, ACC, ROWS, HEADS, COLS,
+                query, own, held, key, j, theirs, weight, bias, user, known, there, head, heads,
+                key_width, SCORE, SLOPE, BIASED, WHOLE, ACC, ROWS, HEADS, COLS,
             )  # fmt: skip
             if SCORE != "vector":
                 s = leaky(s, SLOPE)
@@ -403,8 +405,9 @@ def merge(
             there = here[:, None] & (head < heads)[None, :]
             s = ~tl.load(source + begin + (k + u), here, 0)
             x = features(scratch, s, there, head, column, heads, width)
-            highest = tl.load(part + of_heads(2 * s, head, heads), there, float("-inf"))
-            sums = tl.load(part + of_heads(2 * s + 1, head, heads), there, 0.0)
+            place = of_heads(s, head, 2 * heads)
+            highest = tl.load(part + place, there, float("-inf"))
+            sums = tl.load(part + heads + place, there, 0.0)
             peak, fade, grow = fading(peak, highest)
             total = total * fade + sums * grow
             acc = acc * fade[:, :, None] + x * grow[:, :, None]
@@ -445,7 +448,7 @@ def head_dot(
     j = tl.load(source + edge, here, 0)
     i = tl.load(target + edge, here, 0)
     dot = product(
-        b, i, 0.0, a, j, a, there, head, heads, width,
+        b, i, 0.0, a, j, 0.0, a, there, head, heads, width,
         False, 1.0, False, ACC, ROWS, HEADS, COLS,
     )  # fmt: skip
     user = edge
@@ -457,6 +460,7 @@ def head_dot(
 
 @triton.jit
 def fetched(
+    query,
     grad,
     kept,
     inner,
@@ -467,19 +471,26 @@ def fetched(
     column,
     heads,
     width,
+    key_width,
+    SCORE: tl.constexpr,
     NORMALISE: tl.constexpr,
+    WHOLE: tl.constexpr,
+    COLS: tl.constexpr,
 ):
-    """What an edge's target has: its number, the gradient's row, what was kept of its scores."""
+    """An edge's target, whether there is one, and what it has: its query, a row of the gradient,
+    and what was kept of its scores."""
     here = slot < end
     there = here[:, None] & (head < heads)[None, :]
     i = tl.load(source + slot, here, 0)
     g = features(grad, i, there, head, column, heads, width)
+    theirs = held_of(query, i, there, head, heads, key_width, SCORE, WHOLE, COLS)
     peak, inverse, product_of = 0.0, 1.0, 0.0
     if NORMALISE == "softmax":
-        peak = tl.load(kept + of_heads(2 * i, head, heads), there, 0.0)
-        inverse = tl.load(kept + of_heads(2 * i + 1, head, heads), there, 0.0)
+        place = of_heads(i, head, 2 * heads)
+        peak = tl.load(kept + place, there, 0.0)
+        inverse = tl.load(kept + heads + place, there, 0.0)
         product_of = tl.load(inner + of_heads(i, head, heads), there, 0.0)
-    return i, here, there, g, peak, inverse, product_of
+    return i, here, g, theirs, peak, inverse, product_of
 
 
 @triton.jit
@@ -537,6 +548,7 @@ def attend_back(
     HEADS: tl.constexpr,
     COLS: tl.constexpr,
     STEP: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     """The gradients by what sources have, and by scores: the first level of the reverse.
 
@@ -557,12 +569,30 @@ def attend_back(
     sum_value = tl.zeros((ROWS, HEADS, COLS), ACC)
     sum_key = tl.zeros((ROWS, HEADS, COLS), ACC)
     sum_heads = tl.zeros((ROWS, HEADS), ACC)
+    # No load is moved before what is written here: the next edge's rows are asked for first, where
+    # there are registers for them.
+    AHEAD: tl.constexpr = UNROLL > 1 and WHOLE and SCORE != "vector"
+    if AHEAD:
+        next_i, next_here, next_g, next_theirs, next_peak, next_inverse, next_product = fetched(
+            query, grad, kept, inner, source, begin, end, head, column, heads, width, key_width,
+            SCORE, NORMALISE, WHOLE, COLS,
+        )  # fmt: skip
     k = 0
     while k < longest:
         slot = begin + k
-        i, here, there, g, peak, inverse, product_of = fetched(
-            grad, kept, inner, source, slot, end, head, column, heads, width, NORMALISE
-        )
+        if AHEAD:
+            i, here, g, theirs = next_i, next_here, next_g, next_theirs
+            peak, inverse, product_of = next_peak, next_inverse, next_product
+            next_i, next_here, next_g, next_theirs, next_peak, next_inverse, next_product = fetched(
+                query, grad, kept, inner, source, slot + 1, end, head, column, heads, width,
+                key_width, SCORE, NORMALISE, WHOLE, COLS,
+            )  # fmt: skip
+        else:
+            i, here, g, theirs, peak, inverse, product_of = fetched(
+                query, grad, kept, inner, source, slot, end, head, column, heads, width, key_width,
+                SCORE, NORMALISE, WHOLE, COLS,
+            )  # fmt: skip
+        there = here[:, None] & (head < heads)[None, :]
         user, known, e = here, here, here
         if BY_SCORE:
             e = tl.load(edge + slot, here, 0)
@@ -570,14 +600,14 @@ def attend_back(
             user, known = users_row(edge, order, slot, here, num_edges, ORDERED)
         known = known[:, None] & there
         s = score(
-            key, own, held, query, i, weight, bias, user, known, there, head, heads, key_width,
-            SCORE, SLOPE, BIASED, WHOLE, ACC, ROWS, HEADS, COLS,
+            key, own, held, query, i, theirs, weight, bias, user, known, there, head, heads,
+            key_width, SCORE, SLOPE, BIASED, WHOLE, ACC, ROWS, HEADS, COLS,
         )  # fmt: skip
         if WHOLE:
             by = tl.sum(held_value * g, 2)
         else:
             by = product(
-                value, own, 0.0, grad, i, weight, there, head, heads, width,
+                value, own, 0.0, grad, i, 0.0, weight, there, head, heads, width,
                 False, 1.0, False, ACC, ROWS, HEADS, COLS,
             )  # fmt: skip
         p = s
@@ -611,7 +641,9 @@ def attend_back(
             if SCORE == "sum":
                 sum_heads += by
             else:
-                q = features(query, i, there, head, column, heads, key_width)
+                q = theirs
+                if not WHOLE:
+                    q = features(query, i, there, head, column, heads, key_width)
                 each = by[:, :, None]
                 if SCORE == "vector":
                     sum_key += tl.where(mine + q > 0.0, each, each * SLOPE)
