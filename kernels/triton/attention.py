@@ -16,6 +16,9 @@ import triton.language as tl
 
 from .instance import sources
 
+SCORES = ("given", "sum", "vector", "dot")
+NORMALISATIONS = ("softmax", "tanh", "none")
+
 
 @triton.jit
 def attending(

@@ -31,7 +31,6 @@ from hag_plugin.hag.gpu.launch_shape import (
     cut,
     cut_heads,
 )
-from hag_plugin.ops.attention_pieces import NORMALISATIONS, SCORES
 
 from . import attention
 from .combine import REDUCERS, combine
@@ -149,7 +148,7 @@ def attention_flags() -> Iterator[tuple[str, dict[str, Any]]]:
     bare = dict.fromkeys(("MASKED", "ORDERED"), False)
     sums = {"SCORE": "given", "NORMALISE": "none", "SLOPE": 1.0, "BIASED": True, "KEPT": False}
     yield "attend", sums | bare
-    for score, normalise in itertools.product(SCORES, NORMALISATIONS):
+    for score, normalise in itertools.product(attention.SCORES, attention.NORMALISATIONS):
         what = {"SCORE": score, "NORMALISE": normalise, "SLOPE": 0.2}
         for full in (False, True) if normalise == "softmax" else (True,):
             extra = dict.fromkeys(("MASKED", "ORDERED"), full) | {

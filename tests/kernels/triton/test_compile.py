@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from hag_plugin.kernels.triton import resources
+from hag_plugin.kernels.triton import attention, resources
 from hag_plugin.kernels.triton.resources import (
     DTYPES,
     WARPS,
@@ -24,6 +24,7 @@ from hag_plugin.kernels.triton.resources import (
     Compiled,
     Variant,
 )
+from hag_plugin.ops import attention_pieces
 
 TARGETS = (80, 90)
 # The bits of the offsets of each block of rows and features.
@@ -94,6 +95,11 @@ def test_compiles_without_spills() -> None:
     assert {variant.kernel for variant, _ in found} == set(resources.KERNELS)
     for variant, target in found:
         check(resources.compile_for(variant, target))
+
+
+def test_every_form_of_attention_is_compiled() -> None:
+    assert attention.SCORES == attention_pieces.SCORES
+    assert attention.NORMALISATIONS == attention_pieces.NORMALISATIONS
 
 
 def test_check_can_fail() -> None:
