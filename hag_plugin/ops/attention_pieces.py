@@ -148,10 +148,6 @@ class Pieces:
         each = self.spread(None, _flat(rows))
         return each.reshape(each.shape[0], *rows.shape[1:])
 
-    def sent(self) -> Tensor:
-        """What the edges' own features add up to, `[N_dst, H, D]`."""
-        return self._sent(self.w, self.given.edges)
-
     def _sent(self, weight: Tensor, edges: Any) -> Tensor:
         """The sum over the edges of each target of `weight_eh * edges_e`, `[N_dst, H, D]`."""
         each = weight.unsqueeze(-1) * edges.unsqueeze(1)

@@ -1,8 +1,8 @@
 """What the operators of attention run where features are on a GPU: see `gpu`.
 
 Scores of nodes' terms, of vectors and of dot products are made in the kernels, in both directions.
-Those with terms of edges' features are made of `head_dot` and of what torch has, and given to the
-kernels as scores `[E, H]`.
+Those with terms of edges' features are given to them, `[E, H]`: products with a target's features
+from `head_dot`, vectors made edge by edge of what torch has.
 """
 
 from __future__ import annotations
@@ -62,13 +62,19 @@ def rows_of(hag: HAG, transposed: bool) -> Rows:
 
 
 def head_sum(rows: Rows, x: Tensor, weight: Tensor, order: Tensor | None, y: Tensor) -> None:
-    """`y_ih = sum over e: j->i of (weight_eh * x_jh)`; `[N, H, C]`, `[E, H]`, contiguous."""
+    """`y_ih = sum over e: j->i of (weight_eh * x_jh)`; `[N, H, C]`, `[E, H]`, contiguous.
+
+    Where `x` is `[E, C]`, rows of edges in the caller's order, `x_e` stands for `x_jh`.
+    """
     _attend(rows, Tensors(x, bias=weight, order=order), "given", "none", 1.0, y, None)
 
 
 def head_dot(hag: HAG, a: Tensor, b: Tensor, order: Tensor | None) -> Tensor:
-    """`<a_jh, b_ih>` of each edge and head, `[E, H]`; contiguous arguments `[N, H, C]`."""
-    _, heads, width = a.shape
+    """`<a_jh, b_ih>` of each edge and head, `[E, H]`; contiguous arguments `[N, H, C]`.
+
+    Where `a` is `[E, C]`, rows of edges in the caller's order, `<a_e, b_ih>`.
+    """
+    _, heads, width = b.shape
     out = a.new_empty((hag.num_edges, heads))
     if out.numel() == 0:
         return out
@@ -87,6 +93,7 @@ def head_dot(hag: HAG, a: Tensor, b: Tensor, order: Tensor | None) -> Tensor:
             heads,
             width,
             ORDERED=order is not None,
+            OF_EDGES=a.dim() == 2,
             ACC=launch.ACCUMULATORS[a.dtype],
             **how.options,
         )
@@ -110,20 +117,35 @@ def attend(rows: Rows, hag: HAG, given: Tensors, form: Form, y: Tensor, kept: Te
     if is_fused(given):
         _attend(rows, given, form.score, form.normalise, form.slope, y, kept)
         return
-    with torch.no_grad():
-        scores = Pieces(hag, replace(form, normalise="none"), given, None).s.contiguous()
-        slope = 1.0 if form.score == "vector" else form.slope
-        one = Tensors(given.value, bias=scores, mask=given.mask, order=given.order)
-        if given.edge_query is None:
-            _attend(rows, one, "given", form.normalise, slope, y, kept)
-            return
-        assert given.value is not None
-        of_nodes = y.new_empty((*y.shape[:2], given.value.shape[2]))
-        _attend(rows, one, "given", form.normalise, slope, of_nodes, kept)
-        width = of_nodes.shape[-1]
-        y[..., :width] = of_nodes
-        pieces = Pieces(hag, form, given, kept[:, 0])
-        y[..., width:] = pieces.sent()
+    one = _with_scores(hag, given, form)
+    how = "given", form.normalise, 1.0 if form.score == "vector" else form.slope
+    if given.edge_query is None:
+        _attend(rows, one, *how, y, kept)
+        return
+    assert given.value is not None
+    assert given.edges is not None
+    width = given.value.shape[-1]
+    of_nodes, of_edges = (torch.empty_like(part) for part in y.tensor_split([width], -1))
+    _attend(rows, one, *how, of_nodes, kept)
+    _attend(rows, one._replace(value=given.edges), *how, of_edges, torch.empty_like(kept))
+    torch.cat([of_nodes, of_edges], -1, out=y)
+
+
+def _with_scores(hag: HAG, given: Tensors, form: Form) -> Tensors:
+    """The same attention with its scores as given, where they have terms of edges' features."""
+    if given.edge_query is None:
+        with torch.no_grad():
+            scores = Pieces(hag, replace(form, normalise="none"), given, None).s
+    else:
+        assert given.key is not None
+        assert given.query is not None
+        assert given.edges is not None
+        scores = head_dot(hag, given.key, given.query, given.order)
+        scores += head_dot(hag, given.edges, given.edge_query, given.order)
+        if given.bias is not None:
+            scores += given.bias
+    bias = scores.contiguous()
+    return Tensors(given.value, bias=bias, mask=given.mask, order=given.order)
 
 
 def _attend(
@@ -140,7 +162,7 @@ def _attend(
         return
     value, schedule = given.value, rows.schedule
     assert value is not None
-    key, query, key_width = _ends(given, score, num_dst)
+    key, query, key_width = _ends(given, score, y)
     scratch = rows.scratch(y, heads, width)
     part = rows.scratch(y, 2, heads)
     how = cut_heads(rows.first_ops, heads, (width, key_width), y.element_size())
@@ -168,6 +190,7 @@ def _attend(
             MASKED=given.mask is not None,
             ORDERED=order is not None,
             KEPT=kept is not None,
+            OF_EDGES=value.dim() == 2,
             WHOLE=max(width, key_width) <= how.cols,
             ACC=launch.ACCUMULATORS[y.dtype],
             UNROLL=how.unroll,
@@ -198,13 +221,17 @@ def _attend(
             )
 
 
-def _ends(given: Tensors, score: str, num_dst: int) -> tuple[Tensor | None, Tensor | None, int]:
-    """The keys and queries of a score, and their features; those of values where they have none."""
+def _ends(given: Tensors, score: str, like: Tensor) -> tuple[Tensor | None, Tensor | None, int]:
+    """The keys and queries of a score, and their features; those of values where they have none.
+
+    Args:
+        like: as the result, `[N_dst, H, C]`.
+    """
     value, key, query = given.value, given.key, given.query
     assert value is not None
-    num_src, heads, width = value.shape
+    num_dst, heads, width = like.shape
     if score == "sum":
-        key = value.new_zeros((num_src, heads)) if key is None else key
+        key = value.new_zeros((value.shape[0], heads)) if key is None else key
         query = value.new_zeros((num_dst, heads)) if query is None else query
     elif key is not None:
         width = key.shape[-1]
@@ -239,6 +266,14 @@ def attend_backward(
     out: Tensors,
 ) -> None:
     """The gradients by the tensors that have one in `out`, into those, which are contiguous."""
+    value = given.value
+    assert value is not None
+    heads = value.shape[1]
+    if heads == 0:
+        return
+    if given.edge_query is not None:
+        _backward_of_edges(hag, given, form, grad, y, kept, out)
+        return
     if not is_fused(given):
         with torch.no_grad():
             found = Pieces(hag, form, given, kept[:, 0]).gradients(grad)
@@ -247,17 +282,11 @@ def attend_backward(
                 assert gradient is not None
                 to.copy_(gradient)
         return
-    value = given.value
-    assert value is not None
-    heads = value.shape[1]
-    if heads == 0:
-        return
-    by_source = rows_of(hag, True)
     by_score = None
     if out.query is not None or out.weight is not None:
         by_score = value.new_empty((hag.num_edges, heads))
-    if by_source.first_ops:
-        _by_source(by_source, given, form, grad, y, kept, out, by_score)
+    inner = (grad * y).sum(-1)
+    _by_source(rows_of(hag, True), given, form, grad, inner, kept, out, by_score)
     if by_score is None:
         return
     by_target = rows_of(hag, False)
@@ -271,29 +300,68 @@ def attend_backward(
     head_sum(by_target, key, by_score, None, to)
 
 
+def _backward_of_edges(
+    hag: HAG, given: Tensors, form: Form, grad: Tensor, y: Tensor, kept: Tensor, out: Tensors
+) -> None:
+    """The same of "dot" where edges have features that meet the target's and are sent to it."""
+    value, key, query, edges = given.value, given.key, given.query, given.edges
+    assert value is not None
+    assert key is not None
+    assert query is not None
+    assert edges is not None
+    one, order = _with_scores(hag, given, form), given.order
+    of_nodes, of_edges = (part.contiguous() for part in grad.tensor_split([value.shape[-1]], -1))
+    by_score = value.new_empty((hag.num_edges, value.shape[1])) if out.bias is None else out.bias
+    by_source, by_target = rows_of(hag, True), rows_of(hag, False)
+    wanted = Tensors(value=out.value, bias=by_score, mask=out.mask)
+    sent, inner = head_dot(hag, edges, of_edges, order), (grad * y).sum(-1)
+    how = replace(form, score="given")
+    _by_source(by_source, one, how, of_nodes, inner, kept, wanted, None, sent)
+    if out.key is not None:
+        head_sum(by_source, query, by_score, order, out.key)
+    if out.query is not None:
+        head_sum(by_target, key, by_score, order, out.query)
+    if out.edge_query is not None:
+        head_sum(by_target, edges, by_score, order, out.edge_query)
+    if out.edges is not None:
+        with torch.no_grad():
+            found = Pieces(hag, form, given, kept[:, 0]).gradients(grad)
+        assert found.edges is not None
+        out.edges.copy_(found.edges)
+
+
 def _by_source(
     rows: Rows,
     given: Tensors,
     form: Form,
     grad: Tensor,
-    y: Tensor,
+    inner: Tensor,
     kept: Tensor,
     out: Tensors,
     by_score: Tensor | None,
+    sent: Tensor | None = None,
 ) -> None:
+    """The gradients by what sources have, by what is given of edges, and by scores.
+
+    Args:
+        inner: the product of the result and its gradient, `[N_dst, H]`.
+        by_score: where those by scores go, `[E, H]`.
+        sent: what is added to the products of values and the gradient, `[E, H]`.
+    """
+    if rows.first_ops == 0:
+        return
     value, order = given.value, given.order
     assert value is not None
-    num_dst, heads, width = y.shape
-    key, query, key_width = _ends(given, form.score, num_dst)
-    inner = (grad * y).sum(-1)
-    part_value = rows.scratch(y, heads, width)
-    part_key = rows.scratch(y, *y.shape[1:] if key is None else key.shape[1:])
-    how = cut_heads(rows.first_ops, heads, (width, key_width), y.element_size())
+    _, heads, width = grad.shape
+    key, query, key_width = _ends(given, form.score, grad)
+    part_value = rows.scratch(grad, heads, width)
+    part_key = rows.scratch(grad, *grad.shape[1:] if key is None else key.shape[1:])
+    how = cut_heads(rows.first_ops, heads, (width, key_width), grad.element_size())
     launch = gpu.launches()
-    with launch.on_device(y):
+    with launch.on_device(grad):
         launch.KERNELS["attend_back"][(how.grid,)](
             value,
-            *_or(y, key, query, given.weight, given.bias, given.mask),
+            *_or(grad, key, query, given.weight, given.bias, given.mask, sent),
             grad,
             kept,
             inner,
@@ -312,6 +380,7 @@ def _by_source(
             SLOPE=form.slope,
             BIASED=given.bias is not None,
             MASKED=given.mask is not None,
+            SENT=sent is not None,
             ORDERED=order is not None,
             D_VALUE=out.value is not None,
             D_KEY=out.key is not None,
@@ -319,7 +388,7 @@ def _by_source(
             D_MASK=out.mask is not None,
             BY_SCORE=by_score is not None,
             WHOLE=max(width, key_width) <= how.cols,
-            ACC=launch.ACCUMULATORS[y.dtype],
+            ACC=launch.ACCUMULATORS[grad.dtype],
             UNROLL=how.unroll,
             **how.options,
         )

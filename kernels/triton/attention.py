@@ -69,6 +69,12 @@ def features(x, row, there, head, column, heads, width):
 
 
 @triton.jit
+def features_of_edges(x, row, there, head, column, width):
+    """The same of rows that all heads share."""
+    return features(x, row, there, 0 * head, column, 1, width)
+
+
+@triton.jit
 def vector(weight, head, column, heads, width):
     """The same of one row, which all share."""
     mask = (head < heads)[None, :, None] & (column < width)[None, None, :]
@@ -308,6 +314,7 @@ def attend(
     MASKED: tl.constexpr,
     ORDERED: tl.constexpr,  # what is of edges is in an order of its own
     KEPT: tl.constexpr,
+    OF_EDGES: tl.constexpr,  # values are rows of edges, which heads share
     WHOLE: tl.constexpr,  # an instance has all features of a key
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
@@ -335,11 +342,14 @@ def attend(
             here = slot < end
             there = here[:, None] & (head < heads)[None, :]
             j = tl.load(source + slot, here, 0)
-            x = features(value, j, there, head, column, heads, width)
             user, known = here, here
-            if BIASED or MASKED:
+            if BIASED or MASKED or OF_EDGES:
                 user, known = users_row(edge, order, slot, here, num_edges, ORDERED)
             known = known[:, None] & there
+            if OF_EDGES:
+                x = features_of_edges(value, user, known, head, column, width)
+            else:
+                x = features(value, j, there, head, column, heads, width)
             theirs = held_of(key, j, there, head, heads, key_width, SCORE, WHOLE, COLS)
             s = score(
                 query, own, held, key, j, theirs, weight, bias, user, known, there, head, heads,
@@ -434,13 +444,14 @@ def head_dot(
     heads,
     width,
     ORDERED: tl.constexpr,
+    OF_EDGES: tl.constexpr,  # a has rows of edges, which heads share
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     HEADS: tl.constexpr,
     COLS: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """out_e = <a_j, b_i> of each head. An instance takes `ROWS` edges."""
+    """out_e = <a_j, b_i> of each head, or <a_e, b_i>. An instance takes `ROWS` edges."""
     width = in_steps(width, STEP)
     head_blocks = tl.cdiv(heads, HEADS)
     place = tl.program_id(0)
@@ -450,15 +461,21 @@ def head_dot(
     there = here[:, None] & (head < heads)[None, :]
     j = tl.load(source + edge, here, 0)
     i = tl.load(target + edge, here, 0)
-    dot = product(
-        b, i, 0.0, a, j, 0.0, a, there, head, heads, width,
-        False, 1.0, False, ACC, ROWS, HEADS, COLS,
-    )  # fmt: skip
     user = edge
     if ORDERED:
         user = tl.load(order + edge, here, 0)
     known = (here & (user >= 0) & (user < num_edges))[:, None] & there
-    write_heads(out, user, known, head, heads, dot)
+    acc = tl.zeros((ROWS, HEADS, COLS), ACC)
+    block = 0
+    while block < width:
+        column = block + tl.arange(0, COLS)
+        if OF_EDGES:
+            left = features_of_edges(a, user, known, head, column, width)
+        else:
+            left = features(a, j, there, head, column, heads, width)
+        acc += left * features(b, i, there, head, column, heads, width)
+        block += COLS
+    write_heads(out, user, known, head, heads, tl.sum(acc, 2))
 
 
 @triton.jit
@@ -513,6 +530,7 @@ def attend_back(
     weight,
     bias,
     mask,
+    sent,
     grad,
     kept,
     inner,
@@ -539,6 +557,7 @@ def attend_back(
     SLOPE: tl.constexpr,
     BIASED: tl.constexpr,
     MASKED: tl.constexpr,
+    SENT: tl.constexpr,  # with what edges themselves send: its product with the gradient
     ORDERED: tl.constexpr,
     D_VALUE: tl.constexpr,  # which gradients are asked for
     D_KEY: tl.constexpr,
@@ -599,7 +618,7 @@ def attend_back(
         user, known, e = here, here, here
         if BY_SCORE:
             e = tl.load(edge + slot, here, 0)
-        if BIASED or MASKED or D_BIAS or D_MASK:
+        if BIASED or MASKED or SENT or D_BIAS or D_MASK:
             user, known = users_row(edge, order, slot, here, num_edges, ORDERED)
         known = known[:, None] & there
         s = score(
@@ -613,6 +632,8 @@ def attend_back(
                 value, own, 0.0, grad, i, 0.0, weight, there, head, heads, width,
                 False, 1.0, False, ACC, ROWS, HEADS, COLS,
             )  # fmt: skip
+        if SENT:
+            by += tl.load(sent + of_heads(user, head, heads), known, float("nan"))
         p = s
         if SCORE != "vector":
             p = leaky(s, SLOPE)

@@ -74,7 +74,19 @@ INDICES = dict.fromkeys(("op_ptr", "edge", "order"), "*i64")
 INDICES |= dict.fromkeys(("source", "target", "row", "won"), "*i32")
 # What attention is given, and gives, of nodes and edges.
 NUMBERS = (
-    *("key", "query", "bias", "mask", "grad", "kept", "part", "d_value", "d_key", "by_score"),
+    *(
+        "key",
+        "query",
+        "bias",
+        "mask",
+        "sent",
+        "grad",
+        "kept",
+        "part",
+        "d_value",
+        "d_key",
+        "by_score",
+    ),
     *("d_bias", "d_mask", "d_query", "d_weight"),
     *("part_value", "part_key", "part_query", "part_weight"),
 )
@@ -141,23 +153,25 @@ def flags() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def attention_flags() -> Iterator[tuple[str, dict[str, Any]]]:
     """Every score of attention with all that a call may ask for; softmax with as little, too."""
-    for ordered in (False, True):
-        yield "head_dot", {"ORDERED": ordered}
+    for of_edges in (False, True):
+        yield "head_dot", {"ORDERED": True, "OF_EDGES": of_edges}
     yield "merge", {}
     yield "vector_back", {"SLOPE": 0.2}
     bare = dict.fromkeys(("MASKED", "ORDERED"), False)
     sums = {"SCORE": "given", "NORMALISE": "none", "SLOPE": 1.0, "BIASED": True, "KEPT": False}
-    yield "attend", sums | bare
+    for of_edges in (False, True):
+        yield "attend", sums | bare | {"OF_EDGES": of_edges}
     for score, normalise in itertools.product(attention.SCORES, attention.NORMALISATIONS):
         what = {"SCORE": score, "NORMALISE": normalise, "SLOPE": 0.2}
         for full in (False, True) if normalise == "softmax" else (True,):
             extra = dict.fromkeys(("MASKED", "ORDERED"), full) | {
                 "BIASED": full or score == "given"
             }
-            yield "attend", what | extra | {"KEPT": True}
+            yield "attend", what | extra | {"KEPT": True, "OF_EDGES": full and score == "given"}
             keys = score != "given"
             asked = {"D_VALUE": True, "D_KEY": keys, "BY_SCORE": keys, "D_MASK": full}
-            yield "attend_back", what | extra | asked | {"D_BIAS": full or not keys}
+            sent = {"SENT": full and score == "given"}
+            yield "attend_back", what | extra | asked | sent | {"D_BIAS": full or not keys}
 
 
 def variants(widths: tuple[int, ...] = WIDTHS) -> Iterator[Variant]:

@@ -10,11 +10,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import hag_plugin as hp
 from hag_plugin.hag.gpu.schedule import schedule_of
 from hag_plugin.ops.attention import attend, head_dot
 from hag_plugin.ops.registration import call
+from hag_plugin.testing import limits
 
 from .... import reference
 from ....attending import FORMS, NORMALISATIONS, assert_equal, how_of, order_of, tensors_of
@@ -113,6 +116,28 @@ def test_derivatives_of_any_order(form: str, kernel_device: str) -> None:
 
     assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("form", [*OWN, "sum with edges", "dot with edges"])
+def test_no_array_of_edges_times_features(form: str, kernel_device: str) -> None:
+    edges = torch.randint(0, 4, (2, 80))
+    hag = hp.build_hag(edges, num_nodes=4).to(kernel_device)
+    tensors = tensors_of(form, (4, 4, 80), (1, 8, 8, 8), torch.float32, kernel_device)
+    leaves = {name: t.requires_grad_() for name, t in tensors.items() if name != "edges"}
+    sizes = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            found = func(*args, **(kwargs or {}))
+            sizes.extend(t.numel() for t in tree_leaves(found) if isinstance(t, Tensor))
+            return found
+
+    with limits(op_sources=128), Recorder():
+        attend(hag, **tensors | leaves, **how_of(form)).sum().backward()
+    own = sum(t.numel() for t in leaves.values())  # their gradients lie side by side
+    assert max(sizes) <= own < 80 * 8
 
 
 @pytest.mark.parametrize("ordered", [False, True])
