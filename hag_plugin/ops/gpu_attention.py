@@ -125,7 +125,7 @@ def attend(rows: Rows, hag: HAG, given: Tensors, form: Form, y: Tensor, kept: Te
     assert given.value is not None
     assert given.edges is not None
     width = given.value.shape[-1]
-    of_nodes, of_edges = (torch.empty_like(part) for part in y.tensor_split([width], -1))
+    of_nodes, of_edges = (y.new_empty(part.shape) for part in y.tensor_split([width], -1))
     _attend(rows, one, *how, of_nodes, kept)
     _attend(rows, one._replace(value=given.edges), *how, of_edges, torch.empty_like(kept))
     torch.cat([of_nodes, of_edges], -1, out=y)

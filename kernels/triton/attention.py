@@ -146,8 +146,10 @@ def term(
 ):
     """What features add to a score."""
     if VECTOR:
-        return vector(weight, head, column, heads, width) * leaky(left + right, SLOPE)
-    return left * right
+        each = vector(weight, head, column, heads, width) * leaky(left + right, SLOPE)
+    else:
+        each = left * right
+    return each
 
 
 @triton.jit
