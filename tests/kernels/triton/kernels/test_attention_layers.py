@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "transformer-edges": lambda: pyg.TransformerConv(3, 2, edge_dim=2),
     "agnn": lambda: pyg.AGNNConv(),
     "supergat": lambda: pyg.SuperGATConv(3, 2, attention_type="SD", edge_sample_ratio=0.5),
+    "rgat": lambda: pyg.RGATConv(3, 2, 2, heads=2),
     "general": lambda: pyg.GeneralConv(3, 2, attention=True, heads=2),
 }
 
@@ -37,15 +39,17 @@ def test_equals_stock(name: str, kernel_device: str) -> None:
     x = torch.randn(6, 3, dtype=torch.float64, device=kernel_device)
     of_edges = torch.randn(9, 2, dtype=torch.float64, device=kernel_device)
     given = (of_edges,) if name.endswith("-edges") else ()
+    types = (torch.arange(9, device=kernel_device) % 2,) if name == "rgat" else ()
     grad: list[Tensor] = []
 
     def run(conv: nn.Module) -> list[Tensor]:
         torch.manual_seed(3)  # of dropout
         leaves = [x.clone().requires_grad_(), *(t.clone().requires_grad_() for t in given)]
-        y = conv(leaves[0], edges, *leaves[1:])
+        y = conv(leaves[0], edges, *types, *leaves[1:])
         if not grad:
             grad.append(torch.randn_like(y))
-        return [y, *torch.autograd.grad(y, [*leaves, *conv.parameters()], grad[0])]
+        unused: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
+        return [y, *torch.autograd.grad(y, [*leaves, *conv.parameters()], grad[0], **unused)]
 
     expected = run(stock)
     with limits(few_messages=0, loop_calls=0):
