@@ -42,10 +42,10 @@ layer what its calls ran on: a HAG, the plain graph in the same kernels, or stoc
 
 Layers of attention weigh each message by a score of both ends of its edge, so that there are no
 sums to share. They run in one pass over the edges instead, forward and backward, without a tensor
-of edges times features; the first time that they meet a graph, too. Calls with
-`return_attention_weights`, under autocast, in compiled code or on a GPU run stock code. RGATConv
-multiplies each node once with the matrix of each relation that it has edges of, where stock gathers
-a matrix for each edge.
+of edges times features; on a CPU the first time that they meet a graph, too. Calls with
+`return_attention_weights`, under autocast or in compiled code run stock code. RGATConv multiplies
+each node once with the matrix of each relation that it has edges of, where stock gathers a matrix
+for each edge.
 
 Layers whose messages are made of both ends of an edge, or of features of the edge, have no sums to
 share either. In calls whose messages hold {blocks:,} numbers or more in all, these compute and

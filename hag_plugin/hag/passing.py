@@ -49,6 +49,8 @@ _OPTIONS = Options(method="none", choose="plain")
 def plain_hag(edge_index: Tensor, size: tuple[int, int], *, both: bool = True) -> HAG:
     """The HAG of a graph that shares nothing, as `build_hag(method="none")` gives it, sooner.
 
+    It is where the edge index is, and made in main memory.
+
     Args:
         edge_index: int32 or int64 `[2, E]`. Where it is sorted, this costs one check.
         size: the numbers of sources and targets.
@@ -64,7 +66,7 @@ def plain_hag(edge_index: Tensor, size: tuple[int, int], *, both: bool = True) -
         symmetric = both and torch.equal(row_ptr, back[0]) and torch.equal(col, back[1])
     reverse = (back[0], back[1]) if both and not symmetric else None
     how: dict[str, Any] = {"options": _OPTIONS, "symmetric": symmetric or None, "owned": True}
-    return HAG(row_ptr, col, size[0], reverse=reverse, **how)
+    return HAG(row_ptr, col, size[0], reverse=reverse, **how).to(edge_index.device)
 
 
 def is_passing(hag: HAG) -> bool:

@@ -18,8 +18,9 @@ from torch import Tensor
 from hag_plugin.hag.hag import HAG
 from hag_plugin.kernels import _cpu
 from hag_plugin.observers import observers, tell
+from hag_plugin.ops import gpu, gpu_attention
 from hag_plugin.ops.attention_pieces import NORMALISATIONS, SCORES, Form, Pieces, Tensors
-from hag_plugin.ops.heads import by_source, by_target, check_on_cpu, checked_order, place
+from hag_plugin.ops.heads import by_source, by_target, checked_order, place
 from hag_plugin.ops.registration import (
     DTYPES,
     Gradients,
@@ -101,7 +102,6 @@ def attend(
     Raises:
         TypeError: a tensor has another dtype than `value`, or is none.
         ValueError: a shape does not fit, or an argument is missing or of no use.
-        NotImplementedError: `value` is not in main memory.
 
     Example:
         >>> import torch
@@ -247,7 +247,7 @@ class _Call:
     def __init__(self, graph: Graph, given: Tensors, form: Form) -> None:
         value = given.value
         assert value is not None
-        check_on_cpu(value)
+        self.is_on_gpu = gpu.is_home(value)
         self.form = form
         self.hag = hag = found(graph, value.shape[0], form.num_dst, form.loops, False)
         self.order = checked_order(given.order, hag)
@@ -262,6 +262,11 @@ class _Call:
                        form.slope, DTYPES[value.dtype], torch.get_num_threads())  # fmt: skip
 
     @property
+    def given(self) -> Tensors:
+        """The tensors."""
+        return Tensors(*self.tensors)._replace(order=self.order)
+
+    @property
     def addresses(self) -> list[tuple[int, int]]:
         """Where the tensors are."""
         return [place(t) for t in self.tensors]
@@ -271,9 +276,13 @@ def _run_attend(graph: Graph, *inputs: Any) -> tuple[Tensor, Tensor]:
     given, form = Tensors(*inputs[:_NUM_TENSORS]), Form(*inputs[_NUM_TENSORS:])
     one = _Call(graph, given, form)
     y, kept = _shape_of_attend(graph, *inputs)
-    in_large_pages(y)
-    rows = by_target(one.hag, one.order)
-    _cpu.attend(rows, one.sizes, one.addresses, place(y), place(kept), *one.others)
+    if one.is_on_gpu:
+        rows = gpu_attention.rows_of(one.hag, False)
+        gpu_attention.attend(rows, one.hag, one.given, form, y, kept)
+    else:
+        in_large_pages(y)
+        side = by_target(one.hag, one.order)
+        _cpu.attend(side, one.sizes, one.addresses, place(y), place(kept), *one.others)
     if observers:
         tell(NAME, form.normalise, one.hag)
     return y, kept
@@ -284,24 +293,41 @@ def _run_attend_backward(graph: Graph, *inputs: Any) -> Tensor:
     needs, *others = inputs[3 + _NUM_TENSORS :]
     one = _Call(graph, Tensors(*tensors), Form(*others))
     grad, y, kept = grad.contiguous(), y.contiguous(), kept.contiguous()
-    by_value, by_edges = grad, None
-    if tensors[_EDGE_QUERY] is not None:
-        by_value = grad[..., : one.width].contiguous()
-        by_edges = grad[..., one.width :].contiguous()
-    flat = in_large_pages(_shape_of_attend_backward(graph, *inputs))
+    flat = _shape_of_attend_backward(graph, *inputs)
     if one.heads == 0 or (one.form.score == "vector" and one.key_width == 0):
         flat.zero_()  # the kernels have nothing to write by edges
-    out, at = [(0, 0)] * _NUM_DERIVED, flat.data_ptr()
-    for i in _needed(needs):
-        out[i] = at, tensors[i].numel()
-        at += tensors[i].numel() * flat.element_size()
+    if one.is_on_gpu:
+        out = Tensors(**_parts(flat, tensors, needs))
+        gpu_attention.attend_backward(one.hag, one.given, one.form, grad, y, kept, out)
+    else:
+        _native_backward(one, grad, y, kept, _parts(in_large_pages(flat), tensors, needs))
+    if observers:
+        tell("attend_backward", one.form.normalise, one.hag)
+    return flat
+
+
+def _native_backward(
+    one: _Call, grad: Tensor, y: Tensor, kept: Tensor, parts: dict[str, Tensor]
+) -> None:
+    by_value, by_edges = grad, None
+    if one.given.edge_query is not None:
+        by_value = grad[..., : one.width].contiguous()
+        by_edges = grad[..., one.width :].contiguous()
+    out = [place(parts.get(name)) for name in TENSORS[:_NUM_DERIVED]]
     _cpu.attend_backward(
         by_target(one.hag, one.order), by_source(one.hag, one.order), one.sizes, one.addresses,
         place(y), place(kept), place(grad), place(by_value), place(by_edges), out, *one.others,
     )  # fmt: skip
-    if observers:
-        tell("attend_backward", one.form.normalise, one.hag)
-    return flat
+
+
+def _parts(flat: Tensor, tensors: Sequence[Any], needs: int) -> dict[str, Tensor]:
+    """The gradients that are needed, by name, which lie side by side."""
+    found, at = {}, 0
+    for i in _needed(needs):
+        size = tensors[i].numel()
+        found[TENSORS[i]] = flat.narrow(0, at, size).view(tensors[i].shape)
+        at += size
+    return found
 
 
 # Derivatives -----------------------------------------------------------------------------------
@@ -329,13 +355,7 @@ def _attend_backward(
         return tuple(g if need else None for g, need in zip(gradients, needs, strict=True))
     bits = sum(1 << i for i in range(_NUM_DERIVED) if needs[i])
     flat = call("attend_backward", graph, (grad, y, kept, *given), bits, *form.others)
-    found: list[Tensor | None] = [None] * _NUM_TENSORS
-    at = 0
-    for i in _needed(bits):
-        size = tensors[i].numel()
-        found[i] = flat.narrow(0, at, size).view(tensors[i].shape)
-        at += size
-    return tuple(found)
+    return Tensors(**_parts(flat, tensors, bits))
 
 
 def _attend_tangent(

@@ -119,6 +119,19 @@ def _places(graph: HAG, self_loops: SelfLoops, slot: Tensor) -> Tensor:
     return place
 
 
+def places(
+    hag: HAG, transposed: bool, self_loops: SelfLoops, reversed_order: Callable[[], Tensor]
+) -> Tensor:
+    """`_places` of a graph or of its transpose, for what is in the graph's own order. Kept."""
+
+    def make() -> Tensor:
+        if transposed:
+            return _places(hag.transpose(), self_loops, reversed_order())
+        return _places(hag, self_loops, torch.arange(hag.num_edges, device=hag.device))
+
+    return hag.kept(("places", self_loops, transposed), make)
+
+
 def weighted_sum(
     hag: HAG,
     transposed: bool,
@@ -142,12 +155,7 @@ def weighted_sum(
         scales: `s` and `t`.
     """
     graph = hag.transpose() if transposed else hag
-
-    def make() -> Tensor:
-        edges = torch.arange(hag.num_edges, device=hag.device)
-        return _places(graph, self_loops, reversed_order() if transposed else edges)
-
-    place = hag.kept(("places", self_loops, transposed), make)
+    place = places(hag, transposed, self_loops, reversed_order)
     plain = schedule_of(graph.plain_program(self_loops))
     weights = weight, place
     launches().run_schedule(plain, as_matrices(x), as_matrices(y), "sum", *scales, weights)

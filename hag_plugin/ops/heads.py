@@ -20,6 +20,7 @@ from hag_plugin.hag.graph import MAX_NODES
 from hag_plugin.hag.hag import HAG
 from hag_plugin.kernels import _cpu
 from hag_plugin.observers import observers, tell
+from hag_plugin.ops import gpu, gpu_attention
 from hag_plugin.ops.registration import (
     DTYPES,
     Gradients,
@@ -42,16 +43,6 @@ _GIVEN, _NONE = 0, 2  # the numbers of a score and a normalisation (attend_abi.h
 def place(tensor: Tensor | None) -> tuple[int, int]:
     """Where a contiguous tensor's numbers are, and how many."""
     return (0, 0) if tensor is None else (tensor.data_ptr(), tensor.numel())
-
-
-def check_on_cpu(x: Tensor) -> None:
-    """Whether there are kernels for `x`.
-
-    Raises:
-        NotImplementedError: it is not in main memory.
-    """
-    if not x.is_cpu:
-        raise NotImplementedError(f"attention over a HAG runs on the CPU only; got {x.device}")
 
 
 # Run time ---------------------------------------------------------------------------------------
@@ -100,12 +91,25 @@ def _run_head_sum(
     loops: str,
     transposed: bool,
 ) -> Tensor:
-    check_on_cpu(x)
     hag = found(graph, x.shape[0], num_rows, loops, transposed)
     order = checked_order(order, hag)
     x, weight = x.contiguous(), weight.contiguous()
     _, heads, width = x.shape
-    y = in_large_pages(x.new_empty((num_rows, heads, width)))
+    y = x.new_empty((num_rows, heads, width))
+    if gpu.is_home(x):
+        rows = gpu_attention.rows_of(hag, transposed)
+        gpu_attention.head_sum(rows, x, weight, order, y)
+    else:
+        _native_head_sum(hag, transposed, x, weight, order, in_large_pages(y))
+    if observers:
+        tell("head_sum", "sum", hag.transpose() if transposed else hag)
+    return y
+
+
+def _native_head_sum(
+    hag: HAG, transposed: bool, x: Tensor, weight: Tensor, order: Tensor | None, y: Tensor
+) -> None:
+    num_rows, heads, width = y.shape
     tensors = [place(x), *[(0, 0)] * 3, place(weight), *[(0, 0)] * 4]
     _cpu.attend(
         by_source(hag, order) if transposed else by_target(hag, order),
@@ -119,16 +123,14 @@ def _run_head_sum(
         DTYPES[x.dtype],
         torch.get_num_threads(),
     )
-    if observers:
-        tell("head_sum", "sum", hag.transpose() if transposed else hag)
-    return y
 
 
 def _run_head_dot(graph: Graph, a: Tensor, b: Tensor, order: Tensor | None, loops: str) -> Tensor:
-    check_on_cpu(a)
     hag = found(graph, a.shape[0], b.shape[0], loops, False)
     order = checked_order(order, hag)
     a, b = a.contiguous(), b.contiguous()
+    if gpu.is_home(a):
+        return gpu_attention.head_dot(hag, a, b, order)
     _, heads, width = a.shape
     out = a.new_empty((hag.num_edges, heads))
     _cpu.head_dot(

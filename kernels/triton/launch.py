@@ -13,8 +13,9 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from hag_plugin.hag.gpu.launch_shape import WINNER_WARPS, cut
+from hag_plugin.hag.gpu.launch_shape import UNROLL, WINNER_WARPS, cut
 
+from . import attention
 from .combine import combine
 from .edges import edge_dot as edge_dot_kernel
 from .ties import add_to_winners as add_to_winners_kernel
@@ -31,9 +32,12 @@ KERNELS: dict[str, Any] = {
     "winner": winner_kernel,
     "add_to_winners": add_to_winners_kernel,
     "edge_dot": edge_dot_kernel,
+    "attend": attention.attend,
+    "merge": attention.merge,
+    "head_dot": attention.head_dot,
+    "attend_back": attention.attend_back,
+    "vector_back": attention.vector_back,
 }
-# Rows that a thread has under way at a time.
-UNROLL = 4
 # Triton's names of the accumulators.
 ACCUMULATORS = {
     torch.float16: tl.float32,
@@ -45,8 +49,9 @@ ACCUMULATORS = {
 Weights = tuple[Tensor, Tensor]
 
 
-def _on_device(x: Tensor) -> AbstractContextManager[Any]:
-    # Launches go to the current device; in Triton's interpreter tensors are on the CPU.
+def on_device(x: Tensor) -> AbstractContextManager[Any]:
+    """Makes the device of `x` the current one, to which launches go."""
+    # In Triton's interpreter tensors are on the CPU.
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
@@ -68,13 +73,13 @@ def run_schedule(
         return
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     scratch = torch.empty((matrices, schedule.scratch_rows, width), dtype=dtype, device=x.device)
-    with _on_device(x):
+    with on_device(x):
         for level in range(schedule.num_levels):
             scales = source_scale, target_scale
-            _run_level(schedule, level, x, y, scratch, reduce, *scales, weights)
+            run_level(schedule, level, x, y, scratch, reduce, *scales, weights)
 
 
-def _run_level(
+def run_level(
     schedule: Schedule,
     level: int,
     x: Tensor,
@@ -85,6 +90,7 @@ def _run_level(
     target_scale: Tensor | None,
     weights: Weights | None = None,
 ) -> None:
+    """Runs a level; `x` and `y` as in `run_schedule`, `scratch` `[B, scratch_rows, F]`."""
     matrices, _, width = x.shape
     first, last = schedule.levels[level]
     how = cut(last - first, width, matrices, x.element_size())
@@ -130,7 +136,7 @@ def masked_sum(plain: Schedule, value: Tensor | None, inner: Tensor, outer: Tens
     scratch = torch.empty(shape, dtype=dtype, device=outer.device)
     _, last = plain.levels[0]
     how = cut(last, width, matrices, outer.element_size())
-    with _on_device(outer):
+    with on_device(outer):
         KERNELS["masked_sum"][(how.grid,)](
             inner if value is None else value,
             inner,
@@ -152,7 +158,7 @@ def masked_sum(plain: Schedule, value: Tensor | None, inner: Tensor, outer: Tens
             **how.options,
         )
         for level in range(1, plain.num_levels):
-            _run_level(plain, level, inner, out, scratch, "sum", None, None)
+            run_level(plain, level, inner, out, scratch, "sum", None, None)
     return out
 
 
@@ -164,7 +170,7 @@ def winner(plain: Schedule, x: Tensor, y: Tensor, last: bool) -> Tensor:
         return out.long()
     shape = (matrices, plain.scratch_rows, width)
     scratch = torch.empty(shape, dtype=torch.int32, device=y.device)
-    with _on_device(y):
+    with on_device(y):
         for level, (begin, end) in enumerate(plain.levels):
             how = cut(end - begin, width, matrices, y.element_size(), WINNER_WARPS)
             KERNELS["winner"][(how.grid,)](
@@ -207,7 +213,7 @@ def add_to_winners(reverse: Schedule, value: Tensor, winner: Tensor) -> Tensor:
     scratch = torch.empty(shape, dtype=dtype, device=value.device)
     _, last = reverse.levels[0]
     how = cut(last, width, matrices, value.element_size())
-    with _on_device(value):
+    with on_device(value):
         KERNELS["add_to_winners"][(how.grid,)](
             value,
             winner.int(),  # halves what is read for each edge
@@ -227,7 +233,7 @@ def add_to_winners(reverse: Schedule, value: Tensor, winner: Tensor) -> Tensor:
             **how.options,
         )
         for level in range(1, reverse.num_levels):
-            _run_level(reverse, level, value, out, scratch, "sum", None, None)
+            run_level(reverse, level, value, out, scratch, "sum", None, None)
     return out
 
 
@@ -249,7 +255,7 @@ def edge_dot(
         return torch.zeros(total, dtype=dtype, device=a.device)
     out = torch.empty(total, dtype=dtype, device=a.device)
     how = cut(total, width, 1, a.element_size())
-    with _on_device(a):
+    with on_device(a):
         KERNELS["edge_dot"][(-(-total // how.rows),)](
             a,
             b,

@@ -24,11 +24,18 @@ from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hag_plugin.hag.gpu.launch_shape import MAX_WARPS, WINNER_WARPS, cut
+from hag_plugin.hag.gpu.launch_shape import (
+    MAX_WARPS,
+    UNROLL,
+    WINNER_WARPS,
+    cut,
+    cut_heads,
+)
 
+from . import attention
 from .combine import REDUCERS, combine
 from .edges import edge_dot
-from .launch import ACCUMULATORS, UNROLL
+from .launch import ACCUMULATORS
 from .ties import add_to_winners, masked_sum, winner
 
 KERNELS = {
@@ -38,8 +45,17 @@ KERNELS = {
     "add_to_winners": add_to_winners,
     "edge_dot": edge_dot,
 }
+ATTENTION = {
+    "attend": attention.attend,
+    "merge": attention.merge,
+    "head_dot": attention.head_dot,
+    "attend_back": attention.attend_back,
+    "vector_back": attention.vector_back,
+}
 # Warps of an instance, on small levels and on large ones.
 WARPS = dict.fromkeys(KERNELS, (1, MAX_WARPS)) | {"winner": (WINNER_WARPS,)}
+WARPS |= dict.fromkeys(ATTENTION, (1,))
+KERNELS |= ATTENTION
 NAMES = {
     torch.float32: "fp32",
     torch.float64: "fp64",
@@ -49,8 +65,32 @@ NAMES = {
 # A width of each kind: one feature, rows that share a warp, rows that no wide load can take, rows
 # of a warp and more than that.
 WIDTHS = (1, 3, 16, 33, 64, 130, 256)
-INDICES = dict.fromkeys(("op_ptr", "edge"), "*i64")
+# Of attention: with heads that are whole in a warp, that are not, and more than it holds.
+HEADS = {1: 1, 3: 3, 8: 8, 16: 4, 33: 3, 64: 1, 130: 2, 256: 8}
+# Attention computes half types in float32.
+DTYPES = dict.fromkeys(KERNELS, tuple(NAMES))
+DTYPES |= dict.fromkeys(ATTENTION, (torch.float32, torch.float64))
+INDICES = dict.fromkeys(("op_ptr", "edge", "order"), "*i64")
 INDICES |= dict.fromkeys(("source", "target", "row", "won"), "*i32")
+# What attention is given, and gives, of nodes and edges.
+NUMBERS = (
+    *(
+        "key",
+        "query",
+        "bias",
+        "mask",
+        "sent",
+        "grad",
+        "kept",
+        "part",
+        "d_value",
+        "d_key",
+        "by_score",
+    ),
+    *("d_bias", "d_mask", "d_query", "d_weight"),
+    *("part_value", "part_key", "part_query", "part_weight"),
+)
+SIZES = ("width", "key_width", "heads")
 
 
 @dataclass(frozen=True)
@@ -63,9 +103,16 @@ class Variant:
     warps: int
     flags: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def heads(self) -> int:
+        """Heads of so many features; 0: the kernel knows no heads."""
+        return HEADS.get(self.width, 1) if self.kernel in ATTENTION else 0
+
     def __str__(self) -> str:
         on = [str(v if isinstance(v, str) else k).lower() for k, v in self.flags.items() if v]
-        return f"{self.kernel} {' '.join(on)} {NAMES[self.dtype]} F={self.width} w={self.warps}"
+        size = f"H={self.heads} " if self.heads else ""
+        name = f"{self.kernel} {' '.join(on)} {NAMES[self.dtype]}"
+        return f"{name} {size}F={self.width} w={self.warps}"
 
 
 @dataclass(frozen=True)
@@ -101,13 +148,38 @@ def flags() -> Iterator[tuple[str, dict[str, Any]]]:
     for parts, last in itertools.product(yes_no, yes_no):
         yield "winner", {"PARTS": parts, "LAST": last}
     yield "add_to_winners", {}
+    yield from attention_flags()
+
+
+def attention_flags() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every score of attention with all that a call may ask for; softmax with as little, too."""
+    for of_edges in (False, True):
+        yield "head_dot", {"ORDERED": True, "OF_EDGES": of_edges}
+    yield "merge", {}
+    yield "vector_back", {"SLOPE": 0.2}
+    bare = dict.fromkeys(("MASKED", "ORDERED"), False)
+    sums = {"SCORE": "given", "NORMALISE": "none", "SLOPE": 1.0, "BIASED": True, "KEPT": False}
+    for of_edges in (False, True):
+        yield "attend", sums | bare | {"OF_EDGES": of_edges}
+    for score, normalise in itertools.product(attention.SCORES, attention.NORMALISATIONS):
+        what = {"SCORE": score, "NORMALISE": normalise, "SLOPE": 0.2}
+        for full in (False, True) if normalise == "softmax" else (True,):
+            extra = dict.fromkeys(("MASKED", "ORDERED"), full) | {
+                "BIASED": full or score == "given"
+            }
+            yield "attend", what | extra | {"KEPT": True, "OF_EDGES": full and score == "given"}
+            keys = score != "given"
+            asked = {"D_VALUE": True, "D_KEY": keys, "BY_SCORE": keys, "D_MASK": full}
+            sent = {"SENT": full and score == "given"}
+            yield "attend_back", what | extra | asked | sent | {"D_BIAS": full or not keys}
 
 
 def variants(widths: tuple[int, ...] = WIDTHS) -> Iterator[Variant]:
     """Every kernel with every option, dtype and kind of width, for large and small levels."""
-    for (kernel, on), dtype, width in itertools.product(flags(), NAMES, widths):
-        for warps in WARPS[kernel]:
-            yield Variant(kernel, dtype, width, warps, on)
+    for kernel, on in flags():
+        for dtype, width in itertools.product(DTYPES[kernel], widths):
+            for warps in WARPS[kernel]:
+                yield Variant(kernel, dtype, width, warps, on)
 
 
 def source_of(variant: Variant) -> tuple[ASTSource, dict[str, int]]:
@@ -115,25 +187,30 @@ def source_of(variant: Variant) -> tuple[ASTSource, dict[str, int]]:
     kernel = KERNELS[variant.kernel]
     many = 10**6 if variant.warps > 1 else 1
     how = cut(many, variant.width, 1, variant.dtype.itemsize)
-    options = how.options
     accumulator = ACCUMULATORS[variant.dtype]
-    fixed = {"UNROLL": UNROLL, "ACC": accumulator, "WEIGHTED": False} | variant.flags
-    fixed |= {name: options.pop(name) for name in ("ROWS", "COLS")}
+    fixed = {"UNROLL": UNROLL, "ACC": accumulator, "WEIGHTED": False}
+    if variant.heads:
+        how = cut_heads(many, variant.heads, (variant.width,), variant.dtype.itemsize)
+        fixed |= {"UNROLL": how.unroll, "WHOLE": variant.width <= how.cols}
+    fixed |= variant.flags
+    options = how.options
+    fixed |= {k: options.pop(k) for k in ("ROWS", "COLS", "HEADS", "STEP") if k in options}
     fixed = {name: value for name, value in fixed.items() if name in kernel.arg_names}
     scratch = "i32" if variant.kernel == "winner" else str(accumulator)
     types = INDICES | {"scratch": f"*{scratch}"}
     types |= dict.fromkeys(("source_scale", "target_scale", "weight"), f"*{accumulator}")
     rows = ("x", "y", "value", "inner", "outer", "a", "b")
-    types |= dict.fromkeys(rows, f"*{NAMES[variant.dtype]}")
+    types |= dict.fromkeys((*rows, *NUMBERS), f"*{NAMES[variant.dtype]}")
     results = {"winner": "*i32", "edge_dot": f"*{accumulator}"}
     types["out"] = results.get(variant.kernel, types["x"])
     types |= dict.fromkeys(("first_op", "last_op", "num_edges", "total", "matrices"), "i32")
     signature, attributes = {}, {}
     for index, name in enumerate(kernel.arg_names):
-        if name == "width" and variant.width == 1:
+        number = variant.heads if name == "heads" else variant.width
+        if name in SIZES and number == 1:
             fixed[name] = 1  # Triton takes an integer argument of 1 for a constant
         signature[name] = "constexpr" if name in fixed else types.get(name, "i32")
-        divisible = signature[name][0] == "*" or (name not in types and variant.width % 16 == 0)
+        divisible = signature[name][0] == "*" or (name not in types and number % 16 == 0)
         if divisible and name not in fixed:
             attributes[index,] = [["tt.divisibility", 16]]
     return ASTSource(kernel, signature, fixed, attributes), options

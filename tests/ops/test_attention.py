@@ -17,104 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import hag_plugin as hp
 from hag_plugin.kernels import _cpu
 from hag_plugin.ops.attention import attend, head_dot
-from hag_plugin.ops.weights import edge_slots
 from hag_plugin.testing import count_programs
 
 from .. import reference
+from ..attending import FORMS, NORMALISATIONS, assert_equal, how_of, order_of, tensors_of
 from ..cases import DTYPES, draw_graph, random_graph
 
-NORMALISATIONS = ("softmax", "tanh", "none")
-# What a call is given besides the value: each form with and without what is optional.
-FORMS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "given": ("given", ("bias",)),
-    "given, masked": ("given", ("bias", "mask")),
-    "sum": ("sum", ("key", "query")),
-    "sum of sources": ("sum", ("key",)),
-    "sum of targets": ("sum", ("query", "mask")),
-    "sum with edges": ("sum", ("key", "query", "bias", "mask")),
-    "vector": ("vector", ("key", "query", "weight")),
-    "vector with edges": ("vector", ("key", "query", "weight", "bias", "edges", "mask")),
-    "vector, projected": ("vector", ("key", "query", "weight", "edges", "projection")),
-    "dot": ("dot", ("key", "query")),
-    "dot, masked": ("dot", ("key", "query", "bias", "mask")),
-    "dot with edges": ("dot", ("key", "query", "edges", "edge_query", "mask")),
-}
 SIZES = ((1, 1, 1, 1), (8, 8, 8, 3), (4, 16, 16, 16), (2, 32, 5, 1), (3, 70, 33, 4), (9, 7, 2, 2))
-
-
-def order_of(edges: Tensor, hag: hp.HAG) -> Tensor:
-    """Which edge each of the HAG's is."""
-    slots = edge_slots(edges, hag)
-    return torch.empty_like(slots).index_copy_(0, slots, torch.arange(len(slots)))
-
-
-def tensors_of(
-    form: str,
-    sizes: tuple[int, int, int],
-    widths: tuple[int, int, int, int],
-    dtype: torch.dtype = torch.float64,
-) -> dict[str, Tensor]:
-    """What a call is given: N_src, N_dst, E, and heads, C, K and D."""
-    (num_src, num_dst, num_edges), (heads, width, key_width, edge_width) = sizes, widths
-    score, names = FORMS[form]
-    keys = (heads,) if score == "sum" else (heads, key_width)
-    own = score == "vector" and "projection" not in names
-    shapes = {
-        "value": (num_src, heads, width),
-        "key": (num_src, *keys),
-        "query": (num_dst, *keys),
-        "weight": (heads, key_width),
-        "bias": (num_edges, heads),
-        "edges": (num_edges, heads * key_width if own else edge_width),
-        "edge_query": (num_dst, heads, edge_width),
-        "projection": (edge_width, heads * key_width),
-        "mask": (num_edges, heads),
-    }
-    return {name: torch.randn(shapes[name]).to(dtype) for name in ("value", *names)}
-
-
-def how_of(form: str) -> dict[str, Any]:
-    score = FORMS[form][0]
-    return {"score": score, "slope": 1.0 if score == "dot" else 0.2}
-
-
-def assert_equal(
-    edges: Tensor,
-    sizes: tuple[int, int],
-    given: dict[str, Tensor],
-    normalise: str,
-    how: dict[str, Any],
-) -> None:
-    """Result and gradients are the reference's, in float64, within rounding."""
-    hag = hp.build_hag(edges, size=sizes)
-    dtype = given["value"].dtype
-    mine = {name: t.detach().clone().requires_grad_() for name, t in given.items()}
-    theirs = {name: t.detach().double().requires_grad_() for name, t in given.items()}
-    order = order_of(edges, hag)
-    y = attend(hag, order=order, normalise=normalise, **mine, **how)
-    expected = reference.attend(
-        edge_index=edges, num_dst=sizes[1], normalise=normalise, **theirs, **how
-    )
-    assert y.dtype == dtype
-    grad = torch.randn(expected.shape).to(dtype)
-    ours = torch.autograd.grad(y, list(mine.values()), grad)
-    unused: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
-    wanted = torch.autograd.grad(expected, list(theirs.values()), grad.double(), **unused)
-    # A bound on the sum of magnitudes: that of a dot product, over the edges of the longest row.
-    degree = int(torch.bincount(edges.flatten()).max()) if edges.numel() else 1
-    most = [float(t.abs().max()) for t in (grad, *given.values()) if t.numel()]
-    largest = max([1.0, *most]) ** 2 * max(degree, 1) * (1 + given["value"].shape[-1])
-    eps = {torch.float64: 1e-13, torch.float32: 1e-6}.get(dtype, torch.finfo(dtype).eps)
-    for name, a, b in zip(
-        ("y", *given), (y.detach(), *ours), (expected.detach(), *wanted), strict=True
-    ):
-        bound = eps * (largest + 2 * float(b.abs().max()) if b.numel() else 1.0)
-        assert a.shape == b.shape, name
-        if dtype in (torch.float16, torch.bfloat16):
-            bound = 4 * eps * (1.0 + float(b.abs().max()) if b.numel() else 1.0)
-        torch.testing.assert_close(
-            a.double(), b, rtol=0, atol=bound, msg=lambda text, name=name: f"{name}: {text}"
-        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

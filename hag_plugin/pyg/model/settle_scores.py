@@ -11,8 +11,10 @@ from torch_geometric import EdgeIndex
 
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.passing import Messages
+from hag_plugin.ops import gpu
 from hag_plugin.pyg.model import session as sessions
 from hag_plugin.pyg.model.choice import (
+    FIRST,
     MET_FEW,
     NO_ROWS,
     NO_TYPES,
@@ -90,7 +92,7 @@ def settle_scores(
 
     edges = _kept(conv, recipe, call, (edge_index,), size, how, features, make)
     if edges is None:
-        return Choice("stock", MET_FEW, NOTHING)
+        return Choice("stock", _why_met(edge_index), NOTHING)
     return Choice("plain", SCORED, {name: ScoredGraph(edges, edge_index)})
 
 
@@ -151,7 +153,7 @@ def _settle_relations(
 
     edges = _kept(conv, recipe, call, tensors, size, how, features, make)
     if edges is None:
-        return Choice("stock", MET_FEW, NOTHING)
+        return Choice("stock", _why_met(edge_index), NOTHING)
     return Choice("plain", SCORED, {name: ScoredRelations(edges, edge_index)})
 
 
@@ -211,6 +213,10 @@ def _settle_joined(conv: Any, recipe: Recipe, name: str, graphs: Any, rows: Any)
     sizes = {key: x.shape[0] for key, x in rows.items()}
     session, first = conv.__dict__["_hag_session"], features[0]
 
+    def passing() -> EdgeList | None:
+        met = first.is_cpu and _joined_pay(conv, recipe, plain, rows, 1)
+        return make() if passed or met else None
+
     def make() -> EdgeList | None:
         edges: EdgeList | None = sessions.made(lambda: joined_edges(plain, sizes))
         return edges
@@ -222,10 +228,10 @@ def _settle_joined(conv: Any, recipe: Recipe, name: str, graphs: Any, rows: Any)
         make,
         reader=reader,
         occasion=occasion,
-        passing=lambda: make() if passed or _joined_pay(conv, recipe, plain, rows, 1) else None,
+        passing=passing,
     )
     if edges is None:
-        return Choice("stock", MET_FEW, {name: plain} if passed else NOTHING)
+        return Choice("stock", _why_met(first), {name: plain} if passed else NOTHING)
     graph = ScoredTypes(value_of(edges), tuple(plain))
     return Choice("plain", SCORED_PASSED if passed else SCORED, {name: graph})
 
@@ -238,7 +244,10 @@ def _joined_pay(
     Args:
         made: how many graphs are made for it: 1, or 0 if it is there already.
     """
-    heads, numbers = recipe.numbers(conv, x := next(iter(rows.values())))
+    x = next(iter(rows.values()))
+    if gpu.is_home(x):
+        return True
+    heads, numbers = recipe.numbers(conv, x)
     size = (sum(len(x) for x in rows.values()),) * 2
     num_edges, row_bytes = sum(g.shape[1] for g in graphs.values()), x.element_size() * numbers
     derived = torch.is_grad_enabled()
@@ -248,9 +257,15 @@ def _joined_pay(
 def score_pays(
     conv: Any, recipe: Recipe, num_edges: int, size: tuple[int, int], features: Any
 ) -> bool:
-    """Whether scoring the edges of a graph that is there already is sooner than stock's code."""
+    """Whether scoring the edges of a graph that is there already is sooner than stock's code.
+
+    On a GPU it always is taken to be: stock's launches there are many, and write each message.
+    """
+    x = of_sources(features)
+    if gpu.is_home(x):
+        return True
     messages = Messages(num_edges, size, 0, torch.is_grad_enabled(), graphs=0)
-    return with_scores(conv, recipe, messages, of_sources(features)).pays()
+    return with_scores(conv, recipe, messages, x).pays()
 
 
 def why_no_scores(conv: Any, recipe: Recipe, call: Call, hag: HAG, features: Any) -> str | None:
@@ -268,6 +283,11 @@ def scored_hag(conv: Any, recipe: Recipe, name: str, hag: HAG, features: Any) ->
     return Choice("plain", SCORED_PASSED, {name: graph})
 
 
+def _why_met(tensor: Tensor) -> str:
+    """Why nothing was made of a graph that is met first, and is where this tensor is."""
+    return MET_FEW if tensor.is_cpu else FIRST
+
+
 def _how(conv: Any, recipe: Recipe, features: Any) -> How:
     return How.of(conv, recipe.record, of_sources(features).dtype)
 
@@ -276,13 +296,13 @@ def why_not_scored(conv: Any, recipe: Recipe, call: Call, features: Any) -> str 
     """Why a layer that scores edges runs stock in this call. None: it need not."""
     pair = features if isinstance(features, PAIRS) else (features,)
     for x in pair:
-        if x is not None and not x.is_cpu:
+        if x is not None and not (x.is_cpu or gpu.is_home(x)):
             return SCORED_ELSEWHERE
         if x is not None and (x.dim() not in recipe.ranks or conv.node_dim % x.dim() != 0):
             return NO_ROWS
     if torch.compiler.is_compiling():
         return SCORED_COMPILED
-    if torch.is_autocast_enabled("cpu"):
+    if any(x is not None and torch.is_autocast_enabled(x.device.type) for x in pair):
         return SCORED_AUTOCAST
     if call.get("return_attention_weights") is not None:
         return RETURNS_SCORES

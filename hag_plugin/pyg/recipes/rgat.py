@@ -108,7 +108,7 @@ def relational_edges(
     target, num_dst, nodes = edge_index[1].long(), size[1], None
     if within:
         target, num_dst = targets.of_edges, len(targets.nodes)
-        pairs = torch.stack([torch.arange(num_dst), targets.nodes])
+        pairs = torch.stack([torch.arange(num_dst, device=target.device), targets.nodes])
         nodes = plain_hag(pairs, (num_dst, size[1]), both=both)
     index = torch.stack([sources.of_edges, target])
     hag = plain_hag(index, (len(sources.nodes), num_dst), both=both)

@@ -228,7 +228,8 @@ def joined_edges(graphs: Mapping[EdgeType, Tensor], sizes: Mapping[str, int]) ->
                 raise ValueError(f"an edge to {target!r} has a target beyond {sizes[target]}")
             if int(least.min()) < 0:
                 raise ValueError("an edge has a negative id")
-        parts.append(index.long() + torch.tensor([[num_src], [starts[target]]]))
+        first = torch.tensor([[num_src], [starts[target]]], device=index.device)
+        parts.append(index.long() + first)
         num_src += sizes[source]
     joined = torch.cat(parts, dim=1)
     return EdgeList(plain_hag(joined, (num_src, sum(sizes.values()))))

@@ -111,7 +111,7 @@ def weighted_graph(
 
     def order(both: bool = True) -> tuple[HAG, Tensor]:
         index, _ = weighed(torch.ones_like(weight))
-        hag = plain_hag(index, num_nodes, both=both).to(index.device)
+        hag = plain_hag(index, num_nodes, both=both)
         return hag, edge_slots(index, hag)
 
     ordered = session.built_of((edge_index,), key, order, conv, features, passing=passing(order))

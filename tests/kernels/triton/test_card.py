@@ -9,6 +9,9 @@ import torch
 
 import hag_plugin as hp
 from hag_plugin.data import datasets
+from hag_plugin.ops.attention import attend
+
+from ...attending import how_of, tensors_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
 
@@ -92,3 +95,59 @@ def test_stress(shared_data: Path, name: str) -> None:
                 assert torch.equal(hp.aggregate(x.cuda(), on_card, self_loops=mode), first)
             largest = hp.aggregate(x.cuda(), on_card, "max", self_loops=mode).cpu()
             assert torch.equal(largest, hp.aggregate(x, hag, "max", self_loops=mode))
+
+
+ATTENTION = ("sum with edges", "vector", "dot, masked", "dot with edges")
+
+
+@pytest.mark.parametrize("form", ATTENTION)
+def test_attention_waits_for_nothing_and_is_captured(form: str) -> None:
+    hag = hp.build_hag(cliques(), num_nodes=480).cuda()
+    given = tensors_of(form, (480, 480, hag.num_edges), (4, 16, 16, 3), torch.float32, "cuda")
+    leaves = [t.requires_grad_() for t in given.values()]
+
+    def step() -> tuple[torch.Tensor, ...]:
+        y = attend(hag, **given, **how_of(form))
+        return y, *torch.autograd.grad(y, leaves, torch.ones_like(y))
+
+    for _ in range(3):
+        step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        expected = step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step()
+    graph.replay()
+    torch.cuda.synchronize()
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("form", ATTENTION)
+@pytest.mark.parametrize("name", ["IMDB-MULTI", "ca-HepPh"])
+def test_attention_stress(shared_data: Path, name: str, form: str) -> None:
+    """As the CPU has it, and the same to the last bit, whatever runs beside it."""
+    graph = datasets.load(name, shared_data / "npz")
+    hag = hp.build_hag(graph.edge_index, num_nodes=graph.num_nodes, method="none")
+    on_card = hag.cuda()
+    sizes = graph.num_nodes, graph.num_nodes, hag.num_edges
+    for widths in ((1, 64, 64, 3), (8, 8, 8, 3), (3, 33, 5, 2)):
+        given = tensors_of(form, sizes, widths, torch.float32)
+
+        def run(hag: hp.HAG, given: dict[str, torch.Tensor] = given) -> list[torch.Tensor]:
+            leaves = {k: t.to(hag.device).requires_grad_() for k, t in given.items()}
+            y = attend(hag, **leaves, **how_of(form))
+            return [y.detach(), *torch.autograd.grad(y.sum(), list(leaves.values()))]
+
+        first, expected = run(on_card), run(hag)
+        for mine, theirs in zip(first, expected, strict=True):
+            torch.testing.assert_close(
+                mine.cpu(), theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max())
+            )
+        for _ in range(10):
+            for again, mine in zip(run(on_card), first, strict=True):
+                assert torch.equal(again, mine)

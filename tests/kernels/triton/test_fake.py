@@ -41,6 +41,7 @@ def test_shapes_and_devices(dtype: torch.dtype) -> None:
             (OPS.weighted_sum(x, weight, *graph, s, t, 4, "", False, "sum"), [like_y]),
             (OPS.edge_dot(x, y, *graph, s, t, "", "sum"), [(weight.shape, exact)]),
             (OPS.edge_dot(x, y, *graph, s, t, "add", "sum"), [(torch.Size([13]), exact)]),
+            *of_attention(graph, exact, on),
         )
     for result, expected in cases:
         found = result if isinstance(result, tuple) else (result,)
@@ -48,9 +49,31 @@ def test_shapes_and_devices(dtype: torch.dtype) -> None:
         assert {r.device.type for r in found} == {"cuda"}
 
 
+def of_attention(graph: tuple[Tensor, Tensor], dtype: torch.dtype, on: dict[str, Any]) -> list[Any]:
+    """The same of the operators of attention: 9 edges from 7 to 4 nodes, with 2 heads."""
+    on |= {"dtype": dtype}
+    value, y, kept = (torch.empty(n, 2, 3, **on) for n in (7, 4, 4))
+    kept = torch.empty(4, 2, 2, **on)
+    key, query, weight = (torch.empty(n, 2, **on) for n in (7, 4, 9))
+    tensors = (value, key, query, *[None] * 5, weight, None)
+    form = 4, "sum", 0.2, "softmax", ""
+    needs = value, key, query, weight
+    bits = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 8
+    numbers = torch.Size([sum(t.numel() for t in needs)])
+    back = OPS.attend_backward(y, y, kept, *tensors, *graph, bits, *form)
+    return [
+        (OPS.head_sum(value, weight, None, *graph, 4, "", False), [(y.shape, dtype)]),
+        (OPS.head_sum(y, weight, None, *graph, 7, "", True), [(value.shape, dtype)]),
+        (OPS.head_dot(value, y, None, *graph, ""), [(weight.shape, dtype)]),
+        (OPS.attend(*tensors, *graph, *form), [(y.shape, dtype), (kept.shape, dtype)]),
+        (back, [(numbers, dtype)]),
+    ]
+
+
 def test_every_operator_has_kernels_for_both_devices() -> None:
     names = ("aggregate", "extremum", "masked_sum", "winners", "add_to_winners", "weighted_sum")
-    for name in (*names, "edge_dot"):
+    attention = ("head_sum", "head_dot", "attend", "attend_backward")
+    for name in (*names, "edge_dot", *attention):
         for key in ("CPU", "CUDA"):
             assert torch._C._dispatch_has_kernel_for_dispatch_key(f"hag_plugin::{name}", key), name
     assert not torch._C._dispatch_has_kernel_for_dispatch_key("hag_plugin::aggregate", "XPU")

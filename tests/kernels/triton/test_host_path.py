@@ -22,7 +22,10 @@ from hag_plugin.hag.graph import Arrays
 from hag_plugin.hag.program import Program
 from hag_plugin.kernels.triton import launch
 from hag_plugin.ops import weights
+from hag_plugin.ops.attention import attend
 from hag_plugin.testing import count_programs, limits
+
+from ...attending import FORMS, NORMALISATIONS, how_of, tensors_of
 
 
 class NoWaiting(TorchDispatchMode):
@@ -108,6 +111,31 @@ def sums(x: Tensor, hag: hp.HAG, s: Tensor, t: Tensor, w: Tensor, mode: Any) -> 
         for run, weight in ((hp.aggregate, ()), (weights.weighted_aggregate, (w,)))
         for reduce in ("sum", "mean")
     ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_attention_never_waits(form: str, dtype: torch.dtype, launched: list[str]) -> None:
+    hag = graph()
+    sizes = hag.num_src, hag.num_dst, hag.num_edges
+
+    def call(device: str) -> list[str]:
+        before = len(launched)
+        given = tensors_of(form, sizes, (2, 3, 4, 2), dtype, device)
+        order = torch.arange(hag.num_edges, device=device)
+        for normalise in NORMALISATIONS:
+            leaves = {name: t.requires_grad_() for name, t in given.items()}
+            y = attend(hag, order=order, normalise=normalise, **leaves, **how_of(form))
+            found = torch.autograd.grad(y.sum(), list(leaves.values()))
+            assert [g.shape for g in found] == [t.shape for t in leaves.values()]
+            assert {g.device.type for g in found} == {device}
+        return launched[before:]
+
+    first = call("cpu")
+    assert {"attend", "merge", "combine"} <= set(first)  # long rows are put together
+    without_memory(hag)
+    with NoWaiting():
+        assert call("meta") == first
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)

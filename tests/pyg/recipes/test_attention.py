@@ -443,6 +443,13 @@ def test_edge_values_beside_a_hag(awkward: Any) -> None:
         ours(x, hag, values)
 
 
+def test_a_device_without_kernels_runs_stock() -> None:
+    ours = accelerate(pyg.GATConv(WIDTH, OUT, add_self_loops=False).to("meta"))
+    edge_index = torch.zeros(2, 9000, dtype=torch.int64, device="meta")
+    assert ours(torch.empty(30, WIDTH, device="meta"), edge_index).shape == (30, OUT)
+    assert "a device without kernels" in explain(ours)[0].calls.reasons["stock"]
+
+
 def test_autocast_runs_stock(awkward: Any) -> None:
     stock = pyg.GATConv(WIDTH, OUT)
     ours = accelerate(copy.deepcopy(stock))
