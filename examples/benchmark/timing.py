@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hag_plugin.hag.calibration import shortest_but_one
+from hag_plugin.hag.calibration import shortest
 
 from .crashes import entering
 
@@ -138,7 +138,7 @@ def alone(call: Call, clock: Callable[[], float] = time.thread_time) -> float:
             calls *= 4
         else:
             taken.append(took / calls)
-    return shortest_but_one(taken)
+    return shortest(taken)
 
 
 def _warm_up(call: Call) -> float:

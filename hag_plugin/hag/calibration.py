@@ -36,7 +36,8 @@ TIMED_AS = {
     EXTREMUM: (FLOAT32, CODES["max"]),
     HALF_EXTREMUM: (BFLOAT16, CODES["max"]),
 }
-WIDTHS = (16, 64, 256)
+WIDTHS = (8, 64, 256)  # the narrowest that models have: lines through wider rows miss it
+TOGETHER = 64  # width at which threads are timed
 WARM_CALLS = 2  # before those timed: after a single one, writing y took twice as long
 TIMED_CALLS = 3
 SCRATCH_SHARE = 0.7  # of the sources of a row of y, where there is scratch
@@ -67,33 +68,39 @@ class Shape:
     scratch: int = 0
 
 
-# Hardly more than what is done to its rows, which the cache holds.
-COMPUTING = Shape(16, 0.25, window=256)
+# Hardly more than what is done to its rows, which the cache holds; not the first-level cache, as
+# in real graphs. Rows of max are compared one after the other: the longer an op, the less of that
+# overlaps with others.
+COMPUTING = Shape(32, 0.25)
 # As the tiles of searched and plain programs are: 256 rows of large graphs or 64 of packed small
-# ones. The cache holds all of x and y, half of them, or an eighth.
-SHAPES = tuple(
-    shape
-    for caches in (0.25, 1.0, 4.0)
-    for shape in (
-        Shape(16, caches, window=256),
-        Shape(1, caches, window=256),
-        Shape(4, caches, window=256),
-        Shape(4, caches, window=256, scratch=256),
-        Shape(2, caches),
-        Shape(16, caches),
-        Shape(2, caches, rows=64, window=64),
-        Shape(8, caches, rows=64, window=64, scratch=64),
-    )
+# ones. The cache holds all of x and y, half of them, an eighth, or next to nothing.
+SHAPES = (
+    COMPUTING,
+    *(
+        shape
+        for caches in (0.25, 1.0, 4.0, 16.0)
+        for shape in (
+            Shape(16, caches, window=256),
+            Shape(1, caches, window=256),
+            Shape(4, caches, window=256),
+            Shape(4, caches, window=256, scratch=256),
+            Shape(2, caches),
+            Shape(16, caches),
+            Shape(2, caches, rows=64, window=64),
+            Shape(8, caches, rows=64, window=64, scratch=64),
+        )
+    ),
 )
-# The fewest that still tell the constants apart.
+# The fewest that still tell the constants apart. Far rows are beyond all caches: those of large
+# graphs cost two to three times as much as rows that only the second-level cache does not hold.
 QUICK_SHAPES = (
     COMPUTING,
     Shape(1, 0.25, window=256),
-    Shape(4, 0.25, window=256, scratch=256),
+    Shape(4, 0.5, scratch=256),
     Shape(8, 1.0, rows=64, window=64, scratch=64),
     Shape(4, 1.0),
-    Shape(2, 4.0, window=256),
-    Shape(4, 4.0),
+    Shape(2, 16.0, window=256),
+    Shape(4, 16.0),
 )
 QUICK_SOURCES = 1 << 20  # of a program; larger ones take too long to make
 
@@ -148,7 +155,7 @@ def calibrate(
     measured = _shortest(runs, 1, rounds, end, report)
     gain = DEFAULT.parallel
     # In short programs starting the threads counts. Few, since threads that share cores wait long.
-    large = [i for i, run in enumerate(runs) if run.is_large and run.row_bytes == 4 * WIDTHS[1]]
+    large = [i for i, run in enumerate(runs) if run.is_large and run.row_bytes == 4 * TOGETHER]
     if threads > 1 and large:
         end = time.perf_counter() + 0.2 * seconds
         together = _shortest([runs[i] for i in large], threads, rounds, end)
@@ -296,7 +303,7 @@ class Run:
         return self.shape.caches > 1.0 and not self.shape.window
 
     def seconds(self, threads: int, arithmetic: Arithmetic = SUM) -> float:
-        """Of a call, `shortest_but_one`. Those before bring into the caches what they hold.
+        """Of a call, `shortest`. Those before bring into the caches what they hold.
 
         On one thread, seconds that it ran itself: what else the machine does is not measured.
         """
@@ -310,17 +317,17 @@ class Run:
             start = clock()
             run(*arguments)
             took.append(clock() - start)
-        return shortest_but_one(took)
+        return shortest(took)
 
 
-def shortest_but_one(seconds: Sequence[float]) -> float:
-    """Of several timings of one thing, and never 0.
+def shortest(seconds: Sequence[float]) -> float:
+    """Of several timings of one thing: whatever else the machine does only adds.
 
-    Whatever else the machine does only adds, so that the shortest would be right, if it was not
-    for virtual machines: there a thread's clock now and then stands still for a call or two, when
-    time that the host took before is taken off.
+    Never 0. On virtual machines a thread's clock may stand still for a call, when time that the
+    host took before is taken off.
     """
-    return max(sorted(seconds)[:2][-1], FLOORS["call"])
+    least = FLOORS["call"]
+    return min((took for took in seconds if took > least), default=least)
 
 
 def runs_of(shapes: Sequence[Shape], cache: int, sources: float) -> list[Run]:
