@@ -42,9 +42,6 @@ CLEARLY = 0.95  # of the seconds of the plain graph: by less than this a HAG win
 # How many standard deviations another program must be ahead of the plain graph. That takes no
 # longer than itself, so that the less is known, the more must be promised.
 CAUTION = 0.5
-# Of the error of a HAG's seconds over the plain graph's, that of the plain graph in another order,
-# which does the same in other places.
-ORDER_SHARE = 1 / 3
 
 
 class ChooseError(ValueError):
@@ -128,7 +125,7 @@ class Table:
         of = dict(zip(self.names, self.seconds, strict=True))
         plain, shared = of[PLAIN], of[SHARED]
         reordered = of.get(REORDERED, plain)
-        is_reordered = reordered < ahead**ORDER_SHARE * plain
+        is_reordered = reordered < ahead * plain
         best = np.where(is_reordered, reordered, plain)
         shown = np.where(best <= SHORT, best + UNSEEN, 0.0)
         is_shared = shared <= np.maximum(np.minimum(CLEARLY, ahead) * best, shown)

@@ -13,7 +13,6 @@ from hag_plugin.hag import constants
 from hag_plugin.hag.calibration import TIMED_AS, features, shortest
 from hag_plugin.hag.candidates import (
     NAMES,
-    ORDER_SHARE,
     PLAIN,
     REORDERED,
     ROW_BYTES,
@@ -38,6 +37,9 @@ MORE = 1.1
 # one: the standard deviation of the logarithm of a HAG's seconds over the plain graph's. And a
 # timing, since a sample is not the whole. Over nine real graphs at AVX2 and AVX-512.
 SPREAD, SPREAD_ELSEWHERE, SPREAD_OF_TIMING = 0.25, 0.4, 0.1
+# Of the error of a HAG's seconds over the plain graph's, that of the plain graph in another order,
+# which does the same in other places.
+ORDER_SHARE = 1 / 3
 # How alike two errors of the model are, from 1 to 0: of rows that are converted or not, of sums and
 # extrema, which are other code, and of rows twice or half as long. Regrets over real graphs hardly
 # tell half or twice as much of any of them apart.
@@ -342,19 +344,20 @@ class _Stage:
             for name, sample in self.samples.items():
                 self.runs[name] = _Run(sample, x, y, self.call, self.clock)
         if is_first:
-            self.least(point, list(self.runs), None, 1)
+            for run in self.runs.values():
+                run.seconds(point)
 
-    def least(
-        self, point: Point, names: Sequence[str], others: Array | None, sweeps: int = SWEEPS
-    ) -> dict[str, float]:
-        """The least seconds of some candidates, on one thread, one after the other.
+    def least(self, point: Point, names: Sequence[str], others: Array | None) -> dict[str, float]:
+        """The least seconds of some candidates, on one thread.
+
+        Each runs after itself, as the whole will: after another one that reads the same rows it
+        would find them in the cache, which those that read others do not.
 
         Args:
             point: where.
             names: of the candidates.
             others: what is read before each run, so that it finds as little in the cache as the
-                whole does, whose rows do not stay there from one run to the next; None: they stay.
-            sweeps: runs of each.
+                whole does, whose rows do not stay there from one run to the next. None: they stay.
         """
 
         def again(run: _Run) -> float:
@@ -362,7 +365,7 @@ class _Stage:
                 np.count_nonzero(others)
             return run.seconds(point)
 
-        return {name: shortest([again(self.runs[name]) for _ in range(sweeps)]) for name in names}
+        return {name: shortest([again(self.runs[name]) for _ in range(SWEEPS)]) for name in names}
 
 
 class _Run:
