@@ -100,12 +100,12 @@ def table_of(
     samples = samples_of(graph, self_loops, idempotent, found, candidate, reads)
     predicted = _seconds({name: (s.work, s.scale) for name, s in samples.items()}, c)
     predicted[SHARED] *= MORE
-    stay = _stay(graph, c.cache_bytes)
-    if REORDERED in predicted:  # the order of rows tells only where they do not stay
-        predicted[REORDERED] = np.where(stay, predicted[PLAIN], predicted[REORDERED])
+    filled = _filled(graph, c.cache_bytes)
+    if REORDERED in predicted:  # the order of rows tells only where the cache does not hold them
+        predicted[REORDERED] = np.where(filled <= 1, predicted[PLAIN], predicted[REORDERED])
     wrong = Wrong(predicted, spread_of(c))
     budget -= clock() - start
-    timed = _measure(graph, samples, wrong, stay, budget, c, clock)
+    timed = _measure(graph, samples, wrong, filled.ravel(), budget, c, clock)
     return _table("measure" if timed else "model", wrong.corrected(), wrong.error())
 
 
@@ -158,11 +158,11 @@ def _rates(c: Constants) -> Array:
     return of_all_rows(Work(ops, scratch, again, first, written, num_src=0), c)
 
 
-def _stay(graph: Graph, cache_bytes: int) -> Array:
-    """Whether most rows of x and y stay in a cache from one run of the whole to the next, for each
-    of `ARITHMETICS` and `ROW_BYTES`."""
-    rows = np.array([[2 if a.is_half else 1] for a in ARITHMETICS])
-    return (graph.num_src + graph.num_dst) * np.array(ROW_BYTES) <= rows * STAY * cache_bytes
+def _filled(graph: Graph, cache_bytes: int) -> Array:
+    """How many times x and y fill a cache, for each of `ARITHMETICS` and `ROW_BYTES`."""
+    share = np.array([[0.5 if a.is_half else 1.0] for a in ARITHMETICS])
+    rows = graph.num_src + graph.num_dst
+    return np.asarray(share * rows * np.array(ROW_BYTES) / max(cache_bytes, 1))
 
 
 def _works_in_one_tile(
@@ -266,7 +266,7 @@ def _measure(
     graph: Graph,
     samples: Mapping[str, Sample],
     wrong: Wrong,
-    stay: Array,
+    filled: Array,
     budget: float,
     c: Constants,
     clock: Callable[[], float],
@@ -283,18 +283,17 @@ def _measure(
     may, timed = stage.holds(), list[Point]()
     while may.any():
         once = sum(s.ravel() / samples[name].scale for name, s in wrong.corrected().items())
-        takes = SWEEPS * (once + np.where(stay.ravel(), 0.0, reading)) + stage.to_prepare()
+        takes = SWEEPS * (once + np.where(filled <= STAY, 0.0, reading)) + stage.to_prepare()
         worth = np.where(may & (MARGIN * takes <= end - clock()), wrong.worth(), 0.0)
         at = int(np.argmax(worth / takes))
         if worth[at] < LITTLE:
             break
         stage.prepare(POINTS[at])
-        if stay.flat[at]:
-            found = stage.least(POINTS[at], [name for name in samples if name != REORDERED], None)
-            if REORDERED in samples:
-                found[REORDERED] = found[PLAIN]
-        else:
-            found = stage.least(POINTS[at], list(samples), others)
+        is_held = filled[at] <= 1
+        names = [name for name in samples if not is_held or name != REORDERED]
+        found = stage.least(POINTS[at], names, others if filled[at] > STAY else None)
+        if is_held and REORDERED in samples:
+            found[REORDERED] = found[PLAIN]
         wrong.learn(at, found)
         timed.append(POINTS[at])
         may[at] = False
