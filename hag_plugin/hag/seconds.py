@@ -53,8 +53,6 @@ LEAST_BYTES = 64 << 20  # of features, that timing may take for any graph
 SWEEPS = 3  # runs of each candidate at a point, the first of them a cold one
 LEAST = 1e-9  # seconds of any run, whatever the constants say
 FILL = 4e9  # bytes of features that are made ready in a second
-STAY = 4  # times a cache may be filled and most of what is read again still be there
-READ_OTHERS = 3e10  # bytes in a second, to put others into the cache
 ORDERED = 7e-9  # seconds in which a program orders a read, before it first runs over narrow rows
 
 Point = tuple[Arithmetic, int]
@@ -100,12 +98,12 @@ def table_of(
     samples = samples_of(graph, self_loops, idempotent, found, candidate, reads)
     predicted = _seconds({name: (s.work, s.scale) for name, s in samples.items()}, c)
     predicted[SHARED] *= MORE
-    filled = _filled(graph, c.cache_bytes)
+    held = _held(graph, c.cache_bytes)
     if REORDERED in predicted:  # the order of rows tells only where the cache does not hold them
-        predicted[REORDERED] = np.where(filled <= 1, predicted[PLAIN], predicted[REORDERED])
+        predicted[REORDERED] = np.where(held, predicted[PLAIN], predicted[REORDERED])
     wrong = Wrong(predicted, spread_of(c))
     budget -= clock() - start
-    timed = _measure(graph, samples, wrong, filled.ravel(), budget, c, clock)
+    timed = _measure(graph, samples, wrong, held.ravel(), budget, c, clock)
     return _table("measure" if timed else "model", wrong.corrected(), wrong.error())
 
 
@@ -158,11 +156,11 @@ def _rates(c: Constants) -> Array:
     return of_all_rows(Work(ops, scratch, again, first, written, num_src=0), c)
 
 
-def _filled(graph: Graph, cache_bytes: int) -> Array:
-    """How many times x and y fill a cache, for each of `ARITHMETICS` and `ROW_BYTES`."""
+def _held(graph: Graph, cache_bytes: int) -> Array:
+    """Whether a cache holds all of x and y, for each of `ARITHMETICS` and `ROW_BYTES`."""
     share = np.array([[0.5 if a.is_half else 1.0] for a in ARITHMETICS])
     rows = graph.num_src + graph.num_dst
-    return np.asarray(share * rows * np.array(ROW_BYTES) / max(cache_bytes, 1))
+    return np.asarray(share * rows * np.array(ROW_BYTES) <= cache_bytes)
 
 
 def _works_in_one_tile(
@@ -266,7 +264,7 @@ def _measure(
     graph: Graph,
     samples: Mapping[str, Sample],
     wrong: Wrong,
-    filled: Array,
+    held: Array,
     budget: float,
     c: Constants,
     clock: Callable[[], float],
@@ -278,21 +276,18 @@ def _measure(
     """
     end = clock() + budget
     stage = _Stage(graph, samples, c, clock)
-    others = np.zeros(2 * c.cache_bytes, bool)
-    reading = len(samples) * len(others) / READ_OTHERS
     may, timed = stage.holds(), list[Point]()
     while may.any():
         once = sum(s.ravel() / samples[name].scale for name, s in wrong.corrected().items())
-        takes = SWEEPS * (once + np.where(filled <= STAY, 0.0, reading)) + stage.to_prepare()
+        takes = SWEEPS * once + stage.to_prepare()
         worth = np.where(may & (MARGIN * takes <= end - clock()), wrong.worth(), 0.0)
         at = int(np.argmax(worth / takes))
         if worth[at] < LITTLE:
             break
         stage.prepare(POINTS[at])
-        is_held = filled[at] <= 1
-        names = [name for name in samples if not is_held or name != REORDERED]
-        found = stage.least(POINTS[at], names, others if filled[at] > STAY else None)
-        if is_held and REORDERED in samples:
+        names = [name for name in samples if not held[at] or name != REORDERED]
+        found = stage.least(POINTS[at], names)
+        if held[at] and REORDERED in samples:
             found[REORDERED] = found[PLAIN]
         wrong.learn(at, found)
         timed.append(POINTS[at])
@@ -346,25 +341,14 @@ class _Stage:
             for run in self.runs.values():
                 run.seconds(point)
 
-    def least(self, point: Point, names: Sequence[str], others: Array | None) -> dict[str, float]:
+    def least(self, point: Point, names: Sequence[str]) -> dict[str, float]:
         """The least seconds of some candidates, on one thread.
 
         Each runs after itself, as the whole will: after another one that reads the same rows it
         would find them in the cache, which those that read others do not.
-
-        Args:
-            point: where.
-            names: of the candidates.
-            others: what is read before each run, so that it finds as little in the cache as the
-                whole does, whose rows do not stay there from one run to the next. None: they stay.
         """
-
-        def again(run: _Run) -> float:
-            if others is not None:
-                np.count_nonzero(others)
-            return run.seconds(point)
-
-        return {name: shortest([again(self.runs[name]) for _ in range(SWEEPS)]) for name in names}
+        runs = {name: self.runs[name] for name in names}
+        return {n: shortest([r.seconds(point) for _ in range(SWEEPS)]) for n, r in runs.items()}
 
 
 class _Run:
