@@ -94,7 +94,7 @@ class Limits:
     calibration_step: int = 1
     calibration_seconds: float = 1.0
     calibration_wait: float = 20.0
-    sampled_reads: int = 1 << 15
+    sampled_reads: int = 1 << 18
     sampled_bytes: int = 256 << 20
     timed_seconds: float = 5e-3
     timed_share: float = 0.25

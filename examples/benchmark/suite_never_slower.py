@@ -17,6 +17,7 @@ from torch import Tensor
 
 import hag_plugin as hp
 from hag_plugin.hag import constants
+from hag_plugin.hag.candidates import PLAIN
 from hag_plugin.kernels import _cpu
 
 from . import foreign_constants, variants
@@ -24,8 +25,8 @@ from .crashes import entering
 from .graphs import LOOPS, Graph
 from .plan import Cell, Plan
 from .sides import AUTO, NONE, is_ours
-from .timing import Rounds, interleave
-from .verdict import SAME, Rule, judge
+from .timing import Rounds, alone, interleave
+from .verdict import SAME, Rule, implausible, judge
 
 NAME = "never-slower"
 SECONDS = 1.0
@@ -98,6 +99,8 @@ def _measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
         return {"wrong": wrong, "forms": {}, "verdict": verdict, **about}
     calls |= {CHOSEN_AGAIN: calls[chosen.name]} if is_same else {NONE_AGAIN: calls[NONE]}
     others = [name for name in programs if name != chosen.name]
+    runs = {AUTO: chosen.name, CHOSEN_AGAIN: chosen.name, NONE: PLAIN, NONE_AGAIN: PLAIN}
+    on_one = {n: alone(variants.run(p, x, out, reduce, 1)) for n, p in programs.items()}
 
     def attempt(number: int) -> dict[str, Any]:
         budget = plan.budget(SECONDS, ROUNDS, longer=number + 1)
@@ -106,13 +109,17 @@ def _measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
         spread = rounds.control(*pair)["spread"]
         # Nothing to be slower than: what is left to decide is whether the spread says anything.
         ratio = 1.0 if is_same else rounds.ratio(NONE, AUTO)
-        return {"ratio": ratio, "spread": spread, "seconds": _medians(rounds),
+        medians = _medians(rounds)
+        of_one = {side: on_one[runs.get(side, side)] for side in medians}
+        why = implausible(medians, of_one, torch.get_num_threads())
+        return {"ratio": ratio, "spread": spread, "seconds": medians, "implausible": why,
                 **_regret(rounds, chosen.name, others, spread)}  # fmt: skip
 
     judged = judge(RULE, attempt)
     if judged.get("regret", 0.0) > LARGEST_REGRET:
         again = attempt(judged["attempts"])
-        judged |= {"regret": min(judged["regret"], again["regret"]), "regret_again": True}
+        if RULE.says(again):
+            judged |= {"regret": min(judged["regret"], again["regret"]), "regret_again": True}
     if is_same:
         judged |= {"ratio": None, "regret_verdict": judged["verdict"], "verdict": SAME}
     return {"wrong": {}, "forms": {}, **about, **judged}

@@ -63,10 +63,11 @@ def page(records: Sequence[Record]) -> str:
     return "\n".join([
         sentence(records) + "\n",
         f"A cell fails below {RULE.least} by more than the A/A spread twice running. One whose "
-        f"spread exceeds {RULE.largest_spread:.0%} says nothing and is measured again for longer, "
-        f"up to {RULE.attempts} times; then it is undecided. Outputs are reused. Transposed: over "
-        "the reversed edges; of a symmetric graph, of its edges to a node with a larger id. "
-        "Constants: of the cost model, this machine's own or those of another one.\n",
+        f"spread exceeds {RULE.largest_spread:.0%}, or which takes longer on all threads than on "
+        f"one, says nothing and is measured again for longer, up to {RULE.attempts} times; then it "
+        "is undecided. Outputs are reused. Transposed: over the reversed edges; of a symmetric "
+        "graph, of its edges to a node with a larger id. Constants: of the cost model, this "
+        "machine's own or those of another one.\n",
         _verdicts(records),
         _choices(records),
         _regret_table(records),

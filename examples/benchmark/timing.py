@@ -10,12 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hag_plugin.hag.calibration import shortest
+
 from .crashes import entering
 
 Call = Callable[[], Any]
 
 REWARMED = 20e-3  # seconds; a call shorter than this runs once, untimed, before it is measured
 SLOW = 1.0  # seconds; what a first call costs beyond the others is small against this
+ALONE, MOST_CALLS = 5e-4, 1024  # seconds that are timed at once, and calls in them
 ENDLESS = 4.0  # seconds; a call that takes longer is measured once, after its first call
 
 
@@ -120,6 +123,22 @@ def interleave(
             seconds[side].append(_measure(sides[side], calls[side]) if due else None)
     entering("")
     return Rounds(seconds, calls)
+
+
+def alone(call: Call, clock: Callable[[], float] = time.thread_time) -> float:
+    """Seconds that this thread runs itself in a warm call that uses no other."""
+    call()
+    calls, taken = 1, list[float]()
+    while len(taken) < 3:
+        start = clock()
+        for _ in range(calls):
+            call()
+        took = clock() - start
+        if took < ALONE and calls < MOST_CALLS:
+            calls *= 4
+        else:
+            taken.append(took / calls)
+    return shortest(taken)
 
 
 def _warm_up(call: Call) -> float:

@@ -82,10 +82,15 @@ def choice(hag: HAG, width: int, dtype: torch.dtype, loops: str, reduce: str) ->
     return hag.choice(width, dtype, LOOPS[loops], idempotent=reduce == "max")
 
 
-def run(program: Program, x: Tensor, y: Tensor, reduce: str) -> Callable[[], None]:
-    """A call that runs a program on x `[N, F]`, into a contiguous y, with nothing around it."""
+def run(
+    program: Program, x: Tensor, y: Tensor, reduce: str, threads: int | None = None
+) -> Callable[[], None]:
+    """A call that runs a program on x `[N, F]`, into a contiguous y, with nothing around it.
+
+    On as many threads as torch uses, or on so many.
+    """
     native, (rows, width) = program.native, x.shape
-    dtype, code, threads = DTYPES[x.dtype], CODES[reduce], torch.get_num_threads()
+    dtype, code, threads = DTYPES[x.dtype], CODES[reduce], threads or torch.get_num_threads()
 
     def call() -> None:
         native.run(x.data_ptr(), y.data_ptr(), 1, width, width, 0, rows, len(y), dtype, code, 0, 0,

@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 PASSED, FAILED, UNDECIDED, SAME = "passed", "failed", "undecided", "same"
 
+# What several threads take at most, beside one thread's time for the same work, and to start them.
+AT_MOST, STARTING = 1.1, 5e-5
+AT_LEAST = 1 / 3  # of their even share of it: more caches help, but not so much
+
+
+def implausible(seconds: Mapping[str, float], alone: Mapping[str, float], threads: int) -> str:
+    """Why times cannot be those of the work itself; empty where they can.
+
+    Threads that wait for one that the system has set aside all wait for the same time, whichever
+    side they run: a ratio of 1 with no spread, which says nothing.
+
+    Args:
+        seconds: of a call, by side.
+        alone: of the same sides, what one thread runs itself.
+        threads: that a call may use.
+    """
+    for side, took in seconds.items():
+        one = alone[side]
+        if not (math.isfinite(took) and took > 0.0):
+            return f"{side} took {took} s"
+        times = f"{side} took {1e3 * took:.3g} ms on {threads} threads, {1e3 * one:.3g} ms on one"
+        if took > AT_MOST * one + STARTING:
+            return f"{times}: it waited"
+        if took < AT_LEAST * one / threads:
+            return f"{times}: no clock of such a machine says so"
+    return ""
+
 
 @dataclass(frozen=True)
 class Rule:
-    """When a ratio of speeds fails.
+    """When a ratio of speeds fails. A measurement that is `implausible` says nothing.
 
     Attributes:
         least: a ratio below this by more than the control's spread is too low.
@@ -25,7 +53,8 @@ class Rule:
 
     def says(self, measured: Mapping[str, Any]) -> bool:
         """Whether a measurement says anything."""
-        return bool(measured["spread"] <= self.largest_spread)
+        is_quiet = measured["spread"] <= self.largest_spread
+        return bool(is_quiet and not measured.get("implausible"))
 
     def too_low(self, measured: Mapping[str, Any]) -> bool:
         """Whether its ratio is too low."""
@@ -50,7 +79,8 @@ def judge(rule: Rule, measure: Callable[[int], dict[str, Any]]) -> dict[str, Any
 
     Args:
         rule: what to judge by.
-        measure: measures for the n-th time, from 0: `ratio`, `spread` and more.
+        measure: measures for the n-th time, from 0: `ratio`, `spread` and more, `implausible` among
+            it where the times were looked at.
 
     Returns:
         The last measurement that says something, or else the last one, with its `verdict` and

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from hag_plugin.hag.rates import (
     Constants,
     RowCost,
 )
+from hag_plugin.kernels import _cpu
 from hag_plugin.limits import limits
 from hag_plugin.modes import Array
 from hag_plugin.reducers import CODES
@@ -36,7 +36,8 @@ TIMED_AS = {
     EXTREMUM: (FLOAT32, CODES["max"]),
     HALF_EXTREMUM: (BFLOAT16, CODES["max"]),
 }
-WIDTHS = (16, 64, 256)
+WIDTHS = (8, 64, 256)  # the narrowest that models have: lines through wider rows miss it
+TOGETHER = 64  # width at which threads are timed
 WARM_CALLS = 2  # before those timed: after a single one, writing y took twice as long
 TIMED_CALLS = 3
 SCRATCH_SHARE = 0.7  # of the sources of a row of y, where there is scratch
@@ -67,33 +68,39 @@ class Shape:
     scratch: int = 0
 
 
-# Hardly more than what is done to its rows, which the cache holds.
-COMPUTING = Shape(16, 0.25, window=256)
+# Hardly more than what is done to its rows, which the cache holds; not the first-level cache, as
+# in real graphs. Rows of max are compared one after the other: the longer an op, the less of that
+# overlaps with others.
+COMPUTING = Shape(32, 0.25)
 # As the tiles of searched and plain programs are: 256 rows of large graphs or 64 of packed small
-# ones. The cache holds all of x and y, half of them, or an eighth.
-SHAPES = tuple(
-    shape
-    for caches in (0.25, 1.0, 4.0)
-    for shape in (
-        Shape(16, caches, window=256),
-        Shape(1, caches, window=256),
-        Shape(4, caches, window=256),
-        Shape(4, caches, window=256, scratch=256),
-        Shape(2, caches),
-        Shape(16, caches),
-        Shape(2, caches, rows=64, window=64),
-        Shape(8, caches, rows=64, window=64, scratch=64),
-    )
+# ones. The cache holds all of x and y, half of them, an eighth, or next to nothing.
+SHAPES = (
+    COMPUTING,
+    *(
+        shape
+        for caches in (0.25, 1.0, 4.0, 16.0)
+        for shape in (
+            Shape(16, caches, window=256),
+            Shape(1, caches, window=256),
+            Shape(4, caches, window=256),
+            Shape(4, caches, window=256, scratch=256),
+            Shape(2, caches),
+            Shape(16, caches),
+            Shape(2, caches, rows=64, window=64),
+            Shape(8, caches, rows=64, window=64, scratch=64),
+        )
+    ),
 )
-# The fewest that still tell the constants apart.
+# The fewest that still tell the constants apart. Far rows are beyond all caches: those of large
+# graphs cost two to three times as much as rows that only the second-level cache does not hold.
 QUICK_SHAPES = (
     COMPUTING,
     Shape(1, 0.25, window=256),
-    Shape(4, 0.25, window=256, scratch=256),
+    Shape(4, 0.5, scratch=256),
     Shape(8, 1.0, rows=64, window=64, scratch=64),
     Shape(4, 1.0),
-    Shape(2, 4.0, window=256),
-    Shape(4, 4.0),
+    Shape(2, 16.0, window=256),
+    Shape(4, 16.0),
 )
 QUICK_SOURCES = 1 << 20  # of a program; larger ones take too long to make
 
@@ -133,7 +140,7 @@ def calibrate(
     """Measures the constants of this machine.
 
     Args:
-        rounds: in each of them every program runs; its shortest run counts, since whatever else
+        rounds: in each of them every program runs; its shortest round counts, since whatever else
             the machine does only adds.
         threads: by default as many as torch uses. With 1, `parallel` is the default.
         report: called with the share that is done.
@@ -148,7 +155,7 @@ def calibrate(
     measured = _shortest(runs, 1, rounds, end, report)
     gain = DEFAULT.parallel
     # In short programs starting the threads counts. Few, since threads that share cores wait long.
-    large = [i for i, run in enumerate(runs) if run.is_large and run.row_bytes == 4 * WIDTHS[1]]
+    large = [i for i, run in enumerate(runs) if run.is_large and run.row_bytes == 4 * TOGETHER]
     if threads > 1 and large:
         end = time.perf_counter() + 0.2 * seconds
         together = _shortest([runs[i] for i in large], threads, rounds, end)
@@ -271,11 +278,7 @@ def _constants(fitted: Array, parallel: float, cache: int, error: float) -> Cons
 
 def _cache_bytes() -> int:
     """Of the second-level cache."""
-    try:
-        found = os.sysconf("SC_LEVEL2_CACHE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        found = -1
-    return found if found > 0 else DEFAULT.cache_bytes
+    return _cpu.second_cache_bytes() or DEFAULT.cache_bytes
 
 
 # Synthetic programs -----------------------------------------------------------------------------
@@ -300,7 +303,7 @@ class Run:
         return self.shape.caches > 1.0 and not self.shape.window
 
     def seconds(self, threads: int, arithmetic: Arithmetic = SUM) -> float:
-        """Of the shortest call. Those before bring into the caches what they hold.
+        """Of a call, `shortest`. Those before bring into the caches what they hold.
 
         On one thread, seconds that it ran itself: what else the machine does is not measured.
         """
@@ -309,12 +312,22 @@ class Run:
         arguments = (*self._arguments, *TIMED_AS[arithmetic], 0, 0, threads)
         for _ in range(WARM_CALLS):
             run(*arguments)
-        shortest = math.inf
+        took = []
         for _ in range(TIMED_CALLS):
             start = clock()
             run(*arguments)
-            shortest = min(shortest, clock() - start)
-        return shortest
+            took.append(clock() - start)
+        return shortest(took)
+
+
+def shortest(seconds: Sequence[float]) -> float:
+    """Of several timings of one thing: whatever else the machine does only adds.
+
+    Never 0. On virtual machines a thread's clock may stand still for a call, when time that the
+    host took before is taken off.
+    """
+    least = FLOORS["call"]
+    return min((took for took in seconds if took > least), default=least)
 
 
 def runs_of(shapes: Sequence[Shape], cache: int, sources: float) -> list[Run]:

@@ -32,12 +32,16 @@ VARIABLE = "HAG_PLUGIN_CHOOSE"
 # Bytes of a row in the dtype that sums accumulate in, for which the seconds of the candidates are
 # kept; rows of another length are taken as the next of these, by ratio.
 ROW_BYTES = (32, 64, 128, 256, 384, 512, 1024, 2048)
+SHAPE = len(ARITHMETICS), len(ROW_BYTES)
 _LIMITS = tuple(math.sqrt(a * b) for a, b in itertools.pairwise(ROW_BYTES))
 
 # Beside what a call costs, so little does not show: then the HAG's program runs.
 UNSEEN = 5e-7  # seconds that it loses
 SHORT = 1e-5  # seconds of the fastest, at most
 CLEARLY = 0.95  # of the seconds of the plain graph: by less than this a HAG wins by chance
+# How many standard deviations another program must be ahead of the plain graph. That takes no
+# longer than itself, so that the less is known, the more must be promised.
+CAUTION = 0.5
 
 
 class ChooseError(ValueError):
@@ -99,11 +103,14 @@ class Table:
         by: "measure" or "model".
         names: of the candidates, "plain" and "hag" at least.
         seconds: float64 `[len(names), len(ARITHMETICS), len(ROW_BYTES)]`.
+        error: the standard deviation of the logarithm of the HAG's seconds over the plain graph's,
+            float64 `[len(ARITHMETICS), len(ROW_BYTES)]`.
     """
 
     by: str
     names: tuple[str, ...]
     seconds: Array
+    error: Array
 
     def choose(self, arithmetic: Arithmetic, row_bytes: float) -> Choice:
         """The fastest candidate for rows of so many bytes, the HAG's if it wins clearly."""
@@ -114,12 +121,17 @@ class Table:
     @cached_property
     def _chosen(self) -> Array:
         """The number of the candidate that runs, `[len(ARITHMETICS), len(ROW_BYTES)]`."""
-        shared = self.names.index(SHARED)
-        others = self.seconds.copy()
-        others[shared] = np.inf
-        best = others.min(axis=0)
-        enough = np.maximum(CLEARLY * best, np.where(best <= SHORT, best + UNSEEN, 0.0))
-        return np.where(self.seconds[shared] <= enough, shared, others.argmin(axis=0))
+        ahead = np.exp(-CAUTION * self.error)
+        of = dict(zip(self.names, self.seconds, strict=True))
+        plain, shared = of[PLAIN], of[SHARED]
+        reordered = of.get(REORDERED, plain)
+        is_reordered = reordered < ahead * plain
+        best = np.where(is_reordered, reordered, plain)
+        shown = np.where(best <= SHORT, best + UNSEEN, 0.0)
+        is_shared = shared <= np.maximum(np.minimum(CLEARLY, ahead) * best, shown)
+        number = {name: number for number, name in enumerate(self.names)}
+        others = np.where(is_reordered, number.get(REORDERED, -1), number[PLAIN])
+        return np.where(is_shared, number[SHARED], others)
 
     def fastest(self, is_extremum: bool) -> set[str]:
         """The candidates that are the fastest for some row, for sums or for extrema."""
@@ -128,28 +140,30 @@ class Table:
 
     def state(self) -> dict[str, Any]:
         """Names and numbers, for files."""
-        return {"by": self.by, "names": list(self.names), "seconds": self.seconds.tolist()}
+        numbers = {"seconds": self.seconds.tolist(), "error": self.error.tolist()}
+        return {"by": self.by, "names": list(self.names), **numbers}
 
     @classmethod
     def of(cls, state: Any) -> Table:
-        """The table of a state, of which nothing is trusted.
+        """The table of a state, of which nothing is trusted. Earlier ones knew no error.
 
         Raises:
             ValueError: it is none.
         """
-        by, names, seconds = state["by"], tuple(state["names"]), np.array(state["seconds"])
+        by, names = state["by"], tuple(state["names"])
+        seconds, error = np.array(state["seconds"]), np.array(state.get("error", np.zeros(SHAPE)))
         if by not in ("measure", "model"):
             raise ValueError(f"a table is by {by!r}; expected 'measure' or 'model'")
         if not {PLAIN, SHARED} <= set(names) <= set(NAMES) or len(set(names)) < len(names):
             raise ValueError(f"a table is of {names}; expected {PLAIN!r}, {SHARED!r} and none but "
                              f"{NAMES}, each once")  # fmt: skip
-        shape = len(names), len(ARITHMETICS), len(ROW_BYTES)
-        if seconds.dtype != np.float64 or seconds.shape != shape:
-            raise ValueError(f"a table holds {seconds.dtype} {list(seconds.shape)}; expected "
-                             f"float64 {list(shape)}")  # fmt: skip
-        if not (np.isfinite(seconds) & (seconds >= 0)).all():
-            raise ValueError(f"a table holds {seconds}; expected finite numbers, 0 or more")
-        return cls(by, names, seconds)
+        for numbers, shape in ((seconds, (len(names), *SHAPE)), (error, SHAPE)):
+            if numbers.dtype != np.float64 or numbers.shape != shape:
+                raise ValueError(f"a table holds {numbers.dtype} {list(numbers.shape)}; expected "
+                                 f"float64 {list(shape)}")  # fmt: skip
+            if not (np.isfinite(numbers) & (numbers >= 0)).all():
+                raise ValueError(f"a table holds {numbers}; expected finite numbers, 0 or more")
+        return cls(by, names, seconds, error)
 
 
 def arithmetic_of(dtype: torch.dtype, is_extremum: bool) -> Arithmetic:
@@ -166,4 +180,5 @@ def total(tables: Sequence[Table]) -> Table:
     """The table of graphs side by side, which have two candidates: plain and shared."""
     names = (PLAIN, SHARED)
     of_each = [table.seconds[[table.names.index(name) for name in names]] for table in tables]
-    return Table("model", names, np.sum(of_each, axis=0))
+    error = np.max([table.error for table in tables], axis=0)
+    return Table("model", names, np.sum(of_each, axis=0), error)

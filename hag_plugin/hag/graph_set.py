@@ -23,7 +23,7 @@ from hag_plugin.hag.candidates import CHOOSE, PLAIN, SHARED, Table
 from hag_plugin.hag.cost import Work
 from hag_plugin.hag.program import SELF_LOOPS, Options, Program, SelfLoops
 from hag_plugin.hag.rates import Constants
-from hag_plugin.hag.seconds import of_all_rows
+from hag_plugin.hag.seconds import model_error, of_all_rows
 from hag_plugin.kernels import _cpu
 from hag_plugin.modes import Array, numpy_of
 from hag_plugin.observers import SEARCH, observers, tell
@@ -274,7 +274,8 @@ class Places(NamedTuple):
             seconds = np.sum([s.seconds(key)[g] for s, g in pairs], axis=0)
         if not seconds.any():
             return None
-        return Table("model", (PLAIN, SHARED), seconds + self.sets[0]._constants.call)
+        c = self.sets[0]._constants
+        return Table("model", (PLAIN, SHARED), seconds + c.call, model_error(c))
 
     def transposed(self) -> Places:
         """The same graphs with their edges reversed."""

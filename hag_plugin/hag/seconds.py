@@ -10,54 +10,53 @@ from functools import lru_cache
 import numpy as np
 
 from hag_plugin.hag import constants
-from hag_plugin.hag.calibration import TIMED_AS, features
-from hag_plugin.hag.candidates import NAMES, PLAIN, ROW_BYTES, SHARED, Table
+from hag_plugin.hag.calibration import TIMED_AS, features, shortest
+from hag_plugin.hag.candidates import (
+    NAMES,
+    PLAIN,
+    REORDERED,
+    ROW_BYTES,
+    SHAPE,
+    SHARED,
+    Table,
+)
 from hag_plugin.hag.cost import Work
 from hag_plugin.hag.graph import Graph
 from hag_plugin.hag.program import Program, SelfLoops
-from hag_plugin.hag.rates import (
-    ARITHMETICS,
-    EXTREMUM,
-    HALF_EXTREMUM,
-    HALF_SUM,
-    SUM,
-    Arithmetic,
-    Constants,
-)
+from hag_plugin.hag.rates import ARITHMETICS, Arithmetic, Constants
 from hag_plugin.hag.samples import Sample, plain_reads, samples_of
 from hag_plugin.hag.search import Found
 from hag_plugin.kernels import _cpu
 from hag_plugin.limits import limits
 from hag_plugin.modes import Array
 
-LEAST_ERROR = 1.5  # of the model: real programs are not like those that it was fitted to
 # HAGs of nine real graphs took so much longer than the model says beside the plain ones, in the
 # median of rows of 128 to 1024 bytes: their branches are harder to guess than synthetic ones.
 MORE = 1.1
-# What is timed: arithmetic and bytes of a row, those first that tell most about all others (taken
-# one by one, over nine real graphs at AVX2 and AVX-512).
-POINTS = (
-    (EXTREMUM, 32),
-    (HALF_SUM, 32),
-    (SUM, 32),
-    (EXTREMUM, 256),
-    (HALF_EXTREMUM, 256),
-    (SUM, 64),
-    (SUM, 512),
-)
-# How alike two errors of the model are, from 1 to 0: of an arithmetic that differs in one thing,
-# and of rows twice or half as long. And the noise of a timing, in variances of the model's error:
-# 10 % beside 40 %. Regrets over real graphs hardly tell half or twice as much of any of them apart.
-ALIKE, FADES, NOISE = 0.7, 0.6, 1 / 16
+# How far off the model is where nothing was timed, by constants of this machine and of another
+# one: the standard deviation of the logarithm of a HAG's seconds over the plain graph's. And a
+# timing, since a sample is not the whole. Over nine real graphs at AVX2 and AVX-512.
+SPREAD, SPREAD_ELSEWHERE, SPREAD_OF_TIMING = 0.25, 0.4, 0.1
+# Of the error of a HAG's seconds over the plain graph's, that of the plain graph in another order,
+# which does the same in other places.
+ORDER_SHARE = 1 / 3
+# How alike two errors of the model are, from 1 to 0: of rows that are converted or not, of sums and
+# extrema, which are other code, and of rows twice or half as long. Regrets over real graphs hardly
+# tell half or twice as much of any of them apart.
+ALIKE, OTHER_CODE, FADES = 0.7, 0.4, 0.6
+MARGIN = 1.25  # of the time that a timing is predicted to take, that must be left for it
+LITTLE = 1e-3  # of the seconds, over all points: what is expected to save less is not timed
 SHARE = 0.045  # of a search, that choosing may take: a twentieth of the build with what goes over
-READ = 2.5e-7  # seconds for each row that a sample reads: a third to make it, the rest to run it
+READ = 1.5e-7  # seconds for each row that a sample reads: a third to make it, the rest to run it
 LEAST_READS = 1 << 12  # fewer tell nothing
 LEAST_BYTES = 64 << 20  # of features, that timing may take for any graph
-SWEEPS, MOST_SWEEPS = 3, 8  # runs of each candidate at a point, the first of them a cold one
+SWEEPS = 3  # runs of each candidate at a point, the first of them a cold one
+LEAST = 1e-9  # seconds of any run, whatever the constants say
 FILL = 4e9  # bytes of features that are made ready in a second
 ORDERED = 7e-9  # seconds in which a program orders a read, before it first runs over narrow rows
 
 Point = tuple[Arithmetic, int]
+POINTS: tuple[Point, ...] = tuple((a, row_bytes) for a in ARITHMETICS for row_bytes in ROW_BYTES)
 
 
 def seconds_to_choose(search: float) -> float:
@@ -76,8 +75,8 @@ def table_of(
 ) -> Table:
     """The seconds of the candidates for all arithmetics and rows of every length.
 
-    They are predicted; and where the fastest is predicted to be ahead by less than the model's
-    error, samples are timed, and what is predicted is corrected by it.
+    They are predicted; where that may choose wrongly samples are timed, and what is predicted is
+    corrected by it.
 
     Args:
         graph: the graph, in main memory.
@@ -92,24 +91,35 @@ def table_of(
     c = constants.in_force()
     works = _works_in_one_tile(graph, self_loops, idempotent, found)
     if works:
-        return _table("model", _seconds(works, c))
+        return _table("model", _seconds(works, c), model_error(c))
     reads = limits.sampled_reads
     if budget:
         reads = min(reads, max(LEAST_READS, int(budget / READ)))
     samples = samples_of(graph, self_loops, idempotent, found, candidate, reads)
     predicted = _seconds({name: (s.work, s.scale) for name, s in samples.items()}, c)
     predicted[SHARED] *= MORE
-    points = _close_points(predicted, max(LEAST_ERROR, c.error))
+    held = _held(graph, c.cache_bytes)
+    if REORDERED in predicted:  # the order of rows tells only where the cache does not hold them
+        predicted[REORDERED] = np.where(held, predicted[PLAIN], predicted[REORDERED])
+    wrong = Wrong(predicted, spread_of(c))
     budget -= clock() - start
-    measured = _measure(graph, samples, predicted, points, budget, c.call, clock)
-    if not measured:
-        return _table("model", predicted)
-    return _table("measure", _corrected(predicted, measured))
+    timed = _measure(graph, samples, wrong, held.ravel(), budget, c, clock)
+    return _table("measure" if timed else "model", wrong.corrected(), wrong.error())
 
 
-def _table(by: str, seconds: Mapping[str, Array]) -> Table:
+def spread_of(c: Constants) -> float:
+    """How far off these constants make a ratio of seconds, as a standard deviation."""
+    return SPREAD if c.error < 1.0 else SPREAD_ELSEWHERE
+
+
+def model_error(c: Constants) -> Array:
+    """The `error` of a table that is predicted by these constants."""
+    return np.full(SHAPE, spread_of(c))
+
+
+def _table(by: str, seconds: Mapping[str, Array], error: Array) -> Table:
     names = tuple(name for name in NAMES if name in seconds)
-    return Table(by, names, np.stack([seconds[name] for name in names]))
+    return Table(by, names, np.stack([seconds[name] for name in names]), error)
 
 
 # The model --------------------------------------------------------------------------------------
@@ -146,6 +156,13 @@ def _rates(c: Constants) -> Array:
     return of_all_rows(Work(ops, scratch, again, first, written, num_src=0), c)
 
 
+def _held(graph: Graph, cache_bytes: int) -> Array:
+    """Whether a cache holds all of x and y, for each of `ARITHMETICS` and `ROW_BYTES`."""
+    share = np.array([[0.5 if a.is_half else 1.0] for a in ARITHMETICS])
+    rows = graph.num_src + graph.num_dst
+    return np.asarray(share * rows * np.array(ROW_BYTES) <= cache_bytes)
+
+
 def _works_in_one_tile(
     graph: Graph, self_loops: SelfLoops, idempotent: bool, found: Found
 ) -> dict[str, tuple[Work, float]]:
@@ -162,41 +179,82 @@ def _works_in_one_tile(
     return {PLAIN: (plain, 1.0), SHARED: (work, 1.0)}
 
 
-def _close_points(predicted: Mapping[str, Array], error: float) -> list[Point]:
-    """Those of `POINTS` at which the model cannot tell which is the fastest."""
-    seconds = np.sort(np.stack(list(predicted.values())), axis=0)
-    is_close = seconds[1] < (1.0 + error) * seconds[0]
-    return [point for point in POINTS if is_close[_at(point)]]
+# What timings tell ------------------------------------------------------------------------------
 
 
-def _at(point: Point) -> tuple[int, int]:
-    return ARITHMETICS.index(point[0]), ROW_BYTES.index(point[1])
+class Wrong:
+    """What the model gets wrong at each of `POINTS`, as a logarithm, as far as timings tell.
 
-
-def _corrected(
-    predicted: Mapping[str, Array], measured: Mapping[Point, Mapping[str, float]]
-) -> dict[str, Array]:
-    """The seconds by the model, brought to those that were measured at points.
-
-    What the model got wrong at each point, as a logarithm, is a sample of a Gaussian process over
-    arithmetics and lengths of rows (kriging): its mean, given all of them, corrects every entry.
+    A Gaussian process over arithmetics and lengths of rows (kriging): what is timed at a point
+    tells of all others, the more the more they are alike.
     """
-    points = list(measured)
-    everywhere = [(a, row_bytes) for a in ARITHMETICS for row_bytes in ROW_BYTES]
-    noise = NOISE * np.eye(len(points))
-    weights = np.linalg.solve(_alike(points, points) + noise, _alike(points, everywhere))
-    corrected = {}
-    for name, model in predicted.items():
-        wrong = np.log([measured[point][name] / model[_at(point)] for point in points])
-        corrected[name] = model * np.exp(wrong @ weights).reshape(model.shape)
-    return corrected
+
+    def __init__(self, predicted: Mapping[str, Array], spread: float) -> None:
+        self.predicted = {name: np.maximum(s, LEAST) for name, s in predicted.items()}
+        self.mean = {name: np.zeros(len(POINTS)) for name in predicted}
+        self.covariance = spread**2 * _ALIKE
+
+    def learn(self, at: int, seconds: Mapping[str, float]) -> None:
+        """Takes in what each candidate took at a point, by its number."""
+        column = self.covariance[:, at]
+        gain = column / (column[at] + SPREAD_OF_TIMING**2)
+        for name, took in seconds.items():
+            wrong = math.log(took / float(self.predicted[name].flat[at]))
+            self.mean[name] += gain * (wrong - self.mean[name][at])
+        self.covariance = self.covariance - np.outer(gain, column)
+
+    def corrected(self) -> dict[str, Array]:
+        """The seconds of each candidate, `[len(ARITHMETICS), len(ROW_BYTES)]`."""
+        of_each = self.predicted.items()
+        return {name: s * np.exp(self.mean[name]).reshape(s.shape) for name, s in of_each}
+
+    def error(self) -> Array:
+        """The standard deviation of the logarithm of two candidates' ratio, of the same shape."""
+        return np.sqrt(np.maximum(np.diagonal(self.covariance), 0.0)).reshape(SHAPE)
+
+    def worth(self) -> Array:
+        """What timing at each point is expected to save, as a share of the seconds, over all.
+
+        A choice by what is known loses where it is wrong; the less it would after one more timing
+        is what that is worth (the knowledge gradient, Frazier et al. 2008).
+        """
+        logs = {name: np.log(s).ravel() for name, s in self.corrected().items()}
+        noisy = np.diagonal(self.covariance) + SPREAD_OF_TIMING**2
+        change = np.abs(self.covariance) / np.sqrt(noisy)
+        plain = logs[PLAIN]
+        saves = np.zeros(len(POINTS))
+        if REORDERED in logs:
+            saves += _expected_loss(logs[REORDERED] - plain, ORDER_SHARE * change)
+            plain = np.minimum(plain, logs[REORDERED])
+        return saves + _expected_loss(logs[SHARED] - plain, change)
+
+
+def _expected_loss(ahead: Array, spread: Array) -> Array:
+    """Of taking what seems ahead by so much, where that changes by so much: `[P]` and `[P, Q]`.
+
+    The mean over the first of them, `[Q]`.
+    """
+    far = np.minimum(np.abs(ahead)[:, None] / np.maximum(spread, 1e-12), _FAR[-1])
+    return np.asarray((spread * np.interp(far, _FAR, _LOST)).mean(axis=0))
+
+
+# E[max(0, t - far)] of a normal variable t.
+_FAR = np.linspace(0.0, 5.0, 101)
+_LOST = np.array([
+    math.exp(-z * z / 2) / math.sqrt(2 * math.pi) - z * math.erfc(z / math.sqrt(2)) / 2
+    for z in _FAR.tolist()
+])  # fmt: skip
 
 
 def _alike(points: Sequence[Point], others: Sequence[Point]) -> Array:
     """How much what the model got wrong at points tells of others: `[len(points), len(others)]`."""
     at = [np.array([(*a, math.log2(b)) for a, b in each], np.float64) for each in (points, others)]
     differ = np.abs(at[0][:, None] - at[1])
-    return np.asarray(ALIKE ** differ[..., :2].sum(axis=-1) * FADES ** differ[..., 2])
+    return np.asarray(np.prod(np.array([ALIKE, OTHER_CODE, FADES]) ** differ, axis=-1))
+
+
+_ALIKE = _alike(POINTS, POINTS)
+_ROW_BYTES = np.array([row_bytes for _, row_bytes in POINTS])
 
 
 # Timing -----------------------------------------------------------------------------------------
@@ -205,65 +263,92 @@ def _alike(points: Sequence[Point], others: Sequence[Point]) -> Array:
 def _measure(
     graph: Graph,
     samples: Mapping[str, Sample],
-    predicted: Mapping[str, Array],
-    points: Sequence[Point],
+    wrong: Wrong,
+    held: Array,
     budget: float,
-    call: float,
+    c: Constants,
     clock: Callable[[], float],
-) -> dict[Point, dict[str, float]]:
-    """Seconds of each candidate at points; those that the time and the memory reach for.
-
-    `call`: of a call, however small.
-    """
-    written = max(sample.program.num_dst for sample in samples.values())
-    rows = graph.num_src + written
-    # A build takes a few times the memory of the graph: timing must not take more.
-    most_bytes = max(LEAST_BYTES, 2 * (8 * graph.num_dst + 4 * graph.num_edges))
-    most_bytes = int(min(limits.sampled_bytes, most_bytes, budget / 3 * FILL))
-    points = [point for point in points if rows * point[1] <= most_bytes]
-    sweep = {
-        point: sum(
-            float(predicted[name][_at(point)]) / sample.scale for name, sample in samples.items()
-        )
-        for point in points
-    }
-    start = clock()
-    ordering = ORDERED * sum(len(each.program.arrays[2]) for each in samples.values())
-    points = _affordable(points, sweep, rows, budget - ordering)
-    if not points:
-        return {}
-    size = max(row_bytes for _, row_bytes in points) // 4
-    x, y = features(graph.num_src * size), features(written * size)
-    x.fill(1.0)
-    y.fill(0.0)
-    runs = {name: _Run(sample, x, y, call, clock) for name, sample in samples.items()}
-    for run in runs.values():
-        run.seconds(points[0])  # its reads are put in order
-    measured: dict[Point, dict[str, float]] = {}
-    total = sum(sweep[point] for point in points)
-    for point in points:
-        now = clock()
-        if measured and now - start > budget:  # constants of a faster machine
-            break
-        stop = now + (start + budget - now) * sweep[point] / total
-        total -= sweep[point]
-        measured[point] = _least(runs, point, stop, clock)
-    return measured
-
-
-def _affordable(
-    points: Sequence[Point], sweep: Mapping[Point, float], rows: int, budget: float
 ) -> list[Point]:
-    """Those of the points that the time is predicted to reach for, the first ones first."""
-    taken: list[Point] = []
-    left, ready = budget / 1.25, 0
-    for point in points:
-        takes = SWEEPS * sweep[point] + max(0, point[1] - ready) * rows / FILL
-        if takes <= left:
-            taken.append(point)
-            left -= takes
-            ready = max(ready, point[1])
-    return taken
+    """Times the candidates where it is worth most for its time, as long as the time lasts.
+
+    Returns:
+        The points. `wrong` knows what was found there.
+    """
+    end = clock() + budget
+    stage = _Stage(graph, samples, c, clock)
+    may, timed = stage.holds(), list[Point]()
+    while may.any():
+        once = sum(s.ravel() / samples[name].scale for name, s in wrong.corrected().items())
+        takes = SWEEPS * once + stage.to_prepare()
+        worth = np.where(may & (MARGIN * takes <= end - clock()), wrong.worth(), 0.0)
+        at = int(np.argmax(worth / takes))
+        if worth[at] < LITTLE:
+            break
+        stage.prepare(POINTS[at])
+        names = [name for name in samples if not held[at] or name != REORDERED]
+        found = stage.least(POINTS[at], names)
+        if held[at] and REORDERED in samples:
+            found[REORDERED] = found[PLAIN]
+        wrong.learn(at, found)
+        timed.append(POINTS[at])
+        may[at] = False
+    return timed
+
+
+class _Stage:
+    """Samples, and features that they run over."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        samples: Mapping[str, Sample],
+        c: Constants,
+        clock: Callable[[], float],
+    ) -> None:
+        self.samples = samples
+        self.call = c.call
+        self.clock = clock
+        self.sizes = graph.num_src, max(sample.program.num_dst for sample in samples.values())
+        # A build takes a few times the memory of the graph: timing must not take more.
+        most = max(LEAST_BYTES, 2 * (8 * graph.num_dst + 4 * graph.num_edges))
+        self.most_bytes = min(limits.sampled_bytes, most)
+        self.row_bytes = 0  # of the features that are there
+        self.runs: dict[str, _Run] = {}
+
+    def holds(self) -> Array:
+        """Of each of `POINTS`, whether its features are small enough."""
+        return np.asarray(sum(self.sizes) * _ROW_BYTES <= self.most_bytes)
+
+    def to_prepare(self) -> Array:
+        """Seconds that preparing takes for each of `POINTS`."""
+        more = self.row_bytes < _ROW_BYTES
+        seconds = np.where(more, sum(self.sizes) * _ROW_BYTES / FILL, 0.0)
+        if not self.runs:
+            seconds += ORDERED * sum(len(s.program.arrays[2]) for s in self.samples.values())
+        return seconds
+
+    def prepare(self, point: Point) -> None:
+        """Makes features, unless there are; and the order in which the samples read."""
+        row_bytes, is_first = point[1], not self.runs
+        if row_bytes > self.row_bytes:
+            self.row_bytes = row_bytes
+            x, y = (features(size * row_bytes // 4) for size in self.sizes)
+            x.fill(1.0)
+            y.fill(0.0)
+            for name, sample in self.samples.items():
+                self.runs[name] = _Run(sample, x, y, self.call, self.clock)
+        if is_first:
+            for run in self.runs.values():
+                run.seconds(point)
+
+    def least(self, point: Point, names: Sequence[str]) -> dict[str, float]:
+        """The least seconds of some candidates, on one thread.
+
+        Each runs after itself, as the whole will: after another one that reads the same rows it
+        would find them in the cache, which those that read others do not.
+        """
+        runs = {name: self.runs[name] for name in names}
+        return {n: shortest([r.seconds(point) for _ in range(SWEEPS)]) for n, r in runs.items()}
 
 
 class _Run:
@@ -289,19 +374,3 @@ class _Run:
         )  # fmt: skip
         took = self.clock() - start
         return took + max(0.0, took - self.call) * (self.sample.scale - 1.0)
-
-
-def _least(
-    runs: Mapping[str, _Run], point: Point, stop: float, clock: Callable[[], float]
-) -> dict[str, float]:
-    """The least seconds of each, run in turns as long as the clock lets them, on one thread."""
-    least = dict.fromkeys(runs, math.inf)
-    end = clock()
-    for sweep in range(MOST_SWEEPS):
-        begin = end
-        for name, run in runs.items():
-            least[name] = min(least[name], run.seconds(point))
-        end = clock()
-        if sweep + 1 >= SWEEPS and end + (end - begin) > stop:
-            break
-    return least

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -212,6 +213,61 @@ def test_no_cell_passes_or_fails_on_noise(measured: list[tuple[float, float]]) -
         expected = "failed"
     assert judged["verdict"] == expected
     assert (judged["spread"] <= 0.05) == bool(low)
+
+
+STALLED = {"auto": 8e-3, "none": 8e-3}  # a ratio of 1, no spread
+
+
+@pytest.mark.parametrize(
+    ("seconds", "alone", "threads", "expected"),
+    [
+        ({"auto": 1.1e-3, "none": 1.2e-3}, 2e-3, 2, ""),
+        ({"auto": 2e-3, "none": 2e-3}, 2e-3, 2, ""),  # the second thread had no core
+        ({"auto": 3e-5, "none": 3e-5}, 1e-6, 2, ""),  # starting the threads
+        (STALLED, 2e-3, 2, "auto took 8 ms on 2 threads, 2 ms on one: it waited"),
+        (STALLED, 7e-3, 2, "it waited"),
+        ({"auto": 1e-3, "none": 8e-3}, 2e-3, 2, "none took 8 ms"),
+        (STALLED, 2e-3, 1, "it waited"),
+        ({"auto": 2e-4, "none": 1.2e-3}, 2e-3, 2, "no clock"),
+        ({"auto": 0.0, "none": 1e-3}, 2e-3, 2, "auto took 0.0 s"),
+        ({"auto": math.nan, "none": 1e-3}, 2e-3, 2, "auto took nan s"),
+    ],
+)
+def test_times_that_cannot_be_those_of_the_work(
+    seconds: dict[str, float], alone: float, threads: int, expected: str
+) -> None:
+    found = module("verdict").implausible(seconds, dict.fromkeys(seconds, alone), threads)
+    assert expected in found
+    assert bool(found) == bool(expected)
+
+
+def test_a_stalled_cell_is_measured_again_and_never_passes() -> None:
+    rules = module("verdict")
+    stalled = {"ratio": 1.0, "spread": 0.0, "implausible": "it waited"}
+    sound = {"ratio": 0.9, "spread": 0.0, "implausible": ""}
+    judged = rules.judge(rules.Rule(0.97), lambda n: stalled)
+    assert (judged["verdict"], judged["attempts"]) == ("undecided", 6)
+    judged = rules.judge(rules.Rule(0.97), lambda n: [stalled, sound, stalled, sound][n])
+    assert (judged["verdict"], judged["attempts"]) == ("failed", 4)
+    assert judged["implausible"] == ""
+
+
+@pytest.mark.parametrize("takes", [1e-7, 1e-5, 8e-3])
+@pytest.mark.parametrize("lost", range(12))
+def test_one_thread_is_timed_by_what_it_runs(timing: ModuleType, takes: float, lost: int) -> None:
+    """Short calls many at once; and a clock that stands still for a while is not believed."""
+    ran, read = 0, list[float]()
+
+    def call() -> None:
+        nonlocal ran
+        ran += 1
+
+    def clock() -> float:
+        stands_still = len(read) == lost > 0
+        read.append(read[-1] if stands_still else ran * takes)
+        return read[-1]
+
+    assert timing.alone(call, clock) == pytest.approx(takes, rel=0.1)
 
 
 def test_what_is_undecided_is_not_settled() -> None:

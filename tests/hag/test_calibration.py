@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from dataclasses import asdict, replace
 
 import hypothesis.strategies as st
@@ -14,6 +16,7 @@ from hypothesis.extra.numpy import arrays
 from hag_plugin.hag import calibration
 from hag_plugin.hag.cost import Work
 from hag_plugin.hag.rates import DEFAULT, Constants, RowCost
+from hag_plugin.kernels import _cpu
 from hag_plugin.testing import limits
 
 from ..reference import run_program
@@ -101,8 +104,8 @@ def test_a_calibration_says_how_far_it_is_off(threads: int) -> None:
 
 @pytest.mark.parametrize("shape", calibration.SHAPES)
 def test_synthetic_programs_are_what_they_are_called(shape: calibration.Shape) -> None:
-    program = calibration.synthetic_program(shape, tiles=5, num_src=4096)
-    x = torch.randn(4096, 3, dtype=torch.float64)
+    program = calibration.synthetic_program(shape, tiles=5, num_src=1 << 15)
+    x = torch.randn(1 << 15, 3, dtype=torch.float64)
     run_program(program, x)  # reads no scratch before it is written
     _ = program.native  # every index is in range
     work = Work.of(program)
@@ -112,3 +115,37 @@ def test_synthetic_programs_are_what_they_are_called(shape: calibration.Shape) -
         assert work.first <= 5 * shape.window
     elif shape.arity > 2:
         assert work.first > work.again
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [([3e-5, 2e-5, 4e-5], 2e-5), ([3e-5, 0.0, 4e-5], 3e-5), ([0.0], 1e-7), ([0.0, 0.0], 1e-7),
+     ([-1e-6, 2e-5], 2e-5)],
+)  # fmt: skip
+def test_a_clock_that_stands_still_is_not_believed(seconds: list[float], expected: float) -> None:
+    assert calibration.shortest(seconds) == expected
+
+
+@pytest.mark.parametrize("lost", range(4))
+def test_constants_are_finite_however_the_clock_reads(
+    lost: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some readings in four show no time at all."""
+    read = itertools.count()
+    thread_time = time.thread_time
+    stood = [0.0]
+
+    def clock() -> float:
+        if next(read) % 8 > 2 * lost:
+            stood[0] = thread_time()
+        return stood[0]
+
+    monkeypatch.setattr(time, "thread_time", clock)
+    found = calibration.calibrate(1, 1, None, calibration.QUICK_SHAPES, sources=1 << 15)
+    assert Constants.of(asdict(found.constants)) == found.constants
+
+
+def test_the_cache_is_this_machines() -> None:
+    assert _cpu.second_cache_bytes() >= 0
+    found = calibration.calibrate(1, 1, None, calibration.QUICK_SHAPES, sources=1 << 15)
+    assert found.constants.cache_bytes == (_cpu.second_cache_bytes() or DEFAULT.cache_bytes)

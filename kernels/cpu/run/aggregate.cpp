@@ -67,10 +67,7 @@ thread_local Scratch scratch_of_thread;
 
 int64_t scratch_budget() {
   static const int64_t budget = [] {
-    long l2 = -1;
-#if defined(_SC_LEVEL2_CACHE_SIZE)
-    l2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
-#endif
+    const int64_t l2 = second_cache_bytes();
     return (l2 > 0 ? l2 : 1 << 20) / 2;
   }();
   return budget;
@@ -120,6 +117,14 @@ bool streams(const Program::Arguments &a, int64_t size) {
 }
 
 }  // namespace
+
+int64_t second_cache_bytes() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  return std::max<int64_t>(sysconf(_SC_LEVEL2_CACHE_SIZE), 0);
+#else
+  return 0;
+#endif
+}
 
 int element_size(int dtype) {
   switch (dtype) {
