@@ -17,7 +17,7 @@ from hag_plugin.hag.hag import HAG
 from hag_plugin.limits import limits
 from hag_plugin.modes import outside_inference
 from hag_plugin.occasions import Occasions
-from hag_plugin.pyg.recipes.scored import EdgeList
+from hag_plugin.ops.edge_list import EdgeList
 from hag_plugin.recall import Passing, Recall, decide, is_run_again
 from hag_plugin.saved import set_module
 
