@@ -25,6 +25,9 @@ MARKED = re.compile(r"(<!-- layers of (\w+) -->).*?(<!-- end of layers -->)")
 def page() -> str:
     """The page as Markdown."""
     few, blocks = f"{limits.few_messages:,}", limits.block_messages
+    attending = ", ".join(
+        sorted(cls.__name__ for cls, recipe in DGL_RECIPES.items() if recipe.attention is not None)
+    )
     in_blocks = ", ".join(sorted(cls.__name__ for cls in FORMS))
     return f"""# Layers over a HAG
 
@@ -92,6 +95,11 @@ comes back in an accelerated model. So does whatever else calls `update_all` wit
 gradients, max and min run on the HAG where edges are sorted by source.
 
 {_table([(cls.__name__, recipe.eligible_when) for cls, recipe in DGL_RECIPES.items()])}
+
+Layers of attention ({attending}) run in one pass over
+the edges instead, forward and backward, in an accelerated model, on any graph of one edge type; the
+first time that they meet it, too, where that is faster. Calls with `get_attention`, under autocast,
+in compiled code, in float16 or on a GPU run stock code.
 
 Every other layer runs as before.
 

@@ -46,6 +46,7 @@ FILES = {
     "model.decorator": ("hag_layer",),
     "model.explain": ("explain",),
     "model.session": ("CallEnd", "LayerHook", "Session"),
+    "model.swap": ("_new_layer",),
 }
 
 

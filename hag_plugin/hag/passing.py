@@ -41,6 +41,12 @@ MATRIX_OPS = 0.4
 PRODUCT_CALLS, PRODUCTS_CALLS = 6, 40
 DERIVED_PRODUCTS = 4
 PAIRED_CALLS, PAIRED_OPS = 90, 130
+# What stock takes where it has kernels of its own for the steps of attention, as DGL does: for
+# their calls and for a row; for an edge and head; for a byte of an edge's value, and of the row
+# that it makes of an edge to score it; for an edge of a graph that it has not met. Beside layers of
+# DGL's, with 500 to 50,000 edges, 1 to 8 heads and 2 or 10 edges a node.
+KERNEL_CALLS, KERNEL_ROW_OPS, KERNEL_SCORE_OPS = 30, 70, 4
+KERNEL_BYTE_OPS, KERNEL_VECTOR_OPS, KERNEL_SORTED_OPS = 0.2, 0.2, 6
 CLEAR = 4.0  # a gain, or a loss, that no processor turns round
 
 _OPTIONS = Options(method="none", choose="plain")
@@ -90,6 +96,8 @@ class Messages(NamedTuple):
         matrix: the numbers of such a matrix.
         layout: of the edges: where they are a sparse matrix, stock multiplies by it.
         valued: whether it has values that are not 1.
+        in_kernels: whether stock has kernels for attention, in which it makes no messages.
+        by_vectors: whether it makes a row of each edge there, to score it.
     """
 
     num_edges: int
@@ -103,6 +111,8 @@ class Messages(NamedTuple):
     matrix: int = 0
     layout: torch.layout = torch.strided
     valued: bool = False
+    in_kernels: bool = False
+    by_vectors: bool = False
 
     def pays(self) -> bool:
         """Whether a graph that is used once is predicted to be summed sooner than by gathering
@@ -146,6 +156,8 @@ class Messages(NamedTuple):
 
     def stock_seconds(self, c: Constants) -> float:
         """The same with a row of a tensor for every edge: written, and read again."""
+        if self.in_kernels:
+            return self._kernel_seconds(c)
         num_edges, (num_src, num_dst) = self.num_edges, self.size
         if self.layout != torch.strided:
             return self._sparse_seconds(c)
@@ -168,6 +180,17 @@ class Messages(NamedTuple):
         if self.derived or self.layout == torch.sparse_csc:
             seconds += self.num_edges * CONVERTED_OPS * c.op
         return seconds
+
+    def _kernel_seconds(self, c: Constants) -> float:
+        """The same where stock has kernels for attention."""
+        of_byte = KERNEL_BYTE_OPS + (KERNEL_VECTOR_OPS if self.by_vectors else 0)
+        of_edge = KERNEL_SCORE_OPS * self.heads + of_byte * self.row_bytes
+        if self.graphs:
+            of_edge += KERNEL_SORTED_OPS
+        ops = self.num_edges * of_edge + max(self.size) * KERNEL_ROW_OPS
+        seconds = KERNEL_CALLS * c.call + ops * c.op
+        seconds += _seconds(c, self.num_edges, *self.size, self.row_bytes)
+        return (2 if self.derived else 1) * seconds
 
 
 def _seconds(c: Constants, reads: int, num_src: int, num_dst: int, row_bytes: int) -> float:

@@ -26,6 +26,11 @@ def aggregators(layer: Any) -> tuple[str, ...]:
     return tuple(layer.towers[0].aggregators)
 
 
+def always(layer: Any) -> bool:
+    """A layer of attention."""
+    return True
+
+
 WEIGHT = ("edge_weight",)
 
 
@@ -62,5 +67,9 @@ RECORDS = (
     ),
     _conv("conv.pnaconv.PNAConv", features="node_feat", reduce=aggregators),
     _conv("conv.dgnconv.DGNConv", features="node_feat", reduce=aggregators),
+    _conv("conv.gatconv.GATConv", edge_values=WEIGHT, attends=always),
+    _conv("conv.gatv2conv.GATv2Conv", attends=always),
+    _conv("conv.dotgatconv.DotGatConv", attends=always),
+    _conv("conv.agnnconv.AGNNConv", attends=always),
     _conv("hetero.HeteroGraphConv", graphs=("g",), features="inputs"),
 )  # fmt: skip

@@ -16,7 +16,7 @@ from torch import nn
 
 pytest.importorskip("dgl", reason="DGL is not installed")
 import dgl
-from dgl.nn import GatedGraphConv, GraphConv, PNAConv, RelGraphConv, SAGEConv
+from dgl.nn import GATConv, GatedGraphConv, GraphConv, PNAConv, RelGraphConv, SAGEConv
 
 import hag_plugin as hp
 
@@ -69,6 +69,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "PNAConv": lambda: PNAConv(5, 4, ["mean", "max"], ["identity"], 2.5),
     "GatedGraphConv": lambda: GatedGraphConv(5, 5, 2, 2),
     "RelGraphConv": lambda: RelGraphConv(5, 4, 2),
+    "GATConv": lambda: GATConv(5, 4, 2),
 }
 
 

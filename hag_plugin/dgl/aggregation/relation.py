@@ -16,6 +16,7 @@ from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.passing import plain_hag
 from hag_plugin.hag.program import SelfLoops
 from hag_plugin.modes import outside_inference
+from hag_plugin.ops.edge_list import EdgeList
 from hag_plugin.recall import Recall
 from hag_plugin.saved import set_module
 
@@ -48,6 +49,7 @@ class Relation:
         self.self_loops: SelfLoops = self_loops
         self.memory = Recall(MAX_REMEMBERED)
         self._hag = hag
+        self._attended: EdgeList | None = None
         self._lock = threading.RLock()
 
     @property
@@ -63,6 +65,14 @@ class Relation:
                     size = num_nodes(graph, etid)
                     self._hag = build_hag(edge_index(graph, etid), size=size, **self.options)
             return self._hag
+
+    def attended(self, graph: DGLGraph, etid: int) -> EdgeList:
+        """The edges for a layer that scores them, for which no HAG is searched."""
+        with self._lock:
+            if self._attended is None:
+                hag = self._hag if self.self_loops is False else None
+                self._attended = plain_edges(graph, etid) if hag is None else EdgeList(hag)
+            return self._attended
 
     def prepare(self, graph: DGLGraph, etid: int, transpose: bool) -> None:
         """Builds the HAG and its programs, and the reversed graph's, which gradients need."""
@@ -137,6 +147,24 @@ def edge_index(graph: DGLGraph, etid: int) -> Tensor:
     source, target, eid = graph.edges(form="all", order="srcdst", etype=etype)
     edges = torch.stack([source, target])
     return torch.empty_like(edges).index_copy_(1, eid.long(), edges)
+
+
+def plain_edges(graph: DGLGraph, etid: int, both: bool = True) -> EdgeList:
+    """The edges of one type, of which no HAG is searched.
+
+    Args:
+        graph: the graph that owns the edge type.
+        etid: number of the edge type.
+        both: whether their reverse is made, too, which gradients need.
+    """
+    with outside_inference(), torch.no_grad():
+        return EdgeList(plain_hag(edge_index(graph, etid), num_nodes(graph, etid), both=both))
+
+
+def relations_of(graph: Any) -> tuple[Relation, ...] | None:
+    """The relations of a graph; None where it has none, or was changed since they were made."""
+    index = graph.__dict__.get("_hag_index")
+    return graph._hag_relations if index is not None and index is graph._graph else None
 
 
 def num_nodes(graph: DGLGraph, etid: int) -> tuple[int, int]:

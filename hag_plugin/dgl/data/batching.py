@@ -13,8 +13,8 @@ import torch
 from dgl import DGLGraph
 from dgl.dataloading import GraphCollator
 
-from hag_plugin.dgl.aggregation.relation import Relation
-from hag_plugin.dgl.data.graph import bind, relations_of
+from hag_plugin.dgl.aggregation.relation import Relation, relations_of
+from hag_plugin.dgl.data.graph import bind
 from hag_plugin.hag.hag import batch as batch_hags
 from hag_plugin.modes import outside_inference
 from hag_plugin.saved import set_module

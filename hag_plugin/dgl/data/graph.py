@@ -13,7 +13,7 @@ from dgl.heterograph import DGLBlock, pad_tuple, reduce_dict_data
 from torch import Tensor
 
 from hag_plugin.dgl.aggregation.choice import CHANGED, NODE_FUNCTION, UNFIT
-from hag_plugin.dgl.aggregation.relation import Relation
+from hag_plugin.dgl.aggregation.relation import Relation, relations_of
 from hag_plugin.dgl.recipes import gated, propagate
 from hag_plugin.dgl.recipes.calls import note
 from hag_plugin.hag.hag import HAG
@@ -214,12 +214,6 @@ class HagBlock(HagMixin, DGLBlock, metaclass=SameAsStock):  # type: ignore[misc]
 
 # DGL's classes, which ours equal, and what a graph of these becomes.
 CLASSES: dict[type, type] = {DGLGraph: HagGraph, DGLBlock: HagBlock}
-
-
-def relations_of(graph: Any) -> tuple[Relation, ...] | None:
-    """The relations of a graph; None where it has none, or was changed since they were made."""
-    index = graph.__dict__.get("_hag_index")
-    return graph._hag_relations if index is not None and index is graph._graph else None
 
 
 def bind(graph: Any, relations: tuple[Relation, ...]) -> Any:

@@ -10,8 +10,8 @@ import torch
 from dgl import DGLGraph
 from dgl.transforms import BaseTransform
 
-from hag_plugin.dgl.aggregation.relation import Relation
-from hag_plugin.dgl.data.graph import CLASSES, bind, relations_of
+from hag_plugin.dgl.aggregation.relation import Relation, relations_of
+from hag_plugin.dgl.data.graph import CLASSES, bind
 from hag_plugin.hag.build import build_hags, check_build_options
 from hag_plugin.modes import outside_inference
 from hag_plugin.recall import Recall

@@ -9,7 +9,8 @@ from torch.nn import Module
 
 from hag_plugin import scripting
 from hag_plugin.dgl.model.session import CallEnd, LayerHook, Session
-from hag_plugin.dgl.recipes.table import recipe_of
+from hag_plugin.dgl.model.swap import attention_of, swap_in, swap_out
+from hag_plugin.dgl.recipes.table import recipe_of, stock_class
 from hag_plugin.explanation import Calls
 from hag_plugin.occasions import ForwardEnd
 
@@ -20,8 +21,10 @@ def accelerate(module: M) -> M:
     """Lets the layers of a model run on the HAG of a plain graph that comes back.
 
     A graph from `ToHAG` runs on its HAG in any model; this is for plain graphs. A graph that comes
-    back in a second forward of `module` gets its HAG built. Works on the module itself,
-    recursively, by forward hooks; everything else stays as it is, results too. Other methods of
+    back in a second forward of `module` gets its HAG built. Layers of attention run in one pass
+    over the edges of any graph, without a HAG. Works on the module itself, recursively, by forward
+    hooks, and classes of their own for layers of attention; everything else stays as it is:
+    parameters, `state_dict`, `isinstance`, results. Other methods of
     `module`, its parts and its layers may be called, too: then a graph comes back when the same
     layer is given it again after a step of the optimizer, or with the features that it came with.
 
@@ -55,7 +58,10 @@ def accelerate(module: M) -> M:
         module.register_forward_pre_hook(session)  # before a layer's own hook, if it is the root
         module.register_forward_hook(ForwardEnd(session), always_call=True)
     for layer in module.modules():
-        if is_layer(layer):
+        if attention_of(layer) is not None:
+            _hook(layer, None)
+            swap_in(layer, session)  # it asks the session itself
+        elif is_layer(layer):
             _hook(layer, session)
         elif is_dgl_convolution(layer):
             _hook(layer, None)  # only to count its calls
@@ -77,6 +83,8 @@ def restore(module: M) -> M:
     for part in module.modules():
         _remove(part._forward_pre_hooks, part._forward_pre_hooks_with_kwargs)
         _remove(part._forward_hooks, part._forward_hooks_always_called)
+        if stock_class(part) is not type(part):
+            swap_out(part)
         scripting.allow(part)
     return module
 
@@ -91,9 +99,10 @@ def _remove(hooks: dict[int, Any], options: dict[int, bool]) -> None:
 def forget(module: Module) -> None:
     """Forgets the graphs and edge tensors that a model was called with; they are met anew."""
     for part in module.modules():
-        for hook in part._forward_pre_hooks.values():
-            if isinstance(hook, LayerHook) and hook.session is not None:
-                hook.session.forget()
+        sessions = [getattr(hook, "session", None) for hook in part._forward_pre_hooks.values()]
+        for session in (*sessions, part.__dict__.get("_hag_dgl_session")):
+            if isinstance(session, Session):
+                session.forget()
 
 
 def is_layer(module: Module) -> bool:

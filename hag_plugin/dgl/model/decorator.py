@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 from dgl import DGLGraph
 from torch.nn import Module
 
-from hag_plugin.dgl.data.graph import relations_of, view
+from hag_plugin.dgl.aggregation.relation import relations_of
+from hag_plugin.dgl.data.graph import view
 from hag_plugin.dgl.recipes.table import recipe_of
 
 C = TypeVar("C", bound=type)

@@ -20,9 +20,9 @@ from hag_plugin.dgl.aggregation.choice import (
     OTHER_GRAPH,
     UNKNOWN_MESSAGE,
 )
-from hag_plugin.dgl.aggregation.relation import PassingRelation, Relation
+from hag_plugin.dgl.aggregation.relation import PassingRelation, Relation, relations_of
 from hag_plugin.dgl.aggregation.rows import first_met_pays
-from hag_plugin.dgl.data.graph import CLASSES, relations_of, view
+from hag_plugin.dgl.data.graph import CLASSES, view
 from hag_plugin.dgl.recipes.calls import begin, end
 from hag_plugin.explanation import Calls
 from hag_plugin.limits import limits

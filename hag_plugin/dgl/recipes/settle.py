@@ -1,30 +1,50 @@
-"""`settle`: what a step of message passing over one edge type runs on, and why.
+"""`settle`: what a step of message passing over one edge type runs on, and why; and
+`settle_scores`: the same for a call of a layer of attention.
 
-The only place where that is decided: `update_all` obeys it, and `explain` prints what it said. The
-message decides which recipe is asked.
+The only place where that is decided: `update_all` and those layers obey it, and `explain` prints
+what it said. The message decides which recipe is asked.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
+from dgl import DGLGraph
 from dgl.function.message import BinaryMessageFunction, CopyMessageFunction
 from dgl.function.reducer import SimpleReduceFunction
+from dgl.heterograph import DGLBlock
 from dgl.nn.pytorch import RelGraphConv, SAGEConv
 from dgl.nn.pytorch.conv.dgnconv import DGNConvTower
 from dgl.nn.pytorch.conv.pnaconv import PNAConvTower
+from torch import Tensor
 
 from hag_plugin.dgl.aggregation.choice import (
     FACTORS,
     FIRST,
+    ISOLATED,
+    NO_EDGES,
+    NO_GRAPH,
+    OTHER_EDGE_WEIGHTS,
+    OTHER_GRAPH,
+    OTHER_ROWS,
     OTHER_WEIGHTS,
+    RETURNS_SCORES,
+    SCORED,
+    SCORED_AUTOCAST,
+    SCORED_COMPILED,
+    SCORED_FEW,
+    SCORED_FIRST,
+    SEVERAL_TYPES,
     UNFIT,
     UNKNOWN_MESSAGE,
     WEIGHTED_EXTREMUM,
     Choice,
+    Ran,
     stored,
 )
-from hag_plugin.dgl.aggregation.relation import Relation
+from hag_plugin.dgl.aggregation.relation import Relation, num_nodes, plain_edges, relations_of
 from hag_plugin.dgl.aggregation.rows import (
     REDUCERS,
     edge_factors,
@@ -34,6 +54,11 @@ from hag_plugin.dgl.aggregation.rows import (
     why_not_taken,
 )
 from hag_plugin.dgl.recipes import declared, gated, lstm, pna, typed
+from hag_plugin.dgl.recipes.attention import Attention, why_stock
+from hag_plugin.dgl.recipes.scored import ScoredGraph, has_isolated
+from hag_plugin.hag.passing import Messages
+from hag_plugin.ops.edge_list import EdgeList
+from hag_plugin.recall import Passing
 
 # DGL's own message functions that come to rows which a HAG can aggregate: what settles them.
 KNOWN: dict[Any, Any] = {
@@ -116,3 +141,115 @@ def _settle_builtin(
     if isinstance(factors, str):
         return Choice(None, factors)
     return settle_rows(graph, etid, relation, x, reduce, scales=factors, because=FACTORS)
+
+
+# Layers of attention ----------------------------------------------------------------------------
+
+
+def settle_scores(conv: Any, attention: Attention, call: Mapping[str, Any]) -> Choice:
+    """What a call of a layer of attention runs on, and why.
+
+    Args:
+        conv: the layer, with the session of its model.
+        attention: how it attends.
+        call: the arguments of `forward`, by name.
+    """
+    graph, feat = call.get("graph"), call.get("feat")
+    reason = why_stock(conv) or _why_not_scored(attention, graph, feat, call)
+    if reason is not None:
+        return Choice(None, reason)
+    edges = _edges_attended_over(conv, attention, graph, feat)
+    if isinstance(edges, str):
+        return Choice(None, edges)
+    if not conv._allow_zero_in_degree and has_isolated(edges.hag):
+        return Choice(None, ISOLATED)  # DGL says what is wrong
+
+    def run() -> Ran:
+        given = {**call, "graph": ScoredGraph(edges, graph)}
+        return Ran(attention.run(conv, **given), "plain", SCORED)
+
+    return Choice(run, SCORED)
+
+
+def _why_not_scored(
+    attention: Attention, graph: Any, feat: Any, call: Mapping[str, Any]
+) -> str | None:
+    """Why a layer that scores edges runs DGL's code in this call. None: it need not."""
+    if torch.compiler.is_compiling():
+        return SCORED_COMPILED
+    if not isinstance(graph, DGLGraph):
+        return NO_GRAPH
+    if type(graph) not in (DGLGraph, DGLBlock):  # which those with HAGs equal
+        return OTHER_GRAPH
+    if len(graph.canonical_etypes) != 1:
+        return SEVERAL_TYPES
+    if torch.is_autocast_enabled("cpu"):
+        return SCORED_AUTOCAST
+    if call.get("get_attention"):
+        return RETURNS_SCORES
+    pair = feat if isinstance(feat, tuple) else (feat,)
+    for x in pair:
+        if not isinstance(x, Tensor) or x.dim() not in attention.dims:
+            return OTHER_ROWS
+        if not is_taken(x) or x.dtype == torch.float16:  # which DGL refuses
+            return why_not_taken(x)
+    return _why_other_rows(attention, graph, pair, call.get("edge_weight"))
+
+
+def _why_other_rows(
+    attention: Attention, graph: Any, pair: tuple[Tensor, ...], weight: Any
+) -> str | None:
+    """The same for what is given of nodes and edges. Where it does not fit, DGL says so."""
+    sizes, x = num_nodes(graph, 0), pair[0]
+    source, target = graph._graph.metagraph.find_edge(0)
+    if len(pair) == 1:
+        is_known = source == target or graph.is_block
+    else:
+        is_known = len(pair) == 2 and (source != target or not attention.one_name)
+    if not is_known or tuple(map(len, pair)) != sizes[: len(pair)]:
+        return OTHER_ROWS
+    if pair[-1].dtype != x.dtype or pair[-1].shape[1:-1] != x.shape[1:-1]:
+        return OTHER_ROWS
+    num_edges = graph._graph.num_edges(0)
+    if num_edges == 0:
+        return NO_EDGES
+    if weight is not None:
+        is_vector = isinstance(weight, Tensor) and weight.shape == (num_edges,) and x.dim() == 2
+        if not is_vector or weight.dtype != x.dtype or not is_taken(weight):
+            return OTHER_EDGE_WEIGHTS
+    return None
+
+
+def _edges_attended_over(conv: Any, attention: Attention, graph: Any, feat: Any) -> EdgeList | str:
+    """The edges of a graph as a layer attends over them; or why DGL's own code is to run."""
+    x = feat[0] if isinstance(feat, tuple) else feat
+    heads, numbers = attention.sizes(conv, x)
+    size, derived = num_nodes(graph, 0), torch.is_grad_enabled()
+    messages = Messages(
+        graph._graph.num_edges(0),
+        size,
+        x.element_size() * numbers,
+        derived,
+        heads=heads,
+        in_kernels=True,
+        by_vectors=attention.by_vectors,
+    )
+    if not messages._replace(graphs=0).pays():
+        return SCORED_FEW
+    relations = relations_of(graph)
+    if relations is not None:
+        return relations[0].attended(graph, 0)
+    session = conv.__dict__["_hag_dgl_session"]
+    reader, occasion = session.occasions.of(conv, feat)
+    edges: Any = session.graphs.value(
+        (graph._graph,),
+        "edges attended over",
+        lambda: plain_edges(graph, 0),
+        reader=reader,
+        occasion=occasion,
+        passing=lambda: plain_edges(graph, 0, derived) if messages.pays() else None,
+    )
+    if edges is None:
+        return SCORED_FIRST
+    found: EdgeList = edges.value if type(edges) is Passing else edges
+    return found

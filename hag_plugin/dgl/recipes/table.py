@@ -1,7 +1,7 @@
-"""The one table: how each DGL layer is described that a HAG serves, and when that does not hold.
+"""The one table: how each DGL layer is described that is served, and when that does not hold.
 
-There is nothing to run here: DGL's layers call `update_all`, which runs on the HAG of its graph.
-A layer with nothing but its record has a plain `Recipe`.
+DGL's layers call `update_all`, which runs on the HAG of its graph; there is something to run here
+for layers of attention only. A layer with nothing but its record has a plain `Recipe`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from typing import Any
 
 from dgl.nn import pytorch as nn
 
-from hag_plugin.dgl.recipes import gated, lstm, pna
+from hag_plugin.dgl.recipes import attention, gated, lstm, pna
+from hag_plugin.dgl.recipes.attention import Attention
 from hag_plugin.layers.dgl import RECORDS
 from hag_plugin.layers.record import Record
 
 EDGE_WEIGHT = "edge_weight: on the HAG where it is a product of node factors and comes back"
 EXTREMA = "with gradients, max and min: on the HAG where edges are sorted by source"
 RELATIONS = "edge types that come back"
+RETURNS = "get_attention: stock"
+OTHER_FORWARD = "its forward is not DGL's"
 UNKNOWN = Record("")  # a layer that has no record
 
 
@@ -32,6 +35,7 @@ class Recipe:
         remark: from the layer, what a call may change about it, where its record does not tell it.
         ruled_out: from the layer, why it runs stock code; None: it need not.
         needs: when it runs on a HAG, in words; for the page of layers.
+        attention: how it scores its edges, if it does: in an accelerated model, without a HAG.
     """
 
     record: Record = UNKNOWN
@@ -39,6 +43,7 @@ class Recipe:
     remark: Callable[[Any], str] = lambda layer: ""
     ruled_out: Callable[[Any], str | None] = lambda layer: None
     needs: str = ""
+    attention: Attention | None = None
 
     @property
     def eligible_when(self) -> str:
@@ -46,7 +51,7 @@ class Recipe:
         needs = [self.needs] if self.needs else []
         if self.record.relations is not None:
             needs.append(RELATIONS)
-        if "edge_weight" in self.record.edge_values:
+        if "edge_weight" in self.record.edge_values and self.attention is None:
             needs.append("edge_weight: a product of node factors that comes back")
         return "; ".join(needs) or "always"
 
@@ -64,6 +69,30 @@ class Recipe:
         if self.record.relations is not None and self.record.relations(layer) is not None:
             return RELATIONS
         return EDGE_WEIGHT if "edge_weight" in self.record.edge_values else ""
+
+
+def _attending(how: Attention, returns_scores: bool = True) -> Recipe:
+    """The recipe of a layer of attention, which may return its scores.
+
+    A subclass may have a forward of its own.
+    """
+
+    def ruled_out(layer: Any) -> str | None:
+        cls: Any = stock_class(layer)
+        base = next(base for base in cls.__mro__ if base in RECIPES)
+        return attention.why_stock(layer) if cls.forward is base.forward else OTHER_FORWARD
+
+    return Recipe(
+        remark=lambda layer: RETURNS if returns_scores else "",
+        ruled_out=ruled_out,
+        needs="get_attention=False" if returns_scores else "",
+        attention=how,
+    )
+
+
+def stock_class(layer: Any) -> Any:
+    """The class of a layer before `accelerate`."""
+    return getattr(type(layer), "_hag_dgl_stock", type(layer))
 
 
 def _is_lstm(layer: Any) -> bool:
@@ -102,6 +131,13 @@ OWN: dict[type, Recipe] = {
     nn.DGNConv: replace(
         _TOWERS,
         needs=f"{_TOWERS.needs}; directions, which run as weighted sums on the plain graph",
+    ),
+    nn.GATConv: _attending(Attention(attention.gat, dims=(2, 3, 4))),
+    nn.GATv2Conv: _attending(Attention(attention.gatv2, by_vectors=True)),
+    nn.DotGatConv: _attending(Attention(attention.dot_gat, one_name=True)),
+    nn.AGNNConv: _attending(
+        Attention(attention.agnn, attention.of_features, dims=(2, 3), one_name=True),
+        returns_scores=False,
     ),
     nn.HeteroGraphConv: Recipe(words="edge type by edge type", needs="as the layers inside it"),
 }

@@ -15,7 +15,7 @@ dgl = pytest.importorskip("dgl", reason="DGL is not installed")
 import dgl.function as fn  # noqa: E402
 
 import hag_plugin.dgl as hag_dgl  # noqa: E402
-from hag_plugin.dgl.data.graph import relations_of  # noqa: E402
+from hag_plugin.dgl.aggregation.relation import relations_of  # noqa: E402
 from hag_plugin.dgl.model.session import Session  # noqa: E402
 from hag_plugin.testing import Ran  # noqa: E402
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 dgl = pytest.importorskip("dgl", reason="DGL is not installed")
 import dgl.function as fn  # noqa: E402
 from dgl.heterograph import DGLBlock  # noqa: E402
-from dgl.nn.pytorch import GATConv, GraphConv, HeteroGraphConv, SAGEConv  # noqa: E402
+from dgl.nn.pytorch import EdgeConv, GATConv, GraphConv, HeteroGraphConv, SAGEConv  # noqa: E402
 
 import hag_plugin as hp  # noqa: E402
 from hag_plugin.dgl import HagGraph, ToHAG  # noqa: E402
-from hag_plugin.dgl.data.graph import relations_of  # noqa: E402
+from hag_plugin.dgl.aggregation.relation import relations_of  # noqa: E402
 from hag_plugin.dgl.model.session import Session  # noqa: E402
 from hag_plugin.limits import limits as in_force  # noqa: E402
 from hag_plugin.testing import limits  # noqa: E402
@@ -211,15 +211,17 @@ def test_few_graphs_are_remembered() -> None:
 
 
 def test_explain_and_warnings() -> None:
-    model = nn.ModuleList([GraphConv(3, 4), SAGEConv(4, 4, "pool"), GATConv(4, 2, 1)])
+    model = nn.ModuleList(
+        [GraphConv(3, 4), SAGEConv(4, 4, "pool"), EdgeConv(4, 2), GATConv(4, 2, 1)]
+    )
     rows = hp.explain(hp.accelerate(model))
-    assert [row.layer for row in rows] == ["GraphConv", "SAGEConv", "GATConv"]
-    assert [row.accelerated for row in rows] == [True, True, False]
+    assert [row.layer for row in rows] == ["GraphConv", "SAGEConv", "EdgeConv", "GATConv"]
+    assert [row.accelerated for row in rows] == [True, True, False, True]
     assert "D^-1/2 A D^-1/2" in str(rows)
     assert "call accelerate" not in str(rows)
     assert "call accelerate" in str(hp.explain(hp.restore(model)))
     with pytest.warns(UserWarning, match="nothing to accelerate"):
-        hp.dgl.accelerate(nn.ModuleList([GATConv(4, 2, 1)]))
+        hp.dgl.accelerate(nn.ModuleList([EdgeConv(4, 2)]))
     with pytest.raises(TypeError, match=r"torch\.nn\.Module, got a int"):
         hp.dgl.accelerate(3)
 
@@ -343,7 +345,7 @@ def test_what_hag_layer_refuses() -> None:
 
 
 def test_calls_are_counted_where_nothing_is_accelerated() -> None:
-    model = GATConv(4, 2, 1)
+    model = EdgeConv(4, 2)
     with pytest.warns(UserWarning, match="nothing to accelerate"):
         hp.dgl.accelerate(model)
     model(dgl.graph(([0, 1, 2], [1, 2, 0])), torch.ones(3, 4))

@@ -14,7 +14,7 @@ from dgl.nn.pytorch import (  # noqa: E402
     APPNPConv,
     ChebConv,
     DGNConv,
-    GATConv,
+    EdgeConv,
     GatedGraphConv,
     GCN2Conv,
     GINConv,
@@ -84,10 +84,10 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "DGNConv, directions, towers": lambda: DGNConv(
         WIDTH, WIDTH, ["dir3-dx", "dir2-av"], SCALERS, 2.5, num_towers=2
     ),
-    "GATConv": lambda: GATConv(WIDTH, 4, 2, allow_zero_in_degree=True),
+    "EdgeConv": lambda: EdgeConv(WIDTH, 4, allow_zero_in_degree=True),
 }
 BIPARTITE = ("GraphConv", "SAGEConv", "GINConv", "RelGraphConv")
-STOCK = ("GATConv", "PNAConv, moments", "APPNPConv, dropout")  # fmt: skip
+STOCK = ("EdgeConv", "PNAConv, moments", "APPNPConv, dropout")  # fmt: skip
 
 
 class Case:
