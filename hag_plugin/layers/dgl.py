@@ -71,5 +71,15 @@ RECORDS = (
     _conv("conv.gatv2conv.GATv2Conv", attends=always),
     _conv("conv.dotgatconv.DotGatConv", attends=always),
     _conv("conv.agnnconv.AGNNConv", attends=always),
+    _conv(
+        "conv.edgegatconv.EdgeGATConv", edge_values=("edge_feat",), attends=always,
+    ),
+    _conv(
+        "conv.egatconv.EGATConv", features="nfeats", edge_values=("efeats", "edge_weight"),
+        attends=always,
+    ),
+    _conv(
+        "conv.hgtconv.HGTConv", graphs=("g",), features="x", edge_values=("etype",), attends=always
+    ),
     _conv("hetero.HeteroGraphConv", graphs=("g",), features="inputs"),
 )  # fmt: skip

@@ -41,6 +41,8 @@ RETURNS_SCORES = "get_attention: it returns a value for each edge"
 SEVERAL_TYPES = "a graph of several edge types"
 OTHER_ROWS = "features that are not rows of the graph's nodes"
 OTHER_EDGE_WEIGHTS = "edge weights that are not one number an edge in the dtype of the features"
+OTHER_EDGE_ROWS = "edge features that are not a row an edge in the dtype of the features"
+OTHER_EDGE_TYPES = "edge types that are not one int64 number an edge"
 ISOLATED = "there are nodes without edges, which the layer does not allow"
 TIES = "{} with gradients: DGL breaks ties in an order of its own"
 

@@ -9,7 +9,7 @@ from torch.nn import Module
 
 from hag_plugin import scripting
 from hag_plugin.dgl.model.session import CallEnd, LayerHook, Session
-from hag_plugin.dgl.model.swap import attention_of, swap_in, swap_out
+from hag_plugin.dgl.model.swap import attends, swap_in, swap_out
 from hag_plugin.dgl.recipes.table import recipe_of, stock_class
 from hag_plugin.explanation import Calls
 from hag_plugin.occasions import ForwardEnd
@@ -58,7 +58,7 @@ def accelerate(module: M) -> M:
         module.register_forward_pre_hook(session)  # before a layer's own hook, if it is the root
         module.register_forward_hook(ForwardEnd(session), always_call=True)
     for layer in module.modules():
-        if attention_of(layer) is not None:
+        if attends(layer):
             _hook(layer, None)
             swap_in(layer, session)  # it asks the session itself
         elif is_layer(layer):

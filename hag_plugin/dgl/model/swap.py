@@ -8,7 +8,6 @@ from typing import Any
 
 from torch.nn import Module
 
-from hag_plugin.dgl.recipes.attention import Attention
 from hag_plugin.dgl.recipes.calls import note
 from hag_plugin.dgl.recipes.settle import settle_scores
 from hag_plugin.dgl.recipes.table import OTHER_FORWARD, recipe_of, stock_class
@@ -17,22 +16,22 @@ from hag_plugin.saved import set_module
 _CLASSES: dict[type, type] = {}
 
 
-def attention_of(layer: Module) -> Attention | None:
-    """How a layer attends, if its `forward` is DGL's."""
+def attends(layer: Module) -> bool:
+    """Whether a layer is one of attention whose `forward` is DGL's."""
     recipe = recipe_of(type(layer))
-    if recipe is None or recipe.attention is None or recipe.ruled_out(layer) == OTHER_FORWARD:
-        return None
-    return recipe.attention
+    if recipe is None or recipe.attention is None:
+        return False
+    return recipe.ruled_out(layer) != OTHER_FORWARD
 
 
-def hag_class(stock: type, attention: Attention) -> type:
+def hag_class(stock: type) -> type:
     """The subclass of `stock` that `accelerate` gives its instances. One for each class."""
     if stock not in _CLASSES:
         body = {
             "__doc__": stock.__doc__,
             "__module__": __name__,
             "_hag_dgl_stock": stock,
-            "forward": _forward(stock, attention),
+            "forward": _forward(stock),
             "__reduce_ex__": _reduce,
         }
         _CLASSES[stock] = type(f"Hag{stock.__name__}", (stock,), body)
@@ -41,9 +40,7 @@ def hag_class(stock: type, attention: Attention) -> type:
 
 def swap_in(layer: Any, session: Any) -> None:
     """Gives a layer its accelerated class."""
-    attention = attention_of(layer)
-    assert attention is not None
-    layer.__class__ = hag_class(type(layer), attention)
+    layer.__class__ = hag_class(type(layer))
     layer.__dict__["_hag_dgl_session"] = session
 
 
@@ -53,13 +50,18 @@ def swap_out(layer: Any) -> None:
     layer.__dict__.pop("_hag_dgl_session", None)
 
 
-def _forward(stock: Any, attention: Attention) -> Any:
-    stock_forward = stock.forward
-    names = list(inspect.signature(stock_forward).parameters)[1:]
+def _forward(stock: Any) -> Any:
+    stock_forward, recipe = stock.forward, recipe_of(stock)
+    assert recipe is not None
+    parameters = list(inspect.signature(stock_forward).parameters.values())[1:]
+    names = [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD]
 
     @functools.wraps(stock_forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        choice = settle_scores(self, attention, dict(zip(names, args, strict=False)) | kwargs)
+        call = dict(zip(names, args, strict=False)) | kwargs
+        if len(call) < len(args) + len(kwargs):
+            return stock_forward(self, *args, **kwargs)  # which says what is wrong
+        choice = settle_scores(self, recipe, call)
         if choice.run is not None:
             ran = choice.run()
             note(ran.kind, ran.reason)
@@ -79,8 +81,5 @@ def _reduce(self: Any, protocol: Any) -> Any:
 
 @set_module("hag_plugin.dgl")
 def _new_layer(stock: type) -> Any:
-    recipe = recipe_of(stock)
-    assert recipe is not None
-    assert recipe.attention is not None
-    cls: Any = hag_class(stock, recipe.attention)
+    cls: Any = hag_class(stock)
     return cls.__new__(cls)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from hag_plugin.dgl.aggregation.relation import edge_index
+from hag_plugin.dgl.aggregation.relation import edge_index, num_nodes
 from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.passing import plain_hag
+from hag_plugin.modes import outside_inference
 from hag_plugin.ops.attention import attend
 from hag_plugin.ops.edge_list import EdgeList
 
@@ -59,9 +63,46 @@ class ScoredGraph:
             weights = edge_weight.view(-1, 1).expand(of_edges)
             mask = weights if mask is None else mask * weights
         order = None
-        if mask is not None or how.get("bias") is not None:
+        if any(each is not None for each in (mask, how.get("bias"), how.get("edges"))):
             order = self.edges.order(lambda: edge_index(self.graph, 0))
         return attend(self.hag, value, mask=mask, order=order, **how)
+
+
+class TypedEdges(EdgeList):
+    """Edges whose sources are the pairs of a node and a type that occur.
+
+    Attributes:
+        nodes: int64 `[P]`, the node of each pair.
+        types: int64 `[P]`, its type, increasing.
+    """
+
+    def __init__(self, hag: HAG, nodes: Tensor, types: Tensor) -> None:
+        super().__init__(hag)
+        self.nodes = nodes
+        self.types = types
+
+    def by_type(self, linears: Iterable[Any], rows: Tensor) -> Tensor:
+        """Rows of nodes `[N, H, D]`, each head through a layer of its own that has a matrix for
+        each type: `[P, H, D]`."""
+        heads = zip(linears, rows.unbind(dim=1), strict=True)
+        found = [linear(row.index_select(0, self.nodes), self.types, True) for linear, row in heads]
+        return torch.stack(found, dim=1)
+
+
+def typed_edges(graph: Any, types: Tensor, both: bool = True) -> TypedEdges:
+    """The edges of a graph of one edge type, each of which has a type of its own.
+
+    Args:
+        graph: as DGL has it.
+        types: int64 `[E]`, in the order of its edges.
+        both: whether their reverse is made, too, which gradients need.
+    """
+    with outside_inference(), torch.no_grad():
+        num_src, num_dst = num_nodes(graph, 0)
+        source, target = edge_index(graph, 0).long()
+        pairs, pair = torch.unique(types.detach() * num_src + source, return_inverse=True)
+        hag = plain_hag(torch.stack([pair, target]), (len(pairs), num_dst), both=both)
+        return TypedEdges(hag, pairs % num_src, pairs.div(num_src, rounding_mode="floor"))
 
 
 def has_isolated(hag: HAG) -> bool:

@@ -26,6 +26,8 @@ from hag_plugin.dgl.aggregation.choice import (
     ISOLATED,
     NO_EDGES,
     NO_GRAPH,
+    OTHER_EDGE_ROWS,
+    OTHER_EDGE_TYPES,
     OTHER_EDGE_WEIGHTS,
     OTHER_GRAPH,
     OTHER_ROWS,
@@ -55,7 +57,8 @@ from hag_plugin.dgl.aggregation.rows import (
 )
 from hag_plugin.dgl.recipes import declared, gated, lstm, pna, typed
 from hag_plugin.dgl.recipes.attention import Attention, why_stock
-from hag_plugin.dgl.recipes.scored import ScoredGraph, has_isolated
+from hag_plugin.dgl.recipes.scored import ScoredGraph, has_isolated, typed_edges
+from hag_plugin.dgl.recipes.table import Recipe
 from hag_plugin.hag.passing import Messages
 from hag_plugin.ops.edge_list import EdgeList
 from hag_plugin.recall import Passing
@@ -146,26 +149,29 @@ def _settle_builtin(
 # Layers of attention ----------------------------------------------------------------------------
 
 
-def settle_scores(conv: Any, attention: Attention, call: Mapping[str, Any]) -> Choice:
+def settle_scores(conv: Any, recipe: Recipe, call: Mapping[str, Any]) -> Choice:
     """What a call of a layer of attention runs on, and why.
 
     Args:
         conv: the layer, with the session of its model.
-        attention: how it attends.
+        recipe: its recipe.
         call: the arguments of `forward`, by name.
     """
-    graph, feat = call.get("graph"), call.get("feat")
+    attention, (name, *_) = recipe.attention, recipe.record.graphs
+    assert attention is not None
+    graph, feat = call.get(name), call.get(recipe.record.features or "")
     reason = why_stock(conv) or _why_not_scored(attention, graph, feat, call)
     if reason is not None:
         return Choice(None, reason)
-    edges = _edges_attended_over(conv, attention, graph, feat)
+    edges = _edges_attended_over(conv, attention, graph, feat, call)
     if isinstance(edges, str):
         return Choice(None, edges)
-    if not conv._allow_zero_in_degree and has_isolated(edges.hag):
+    allows = getattr(conv, "_allow_zero_in_degree", attention.allows_isolated)
+    if not allows and has_isolated(edges.hag):
         return Choice(None, ISOLATED)  # DGL says what is wrong
 
     def run() -> Ran:
-        given = {**call, "graph": ScoredGraph(edges, graph)}
+        given = {**call, name: ScoredGraph(edges, graph)}
         return Ran(attention.run(conv, **given), "plain", SCORED)
 
     return Choice(run, SCORED)
@@ -174,7 +180,10 @@ def settle_scores(conv: Any, attention: Attention, call: Mapping[str, Any]) -> C
 def _why_not_scored(
     attention: Attention, graph: Any, feat: Any, call: Mapping[str, Any]
 ) -> str | None:
-    """Why a layer that scores edges runs DGL's code in this call. None: it need not."""
+    """Why a layer that scores edges runs DGL's code in this call. None: it need not.
+
+    Where something does not fit, DGL says so in its own words.
+    """
     if torch.compiler.is_compiling():
         return SCORED_COMPILED
     if not isinstance(graph, DGLGraph):
@@ -193,41 +202,64 @@ def _why_not_scored(
             return OTHER_ROWS
         if not is_taken(x) or x.dtype == torch.float16:  # which DGL refuses
             return why_not_taken(x)
-    return _why_other_rows(attention, graph, pair, call.get("edge_weight"))
+    return _why_other_rows(attention, graph, pair) or _why_other_values(
+        attention, graph, pair[0], call
+    )
 
 
-def _why_other_rows(
-    attention: Attention, graph: Any, pair: tuple[Tensor, ...], weight: Any
-) -> str | None:
-    """The same for what is given of nodes and edges. Where it does not fit, DGL says so."""
+def _why_other_rows(attention: Attention, graph: Any, pair: tuple[Tensor, ...]) -> str | None:
+    """The same for features of nodes."""
     sizes, x = num_nodes(graph, 0), pair[0]
     source, target = graph._graph.metagraph.find_edge(0)
     if len(pair) == 1:
-        is_known = source == target or graph.is_block
+        is_known = source == target or (graph.is_block and attention.targets_first)
     else:
-        is_known = len(pair) == 2 and (source != target or not attention.one_name)
+        apart = attention.pairs == "apart" and source != target
+        is_known = len(pair) == 2 and (apart or attention.pairs == "always")
     if not is_known or tuple(map(len, pair)) != sizes[: len(pair)]:
         return OTHER_ROWS
     if pair[-1].dtype != x.dtype or pair[-1].shape[1:-1] != x.shape[1:-1]:
         return OTHER_ROWS
-    num_edges = graph._graph.num_edges(0)
-    if num_edges == 0:
-        return NO_EDGES
-    if weight is not None:
-        is_vector = isinstance(weight, Tensor) and weight.shape == (num_edges,) and x.dim() == 2
-        if not is_vector or weight.dtype != x.dtype or not is_taken(weight):
-            return OTHER_EDGE_WEIGHTS
     return None
 
 
-def _edges_attended_over(conv: Any, attention: Attention, graph: Any, feat: Any) -> EdgeList | str:
+def _why_other_values(
+    attention: Attention, graph: Any, x: Tensor, call: Mapping[str, Any]
+) -> str | None:
+    """The same for what is given of edges."""
+    num_edges = graph._graph.num_edges(0)
+    if num_edges == 0:
+        return NO_EDGES
+    weight = call.get("edge_weight")
+    if weight is not None and not (_are_of_edges(weight, (num_edges,), x.dtype) and x.dim() == 2):
+        return OTHER_EDGE_WEIGHTS
+    rows = call.get(attention.edge_rows)
+    if attention.edge_rows and not _are_of_edges(rows, (num_edges, -1), x.dtype):
+        return OTHER_EDGE_ROWS
+    types = call.get(attention.edge_types)
+    if attention.edge_types and not _are_of_edges(types, (num_edges,), torch.int64):
+        return OTHER_EDGE_TYPES
+    return None
+
+
+def _are_of_edges(values: Any, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """Whether these are what a layer has of its edges: -1 in a shape is any number."""
+    if not isinstance(values, Tensor) or values.dim() != len(shape) or values.dtype != dtype:
+        return False
+    fits = all(n in (length, -1) for n, length in zip(shape, values.shape, strict=True))
+    return fits and (is_taken(values) if dtype.is_floating_point else values.is_cpu)
+
+
+def _edges_attended_over(
+    conv: Any, attention: Attention, graph: Any, feat: Any, call: Mapping[str, Any]
+) -> EdgeList | str:
     """The edges of a graph as a layer attends over them; or why DGL's own code is to run."""
     x = feat[0] if isinstance(feat, tuple) else feat
     heads, numbers = attention.sizes(conv, x)
-    size, derived = num_nodes(graph, 0), torch.is_grad_enabled()
+    derived = torch.is_grad_enabled()
     messages = Messages(
         graph._graph.num_edges(0),
-        size,
+        num_nodes(graph, 0),
         x.element_size() * numbers,
         derived,
         heads=heads,
@@ -236,18 +268,23 @@ def _edges_attended_over(conv: Any, attention: Attention, graph: Any, feat: Any)
     )
     if not messages._replace(graphs=0).pays():
         return SCORED_FEW
+    types = call[attention.edge_types] if attention.edge_types else None
     relations = relations_of(graph)
-    if relations is not None:
+    if relations is not None and types is None:
         return relations[0].attended(graph, 0)
+
+    def make(both: bool) -> EdgeList:
+        return plain_edges(graph, 0, both) if types is None else typed_edges(graph, types, both)
+
     session = conv.__dict__["_hag_dgl_session"]
     reader, occasion = session.occasions.of(conv, feat)
     edges: Any = session.graphs.value(
-        (graph._graph,),
+        (graph._graph,) if types is None else (graph._graph, types),
         "edges attended over",
-        lambda: plain_edges(graph, 0),
+        lambda: make(True),
         reader=reader,
         occasion=occasion,
-        passing=lambda: plain_edges(graph, 0, derived) if messages.pays() else None,
+        passing=lambda: make(derived) if messages.pays() else None,
     )
     if edges is None:
         return SCORED_FIRST

@@ -134,9 +134,26 @@ OWN: dict[type, Recipe] = {
     ),
     nn.GATConv: _attending(Attention(attention.gat, dims=(2, 3, 4))),
     nn.GATv2Conv: _attending(Attention(attention.gatv2, by_vectors=True)),
-    nn.DotGatConv: _attending(Attention(attention.dot_gat, one_name=True)),
+    nn.DotGatConv: _attending(Attention(attention.dot_gat, pairs="apart")),
     nn.AGNNConv: _attending(
-        Attention(attention.agnn, attention.of_features, dims=(2, 3), one_name=True),
+        Attention(attention.agnn, attention.of_features, dims=(2, 3), pairs="apart"),
+        returns_scores=False,
+    ),
+    nn.EdgeGATConv: _attending(
+        Attention(attention.edge_gat, by_vectors=True, edge_rows="edge_feat")
+    ),
+    nn.EGATConv: _attending(
+        Attention(attention.egat, attention.of_nodes, targets_first=False, edge_rows="efeats")
+    ),
+    nn.HGTConv: _attending(
+        Attention(
+            attention.hgt,
+            attention.of_types,
+            by_vectors=True,
+            pairs="never",
+            allows_isolated=True,
+            edge_types="etype",
+        ),
         returns_scores=False,
     ),
     nn.HeteroGraphConv: Recipe(words="edge type by edge type", needs="as the layers inside it"),

@@ -18,10 +18,13 @@ dgl = pytest.importorskip("dgl", reason="DGL is not installed")
 from dgl.nn.pytorch import (  # noqa: E402
     AGNNConv,
     DotGatConv,
+    EdgeGATConv,
+    EGATConv,
     GATConv,
     GATv2Conv,
     GraphConv,
     HeteroGraphConv,
+    HGTConv,
 )
 
 import hag_plugin as hp  # noqa: E402
@@ -57,6 +60,17 @@ LAYERS: dict[str, Make] = {
     "agnn": lambda w=WIDTH: AGNNConv(0.7, allow_zero_in_degree=True),
     "agnn, fixed": lambda w=WIDTH: AGNNConv(learn_beta=False, allow_zero_in_degree=True),
 }
+# By what they are given of nodes and edges beside features.
+EDGE, TYPES = 5, 3
+VALUES: dict[str, Make] = {
+    "edge-gat": lambda w=WIDTH: EdgeGATConv(w, EDGE, OUT, 1, allow_zero_in_degree=True),
+    "edge-gat, drops": lambda w=WIDTH: EdgeGATConv(
+        w, EDGE, OUT, 3, 0.3, 0.4, 0.1, False, torch.tanh, True, False
+    ),
+    "egat": lambda w=WIDTH: EGATConv(w, EDGE, OUT, 3, 2),
+    "hgt": lambda: HGTConv(WIDTH, 3, 2, TYPES, TYPES, dropout=0.2),
+    "hgt, normalised": lambda: HGTConv(WIDTH, 2, 4, TYPES, TYPES, use_norm=True),
+}
 SHARED: dict[str, Make] = {
     "gatv2, shared": lambda: GATv2Conv(
         WIDTH, OUT, 2, 0.2, 0.2, share_weights=True, allow_zero_in_degree=True
@@ -88,14 +102,23 @@ class Pair(nn.Module):
         return self.conv(graph, (source, target))
 
 
+def values(name: str, graph: Any, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """What a layer of `VALUES` is given beside features."""
+    num_edges = graph.num_edges()
+    if name.startswith("hgt"):
+        return [torch.randint(TYPES, (n,)) for n in (graph.num_src_nodes(), num_edges)]
+    return [torch.randn(num_edges, EDGE, dtype=dtype)]
+
+
 def run(layer: nn.Module, graph: Any, *given: Tensor) -> list[Tensor | None]:
     """The output, then the gradients of all inputs and parameters."""
-    taken = [g.detach().clone().requires_grad_() for g in given]
+    taken = [g.detach().clone().requires_grad_(g.is_floating_point()) for g in given]
     layer.zero_grad()
     torch.manual_seed(3)
     y = layer(graph, *taken)
+    y = torch.cat([each.flatten() for each in y]) if isinstance(y, tuple) else y
     (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
-    leaves = [*taken, *layer.parameters()]
+    leaves = [*(t for t in taken if t.is_floating_point()), *layer.parameters()]
     return [y.detach(), *(None if leaf.grad is None else leaf.grad.clone() for leaf in leaves)]
 
 
@@ -117,7 +140,7 @@ def reason(model: nn.Module) -> str:
 
 
 def test_every_recipe_of_attention_is_tried() -> None:
-    tried = {type(make()) for make in LAYERS.values()}
+    tried = {type(make()) for make in (LAYERS | VALUES).values()}
     assert tried == {cls for cls, recipe in RECIPES.items() if recipe.attention is not None}
 
 
@@ -140,6 +163,86 @@ def test_equals_stock(
     assert {each.operator for each in ran.programs} == {"attend", "attend_backward"}
     assert not graph.ndata
     assert not graph.edata
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("kind", ["graph", "block", "HAG"])
+@pytest.mark.parametrize("name", VALUES)
+def test_values_of_edges(name: str, kind: str, training: bool, multigraph: Any, block: Any) -> None:
+    """In the order of DGL's edges, which is not that of their targets."""
+    plain = block() if kind == "block" else multigraph()
+    if (
+        name == "egat"
+    ):  # which takes one tensor on one set of nodes, and refuses nodes without edges
+        plain = dgl.add_self_loop(multigraph())
+    stock = VALUES[name]().double().train(training)
+    ours, graph = accelerate(copy.deepcopy(stock)), ToHAG()(plain) if kind == "HAG" else plain
+    given = [*features(plain.num_src_nodes()), *values(name, plain)]
+    expected = run(stock, plain, *given)
+    for times in range(1, 4):
+        assert_same(run(ours, graph, *given), expected, 1e-12)
+        assert counts(ours) == {"plain": times}
+    again = [given[0], *values(name, plain)]  # others on the same graph
+    assert_same(run(ours, graph, *again), run(stock, plain, *again), 1e-12)
+    assert counts(ours) == {"plain": 4}
+    single, narrow = VALUES[name]().train(training), [g.float() if g.is_floating_point() else g
+                                                      for g in given]  # fmt: skip
+    ours = accelerate(copy.deepcopy(single))
+    assert_same(run(ours, graph, *narrow), run(single, plain, *narrow), 5e-5)
+    assert counts(ours) == {"plain": 1}
+
+
+@pytest.mark.parametrize("name", ["edge-gat", "edge-gat, drops", "egat"])
+def test_values_of_edges_beside_pairs(name: str, hetero: Any) -> None:
+    class Given(nn.Module):
+        def __init__(self, conv: nn.Module) -> None:
+            super().__init__()
+            self.conv = conv
+
+        def forward(self, graph: Any, source: Tensor, target: Tensor, rows: Tensor) -> Any:
+            return self.conv(graph, (source, target), rows)
+
+    plays = hetero()["plays"]
+    whole = torch.arange(plays.num_dst_nodes())  # so that none is without an edge
+    graph = dgl.add_edges(plays, whole, whole)
+    stock = VALUES[name](PAIR).double()
+    ours = accelerate(Given(copy.deepcopy(stock)))
+    given = [*features(graph.num_src_nodes(), graph.num_dst_nodes()), *values(name, graph)]
+    for _ in range(2):
+        assert_same(run(ours, graph, *given), run(Given(stock), graph, *given), 1e-12)
+    assert counts(ours) == {"plain": 2}
+
+
+def test_values_that_do_not_fit(multigraph: Any) -> None:
+    graph = dgl.add_self_loop(multigraph())
+    (x,) = features(57, dtype=torch.float32)
+    rows, other = torch.randn(graph.num_edges(), EDGE), torch.randn(graph.num_edges())
+    types = [torch.zeros(n, dtype=torch.int64) for n in (57, graph.num_edges())]
+    layers: dict[str, list[tuple[Any, ...]]] = {
+        "edge-gat": [(rows[:7],), (rows.double(),), (), (rows, 1)],
+        "egat": [(rows[:7],), (rows.double(),), (rows, other.double())],
+        "hgt": [(types[0],), (types[0], types[1][:7]), (types[0], types[1] + TYPES), (*types, 1)],
+    }
+    for name, wrong in layers.items():
+        ours = accelerate(VALUES[name]())
+        for each in wrong:
+            if name == "edge-gat" and len(each) == 2:
+                assert len(ours(graph, x, *each)) == 2  # get_attention
+                assert reason(ours) == choice.RETURNS_SCORES
+            else:
+                assert error_of(ours, graph, x, *each) is error_of(
+                    restore(copy.deepcopy(ours)), graph, x, *each
+                )
+
+
+def test_weights_beside_values_of_edges(multigraph: Any) -> None:
+    graph = dgl.add_self_loop(multigraph())
+    stock = VALUES["egat"]().double()
+    ours = accelerate(copy.deepcopy(stock))
+    weight = torch.rand(graph.num_edges(), dtype=torch.float64)
+    given = [*features(57), *values("egat", graph), weight]
+    assert_same(run(ours, graph, *given), run(stock, graph, *given), 1e-12)
+    assert counts(ours) == {"plain": 1}
 
 
 @pytest.mark.parametrize("name", LAYERS | SHARED)
@@ -418,6 +521,7 @@ def test_other_arguments(multigraph: Any, hetero: Any) -> None:
     layer, graph = accelerate(GATConv(WIDTH, OUT, 2, allow_zero_in_degree=True)), multigraph()
     (x,) = features(57, dtype=torch.float32)
     wrong: list[tuple[Any, ...]] = [
+        (graph, x, None, False, 1),
         (graph, x[:50]),
         (graph, x.double()),
         (graph, x.half()),
@@ -452,6 +556,26 @@ def test_hooks_and_other_parts_are_stocks(part: str, multigraph: Any) -> None:
         setattr(layer, part, nn.Tanh())
     torch.testing.assert_close(ours(graph, x), stock(graph, x))
     assert "replaced by a Tanh" in reason(ours)
+
+
+def test_other_parts_of_layers_with_values(multigraph: Any) -> None:
+    graph, (x,) = multigraph(), features(57, dtype=torch.float32)
+    for name, part in (("edge-gat", "fc_edge"), ("hgt", "relation_msg")):
+        ours, given = accelerate(VALUES[name]().eval()), values(name, graph, torch.float32)
+        held = getattr(ours, part)
+        held = held[0] if isinstance(held, nn.ModuleList) else held
+        expected, seen = ours(graph, x, *given), []
+        handle = held.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        torch.testing.assert_close(ours(graph, x, *given), expected)
+        assert len(seen) == 1
+        handle.remove()
+        assert reason(ours).startswith(f"hooks on its {part}")
+    ours = accelerate(VALUES["edge-gat"]().eval())
+    ours.fc_edge = nn.Linear(EDGE, OUT)
+    given = values("edge-gat", graph, torch.float32)
+    y = ours(graph, x, *given)
+    assert "with a bias" in reason(ours)
+    torch.testing.assert_close(y, restore(ours)(graph, x, *given))
 
 
 def test_autocast_and_compiled_code(multigraph: Any) -> None:
