@@ -47,6 +47,8 @@ PAIRED_CALLS, PAIRED_OPS = 90, 130
 # DGL's, with 500 to 50,000 edges, 1 to 8 heads and 2 or 10 edges a node.
 KERNEL_CALLS, KERNEL_ROW_OPS, KERNEL_SCORE_OPS = 30, 70, 4
 KERNEL_BYTE_OPS, KERNEL_VECTOR_OPS, KERNEL_SORTED_OPS = 0.2, 0.2, 6
+# A number that is given of an edge and read in an order of its own; and the finding of that order.
+GIVEN_OPS, ORDER_CALLS, ORDER_OPS = 3.5, 35, 20
 CLEAR = 4.0  # a gain, or a loss, that no processor turns round
 
 _OPTIONS = Options(method="none", choose="plain")
@@ -98,6 +100,7 @@ class Messages(NamedTuple):
         valued: whether it has values that are not 1.
         in_kernels: whether stock has kernels for attention, in which it makes no messages.
         by_vectors: whether it makes a row of each edge there, to score it.
+        given: numbers that are given of each edge, in an order that is not the graph's.
     """
 
     num_edges: int
@@ -113,6 +116,7 @@ class Messages(NamedTuple):
     valued: bool = False
     in_kernels: bool = False
     by_vectors: bool = False
+    given: int = 0
 
     def pays(self) -> bool:
         """Whether a graph that is used once is predicted to be summed sooner than by gathering
@@ -141,7 +145,10 @@ class Messages(NamedTuple):
             made += self.num_edges * ops * c.op
         if self.heads:
             made += max(self.size) * ATTENDED_ROW_OPS * c.op
+        made += self.num_edges * self.given * GIVEN_OPS * c.op
         seconds = passes * (made + _seconds(c, self.num_edges, *self.size, self.row_bytes))
+        if self.given and self.graphs:
+            seconds += ORDER_CALLS * c.call + self.num_edges * ORDER_OPS * c.op
         if self.relations:
             products = min(self.relations, self.num_edges) * PRODUCT_CALLS + PRODUCTS_CALLS
             seconds += self._products * products * c.call

@@ -9,9 +9,13 @@ from torch import Tensor
 
 from hag_plugin.dgl.aggregation.choice import (
     FIRST,
+    FIRST_WEIGHTED,
     FIRST_WEIGHTS,
+    NO_EDGES,
     NO_FACTORS,
     NOT_FINITE,
+    OTHER_WEIGHTS,
+    WEIGHTED,
     Choice,
     LeftToDGL,
     Ran,
@@ -20,10 +24,14 @@ from hag_plugin.dgl.aggregation.relation import Relation, edge_index, num_nodes,
 from hag_plugin.dgl.aggregation.ties import tie_rule
 from hag_plugin.hag.hag import HAG
 from hag_plugin.limits import limits
+from hag_plugin.hag.passing import Messages
 from hag_plugin.modes import outside_inference
 from hag_plugin.ops.aggregate import Ties, aggregate
+from hag_plugin.ops.attention import attend
+from hag_plugin.ops.edge_list import EdgeList
 from hag_plugin.ops.registration import DTYPES, is_fixed, is_transformed, needs_grad, number
 from hag_plugin.ops.weights import factorise
+from hag_plugin.recall import Passing
 
 REDUCERS = ("sum", "mean", "max", "min")
 DEVICES = ("cpu",)  # elsewhere DGL's own kernels run
@@ -133,6 +141,79 @@ def why_not_taken(x: Tensor) -> str:
 
 
 # Weights ----------------------------------------------------------------------------------------
+
+
+def settle_weighted_rows(
+    graph: Any, etid: int, relation: Relation, x: Tensor, weight: Tensor, reduce: str
+) -> Choice:
+    """What rows are summed on that are multiplied with weights of their edges, whatever these are.
+
+    Such weights share nothing: the graph is summed as it is. It is put in order once it comes back,
+    or where that pays at once.
+
+    Args:
+        graph: the graph that owns the edge type.
+        etid: number of the edge type.
+        relation: that of the edge type.
+        x: the rows, `[N]`, `[N, F]` or `[N, H, D]`, of a kind that is taken.
+        weight: one number an edge, or `[E, H, 1]`.
+        reduce: "sum" or "mean".
+    """
+    num_edges, num_heads = graph._graph.num_edges(etid), heads_of(x, weight)
+    if num_heads is None or len(weight) != num_edges or x.dtype == torch.float16:
+        return Choice(None, OTHER_WEIGHTS)
+    if num_edges == 0:
+        return Choice(None, NO_EDGES)
+    heads: int = num_heads
+    messages = Messages(
+        num_edges,
+        num_nodes(graph, etid),
+        x.element_size() * x[0].numel(),
+        torch.is_grad_enabled(),
+        heads=heads,
+        in_kernels=True,
+        given=heads,
+    )
+
+    def attended() -> EdgeList:
+        return relation.attended(graph, etid)
+
+    edges: EdgeList | Passing | None = relation.memory.value(
+        (graph._graph,),
+        "edges with weights",
+        attended,
+        passing=lambda: attended() if messages.pays() else None,
+    )
+    if edges is None:
+        return Choice(None, FIRST_WEIGHTED)
+    found: EdgeList = edges.value if isinstance(edges, Passing) else edges
+
+    def run() -> Ran:
+        y = attend(
+            found.hag,
+            x.reshape(len(x), heads, -1),
+            bias=weight.reshape(num_edges, heads),
+            order=found.order(lambda: edge_index(graph, etid)),
+            normalise="none",
+        )
+        y = y.reshape(len(y), *x.shape[1:])
+        if reduce == "mean":
+            degree = found.hag.degree().clamp(min=1).to(y.dtype)
+            y = y / degree.view(-1, *[1] * (y.dim() - 1))
+        return Ran(y, "plain", relation.origin + WEIGHTED)
+
+    return Choice(run, relation.origin + WEIGHTED)
+
+
+def heads_of(x: Tensor, weight: Tensor) -> int | None:
+    """In how many heads rows are weighted; None where weights are not as many for each edge."""
+    if weight.dtype != x.dtype or not is_taken(weight) or weight.dim() > x.dim():
+        return None
+    if weight.numel() == len(weight):
+        return 1
+    if weight.dim() == x.dim() and weight.shape[1:] == (*x.shape[1:-1], 1):
+        return x.shape[1:-1].numel()
+    return None
 
 
 def is_scalar_weight(weight: Tensor, x: Tensor) -> bool:

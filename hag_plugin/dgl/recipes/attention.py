@@ -57,6 +57,7 @@ class Attention:
         targets_first: whether it takes one tensor of features on a block.
         allows_isolated: whether nodes may have no edges, where the layer itself does not say.
         edge_rows: the argument with features of the edges, `[E, D]`; "": there is none.
+        given: numbers that each edge has of its own, from their heads and the width of `edge_rows`.
         edge_types: the argument with their types, `[E]`; "": there is none.
     """
 
@@ -68,6 +69,7 @@ class Attention:
     targets_first: bool = True
     allows_isolated: bool = False
     edge_rows: str = ""
+    given: Callable[[int, int], int] = lambda heads, width: 0
     edge_types: str = ""
 
 
@@ -275,6 +277,12 @@ def why_stock(conv: Any) -> str | None:
             if has_hooks(part):
                 return f"hooks on its {name} see the stock computation"
     return None
+
+
+def draws(conv: Any) -> bool:
+    """Whether a call draws a dropout of attention."""
+    drop = getattr(conv, "attn_drop", None)
+    return drop is not None and drop.training and drop.p > 0
 
 
 def has_hooks(part: Any) -> bool:

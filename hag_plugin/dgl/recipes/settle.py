@@ -31,7 +31,6 @@ from hag_plugin.dgl.aggregation.choice import (
     OTHER_EDGE_WEIGHTS,
     OTHER_GRAPH,
     OTHER_ROWS,
-    OTHER_WEIGHTS,
     RETURNS_SCORES,
     SCORED,
     SCORED_AUTOCAST,
@@ -53,10 +52,11 @@ from hag_plugin.dgl.aggregation.rows import (
     is_scalar_weight,
     is_taken,
     settle_rows,
+    settle_weighted_rows,
     why_not_taken,
 )
 from hag_plugin.dgl.recipes import declared, gated, lstm, pna, typed
-from hag_plugin.dgl.recipes.attention import Attention, why_stock
+from hag_plugin.dgl.recipes.attention import Attention, draws, why_stock
 from hag_plugin.dgl.recipes.scored import ScoredGraph, has_isolated, typed_edges
 from hag_plugin.dgl.recipes.table import Recipe
 from hag_plugin.hag.passing import Messages
@@ -138,12 +138,11 @@ def _settle_builtin(
     x, weight = frame[message_func.lhs_field], edges[message_func.rhs_field]
     if not is_taken(x):
         return Choice(None, why_not_taken(x))
-    if not is_scalar_weight(weight, x):
-        return Choice(None, OTHER_WEIGHTS)
-    factors = edge_factors(graph, etid, relation, weight)
-    if isinstance(factors, str):
-        return Choice(None, factors)
-    return settle_rows(graph, etid, relation, x, reduce, scales=factors, because=FACTORS)
+    if is_scalar_weight(weight, x):
+        factors = edge_factors(graph, etid, relation, weight)
+        if not isinstance(factors, str):
+            return settle_rows(graph, etid, relation, x, reduce, scales=factors, because=FACTORS)
+    return settle_weighted_rows(graph, etid, relation, x, weight, reduce)
 
 
 # Layers of attention ----------------------------------------------------------------------------
@@ -256,6 +255,9 @@ def _edges_attended_over(
     """The edges of a graph as a layer attends over them; or why DGL's own code is to run."""
     x = feat[0] if isinstance(feat, tuple) else feat
     heads, numbers = attention.sizes(conv, x)
+    given = heads if call.get("edge_weight") is not None or draws(conv) else 0
+    if attention.edge_rows:
+        given += attention.given(heads, call[attention.edge_rows].shape[1])
     derived = torch.is_grad_enabled()
     messages = Messages(
         graph._graph.num_edges(0),
@@ -265,6 +267,7 @@ def _edges_attended_over(
         heads=heads,
         in_kernels=True,
         by_vectors=attention.by_vectors,
+        given=given,
     )
     if not messages._replace(graphs=0).pays():
         return SCORED_FEW

@@ -140,10 +140,21 @@ OWN: dict[type, Recipe] = {
         returns_scores=False,
     ),
     nn.EdgeGATConv: _attending(
-        Attention(attention.edge_gat, by_vectors=True, edge_rows="edge_feat")
+        Attention(
+            attention.edge_gat,
+            by_vectors=True,
+            edge_rows="edge_feat",
+            given=lambda heads, width: width + heads * width // 3,  # each head multiplies them
+        )
     ),
     nn.EGATConv: _attending(
-        Attention(attention.egat, attention.of_nodes, targets_first=False, edge_rows="efeats")
+        Attention(
+            attention.egat,
+            attention.of_nodes,
+            targets_first=False,
+            edge_rows="efeats",
+            given=lambda heads, width: heads,  # their scores
+        )
     ),
     nn.HGTConv: _attending(
         Attention(

@@ -161,12 +161,11 @@ def test_edge_weights() -> None:
     product = torch.rand(NODES)[graph.edges()[0]] * torch.rand(NODES)[graph.edges()[1]]
     other = torch.rand(graph.num_edges())
     learned = other.clone().requires_grad_()
-    assert counted(conv, graph, X, None, product) == ("stock", choice.FIRST_WEIGHTS)
+    plain = "plain", choice.GIVEN + choice.WEIGHTED
+    assert counted(conv, graph, X, None, product) == ("stock", choice.FIRST_WEIGHTED)
     assert counted(conv, graph, X, None, product) == ("HAG", choice.GIVEN + choice.FACTORS)
-    assert counted(conv, graph, X, None, other) == ("stock", choice.FIRST_WEIGHTS)
-    for _ in range(2):
-        assert counted(conv, graph, X, None, other) == ("stock", choice.NO_FACTORS)
-    assert counted(conv, graph, X, None, learned) == ("stock", choice.OTHER_WEIGHTS)
+    for weight in (other, other, other, learned, learned):
+        assert counted(conv, graph, X, None, weight) == plain
 
 
 def test_extrema() -> None:

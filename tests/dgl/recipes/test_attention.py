@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 dgl = pytest.importorskip("dgl", reason="DGL is not installed")
+import dgl.function as fn  # noqa: E402
+from dgl.nn.functional import edge_softmax  # noqa: E402
 from dgl.nn.pytorch import (  # noqa: E402
     AGNNConv,
     DotGatConv,
@@ -475,6 +477,43 @@ def test_edges_are_sorted_once(multigraph: Any) -> None:
     assert second == third != first
     hp.forget(model)
     assert len(attended_over() - first - second) == 1
+
+
+class Written(nn.Module):
+    """Attention that its user wrote, of DGL's pieces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(WIDTH, 2 * OUT)
+        self.left, self.right = nn.Parameter(torch.randn(2, OUT)), nn.Parameter(torch.randn(2, OUT))
+        self.drop = nn.Dropout(0.3)
+
+    def forward(self, graph: Any, x: Tensor) -> Tensor:
+        with graph.local_scope():
+            rows = self.project(x).view(-1, 2, OUT)
+            graph.ndata["x"] = rows
+            graph.ndata["l"] = (rows * self.left).sum(-1, keepdim=True)
+            graph.ndata["r"] = (rows * self.right).sum(-1, keepdim=True)
+            graph.apply_edges(fn.u_add_v("l", "r", "e"))
+            graph.edata["a"] = self.drop(edge_softmax(graph, graph.edata["e"].sigmoid()))
+            graph.update_all(fn.u_mul_e("x", "a", "m"), fn.sum("m", "y"))
+            return graph.ndata["y"]  # type: ignore[no-any-return]
+
+
+def test_attention_of_users(multigraph: Any, ran: Ran) -> None:
+    """On a graph with a HAG; on a plain one that comes back, where the class is declared."""
+    stock, graph = Written().double(), multigraph()
+    declared = hp.hag_layer(type("Declared", (Written,), {"forward": Written.forward}))
+    ours = declared().double()
+    ours.load_state_dict(stock.state_dict())
+    (x,) = features(57)
+    expected = run(stock, graph, x)
+    assert_same(run(stock, ToHAG()(graph), x), expected, 1e-12)
+    assert [each.operator for each in ran.forward] == ["head_sum"]
+    accelerate(ours)
+    for _ in range(3):
+        assert_same(run(ours, graph, x), expected, 1e-12)
+    assert counts(ours) == {"stock": 1, "plain": 2}
 
 
 # Left to stock ------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import dgl.function as fn  # noqa: E402
 
 from hag_plugin.dgl import ToHAG  # noqa: E402
 from hag_plugin.dgl.aggregation.ties import sources_are_in_order  # noqa: E402
-from hag_plugin.testing import Ran  # noqa: E402
+from hag_plugin.testing import Ran, limits  # noqa: E402
 
 REDUCERS = ("sum", "mean", "max", "min")
 TO_HAG = ToHAG()
@@ -185,15 +185,84 @@ def test_which_weights_take_the_hag(ran: Ran) -> None:
     before = weighted(graph, weight)
     assert len(ran.forward) == 1  # met for the first time
     torch.testing.assert_close(weighted(graph, weight), before)
-    assert len(ran.forward) == 2
+    assert [run.operator for run in ran.forward] == ["aggregate"] * 2
     weight[3] += 50.0  # changed in place: no product any more
     for _ in range(3):
         torch.testing.assert_close(weighted(graph, weight)[3], before[3] + 50)
-    assert len(ran.forward) == 2
+    assert [run.operator for run in ran.forward[2:]] == ["head_sum"] * 3
     for _ in range(3):
         weighted(graph, torch.ones(16).requires_grad_())  # its gradient is wanted
         weighted(graph, torch.ones(16, 2))  # a weight a feature
-    assert len(ran.forward) == 2
+    assert [run.operator for run in ran.forward[5:]] == ["head_sum"] * 3
+
+
+# The shapes of features and of weights, without nodes and edges; the second with as many heads.
+SHAPES = [
+    ((), ()),
+    ((3,), ()),
+    ((3,), (1,)),
+    ((2, 4), (2, 1)),
+    ((2, 4), (1, 1)),
+    ((3, 2, 4), (3, 2, 1)),
+    ((2, 4), (2, 4)),
+    ((1, 4), (2, 1)),
+]
+
+
+@settings(max_examples=80, deadline=None)
+@given(graphs(), st.sampled_from(["sum", "mean"]), st.sampled_from(SHAPES), st.booleans())
+def test_learned_weights(graph: Any, reduce: str, shapes: Any, loops: bool) -> None:
+    """Outputs and the gradients of features and of weights, whatever the edges' order."""
+    made = TO_HAG(graph)
+    if loops and graph.is_homogeneous:
+        made, graph = dgl.add_self_loop(made), dgl.add_self_loop(graph)
+    of_nodes, of_edges = shapes
+    torch.manual_seed(0)
+    x = torch.randn(graph.num_src_nodes(), *of_nodes, dtype=torch.float64)
+    w = torch.randn(graph.num_edges(), *of_edges, dtype=torch.float64)
+    with limits(passing_gain=0.0):
+        ours, stock = ([*weighted_outputs(g, x, w, reduce)] for g in (made, graph))
+    for a, b in zip(ours, stock, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def weighted_outputs(graph: Any, x: Tensor, w: Tensor, reduce: str) -> list[Tensor]:
+    x, w = (value.clone().requires_grad_() for value in (x, w))
+    with graph.local_scope():
+        graph.srcdata["x"], graph.edata["w"] = x, w
+        graph.update_all(fn.u_mul_e("x", "w", "m"), getattr(fn, reduce)("m", "y"))
+        y = graph.dstdata["y"]
+    (y * torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view(y.shape)).sum().backward()
+    return [y.detach(), *(torch.zeros_like(v) if v.grad is None else v.grad for v in (x, w))]
+
+
+@pytest.mark.parametrize("shapes", SHAPES, ids=str)
+def test_which_shapes_of_weights_are_taken(shapes: Any, ran: Ran) -> None:
+    graph = TO_HAG(dgl.rand_graph(10, 40))
+    x, w = torch.randn(10, *shapes[0]), torch.randn(40, *shapes[1])
+    for _ in range(3):
+        weighted_outputs(graph, x, w, "sum")
+    is_row = shapes in (((2, 4), (2, 4)), ((1, 4), (2, 1)))
+    assert len(ran.forward) == (0 if is_row else 2)  # not when it was met first
+    with limits(passing_gain=0.0):
+        weighted_outputs(TO_HAG(dgl.rand_graph(10, 40)), x, w, "sum")
+    assert len(ran.forward) == (0 if is_row else 3)
+
+
+def test_second_derivatives_of_weights() -> None:
+    graph = TO_HAG(dgl.graph(([0, 1, 2, 2, 3, 0], [1, 1, 0, 0, 2, 2]), num_nodes=5))
+
+    def function(x: Tensor, w: Tensor) -> Tensor:
+        with graph.local_scope():
+            graph.ndata["x"], graph.edata["w"] = x, w
+            graph.update_all(fn.u_mul_e("x", "w", "m"), fn.sum("m", "y"))
+            return graph.ndata["y"]  # type: ignore[no-any-return]
+
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(6, 2, 1, dtype=torch.float64, requires_grad=True)
+    function(x, w)
+    assert torch.autograd.gradcheck(function, (x, w))
+    assert torch.autograd.gradgradcheck(function, (x, w))
 
 
 # What is left to DGL ----------------------------------------------------------------------------
