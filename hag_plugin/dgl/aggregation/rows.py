@@ -31,7 +31,7 @@ from hag_plugin.ops.attention import attend
 from hag_plugin.ops.edge_list import EdgeList
 from hag_plugin.ops.registration import DTYPES, is_fixed, is_transformed, needs_grad, number
 from hag_plugin.ops.weights import factorise
-from hag_plugin.recall import Passing
+from hag_plugin.recall import value_of
 
 REDUCERS = ("sum", "mean", "max", "min")
 DEVICES = ("cpu",)  # elsewhere DGL's own kernels run
@@ -178,7 +178,7 @@ def settle_weighted_rows(
     def attended() -> EdgeList:
         return relation.attended(graph, etid)
 
-    edges: EdgeList | Passing | None = relation.memory.value(
+    edges: Any = relation.memory.value(
         (graph._graph,),
         "edges with weights",
         attended,
@@ -186,7 +186,7 @@ def settle_weighted_rows(
     )
     if edges is None:
         return Choice(None, FIRST_WEIGHTED)
-    found: EdgeList = edges.value if isinstance(edges, Passing) else edges
+    found: EdgeList = value_of(edges)
 
     def run() -> Ran:
         y = attend(

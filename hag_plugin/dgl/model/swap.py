@@ -9,7 +9,7 @@ from typing import Any
 from torch.nn import Module
 
 from hag_plugin.dgl.recipes.calls import note
-from hag_plugin.dgl.recipes.settle import settle_scores
+from hag_plugin.dgl.recipes.settle_scores import settle_scores
 from hag_plugin.dgl.recipes.table import OTHER_FORWARD, recipe_of, stock_class
 from hag_plugin.saved import set_module
 

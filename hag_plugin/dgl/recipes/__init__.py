@@ -1,7 +1,8 @@
 """What DGL's layers hand to `update_all`, and how each comes to rows that a HAG aggregates.
 
 `settle` says what one step of message passing runs on, and why; `propagate` obeys it, and `calls`
-counts for each layer what its steps ran on. Each of the other files settles one kind of message.
+counts for each layer what its steps ran on. `settle_scores` says it of a call of a layer of
+attention, whose forward stands in `attention`. Each of the other files settles one kind of message.
 `table` says in words what each layer aggregates, for `explain`.
 
 To add a layer: its record in `hag_plugin.layers.dgl`, which is all if it calls `update_all` with

@@ -2,8 +2,8 @@
 
 DGL's builtin `copy_u` with sum, mean, max or min is what a HAG computes. `u_mul_e` comes to it
 where the weights are products of a number of the source and one of the target; with other weights
-the graph is summed as it is. A few user-defined
-functions of DGL's own layers, and those declared with `hag_layer`, come to it too.
+the graph is summed as it is. A few user-defined functions of DGL's own layers, and those declared
+with `hag_layer`, come to it too.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from torch_geometric import EdgeIndex
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.passing import Messages
 from hag_plugin.ops import gpu
+from hag_plugin.ops.edge_list import EdgeList
 from hag_plugin.pyg.model import session as sessions
 from hag_plugin.pyg.model.choice import (
     FIRST,
@@ -46,7 +47,6 @@ from hag_plugin.pyg.recipes.adjacency import is_adjacency
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, of_sources
 from hag_plugin.pyg.recipes.rgat import ScoredRelations, attends_within, relational_edges
 from hag_plugin.pyg.recipes.scored import (
-    EdgeList,
     How,
     ScoredGraph,
     ScoredTypes,
