@@ -1,7 +1,7 @@
 """Suite `attention`: a training step of one layer of attention, and the memory that it takes.
 
-PyG's layer as it is and accelerated, and DGL's of the same name, on graphs that come back and on
-graphs that are met once: those get a new tensor of edges at each call.
+PyG's layer and DGL's of the same name, each as it is and accelerated, on graphs that come back and
+on graphs that are met once: those get a new tensor of edges, or a new graph, at each call.
 """
 
 from __future__ import annotations
@@ -28,10 +28,15 @@ from .timing import interleave
 
 NAME = "attention"
 SECONDS = 1.0
-STOCK, DGL = "PyG edge_index", "DGL"
+STOCK, DGL, DGL_AUTO = "PyG edge_index", "DGL", "hag auto, DGL"
 INPUT = 64  # features of the layer's input
-LAYERS = ("GATConv", "GATv2Conv", "TransformerConv")
-NO_DGL = "DGL has no such layer: DotGatConv has one product for query, key and value"
+LAYERS = ("GATConv", "GATv2Conv", "TransformerConv", "DotGatConv")
+MISSING = {
+    ("torch_geometric", "DotGatConv"): "PyG has no such layer",
+    ("dgl", "TransformerConv"): (
+        "DGL has no such layer: DotGatConv has one product for query, key and value"
+    ),
+}
 HEADS = (1, 4, 8)
 MET = ("back", "once")
 SAMPLED = 20_000  # edges of a graph that is met once
@@ -49,117 +54,160 @@ def cells(plan: Plan) -> Iterator[Cell]:
 
 
 def measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
-    """Times stock, accelerated and DGL's layer; `memory`: bytes at a call's peak."""
-    pyg = peers.load("torch_geometric")
-    if pyg is None:
-        absent = {STOCK: "torch_geometric is not installed"}
-        return {"wrong": {}, "absent": absent, "forms": {}, "memory": {}}
+    """Times each framework's layer as it is and accelerated; `memory`: bytes at a call's peak."""
     torch.manual_seed(plan.seed)
-    is_back, absent = cell["met"] == "back", dict(plan.crashed)
+    absent = dict(plan.crashed)
     edges = graph.edge_index.long()
-    if not is_back:
+    if cell["met"] == "once":
         edges = edges[:, torch.randperm(edges.shape[1])[:SAMPLED]].contiguous()
-    stock = getattr(pyg.nn, cell["layer"])(INPUT, cell["width"], heads=cell["heads"])
     x = torch.randn(graph.num_nodes, INPUT).requires_grad_()
     numbers = edges.shape[1] * cell["heads"] * cell["width"]
-    calls: Calls = {AUTO: _call(hp.accelerate(copy.deepcopy(stock)), x, edges, is_back)}
-    if 4 * numbers > plan.memory_limit:
-        absent[STOCK] = f"its messages take {4 * numbers / 1e9:.1f} GB, above the limit"
-    elif STOCK not in absent:
-        calls[STOCK] = _call(stock, x, edges, is_back)
+    fits = 4 * numbers <= plan.memory_limit
+    calls: Calls = {}
+    for package, make, sides in (
+        ("torch_geometric", _of_pyg, (STOCK, AUTO)),
+        ("dgl", _of_dgl, (DGL, DGL_AUTO)),
+    ):
+        module = peers.load(package)
+        why = MISSING.get((package, cell["layer"]), "")
+        if module is None:
+            why = peers.why_missing(package)
+        if why:
+            absent |= dict.fromkeys(sides, why)
+            continue
+        made = dict(zip(sides, make(module, cell, edges, x), strict=True))
+        if not fits and package == "torch_geometric":
+            absent[STOCK] = f"its messages take {4 * numbers / 1e9:.1f} GB, above the limit"
+        calls |= {side: call for side, call in made.items() if side not in absent}
     wrong = {}
-    if STOCK in calls and (why := _differs(calls, x)):
-        wrong[AUTO] = why
-    if is_back and DGL not in absent:
-        found = _of_dgl(graph, cell, edges, x)
-        if isinstance(found, str):
-            absent[DGL] = found
-        else:
-            calls[DGL] = found
+    for stock, ours in ((STOCK, AUTO), (DGL, DGL_AUTO)):
+        if {stock, ours} <= calls.keys() and (why := _differs(calls, stock, ours, x)):
+            wrong[ours] = why
     memory = {side: peak_bytes(call) for side, call in calls.items()}
-    calls[AGAIN] = calls[AUTO]
-    rounds = interleave(calls, plan.budget(SECONDS), together=(AUTO, AGAIN))
-    forms = {"fresh": {"sides": rounds.summary(), "control": rounds.control(AUTO, AGAIN)}}
+    twice = AUTO if AUTO in calls else DGL_AUTO
+    if twice not in calls:
+        return {"wrong": wrong, "absent": absent, "forms": {}, "memory": memory}
+    calls[AGAIN] = calls[twice]
+    rounds = interleave(calls, plan.budget(SECONDS), together=(twice, AGAIN))
+    forms = {"fresh": {"sides": rounds.summary(), "control": rounds.control(twice, AGAIN)}}
     return {"wrong": wrong, "absent": absent, "forms": forms, "memory": memory}
 
 
-def _call(layer: nn.Module, x: Tensor, edges: Tensor, is_back: bool) -> Callable[[], Tensor]:
+def _of_pyg(pyg: Any, cell: Cell, edges: Tensor, x: Tensor) -> Iterator[Callable[[], Tensor]]:
+    """The calls of PyG's layer: as it is, and accelerated."""
+    stock = getattr(pyg.nn, cell["layer"])(INPUT, cell["width"], heads=cell["heads"])
+    is_back = cell["met"] == "back"
+    for layer in (stock, hp.pyg.accelerate(copy.deepcopy(stock))):
+        yield _call(layer, x, lambda: (x, edges if is_back else edges.clone()))
+
+
+def _of_dgl(dgl: Any, cell: Cell, edges: Tensor, x: Tensor) -> Iterator[Callable[[], Tensor]]:
+    """The calls of DGL's, over the loops that PyG's adds."""
+    given = dgl.graph((edges[0], edges[1]), num_nodes=len(x))
+    given = dgl.add_self_loop(dgl.remove_self_loop(given))
+    source, target = given.edges()
+    how = {"allow_zero_in_degree": True}
+    stock = getattr(dgl.nn.pytorch, cell["layer"])(INPUT, cell["width"], cell["heads"], **how)
+    is_back = cell["met"] == "back"
+
+    def graph() -> Any:
+        return given if is_back else dgl.graph((source, target), num_nodes=len(x))
+
+    for layer in (stock, hp.dgl.accelerate(copy.deepcopy(stock))):
+        yield _call(layer, x, lambda: (graph(), x))
+
+
+def _call(
+    layer: nn.Module, x: Tensor, given: Callable[[], tuple[Any, ...]]
+) -> Callable[[], Tensor]:
     """One forward and backward; gives the output."""
 
     def call() -> Tensor:
         x.grad = None
         layer.zero_grad()
-        y: Tensor = layer(x, edges if is_back else edges.clone())
+        y: Tensor = layer(*given())
         y.backward(torch.ones_like(y))
         return y.detach()
 
     return call
 
 
-def _differs(calls: Calls, x: Tensor) -> str:
+def _differs(calls: Calls, stock: str, ours: str, x: Tensor) -> str:
     """What of ours differs from stock's; "" where nothing does."""
     results = []
-    for side in (STOCK, AUTO):
+    for side in (stock, ours):
+        entering(side)
         y = calls[side]()
         assert x.grad is not None
         results.append((y, x.grad.clone()))
-    for name, theirs, ours in zip(("output", "gradient"), *results, strict=True):
-        if not (ours - theirs).abs().max() <= TOLERANCE * theirs.abs().max():
+    for name, theirs, own in zip(("output", "gradient"), *results, strict=True):
+        if not (own - theirs).abs().max() <= TOLERANCE * theirs.abs().max():
             return f"its {name} differs"
     return ""
 
 
-def _of_dgl(graph: Graph, cell: Cell, edges: Tensor, x: Tensor) -> Callable[[], Tensor] | str:
-    """DGL's layer of that name, with the loops that PyG's adds; or why there is none."""
-    if cell["layer"] == "TransformerConv":
-        return NO_DGL
-    dgl = peers.load("dgl")
-    if dgl is None:
-        return peers.why_missing("dgl")
-    given = dgl.graph((edges[0], edges[1]), num_nodes=graph.num_nodes)
-    given = dgl.add_self_loop(dgl.remove_self_loop(given))
-    layer = getattr(dgl.nn.pytorch, cell["layer"])(
-        INPUT, cell["width"], cell["heads"], allow_zero_in_degree=True
-    )
-
-    def call() -> Tensor:
-        x.grad = None
-        layer.zero_grad()
-        y: Tensor = layer(given, x)
-        y.backward(torch.ones_like(y))
-        return y.detach()
-
-    entering(DGL)
-    call()
-    return call
-
-
-def ratios(records: Sequence[Record], slower: str, **cell: Any) -> list[float]:
-    """How many times as fast ours is, in each of the cells."""
+def ratios(records: Sequence[Record], slower: str, faster: str = AUTO, **cell: Any) -> list[float]:
+    """How many times as fast one side is as another, in each of the cells that have both."""
     picked = [r for r in records if all(r["cell"][k] == v for k, v in cell.items())]
-    found = [tables.over(record, "fresh", slower, AUTO) for record in picked]
+    found = [tables.over(record, "fresh", slower, faster) for record in picked]
     return [ratio for ratio in found if ratio is not None]
 
 
-def shares(records: Sequence[Record]) -> list[float]:
+def shares(records: Sequence[Record], stock: str = STOCK, ours: str = AUTO) -> list[float]:
     """Our peak memory as a share of stock's."""
-    both = [r["memory"] for r in records if {STOCK, AUTO} <= r["memory"].keys()]
-    return [memory[AUTO] / memory[STOCK] for memory in both]
+    both = [r["memory"] for r in records if {stock, ours} <= r["memory"].keys()]
+    return [memory[ours] / memory[stock] for memory in both]
 
 
 def table(records: Sequence[Record]) -> str:
-    """A row for each graph, layer and way to meet it, over all heads and widths."""
+    """All cells together; then a row for each graph, layer and way to meet it, over all heads and
+    widths."""
+    return f"{_whole(records)}\n\n{_by_graph(records)}"
+
+
+def _whole(records: Sequence[Record]) -> str:
+    """The least, the median and the most of what was compared, over all cells."""
+    words = {"back": "graphs that come back", "once": "graphs met once"}
+    compared: dict[str, list[float]] = {}
+    for met in MET:
+        compared |= {
+            f"PyG's layers, accelerated over stock: {words[met]}": ratios(records, STOCK, met=met),
+            f"DGL's layers, accelerated over stock: {words[met]}": ratios(
+                records, DGL, DGL_AUTO, met=met
+            ),
+            f"PyG's layers, accelerated over DGL's as they are: {words[met]}": ratios(
+                records, DGL, met=met
+            ),
+        }
+    of_memory = {
+        "peak memory, as a share of PyG's": shares(records),
+        "peak memory, as a share of DGL's": shares(records, DGL, DGL_AUTO),
+    }
+    rows = [_spread(name, found, tables.times) for name, found in compared.items()]
+    rows += [_spread(name, found, "{:.2f}".format) for name, found in of_memory.items()]
+    return tables.markdown(["", "cells", "least", "median", "geometric mean", "most"], rows)
+
+
+def _spread(name: str, found: Sequence[float], words: Callable[[float], str]) -> list[str]:
+    if not found:
+        return [name, "0", "-", "-", "-", "-"]
+    mean = tables.geometric_mean(found)
+    assert mean is not None
+    return [name, str(len(found)), *map(words, (min(found), median(found), mean, max(found)))]
+
+
+def _by_graph(records: Sequence[Record]) -> str:
     rows, keys = [], ("graph", "layer", "met")
     groups = dict.fromkeys(tuple(r["cell"][k] for k in keys) for r in records)
     for key in groups:
         group = [r for r in records if tuple(r["cell"][k] for k in keys) == key]
         row = list(key)
-        for peer in (STOCK, DGL):
-            found = ratios(group, peer)
+        for stock, ours in ((STOCK, AUTO), (DGL, AUTO), (DGL, DGL_AUTO)):
+            found = ratios(group, stock, ours)
             mean = tables.times(tables.geometric_mean(found))
             row += [tables.times(min(found, default=None)), mean]
         share = shares(group)
         rows.append([*row, f"{median(share):.2f}" if share else "-"])
-    of_stock, of_dgl = ("over PyG, least", "mean"), ("over DGL, least", "mean")
-    head = ["graph", "layer", "met", *of_stock, *of_dgl, "memory, of PyG's"]
-    return tables.markdown(head, rows)
+    pairs = ("PyG over stock", "PyG over DGL", "DGL over stock")
+    head = [words for pair in pairs for words in (f"{pair}, least", "mean")]
+    return tables.markdown(["graph", "layer", "met", *head, "memory, of PyG's"], rows)

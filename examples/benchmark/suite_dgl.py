@@ -1,4 +1,7 @@
-"""Suite `dgl-layers`: one call of every accelerated DGL layer, forward and backward."""
+"""Suite `dgl-layers`: one call of every DGL layer over a HAG, forward and backward.
+
+Layers of attention are those of suite `attention`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hag_plugin.layers.dgl import RECORDS
+from hag_plugin.layers.dgl import RECORDS, always
 
 from . import peers, tables
 from .crashes import entering
@@ -48,7 +51,6 @@ OWN: dict[str, Make] = {
     # Without its ReLU: some of millions of outputs are so near 0 that rounding flips gradients.
     "ChebConv": lambda made, f: made.ChebConv(f, f, 3, activation=None),
     "DGNConv": lambda made, f: made.DGNConv(f, f, ["mean", "dir1-av"], ["identity"], 2.5),
-    "GATConv": lambda made, f: made.GATConv(f, f, 1, **FREE),
     "GINConv": lambda made, f: made.GINConv(nn.Linear(f, f)),
     "GINConv max": lambda made, f: made.GINConv(nn.Linear(f, f), "max"),
     "GatedGraphConv types": lambda made, f: made.GatedGraphConv(f, f, 1, TYPES),
@@ -63,7 +65,9 @@ OWN: dict[str, Make] = {
 }
 ELSEWHERE = ("SAGEConv", "HeteroGraphConv")  # by its aggregators; of layers that are all here
 LAYERS: dict[str, Make] = {
-    record.layer: _plain(record.layer) for record in RECORDS if record.layer not in ELSEWHERE
+    record.layer: _plain(record.layer)
+    for record in RECORDS
+    if record.layer not in ELSEWHERE and record.attends is not always
 } | OWN
 
 
@@ -113,7 +117,7 @@ def measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
 
 
 def _structure(dgl: Any, graph: Graph) -> Any:
-    # With edges in a list beside: DGL cannot run GATConv's backward on a graph made from a CSC.
+    # With edges in a list beside: DGL cannot run all backwards on a graph made from a CSC.
     made = dgl.graph(tuple(graph.edge_index.int()), num_nodes=graph.num_nodes)
     made.create_formats_()
     return made
@@ -201,10 +205,7 @@ def table(records: Sequence[Record]) -> str:
             tables.times(tables.over(record, "fresh", STOCK, AUTO)),
             f"{control['ratio']:.2f} ± {control['spread']:.2f}",
         ])  # fmt: skip
-    parts = [
-        "One call, forward and backward, on a graph from `ToHAG` and on DGL's own. GATConv runs "
-        "DGL's code on both.\n"
-    ]
+    parts = ["One call, forward and backward, on a graph from `ToHAG` and on DGL's own.\n"]
     parts += [
         f"### {graph}, width {width}\n\n{tables.markdown(header, rows)}\n"
         for (graph, width), rows in groups.items()
