@@ -96,10 +96,10 @@ gradients, max and min run on the HAG where edges are sorted by source.
 
 {_table([(cls.__name__, recipe.eligible_when) for cls, recipe in DGL_RECIPES.items()])}
 
-Layers of attention ({attending}) run in one pass over
-the edges instead, forward and backward, in an accelerated model, on any graph of one edge type; the
-first time that they meet it, too, where that is faster. Calls with `get_attention`, under autocast,
-in compiled code, in float16 or on a GPU run stock code.
+Layers of attention run in one pass over the edges instead, forward and backward, in an accelerated
+model, on any graph of one edge type; the first time that they meet it, too, where that is faster:
+{attending}. Calls
+with `get_attention`, under autocast, in compiled code or on a GPU run stock code.
 
 Every other layer runs as before.
 
