@@ -20,6 +20,7 @@ SECTIONS = dict(
 MOST_FILES = {
     "A PyG layer": 3,
     "A DGL layer": 3,
+    "A DGL layer of attention": 4,
     "The planner's part of a layer": 1,
     "A reducer": 8,
     "A strategy": 2,
