@@ -177,6 +177,24 @@ def test_matrices_of_relations_gain_by_their_numbers(derived: bool) -> None:
     assert gain(10, 10**9, 256) == gain(10, 10, 256)  # no more relations than edges have
 
 
+def test_attention_beside_stock_with_kernels() -> None:
+    """A graph that was made pays sooner than one to be made, and wide rows sooner than narrow ones.
+
+    What is given of edges in an order of its own takes time.
+    """
+
+    def gain(num_edges: int, row_bytes: int = 64, graphs: int = 1, **how: Any) -> float:
+        size = num_edges // 8, num_edges // 8
+        messages = Messages(num_edges, size, row_bytes, True, graphs, heads=1, in_kernels=True)
+        return messages._replace(**how).gain(DEFAULT)
+
+    assert gain(400) < 1 < gain(400, graphs=0)
+    assert gain(5_000) < gain(5_000, 256) < gain(5_000, 256, by_vectors=True)
+    for graphs in (0, 1):
+        assert gain(5_000, graphs=graphs, given=1) < gain(5_000, graphs=graphs)
+        assert gain(5_000, graphs=graphs, given=8) < gain(5_000, graphs=graphs, given=1)
+
+
 def test_seconds_are_those_of_the_cost_model() -> None:
     for num_edges, num_src, num_dst, row_bytes in ((10, 3, 4, 4), (10**6, 10**5, 10**4, 256)):
         messages = Messages(num_edges, (num_src, num_dst), row_bytes, False)
