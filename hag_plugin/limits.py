@@ -46,7 +46,7 @@ class Limits:
         tree_gain: how many times faster an LSTM over the prefix tree must be, as the counts say, to
             run there.
         passing_gain: how many times faster the fused kernels must be predicted to be on a graph
-            that a model of PyG's meets for the first time, the making of its CSR included, to run
+            that a model meets for the first time, the making of its CSR included, to run
             there; 0: always.
         op_sources: rows that an op reads, on a GPU. One that reads more is split into parts, so
             that no instance runs much longer than the rest.

@@ -411,6 +411,17 @@ def test_no_rows_of_edges(name: str) -> None:
     assert found[1] >= 5000
 
 
+@pytest.mark.parametrize("name", [*FIRST, "edge-gat", "egat", "hgt"])
+def test_real_graphs(name: str, real_graph: Any) -> None:
+    graph = dgl.add_self_loop(real_graph)
+    stock = EVERY[name]()
+    ours = accelerate(copy.deepcopy(stock))
+    (x,) = features(graph.num_nodes(), dtype=torch.float32)
+    more = values(name, graph, torch.float32) if name in VALUES else []
+    assert_same(run(ours, graph, x, *more), run(stock, graph, x, *more), 1e-4)
+    assert counts(ours) == {"plain": 1}
+
+
 # Graphs with HAGs, and of several types -----------------------------------------------------------
 
 
