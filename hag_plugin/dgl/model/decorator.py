@@ -24,8 +24,8 @@ def hag_layer(cls: C) -> C:
     mean, max or min) on the HAG; on other graphs DGL's code runs. Subclasses inherit the
     declaration. Random numbers drawn in the message are drawn once a node, too.
 
-    Layers that use `fn.copy_u` or `fn.u_mul_e`, as attention does, need no declaration: a graph from
-    `ToHAG` is enough. With it, `accelerate` finds them.
+    Layers that use `fn.copy_u`, or `fn.u_mul_e` as attention does, need no declaration: a graph
+    from `ToHAG` is enough. With it, `accelerate` finds them.
 
     The first time, the messages of some edges are compared with DGL's, in evaluation mode.
 
