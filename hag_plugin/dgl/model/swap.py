@@ -9,6 +9,7 @@ from typing import Any
 from torch.nn import Module
 
 from hag_plugin.dgl.recipes.calls import note
+from hag_plugin.dgl.recipes.propagate import refuse_onnx
 from hag_plugin.dgl.recipes.settle_scores import settle_scores
 from hag_plugin.dgl.recipes.table import OTHER_FORWARD, recipe_of, stock_class
 from hag_plugin.saved import set_module
@@ -63,6 +64,7 @@ def _forward(stock: Any) -> Any:
             return stock_forward(self, *args, **kwargs)  # which says what is wrong
         choice = settle_scores(self, recipe, call)
         if choice.run is not None:
+            refuse_onnx()
             ran = choice.run()
             note(ran.kind, ran.reason)
             return ran.value

@@ -19,6 +19,15 @@ from hag_plugin.dgl.recipes.calls import note
 from hag_plugin.dgl.recipes.settle import settle
 
 
+def refuse_onnx() -> None:
+    """Raises RuntimeError, with what to do about it, while a model is exported to ONNX."""
+    if torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export():
+        raise RuntimeError(
+            "ONNX has no operator for an aggregation on a HAG: call hag_plugin.restore(model), and "
+            "hag_plugin.dgl.to_plain(graph) on a graph from ToHAG, before torch.onnx.export"
+        )
+
+
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def run(
     graph: Any,
@@ -38,11 +47,7 @@ def run(
         reduce_func: as for `settle`.
         empty_rows_zero: as for `settle`.
     """
-    if torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export():
-        raise RuntimeError(
-            "ONNX has no operator for an aggregation on a HAG: call hag_plugin.restore(model), and "
-            "hag_plugin.dgl.to_plain(graph) on a graph from ToHAG, before torch.onnx.export"
-        )
+    refuse_onnx()
     choice = settle(graph, etid, relation, message_func, reduce_func, empty_rows_zero)
     if choice.run is None:
         note("stock", choice.reason)

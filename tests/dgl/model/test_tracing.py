@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 dgl = pytest.importorskip("dgl", reason="DGL is not installed")
-from dgl.nn.pytorch import GraphConv, SAGEConv  # noqa: E402
+from dgl.nn.pytorch import GATConv, GATv2Conv, GraphConv, SAGEConv  # noqa: E402
 
 from hag_plugin.dgl import ToHAG, accelerate, restore, to_plain  # noqa: E402
 
@@ -35,10 +35,23 @@ class Model(nn.Module):
         return self.second(self.graph, self.first(self.graph, x).relu())
 
 
-@pytest.fixture(params=["ToHAG", "accelerate"])
+class Attending(Model):
+    """The same with attention."""
+
+    def __init__(self, graph: Any) -> None:
+        super().__init__(graph)
+        self.first = GATConv(WIDTH, 8, 1, allow_zero_in_degree=True)
+        self.second = GATv2Conv(8, 3, 1, allow_zero_in_degree=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.graph, self.first(self.graph, x).flatten(1).relu())
+
+
+@pytest.fixture(params=["ToHAG", "accelerate", "attention"])
 def model(request: pytest.FixtureRequest, multigraph: Callable[..., Any]) -> Model:
-    """By one way or the other on HAGs."""
-    made = Model(multigraph()).eval()
+    """By one way or the other on HAGs; or attending in one pass over the edges."""
+    cls = Attending if request.param == "attention" else Model
+    made = cls(multigraph()).eval()
     if request.param == "ToHAG":
         made.graph = ToHAG()(made.graph)
     else:
@@ -96,6 +109,8 @@ def test_trace(model: Model) -> None:
 def test_onnx_names_restore(model: Model) -> None:
     with pytest.raises(RuntimeError, match=r"hag_plugin\.restore\(model\)"):
         torch.onnx.export(model, (torch.randn(57, WIDTH),), io.BytesIO(), dynamo=False)
+    if isinstance(model, Attending):
+        return  # nor does ONNX have one for DGL's softmax over edges
     if importlib.util.find_spec("onnx") is None:  # as stock: nothing of ours stands in the way
         with pytest.raises(torch.onnx.errors.OnnxExporterError, match="onnx"):
             torch.onnx.export(
@@ -127,7 +142,7 @@ OTHERS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
 }
 
 
-@pytest.mark.mostly_slow("accelerate-*", "ToHAG-export", "make_fx")
+@pytest.mark.mostly_slow("accelerate-*", "attention-*", "ToHAG-export", "make_fx")
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_tools(name: str, model: Model) -> None:
     """What works with stock works, and what does not raises the same."""
