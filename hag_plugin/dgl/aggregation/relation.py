@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from hag_plugin.hag.passing import plain_hag
 from hag_plugin.hag.program import SelfLoops
 from hag_plugin.modes import outside_inference
 from hag_plugin.ops.edge_list import EdgeList
-from hag_plugin.recall import Recall
+from hag_plugin.recall import Recall, value_of
 from hag_plugin.saved import set_module
 
 MAX_REMEMBERED = 16  # edge tensors and the like, of one edge type
@@ -66,13 +67,30 @@ class Relation:
                     self._hag = build_hag(edge_index(graph, etid), size=size, **self.options)
             return self._hag
 
-    def attended(self, graph: DGLGraph, etid: int) -> EdgeList:
-        """The edges for a layer that scores them, for which no HAG is searched."""
-        with self._lock:
-            if self._attended is None:
-                hag = self._hag if self.self_loops is False else None
-                self._attended = plain_edges(graph, etid) if hag is None else EdgeList(hag)
-            return self._attended
+    def attended(
+        self, graph: DGLGraph, etid: int, purpose: str, pays: Callable[[], bool]
+    ) -> EdgeList | None:
+        """The edges for who scores or weighs them, for which no HAG is searched.
+
+        Args:
+            graph: the graph that owns the edge type.
+            etid: number of the edge type.
+            purpose: what they are asked for.
+            pays: whether they are worth it when they are asked for the first time for this purpose;
+                None is given where they are not. The next time they are.
+        """
+
+        def make() -> EdgeList:
+            with self._lock:
+                if self._attended is None:
+                    hag = self._hag if self.self_loops is False else None
+                    self._attended = plain_edges(graph, etid) if hag is None else EdgeList(hag)
+                return self._attended
+
+        passing = lambda: make() if pays() else None  # noqa: E731
+        found: EdgeList | None
+        found = value_of(self.memory.value((self,), ("edges", purpose), make, passing=passing))
+        return found
 
     def prepare(self, graph: DGLGraph, etid: int, transpose: bool) -> None:
         """Builds the HAG and its programs, and the reversed graph's, which gradients need."""

@@ -31,7 +31,6 @@ from hag_plugin.ops.attention import attend
 from hag_plugin.ops.edge_list import EdgeList
 from hag_plugin.ops.registration import DTYPES, is_fixed, is_transformed, needs_grad, number
 from hag_plugin.ops.weights import factorise
-from hag_plugin.recall import value_of
 
 REDUCERS = ("sum", "mean", "max", "min")
 DEVICES = ("cpu",)  # elsewhere DGL's own kernels run
@@ -174,19 +173,10 @@ def settle_weighted_rows(
         in_kernels=True,
         given=heads,
     )
-
-    def attended() -> EdgeList:
-        return relation.attended(graph, etid)
-
-    edges: Any = relation.memory.value(
-        (graph._graph,),
-        "edges with weights",
-        attended,
-        passing=lambda: attended() if messages.pays() else None,
-    )
+    edges = relation.attended(graph, etid, "weights", messages.pays)
     if edges is None:
         return Choice(None, FIRST_WEIGHTED)
-    found: EdgeList = value_of(edges)
+    found: EdgeList = edges
 
     def run() -> Ran:
         y = attend(

@@ -168,7 +168,7 @@ def _edges_attended_over(
     types = call[attention.edge_types] if attention.edge_types else None
     relations = relations_of(graph)
     if relations is not None and types is None:
-        return relations[0].attended(graph, 0)
+        return relations[0].attended(graph, 0, "scores", messages.pays) or SCORED_FIRST
 
     def make(both: bool) -> EdgeList:
         return plain_edges(graph, 0, both) if types is None else typed_edges(graph, types, both)

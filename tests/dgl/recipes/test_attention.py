@@ -682,9 +682,14 @@ def test_small_graphs_that_are_met_once(multigraph: Any) -> None:
         assert reason(layer) == choice.SCORED_FIRST
         for _ in range(2):
             layer(graph, x)
+        given = ToHAG()(multigraph())
+        layer(given, x)  # nor to put its edges in order
+        assert counts(layer) == {"stock": 2, "plain": 2}
+        layer(given, x)
+        assert counts(layer) == {"stock": 2, "plain": 3}
         large = dgl.rand_graph(3000, 60_000)
         layer(large, torch.randn(3000, WIDTH))
-        assert counts(layer) == {"stock": 1, "plain": 3}
+        assert counts(layer) == {"stock": 2, "plain": 4}
         layer(dgl.rand_graph(200_000, 2), torch.randn(200_000, WIDTH))
     assert reason(layer) == choice.SCORED_FEW
 
