@@ -16,10 +16,11 @@ from torch import Tensor
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.passing import plain_hag
 from hag_plugin.ops.aggregate import aggregate
+from hag_plugin.ops.edge_list import EdgeList
 from hag_plugin.pyg.recipes.forwards import pair
 from hag_plugin.pyg.recipes.recipe import Call
 from hag_plugin.pyg.recipes.reorder import is_product
-from hag_plugin.pyg.recipes.scored import EdgeList, ScoredGraph
+from hag_plugin.pyg.recipes.scored import ScoredGraph
 
 NAMES = "edge_type", "edge_index[0]", "edge_index[1]"
 
