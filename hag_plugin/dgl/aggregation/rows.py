@@ -23,8 +23,8 @@ from hag_plugin.dgl.aggregation.choice import (
 from hag_plugin.dgl.aggregation.relation import Relation, edge_index, num_nodes, ran_on
 from hag_plugin.dgl.aggregation.ties import tie_rule
 from hag_plugin.hag.hag import HAG
-from hag_plugin.limits import limits
 from hag_plugin.hag.passing import Messages
+from hag_plugin.limits import limits
 from hag_plugin.modes import outside_inference
 from hag_plugin.ops.aggregate import Ties, aggregate
 from hag_plugin.ops.attention import attend
