@@ -181,7 +181,7 @@ def settle_weighted_rows(
     def run() -> Ran:
         y = attend(
             found.hag,
-            x.reshape(len(x), heads, -1),
+            x.reshape(len(x), heads, x.shape[1:].numel() // max(heads, 1)),
             bias=weight.reshape(num_edges, heads),
             order=found.order(lambda: edge_index(graph, etid)),
             normalise="none",

@@ -62,12 +62,14 @@ class Attention:
         value = found.pop("value")
         has_heads = value.dim() == 3
         heads = value.shape[1] if has_heads else 1
-        width = (heads,) if self.score in ("sum", "given") else (heads, -1)
+        vectors = self.score in ("dot", "vector")
         for name, tensor in found.items():
-            if tensor is not None and name in ("key", "query"):
-                found[name] = tensor.reshape(len(tensor), *width)
-            elif tensor is not None:
-                found[name] = tensor.flatten(1) if name == "edges" else tensor.reshape(-1, heads)
+            if tensor is None or (has_heads and name != "edges"):
+                continue
+            if name == "edges":
+                found[name] = tensor.flatten(1)
+            elif tensor.dim() == 1 or (vectors and name != "bias"):
+                found[name] = tensor.unsqueeze(1)
         scale = setting(conv, self.scale)
         if found.get("query") is not None and scale != 1.0:
             found["query"] = found["query"] * scale

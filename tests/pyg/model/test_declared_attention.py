@@ -221,10 +221,11 @@ def test_takes_a_hag(name: str, awkward: Any) -> None:
         assert_same(run(conv, x, hag), expected, 1e-12)
 
 
-@pytest.mark.parametrize("sizes", [(9, 5), (4, 8)])
+@pytest.mark.parametrize("sizes", [(9, 5), (4, 8), (0, 3), (3, 0)])
 @pytest.mark.parametrize("name", [name for name in ALONE if name != "one-head"])
 def test_two_sets_of_nodes(name: str, sizes: tuple[int, int]) -> None:
-    edge_index = torch.stack([torch.randint(size, (30,)) for size in sizes])
+    num_edges = 30 if all(sizes) else 0
+    edge_index = torch.stack([torch.randint(max(size, 1), (num_edges,)) for size in sizes])
     pair = tuple(torch.randn(size, WIDTH).double() for size in sizes)
     stock = LAYERS[name]().double()
     ours = accelerate(copy.deepcopy(stock))

@@ -103,7 +103,7 @@ def relational_product(x: Tensor, weight: Tensor) -> Tensor:
     """`[n, F]` times the weights of a relation, `[F, G]` or its blocks `[B, F / B, G / B]`."""
     if weight.dim() == 2:
         return x @ weight
-    blocks = x.view(len(x), len(weight), -1)
+    blocks = x.view(len(x), len(weight), x.shape[1] // len(weight))
     return torch.einsum("nbf,bfg->nbg", blocks, weight).flatten(1)
 
 

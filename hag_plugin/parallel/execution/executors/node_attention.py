@@ -52,7 +52,7 @@ class Heads:
         heads = as_source.shape[1]
         out = attend(
             self.hag,
-            h.reshape(len(h), heads, -1),
+            h.view(len(h), heads, h.shape[1] // heads),
             key=as_source,
             query=as_target,
             score="sum",
