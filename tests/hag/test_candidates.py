@@ -22,6 +22,7 @@ from hag_plugin.hag.calibration import TIMED_AS
 from hag_plugin.hag.candidates import (
     CAUTION,
     CHOOSE,
+    IN_ORDER,
     NAMES,
     PLAIN,
     REORDERED,
@@ -180,7 +181,7 @@ def test_a_table_chooses_entry_by_entry(data: st.DataObject, names: list[str], t
     """As a loop over the candidates says it."""
     if two:
         names.remove(REORDERED)
-    exponents = st.lists(st.integers(-8, 8), min_size=len(names), max_size=len(names))
+    exponents = st.lists(st.integers(-12, 12), min_size=len(names), max_size=len(names))
     of = np.ones((len(names), *SHAPE))
     at = data.draw(st.integers(0, len(ROW_BYTES) - 1))
     for kind in range(len(ARITHMETICS)):
@@ -194,7 +195,7 @@ def test_a_table_chooses_entry_by_entry(data: st.DataObject, names: list[str], t
         assert choice.seconds == each
         shared = each.pop(SHARED)
         plain = PLAIN
-        if each.get(REORDERED, math.inf) < ahead * each[PLAIN]:
+        if each.get(REORDERED, math.inf) < min(IN_ORDER, ahead) * each[PLAIN]:
             plain = REORDERED
         best = each[plain]
         wins = shared <= min(0.95, ahead) * best or (best <= 1e-5 and shared <= best + 5e-7)
