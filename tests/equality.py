@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -69,3 +69,21 @@ def assert_alike(functions: Sequence[Any], inputs: Sequence[Tensor], hag: Any) -
         results.append([y.detach(), *(v.grad for v in leaves)])
     for eager, other in zip(*results, strict=True):
         torch.testing.assert_close(other, eager, rtol=1e-4, atol=1e-5)
+
+
+def assert_same(
+    ours: Sequence[Tensor | None], stock: Sequence[Tensor | None], bound: float
+) -> None:
+    """Equal results, some of which may be missing, by `bound` times the largest number of each."""
+    for one, other in zip(ours, stock, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None and one.numel():
+            assert (one.dtype, one.shape) == (other.dtype, other.shape)
+            scale = max(1.0, other.double().abs().nan_to_num(0.0, 0.0, 0.0).max().item())
+            torch.testing.assert_close(one, other, rtol=0, atol=bound * scale, equal_nan=True)
+
+
+def with_gradients(y: Tensor, leaves: Iterable[Tensor]) -> list[Tensor | None]:
+    """An output, then the gradients by leaves of numbers that differ from each other."""
+    (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
+    return [y.detach(), *(None if leaf.grad is None else leaf.grad.clone() for leaf in leaves)]

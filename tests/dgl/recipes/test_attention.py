@@ -36,6 +36,7 @@ from hag_plugin.dgl.recipes.table import OTHER_FORWARD, RECIPES  # noqa: E402
 from hag_plugin.testing import Ran, count_programs, limits  # noqa: E402
 
 from ...cases import draw_graph  # noqa: E402
+from ...equality import assert_same, with_gradients  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # DGL's own
 WIDTH, OUT = 6, 4
@@ -120,18 +121,7 @@ def run(layer: nn.Module, graph: Any, *given: Tensor) -> list[Tensor | None]:
     torch.manual_seed(3)
     y = layer(graph, *taken)
     y = torch.cat([each.flatten() for each in y]) if isinstance(y, tuple) else y
-    (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
-    leaves = [*(t for t in taken if t.is_floating_point()), *layer.parameters()]
-    return [y.detach(), *(None if leaf.grad is None else leaf.grad.clone() for leaf in leaves)]
-
-
-def assert_same(ours: list[Tensor | None], stock: list[Tensor | None], bound: float) -> None:
-    for one, other in zip(ours, stock, strict=True):
-        assert (one is None) == (other is None)
-        if one is not None and other is not None and one.numel():
-            assert (one.dtype, one.shape) == (other.dtype, other.shape)
-            scale = max(1.0, other.abs().nan_to_num(0.0, 0.0, 0.0).max().item())
-            torch.testing.assert_close(one, other, rtol=0, atol=bound * scale, equal_nan=True)
+    return with_gradients(y, [*(t for t in taken if t.is_floating_point()), *layer.parameters()])
 
 
 def counts(model: nn.Module, place: int = 0) -> dict[Any, int]:

@@ -23,6 +23,7 @@ from hag_plugin.pyg.model import choice
 from hag_plugin.testing import limits
 
 from ...cases import draw_graph
+from ...equality import assert_same, with_gradients
 
 WIDTH, HEADS, OUT = 5, 2, 3
 SMALL = {"few_messages": 0, "passing_gain": 0.0}
@@ -176,22 +177,13 @@ def run(conv: nn.Module, x: Any, *rest: Any) -> list[Tensor | None]:
     conv.zero_grad()
     torch.manual_seed(3)
     y = conv(pair if len(pair) > 1 else pair[0], *others)
-    (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
-    leaves = [*pair, *(other for other in others if _is_float(other)), *conv.parameters()]
-    return [y.detach(), *(None if leaf.grad is None else leaf.grad.clone() for leaf in leaves)]
+    return with_gradients(
+        y, [*pair, *(other for other in others if _is_float(other)), *conv.parameters()]
+    )
 
 
 def _is_float(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def assert_same(found: list[Tensor | None], expected: list[Tensor | None], bound: float) -> None:
-    for one, other in zip(found, expected, strict=True):
-        assert (one is None) == (other is None)
-        if one is not None and other is not None and one.numel():
-            assert one.dtype == other.dtype
-            scale = max(1.0, other.abs().nan_to_num(0.0, 0.0, 0.0).max().item())
-            torch.testing.assert_close(one, other, rtol=0, atol=bound * scale, equal_nan=True)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])

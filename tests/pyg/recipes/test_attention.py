@@ -21,6 +21,7 @@ from hag_plugin.pyg.recipes.table import RECIPES
 from hag_plugin.testing import Ran, limits
 
 from ...cases import draw_graph
+from ...equality import assert_same, with_gradients
 
 WIDTH, OUT, EDGE, RELATIONS = 6, 4, 3, 5
 REVERSE = "target_to_source"
@@ -153,22 +154,11 @@ def run(conv: nn.Module, *given: Any) -> list[Tensor | None]:
     conv.zero_grad()
     torch.manual_seed(3)
     y = conv(*taken)
-    (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
-    leaves = [g for g in taken if _is_float(g)] + list(conv.parameters())
-    return [y.detach(), *(None if leaf.grad is None else leaf.grad.clone() for leaf in leaves)]
+    return with_gradients(y, [g for g in taken if _is_float(g)] + list(conv.parameters()))
 
 
 def _is_float(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def assert_same(ours: list[Tensor | None], stock: list[Tensor | None], bound: float) -> None:
-    for one, other in zip(ours, stock, strict=True):
-        assert (one is None) == (other is None)
-        if one is not None and other is not None and one.numel():
-            assert one.dtype == other.dtype
-            scale = max(1.0, other.abs().nan_to_num(0.0, 0.0, 0.0).max().item())
-            torch.testing.assert_close(one, other, rtol=0, atol=bound * scale, equal_nan=True)
 
 
 def test_every_recipe_of_attention_is_tried() -> None:

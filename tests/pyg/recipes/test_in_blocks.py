@@ -24,6 +24,7 @@ from hag_plugin.pyg.recipes.forms import FORMS
 from hag_plugin.testing import limits
 
 from ...cases import draw_graph
+from ...equality import assert_same, with_gradients
 from ..conftest import Graph
 
 WIDTH, OUT, EDGE = 6, 4, 3
@@ -180,18 +181,7 @@ def run(conv: nn.Module, given: list[Any]) -> list[Tensor | None]:
     values = list(map(taken, given))
     conv.zero_grad()
     y = conv(*values)
-    (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
-    leaves += conv.parameters()
-    return [y.detach(), *(None if leaf.grad is None else leaf.grad.clone() for leaf in leaves)]
-
-
-def assert_same(ours: list[Tensor | None], stock: list[Tensor | None], bound: float) -> None:
-    for one, other in zip(ours, stock, strict=True):
-        assert (one is None) == (other is None)
-        if one is not None and other is not None and one.numel():
-            assert one.dtype == other.dtype
-            scale = max(1.0, other.double().abs().nan_to_num(0.0, 0.0, 0.0).max().item())
-            torch.testing.assert_close(one, other, rtol=0, atol=bound * scale, equal_nan=True)
+    return with_gradients(y, [*leaves, *conv.parameters()])
 
 
 def twins(make: Make, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, nn.Module]:
