@@ -47,7 +47,8 @@ class Limits:
             run there.
         passing_gain: how many times faster the fused kernels must be predicted to be on a graph
             that a model meets for the first time, the making of its CSR included, to run
-            there; 0: always.
+            there; 0: always. Measured: with two threads for stock, batches predicted at 1.15
+            and 1.44 ran at 0.75 to 0.93 times its speed.
         op_sources: rows that an op reads, on a GPU. One that reads more is split into parts, so
             that no instance runs much longer than the rest.
         program_levels: levels of a program, on a GPU. A deeper one gets shortcuts, at the price of
@@ -86,7 +87,7 @@ class Limits:
     loop_calls: int = 16
     constant_bytes: int = 1 << 30
     tree_gain: float = 1.1
-    passing_gain: float = 1.0
+    passing_gain: float = 1.5
     op_sources: int = 128
     program_levels: int = 16
     window_ops: int = 1024
