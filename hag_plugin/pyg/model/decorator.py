@@ -45,6 +45,10 @@ CHECKED_EDGES = 96
 TOLERANCE = 1e-9
 OTHER_MESSAGE = "the message depends on more than the source node, or mixes nodes"
 OTHER_ATTENTION = "the message is not its value times an attention of the form that is declared"
+OTHER_DROPOUT = (
+    "in training its message draws something else than the dropout that is declared, which is one "
+    "of the softmax, [E, H]"
+)
 
 
 @overload
@@ -61,7 +65,7 @@ def hag_layer(cls: Any = None, *, score: Score | None = None, **attention: Any) 
     inherit the declaration. Random numbers drawn in `message` are drawn once a node, too.
 
     The first time, the result is compared with stock on a small random graph, in float64 and in
-    evaluation mode.
+    evaluation mode; with a `score`, in training mode, too.
 
     With a `score` you declare instead that the layer attends: its message is `value_j`, times the
     softmax, over the edges of each target, of a score of `key_j` and `query_i`. What `propagate` is
@@ -267,6 +271,8 @@ def _propagate(self: Any, edge_index: Any, *args: Any, size: Any = None, **kwarg
     if isinstance(edge_index, SequentialHAG):
         size = (edge_index.num_src, edge_index.num_dst) if size is None else size
         edge_index = plain_edges(edge_index)
+    if isinstance(recipe.attention, Attention):
+        recipe.attention.check(self, kwargs)
     call = {**kwargs, "size": size, "edge_index": edge_index}
     if not isinstance(edge_index, Tensor) or not torch.compiler.is_compiling():
         call["x"] = _features(self, recipe, kwargs)
@@ -388,21 +394,33 @@ def _self_check(conv: Any, recipe: Recipe, kwargs: dict[str, Any]) -> bool:
         torch.autocast(device.type, enabled=False),
     ):
         size = (count, count)
-        stock = _stock_propagate(twin)(twin, edges.to(device), size=size, **sample)
         if recipe.attention is None:
             graph: Any = build_hag(edges, num_nodes=count, method="none").to(device)
         else:
             graph = ScoredGraph(edges_of(edges, size, How(False, None)), edges)
-        ours = _run(twin, recipe, graph, size, sample)
-    scale = max(1.0, float(stock.abs().nan_to_num(0.0, 0.0).max())) if stock.numel() else 1.0
-    how: dict[str, Any] = {"rtol": 0.0, "atol": TOLERANCE * scale, "equal_nan": True}
-    if stock.shape != ours.shape or not torch.allclose(stock, ours, **how):
+        pairs = []
+        for training in (False, True)[: 1 if recipe.attention is None else 2]:
+            twin.train(training)
+            torch.manual_seed(0)  # the same dropout
+            stock = _stock_propagate(twin)(twin, edges.to(device), size=size, **sample)
+            torch.manual_seed(0)
+            pairs.append((stock, _run(twin, recipe, graph, size, sample)))
+    differ = [not _are_same(*pair) for pair in pairs]
+    if any(differ):
+        why = OTHER_MESSAGE if recipe.attention is None else OTHER_ATTENTION
+        if not differ[0]:
+            why = OTHER_DROPOUT
         raise ValueError(
             f"{type(conv).__name__} is declared with hag_layer, but on a small graph its result "
-            "differs from the stock computation: "
-            + (OTHER_MESSAGE if recipe.attention is None else OTHER_ATTENTION)
+            f"differs from the stock computation: {why}"
         )
     return True
+
+
+def _are_same(stock: Tensor, ours: Tensor) -> bool:
+    scale = max(1.0, float(stock.abs().nan_to_num(0.0, 0.0).max())) if stock.numel() else 1.0
+    how: dict[str, Any] = {"rtol": 0.0, "atol": TOLERANCE * scale, "equal_nan": True}
+    return stock.shape == ours.shape and torch.allclose(stock, ours, **how)
 
 
 def _row_counts(conv: Any, kwargs: dict[str, Any]) -> list[int]:

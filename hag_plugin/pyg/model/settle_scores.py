@@ -44,6 +44,7 @@ from hag_plugin.pyg.model.facts import (
 )
 from hag_plugin.pyg.model.first_met import first_met, with_scores
 from hag_plugin.pyg.recipes.adjacency import is_adjacency
+from hag_plugin.pyg.recipes.declared import Attention
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, of_sources
 from hag_plugin.pyg.recipes.rgat import ScoredRelations, attends_within, relational_edges
 from hag_plugin.pyg.recipes.scored import (
@@ -306,6 +307,8 @@ def why_not_scored(conv: Any, recipe: Recipe, call: Call, features: Any) -> str 
         return SCORED_AUTOCAST
     if call.get("return_attention_weights") is not None:
         return RETURNS_SCORES
+    if isinstance(recipe.attention, Attention):  # a user's own: what edges have is declared
+        return None
     if "edge_attr" in recipe.record.edge_values:
         given = call.get("edge_attr")
         if (given is None) != (getattr(conv, "lin_edge", None) is None):

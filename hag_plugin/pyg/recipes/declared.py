@@ -46,6 +46,21 @@ class Attention:
         """The arguments with a row for each edge."""
         return tuple(self.names[name] for name in ("bias", "edges") if name in self.names)
 
+    def check(self, conv: Any, given: Call) -> None:
+        """Whether `propagate` is given what was declared.
+
+        Raises:
+            ValueError: an argument is missing.
+        """
+        needed = {"given": ("value", "bias"), "sum": ("value",)}
+        for name in needed.get(self.score, ("value", "key", "query")):
+            if given.get(self.names[name]) is None:
+                raise ValueError(
+                    f"{type(conv).__name__} is declared with hag_layer(score={self.score!r}), with "
+                    f"{name}={self.names[name]!r}, but propagate got none of that name; it got "
+                    f"{sorted(k for k, v in given.items() if v is not None)}"
+                )
+
     def ends(self, given: Call) -> tuple[Any, Any]:
         """What is of the sources and what is of the targets, among the arguments."""
         return self._of(given, "value"), self._of(given, "query")
@@ -70,27 +85,43 @@ class Attention:
                 found[name] = tensor.flatten(1)
             elif tensor.dim() == 1 or (vectors and name != "bias"):
                 found[name] = tensor.unsqueeze(1)
-        scale = setting(conv, self.scale)
+        scale = setting(conv, "scale", self.scale)
         if found.get("query") is not None and scale != 1.0:
             found["query"] = found["query"] * scale
         if self.score == "vector":
-            found["weight"] = setting(conv, self.weight).view(heads, -1)
+            weight = setting(conv, "weight", self.weight)
+            if not isinstance(weight, Tensor):
+                raise TypeError(
+                    f"the weight that {type(conv).__name__} declares with hag_layer is a "
+                    f"{type(weight).__name__}; expected a tensor [H, K]"
+                )
+            found["weight"] = weight.view(heads, -1)
         out = graph.attend(
             conv,
             value if has_heads else value.unsqueeze(1),
             score=self.score,
             normalise=self.normalise,
-            slope=float(setting(conv, self.slope)),
-            dropout=setting(conv, self.dropout),
+            slope=float(setting(conv, "slope", self.slope)),
+            dropout=setting(conv, "dropout", self.dropout),
             **found,
         )
         return out if has_heads else out.squeeze(1)
 
 
-def setting(conv: Any, given: Setting) -> Any:
-    """What a setting is for a layer."""
+def setting(conv: Any, name: str, given: Setting) -> Any:
+    """What a setting is for a layer.
+
+    Raises:
+        ValueError: the layer has no attribute of that name.
+    """
     if isinstance(given, str):
-        given = attrgetter(given)(conv)
+        try:
+            given = attrgetter(given)(conv)
+        except AttributeError:
+            raise ValueError(
+                f"{type(conv).__name__} is declared with hag_layer to have its {name} as the "
+                f"attribute {given!r}, but has none of that name"
+            ) from None
     elif callable(given):
         given = given(conv)
     return given.p if isinstance(given, Dropout) else given

@@ -320,6 +320,94 @@ def test_classes_that_cannot_be_declared() -> None:
         hp.hag_layer(score="sum")(type("Mine", (MessagePassing,), own))
 
 
+class Dropping(Base):
+    """A softmax of products with a dropout, or one of values, or none."""
+
+    def __init__(self, p: float = 0.4, of: str = "softmax") -> None:
+        super().__init__()
+        self.p, self.of = p, of
+
+    def forward(self, x: Any, edge_index: Any, edge_attr: Any = None) -> Tensor:
+        key, query, value = self.rows(x)
+        more = {"edge_attr": edge_attr}
+        return self.propagate(edge_index, key=key, query=query, value=value, **more)
+
+    def message(
+        self, key_j: Tensor, query_i: Tensor, value_j: Tensor, edge_attr: Any, index: Tensor,
+        ptr: Any, size_i: Any,
+    ) -> Tensor:  # fmt: skip
+        score = (key_j * query_i).sum(-1)
+        score = score if edge_attr is None else score + edge_attr
+        p = softmax(score, index, ptr, size_i)
+        p = F.dropout(p, self.p, self.training) if self.of == "softmax" else p
+        out = value_j * p.unsqueeze(-1)
+        return F.dropout(out, self.p, self.training) if self.of == "values" else out
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("declared", "of"),
+    [({}, "softmax"), ({"dropout": 0.3}, "softmax"), ({"dropout": 0.4}, ""), ({}, "values")],
+    ids=str,
+)
+def test_a_dropout_that_is_not_declared_is_found(
+    declared: Any, of: str, training: bool, awkward: Any
+) -> None:
+    cls = hp.hag_layer(score="dot", **declared)(type("Own", (Dropping,), {}))
+    conv = accelerate(cls(of=of).train(training))
+    given = torch.randn(awkward.num_src, WIDTH), awkward.edge_index
+    with limits(**SMALL), pytest.raises(ValueError, match="in training its message draws"):
+        conv(*given)
+
+
+@pytest.mark.parametrize("name", ["edge_attr", "edge_weight", "b"])
+def test_a_bias_of_any_name(name: str, awkward: Any) -> None:
+    def forward(self: Any, x: Any, edge_index: Any, bias: Any = None) -> Tensor:
+        key, query, value = self.rows(x)
+        more = {name: bias}
+        return self.propagate(edge_index, key=key, query=query, value=value, **more)
+
+    source = f"def message(self, key_j, query_i, value_j, {name}, index, ptr, size_i):\n"
+    source += "    return Dropping.message("
+    source += f"self, key_j, query_i, value_j, {name}, index, ptr, size_i)\n"
+    made: dict[str, Any] = {"Dropping": Dropping}
+    exec(source, made)
+    cls = type("Own", (Dropping,), {"forward": forward, "message": made["message"]})
+    stock = hp.hag_layer(score="dot", bias=name, dropout="p")(cls)().double()
+    stock.lin_edge = None  # as many layers have
+    ours = accelerate(copy.deepcopy(stock))
+    x = torch.randn(awkward.num_src, WIDTH).double()
+    bias = torch.randn(awkward.edge_index.shape[1], HEADS).double()
+    with limits(**SMALL):
+        for given in ((x, awkward.edge_index), (x, awkward.edge_index, bias)):
+            assert_same(run(ours, *given), run(stock, *given), 1e-12)
+    assert explain(ours)[0].calls.counts == {"plain": 2}
+
+
+@pytest.mark.parametrize(
+    ("declared", "words"),
+    [
+        ({"score": "dot", "key": "k_j"}, "key='k_j', but propagate got none of that name; it got"),
+        ({"score": "dot", "value": "x"}, "value='x', but propagate got none"),
+        ({"score": "given", "bias": "b"}, "bias='b', but propagate got none"),
+        ({"score": "dot", "scale": "no"}, "its scale as the attribute 'no', but has none"),
+        ({"score": "vector", "weight": "no"}, "its weight as the attribute 'no', but has none"),
+        ({"score": "dot", "slope": "a.b"}, "its slope as the attribute 'a.b', but has none"),
+    ],
+    ids=str,
+)
+def test_names_of_nothing(declared: Any, words: str, awkward: Any) -> None:
+    conv = accelerate(_wrong(**declared))
+    with limits(**SMALL), pytest.raises(ValueError, match=words):
+        conv(torch.randn(awkward.num_src, WIDTH), awkward.edge_index)
+
+
+def test_a_weight_that_is_a_module(awkward: Any) -> None:
+    conv = accelerate(_wrong(score="vector", weight="key"))
+    with limits(**SMALL), pytest.raises(TypeError, match="is a Linear; expected a tensor"):
+        conv(torch.randn(awkward.num_src, WIDTH), awkward.edge_index)
+
+
 # What stays with stock, and what goes on working -----------------------------------------------
 
 
