@@ -69,24 +69,46 @@ each call.
 
 ### Your own attention
 
-`@hp.hag_layer(score=...)` declares of your own layer that its message is `value_j` times an
-attention of one of these forms, for tensors `key`, `query` and `value` that `propagate` is given
-node by node:
+`@hp.hag_layer(score=...)` declares of your own layer that its message is its value times an
+attention of a known form. It runs on the kernels where the model was accelerated, or the layer is
+given a HAG; your `message` is then no longer called.
 
-| score | of an edge j -> i and a head | `propagate` is given |
+```python
+@hp.hag_layer(score="dot", scale=lambda conv: conv.width**-0.5, dropout="dropout")
+class MyAttention(MessagePassing):
+    def __init__(self, width, heads, dropout=0.5):
+        super().__init__(node_dim=0)
+        self.width, self.heads, self.dropout = width, heads, dropout
+        self.lin = torch.nn.Linear(width, 3 * heads * width)
+
+    def forward(self, x, edge_index):
+        key, query, value = self.lin(x).view(-1, self.heads, 3 * self.width).chunk(3, dim=-1)
+        return self.propagate(edge_index, key=key, query=query, value=value).flatten(1)
+
+    def message(self, key_j, query_i, value_j, index, ptr, size_i):
+        scores = (key_j * query_i).sum(-1) * self.width**-0.5
+        p = softmax(scores, index, ptr, size_i)
+        return value_j * F.dropout(p, self.dropout, self.training).unsqueeze(-1)
+```
+
+| score | of an edge j -> i and a head | `propagate` is given, besides the value |
 |---|---|---|
 | "dot" | `scale * <key_j, query_i>` | keys and queries `[N, H, K]` |
-| "sum" | `key_j + query_i` | `[N, H]`; either may be left out |
-| "vector" | `<weight, leaky_relu(key_j + query_i + edges_e)>` | keys and queries `[N, H, K]` |
-| "given" | `bias_e` | |
+| "sum" | `key_j + query_i` | `[N, H]`; the query may be left out |
+| "vector" | `<weight, leaky_relu(key_j + query_i + edges_e)>` | the same; `edges` `[E, H * K]` |
+| "given" | `bias_e` | `bias` `[E, H]` |
 
-A `bias` `[E, H]` is added to any of them; but for "vector", a leaky ReLU follows (`slope`); then a
-softmax over the edges of each target (`normalise`: or "tanh", or "none"), and a `dropout`. Values
-are `[N, H, C]` with `node_dim=0`, or `[N, C]`. Arguments of `propagate` that have other names are
-told by `key="k"` and so on; `slope`, `scale`, `weight` and `dropout` are numbers or tensors, names
-of the layer's attributes, or functions of the layer. On its first call the layer is compared with
-its own `message` on a small graph, in float64; `aggr` other than a sum, and whatever is left to
-stock code above, run your `message` as before.
+To any score a `bias` `[E, H]` may be added. A leaky ReLU of `slope` follows; that of "vector" is
+inside of the product. Then comes a softmax over the edges of each target (`normalise="tanh"` or
+"none": something else), and `dropout`. Values are `[N, H, C]` with `node_dim=0`; or, of one head,
+`[N, C]`, with keys and queries `[N, K]`.
+
+`key="k"` says that the keys are the argument `k` of `propagate`, and so on; `bias` and `edges` have
+no name unless one is declared. `slope` (1: no leaky ReLU), `scale` (1), `dropout` (0) and `weight`
+(`[H, K]`, the attribute "att") are numbers or tensors, names of the layer's attributes, or
+functions of the layer. The first time that it runs on the kernels the layer is compared with its
+own `message` on a small graph, in float64, with what it draws in training. An `aggr` other than a
+sum, and whatever is left to stock code above, run your `message` as before.
 
 ## DGL
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -241,6 +243,20 @@ def test_hostile_graphs(data: st.DataObject, name: str) -> None:
     with limits(**SMALL):
         found, expected = (run(c, *given) for c in (accelerate(copy.deepcopy(stock)), stock))
         assert_same(found, expected, {8: 1e-11, 4: 2e-4}[dtype.itemsize])
+
+
+def test_the_example_of_the_documentation() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "layers.md").read_text()
+    code = re.findall(r"### Your own attention.*?```python\n(.*?)```", page, re.DOTALL)
+    names = {"hp": hp, "torch": torch, "F": F, "softmax": softmax}
+    made: dict[str, Any] = {**names, "MessagePassing": MessagePassing}
+    exec(code[0], made)
+    stock = made["MyAttention"](WIDTH, HEADS).double()
+    ours = accelerate(copy.deepcopy(stock))
+    given = torch.randn(30, WIDTH).double(), torch.randint(30, (2, 200))
+    with limits(**SMALL):
+        assert_same(run(ours, *given), run(stock, *given), 1e-12)
+    assert explain(ours)[0].calls.counts == {"plain": 1}
 
 
 # What is declared, and is not so -----------------------------------------------------------------
