@@ -264,6 +264,8 @@ OWN_PARTS: dict[str, type] = {
 
 def why_stock(conv: Any) -> str | None:
     """Why a layer must run its stock code, as it is set up. None: it need not."""
+    if "message" in conv.__dict__:
+        return "its message was replaced on the instance"
     for name, cls in OWN_PARTS.items():
         held: Any = getattr(conv, name, None)
         parts: list[Any] = [*held] if isinstance(held, nn.ModuleList) else [held]

@@ -375,7 +375,8 @@ def _self_check(conv: Any, recipe: Recipe, kwargs: dict[str, Any]) -> bool:
         return True
     count = min([CHECKED_NODES, *_row_counts(conv, kwargs)])
     of_edges = [kwargs.get(name) for name in recipe.record.edge_values]
-    if count == 0 or any(isinstance(value, Tensor) and len(value) == 0 for value in of_edges):
+    few = count == 0 if recipe.attention is None else count < 2  # one score is a softmax of 1
+    if few or any(isinstance(value, Tensor) and len(value) == 0 for value in of_edges):
         return False
     generator = torch.Generator().manual_seed(0)
     edges = torch.randint(count, (2, CHECKED_EDGES), generator=generator)
@@ -398,11 +399,15 @@ def _self_check(conv: Any, recipe: Recipe, kwargs: dict[str, Any]) -> bool:
             graph: Any = build_hag(edges, num_nodes=count, method="none").to(device)
         else:
             graph = ScoredGraph(edges_of(edges, size, How(False, None)), edges)
+            # Parameters may be 0 at first, and rows alike.
+            sample = {name: _shaken(value) for name, value in sample.items()}
+            for parameter in twin.parameters():
+                parameter.copy_(_shaken(parameter))
         pairs = []
         for training in (False, True)[: 1 if recipe.attention is None else 2]:
             twin.train(training)
             torch.manual_seed(0)  # the same dropout
-            stock = _stock_propagate(twin)(twin, edges.to(device), size=size, **sample)
+            stock = _stock_on(twin, edges.to(device), size, sample, recipe)
             torch.manual_seed(0)
             pairs.append((stock, _run(twin, recipe, graph, size, sample)))
     differ = [not _are_same(*pair) for pair in pairs]
@@ -432,6 +437,33 @@ def _row_counts(conv: Any, kwargs: dict[str, Any]) -> list[int]:
             if name.endswith(("_i", "_j")) and isinstance(x, Tensor):
                 rows.append(x.shape[conv.node_dim])
     return rows
+
+
+def _stock_on(conv: Any, edges: Tensor, size: Any, sample: dict[str, Any], recipe: Recipe) -> Any:
+    """Stock's code on the small graph.
+
+    Raises:
+        ValueError: an attention does not run there.
+    """
+    try:
+        return _stock_propagate(conv)(conv, edges, size=size, **sample)
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        if recipe.attention is None:
+            raise
+        raise ValueError(
+            f"{type(conv).__name__} is declared with hag_layer, but its message does not run on a "
+            "small graph, to be compared: what it is given edge by edge must be declared, as bias "
+            "or edges"
+        ) from error
+
+
+def _shaken(value: Any) -> Any:
+    """An argument with noise."""
+    if isinstance(value, tuple | list):
+        return tuple(map(_shaken, value))
+    if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
+        return value
+    return value + 0.1 * torch.randn_like(value)
 
 
 def _of_edges(value: Any) -> Any:

@@ -33,6 +33,7 @@ from hag_plugin.pyg.model.choice import (
 )
 from hag_plugin.pyg.recipes import lstm
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, of_sources, stock_class
+from hag_plugin.pyg.recipes.rowwise import has_hooks
 from hag_plugin.pyg.recipes.table import recipe_of
 from hag_plugin.recall import decide
 from hag_plugin.sequence.cost import are_taken, why_not_shared
@@ -81,6 +82,9 @@ def why_not_as_set_up(conv: Any, recipe: Recipe) -> str | None:
     for name in HOOKS:
         if own[name]:
             return "hooks on propagate, message or aggregate see the stock computation"
+    aggregation = own["_modules"].get("aggr_module")
+    if aggregation is not None and has_hooks(aggregation):
+        return "hooks on its aggregation see the stock computation"
     for name in OVERRIDABLE:
         if name in own:
             return "message, aggregate or update was replaced on the instance"

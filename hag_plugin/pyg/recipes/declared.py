@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
-from torch.nn import Dropout
+from torch.nn import Dropout, Module
 
 from hag_plugin.ops.attention import Normalise, Score
 from hag_plugin.ops.attention_pieces import NORMALISATIONS, SCORES
@@ -86,8 +86,19 @@ class Attention:
             elif tensor.dim() == 1 or (vectors and name != "bias"):
                 found[name] = tensor.unsqueeze(1)
         scale = setting(conv, "scale", self.scale)
-        if found.get("query") is not None and scale != 1.0:
+        if found.get("query") is not None and (isinstance(scale, Tensor) or scale != 1.0):
             found["query"] = found["query"] * scale
+        slope = setting(conv, "slope", self.slope)
+        if isinstance(slope, Tensor) and slope.requires_grad:
+            raise TypeError(
+                f"the slope that {type(conv).__name__} declares with hag_layer is a tensor with "
+                "gradients; expected a number"
+            )
+        drop = setting(conv, "dropout", self.dropout)
+        if isinstance(drop, Dropout):
+            how = {"dropout": drop.p, "training": drop.training}
+        else:
+            how = {"dropout": drop}
         if self.score == "vector":
             weight = setting(conv, "weight", self.weight)
             if not isinstance(weight, Tensor):
@@ -101,8 +112,8 @@ class Attention:
             value if has_heads else value.unsqueeze(1),
             score=self.score,
             normalise=self.normalise,
-            slope=float(setting(conv, "slope", self.slope)),
-            dropout=setting(conv, "dropout", self.dropout),
+            slope=float(slope),
+            **how,
             **found,
         )
         return out if has_heads else out.squeeze(1)
@@ -122,9 +133,9 @@ def setting(conv: Any, name: str, given: Setting) -> Any:
                 f"{type(conv).__name__} is declared with hag_layer to have its {name} as the "
                 f"attribute {given!r}, but has none of that name"
             ) from None
-    elif callable(given):
+    elif callable(given) and not isinstance(given, Module):
         given = given(conv)
-    return given.p if isinstance(given, Dropout) else given
+    return given
 
 
 def numbers_of(conv: Any, value: Tensor) -> tuple[int, int]:

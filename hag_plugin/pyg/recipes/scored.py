@@ -66,11 +66,12 @@ class ScoredGraph:
             conv: the layer.
             value: as of `attend`.
             how: its other arguments; besides, the probability `dropout`, if it is not the layer's
-                attribute, and `edge_weight` `[E]`.
+                attribute, whether it is in `training`, and `edge_weight` `[E]`.
         """
         mask, p = None, how.pop("dropout", getattr(conv, "dropout", 0.0))
+        training = how.pop("training", conv.training)
         weight = how.pop("edge_weight", None)
-        if p > 0 and conv.training:
+        if p > 0 and training:
             of_scores = value.new_ones(self.hag.num_edges, value.shape[1], dtype=common_dtype(how))
             mask = F.dropout(of_scores, p)
         if weight is not None:

@@ -418,6 +418,80 @@ def test_names_of_nothing(declared: Any, words: str, awkward: Any) -> None:
         conv(torch.randn(awkward.num_src, WIDTH), awkward.edge_index)
 
 
+class Tempered(MessagePassing):
+    """A product with a temperature that is learned, and a dropout of its own mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tau, self.slope = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(0.2))
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Any, edge_index: Any) -> Tensor:
+        return self.propagate(edge_index, x=x)
+
+    def message(self, x_i: Tensor, x_j: Tensor, index: Tensor, ptr: Any, size_i: Any) -> Tensor:
+        score = (x_i * x_j).sum(-1, keepdim=True) * self.tau
+        return x_j * self.drop(softmax(score, index, ptr, size_i))
+
+
+OWN_ROWS = {"score": "dot", "key": "x", "query": "x", "value": "x", "dropout": "drop"}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dropping", [True, False])
+def test_a_scale_that_is_learned(dropping: bool, training: bool, awkward: Any) -> None:
+    """And a dropout that is on, or off, whatever the layer is."""
+    cls = hp.hag_layer(**OWN_ROWS, scale="tau")(type("Own", (Tempered,), {}))
+    stock = cls().double().train(training)
+    stock.drop.train(dropping)
+    ours = accelerate(copy.deepcopy(stock))
+    given = torch.randn(awkward.num_src, WIDTH).double(), awkward.edge_index
+    with limits(**SMALL):
+        assert_same(run(ours, *given), run(stock, *given), 1e-12)
+    assert ours.tau.grad is not None
+    assert explain(ours)[0].calls.counts == {"plain": 1}
+
+
+def test_a_slope_that_is_learned_is_refused(awkward: Any) -> None:
+    cls = hp.hag_layer(**OWN_ROWS, scale="tau", slope="slope")(type("Own", (Tempered,), {}))
+    given = torch.randn(awkward.num_src, WIDTH), awkward.edge_index
+    with (
+        limits(**SMALL),
+        pytest.raises(TypeError, match="tensor with gradients; expected a number"),
+    ):
+        accelerate(cls())(*given)
+
+
+def test_the_check_sees_through_parameters_and_rows_that_hide_it(awkward: Any) -> None:
+    conv = accelerate(_wrong(score="vector"))
+    nn.init.zeros_(conv.att)
+    for part in (conv.key, conv.query):
+        nn.init.zeros_(part.weight)
+    with limits(**SMALL), pytest.raises(ValueError, match="declared with hag_layer"):
+        conv(torch.ones(awkward.num_src, WIDTH), awkward.edge_index)
+
+
+def test_values_of_edges_that_are_not_declared(awkward: Any) -> None:
+    conv = accelerate(hp.hag_layer(score="dot", dropout="p")(type("Own", (Dropping,), {}))())
+    x, bias = torch.randn(awkward.num_src, WIDTH), torch.randn(awkward.edge_index.shape[1], HEADS)
+    with limits(**SMALL), pytest.raises(ValueError, match="must be declared, as bias or edges"):
+        conv(x, awkward.edge_index, bias)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_outputs_may_be_written_to(name: str, awkward: Any) -> None:
+    stock = LAYERS[name]().double().eval()
+    ours = accelerate(copy.deepcopy(stock))
+    edges = values_of_edges(name, awkward.edge_index.shape[1], torch.float64)
+    found = []
+    for conv in (stock, ours):
+        x = torch.randn(awkward.num_src, WIDTH, generator=torch.Generator().manual_seed(0)).double()
+        with limits(**SMALL):
+            y = conv(x.requires_grad_(), awkward.edge_index, *edges).mul_(2.0).relu_()
+        found.append(with_gradients(y, [x]))
+    assert_same(found[1], found[0], 1e-12)
+
+
 def test_a_weight_that_is_a_module(awkward: Any) -> None:
     conv = accelerate(_wrong(score="vector", weight="key"))
     with limits(**SMALL), pytest.raises(TypeError, match="is a Linear; expected a tensor"):

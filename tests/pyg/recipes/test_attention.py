@@ -397,6 +397,35 @@ def test_hooks_see_the_stock_computation(awkward: Any) -> None:
     assert explain(ours)[0].calls.counts == {"stock": 1, "plain": 1}
 
 
+@pytest.mark.parametrize("name", FIRST)
+def test_outputs_may_be_written_to(name: str, awkward: Any) -> None:
+    stock = LAYERS[name]().double().eval()
+    for part in (stock, copy.deepcopy(stock)):
+        part.register_parameter("bias", None)
+    ours = accelerate(copy.deepcopy(stock))
+    torch.manual_seed(0)
+    given = arguments(name, awkward.num_src, awkward.edge_index, torch.float64)
+    found = []
+    for conv in (stock, ours):
+        x = given[0].detach().requires_grad_()
+        found.append(with_gradients(conv(x, *given[1:]).mul_(2.0).relu_(), [x]))
+    assert_same(found[1], found[0], 1e-12)
+
+
+@pytest.mark.parametrize("when", ["forward_pre_hook", "forward_hook", "full_backward_hook"])
+@pytest.mark.parametrize("cls", [pyg.GCNConv, pyg.SAGEConv, pyg.GATConv, pyg.GATv2Conv])
+def test_hooks_on_the_aggregation_see_the_stock_computation(
+    cls: Any, when: str, awkward: Any
+) -> None:
+    conv, seen = accelerate(cls(WIDTH, OUT)), []
+    getattr(conv.aggr_module, f"register_{when}")(lambda *given: seen.append(1))
+    x = torch.randn(awkward.num_src, WIDTH, requires_grad=True)
+    for _ in range(2):
+        conv(x, awkward.edge_index).sum().backward()
+    assert len(seen) == 2
+    assert explain(conv)[0].calls.counts == {"stock": 2}
+
+
 def test_a_product_of_edge_features_with_hooks(awkward: Any) -> None:
     """Whoever looks on sees the layer of edge features run."""
     for name in ("gat-edges", "gatv2-edges", "transformer-edges"):
