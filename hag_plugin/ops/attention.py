@@ -122,7 +122,8 @@ def attend(
         y = call("head_sum", hag, (features, weight, order), hag.num_dst, form.loops, False)
     else:
         y, _ = call(NAME, hag, (*wide, order), *form.others)
-        if y.requires_grad and y.dtype == value.dtype:
+        is_traced = torch._C._get_tracing_state() is not None  # with gradients, or without
+        if (y.requires_grad or is_traced) and y.dtype == value.dtype:
             y = y.clone()  # the operator keeps its own; whoever gets this one may write to it
     return y.to(value.dtype)  # type: ignore[no-any-return]
 

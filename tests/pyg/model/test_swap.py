@@ -141,7 +141,13 @@ def test_explain_reaches_stock(setup: Any) -> None:
 def count_stock_calls(conv: nn.Module) -> list[int]:
     """Grows by one with each call of stock's aggregation module."""
     calls: list[int] = []
-    conv.aggr_module.register_forward_hook(lambda *_: calls.append(1))
+    forward = conv.aggr_module.forward
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return forward(*args, **kwargs)
+
+    conv.aggr_module.forward = counted  # a hook would have stock run
     return calls
 
 
