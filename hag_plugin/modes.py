@@ -1,4 +1,5 @@
-"""The modes that a caller may be in, and the way out of them for what is kept beyond a call."""
+"""The modes that a caller may be in, who looks on, and the way out of these for what is kept beyond
+a call."""
 
 from __future__ import annotations
 
@@ -23,6 +24,17 @@ def has_ranks() -> bool:
         distributed.is_available()
         and distributed.is_initialized()
         and distributed.get_world_size() > 1
+    )
+
+
+def has_hooks(module: Any) -> bool:
+    """Whether anybody looks on when a module is called."""
+    own = module.__dict__
+    return bool(
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
     )
 
 

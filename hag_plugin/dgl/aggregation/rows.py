@@ -10,7 +10,6 @@ from torch import Tensor
 from hag_plugin.dgl.aggregation.choice import (
     FIRST,
     FIRST_WEIGHTED,
-    FIRST_WEIGHTS,
     NO_EDGES,
     NO_FACTORS,
     NOT_FINITE,
@@ -218,8 +217,8 @@ def is_scalar_weight(weight: Tensor, x: Tensor) -> bool:
 
 def edge_factors(
     graph: Any, etid: int, relation: Relation, weight: Tensor
-) -> tuple[Tensor | None, Tensor | None] | str:
-    """Factors of sources and targets whose products are the weights; or why there are none.
+) -> tuple[Tensor | None, Tensor | None] | None:
+    """Factors of sources and targets whose products are the weights; None where there are none.
 
     Weights that are all the same are recognised at once, others when the tensor comes back.
     """
@@ -234,11 +233,11 @@ def edge_factors(
     def work_out() -> tuple[Tensor, Tensor] | str:
         with outside_inference(), torch.no_grad():
             found = factorise(edge_index(graph, etid), flat, *num_nodes(graph, etid))
-        return NO_FACTORS if found is None else found
+        return NO_FACTORS if found is None else found  # which is kept, as None is not
 
     factors: tuple[Tensor, Tensor] | str | None
     factors = relation.memory.value((weight,), "weight", work_out)
-    return FIRST_WEIGHTS if factors is None else factors
+    return factors if isinstance(factors, tuple) else None
 
 
 def _constant(weight: Tensor) -> float | None:

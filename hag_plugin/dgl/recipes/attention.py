@@ -18,6 +18,7 @@ from dgl.nn.pytorch import TypedLinear
 from torch import Tensor, nn
 
 from hag_plugin.dgl.recipes.scored import ScoredGraph, TypedEdges
+from hag_plugin.modes import has_hooks
 
 Sizes = tuple[int, int]
 
@@ -285,9 +286,3 @@ def draws(conv: Any) -> bool:
     """Whether a call draws a dropout of attention."""
     drop = getattr(conv, "attn_drop", None)
     return drop is not None and drop.training and drop.p > 0
-
-
-def has_hooks(part: Any) -> bool:
-    """Whether somebody looks on as a module runs."""
-    forward = part._forward_hooks or part._forward_pre_hooks
-    return bool(forward or part._backward_hooks or part._backward_pre_hooks)

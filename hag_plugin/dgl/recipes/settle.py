@@ -112,6 +112,6 @@ def _settle_builtin(
         return Choice(None, why_not_taken(x))
     if is_scalar_weight(weight, x):
         factors = edge_factors(graph, etid, relation, weight)
-        if not isinstance(factors, str):
+        if factors is not None:
             return settle_rows(graph, etid, relation, x, reduce, scales=factors, because=FACTORS)
     return settle_weighted_rows(graph, etid, relation, x, weight, reduce)

@@ -21,7 +21,7 @@ from hag_plugin.modes import outside_inference
 from hag_plugin.ops.weights import edge_slots
 from hag_plugin.pyg.recipes.recipe import Recipe
 from hag_plugin.pyg.recipes.weighted import WeightedGraph
-from hag_plugin.recall import Known, Passing, Recall
+from hag_plugin.recall import Known, Recall, value_of
 
 NAME = "_hag_name"  # in a layer: a number of its own, int64 `[]`: layers share compiled code
 
@@ -82,8 +82,7 @@ def _meet(edge_index: Tensor, num_src: int, num_dst: int, layer: Tensor) -> tupl
     size, conv, hag = (num_src, num_dst), _LAYERS.get(int(layer)), None
     session = None if conv is None else conv.__dict__.get("_hag_session")
     if session is not None:
-        hag = session.hag_of(edge_index, size, conv, None)
-        hag = hag.value if isinstance(hag, Passing) else hag
+        hag = value_of(session.hag_of(edge_index, size, conv, None))
     if hag is None:
         hag = _plain(edge_index, size)
     elif len(_PLAIN):

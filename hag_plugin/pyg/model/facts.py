@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from hag_plugin.hag.hag import HAG
 from hag_plugin.layers.pyg import NO_RECORD
 from hag_plugin.limits import limits
-from hag_plugin.modes import outside_inference
+from hag_plugin.modes import has_hooks, outside_inference
 from hag_plugin.ops.registration import DTYPES
 from hag_plugin.pyg.aggregation import aggregators
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
@@ -33,7 +33,6 @@ from hag_plugin.pyg.model.choice import (
 )
 from hag_plugin.pyg.recipes import lstm
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, of_sources, stock_class
-from hag_plugin.pyg.recipes.rowwise import has_hooks
 from hag_plugin.pyg.recipes.table import recipe_of
 from hag_plugin.recall import decide
 from hag_plugin.sequence.cost import are_taken, why_not_shared
@@ -115,8 +114,6 @@ def why_no_lstm(conv: Any, recipe: Recipe) -> str | None:
         return "aggr='lstm': its messages are not the rows of the sources alone"
     if conv.flow != "source_to_target":
         return f"aggr='lstm' with flow={conv.flow!r}"
-    if conv.aggr_module._forward_hooks or conv.aggr_module._forward_pre_hooks:
-        return "hooks on its aggregation see the stock computation"
     return why_not_shared(conv.aggr_module.lstm)
 
 

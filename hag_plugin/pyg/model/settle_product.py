@@ -39,7 +39,7 @@ from hag_plugin.pyg.recipes.adjacency import (
 )
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe
 from hag_plugin.pyg.recipes.weighted import WeightedGraph
-from hag_plugin.recall import Passing
+from hag_plugin.recall import Passing, value_of
 
 
 def settle_product(conv: Any, recipe: Recipe, name: str, call: Call, session: Any) -> Choice:
@@ -72,7 +72,7 @@ def settle_product(conv: Any, recipe: Recipe, name: str, call: Call, session: An
         passing=_first_met(conv, recipe, call, adj_t, features),
     )
     is_passing = type(found) is Passing
-    graph = found.value if is_passing else found
+    graph = value_of(found)
     is_large = len(parts[-1]) > limits.searched_edges
     if isinstance(graph, HAG):
         if is_passing:

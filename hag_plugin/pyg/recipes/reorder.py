@@ -13,6 +13,7 @@ from torch import Tensor
 from torch_geometric.nn.dense.linear import Linear
 
 from hag_plugin.hag.hag import HAG
+from hag_plugin.modes import has_hooks
 from hag_plugin.ops.registration import is_transformed
 from hag_plugin.pyg.aggregation import constant
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
@@ -159,8 +160,7 @@ def is_bare(lin: Any) -> bool:
     """Whether nobody watches the linear map or put another in its place."""
     return (
         type(lin) is Linear
-        and not (lin._forward_hooks or lin._forward_pre_hooks)
-        and not (lin._backward_hooks or lin._backward_pre_hooks)
+        and not has_hooks(lin)
         and "weight" in lin._parameters
         and "forward" not in lin.__dict__
     )

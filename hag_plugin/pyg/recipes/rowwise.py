@@ -13,6 +13,8 @@ from torch_geometric import nn as pyg
 from torch_geometric.nn import aggr
 from torch_geometric.nn.dense.linear import Linear
 
+from hag_plugin.modes import has_hooks
+
 ACTIVATIONS = {
     *(nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh),
     *(nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.PReLU, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU),
@@ -97,17 +99,6 @@ def are_watched() -> bool:
         or _modules._global_forward_pre_hooks
         or _modules._global_backward_hooks
         or _modules._global_backward_pre_hooks
-    )
-
-
-def has_hooks(module: Any) -> bool:
-    """Whether anybody looks on when a module is called."""
-    own = module.__dict__
-    return bool(
-        own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
     )
 
 
