@@ -110,14 +110,23 @@ class Session:
             passing: makes what serves them before they come back; None where that does not pay.
         """
         num_edges = tensors[0].shape[1]
+        built = lambda: build(num_edges, make)  # noqa: E731
+        return self.made_of(tensors, key, built, conv, features, is_there, passing)
+
+    def made_of(
+        self,
+        tensors: tuple[Tensor, ...],
+        key: tuple[Any, ...],
+        make: Callable[[], Any],
+        conv: Any,
+        features: Any,
+        is_there: Callable[[], bool] = lambda: False,
+        passing: Callable[[], Any] | None = None,
+    ) -> Any:
+        """The same of graphs of any size, if `make` says nothing against it."""
         reader, occasion = self.occasions.of(conv, features, is_there)
         return self.graphs.value(
-            tensors,
-            key,
-            lambda: build(num_edges, make),
-            reader=reader,
-            occasion=occasion,
-            passing=passing,
+            tensors, key, make, reader=reader, occasion=occasion, passing=passing
         )
 
     def forget(self) -> None:

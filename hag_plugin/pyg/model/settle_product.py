@@ -62,13 +62,12 @@ def settle_product(conv: Any, recipe: Recipe, name: str, call: Call, session: An
     record, improved = recipe.record, getattr(conv, "improved", False)
     layer = record.self_loops(conv), record.exponents(conv), improved
     how = ("adjacency", *size, *layer, weighs_by_values(conv, recipe, adj_t))
-    reader, occasion = session.occasions.of(conv, features)
-    found = session.graphs.value(
+    found = session.made_of(
         parts,
         how,
         lambda: sessions.build(len(parts[-1]), lambda: graph_of(conv, recipe, adj_t)),
-        reader=reader,
-        occasion=occasion,
+        conv,
+        features,
         passing=_first_met(conv, recipe, call, adj_t, features),
     )
     is_passing = type(found) is Passing

@@ -116,14 +116,12 @@ def _kept(
         how: what the edges depend on besides.
         make: makes them; whether the reverse, too.
     """
-    session = conv.__dict__["_hag_session"]
-    reader, occasion = session.occasions.of(conv, features)
-    edges = session.graphs.value(
+    edges = conv.__dict__["_hag_session"].made_of(
         tensors,
         ("edges attended over", *size, *how),
         lambda: sessions.made(lambda: make(True)),
-        reader=reader,
-        occasion=occasion,
+        conv,
+        features,
         passing=first_met(conv, recipe, call, tensors[0], size, make, features=features),
     )
     return value_of(edges)
@@ -222,15 +220,8 @@ def _settle_joined(conv: Any, recipe: Recipe, name: str, graphs: Any, rows: Any)
         edges: EdgeList | None = sessions.made(lambda: joined_edges(plain, sizes))
         return edges
 
-    reader, occasion = session.occasions.of(conv, first)
-    edges = session.graphs.value(
-        tuple(graphs.values()),
-        ("edges attended over", *plain, *sizes.items()),
-        make,
-        reader=reader,
-        occasion=occasion,
-        passing=passing,
-    )
+    key = ("edges attended over", *plain, *sizes.items())
+    edges = session.made_of(tuple(graphs.values()), key, make, conv, first, passing=passing)
     if edges is None:
         return Choice("stock", _why_met(first), {name: plain} if passed else NOTHING)
     graph = ScoredTypes(value_of(edges), tuple(plain))
