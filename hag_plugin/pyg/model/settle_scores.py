@@ -20,9 +20,7 @@ from hag_plugin.pyg.model.choice import (
     NO_ROWS,
     NO_TYPES,
     NOTHING,
-    OTHER_ATTRIBUTES,
     OTHER_EDGES,
-    OTHER_WEIGHT,
     RETURNS_SCORES,
     SCORED,
     SCORED_AUTOCAST,
@@ -44,7 +42,6 @@ from hag_plugin.pyg.model.facts import (
 )
 from hag_plugin.pyg.model.first_met import first_met, with_scores
 from hag_plugin.pyg.recipes.adjacency import is_adjacency
-from hag_plugin.pyg.recipes.declared import Attention
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, of_sources
 from hag_plugin.pyg.recipes.rgat import ScoredRelations, attends_within, relational_edges
 from hag_plugin.pyg.recipes.scored import (
@@ -298,14 +295,4 @@ def why_not_scored(conv: Any, recipe: Recipe, call: Call, features: Any) -> str 
         return SCORED_AUTOCAST
     if call.get("return_attention_weights") is not None:
         return RETURNS_SCORES
-    if isinstance(recipe.attention, Attention):  # a user's own: what edges have is declared
-        return None
-    if "edge_attr" in recipe.record.edge_values:
-        given = call.get("edge_attr")
-        if (given is None) != (getattr(conv, "lin_edge", None) is None):
-            return OTHER_ATTRIBUTES
-    if "edge_weight" in recipe.record.edge_values:
-        normalises = recipe.scale(conv) is not None
-        if normalises != (call.get("edge_weight") is None):
-            return OTHER_WEIGHT
-    return None
+    return recipe.unfit(conv, call)

@@ -228,6 +228,18 @@ UNSEEN_SCORES = Condition(
 )
 
 
+def _why_other_attributes(conv: Any, call: Call) -> str | None:
+    if (call.get("edge_attr") is None) != (getattr(conv, "lin_edge", None) is None):
+        return "edge_attr without edge_dim, or edge_dim without edge_attr"
+    return None
+
+
+def _why_other_weight(conv: Any, call: Call) -> str | None:
+    if conv.normalize != (call.get("edge_weight") is None):
+        return "edge_weight where it normalises, or none where it does not"
+    return None
+
+
 def _where_it_attends(condition: Condition) -> Condition:
     """A condition of a layer that has attention as an option."""
     needs = condition.needs and f"{condition.needs}, where it has attention"
@@ -243,17 +255,23 @@ def _all_heads(conv: Any, x: Tensor) -> tuple[int, int]:
 
 _OVER = (SUM, SOURCE_TO_TARGET, UNSEEN_SCORES)
 _ATTENTION = Recipe(conditions=_OVER)
+_OF_EDGES = replace(_ATTENTION, unfit=_why_other_attributes)
 
 RECIPES: dict[type, Recipe] = {
-    nn.GATConv: replace(_ATTENTION, attention=gat),
-    nn.GATv2Conv: replace(_ATTENTION, attention=gatv2),
-    nn.TransformerConv: Recipe(attention=transformer, conditions=(*_OVER, ITS_OWN_PRODUCT)),
+    nn.GATConv: replace(_OF_EDGES, attention=gat),
+    nn.GATv2Conv: replace(_OF_EDGES, attention=gatv2),
+    nn.TransformerConv: replace(
+        _OF_EDGES, attention=transformer, conditions=(*_OVER, ITS_OWN_PRODUCT)
+    ),
     nn.AGNNConv: replace(_ATTENTION, attention=agnn),
-    nn.FAConv: Recipe(attention=fa, fuses=False, conditions=(*_OVER, NOT_CACHED)),
+    nn.FAConv: Recipe(
+        attention=fa, unfit=_why_other_weight, fuses=False, conditions=(*_OVER, NOT_CACHED)
+    ),
     nn.GeneralConv: Recipe(
         message=general_message,
         offset=general_offset,
         attention=general,
+        unfit=_why_other_attributes,
         conditions=tuple(map(_where_it_attends, (*_OVER, DIRECTED, NO_EDGE_CHANNELS))),
     ),
     nn.HANConv: replace(_ATTENTION, attention=han, numbers=_all_heads),
@@ -265,6 +283,7 @@ RECIPES: dict[type, Recipe] = {
         attention=rgat,
         forward=rgat_forward,
         numbers=numbers_of,
+        unfit=_why_other_attributes,
         conditions=(SUM, SOURCE_TO_TARGET, NO_MOD),
     ),
 }

@@ -70,6 +70,8 @@ class Recipe:
             of the source alone.
         numbers: from the layer and the sources' rows, the heads of its attention and how many
             numbers a message has, all heads together.
+        unfit: from the layer and a call, why its attention is left to stock in that call. None: it
+            need not be.
         ranks: the dimensions that features of a layer with attention may have.
         joins: whether it does so over the edges of all types of a dictionary as one graph.
         conditions: what else rules it out.
@@ -92,6 +94,7 @@ class Recipe:
     fuses: bool = True
     attention: Callable[[Any, Any, Call], Tensor] | None = None
     numbers: Callable[[Any, Tensor], tuple[int, int]] = heads_of
+    unfit: Callable[[Any, Call], str | None] = lambda conv, call: None
     ranks: tuple[int, ...] = (2,)
     joins: bool = False
     conditions: tuple[Condition, ...] = ()
