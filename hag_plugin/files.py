@@ -119,6 +119,20 @@ def whole_file(path: str | os.PathLike[str], first: bool = False) -> Iterator[IO
         raise
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Around a zip that is read or written: an interrupt comes out as itself.
+
+    Where one comes in the midst of `zipfile`, it raises errors of its own while it closes.
+    """
+    try:
+        yield
+    except Exception as e:
+        if isinstance(e.__context__, KeyboardInterrupt):
+            raise e.__context__ from None
+        raise
+
+
 def _take_free_place(temporary: Path, target: Path) -> None:
     try:
         os.link(temporary, target)

@@ -20,7 +20,7 @@ from hag_plugin.data.edge_lists import read_edge_list
 from hag_plugin.data.edges import Edges, counted, ends, from_floats, from_names, graph_of
 from hag_plugin.data.graph_data import MAX_ID, GraphData
 from hag_plugin.data.source import FILES_EXTRA, KINDS, STDIN, Source
-from hag_plugin.files import DatasetError
+from hag_plugin.files import DatasetError, interruptible
 from hag_plugin.hag.hag import HAG
 
 OTHER_SUFFIXES = (".zip", ".tar", ".tgz", ".h5", ".hdf5", ".pt", ".pth", ".pkl", ".mat", ".xlsx")
@@ -328,7 +328,7 @@ def _npz_graph(
 def _arrays(source: Source, features: bool) -> dict[str, np.ndarray]:
     skipped = () if features else FEATURE_ARRAYS
     try:
-        with source.open() as raw:
+        with interruptible(), source.open() as raw:
             names = zipfile.ZipFile(raw).namelist()
             others = [name for name in names if not name.endswith(".npy")]
             if others:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hag_plugin.files import whole_file
+from hag_plugin.files import interruptible, whole_file
 
 FILE_FORMAT = "hag_plugin.HAG"
 FILE_VERSION = 1
@@ -25,7 +25,7 @@ def write(
     header["hag"] = _split_arrays(state, arrays, "hag")
     header["content_hash"] = list(content_hash)
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
-    with whole_file(path) as file:
+    with whole_file(path) as file, interruptible():
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
@@ -38,7 +38,11 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], tuple[int, int]]
     """
     name = os.fspath(path)
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+        with (
+            interruptible(),
+            open(path, "rb") as file,
+            np.load(file, allow_pickle=False) as archive,
+        ):
             arrays = {name: archive[name] for name in archive.files}
         header = json.loads(arrays.pop("header").tobytes())
     except (FileNotFoundError, IsADirectoryError, PermissionError):
