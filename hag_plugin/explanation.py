@@ -21,14 +21,16 @@ class Calls:
         counts: how many ran on each.
         reasons: why the last of each did.
         known: what whoever counts need not find out at every call.
+        strangers: of graphs that did not come back, what whoever decides need not find out.
     """
 
-    __slots__ = ("counts", "known", "reasons")
+    __slots__ = ("counts", "known", "reasons", "strangers")
 
     def __init__(self) -> None:
         self.counts: dict[Kind, int] = {}
         self.reasons: dict[Kind, str] = {}
         self.known: Any = None
+        self.strangers: Any = None
 
     def note(self, kind: Kind, reason: str) -> None:
         """Counts a call."""

@@ -49,6 +49,9 @@ class Limits:
             that a model meets for the first time, the making of its CSR included, to run
             there; 0: always. Measured: with two threads for stock, batches predicted at 1.15
             and 1.44 ran at 0.75 to 0.93 times its speed.
+        strangers: how many graphs in a row a layer of PyG's must have met first, and left to stock,
+            to leave those that follow to stock as they come, but for one of so many: it is looked
+            at, as those before were. Looking at a graph takes some 20 us.
         op_sources: rows that an op reads, on a GPU. One that reads more is split into parts, so
             that no instance runs much longer than the rest.
         program_levels: levels of a program, on a GPU. A deeper one gets shortcuts, at the price of
@@ -88,6 +91,7 @@ class Limits:
     constant_bytes: int = 1 << 30
     tree_gain: float = 1.1
     passing_gain: float = 1.5
+    strangers: int = 16
     op_sources: int = 128
     program_levels: int = 16
     window_ops: int = 1024

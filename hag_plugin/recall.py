@@ -11,10 +11,11 @@ a forward again gets the decisions of the first run.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -187,13 +188,12 @@ def value_of(found: Any) -> Any:
 class _Entry:
     """Things that were met, by whom, and what was made of them at first and once they came back."""
 
-    __slots__ = ("known", "occasion", "passing", "readers", "used", "value")
+    __slots__ = ("known", "occasion", "passing", "readers", "value")
 
     def __init__(self, known: Known) -> None:
         self.known = known
         self.value: Any = UNKNOWN
         self.passing: Passing | None = None
-        self.used = 0
         self.occasion: Any = UNKNOWN
         self.readers: weakref.WeakKeyDictionary[Any, Any] | None = None
 
@@ -227,8 +227,7 @@ class Recall:
     def __init__(self, limit: int | None = None, features: bool = False) -> None:
         self.limit = limit
         self.features = features
-        self._entries: dict[Any, _Entry] = {}
-        self._clock = count()
+        self._entries: OrderedDict[Any, _Entry] = OrderedDict()  # the latest used last
         self._lock = threading.RLock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -367,7 +366,10 @@ class Recall:
         entry = self._entries.get(key)
         if entry is None or not entry.known.agrees(facts):
             return None
-        entry.used = next(self._clock)
+        try:  # noqa: SIM105  (at every call)
+            self._entries.move_to_end(key)
+        except KeyError:
+            pass
         return entry
 
     def _note(self, facts: _Facts, purpose: Hashable) -> _Entry:
@@ -375,7 +377,8 @@ class Recall:
         entries = self._entries
         entries.pop(key, None)
         while self.limit is not None and len(entries) >= self.limit:
-            entries.pop(min(list(entries.items()), key=lambda item: item[1].used)[0], None)
+            with contextlib.suppress(KeyError):  # it vanished meanwhile
+                entries.popitem(last=False)
         mine = weakref.ref(self)
 
         def vanished(_: Any) -> None:
@@ -384,7 +387,6 @@ class Recall:
                 recall._entries.pop(key, None)
 
         entry = entries[key] = _Entry(Known(facts, self.features, vanished))
-        entry.used = next(self._clock)
         return entry
 
 

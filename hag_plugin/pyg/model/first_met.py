@@ -9,10 +9,17 @@ import torch
 from torch import Tensor
 
 from hag_plugin.hag.passing import Messages
+from hag_plugin.limits import limits
 from hag_plugin.pyg.model import session as sessions
+from hag_plugin.pyg.model.choice import MET_FEW, SCORED_FEW, STRANGER
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe
 from hag_plugin.pyg.recipes.rgat import attends_within, matrix_numbers
 
+# Without either, nothing is run again.
+_in_backward: Any = torch._C._current_graph_task_id
+_top_hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks
+
+OF_STRANGERS = (MET_FEW, STRANGER, SCORED_FEW)
 _WIDE = 256  # bytes of a row, where features do not tell
 
 
@@ -53,6 +60,43 @@ def first_met(
         return sessions.made(lambda: make(both))
 
     return passing
+
+
+class Strangers:
+    """Graphs that a layer left to stock, one after the other: sampled batches, mostly."""
+
+    __slots__ = ("_count", "_kind", "_most", "_reason")
+
+    def __init__(self) -> None:
+        self._count, self._most, self._reason = 0, 0, ""
+        self._kind: tuple[Any, ...] = ()
+
+    def met(self, num_edges: int, x: Tensor, reason: str) -> None:
+        """One more was. Those before are forgotten where it is of another kind.
+
+        Args:
+            num_edges: its.
+            x: the sources' features.
+            reason: why.
+        """
+        kind = x.shape[-1], torch.is_grad_enabled()
+        if kind != self._kind:
+            self._count, self._most, self._kind = 0, 0, kind
+        self._count += 1
+        self._most = max(self._most, num_edges)
+        self._reason = STRANGER if reason is MET_FEW else reason
+
+    def why_followed(self, num_edges: int, x: Tensor) -> str | None:
+        """Why a graph is left to stock without another look, after many of its kind. None: it is
+        to be looked at."""
+        many = limits.strangers
+        if self._count < many or (self._count + 1) % many == 0 or num_edges > self._most:
+            return None
+        if (x.shape[-1], torch.is_grad_enabled()) != self._kind:
+            return None
+        if _top_hooks(True) is not None or _in_backward() >= 0:
+            return None  # a checkpoint must decide alike when it runs again
+        return self._reason
 
 
 def with_scores(conv: Any, recipe: Recipe, messages: Messages, x: Tensor) -> Messages:

@@ -111,7 +111,7 @@ def _function(method: Any) -> Any:
 def _forward(stock: type, recipe: Recipe) -> Any:
     names = _names(stock)
     stock_forward: Any = stock.forward  # type: ignore[attr-defined]
-    is_normalised = recipe.is_normalised
+    is_normalised, has_blocks = recipe.is_normalised, stock in FORMS
 
     @functools.wraps(stock_forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -126,7 +126,7 @@ def _forward(stock: type, recipe: Recipe) -> Any:
                 given = {**call, **choice.changed}
                 out = stock_forward(self, **given)
                 _check_edges(self, stock, stock_forward, recipe, call, given)
-            note(self, recipe, taken(self, choice), call)
+            note(self, recipe, taken(self, choice) if has_blocks else choice, call)
             return out
         given = {**call, **choice.changed}
         graph = given.get(recipe.record.graphs[0])
