@@ -110,7 +110,7 @@ int64_t number_size(const HagAttend &a) { return a.dtype == HAG_FLOAT64 ? 8 : 4;
 
 // Edges that are worked on at once: their scores and the rows that they read stay near.
 int64_t block_of(const HagAttend &a) {
-  constexpr int64_t kPairs = 1024, kBytes = 32768, kMost = 64, kLeast = 4;
+  constexpr int64_t kPairs = 1024, kBytes = 32768, kMost = 64, kLeast = 4;  // kMost: Segments
   const int64_t bytes = a.heads * std::max(a.width, a.key_width) * number_size(a);
   return std::clamp(std::min(kPairs / a.heads, kBytes / std::max<int64_t>(bytes, 1)), kLeast,
                     kMost);

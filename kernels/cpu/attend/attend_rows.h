@@ -10,6 +10,18 @@ namespace {
 
 constexpr int64_t kSlack = 64;  // numbers that may be read or written past a run
 
+// A row, or a part of a row, among the slots that are worked on at once.
+struct Segment {
+  int64_t row, at, n;  // its slots: n of those at once, from `at`
+  bool add, last;      // whether there were parts of it before, and whether none follows
+};
+// Short rows are worked on together: what is done a slot then fills whole vectors.
+struct Segments {
+  static constexpr int64_t kMost = 64;  // no block has more edges
+  int64_t begin, n, count;              // the slots, and how many segments these are
+  Segment each[kMost];
+};
+
 template <class F>
 class Attend {
   static constexpr int L = Whole<F>::L;
@@ -98,16 +110,12 @@ class Attend {
     return HAG_PICK(v, v, ((I + By) % L)...);
   }
   HAG_INLINE void store_heads(F *out, V v) const {
-    switch (H) {
-      case 1:
-        return copy<1>(out, (const F *)&v, 1);
-      case 2:
-        return copy<2>(out, (const F *)&v, 2);
-      case 4:
-        return copy<4>(out, (const F *)&v, 4);
-      default:
-        for (int64_t h = 0; h < H; ++h) out[h] = v[h];
-    }
+    if (H == 1) return store_as(out, v[0]);
+    if constexpr (L >= 2)
+      if (H == 2) return copy<2>(out, (const F *)&v, 2);
+    if constexpr (L >= 4)
+      if (H == 4) return copy<4>(out, (const F *)&v, 4);
+    for (int64_t h = 0; h < H; ++h) out[h] = v[h];
   }
 
   // body(offset, offset in what is periodic) for all vectors of a run of n edges.
@@ -118,6 +126,17 @@ class Attend {
       body(k, p);
       p = p + L == whole ? 0 : p + L;
     }
+  }
+
+  // What is of heads, at each of n edges; up to a vector more is written.
+  HAG_INLINE void spread(const F *of_heads, int64_t n, F *out, F *repeated) const {
+    if (period_ == 1) {
+      const V v = repeated_heads(of_heads);
+      for (int64_t k = 0; k < n * H; k += L) store_as(out + k, v);
+      return;
+    }
+    repeat(of_heads, repeated);
+    each(n, [&](int64_t k, int64_t p) { store_as(out + k, load_as<V>(repeated + p)); });
   }
 
   // out[h] = sum over the edges of s[b, h]; or added to it.
@@ -155,21 +174,24 @@ class Attend {
     return load_as<V>(&bits);
   }
 
+  HAG_INLINE void largest_in_lanes(const F *s, int64_t n, F *out) const {
+    const F least = -__builtin_inf();
+    V most = V{} + least;
+    const auto larger = [](V x, V y) { return y > x ? y : x; };
+    const int64_t numbers = n * H, whole = numbers / L * L;
+    for (int64_t k = 0; k < whole; k += L) most = larger(most, load_as<V>(s + k));
+    if (whole < numbers) {
+      const V rest = load_as<V>(s + whole), among = first_lanes(V{} + (F)1, numbers - whole);
+      most = larger(most, among > V{} ? rest : V{} + least);
+    }
+    store_heads(out, joined<L / 2>(most, larger));
+  }
+
   // The largest of each head; NaN is passed over: it comes back with the exponentials. What lies
   // behind the run may be written to.
   void largest(F *s, int64_t n, F *lanes, F *out) const {
     const F least = -__builtin_inf();
-    if (period_ == 1) {
-      V most = V{} + least;
-      const auto larger = [](V x, V y) { return y > x ? y : x; };
-      const int64_t numbers = n * H, whole = numbers / L * L;
-      for (int64_t k = 0; k < whole; k += L) most = larger(most, load_as<V>(s + k));
-      if (whole < numbers) {
-        const V rest = load_as<V>(s + whole), among = first_lanes(V{} + (F)1, numbers - whole);
-        most = larger(most, among > V{} ? rest : V{} + least);
-      }
-      return store_heads(out, joined<L / 2>(most, larger));
-    }
+    if (period_ == 1) return largest_in_lanes(s, n, out);
     for (int64_t k = 0; k < period_ * L; ++k) lanes[k] = least;
     for (int64_t k = n * H, end = (n * H + L - 1) / L * L; k < end; ++k) s[k] = least;
     each(n, [&](int64_t k, int64_t p) {
@@ -180,6 +202,14 @@ class Attend {
       for (int64_t k = 0; k < half; ++k)
         lanes[k] = lanes[k + half] > lanes[k] ? lanes[k + half] : lanes[k];
     for (int64_t h = 0; h < H; ++h) out[h] = lanes[h];
+  }
+
+  // The same of a row of a group, behind which others lie; 0 where it has no edges.
+  HAG_INLINE void largest_of(const F *s, int64_t n, F *out) const {
+    if (n > 0 && period_ == 1) return largest_in_lanes(s, n, out);
+    for (int64_t h = 0; h < H; ++h) out[h] = n > 0 ? (F)-__builtin_inf() : (F)0;
+    for (int64_t b = 0; b < n; ++b)
+      for (int64_t h = 0; h < H; ++h) out[h] = s[b * H + h] > out[h] ? s[b * H + h] : out[h];
   }
 
   // ---------------------------------------------------------------- what is of edges
@@ -277,11 +307,10 @@ class Attend {
     by_heads(n, Scatter<At>{(F *)to, from, H, at});
   }
 
-  HAG_INLINE Rows<F> rows_of(const void *x, int64_t numbers, int64_t begin, bool ahead) const {
-    const int64_t bytes = numbers * (int64_t)sizeof(F);
-    if (!ahead || bytes == 0 || bytes > kFetchedRow)
-      return {(const F *)x, numbers, a.col + begin, 0, 0};
-    return {(const F *)x, numbers, a.col + begin, a.num_edges - begin, prefetch_distance(bytes)};
+  HAG_INLINE Rows<F> rows_of(const void *x, const HeadsShape<F> &shape, int64_t begin,
+                             bool ahead) const {
+    const int64_t left = ahead && shape.ahead ? a.num_edges - begin : 0;
+    return {(const F *)x, shape.numbers(), a.col + begin, left, shape.ahead};
   }
 
   // The edges' own terms of "vector" from slot `begin`, and where they are.
@@ -325,13 +354,15 @@ class Attend {
 
   // ---------------------------------------------------------------- scores
 
-  // s[b, h] of n <= block edges from slot `begin` before the leaky ReLU, without the term of edges
-  // of "dot". `fixed`: key or query of the row's own node; `others`: those of the others.
-  void scores(const F *fixed, const void *others, int64_t begin, int64_t n, F *s, F *other,
-              F *repeated) {
-    const int32_t *col = a.col + begin;
+  // s[b, h] of the edges of segments before the leaky ReLU, without the term of edges of "dot".
+  // `fixed`: keys or queries of the rows' own nodes; `others`: those of the others. `spread_out`
+  // has room for a run.
+  void scores(const void *fixed, const void *others, const Segments &of, F *s, F *other,
+              F *spread_out, F *repeated) {
+    const int64_t n = of.n, numbers = key_numbers();
+    const int32_t *col = a.col + of.begin;
     const auto node = [&](int64_t b) { return (int64_t)col[b]; };
-    const auto user = [&](int64_t b) { return users(begin + b); };
+    const auto user = [&](int64_t b) { return users(of.begin + b); };
     bool bias = a.bias != nullptr;
     switch (a.score) {
       case HAG_SCORE_GIVEN:
@@ -342,27 +373,83 @@ class Attend {
         if (others) gather(s, others, H, n, node);
         else each(n, [&](int64_t k, int64_t) { store_as(s + k, V{}); });
         if (fixed) {
-          repeat(fixed, repeated);
-          each(n, [&](int64_t k, int64_t p) {
-            store_as(s + k, load_as<V>(s + k) + load_as<V>(repeated + p));
+          for_each(of, [&](const Segment &part) {
+            spread(this->of(fixed, part.row, H), part.n, spread_out + part.at * H, repeated);
           });
+          add_run(s, spread_out, n);
         }
         break;
       case HAG_SCORE_VECTOR:
-        dots(LeakyOf<F>{vectors(fixed, others, begin, n, true)}, (const F *)a.weight, n, keys_, s);
+        dots(keys_, s, [&](const auto &take) {
+          for_each(of, [&](const Segment &part) {
+            const F *own = this->of(fixed, part.row, numbers);
+            take(LeakyOf<F>{vectors(own, others, of.begin + part.at, part.n, true)},
+                 (const F *)a.weight, part.n);
+          });
+        });
         break;
       default:
-        dots(rows_of(others, H * a.key_width, begin, true), fixed, n, keys_, s);
+        dots(keys_, s, [&](const auto &take) {
+          for_each(of, [&](const Segment &part) {
+            take(rows_of(others, keys_, of.begin + part.at, true),
+                 this->of(fixed, part.row, numbers), part.n);
+          });
+        });
     }
     if (!bias) return;
     gather(other, a.bias, H, n, user);
+    add_run(s, other, n);
+  }
+
+  template <class Body>
+  HAG_INLINE static void for_each(const Segments &of, const Body &body) {
+    for (int64_t i = 0; i < of.count; ++i)
+      if (of.each[i].n > 0) body(of.each[i]);
+  }
+  HAG_INLINE void add_run(F *to, const F *from, int64_t n) const {
     each(n,
-         [&](int64_t k, int64_t) { store_as(s + k, load_as<V>(s + k) + load_as<V>(other + k)); });
+         [&](int64_t k, int64_t) { store_as(to + k, load_as<V>(to + k) + load_as<V>(from + k)); });
+  }
+
+  int64_t key_numbers() const { return a.score == HAG_SCORE_SUM ? H : H * a.key_width; }
+
+  // together(segments) for short rows, alone(row, begin, end) for long ones; hubs are left out.
+  template <class Together, class Alone>
+  HAG_INLINE void each_group(int64_t first, int64_t last, const Together &together,
+                             const Alone &alone) const {
+    for (int64_t i = first; i < last;) {
+      const int64_t begin = a.row_ptr[i], length = a.row_ptr[i + 1] - begin;
+      if (length > a.block) {
+        if (length <= a.longest) alone(i, begin, begin + length);
+        ++i;
+        continue;
+      }
+      Segments group;
+      group.begin = begin, group.count = 0;
+      int64_t at = 0;
+      for (; i < last && group.count < a.block; ++i) {
+        const int64_t n = a.row_ptr[i + 1] - a.row_ptr[i];
+        if (at + n > a.block) break;
+        group.each[group.count++] = {i, at, n, false, true};
+        at += n;
+      }
+      group.n = at;
+      together(group);
+    }
+  }
+  template <class Body>
+  HAG_INLINE void each_part(int64_t row, int64_t begin, int64_t end, const Body &body) const {
+    Segments part;
+    for (int64_t k = begin; k < end; k += a.block) {
+      const int64_t n = k + a.block < end ? a.block : end - k;
+      part.begin = k, part.n = n, part.count = 1;
+      part.each[0] = {row, 0, n, k > begin, k + n == end};
+      body(part);
+    }
   }
 
   Vectors<F> vectors(const F *fixed, const void *others, int64_t begin, int64_t n, bool ahead) {
-    return {rows_of(others, H * a.key_width, begin, ahead), fixed, vectors_of_edges(begin, n),
-            (F)a.slope};
+    return {rows_of(others, keys_, begin, ahead), fixed, vectors_of_edges(begin, n), (F)a.slope};
   }
 
   bool sloped() const { return a.score != HAG_SCORE_VECTOR && a.slope != 1.0; }
@@ -392,61 +479,67 @@ class Attend {
   }
 
   struct Forward {
-    F *other, *repeated, *lanes;
+    F *other, *spread, *repeated, *lanes;
   };
   Forward prepare() {
     prepare_edges();
-    return {run_of(a.block), periodic(), periodic()};
+    return {run_of(a.block), run_of(a.block), periodic(), periodic()};
   }
 
-  // The scores of all slots of a row's part, with their leaky ReLU, and the largest.
-  void part_scores(Forward &f, int64_t row, int64_t begin, int64_t end, F *s, F *most) {
-    const int64_t key = a.score == HAG_SCORE_SUM ? H : H * a.key_width;
-    const F *query = of(a.query, row, key);
-    for (int64_t k = begin; k < end; k += a.block) {
-      const int64_t n = k + a.block < end ? a.block : end - k;
-      F *run = s + (k - begin) * H;
-      scores(query, a.key, k, n, run, f.other, f.repeated);
-      if (a.edge_query) add_edge_dots(of(a.edge_query, row, H * a.edge_width), k, n, run, f.other);
-    }
-    const int64_t n = end - begin;
+  // The scores of segments, with their leaky ReLU.
+  void run_scores(const Forward &f, const Segments &of, F *s) {
+    scores(a.query, a.key, of, s, f.other, f.spread, f.repeated);
+    if (a.edge_query)
+      for_each(of, [&](const Segment &part) {
+        add_edge_dots(this->of(a.edge_query, part.row, H * a.edge_width), of.begin + part.at,
+                      part.n, s + part.at * H, f.other);
+      });
     if (sloped())
-      each(n, [&](int64_t k, int64_t) { store_as(s + k, leaky(load_as<V>(s + k), (F)a.slope)); });
-    if (a.normalise != HAG_NORMALISE_SOFTMAX) return;
-    largest(s, n, f.lanes, most);
+      each(of.n,
+           [&](int64_t k, int64_t) { store_as(s + k, leaky(load_as<V>(s + k), (F)a.slope)); });
   }
+
+  // The scores of all slots of a row's part, and the largest.
+  void part_scores(Forward &f, int64_t row, int64_t begin, int64_t end, F *s, F *most) {
+    each_part(row, begin, end,
+              [&](const Segments &of) { run_scores(f, of, s + (of.begin - begin) * H); });
+    if (a.normalise == HAG_NORMALISE_SOFTMAX) largest(s, end - begin, f.lanes, most);
+  }
+
+  // Of scores, what softmax and tanh make of them; most_at(offset, offset in what is periodic).
+  template <class Most>
+  HAG_INLINE void soften(F *s, int64_t n, const Most &most_at) const {
+    if (a.normalise == HAG_NORMALISE_SOFTMAX)
+      each(n, [&](int64_t k, int64_t p) {
+        store_as(s + k, exponential<F>(load_as<V>(s + k) - load_as<V>(most_at(k, p))));
+      });
+    else if (a.normalise == HAG_NORMALISE_TANH)
+      each(n,
+           [&](int64_t k, int64_t) { store_as(s + k, hyperbolic_tangent<F>(load_as<V>(s + k))); });
+  }
+
+  void apply_mask(const Forward &f, F *s, int64_t begin, int64_t n) const {
+    gather(f.other, a.mask, H, n, [&](int64_t b) { return users(begin + b); });
+    for (int64_t b = 0; b < n * H; ++b) s[b] *= f.other[b];
+  }
+
+  // Whether the rows of values are to be fetched: those of "vector" may be the keys, read before.
+  bool fetches_values() const { return a.score != HAG_SCORE_VECTOR || a.value != a.key; }
 
   // What becomes of the scores of a part: the total of the exponentials, and the weighted sums
   // [H, width], then [H, edge_width].
   void part_sums(Forward &f, int64_t begin, int64_t end, F *s, const F *most, F *total, F *sums) {
     const int64_t n = end - begin;
-    if (a.normalise == HAG_NORMALISE_SOFTMAX) {
-      repeat(most, f.repeated);
-      each(n, [&](int64_t k, int64_t p) {
-        store_as(s + k, exponential<F>(load_as<V>(s + k) - load_as<V>(f.repeated + p)));
-      });
-      sum_heads(s, n, f.lanes, total, false);
-    } else if (a.normalise == HAG_NORMALISE_TANH) {
-      each(n,
-           [&](int64_t k, int64_t) { store_as(s + k, hyperbolic_tangent<F>(load_as<V>(s + k))); });
-    }
-    if (a.mask)
-      for (int64_t k = begin; k < end; k += a.block) {
-        const int64_t count = k + a.block < end ? a.block : end - k;
-        F *run = s + (k - begin) * H;
-        gather(f.other, a.mask, H, count, [&](int64_t b) { return users(k + b); });
-        for (int64_t b = 0; b < count * H; ++b) run[b] *= f.other[b];
-      }
-    const bool first = a.score != HAG_SCORE_VECTOR || a.value != a.key;
-    weighted_heads(rows_of(a.value, H * a.width, begin, first), s, n, values_, sums, false);
-    if (!a.edge_query) return;
-    F *of_edges = sums + H * a.width;
-    for (int64_t k = begin; k < end; k += a.block) {
-      const int64_t count = k + a.block < end ? a.block : end - k;
-      sum_edges(s + (k - begin) * H, k, count, of_edges, k > begin, f.other);
-    }
-    if (n == 0)
-      for (int64_t k = 0; k < H * a.edge_width; ++k) of_edges[k] = 0;
+    const bool soft = a.normalise == HAG_NORMALISE_SOFTMAX;
+    if (soft) repeat(most, f.repeated);
+    soften(s, n, [&](int64_t, int64_t p) { return f.repeated + p; });
+    if (soft) sum_heads(s, n, f.lanes, total, false);
+    for (int64_t k = begin; a.mask && k < end; k += a.block)
+      apply_mask(f, s + (k - begin) * H, k, k + a.block < end ? a.block : end - k);
+    weighted_heads(rows_of(a.value, values_, begin, fetches_values()), s, n, values_, sums, false);
+    for (int64_t k = begin; a.edge_query && k < end; k += a.block)
+      sum_edges(s + (k - begin) * H, k, k + a.block < end ? a.block : end - k, sums + H * a.width,
+                k > begin, f.other);
   }
 
   void finish(int64_t row, const F *most, const F *total, const F *sums) const {
@@ -461,22 +554,48 @@ class Attend {
     }
   }
 
+  struct Sums {
+    F *mosts, *totals;  // of each row of a group: the largest score, the sum of exponentials
+    F *sums;            // of a row
+  };
+
+  void group(const Forward &f, const Segments &of, F *s, const Sums &to) {
+    const bool soft = a.normalise == HAG_NORMALISE_SOFTMAX;
+    run_scores(f, of, s);
+    if (soft)
+      for (int64_t i = 0; i < of.count; ++i) {
+        const Segment &part = of.each[i];
+        F *most = to.mosts + i * H;
+        largest_of(s + part.at * H, part.n, most);
+        spread(most, part.n, f.spread + part.at * H, f.repeated);
+      }
+    soften(s, of.n, [&](int64_t k, int64_t) { return f.spread + k; });
+    if (soft)
+      for (int64_t i = 0; i < of.count; ++i)
+        sum_heads(s + of.each[i].at * H, of.each[i].n, f.lanes, to.totals + i * H, false);
+    if (a.mask) apply_mask(f, s, of.begin, of.n);
+    for (int64_t i = 0; i < of.count; ++i) {
+      const Segment &part = of.each[i];
+      const int64_t begin = of.begin + part.at;
+      F *own = s + part.at * H;
+      weighted_heads(rows_of(a.value, values_, begin, fetches_values()), own, part.n, values_,
+                     to.sums, false);
+      if (a.edge_query) sum_edges(own, begin, part.n, to.sums + H * a.width, false, f.other);
+      finish(part.row, to.mosts + i * H, to.totals + i * H, to.sums);
+    }
+  }
+
   void rows(int64_t first, int64_t last) {
     Forward f = prepare();
-    F *s = run_of(a.longest), *most = take(H), *total = take(H);
-    F *sums = take(H * (a.width + a.edge_width));
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t begin = a.row_ptr[i], end = a.row_ptr[i + 1];
-      if (end - begin > a.longest) continue;  // a hub
-      if (begin == end) {
-        for (int64_t h = 0; h < H; ++h) most[h] = 0, total[h] = 0;
-        for (int64_t k = 0; k < H * (a.width + a.edge_width); ++k) sums[k] = 0;
-      } else {
-        part_scores(f, i, begin, end, s, most);
-        part_sums(f, begin, end, s, most, total, sums);
-      }
-      finish(i, most, total, sums);
-    }
+    F *s = run_of(a.longest > a.block ? a.longest : a.block);
+    const Sums to{run_of(a.block), run_of(a.block), take(H * (a.width + a.edge_width))};
+    each_group(
+        first, last, [&](const Segments &of) { group(f, of, s, to); },
+        [&](int64_t row, int64_t begin, int64_t end) {
+          part_scores(f, row, begin, end, s, to.mosts);
+          part_sums(f, begin, end, s, to.mosts, to.totals, to.sums);
+          finish(row, to.mosts, to.totals, to.sums);
+        });
   }
 
   // ---------------------------------------------------------------- backward
@@ -484,16 +603,22 @@ class Attend {
   // stat: what was kept, and <grad_y, result> of each head.
   void stats(int64_t first, int64_t last) {
     const int64_t width = a.width + (a.edge_query ? a.edge_width : 0), numbers = H * width;
-    F *product = take(H + kSlack);
+    F *product = run_of(a.block);
     const HeadsShape<F> shape(H, width);
     const int32_t own = 0;
-    for (int64_t i = first; i < last; ++i) {
-      F *stat = (F *)a.stat + i * 3 * H;
-      const F *kept = (const F *)a.kept + i * 2 * H;
-      for (int64_t h = 0; h < 2 * H; ++h) stat[h] = kept[h];
-      const Rows<F> row{(const F *)a.grad_y + i * numbers, 0, &own, 0, 0};
-      dots(row, (const F *)a.result + i * numbers, 1, shape, product);
-      for (int64_t h = 0; h < H; ++h) stat[2 * H + h] = product[h];
+    for (int64_t i = first; i < last; i += a.block) {
+      const int64_t n = i + a.block < last ? a.block : last - i;
+      dots(shape, product, [&](const auto &all) {
+        for (int64_t b = i; b < i + n; ++b)
+          all(Rows<F>{(const F *)a.grad_y + b * numbers, 0, &own, 0, 0},
+              (const F *)a.result + b * numbers, 1);
+      });
+      for (int64_t b = 0; b < n; ++b) {
+        F *stat = (F *)a.stat + (i + b) * 3 * H;
+        const F *kept = (const F *)a.kept + (i + b) * 2 * H;
+        for (int64_t h = 0; h < 2 * H; ++h) stat[h] = kept[h];
+        for (int64_t h = 0; h < H; ++h) stat[2 * H + h] = product[b * H + h];
+      }
     }
   }
 
@@ -533,102 +658,109 @@ class Attend {
 
   struct BySource {
     F *s, *g, *p, *most, *inverse, *inner, *repeated, *lanes;
+    F *d_value, *d_key;  // of the range's first row
+    int64_t first;       // that row
   };
 
   // Sources' rows: gradients by their values and keys, by scores, and by what edges have.
   void by_source(const HagAttendRange &range, const HagAttendSums &sums) {
     prepare_edges();
-    const BySource room{run_of(a.block), run_of(a.block), run_of(a.block), run_of(a.block),
-                        run_of(a.block), run_of(a.block), periodic(),      periodic()};
-    const int64_t keys = key_numbers(), values = H * a.width;
-    each_row(range, [&](int64_t row, int64_t begin, int64_t end, int64_t i) {
-      by_source(row, begin, end, room, sums.first ? (F *)sums.first + i * values : nullptr,
-                sums.second ? (F *)sums.second + i * keys : nullptr);
-    });
+    const BySource room{run_of(a.block), run_of(a.block),  run_of(a.block), run_of(a.block),
+                        run_of(a.block), run_of(a.block),  periodic(),      periodic(),
+                        (F *)sums.first, (F *)sums.second, range.first};
+    const auto run = [&](const Segments &of) { by_source(of, room); };
+    if (range.begin >= 0) return each_part(range.first, range.begin, range.end, run);
+    each_group(range.first, range.last, run,
+               [&](int64_t row, int64_t begin, int64_t end) { each_part(row, begin, end, run); });
   }
-  int64_t key_numbers() const { return a.score == HAG_SCORE_SUM ? H : H * a.key_width; }
 
-  void by_source(int64_t row, int64_t begin, int64_t end, const BySource &room, F *d_value,
-                 F *d_key) {
-    const int64_t key_numbers = this->key_numbers();
+  void by_source(const Segments &of, const BySource &room) {
+    const int64_t key_numbers = this->key_numbers(), value_numbers = H * a.width;
+    const int64_t k = of.begin, n = of.n;
     F *s = room.s, *g = room.g, *p = room.p, *most = room.most, *inverse = room.inverse;
-    F *inner = room.inner, *repeated = room.repeated, *lanes = room.lanes;
-    const F *key = of(a.key, row, key_numbers), *value = of(a.value, row, H * a.width);
+    F *inner = room.inner;
     const F *stat = (const F *)a.stat;
     const bool soft = a.normalise == HAG_NORMALISE_SOFTMAX;
     const F slope = sloped() ? (F)a.slope : (F)1;
-    clear(begin == end ? d_value : nullptr, H * a.width);
-    clear(begin == end ? d_key : nullptr, key_numbers);
-    for (int64_t k = begin; k < end; k += a.block) {
-      const int64_t n = k + a.block < end ? a.block : end - k;
-      const int32_t *col = a.col + k;
-      const auto node = [&](int64_t b) { return (int64_t)col[b]; };
-      const auto at = [&](int64_t b) { return place(k + b); };
-      const auto user = [&](int64_t b) { return users(k + b); };
-      const auto add_edges = [&](F *to, const void *term) {
-        gather(inner, term, H, n, at);
-        each(n, [&](int64_t v, int64_t) {
-          store_as(to + v, load_as<V>(to + v) + load_as<V>(inner + v));
-        });
-      };
-      const Rows<F> grads = rows_of(a.grad, H * a.width, k, true);
-      scores(key, a.query, k, n, s, inner, repeated);
-      dots(grads, value, n, values_, g);
-      if (a.edge_query) add_edges(s, a.edge_score), add_edges(g, a.edge_grad);
-      if (soft) {
-        gather(most, stat, 3 * H, n, node);
-        gather(inverse, stat + H, 3 * H, n, node);
-        gather(inner, stat + 2 * H, 3 * H, n, node);
-        each(n, [&](int64_t v, int64_t) {
-          const V z = leaky(load_as<V>(s + v), slope);
-          store_as(p + v, exponential<F>(z - load_as<V>(most + v)) * load_as<V>(inverse + v));
-        });
-      } else if (a.normalise == HAG_NORMALISE_TANH) {
-        each(n, [&](int64_t v, int64_t) {
-          store_as(p + v, hyperbolic_tangent<F>(leaky(load_as<V>(s + v), slope)));
-        });
-      } else {
-        each(n, [&](int64_t v, int64_t) { store_as(p + v, leaky(load_as<V>(s + v), slope)); });
-      }
-      if (a.d_mask) {
-        each(n, [&](int64_t v, int64_t) {
-          store_as(most + v, load_as<V>(p + v) * load_as<V>(g + v));
-        });
-        scatter(a.d_mask, most, n, user);
-      }
-      F *share = p;
-      if (a.mask) {
-        share = most;
-        gather(most, a.mask, H, n, user);
-        each(n, [&](int64_t v, int64_t) {
-          const V mask = load_as<V>(most + v);
-          store_as(g + v, load_as<V>(g + v) * mask);
-          store_as(most + v, load_as<V>(p + v) * mask);
-        });
-      }
-      if (d_value)
-        weighted_heads(rows_of(a.grad, H * a.width, k, false), share, n, values_, d_value,
-                       k > begin);
-      if (a.shares) scatter(a.shares, share, n, at);
-      each(n, [&](int64_t v, int64_t) {
-        const V z = load_as<V>(p + v);
-        V by = load_as<V>(g + v);
-        if (soft) by = z * (by - load_as<V>(inner + v));
-        else if (a.normalise == HAG_NORMALISE_TANH) by = by * ((F)1 - z * z);
-        if (slope != (F)1) by = load_as<V>(s + v) > V{} ? by : by * slope;
-        store_as(g + v, by);
+    const int32_t *col = a.col + k;
+    const auto node = [&](int64_t b) { return (int64_t)col[b]; };
+    const auto at = [&](int64_t b) { return place(k + b); };
+    const auto user = [&](int64_t b) { return users(k + b); };
+    const auto add_edges = [&](F *to, const void *term) {
+      gather(inner, term, H, n, at);
+      add_run(to, inner, n);
+    };
+    scores(a.key, a.query, of, s, inner, most, room.repeated);
+    dots(values_, g, [&](const auto &take) {
+      for_each(of, [&](const Segment &part) {
+        take(rows_of(a.grad, values_, k + part.at, true),
+             this->of(a.value, part.row, value_numbers), part.n);
       });
-      if (a.by_score) scatter(a.by_score, g, n, at);
-      if (a.d_bias) scatter(a.d_bias, g, n, user);
-      if (!d_key) continue;
-      if (a.score == HAG_SCORE_SUM) sum_heads(g, n, lanes, d_key, k > begin);
-      else if (a.score == HAG_SCORE_DOT)
-        weighted_heads(rows_of(a.query, key_numbers, k, false), g, n, keys_, d_key, k > begin);
-      else
-        weighted_heads(SlopeOf<F>{vectors(key, a.query, k, n, false)}, g, n, keys_, d_key,
-                       k > begin);
+    });
+    if (a.edge_query) add_edges(s, a.edge_score), add_edges(g, a.edge_grad);
+    if (soft) {
+      gather(most, stat, 3 * H, n, node);
+      gather(inverse, stat + H, 3 * H, n, node);
+      gather(inner, stat + 2 * H, 3 * H, n, node);
+      each(n, [&](int64_t v, int64_t) {
+        const V z = leaky(load_as<V>(s + v), slope);
+        store_as(p + v, exponential<F>(z - load_as<V>(most + v)) * load_as<V>(inverse + v));
+      });
+    } else if (a.normalise == HAG_NORMALISE_TANH) {
+      each(n, [&](int64_t v, int64_t) {
+        store_as(p + v, hyperbolic_tangent<F>(leaky(load_as<V>(s + v), slope)));
+      });
+    } else {
+      each(n, [&](int64_t v, int64_t) { store_as(p + v, leaky(load_as<V>(s + v), slope)); });
     }
-    if (d_key && a.score == HAG_SCORE_VECTOR) multiply(d_key, (const F *)a.weight, key_numbers);
+    if (a.d_mask) {
+      each(n,
+           [&](int64_t v, int64_t) { store_as(most + v, load_as<V>(p + v) * load_as<V>(g + v)); });
+      scatter(a.d_mask, most, n, user);
+    }
+    F *share = p;
+    if (a.mask) {
+      share = most;
+      gather(most, a.mask, H, n, user);
+      each(n, [&](int64_t v, int64_t) {
+        const V mask = load_as<V>(most + v);
+        store_as(g + v, load_as<V>(g + v) * mask);
+        store_as(most + v, load_as<V>(p + v) * mask);
+      });
+    }
+    if (room.d_value)
+      for (int64_t i = 0; i < of.count; ++i) {
+        const Segment &part = of.each[i];
+        weighted_heads(rows_of(a.grad, values_, k + part.at, false), share + part.at * H, part.n,
+                       values_, room.d_value + (part.row - room.first) * value_numbers, part.add);
+      }
+    if (a.shares) scatter(a.shares, share, n, at);
+    each(n, [&](int64_t v, int64_t) {
+      const V z = load_as<V>(p + v);
+      V by = load_as<V>(g + v);
+      if (soft) by = z * (by - load_as<V>(inner + v));
+      else if (a.normalise == HAG_NORMALISE_TANH) by = by * ((F)1 - z * z);
+      if (slope != (F)1) by = load_as<V>(s + v) > V{} ? by : by * slope;
+      store_as(g + v, by);
+    });
+    if (a.by_score) scatter(a.by_score, g, n, at);
+    if (a.d_bias) scatter(a.d_bias, g, n, user);
+    for (int64_t i = 0; room.d_key && i < of.count; ++i) {
+      const Segment &part = of.each[i];
+      const F *by = g + part.at * H;
+      F *d_key = room.d_key + (part.row - room.first) * key_numbers;
+      if (a.score == HAG_SCORE_SUM) {
+        sum_heads(by, part.n, room.lanes, d_key, part.add);
+      } else if (a.score == HAG_SCORE_DOT) {
+        weighted_heads(rows_of(a.query, keys_, k + part.at, false), by, part.n, keys_, d_key,
+                       part.add);
+      } else {
+        const F *key = this->of(a.key, part.row, key_numbers);
+        const Vectors<F> z = vectors(key, a.query, k + part.at, part.n, false);
+        weighted_heads(SlopeOf<F>{z}, by, part.n, keys_, d_key, part.add);
+        if (part.last) multiply(d_key, (const F *)a.weight, key_numbers);
+      }
+    }
   }
 
   void multiply(F *p, const F *by, int64_t numbers) const {
@@ -665,8 +797,7 @@ class Attend {
       if (a.score == HAG_SCORE_SUM) {
         if (d_query) sum_heads(by, n, lanes, d_query, add);
       } else if (a.score == HAG_SCORE_DOT) {
-        if (d_query)
-          weighted_heads(rows_of(a.key, key_numbers, k, true), by, n, keys_, d_query, add);
+        if (d_query) weighted_heads(rows_of(a.key, keys_, k, true), by, n, keys_, d_query, add);
         if (d_edge_query) sum_edges(by, k, n, d_edge_query, add, column);
         if (a.d_edges) edges_of_dot(row, k, n, by);
       } else if (a.score == HAG_SCORE_VECTOR) {
@@ -712,7 +843,7 @@ class Attend {
         for (int64_t d = 0; d < D; ++d) {
           const F *to = (const F *)a.projection + d * numbers;
           projected_at_[0] = to;
-          F dot[kSlack];
+          F dot[kSlack] = {};
           dots(Pointers<F>{projected_at_}, one, 1, one_key_, dot);
           ((F *)a.d_edges)[user * D + d] = dot[0];
         }
@@ -738,7 +869,7 @@ class Attend {
     const F *query = of(a.query, row, H * a.width);
     for (int64_t k = begin; k < end; k += a.block) {
       const int64_t n = k + a.block < end ? a.block : end - k;
-      dots(rows_of(a.value, H * a.width, k, true), query, n, values_, s);
+      dots(rows_of(a.value, values_, k, true), query, n, values_, s);
       scatter(out, s, n, [&](int64_t b) { return users(k + b); });
     }
   }

@@ -62,7 +62,7 @@ HAG_INLINE Vec<F, L> repeated(Vec<F, L> v, Lanes<I...>) {
 
 // ---------------------------------------------------------------- rows of edges
 
-constexpr int64_t kFetchedRow = 4096;  // bytes: longer rows are fetched as they are read
+constexpr int64_t kFetchedRow = 4096;  // bytes of a row that is fetched ahead, at most
 
 // Rows that the edges of a run name.
 template <class F>
@@ -152,24 +152,29 @@ inline bool covers(int64_t L, int64_t heads, int64_t width) {
 template <class F>
 struct HeadsShape {
   int64_t heads, width;
-  int64_t lanes;     // of a vector
-  bool is_by_heads;  // each head has vectors of its own, the last of which may be shorter
+  int64_t lanes;      // of a vector
+  int64_t ahead = 0;  // how far rows are fetched ahead; 0: they are fetched as they are read
+  bool is_by_heads;   // each head has vectors of its own, the last of which may be shorter
 
   HeadsShape(int64_t heads, int64_t width) : heads(heads), width(width) {
     int64_t own = lanes = most_lanes<F>();
-    if (width == 0) return;
+    if (heads * width == 0) return;
+    const int64_t bytes = heads * width * (int64_t)sizeof(F);
+    if (bytes <= kFetchedRow) ahead = prefetch_distance(bytes);
     while (lanes > 1 && !covers(lanes, heads, width)) lanes /= 2;
     while (own > width) own /= 2;
     is_by_heads = lanes < own;
     if (is_by_heads) lanes = own;
   }
 
+  int64_t numbers() const { return heads * width; }
+
   // Lanes of one head in a vector.
   int64_t summed() const { return !is_by_heads && width < lanes ? width : lanes; }
 };
 
-// out[b, h] = <fixed_h, rows.get(b)_h> of n edges. `out` has room for a vector more.
-template <class F, int L, int S, class From>
+// out[b, h] = <fixed_h, rows.get(b)_h> of edges, run after run. `out` has room for a vector more.
+template <class F, int L, int S>
 struct Dots {
   typedef Vec<F, L> V;
   typedef Vec<typename LaneOf<F>::type, L> I;
@@ -192,7 +197,7 @@ struct Dots {
   }
 
   // Q: vectors of a head, each whole; 0: any number, the last of which may overlap the one before.
-  template <int Q>
+  template <int Q, class From>
   HAG_INLINE void heads(const From rows, const F *fixed, int64_t n, int64_t heads, int64_t width) {
     const int64_t last = width - L, rest = (width + L - 1) / L * L - width;
     I kept = {};  // lanes that the vector before has not
@@ -220,6 +225,7 @@ struct Dots {
     }
   }
 
+  template <class From>
   HAG_INLINE void run(const From rows, const F *fixed, int64_t n, int64_t H, int64_t width) {
     if constexpr (S < L) {
       const int64_t numbers = H * width;
@@ -237,6 +243,9 @@ struct Dots {
     } else {
       heads<0>(rows, fixed, n, H, width);
     }
+  }
+
+  HAG_INLINE void finish() {
     if constexpr (S > 1) {
       if (count == 0) return;
       for (int i = count; i < S; ++i) part[i] = V{};
@@ -245,21 +254,27 @@ struct Dots {
   }
 };
 
-template <class F, class From>
-void dots(const From &rows, const F *fixed, int64_t n, const HeadsShape<F> &shape, F *out) {
+// runs(take) calls take(rows, fixed, n) for one run of edges after the other.
+template <class F, class Runs>
+HAG_INLINE void dots(const HeadsShape<F> &shape, F *out, const Runs &runs) {
   const int64_t heads = shape.heads, width = shape.width;
   if (width == 0) {
-    for (int64_t k = 0; k < n * heads; ++k) out[k] = 0;
+    runs([&](const auto &, const F *, int64_t n) {
+      for (int64_t k = 0; k < n * heads; ++k) *out++ = 0;
+    });
     return;
   }
   constexpr int W = most_lanes<F>();
   const int64_t L = shape.lanes, S = shape.summed();
-#define HAG_CASE(LANES, SUMMED)                     \
-  if constexpr (LANES <= W)                         \
-    if (L == LANES && S == SUMMED) {                \
-      Dots<F, LANES, SUMMED, From> one;             \
-      one.out = out;                                \
-      return one.run(rows, fixed, n, heads, width); \
+#define HAG_CASE(LANES, SUMMED)                               \
+  if constexpr (LANES <= W)                                   \
+    if (L == LANES && S == SUMMED) {                          \
+      Dots<F, LANES, SUMMED> all;                             \
+      all.out = out;                                          \
+      runs([&](const auto &rows, const F *fixed, int64_t n) { \
+        all.run(rows, fixed, n, heads, width);                \
+      });                                                     \
+      return all.finish();                                    \
     }
 #define HAG_CASES(SUMMED) HAG_CASE(16, SUMMED) HAG_CASE(8, SUMMED)
   HAG_CASES(1)
@@ -275,6 +290,12 @@ void dots(const From &rows, const F *fixed, int64_t n, const HeadsShape<F> &shap
   HAG_CASE(1, 1)
 #undef HAG_CASES
 #undef HAG_CASE
+}
+
+template <class F, class From>
+HAG_INLINE void dots(const From &rows, const F *fixed, int64_t n, const HeadsShape<F> &shape,
+                     F *out) {
+  dots(shape, out, [&](const auto &take) { take(rows, fixed, n); });
 }
 
 // ---------------------------------------------------------------- weighted sums
