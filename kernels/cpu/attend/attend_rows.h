@@ -43,6 +43,9 @@ class Attend {
       x = y, y = rest;
     }
     period_ = H / x;
+    constexpr int64_t kFew = 8;  // vectors: the last one of so many may be filled badly
+    short_ = kFew * L / H < a.block ? kFew * L / H : a.block;
+    if (short_ < 1) short_ = 1;
   }
 
   F *take(int64_t numbers) {
@@ -174,24 +177,21 @@ class Attend {
     return load_as<V>(&bits);
   }
 
-  HAG_INLINE void largest_in_lanes(const F *s, int64_t n, F *out) const {
-    const F least = -__builtin_inf();
-    V most = V{} + least;
-    const auto larger = [](V x, V y) { return y > x ? y : x; };
-    const int64_t numbers = n * H, whole = numbers / L * L;
-    for (int64_t k = 0; k < whole; k += L) most = larger(most, load_as<V>(s + k));
-    if (whole < numbers) {
-      const V rest = load_as<V>(s + whole), among = first_lanes(V{} + (F)1, numbers - whole);
-      most = larger(most, among > V{} ? rest : V{} + least);
-    }
-    store_heads(out, joined<L / 2>(most, larger));
-  }
-
   // The largest of each head; NaN is passed over: it comes back with the exponentials. What lies
   // behind the run may be written to.
   void largest(F *s, int64_t n, F *lanes, F *out) const {
     const F least = -__builtin_inf();
-    if (period_ == 1) return largest_in_lanes(s, n, out);
+    if (period_ == 1) {
+      V most = V{} + least;
+      const auto larger = [](V x, V y) { return y > x ? y : x; };
+      const int64_t numbers = n * H, whole = numbers / L * L;
+      for (int64_t k = 0; k < whole; k += L) most = larger(most, load_as<V>(s + k));
+      if (whole < numbers) {
+        const V rest = load_as<V>(s + whole), among = first_lanes(V{} + (F)1, numbers - whole);
+        most = larger(most, among > V{} ? rest : V{} + least);
+      }
+      return store_heads(out, joined<L / 2>(most, larger));
+    }
     for (int64_t k = 0; k < period_ * L; ++k) lanes[k] = least;
     for (int64_t k = n * H, end = (n * H + L - 1) / L * L; k < end; ++k) s[k] = least;
     each(n, [&](int64_t k, int64_t p) {
@@ -205,11 +205,11 @@ class Attend {
   }
 
   // The same of a row of a group, behind which others lie; 0 where it has no edges.
-  HAG_INLINE void largest_of(const F *s, int64_t n, F *out) const {
-    if (n > 0 && period_ == 1) return largest_in_lanes(s, n, out);
-    for (int64_t h = 0; h < H; ++h) out[h] = n > 0 ? (F)-__builtin_inf() : (F)0;
-    for (int64_t b = 0; b < n; ++b)
-      for (int64_t h = 0; h < H; ++h) out[h] = s[b * H + h] > out[h] ? s[b * H + h] : out[h];
+  void largest_of(F *s, int64_t n, F *lanes, F *out) const {
+    if (n == 0) return clear(out, H);
+    const V behind = load_as<V>(s + n * H);
+    largest(s, n, lanes, out);
+    store_as(s + n * H, behind);
   }
 
   // ---------------------------------------------------------------- what is of edges
@@ -419,7 +419,7 @@ class Attend {
                              const Alone &alone) const {
     for (int64_t i = first; i < last;) {
       const int64_t begin = a.row_ptr[i], length = a.row_ptr[i + 1] - begin;
-      if (length > a.block) {
+      if (length > short_) {
         if (length <= a.longest) alone(i, begin, begin + length);
         ++i;
         continue;
@@ -429,7 +429,7 @@ class Attend {
       int64_t at = 0;
       for (; i < last && group.count < a.block; ++i) {
         const int64_t n = a.row_ptr[i + 1] - a.row_ptr[i];
-        if (at + n > a.block) break;
+        if (n > short_ || at + n > a.block) break;
         group.each[group.count++] = {i, at, n, false, true};
         at += n;
       }
@@ -566,7 +566,7 @@ class Attend {
       for (int64_t i = 0; i < of.count; ++i) {
         const Segment &part = of.each[i];
         F *most = to.mosts + i * H;
-        largest_of(s + part.at * H, part.n, most);
+        largest_of(s + part.at * H, part.n, f.lanes, most);
         spread(most, part.n, f.spread + part.at * H, f.repeated);
       }
     soften(s, of.n, [&](int64_t k, int64_t) { return f.spread + k; });
@@ -880,6 +880,7 @@ class Attend {
   const HeadsShape<F> values_, keys_, one_edge_, one_key_;
   F *free_;
   int64_t period_;  // vectors
+  int64_t short_;   // edges of a row, at most, that is worked on with others
   const F **edge_ = nullptr, **projected_at_ = nullptr;
   F *projected_ = nullptr;
 };
