@@ -35,7 +35,7 @@ SCORED_OPS = 12
 ADOPTED_CALLS, ADOPTED_OPS = 120, 5
 VALUED_OPS = 10  # an entry whose value is not 1, which the reverse wants in another order
 CONVERTED_OPS = 20
-ATTENDED_ROW_OPS = 120  # what a kernel of attention takes for a row, however few its edges are
+ATTENDED_ROW_OPS = 45  # what a kernel of attention takes for a row, however few its edges are
 # Beside RGATConv with 100 to 20,000 edges of 4 to 400 relations: a number of the matrix that stock
 # gathers for each message; the products with a relation's matrix, and what is around all of these;
 # the pairs of relation and node that are found, and an edge of theirs.
