@@ -10,17 +10,20 @@ one product, as its record in `hag_plugin.layers` tells them, has the entry `con
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Module
 
 from hag_plugin.layers.record import held
 from hag_plugin.layers.table import record_of
 from hag_plugin.parallel.model.calls import named
 from hag_plugin.parallel.model.functions import tensors
+from hag_plugin.parallel.model.own_code import own_code, why_not_followed
 from hag_plugin.parallel.model.walk import Entry, Walk
 from hag_plugin.reducers import LINEAR
 from hag_plugin.saved import set_module
@@ -353,10 +356,21 @@ TABLE: dict[str, Entry] = {
 MESSAGE_PASSING = "torch_geometric.nn.conv.message_passing.MessagePassing"
 
 
-def entry_of(cls: type) -> Entry | None:
-    """The entry of a class, or of the first of its bases that has one; `whole` of other layers that
-    pass messages; None of other modules.
+def entry_of(layer: Module) -> Entry | None:
+    """The entry of a layer's class, or of the first of its bases that has one; `whole` where it has
+    code of its own, and of other layers that pass messages; None of other modules.
     """
-    names = [f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__]
-    found = next((TABLE[name] for name in names if name in TABLE), None)
-    return whole if found is None and MESSAGE_PASSING in names else found
+    bases = {f"{base.__module__}.{base.__qualname__}": base for base in type(layer).__mro__}
+    found = next((name for name in bases if name in TABLE), None)
+    if found is None and MESSAGE_PASSING not in bases:
+        return None
+    why = why_not_followed(layer)
+    if why is not None:
+        return partial(_refuse, why)
+    is_known = found is not None and own_code(layer, bases[found]) is None
+    return TABLE[found] if is_known and found is not None else whole
+
+
+def _refuse(why: str, walk: Walk, layer: Any, args: Any, kwargs: Any) -> Tensor:
+    raise UnknownLayerError(f"layer {walk.path!r} ({type(layer).__name__}) {why}: it cannot be "
+                            "planned")  # fmt: skip

@@ -27,14 +27,14 @@ class Walk(TorchFunctionMode, ABC):
     """A way through a model. Layers of the table stand for themselves; what is inside is not seen.
 
     Args:
-        entry_of: the table: the entry of a class, or None for what is followed inside.
+        entry_of: the table: the entry of a layer, or None for what is followed inside.
 
     Attributes:
         path: of the module that runs.
         layer: its class.
     """
 
-    def __init__(self, entry_of: Callable[[type], Entry | None]) -> None:
+    def __init__(self, entry_of: Callable[[Module], Entry | None]) -> None:
         super().__init__()
         self.entry_of = entry_of
         self._stack: list[tuple[str, str]] = []
@@ -52,7 +52,7 @@ class Walk(TorchFunctionMode, ABC):
     def attach(self, model: Module) -> None:
         """Follows the modules of a model, and stands in for those that `entry_of` knows."""
         for path, module in model.named_modules():
-            entry = self.entry_of(type(module))
+            entry = self.entry_of(module)
             if entry is not None:
                 module.forward = self._leaf(entry, module)
             module.register_forward_pre_hook(partial(self._enter, path))

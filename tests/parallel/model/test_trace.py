@@ -42,12 +42,13 @@ def test_widths_are_those_of_a_real_run(name: str) -> None:
     def note(path: str, out: Tensor) -> None:
         seen.setdefault(path, (out.shape[0], out.shape[-1]))
 
-    for path, module in model.named_modules():
+    hooked = copy.deepcopy(model)
+    for path, module in hooked.named_modules():
         module.register_forward_hook(lambda m, a, out, path=path: note(path, out))
     arguments = {"x": data.x, "edge_index": data.edge_index}
     if name == "RGCN":
         arguments["edge_type"] = data.edge_type
-    model(**arguments)
+    hooked(**arguments)
     checked = 0
     for op in trace(model, data, hag=False).ops:
         if op.name in seen and op.layer != "GINConv":  # GINConv's own output is that of its MLP
