@@ -23,6 +23,7 @@ from hag_plugin.parallel.model import functions
 from hag_plugin.parallel.model.calls import Call
 from hag_plugin.parallel.model.layers import entry_of
 from hag_plugin.parallel.model.opgraph import Op
+from hag_plugin.parallel.model.trace import given
 from hag_plugin.parallel.model.walk import Walk
 from hag_plugin.parallel.ranks.transfer import reshard
 
@@ -92,12 +93,14 @@ class Runner(Walk):
         self._met: set[int] = set()
         self._at: Prepared | None = None
         self._names: dict[str, int] = {}
+        self._given: list[Tensor] = []
 
     def run(self, prepared: Prepared) -> Any:
         """The model's output, with the shards that the loss wants in place of stand-ins."""
         self._at, self._met, self._taken = prepared, set(), {"x": 1}
         setattr(prepared.x, SHARD, Shard(0, None))
         self._names = {op.name: i for i, op in enumerate(prepared.ops)}
+        self._given = given(prepared.args, prepared.kwargs)
         try:
             with self:
                 out = self.forward(*prepared.args, **prepared.kwargs)
@@ -125,7 +128,19 @@ class Runner(Walk):
         return not self._paused and hasattr(tensor, SHARD)
 
     def graph(self, edges: Any, self_loops: SelfLoops = False, edge_type: Any = None) -> str:
+        self.look_at(edges)
         return ""
+
+    def look_at(self, edges: Any) -> None:
+        if not isinstance(edges, Tensor) or any(edges is each for each in self._given):
+            return
+        known = (each.edge_index for each in self.at.world.edges.values())
+        if not any(torch.equal(edges.to(each.device), each) for each in known):
+            raise RuntimeError(
+                f"layer {self.path!r} runs on edges that are in no plan: the model made others "
+                "when it was recorded; expected the same in each forward. Plan it in the mode "
+                "(train or eval) in which it runs"
+            )
 
     def add(
         self, kind: str, inputs: Sequence[Tensor], width: int, *, suffix: str = "",

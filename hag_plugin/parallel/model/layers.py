@@ -66,6 +66,9 @@ def whole(walk: Walk, layer: Any, args: Any, kwargs: Any) -> Tensor:
             f"layer {walk.path!r} ({type(layer).__name__}) is not in the table of layers and "
             "does not say its out_channels: it cannot be planned"
         )
+    for edges in tensors([*args, kwargs]):
+        if edges.dtype == torch.int64 and edges.dim() == 2 and edges.shape[0] == 2:
+            walk.look_at(edges)
     if getattr(layer, "concat", False):
         width *= int(getattr(layer, "heads", 1))
     values = sum(p.numel() for p in layer.parameters())

@@ -47,6 +47,8 @@ class Recorder(Walk):
         met: what became each of them.
         graphs: counts of the graphs met so far, by key.
         edges: of these graphs.
+        given: the tensors that the model is given.
+        made: edges that it makes of them, and the layers that run on these.
     """
 
     def __init__(
@@ -62,6 +64,8 @@ class Recorder(Walk):
         self._kept: list[Any] = []  # ids are only good while their objects live
         self._known: dict[int, int] = {}
         self._names: dict[int, str] = {}
+        self.given: list[Tensor] = []
+        self.made: list[tuple[str, Tensor]] = []
 
     @property
     def nodes(self) -> int:
@@ -170,12 +174,18 @@ class Recorder(Walk):
             name = f"{name}:{count + 1}" if count else name
             self._kept.append(edges)
             self._keys[key] = name
+            self.look_at(edges)
             if not isinstance(edges, Tensor):  # a HAG, or a DGLGraph
                 ends = edges.edges() if callable(getattr(edges, "edges", None)) else None
                 edges = torch.stack(list(ends or edges.edge_index))
             self.edges[name] = Edges(edges, self_loops, edge_type)
             self.graphs[name] = self._stats(self.edges[name])
         return self._keys[key]
+
+    def look_at(self, edges: Any) -> None:
+        if isinstance(edges, Tensor) and not any(edges is each for each in self.given):
+            self.made.append((self.path, edges))
+            self.edges[f"made for {self.path}"] = Edges(edges)
 
     def _stats(self, edges: Edges) -> GraphStats:
         if isinstance(self.data, GraphStats):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,8 @@ from torch.nn import Module
 
 from hag_plugin.parallel.graphs.stats import GraphStats
 from hag_plugin.parallel.model.calls import Call, Edges
+from hag_plugin.parallel.model.functions import tensors
+from hag_plugin.parallel.model.layers import UnknownLayerError
 from hag_plugin.parallel.model.opgraph import OpGraph
 from hag_plugin.parallel.model.recorder import Met, Recorder
 from hag_plugin.saved import set_module
@@ -79,7 +81,24 @@ def record(
         itemsize: as above.
         counted: count the edges; otherwise only their number is right in the graphs' counts.
     """
-    recorder = Recorder(data, hag, part, counted)
+    with torch.random.fork_rng(devices=[]):
+        recorder = Recorder(data, hag, part, counted)
+        out, x = _run(model, data, features, recorder)
+        if any(not edges.is_meta for _, edges in recorder.made):
+            again = Recorder(data, False, part, False)
+            _run(model, data, features, again)
+            _check_made(recorder, again)
+    recorder.finish(out)
+    if not recorder.graphs:
+        recorder.graph(data[0] if isinstance(data, tuple) else getattr(data, "edge_index", x))
+    graph = OpGraph.of(
+        recorder.ops, recorder.graphs, itemsize or x.element_size(), type(model).__name__
+    )
+    return Recorded(graph, tuple(_without_others(recorder.met)), recorder.edges)
+
+
+def _run(model: Module, data: Any, features: int | None, recorder: Recorder) -> tuple[Any, Tensor]:
+    """Runs a copy of a model without its data; returns its output and the features' stand-in."""
     with torch.device("meta"):
         x = torch.empty(recorder.nodes, _features(data, features), dtype=_dtype(data))
     recorder.track(x, recorder.op("x", "input", [], x.shape[1]))
@@ -92,15 +111,29 @@ def record(
     shadow = shadow.to("meta")
     recorder.attach(shadow)
     args, kwargs = arguments(shadow, data, x)
+    recorder.given = given(args, kwargs)
     with recorder, torch.no_grad():
-        out = shadow(*args, **kwargs)
-    recorder.finish(out)
-    if not recorder.graphs:
-        recorder.graph(data[0] if isinstance(data, tuple) else getattr(data, "edge_index", x))
-    graph = OpGraph.of(
-        recorder.ops, recorder.graphs, itemsize or x.element_size(), type(model).__name__
-    )
-    return Recorded(graph, tuple(_without_others(recorder.met)), recorder.edges)
+        return shadow(*args, **kwargs), x
+
+
+def given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors that a model is given, those that its data has among them."""
+    found = list(tensors([*args, dict(kwargs)]))
+    for each in args:
+        if callable(getattr(each, "to_dict", None)):
+            found.extend(tensors(each.to_dict()))
+    return found
+
+
+def _check_made(one: Recorder, other: Recorder) -> None:
+    """Raises UnknownLayerError unless a model made the same edges twice."""
+    for (path, edges), (_, again) in zip(one.made, other.made, strict=True):
+        if not torch.equal(edges, again):
+            raise UnknownLayerError(
+                f"layer {path!r} runs on edges that the model makes anew in each forward, as "
+                "dropout_edge does; expected the same edges each time: a plan shares them out "
+                "once. Make them before, or leave that out"
+            )
 
 
 def _without_others(met: Sequence[Met]) -> list[Met]:

@@ -110,6 +110,10 @@ class Walk(TorchFunctionMode, ABC):
         """The key of a graph that a layer aggregates over."""
 
     @abstractmethod
+    def look_at(self, edges: Any) -> None:
+        """A layer that is not in the table is given edges."""
+
+    @abstractmethod
     def add(
         self, kind: str, inputs: Sequence[Tensor], width: int, *, suffix: str = "",
         call: tuple[Any, ...] | None = None, weighted: bool = False, **changes: Any,

@@ -13,12 +13,16 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, spectral_norm
 from torch_geometric import nn as pyg
 from torch_geometric.nn.conv import gcn_conv
+from torch_geometric.utils import dropout_edge, to_undirected
 
+import hag_plugin as hp
 from hag_plugin.parallel import UnknownLayerError
 from hag_plugin.parallel.model.trace import trace
+from hag_plugin.parallel.search.planner import planned
 
-from ..equality import check
+from ..equality import check, space_with
 from ..models import CLASSES, FEATURES
+from ..run_ranks import run_threads
 from .test_models import data
 
 
@@ -151,3 +155,59 @@ def test_what_cannot_run_is_refused_by_name(name: str) -> None:
     make, words = REFUSED[name]
     with pytest.raises(UnknownLayerError, match=words):
         trace(Model(make(6, 6)).double(), data(), hag=False)
+
+
+# Edges that a model makes ------------------------------------------------------------------------
+
+
+class Makes(nn.Module):
+    """It runs its layers on edges that it makes of those that it is given."""
+
+    def __init__(self, make: Callable[[Tensor, bool], Tensor], conv: nn.Module) -> None:
+        super().__init__()
+        self.make, self.conv, self.last = make, conv, nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.last(self.conv(x, self.make(edge_index, self.training)).relu())
+
+
+def dropped(edge_index: Tensor, training: bool) -> Tensor:
+    return dropout_edge(edge_index, 0.5, training=training)[0]
+
+
+CONVS: dict[str, Callable[[], nn.Module]] = {
+    "in the table": lambda: pyg.SAGEConv(FEATURES, 6),
+    "attention": lambda: pyg.GATConv(FEATURES, 6),
+    "whole": lambda: pyg.TAGConv(FEATURES, 6),
+}
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_edges_that_differ_in_each_forward_are_refused(name: str) -> None:
+    model = Makes(dropped, CONVS[name]()).double()
+    with pytest.raises(UnknownLayerError, match=r"layer 'conv' runs on edges .* anew"):
+        trace(model, data(), hag=False)
+    check(model.eval(), data(), 2)  # without dropout they are the same
+
+
+@pytest.mark.parametrize("name", CONVS)
+@pytest.mark.parametrize("make", [lambda e, _: e.flip(0), lambda e, _: to_undirected(e)])
+def test_edges_that_are_made_alike_are_followed(name: str, make: Any) -> None:
+    check(Makes(make, CONVS[name]()).double(), data(), 2)
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_edges_that_differ_later_are_refused(name: str) -> None:
+    """Planned in the mode in which they do not."""
+    model, given = Makes(dropped, CONVS[name]()).double().eval(), data()
+    space = space_with(trace(model, given, hag=False), 2, lambda op, config: True)
+    plan = planned(space, list(space.cheapest().configs))
+
+    def train(rank: int) -> str:
+        found = hp.parallel.parallelize(model, given, plan)
+        found()
+        with pytest.raises(RuntimeError, match=r"layer 'conv' runs on edges that are in no plan"):
+            found.train()()
+        return "refused"
+
+    assert run_threads(2, train) == ["refused"] * 2
