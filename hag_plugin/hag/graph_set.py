@@ -20,15 +20,15 @@ from torch import Tensor
 from hag_plugin.devices import KINDS
 from hag_plugin.hag import constants, cost
 from hag_plugin.hag.candidates import CHOOSE, PLAIN, SHARED, Table
-from hag_plugin.hag.cost import Work
 from hag_plugin.hag.program import SELF_LOOPS, Options, Program, SelfLoops
 from hag_plugin.hag.rates import Constants
-from hag_plugin.hag.seconds import model_error, of_all_rows
+from hag_plugin.hag.seconds import model_error, of_counts
 from hag_plugin.kernels import _cpu
 from hag_plugin.modes import Array, numpy_of
 from hag_plugin.observers import SEARCH, observers, tell
 
 LOOPS, DUPLICATES, ASYMMETRIC, EMPTY_ROWS = 1, 2, 4, 8  # what is known of graphs, as bits
+NUMBERS = 6 + 2 * 5  # of a program: the lengths of its arrays, what the plain one and it itself do
 
 Key = tuple[SelfLoops, bool]
 
@@ -135,10 +135,9 @@ class GraphSet:
         known = self._seconds.get(key)
         if known is None:
             counts = self.native.counts(key[0] or "", key[1]).reshape(-1, 2, 5)
-            nodes: Any = np.diff(self.native.node_ptr)[:, None]
-            ops, scratch, again, first, written = np.moveaxis(counts, 2, 0)[..., None]
-            work = Work(ops, scratch, again, first, written, nodes[..., None])
-            known = self._seconds[key] = of_all_rows(work, self._constants)
+            nodes = np.diff(self.native.node_ptr)[:, None, None]
+            counts = np.concatenate([counts, np.broadcast_to(nodes, (len(counts), 2, 1))], axis=2)
+            known = self._seconds[key] = of_counts(counts, self._constants)
         return known
 
     def search_seconds(self, key: Key) -> float:
@@ -161,9 +160,9 @@ class GraphSet:
         for key in ((mode, idempotent) for mode in SELF_LOOPS for idempotent in (False, True)):
             if key != self.key(key) or not self.has(key):
                 continue
-            graphs, lengths, arrays = self.native.programs(key[0] or "", key[1])
+            graphs, numbers, arrays = self.native.programs(key[0] or "", key[1])
             tile_ptr, op_ptr, source, target, hub_row, hub_ptr = arrays
-            wide += [graphs, lengths, tile_ptr, op_ptr, hub_ptr]
+            wide += [graphs, numbers, tile_ptr, op_ptr, hub_ptr]
             narrow += [source, target, hub_row]
             programs.append((*key, self._search_seconds.get(key, 0.0), len(graphs)))
         header = {"graphs": len(self), "options": dict(vars(self.options)), "programs": programs}
@@ -197,12 +196,12 @@ class GraphSet:
         col = narrow.next(int(row_ptr[ends].sum()))
         found = cls(_cpu.GraphSet.of_csr(num_nodes, row_ptr, col), options)
         for self_loops, idempotent, seconds, count in header["programs"]:
-            graphs, lengths = wide.next(count), wide.next(6 * count)
-            size = lengths.reshape(-1, 6).sum(axis=0).tolist()
+            graphs, numbers = wide.next(count), wide.next(NUMBERS * count)
+            size = numbers.reshape(-1, NUMBERS)[:, :6].sum(axis=0).tolist()
             tile_ptr, op_ptr, hub_ptr = (wide.next(size[i]) for i in (0, 1, 5))
             source, target, hub_row = (narrow.next(size[i]) for i in (2, 3, 4))
             arrays = (tile_ptr, op_ptr, source, target, hub_row, hub_ptr)
-            found.native.put(self_loops or "", idempotent, graphs, lengths, *arrays)
+            found.native.put(self_loops or "", idempotent, graphs, numbers, *arrays)
             found._search_seconds[self_loops, idempotent] = float(seconds)
         if "transposed" in header:
             found._transposed = cls._take(header["transposed"], wide, narrow)

@@ -130,11 +130,19 @@ def _seconds(works: Mapping[str, tuple[Work, float]], c: Constants) -> dict[str,
     does, and how many times as much the whole."""
     counts = np.array([list(vars(work).values()) for work, _ in works.values()])
     scale = np.array([[[scale]] for _, scale in works.values()])
-    if (counts[:, -2:].sum(axis=1) * ROW_BYTES[-1] <= c.cache_bytes).all():
-        parts = np.tensordot(counts[:, :-1], _rates(c), 1)
-    else:
-        parts = of_all_rows(Work(*counts.T[:, :, None]), c)
-    return dict(zip(works, c.call + parts * scale, strict=True))
+    return dict(zip(works, c.call + of_counts(counts, c) * scale, strict=True))
+
+
+def of_counts(counts: Array, c: Constants) -> Array:
+    """Seconds beside the call, by the model, for each of `ARITHMETICS` and `ROW_BYTES`.
+
+    Args:
+        counts: of several, the attributes of `Work` in order, `[*, 6]`.
+        c: the constants.
+    """
+    if (counts[..., -2:].sum(axis=-1) * ROW_BYTES[-1] <= c.cache_bytes).all():
+        return np.tensordot(counts[..., :-1], _rates(c), 1)
+    return of_all_rows(Work(*np.moveaxis(counts, -1, 0)[..., None]), c)
 
 
 def of_all_rows(work: Work, c: Constants) -> Array:

@@ -1,7 +1,7 @@
 """Batches on their way from a loader's worker: small tensors inside the message.
 
 PyTorch hands over each tensor as a file of shared memory, which takes longer than to make a batch
-of small graphs.
+of small graphs. Edges in an order that their HAG knows are not handed over: it has them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from hag_plugin.hag.graph import Order
+from hag_plugin.pyg.data.batching import HagBatch
 from hag_plugin.saved import set_module
 
-MOST_BYTES = 1 << 17  # of a tensor in a message; a larger one is handed over as PyTorch does it
+MOST_BYTES = 1 << 18  # of a tensor in a message; a larger one is handed over as PyTorch does it
 
 
 def are_few(num_bytes: int) -> bool:
@@ -34,18 +36,24 @@ def with_tensors_inside(state: dict[str, Any]) -> dict[str, Any]:
     store = copy.copy(store)
     for name, part in parts.items():
         vars(store)[name] = {k: _Inside(v) if _goes_inside(v) else v for k, v in part.items()}
+    edges = _Edges.of(parts.get("_mapping", {}))
+    if edges is not None:
+        vars(store)["_mapping"]["edge_index"] = edges
     return {**state, "_store": store}
 
 
 def _goes_inside(value: Any) -> bool:
-    return (
+    return _is_plain(value) and are_few(value.nbytes)
+
+
+def _is_plain(value: Any) -> bool:
+    return bool(
         type(value) is Tensor
         and value.is_cpu
         and value.layout == torch.strided
         and not value.requires_grad
         and not value.is_quantized
         and not value.is_nested
-        and are_few(value.nbytes)
     )
 
 
@@ -59,6 +67,33 @@ class _Inside:
         shape = tuple(self.tensor.shape)
         values = self.tensor.contiguous().resolve_conj().resolve_neg().reshape(-1)
         return tensor_of, (values.view(torch.uint8).numpy().tobytes(), values.dtype, shape)
+
+
+class _Edges:
+    """An edge index that is pickled as the order of a HAG's edges."""
+
+    def __init__(self, held: HagBatch, order: Order) -> None:
+        self.held = held
+        self.order = order
+
+    @classmethod
+    def of(cls, mapping: dict[str, Any]) -> _Edges | None:
+        """Of a batch; None where its edges lie in no such order."""
+        held: Any = mapping.get("hag")
+        edges: Any = mapping.get("edge_index")
+        if not isinstance(held, HagBatch) or not _is_plain(edges) or edges.dtype != torch.int64:
+            return None
+        order = held.merged.order_of(edges)
+        return None if order is None else cls(held, order)
+
+    def __reduce__(self) -> Any:
+        return edges_in_order, (self.held, self.order)
+
+
+@set_module("hag_plugin.pyg")
+def edges_in_order(held: HagBatch, order: Order) -> Tensor:
+    """The edges of a batch in an order that `Graph.order_of` tells."""
+    return held.merged.edges_in_order(order)
 
 
 @set_module("hag_plugin.pyg")

@@ -87,6 +87,29 @@ void bind_graph(nb::module_ &m) {
     const hag::Csr graph = csr(row_ptr, col, num_src);
     return long_call([&] { return hag::csr_hash(graph); });
   });
+  m.def(
+      "is_in_order",
+      [](const IdArray &source, const IdArray &target, const Array<int64_t> &row_ptr,
+         const Array<int32_t> &col) {
+        const hag::Ids s = ids(source, "source"), t = ids(target, "target");
+        same_length(s, t);
+        const hag::Csr graph = csr(row_ptr, col, 0);
+        return long_call([&] { return hag::is_in_order(s, t, graph); });
+      },
+      "source"_a, "target"_a, "row_ptr"_a, "col"_a,
+      "Whether these are the edges of a graph, by target, then by source.");
+  m.def(
+      "write_edges",
+      [](const Array<int64_t> &row_ptr, const Array<int32_t> &col, uintptr_t source,
+         uintptr_t target) {
+        const hag::Csr graph = csr(row_ptr, col, 0);
+        long_call([&] {
+          hag::write_edges(graph, reinterpret_cast<int64_t *>(source),
+                           reinterpret_cast<int64_t *>(target));
+        });
+      },
+      "row_ptr"_a, "col"_a, "source"_a, "target"_a,
+      "Writes the ends of its edges in that order, int64 [E] each, to two addresses.");
   m.def("is_symmetric", [](const Array<int64_t> &row_ptr, const Array<int32_t> &col) {
     const hag::Csr graph = csr(row_ptr, col, static_cast<int64_t>(row_ptr.shape(0)) - 1);
     return long_call([&] { return hag::is_symmetric(graph); });
