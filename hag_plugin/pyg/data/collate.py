@@ -18,8 +18,8 @@ from torch_geometric.data import Batch
 from torch_geometric.data import collate as stock
 from torch_geometric.data.storage import N_KEYS
 
-from hag_plugin.pyg.data.graph import HagData
-from hag_plugin.pyg.data.messages import are_few
+from hag_plugin.pyg.data.graph import KEY, HagData
+from hag_plugin.pyg.data.messages import are_few, order_known
 
 IDS = (torch.int64, torch.int32)
 
@@ -51,6 +51,9 @@ def collate(
     mappings = [store._mapping for store in stores]
     num_nodes = _numbers_of_nodes(stores, mappings)
     starts = torch.tensor([0, *accumulate(num_nodes)])
+    is_worker = get_worker_info() is not None
+    first = mappings[0]
+    is_known = is_worker and order_known(first.get(KEY), first.get("edge_index")) is not None
     slices: dict[str, Any] = {}
     incs: dict[str, Any] = {}
     for key in mappings[0]:
@@ -61,7 +64,8 @@ def collate(
             out._store._num_nodes = values
             out._store.num_nodes = sum(values)
         elif _is_dense(key, values):
-            out._store[key], slices[key], incs[key] = _joined(key, values, starts)
+            is_sent = is_worker and not (key == "edge_index" and is_known)
+            out._store[key], slices[key], incs[key] = _joined(key, values, starts, is_sent)
         else:
             found = stock._collate(key, values, items, stores, True)
             out._store[key], slices[key], incs[key] = found
@@ -105,14 +109,18 @@ def _is_dense(key: str, values: Sequence[Any]) -> bool:
     )
 
 
-def _joined(key: str, values: list[Tensor], starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Values of all graphs in one tensor, where each one's begin, and what was added to each."""
+def _joined(
+    key: str, values: list[Tensor], starts: Tensor, is_sent: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values of all graphs in one tensor, where each one's begin, and what was added to each.
+
+    `is_sent`: the tensor is handed over to another process.
+    """
     dim = -1 if _is_index(key) else 0
     ends = [0, *accumulate([value.shape[dim] for value in values])]
     slices = torch.tensor(ends)
     out = None
     first, count = values[0], sum([value.numel() for value in values])
-    is_sent = get_worker_info() is not None
     if is_sent and not are_few(count * first.element_size()):  # as in PyG: it is read there
         shape = list(first.shape)
         shape[dim] = ends[-1]

@@ -7,18 +7,21 @@ of small graphs. Edges in an order that their HAG knows are not handed over: it 
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from hag_plugin.hag.graph import Order
+from hag_plugin.hag.hag import HAG
 from hag_plugin.pyg.data.batching import HagBatch
 from hag_plugin.saved import set_module
 
 MOST_BYTES = 1 << 18  # of a tensor in a message; a larger one is handed over as PyTorch does it
+
+_OF_NUMPY = {torch.int64, torch.int32, torch.uint8, torch.bool, torch.float32, torch.float64}
 
 
 def are_few(num_bytes: int) -> bool:
@@ -64,9 +67,17 @@ class _Inside:
         self.tensor = tensor
 
     def __reduce__(self) -> Any:
-        shape = tuple(self.tensor.shape)
-        values = self.tensor.contiguous().resolve_conj().resolve_neg().reshape(-1)
-        return tensor_of, (values.view(torch.uint8).numpy().tobytes(), values.dtype, shape)
+        values, dtype, shape = self.tensor, self.tensor.dtype, tuple(self.tensor.shape)
+        if dtype not in _OF_NUMPY:  # it may have none like it
+            values = values.resolve_conj().contiguous().view(-1).view(torch.uint8)
+        return tensor_of, (values.resolve_neg().numpy().tobytes(), dtype, shape)
+
+
+def order_known(hag: Any, edges: Any) -> Order | None:
+    """The order of a HAG's edges in which they are handed over; None: as a tensor."""
+    if not isinstance(hag, HAG) or not _is_plain(edges) or edges.dtype != torch.int64:
+        return None
+    return hag.order_of(edges)
 
 
 class _Edges:
@@ -79,11 +90,8 @@ class _Edges:
     @classmethod
     def of(cls, mapping: dict[str, Any]) -> _Edges | None:
         """Of a batch; None where its edges lie in no such order."""
-        held: Any = mapping.get("hag")
-        edges: Any = mapping.get("edge_index")
-        if not isinstance(held, HagBatch) or not _is_plain(edges) or edges.dtype != torch.int64:
-            return None
-        order = held.merged.order_of(edges)
+        held, edges = mapping.get("hag"), mapping.get("edge_index")
+        order = order_known(held.merged, edges) if isinstance(held, HagBatch) else None
         return None if order is None else cls(held, order)
 
     def __reduce__(self) -> Any:
@@ -103,8 +111,8 @@ def tensor_of(content: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Ten
     Raises:
         ValueError: they are not those of such a tensor.
     """
-    out = torch.empty(shape, dtype=dtype)
-    if out.nbytes != len(content):
+    if len(content) != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{len(content)} bytes for {list(shape)} of {dtype}")
-    out.view(-1).view(torch.uint8).numpy()[:] = np.frombuffer(content, np.uint8)
-    return out
+    if not content:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(bytearray(content), dtype=dtype).view(shape)
