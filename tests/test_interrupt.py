@@ -111,6 +111,9 @@ CALLS: dict[str, Callable[[Graph], Any]] = {
     "edge_hash": lambda g: partial(_cpu.edge_hash, *g.edges),
     "is_in_order": lambda g: partial(_cpu.is_in_order, *g.sorted, *g.csr),
     "write_edges": lambda g: partial(_cpu.write_edges, *g.csr, *(e.ctypes.data for e in g.sorted)),
+    "add_to_stretches": lambda g: partial(
+        _cpu.add_to_stretches, g.edges.ctypes.data, 0, True, g.csr[0], np.zeros(g.nodes, np.int64)
+    ),
     "is_symmetric": lambda g: partial(_cpu.is_symmetric, *g.symmetric),
     "has_duplicates": lambda g: partial(_cpu.has_duplicates, *g.csr),
     "count_self_loops": lambda g: partial(_cpu.count_self_loops, *g.csr),

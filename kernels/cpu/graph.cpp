@@ -357,6 +357,21 @@ void write_edges(const Csr &graph, int64_t *source, int64_t *target) {
   }
 }
 
+template <class Id>
+void add_to_stretches(Id *data, int64_t rows, const int64_t *ends, const int64_t *added,
+                      int64_t count) {
+  Pace pace;
+  for (int64_t row = 0; row < rows; ++row, data += ends[count]) {
+    for (int64_t i = 0; i < count; ++i) {
+      pace(1 + ends[i + 1] - ends[i]);
+      const Id more = static_cast<Id>(added[i]);
+      for (int64_t k = ends[i]; k < ends[i + 1]; ++k) data[k] += more;
+    }
+  }
+}
+template void add_to_stretches(int64_t *, int64_t, const int64_t *, const int64_t *, int64_t);
+template void add_to_stretches(int32_t *, int64_t, const int64_t *, const int64_t *, int64_t);
+
 bool is_symmetric(const Csr &graph) {
   if (graph.num_src != graph.num_dst) return false;
   // Targets are visited in increasing order, so row `source` must name them in that order.

@@ -90,8 +90,10 @@ class _Edges:
     @classmethod
     def of(cls, mapping: dict[str, Any]) -> _Edges | None:
         """Of a batch; None where its edges lie in no such order."""
-        held, edges = mapping.get("hag"), mapping.get("edge_index")
-        order = order_known(held.merged, edges) if isinstance(held, HagBatch) else None
+        held = mapping.get("hag")
+        if not isinstance(held, HagBatch):
+            return None
+        order = order_known(held.merged, mapping.get("edge_index"))
         return None if order is None else cls(held, order)
 
     def __reduce__(self) -> Any:
