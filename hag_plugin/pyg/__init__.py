@@ -9,6 +9,7 @@ from hag_plugin.pyg.data.graph import (  # noqa: F401
     HagEdgeStorage,
     HagHeteroData,
     hag_data_class,
+    new_batch,
 )
 from hag_plugin.pyg.data.messages import edges_in_order, tensor_of  # noqa: F401
 from hag_plugin.pyg.data.storage import unpack, unpack_set  # noqa: F401

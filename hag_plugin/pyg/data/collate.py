@@ -7,7 +7,6 @@ batches of small graphs that takes as long as the model. Whatever is no dense te
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cache
 from itertools import accumulate
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch_geometric.data import collate as stock
 from torch_geometric.data.storage import N_KEYS
 
 from hag_plugin.kernels import _cpu
-from hag_plugin.pyg.data.graph import KEY, HagData
+from hag_plugin.pyg.data.graph import KEY, HagData, new_batch
 from hag_plugin.pyg.data.messages import are_few, order_known
 
 IDS = (torch.int64, torch.int32)
@@ -47,8 +46,8 @@ def collate(
     items: Sequence[Any], exclude_keys: Iterable[str] | None = None
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """As `torch_geometric.data.collate.collate`, for what `takes` allows."""
-    batch_class, excluded = _batch_class(), set(exclude_keys or ())
-    out = batch_class.__new__(batch_class)
+    excluded = set(exclude_keys or ())
+    out = new_batch()
     HagData.__init__(out)
     made = out._store._mapping  # new: nothing is known of it that a change would spoil
     stores = [data._store for data in items]
@@ -79,11 +78,6 @@ def collate(
         made["batch"] = _shifted(zeros, starts, torch.arange(len(items)))
         made["ptr"] = starts.clone()
     return out, slices, incs
-
-
-@cache
-def _batch_class() -> Any:
-    return type(Batch(_base_cls=HagData))
 
 
 def _numbers_of_nodes(stores: Sequence[Any], mappings: Sequence[Any]) -> list[int]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from hag_plugin.hag.graph import Order
 from hag_plugin.hag.hag import HAG
@@ -30,9 +29,9 @@ def are_few(num_bytes: int) -> bool:
 
 
 def with_tensors_inside(state: dict[str, Any]) -> dict[str, Any]:
-    """The state of a PyG batch with its small tensors inside the message, if this is a worker."""
+    """The state of a PyG batch with its small tensors inside the message."""
     store = state.get("_store")
-    if store is None or get_worker_info() is None:
+    if store is None:
         return state
     names = ("_mapping", "_slice_dict", "_inc_dict")
     parts = {name: vars(store)[name] for name in names if isinstance(vars(store).get(name), dict)}
