@@ -258,13 +258,14 @@ class Places(NamedTuple):
         for each in self.sets:
             each.search(key)
             natives.append(each.native)
-        arrays, shares = _cpu.batch_programs(natives, self.graphs, key[0] or "", key[1])
+        arrays, scratch, shares = _cpu.batch_programs(natives, self.graphs, key[0] or "", key[1])
         repeats = len(self.graphs) if len(self.sets) == 1 else 1
         seconds = repeats * sum(each.search_seconds(key) for each in self.sets)
         program = Program.of(map(torch.from_numpy, arrays), nodes, nodes, 0, seconds)
         # What the program would make of its tensors.
-        size = nodes, nodes, 0
-        program.__dict__["native"] = _cpu.Program(*arrays, *size, not shares, is_passing=True)
+        program.__dict__["native"] = _cpu.Program(
+            *arrays, nodes, nodes, 0, is_passing=True, tile_scratch=scratch
+        )
         program.__dict__["is_plain"] = not (shares and (arrays[3] < 0).any())
         return program
 

@@ -6,7 +6,6 @@
 
 #include "interrupt.h"
 #include "refuse.h"
-#include "run/concatenate.h"
 #include "search/search.h"
 #include "threads.h"
 
@@ -280,7 +279,7 @@ std::pair<CsrArrays, uint8_t> batch_graphs(const std::vector<Place> &places) {
   return {std::move(out), facts};
 }
 
-std::pair<ProgramArrays, bool> batch_programs(const std::vector<Place> &places, Matrix matrix) {
+std::pair<Joint, bool> batch_programs(const std::vector<Place> &places, Matrix matrix) {
   std::vector<Part> parts;
   std::vector<std::shared_ptr<const Trees>> kept;
   const GraphSet *last = nullptr;

@@ -12,6 +12,7 @@
 #include "graph.h"
 #include "program_arrays.h"
 #include "run/aggregate.h"
+#include "run/concatenate.h"
 #include "search/tile_search.h"
 
 namespace hag {
@@ -115,6 +116,6 @@ std::pair<CsrArrays, uint8_t> batch_graphs(const std::vector<Place> &places);
 
 // The program of graphs side by side, in O(ops) of it; whether it shares sums. The sets must have
 // been searched.
-std::pair<ProgramArrays, bool> batch_programs(const std::vector<Place> &places, Matrix matrix);
+std::pair<Joint, bool> batch_programs(const std::vector<Place> &places, Matrix matrix);
 
 }  // namespace hag

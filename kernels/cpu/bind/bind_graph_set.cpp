@@ -246,9 +246,11 @@ void bind_graph_set(nb::module_ &m) {
          const std::string &self_loops, bool idempotent) {
         const std::vector<hag::Place> where = places(sets, graphs);
         const hag::Matrix which = matrix(self_loops, idempotent);
-        auto [arrays, shares] = long_call([&] { return hag::batch_programs(where, which); });
-        return nb::make_tuple(to_python(std::move(arrays)), shares);
+        auto [joint, shares] = long_call([&] { return hag::batch_programs(where, which); });
+        return nb::make_tuple(to_python(std::move(joint.arrays)),
+                              to_numpy(std::move(joint.tile_scratch)), shares);
       },
       "sets"_a, "graphs"_a, "self_loops"_a, "idempotent"_a,
-      "The program of graphs side by side, and whether it shares sums.");
+      "The program of graphs side by side, the scratch rows of its tiles, and whether it shares "
+      "sums.");
 }
