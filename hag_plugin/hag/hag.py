@@ -33,7 +33,7 @@ from hag_plugin.hag.candidates import (
     total,
 )
 from hag_plugin.hag.gpu.schedule import schedule_of
-from hag_plugin.hag.graph import Arrays, Graph, canonical_graph
+from hag_plugin.hag.graph import Arrays, Graph, Order, canonical_graph
 from hag_plugin.hag.graph_set import (
     ASYMMETRIC,
     DUPLICATES,
@@ -689,6 +689,9 @@ class StandIn(HAG):
     def numpy(self) -> tuple[Array, Array]:
         """As `HAG.numpy`."""
         return self._made().numpy()
+
+    def _order_of(self, ends: Array) -> Order | None:
+        return self._made()._order_of(ends)
 
     @property
     def is_symmetric(self) -> bool:
