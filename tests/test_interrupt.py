@@ -70,6 +70,8 @@ class Graph:
         self.edges = rng.integers(0, nodes, (2, 1_200_000))
         self.csr = canonical_graph(torch.from_numpy(self.edges), nodes, nodes)
         self.graph = (*self.csr, nodes)
+        targets = np.repeat(np.arange(nodes), np.diff(self.csr[0]))
+        self.sorted = np.stack([self.csr[1].astype(np.int64), targets])
         self.plain = _cpu.plain_program(*self.graph, "", False)
         self.program = _cpu.Program(*self.plain, nodes, nodes, 0)
         both = np.concatenate([self.edges, self.edges[::-1]], axis=1)
@@ -107,6 +109,11 @@ CALLS: dict[str, Callable[[Graph], Any]] = {
     "transpose_csr": lambda g: partial(_cpu.transpose_csr, *g.graph),
     "reversed_order": lambda g: partial(_cpu.reversed_order, *g.graph),
     "edge_hash": lambda g: partial(_cpu.edge_hash, *g.edges),
+    "is_in_order": lambda g: partial(_cpu.is_in_order, *g.sorted, *g.csr),
+    "write_edges": lambda g: partial(_cpu.write_edges, *g.csr, *(e.ctypes.data for e in g.sorted)),
+    "add_to_stretches": lambda g: partial(
+        _cpu.add_to_stretches, g.edges.ctypes.data, 0, True, g.csr[0], np.zeros(g.nodes, np.int64)
+    ),
     "is_symmetric": lambda g: partial(_cpu.is_symmetric, *g.symmetric),
     "has_duplicates": lambda g: partial(_cpu.has_duplicates, *g.csr),
     "count_self_loops": lambda g: partial(_cpu.count_self_loops, *g.csr),

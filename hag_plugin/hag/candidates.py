@@ -14,7 +14,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -119,27 +118,12 @@ class Table:
         """The fastest candidate for rows of so many bytes, the HAG's if it wins clearly."""
         kind, at = ARITHMETICS.index(arithmetic), bisect.bisect(_LIMITS, row_bytes)
         seconds = dict(zip(self.names, self.seconds[:, kind, at].tolist(), strict=True))
-        return Choice(self.names[self._chosen[kind, at]], self.by, seconds)
-
-    @cached_property
-    def _chosen(self) -> Array:
-        """The number of the candidate that runs, `[len(ARITHMETICS), len(ROW_BYTES)]`."""
-        ahead = np.exp(-CAUTION * self.error)
-        of = dict(zip(self.names, self.seconds, strict=True))
-        plain, shared = of[PLAIN], of[SHARED]
-        reordered = of.get(REORDERED, plain)
-        is_reordered = reordered < np.minimum(IN_ORDER, ahead) * plain
-        best = np.where(is_reordered, reordered, plain)
-        shown = np.where(best <= SHORT, best + UNSEEN, 0.0)
-        is_shared = shared <= np.maximum(np.minimum(CLEARLY, ahead) * best, shown)
-        number = {name: number for number, name in enumerate(self.names)}
-        others = np.where(is_reordered, number.get(REORDERED, -1), number[PLAIN])
-        return np.where(is_shared, number[SHARED], others)
+        return Choice(_winner(seconds, float(self.error[kind, at])), self.by, seconds)
 
     def fastest(self, is_extremum: bool) -> set[str]:
         """The candidates that are the fastest for some row, for sums or for extrema."""
-        kinds = [kind for kind, each in enumerate(ARITHMETICS) if each.is_extremum == is_extremum]
-        return {self.names[number] for number in np.unique(self._chosen[kinds])}
+        kinds = [each for each in ARITHMETICS if each.is_extremum == is_extremum]
+        return {self.choose(*point).name for point in itertools.product(kinds, ROW_BYTES)}
 
     def state(self) -> dict[str, Any]:
         """Names and numbers, for files."""
@@ -167,6 +151,19 @@ class Table:
             if not (np.isfinite(numbers) & (numbers >= 0)).all():
                 raise ValueError(f"a table holds {numbers}; expected finite numbers, 0 or more")
         return cls(by, names, seconds, error)
+
+
+def _winner(seconds: Mapping[str, float], error: float) -> str:
+    """The candidate that runs, of seconds by name: the HAG's if it wins clearly.
+
+    Floats and no arrays: a batch that is met once asks for a point or two.
+    """
+    ahead, best = math.exp(-CAUTION * error), PLAIN
+    if seconds.get(REORDERED, math.inf) < min(IN_ORDER, ahead) * seconds[PLAIN]:
+        best = REORDERED
+    least = seconds[best]
+    shown = least + UNSEEN if least <= SHORT else 0.0
+    return SHARED if seconds[SHARED] <= max(min(CLEARLY, ahead) * least, shown) else best
 
 
 def arithmetic_of(dtype: torch.dtype, is_extremum: bool) -> Arithmetic:

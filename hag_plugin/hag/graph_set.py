@@ -20,15 +20,15 @@ from torch import Tensor
 from hag_plugin.devices import KINDS
 from hag_plugin.hag import constants, cost
 from hag_plugin.hag.candidates import CHOOSE, PLAIN, SHARED, Table
-from hag_plugin.hag.cost import Work
 from hag_plugin.hag.program import SELF_LOOPS, Options, Program, SelfLoops
 from hag_plugin.hag.rates import Constants
-from hag_plugin.hag.seconds import model_error, of_all_rows
+from hag_plugin.hag.seconds import in_shape, linear, model_error
 from hag_plugin.kernels import _cpu
 from hag_plugin.modes import Array, numpy_of
 from hag_plugin.observers import SEARCH, observers, tell
 
 LOOPS, DUPLICATES, ASYMMETRIC, EMPTY_ROWS = 1, 2, 4, 8  # what is known of graphs, as bits
+NUMBERS = 6 + 2 * 5  # of a program: the lengths of its arrays, what the plain one and it itself do
 
 Key = tuple[SelfLoops, bool]
 
@@ -54,7 +54,7 @@ class GraphSet:
         """Of graphs that `takes` these options."""
         self.native = native
         self.options = options
-        self._seconds: dict[Key, Array] = {}
+        self._counts: dict[Key, tuple[Array, Array]] = {}
         self._search_seconds: dict[Key, float] = {}
         self._transposed: GraphSet | None = None
         self._lock = threading.RLock()
@@ -128,17 +128,19 @@ class GraphSet:
         """Whether the reversed graphs are there, or none is needed."""
         return self._transposed is not None or not self._of_any & ASYMMETRIC
 
-    def seconds(self, key: Key) -> Array:
-        """What each graph's candidates take beyond a call, by the model: the plain graph and the
-        HAG, for `ARITHMETICS` and `ROW_BYTES`, `[G, 2, 4, 8]`. All 0 where nothing is shared."""
+    def counts(self, key: Key) -> tuple[Array, Array]:
+        """What the candidates of each graph do, the plain graph and the HAG, `[G, 2, K]`.
+
+        All 0 where nothing is shared. And the seconds beyond a call that each adds, as `linear`
+        gives them.
+        """
         key = self.key(key)
-        known = self._seconds.get(key)
+        known = self._counts.get(key)
         if known is None:
             counts = self.native.counts(key[0] or "", key[1]).reshape(-1, 2, 5)
-            nodes: Any = np.diff(self.native.node_ptr)[:, None]
-            ops, scratch, again, first, written = np.moveaxis(counts, 2, 0)[..., None]
-            work = Work(ops, scratch, again, first, written, nodes[..., None])
-            known = self._seconds[key] = of_all_rows(work, self._constants)
+            nodes = np.diff(self.native.node_ptr)[:, None, None]
+            counts = np.concatenate([counts, np.broadcast_to(nodes, (len(counts), 2, 1))], axis=2)
+            known = self._counts[key] = linear(counts, self._constants)
         return known
 
     def search_seconds(self, key: Key) -> float:
@@ -161,9 +163,9 @@ class GraphSet:
         for key in ((mode, idempotent) for mode in SELF_LOOPS for idempotent in (False, True)):
             if key != self.key(key) or not self.has(key):
                 continue
-            graphs, lengths, arrays = self.native.programs(key[0] or "", key[1])
+            graphs, numbers, arrays = self.native.programs(key[0] or "", key[1])
             tile_ptr, op_ptr, source, target, hub_row, hub_ptr = arrays
-            wide += [graphs, lengths, tile_ptr, op_ptr, hub_ptr]
+            wide += [graphs, numbers, tile_ptr, op_ptr, hub_ptr]
             narrow += [source, target, hub_row]
             programs.append((*key, self._search_seconds.get(key, 0.0), len(graphs)))
         header = {"graphs": len(self), "options": dict(vars(self.options)), "programs": programs}
@@ -197,12 +199,12 @@ class GraphSet:
         col = narrow.next(int(row_ptr[ends].sum()))
         found = cls(_cpu.GraphSet.of_csr(num_nodes, row_ptr, col), options)
         for self_loops, idempotent, seconds, count in header["programs"]:
-            graphs, lengths = wide.next(count), wide.next(6 * count)
-            size = lengths.reshape(-1, 6).sum(axis=0).tolist()
+            graphs, numbers = wide.next(count), wide.next(NUMBERS * count)
+            size = numbers.reshape(-1, NUMBERS)[:, :6].sum(axis=0).tolist()
             tile_ptr, op_ptr, hub_ptr = (wide.next(size[i]) for i in (0, 1, 5))
             source, target, hub_row = (narrow.next(size[i]) for i in (2, 3, 4))
             arrays = (tile_ptr, op_ptr, source, target, hub_row, hub_ptr)
-            found.native.put(self_loops or "", idempotent, graphs, lengths, *arrays)
+            found.native.put(self_loops or "", idempotent, graphs, numbers, *arrays)
             found._search_seconds[self_loops, idempotent] = float(seconds)
         if "transposed" in header:
             found._transposed = cls._take(header["transposed"], wide, narrow)
@@ -240,7 +242,7 @@ class Places(NamedTuple):
         """Several, side by side."""
         first = parts[0].sets[0]
         graphs = [graph for _, graphs in parts for graph in graphs]
-        if all(len(sets) == 1 and sets[0] is first for sets, _ in parts):
+        if len({id(each) for sets, _ in parts for each in sets}) == 1:
             return cls([first], graphs)
         sets = [s for sets, each in parts for s in (sets * len(each) if len(sets) == 1 else sets)]
         return cls(sets, graphs)
@@ -256,26 +258,29 @@ class Places(NamedTuple):
         for each in self.sets:
             each.search(key)
             natives.append(each.native)
-        arrays, shares = _cpu.batch_programs(natives, self.graphs, key[0] or "", key[1])
+        arrays, scratch, shares = _cpu.batch_programs(natives, self.graphs, key[0] or "", key[1])
         repeats = len(self.graphs) if len(self.sets) == 1 else 1
         seconds = repeats * sum(each.search_seconds(key) for each in self.sets)
         program = Program.of(map(torch.from_numpy, arrays), nodes, nodes, 0, seconds)
         # What the program would make of its tensors.
-        program.__dict__["native"] = _cpu.Program(*arrays, nodes, nodes, 0, is_passing=True)
+        program.__dict__["native"] = _cpu.Program(
+            *arrays, nodes, nodes, 0, is_passing=True, tile_scratch=scratch
+        )
         program.__dict__["is_plain"] = not (shares and (arrays[3] < 0).any())
         return program
 
     def table(self, key: Key) -> Table | None:
         """The seconds of the candidates for all; None where nothing is shared."""
         if len(self.sets) == 1:
-            seconds = self.sets[0].seconds(key)[self.graphs].sum(axis=0)
+            counts, each = self.sets[0].counts(key)
+            seconds = counts.take(self.graphs, axis=0).sum(axis=0) @ each
         else:
-            pairs = zip(self.sets, self.graphs, strict=True)
-            seconds = np.sum([s.seconds(key)[g] for s, g in pairs], axis=0)
+            of_all = [(*s.counts(key), g) for s, g in zip(self.sets, self.graphs, strict=True)]
+            seconds = np.sum([counts[g] @ each for counts, each, g in of_all], axis=0)
         if not seconds.any():
             return None
         c = self.sets[0]._constants
-        return Table("model", (PLAIN, SHARED), seconds + c.call, model_error(c))
+        return Table("model", (PLAIN, SHARED), in_shape(seconds + c.call), model_error(c))
 
     def transposed(self) -> Places:
         """The same graphs with their edges reversed."""

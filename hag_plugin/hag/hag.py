@@ -33,7 +33,7 @@ from hag_plugin.hag.candidates import (
     total,
 )
 from hag_plugin.hag.gpu.schedule import schedule_of
-from hag_plugin.hag.graph import Arrays, Graph, canonical_graph
+from hag_plugin.hag.graph import Arrays, Graph, Order, canonical_graph
 from hag_plugin.hag.graph_set import (
     ASYMMETRIC,
     DUPLICATES,
@@ -49,8 +49,10 @@ from hag_plugin.modes import Array, has_ranks, outside_inference
 from hag_plugin.saved import set_module
 
 # Pickles of these protocols, which processes send each other (torch.save takes an older one), hold
-# up to so many bytes themselves: memory that is shared costs a file for each tensor.
+# up to so many bytes themselves: memory that is shared costs a file for each tensor. There numbers
+# are as short as they can be.
 _INLINE_PROTOCOL, _INLINE_BYTES = 4, 1 << 18
+_SHORT = (np.int8, np.int16, np.int32, np.int64)
 
 _LIVE: weakref.WeakValueDictionary[int, HAG] = weakref.WeakValueDictionary()  # by token
 
@@ -688,6 +690,9 @@ class StandIn(HAG):
         """As `HAG.numpy`."""
         return self._made().numpy()
 
+    def _order_of(self, ends: Array) -> Order | None:
+        return self._made()._order_of(ends)
+
     @property
     def is_symmetric(self) -> bool:
         """Whether every edge has its reverse, with the same multiplicity."""
@@ -870,17 +875,31 @@ def rebuild_hag(state: dict[str, Any]) -> HAG:
 def pack(places: Places, protocol: int) -> tuple[dict[str, Any], Any, Any]:
     """What `rebuild_batch` and `rebuild_graphs` take, for a pickle of this protocol."""
     header, (wide, narrow) = places.gather().pack()
-    if protocol >= _INLINE_PROTOCOL and wide.nbytes + narrow.nbytes <= _INLINE_BYTES:
-        return header, wide.tobytes(), narrow.tobytes()
+    if protocol >= _INLINE_PROTOCOL and len(wide) + len(narrow) <= _INLINE_BYTES:
+        short = _shortened(wide), _shortened(narrow)
+        if sum(array.nbytes for array in short) <= _INLINE_BYTES:
+            first, second = ((array.itemsize, array.tobytes()) for array in short)
+            return header, first, second
     return header, torch.from_numpy(wide), torch.from_numpy(narrow)
 
 
+def _shortened(array: Array) -> Array:
+    """The same numbers in the shortest dtype that holds them."""
+    least, most = int(array.min(initial=0)), int(array.max(initial=0))
+    fits = (np.iinfo(dtype).min <= least and most <= np.iinfo(dtype).max for dtype in _SHORT)
+    return array.astype(_SHORT[list(fits).index(True)])
+
+
 def _unpacked(header: dict[str, Any], wide: Any, narrow: Any) -> GraphSet:
-    if isinstance(wide, bytes):
-        return GraphSet.unpack(
-            header, np.frombuffer(wide, np.int64), np.frombuffer(narrow, np.int32)
-        )
-    return GraphSet.unpack(header, wide.numpy(), narrow.numpy())
+    if isinstance(wide, Tensor):
+        return GraphSet.unpack(header, wide.numpy(), narrow.numpy())
+    arrays = []
+    for (size, content), dtype in ((wide, np.int64), (narrow, np.int32)):
+        short = next((each for each in _SHORT if np.dtype(each).itemsize == size), None)
+        if short is None or not isinstance(content, bytes):
+            raise ValueError(f"numbers of a set of graphs have {size!r} bytes; expected 1, 2, 4, 8")
+        arrays.append(np.frombuffer(content, short).astype(dtype))
+    return GraphSet.unpack(header, *arrays)
 
 
 @set_module("hag_plugin")

@@ -130,11 +130,29 @@ def _seconds(works: Mapping[str, tuple[Work, float]], c: Constants) -> dict[str,
     does, and how many times as much the whole."""
     counts = np.array([list(vars(work).values()) for work, _ in works.values()])
     scale = np.array([[[scale]] for _, scale in works.values()])
-    if (counts[:, -2:].sum(axis=1) * ROW_BYTES[-1] <= c.cache_bytes).all():
-        parts = np.tensordot(counts[:, :-1], _rates(c), 1)
-    else:
-        parts = of_all_rows(Work(*counts.T[:, :, None]), c)
-    return dict(zip(works, c.call + parts * scale, strict=True))
+    return dict(zip(works, c.call + of_counts(counts, c) * scale, strict=True))
+
+
+def of_counts(counts: Array, c: Constants) -> Array:
+    """Seconds beside the call, by the model, for each of `ARITHMETICS` and `ROW_BYTES`.
+
+    Args:
+        counts: of several, the attributes of `Work` in order, `[*, 6]`.
+        c: the constants.
+    """
+    counted, each = linear(counts, c)
+    return in_shape(counted @ each)
+
+
+def linear(counts: Array, c: Constants) -> tuple[Array, Array]:
+    """Numbers of several, `[*, K]`, and what one of each adds at each of `POINTS`, `[K, P]`.
+
+    Their product is the seconds of `of_counts`, and that of sums the seconds of several together.
+    """
+    if (counts[..., -2:].sum(axis=-1) * ROW_BYTES[-1] <= c.cache_bytes).all():
+        return counts[..., :-1].astype(np.float64), _rates(c).reshape(-1, len(POINTS))
+    seconds = of_all_rows(Work(*np.moveaxis(counts, -1, 0)[..., None]), c)
+    return seconds.reshape(*counts.shape[:-1], -1), np.eye(len(POINTS))
 
 
 def of_all_rows(work: Work, c: Constants) -> Array:
@@ -154,6 +172,11 @@ def _rates(c: Constants) -> Array:
     """Seconds of one of each of the counts of `Work`, where the cache holds x and y."""
     ops, scratch, again, first, written = np.eye(5)[:, :, None]
     return of_all_rows(Work(ops, scratch, again, first, written, num_src=0), c)
+
+
+def in_shape(seconds: Array) -> Array:
+    """Seconds at `POINTS`, for each of `ARITHMETICS` and `ROW_BYTES`."""
+    return seconds.reshape(*seconds.shape[:-1], *SHAPE)
 
 
 def _held(graph: Graph, cache_bytes: int) -> Array:

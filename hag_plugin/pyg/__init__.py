@@ -9,8 +9,9 @@ from hag_plugin.pyg.data.graph import (  # noqa: F401
     HagEdgeStorage,
     HagHeteroData,
     hag_data_class,
+    new_batch,
 )
-from hag_plugin.pyg.data.messages import tensor_of  # noqa: F401
+from hag_plugin.pyg.data.messages import edges_in_order, tensor_of  # noqa: F401
 from hag_plugin.pyg.data.storage import unpack, unpack_set  # noqa: F401
 from hag_plugin.pyg.data.transforms import ToHAG
 from hag_plugin.pyg.model.accelerate import accelerate, forget, restore

@@ -318,6 +318,60 @@ std::pair<uint64_t, uint64_t> csr_hash(const Csr &graph) {
   return hash.sum();
 }
 
+namespace {
+
+template <class Id>
+bool are_edges(const Id *source, int64_t source_stride, const Id *target, int64_t target_stride,
+               const Csr &graph) {
+  Pace pace;
+  for (int64_t v = 0; v < graph.num_dst; ++v) {
+    const int64_t begin = graph.row_ptr[v], end = graph.row_ptr[v + 1];
+    pace(1 + end - begin);
+    int64_t other = 0;
+    for (int64_t e = begin; e < end; ++e)
+      other |= (source[e * source_stride] ^ graph.col[e]) | (target[e * target_stride] ^ v);
+    if (other) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+bool is_in_order(const Ids &source, const Ids &target, const Csr &graph) {
+  if (source.size != graph.num_edges() || source.wide != target.wide) return false;
+  const auto compare = [&](auto id) {
+    using Id = decltype(id);
+    return are_edges(static_cast<const Id *>(source.data), source.stride,
+                     static_cast<const Id *>(target.data), target.stride, graph);
+  };
+  return source.wide ? compare(int64_t{}) : compare(int32_t{});
+}
+
+void write_edges(const Csr &graph, int64_t *source, int64_t *target) {
+  Pace pace;
+  for (int64_t v = 0; v < graph.num_dst; ++v) {
+    const int64_t begin = graph.row_ptr[v], end = graph.row_ptr[v + 1];
+    pace(1 + end - begin);
+    std::copy(graph.col + begin, graph.col + end, source + begin);
+    std::fill(target + begin, target + end, v);
+  }
+}
+
+template <class Id>
+void add_to_stretches(Id *data, int64_t rows, const int64_t *ends, const int64_t *added,
+                      int64_t count) {
+  Pace pace;
+  for (int64_t row = 0; row < rows; ++row, data += ends[count]) {
+    for (int64_t i = 0; i < count; ++i) {
+      pace(1 + ends[i + 1] - ends[i]);
+      const Id more = static_cast<Id>(added[i]);
+      for (int64_t k = ends[i]; k < ends[i + 1]; ++k) data[k] += more;
+    }
+  }
+}
+template void add_to_stretches(int64_t *, int64_t, const int64_t *, const int64_t *, int64_t);
+template void add_to_stretches(int32_t *, int64_t, const int64_t *, const int64_t *, int64_t);
+
 bool is_symmetric(const Csr &graph) {
   if (graph.num_src != graph.num_dst) return false;
   // Targets are visited in increasing order, so row `source` must name them in that order.

@@ -68,6 +68,17 @@ std::vector<int32_t> reversed_order(const Csr &graph, int threads);
 std::pair<uint64_t, uint64_t> edge_hash(const Ids &source, const Ids &target);
 std::pair<uint64_t, uint64_t> csr_hash(const Csr &graph);
 
+// Whether these are the graph's edges, in its order.
+bool is_in_order(const Ids &source, const Ids &target, const Csr &graph);
+// The ends of its edges, in its order.
+void write_edges(const Csr &graph, int64_t *source, int64_t *target);
+
+// Adds added[i] to the elements of stretch i of each row: those from ends[i] up to ends[i + 1].
+// A row is ends[count] long.
+template <class Id>
+void add_to_stretches(Id *data, int64_t rows, const int64_t *ends, const int64_t *added,
+                      int64_t count);
+
 bool is_symmetric(const Csr &graph);
 bool has_duplicates(const Csr &graph);
 // Empty where no target has a self-loop.

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 import hag_plugin as hp
+from hag_plugin.hag import constants
 from hag_plugin.hag.build import build_hags
 from hag_plugin.hag.hag import HAG
-from hag_plugin.hag.program import SELF_LOOPS
+from hag_plugin.hag.program import SELF_LOOPS, SelfLoops
 from hag_plugin.kernels import _cpu
 
 # Edges and the number of nodes: empty, one node with and without a loop, isolated nodes,
@@ -103,8 +104,40 @@ def test_a_batch_is_the_union(names: list[str], apart: bool) -> None:
 
 
 @pytest.mark.parametrize("mode", SELF_LOOPS)
+@pytest.mark.parametrize("names", BATCHES.values(), ids=BATCHES)
+def test_a_program_of_a_batch_needs_no_check(names: list[str], mode: SelfLoops) -> None:
+    """It knows what one that is checked finds out."""
+    hags = build_hags(*map(list, zip(*_graphs(names), strict=True)))
+    whole = hp.batch(hags)
+    program = whole.program(mode)
+    checked = _cpu.Program(*program.numpy(), whole.num_src, whole.num_dst, 0)
+    for fact in ("num_tiles", "num_ops", "num_partials", "scratch_rows", "num_src", "num_dst"):
+        assert getattr(program.native, fact) == getattr(checked, fact)
+    assert program.native.count_reads() == checked.count_reads()
+
+
+@pytest.mark.parametrize("mode", SELF_LOOPS)
+@pytest.mark.parametrize("names", BATCHES.values(), ids=BATCHES)
+def test_a_batch_chooses_by_the_seconds_of_its_graphs(names: list[str], mode: SelfLoops) -> None:
+    """Those that each takes alone, whether the graphs are of one set or of many, or handed over."""
+    graphs = _graphs(names)
+    hags = build_hags(*map(list, zip(*graphs, strict=True)), choose="model")
+    apart = [hp.build_hag(edges, num_nodes=nodes, choose="model") for edges, nodes in graphs]
+    handed_over = pickle.loads(pickle.dumps(hp.batch(hags)))
+    for whole in (hp.batch(hags), hp.batch(apart), handed_over):
+        choices = [hag.choice(64, self_loops=mode).seconds for hag in hags]
+        shares = [seconds for seconds in choices if seconds]
+        found = whole.choice(64, self_loops=mode).seconds
+        assert bool(found) == bool(shares)
+        call = constants.in_force().call
+        for name, seconds in found.items():
+            expected = sum(each[name] - call for each in shares) + call
+            assert seconds == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("mode", SELF_LOOPS)
 @pytest.mark.parametrize("reduce", ["sum", "mean", "max"])
-def test_batches_aggregate_as_the_union(reduce: str, mode: hp.hag.program.SelfLoops) -> None:
+def test_batches_aggregate_as_the_union(reduce: str, mode: SelfLoops) -> None:
     names = BATCHES["all"]
     graphs = _graphs(names)
     union, nodes = _union(graphs)

@@ -65,6 +65,36 @@ def test_edge_index_is_the_same_multiset() -> None:
     assert not hag.matches(changed)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+@pytest.mark.parametrize("end", [0, 1])
+@pytest.mark.parametrize("both", [False, True])
+def test_the_order_of_sorted_edges_is_told(both: bool, end: int, dtype: torch.dtype) -> None:
+    """By target of any graph; by source of one that is known to be symmetric."""
+    hag, edge_index = make()
+    if both:
+        edge_index = torch.cat([edge_index, edge_index.flip(0)], dim=1)
+        hag = hp.build_hag(edge_index, num_nodes=30)
+        assert hag.is_symmetric
+    edges = edge_index[:, (edge_index[end] * 100 + edge_index[1 - end]).argsort()].to(dtype)
+    order = hag.order_of(edges)
+    assert order == ("target" if end else "source" if both else None)
+    if order is not None:
+        made = hag.edges_in_order(order)
+        assert made.dtype == torch.int64
+        assert torch.equal(made, edges.long())
+    strided = torch.stack([edges, edges], dim=-1)[..., 0]
+    for same in (edges, strided):
+        assert hag.order_of(same) == order
+        assert hag.matches(same)
+    for at in (0, edges.shape[1] // 2, edges.shape[1] - 1):
+        for row in (0, 1):
+            changed = edges.clone()
+            changed[row, at] = (changed[row, at] + 1) % 30
+            assert hag.order_of(changed) is None
+            assert not hag.matches(changed)
+    assert hag.order_of(edges[:, 1:]) is None
+
+
 def test_stands_where_an_edge_index_stands() -> None:
     hag, _ = make()
     source, target = hag

@@ -7,7 +7,6 @@ batches of small graphs that takes as long as the model. Whatever is no dense te
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cache
 from itertools import accumulate
 from typing import Any
 
@@ -18,8 +17,9 @@ from torch_geometric.data import Batch
 from torch_geometric.data import collate as stock
 from torch_geometric.data.storage import N_KEYS
 
-from hag_plugin.pyg.data.graph import HagData
-from hag_plugin.pyg.data.messages import are_few
+from hag_plugin.kernels import _cpu
+from hag_plugin.pyg.data.graph import KEY, HagData, new_batch
+from hag_plugin.pyg.data.messages import are_few, order_known
 
 IDS = (torch.int64, torch.int32)
 
@@ -35,7 +35,9 @@ def takes(cls: Any, items: Sequence[Any], options: dict[str, Any]) -> bool:
     if not (options.get("increment", True) and options.get("add_batch", True)):
         return False
     first = items[0]._store._mapping
-    if any(data._store._mapping.keys() != first.keys() for data in items):
+    if len({tuple(data._store._mapping) for data in items}) > 1 and any(
+        data._store._mapping.keys() != first.keys() for data in items
+    ):
         return False
     return not any(isinstance(value, Tensor) and not value.is_cpu for value in first.values())
 
@@ -44,13 +46,18 @@ def collate(
     items: Sequence[Any], exclude_keys: Iterable[str] | None = None
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """As `torch_geometric.data.collate.collate`, for what `takes` allows."""
-    batch_class, excluded = _batch_class(), set(exclude_keys or ())
-    out = batch_class.__new__(batch_class)
+    excluded = set(exclude_keys or ())
+    out = new_batch()
     HagData.__init__(out)
+    made = out._store._mapping  # new: nothing is known of it that a change would spoil
     stores = [data._store for data in items]
     mappings = [store._mapping for store in stores]
     num_nodes = _numbers_of_nodes(stores, mappings)
-    starts = torch.tensor([0, *accumulate(num_nodes)])
+    ends = [0, *accumulate(num_nodes)]
+    starts = torch.tensor(ends)
+    is_worker = get_worker_info() is not None
+    first = mappings[0]
+    is_known = is_worker and order_known(first.get(KEY), first.get("edge_index")) is not None
     slices: dict[str, Any] = {}
     incs: dict[str, Any] = {}
     for key in mappings[0]:
@@ -61,20 +68,16 @@ def collate(
             out._store._num_nodes = values
             out._store.num_nodes = sum(values)
         elif _is_dense(key, values):
-            out._store[key], slices[key], incs[key] = _joined(key, values, starts)
+            is_sent = is_worker and not (key == "edge_index" and is_known)
+            made[key], slices[key], incs[key] = _joined(key, values, starts, is_sent)
         else:
             found = stock._collate(key, values, items, stores, True)
             out._store[key], slices[key], incs[key] = found
     if stores[0].can_infer_num_nodes:
-        numbers = torch.arange(len(items))
-        out._store.batch = numbers.repeat_interleave(starts.diff(), output_size=sum(num_nodes))
-        out._store.ptr = starts.clone()
+        zeros = torch.zeros(ends[-1], dtype=torch.int64)
+        made["batch"] = _shifted(zeros, starts, torch.arange(len(items)))
+        made["ptr"] = starts.clone()
     return out, slices, incs
-
-
-@cache
-def _batch_class() -> Any:
-    return type(Batch(_base_cls=HagData))
 
 
 def _numbers_of_nodes(stores: Sequence[Any], mappings: Sequence[Any]) -> list[int]:
@@ -83,7 +86,7 @@ def _numbers_of_nodes(stores: Sequence[Any], mappings: Sequence[Any]) -> list[in
         return [mapping["num_nodes"] or 0 for mapping in mappings]
     if next((key for key in first if key in N_KEYS), None) == "x":
         features = [mapping["x"] for mapping in mappings]
-        if all(type(x) is Tensor and x.dim() > 0 for x in features):
+        if {*map(type, features)} == {Tensor} and 0 not in {x.dim() for x in features}:
             return [x.shape[0] for x in features]
     return [store.num_nodes or 0 for store in stores]
 
@@ -105,23 +108,44 @@ def _is_dense(key: str, values: Sequence[Any]) -> bool:
     )
 
 
-def _joined(key: str, values: list[Tensor], starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Values of all graphs in one tensor, where each one's begin, and what was added to each."""
+def _joined(
+    key: str, values: list[Tensor], starts: Tensor, is_sent: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values of all graphs in one tensor, where each one's begin, and what was added to each.
+
+    `is_sent`: the tensor is handed over to another process.
+    """
     dim = -1 if _is_index(key) else 0
     ends = [0, *accumulate([value.shape[dim] for value in values])]
     slices = torch.tensor(ends)
-    out = None
-    first, count = values[0], sum([value.numel() for value in values])
-    is_sent = get_worker_info() is not None
-    if is_sent and not are_few(count * first.element_size()):  # as in PyG: it is read there
-        shape = list(first.shape)
-        shape[dim] = ends[-1]
-        storage: Any = first.untyped_storage()
-        shared = storage._new_shared(count * first.element_size(), device="cpu")
-        out = first.new(shared).resize_(*shape)
+    out = _shared(values, dim, ends[-1]) if is_sent else None
     joined = torch.cat(values, dim, out=out)
-    if not _is_index(key):
+    if dim == 0:
         return joined, slices, torch.zeros(len(values), dtype=torch.int64)
-    added = starts[:-1]
-    joined += added.repeat_interleave(slices.diff(), output_size=ends[-1]).to(joined.dtype)
-    return joined, slices, added.clone()
+    added = starts[:-1].clone()
+    return _shifted(joined, slices, added), slices, added
+
+
+def _shared(values: list[Tensor], dim: int, length: int) -> Tensor | None:
+    """Shared memory to join values in, as in PyG; None: they go into a message."""
+    first, count = values[0], sum([value.numel() for value in values])
+    if are_few(count * first.element_size()):
+        return None
+    shape = list(first.shape)
+    shape[dim] = length
+    storage: Any = first.untyped_storage()
+    shared = storage._new_shared(count * first.element_size(), device="cpu")
+    out: Tensor = first.new(shared).resize_(*shape)
+    return out
+
+
+def _shifted(ids: Tensor, ends: Tensor, added: Tensor) -> Tensor:
+    """Integers `[*, E]` with a number added to each stretch of them, in place.
+
+    Torch would make as many numbers as there are integers, which takes longer than all the rest.
+    """
+    ids = ids.contiguous()
+    rows = ids.shape[:-1].numel()
+    is_wide = ids.dtype == torch.int64
+    _cpu.add_to_stretches(ids.data_ptr(), rows, is_wide, ends.numpy(), added.numpy())
+    return ids

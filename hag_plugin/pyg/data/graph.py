@@ -6,10 +6,12 @@ import copy
 import copyreg
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.data.storage import EdgeStorage
 
@@ -103,9 +105,12 @@ class HagStores:
         if not isinstance(reduced[2], dict):  # a user's class with a state of its own
             return reduced
         state = {**reduced[2], "_hag_verified": _verdicts(self)}
-        if isinstance(self, Batch):
+        make = reduced[:2]
+        if isinstance(self, Batch) and get_worker_info() is not None:
             state = with_tensors_inside(state)
-        return (*reduced[:2], state, *reduced[3:])
+            if type(self) is batch_class():
+                make = new_batch, ()
+        return (*make, state, *reduced[3:])
 
     def __setstate__(self, state: Any) -> None:
         verified = state.pop("_hag_verified", []) if isinstance(state, dict) else []
@@ -156,6 +161,18 @@ class HagMixin(HagStores):
 @set_module("hag_plugin.pyg")
 class HagData(HagMixin, Data):  # type: ignore[misc]
     """A `Data` with a HAG, made by `ToHAG`."""
+
+
+@cache
+def batch_class() -> Any:
+    """The class of batches of `HagData`."""
+    return type(Batch(_base_cls=HagData))
+
+
+@set_module("hag_plugin.pyg")
+def new_batch() -> Any:
+    """A batch of `HagData` that has no state yet: PyG looks up the signatures of its classes."""
+    return object.__new__(batch_class())
 
 
 class HagHeteroMixin(HagStores):

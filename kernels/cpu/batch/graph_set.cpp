@@ -6,7 +6,6 @@
 
 #include "interrupt.h"
 #include "refuse.h"
-#include "run/concatenate.h"
 #include "search/search.h"
 #include "threads.h"
 
@@ -68,15 +67,56 @@ void build_one(const Ids &source, const Ids &target, int64_t first, int64_t last
 
 }  // namespace
 
-Tree::Tree(ProgramArrays taken, int64_t num_nodes)
+namespace {
+
+Program over(const ProgramArrays &arrays, int64_t num_nodes) {
+  const auto view = [](const auto &values) {
+    using T = std::decay_t<decltype(values[0])>;
+    return View<T>{values.data(), static_cast<int64_t>(values.size())};
+  };
+  return Program(view(arrays.tile_ptr), view(arrays.op_ptr), view(arrays.source),
+                 view(arrays.target), view(arrays.hub_row), view(arrays.hub_ptr), num_nodes,
+                 num_nodes, 0);
+}
+
+Counts count_plain(const Csr &csr, Matrix matrix) {
+  const auto [mode, idempotent] = matrix;
+  std::vector<int64_t> seen_in(csr.num_src, -1);
+  int64_t first = 0, reads = 0;
+  Row row;
+  for (int64_t v = 0; v < csr.num_dst; ++v) {
+    load_row(csr, v, mode, idempotent, row);
+    reads += static_cast<int64_t>(row.simple.size() + row.extra.size());
+    for (const int32_t source : row.simple) {
+      first += seen_in[source] != v / kBlockRows;
+      seen_in[source] = v / kBlockRows;
+    }
+  }
+  return {csr.num_dst, 0, reads - first, first, csr.num_dst};
+}
+
+Candidates count(const Program &p, const Csr &graph, Matrix matrix) {
+  const int64_t intermediates = std::count_if(p.target().data, p.target().data + p.target().size,
+                                              [](int32_t target) { return target < 0; });
+  if (intermediates == 0) return {};
+  const auto [scratch, first] =
+      count_reads(p.tile_ptr().data, p.num_tiles(), p.op_ptr().data, p.source().data, p.num_src());
+  const int64_t hubs = p.hub_row().size, ops = p.num_ops();
+  return {
+      count_plain(graph, matrix),
+      {ops + hubs, scratch + intermediates, p.source().size - scratch - first + p.num_partials(),
+       first, ops - intermediates + hubs}};
+}
+
+}  // namespace
+
+Tree::Tree(ProgramArrays taken, const Csr &graph, Matrix matrix)
     : arrays(std::move(taken)),
-      program({arrays.tile_ptr.data(), static_cast<int64_t>(arrays.tile_ptr.size())},
-              {arrays.op_ptr.data(), static_cast<int64_t>(arrays.op_ptr.size())},
-              {arrays.source.data(), static_cast<int64_t>(arrays.source.size())},
-              {arrays.target.data(), static_cast<int64_t>(arrays.target.size())},
-              {arrays.hub_row.data(), static_cast<int64_t>(arrays.hub_row.size())},
-              {arrays.hub_ptr.data(), static_cast<int64_t>(arrays.hub_ptr.size())}, num_nodes,
-              num_nodes, 0) {}
+      program(over(arrays, graph.num_dst)),
+      counts(count(program, graph, matrix)) {}
+
+Tree::Tree(ProgramArrays taken, int64_t num_nodes, const Candidates &known)
+    : arrays(std::move(taken)), program(over(arrays, num_nodes)), counts(known) {}
 
 GraphSet::GraphSet(const Ids &source, const Ids &target, const std::vector<int64_t> &edge_ptr,
                    const std::vector<int64_t> &num_nodes, int threads)
@@ -153,7 +193,7 @@ void GraphSet::search(Matrix matrix, const Costs *costs, int threads) {
     for (int64_t v = 0; !program && v < csr.num_dst; ++v)
       has_hub |= csr.row_ptr[v + 1] - csr.row_ptr[v] > kHubLength;
     if (has_hub) program = plain_program(csr, mode, idempotent, nullptr, csr.num_dst);
-    if (program) found[g] = std::make_shared<const Tree>(std::move(*program), csr.num_dst);
+    if (program) found[g] = std::make_shared<const Tree>(std::move(*program), csr, matrix);
   };
   const auto is_large = [&](int64_t g) { return edge_ptr_[g + 1] - edge_ptr_[g] >= kLargeGraph; };
   for (int64_t g = 0; g < size(); ++g)
@@ -175,53 +215,26 @@ std::shared_ptr<const Trees> GraphSet::trees(Matrix matrix) const {
   return found == trees_.end() ? nullptr : found->second;
 }
 
-Counts GraphSet::count_plain(int64_t g, Matrix matrix) const {
-  const auto [mode, idempotent] = matrix;
-  const Csr csr = graph(g);
-  std::vector<int64_t> seen_in(csr.num_src, -1);
-  int64_t first = 0, reads = 0;
-  Row row;
-  for (int64_t v = 0; v < csr.num_dst; ++v) {
-    load_row(csr, v, mode, idempotent, row);
-    reads += static_cast<int64_t>(row.simple.size() + row.extra.size());
-    for (const int32_t source : row.simple) {
-      first += seen_in[source] != v / kBlockRows;
-      seen_in[source] = v / kBlockRows;
-    }
-  }
-  return {csr.num_dst, 0, reads - first, first, csr.num_dst};
-}
-
-std::vector<std::array<Counts, 2>> GraphSet::counts(Matrix matrix) const {
+std::vector<Candidates> GraphSet::counts(Matrix matrix) const {
   const auto found = trees(matrix);
-  std::vector<std::array<Counts, 2>> out(size());
-  for (int64_t g = 0; found && g < size(); ++g) {
-    if (!(*found)[g]) continue;
-    const Program &p = (*found)[g]->program;
-    const auto [scratch, first] = count_reads(p.tile_ptr().data, p.num_tiles(), p.op_ptr().data,
-                                              p.source().data, p.num_src());
-    int64_t intermediates = 0;
-    for (const int32_t target : (*found)[g]->arrays.target) intermediates += target < 0;
-    if (intermediates == 0) continue;
-    const int64_t hubs = p.hub_row().size, ops = p.num_ops();
-    out[g][0] = count_plain(g, matrix);
-    out[g][1] = {ops + hubs, scratch + intermediates,
-                 p.source().size - scratch - first + p.num_partials(), first,
-                 ops - intermediates + hubs};
-  }
+  std::vector<Candidates> out(size());
+  for (int64_t g = 0; found && g < size(); ++g)
+    if ((*found)[g]) out[g] = (*found)[g]->counts;
   return out;
 }
 
 std::unique_ptr<GraphSet> gather(const std::vector<Place> &places) {
-  std::vector<int64_t> num_nodes, row_ptr;
-  std::vector<int32_t> col;
+  auto out = std::unique_ptr<GraphSet>(new GraphSet);
+  out->node_ptr_ = out->edge_ptr_ = {0};
   for (const Place &place : places) {
     const Csr csr = place.set->graph(place.graph);
-    num_nodes.push_back(csr.num_dst);
-    row_ptr.insert(row_ptr.end(), csr.row_ptr, csr.row_ptr + csr.num_dst + 1);
-    col.insert(col.end(), csr.col, csr.col + csr.num_edges());
+    out->node_ptr_.push_back(out->node_ptr_.back() + csr.num_dst);
+    out->edge_ptr_.push_back(out->edge_ptr_.back() + csr.num_edges());
+    out->row_ptr_.insert(out->row_ptr_.end(), csr.row_ptr, csr.row_ptr + csr.num_dst + 1);
+    out->col_.insert(out->col_.end(), csr.col, csr.col + csr.num_edges());
+    out->facts_.push_back(place.set->facts()[place.graph]);
+    out->of_any_ |= out->facts_.back();
   }
-  auto out = std::make_unique<GraphSet>(std::move(num_nodes), std::move(row_ptr), std::move(col));
   for (const Mode mode : {Mode::given, Mode::add, Mode::fill}) {
     for (const bool idempotent : {false, true}) {
       Trees trees;
@@ -266,7 +279,7 @@ std::pair<CsrArrays, uint8_t> batch_graphs(const std::vector<Place> &places) {
   return {std::move(out), facts};
 }
 
-std::pair<ProgramArrays, bool> batch_programs(const std::vector<Place> &places, Matrix matrix) {
+std::pair<Joint, bool> batch_programs(const std::vector<Place> &places, Matrix matrix) {
   std::vector<Part> parts;
   std::vector<std::shared_ptr<const Trees>> kept;
   const GraphSet *last = nullptr;

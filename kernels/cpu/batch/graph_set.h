@@ -12,6 +12,7 @@
 #include "graph.h"
 #include "program_arrays.h"
 #include "run/aggregate.h"
+#include "run/concatenate.h"
 #include "search/tile_search.h"
 
 namespace hag {
@@ -25,12 +26,19 @@ using Counts = std::array<int64_t, 5>;
 // Which matrix of a graph, and whether its edges are a set.
 using Matrix = std::pair<Mode, bool>;
 
+// Of the plain program of a graph, and of the one that was found: all 0 where that shares nothing.
+using Candidates = std::array<Counts, 2>;
+
 // The program that was found for a graph.
 struct Tree {
-  explicit Tree(ProgramArrays arrays, int64_t num_nodes);
+  Tree(ProgramArrays arrays, const Csr &graph, Matrix matrix);
+  Tree(ProgramArrays arrays, int64_t num_nodes, const Candidates &counts);
   const ProgramArrays arrays;
   const Program program;  // over these arrays, which it checks
+  const Candidates counts;
 };
+
+struct Place;
 
 // The programs of all graphs for one matrix; null where the plain one is as good.
 using Trees = std::vector<std::shared_ptr<const Tree>>;
@@ -77,12 +85,13 @@ class GraphSet {
   // Null before `search`.
   std::shared_ptr<const Trees> trees(Matrix matrix) const;
 
-  // Of the plain program of each graph, and of the one that was found: all 0 where none was.
-  std::vector<std::array<Counts, 2>> counts(Matrix matrix) const;
+  // What the candidates of each graph do: all 0 where no program was found.
+  std::vector<Candidates> counts(Matrix matrix) const;
 
  private:
+  friend std::unique_ptr<GraphSet> gather(const std::vector<Place> &places);
+  GraphSet() = default;
   void look_at_all();
-  Counts count_plain(int64_t g, Matrix matrix) const;
 
   std::vector<int64_t> node_ptr_, edge_ptr_;  // of the graphs
   std::vector<int64_t> row_ptr_;              // of each graph from 0, one after the other
@@ -107,6 +116,6 @@ std::pair<CsrArrays, uint8_t> batch_graphs(const std::vector<Place> &places);
 
 // The program of graphs side by side, in O(ops) of it; whether it shares sums. The sets must have
 // been searched.
-std::pair<ProgramArrays, bool> batch_programs(const std::vector<Place> &places, Matrix matrix);
+std::pair<Joint, bool> batch_programs(const std::vector<Place> &places, Matrix matrix);
 
 }  // namespace hag

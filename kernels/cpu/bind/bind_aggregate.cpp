@@ -1,11 +1,13 @@
 // Python bindings of aggregate.cpp: addresses come as integers, so nothing of torch is linked.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -44,12 +46,14 @@ class BoundProgram {
  public:
   BoundProgram(Array tile_ptr, Array op_ptr, Array source, Array target, Array hub_row,
                Array hub_ptr, int64_t num_src, int64_t num_dst, int64_t diagonal, bool is_plain,
-               bool is_passing)
+               bool is_passing, std::optional<Array> tile_scratch)
       : arrays_{tile_ptr, op_ptr, source, target, hub_row, hub_ptr}, program_(long_call([&] {
-          return hag::Program(view<int64_t>("tile_ptr", tile_ptr), view<int64_t>("op_ptr", op_ptr),
-                              view<int32_t>("source", source), view<int32_t>("target", target),
-                              view<int32_t>("hub_row", hub_row), view<int64_t>("hub_ptr", hub_ptr),
-                              num_src, num_dst, diagonal, is_plain, is_passing);
+          return hag::Program(
+              view<int64_t>("tile_ptr", tile_ptr), view<int64_t>("op_ptr", op_ptr),
+              view<int32_t>("source", source), view<int32_t>("target", target),
+              view<int32_t>("hub_row", hub_row), view<int64_t>("hub_ptr", hub_ptr), num_src,
+              num_dst, diagonal, is_plain, is_passing,
+              tile_scratch ? view<int32_t>("tile_scratch", *tile_scratch) : hag::View<int32_t>{});
         })) {}
 
   const hag::Program &program() const { return program_; }
@@ -114,12 +118,15 @@ void bind_aggregate(nb::module_ &m) {
       "programs"_a);
 
   nb::class_<BoundProgram>(m, "Program", "A validated program of tiles; see Program, in Python.")
-      .def(nb::init<Array, Array, Array, Array, Array, Array, int64_t, int64_t, int64_t, bool,
-                    bool>(),
-           "tile_ptr"_a, "op_ptr"_a, "source"_a, "target"_a, "hub_row"_a, "hub_ptr"_a, "num_src"_a,
-           "num_dst"_a, "diagonal"_a, "is_plain"_a = false, "is_passing"_a = false,
-           "`is_plain`: the arrays are as plain_program made them, and are not checked again. "
-           "`is_passing`: it may be run only once, which is not prepared for.")
+      .def(
+          nb::init<Array, Array, Array, Array, Array, Array, int64_t, int64_t, int64_t, bool, bool,
+                   std::optional<Array>>(),
+          "tile_ptr"_a, "op_ptr"_a, "source"_a, "target"_a, "hub_row"_a, "hub_ptr"_a, "num_src"_a,
+          "num_dst"_a, "diagonal"_a, "is_plain"_a = false, "is_passing"_a = false,
+          "tile_scratch"_a = nb::none(),
+          "`is_plain`: the arrays are as plain_program made them, and are not checked again. "
+          "`is_passing`: it may be run only once, which is not prepared for. "
+          "`tile_scratch`: as batch_programs gave it with the arrays, which are not checked again.")
       .def("run", &BoundProgram::run, "x"_a, "y"_a, "batch"_a, "width"_a, "x_row_stride"_a,
            "x_batch_stride"_a, "x_rows"_a, "y_rows"_a, "dtype"_a, "reduce"_a, "source_scale"_a,
            "target_scale"_a, "threads"_a, nb::call_guard<WithoutGil>(),

@@ -6,6 +6,7 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 
@@ -87,6 +88,46 @@ void bind_graph(nb::module_ &m) {
     const hag::Csr graph = csr(row_ptr, col, num_src);
     return long_call([&] { return hag::csr_hash(graph); });
   });
+  m.def(
+      "is_in_order",
+      [](const IdArray &source, const IdArray &target, const Array<int64_t> &row_ptr,
+         const Array<int32_t> &col) {
+        const hag::Ids s = ids(source, "source"), t = ids(target, "target");
+        same_length(s, t);
+        const hag::Csr graph = csr(row_ptr, col, 0);
+        return long_call([&] { return hag::is_in_order(s, t, graph); });
+      },
+      "source"_a, "target"_a, "row_ptr"_a, "col"_a,
+      "Whether these are the edges of a graph, by target, then by source.");
+  m.def(
+      "write_edges",
+      [](const Array<int64_t> &row_ptr, const Array<int32_t> &col, uintptr_t source,
+         uintptr_t target) {
+        const hag::Csr graph = csr(row_ptr, col, 0);
+        long_call([&] {
+          hag::write_edges(graph, reinterpret_cast<int64_t *>(source),
+                           reinterpret_cast<int64_t *>(target));
+        });
+      },
+      "row_ptr"_a, "col"_a, "source"_a, "target"_a,
+      "Writes the ends of its edges in that order, int64 [E] each, to two addresses.");
+  m.def(
+      "add_to_stretches",
+      [](uintptr_t data, int64_t rows, bool wide, const Array<int64_t> &ends,
+         const Array<int64_t> &added) {
+        const int64_t count = static_cast<int64_t>(added.shape(0));
+        if (static_cast<int64_t>(ends.shape(0)) != count + 1 || ends.data()[0] != 0 ||
+            !std::is_sorted(ends.data(), ends.data() + count + 1))
+          throw std::invalid_argument("ends does not run from 0, stretch by stretch");
+        long_call([&] {
+          const auto add = [&](auto *first) {
+            hag::add_to_stretches(first, rows, ends.data(), added.data(), count);
+          };
+          wide ? add(reinterpret_cast<int64_t *>(data)) : add(reinterpret_cast<int32_t *>(data));
+        });
+      },
+      "data"_a, "rows"_a, "wide"_a, "ends"_a, "added"_a,
+      "Adds a number to each stretch of each row, int64 or int32 [rows, ends[-1]], at an address.");
   m.def("is_symmetric", [](const Array<int64_t> &row_ptr, const Array<int32_t> &col) {
     const hag::Csr graph = csr(row_ptr, col, static_cast<int64_t>(row_ptr.shape(0)) - 1);
     return long_call([&] { return hag::is_symmetric(graph); });

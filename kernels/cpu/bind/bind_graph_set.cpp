@@ -59,15 +59,17 @@ std::vector<hag::Place> places(const std::vector<const GraphSet *> &sets,
   return out;
 }
 
-// The programs of a set as arrays: which graphs have one, the lengths of each one's six arrays, and
-// these, one program after the other.
+constexpr size_t kLengths = 6, kCounts = 10, kNumbers = kLengths + kCounts;
+
+// The programs of a set as arrays: which graphs have one; the lengths of each one's six arrays, and
+// its counts; and these arrays, one program after the other.
 nb::tuple trees_to_python(const GraphSet &set, hag::Matrix which) {
   const auto trees = set.trees(which);
   if (!trees) throw std::invalid_argument("the graphs were not searched for this matrix");
-  std::vector<int64_t> graphs, lengths;
+  std::vector<int64_t> graphs, numbers;
   hag::ProgramArrays all;
   const auto take = [&](auto &to, const auto &from) {
-    lengths.push_back(static_cast<int64_t>(from.size()));
+    numbers.push_back(static_cast<int64_t>(from.size()));
     to.insert(to.end(), from.begin(), from.end());
   };
   for (size_t g = 0; g < trees->size(); ++g) {
@@ -76,24 +78,28 @@ nb::tuple trees_to_python(const GraphSet &set, hag::Matrix which) {
     const hag::ProgramArrays &one = (*trees)[g]->arrays;
     take(all.tile_ptr, one.tile_ptr), take(all.op_ptr, one.op_ptr), take(all.source, one.source);
     take(all.target, one.target), take(all.hub_row, one.hub_row), take(all.hub_ptr, one.hub_ptr);
+    for (const hag::Counts &counts : (*trees)[g]->counts)
+      numbers.insert(numbers.end(), counts.begin(), counts.end());
   }
-  return nb::make_tuple(to_numpy(std::move(graphs)), to_numpy(std::move(lengths)),
+  return nb::make_tuple(to_numpy(std::move(graphs)), to_numpy(std::move(numbers)),
                         to_python(std::move(all)));
 }
 
 hag::Trees trees_from(const GraphSet &set, const Array<int64_t> &graphs,
-                      const Array<int64_t> &lengths, const Array<int64_t> &tile_ptr,
+                      const Array<int64_t> &numbers, const Array<int64_t> &tile_ptr,
                       const Array<int64_t> &op_ptr, const Array<int32_t> &source,
                       const Array<int32_t> &target, const Array<int32_t> &hub_row,
                       const Array<int64_t> &hub_ptr) {
-  if (lengths.shape(0) != 6 * graphs.shape(0))
-    throw std::invalid_argument("there are " + std::to_string(lengths.shape(0)) + " lengths of " +
-                                std::to_string(graphs.shape(0)) + " programs; expected six each");
+  if (numbers.shape(0) != kNumbers * graphs.shape(0))
+    throw std::invalid_argument("there are " + std::to_string(numbers.shape(0)) + " numbers of " +
+                                std::to_string(graphs.shape(0)) + " programs; expected " +
+                                std::to_string(kNumbers) + " each");
   hag::Trees out(set.size());
   int64_t at[6] = {};
   for (size_t i = 0; i < graphs.shape(0); ++i) {
+    const int64_t *const of_one = numbers.data() + kNumbers * i;
     const auto take = [&](const auto &from, int k) {
-      const int64_t length = lengths.data()[6 * i + k], whole = static_cast<int64_t>(from.shape(0));
+      const int64_t length = of_one[k], whole = static_cast<int64_t>(from.shape(0));
       if (length < 0 || length > whole - at[k])
         throw std::invalid_argument("a program is longer than its array");
       const auto *begin = from.data() + at[k];
@@ -104,7 +110,12 @@ hag::Trees trees_from(const GraphSet &set, const Array<int64_t> &graphs,
     if (g < 0 || g >= set.size()) throw std::invalid_argument("a program of no graph of the set");
     hag::ProgramArrays one{take(tile_ptr, 0), take(op_ptr, 1),  take(source, 2),
                            take(target, 3),   take(hub_row, 4), take(hub_ptr, 5)};
-    out[g] = std::make_shared<const hag::Tree>(std::move(one), set.graph(g).num_dst);
+    hag::Candidates counts;
+    for (size_t k = 0; k < kCounts; ++k) {
+      counts[k / 5][k % 5] = of_one[kLengths + k];
+      if (of_one[kLengths + k] < 0) throw std::invalid_argument("a count of a program is negative");
+    }
+    out[g] = std::make_shared<const hag::Tree>(std::move(one), set.graph(g).num_dst, counts);
   }
   return out;
 }
@@ -169,7 +180,7 @@ void bind_graph_set(nb::module_ &m) {
             const auto found =
                 long_call([&] { return set.counts(matrix(self_loops, idempotent)); });
             std::vector<int64_t> flat;
-            for (const auto &graph : found)
+            for (const hag::Candidates &graph : found)
               for (const hag::Counts &counts : graph)
                 flat.insert(flat.end(), counts.begin(), counts.end());
             return to_numpy(std::move(flat));
@@ -184,17 +195,17 @@ void bind_graph_set(nb::module_ &m) {
       .def(
           "put",
           [](GraphSet &set, const std::string &self_loops, bool idempotent,
-             const Array<int64_t> &graphs, const Array<int64_t> &lengths,
+             const Array<int64_t> &graphs, const Array<int64_t> &numbers,
              const Array<int64_t> &tile_ptr, const Array<int64_t> &op_ptr,
              const Array<int32_t> &source, const Array<int32_t> &target,
              const Array<int32_t> &hub_row, const Array<int64_t> &hub_ptr) {
             const hag::Matrix which = matrix(self_loops, idempotent);
             long_call([&] {
-              set.put(which, trees_from(set, graphs, lengths, tile_ptr, op_ptr, source, target,
+              set.put(which, trees_from(set, graphs, numbers, tile_ptr, op_ptr, source, target,
                                         hub_row, hub_ptr));
             });
           },
-          "self_loops"_a, "idempotent"_a, "graphs"_a, "lengths"_a, "tile_ptr"_a, "op_ptr"_a,
+          "self_loops"_a, "idempotent"_a, "graphs"_a, "numbers"_a, "tile_ptr"_a, "op_ptr"_a,
           "source"_a, "target"_a, "hub_row"_a, "hub_ptr"_a)
       .def_prop_ro("num_graphs", &GraphSet::size)
       .def_prop_ro(
@@ -235,9 +246,11 @@ void bind_graph_set(nb::module_ &m) {
          const std::string &self_loops, bool idempotent) {
         const std::vector<hag::Place> where = places(sets, graphs);
         const hag::Matrix which = matrix(self_loops, idempotent);
-        auto [arrays, shares] = long_call([&] { return hag::batch_programs(where, which); });
-        return nb::make_tuple(to_python(std::move(arrays)), shares);
+        auto [joint, shares] = long_call([&] { return hag::batch_programs(where, which); });
+        return nb::make_tuple(to_python(std::move(joint.arrays)),
+                              to_numpy(std::move(joint.tile_scratch)), shares);
       },
       "sets"_a, "graphs"_a, "self_loops"_a, "idempotent"_a,
-      "The program of graphs side by side, and whether it shares sums.");
+      "The program of graphs side by side, the scratch rows of its tiles, and whether it shares "
+      "sums.");
 }

@@ -180,7 +180,8 @@ constexpr int kOrderedRun = 3;
 
 Program::Program(View<int64_t> tile_ptr, View<int64_t> op_ptr, View<int32_t> source,
                  View<int32_t> target, View<int32_t> hub_row, View<int64_t> hub_ptr,
-                 int64_t num_src, int64_t num_dst, int64_t diagonal, bool is_plain, bool is_passing)
+                 int64_t num_src, int64_t num_dst, int64_t diagonal, bool is_plain, bool is_passing,
+                 View<int32_t> tile_scratch)
     : tile_ptr_(tile_ptr),
       op_ptr_(op_ptr),
       source_(source),
@@ -191,9 +192,15 @@ Program::Program(View<int64_t> tile_ptr, View<int64_t> op_ptr, View<int32_t> sou
       num_dst_(num_dst),
       diagonal_(diagonal),
       narrow_from_(is_passing ? kOrderedRun : 1) {
-  if (is_plain) {
+  if (tile_scratch.data && tile_scratch.size != num_tiles())
+    refuse("tile_scratch has ", tile_scratch.size, " elements, expected ", num_tiles());
+  if (is_plain || tile_scratch.data) {
     num_partials_ = hub_ptr_[hub_ptr_.size - 1];
     tile_scratch_.assign(num_tiles(), 0);
+    for (int64_t tile = 0; tile < tile_scratch.size; ++tile) {
+      tile_scratch_[tile] = tile_scratch[tile];
+      max_scratch_ = std::max<int64_t>(max_scratch_, tile_scratch[tile]);
+    }
     order_tiles();
     return;
   }

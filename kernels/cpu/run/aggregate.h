@@ -14,12 +14,14 @@
 namespace hag {
 
 // A program of tiles, see Program, in Python. The constructor checks every index, so that `run` can
-// trust them all, unless it `is_plain`, as plain_program made it; it throws std::invalid_argument.
+// trust them all, unless it `is_plain`, as plain_program made it, or concatenate did, with a
+// `tile_scratch`; it throws std::invalid_argument.
 class Program {
  public:
   Program(View<int64_t> tile_ptr, View<int64_t> op_ptr, View<int32_t> source, View<int32_t> target,
           View<int32_t> hub_row, View<int64_t> hub_ptr, int64_t num_src, int64_t num_dst,
-          int64_t diagonal, bool is_plain = false, bool is_passing = false);
+          int64_t diagonal, bool is_plain = false, bool is_passing = false,
+          View<int32_t> tile_scratch = {});
 
   // y = t * (REDUCE of the program over s * x, + d * s * x) for every matrix of a batch.
   // y is contiguous [batch, num_dst, width]; strides of x are in elements.

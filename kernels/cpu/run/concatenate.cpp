@@ -22,15 +22,16 @@ class Joined {
 
   void add(const Program &part);
   void add_plain(const Csr &graph, Mode mode, bool idempotent);
-  ProgramArrays finish() {
+  Joint finish() {
     if (open() > 0) end_tile();
-    return std::move(out_);
+    return {std::move(out_), std::move(tile_scratch_)};
   }
 
  private:
   int64_t open() const { return static_cast<int64_t>(out_.target.size()) - out_.tile_ptr.back(); }
   void end_tile() {
     out_.tile_ptr.push_back(static_cast<int64_t>(out_.target.size()));
+    tile_scratch_.push_back(first_scratch_);
     first_scratch_ = 0;
   }
   void make_room(int64_t ops) {
@@ -43,6 +44,7 @@ class Joined {
 
   const int64_t num_dst_;  // of all
   ProgramArrays out_;
+  std::vector<int32_t> tile_scratch_;
   int32_t first_src_ = 0, first_dst_ = 0, first_scratch_ = 0;
   Pace pace_;
 };
@@ -89,7 +91,7 @@ void Joined::add_plain(const Csr &graph, Mode mode, bool idempotent) {
 
 }  // namespace
 
-ProgramArrays concatenate(const std::vector<Part> &parts, Mode mode, bool idempotent) {
+Joint concatenate(const std::vector<Part> &parts, Mode mode, bool idempotent) {
   int64_t num_src = 0, num_dst = 0, ops = 0, sources = 0;
   for (const Part &part : parts) {
     if (part.program) {
@@ -116,7 +118,7 @@ ProgramArrays concatenate(const std::vector<Part> &parts, Mode mode, bool idempo
 ProgramArrays concatenate(const std::vector<const Program *> &programs) {
   std::vector<Part> parts;
   for (const Program *program : programs) parts.push_back({program, {}});
-  return concatenate(parts, Mode::given, false);
+  return concatenate(parts, Mode::given, false).arrays;
 }
 
 }  // namespace hag

@@ -19,8 +19,14 @@ struct Part {
   Csr graph;  // where there is no program
 };
 
+// The program of all, whose arrays need no check, and the scratch rows of each of its tiles.
+struct Joint {
+  ProgramArrays arrays;
+  std::vector<int32_t> tile_scratch;
+};
+
 // The programs must have one diagonal, and the graphs be square where `mode` adds loops. O(ops).
-ProgramArrays concatenate(const std::vector<Part> &parts, Mode mode, bool idempotent);
+Joint concatenate(const std::vector<Part> &parts, Mode mode, bool idempotent);
 ProgramArrays concatenate(const std::vector<const Program *> &programs);
 
 }  // namespace hag
