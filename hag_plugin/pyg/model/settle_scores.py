@@ -13,8 +13,10 @@ from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.passing import Messages
 from hag_plugin.ops import gpu
 from hag_plugin.ops.edge_list import EdgeList
+from hag_plugin.pyg.model import compiled
 from hag_plugin.pyg.model import session as sessions
 from hag_plugin.pyg.model.choice import (
+    DRAWN_COMPILED,
     FIRST,
     MET_FEW,
     NO_ROWS,
@@ -29,6 +31,7 @@ from hag_plugin.pyg.model.choice import (
     SCORED_FEW,
     SCORED_PASSED,
     SPARSE,
+    TYPED_COMPILED,
     Choice,
 )
 from hag_plugin.pyg.model.facts import (
@@ -92,6 +95,37 @@ def settle_scores(
     if edges is None:
         return Choice("stock", _why_met(edge_index), NOTHING)
     return Choice("plain", SCORED, {name: ScoredGraph(edges, edge_index)})
+
+
+def settle_traced(
+    conv: Any,
+    recipe: Recipe,
+    name: str,
+    call: Call,
+    edge_index: Tensor,
+    features: Any,
+    size: tuple[int, int] | None,
+) -> Choice:
+    """The same in code that is compiled, whatever the number of edges: see `compiled`."""
+    reason = why_never(conv, recipe) or why_not_taken(conv, recipe, features)
+    reason = reason or why_not_scored(conv, recipe, call, features)
+    reason = reason or _why_not_traced(conv, recipe)
+    if reason is None and not (type(edge_index) is Tensor and is_edge_index(edge_index)):
+        reason = SCORED_COMPILED
+    if reason is not None:
+        return Choice("stock", reason, NOTHING)
+    size = size or graph_size(recipe, conv, call)
+    graph = compiled.scored_in_traced_code(edge_index, size, _how(conv, recipe, features))
+    return Choice("plain", SCORED, {name: graph})
+
+
+def _why_not_traced(conv: Any, recipe: Recipe) -> str | None:
+    """Why a layer that scores edges runs stock in compiled code. None: it need not."""
+    if not compiled.may_meet(conv):
+        return SCORED_COMPILED
+    if recipe.record.relations is not None or recipe.joins:
+        return TYPED_COMPILED
+    return DRAWN_COMPILED if conv.training and recipe.forward is not None else None
 
 
 def _kept(
@@ -174,7 +208,10 @@ def settle_types(conv: Any, recipe: Recipe, name: str, call: Call) -> Choice:
         pair = rows[key[0]], rows[key[-1]]
         if isinstance(graph, HAG):
             choice = _settle_hag(conv, recipe, name, call, graph, pair)
-        elif isinstance(graph, Tensor) and not torch.compiler.is_compiling():
+        elif isinstance(graph, Tensor) and torch.compiler.is_compiling():
+            size = pair[0].shape[0], pair[1].shape[0]
+            choice = settle_traced(conv, recipe, name, call, graph, pair, size)
+        elif isinstance(graph, Tensor):
             choice = Choice("stock", why_never(conv, recipe) or "", NOTHING)
             if not choice.reason:
                 size = pair[0].shape[0], pair[1].shape[0]
@@ -201,6 +238,8 @@ def _settle_joined(conv: Any, recipe: Recipe, name: str, graphs: Any, rows: Any)
     reason = why_never(conv, recipe) or why_not_scored(conv, recipe, NOTHING, features)
     if not plain or not all(type(g) is Tensor and is_edge_index(g) for g in plain.values()):
         reason = reason or SPARSE
+    if reason is None and torch.compiler.is_compiling():
+        reason = _why_not_traced(conv, recipe)
     passed = any(isinstance(g, HAG) for g in graphs.values())
     if reason is None and not _joined_pay(conv, recipe, plain, rows, 0):
         reason = SCORED_FEW
@@ -260,6 +299,8 @@ def score_pays(
 def why_no_scores(conv: Any, recipe: Recipe, call: Call, hag: HAG, features: Any) -> str | None:
     """Why a call is left to stock that scores the edges of a HAG. None: it need not be."""
     reason = why_not_taken(conv, recipe, features) or why_not_scored(conv, recipe, call, features)
+    if reason is None and torch.compiler.is_compiling():
+        return _why_not_traced(conv, recipe)
     size = hag.num_src, hag.num_dst
     if reason is None and not score_pays(conv, recipe, hag.num_edges, size, features):
         return SCORED_FEW
@@ -268,7 +309,10 @@ def why_no_scores(conv: Any, recipe: Recipe, call: Call, hag: HAG, features: Any
 
 def scored_hag(conv: Any, recipe: Recipe, name: str, hag: HAG, features: Any) -> Choice:
     """What a call that scores the edges of a HAG runs on."""
-    graph = edges_of_hag(hag, _how(conv, recipe, features))
+    take = edges_of_hag
+    if torch.compiler.is_compiling():
+        take = compiled.scored_hag_in_traced_code
+    graph = take(hag, _how(conv, recipe, features))
     return Choice("plain", SCORED_PASSED, {name: graph})
 
 
@@ -289,8 +333,6 @@ def why_not_scored(conv: Any, recipe: Recipe, call: Call, features: Any) -> str 
             return SCORED_ELSEWHERE
         if x is not None and (x.dim() not in recipe.ranks or conv.node_dim % x.dim() != 0):
             return NO_ROWS
-    if torch.compiler.is_compiling():
-        return SCORED_COMPILED
     if any(x is not None and torch.is_autocast_enabled(x.device.type) for x in pair):
         return SCORED_AUTOCAST
     if call.get("return_attention_weights") is not None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import add_self_loops, remove_self_loops
 
+from hag_plugin.hag.graph import with_own_loops
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.passing import plain_hag
 from hag_plugin.layers.record import Record
@@ -44,8 +45,7 @@ class ScoredGraph:
         """The edges as stock has them, the loops that it adds included: `[2, E]`."""
         if not self.edges.loops:
             return self.edge_index
-        index, _ = looped(self.edge_index, None, self.edges.loops)
-        return index
+        return with_own_loops(self.edge_index, self.edges.loops)
 
     def order(self) -> Tensor | None:
         """As `EdgeList.order`."""
@@ -55,7 +55,11 @@ class ScoredGraph:
         """Values of edges with those that the layer fills in for loops."""
         if edge_attr is None or not self.edges.loops:
             return edge_attr
-        return looped(self.edge_index, edge_attr, self.edges.loops, conv.fill_value)[1]
+        return with_values_of_loops(self.edge_index, edge_attr, self.edges.loops, conv.fill_value)
+
+    def dropped(self, value: Tensor, p: float, dtype: torch.dtype) -> Tensor:
+        """A mask of dropout for the edges and heads, as stock draws it: `[E, H]`."""
+        return F.dropout(value.new_ones(self.hag.num_edges, value.shape[1], dtype=dtype), p)
 
     def attend(self, conv: Any, value: Tensor, **how: Any) -> Tensor:
         """`ops.attention.attend` over the edges, with the layer's dropout and weights.
@@ -72,8 +76,7 @@ class ScoredGraph:
         training = how.pop("training", conv.training)
         weight = how.pop("edge_weight", None)
         if p > 0 and training:
-            of_scores = value.new_ones(self.hag.num_edges, value.shape[1], dtype=common_dtype(how))
-            mask = F.dropout(of_scores, p)
+            mask = self.dropped(value, p, common_dtype(how))
         if weight is not None:
             weight = weight.view(-1, 1)
             mask = weight if mask is None else mask * weight
@@ -138,7 +141,7 @@ def edges_of(edge_index: Tensor, size: tuple[int, int], how: How, *, both: bool 
         edges.order(lambda: index)  # while there is this index
         return edges
     loops = min(size) if how.loops else 0
-    index, _ = looped(edge_index, None, loops) if loops else (edge_index, None)
+    index = with_own_loops(edge_index, loops) if loops else edge_index
     return EdgeList(plain_hag(index, size, both=both), loops=loops)
 
 
@@ -166,15 +169,14 @@ def promoted(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v.to(dtype) if isinstance(v, Tensor) else v for k, v in values.items()}
 
 
-def looped(
-    edge_index: Tensor, values: Tensor | None, num_nodes: int, fill_value: Any = None
-) -> tuple[Tensor, Tensor | None]:
-    """Edges and their values with exactly one loop on each node, the loops last."""
+def with_values_of_loops(
+    edge_index: Tensor, values: Tensor, num_nodes: int, fill_value: Any
+) -> Tensor:
+    """Values of edges with those of exactly one loop on each node, the loops last."""
     index, kept = remove_self_loops(edge_index, values)
-    looped: tuple[Tensor, Tensor | None] = add_self_loops(
-        index, kept, fill_value=fill_value, num_nodes=num_nodes
-    )
-    return looped
+    filled: Tensor
+    _, filled = add_self_loops(index, kept, fill_value=fill_value, num_nodes=num_nodes)
+    return filled
 
 
 def joined_edges(graphs: Mapping[EdgeType, Tensor], sizes: Mapping[str, int]) -> EdgeList:
