@@ -72,6 +72,7 @@ from hag_plugin.pyg.model.first_met import first_met
 from hag_plugin.pyg.model.settle_product import settle_product
 from hag_plugin.pyg.model.settle_scores import (
     scored_hag,
+    settle_scored_matrix,
     settle_scores,
     settle_traced,
     settle_types,
@@ -135,6 +136,8 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
         if reason is not None:
             return Choice("stock", reason, NOTHING)
         if recipe.scores(conv):
+            if is_adjacency(graph):
+                return settle_scored_matrix(conv, recipe, name, call, graph, features)
             return settle_scores(conv, recipe, name, call, graph, features, None)
         names = recipe.record.edge_values
         given = edge_values_of(names, call) if names else None

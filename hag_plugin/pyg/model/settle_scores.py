@@ -1,4 +1,5 @@
-"""`settle_scores`: what a call of a layer that scores its edges runs on, and why."""
+"""What a call of a layer that scores its edges runs on, and why: over an edge index, a matrix, a HAG
+or edges of several types, and in code that is compiled."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from torch_geometric import EdgeIndex
 
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.passing import Messages
+from hag_plugin.modes import untraced
 from hag_plugin.ops import gpu
 from hag_plugin.ops.edge_list import EdgeList
 from hag_plugin.pyg.model import compiled
@@ -44,7 +46,7 @@ from hag_plugin.pyg.model.facts import (
     why_unknown,
 )
 from hag_plugin.pyg.model.first_met import first_met, with_scores
-from hag_plugin.pyg.recipes.adjacency import is_adjacency
+from hag_plugin.pyg.recipes.adjacency import is_adjacency, num_entries, parts_of, shape_of
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, of_sources
 from hag_plugin.pyg.recipes.rgat import ScoredRelations, attends_within, relational_edges
 from hag_plugin.pyg.recipes.scored import (
@@ -53,6 +55,7 @@ from hag_plugin.pyg.recipes.scored import (
     ScoredTypes,
     edges_of,
     edges_of_hag,
+    edges_of_matrix,
     joined_edges,
 )
 from hag_plugin.recall import value_of
@@ -97,6 +100,57 @@ def settle_scores(
     return Choice("plain", SCORED, {name: ScoredGraph(edges, edge_index)})
 
 
+def _is_lifted(adj_t: Any, how: How) -> bool:
+    """Whether stock makes messages of the entries of a matrix."""
+    if not isinstance(adj_t, Tensor) or adj_t.layout == torch.sparse_csc:
+        return False
+    return how.loops or adj_t.layout == torch.sparse_csr or adj_t.is_coalesced()
+
+
+@untraced
+def settle_scored_matrix(
+    conv: Any, recipe: Recipe, name: str, call: Call, adj_t: Any, features: Any
+) -> Choice:
+    """The same for a sparse matrix, of whose entries stock makes messages, too.
+
+    Values that are rows are edge features, where none are given beside the matrix; stock makes no
+    use of those that are numbers.
+    """
+    size, how, values = shape_of(adj_t), _how(conv, recipe, features), parts_of(adj_t)[-1]
+    given = call.get("edge_attr")
+    if given is None and values.dim() > 1:
+        given = values
+    call = {**call, "edge_attr": given}
+    reason = why_not_scored(conv, recipe, call, features)
+    is_own = given is values
+    if reason is None and (
+        not _is_lifted(adj_t, how)
+        or recipe.record.relations is not None
+        or recipe.forward is not None
+        or adj_t.requires_grad
+        or values.requires_grad
+        or isinstance(getattr(conv, "fill_value", None), Tensor)
+        or (how.loops and given is not None and not is_own)
+        or call.get("size") is not None
+        or size != graph_size(recipe, conv, call)
+    ):
+        reason = SPARSE
+    if reason is None and not score_pays(conv, recipe, num_entries(adj_t), size, features):
+        reason = SCORED_FEW
+    if reason is not None:
+        return Choice("stock", reason, NOTHING)
+
+    def make(both: bool) -> EdgeList:
+        return edges_of_matrix(adj_t, conv, how, both=both)
+
+    key = ("of a matrix", *how, getattr(conv, "fill_value", None))
+    edges = _kept(conv, recipe, call, parts_of(adj_t), size, key, features, make, adj_t)
+    if edges is None:
+        return Choice("stock", _why_met(values), NOTHING)
+    graph = {name: ScoredGraph(edges, edges.edge_index)}
+    return Choice("plain", SCORED, graph | {"edge_attr": edges.values} if is_own else graph)
+
+
 def settle_traced(
     conv: Any,
     recipe: Recipe,
@@ -136,7 +190,8 @@ def _kept(
     size: tuple[int, int],
     how: tuple[Any, ...],
     features: Any,
-    make: Callable[[bool], EdgeList],
+    make: Callable[[bool], Any],
+    adj_t: Any = None,
 ) -> Any:
     """The edges that a layer attends over, kept while the tensors come back that they were made of.
 
@@ -146,14 +201,16 @@ def _kept(
         tensors: of the edges, of which the first is their edge index.
         how: what the edges depend on besides.
         make: makes them; whether the reverse, too.
+        adj_t: the matrix whose tensors they are, if they are one's.
     """
+    graph = tensors[0] if adj_t is None else adj_t
     edges = conv.__dict__["_hag_session"].made_of(
         tensors,
         ("edges attended over", *size, *how),
         lambda: sessions.made(lambda: make(True)),
         conv,
         features,
-        passing=first_met(conv, recipe, call, tensors[0], size, make, features=features),
+        passing=first_met(conv, recipe, call, graph, size, make, features=features),
     )
     return value_of(edges)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
-from torch_geometric.utils import add_self_loops, remove_self_loops
+from torch_geometric.utils import add_self_loops, remove_self_loops, to_edge_index
 
 from hag_plugin.hag.graph import with_own_loops
 from hag_plugin.hag.hag import HAG
@@ -20,6 +20,7 @@ from hag_plugin.hag.passing import plain_hag
 from hag_plugin.layers.record import Record
 from hag_plugin.ops.attention import attend
 from hag_plugin.ops.edge_list import EdgeList
+from hag_plugin.ops.weights import is_in_order
 
 EdgeType = tuple[str, str, str]
 
@@ -143,6 +144,48 @@ def edges_of(edge_index: Tensor, size: tuple[int, int], how: How, *, both: bool 
     loops = min(size) if how.loops else 0
     index = with_own_loops(edge_index, loops) if loops else edge_index
     return EdgeList(plain_hag(index, size, both=both), loops=loops)
+
+
+class MatrixEdges(EdgeList):
+    """The edges of a sparse matrix, of which a layer makes them anew at each call.
+
+    Attributes:
+        edge_index: they, loops of the layer's own included, `[2, E]`.
+        values: of the matrix with these loops, `[E, ...]`.
+    """
+
+    def __init__(self, hag: HAG, edge_index: Tensor, values: Tensor) -> None:
+        super().__init__(hag, is_ordered=is_in_order(edge_index, hag))
+        self.edge_index = edge_index
+        self.values = values
+
+
+def edges_of_matrix(adj_t: Tensor, conv: Any, how: How, *, both: bool = True) -> MatrixEdges:
+    """What a layer attends over, made of a sparse matrix as stock does it, which adds up entries
+    that stand twice where it puts loops.
+
+    Args:
+        adj_t: rows are targets.
+        conv: the layer.
+        how: it takes it.
+        both: whether gradients flow back over the reverse.
+
+    Raises:
+        ValueError: stock does not take such a matrix.
+    """
+    if how.weights is not None:
+        dtype = how.weights
+        adj_t, _ = gcn_norm(adj_t, None, adj_t.shape[1], add_self_loops=how.loops, dtype=dtype)
+    elif how.loops:
+        adj_t, _ = remove_self_loops(adj_t)
+        adj_t, _ = add_self_loops(adj_t, fill_value=getattr(conv, "fill_value", None))
+    index, values = to_edge_index(adj_t)
+    edge_index = index.flip(0)
+    hag = plain_hag(edge_index, (adj_t.shape[1], adj_t.shape[0]), both=both)
+    edges = MatrixEdges(hag, edge_index, values)
+    if how.weights is not None:
+        edges.weight = values
+    return edges
 
 
 def edges_of_hag(hag: HAG, how: How) -> ScoredGraph:
