@@ -1,5 +1,5 @@
-"""What a call of a layer that scores its edges runs on, and why: over an edge index, a matrix, a HAG
-or edges of several types, and in code that is compiled."""
+"""What a call of a layer that scores its edges runs on, and why: over an edge index, a matrix, a
+HAG or edges of several types; and in code that is compiled."""
 
 from __future__ import annotations
 
