@@ -40,12 +40,12 @@ _LATEST: deque[Any] = deque(maxlen=2)  # what was made of edge indices that are 
 
 
 # Before torch 2.7 nobody can tell, and what is compiled may have to run without hag_plugin.
-_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 def may_meet(conv: Any) -> bool:
     """Whether the operators below may stand in the code of a layer that is traced."""
-    return conv.__dict__.get(NAME) is not None and not _is_exporting()
+    return conv.__dict__.get(NAME) is not None and not is_exporting()
 
 
 def name_layer(conv: Any) -> None:

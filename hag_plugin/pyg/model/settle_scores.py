@@ -19,10 +19,12 @@ from hag_plugin.pyg.model import compiled
 from hag_plugin.pyg.model import session as sessions
 from hag_plugin.pyg.model.choice import (
     DRAWN_COMPILED,
+    EXPORTED,
     FIRST,
     MET_FEW,
     NO_ROWS,
     NO_TYPES,
+    NOT_ACCELERATED,
     NOTHING,
     OTHER_EDGES,
     RETURNS_SCORES,
@@ -34,6 +36,7 @@ from hag_plugin.pyg.model.choice import (
     SCORED_PASSED,
     SPARSE,
     TYPED_COMPILED,
+    UNCHECKED_COMPILED,
     Choice,
 )
 from hag_plugin.pyg.model.facts import (
@@ -47,6 +50,7 @@ from hag_plugin.pyg.model.facts import (
 )
 from hag_plugin.pyg.model.first_met import first_met, with_scores
 from hag_plugin.pyg.recipes.adjacency import is_adjacency, num_entries, parts_of, shape_of
+from hag_plugin.pyg.recipes.declared import CHECKED, Attention
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, of_sources
 from hag_plugin.pyg.recipes.rgat import ScoredRelations, attends_within, relational_edges
 from hag_plugin.pyg.recipes.scored import (
@@ -175,8 +179,12 @@ def settle_traced(
 
 def _why_not_traced(conv: Any, recipe: Recipe) -> str | None:
     """Why a layer that scores edges runs stock in compiled code. None: it need not."""
-    if not compiled.may_meet(conv):
-        return SCORED_COMPILED
+    if compiled.is_exporting():
+        return EXPORTED
+    if conv.__dict__.get("_hag_session") is None:
+        return NOT_ACCELERATED
+    if isinstance(recipe.attention, Attention) and CHECKED not in conv.__dict__:
+        return UNCHECKED_COMPILED
     if recipe.record.relations is not None or recipe.joins:
         return TYPED_COMPILED
     return DRAWN_COMPILED if conv.training and recipe.forward is not None else None
