@@ -12,6 +12,7 @@ from functorch.compile import make_boxed_func
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.func import functional_call, grad, jvp, vmap
 from torch_geometric import nn as pyg
 
 import hag_plugin as hp
@@ -293,3 +294,37 @@ def test_types_of_edges(cls: Any, as_hag: bool) -> None:
     else:
         reason = choice.SCORED_PASSED if as_hag else choice.SCORED
         assert calls.reasons == {"plain": f"compiled: {reason}"}
+
+
+# Transforms -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gat-mean", "gat-filled", "gatv2-mean", "transformer-mean"])
+def test_transforms_inside_of_compiled_code(name: str) -> None:
+    """Of `torch.func`, whose derivatives are made of pieces: with a row for each possible edge."""
+    stock = TAKEN[name]().double()
+    ours, parameters = accelerate(copy.deepcopy(stock)), dict(stock.named_parameters())
+    x, *rest = arguments(name, 20, edges_between(20, 20), torch.float64)
+
+    def call(model: nn.Module, parameters: Any, x: Tensor) -> Tensor:
+        y: Tensor = functional_call(model, parameters, (x, *rest))
+        return y
+
+    def compiled_grad(model: nn.Module) -> Any:
+        loss = lambda p, x: call(model, p, x).square().sum()  # noqa: E731
+        return lambda *given: grad(loss)(*given)
+
+    def compiled_jvp(model: nn.Module) -> Any:
+        at = lambda x: call(model, parameters, x)  # noqa: E731
+        return lambda x, t: jvp(at, (x,), (t,))
+
+    tangent = torch.randn_like(x)
+    for make, given in ((compiled_grad, (parameters, x)), (compiled_jvp, (x, tangent))):
+        torch._dynamo.reset()
+        found = torch.compile(make(ours), backend="aot_eager")(*given)
+        torch.testing.assert_close(found, make(stock)(*given), rtol=1e-9, atol=1e-9)
+    assert explain(ours)[0].calls.reasons == {"plain": f"compiled: {choice.SCORED}"}
+    xs = torch.stack([x, tangent])
+    each = lambda xs: vmap(lambda x: call(ours, parameters, x))(xs)  # noqa: E731
+    expected = torch.stack([stock(x, *rest), stock(tangent, *rest)])
+    torch.testing.assert_close(torch.compile(each, backend="aot_eager")(xs), expected)
