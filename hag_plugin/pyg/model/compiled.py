@@ -20,7 +20,7 @@ from torch_geometric.utils.loop import compute_loop_attr
 
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.graph import Arrays
-from hag_plugin.hag.hag import HAG, EdgeHAG, LoopedHAG, of_arrays
+from hag_plugin.hag.hag import HAG, EdgeHAG, LoopedHAG, find, of_arrays
 from hag_plugin.modes import outside_inference
 from hag_plugin.ops.edge_list import EdgeList
 from hag_plugin.ops.weights import edge_slots
@@ -191,11 +191,11 @@ def _attended(
 
 
 def _attended_hag(row_ptr: Tensor, col: Tensor, token: Tensor, num_src: int) -> Tensor:
-    hag = of_arrays(Arrays(row_ptr, col, token), num_src)
+    arrays = Arrays(row_ptr, col, token)
     with outside_inference():
-        looped = edges_of_hag(hag, How(True, None))
-    if not len(_LATEST) or _LATEST[-1] is not looped.edges:  # where the HAG is made for this call
-        _LATEST.append(looped.edges)
+        looped = edges_of_hag(of_arrays(arrays, num_src), How(True, None))
+    if find(*arrays) is None:  # nobody else has the HAG that it is kept with
+        _LATEST.append(looped)
     found = looped.hag.arrays.token
     assert found is not None
     return found.clone()

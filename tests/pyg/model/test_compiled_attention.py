@@ -299,6 +299,7 @@ def test_types_of_edges(cls: Any, as_hag: bool) -> None:
 # Transforms -------------------------------------------------------------------------------------
 
 
+@pytest.mark.mostly_slow("gat-filled")
 @pytest.mark.parametrize("name", ["gat-mean", "gat-filled", "gatv2-mean", "transformer-mean"])
 def test_transforms_inside_of_compiled_code(name: str) -> None:
     """Of `torch.func`, whose derivatives are made of pieces: with a row for each possible edge."""
