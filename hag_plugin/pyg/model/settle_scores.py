@@ -39,6 +39,7 @@ from hag_plugin.pyg.model.choice import (
     UNCHECKED_COMPILED,
     Choice,
 )
+from hag_plugin.pyg.model.compiled_scores import scored_hag_in_traced_code, scored_in_traced_code
 from hag_plugin.pyg.model.facts import (
     graph_size,
     is_edge_index,
@@ -164,7 +165,7 @@ def settle_traced(
     features: Any,
     size: tuple[int, int] | None,
 ) -> Choice:
-    """The same in code that is compiled, whatever the number of edges: see `compiled`."""
+    """The same in code that is compiled, whatever the number of edges: see `compiled_scores`."""
     reason = why_never(conv, recipe) or why_not_taken(conv, recipe, features)
     reason = reason or why_not_scored(conv, recipe, call, features)
     reason = reason or _why_not_traced(conv, recipe)
@@ -173,7 +174,7 @@ def settle_traced(
     if reason is not None:
         return Choice("stock", reason, NOTHING)
     size = size or graph_size(recipe, conv, call)
-    graph = compiled.scored_in_traced_code(edge_index, size, _how(conv, recipe, features))
+    graph = scored_in_traced_code(edge_index, size, _how(conv, recipe, features))
     return Choice("plain", SCORED, {name: graph})
 
 
@@ -376,7 +377,7 @@ def scored_hag(conv: Any, recipe: Recipe, name: str, hag: HAG, features: Any) ->
     """What a call that scores the edges of a HAG runs on."""
     take = edges_of_hag
     if torch.compiler.is_compiling():
-        take = compiled.scored_hag_in_traced_code
+        take = scored_hag_in_traced_code
     graph = take(hag, _how(conv, recipe, features))
     return Choice("plain", SCORED_PASSED, {name: graph})
 

@@ -18,7 +18,7 @@ from torch_geometric import nn as pyg
 import hag_plugin as hp
 from hag_plugin.pyg import accelerate, explain
 from hag_plugin.pyg.model import choice
-from hag_plugin.pyg.model import compiled as in_traced_code
+from hag_plugin.pyg.model import compiled_scores as in_traced_code
 from hag_plugin.pyg.recipes.table import RECIPES
 
 from ...equality import assert_same
