@@ -118,12 +118,13 @@ def settle_scored_matrix(
 ) -> Choice:
     """The same for a sparse matrix, of whose entries stock makes messages, too.
 
-    Values that are rows are edge features, where none are given beside the matrix; stock makes no
-    use of those that are numbers.
+    Values that are rows are the features of edges, of layers that know any, where none are given
+    beside the matrix; stock makes no use of those that are numbers. A layer that declares its
+    attention may.
     """
     size, how, values = shape_of(adj_t), _how(conv, recipe, features), parts_of(adj_t)[-1]
-    given = call.get("edge_attr")
-    if given is None and values.dim() > 1:
+    given, of_rows = call.get("edge_attr"), values.dim() > 1
+    if given is None and of_rows and "edge_attr" in recipe.record.edge_values:
         given = values
     call = {**call, "edge_attr": given}
     reason = why_not_scored(conv, recipe, call, features)
@@ -132,6 +133,8 @@ def settle_scored_matrix(
         not _is_lifted(adj_t, how)
         or recipe.record.relations is not None
         or recipe.forward is not None
+        or isinstance(recipe.attention, Attention)
+        or (how.weights is not None and of_rows)
         or adj_t.requires_grad
         or values.requires_grad
         or isinstance(getattr(conv, "fill_value", None), Tensor)

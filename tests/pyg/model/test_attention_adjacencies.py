@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch_geometric import nn as pyg
 
-from hag_plugin.pyg import accelerate, explain
+from hag_plugin.pyg import accelerate, explain, hag_layer
 from hag_plugin.pyg.model import choice
 
 from ...cases import draw_graph
@@ -94,6 +94,39 @@ def with_rows(index: Tensor, layout: str, features: Tensor) -> Tensor:
         return torch.sparse_csr_tensor(*parts, size)
     parts = of_numbers.ccol_indices(), of_numbers.row_indices(), features
     return torch.sparse_csc_tensor(*parts, size)
+
+
+@pytest.mark.parametrize("name", ALONE | INITIAL)
+def test_rows_that_a_layer_does_not_know(name: str) -> None:
+    """Some leave them out, others fail."""
+    stock = LAYERS[name]().double()
+    features = torch.randn(4 * NODES, 3, dtype=torch.float64)
+    args = arguments(name, with_rows(edges_between(NODES, NODES), "CSR", features))
+    if is_taken(stock, *args):
+        assert_equal(stock, *args)
+    else:
+        assert not is_taken(accelerate(copy.deepcopy(stock)), *args)
+
+
+def test_declared_attention_is_stocks() -> None:
+    """PyG gives its message the values of a matrix, by a name that is declared here."""
+    stock = Weighing()
+    ours = accelerate(copy.deepcopy(stock))
+    x, edges = torch.randn(NODES, WIDTH), edges_between(NODES, NODES)
+    adj_t = adjacency(edges, "CSR", (NODES, NODES), torch.rand(edges.shape[1]))
+    torch.testing.assert_close(ours(x, adj_t), stock(x, adj_t))
+    assert explain(ours)[0].calls.reasons == {"stock": choice.SPARSE}
+
+
+@hag_layer(score="dot", key="x", query="x", value="x", bias="edge_weight", normalise="tanh")
+class Weighing(pyg.MessagePassing):
+    def forward(self, x: Tensor, edge_index: Any, edge_weight: Any = None) -> Tensor:
+        return self.propagate(edge_index, x=x, edge_weight=edge_weight)
+
+    def message(self, x_j: Tensor, x_i: Tensor, edge_weight: Any) -> Tensor:
+        score = (x_j * x_i).sum(-1)
+        score = score if edge_weight is None else score + edge_weight
+        return x_j * score.tanh().unsqueeze(-1)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
