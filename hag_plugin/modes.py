@@ -3,9 +3,9 @@ a call."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _disable_current_modes
 
 Array = np.ndarray[Any, Any]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def has_ranks() -> bool:
@@ -25,6 +27,14 @@ def has_ranks() -> bool:
         and distributed.is_initialized()
         and distributed.get_world_size() > 1
     )
+
+
+def untraced(function: Callable[P, T]) -> Callable[P, T]:
+    """A function that no compiler traces, nor what it calls: where it stands, code is compiled in
+    two parts. For what is given sparse tensors, whose layouts the compiler does not have."""
+    disable: Any = torch.compiler.disable
+    made: Callable[P, T] = disable(function)
+    return made
 
 
 def has_hooks(module: Any) -> bool:

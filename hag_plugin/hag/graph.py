@@ -278,6 +278,13 @@ def slots_of(edge_index: Tensor, row_ptr: Array, col: Array, num_src: int) -> Te
     return torch.from_numpy(_cpu.edge_slots(source, target, row_ptr, col, num_src))
 
 
+def with_own_loops(edge_index: Tensor, num_nodes: int) -> Tensor:
+    """Edges `[2, E]` with one loop on each node in place of those there are, the loops last."""
+    source, target = edge_index
+    loops = torch.arange(num_nodes, dtype=edge_index.dtype, device=edge_index.device)
+    return torch.cat([edge_index[:, source != target], loops.expand(2, -1)], dim=1)
+
+
 def inverse_of(permutation: Tensor) -> Tensor:
     """The inverse of a permutation, int64 `[E]`."""
     places = torch.arange(len(permutation), device=permutation.device)

@@ -33,7 +33,7 @@ from hag_plugin.hag.candidates import (
     total,
 )
 from hag_plugin.hag.gpu.schedule import schedule_of
-from hag_plugin.hag.graph import Arrays, Graph, Order, canonical_graph
+from hag_plugin.hag.graph import Arrays, Graph, Order, canonical_graph, with_own_loops
 from hag_plugin.hag.graph_set import (
     ASYMMETRIC,
     DUPLICATES,
@@ -112,9 +112,11 @@ class HAG(Graph):
         targets_first: the targets are the first `num_dst` sources (PyG's bipartite convention).
         options: what the search was asked for.
         is_reversed: whether the arrays are those of the reverse: see `ReversedHAG`.
+        is_looped: whether the edges are those of the arrays but for loops: see `LoopedHAG`.
     """
 
     is_reversed = False
+    is_looped = False
     _places: Places | None = None  # where its graphs are kept, if they are in sets
 
     def __init__(
@@ -827,6 +829,50 @@ class EdgeHAG(StandIn):
 
     def __repr__(self) -> str:
         return f"EdgeHAG({self.num_src} -> {self.num_dst} nodes, {self.num_edges} edges)"
+
+
+class LoopedHAG(EdgeHAG):
+    """The same with one loop on each node, that is a source and a target, in place of the loops of
+    the edge index. How many edges that makes is known when the code runs.
+
+    So whatever has a row for each edge has as many as there may be, `num_edges`. Those that count
+    are told by an order, or are the first.
+    """
+
+    is_looped = True
+
+    @property
+    def num_loops(self) -> int:
+        """Number of loops that are added."""
+        return min(self.num_src, self.num_dst)
+
+    @property
+    def num_edges(self) -> int:
+        """Number of edges, if none of the edge index is a loop."""
+        return self.arrays.col.shape[1] + self.num_loops
+
+    def transpose(self) -> HAG:
+        """The reverse, where it is known how many edges there are."""
+        return self._made().transpose()
+
+    def _made(self) -> HAG:
+        return looped_of_arrays(self.arrays, self.num_src)
+
+    def __repr__(self) -> str:
+        return f"LoopedHAG({self.num_src} -> {self.num_dst} nodes, <= {self.num_edges} edges)"
+
+
+def looped_of_arrays(arrays: Arrays, num_src: int) -> HAG:
+    """What a `LoopedHAG` stands for, with a token that was given out for it, or for nothing."""
+    num_dst = arrays.row_ptr.shape[0] - 1
+    loops = min(num_src, num_dst)
+    hag = None if arrays.token is None else _LIVE.get(int(arrays.token))
+    if hag is not None and (hag.num_src, hag.num_dst) == (num_src, num_dst):
+        most = arrays.col.shape[1] + loops
+        if loops <= hag.num_edges <= most:
+            return hag
+    edges = with_own_loops(arrays.col, loops)
+    return of_arrays(Arrays(arrays.row_ptr, edges, None), num_src)
 
 
 def of_arrays(arrays: Arrays, num_src: int) -> HAG:

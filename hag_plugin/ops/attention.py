@@ -20,9 +20,10 @@ from hag_plugin.kernels import _cpu
 from hag_plugin.observers import observers, tell
 from hag_plugin.ops import gpu, gpu_attention
 from hag_plugin.ops.attention_pieces import NORMALISATIONS, SCORES, Form, Pieces, Tensors
-from hag_plugin.ops.heads import by_source, by_target, checked_order, place
+from hag_plugin.ops.heads import by_source, by_target, checked_order, counting, place, spread_out
 from hag_plugin.ops.registration import (
     DTYPES,
+    LOOPED,
     Gradients,
     Graph,
     Inputs,
@@ -45,6 +46,7 @@ TENSORS = Tensors._fields
 _NUM_TENSORS = len(TENSORS)
 _NUM_DERIVED = _NUM_TENSORS - 1  # all but the order have gradients
 _EDGE_QUERY = TENSORS.index("edge_query")
+OF_EDGES = ("bias", "edges", "mask")  # the tensors with a row for each edge
 
 
 def attend(
@@ -244,6 +246,13 @@ def _check_order(order: Any, num_edges: int) -> None:
 # Run time --------------------------------------------------------------------------------------
 
 
+def _counting(given: Tensors, hag: HAG) -> Tensors:
+    """What is given of each edge, of as many as there may be, in the order of those there are."""
+    of_edges = ((name, getattr(given, name)) for name in OF_EDGES)
+    found = {name: counting(t, given.order, hag) for name, t in of_edges if t is not None}
+    return given._replace(order=None, **found)
+
+
 class _Call:
     """What the kernels are told of a call, whose tensors it makes contiguous."""
 
@@ -253,6 +262,10 @@ class _Call:
         self.is_on_gpu = gpu.is_home(value)
         self.form = form
         self.hag = hag = found(graph, value.shape[0], form.num_dst, form.loops, False)
+        self.rows = None  # that count, of edges
+        if form.loops == LOOPED:
+            self.rows = given.order
+            given = _counting(given, hag)
         self.order = checked_order(given.order, hag)
         self.tensors = [None if t is None else t.contiguous() for t in given[:_NUM_DERIVED]]
         _, self.heads, self.width = value.shape
@@ -299,11 +312,19 @@ def _run_attend_backward(graph: Graph, *inputs: Any) -> Tensor:
     flat = _shape_of_attend_backward(graph, *inputs)
     if one.heads == 0 or (one.form.score == "vector" and one.key_width == 0):
         flat.zero_()  # the kernels have nothing to write by edges
+    parts = _parts(flat if one.is_on_gpu else in_large_pages(flat), tensors, needs)
+    own = parts
+    if one.form.loops == LOOPED:
+        of_edges = {name: getattr(one.given, name) for name in OF_EDGES if name in parts}
+        own = parts | {name: torch.zeros_like(t) for name, t in of_edges.items()}
     if one.is_on_gpu:
-        out = Tensors(**_parts(flat, tensors, needs))
+        out = Tensors(**own)
         gpu_attention.attend_backward(one.hag, one.given, one.form, grad, y, kept, out)
     else:
-        _native_backward(one, grad, y, kept, _parts(in_large_pages(flat), tensors, needs))
+        _native_backward(one, grad, y, kept, own)
+    for name, part in parts.items():
+        if own[name] is not part:
+            spread_out(own[name], one.rows, part)
     if observers:
         tell("attend_backward", one.form.normalise, one.hag)
     return flat

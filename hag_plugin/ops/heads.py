@@ -5,7 +5,7 @@ of w_eh <a_jh, b_ih>: `head_sum` is its derivative by a or by b, `head_dot` the 
 the other's gradient, to any order. No array of edges times features is made.
 
 Weights are `[E, H]`. `order` tells where the weights of each of the HAG's edges stand; None: they
-are in the HAG's order.
+are in the HAG's order. Of a `LoopedHAG` some rows are of no edge: see `counting` and `spread_out`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from hag_plugin.observers import observers, tell
 from hag_plugin.ops import gpu, gpu_attention
 from hag_plugin.ops.registration import (
     DTYPES,
+    LOOPED,
     Gradients,
     Graph,
     Inputs,
@@ -82,6 +83,22 @@ def checked_order(order: Tensor | None, hag: HAG) -> Tensor | None:
     return order.contiguous()
 
 
+def counting(values: Tensor, order: Tensor | None, hag: HAG) -> Tensor:
+    """The rows of the graph's edges, in its order, of as many as a `LoopedHAG` may have."""
+    if order is None:
+        return values[: hag.num_edges]
+    return values.index_select(0, order[: hag.num_edges])
+
+
+def spread_out(values: Tensor, order: Tensor | None, out: Tensor) -> None:
+    """Writes these rows to where they count, and 0 to the other rows of `out`."""
+    out.zero_()
+    if order is None:
+        out[: len(values)] = values
+    else:
+        out.index_copy_(0, order[: len(values)], values)
+
+
 def _run_head_sum(
     graph: Graph,
     x: Tensor,
@@ -92,6 +109,8 @@ def _run_head_sum(
     transposed: bool,
 ) -> Tensor:
     hag = found(graph, x.shape[0], num_rows, loops, transposed)
+    if loops == LOOPED:
+        weight, order = counting(weight, order, hag), None
     order = checked_order(order, hag)
     x, weight = x.contiguous(), weight.contiguous()
     _, heads, width = x.shape
@@ -127,7 +146,14 @@ def _native_head_sum(
 
 def _run_head_dot(graph: Graph, a: Tensor, b: Tensor, order: Tensor | None, loops: str) -> Tensor:
     hag = found(graph, a.shape[0], b.shape[0], loops, False)
-    order = checked_order(order, hag)
+    if loops == LOOPED:
+        y = _shape_of_head_dot(graph, a, b, order, loops)
+        spread_out(_head_dot(hag, a, b, None), order, y)
+        return y
+    return _head_dot(hag, a, b, checked_order(order, hag))
+
+
+def _head_dot(hag: HAG, a: Tensor, b: Tensor, order: Tensor | None) -> Tensor:
     a, b = a.contiguous(), b.contiguous()
     if gpu.is_home(a):
         return gpu_attention.head_dot(hag, a, b, order)
@@ -210,7 +236,10 @@ def _shape_of_head_sum(
 
 
 def _shape_of_head_dot(graph: Graph, a: Tensor, b: Tensor, order: Any, loops: str) -> Tensor:
-    return a.new_empty((graph.col.shape[-1], a.shape[1]))
+    num_edges = graph.num_edges if isinstance(graph, HAG) else graph.col.shape[-1]
+    if loops == LOOPED and not isinstance(graph, HAG):
+        num_edges = num_edges + min(a.shape[0], b.shape[0])
+    return a.new_empty((num_edges, a.shape[1]))
 
 
 _GRAPH = "Tensor? order, Tensor row_ptr, Tensor col"

@@ -24,12 +24,13 @@ from torch.nn import Parameter
 
 from hag_plugin.devices import KINDS
 from hag_plugin.hag.graph import Arrays
-from hag_plugin.hag.hag import HAG, find, of_arrays
+from hag_plugin.hag.hag import HAG, find, looped_of_arrays, of_arrays
 from hag_plugin.hag.program import SELF_LOOPS
 from hag_plugin.kernels import _cpu
 from hag_plugin.limits import limits
 
 REVERSED = "reversed "  # before a self-loop mode: of the graph whose reverse the arrays are
+LOOPED = "looped"  # in place of one: of the graph that a `LoopedHAG` with these arrays stands for
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
 # Above this size glibc maps an output anew at each call, and its page faults would cost more than
@@ -99,6 +100,8 @@ def check_self_loops(self_loops: Any, hag: HAG) -> str:
     """
     if self_loops not in SELF_LOOPS:
         raise ValueError(f"self_loops is {self_loops!r}; expected one of {SELF_LOOPS}")
+    if hag.is_looped and not self_loops:
+        return LOOPED
     return REVERSED + (self_loops or "") if hag.is_reversed else self_loops or ""
 
 
@@ -521,6 +524,8 @@ def found(graph: Graph, x_rows: int, num_rows: int, loops: str, transposed: bool
     """
     if isinstance(graph, HAG):
         hag = graph._made()
+    elif loops == LOOPED:
+        hag = looped_of_arrays(graph, num_rows if transposed else x_rows)
     else:
         is_reversed = loops.startswith(REVERSED)
         maybe = find(*graph)

@@ -1,7 +1,8 @@
 """Plain edge indices in code that `torch.compile` traces: an operator finds the HAG when it runs.
 
 What is traced is the same whatever the graph. The operator gives the token of a HAG: of that of the
-graph, once it came back to the model, as `occasions` says; of the plain graph until then.
+graph, once it came back to the model, as `occasions` says; of the plain graph until then. Where its
+edges are scored, see `compiled_scores`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,14 @@ _LAYERS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 _PLAIN = Recall(64)  # plain graphs of edge indices, until they come back
 _SLOTS = Recall(64)  # where the edges of edge indices lie in the order of their HAGs
 _LATEST: deque[HAG] = deque(maxlen=2)  # those of edge indices that are not known again
+
+# Before torch 2.7 nobody can tell, and what is compiled may have to run without hag_plugin.
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+
+def may_meet(conv: Any) -> bool:
+    """Whether the operators below may stand in the code of a layer that is traced."""
+    return conv.__dict__.get(NAME) is not None and not is_exporting()
 
 
 def name_layer(conv: Any) -> None:
@@ -102,7 +111,7 @@ def _plain(edge_index: Tensor, size: tuple[int, int]) -> HAG:
     return hag
 
 
-def _shape(edge_index: Tensor, num_src: int, num_dst: int, layer: Tensor) -> tuple[Tensor, Tensor]:
+def _shape(edge_index: Tensor, num_src: int, num_dst: int, *_: Any) -> tuple[Tensor, Tensor]:
     row_ptr = edge_index.new_empty(num_dst + 1, dtype=torch.int64)
     return row_ptr, torch.empty((), dtype=torch.int64, device="cpu")
 

@@ -27,7 +27,7 @@ from hag_plugin.pyg.model.calls import note
 from hag_plugin.pyg.model.facts import plain_edges
 from hag_plugin.pyg.model.settle import settle
 from hag_plugin.pyg.recipes.conditions import SOURCE_TO_TARGET, SUM
-from hag_plugin.pyg.recipes.declared import Attention, declared_attention, numbers_of
+from hag_plugin.pyg.recipes.declared import CHECKED, Attention, declared_attention, numbers_of
 from hag_plugin.pyg.recipes.lstm import is_lstm
 from hag_plugin.pyg.recipes.propagate import run_rows, stand_in
 from hag_plugin.pyg.recipes.recipe import Condition, Recipe
@@ -274,18 +274,19 @@ def _propagate(self: Any, edge_index: Any, *args: Any, size: Any = None, **kwarg
     if isinstance(recipe.attention, Attention):
         recipe.attention.check(self, kwargs)
     call = {**kwargs, "size": size, "edge_index": edge_index}
-    if not isinstance(edge_index, Tensor) or not torch.compiler.is_compiling():
+    attends = recipe.attention is not None
+    if attends or not isinstance(edge_index, Tensor) or not torch.compiler.is_compiling():
         call["x"] = _features(self, recipe, kwargs)
     choice = settle(self, recipe, call)
     hag = choice.changed.get("edge_index", edge_index)
     if choice.kind != "stock":
         if (
             not torch.compiler.is_compiling()
-            and "_hag_checked" not in self.__dict__
+            and CHECKED not in self.__dict__
             and not is_transformed()
             and _self_check(self, recipe, kwargs)
         ):
-            self.__dict__["_hag_checked"] = True
+            self.__dict__[CHECKED] = True
         out = _run(self, recipe, hag, size, kwargs)
     elif isinstance(edge_index, HAG):
         out = _run_plain(self, edge_index, args, size, kwargs)

@@ -12,6 +12,7 @@ from hag_plugin.hag.passing import Messages
 from hag_plugin.limits import limits
 from hag_plugin.pyg.model import session as sessions
 from hag_plugin.pyg.model.choice import MET_FEW, SCORED_FEW, STRANGER
+from hag_plugin.pyg.recipes.adjacency import num_entries
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe
 from hag_plugin.pyg.recipes.rgat import attends_within, matrix_numbers
 
@@ -51,7 +52,7 @@ def first_met(
             return None
         x, row_bytes = pair[0], row_bytes_of(conv, pair[0])
         weighted = recipe.scale(conv) is not None or call.get("edge_weight") is not None
-        messages = Messages(edge_index.shape[1], size, row_bytes, derived, graphs, weighted)
+        messages = Messages(num_entries(edge_index), size, row_bytes, derived, graphs, weighted)
         if recipe.scores(conv):
             messages = with_scores(conv, recipe, messages, x)
         if not messages.pays():

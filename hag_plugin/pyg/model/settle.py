@@ -41,7 +41,6 @@ from hag_plugin.pyg.model.choice import (
     OTHER_CACHE,
     OTHER_WEIGHTS,
     PASSED,
-    SCORED_COMPILED,
     SCORED_PASSED,
     SORTED,
     SPARSE,
@@ -74,7 +73,9 @@ from hag_plugin.pyg.model.first_met import Strangers, first_met
 from hag_plugin.pyg.model.settle_product import settle_product
 from hag_plugin.pyg.model.settle_scores import (
     scored_hag,
+    settle_scored_matrix,
     settle_scores,
+    settle_traced,
     settle_types,
     why_no_scores,
 )
@@ -88,9 +89,6 @@ from hag_plugin.sequence.cost import note_counts
 from hag_plugin.sequence.prefix_tree import SequentialHAG
 
 GRAPHS = (HAG, SequentialHAG)
-
-# Before torch 2.7 nobody can tell, and what is compiled may have to run without hag_plugin.
-_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 # What is kept of an edge index on which stock's code was found to be as fast, with the layer's
 # aggregation and whether there were gradients.
@@ -144,6 +142,8 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
         if reason is not None:
             return Choice("stock", reason, NOTHING)
         if recipe.scores(conv):
+            if is_adjacency(graph):
+                return settle_scored_matrix(conv, recipe, name, call, graph, features)
             return settle_scores(conv, recipe, name, call, graph, features, None)
         names = recipe.record.edge_values
         given = edge_values_of(names, call) if names else None
@@ -214,11 +214,10 @@ def _settle_compiled(conv: Any, recipe: Recipe, name: str, call: Call, features:
     """The same for an edge index in code that is compiled: see `compiled`."""
     graph = call[name]
     if recipe.scores(conv):
-        return Choice("stock", SCORED_COMPILED, NOTHING)
+        return settle_traced(conv, recipe, name, call, graph, features, None)
     is_typed = recipe.record.relations is not None and recipe.record.relations(conv) is not None
     if (
-        _is_exporting()
-        or conv.__dict__.get(compiled.NAME) is None
+        not compiled.may_meet(conv)
         or recipe.size is not None
         or is_typed
         or conv.__dict__.get("cached")

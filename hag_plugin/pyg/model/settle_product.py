@@ -12,6 +12,7 @@ from hag_plugin.explanation import Kind
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.passing import Messages
 from hag_plugin.limits import limits
+from hag_plugin.modes import untraced
 from hag_plugin.pyg.model import session as sessions
 from hag_plugin.pyg.model.choice import (
     BACK,
@@ -42,6 +43,7 @@ from hag_plugin.pyg.recipes.weighted import WeightedGraph
 from hag_plugin.recall import Passing, value_of
 
 
+@untraced
 def settle_product(conv: Any, recipe: Recipe, name: str, call: Call, session: Any) -> Choice:
     """What a call runs on, and why. Stock's own code makes no messages of a matrix, but brings it
     into another order for each gradient."""

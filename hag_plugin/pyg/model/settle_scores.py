@@ -1,4 +1,5 @@
-"""`settle_scores`: what a call of a layer that scores its edges runs on, and why."""
+"""What a call of a layer that scores its edges runs on, and why: over an edge index, a matrix, a
+HAG or edges of several types; and in code that is compiled."""
 
 from __future__ import annotations
 
@@ -11,14 +12,19 @@ from torch_geometric import EdgeIndex
 
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.passing import Messages
+from hag_plugin.modes import untraced
 from hag_plugin.ops import gpu
 from hag_plugin.ops.edge_list import EdgeList
+from hag_plugin.pyg.model import compiled
 from hag_plugin.pyg.model import session as sessions
 from hag_plugin.pyg.model.choice import (
+    DRAWN_COMPILED,
+    EXPORTED,
     FIRST,
     MET_FEW,
     NO_ROWS,
     NO_TYPES,
+    NOT_ACCELERATED,
     NOTHING,
     OTHER_EDGES,
     RETURNS_SCORES,
@@ -29,8 +35,11 @@ from hag_plugin.pyg.model.choice import (
     SCORED_FEW,
     SCORED_PASSED,
     SPARSE,
+    TYPED_COMPILED,
+    UNCHECKED_COMPILED,
     Choice,
 )
+from hag_plugin.pyg.model.compiled_scores import scored_hag_in_traced_code, scored_in_traced_code
 from hag_plugin.pyg.model.facts import (
     graph_size,
     is_edge_index,
@@ -41,7 +50,8 @@ from hag_plugin.pyg.model.facts import (
     why_unknown,
 )
 from hag_plugin.pyg.model.first_met import first_met, with_scores
-from hag_plugin.pyg.recipes.adjacency import is_adjacency
+from hag_plugin.pyg.recipes.adjacency import is_adjacency, num_entries, parts_of, shape_of
+from hag_plugin.pyg.recipes.declared import CHECKED, Attention
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, of_sources
 from hag_plugin.pyg.recipes.rgat import ScoredRelations, attends_within, relational_edges
 from hag_plugin.pyg.recipes.scored import (
@@ -50,6 +60,7 @@ from hag_plugin.pyg.recipes.scored import (
     ScoredTypes,
     edges_of,
     edges_of_hag,
+    edges_of_matrix,
     joined_edges,
 )
 from hag_plugin.recall import value_of
@@ -94,6 +105,95 @@ def settle_scores(
     return Choice("plain", SCORED, {name: ScoredGraph(edges, edge_index)})
 
 
+def _is_lifted(adj_t: Any, how: How) -> bool:
+    """Whether stock makes messages of the entries of a matrix."""
+    if not isinstance(adj_t, Tensor) or adj_t.layout == torch.sparse_csc:
+        return False
+    return how.loops or adj_t.layout == torch.sparse_csr or adj_t.is_coalesced()
+
+
+@untraced
+def settle_scored_matrix(
+    conv: Any, recipe: Recipe, name: str, call: Call, adj_t: Any, features: Any
+) -> Choice:
+    """The same for a sparse matrix, of whose entries stock makes messages, too.
+
+    Values that are rows are the features of edges, of layers that know any, where none are given
+    beside the matrix; stock makes no use of those that are numbers. A layer that declares its
+    attention may.
+    """
+    size, how, values = shape_of(adj_t), _how(conv, recipe, features), parts_of(adj_t)[-1]
+    given, of_rows = call.get("edge_attr"), values.dim() > 1
+    if given is None and of_rows and "edge_attr" in recipe.record.edge_values:
+        given = values
+    call = {**call, "edge_attr": given}
+    reason = why_not_scored(conv, recipe, call, features)
+    is_own = given is values
+    if reason is None and (
+        not _is_lifted(adj_t, how)
+        or recipe.record.relations is not None
+        or recipe.forward is not None
+        or isinstance(recipe.attention, Attention)
+        or (how.weights is not None and of_rows)
+        or adj_t.requires_grad
+        or values.requires_grad
+        or isinstance(getattr(conv, "fill_value", None), Tensor)
+        or (how.loops and given is not None and not is_own)
+        or call.get("size") is not None
+        or size != graph_size(recipe, conv, call)
+    ):
+        reason = SPARSE
+    if reason is None and not score_pays(conv, recipe, num_entries(adj_t), size, features):
+        reason = SCORED_FEW
+    if reason is not None:
+        return Choice("stock", reason, NOTHING)
+
+    def make(both: bool) -> EdgeList:
+        return edges_of_matrix(adj_t, conv, how, both=both)
+
+    key = ("of a matrix", *how, getattr(conv, "fill_value", None))
+    edges = _kept(conv, recipe, call, parts_of(adj_t), size, key, features, make, adj_t)
+    if edges is None:
+        return Choice("stock", _why_met(values), NOTHING)
+    graph = {name: ScoredGraph(edges, edges.edge_index)}
+    return Choice("plain", SCORED, graph | {"edge_attr": edges.values} if is_own else graph)
+
+
+def settle_traced(
+    conv: Any,
+    recipe: Recipe,
+    name: str,
+    call: Call,
+    edge_index: Tensor,
+    features: Any,
+    size: tuple[int, int] | None,
+) -> Choice:
+    """The same in code that is compiled, whatever the number of edges: see `compiled_scores`."""
+    reason = why_never(conv, recipe) or why_not_taken(conv, recipe, features)
+    reason = reason or why_not_scored(conv, recipe, call, features)
+    reason = reason or _why_not_traced(conv, recipe)
+    if reason is None and not (type(edge_index) is Tensor and is_edge_index(edge_index)):
+        reason = SCORED_COMPILED
+    if reason is not None:
+        return Choice("stock", reason, NOTHING)
+    size = size or graph_size(recipe, conv, call)
+    graph = scored_in_traced_code(edge_index, size, _how(conv, recipe, features))
+    return Choice("plain", SCORED, {name: graph})
+
+
+def _why_not_traced(conv: Any, recipe: Recipe) -> str | None:
+    """Why a layer that scores edges runs stock in compiled code. None: it need not."""
+    if compiled.is_exporting():
+        return EXPORTED
+    if conv.__dict__.get("_hag_session") is None:
+        return NOT_ACCELERATED
+    if isinstance(recipe.attention, Attention) and CHECKED not in conv.__dict__:
+        return UNCHECKED_COMPILED
+    if recipe.record.relations is not None or recipe.joins:
+        return TYPED_COMPILED
+    return DRAWN_COMPILED if conv.training and recipe.forward is not None else None
+
+
 def _kept(
     conv: Any,
     recipe: Recipe,
@@ -102,7 +202,8 @@ def _kept(
     size: tuple[int, int],
     how: tuple[Any, ...],
     features: Any,
-    make: Callable[[bool], EdgeList],
+    make: Callable[[bool], Any],
+    adj_t: Any = None,
 ) -> Any:
     """The edges that a layer attends over, kept while the tensors come back that they were made of.
 
@@ -112,14 +213,16 @@ def _kept(
         tensors: of the edges, of which the first is their edge index.
         how: what the edges depend on besides.
         make: makes them; whether the reverse, too.
+        adj_t: the matrix whose tensors they are, if they are one's.
     """
+    graph = tensors[0] if adj_t is None else adj_t
     edges = conv.__dict__["_hag_session"].made_of(
         tensors,
         ("edges attended over", *size, *how),
         lambda: sessions.made(lambda: make(True)),
         conv,
         features,
-        passing=first_met(conv, recipe, call, tensors[0], size, make, features=features),
+        passing=first_met(conv, recipe, call, graph, size, make, features=features),
     )
     return value_of(edges)
 
@@ -174,7 +277,10 @@ def settle_types(conv: Any, recipe: Recipe, name: str, call: Call) -> Choice:
         pair = rows[key[0]], rows[key[-1]]
         if isinstance(graph, HAG):
             choice = _settle_hag(conv, recipe, name, call, graph, pair)
-        elif isinstance(graph, Tensor) and not torch.compiler.is_compiling():
+        elif isinstance(graph, Tensor) and torch.compiler.is_compiling():
+            size = pair[0].shape[0], pair[1].shape[0]
+            choice = settle_traced(conv, recipe, name, call, graph, pair, size)
+        elif isinstance(graph, Tensor):
             choice = Choice("stock", why_never(conv, recipe) or "", NOTHING)
             if not choice.reason:
                 size = pair[0].shape[0], pair[1].shape[0]
@@ -201,6 +307,8 @@ def _settle_joined(conv: Any, recipe: Recipe, name: str, graphs: Any, rows: Any)
     reason = why_never(conv, recipe) or why_not_scored(conv, recipe, NOTHING, features)
     if not plain or not all(type(g) is Tensor and is_edge_index(g) for g in plain.values()):
         reason = reason or SPARSE
+    if reason is None and torch.compiler.is_compiling():
+        reason = _why_not_traced(conv, recipe)
     passed = any(isinstance(g, HAG) for g in graphs.values())
     if reason is None and not _joined_pay(conv, recipe, plain, rows, 0):
         reason = SCORED_FEW
@@ -260,6 +368,8 @@ def score_pays(
 def why_no_scores(conv: Any, recipe: Recipe, call: Call, hag: HAG, features: Any) -> str | None:
     """Why a call is left to stock that scores the edges of a HAG. None: it need not be."""
     reason = why_not_taken(conv, recipe, features) or why_not_scored(conv, recipe, call, features)
+    if reason is None and torch.compiler.is_compiling():
+        return _why_not_traced(conv, recipe)
     size = hag.num_src, hag.num_dst
     if reason is None and not score_pays(conv, recipe, hag.num_edges, size, features):
         return SCORED_FEW
@@ -268,7 +378,10 @@ def why_no_scores(conv: Any, recipe: Recipe, call: Call, hag: HAG, features: Any
 
 def scored_hag(conv: Any, recipe: Recipe, name: str, hag: HAG, features: Any) -> Choice:
     """What a call that scores the edges of a HAG runs on."""
-    graph = edges_of_hag(hag, _how(conv, recipe, features))
+    take = edges_of_hag
+    if torch.compiler.is_compiling():
+        take = scored_hag_in_traced_code
+    graph = take(hag, _how(conv, recipe, features))
     return Choice("plain", SCORED_PASSED, {name: graph})
 
 
@@ -289,8 +402,6 @@ def why_not_scored(conv: Any, recipe: Recipe, call: Call, features: Any) -> str 
             return SCORED_ELSEWHERE
         if x is not None and (x.dim() not in recipe.ranks or conv.node_dim % x.dim() != 0):
             return NO_ROWS
-    if torch.compiler.is_compiling():
-        return SCORED_COMPILED
     if any(x is not None and torch.is_autocast_enabled(x.device.type) for x in pair):
         return SCORED_AUTOCAST
     if call.get("return_attention_weights") is not None:

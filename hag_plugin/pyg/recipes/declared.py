@@ -15,6 +15,8 @@ from hag_plugin.ops.attention_pieces import NORMALISATIONS, SCORES
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call
 from hag_plugin.pyg.recipes.scored import ScoredGraph
 
+CHECKED = "_hag_checked"  # in a layer: that its declaration was compared with its own code
+
 # A number or a tensor; the name of the layer's attribute that holds it; a function of the layer.
 Setting = Any
 

@@ -12,13 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
-from torch_geometric.utils import add_self_loops, remove_self_loops
+from torch_geometric.utils import add_self_loops, remove_self_loops, to_edge_index
 
+from hag_plugin.hag.graph import with_own_loops
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.passing import plain_hag
 from hag_plugin.layers.record import Record
 from hag_plugin.ops.attention import attend
 from hag_plugin.ops.edge_list import EdgeList
+from hag_plugin.ops.weights import is_in_order
 
 EdgeType = tuple[str, str, str]
 
@@ -44,8 +46,7 @@ class ScoredGraph:
         """The edges as stock has them, the loops that it adds included: `[2, E]`."""
         if not self.edges.loops:
             return self.edge_index
-        index, _ = looped(self.edge_index, None, self.edges.loops)
-        return index
+        return with_own_loops(self.edge_index, self.edges.loops)
 
     def order(self) -> Tensor | None:
         """As `EdgeList.order`."""
@@ -55,7 +56,11 @@ class ScoredGraph:
         """Values of edges with those that the layer fills in for loops."""
         if edge_attr is None or not self.edges.loops:
             return edge_attr
-        return looped(self.edge_index, edge_attr, self.edges.loops, conv.fill_value)[1]
+        return with_values_of_loops(self.edge_index, edge_attr, self.edges.loops, conv.fill_value)
+
+    def dropped(self, value: Tensor, p: float, dtype: torch.dtype) -> Tensor:
+        """A mask of dropout for the edges and heads, as stock draws it: `[E, H]`."""
+        return F.dropout(value.new_ones(self.hag.num_edges, value.shape[1], dtype=dtype), p)
 
     def attend(self, conv: Any, value: Tensor, **how: Any) -> Tensor:
         """`ops.attention.attend` over the edges, with the layer's dropout and weights.
@@ -72,8 +77,7 @@ class ScoredGraph:
         training = how.pop("training", conv.training)
         weight = how.pop("edge_weight", None)
         if p > 0 and training:
-            of_scores = value.new_ones(self.hag.num_edges, value.shape[1], dtype=common_dtype(how))
-            mask = F.dropout(of_scores, p)
+            mask = self.dropped(value, p, common_dtype(how))
         if weight is not None:
             weight = weight.view(-1, 1)
             mask = weight if mask is None else mask * weight
@@ -138,8 +142,50 @@ def edges_of(edge_index: Tensor, size: tuple[int, int], how: How, *, both: bool 
         edges.order(lambda: index)  # while there is this index
         return edges
     loops = min(size) if how.loops else 0
-    index, _ = looped(edge_index, None, loops) if loops else (edge_index, None)
+    index = with_own_loops(edge_index, loops) if loops else edge_index
     return EdgeList(plain_hag(index, size, both=both), loops=loops)
+
+
+class MatrixEdges(EdgeList):
+    """The edges of a sparse matrix, of which a layer makes them anew at each call.
+
+    Attributes:
+        edge_index: they, loops of the layer's own included, `[2, E]`.
+        values: of the matrix with these loops, `[E, ...]`.
+    """
+
+    def __init__(self, hag: HAG, edge_index: Tensor, values: Tensor) -> None:
+        super().__init__(hag, is_ordered=is_in_order(edge_index, hag))
+        self.edge_index = edge_index
+        self.values = values
+
+
+def edges_of_matrix(adj_t: Tensor, conv: Any, how: How, *, both: bool = True) -> MatrixEdges:
+    """What a layer attends over, made of a sparse matrix as stock does it, which adds up entries
+    that stand twice where it puts loops.
+
+    Args:
+        adj_t: rows are targets.
+        conv: the layer.
+        how: it takes it.
+        both: whether gradients flow back over the reverse.
+
+    Raises:
+        ValueError: stock does not take such a matrix.
+    """
+    if how.weights is not None:
+        dtype = how.weights
+        adj_t, _ = gcn_norm(adj_t, None, adj_t.shape[1], add_self_loops=how.loops, dtype=dtype)
+    elif how.loops:
+        adj_t, _ = remove_self_loops(adj_t)
+        adj_t, _ = add_self_loops(adj_t, fill_value=getattr(conv, "fill_value", None))
+    index, values = to_edge_index(adj_t)
+    edge_index = index.flip(0)
+    hag = plain_hag(edge_index, (adj_t.shape[1], adj_t.shape[0]), both=both)
+    edges = MatrixEdges(hag, edge_index, values)
+    if how.weights is not None:
+        edges.weight = values
+    return edges
 
 
 def edges_of_hag(hag: HAG, how: How) -> ScoredGraph:
@@ -166,17 +212,14 @@ def promoted(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v.to(dtype) if isinstance(v, Tensor) else v for k, v in values.items()}
 
 
-def looped(
-    edge_index: Tensor, values: Tensor | None, num_nodes: int, fill_value: Any = None
-) -> tuple[Tensor, Tensor | None]:
-    """Edges and their values with exactly one loop on each node, the loops last."""
-    index, kept = edge_index, values
-    if bool((edge_index[0] == edge_index[1]).any()):  # to leave some out takes longer than to look
-        index, kept = remove_self_loops(edge_index, values)
-    looped: tuple[Tensor, Tensor | None] = add_self_loops(
-        index, kept, fill_value=fill_value, num_nodes=num_nodes
-    )
-    return looped
+def with_values_of_loops(
+    edge_index: Tensor, values: Tensor, num_nodes: int, fill_value: Any
+) -> Tensor:
+    """Values of edges with those of exactly one loop on each node, the loops last."""
+    index, kept = remove_self_loops(edge_index, values)
+    filled: Tensor
+    _, filled = add_self_loops(index, kept, fill_value=fill_value, num_nodes=num_nodes)
+    return filled
 
 
 def joined_edges(graphs: Mapping[EdgeType, Tensor], sizes: Mapping[str, int]) -> EdgeList:

@@ -307,3 +307,36 @@ def test_torch_sparse() -> None:
             reasons = assert_equal(make().double(), x, x, adj_t)
             if name == "sage" and adj_t is bare:
                 assert choice.MET in reasons
+
+
+# Compiled code -----------------------------------------------------------------------------------
+
+COMPILED: dict[str, Callable[[], Any]] = {
+    **{name: WEIGH[name] for name in ("graph", "sage", "gin", "gcn")},
+    "sage-max": MORE["sage-max"],
+    "transformer": lambda: pyg.TransformerConv(WIDTH, 4),
+    "gat": lambda: pyg.GATConv(WIDTH, 4),
+    "gat-no-loops": lambda: pyg.GATConv(WIDTH, 4, add_self_loops=False),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.mostly_slow("graph-CSR", "gat-CSR", "transformer-COO")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled(name: str, layout: str) -> None:
+    """Where stock compiles, an accelerated layer does, whether it takes the matrix or leaves it."""
+    stock = COMPILED[name]().double()
+    edges = without_duplicates(edges_of(5), False)
+    adj_t, x = adjacency(edges, layout, (NUM_NODES, NUM_NODES)), features().requires_grad_()
+    torch._dynamo.reset()
+    takes = is_taken(torch.compile(copy.deepcopy(stock), backend="aot_eager"), x, adj_t)
+    for gain in (0.0, 1e9):
+        with limits(passing_gain=gain):
+            ours = accelerate(copy.deepcopy(stock))
+            model = torch.compile(ours, backend="aot_eager")
+            for _ in range(2):
+                if (gain == 0.0 and is_taken(stock, x, adj_t)) or takes:
+                    found, expected = run(model, [x], x, adj_t), run(stock, [x], x, adj_t)
+                    for a, b in zip(found, expected, strict=True):
+                        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)

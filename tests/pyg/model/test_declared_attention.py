@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch_geometric.nn import GATConv, MessagePassing
 from torch_geometric.utils import softmax
 
@@ -226,6 +227,37 @@ def test_two_sets_of_nodes(name: str, sizes: tuple[int, int]) -> None:
     with limits(**SMALL):
         assert_same(run(ours, pair, edge_index), run(stock, pair, edge_index), 1e-12)
     assert explain(ours)[0].calls.counts == {"plain": 1}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.mostly_slow("dot-term", "vector-edges")
+@pytest.mark.parametrize("name", LAYERS)
+def test_compiled(name: str) -> None:
+    """Once its declaration was checked, without a break and for all sizes."""
+    stock = LAYERS[name]().double()
+    ours = accelerate(copy.deepcopy(stock))
+    torch._dynamo.reset()
+    backend = CompileCounterWithBackend("aot_eager")
+    checked = torch.compile(ours, backend=backend, fullgraph=True)
+    for nodes in (20, 27, 33):
+        edges = torch.randint(nodes, (2, 4 * nodes))
+        x = torch.randn(nodes, WIDTH).double()
+        given = x, edges, *values_of_edges(name, 4 * nodes, torch.float64)
+        expected = run(stock, *given)
+        model = torch.compile(ours, backend="aot_eager") if nodes == 20 else checked
+        assert_same(run(model, *given), expected, 1e-12)
+        kind = "stock" if nodes == 20 else "plain"
+        reason = choice.UNCHECKED_COMPILED if nodes == 20 else choice.SCORED
+        assert explain(ours)[0].calls.reasons[kind] == f"compiled: {reason}"
+        if nodes == 20:
+            with limits(**SMALL):
+                run(ours, *given)  # compares them
+    assert backend.frame_count <= 2
+    if name in ALONE:
+        hag = hp.build_hag(edges, num_nodes=33)
+        expected = run(stock, x, hag.edge_index)
+        assert_same(run(checked, x, hag), expected, 1e-12)
+        assert explain(ours)[0].calls.reasons["plain"] == f"compiled: {choice.SCORED_PASSED}"
 
 
 @settings(max_examples=25, deadline=None)

@@ -285,18 +285,23 @@ def test_compiled(name: str) -> None:
         compiled(*plain)
     assert counter.frame_count == 1
     calls = hp.explain(conv)[0].calls
-    left = {"feast": facts.why_no_recipe(pyg.FeaStConv), "gat": choice.SCORED_COMPILED}
-    no_recipe, kind = name in left, "plain" if name in MEETS else "stock"
+    kind = "plain" if name in (*MEETS, "gat") else "stock"
     assert calls.counts == {kind: 1}
-    expected = f"compiled: {left[name]}" if no_recipe else choice.COMPILED
-    assert calls.reasons[kind] == (choice.COMPILED_PLAIN if name in MEETS else expected)
+    expected = {
+        "gat": f"compiled: {choice.SCORED}",
+        "feast": f"compiled: {facts.why_no_recipe(pyg.FeaStConv)}",
+        "declared": choice.COMPILED,
+    }
+    assert calls.reasons[kind] == expected.get(name, choice.COMPILED_PLAIN)
     for _ in range(3):
         with count_programs() as ran:
             compiled(*handed)
     assert counter.frame_count == 2
     calls = hp.explain(conv)[0].calls
-    assert calls.counts == ({"stock": 2} if no_recipe else {kind: 1, "HAG": 1})
-    if not no_recipe:
+    if name in ("gat", "feast"):
+        assert calls.counts == {kind: 2}
+    else:
+        assert calls.counts == {kind: 1, "HAG": 1}
         assert calls.reasons["HAG"].startswith(f"compiled: {choice.PASSED}")
         assert observed(ran) == "HAG"
     conv(*handed)  # outside of compiled code they are counted one by one

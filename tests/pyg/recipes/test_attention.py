@@ -158,7 +158,8 @@ def run(conv: nn.Module, *given: Any) -> list[Tensor | None]:
 
 
 def _is_float(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+    is_dense = isinstance(value, Tensor) and value.layout == torch.strided
+    return is_dense and value.is_floating_point()
 
 
 def test_every_recipe_of_attention_is_tried() -> None:
