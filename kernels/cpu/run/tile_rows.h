@@ -13,14 +13,14 @@ namespace {
 
 // ---------------------------------------------------------------- reducers
 
-// Extrema: NaN wins, as in torch.amax and torch.amin.
+// Extrema: NaN wins, as in torch.amax and torch.amin. What is asked of v alone waits for no other
+// row: rows are compared one after the other, and narrow ones are bound by that.
 template <int R, class V>
 HAG_INLINE V combine(V a, V v) {
   if constexpr (R == HAG_SUM) return a + v;
-  else if constexpr (R == HAG_MAX) return ((v > a) | (v != v)) ? v : a;
   else {
-    static_assert(R == HAG_MIN, "a reducer without its case");
-    return ((v < a) | (v != v)) ? v : a;
+    static_assert(R == HAG_MAX || R == HAG_MIN, "a reducer without its case");
+    return v != v ? v : further<R == HAG_MAX>(v, a);
   }
 }
 
