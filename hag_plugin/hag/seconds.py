@@ -130,7 +130,8 @@ def _seconds(works: Mapping[str, tuple[Work, float]], c: Constants) -> dict[str,
     does, and how many times as much the whole."""
     counts = np.array([list(vars(work).values()) for work, _ in works.values()])
     scale = np.array([[[scale]] for _, scale in works.values()])
-    if (counts[:, -2:].sum(axis=1) * ROW_BYTES[-1] <= c.cache_bytes).all():
+    held = min(c.cache_bytes, c.last_bytes)
+    if (counts[:, -2:].sum(axis=1) * ROW_BYTES[-1] <= held).all():
         parts = np.tensordot(counts[:, :-1], _rates(c), 1)
     else:
         parts = of_all_rows(Work(*counts.T[:, :, None]), c)
