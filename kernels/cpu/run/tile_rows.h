@@ -162,7 +162,6 @@ struct RowBlock {
   // Lines of y must be read before they are written, and a HAG writes its rows in an order that no
   // processor foresees. Row 0 stands for those of scratch and for partial sums.
   HAG_INLINE void prefetch_y(int32_t t) const {
-    if (stream) return;
     const int64_t row = (uint64_t)(int64_t)t < (uint64_t)num_dst ? t : 0;
     const char *p = (const char *)(y + row * width);
     constexpr int64_t bytes = (int64_t)N * L * sizeof(Elem);
@@ -178,13 +177,14 @@ struct RowBlock {
     const bool beyond = MIXED && N > 2 && w.beyond;
     const int64_t distance = prefetch_distance(N * L * sizeof(Elem)) << beyond;
     const int64_t ahead = w.prefetch_end - distance;
+    [[maybe_unused]] const int64_t ahead_of_y = beyond && !stream ? end - kOpsAhead : 0;
     int64_t op = w.tile_ptr[t];
     int64_t k = op_ptr[op];
     for (; op < end; ++op) {
       const int64_t stop = op_ptr[op + 1];
       const bool empty = k == stop;
       if constexpr (MIXED && N > 2) {
-        if (beyond && op + kOpsAhead < end) prefetch_y(w.target[op + kOpsAhead]);
+        if (op < ahead_of_y) prefetch_y(w.target[op + kOpsAhead]);
       }
       V acc[N];
       if (empty) {
