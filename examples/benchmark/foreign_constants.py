@@ -27,7 +27,9 @@ def _epyc() -> Constants:
         far=_times(DEFAULT.far, 2.5),
         half=_times(DEFAULT.half, 1.7),
         extremum=_times(DEFAULT.extremum, 5.0),
+        memory=2.0 * DEFAULT.memory,
         cache_bytes=512 << 10,
+        last_bytes=8 << 20,
     )
 
 

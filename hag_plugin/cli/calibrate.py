@@ -30,8 +30,10 @@ LEGEND = """\
 In nanoseconds: call, one aggregation; op, one sum of rows; written, a byte of results that the
 cache does not hold; a row of partial sums (scratch), of features in the cache (near) or beyond it
 (far): so much (fixed), and so much a byte; and so much more for a row of a half type (half), and
-for max and min (extremum). Others: parallel, what each further thread adds, of a
-thread; cache_bytes, of the cache; error, by how much of itself a prediction may be off."""
+for max and min (extremum); so much more for a byte that comes from main memory though it was read
+before (memory). Others: parallel, what each further thread adds, of a thread; cache_bytes, of the
+cache, and last_bytes, of the last-level one; error, by how much of itself a prediction may be
+off."""
 
 
 def add(commands: Any) -> None:
@@ -112,7 +114,7 @@ def _table(found: Constants, title: str = "this machine") -> str:
     values, default = _flat(asdict(found)), _flat(asdict(DEFAULT))
     lines = [f"{'nanoseconds':<18}{title:>14}{'default':>14}"]
     for name, value in values.items():
-        unit = 1.0 if name in ("parallel", "cache_bytes", "error") else 1e9
+        unit = 1.0 if name in ("parallel", "cache_bytes", "last_bytes", "error") else 1e9
         lines.append(f"{name:<18}{value * unit:>14,.4g}{default[name] * unit:>14,.4g}")
     return "\n".join(lines)
 

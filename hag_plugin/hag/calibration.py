@@ -72,6 +72,7 @@ class Shape:
 # in real graphs. Rows of max are compared one after the other: the longer an op, the less of that
 # overlaps with others.
 COMPUTING = Shape(32, 0.25)
+CALL = Shape(1, 0.25, rows=64)  # of one tile: hardly more than the call
 # As the tiles of searched and plain programs are: 256 rows of large graphs or 64 of packed small
 # ones. The cache holds all of x and y, half of them, an eighth, or next to nothing.
 SHAPES = (
@@ -102,6 +103,8 @@ QUICK_SHAPES = (
     Shape(2, 16.0, window=256),
     Shape(4, 16.0),
 )
+# Of the last-level cache, x and y each: more than it holds of both, and y is not written past it.
+COPIED = 0.75
 QUICK_SOURCES = 1 << 20  # of a program; larger ones take too long to make
 
 
@@ -151,6 +154,7 @@ def calibrate(
     end = time.perf_counter() + 0.8 * seconds
     threads = torch.get_num_threads() if threads is None else threads
     cache = _cache_bytes()
+    last = _cpu.last_cache_bytes() or DEFAULT.last_bytes
     runs = runs_of(shapes[:: limits.calibration_step], cache, sources)
     measured = _shortest(runs, 1, rounds, end, report)
     gain = DEFAULT.parallel
@@ -161,10 +165,14 @@ def calibrate(
         together = _shortest([runs[i] for i in large], threads, rounds, end)
         gain = float(np.median((measured[large] / together - 1.0) / (threads - 1)))
     terms = np.array([(1.0, *run.work.terms(run.row_bytes, cache)) for run in runs])
-    fitted = fit_constants(terms, measured)
-    errors = np.abs(terms @ fitted / measured - 1.0)
+    memory = _memory(last)
+    beyond = np.array([memory * run.work.bytes_beyond(run.row_bytes, last) for run in runs])
+    # Such rows may be fetched while others are added up: not all that they take is beside that.
+    fitted = fit_constants(terms, np.maximum(measured - beyond, measured / 2))
+    errors = np.abs((terms @ fitted + beyond) / measured - 1.0)
     mean, largest = float(errors.mean()), float(errors.max())
-    found = _constants(fitted, min(max(gain, FLOORS["parallel"]), 1.0), cache, largest)
+    gain = min(max(gain, FLOORS["parallel"]), 1.0)
+    found = _constants(fitted, memory, gain, (cache, last), largest)
     found = _with_extras(found, [run for run in runs if run.shape == COMPUTING])
     return Calibration(found, mean, largest, len(runs), threads)
 
@@ -207,6 +215,14 @@ def _with_extras(c: Constants, runs: Sequence[Run]) -> Constants:
         half=_row_cost(row_bytes, more(HALF_SUM) + shorter),
         extremum=_row_cost(row_bytes, more(EXTREMUM)),
     )
+
+
+def _memory(last: int) -> float:
+    """Seconds a byte of copying wide rows that the last-level cache does not hold."""
+    copy = Shape(1, 1.0, window=256)
+    (run,) = runs_of((copy,), int(COPIED * last), math.inf, WIDTHS[-1:], calls=())
+    moved = (run.program.num_src + run.program.num_dst) * run.row_bytes
+    return max(run.seconds(1) / moved, FLOORS["per_byte"])
 
 
 def _row_cost(row_bytes: Array, seconds: Array) -> RowCost:
@@ -262,15 +278,19 @@ def fit(terms: Array, seconds: Array, least: Array) -> Array:
     return result
 
 
-def _constants(fitted: Array, parallel: float, cache: int, error: float) -> Constants:
+def _constants(
+    fitted: Array, memory: float, parallel: float, caches: tuple[int, int], error: float
+) -> Constants:
     call, op, written, *rows = (float(value) for value in fitted)
     costs = {name: RowCost(*rows[2 * i : 2 * i + 2]) for i, name in enumerate(ROWS)}
     return Constants(
         call=call,
         op=op,
         written=written,
+        memory=memory,
         parallel=parallel,
-        cache_bytes=cache,
+        cache_bytes=caches[0],
+        last_bytes=caches[1],
         error=error,
         **costs,
     )
@@ -330,12 +350,18 @@ def shortest(seconds: Sequence[float]) -> float:
     return min((took for took in seconds if took > least), default=least)
 
 
-def runs_of(shapes: Sequence[Shape], cache: int, sources: float) -> list[Run]:
-    """The programs of all widths, over one x and one y."""
+def runs_of(
+    shapes: Sequence[Shape],
+    cache: int,
+    sources: float,
+    widths: Sequence[int] = WIDTHS,
+    calls: Sequence[Shape] = (CALL,),
+) -> list[Run]:
+    """The programs of all widths, over one x and one y, and of `calls` a tile each."""
     cache = min(cache, int(BUFFER_BYTES / max(shape.caches for shape in shapes)))
     programs = []
-    for width in WIDTHS:
-        programs.append((Shape(1, 0.25, rows=64), 1, width))  # hardly more than the call
+    for width in widths:
+        programs += [(shape, 1, width) for shape in calls]
         programs += [(shape, 0, width) for shape in shapes]
     made = []
     for shape, tiles, width in programs:

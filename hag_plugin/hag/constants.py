@@ -23,7 +23,7 @@ from hag_plugin.modes import outside_inference
 from hag_plugin.version import __version__
 
 FILE_FORMAT = "hag_plugin.costs"
-FILE_VERSION = 4  # of the model, too: constants that were fitted to another one mislead
+FILE_VERSION = 5  # of the model, too: constants that were fitted to another one mislead
 PATH_VARIABLE = "HAG_PLUGIN_COSTS"
 MACHINE = ("processor", "instruction_set")  # that constants are of
 DEPENDS_ON = (PATH_VARIABLE, "HAG_PLUGIN_CACHE", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "HOME")

@@ -117,7 +117,20 @@ class Work:
             from_scratch = self.scratch - (self.ops - self.written)
             read = self.again + self.first + from_scratch
             work = work + read * c.extremum.of(row_bytes)
+        work = work + c.memory * self.bytes_beyond(row_bytes, c.last_bytes, arithmetic.is_half)
         return c.call + work / (1.0 + c.parallel * (threads - 1))
+
+    def bytes_beyond(self, row_bytes: Any, last_bytes: int, is_half: bool = False) -> Any:
+        """Bytes of x that come from main memory though another tile has read them before.
+
+        Of those rows the last-level cache keeps as large a share as it holds of x and y. That all
+        rows come from there once every program has in common.
+        """
+        outer = row_bytes / 2 if is_half else row_bytes
+        read = np.minimum(self.num_src, self.first)  # a part of a program may read few of them
+        both = (read + self.written) * outer
+        kept = np.minimum(1.0, last_bytes / np.maximum(both, 1))
+        return (1.0 - kept) * (self.first - read) * outer
 
     def terms(self, row_bytes: Any, cache_bytes: int, is_half: bool = False) -> tuple[Any, ...]:
         """How often each constant counts: op, written, then both of each kind of row (`ROWS`).

@@ -53,9 +53,13 @@ class Constants:
         far: any other row of x.
         half: what a row of x of a half type costs more than to read it, to become one of float32.
         extremum: what max and min cost more than a sum, for each row read.
+        memory: what a byte of x costs more that comes from main memory though another tile has
+            read it before: of these rows the last-level cache keeps as large a share as it holds
+            of x and y.
         parallel: what each further thread adds, in threads: with T of them the work takes
             1 / (1 + parallel (T - 1)) of the time.
         cache_bytes: of the cache that near rows come from.
+        last_bytes: of the last-level cache, as much as one program may count on.
         error: the largest relative error of a prediction by these constants that was met where
             they were measured. 1, a factor of two, for a processor that they were not measured on.
     """
@@ -67,9 +71,11 @@ class Constants:
     near: RowCost = RowCost(0.15e-9, 8.4e-12)
     far: RowCost = RowCost(0.0, 3.2e-11)
     half: RowCost = RowCost(0.0, 2.0e-11)
-    extremum: RowCost = RowCost(0.5e-9, 4.0e-12)
+    extremum: RowCost = RowCost(0.0, 1.0e-12)
+    memory: float = 2.6e-11
     parallel: float = 0.99
     cache_bytes: int = 2 << 20
+    last_bytes: int = 32 << 20
     error: float = 1.0
 
     @cached_property
@@ -96,8 +102,7 @@ class Constants:
                 made[name] = RowCost(**{k: _number(f"{name}.{k}", v) for k, v in value.items()})
             else:
                 made[name] = _number(name, value)
-        made["cache_bytes"] = int(made["cache_bytes"])
-        return cls(**made)
+        return cls(**made | {name: int(made[name]) for name in ("cache_bytes", "last_bytes")})
 
 
 def _number(name: str, value: Any) -> float:

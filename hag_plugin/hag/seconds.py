@@ -149,7 +149,8 @@ def linear(counts: Array, c: Constants) -> tuple[Array, Array]:
 
     Their product is the seconds of `of_counts`, and that of sums the seconds of several together.
     """
-    if (counts[..., -2:].sum(axis=-1) * ROW_BYTES[-1] <= c.cache_bytes).all():
+    held = min(c.cache_bytes, c.last_bytes)
+    if (counts[..., -2:].sum(axis=-1) * ROW_BYTES[-1] <= held).all():
         return counts[..., :-1].astype(np.float64), _rates(c).reshape(-1, len(POINTS))
     seconds = of_all_rows(Work(*np.moveaxis(counts, -1, 0)[..., None]), c)
     return seconds.reshape(*counts.shape[:-1], -1), np.eye(len(POINTS))

@@ -70,7 +70,7 @@ def test_few_programs_tell_the_constants_apart(cache: int, rates: Constants) -> 
     """From the times that they would take on a processor, its constants follow."""
     runs = calibration.runs_of(calibration.QUICK_SHAPES, cache, calibration.QUICK_SOURCES)
     terms = np.array([(1.0, *run.work.terms(run.row_bytes, cache)) for run in runs])
-    hidden = replace(rates, cache_bytes=cache)
+    hidden = replace(rates, cache_bytes=cache, memory=0.0)
     seconds = np.array([run.work.seconds(run.row_bytes, constants=hidden) for run in runs])
     rows = (hidden.scratch, hidden.near, hidden.far)
     flat = [hidden.call, hidden.op, hidden.written, *(n for r in rows for n in asdict(r).values())]
@@ -145,7 +145,10 @@ def test_constants_are_finite_however_the_clock_reads(
     assert Constants.of(asdict(found.constants)) == found.constants
 
 
-def test_the_cache_is_this_machines() -> None:
+def test_the_caches_are_this_machines() -> None:
     assert _cpu.second_cache_bytes() >= 0
     found = calibration.calibrate(1, 1, None, calibration.QUICK_SHAPES, sources=1 << 15)
     assert found.constants.cache_bytes == (_cpu.second_cache_bytes() or DEFAULT.cache_bytes)
+    assert _cpu.last_cache_bytes() >= 0
+    assert found.constants.last_bytes == (_cpu.last_cache_bytes() or DEFAULT.last_bytes)
+    assert found.constants.memory > 0.0

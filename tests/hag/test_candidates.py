@@ -6,6 +6,7 @@ import io
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from hag_plugin.hag.candidates import (
     REORDERED,
     ROW_BYTES,
     SHARED,
+    UNSEEN,
     Choice,
     Table,
 )
@@ -40,6 +42,7 @@ from hag_plugin.hag.rates import (
     HALF_EXTREMUM,
     HALF_SUM,
     SUM,
+    Arithmetic,
     Constants,
     RowCost,
 )
@@ -140,6 +143,50 @@ def test_the_fastest_runs(hag: hp.HAG, fastest: str, width: int, dtype: torch.dt
     ]
     assert [run.program for run in ran.programs] == expected
     assert told.choice(width, dtype, "add").name == fastest
+
+
+MACHINES = {
+    "the default": DEFAULT,
+    "slow ops": replace(DEFAULT, op=1e-8, scratch=RowCost(1e-8, 1e-11)),
+    "slow comparisons": replace(DEFAULT, extremum=RowCost(1e-8, 1e-10)),
+    "small caches": replace(DEFAULT, cache_bytes=1 << 14, last_bytes=1 << 17),
+    "no caches": replace(DEFAULT, cache_bytes=0, last_bytes=0),
+    "large caches": replace(DEFAULT, cache_bytes=1 << 30, last_bytes=1 << 34),
+    "slow memory": replace(DEFAULT, cache_bytes=1 << 14, last_bytes=1 << 17, memory=1e-9),
+}
+
+
+@pytest.mark.parametrize("mode", [False, "add"])
+@pytest.mark.parametrize("machine", MACHINES)
+def test_no_machine_runs_what_it_predicts_to_be_slower(
+    machine: str, mode: SelfLoops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constants.write_constants(tmp_path / "costs.json", MACHINES[machine], {})
+    monkeypatch.setenv("HAG_PLUGIN_COSTS", str(tmp_path / "costs.json"))
+    hag = hp.build_hag(communities(), num_nodes=1200, self_loops=mode, choose="model")
+    for width, dtype, idempotent in itertools.product(WIDTHS, DTYPES, [False, True]):
+        choice = hag.choice(width, dtype, mode, idempotent=idempotent)
+        assert choice.by == "model"
+        assert choice.seconds[choice.name] <= choice.seconds[PLAIN] + UNSEEN
+
+
+@given(
+    sizes=st.lists(st.integers(0, 1 << 26), min_size=2, max_size=6),
+    memory=st.floats(0.0, 1e-9),
+    arithmetic=st.sampled_from(ARITHMETICS),
+)
+def test_the_less_a_cache_keeps_the_more_a_hag_saves(
+    hag: hp.HAG, sizes: list[int], memory: float, arithmetic: Arithmetic
+) -> None:
+    """Which reads fewer of the rows that other tiles have read."""
+    works = {name: Work.of(program) for name, program in hag.candidates().items()}
+    assert works[SHARED].first < works[PLAIN].first
+    rows, saved = np.array(ROW_BYTES), list[np.ndarray]()
+    for size in sorted(sizes, reverse=True):
+        c = replace(DEFAULT, last_bytes=size, memory=memory)
+        took = {n: w.seconds(rows, constants=c, arithmetic=arithmetic) for n, w in works.items()}
+        saved.append(took[PLAIN] - took[SHARED])
+    assert (np.diff(saved, axis=0) >= -1e-12).all()
 
 
 @pytest.mark.parametrize("at", range(len(ROW_BYTES)))

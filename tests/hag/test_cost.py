@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hag_plugin.hag import constants, cost
 from hag_plugin.hag.constants import CostsError
 from hag_plugin.hag.cost import Work
 from hag_plugin.hag.program import Program
-from hag_plugin.hag.rates import DEFAULT, Constants, RowCost
+from hag_plugin.hag.rates import ARITHMETICS, DEFAULT, Arithmetic, Constants, RowCost
 
 
 def naive_work(program: Program) -> Work:
@@ -84,6 +85,38 @@ def test_seconds_add_up() -> None:
     assert small.seconds(4, constants=c) == pytest.approx(1.0 + 10 * 2.0 + rows)
 
 
+@given(
+    num_src=st.integers(1, 1_000_000),
+    first=st.integers(0, 10_000_000),
+    last=st.integers(0, 64 << 20),
+    arithmetic=st.sampled_from(ARITHMETICS),
+)
+def test_what_the_last_cache_does_not_hold_costs_more(
+    num_src: int, first: int, last: int, arithmetic: Arithmetic
+) -> None:
+    """The more, the longer the rows, the more of them are read again and the smaller the cache;
+    nothing where it holds x and y, or where no row is read twice."""
+    rows = np.arange(4, 4096, 4)
+
+    def extra(first: int, last: int) -> Any:
+        work = Work(100, 50, 1000, first, num_src, num_src)
+        c = replace(DEFAULT, last_bytes=last)
+        took, held = (
+            work.seconds(rows, constants=each, arithmetic=arithmetic)
+            for each in (c, replace(c, memory=0.0))
+        )
+        return took - held
+
+    found = extra(first, last)
+    slack = 1e-9 * float(found.max())
+    assert (np.diff(found) >= -slack).all()
+    assert (extra(2 * first, last) >= found - slack).all()
+    assert (extra(first, last // 2) >= found - slack).all()
+    outer = rows / 2 if arithmetic.is_half else rows
+    assert np.allclose(found[2 * num_src * outer <= last], 0.0, atol=1e-12)
+    assert np.allclose(extra(min(first, num_src), last), 0.0, atol=1e-12)
+
+
 @given(num_src=st.integers(1, 100_000), first=st.integers(0, 1_000_000))
 def test_a_few_more_bytes_take_a_little_longer(num_src: int, first: int) -> None:
     """There is no cliff where x outgrows the cache, and no prediction falls as rows grow."""
@@ -135,10 +168,10 @@ def test_calibrated_constants_change_choices(
 
 
 GOOD: dict[str, Any] = {
-    "format": "hag_plugin.costs", "version": 4, "about": {},
+    "format": "hag_plugin.costs", "version": 5, "about": {},
     "constants": {
-        "call": 1e-6, "op": 1e-9, "written": 1e-10, "parallel": 1, "cache_bytes": 1000,
-        "error": 0.5,
+        "call": 1e-6, "op": 1e-9, "written": 1e-10, "memory": 1e-11, "parallel": 1,
+        "cache_bytes": 1000, "last_bytes": 9000, "error": 0.5,
         **{
             row: {"fixed": 1e-9, "per_byte": 0}
             for row in ("scratch", "near", "far", "half", "extremum")
@@ -157,7 +190,7 @@ def changed(**values: Any) -> dict[str, Any]:
         ("{", "Expecting property name"),
         ([], "does not hold costs"),
         ({"format": "x"}, "there is no 'version'"),
-        ({**GOOD, "version": 1}, "expected 'hag_plugin.costs', version 4"),
+        ({**GOOD, "version": 1}, "expected 'hag_plugin.costs', version 5"),
         ({**GOOD, "constants": {"op": 1}}, r"constants are \['op'\]; expected \['cache_bytes'"),
         ({**GOOD, "constants": 3}, "constants are int; expected"),
         (changed(op=-1), "op is -1; expected a finite number, 0 or more"),

@@ -167,6 +167,8 @@ void bind_aggregate(nb::module_ &m) {
       "data"_a, "bytes"_a, "Asks for huge pages under an array that is about to be written.");
   m.def("second_cache_bytes", &hag::second_cache_bytes,
         "Of the second-level cache of a core; 0 where the system does not say.");
+  m.def("last_cache_bytes", &hag::last_cache_bytes,
+        "Of the last-level cache, what a program may count on; 0 where the system does not say.");
   m.def("reducers", &hag::reducers, "Names of the reducers, in the order of their codes.");
   m.def("instruction_set", &hag::instruction_set, "The instruction set in use.");
   m.def("instruction_sets", &hag::instruction_sets, "Those that this machine can run.");

@@ -75,16 +75,15 @@ int64_t scratch_budget() {
 
 // ---------------------------------------------------------------- writing y
 
-// Outputs from this size on have left the caches when they are read again. A machine for many may
-// say that it has hundreds of MiB of last-level cache: they are not one program's.
+// A machine for many may say that it has hundreds of MiB of last-level cache: they are not one
+// program's.
+constexpr int64_t kMostOfLastCache = int64_t{32} << 20;
+
+// Outputs from this size on have left the caches when they are read again.
 int64_t stream_from() {
   static const int64_t bytes = [] {
-    constexpr int64_t most = int64_t{32} << 20;
-    long l3 = -1;
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-    l3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
-#endif
-    return l3 > 0 ? std::min<int64_t>(l3, most) : most;
+    const int64_t last = last_cache_bytes();
+    return last > 0 ? last : kMostOfLastCache;
   }();
   return bytes;
 }
@@ -121,6 +120,14 @@ bool streams(const Program::Arguments &a, int64_t size) {
 int64_t second_cache_bytes() {
 #if defined(_SC_LEVEL2_CACHE_SIZE)
   return std::max<int64_t>(sysconf(_SC_LEVEL2_CACHE_SIZE), 0);
+#else
+  return 0;
+#endif
+}
+
+int64_t last_cache_bytes() {
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+  return std::clamp<int64_t>(sysconf(_SC_LEVEL3_CACHE_SIZE), 0, kMostOfLastCache);
 #else
   return 0;
 #endif
@@ -343,6 +350,11 @@ void Program::run(const Arguments &a) const {
   // What stays in L2 by itself need not be fetched ahead, at two instructions a source.
   const bool cached = num_src_ * a.width * size <= scratch_budget();
   const bool stream = streams(a, size);
+  // From half of it on, since others use the last-level cache, too. Plain rows lie and are written
+  // as the processor foresees; where many are found in the caches, asking further ahead drives
+  // these out.
+  const int64_t moved = a.batch * (num_src_ + num_dst_) * a.width * size;
+  const bool beyond = max_scratch_ > 0 && moved > stream_from() / 2;
   const auto matrix = [&](int64_t b) {
     HagAggregate w;
     w.tile_ptr = tile_ptr_.data;
@@ -359,7 +371,7 @@ void Program::run(const Arguments &a) const {
     w.source_scale = a.source_scale, w.target_scale = a.target_scale;
     w.width = a.width, w.x_row_stride = a.x_row_stride;
     w.scratch_budget = scratch_budget();
-    w.dtype = a.dtype, w.reduce = a.reduce, w.stream = stream;
+    w.dtype = a.dtype, w.reduce = a.reduce, w.beyond = beyond, w.stream = stream;
     return w;
   };
 

@@ -71,6 +71,7 @@ class Program {
 std::vector<std::string> reducers();  // their names, in the order of their codes
 
 int64_t second_cache_bytes();     // of a core; 0 where the system does not say
+int64_t last_cache_bytes();       // of it, what a program may count on; 0 as above
 int element_size(int dtype);      // bytes; throws std::invalid_argument at an unknown one
 int accumulator_size(int dtype);  // bytes of the dtype that sums accumulate in
 

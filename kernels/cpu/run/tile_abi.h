@@ -34,6 +34,7 @@ struct HagAggregate {
   int64_t width, x_row_stride;
   int64_t scratch_budget;  // bytes a tile's scratch should stay within
   int32_t dtype, reduce;
+  int32_t beyond;  // the last-level cache does not hold x and y
   int32_t stream;  // whole rows of cache lines are written past the caches
 };
 

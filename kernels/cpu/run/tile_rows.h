@@ -13,18 +13,20 @@ namespace {
 
 // ---------------------------------------------------------------- reducers
 
-// Extrema: NaN wins, as in torch.amax and torch.amin.
+// Extrema: NaN wins, as in torch.amax and torch.amin. What is asked of v alone waits for no other
+// row: rows are compared one after the other, and narrow ones are bound by that.
 template <int R, class V>
 HAG_INLINE V combine(V a, V v) {
   if constexpr (R == HAG_SUM) return a + v;
-  else if constexpr (R == HAG_MAX) return ((v > a) | (v != v)) ? v : a;
   else {
-    static_assert(R == HAG_MIN, "a reducer without its case");
-    return ((v < a) | (v != v)) ? v : a;
+    static_assert(R == HAG_MAX || R == HAG_MIN, "a reducer without its case");
+    return v != v ? v : further<R == HAG_MAX>(v, a);
   }
 }
 
 // ---------------------------------------------------------------- the ops of a tile
+
+constexpr int64_t kOpsAhead = 8;  // whose row of y is fetched, where it comes from memory
 
 template <class T, int R, bool SCALED, int L, int N>
 struct RowBlock {
@@ -157,18 +159,33 @@ struct RowBlock {
     HAG_UNROLL for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(p + b, 0, 3);
   }
 
+  // Lines of y must be read before they are written, and a HAG writes its rows in an order that no
+  // processor foresees. Row 0 stands for those of scratch and for partial sums.
+  HAG_INLINE void prefetch_y(int32_t t) const {
+    const int64_t row = (uint64_t)(int64_t)t < (uint64_t)num_dst ? t : 0;
+    const char *p = (const char *)(y + row * width);
+    constexpr int64_t bytes = (int64_t)N * L * sizeof(Elem);
+    HAG_UNROLL for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(p + b, 1, 3);
+  }
+
   template <bool MIXED>
   void tile(const HagAggregate &w, int64_t t) const {
     const int32_t *source = w.source;
     const int64_t *op_ptr = w.op_ptr;
     const int64_t end = w.tile_ptr[t + 1];
-    constexpr int64_t distance = prefetch_distance(N * L * sizeof(Elem));
+    // Rows that come from memory are asked for earlier.
+    const bool beyond = MIXED && N > 2 && w.beyond;
+    const int64_t distance = prefetch_distance(N * L * sizeof(Elem)) << beyond;
     const int64_t ahead = w.prefetch_end - distance;
+    [[maybe_unused]] const int64_t ahead_of_y = beyond && !stream ? end - kOpsAhead : 0;
     int64_t op = w.tile_ptr[t];
     int64_t k = op_ptr[op];
     for (; op < end; ++op) {
       const int64_t stop = op_ptr[op + 1];
       const bool empty = k == stop;
+      if constexpr (MIXED && N > 2) {
+        if (op < ahead_of_y) prefetch_y(w.target[op + kOpsAhead]);
+      }
       V acc[N];
       if (empty) {
         HAG_UNROLL for (int n = 0; n < N; ++n) acc[n] = V{};

@@ -5,7 +5,14 @@
 
 #include <stdint.h>
 #if defined(__x86_64__)
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // of what intrinsics leave undefined
 #include <immintrin.h>
+#pragma GCC diagnostic pop
+#else
+#include <immintrin.h>
+#endif
 #endif
 
 #define HAG_INLINE inline __attribute__((always_inline))
@@ -227,6 +234,30 @@ HAG_INLINE V multiply_add(V a, V b, V c) {
   else
 #endif
     return a * b + c;
+}
+
+// v > held ? v : held, or v < held ? v : held, lane by lane: of two equal values and where one is
+// NaN `held` stays. One instruction, where a compiler makes two, and one after the other, of it.
+template <bool LARGEST, class V>
+HAG_INLINE V further(V v, V held) {
+#if defined(__x86_64__)
+#define HAG_FURTHER(BYTES, SCALAR, TYPE, max, min)                             \
+  if constexpr (sizeof(V) == BYTES && sizeof(v[0]) == sizeof(SCALAR))          \
+    return (V)(LARGEST ? max((TYPE)v, (TYPE)held) : min((TYPE)v, (TYPE)held)); \
+  else
+#if defined(__AVX512F__)
+  HAG_FURTHER(64, float, __m512, _mm512_max_ps, _mm512_min_ps)
+  HAG_FURTHER(64, double, __m512d, _mm512_max_pd, _mm512_min_pd)
+#endif
+#if defined(__AVX__)
+  HAG_FURTHER(32, float, __m256, _mm256_max_ps, _mm256_min_ps)
+  HAG_FURTHER(32, double, __m256d, _mm256_max_pd, _mm256_min_pd)
+#endif
+  HAG_FURTHER(16, float, __m128, _mm_max_ps, _mm_min_ps)
+  HAG_FURTHER(16, double, __m128d, _mm_max_pd, _mm_min_pd)
+#undef HAG_FURTHER
+#endif
+  return (LARGEST ? v > held : v < held) ? v : held;
 }
 
 // N vectors of L lanes of a row, the last one at `last` (it may overlap the one before).
