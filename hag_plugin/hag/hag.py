@@ -471,9 +471,9 @@ class HAG(Graph):
             keys |= self._keys()
         for mode, idempotent in sorted(keys, key=str):
             program = self.program(mode, idempotent=idempotent)
-            _ = program.native  # checks that every index is in range
-            graph = (self.num_src, program.diagonal, row_ptr, col, mode or "", idempotent)
-            _cpu.check_program(*program.numpy(), *graph)
+            _cpu.check_program(
+                program.native, row_ptr, col, mode or "", idempotent, torch.get_num_threads()
+            )
 
     # Moving and keeping ---------------------------------------------------------------------
 
