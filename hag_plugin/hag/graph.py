@@ -264,13 +264,19 @@ def _canonical(edge_index: Tensor, num_src: int, num_dst: int, both: bool) -> li
     return arrays
 
 
-def _checked_copies(row_ptr: Tensor, col: Tensor, num_src: int) -> tuple[Tensor, Tensor]:
-    """Own memory for a CSR, which is then checked.
+def check_arrays(row_ptr: Tensor, col: Tensor, num_src: int) -> None:
+    """Raises unless these are a canonical CSR of `num_src` sources.
 
     Raises:
         TypeError: an array is no dense tensor of the right dtype.
         ValueError: the arrays are not a canonical CSR of `num_src` sources, or on two devices.
     """
+    _check_kinds(row_ptr, col)
+    if row_ptr.device.type != "meta":
+        _cpu.check_csr(row_ptr.cpu().numpy(), col.cpu().numpy(), num_src)
+
+
+def _check_kinds(row_ptr: Tensor, col: Tensor) -> None:
     for name, array, dtype in (("row_ptr", row_ptr, torch.int64), ("col", col, torch.int32)):
         if not isinstance(array, Tensor):
             raise TypeError(f"{name} is a {type(array).__name__}; expected a torch.Tensor")
@@ -283,7 +289,11 @@ def _checked_copies(row_ptr: Tensor, col: Tensor, num_src: int) -> tuple[Tensor,
             raise ValueError(f"{name} has shape {list(array.shape)}; expected one dimension")
     if row_ptr.device != col.device:
         raise ValueError(f"row_ptr is on {row_ptr.device} and col on {col.device}; expected one")
+
+
+def _checked_copies(row_ptr: Tensor, col: Tensor, num_src: int) -> tuple[Tensor, Tensor]:
+    """Own memory for a CSR, which is then checked: see `check_arrays`."""
+    _check_kinds(row_ptr, col)
     kept = [a.detach().clone(memory_format=torch.contiguous_format) for a in (row_ptr, col)]
-    if row_ptr.device.type != "meta":
-        _cpu.check_csr(kept[0].cpu().numpy(), kept[1].cpu().numpy(), num_src)
+    check_arrays(kept[0], kept[1], num_src)
     return kept[0], kept[1]

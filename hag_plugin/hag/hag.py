@@ -20,8 +20,8 @@ from torch import Tensor
 from hag_plugin import devices
 from hag_plugin.devices import KINDS
 from hag_plugin.hag import concatenate, files, samples, search, seconds
+from hag_plugin.hag import state as kept_state
 from hag_plugin.hag.candidates import (
-    CHOOSE,
     PLAIN,
     REORDERED,
     SHARED,
@@ -33,7 +33,7 @@ from hag_plugin.hag.candidates import (
     total,
 )
 from hag_plugin.hag.gpu.schedule import schedule_of
-from hag_plugin.hag.graph import Arrays, Graph, canonical_graph
+from hag_plugin.hag.graph import Arrays, Graph, canonical_graph, check_arrays
 from hag_plugin.hag.graph_set import (
     ASYMMETRIC,
     DUPLICATES,
@@ -42,7 +42,7 @@ from hag_plugin.hag.graph_set import (
     GraphSet,
     Places,
 )
-from hag_plugin.hag.program import ARRAYS, METHODS, SELF_LOOPS, Options, Program, SelfLoops
+from hag_plugin.hag.program import ARRAYS, SELF_LOOPS, Options, Program, SelfLoops
 from hag_plugin.hag.stats import Stats, program_stats
 from hag_plugin.kernels import _cpu
 from hag_plugin.modes import Array, has_ranks, outside_inference
@@ -508,7 +508,7 @@ class HAG(Graph):
         return self._moved(lambda a: a.pin_memory())
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> HAG:
-        return _rebuild(_mapped(self._state(), move), trusted=True)
+        return _rebuild(_mapped(self._state(), move), verify=False, copy=False)
 
     def _state(self) -> dict[str, Any]:
         """Tensors, numbers and strings that make this HAG again (pickle, files, devices)."""
@@ -583,24 +583,55 @@ class HAG(Graph):
         files.write(path, self._state(), self.content_hash)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> HAG:
-        """Reads a file that `save` wrote.
+    def load(cls, path: str | os.PathLike[str], *, verify: bool = True) -> HAG:
+        """Reads a file that `save` wrote, in this version of the package or an earlier one.
+
+        Args:
+            path: of the file.
+            verify: check everything in it, exactly: the graph, that each program is the graph's,
+                the reverse, the options. False: for files that nobody else can have written. Then
+                only checksums and the kinds of things are checked, and a wrong file may crash the
+                process.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is damaged, is no HAG file or is of another version.
+            OSError: the file can't be opened or read.
+            ValueError: it is damaged, is no HAG file or is of a version to come.
         """
         state, content_hash = files.read(path)
         try:
-            hag = rebuild_hag(state)
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            hag = _rebuild(state, verify=verify, copy=False)
+        except (TypeError, ValueError, RecursionError) as e:
             raise ValueError(f"{os.fspath(path)} does not hold a valid HAG: {e}") from e
-        if hag.content_hash != content_hash:
+        if verify and hag.content_hash != content_hash:
             raise ValueError(
                 f"{os.fspath(path)} holds edges with hash {hag.content_hash}; its header says "
                 f"{content_hash}"
             )
         return hag
+
+    def _take_program(self, entry: Any, verify: bool, copy: bool) -> None:
+        """Takes a program that `_state` gave."""
+        key = kept_state.key_of(entry)
+        diagonal = kept_state.entry(entry, "diagonal", int)
+        seconds = kept_state.seconds_of(entry)
+        arrays = kept_state.arrays_of(entry, copy)
+        program = Program.of(arrays, self.num_src, self.num_dst, diagonal, seconds)
+        if verify:
+            self._check_program(key, program)
+        self._programs[key] = program
+        if entry.get("table") is not None:  # earlier versions had none
+            self._tables[key] = Table.of(entry["table"])
+
+    def _check_program(self, key: tuple[SelfLoops, bool], program: Program) -> None:
+        """Raises unless a program may stand under this key."""
+        if key != self._program_key(self.check_self_loops(key[0]), key[1]) or key in self._programs:
+            raise ValueError(f"there is a program for {key}, which is no key here, or there twice")
+        subtracts = self.options.allow_subtraction and key == (False, False)
+        if program.diagonal not in ((0, -1) if subtracts else (0,)):
+            raise ValueError(f"the program for {key} has diagonal {program.diagonal}")
+        _cpu.check_program(
+            program.native, *self.numpy(), key[0] or "", key[1], torch.get_num_threads()
+        )
 
     # Standing where an edge_index stands ----------------------------------------------------
 
@@ -862,9 +893,12 @@ def rebuild_hag(state: dict[str, Any]) -> HAG:
     """The HAG of a state as `HAG._state` gives it, from a pickle or a file: nothing is trusted.
 
     Raises:
-        ValueError: an array is no part of a valid HAG.
+        ValueError: it is not the state of a HAG.
     """
-    return _rebuild(state, trusted=False)
+    try:
+        return _rebuild(state, verify=True, copy=True)
+    except (TypeError, RecursionError) as e:
+        raise ValueError(f"this is not the state of a HAG: {e}") from e
 
 
 def pack(places: Places, protocol: int) -> tuple[dict[str, Any], Any, Any]:
@@ -908,41 +942,54 @@ def rebuild_graphs(header: dict[str, Any], wide: Any, narrow: Any) -> list[HAG]:
 torch.serialization.add_safe_globals([rebuild_hag, rebuild_batch, rebuild_graphs])
 
 
-def _rebuild(state: dict[str, Any], trusted: bool) -> HAG:
-    num_src = int(state["num_src"])
-    options = Options(**state["options"])
-    if options.method not in METHODS or options.choose not in CHOOSE:
-        raise ValueError(f"method and choose are {options.method!r} and {options.choose!r}; "
-                         f"expected one of {METHODS} and one of {CHOOSE}")  # fmt: skip
+def _rebuild(state: Any, *, verify: bool, copy: bool) -> HAG:
+    """The HAG of a state.
+
+    Args:
+        state: as `HAG._state` gives it.
+        verify: check everything: that the arrays are a graph, that the programs are this graph's,
+            and that what is to be its reverse is that.
+        copy: the arrays; otherwise they become the HAG's own.
+
+    Raises:
+        ValueError: it is not the state of a HAG.
+    """
+    num_src = kept_state.nodes_of(state)
+    arrays = [kept_state.entry(state, name, Tensor).detach() for name in ("row_ptr", "col")]
+    row_ptr, col = (array.clone() for array in arrays) if copy else arrays
+    if verify:
+        check_arrays(row_ptr, col, num_src)
+    symmetric = kept_state.entry(state, "symmetric", bool, type(None))
     hag = HAG(
-        state["row_ptr"],
-        state["col"],
+        row_ptr,
+        col,
         num_src,
-        options=options,
-        targets_first=bool(state["targets_first"]),
-        symmetric=state["symmetric"] if trusted else None,
-        owned=trusted,
+        options=kept_state.options_of(state),
+        targets_first=kept_state.entry(state, "targets_first", bool),
+        symmetric=None if verify else symmetric,
+        owned=True,
     )
-    for entry in state["programs"]:
-        arrays = [entry[name] for name in ARRAYS]
-        program = Program.of(
-            # Those of a pickle may be shared with the process that made it.
-            arrays if trusted else [a.clone() for a in arrays],
-            num_src,
-            hag.num_dst,
-            int(entry["diagonal"]),
-            float(entry["search_seconds"]),
-        )
-        if not trusted:
-            _ = program.native  # its construction checks every index
-        key: tuple[SelfLoops, bool] = entry["self_loops"] or False, bool(entry["idempotent"])
-        hag._programs[key] = program
-        if entry.get("table") is not None:
-            hag._tables[key] = Table.of(entry["table"])
-    if state["transpose"] is not None:
-        hag._transpose = _rebuild(state["transpose"], trusted)
-        hag._transpose._transpose = weakref.ref(hag)
+    for entry in kept_state.entry(state, "programs", list):
+        hag._take_program(entry, verify, copy)
+    if kept_state.entry(state, "transpose", dict, type(None)) is not None:
+        reverse = _rebuild(state["transpose"], verify=verify, copy=copy)
+        if verify:
+            _check_reverse(hag, reverse)
+        reverse._transpose = weakref.ref(hag)
+        hag._transpose = reverse
     return hag
+
+
+def _check_reverse(hag: HAG, reverse: HAG) -> None:
+    row_ptr, col = _cpu.transpose_csr(*hag.numpy(), hag.num_src, torch.get_num_threads())
+    found = reverse.numpy()
+    if reverse.num_src != hag.num_dst or not (
+        np.array_equal(found[0], row_ptr) and np.array_equal(found[1], col)
+    ):
+        raise ValueError("transpose holds other edges than the graph, reversed")
+    alike = (reverse.options, reverse.targets_first) == (hag.options, hag.targets_first)
+    if not alike or reverse._transpose is not None:
+        raise ValueError("transpose is not what this graph would make")
 
 
 def hag_of(places: Places, options: Options) -> HAG:

@@ -268,7 +268,7 @@ def test_load_refuses_what_is_no_hag(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         HAG.load(path)
     for change, message in (
-        ({"version": 99}, "version 99; expected 'hag_plugin.HAG', version 1"),
+        ({"version": 99}, "version 99 of 'hag_plugin.HAG'; this package reads versions 1 to 1"),
         ({"format": "other"}, "format 'other'"),
         ({"content_hash": [1, 2]}, r"its header says \(1, 2\)"),
         ({"hag": {}}, "does not hold a valid HAG"),
