@@ -1,15 +1,16 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and documents that are read from files."""
 
 from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 class DatasetError(ValueError):
@@ -155,6 +156,29 @@ def _has_name(file: IO[bytes], name: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(name))
     except FileNotFoundError:
         return False
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """What is in a JSON file.
+
+    Raises:
+        OSError: it can't be opened or read.
+        ValueError: it is no JSON in UTF-8, is nested too deeply, or holds a whole number beyond
+            64 bits. It names `path`.
+    """
+    content = Path(path).read_bytes()
+    try:
+        return json.loads(content, parse_int=_whole)
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{os.fspath(path)} is not a JSON file that can be read: {e}") from e
+
+
+def _whole(digits: str) -> int:
+    number = int(digits) if len(digits) < 21 else 2**63
+    if abs(number) >= 2**63:
+        raise ValueError(f"it holds {digits[:20]}, a number of {len(digits)} characters; expected "
+                         "64 bits at most")  # fmt: skip
+    return number
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:

@@ -15,11 +15,19 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from hag_plugin.files import read_json
 from hag_plugin.parallel.machine.collectives import COLLECTIVES
 from hag_plugin.parallel.machine.levels import SHAPES, Level, Tree
 from hag_plugin.saved import set_module
 
 FORMAT, VERSION = "hag_plugin.topology", 1
+# What a field of each type may be in a file, and in words.
+VALUES: dict[str, tuple[tuple[type, ...], str]] = {
+    "float": ((float, int), "a number"),
+    "int": ((int,), "a whole number"),
+    "bool": ((bool,), "true or false"),
+    "str": ((str,), "a text"),
+}
 
 
 @set_module("hag_plugin.parallel")
@@ -200,7 +208,10 @@ class Topology(Tree):
             if not isinstance(items, list | tuple):
                 raise ValueError(f"topology's {key} are {items!r}; expected a list")
             values[key] = tuple(_record(kind, v, f"{key}[{i}]") for i, v in enumerate(items))
-        values["source"] = tuple(values.get("source", ()))
+        sources = values.get("source", [])
+        if not (isinstance(sources, list | tuple) and all(isinstance(s, str) for s in sources)):
+            raise ValueError(f"topology's source is {sources!r}; expected a list of texts")
+        values["source"] = tuple(sources)
         topology: Topology = _record(cls, values, "topology")
         return topology
 
@@ -213,9 +224,9 @@ def _record(kind: Any, values: Any, what: str) -> Any:
     if unknown:
         raise ValueError(f"{what} has unknown fields {unknown}; expected {sorted(names)}")
     for name, value in values.items():
-        number = names[name].type in ("float", "int")
-        if number and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ValueError(f"{what}.{name} is {value!r}; expected a number")
+        types, words = VALUES.get(str(names[name].type), ((type(value),), ""))
+        if type(value) not in types or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"{what}.{name} is {value!r}; expected {words}")
     try:
         return kind(**values)
     except TypeError as e:
@@ -254,6 +265,7 @@ def load(source: str | os.PathLike[str] | Topology) -> Topology:
     """A topology from a preset's name or a JSON file; a topology is handed back.
 
     Raises:
+        OSError: the file can't be opened or read.
         ValueError: neither a preset nor a file, or the file is no topology.
     """
     if isinstance(source, Topology):
@@ -261,7 +273,8 @@ def load(source: str | os.PathLike[str] | Topology) -> Topology:
     path = Path(source)
     if not path.is_file():
         return preset(os.fspath(source))
+    document = read_json(path)
     try:
-        return Topology.from_dict(json.loads(path.read_text()))
+        return Topology.from_dict(document)
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from e
