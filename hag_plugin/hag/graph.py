@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hag_plugin.arguments import brief, check_floating, whole
 from hag_plugin.hag.program import SELF_LOOPS, SelfLoops
 from hag_plugin.kept import Keeper
 from hag_plugin.kernels import _cpu
@@ -139,6 +140,7 @@ class Graph(Keeper):
 
     def matches(self, edge_index: Tensor) -> bool:
         """Whether `edge_index` `[2, E]` has this graph's edges (by content hash, any order)."""
+        check_edge_index(edge_index)
         if edge_index.shape != (2, self.num_edges):
             return False
         source, target = numpy_of(edge_index)
@@ -169,7 +171,11 @@ class Graph(Keeper):
         self, exponent: float, self_loops: SelfLoops = False, dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """`degree(self_loops) ** exponent`, `[num_dst]`, 0 where the degree is 0."""
-        return self.kept_scale(exponent, self_loops, dtype).clone()
+        if isinstance(exponent, bool) or not isinstance(exponent, (int, float)):
+            raise TypeError(f"exponent is {brief(exponent)}; expected a number")
+        check_floating("dtype", dtype)
+        self_loops = self.check_self_loops(self_loops)
+        return self.kept_scale(float(exponent), self_loops, dtype).clone()
 
     def kept_scale(self, exponent: float, self_loops: SelfLoops, dtype: torch.dtype) -> Tensor:
         """The same, not to be written to."""
@@ -183,8 +189,8 @@ class Graph(Keeper):
         return self.kept(("degree_scale", exponent, self_loops, dtype), make)
 
     def check_self_loops(self, self_loops: SelfLoops) -> SelfLoops:
-        if self_loops not in SELF_LOOPS:
-            raise ValueError(f"self_loops is {self_loops!r}; expected one of {SELF_LOOPS}")
+        if not isinstance(self_loops, (str, bool)) or self_loops not in SELF_LOOPS:
+            raise ValueError(f"self_loops is {brief(self_loops)}; expected one of {SELF_LOOPS}")
         if self_loops is not False and not (self.is_square or self.targets_first):
             raise ValueError(
                 f"self_loops={self_loops!r} needs targets that are sources too; this graph has "
@@ -218,6 +224,8 @@ def check_edge_index(edge_index: Tensor) -> None:
     """Raises unless `edge_index` is an integer tensor `[2, E]`."""
     if not isinstance(edge_index, Tensor):
         raise TypeError(f"edge_index is a {type(edge_index).__name__}; expected a torch.Tensor")
+    if edge_index.is_nested:
+        raise TypeError("edge_index is a nested tensor; expected a dense one")
     if edge_index.layout != torch.strided:
         raise TypeError(f"edge_index has layout {edge_index.layout}; expected a dense tensor")
     if edge_index.dtype not in (torch.int32, torch.int64):
@@ -294,6 +302,7 @@ def _check_kinds(row_ptr: Tensor, col: Tensor) -> None:
 def _checked_copies(row_ptr: Tensor, col: Tensor, num_src: int) -> tuple[Tensor, Tensor]:
     """Own memory for a CSR, which is then checked: see `check_arrays`."""
     _check_kinds(row_ptr, col)
+    num_src = whole("num_src", num_src, 0, MAX_NODES)
     kept = [a.detach().clone(memory_format=torch.contiguous_format) for a in (row_ptr, col)]
     check_arrays(kept[0], kept[1], num_src)
     return kept[0], kept[1]

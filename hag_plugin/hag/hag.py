@@ -18,6 +18,15 @@ import torch
 from torch import Tensor
 
 from hag_plugin import devices
+from hag_plugin.arguments import (
+    brief,
+    check_choice,
+    check_flag,
+    check_floating,
+    check_optional_flag,
+    items,
+    whole,
+)
 from hag_plugin.devices import KINDS
 from hag_plugin.hag import concatenate, files, samples, search, seconds
 from hag_plugin.hag import state as kept_state
@@ -33,7 +42,7 @@ from hag_plugin.hag.candidates import (
     total,
 )
 from hag_plugin.hag.gpu.schedule import schedule_of
-from hag_plugin.hag.graph import Arrays, Graph, canonical_graph, check_arrays
+from hag_plugin.hag.graph import MAX_NODES, Arrays, Graph, canonical_graph, check_arrays
 from hag_plugin.hag.graph_set import (
     ASYMMETRIC,
     DUPLICATES,
@@ -42,7 +51,7 @@ from hag_plugin.hag.graph_set import (
     GraphSet,
     Places,
 )
-from hag_plugin.hag.program import ARRAYS, SELF_LOOPS, Options, Program, SelfLoops
+from hag_plugin.hag.program import ARRAYS, METHODS, SELF_LOOPS, Options, Program, SelfLoops
 from hag_plugin.hag.stats import Stats, program_stats
 from hag_plugin.kernels import _cpu
 from hag_plugin.modes import Array, has_ranks, outside_inference
@@ -173,6 +182,7 @@ class HAG(Graph):
             TypeError: an array is no dense tensor of this dtype.
             ValueError: the arrays are not a canonical CSR of `num_src` sources, or on two devices.
         """
+        check_choice("method", method, METHODS)
         options = Options(method=method, choose=how_to_choose(None, method))
         return cls(row_ptr, col, num_src, options=options)
 
@@ -201,7 +211,10 @@ class HAG(Graph):
             idempotent: for max and min: without subtraction, duplicates once.
             progress: show a bar; by default if the search takes more than two seconds.
         """
-        key = self._program_key(self.check_self_loops(self_loops), idempotent)
+        self_loops = self.check_self_loops(self_loops)
+        check_flag("idempotent", idempotent)
+        check_optional_flag("progress", progress)
+        key = self._program_key(self_loops, idempotent)
         found = self._programs.get(key)
         if found is not None:
             return found
@@ -230,6 +243,12 @@ class HAG(Graph):
             transpose: those of the reversed graph, too.
             progress: as for `program`.
         """
+        modes = items("modes", modes)
+        for mode in modes:
+            check_choice("modes", mode, SELF_LOOPS)
+            self.check_self_loops(mode)
+        check_flag("transpose", transpose)
+        check_optional_flag("progress", progress)
         if self._places is None:
             for hag in (self, self.transpose()) if transpose else (self,):
                 for mode in modes:
@@ -329,7 +348,8 @@ class HAG(Graph):
             self_loops: as for `program`.
             idempotent: as for `program`.
         """
-        width = self.options.width if width is None else width
+        width = self.options.width if width is None else whole("width", width, 0, MAX_NODES)
+        check_floating("dtype", dtype)
         program = self.program(self_loops, idempotent=idempotent)
         how = self.options.choose
         if self.options.method == "none" or how == "plain":
@@ -347,8 +367,8 @@ class HAG(Graph):
         self, self_loops: SelfLoops = False, *, idempotent: bool = False
     ) -> dict[str, Program]:
         """All programs that may run for a matrix, by the names that `choice` gives."""
-        key = self._program_key(self.check_self_loops(self_loops), idempotent)
         program = self.program(self_loops, idempotent=idempotent)
+        key = self._program_key(self_loops, idempotent)
         if program.is_plain:
             return {PLAIN: program}
         table = self._tables.get(key)
@@ -401,6 +421,8 @@ class HAG(Graph):
 
         Duplicates are kept, too, unless it is `idempotent`.
         """
+        self_loops = self.check_self_loops(self_loops)
+        check_flag("idempotent", idempotent)
         make = lambda: search.plain_program(self, self_loops, idempotent)  # noqa: E731
         return self.kept(_kept_as(PLAIN, (self_loops, idempotent)), make)
 
@@ -466,20 +488,24 @@ class HAG(Graph):
                 expected and found.
         """
         row_ptr, col = canonical_graph(edge_index, self.num_src, self.num_dst)
+        if self_loops is not None:
+            self_loops = self.check_self_loops(self_loops)
         keys = {self._program_key(m, i) for m in (self_loops or False,) for i in (False, True)}
         if self_loops is None:
             keys |= self._keys()
         for mode, idempotent in sorted(keys, key=str):
             program = self.program(mode, idempotent=idempotent)
-            _cpu.check_program(
-                program.native, row_ptr, col, mode or "", idempotent, torch.get_num_threads()
-            )
+            graph = row_ptr, col, mode or "", idempotent, torch.get_num_threads()
+            try:
+                _cpu.check_program(program.native, *graph)
+            except ValueError as e:
+                raise ValueError(f"edge_index holds other edges: {e}") from e
 
     # Moving and keeping ---------------------------------------------------------------------
 
-    def to(self, device: torch.device | str, non_blocking: bool = False, **_: Any) -> HAG:
+    def to(self, device: torch.device | str | int, non_blocking: bool = False, **_: Any) -> HAG:
         """The HAG with its arrays and programs on `device`; itself if they are there."""
-        device = torch.device(device)
+        device = devices.checked(device)
         if device == self.device or (device.type == self.device.type and device.index is None):
             return self
         moved = self._moved(lambda a: a.to(device, non_blocking=non_blocking))
@@ -500,8 +526,7 @@ class HAG(Graph):
 
     def cuda(self, device: int | str | None = None, non_blocking: bool = False) -> HAG:
         """The HAG on a GPU."""
-        target = torch.device("cuda" if device is None else device)
-        return self.to(target, non_blocking=non_blocking)
+        return self.to("cuda" if device is None else device, non_blocking=non_blocking)
 
     def pin_memory(self) -> HAG:
         """The HAG in page-locked memory."""
@@ -637,8 +662,10 @@ class HAG(Graph):
 
     def flip(self, dims: int | Sequence[int]) -> HAG:
         """The reversed graph, as `edge_index.flip([0])` gives it."""
-        if dims not in (0, -2) and tuple(dims if isinstance(dims, Sequence) else ()) != (0,):
-            raise ValueError(f"a HAG can be flipped in dimension 0 (direction) only, not {dims}")
+        given = dims if isinstance(dims, (list, tuple)) else (dims,)
+        if len(given) != 1 or type(given[0]) is not int or given[0] not in (0, -2):
+            raise ValueError(f"dims is {brief(dims)}; a HAG can be flipped in dimension 0 "
+                             "(direction) only")  # fmt: skip
         return self.transpose()
 
     def __getitem__(self, index: Any) -> Tensor:
@@ -650,7 +677,7 @@ class HAG(Graph):
     def size(self, dim: int | None = None) -> torch.Size | int:
         """The size of the edge index, `[2, E]`."""
         shape = torch.Size([2, self.num_edges])
-        return shape if dim is None else shape[dim]
+        return shape if dim is None else shape[whole("dim", dim, -2, 1)]
 
     def __getattr__(self, name: str) -> Any:
         """Says what to do where code looks for a method of a tensor."""
@@ -1048,12 +1075,12 @@ def batch(hags: Sequence[HAG]) -> HAG:
     Raises:
         ValueError: there is no HAG, or they differ in device or in the convention for targets.
     """
-    hags = list(hags)
+    hags = items("hags", hags)
     if not hags:
-        raise ValueError("batch takes at least one HAG, got none")
+        raise ValueError("hags is empty; expected one HAG or more")
     for hag in hags:
         if not isinstance(hag, HAG):
-            raise TypeError(f"batch takes HAGs, got {type(hag).__name__}")
+            raise TypeError(f"hags holds {brief(hag)}; expected HAGs")
     places = [hag._places for hag in hags if hag._places is not None]
     if len(places) == len(hags):
         return hag_of(Places.of(places), hags[0].options)

@@ -419,7 +419,7 @@ def test_batch_builds_what_its_parts_lack() -> None:
 
 
 def test_bad_batches() -> None:
-    with pytest.raises(ValueError, match="at least one HAG"):
+    with pytest.raises(ValueError, match="expected one HAG or more"):
         hp.batch([])
     with pytest.raises(TypeError, match="got Tensor"):
         hp.batch([torch.ones(2)])  # type: ignore[list-item]
