@@ -421,7 +421,7 @@ def test_batch_builds_what_its_parts_lack() -> None:
 def test_bad_batches() -> None:
     with pytest.raises(ValueError, match="expected one HAG or more"):
         hp.batch([])
-    with pytest.raises(TypeError, match="got Tensor"):
+    with pytest.raises(TypeError, match="hags holds a tensor"):
         hp.batch([torch.ones(2)])  # type: ignore[list-item]
     bipartite = hp.build_hag(torch.tensor([[2], [0]]), size=(3, 2), targets_first=True)
     with pytest.raises(ValueError, match="targets are the first sources"):
