@@ -77,6 +77,33 @@ def check_dense(name: str, value: Any) -> None:
         raise TypeError(f"{name} is {brief(value)}, {kind}; expected a dense tensor")
 
 
+def number(name: str, value: Any, least: float = 0.0) -> float:
+    """A finite number, as a float.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it is below `least`, NaN or infinite.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} is {brief(value)}; expected a number")
+    if not least <= value < float("inf"):
+        raise ValueError(f"{name} is {brief(value)}; expected a finite number from {least:g} on")
+    return float(value)
+
+
+def check_kind(name: str, value: Any, *kinds: type) -> None:
+    """Raises TypeError unless a value is of one of some classes."""
+    if not isinstance(value, kinds):
+        words = " or ".join(kind.__name__ for kind in kinds)
+        raise TypeError(f"{name} is {brief(value)}; expected a {words}")
+
+
+def check_function(name: str, value: Any) -> None:
+    """Raises TypeError unless a value can be called, or is None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} is {brief(value)}; expected a function or None")
+
+
 def check_floating(name: str, value: Any) -> None:
     """Raises TypeError unless a value is a dtype of floating-point numbers."""
     if not isinstance(value, torch.dtype) or not value.is_floating_point:
@@ -89,6 +116,10 @@ def items(name: str, value: Any) -> list[Any]:
     Raises:
         TypeError: it is a text or a tensor, or nothing that can be gone through.
     """
-    if isinstance(value, (str, bytes, dict, Tensor)) or not isinstance(value, Iterable):
-        raise TypeError(f"{name} is {brief(value)}; expected a list")
-    return list(value)
+    try:
+        if not isinstance(value, (str, bytes, dict, Tensor)):
+            return list(value)
+    except TypeError:
+        if isinstance(value, Iterable) or hasattr(type(value), "__getitem__"):
+            raise  # in its own code, and no class
+    raise TypeError(f"{name} is {brief(value)}; expected a list")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hag_plugin.arguments import brief, check_floating, whole
+from hag_plugin.arguments import brief, check_dense, check_floating, whole
 from hag_plugin.hag.program import SELF_LOOPS, SelfLoops
 from hag_plugin.kept import Keeper
 from hag_plugin.kernels import _cpu
@@ -232,6 +232,19 @@ def check_edge_index(edge_index: Tensor) -> None:
         raise TypeError(f"edge_index has dtype {edge_index.dtype}; expected int32 or int64")
     if edge_index.dim() != 2 or edge_index.shape[0] != 2:
         raise ValueError(f"edge_index has shape {tuple(edge_index.shape)}; expected [2, E]")
+
+
+def check_edge_type(edge_type: Tensor, edge_index: Tensor) -> None:
+    """Raises unless `edge_type` is an integer tensor `[E]`, none negative."""
+    check_dense("edge_type", edge_type)
+    if edge_type.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"edge_type has dtype {edge_type.dtype}; expected int32 or int64")
+    if edge_type.shape != edge_index.shape[1:]:
+        raise ValueError(
+            f"edge_type has shape {list(edge_type.shape)}; expected [{edge_index.shape[1]}]"
+        )
+    if edge_type.numel() and int(edge_type.min()) < 0:
+        raise ValueError(f"edge_type holds {int(edge_type.min())}; expected 0 or more")
 
 
 def canonical_graph(edge_index: Tensor, num_src: int, num_dst: int) -> tuple[Array, Array]:

@@ -15,12 +15,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from hag_plugin.arguments import brief, check_choice, items, number, whole
 from hag_plugin.files import read_json
 from hag_plugin.parallel.machine.collectives import COLLECTIVES
 from hag_plugin.parallel.machine.levels import SHAPES, Level, Tree
 from hag_plugin.saved import set_module
 
 FORMAT, VERSION = "hag_plugin.topology", 1
+MOST_DEVICES = 2**20
 # What a field of each type may be in a file, and in words.
 VALUES: dict[str, tuple[tuple[type, ...], str]] = {
     "float": ((float, int), "a number"),
@@ -123,6 +125,7 @@ class Topology(Tree):
             ValueError: `num_devices` is neither a whole number of the outermost groups nor fits
                 into inner ones evenly.
         """
+        num_devices = whole("num_devices", num_devices, 1, MOST_DEVICES)
         levels: list[Level] = []
         left = num_devices
         for i, level in enumerate(self.levels):
@@ -166,19 +169,19 @@ class Topology(Tree):
         Returns:
             Seconds; 0 for a single device.
         """
-        if collective not in COLLECTIVES:
-            raise ValueError(f"collective is {collective!r}; expected one of {list(COLLECTIVES)}")
-        members = list(range(self.num_devices)) if group is None else sorted(group)
+        check_choice("collective", collective, list(COLLECTIVES))
+        check_choice("algorithm", algorithm, [*COLLECTIVES[collective], None])
+        sent, at_once = number("sent", sent), whole("at_once", at_once, 1, MOST_DEVICES)
+        members = list(range(self.num_devices))
+        if group is not None:
+            most = self.num_devices - 1
+            members = sorted(whole("group", member, 0, most) for member in items("group", group))
         if len(members) < 2:
             return 0.0
         for fit in self.fits:
             if fit.collective == collective and fit.world_size == len(members):
                 return fit.alpha + fit.beta * sent
         models = COLLECTIVES[collective]
-        if algorithm is not None and algorithm not in models:
-            raise ValueError(
-                f"algorithm is {algorithm!r}; expected one of {list(models)} for {collective}"
-            )
         chosen = models if algorithm is None else {algorithm: models[algorithm]}
         return min(float(model(self, sent, members, at_once)) for model in chosen.values())
 
@@ -196,7 +199,9 @@ class Topology(Tree):
             ValueError: it is of another format or version, or a field is missing or wrong.
         """
         if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise ValueError(f"this is no topology: expected an object of format {FORMAT!r}")
+            raise ValueError(
+                f"the document is no topology: expected an object of format {FORMAT!r}"
+            )
         if document.get("version") != VERSION:
             raise ValueError(
                 f"topology is of version {document.get('version')!r}; expected {VERSION}"
@@ -255,8 +260,9 @@ def preset(name: str) -> Topology:
     Raises:
         ValueError: there is none of this name.
     """
-    if name not in presets():
-        raise ValueError(f"topology is {name!r}; expected a file, or one of {presets()}")
+    if not isinstance(name, str) or name not in presets():
+        raise ValueError(f"topology, by name, is {brief(name)}; expected a file, or one of "
+                         f"{presets()}")  # fmt: skip
     text = (resources.files("hag_plugin.parallel.machine") / "presets" / f"{name}.json").read_text()
     return Topology.from_dict(json.loads(text))
 
@@ -270,6 +276,9 @@ def load(source: str | os.PathLike[str] | Topology) -> Topology:
     """
     if isinstance(source, Topology):
         return source
+    if not isinstance(source, (str, os.PathLike)) or "\0" in os.fspath(source):
+        raise TypeError(f"topology is {brief(source)}; expected a Topology, a file or one of "
+                        f"{presets()}")  # fmt: skip
     path = Path(source)
     if not path.is_file():
         return preset(os.fspath(source))
