@@ -261,7 +261,7 @@ def preset(name: str) -> Topology:
         ValueError: there is none of this name.
     """
     if not isinstance(name, str) or name not in presets():
-        raise ValueError(f"topology, by name, is {brief(name)}; expected a file, or one of "
+        raise ValueError(f"topology is {brief(name)}; expected a file, or the name of one of "
                          f"{presets()}")  # fmt: skip
     text = (resources.files("hag_plugin.parallel.machine") / "presets" / f"{name}.json").read_text()
     return Topology.from_dict(json.loads(text))
