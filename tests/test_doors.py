@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import gzip
+import io
 import json
+import lzma
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -188,6 +190,76 @@ def test_archives_that_unpack_to_more_than_there_is(
         assert path.stat().st_size < 1 << 16
         with pytest.raises(DatasetError, match=r"unpacked; this machine has 1,048,576 bytes"):
             load_file(path)
+
+
+def table(kind: str) -> bytes:
+    """A Parquet or a Feather file."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.feather as feather
+    import pyarrow.parquet as parquet
+
+    out, edges = io.BytesIO(), pa.table({"source": EDGES[0], "target": EDGES[1]})
+    (parquet.write_table if kind == "parquet" else feather.write_feather)(edges, out)
+    return out.getvalue()
+
+
+def npy() -> bytes:
+    out = io.BytesIO()
+    np.save(out, EDGES)
+    return out.getvalue()
+
+
+CSV = b"source,target,weight\n0,1,0.5\n1,2,1\n2,0,3\n3,0,1e3\n"
+MTX = b"%%MatrixMarket matrix coordinate pattern general\n% words\n4 4 3\n1 2\n2 3\n4 1\n"
+FILES: dict[str, Callable[[], bytes]] = {
+    "g.csv": lambda: CSV,
+    "g.txt": lambda: b"# edges\n0 1\n1 2\n2 0\n",
+    "g.mtx": lambda: MTX,
+    "g.npy": npy,
+    "g.parquet": lambda: table("parquet"),
+    "g.feather": lambda: table("feather"),
+    "g.csv.gz": lambda: gzip.compress(CSV),
+    "g.csv.xz": lambda: lzma.compress(CSV),
+    "g.npz": lambda: (Path(__file__).parent / "hag" / "files" / "version-1.npz").read_bytes(),
+}
+PIECES = [b"-1", b"99999999999", b"nan", b"1e400", b"\0", b"\xff\xfe", b"1" * 5000]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_with_other_bytes(name: str, tmp_path: Path) -> None:
+    if name.endswith("mtx"):
+        pytest.importorskip("scipy")
+    random, path, good = np.random.default_rng(3), tmp_path / name, FILES[name]()
+    path.write_bytes(good)
+    assert load_file(path).num_edges > 2
+    said = set()
+    for _ in range(200):
+        content = bytearray(good)
+        for _ in range(random.integers(1, 4)):
+            at, kind = random.integers(len(content) + 1), random.integers(4)
+            if kind == 0:
+                content[at : at + 1] = bytes([random.integers(256)])
+            elif kind == 1:
+                del content[at : at + random.integers(1, 8)]
+            elif kind == 2:
+                content[at:at] = PIECES[random.integers(len(PIECES))]
+            else:
+                del content[at:]
+        path.write_bytes(content)
+        for options in ({}, {"relabel": True, "undirected": True}):
+            try:
+                load_file(path, **options)
+            except DatasetError as e:
+                said.add(name in str(e))
+    assert said == {True}
+
+
+@pytest.mark.parametrize("end", [b"4 1x", b"4 1\xf9", b"4 1 %", b"4 1\0"])
+def test_a_last_line_without_end_that_is_no_number(end: bytes, tmp_path: Path) -> None:
+    pytest.importorskip("scipy")
+    (tmp_path / "g.mtx").write_bytes(MTX.removesuffix(b"4 1\n") + end)
+    with pytest.raises(DatasetError, match=r"expected numbers|not a text file"):
+        load_file(tmp_path / "g.mtx")
 
 
 # Doors that read documents -----------------------------------------------------------------------

@@ -206,7 +206,7 @@ FITS: dict[str, set[str]] = {
     "allow_subtraction": {"a bool"},
     "capacity": {"None", "zero", "2**40"},
     "width": {"None", "zero"},
-    "device": {"None", "a device"},
+    "device": {"None", "a device", *(("zero",) if torch.cuda.is_available() else ())},
     "choose": {"None"},
     "progress": {"None", "a bool"},
     "x": {"floats"},

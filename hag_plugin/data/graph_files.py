@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from hag_plugin.hag.hag import HAG
 
 OTHER_SUFFIXES = (".zip", ".tar", ".tgz", ".h5", ".hdf5", ".pt", ".pth", ".pkl", ".mat", ".xlsx")
 BANNER = "%%matrixmarket"
+COMMENTS = re.compile(r"(?:[ \t]*%[^\n]*(?:\n|\Z))*")  # the banner is one, too
+ODD = re.compile(r"[^0-9eEnNaAiIfFtTyY+\-.\s]")  # in no number, "nan" and "Infinity" included
 MAX_DENSE_FEATURES = 2**31  # values; larger feature matrices are refused
 # Arrays of an .npz that hold sources and targets, where there is no edge_index.
 PAIRS = (("row", "col"), ("src", "dst"), ("source", "target"), ("u", "v"))
@@ -110,7 +113,13 @@ def _read_matrix_market(source: Source) -> Edges:
         ) from e
     with source.text() as file:
         text = file.read().lstrip()  # SciPy wants the banner's first word in this case
-    content = b"%%MatrixMarket" + text[len(BANNER) :].encode("utf-8", "surrogateescape")
+    odd = ODD.search(text, COMMENTS.match(text).end())  # type: ignore[union-attr]
+    if odd:
+        line = text.count("\n", 0, odd.start()) + 1
+        raise DatasetError(f"{source.name} is not valid MatrixMarket: line {line} holds "
+                           f"{odd[0]!r}; expected numbers")  # fmt: skip
+    # SciPy crashes at what is no number where the last line has no end.
+    content = b"%%MatrixMarket" + text[len(BANNER) :].encode("utf-8", "surrogateescape") + b"\n"
     try:
         rows, columns, entries, form, field, symmetry = mminfo(io.BytesIO(content))
         least = 4 if form == "coordinate" else 2  # characters of an entry
