@@ -14,6 +14,7 @@ import torch
 
 import hag_plugin as hp
 from hag_plugin import devices
+from hag_plugin.ops.weights import factorise
 
 
 @cache
@@ -120,6 +121,7 @@ def core() -> dict[str, Call]:
         "HAG.flip": Call(hag.flip, 0),
         "HAG.size": Call(hag.size, 0),
         "build_sequence": Call(hp.sequence.build_sequence, EDGES, num_nodes=4),
+        "factorise": Call(factorise, EDGES, torch.ones(5), 4, 4),
         "lstm_aggregate": Call(hp.sequence.lstm_aggregate, x, tree, lstm),
     }
 
@@ -220,6 +222,7 @@ FITS: dict[str, set[str]] = {
     "dims": {"zero"},
     "dim": {"None", "a negative int", "zero"},
     "padded": {"a bool"},
+    "tolerance": {"None", "zero"},
     "per_edge": {"a bool"},
     "remove_edge_index": {"a bool"},
     "memory": {"None", "2**40", "2**70"},
@@ -256,6 +259,8 @@ FITS_OF = {
     ("GraphStats.assumed", "hag_parts"): {"None", *NUMBERS},
     # What a model's layers can't take, they say.
     ("inference", "x"): {*TENSORS},
+    ("factorise", "num_src"): {"zero"},  # an edge is named, whose source is out of range
+    ("factorise", "num_dst"): {"zero"},
     ("HAG.matches", "edge_index"): {"ints", "negative ints", "huge ints"},
 }
 
