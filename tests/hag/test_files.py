@@ -155,7 +155,8 @@ def changed_array(arrays: Arrays, random: np.random.Generator) -> None:
         for _ in range(random.integers(1, 3)):
             near = array[random.integers(len(array))] + random.integers(-1, 2)
             far = random.choice([-(2**31), -1, 0, 2**31 - 1])
-            array[random.integers(len(array))] = near if random.random() < 0.8 else far
+            value = np.asarray(near if random.random() < 0.8 else far)
+            array[random.integers(len(array))] = value.astype(array.dtype)
     elif kind < 0.75:
         array = array[: random.integers(len(array) + 1)]
     elif kind < 0.8:
