@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from hag_plugin.arguments import brief
+
 
 @dataclass(frozen=True)
 class Launches:
@@ -64,6 +66,33 @@ KINDS = {
 def kind_of(device: torch.device | str) -> Kind:
     """The kind of a device; that of the CPU where it is none of the known ones."""
     return KINDS.get(torch.device(device).type, KINDS["cpu"])
+
+
+def checked(device: Any, name: str = "device") -> torch.device:
+    """The device that an argument says.
+
+    Raises:
+        TypeError: it says none.
+        ValueError: torch has no such device, or nothing here runs on it.
+    """
+    expected = f"expected a torch.device or its name, of {', '.join(KINDS)}"
+    if isinstance(device, bool) or not isinstance(device, (str, int, torch.device)):
+        raise TypeError(f"{name} is {brief(device)}; {expected}")
+    try:
+        found = torch.device(device)
+        number = found.index or 0
+    except (RuntimeError, ValueError, AssertionError) as e:
+        raise ValueError(f"{name} is {brief(device)}; {expected}") from e
+    if found.type == "meta":
+        return found
+    if found.type not in KINDS:
+        raise ValueError(f"{name} is {str(found)!r}; {expected}")
+    module = module_of(KINDS[found.type])
+    count = 1 if module is None else module.device_count() if module.is_available() else 0
+    if number >= count:
+        words = "no GPU" if count == 0 else f"{count} of them"
+        raise ValueError(f"{name} is {str(found)!r}, but torch finds {words}; {expected}")
+    return found
 
 
 def kind_with(collectives: str) -> Kind:

@@ -1,14 +1,16 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and documents that are read from files."""
 
 from __future__ import annotations
 
 import errno
+import itertools
+import json
 import os
-import secrets
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 class DatasetError(ValueError):
@@ -37,21 +39,18 @@ def check_output(
         raise DatasetError(
             f"{option} is {os.fspath(path)!r}; expected a name that ends in {' or '.join(suffixes)}"
         )
-    temporary = _temporary(path)
-    try:
-        _create(temporary, path).close()
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _part(path):
+        pass
 
 
-def _temporary(path: str | os.PathLike[str]) -> Path:
-    """The name of a file beside `path` that is not there.
+def _target(path: str | os.PathLike[str]) -> Path:
+    """The file that writing `path` replaces: a link stays, and what it points to is replaced.
 
     Raises:
         OSError: `path` can't be written; it is the error's file name.
     """
     name = os.fspath(path)
-    target = Path(os.path.realpath(path))  # a link stays, and what it points to is replaced
+    target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
         raise FileNotFoundError(
             errno.ENOENT,
@@ -68,15 +67,118 @@ def _temporary(path: str | os.PathLike[str]) -> Path:
         pass
     except OSError as e:
         raise type(e)(e.errno, e.strerror, name) from e
-    return target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}.part")
+    return target
 
 
-def _create(temporary: Path, path: str | os.PathLike[str]) -> IO[bytes]:
+@contextmanager
+def _part(path: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], Path]]:
+    """An empty file beside the target of `path`, open and locked, and its name.
+
+    It is gone at the end, unless it was given another name. What a process that was killed
+    left there goes, too: its lock went with it.
+
+    Raises:
+        OSError: `path` can't be written; it is the error's file name.
+    """
+    target = _target(path)
+    for number in itertools.count():
+        temporary = target.with_name(f".{target.name[:50]}.{number}.part")
+        try:
+            file = _create(temporary, path)
+            if file is None:
+                continue
+            with file:
+                try:
+                    yield file, temporary
+                finally:
+                    if _has_name(file, temporary):
+                        temporary.unlink()
+            return
+        except BaseException:  # an interrupt at any moment leaves nothing behind
+            _clean(temporary)
+            raise
+
+
+def _create(temporary: Path, path: str | os.PathLike[str]) -> IO[bytes] | None:
+    """A new file under this name, locked; None if another process is writing to one."""
+    while True:
+        try:
+            file = open(temporary, "xb")  # noqa: SIM115
+        except FileExistsError:
+            if not _clean(temporary):
+                return None
+            continue
+        except OSError as e:
+            words = f"can't write to the folder {Path(path).parent}: {e.strerror}"
+            raise type(e)(e.errno, words, os.fspath(path)) from e
+        try:
+            if _lock(file, temporary):
+                return file
+        except OSError:  # this file system has no locks
+            return file
+        file.close()  # another process takes it for one that was left, and cleans it
+
+
+def _clean(temporary: Path) -> bool:
+    """Deletes what a process that was killed has left; False if one may be writing to it."""
     try:
-        return open(temporary, "xb")
-    except OSError as e:
-        words = f"can't write to the folder {Path(path).parent}: {e.strerror}"
-        raise type(e)(e.errno, words, os.fspath(path)) from e
+        with open(temporary, "r+b") as file:
+            if not _lock(file, temporary):
+                return False
+            temporary.unlink()
+    except FileNotFoundError:
+        pass
+    except OSError:  # somebody else's, or this file system has no locks
+        return False
+    return True
+
+
+def _lock(file: IO[bytes], name: Path) -> bool:
+    """Locks a file until it is closed. False: somebody else has, or it has lost its name.
+
+    Raises:
+        OSError: there are no locks.
+    """
+    try:
+        import fcntl
+    except ImportError as e:
+        raise OSError(errno.ENOTSUP, "there are no locks") from e
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return _has_name(file, name)
+
+
+def _has_name(file: IO[bytes], name: Path) -> bool:
+    """Whether the file is, still, that of this name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(name))
+    except FileNotFoundError:
+        return False
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """What is in a JSON file.
+
+    Raises:
+        OSError: it can't be opened or read.
+        ValueError: it is no JSON in UTF-8, is nested too deeply, or holds a whole number beyond
+            64 bits. It names `path`.
+    """
+    content = Path(path).read_bytes()
+    try:
+        return json.loads(content, parse_int=_whole)
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{os.fspath(path)} is not a JSON file that can be read: {e}") from e
+
+
+def _whole(digits: str) -> int:
+    number = int(digits) if len(digits) < 21 else 2**63
+    if abs(number) >= 2**63:
+        raise ValueError(f"it holds {digits[:20]}, a number of {len(digits)} characters; expected "
+                         "64 bits at most")  # fmt: skip
+    return number
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
@@ -94,29 +196,29 @@ def whole_file(path: str | os.PathLike[str], first: bool = False) -> Iterator[IO
         first: it takes no other file's place: of several that are written at once, the first one
             that is finished stays.
 
+    A file whose place it takes hands on its mode.
+
     Raises:
         FileExistsError: with `first`, `path` is there.
         OSError: it can't be written; the error names `path`.
     """
-    # Named before it is there: an interrupt at any moment leaves nothing behind.
-    temporary = _temporary(path)
-    try:
+    with _part(path) as (file, temporary):
         try:
-            with _create(temporary, path) as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
+            yield file
+            file.flush()
+            target = Path(os.path.realpath(path))
+            if target.exists():
+                os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
+            os.fsync(file.fileno())
+            # Before it is closed: a file that nobody has locked is one that was left.
             if first:
-                _take_free_place(temporary, Path(os.path.realpath(path)))
+                _take_free_place(temporary, target)
             else:
-                os.replace(temporary, os.path.realpath(path))
+                os.replace(temporary, target)
         except OSError as e:
             if e.filename in (None, str(temporary)) and e.errno is not None:
                 raise type(e)(e.errno, e.strerror, os.fspath(path)) from e
             raise
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager

@@ -215,18 +215,12 @@ def greedy_program(
     progress: _Progress = None,
 ) -> _Arrays: ...
 def check_program(
-    tile_ptr: NDArray[int64],
-    op_ptr: NDArray[int64],
-    source: NDArray[int32],
-    target: NDArray[int32],
-    hub_row: NDArray[int32],
-    hub_ptr: NDArray[int64],
-    num_src: int,
-    diagonal: int,
+    program: Program,
     row_ptr: NDArray[int64],
     col: NDArray[int32],
     self_loops: str,
     idempotent: bool,
+    threads: int,
 ) -> None: ...
 
 _Numbers = tuple[int, int]

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import signal
+import stat
+import subprocess
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -121,3 +127,86 @@ def test_a_checkpoint_takes_the_place_of_a_checkpoint_only(tmp_path: Path) -> No
         _check_folder(tmp_path / "results.csv")
     (tmp_path / METADATA).touch()
     _check_folder(tmp_path)
+
+
+def kill_in_a_save(path: Path) -> None:
+    """A process that is killed while it writes `path`."""
+    code = (
+        "import os, signal, sys\nfrom hag_plugin import files\n"
+        "with files.whole_file(sys.argv[1]) as file:\n"
+        "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+def test_what_a_killed_process_left_goes_at_the_next_save(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    files.write_whole(path, b"before")
+    kill_in_a_save(path)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert path.read_bytes() == b"before"
+    files.write_whole(path, b"after")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert path.read_bytes() == b"after"
+    kill_in_a_save(path)
+    files.check_output(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_save_leaves_alone_what_another_is_writing(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with files.whole_file(path) as slow:
+        slow.write(b"slow")
+        with files.whole_file(path) as other:
+            other.write(b"other")
+            files.write_whole(path, b"quick")
+            assert path.read_bytes() == b"quick"
+        assert path.read_bytes() == b"other"
+    assert path.read_bytes() == b"slow"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_many_save_at_once(tmp_path: Path) -> None:
+    """None of them takes another's for one that was left."""
+    path = tmp_path / "out"
+
+    def save(number: int) -> None:
+        for _ in range(50):
+            files.write_whole(path, bytes([number]) * 1000)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(save, range(8)))
+    content = path.read_bytes()
+    assert len(content) == 1000
+    assert len(set(content)) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_without_locks_files_are_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    path = tmp_path / "out"
+    with files.whole_file(path) as slow:
+        slow.write(b"slow")
+        files.write_whole(path, b"quick")
+    assert path.read_bytes() == b"slow"
+    with pytest.raises(KeyboardInterrupt), files.whole_file(path):
+        raise KeyboardInterrupt
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
+def test_the_mode_of_a_file_stays(tmp_path: Path, name: str, mode: int) -> None:
+    pytest.importorskip("torch_geometric")
+    suffix, save = WRITERS[name]
+    path = tmp_path / f"out{suffix}"
+    save(path)
+    path.chmod(mode)
+    save(path)
+    assert stat.S_IMODE(path.stat().st_mode) == mode

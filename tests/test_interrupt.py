@@ -130,7 +130,10 @@ CALLS: dict[str, Callable[[Graph], Any]] = {
         _cpu.greedy_program, *g.graph, "", False, 10_000, 2
     ),
     "count_reads": lambda g: g.program.count_reads,
-    "check_program": lambda g: partial(_cpu.check_program, *g.plain, g.nodes, 0, *g.csr, "", False),
+    "check_program": lambda g: partial(_cpu.check_program, g.program, *g.csr, "", False, 1),
+    "check_program on two threads": lambda g: partial(
+        _cpu.check_program, g.program, *g.csr, "", False, 2
+    ),
     "factorise": lambda g: partial(
         _cpu.factorise, *g.edges, np.ones(g.edges.shape[1]), g.nodes, g.nodes
     ),

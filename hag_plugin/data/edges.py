@@ -15,6 +15,7 @@ from hag_plugin.files import DatasetError
 
 MAX_EXACT_FLOAT = 2.0**53  # from here on not every whole number is a double
 LARGER = "(2^31 - 2; --relabel numbers any ids)"
+LONGEST = 1000  # characters of a number; Python reads no more than 4300
 GAPS = 10  # nodes for each id that occurs; with fewer than FEW_NODES, any number
 FEW_NODES = 10**6
 WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
@@ -53,6 +54,8 @@ class Edges:
 def whole(text: str) -> int | None:
     """The whole number that a text stands for, as in "3", "+3", "3.0" and "3e2"."""
     text = text.strip()
+    if len(text) > LONGEST:
+        return None
     if WHOLE.fullmatch(text):
         return int(text.partition(".")[0])
     if NUMBER.fullmatch(text):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from hag_plugin.hag.hag import HAG
 
 OTHER_SUFFIXES = (".zip", ".tar", ".tgz", ".h5", ".hdf5", ".pt", ".pth", ".pkl", ".mat", ".xlsx")
 BANNER = "%%matrixmarket"
+COMMENTS = re.compile(r"(?:[ \t]*%[^\n]*(?:\n|\Z))*")  # the banner is one, too
+ODD = re.compile(r"[^0-9eEnNaAiIfFtTyY+\-.\s]")  # in no number, "nan" and "Infinity" included
 MAX_DENSE_FEATURES = 2**31  # values; larger feature matrices are refused
 # Arrays of an .npz that hold sources and targets, where there is no edge_index.
 PAIRS = (("row", "col"), ("src", "dst"), ("source", "target"), ("u", "v"))
@@ -93,7 +96,7 @@ def is_hag_file(path: str | os.PathLike[str]) -> bool:
                 return False
             with np.load(path, allow_pickle=False) as file:
                 return "header" in file.files
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    except Exception:  # zipfile has its own for each way that a directory may be wrong
         return False
 
 
@@ -110,7 +113,13 @@ def _read_matrix_market(source: Source) -> Edges:
         ) from e
     with source.text() as file:
         text = file.read().lstrip()  # SciPy wants the banner's first word in this case
-    content = b"%%MatrixMarket" + text[len(BANNER) :].encode("utf-8", "surrogateescape")
+    odd = ODD.search(text, COMMENTS.match(text).end())  # type: ignore[union-attr]
+    if odd:
+        line = text.count("\n", 0, odd.start()) + 1
+        raise DatasetError(f"{source.name} is not valid MatrixMarket: line {line} holds "
+                           f"{odd[0]!r}; expected numbers")  # fmt: skip
+    # SciPy crashes at what is no number where the last line has no end.
+    content = b"%%MatrixMarket" + text[len(BANNER) :].encode("utf-8", "surrogateescape") + b"\n"
     try:
         rows, columns, entries, form, field, symmetry = mminfo(io.BytesIO(content))
         least = 4 if form == "coordinate" else 2  # characters of an entry
@@ -309,7 +318,11 @@ def _npz_graph(
     num_nodes = largest if edges.num_nodes is None else edges.num_nodes
 
     def tensor(key: str, dtype: torch.dtype) -> Tensor | None:
-        return torch.from_numpy(arrays[key]).to(dtype) if key in arrays else None
+        if key not in arrays:
+            return None
+        if arrays[key].dtype.kind not in "biuf":
+            raise DatasetError(f"{key} is {arrays[key].dtype}; expected numbers")
+        return torch.from_numpy(arrays[key]).to(dtype)
 
     masks = {key: tensor(key, torch.bool) for key in ("train_mask", "val_mask", "test_mask")}
     x = _features(source.name, arrays, num_nodes) if features else None
@@ -329,17 +342,19 @@ def _arrays(source: Source, features: bool) -> dict[str, np.ndarray]:
     skipped = () if features else FEATURE_ARRAYS
     try:
         with interruptible(), source.open() as raw:
-            names = zipfile.ZipFile(raw).namelist()
-            others = [name for name in names if not name.endswith(".npy")]
+            entries = zipfile.ZipFile(raw).infolist()
+            others = [e.filename for e in entries if not e.filename.endswith(".npy")]
             if others:
                 raise DatasetError(
                     f"{source.name} is a zip archive with {', '.join(others[:3])}; expected an "
                     ".npz, whose entries all end in .npy (of another archive, give the file in it)"
                 )
+            read = [e for e in entries if e.filename.removesuffix(".npy") not in skipped]
+            source.check_size(sum(entry.file_size for entry in read))
             raw.seek(0)
             with np.load(raw, allow_pickle=False) as file:
                 return {key: file[key] for key in file.files if key not in skipped}
-    except DatasetError:
+    except (DatasetError, MemoryError):
         raise
     except Exception as e:  # zipfile, zlib and NumPy each have their own
         raise DatasetError(f"{source.name} is not a readable .npz file: {e}") from e
@@ -362,7 +377,7 @@ def _npz_edges(
 ) -> tuple[Edges, dict[str, np.ndarray]]:
     """The edges, and the arrays under the names of `load_npz`."""
     name = source.name
-    nodes = int(arrays["num_nodes"].item()) if "num_nodes" in arrays else None
+    nodes = _num_nodes(name, arrays) if "num_nodes" in arrays else None
     if nodes is not None and not 0 <= nodes <= MAX_ID + 1:
         raise DatasetError(f"{name}: num_nodes is {nodes}; expected 0 to {MAX_ID + 1}")
     if "compact_upper_deg" in arrays:
@@ -396,6 +411,14 @@ def _sparse(source: Source, arrays: dict[str, np.ndarray]) -> Edges:
         raise DatasetError(
             f"{source.name} is a SciPy matrix, which needs SciPy: {FILES_EXTRA}"
         ) from e
+    if {"indptr", "indices"} <= arrays.keys():  # SciPy follows them, wherever they lead
+        starts = _integers(source.name, "indptr", arrays)
+        if not len(starts) or starts[0] != 0 or (np.diff(starts) < 0).any() or (
+            starts[-1] > len(arrays["indices"])
+        ):  # fmt: skip
+            raise DatasetError(f"{source.name} is not a valid SciPy matrix: indptr does not "
+                               f"increase from 0 to {len(arrays['indices'])}, the length of "
+                               "indices, at most")  # fmt: skip
     content = io.BytesIO()
     np.savez(content, **{"format": np.array(b"csr"), **arrays})  # type: ignore[arg-type]
     content.seek(0)
@@ -420,16 +443,44 @@ def _expand_upper(name: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
     missing = {"graph_ptr", "num_nodes", "compact_upper_col_local"} - arrays.keys()
     if missing:
         raise DatasetError(f"{name} has compact_upper_deg but not {sorted(missing)}")
-    num_nodes = int(arrays["num_nodes"].item())
-    graph_ptr = arrays["graph_ptr"].astype(np.int64)
-    degree, column = arrays["compact_upper_deg"], arrays["compact_upper_col_local"]
-    if len(degree) != num_nodes or degree.sum(dtype=np.int64) != len(column) or (
-        graph_ptr.size < 2 or graph_ptr[-1] != num_nodes
+    num_nodes = _num_nodes(name, arrays)
+    keys = ("graph_ptr", "compact_upper_deg", "compact_upper_col_local")
+    graph_ptr, degree, column = (_integers(name, key, arrays) for key in keys)
+    if len(degree) != num_nodes or degree.sum() != len(column) or (
+        graph_ptr.size < 2 or graph_ptr[0] != 0 or graph_ptr[-1] != num_nodes
+        or (np.diff(graph_ptr) < 0).any() or (degree < 0).any()
+        or not ((column >= 0) & (column < num_nodes)).all()
     ):  # fmt: skip
         raise DatasetError(f"{name}: the compact arrays do not fit {num_nodes} nodes")
     first = np.repeat(graph_ptr[:-1], np.diff(graph_ptr))
     source = np.repeat(np.arange(num_nodes, dtype=np.int64), degree)
     return generators.undirected(np.stack([source, first[source] + column]), num_nodes)
+
+
+def _num_nodes(name: str, arrays: dict[str, np.ndarray]) -> int:
+    array = arrays["num_nodes"]
+    if array.dtype.kind not in "iu" or array.size != 1:
+        raise DatasetError(f"{name}: num_nodes is {array.dtype} {list(array.shape)}; expected one "
+                           "whole number")  # fmt: skip
+    return int(array.item())
+
+
+def _integers(name: str, key: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """An array of integers of one dimension, as int64."""
+    array = arrays[key]
+    if array.dtype.kind not in "iu" or array.ndim != 1:
+        raise DatasetError(f"{name}: {key} is {array.dtype} {list(array.shape)}; expected integers "
+                           "of one dimension")  # fmt: skip
+    return array.astype(np.int64)
+
+
+def _numbers(name: str, key: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """An array of real numbers, as float32."""
+    array = arrays[key]
+    if array.dtype.kind not in "biuf":
+        raise DatasetError(f"{name}: {key} is {array.dtype}; expected real numbers")
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
 
 
 def _features(name: str, arrays: dict[str, np.ndarray], num_nodes: int) -> Tensor | None:
@@ -438,15 +489,27 @@ def _features(name: str, arrays: dict[str, np.ndarray], num_nodes: int) -> Tenso
         if missing:
             raise DatasetError(f"{name} has x_indptr but not {sorted(missing)}")
         rows, columns = (int(size) for size in arrays["x_shape"])
-        if rows * columns > MAX_DENSE_FEATURES:
-            raise DatasetError(f"{name}: x is {rows} x {columns}; too large as a dense matrix")
+        if not (rows >= 0 <= columns and rows * columns <= MAX_DENSE_FEATURES):
+            raise DatasetError(f"{name}: x is {rows} x {columns}; expected a matrix of at most "
+                               f"{MAX_DENSE_FEATURES:,} values")  # fmt: skip
+        starts, indices = (_integers(name, key, arrays) for key in ("x_indptr", "x_indices"))
+        if len(starts) != rows + 1 or starts[0] != 0 or starts[-1] != len(indices) or (
+            (np.diff(starts) < 0).any()
+        ):  # fmt: skip
+            raise DatasetError(f"{name}: x_indptr does not increase from 0 to {len(indices)}, the "
+                               f"length of x_indices, in {rows} rows")  # fmt: skip
+        if indices.size and not 0 <= indices.min() <= indices.max() < columns:
+            raise DatasetError(f"{name}: x_indices runs from {indices.min()} to {indices.max()}; "
+                               f"expected columns from 0 to {columns - 1}")  # fmt: skip
+        data = _numbers(name, "x_data", arrays)
+        if data.shape != indices.shape:
+            raise DatasetError(f"{name}: x_data has shape {list(data.shape)}; expected "
+                               f"{list(indices.shape)}, as x_indices has")  # fmt: skip
         x = np.zeros((rows, columns), np.float32)
-        x[np.repeat(np.arange(rows), np.diff(arrays["x_indptr"])), arrays["x_indices"]] = arrays[
-            "x_data"
-        ]
+        x[np.repeat(np.arange(rows), np.diff(starts)), indices] = data
         return torch.from_numpy(x)
     if "x" in arrays:
-        return torch.from_numpy(arrays["x"].astype(np.float32))
+        return torch.from_numpy(_numbers(name, "x", arrays))
     if "node_label" in arrays and len(arrays["node_label"]) == num_nodes:
         _, label = np.unique(arrays["node_label"], return_inverse=True)
         return torch.nn.functional.one_hot(torch.from_numpy(label)).float()

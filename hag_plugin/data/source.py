@@ -19,6 +19,7 @@ from typing import IO, Any
 from hag_plugin.files import DatasetError
 
 HEAD = 1 << 16  # bytes or characters that tell what a file is
+PIECE = 1 << 26  # bytes that are read at a time
 STDIN = "-"
 # What `graph_files` reads.
 KINDS = (
@@ -105,8 +106,24 @@ class Source:
 
     def read(self) -> bytes:
         """All that is in the file, unpacked."""
+        pieces, length = [], 0
         with self.open() as file:
-            return file.read()
+            while piece := file.read(PIECE):
+                pieces.append(piece)
+                length += len(piece)
+                self.check_size(length)
+        return b"".join(pieces)
+
+    def check_size(self, unpacked: int) -> None:
+        """Raises where what is packed in a file cannot be held.
+
+        Raises:
+            DatasetError: it has more bytes than the machine has memory.
+        """
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if unpacked > memory:
+            raise DatasetError(f"{self.name} holds {unpacked:,} bytes or more, unpacked; this "
+                               f"machine has {memory:,} bytes of memory")  # fmt: skip
 
     @property
     def encoding(self) -> str:

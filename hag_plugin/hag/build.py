@@ -13,6 +13,16 @@ import torch
 from torch import Tensor
 
 from hag_plugin import devices
+from hag_plugin.arguments import (
+    brief,
+    check_choice,
+    check_dense,
+    check_flag,
+    check_optional_flag,
+    items,
+    pair,
+    whole,
+)
 from hag_plugin.hag import constants
 from hag_plugin.hag.candidates import CHOOSE, how_to_choose
 from hag_plugin.hag.graph import MAX_NODES, canonical_graph, check_edge_index
@@ -90,6 +100,7 @@ def build_hag(
     options |= {"dtype": dtype, "device": device, "progress": progress}
     options |= {"self_loops": self_loops, "allow_subtraction": allow_subtraction, "choose": choose}
     check_build_options(options)
+    check_flag("targets_first", targets_first)
     if targets_first and size is None:
         raise ValueError("targets_first is for bipartite graphs: it needs size=(num_src, num_dst)")
     num_src, num_dst = _graph_size(edge_index, num_nodes, size)
@@ -145,6 +156,7 @@ def build_hags(
         [3, 2]
     """
     check_build_options({"self_loops": self_loops, **options}, ("num_nodes", "size", "ptr"))
+    edge_indices, num_nodes = items("edge_indices", edge_indices), items("num_nodes", num_nodes)
     if len(edge_indices) != len(num_nodes):
         raise ValueError(f"there are {len(edge_indices)} graphs and {len(num_nodes)} numbers of "
                          "nodes; expected as many")  # fmt: skip
@@ -213,31 +225,23 @@ def check_build_options(options: Mapping[str, Any], taken: Sequence[str] = ()) -
             raise TypeError(f"build_hag has no option {name!r}; expected some of {known}")
     given = {**defaults, **options}
     method, capacity, width = given["method"], given["capacity"], given["width"]
-    if not isinstance(method, str) or method not in METHODS:
-        raise ValueError(f"method is {method!r}; expected one of {METHODS}")
+    check_choice("method", method, METHODS)
     if capacity is not None:
-        if isinstance(capacity, bool) or not isinstance(capacity, int):
-            raise TypeError(f"capacity is {capacity!r}; expected an int or None")
-        if capacity < 0:
-            raise ValueError(f"capacity is {capacity}; expected 0 or more")
+        whole("capacity", capacity, 0, 2**63 - 1)
         if method != "greedy":
             raise ValueError(f'capacity is for method="greedy" only, not for {method!r}')
-    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-        raise ValueError(f"width is {width!r}; expected a positive int")
+    whole("width", width, 1, MAX_NODES)
     dtype, subtract, progress = given["dtype"], given["allow_subtraction"], given["progress"]
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype is {dtype!r}; expected a floating-point torch.dtype")
-    if not isinstance(subtract, bool):
-        raise TypeError(f"allow_subtraction is {subtract!r}; expected a bool")
-    if progress is not None and not isinstance(progress, bool):
-        raise TypeError(f"progress is {progress!r}; expected a bool or None")
-    if given["choose"] is not None and given["choose"] not in CHOOSE:
-        raise ValueError(f"choose is {given['choose']!r}; expected one of {CHOOSE} or None")
+        raise ValueError(f"dtype is {brief(dtype)}; expected a floating-point torch.dtype")
+    check_flag("allow_subtraction", subtract)
+    check_optional_flag("progress", progress)
+    check_choice("choose", given["choose"], (*CHOOSE, None))
     modes = given["self_loops"]
     for mode in modes if isinstance(modes, list | tuple) else (modes,):
-        if not isinstance(mode, str | bool) or mode not in SELF_LOOPS:
-            raise ValueError(f"self_loops is {mode!r}; expected one of {SELF_LOOPS}")
-    _check_device(given["device"])
+        check_choice("self_loops", mode, SELF_LOOPS)
+    if given["device"] is not None:
+        devices.checked(given["device"])
 
 
 @functools.cache
@@ -245,17 +249,6 @@ def _build_options() -> dict[str, Any]:
     """What `build_hag` takes beside the edges, with the defaults."""
     parameters = inspect.signature(build_hag).parameters
     return {name: p.default for name, p in parameters.items() if name != "edge_index"}
-
-
-def _check_device(device: Any) -> None:
-    if device is None:
-        return
-    try:
-        kind = devices.kind_of(device)
-    except (RuntimeError, TypeError) as e:
-        raise ValueError(f"device is {device!r}; expected a torch.device or its name") from e
-    if not devices.is_available(kind):
-        raise ValueError(f"device is {str(device)!r}, but torch finds no GPU; expected 'cpu'")
 
 
 def _graph_size(
@@ -269,19 +262,16 @@ def _graph_size(
             num_nodes = int(edge_index.max()) + 1 if edge_index.numel() else 0
         size = (num_nodes, num_nodes)
     name = "size" if num_nodes is None else "num_nodes"
-    if len(size) != 2:
-        raise ValueError(f"size is {size!r}; expected (num_src, num_dst)")
-    for number in size:
-        if isinstance(number, bool) or not isinstance(number, int | np.integer):
-            raise TypeError(f"{name} holds {number!r}; expected an int")
-        if not 0 <= number <= MAX_NODES:
-            raise ValueError(f"{name} holds {number}; expected 0 to 2^31 - 1")
-    return int(size[0]), int(size[1])
+    return pair(name, size, MAX_NODES)
 
 
 def _check_ptr(
     ptr: Tensor | Sequence[int], row_ptr: np.ndarray, col: np.ndarray, num_src: int, num_dst: int
 ) -> None:
+    if isinstance(ptr, Tensor):
+        check_dense("ptr", ptr)
+        if ptr.dtype not in (torch.int32, torch.int64) or ptr.is_meta:
+            raise TypeError(f"ptr is {brief(ptr)}; expected int32 or int64, in memory")
     starts = np.asarray(numpy_of(ptr) if isinstance(ptr, Tensor) else ptr)
     if starts.ndim != 1 or not np.issubdtype(starts.dtype, np.integer):
         raise TypeError(f"ptr has shape {starts.shape} and dtype {starts.dtype}; expected ints [G]")

@@ -137,11 +137,16 @@ class Table:
         Raises:
             ValueError: it is none.
         """
-        by, names = state["by"], tuple(state["names"])
-        seconds, error = np.array(state["seconds"]), np.array(state.get("error", np.zeros(SHAPE)))
+        try:
+            by, names = state["by"], tuple(state["names"])
+            known = state.get("error", np.zeros(SHAPE))
+            seconds, error = np.array(state["seconds"]), np.array(known)
+            named = set(names)
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as e:
+            raise ValueError(f"this is no table: {e!r}") from e
         if by not in ("measure", "model"):
             raise ValueError(f"a table is by {by!r}; expected 'measure' or 'model'")
-        if not {PLAIN, SHARED} <= set(names) <= set(NAMES) or len(set(names)) < len(names):
+        if not {PLAIN, SHARED} <= named <= set(NAMES) or len(named) < len(names):
             raise ValueError(f"a table is of {names}; expected {PLAIN!r}, {SHARED!r} and none but "
                              f"{NAMES}, each once")  # fmt: skip
         for numbers, shape in ((seconds, (len(names), *SHAPE)), (error, SHAPE)):

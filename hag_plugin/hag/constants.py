@@ -251,7 +251,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[Constants, dict[str, Any]]:
     advice = "; delete it, or run `hag-plugin calibrate`"
     name = os.fspath(path)
     try:
-        document = json.loads(Path(path).read_bytes())
+        document = files.read_json(path)
         kind = {key: document[key] for key in ("format", "version")}
         if kind != {"format": FILE_FORMAT, "version": FILE_VERSION}:
             words = f"it is {kind}; expected {FILE_FORMAT!r}, version {FILE_VERSION}"
@@ -259,7 +259,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[Constants, dict[str, Any]]:
         return Constants.of(document["constants"]), {**document["about"]}
     except CostsError:
         raise
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as e:
+    except (ValueError, KeyError, TypeError) as e:
         words = f"there is no {e}" if isinstance(e, KeyError) else str(e)
         raise CostsError(f"{name} does not hold costs: {words}{advice}") from e
 

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from hag_plugin.arguments import brief, check_dense, check_floating, whole
 from hag_plugin.hag.program import SELF_LOOPS, SelfLoops
 from hag_plugin.kept import Keeper
 from hag_plugin.kernels import _cpu
@@ -141,6 +142,7 @@ class Graph(Keeper):
 
     def matches(self, edge_index: Tensor) -> bool:
         """Whether `edge_index` `[2, E]` has this graph's edges (by content hash, any order)."""
+        check_edge_index(edge_index)
         if edge_index.shape != (2, self.num_edges):
             return False
         source, target = ends = numpy_of(edge_index)
@@ -197,7 +199,11 @@ class Graph(Keeper):
         self, exponent: float, self_loops: SelfLoops = False, dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """`degree(self_loops) ** exponent`, `[num_dst]`, 0 where the degree is 0."""
-        return self.kept_scale(exponent, self_loops, dtype).clone()
+        if isinstance(exponent, bool) or not isinstance(exponent, (int, float)):
+            raise TypeError(f"exponent is {brief(exponent)}; expected a number")
+        check_floating("dtype", dtype)
+        self_loops = self.check_self_loops(self_loops)
+        return self.kept_scale(float(exponent), self_loops, dtype).clone()
 
     def kept_scale(self, exponent: float, self_loops: SelfLoops, dtype: torch.dtype) -> Tensor:
         """The same, not to be written to."""
@@ -211,8 +217,8 @@ class Graph(Keeper):
         return self.kept(("degree_scale", exponent, self_loops, dtype), make)
 
     def check_self_loops(self, self_loops: SelfLoops) -> SelfLoops:
-        if self_loops not in SELF_LOOPS:
-            raise ValueError(f"self_loops is {self_loops!r}; expected one of {SELF_LOOPS}")
+        if not isinstance(self_loops, (str, bool)) or self_loops not in SELF_LOOPS:
+            raise ValueError(f"self_loops is {brief(self_loops)}; expected one of {SELF_LOOPS}")
         if self_loops is not False and not (self.is_square or self.targets_first):
             raise ValueError(
                 f"self_loops={self_loops!r} needs targets that are sources too; this graph has "
@@ -246,12 +252,27 @@ def check_edge_index(edge_index: Tensor) -> None:
     """Raises unless `edge_index` is an integer tensor `[2, E]`."""
     if not isinstance(edge_index, Tensor):
         raise TypeError(f"edge_index is a {type(edge_index).__name__}; expected a torch.Tensor")
+    if edge_index.is_nested:
+        raise TypeError("edge_index is a nested tensor; expected a dense one")
     if edge_index.layout != torch.strided:
         raise TypeError(f"edge_index has layout {edge_index.layout}; expected a dense tensor")
     if edge_index.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"edge_index has dtype {edge_index.dtype}; expected int32 or int64")
     if edge_index.dim() != 2 or edge_index.shape[0] != 2:
         raise ValueError(f"edge_index has shape {tuple(edge_index.shape)}; expected [2, E]")
+
+
+def check_edge_type(edge_type: Tensor, edge_index: Tensor) -> None:
+    """Raises unless `edge_type` is an integer tensor `[E]`, none negative."""
+    check_dense("edge_type", edge_type)
+    if edge_type.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"edge_type has dtype {edge_type.dtype}; expected int32 or int64")
+    if edge_type.shape != edge_index.shape[1:]:
+        raise ValueError(
+            f"edge_type has shape {list(edge_type.shape)}; expected [{edge_index.shape[1]}]"
+        )
+    if edge_type.numel() and int(edge_type.min()) < 0:
+        raise ValueError(f"edge_type holds {int(edge_type.min())}; expected 0 or more")
 
 
 def canonical_graph(edge_index: Tensor, num_src: int, num_dst: int) -> tuple[Array, Array]:
@@ -302,13 +323,19 @@ def _canonical(edge_index: Tensor, num_src: int, num_dst: int, both: bool) -> li
     return arrays
 
 
-def _checked_copies(row_ptr: Tensor, col: Tensor, num_src: int) -> tuple[Tensor, Tensor]:
-    """Own memory for a CSR, which is then checked.
+def check_arrays(row_ptr: Tensor, col: Tensor, num_src: int) -> None:
+    """Raises unless these are a canonical CSR of `num_src` sources.
 
     Raises:
         TypeError: an array is no dense tensor of the right dtype.
         ValueError: the arrays are not a canonical CSR of `num_src` sources, or on two devices.
     """
+    _check_kinds(row_ptr, col)
+    if row_ptr.device.type != "meta":
+        _cpu.check_csr(row_ptr.cpu().numpy(), col.cpu().numpy(), num_src)
+
+
+def _check_kinds(row_ptr: Tensor, col: Tensor) -> None:
     for name, array, dtype in (("row_ptr", row_ptr, torch.int64), ("col", col, torch.int32)):
         if not isinstance(array, Tensor):
             raise TypeError(f"{name} is a {type(array).__name__}; expected a torch.Tensor")
@@ -321,7 +348,12 @@ def _checked_copies(row_ptr: Tensor, col: Tensor, num_src: int) -> tuple[Tensor,
             raise ValueError(f"{name} has shape {list(array.shape)}; expected one dimension")
     if row_ptr.device != col.device:
         raise ValueError(f"row_ptr is on {row_ptr.device} and col on {col.device}; expected one")
+
+
+def _checked_copies(row_ptr: Tensor, col: Tensor, num_src: int) -> tuple[Tensor, Tensor]:
+    """Own memory for a CSR, which is then checked: see `check_arrays`."""
+    _check_kinds(row_ptr, col)
+    num_src = whole("num_src", num_src, 0, MAX_NODES)
     kept = [a.detach().clone(memory_format=torch.contiguous_format) for a in (row_ptr, col)]
-    if row_ptr.device.type != "meta":
-        _cpu.check_csr(kept[0].cpu().numpy(), kept[1].cpu().numpy(), num_src)
+    check_arrays(kept[0], kept[1], num_src)
     return kept[0], kept[1]

@@ -18,10 +18,19 @@ import torch
 from torch import Tensor
 
 from hag_plugin import devices
+from hag_plugin.arguments import (
+    brief,
+    check_choice,
+    check_flag,
+    check_floating,
+    check_optional_flag,
+    items,
+    whole,
+)
 from hag_plugin.devices import KINDS
 from hag_plugin.hag import concatenate, files, samples, search, seconds
+from hag_plugin.hag import state as kept_state
 from hag_plugin.hag.candidates import (
-    CHOOSE,
     PLAIN,
     REORDERED,
     SHARED,
@@ -33,7 +42,15 @@ from hag_plugin.hag.candidates import (
     total,
 )
 from hag_plugin.hag.gpu.schedule import schedule_of
-from hag_plugin.hag.graph import Arrays, Graph, Order, canonical_graph, with_own_loops
+from hag_plugin.hag.graph import (
+    MAX_NODES,
+    Arrays,
+    Graph,
+    Order,
+    canonical_graph,
+    check_arrays,
+    with_own_loops,
+)
 from hag_plugin.hag.graph_set import (
     ASYMMETRIC,
     DUPLICATES,
@@ -177,6 +194,7 @@ class HAG(Graph):
             TypeError: an array is no dense tensor of this dtype.
             ValueError: the arrays are not a canonical CSR of `num_src` sources, or on two devices.
         """
+        check_choice("method", method, METHODS)
         options = Options(method=method, choose=how_to_choose(None, method))
         return cls(row_ptr, col, num_src, options=options)
 
@@ -205,7 +223,10 @@ class HAG(Graph):
             idempotent: for max and min: without subtraction, duplicates once.
             progress: show a bar; by default if the search takes more than two seconds.
         """
-        key = self._program_key(self.check_self_loops(self_loops), idempotent)
+        self_loops = self.check_self_loops(self_loops)
+        check_flag("idempotent", idempotent)
+        check_optional_flag("progress", progress)
+        key = self._program_key(self_loops, idempotent)
         found = self._programs.get(key)
         if found is not None:
             return found
@@ -234,6 +255,12 @@ class HAG(Graph):
             transpose: those of the reversed graph, too.
             progress: as for `program`.
         """
+        modes = items("modes", modes)
+        for mode in modes:
+            check_choice("modes", mode, SELF_LOOPS)
+            self.check_self_loops(mode)
+        check_flag("transpose", transpose)
+        check_optional_flag("progress", progress)
         if self._places is None:
             for hag in (self, self.transpose()) if transpose else (self,):
                 for mode in modes:
@@ -333,7 +360,8 @@ class HAG(Graph):
             self_loops: as for `program`.
             idempotent: as for `program`.
         """
-        width = self.options.width if width is None else width
+        width = self.options.width if width is None else whole("width", width, 0, MAX_NODES)
+        check_floating("dtype", dtype)
         program = self.program(self_loops, idempotent=idempotent)
         how = self.options.choose
         if self.options.method == "none" or how == "plain":
@@ -351,8 +379,8 @@ class HAG(Graph):
         self, self_loops: SelfLoops = False, *, idempotent: bool = False
     ) -> dict[str, Program]:
         """All programs that may run for a matrix, by the names that `choice` gives."""
-        key = self._program_key(self.check_self_loops(self_loops), idempotent)
         program = self.program(self_loops, idempotent=idempotent)
+        key = self._program_key(self_loops, idempotent)
         if program.is_plain:
             return {PLAIN: program}
         table = self._tables.get(key)
@@ -405,6 +433,8 @@ class HAG(Graph):
 
         Duplicates are kept, too, unless it is `idempotent`.
         """
+        self_loops = self.check_self_loops(self_loops)
+        check_flag("idempotent", idempotent)
         make = lambda: search.plain_program(self, self_loops, idempotent)  # noqa: E731
         return self.kept(_kept_as(PLAIN, (self_loops, idempotent)), make)
 
@@ -470,20 +500,24 @@ class HAG(Graph):
                 expected and found.
         """
         row_ptr, col = canonical_graph(edge_index, self.num_src, self.num_dst)
+        if self_loops is not None:
+            self_loops = self.check_self_loops(self_loops)
         keys = {self._program_key(m, i) for m in (self_loops or False,) for i in (False, True)}
         if self_loops is None:
             keys |= self._keys()
         for mode, idempotent in sorted(keys, key=str):
             program = self.program(mode, idempotent=idempotent)
-            _ = program.native  # checks that every index is in range
-            graph = (self.num_src, program.diagonal, row_ptr, col, mode or "", idempotent)
-            _cpu.check_program(*program.numpy(), *graph)
+            graph = row_ptr, col, mode or "", idempotent, torch.get_num_threads()
+            try:
+                _cpu.check_program(program.native, *graph)
+            except ValueError as e:
+                raise ValueError(f"edge_index holds other edges: {e}") from e
 
     # Moving and keeping ---------------------------------------------------------------------
 
-    def to(self, device: torch.device | str, non_blocking: bool = False, **_: Any) -> HAG:
+    def to(self, device: torch.device | str | int, non_blocking: bool = False, **_: Any) -> HAG:
         """The HAG with its arrays and programs on `device`; itself if they are there."""
-        device = torch.device(device)
+        device = devices.checked(device)
         if device == self.device or (device.type == self.device.type and device.index is None):
             return self
         moved = self._moved(lambda a: a.to(device, non_blocking=non_blocking))
@@ -504,15 +538,14 @@ class HAG(Graph):
 
     def cuda(self, device: int | str | None = None, non_blocking: bool = False) -> HAG:
         """The HAG on a GPU."""
-        target = torch.device("cuda" if device is None else device)
-        return self.to(target, non_blocking=non_blocking)
+        return self.to("cuda" if device is None else device, non_blocking=non_blocking)
 
     def pin_memory(self) -> HAG:
         """The HAG in page-locked memory."""
         return self._moved(lambda a: a.pin_memory())
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> HAG:
-        return _rebuild(_mapped(self._state(), move), trusted=True)
+        return _rebuild(_mapped(self._state(), move), verify=False, copy=False)
 
     def _state(self) -> dict[str, Any]:
         """Tensors, numbers and strings that make this HAG again (pickle, files, devices)."""
@@ -587,31 +620,64 @@ class HAG(Graph):
         files.write(path, self._state(), self.content_hash)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> HAG:
-        """Reads a file that `save` wrote.
+    def load(cls, path: str | os.PathLike[str], *, verify: bool = True) -> HAG:
+        """Reads a file that `save` wrote, in this version of the package or an earlier one.
+
+        Args:
+            path: of the file.
+            verify: check everything in it, exactly: the graph, that each program is the graph's,
+                the reverse, the options. False: for files that nobody else can have written. Then
+                only checksums and the kinds of things are checked, and a wrong file may crash the
+                process.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is damaged, is no HAG file or is of another version.
+            OSError: the file can't be opened or read.
+            ValueError: it is damaged, is no HAG file or is of a version to come.
         """
         state, content_hash = files.read(path)
         try:
-            hag = rebuild_hag(state)
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            hag = _rebuild(state, verify=verify, copy=False)
+        except (TypeError, ValueError, RecursionError) as e:
             raise ValueError(f"{os.fspath(path)} does not hold a valid HAG: {e}") from e
-        if hag.content_hash != content_hash:
+        if verify and hag.content_hash != content_hash:
             raise ValueError(
                 f"{os.fspath(path)} holds edges with hash {hag.content_hash}; its header says "
                 f"{content_hash}"
             )
         return hag
 
+    def _take_program(self, entry: Any, verify: bool, copy: bool) -> None:
+        """Takes a program that `_state` gave."""
+        key = kept_state.key_of(entry)
+        diagonal = kept_state.entry(entry, "diagonal", int)
+        seconds = kept_state.seconds_of(entry)
+        arrays = kept_state.arrays_of(entry, copy)
+        program = Program.of(arrays, self.num_src, self.num_dst, diagonal, seconds)
+        if verify:
+            self._check_program(key, program)
+        self._programs[key] = program
+        if entry.get("table") is not None:  # earlier versions had none
+            self._tables[key] = Table.of(entry["table"])
+
+    def _check_program(self, key: tuple[SelfLoops, bool], program: Program) -> None:
+        """Raises unless a program may stand under this key."""
+        if key != self._program_key(self.check_self_loops(key[0]), key[1]) or key in self._programs:
+            raise ValueError(f"there is a program for {key}, which is no key here, or there twice")
+        subtracts = self.options.allow_subtraction and key == (False, False)
+        if program.diagonal not in ((0, -1) if subtracts else (0,)):
+            raise ValueError(f"the program for {key} has diagonal {program.diagonal}")
+        _cpu.check_program(
+            program.native, *self.numpy(), key[0] or "", key[1], torch.get_num_threads()
+        )
+
     # Standing where an edge_index stands ----------------------------------------------------
 
     def flip(self, dims: int | Sequence[int]) -> HAG:
         """The reversed graph, as `edge_index.flip([0])` gives it."""
-        if dims not in (0, -2) and tuple(dims if isinstance(dims, Sequence) else ()) != (0,):
-            raise ValueError(f"a HAG can be flipped in dimension 0 (direction) only, not {dims}")
+        given = dims if isinstance(dims, (list, tuple)) else (dims,)
+        if len(given) != 1 or type(given[0]) is not int or given[0] not in (0, -2):
+            raise ValueError(f"dims is {brief(dims)}; a HAG can be flipped in dimension 0 "
+                             "(direction) only")  # fmt: skip
         return self.transpose()
 
     def __getitem__(self, index: Any) -> Tensor:
@@ -623,7 +689,7 @@ class HAG(Graph):
     def size(self, dim: int | None = None) -> torch.Size | int:
         """The size of the edge index, `[2, E]`."""
         shape = torch.Size([2, self.num_edges])
-        return shape if dim is None else shape[dim]
+        return shape if dim is None else shape[whole("dim", dim, -2, 1)]
 
     def __getattr__(self, name: str) -> Any:
         """Says what to do where code looks for a method of a tensor."""
@@ -913,9 +979,12 @@ def rebuild_hag(state: dict[str, Any]) -> HAG:
     """The HAG of a state as `HAG._state` gives it, from a pickle or a file: nothing is trusted.
 
     Raises:
-        ValueError: an array is no part of a valid HAG.
+        ValueError: it is not the state of a HAG.
     """
-    return _rebuild(state, trusted=False)
+    try:
+        return _rebuild(state, verify=True, copy=True)
+    except (TypeError, RecursionError) as e:
+        raise ValueError(f"this is not the state of a HAG: {e}") from e
 
 
 def pack(places: Places, protocol: int) -> tuple[dict[str, Any], Any, Any]:
@@ -973,41 +1042,54 @@ def rebuild_graphs(header: dict[str, Any], wide: Any, narrow: Any) -> list[HAG]:
 torch.serialization.add_safe_globals([rebuild_hag, rebuild_batch, rebuild_graphs])
 
 
-def _rebuild(state: dict[str, Any], trusted: bool) -> HAG:
-    num_src = int(state["num_src"])
-    options = Options(**state["options"])
-    if options.method not in METHODS or options.choose not in CHOOSE:
-        raise ValueError(f"method and choose are {options.method!r} and {options.choose!r}; "
-                         f"expected one of {METHODS} and one of {CHOOSE}")  # fmt: skip
+def _rebuild(state: Any, *, verify: bool, copy: bool) -> HAG:
+    """The HAG of a state.
+
+    Args:
+        state: as `HAG._state` gives it.
+        verify: check everything: that the arrays are a graph, that the programs are this graph's,
+            and that what is to be its reverse is that.
+        copy: the arrays; otherwise they become the HAG's own.
+
+    Raises:
+        ValueError: it is not the state of a HAG.
+    """
+    num_src = kept_state.nodes_of(state)
+    arrays = [kept_state.entry(state, name, Tensor).detach() for name in ("row_ptr", "col")]
+    row_ptr, col = (array.clone() for array in arrays) if copy else arrays
+    if verify:
+        check_arrays(row_ptr, col, num_src)
+    symmetric = kept_state.entry(state, "symmetric", bool, type(None))
     hag = HAG(
-        state["row_ptr"],
-        state["col"],
+        row_ptr,
+        col,
         num_src,
-        options=options,
-        targets_first=bool(state["targets_first"]),
-        symmetric=state["symmetric"] if trusted else None,
-        owned=trusted,
+        options=kept_state.options_of(state),
+        targets_first=kept_state.entry(state, "targets_first", bool),
+        symmetric=None if verify else symmetric,
+        owned=True,
     )
-    for entry in state["programs"]:
-        arrays = [entry[name] for name in ARRAYS]
-        program = Program.of(
-            # Those of a pickle may be shared with the process that made it.
-            arrays if trusted else [a.clone() for a in arrays],
-            num_src,
-            hag.num_dst,
-            int(entry["diagonal"]),
-            float(entry["search_seconds"]),
-        )
-        if not trusted:
-            _ = program.native  # its construction checks every index
-        key: tuple[SelfLoops, bool] = entry["self_loops"] or False, bool(entry["idempotent"])
-        hag._programs[key] = program
-        if entry.get("table") is not None:
-            hag._tables[key] = Table.of(entry["table"])
-    if state["transpose"] is not None:
-        hag._transpose = _rebuild(state["transpose"], trusted)
-        hag._transpose._transpose = weakref.ref(hag)
+    for entry in kept_state.entry(state, "programs", list):
+        hag._take_program(entry, verify, copy)
+    if kept_state.entry(state, "transpose", dict, type(None)) is not None:
+        reverse = _rebuild(state["transpose"], verify=verify, copy=copy)
+        if verify:
+            _check_reverse(hag, reverse)
+        reverse._transpose = weakref.ref(hag)
+        hag._transpose = reverse
     return hag
+
+
+def _check_reverse(hag: HAG, reverse: HAG) -> None:
+    row_ptr, col = _cpu.transpose_csr(*hag.numpy(), hag.num_src, torch.get_num_threads())
+    found = reverse.numpy()
+    if reverse.num_src != hag.num_dst or not (
+        np.array_equal(found[0], row_ptr) and np.array_equal(found[1], col)
+    ):
+        raise ValueError("transpose holds other edges than the graph, reversed")
+    alike = (reverse.options, reverse.targets_first) == (hag.options, hag.targets_first)
+    if not alike or reverse._transpose is not None:
+        raise ValueError("transpose is not what this graph would make")
 
 
 def hag_of(places: Places, options: Options) -> HAG:
@@ -1066,12 +1148,12 @@ def batch(hags: Sequence[HAG]) -> HAG:
     Raises:
         ValueError: there is no HAG, or they differ in device or in the convention for targets.
     """
-    hags = list(hags)
+    hags = items("hags", hags)
     if not hags:
-        raise ValueError("batch takes at least one HAG, got none")
+        raise ValueError("hags is empty; expected one HAG or more")
     for hag in hags:
         if not isinstance(hag, HAG):
-            raise TypeError(f"batch takes HAGs, got {type(hag).__name__}")
+            raise TypeError(f"hags holds {brief(hag)}; expected HAGs")
     places = [hag._places for hag in hags if hag._places is not None]
     if len(places) == len(hags):
         return hag_of(Places.of(places), hags[0].options)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hag_plugin.arguments import brief, check_dense
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import Program, SelfLoops
 from hag_plugin.kernels import _cpu
@@ -100,10 +101,10 @@ def aggregate(
     if not isinstance(hag, HAG):
         raise TypeError(f"hag is a {type(hag).__name__}; expected a HAG, from build_hag")
     check_features(x, hag)
-    if reduce not in REDUCES:
-        raise ValueError(f"reduce is {reduce!r}; expected one of {REDUCES}")
-    if ties not in TIES:
-        raise ValueError(f"ties is {ties!r}; expected one of {TIES}")
+    if not isinstance(reduce, str) or reduce not in REDUCES:
+        raise ValueError(f"reduce is {brief(reduce)}; expected one of {REDUCES}")
+    if not isinstance(ties, str) or ties not in TIES:
+        raise ValueError(f"ties is {brief(ties)}; expected one of {TIES}")
     loops = check_self_loops(self_loops, hag)
     num_dst = hag.num_dst
     if source_scale is not None:
@@ -149,8 +150,10 @@ def _takes_results(out: Tensor, x: Tensor, num_dst: int, inputs: tuple[Tensor | 
     """Whether kernels may write into `out` at once, without torch's dispatch.
 
     Raises:
+        TypeError: it is no dense tensor.
         ValueError: it is no place for the result.
     """
+    check_dense("out", out)
     ordinary = is_ordinary(*inputs, out)
     transformed = not ordinary and not torch.compiler.is_compiling() and is_transformed()
     if transformed or needs_grad(*inputs, out):

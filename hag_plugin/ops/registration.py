@@ -22,6 +22,7 @@ from torch.autograd.function import _SingleLevelFunction
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.nn import Parameter
 
+from hag_plugin.arguments import brief
 from hag_plugin.devices import KINDS
 from hag_plugin.hag.graph import Arrays
 from hag_plugin.hag.hag import HAG, find, looped_of_arrays, of_arrays
@@ -49,6 +50,8 @@ def check_features(x: Tensor, hag: HAG) -> None:
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"x is a {type(x).__name__}; expected a torch.Tensor")
+    if x.is_nested:
+        raise TypeError("x is a nested tensor; expected a dense one")
     if x.dtype not in DTYPES:
         raise TypeError(f"x has dtype {x.dtype}; expected float32, float64, float16 or bfloat16")
     if x.dim() < 2:
@@ -73,6 +76,8 @@ def check_vector(tensor: Tensor, name: str, length: int) -> None:
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} is a {type(tensor).__name__}; expected a torch.Tensor")
+    if tensor.is_nested:
+        raise TypeError(f"{name} is a nested tensor; expected a dense one")
     if not tensor.dtype.is_floating_point:
         raise TypeError(f"{name} has dtype {tensor.dtype}; expected a floating dtype")
     if tensor.dim() != 1 or tensor.shape[0] != length:
@@ -98,8 +103,8 @@ def check_self_loops(self_loops: Any, hag: HAG) -> str:
     Raises:
         ValueError: it is something else.
     """
-    if self_loops not in SELF_LOOPS:
-        raise ValueError(f"self_loops is {self_loops!r}; expected one of {SELF_LOOPS}")
+    if not isinstance(self_loops, (str, bool)) or self_loops not in SELF_LOOPS:
+        raise ValueError(f"self_loops is {brief(self_loops)}; expected one of {SELF_LOOPS}")
     if hag.is_looped and not self_loops:
         return LOOPED
     return REVERSED + (self_loops or "") if hag.is_reversed else self_loops or ""

@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hag_plugin.hag.graph import check_edge_index, slots_of
+from hag_plugin.arguments import number, whole
+from hag_plugin.hag.graph import MAX_NODES, check_edge_index, slots_of
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import SelfLoops
 from hag_plugin.kernels import _cpu
@@ -82,11 +83,13 @@ def factorise(
     """
     check_edge_index(edge_index)
     check_vector(weight, "weight", edge_index.shape[1])
+    num_src = whole("num_src", num_src, 0, MAX_NODES)
+    num_dst = whole("num_dst", num_dst, 0, MAX_NODES)
     if tolerance is None:
         tolerance = TOLERANCE.get(weight.dtype)
         if tolerance is None:
             raise TypeError(f"weight has dtype {weight.dtype}; expected one of {list(TOLERANCE)}")
-    elif not 0 <= tolerance < 1:
+    elif not 0 <= number("tolerance", tolerance) < 1:
         raise ValueError(f"tolerance is {tolerance}; expected 0 to 1")
     with outside_inference():
         source, target = in_memory(edge_index).long().contiguous()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from hag_plugin.arguments import brief, check_dense, check_flag
 from hag_plugin.observers import observers, tell
 from hag_plugin.sequence.prefix_tree import (
     SequentialHAG,
@@ -54,8 +55,11 @@ def lstm_aggregate(
         (torch.Size([3, 5]), True)
     """
     _check_lstm(lstm)
+    check_flag("padded", padded)
+    check_flag("per_edge", per_edge)
     given, last = _rows(x, sequence, lstm.input_size, per_edge)
     weights = [_weights(lstm, layer) for layer in range(lstm.num_layers)]
+    _check_dtype(x, weights[0][0])
     # The last row is for steps without a neighbour: of the input only the bias is left.
     gates = torch.cat([linear(given, weights[0][0]), x.new_zeros(1, 4 * lstm.hidden_size)])
     gates = gates if weights[0][2] is None else gates + weights[0][2]
@@ -104,12 +108,15 @@ def child_sum(x: Tensor, sequence: SequentialHAG, weight: Tensor) -> Tensor:
         >>> child_sum(torch.tensor([[1.0], [2.0], [3.0]]), tree, weight).view(-1).tolist()
         [0.0, 21.0, 21.0]
     """
+    _check_tree(sequence)
+    check_dense("weight", weight)
     if weight.dim() != 3 or weight.shape[0] < sequence.longest:
         raise ValueError(
             f"weight has shape {list(weight.shape)}; expected [L, G, F] with L at least the length "
             f"of the longest list, {sequence.longest}"
         )
     given, last = _rows(x, sequence, weight.shape[2], False)
+    _check_dtype(x, weight)
     total = x.new_zeros(1, weight.shape[1])
     ended = []
     levels = list(_levels(sequence, last))
@@ -187,6 +194,8 @@ def _cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
 def _rows(x: Tensor, sequence: SequentialHAG, width: int, per_edge: bool) -> tuple[Tensor, Tensor]:
     """The rows that steps read, and for each prefix which; the row after the last for none."""
+    _check_tree(sequence)
+    check_dense("x", x)
     count = sequence.num_edges if per_edge else sequence.num_src
     if tuple(x.shape) != (count, width) or x.device != sequence.device:
         raise ValueError(
@@ -197,6 +206,18 @@ def _rows(x: Tensor, sequence: SequentialHAG, width: int, per_edge: bool) -> tup
         return x, sequence.source
     rows = x.index_select(0, sequence.edge[1:])
     return rows, torch.arange(-1, len(rows), device=x.device) % (len(rows) + 1)
+
+
+def _check_tree(sequence: SequentialHAG) -> None:
+    if not isinstance(sequence, SequentialHAG):
+        raise TypeError(f"sequence is {brief(sequence)}; expected a SequentialHAG, from "
+                        "build_sequence")  # fmt: skip
+
+
+def _check_dtype(x: Tensor, weight: Tensor) -> None:
+    mixed = x.is_floating_point() and torch.is_autocast_enabled(x.device.type)
+    if x.dtype != weight.dtype and not mixed:
+        raise TypeError(f"x is {x.dtype}; expected {weight.dtype}, as the weights are")
 
 
 def _check_lstm(lstm: nn.LSTM) -> None:

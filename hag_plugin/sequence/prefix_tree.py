@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hag_plugin.hag.graph import check_edge_index
+from hag_plugin.arguments import check_choice, pair
+from hag_plugin.hag.graph import MAX_NODES, check_edge_index
 from hag_plugin.modes import numpy_of, outside_inference
 from hag_plugin.saved import set_module
 
@@ -203,8 +204,7 @@ def build_sequence(
         >>> tree.num_prefixes, tree.num_edges
         (3, 5)
     """
-    if order not in ORDERS:
-        raise ValueError(f"order is {order!r}; expected one of {ORDERS}")
+    check_choice("order", order, ORDERS)
     check_edge_index(edge_index)
     source, target = numpy_of(edge_index).astype(np.int64)
     num_src, num_dst = _checked_size(source, target, num_nodes, size)
@@ -229,12 +229,10 @@ def _checked_size(
     if num_nodes is not None and size is not None:
         raise ValueError("num_nodes and size were both given; expected one of them")
     largest = int(max(source.max(), target.max())) + 1 if len(source) else 0
-    num_src, num_dst = size if size is not None else (num_nodes, num_nodes)
-    num_src = largest if num_src is None else num_src
-    num_dst = largest if num_dst is None else num_dst
+    if size is None:
+        size = (largest if num_nodes is None else num_nodes,) * 2
+    num_src, num_dst = pair("size" if num_nodes is None else "num_nodes", size, MAX_NODES)
     for name, ids, count in (("source", source, num_src), ("target", target, num_dst)):
-        if not 0 <= count < 2**31:
-            raise ValueError(f"{count} {name} nodes; expected 0 to 2^31 - 1")
         if len(ids) and not (ids.min() >= 0 and ids.max() < count):
             wrong = ids[(ids < 0) | (ids >= count)][0]
             raise ValueError(f"edge_index holds {name} {wrong}; expected 0 to {count - 1}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 
 import hag_plugin as hp
 from hag_plugin.cli import main
-from hag_plugin.cli.search import LOOPS
+from hag_plugin.cli.search import LOOPS, CheckError, check
 from hag_plugin.data import datasets
+from hag_plugin.data.graph_data import GraphData
 
 from .runs import refuse, run_json
 
@@ -124,5 +126,8 @@ def test_failed_check_is_an_error(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert hag.program() is not other.program()  # made when they are first asked for
     hag._programs = other._programs
     hag.save(tmp_path / "g.npz")
-    said = refuse(capsys, "stats", str(tmp_path / "g.npz"), "--check", code=1)
-    assert "row 0, source 1: expected 0 edges, found 1" in said
+    words = "row 0, source 1: expected 0 edges, found 1"
+    assert words in refuse(capsys, "stats", str(tmp_path / "g.npz"))  # with --check or without
+    data = GraphData("g", "here", edges, 6)
+    with pytest.raises(CheckError, match=words):
+        check(Namespace(check=True), data, hag, False)

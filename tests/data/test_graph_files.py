@@ -369,11 +369,11 @@ def test_scipy_matrices_are_read(tmp_path: Path, entries: Pairs, form: str) -> N
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"num_nodes": "x"}, "make no graph"),
+        ({"num_nodes": "x"}, "num_nodes is <U1 .*; expected one whole number"),
         ({"num_nodes": -4}, "num_nodes is -4"),
         ({"num_nodes": 2 * 10**9}, "2,000,000,000 nodes"),
-        ({"y": ["a", "b"]}, "make no graph"),
-        ({"x": [["a"], ["b"]]}, "make no graph"),
+        ({"y": ["a", "b"]}, "y is <U1; expected numbers"),
+        ({"x": [["a"], ["b"]]}, "x is <U1; expected real numbers"),
         ({"y": [1, 2, 3]}, "y has shape"),
         ({"edge_index": [[0], [10**9]]}, "--relabel"),
         ({"edge_index": np.array([[0], [2**63]], np.uint64)}, "ids below 2"),

@@ -31,6 +31,13 @@ def matrix(edges: np.ndarray, num_src: int, num_dst: int) -> tuple[Any, Any, int
     return (*canonical_graph(torch.from_numpy(edges), num_src, num_dst), num_src)
 
 
+def check(arrays: Any, graph: tuple[Any, Any, int], mode: str, idempotent: bool = False) -> None:
+    """Raises unless this is the program of the graph."""
+    row_ptr, col, num_src = graph
+    program = _cpu.Program(*arrays, num_src, len(row_ptr) - 1, 0)
+    _cpu.check_program(program, row_ptr, col, mode, idempotent, 1)
+
+
 def searched(graph: tuple[Any, Any, int], mode: str, threads: int = 1, **changes: Any) -> Any:
     prices = asdict(replace(PRICES, **changes))
     square = len(graph[0]) - 1 == graph[2]
@@ -207,7 +214,7 @@ def test_plain_program_by_order(data: st.DataObject, nodes: int, mode: str) -> N
     rows = np.array(data.draw(st.permutations(range(nodes))), np.int32)
     arrays = _cpu.plain_program(*graph, mode, False, rows)
     assert order_of(arrays, nodes) == rows.tolist()
-    _cpu.check_program(*arrays, nodes, 0, *graph[:2], mode, False)
+    check(arrays, graph, mode)
     increasing = np.arange(nodes, dtype=np.int32)
     plain = _cpu.plain_program(*graph, mode, False)
     assert all(map(np.array_equal, plain, _cpu.plain_program(*graph, mode, False, increasing)))
@@ -219,7 +226,7 @@ def test_plain_program_by_order_with_a_hub() -> None:
     rows = np.random.default_rng(0).permutation(nodes).astype(np.int32)
     arrays = _cpu.plain_program(*graph, "add", False, rows=rows)
     assert order_of(arrays, nodes) == [*rows[rows != 0].tolist(), 0]
-    _cpu.check_program(*arrays, nodes, 0, *graph[:2], "add", False)
+    check(arrays, graph, "add")
 
 
 @pytest.mark.parametrize(

@@ -449,7 +449,7 @@ def test_wrong_graphs_are_named() -> None:
         build_sequence(edges, num_nodes=6, size=(6, 6))
     with pytest.raises(ValueError, match="one set of nodes; got 6 and 2"):
         build_sequence(edges, size=(6, 2), order="degree")
-    with pytest.raises(ValueError, match="-1 source nodes"):
+    with pytest.raises(ValueError, match="size is -1; expected 0 to"):
         build_sequence(edges, size=(-1, 2))
     with pytest.raises(TypeError, match="float32"):
         build_sequence(edges.float())

@@ -13,6 +13,7 @@ import torch
 from dgl import DGLGraph
 from dgl.dataloading import GraphCollator
 
+from hag_plugin.arguments import check_kind, items
 from hag_plugin.dgl.aggregation.relation import Relation, relations_of
 from hag_plugin.dgl.data.graph import bind
 from hag_plugin.hag.hag import batch as batch_hags
@@ -36,7 +37,9 @@ def batch(graphs: Sequence[DGLGraph], *args: Any, **kwargs: Any) -> Any:
         >>> batch([ring, ring]).hag.num_edges
         6
     """
-    graphs = list(graphs)
+    graphs = items("graphs", graphs)
+    for graph in graphs:
+        check_kind("graphs", graph, DGLGraph)
     whole = dgl.batch(graphs, *args, **kwargs)
     known = [relations_of(graph) for graph in graphs]
     parts = [relations for relations in known if relations is not None]
@@ -64,6 +67,7 @@ def _merged(graphs: Sequence[DGLGraph], etid: int, parts: Sequence[Relation]) ->
 @set_module("hag_plugin.dgl")
 def unbatch(graph: DGLGraph, *args: Any, **kwargs: Any) -> list[Any]:
     """As `dgl.unbatch`; the graphs run on HAGs of their own, built when they are first needed."""
+    check_kind("graph", graph, DGLGraph)
     parts = dgl.unbatch(graph, *args, **kwargs)
     relations = relations_of(graph)
     if relations is None:

@@ -12,6 +12,7 @@ from dgl.base import ALL
 from dgl.heterograph import DGLBlock, pad_tuple, reduce_dict_data
 from torch import Tensor
 
+from hag_plugin.arguments import check_kind
 from hag_plugin.dgl.aggregation.choice import CHANGED, NODE_FUNCTION, UNFIT
 from hag_plugin.dgl.aggregation.relation import Relation, relations_of
 from hag_plugin.dgl.recipes import gated, propagate
@@ -244,6 +245,7 @@ def view(graph: DGLGraph, relations: tuple[Relation, ...]) -> Any:
 @set_module("hag_plugin.dgl")
 def reverse(graph: DGLGraph, *args: Any, **kwargs: Any) -> Any:
     """As `dgl.reverse`, with the reversed HAGs, which are those that gradients need anyway."""
+    check_kind("graph", graph, DGLGraph)
     reversed_graph = dgl.reverse(graph, *args, **kwargs)
     relations = relations_of(graph)
     if relations is None:

@@ -10,6 +10,7 @@ import torch
 from dgl import DGLGraph
 from dgl.transforms import BaseTransform
 
+from hag_plugin.arguments import check_flag, items
 from hag_plugin.dgl.aggregation.relation import Relation, relations_of
 from hag_plugin.dgl.data.graph import CLASSES, bind
 from hag_plugin.hag.build import build_hags, check_build_options
@@ -55,6 +56,7 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
 
     def __init__(self, method: str = "auto", transpose: bool = True, **options: Any) -> None:
         check_build_options({"method": method, **options}, TAKEN)
+        check_flag("transpose", transpose)
         self.method = method
         self.transpose = transpose
         self.options = options
@@ -94,12 +96,12 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
             >>> [graph.hag.num_edges for graph in ToHAG().dataset([ring, ring])]
             [3, 3]
         """
-        items = list(graphs)
-        taken = [item[0] if isinstance(item, tuple) else item for item in items]
+        given = items("graphs", graphs)
+        taken = [item[0] if isinstance(item, tuple) else item for item in given]
         made = self._built_together(taken)
         return [
             (graph, *item[1:]) if isinstance(item, tuple) else graph
-            for graph, item in zip(made, items, strict=True)
+            for graph, item in zip(made, given, strict=True)
         ]
 
     def _built_together(self, graphs: list[Any]) -> list[Any]:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from torch.nn import Module
 
 from hag_plugin import scripting
+from hag_plugin.arguments import check_kind
 from hag_plugin.dgl.model.session import CallEnd, LayerHook, Session
 from hag_plugin.dgl.model.swap import attends, swap_in, swap_out
 from hag_plugin.dgl.recipes.table import recipe_of, stock_class
@@ -98,6 +99,7 @@ def _remove(hooks: dict[int, Any], options: dict[int, bool]) -> None:
 
 def forget(module: Module) -> None:
     """Forgets the graphs and edge tensors that a model was called with; they are met anew."""
+    check_kind("module", module, Module)
     for part in module.modules():
         sessions = [getattr(hook, "session", None) for hook in part._forward_pre_hooks.values()]
         for session in (*sessions, part.__dict__.get("_hag_dgl_session")):

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch.nn import Module
 
+from hag_plugin.arguments import check_kind
 from hag_plugin.dgl.model.accelerate import calls_of, is_dgl_convolution, is_layer
 from hag_plugin.dgl.recipes.table import recipe_of, stock_class
 from hag_plugin.explanation import Calls, Explanation, Row
@@ -29,6 +30,7 @@ def explain(module: Module) -> Explanation:
         >>> [(row.layer, row.aggregates) for row in explain(model)]
         [('SAGEConv', 'mean over A'), ('GATConv', 'attention over A')]
     """
+    check_kind("module", module, Module)
     rows, counted = [], False
     for name, layer in module.named_modules():
         if is_layer(layer) or is_dgl_convolution(layer):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hag_plugin.arguments import brief
 from hag_plugin.parallel.execution.runner import Prepared
 from hag_plugin.parallel.execution.site import World
 from hag_plugin.parallel.layouts import Layout, shares
@@ -47,7 +48,10 @@ def by_graph(batch: Any) -> Part:
     Returns:
         What `plan` and `parallelize` take as `part`.
     """
-    return _ByGraph(batch.ptr.cpu().numpy())
+    ptr = getattr(batch, "ptr", None)
+    if not isinstance(ptr, Tensor):
+        raise TypeError(f"batch is {brief(batch)}; expected a PyG Batch, which has ptr")
+    return _ByGraph(ptr.cpu().numpy())
 
 
 @set_module("hag_plugin.parallel")

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hag_plugin.arguments import check_choice, whole
+from hag_plugin.hag.graph import MAX_NODES, check_edge_index
 from hag_plugin.parallel.layouts import chunk_sizes
 from hag_plugin.saved import set_module
 
@@ -109,10 +111,13 @@ def partition(
         >>> sorted(sorted(p.tolist()) for p in np.split(found.order, [3]))
         [[0, 2, 4], [1, 3, 5]]
     """
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}; expected one of {METHODS}")
-    if parts < 1:
-        raise ValueError(f"parts is {parts}; expected 1 or more")
+    check_choice("method", method, METHODS)
+    check_edge_index(edge_index)
+    num_nodes, parts = (
+        whole("num_nodes", num_nodes, 0, MAX_NODES),
+        whole("parts", parts, 1, MAX_NODES),
+    )
+    seed = whole("seed", seed, 0, 2**63 - 1)
     edges = edge_index.detach().cpu().numpy()
     if edges.size and not (edges.min() >= 0 and edges.max() < num_nodes):
         raise ValueError(

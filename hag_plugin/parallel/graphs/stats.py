@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hag_plugin.arguments import check_flag, check_function, check_optional_flag, number, whole
 from hag_plugin.hag.build import build_hag
+from hag_plugin.hag.graph import MAX_NODES, check_edge_index, check_edge_type
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import SelfLoops
 from hag_plugin.parallel.layouts import chunk_sizes
@@ -146,6 +148,11 @@ class GraphStats:
             >>> GraphStats.assumed(1000, 20_000, halo_ratio=0.5).partition(4).halo_ratio
             0.504
         """
+        nodes, edges = whole("nodes", nodes, 0, MAX_NODES), whole("edges", edges, 0, 2**63 - 1)
+        halo_ratio, imbalance = number("halo_ratio", halo_ratio), number("imbalance", imbalance)
+        hag = None if hag is None else number("hag", hag)
+        hag_parts = None if hag_parts is None else number("hag_parts", hag_parts)
+        relations = whole("relations", relations, 1, MAX_NODES)
         counts = (nodes, edges, halo_ratio, imbalance, hag, hag_parts, relations)
         return cls(
             nodes,
@@ -184,23 +191,29 @@ def measure(
     Raises:
         ValueError: `part` gives something else.
     """
-    whole = build_hag(edge_index.cpu(), num_nodes=num_nodes, method="auto" if hag else "none")
-    edges = int(whole.degree(self_loops).sum())
+    check_edge_index(edge_index)
+    check_function("part", part)
+    check_flag("hag", hag)
+    check_optional_flag("progress", progress)
+    num_nodes = whole("num_nodes", num_nodes, 0, MAX_NODES)
+    full = build_hag(edge_index.cpu(), num_nodes=num_nodes, method="auto" if hag else "none")
+    edges = int(full.degree(self_loops).sum())
     relation_edges: tuple[int, ...] = ()
     if edge_type is not None:
+        check_edge_type(edge_type, edge_index)
         relation_edges = tuple(torch.bincount(edge_type.cpu()).tolist())
 
-    digest = "".join(f"{half:016x}" for half in whole.content_hash)
+    digest = "".join(f"{half:016x}" for half in full.content_hash)
     return GraphStats(
         num_nodes,
         edges,
         digest,
-        _counts(whole, self_loops, progress) if hag else None,
+        _counts(full, self_loops, progress) if hag else None,
         relation_edges,
         "measured",
         _MeasuredCut(
-            whole.edge_index.numpy(),
-            whole.degree(self_loops).numpy(),
+            full.edge_index.numpy(),
+            full.degree(self_loops).numpy(),
             part,
             self_loops,
             hag,

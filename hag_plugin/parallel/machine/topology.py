@@ -15,11 +15,21 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from hag_plugin.arguments import brief, check_choice, items, number, whole
+from hag_plugin.files import read_json
 from hag_plugin.parallel.machine.collectives import COLLECTIVES
 from hag_plugin.parallel.machine.levels import SHAPES, Level, Tree
 from hag_plugin.saved import set_module
 
 FORMAT, VERSION = "hag_plugin.topology", 1
+MOST_DEVICES = 2**20
+# What a field of each type may be in a file, and in words.
+VALUES: dict[str, tuple[tuple[type, ...], str]] = {
+    "float": ((float, int), "a number"),
+    "int": ((int,), "a whole number"),
+    "bool": ((bool,), "true or false"),
+    "str": ((str,), "a text"),
+}
 
 
 @set_module("hag_plugin.parallel")
@@ -115,6 +125,7 @@ class Topology(Tree):
             ValueError: `num_devices` is neither a whole number of the outermost groups nor fits
                 into inner ones evenly.
         """
+        num_devices = whole("num_devices", num_devices, 1, MOST_DEVICES)
         levels: list[Level] = []
         left = num_devices
         for i, level in enumerate(self.levels):
@@ -158,19 +169,19 @@ class Topology(Tree):
         Returns:
             Seconds; 0 for a single device.
         """
-        if collective not in COLLECTIVES:
-            raise ValueError(f"collective is {collective!r}; expected one of {list(COLLECTIVES)}")
-        members = list(range(self.num_devices)) if group is None else sorted(group)
+        check_choice("collective", collective, list(COLLECTIVES))
+        check_choice("algorithm", algorithm, [*COLLECTIVES[collective], None])
+        sent, at_once = number("sent", sent), whole("at_once", at_once, 1, MOST_DEVICES)
+        members = list(range(self.num_devices))
+        if group is not None:
+            most = self.num_devices - 1
+            members = sorted(whole("group", member, 0, most) for member in items("group", group))
         if len(members) < 2:
             return 0.0
         for fit in self.fits:
             if fit.collective == collective and fit.world_size == len(members):
                 return fit.alpha + fit.beta * sent
         models = COLLECTIVES[collective]
-        if algorithm is not None and algorithm not in models:
-            raise ValueError(
-                f"algorithm is {algorithm!r}; expected one of {list(models)} for {collective}"
-            )
         chosen = models if algorithm is None else {algorithm: models[algorithm]}
         return min(float(model(self, sent, members, at_once)) for model in chosen.values())
 
@@ -188,7 +199,9 @@ class Topology(Tree):
             ValueError: it is of another format or version, or a field is missing or wrong.
         """
         if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise ValueError(f"this is no topology: expected an object of format {FORMAT!r}")
+            raise ValueError(
+                f"the document is no topology: expected an object of format {FORMAT!r}"
+            )
         if document.get("version") != VERSION:
             raise ValueError(
                 f"topology is of version {document.get('version')!r}; expected {VERSION}"
@@ -200,7 +213,10 @@ class Topology(Tree):
             if not isinstance(items, list | tuple):
                 raise ValueError(f"topology's {key} are {items!r}; expected a list")
             values[key] = tuple(_record(kind, v, f"{key}[{i}]") for i, v in enumerate(items))
-        values["source"] = tuple(values.get("source", ()))
+        sources = values.get("source", [])
+        if not (isinstance(sources, list | tuple) and all(isinstance(s, str) for s in sources)):
+            raise ValueError(f"topology's source is {sources!r}; expected a list of texts")
+        values["source"] = tuple(sources)
         topology: Topology = _record(cls, values, "topology")
         return topology
 
@@ -213,9 +229,9 @@ def _record(kind: Any, values: Any, what: str) -> Any:
     if unknown:
         raise ValueError(f"{what} has unknown fields {unknown}; expected {sorted(names)}")
     for name, value in values.items():
-        number = names[name].type in ("float", "int")
-        if number and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ValueError(f"{what}.{name} is {value!r}; expected a number")
+        types, words = VALUES.get(str(names[name].type), ((type(value),), ""))
+        if type(value) not in types or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"{what}.{name} is {value!r}; expected {words}")
     try:
         return kind(**values)
     except TypeError as e:
@@ -244,8 +260,9 @@ def preset(name: str) -> Topology:
     Raises:
         ValueError: there is none of this name.
     """
-    if name not in presets():
-        raise ValueError(f"topology is {name!r}; expected a file, or one of {presets()}")
+    if not isinstance(name, str) or name not in presets():
+        raise ValueError(f"topology is {brief(name)}; expected a file, or the name of one of "
+                         f"{presets()}")  # fmt: skip
     text = (resources.files("hag_plugin.parallel.machine") / "presets" / f"{name}.json").read_text()
     return Topology.from_dict(json.loads(text))
 
@@ -254,14 +271,19 @@ def load(source: str | os.PathLike[str] | Topology) -> Topology:
     """A topology from a preset's name or a JSON file; a topology is handed back.
 
     Raises:
+        OSError: the file can't be opened or read.
         ValueError: neither a preset nor a file, or the file is no topology.
     """
     if isinstance(source, Topology):
         return source
+    if not isinstance(source, (str, os.PathLike)) or "\0" in os.fspath(source):
+        raise TypeError(f"topology is {brief(source)}; expected a Topology, a file or one of "
+                        f"{presets()}")  # fmt: skip
     path = Path(source)
     if not path.is_file():
         return preset(os.fspath(source))
+    document = read_json(path)
     try:
-        return Topology.from_dict(json.loads(path.read_text()))
+        return Topology.from_dict(document)
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from e

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from hag_plugin.arguments import brief, check_flag, check_function, check_kind, whole
+from hag_plugin.hag.graph import MAX_NODES
 from hag_plugin.parallel.graphs.stats import GraphStats
 from hag_plugin.parallel.model.calls import Call, Edges
 from hag_plugin.parallel.model.functions import tensors
@@ -57,6 +59,11 @@ def trace(
         >>> [op.name for op in graph.ops]
         ['x', 'convs.0', 'act', 'dropout', 'convs.1', 'loss']
     """
+    check_flag("hag", hag)
+    check_function("part", part)
+    for name, value in (("features", features), ("itemsize", itemsize)):
+        if value is not None:
+            whole(name, value, 1, MAX_NODES)
     return record(model, data, features=features, hag=hag, part=part, itemsize=itemsize).graph
 
 
@@ -81,6 +88,9 @@ def record(
         itemsize: as above.
         counted: count the edges; otherwise only their number is right in the graphs' counts.
     """
+    check_kind("model", model, Module)
+    if not (isinstance(data, (tuple, GraphStats)) or hasattr(data, "num_nodes")):
+        raise TypeError(f"data is {brief(data)}; expected a Data, (DGLGraph, x) or GraphStats")
     with torch.random.fork_rng(devices=[]):
         recorder = Recorder(data, hag, part, counted)
         out, x = _run(model, data, features, recorder)

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 
 from hag_plugin import devices
-from hag_plugin.files import cache_folder, write_whole
+from hag_plugin.files import cache_folder, read_json, write_whole
 from hag_plugin.hag.build import build_hag
 from hag_plugin.limits import limits
 from hag_plugin.ops.aggregate import aggregate
@@ -230,7 +230,7 @@ def _machine(device: str) -> str:
 
 def _read(path: Path) -> dict[str, float]:
     try:
-        document = json.loads(path.read_text())
+        document = read_json(path)
     except (OSError, ValueError):  # none yet, or damaged: measured anew
         return {}
     if not isinstance(document, dict):

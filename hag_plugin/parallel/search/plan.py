@@ -7,13 +7,14 @@ in a plan is predicted by the cost model, none was measured on the machine.
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from hag_plugin.files import write_whole
+from hag_plugin.files import read_json, write_whole
 from hag_plugin.parallel.layouts import KINDS, Layout
 from hag_plugin.parallel.model.opgraph import OpGraph
 from hag_plugin.parallel.search.cost import MODES, Seconds
@@ -177,15 +178,14 @@ class Plan:
         """The plan in a file.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            OSError: the file can't be opened or read.
             ValueError: it is no plan, of another version, or a layer's entry is wrong; names it.
         """
-        path = Path(path)
-        text = path.read_text()
+        content = read_json(path)
         try:
-            return parsed(json.loads(text))
+            return parsed(content)
         except ValueError as e:
-            raise ValueError(f"{path}: {e}") from e
+            raise ValueError(f"{os.fspath(path)}: {e}") from e
 
     def as_dict(self) -> dict[str, Any]:
         """What a file holds."""
@@ -325,22 +325,21 @@ def parsed(content: Any) -> Plan:
     memory = _get(predicted, "memory_bytes", dict)
     entries = _get(content, "layers", list)
     layers = tuple(_layer(entry, f"layer {i}") for i, entry in enumerate(entries))
-    names = [layer.name for layer in layers]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"layer {name!r} occurs {names.count(name)} times; expected once")
+    for name, count in Counter(layer.name for layer in layers).items():
+        if count > 1:
+            raise ValueError(f"layer {name!r} occurs {count} times; expected once")
     world_size = _get(content, "world_size", int)
     if world_size < 1:
         raise ValueError(f"world_size is {world_size}; expected 1 or more")
     return Plan(
         layers,
         (_get(model, "name", str), _get(model, "fingerprint", str)),
-        _get(graph, "fingerprints", dict),
-        _get(graph, "nodes", int),
+        _all(graph, "fingerprints", str),
+        _count(graph, "nodes"),
         _get(content, "topology", str),
         world_size,
-        Memory(*(_get(memory, key, int) for key in ("retained", "transient", "graph"))),
-        _get(predicted, "baseline_seconds", dict),
+        Memory(*(_count(memory, key) for key in ("retained", "transient", "graph"))),
+        _all(predicted, "baseline_seconds", (int, float)),
         _one_of(content, "costs", MODES),
     )
 
@@ -359,8 +358,8 @@ def _layer(entry: Any, what: str) -> LayerPlan:
     )
     predicted = _get(entry, "predicted", dict, what)
     parts = ("compute", "communication", "synchronisation")
-    seconds = Seconds(*(float(_get(predicted, key, (int, float), what)) for key in parts))
-    sent, memory = (_get(predicted, key, int, what) for key in ("sent_bytes", "memory_bytes"))
+    seconds = Seconds(*(_seconds(predicted, key, what) for key in parts))
+    sent, memory = (_count(predicted, key, what) for key in ("sent_bytes", "memory_bytes"))
     return LayerPlan(name, _get(entry, "kind", str, what), config, seconds, sent, memory)
 
 
@@ -374,6 +373,28 @@ def _layout(entry: dict[str, Any], key: str, what: str) -> Layout:
     raise ValueError(
         f"{what}: {key} is {text!r}; expected replicated, rows, columns or grid xK with K > 1"
     )
+
+
+def _count(entry: dict[str, Any], key: str, what: str = "plan") -> int:
+    value: int = _get(entry, key, int, what)
+    if value < 0:
+        raise ValueError(f"{what}: {key} is {value}; expected 0 or more")
+    return value
+
+
+def _seconds(entry: dict[str, Any], key: str, what: str) -> float:
+    value = float(_get(entry, key, (int, float), what))
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{what}: {key} is {value}; expected seconds, 0 or more")
+    return value
+
+
+def _all(entry: dict[str, Any], key: str, kind: Any) -> dict[str, Any]:
+    """A dictionary, all of whose values are of one kind."""
+    values: dict[str, Any] = _get(entry, key, dict)
+    for name in values:
+        _get(values, name, kind, f"plan: {key}")
+    return values
 
 
 def _one_of(entry: dict[str, Any], key: str, known: Any, what: str = "plan") -> str:

@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
-from hag_plugin.parallel.machine.topology import Topology, load
+from hag_plugin.arguments import brief, check_choice, check_function, check_kind, number, whole
+from hag_plugin.parallel.machine.topology import MOST_DEVICES, Topology, load
 from hag_plugin.parallel.model.opgraph import OpGraph
 from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.search.baselines import baselines
@@ -77,12 +79,15 @@ def plan(
         >>> found.layer("conv1").config.strategy
         'all-to-all around aggregation'
     """
-    if costs not in MODES:
-        raise ValueError(f"costs is {costs!r}; expected one of {MODES}")
-    if hag not in ("auto", "off"):
-        raise ValueError(f"hag is {hag!r}; expected 'auto' or 'off'")
+    check_choice("costs", costs, MODES)
+    check_choice("hag", hag, ("auto", "off"))
     machine = _machine(topology, world_size)
     graph = model
+    if not isinstance(model, OpGraph | torch.nn.Module):
+        raise TypeError(f"model is {brief(model)}; expected a torch.nn.Module or an OpGraph")
+    memory = None if memory is None else number("memory", memory)
+    check_kind("require", require, Mapping, type(None))
+    check_function("part", part)
     if not isinstance(model, OpGraph):
         graph = trace(model, data, hag=hag == "auto", part=part)
     if machine.num_devices > graph.nodes:
@@ -159,6 +164,9 @@ def recost(found: Plan, graph: OpGraph, topology: Topology | str, costs: str = "
         ValueError: the plan is for something else, or a layer has a configuration that is not
             legal there; names the layer and what is.
     """
+    check_kind("found", found, Plan)
+    check_kind("graph", graph, OpGraph)
+    check_choice("costs", costs, MODES)
     machine = _machine(topology, found.world_size)
     found.check(graph)
     compute = _compute(costs, graph, machine)
@@ -208,13 +216,22 @@ def space_of(
     world_size: int | None = None,
     costs: str = "analytic",
 ) -> Space:
-    """All plans of a model on so many devices of a machine; arguments as for `plan`."""
+    """All plans of a model on so many devices of a machine; arguments as for `plan`.
+
+    Raises:
+        TypeError: an argument is of another kind.
+        ValueError: there are fewer nodes than devices, or no such machine.
+    """
+    check_kind("graph", graph, OpGraph)
+    check_choice("costs", costs, MODES)
     machine = _machine(topology, world_size)
     return Space(graph, machine, _compute(costs, graph, machine))
 
 
 def _machine(topology: Topology | str | os.PathLike[str], world_size: int | None) -> Topology:
     machine = load(topology)
+    if world_size is not None:
+        world_size = whole("world_size", world_size, 0, MOST_DEVICES)
     if world_size is None or world_size == machine.num_devices:
         return machine
     if not 1 <= world_size <= machine.num_devices:

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+from hag_plugin.arguments import number, whole
 from hag_plugin.saved import set_module
 
 WORSE_BY = 0.01  # by default a strategy that is this much worse is accepted once in e times
@@ -67,9 +68,11 @@ class Budget:
     def __post_init__(self) -> None:
         if self.proposals is None and self.seconds is None:
             raise ValueError("budget is empty; expected proposals or seconds")
-        for name, value in (("proposals", self.proposals), ("seconds", self.seconds)):
-            if value is not None and not value >= 0:
-                raise ValueError(f"budget has {value} {name}; expected 0 or more")
+        if self.proposals is not None:
+            whole("proposals", self.proposals, 0, 2**63 - 1)
+        if self.seconds is not None:
+            number("seconds", self.seconds)
+        number("patience", self.patience)
         if not 0 < self.patience <= 1:
             raise ValueError(f"patience is {self.patience}; expected more than 0, at most 1")
 

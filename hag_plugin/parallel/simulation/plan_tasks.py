@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from hag_plugin.arguments import check_kind
 from hag_plugin.parallel.layouts import Layout, Message
 from hag_plugin.parallel.search.cost import Analytic, message_seconds
 from hag_plugin.parallel.search.plan import Plan
@@ -215,6 +216,8 @@ def simulate_plan(plan: Plan, space: Space) -> Schedule:
     Raises:
         ValueError: the plan is for another model, or not possible on the machine.
     """
+    check_kind("plan", plan, Plan)
+    check_kind("space", space, Space)
     plan.check(space.graph, space.topology.num_devices)
     model = PlanModel(space)
     return simulate_strategy(model, model.numbers(plan))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hag_plugin.arguments import check_flag, check_kind, number, whole
 from hag_plugin.parallel.search.plan import Plan
 from hag_plugin.parallel.search.planner import planned
 from hag_plugin.parallel.search.space import Space
@@ -98,6 +99,12 @@ def refine(
         >>> refined.sampled <= refined.simulated
         True
     """
+    check_kind("plan", plan, Plan)
+    check_kind("space", space, Space)
+    check_kind("budget", budget, Budget)
+    check_flag("progress", progress)
+    randoms, seed = whole("randoms", randoms, 0, 10_000), whole("seed", seed, 0, 2**63 - 1)
+    limit = None if limit is None else number("limit", limit)
     plan.check(space.graph, space.topology.num_devices)
     model = PlanModel(space)
     most = space.topology.device.memory if limit is None else limit

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.transforms import BaseTransform
 
+from hag_plugin.arguments import check_flag, items
 from hag_plugin.hag.build import build_hag, build_hags, check_build_options
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import SelfLoops
@@ -69,6 +70,8 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         check_build_options({"method": method, "self_loops": self_loops, **options}, TAKEN)
+        check_flag("transpose", transpose)
+        check_flag("remove_edge_index", remove_edge_index)
         self.method = method
         modes = self_loops if isinstance(self_loops, list | tuple) else (self_loops,)
         self.self_loops = tuple(modes)
@@ -122,11 +125,11 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
             >>> [data.hag.num_edges for data in ToHAG().dataset([ring, ring])]
             [3, 3]
         """
-        items = [copy.copy(data) for data in dataset]
-        stores = [_stores_with_edges(data) for data in items]
-        if any(isinstance(data, HeteroData) for data in items):
-            return [self.forward(data) for data in items]
-        sizes = [_size(data, store) for data, (store,) in zip(items, stores, strict=True)]
+        copies = [copy.copy(data) for data in items("dataset", dataset)]
+        stores = [_stores_with_edges(data) for data in copies]
+        if any(isinstance(data, HeteroData) for data in copies):
+            return [self.forward(data) for data in copies]
+        sizes = [_size(data, store) for data, (store,) in zip(copies, stores, strict=True)]
         hags = build_hags(
             [store._mapping["edge_index"] for (store,) in stores],
             [nodes for nodes, _ in sizes],
@@ -135,10 +138,10 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
             transpose=self.transpose,
             **self.options,
         )
-        for data, of_one, size, hag in zip(items, stores, sizes, hags, strict=True):
+        for data, of_one, size, hag in zip(copies, stores, sizes, hags, strict=True):
             adopt(data)
             self._put(data, of_one, [size], [hag])
-        return items
+        return copies
 
     def _hag_of(self, edge_index: Tensor, size: tuple[int, int]) -> HAG:
         known: HAG | None = self._built.get((edge_index,), size)

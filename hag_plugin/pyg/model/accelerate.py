@@ -9,6 +9,7 @@ from torch.nn import Module
 from torch_geometric.nn import MessagePassing
 
 from hag_plugin import scripting
+from hag_plugin.arguments import check_kind
 from hag_plugin.occasions import ForwardEnd
 from hag_plugin.pyg.aggregation import constant
 from hag_plugin.pyg.model.calls import CALLS
@@ -100,6 +101,7 @@ def restore(module: M) -> M:
 
 def forget(module: Module) -> None:
     """Forgets the graphs and features that a model was called with; they are met anew."""
+    check_kind("module", module, Module)
     for part in module.modules():
         constant.forget(part)
         session = part.__dict__.get("_hag_session")

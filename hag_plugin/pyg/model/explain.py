@@ -8,6 +8,7 @@ from typing import Any
 from torch.nn import Module
 from torch_geometric.nn import MessagePassing
 
+from hag_plugin.arguments import check_kind
 from hag_plugin.explanation import Calls, Explanation, Row
 from hag_plugin.limits import limits
 from hag_plugin.pyg.model import facts, settle_blocks
@@ -34,6 +35,7 @@ def explain(module: Module) -> Explanation:
         >>> [(row.layer, row.aggregates) for row in explain(model)]
         [('SAGEConv', 'mean over A'), ('GATConv', 'attention over A with one loop a node')]
     """
+    check_kind("module", module, Module)
     layers = [
         (n, layer) for n, layer in module.named_modules() if isinstance(layer, MessagePassing)
     ]

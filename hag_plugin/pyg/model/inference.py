@@ -18,6 +18,8 @@ from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing, aggr
 from tqdm import tqdm
 
+from hag_plugin import devices
+from hag_plugin.arguments import brief, check_kind, check_optional_flag, whole
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.graph import check_edge_index
 from hag_plugin.hag.hag import HAG
@@ -97,6 +99,9 @@ def inference(
         >>> inference(model, torch.ones(3, 4), torch.tensor([[0, 1, 2], [1, 0, 0]])).shape
         torch.Size([3, 3])
     """
+    check_kind("model", model, Module)
+    memory = whole("memory", memory, 1, 2**63 - 1)
+    check_optional_flag("progress", progress)
     layers = [part for part in _layers(model) if "_hag_session" in part.__dict__]
     if not layers:
         raise TypeError(f"{type(model).__name__} is not accelerated: call accelerate(model) first")
@@ -106,11 +111,16 @@ def inference(
         hag = x.get("hag") if "hag" in x else None
         x, edge_index = x.x, x.edge_index if hag is None else hag
     if not isinstance(x, Tensor) or not isinstance(edge_index, HAG | Tensor):
-        got = f"{type(x).__name__} and {type(edge_index).__name__}"
-        raise TypeError(f"inference takes features and edges, or a Data; got {got}")
+        raise TypeError(f"x is {brief(x)} and edge_index {brief(edge_index)}; expected features "
+                        "and edges, or a Data")  # fmt: skip
+    if x.is_nested or x.dim() < 1:
+        raise ValueError(f"x is {brief(x)}; expected a row for each node")
     if isinstance(edge_index, Tensor):
         check_edge_index(edge_index)
-    device = next((p.device for p in model.parameters()), x.device) if device is None else device
+    if device is None:
+        device = next((p.device for p in model.parameters()), x.device)
+    elif devices.checked(device).type == "meta":
+        raise ValueError("device is 'meta'; expected one that holds numbers")
     moved = [_moved(value, torch.device(device)) for value in (x, edge_index, *arguments)]
     named = {name: _moved(value, torch.device(device)) for name, value in named.items()}
     with ExitStack() as stack:

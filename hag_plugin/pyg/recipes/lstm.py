@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch_geometric.nn.aggr import LSTMAggregation
 
+from hag_plugin.arguments import check_kind, whole
+from hag_plugin.hag.graph import MAX_NODES
 from hag_plugin.pyg.aggregation.neighbourhoods import check_sizes
 from hag_plugin.pyg.recipes import reorder
 from hag_plugin.pyg.recipes.recipe import Call, Recipe
@@ -103,6 +105,9 @@ class PrefixLSTMAggregation(LSTMAggregation):  # type: ignore[misc]
         sequence: SequentialHAG | None = None,
         **kwargs: Any,
     ) -> None:
+        in_channels = whole("in_channels", in_channels, 1, MAX_NODES)
+        out_channels = whole("out_channels", out_channels, 1, MAX_NODES)
+        check_kind("sequence", sequence, SequentialHAG, type(None))
         super().__init__(in_channels, out_channels, **kwargs)
         self.sequence = sequence
 

@@ -8,10 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hag_plugin.arguments import pair, whole
 from hag_plugin.hag.build import build_hag
+from hag_plugin.hag.graph import MAX_NODES, check_edge_index, check_edge_type
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.passing import plain_hag
 from hag_plugin.modes import outside_inference
+
+MOST_RELATIONS = 2**20
 
 
 def relation_hags(
@@ -28,6 +32,7 @@ def relation_hags(
         size: the number of sources and of targets.
 
     Raises:
+        TypeError: an argument is of another kind.
         ValueError: the arguments do not fit each other.
 
     Example:
@@ -37,10 +42,10 @@ def relation_hags(
         >>> [hag.num_edges for hag in hags]
         [2, 1]
     """
-    if edge_type.shape != edge_index.shape[1:]:
-        raise ValueError(
-            f"edge_type has shape {list(edge_type.shape)}; expected [{edge_index.shape[1]}]"
-        )
+    check_edge_index(edge_index)
+    check_edge_type(edge_type, edge_index)
+    num_relations = whole("num_relations", num_relations, 0, MOST_RELATIONS)
+    size = pair("size", size, MAX_NODES)
     return [build_hag(edge_index[:, edge_type == r], size=size) for r in range(num_relations)]
 
 

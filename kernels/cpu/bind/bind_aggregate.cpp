@@ -14,6 +14,7 @@
 #include "bind/arrays.h"
 #include "bind/bind_call.h"
 #include "run/aggregate.h"
+#include "run/check_program.h"
 #include "run/concatenate.h"
 #include "run/instruction_set.h"
 #include "run/winners.h"
@@ -116,6 +117,22 @@ void bind_aggregate(nb::module_ &m) {
         return to_python(long_call([&] { return hag::concatenate(programs); }));
       },
       "programs"_a);
+
+  m.def(
+      "check_program",
+      [](const BoundProgram &program, const Array &row_ptr, const Array &col,
+         const std::string &self_loops, bool idempotent, int threads) {
+        const hag::View<int64_t> starts = view<int64_t>("row_ptr", row_ptr);
+        const hag::View<int32_t> sources = view<int32_t>("col", col);
+        if (starts.size < 1 || starts[0] != 0 || starts[starts.size - 1] != sources.size)
+          throw std::invalid_argument("row_ptr does not run from 0 to the length of col");
+        const hag::Csr graph{starts.data, sources.data, starts.size - 1,
+                             program.program().num_src()};
+        const hag::Mode mode = hag::parse_mode(self_loops);
+        long_call([&] { hag::check_program(program.program(), graph, mode, idempotent, threads); });
+      },
+      "program"_a, "row_ptr"_a, "col"_a, "self_loops"_a, "idempotent"_a, "threads"_a,
+      "Raises unless the program is that of a canonical CSR.");
 
   nb::class_<BoundProgram>(m, "Program", "A validated program of tiles; see Program, in Python.")
       .def(

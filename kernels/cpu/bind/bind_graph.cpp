@@ -207,19 +207,4 @@ void bind_graph(nb::module_ &m) {
         return hag::checksum(first, rows, row_bytes, row_stride, threads);
       },
       "data"_a, "rows"_a, "row_bytes"_a, "row_stride"_a, "threads"_a);
-  m.def(
-      "check_program",
-      [](const Array<int64_t> &tile_ptr, const Array<int64_t> &op_ptr, const Array<int32_t> &source,
-         const Array<int32_t> &target, const Array<int32_t> &hub_row, const Array<int64_t> &hub_ptr,
-         int64_t num_src, int64_t diagonal, const Array<int64_t> &row_ptr,
-         const Array<int32_t> &col, const std::string &self_loops, bool idempotent) {
-        const hag::ProgramArrays program{to_vector(tile_ptr), to_vector(op_ptr),
-                                         to_vector(source),   to_vector(target),
-                                         to_vector(hub_row),  to_vector(hub_ptr)};
-        const hag::Csr graph = csr(row_ptr, col, num_src);
-        const hag::Mode mode = hag::parse_mode(self_loops);
-        long_call([&] { hag::check_program(program, num_src, diagonal, graph, mode, idempotent); });
-      },
-      "tile_ptr"_a, "op_ptr"_a, "source"_a, "target"_a, "hub_row"_a, "hub_ptr"_a, "num_src"_a,
-      "diagonal"_a, "row_ptr"_a, "col"_a, "self_loops"_a, "idempotent"_a);
 }

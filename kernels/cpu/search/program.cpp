@@ -1,4 +1,4 @@
-// Putting tiles together, the plain program, and expanding a program to check it.
+// Putting tiles together, and the plain program.
 #include <algorithm>
 
 #include "interrupt.h"
@@ -136,80 +136,6 @@ std::pair<int64_t, int64_t> count_reads(const int64_t *tile_ptr, int64_t num_til
     }
   }
   return {scratch, first};
-}
-
-void check_program(const ProgramArrays &program, int64_t num_src, int64_t diagonal,
-                   const Csr &graph, Mode mode, bool idempotent) {
-  if (num_src != graph.num_src)
-    refuse("the program reads ", num_src, " sources; expected ", graph.num_src);
-  struct Difference {
-    int64_t row, source, expected, found;
-  };
-  Difference first{graph.num_dst, 0, 0, 0};
-  std::vector<std::vector<int32_t>> partial(program.hub_ptr.back());
-  std::vector<char> written(graph.num_dst, 0);
-  Row row;
-  std::vector<int32_t> expected;
-  Pace pace;
-  auto compare = [&](int64_t v, std::vector<int32_t> &found) {
-    pace(8 * static_cast<int64_t>(found.size()));
-    written[v] = 1;
-    if (v >= first.row) return;
-    load_row(graph, v, mode, idempotent, row);
-    expected = row.simple;
-    expected.insert(expected.end(), row.extra.begin(), row.extra.end());
-    for (int64_t d = diagonal; d < 0; ++d) expected.push_back(static_cast<int32_t>(v));
-    for (int64_t d = diagonal; d > 0; --d) found.push_back(static_cast<int32_t>(v));
-    sort(expected.data(), expected.data() + expected.size());
-    sort(found.data(), found.data() + found.size());
-    if (idempotent) found.erase(std::unique(found.begin(), found.end()), found.end());
-    if (expected == found) return;
-    size_t at = 0;
-    while (at < expected.size() && at < found.size() && expected[at] == found[at]) ++at;
-    int32_t source = INT32_MAX;
-    if (at < expected.size()) source = expected[at];
-    if (at < found.size()) source = std::min(source, found[at]);
-    first = {v, source, std::count(expected.begin(), expected.end(), source),
-             std::count(found.begin(), found.end(), source)};
-  };
-  std::vector<std::vector<int32_t>> scratch;
-  for (size_t tile = 0; tile + 1 < program.tile_ptr.size(); ++tile) {
-    scratch.clear();
-    for (int64_t op = program.tile_ptr[tile]; op < program.tile_ptr[tile + 1]; ++op) {
-      std::vector<int32_t> cover;
-      for (int64_t s = program.op_ptr[op]; s < program.op_ptr[op + 1]; ++s) {
-        const int32_t source = program.source[s];
-        if (source >= 0) {
-          cover.push_back(source);
-        } else if (static_cast<size_t>(~source) < scratch.size()) {
-          cover.insert(cover.end(), scratch[~source].begin(), scratch[~source].end());
-        }
-      }
-      pace(1 + static_cast<int64_t>(cover.size()));
-      const int32_t target = program.target[op];
-      if (target < 0) {
-        if (static_cast<size_t>(~target) >= scratch.size()) scratch.resize(~target + 1);
-        scratch[~target] = std::move(cover);
-      } else if (target < graph.num_dst) {
-        compare(target, cover);
-      } else if (target - graph.num_dst < static_cast<int64_t>(partial.size())) {
-        partial[target - graph.num_dst] = std::move(cover);
-      }
-    }
-  }
-  for (size_t hub = 0; hub < program.hub_row.size(); ++hub) {
-    std::vector<int32_t> cover;
-    for (int64_t p = program.hub_ptr[hub]; p < program.hub_ptr[hub + 1]; ++p)
-      cover.insert(cover.end(), partial[p].begin(), partial[p].end());
-    compare(program.hub_row[hub], cover);
-  }
-  for (int64_t v = 0; v < first.row; ++v) {
-    std::vector<int32_t> nothing;
-    if (!written[v]) compare(v, nothing);
-  }
-  if (first.row < graph.num_dst)
-    refuse("the program differs from the graph at row ", first.row, ", source ", first.source,
-           ": expected ", first.expected, " edges, found ", first.found);
 }
 
 }  // namespace hag

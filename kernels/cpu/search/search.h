@@ -45,9 +45,4 @@ std::pair<int64_t, int64_t> count_reads(const int64_t *tile_ptr, int64_t num_til
                                         const int64_t *op_ptr, const int32_t *source,
                                         int64_t num_src);
 
-// Throws std::invalid_argument at the first row and source where the program (indices in range)
-// and the graph differ.
-void check_program(const ProgramArrays &program, int64_t num_src, int64_t diagonal,
-                   const Csr &graph, Mode mode, bool idempotent);
-
 }  // namespace hag

@@ -22,7 +22,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"method": "best"}, ValueError, "method is 'best'"),
     ({"method": "greedy", "capacity": -1}, ValueError, "capacity is -1"),
     ({"method": "greedy", "capacity": 2.0}, TypeError, r"capacity is 2\.0"),
-    ({"width": "a"}, ValueError, "width is 'a'"),
+    ({"width": "a"}, TypeError, "width is 'a'"),
     ({"dtype": torch.int64}, ValueError, "dtype is torch.int64"),
     ({"allow_subtraction": 1}, TypeError, "allow_subtraction is 1"),
     ({"progress": "yes"}, TypeError, "progress is 'yes'"),

@@ -131,7 +131,7 @@ def test_files(tmp_path: Path) -> None:
 
 def test_wrong_values_are_named() -> None:
     machine = preset("cpu2")
-    with pytest.raises(ValueError, match="expected a file, or one of"):
+    with pytest.raises(ValueError, match="expected a file, or the name of one of"):
         load("a1000x8")
     with pytest.raises(ValueError, match="bandwidth is 0"):
         replace(machine, levels=(Level("wire", 2, 0, 1e-6),))

@@ -136,7 +136,7 @@ def test_stops_without_improvement() -> None:
     "options", [{}, {"proposals": -1}, {"seconds": float("nan")}, {"proposals": 1, "patience": 0.0}]
 )
 def test_wrong_budgets_are_refused(options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=r"budget|patience"):
+    with pytest.raises(ValueError, match=r"budget|patience|proposals|seconds"):
         Budget(**options)  # type: ignore[arg-type]
 
 

@@ -363,7 +363,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"method": "greedy", "capacity": -1}, ValueError, "capacity is -1"),
     ({"method": "greedy", "capacity": "2"}, TypeError, "capacity is '2'"),
     ({"capacity": 3}, ValueError, 'for method="greedy" only'),
-    ({"width": "a"}, ValueError, "width is 'a'"),
+    ({"width": "a"}, TypeError, "width is 'a'"),
     ({"width": 0}, ValueError, "width is 0"),
     ({"dtype": torch.int64}, ValueError, "dtype is torch.int64"),
     ({"dtype": "float"}, ValueError, "dtype is 'float'"),
