@@ -33,6 +33,10 @@ def note(conv: Any, recipe: Recipe | None, choice: Choice, call: Call) -> None:
 
     In compiled code it is counted once, when it is compiled.
     """
+    calls = conv.__dict__.get(CALLS)
+    if calls is not None and calls.strangers is not None and choice is calls.strangers.choice:
+        calls.note(choice.kind, choice.reason)  # nothing runs again where one is followed
+        return
     kind, reason, changed = choice
     if torch.compiler.is_compiling():
         if torch.compiler.is_dynamo_compiling():
@@ -44,7 +48,6 @@ def note(conv: Any, recipe: Recipe | None, choice: Choice, call: Call) -> None:
         return
     if (_in_backward() >= 0 or _top_hooks(True) is not None) and is_run_again():
         return
-    calls = conv.__dict__.get(CALLS)
     if calls is None:
         calls = calls_of(conv)
     calls.strangers = _strangers(calls, recipe, call, reason) if reason in OF_STRANGERS else None

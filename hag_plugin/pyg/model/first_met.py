@@ -11,7 +11,7 @@ from torch import Tensor
 from hag_plugin.hag.passing import Messages
 from hag_plugin.limits import limits
 from hag_plugin.pyg.model import session as sessions
-from hag_plugin.pyg.model.choice import MET_FEW, SCORED_FEW, STRANGER
+from hag_plugin.pyg.model.choice import MET_FEW, NOTHING, SCORED_FEW, STRANGER, Choice
 from hag_plugin.pyg.recipes.adjacency import num_entries
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe
 from hag_plugin.pyg.recipes.rgat import attends_within, matrix_numbers
@@ -20,7 +20,7 @@ from hag_plugin.pyg.recipes.rgat import attends_within, matrix_numbers
 _in_backward: Any = torch._C._current_graph_task_id
 _top_hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks
 
-OF_STRANGERS = (MET_FEW, STRANGER, SCORED_FEW)
+OF_STRANGERS = (MET_FEW, SCORED_FEW)
 _WIDE = 256  # bytes of a row, where features do not tell
 
 
@@ -64,40 +64,46 @@ def first_met(
 
 
 class Strangers:
-    """Graphs that a layer left to stock, one after the other: sampled batches, mostly."""
+    """Graphs that a layer left to stock, one after the other: sampled batches, mostly.
 
-    __slots__ = ("_count", "_kind", "_most", "_reason")
+    Attributes:
+        choice: what those run on that are left without another look.
+    """
+
+    __slots__ = ("_count", "_kind", "_most", "choice")
 
     def __init__(self) -> None:
-        self._count, self._most, self._reason = 0, 0, ""
+        self._count, self._most = 0, 0
         self._kind: tuple[Any, ...] = ()
+        self.choice: Choice | None = None
 
     def met(self, num_edges: int, x: Tensor, reason: str) -> None:
-        """One more was. Those before are forgotten where it is of another kind.
+        """One more was looked at. Those before are forgotten where it is of another kind.
 
         Args:
             num_edges: its.
             x: the sources' features.
-            reason: why.
+            reason: why it is left to stock.
         """
         kind = x.shape[-1], torch.is_grad_enabled()
         if kind != self._kind:
             self._count, self._most, self._kind = 0, 0, kind
         self._count += 1
         self._most = max(self._most, num_edges)
-        self._reason = STRANGER if reason is MET_FEW else reason
+        self.choice = Choice("stock", STRANGER if reason is MET_FEW else reason, NOTHING)
 
-    def why_followed(self, num_edges: int, x: Tensor) -> str | None:
-        """Why a graph is left to stock without another look, after many of its kind. None: it is
-        to be looked at."""
-        many = limits.strangers
-        if self._count < many or (self._count + 1) % many == 0 or num_edges > self._most:
+    def followed(self, num_edges: int, x: Tensor) -> Choice | None:
+        """What a graph runs on without another look, after many of its kind. None: it is to be
+        looked at."""
+        many, count = limits.strangers, self._count
+        if count < many or (count + 1) % many == 0 or num_edges > self._most:
             return None
         if (x.shape[-1], torch.is_grad_enabled()) != self._kind:
             return None
         if _top_hooks(True) is not None or _in_backward() >= 0:
             return None  # a checkpoint must decide alike when it runs again
-        return self._reason
+        self._count = count + 1
+        return self.choice
 
 
 def with_scores(conv: Any, recipe: Recipe, messages: Messages, x: Tensor) -> Messages:

@@ -127,9 +127,9 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
             return Choice("stock", NOT_ACCELERATED, NOTHING)
         calls = own.get(CALLS)
         if calls is not None and calls.strangers is not None:
-            reason = _why_stranger(calls.strangers, graph, features)
-            if reason is not None:
-                return Choice("stock", reason, NOTHING)
+            choice = _of_stranger(calls.strangers, graph, features)
+            if choice is not None:
+                return choice
         if type(own["_modules"]["aggr_module"]) is LSTMAggregation:
             return _settle_lstm(conv, recipe, name, call, session)
         if (
@@ -202,12 +202,12 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
     return Choice("stock", "no graph" if graph is None else SPARSE, NOTHING)
 
 
-def _why_stranger(strangers: Strangers, graph: Tensor, features: Any) -> str | None:
-    """Why a graph is left to stock like those before it. None: it is to be looked at."""
+def _of_stranger(strangers: Strangers, graph: Tensor, features: Any) -> Choice | None:
+    """What a graph runs on that is like those before it. None: it is to be looked at."""
     x = features[0] if isinstance(features, PAIRS) else features
     if type(graph) is not Tensor or graph.layout != torch.strided or not isinstance(x, Tensor):
         return None
-    return strangers.why_followed(graph.shape[-1], x)
+    return strangers.followed(graph.shape[-1], x)
 
 
 def _settle_compiled(conv: Any, recipe: Recipe, name: str, call: Call, features: Any) -> Choice:
