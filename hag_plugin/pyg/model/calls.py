@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch._dynamo.comptime import comptime
 from torch.nn import Module
 
@@ -16,7 +15,7 @@ from hag_plugin.layers.pyg import reducers
 from hag_plugin.pyg.model.choice import COMPILED, COMPILED_PLAIN, Choice
 from hag_plugin.pyg.model.facts import is_relations
 from hag_plugin.pyg.model.first_met import OF_STRANGERS, Strangers
-from hag_plugin.pyg.recipes.recipe import Call, Recipe, of_sources
+from hag_plugin.pyg.recipes.recipe import Call, Recipe
 from hag_plugin.pyg.recipes.weighted import WeightedGraph
 from hag_plugin.recall import is_run_again
 from hag_plugin.sequence.prefix_tree import SequentialHAG
@@ -33,10 +32,6 @@ def note(conv: Any, recipe: Recipe | None, choice: Choice, call: Call) -> None:
 
     In compiled code it is counted once, when it is compiled.
     """
-    calls = conv.__dict__.get(CALLS)
-    if calls is not None and calls.strangers is not None and choice is calls.strangers.choice:
-        calls.note(choice.kind, choice.reason)  # nothing runs again where one is followed
-        return
     kind, reason, changed = choice
     if torch.compiler.is_compiling():
         if torch.compiler.is_dynamo_compiling():
@@ -48,9 +43,13 @@ def note(conv: Any, recipe: Recipe | None, choice: Choice, call: Call) -> None:
         return
     if (_in_backward() >= 0 or _top_hooks(True) is not None) and is_run_again():
         return
+    calls = conv.__dict__.get(CALLS)
     if calls is None:
         calls = calls_of(conv)
-    calls.strangers = _strangers(calls, recipe, call, reason) if reason in OF_STRANGERS else None
+    strangers = None
+    if recipe is not None and reason in OF_STRANGERS:
+        strangers = calls.strangers or Strangers(calls, recipe)
+    calls.strangers = strangers if strangers is not None and strangers.met(call, reason) else None
     if kind == "HAG" and recipe is not None:
         kind = "plain"
         for name in recipe.record.graphs:
@@ -61,19 +60,6 @@ def note(conv: Any, recipe: Recipe | None, choice: Choice, call: Call) -> None:
                 reason = choice.reason + why
     calls.counts[kind] = calls.counts.get(kind, 0) + 1  # as Calls.note
     calls.reasons[kind] = reason
-
-
-def _strangers(calls: Calls, recipe: Recipe | None, call: Call, reason: str) -> Strangers | None:
-    """The graphs that a layer left to stock, one after the other, with that of this call."""
-    if recipe is None:
-        return None
-    x = of_sources(call.get(recipe.record.features or recipe.source))
-    graph = call.get(recipe.record.graphs[0])
-    if type(graph) is not Tensor or not isinstance(x, Tensor):
-        return None
-    strangers = calls.strangers or Strangers()
-    strangers.met(graph.shape[1], x, reason)
-    return strangers
 
 
 def calls_of(conv: Any) -> Calls:

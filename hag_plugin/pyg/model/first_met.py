@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hag_plugin.explanation import Calls
 from hag_plugin.hag.passing import Messages
 from hag_plugin.limits import limits
 from hag_plugin.pyg.model import session as sessions
-from hag_plugin.pyg.model.choice import MET_FEW, NOTHING, SCORED_FEW, STRANGER, Choice
+from hag_plugin.pyg.model.choice import MET_FEW, SCORED_FEW, STRANGER
 from hag_plugin.pyg.recipes.adjacency import num_entries
-from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe
+from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, of_sources
 from hag_plugin.pyg.recipes.rgat import attends_within, matrix_numbers
 
 # Without either, nothing is run again.
@@ -66,44 +67,55 @@ def first_met(
 class Strangers:
     """Graphs that a layer left to stock, one after the other: sampled batches, mostly.
 
-    Attributes:
-        choice: what those run on that are left without another look.
+    Args:
+        calls: of the layer.
+        recipe: its recipe.
     """
 
-    __slots__ = ("_count", "_kind", "_most", "choice")
+    __slots__ = ("_calls", "_count", "_kind", "_most", "_names", "_reason")
 
-    def __init__(self) -> None:
-        self._count, self._most = 0, 0
+    def __init__(self, calls: Calls, recipe: Recipe) -> None:
+        self._calls = calls
+        self._names = recipe.record.graphs[0], recipe.record.features or recipe.source
+        self._count, self._most, self._reason = 0, 0, ""
         self._kind: tuple[Any, ...] = ()
-        self.choice: Choice | None = None
 
-    def met(self, num_edges: int, x: Tensor, reason: str) -> None:
-        """One more was looked at. Those before are forgotten where it is of another kind.
-
-        Args:
-            num_edges: its.
-            x: the sources' features.
-            reason: why it is left to stock.
-        """
+    def met(self, call: Call, reason: str) -> bool:
+        """One more was looked at, and is left to stock for this reason. Those before are forgotten
+        where it is of another kind; False: its kind cannot be told."""
+        graph, x = call.get(self._names[0]), of_sources(call.get(self._names[1]))
+        if type(graph) is not Tensor or graph.dim() != 2 or not isinstance(x, Tensor):
+            return False
         kind = x.shape[-1], torch.is_grad_enabled()
         if kind != self._kind:
             self._count, self._most, self._kind = 0, 0, kind
         self._count += 1
-        self._most = max(self._most, num_edges)
-        self.choice = Choice("stock", STRANGER if reason is MET_FEW else reason, NOTHING)
+        self._most = max(self._most, graph.shape[1])
+        self._reason = STRANGER if reason is MET_FEW else reason
+        return True
 
-    def followed(self, num_edges: int, x: Tensor) -> Choice | None:
-        """What a graph runs on without another look, after many of its kind. None: it is to be
-        looked at."""
-        many, count = limits.strangers, self._count
-        if count < many or (count + 1) % many == 0 or num_edges > self._most:
-            return None
-        if (x.shape[-1], torch.is_grad_enabled()) != self._kind:
-            return None
+    def follows(self, call: Call) -> bool:
+        """Whether a graph is left to stock without another look, after many of its kind. Counts it.
+
+        All in one place: what stands before stock's code is mostly not in the caches.
+        """
+        count, many, names = self._count, limits.strangers, self._names
+        if count < many or (count + 1) % many == 0:
+            return False
+        graph, x = call.get(names[0]), call.get(names[1])
+        if type(x) is tuple:
+            x = x[0]
+        if type(graph) is not Tensor or not isinstance(x, Tensor) or graph.dim() != 2:
+            return False
+        if graph.shape[1] > self._most or (x.shape[-1], torch.is_grad_enabled()) != self._kind:
+            return False
         if _top_hooks(True) is not None or _in_backward() >= 0:
-            return None  # a checkpoint must decide alike when it runs again
+            return False  # a checkpoint must decide alike when it runs again
         self._count = count + 1
-        return self.choice
+        calls = self._calls
+        calls.counts["stock"] += 1  # those before are there
+        calls.reasons["stock"] = self._reason
+        return True
 
 
 def with_scores(conv: Any, recipe: Recipe, messages: Messages, x: Tensor) -> Messages:

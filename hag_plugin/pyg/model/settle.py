@@ -19,7 +19,6 @@ from hag_plugin.hag.passing import plain_hag
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
 from hag_plugin.pyg.aggregation.neighbourhoods import check_sizes
 from hag_plugin.pyg.model import compiled, edge_order
-from hag_plugin.pyg.model.calls import CALLS
 from hag_plugin.pyg.model.choice import (
     BACK,
     COMPILED,
@@ -69,7 +68,7 @@ from hag_plugin.pyg.model.facts import (
     why_passing,
     why_unknown,
 )
-from hag_plugin.pyg.model.first_met import Strangers, first_met
+from hag_plugin.pyg.model.first_met import first_met
 from hag_plugin.pyg.model.settle_product import settle_product
 from hag_plugin.pyg.model.settle_scores import (
     scored_hag,
@@ -125,11 +124,6 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
         session = own.get("_hag_session")
         if session is None:
             return Choice("stock", NOT_ACCELERATED, NOTHING)
-        calls = own.get(CALLS)
-        if calls is not None and calls.strangers is not None:
-            choice = _of_stranger(calls.strangers, graph, features)
-            if choice is not None:
-                return choice
         if type(own["_modules"]["aggr_module"]) is LSTMAggregation:
             return _settle_lstm(conv, recipe, name, call, session)
         if (
@@ -200,14 +194,6 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
     if session is not None and is_adjacency(graph) and not torch.compiler.is_compiling():
         return settle_product(conv, recipe, name, call, session)
     return Choice("stock", "no graph" if graph is None else SPARSE, NOTHING)
-
-
-def _of_stranger(strangers: Strangers, graph: Tensor, features: Any) -> Choice | None:
-    """What a graph runs on that is like those before it. None: it is to be looked at."""
-    x = features[0] if isinstance(features, PAIRS) else features
-    if type(graph) is not Tensor or graph.layout != torch.strided or not isinstance(x, Tensor):
-        return None
-    return strangers.followed(graph.shape[-1], x)
 
 
 def _settle_compiled(conv: Any, recipe: Recipe, name: str, call: Call, features: Any) -> Choice:

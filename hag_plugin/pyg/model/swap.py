@@ -118,6 +118,11 @@ def _forward(stock: type, recipe: Recipe) -> Any:
         call = dict(zip(names, args, strict=False))
         if kwargs:
             call.update(kwargs)
+        if not torch.compiler.is_compiling():
+            calls = self.__dict__.get(CALLS)
+            strangers = None if calls is None else calls.strangers
+            if strangers is not None and strangers.follows(call):  # as `settle` found before
+                return stock_forward(self, *args, **kwargs)
         choice = settle(self, recipe, call)
         if choice.kind == "stock":
             if not choice.changed:
@@ -309,19 +314,23 @@ def _propagate_in_blocks(stock: type) -> Any:
     return propagate
 
 
-def _propagate(stock: type, recipe: Recipe, otherwise: Any) -> Any:
+def _propagate(stock: type, recipe: Recipe, in_blocks: Any) -> Any:
+    cls: Any = stock
+    has_form = stock in FORMS
+
     def propagate(self: Any, edge_index: Any, *args: Any, size: Any = None, **kwargs: Any) -> Any:
-        if type(edge_index) is Tensor:
-            return otherwise(self, edge_index, *args, size=size, **kwargs)
-        if isinstance(edge_index, HAG):
-            return running.run(recipe, self, edge_index, size, kwargs)
-        if isinstance(edge_index, SequentialHAG):
-            return lstm.run(recipe, self, edge_index, size, kwargs)
-        if isinstance(edge_index, WeightedGraph):
-            return running.run_weighted(recipe, self, edge_index, kwargs)
-        if isinstance(edge_index, ScoredGraph):
-            return running.run_scored(recipe, self, edge_index, size, kwargs)
-        return otherwise(self, edge_index, *args, size=size, **kwargs)
+        if type(edge_index) is not Tensor:
+            if isinstance(edge_index, HAG):
+                return running.run(recipe, self, edge_index, size, kwargs)
+            if isinstance(edge_index, SequentialHAG):
+                return lstm.run(recipe, self, edge_index, size, kwargs)
+            if isinstance(edge_index, WeightedGraph):
+                return running.run_weighted(recipe, self, edge_index, kwargs)
+            if isinstance(edge_index, ScoredGraph):
+                return running.run_scored(recipe, self, edge_index, size, kwargs)
+        if has_form:
+            return in_blocks(self, edge_index, *args, size=size, **kwargs)
+        return cls.propagate(self, edge_index, *args, size=size, **kwargs)
 
     return propagate
 
