@@ -294,9 +294,19 @@ class DeltaSimulator:
                 progress.ready[task], progress.start[task] = old.ready[task], old.start[task]
                 for resource in graph.occupied(task):
                     free[resource] = max(free[resource], old.start[task] + graph.duration[task])
-        shift = progress.scheduled - old.snapshots[number].scheduled
-        rest = [replace(s, scheduled=s.scheduled + shift, stale=set())
-                for s in old.snapshots[number:]]  # fmt: skip
+        met = old.snapshots[number]
+        shift = progress.scheduled - met.scheduled
+        rest = []
+        for later in old.snapshots[number:]:
+            # A resource that has not worked since is free from when it is now.
+            available = [
+                ours if now == then else now
+                for ours, then, now in zip(
+                    progress.available, met.available, later.available, strict=True
+                )
+            ]
+            scheduled = later.scheduled + shift
+            rest.append(replace(later, available=available, scheduled=scheduled, stale=set()))
         makespan = max(free, default=0.0)
         return _Run(progress.ready, progress.start, makespan, [*snapshots, *rest])
 

@@ -16,7 +16,8 @@ NO_TASKS = Block([], [], [])
 
 
 class RandomBlocks:
-    """Operations of random tasks on a random directed graph; few durations, so that times tie."""
+    """Operations of random tasks on a random directed graph; few durations, so that times tie.
+    Some have no tasks."""
 
     def __init__(self, seed: int, nodes: int, resources: int) -> None:
         self.random = random.Random(seed)
@@ -36,17 +37,21 @@ class RandomBlocks:
         return [choose.randrange(5) for _ in resources], resources, durations
 
     def node(self, node: int) -> Block:
-        count = self.sizes[node] = self.random.randint(1, 4)
+        count = self.sizes[node] = self.random.randint(0, 4)
         inside = [(i, j) for j in range(count) for i in range(j) if self.random.random() < 0.3]
         return Block(*self.tasks(count), inside)
 
     def edge(self, edge: int) -> Block:
         u, v = (self.sizes[node] for node in self.edges[edge])
         count = self.random.choice([0, 1, 2])
-        joins = [(SOURCE + self.random.randrange(u), TARGET + self.random.randrange(v))]
+        joins = []
+        if u and v:
+            joins.append((SOURCE + self.random.randrange(u), TARGET + self.random.randrange(v)))
         for task in range(count):
-            joins.append((SOURCE + self.random.randrange(u), task))
-            joins.append((task, TARGET + self.random.randrange(v)))
+            if u:
+                joins.append((SOURCE + self.random.randrange(u), task))
+            if v:
+                joins.append((task, TARGET + self.random.randrange(v)))
         return Block(*self.tasks(count), joins)
 
     def graph(self) -> TaskGraph:
