@@ -59,6 +59,8 @@ class Limits:
         window_ops: ops of a window, on a GPU. Ops of a level are sorted by length inside windows:
             instances that share a loop get rows of like length (SELL-C-sigma, arXiv 1307.6209), and
             neighbours in the graph stay near.
+        compared_bytes: of a tensor of the data that a plan shares out: of larger ones only rows
+            here and there are compared between ranks.
         measured_edges: edges of a block of a plan. Larger ones are measured at this size, and
             scaled.
         calibration_step: measuring the cost constants times every n-th of its kinds of programs.
@@ -95,6 +97,7 @@ class Limits:
     op_sources: int = 128
     program_levels: int = 16
     window_ops: int = 1024
+    compared_bytes: int = 1 << 26
     measured_edges: int = 1 << 20
     calibration_step: int = 1
     calibration_seconds: float = 1.0

@@ -16,6 +16,7 @@ from hag_plugin.parallel.execution.share import (
     Part,
     Share,
     by_graph,
+    check_alike,
     has_nodes,
     moved,
     sliced,
@@ -91,8 +92,9 @@ class Parallel:
                 graphs.
 
         Raises:
-            ValueError: the plan is for another model.
+            ValueError: the plan is for another model, or a rank has other data.
         """
+        check_alike(data, self.group)
         with self.group.together("laying out the data"):
             part = self._part if getattr(data, "ptr", None) is None else by_graph(data)
             recorded = record(self._pristine, data, hag=False, part=part, counted=False)

@@ -12,7 +12,7 @@ from torch.nn import Module
 
 from hag_plugin.parallel.execution.parallel_model import Parallel
 from hag_plugin.parallel.execution.parameters import Parameters
-from hag_plugin.parallel.execution.share import Part
+from hag_plugin.parallel.execution.share import Part, check_alike
 from hag_plugin.parallel.machine.topology import Topology
 from hag_plugin.parallel.model.trace import record
 from hag_plugin.parallel.ranks.comm import Group
@@ -50,8 +50,9 @@ def parallelize(
 
     Raises:
         RuntimeError: torch.distributed is not initialised; another rank failed.
-        ValueError: the plan is for another model, graph or number of ranks, says what differs; or
-            it gives a layer what is not possible there, names it.
+        ValueError: the plan is for another model, graph or number of ranks, says what differs; a
+            rank has other data, says in what; or the plan gives a layer what is not possible
+            there, names it.
         NotImplementedError: a strategy cannot be run; names the layer.
 
     Example:
@@ -74,6 +75,7 @@ def parallelize(
         pristine = copy.deepcopy(model).to("meta")
         recorded = record(pristine, data, hag=False, part=part)
         chosen.check(recorded.graph, group.size)
+    check_alike(data, group)
     # Making groups is communication: it comes before work that may fail on one rank.
     layouts = {k for c in chosen.configs.values() for k in (c.source, c.target)}
     for columns in sorted({layout.columns for layout in layouts}):

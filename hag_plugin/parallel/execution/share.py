@@ -12,12 +12,16 @@ import torch
 from torch import Tensor
 
 from hag_plugin.arguments import brief
+from hag_plugin.limits import limits
 from hag_plugin.parallel.execution.runner import Prepared
 from hag_plugin.parallel.execution.site import World
 from hag_plugin.parallel.layouts import Layout, shares
+from hag_plugin.parallel.ranks.comm import Group
+from hag_plugin.recall import checksum
 from hag_plugin.saved import set_module
 
 Part = Callable[[int], np.ndarray]
+SOME_ROWS = 4096
 
 
 @set_module("hag_plugin.parallel")
@@ -74,6 +78,40 @@ def values_of(data: Any) -> dict[str, Any]:
         graph, x = data
         return dict(graph.ndata.items()) | {"x": x}
     return dict(data.to_dict()) if hasattr(data, "to_dict") else dict(vars(data))
+
+
+def told_apart(data: Any) -> dict[str, Any]:
+    """What data holds, by name, in a few numbers each: the same on ranks that have the same.
+
+    Of tensors larger than `limits.compared_bytes`, rows here and there; of features that lie on a
+    disk nothing is read.
+    """
+    found: dict[str, Any] = {}
+    for name, value in values_of(data).items():
+        shape = tuple(getattr(value, "shape", ()))
+        if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta:
+            rows = value.detach()
+            if rows.nbytes > limits.compared_bytes:
+                some = torch.linspace(0, len(rows) - 1, min(len(rows), SOME_ROWS))
+                rows = rows[some.long().to(rows.device)]
+            found[name] = shape, str(value.dtype), checksum(rows.cpu().contiguous())
+        else:
+            found[name] = value if isinstance(value, int | float | str | bool) else shape
+    return found
+
+
+def check_alike(data: Any, group: Group) -> None:
+    """Raises ValueError unless all ranks have the same data. They communicate."""
+    with group.together("reading the data"):
+        mine = told_apart(data)
+    for rank, other in zip(group.ranks, group.collect(mine), strict=True):
+        names = sorted(k for k in {*mine, *other} if mine.get(k) != other.get(k))
+        if names:
+            raise ValueError(
+                f"rank {rank} has other data than rank {group.rank}, in {', '.join(names)}; "
+                "expected the same on all. Seed what is drawn at random, as a split, or make it "
+                "on one rank"
+            )
 
 
 def has_nodes(key: str, value: Any, nodes: int) -> bool:
