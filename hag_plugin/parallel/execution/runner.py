@@ -141,6 +141,7 @@ class Runner(Walk):
                 "when it was recorded; expected the same in each forward. Plan it in the mode "
                 "(train or eval) in which it runs"
             )
+        self._given.append(edges)  # for the layers that follow
 
     def add(
         self, kind: str, inputs: Sequence[Tensor], width: int, *, suffix: str = "",

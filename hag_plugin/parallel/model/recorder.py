@@ -185,7 +185,7 @@ class Recorder(Walk):
     def look_at(self, edges: Any) -> None:
         if isinstance(edges, Tensor) and not any(edges is each for each in self.given):
             self.made.append((self.path, edges))
-            self.edges[f"made for {self.path}"] = Edges(edges)
+            self.edges[f"made {len(self.made)}"] = Edges(edges)
 
     def _stats(self, edges: Edges) -> GraphStats:
         if isinstance(self.data, GraphStats):

@@ -10,6 +10,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -137,11 +138,12 @@ def given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
 
 def _check_made(one: Recorder, other: Recorder) -> None:
     """Raises UnknownLayerError unless a model made the same edges twice."""
-    for (path, edges), (_, again) in zip(one.made, other.made, strict=True):
-        if not torch.equal(edges, again):
+    none = "", torch.empty(0)
+    for (path, edges), (again, others) in zip_longest(one.made, other.made, fillvalue=none):
+        if path != again or not torch.equal(edges, others):
             raise UnknownLayerError(
-                f"layer {path!r} runs on edges that the model makes anew in each forward, as "
-                "dropout_edge does; expected the same edges each time: a plan shares them out "
+                f"layer {path or again!r} runs on edges that the model makes anew in each forward, "
+                "as dropout_edge does; expected the same edges each time: a plan shares them out "
                 "once. Make them before, or leave that out"
             )
 

@@ -211,3 +211,20 @@ def test_edges_that_differ_later_are_refused(name: str) -> None:
         return "refused"
 
     assert run_threads(2, train) == ["refused"] * 2
+
+
+class Both(nn.Module):
+    """One layer on two graphs that its model makes."""
+
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.last = conv, nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        one, other = self.conv(x, edge_index.flip(0)), self.conv(x, to_undirected(edge_index))
+        return self.last((one + other).relu())
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_one_layer_on_several_graphs(name: str) -> None:
+    check(Both(CONVS[name]()).double(), data(), 2, lambda op, config: config.strategy != "heads")
