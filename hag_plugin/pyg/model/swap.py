@@ -66,7 +66,7 @@ def hag_class(stock: type) -> type:
         if recipe is not None or stock in FORMS:
             # `explain` and `decomposed_layers` put _orig_propagate (inherited) on the instance,
             # and _jinja_propagate back when they are turned off.
-            in_blocks = _propagate_in_blocks(stock)
+            in_blocks = _propagate_in_blocks(stock) if stock in FORMS else None
             propagate = in_blocks if recipe is None else _propagate(stock, recipe, in_blocks)
             body |= {"propagate": propagate, "_jinja_propagate": propagate}
             if recipe is not None and recipe.attention is not None:
@@ -300,12 +300,11 @@ def _edge_value_names(names: Any) -> list[str]:
 
 
 def _propagate_in_blocks(stock: type) -> Any:
-    """Of a layer that is given an edge index: stock's, or the same in blocks of edges."""
+    """Of a layer that has a form: stock's, or the same in blocks of edges."""
     cls: Any = stock  # which PyG, or a user, may give another `propagate` later
-    has_form = stock in FORMS
 
     def propagate(self: Any, edge_index: Any, *args: Any, size: Any = None, **kwargs: Any) -> Any:
-        if has_form and type(edge_index) is Tensor and not torch.compiler.is_compiling():
+        if type(edge_index) is Tensor and not torch.compiler.is_compiling():
             out = None if args else run_blocks(self, edge_index, size, kwargs)
             if out is not None:
                 return out
@@ -315,8 +314,9 @@ def _propagate_in_blocks(stock: type) -> Any:
 
 
 def _propagate(stock: type, recipe: Recipe, in_blocks: Any) -> Any:
+    """Of a layer that has a recipe; `in_blocks`: as `_propagate_in_blocks` gives it, if it has a
+    form, too."""
     cls: Any = stock
-    has_form = stock in FORMS
 
     def propagate(self: Any, edge_index: Any, *args: Any, size: Any = None, **kwargs: Any) -> Any:
         if type(edge_index) is not Tensor:
@@ -328,7 +328,7 @@ def _propagate(stock: type, recipe: Recipe, in_blocks: Any) -> Any:
                 return running.run_weighted(recipe, self, edge_index, kwargs)
             if isinstance(edge_index, ScoredGraph):
                 return running.run_scored(recipe, self, edge_index, size, kwargs)
-        if has_form:
+        if in_blocks is not None:
             return in_blocks(self, edge_index, *args, size=size, **kwargs)
         return cls.propagate(self, edge_index, *args, size=size, **kwargs)
 
