@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from .results import Record
 from .sample_batches import Sampler
 from .sides import AGAIN, AUTO
 from .timing import interleave
+from .verdict import Rule, judge
 
 NAME = "sampled"
 SECONDS = 2.0
@@ -33,6 +34,7 @@ SEEDS = (512, 1024)
 LAYERS = ("SAGE", "GCN", "GIN", "GraphConv")
 PARTS = ("messages", "step")
 TOLERANCE = 1e-3  # of the largest value, in float32
+RULE = Rule(least=0.97)
 
 
 def cells(plan: Plan) -> Iterator[Cell]:
@@ -83,10 +85,17 @@ def measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
     for name, ours, theirs in zip(("output", "gradient"), found, expected, strict=True):
         if not (ours - theirs).abs().max() <= TOLERANCE * theirs.abs().max():
             wrong[AUTO] = f"its {name} differs"
-    rounds = interleave(calls, plan.budget(SECONDS), together=(STOCK, AGAIN))
-    forms = {"fresh": {"sides": rounds.summary(), "control": rounds.control(STOCK, AGAIN)}}
+
+    def attempt(number: int) -> dict[str, Any]:
+        rounds = interleave(
+            calls, plan.budget(SECONDS, longer=number + 1), together=(STOCK, AGAIN), seed=number
+        )
+        control = rounds.control(STOCK, AGAIN)
+        forms = {"fresh": {"sides": rounds.summary(), "control": control}}
+        return {"forms": forms, "ratio": rounds.ratio(STOCK, AUTO), "spread": control["spread"]}
+
     size = {"nodes": len(batch.n_id), "edges": batch.edge_index.shape[1]}
-    return {"wrong": wrong, "absent": {}, "forms": forms, "batch": size}
+    return {"wrong": wrong, "absent": {}, "batch": size, **judge(RULE, attempt)}
 
 
 def _whole(pyg: Any, name: str, width: int) -> nn.Module:
@@ -124,6 +133,12 @@ def _call(net: nn.Module, x: Tensor, edge_index: Tensor, cell: Cell) -> Callable
         return y.detach(), gradient
 
     return call
+
+
+def ratios(records: Iterable[Record], part: str) -> list[float]:
+    """How many times as fast as stock, of each cell of a part."""
+    found = (tables.over(r, "fresh", STOCK, AUTO) for r in records if r["cell"]["part"] == part)
+    return [ratio for ratio in found if ratio is not None]
 
 
 def table(records: Sequence[Record]) -> str:
