@@ -13,7 +13,7 @@ from hag_plugin.explanation import Calls, Kind
 from hag_plugin.hag.hag import HAG
 from hag_plugin.layers.pyg import reducers
 from hag_plugin.pyg.model.choice import COMPILED, COMPILED_PLAIN, Choice
-from hag_plugin.pyg.model.facts import is_relations
+from hag_plugin.pyg.model.facts import PARAMETERS, is_relations
 from hag_plugin.pyg.model.first_met import OF_STRANGERS, Strangers
 from hag_plugin.pyg.recipes.recipe import Call, Recipe
 from hag_plugin.pyg.recipes.weighted import WeightedGraph
@@ -48,8 +48,8 @@ def note(conv: Any, recipe: Recipe | None, choice: Choice, call: Call) -> None:
         calls = calls_of(conv)
     strangers = None
     if recipe is not None and reason in OF_STRANGERS:
-        strangers = calls.strangers or Strangers(calls, recipe)
-    calls.strangers = strangers if strangers is not None and strangers.met(call, reason) else None
+        strangers = _strangers(conv, recipe, calls, call.get(recipe.record.graphs[0]), reason)
+    calls.strangers = strangers
     if kind == "HAG" and recipe is not None:
         kind = "plain"
         for name in recipe.record.graphs:
@@ -60,6 +60,19 @@ def note(conv: Any, recipe: Recipe | None, choice: Choice, call: Call) -> None:
                 reason = choice.reason + why
     calls.counts[kind] = calls.counts.get(kind, 0) + 1  # as Calls.note
     calls.reasons[kind] = reason
+
+
+def _strangers(
+    conv: Any, recipe: Recipe, calls: Calls, graph: Any, reason: str
+) -> Strangers | None:
+    """What a layer left to stock, with this graph; None where it is to look at the next one."""
+    strangers: Strangers | None = calls.strangers
+    if strangers is None:
+        name, names = recipe.record.graphs[0], getattr(type(conv), PARAMETERS, ())
+        if name not in names:  # a declared layer, whose `propagate` is looked at
+            return None
+        strangers = Strangers(calls, name, names.index(name))
+    return strangers if strangers.met(graph, reason) else None
 
 
 def calls_of(conv: Any) -> Calls:

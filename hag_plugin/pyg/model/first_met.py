@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from hag_plugin.limits import limits
 from hag_plugin.pyg.model import session as sessions
 from hag_plugin.pyg.model.choice import MET_FEW, SCORED_FEW, STRANGER
 from hag_plugin.pyg.recipes.adjacency import num_entries
-from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, of_sources
+from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe
 from hag_plugin.pyg.recipes.rgat import attends_within, matrix_numbers
 
 # Without either, nothing is run again.
@@ -69,45 +69,45 @@ class Strangers:
 
     Args:
         calls: of the layer.
-        recipe: its recipe.
+        name: of the graph among the arguments of its `forward`.
+        at: its position among them.
     """
 
-    __slots__ = ("_calls", "_count", "_kind", "_most", "_names", "_reason")
+    __slots__ = ("_at", "_calls", "_count", "_derived", "_most", "_name", "_reason")
 
-    def __init__(self, calls: Calls, recipe: Recipe) -> None:
+    def __init__(self, calls: Calls, name: str, at: int) -> None:
         self._calls = calls
-        self._names = recipe.record.graphs[0], recipe.record.features or recipe.source
+        self._name, self._at = name, at
         self._count, self._most, self._reason = 0, 0, ""
-        self._kind: tuple[Any, ...] = ()
+        self._derived = False
 
-    def met(self, call: Call, reason: str) -> bool:
+    def met(self, graph: Any, reason: str) -> bool:
         """One more was looked at, and is left to stock for this reason. Those before are forgotten
-        where it is of another kind; False: its kind cannot be told."""
-        graph, x = call.get(self._names[0]), of_sources(call.get(self._names[1]))
-        if type(graph) is not Tensor or graph.dim() != 2 or not isinstance(x, Tensor):
+        where they were met with gradients and it is not, or the reverse. False: its size cannot be
+        told."""
+        if type(graph) is not Tensor:
             return False
-        kind = x.shape[-1], torch.is_grad_enabled()
-        if kind != self._kind:
-            self._count, self._most, self._kind = 0, 0, kind
+        derived = torch.is_grad_enabled()
+        if derived is not self._derived:
+            self._count, self._most, self._derived = 0, 0, derived
         self._count += 1
-        self._most = max(self._most, graph.shape[1])
+        self._most = max(self._most, graph.numel())
         self._reason = STRANGER if reason is MET_FEW else reason
         return True
 
-    def follows(self, call: Call) -> bool:
+    def follows(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether a graph is left to stock without another look, after many of its kind. Counts it.
 
-        All in one place: what stands before stock's code is mostly not in the caches.
+        Little is asked, and all in one place: what stands before stock's code is mostly not in the
+        caches.
         """
-        count, many, names = self._count, limits.strangers, self._names
+        count, many = self._count, limits.strangers
         if count < many or (count + 1) % many == 0:
             return False
-        graph, x = call.get(names[0]), call.get(names[1])
-        if type(x) is tuple:
-            x = x[0]
-        if type(graph) is not Tensor or not isinstance(x, Tensor) or graph.dim() != 2:
+        graph = args[self._at] if len(args) > self._at else kwargs.get(self._name)
+        if type(graph) is not Tensor or graph.numel() > self._most:
             return False
-        if graph.shape[1] > self._most or (x.shape[-1], torch.is_grad_enabled()) != self._kind:
+        if torch.is_grad_enabled() is not self._derived:
             return False
         if _top_hooks(True) is not None or _in_backward() >= 0:
             return False  # a checkpoint must decide alike when it runs again

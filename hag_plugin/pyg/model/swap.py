@@ -115,14 +115,14 @@ def _forward(stock: type, recipe: Recipe) -> Any:
 
     @functools.wraps(stock_forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        call = dict(zip(names, args, strict=False))
-        if kwargs:
-            call.update(kwargs)
         if not torch.compiler.is_compiling():
             calls = self.__dict__.get(CALLS)
             strangers = None if calls is None else calls.strangers
-            if strangers is not None and strangers.follows(call):  # as `settle` found before
+            if strangers is not None and strangers.follows(args, kwargs):  # as `settle` found
                 return stock_forward(self, *args, **kwargs)
+        call = dict(zip(names, args, strict=False))
+        if kwargs:
+            call.update(kwargs)
         choice = settle(self, recipe, call)
         if choice.kind == "stock":
             if not choice.changed:
