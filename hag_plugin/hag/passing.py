@@ -57,7 +57,9 @@ CLEAR = 4.0  # a gain, or a loss, that no processor turns round
 _OPTIONS = Options(method="none", choose="plain")
 
 
-def plain_hag(edge_index: Tensor, size: tuple[int, int], *, both: bool = True) -> HAG:
+def plain_hag(
+    edge_index: Tensor, size: tuple[int, int], *, both: bool = True, loops: int = 0
+) -> HAG:
     """The HAG of a graph that shares nothing, as `build_hag(method="none")` gives it, sooner.
 
     It is where the edge index is, and made in main memory.
@@ -66,12 +68,13 @@ def plain_hag(edge_index: Tensor, size: tuple[int, int], *, both: bool = True) -
         edge_index: int32 or int64 `[2, E]`. Where it is sorted, this costs one check.
         size: the numbers of sources and targets.
         both: whether the reverse is to be made with it, which gradients need.
+        loops: as `with_own_loops` puts them on so many nodes; 0: those there are stay.
 
     Raises:
         TypeError: `edge_index` is no dense tensor of integers.
         ValueError: it has another shape, an id is out of range, or there are too many nodes.
     """
-    arrays = (both_directions if both else canonical_graph)(edge_index, *size)
+    arrays = (both_directions if both else canonical_graph)(edge_index, *size, loops)
     with outside_inference():
         row_ptr, col, *back = map(torch.from_numpy, arrays)
         symmetric = both and torch.equal(row_ptr, back[0]) and torch.equal(col, back[1])
