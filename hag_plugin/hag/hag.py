@@ -105,9 +105,7 @@ Token = tuple[int, Tensor]  # a number of a HAG's own, and a tensor that holds i
 def _new_tokens(count: int) -> Iterator[Token]:
     numbers = [secrets.randbits(63) for _ in range(count)]
     with outside_inference():
-        made = torch.tensor(
-            numbers if count > 1 else numbers[0], dtype=torch.int64, device="cpu"
-        )
+        made = torch.tensor(numbers if count > 1 else numbers[0], dtype=torch.int64, device="cpu")
     return zip(numbers, made.unbind() if count > 1 else (made,), strict=True)
 
 

@@ -261,11 +261,11 @@ struct Edges {
       by_source(first, std::min(last, num_edges), [&](int64_t s, int64_t t) {
         if (s != t) take(s, t);
       });
-      for (int64_t e = std::max(first, num_edges); e < last; ++e) take(e - num_edges, e - num_edges);
+      for (int64_t e = std::max(first, num_edges); e < last; ++e)
+        take(e - num_edges, e - num_edges);
     };
     Directions out;
-    out.reverse =
-        group(num_edges - order.loops + loops, num_edges + loops, num_src, threads, walk);
+    out.reverse = group(num_edges - order.loops + loops, num_edges + loops, num_src, threads, walk);
     out.forward = transposed(view(out.reverse, num_dst), threads);
     out.reverse = both ? transposed(view(out.forward, num_src), threads) : CsrArrays{};
     return out;

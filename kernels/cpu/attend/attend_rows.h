@@ -143,9 +143,9 @@ class Attend {
   template <class All>
   HAG_INLINE bool with_heads(const All &all) const {
     switch (H) {
-#define HAG_CASE(N)                      \
-  case N:                                \
-    if constexpr (N > L) return false;   \
+#define HAG_CASE(N)                    \
+  case N:                              \
+    if constexpr (N > L) return false; \
     else return all(Heads<N>()), true;
       HAG_CASE(1)
       HAG_CASE(2)

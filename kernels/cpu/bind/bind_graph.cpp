@@ -62,7 +62,8 @@ void bind_graph(nb::module_ &m) {
       },
       "source"_a, "target"_a, "num_src"_a, "num_dst"_a, "both"_a = false, "threads"_a = 1,
       "loops"_a = 0,
-      "CSR by target; `both`: then that by source, too; `loops`: of one on each of so many nodes in "
+      "CSR by target; `both`: then that by source, too; `loops`: of one on each of so many nodes "
+      "in "
       "place of those there are.");
   m.def(
       "transpose_csr",
