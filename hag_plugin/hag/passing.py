@@ -38,7 +38,7 @@ CONVERTED_OPS = 20
 # What attention takes for a row, however few its edges are, and around a graph that it meets first.
 # Beside 390 calls of PyG's and DGL's layers with 500 to 60,000 edges, 1 to 4 heads of 8 to 64
 # numbers, half an edge to 10 edges a node, with kernels for AVX-512 and for AVX2, on one thread: of
-# the 220 that are taken, two ran at less than 0.96 of stock's speed.
+# the 213 that are taken, two ran at less than 0.96 of stock's speed.
 ATTENDED_ROW_OPS, ATTENDED_CALLS = 15, 60
 ATTENDED_GAIN = 0.7  # of `limits.passing_gain`: how much was enough where stock makes messages
 # Beside RGATConv with 100 to 20,000 edges of 4 to 400 relations: a number of the matrix that stock
