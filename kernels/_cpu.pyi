@@ -159,6 +159,7 @@ def build_csr(
     num_dst: int,
     both: bool = False,
     threads: int = 1,
+    loops: int = 0,
 ) -> list[NDArray[Any]]: ...
 def transpose_csr(
     row_ptr: NDArray[int64], col: NDArray[int32], num_src: int, threads: int = 1

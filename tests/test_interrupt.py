@@ -105,6 +105,9 @@ def _set(graph: Graph) -> _cpu.GraphSet:
 # All that takes a graph. The others are kernels, or count nothing.
 CALLS: dict[str, Callable[[Graph], Any]] = {
     "build_csr": lambda g: partial(_cpu.build_csr, *g.edges, g.nodes, g.nodes),
+    "build_csr with loops": lambda g: partial(
+        _cpu.build_csr, *g.edges, g.nodes, g.nodes, True, 1, g.nodes
+    ),
     "build_csr of a star": lambda g: partial(_cpu.build_csr, *star(), 2_000_000, 1),
     "transpose_csr": lambda g: partial(_cpu.transpose_csr, *g.graph),
     "reversed_order": lambda g: partial(_cpu.reversed_order, *g.graph),

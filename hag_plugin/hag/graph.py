@@ -275,17 +275,22 @@ def check_edge_type(edge_type: Tensor, edge_index: Tensor) -> None:
         raise ValueError(f"edge_type holds {int(edge_type.min())}; expected 0 or more")
 
 
-def canonical_graph(edge_index: Tensor, num_src: int, num_dst: int) -> tuple[Array, Array]:
-    """CSR by target: row_ptr int64 `[num_dst + 1]` and col int32 `[E]`, increasing in a row."""
-    row_ptr, col = _canonical(edge_index, num_src, num_dst, False)
+def canonical_graph(
+    edge_index: Tensor, num_src: int, num_dst: int, loops: int = 0
+) -> tuple[Array, Array]:
+    """CSR by target: row_ptr int64 `[num_dst + 1]` and col int32 `[E]`, increasing in a row.
+
+    `loops`: as `with_own_loops` puts them on so many nodes; 0: those there are stay.
+    """
+    row_ptr, col = _canonical(edge_index, num_src, num_dst, False, loops)
     return row_ptr, col
 
 
 def both_directions(
-    edge_index: Tensor, num_src: int, num_dst: int
+    edge_index: Tensor, num_src: int, num_dst: int, loops: int = 0
 ) -> tuple[Array, Array, Array, Array]:
     """The same, then that of the reverse, which it has anyway where edges are sorted."""
-    row_ptr, col, back_ptr, back_col = _canonical(edge_index, num_src, num_dst, True)
+    row_ptr, col, back_ptr, back_col = _canonical(edge_index, num_src, num_dst, True, loops)
     return row_ptr, col, back_ptr, back_col
 
 
@@ -315,11 +320,13 @@ def inverse_of(permutation: Tensor) -> Tensor:
     return torch.empty_like(permutation).scatter_(0, permutation, places)
 
 
-def _canonical(edge_index: Tensor, num_src: int, num_dst: int, both: bool) -> list[Array]:
+def _canonical(
+    edge_index: Tensor, num_src: int, num_dst: int, both: bool, loops: int
+) -> list[Array]:
     check_edge_index(edge_index)
     source, target = numpy_of(edge_index)
     threads = torch.get_num_threads()
-    arrays: list[Array] = _cpu.build_csr(source, target, num_src, num_dst, both, threads)
+    arrays: list[Array] = _cpu.build_csr(source, target, num_src, num_dst, both, threads, loops)
     return arrays
 
 

@@ -105,8 +105,8 @@ Token = tuple[int, Tensor]  # a number of a HAG's own, and a tensor that holds i
 def _new_tokens(count: int) -> Iterator[Token]:
     numbers = [secrets.randbits(63) for _ in range(count)]
     with outside_inference():
-        tensors = torch.tensor(numbers, dtype=torch.int64, device="cpu").unbind()
-    return zip(numbers, tensors, strict=True)
+        made = torch.tensor(numbers if count > 1 else numbers[0], dtype=torch.int64, device="cpu")
+    return zip(numbers, made.unbind() if count > 1 else (made,), strict=True)
 
 
 class Chosen(NamedTuple):
@@ -453,6 +453,14 @@ class HAG(Graph):
                     kept = self._make_transpose()
                 self._transpose = kept if kept is not self else weakref.ref(self)
             return kept
+
+    @property
+    def reverse_addresses(self) -> tuple[int, int]:
+        """Where the arrays of the reversed edges are: no HAG is made of them for that."""
+        arrays = self._reverse  # the transpose has them once it is made
+        if arrays is None:
+            return self.transpose().addresses
+        return arrays[0].data_ptr(), arrays[1].data_ptr()
 
     def _make_transpose(self) -> HAG:
         arrays, symmetric = self._reverse, None  # known: then nobody asks whether it is the graph

@@ -34,6 +34,7 @@ from hag_plugin.ops.registration import (
     check_self_loops,
     found,
     in_large_pages,
+    is_ordinary,
     is_transformed,
     register,
 )
@@ -305,14 +306,23 @@ def _run_attend(graph: Graph, *inputs: Any) -> tuple[Tensor, Tensor]:
 
 
 def _run_attend_backward(graph: Graph, *inputs: Any) -> Tensor:
-    grad, y, kept, *tensors = inputs[: 3 + _NUM_TENSORS]
-    needs, *others = inputs[3 + _NUM_TENSORS :]
-    one = _Call(graph, Tensors(*tensors), Form(*others))
-    grad, y, kept = grad.contiguous(), y.contiguous(), kept.contiguous()
+    tensors, needs = inputs[3 : 3 + _NUM_TENSORS], inputs[3 + _NUM_TENSORS]
     flat = _shape_of_attend_backward(graph, *inputs)
-    if one.heads == 0 or (one.form.score == "vector" and one.key_width == 0):
-        flat.zero_()  # the kernels have nothing to write by edges
-    parts = _parts(flat if one.is_on_gpu else in_large_pages(flat), tensors, needs)
+    _write_gradients(graph, inputs, _parts(flat, tensors, needs))
+    return flat
+
+
+def _write_gradients(graph: Graph, inputs: Inputs, parts: dict[str, Tensor]) -> None:
+    """Writes the gradients that are needed, of the inputs of `attend_backward`."""
+    grad, y, kept, *tensors = inputs[: 3 + _NUM_TENSORS]
+    one = _Call(graph, Tensors(*tensors), Form(*inputs[4 + _NUM_TENSORS :]))
+    grad, y, kept = grad.contiguous(), y.contiguous(), kept.contiguous()
+    is_empty = one.heads == 0 or (one.form.score == "vector" and one.key_width == 0)
+    for part in parts.values():
+        if not one.is_on_gpu:
+            in_large_pages(part)
+        if is_empty:
+            part.zero_()  # the kernels have nothing to write by edges
     own = parts
     if one.form.loops == LOOPED:
         of_edges = {name: getattr(one.given, name) for name in OF_EDGES if name in parts}
@@ -327,7 +337,6 @@ def _run_attend_backward(graph: Graph, *inputs: Any) -> Tensor:
             spread_out(own[name], one.rows, part)
     if observers:
         tell("attend_backward", one.form.normalise, one.hag)
-    return flat
 
 
 def _native_backward(
@@ -378,6 +387,11 @@ def _attend_backward(
         gradients = Pieces(graph, form, given, kept[:, 0]).gradients(grad)
         return tuple(g if need else None for g, need in zip(gradients, needs, strict=True))
     bits = sum(1 << i for i in range(_NUM_DERIVED) if needs[i])
+    if isinstance(graph, HAG) and is_ordinary(grad, y, kept, *tensors):
+        # Apart, so that each goes as soon as it was used.
+        parts = {TENSORS[i]: tensors[i].new_empty(tensors[i].shape) for i in _needed(bits)}
+        _write_gradients(graph, (grad, y, kept, *given, bits, *form.others), parts)
+        return Tensors(**parts)
     flat = call("attend_backward", graph, (grad, y, kept, *given), bits, *form.others)
     return Tensors(**_parts(flat, tensors, bits))
 

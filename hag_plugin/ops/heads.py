@@ -65,7 +65,7 @@ def by_source(hag: HAG, order: Tensor | None) -> Side:
     """
     if hag.num_edges > MAX_NODES:
         raise NotImplementedError(f"{hag.num_edges} edges; attention takes up to {MAX_NODES}")
-    return *hag.transpose().addresses, reversed_order(hag).data_ptr(), place(order)[0]
+    return *hag.reverse_addresses, reversed_order(hag).data_ptr(), place(order)[0]
 
 
 def checked_order(order: Tensor | None, hag: HAG) -> Tensor | None:

@@ -98,9 +98,10 @@ void check_all_taken(int64_t taken, int64_t num_edges) {
 }
 
 // Groups values by their keys, each group in the order in which they come: a counting sort.
-// `walk(first, last, take)` calls take(key, value) for each of a stretch of edges.
+// `walk(first, last, take)` calls take(key, value) for the edges in a stretch of 0..walked-1.
 template <class At, class Walk>
-CsrArrays grouped(int64_t num_edges, int64_t num_keys, int threads, const Walk &walk) {
+CsrArrays grouped(int64_t num_edges, int64_t walked, int64_t num_keys, int threads,
+                  const Walk &walk) {
   CsrArrays out;
   out.row_ptr.assign(num_keys + 1, 0);
   out.col.resize(num_edges);
@@ -109,7 +110,7 @@ CsrArrays grouped(int64_t num_edges, int64_t num_keys, int threads, const Walk &
   threads = grouping_threads(threads, num_edges, num_keys);
   std::vector<std::vector<At>> next(threads);  // of each thread: where its next of a key goes
   const auto share = [&](int thread, const auto &take) {
-    in_pieces(num_edges * thread / threads, num_edges * (thread + 1) / threads,
+    in_pieces(walked * thread / threads, walked * (thread + 1) / threads,
               [&](int64_t first, int64_t last) { walk(first, last, take); });
   };
   in_parallel_until_stopped(threads, [&](int thread) {
@@ -139,9 +140,14 @@ CsrArrays grouped(int64_t num_edges, int64_t num_keys, int threads, const Walk &
 }
 
 template <class Walk>
+CsrArrays group(int64_t num_edges, int64_t walked, int64_t num_keys, int threads,
+                const Walk &walk) {
+  if (num_edges <= UINT32_MAX) return grouped<uint32_t>(num_edges, walked, num_keys, threads, walk);
+  return grouped<uint64_t>(num_edges, walked, num_keys, threads, walk);
+}
+template <class Walk>
 CsrArrays group(int64_t num_edges, int64_t num_keys, int threads, const Walk &walk) {
-  if (num_edges <= UINT32_MAX) return grouped<uint32_t>(num_edges, num_keys, threads, walk);
-  return grouped<uint64_t>(num_edges, num_keys, threads, walk);
+  return group(num_edges, num_edges, num_keys, threads, walk);
 }
 
 // The same where keys never decrease: they say where groups start, and values are as they come.
@@ -184,6 +190,7 @@ struct Order {
   bool in_range = true;
   bool by_source = true, by_target = true;  // ids never decrease
   bool by_both = true;  // in the order that it is in, the other ids do not decrease, either
+  int64_t loops = 0;
 };
 
 template <class Id>
@@ -208,7 +215,7 @@ struct Edges {
 
   Order look(int64_t num_edges) const {
     bool in_range = true, by_source = true, by_target = true, ties_s = true, ties_t = true;
-    int64_t s0 = 0, t0 = 0;
+    int64_t s0 = 0, t0 = 0, loops = 0;
     in_pieces(0, num_edges, [&](int64_t first, int64_t last) {
       for (int64_t e = first; e < last; ++e) {
         const int64_t s = source[e * source_stride], t = target[e * target_stride];
@@ -216,10 +223,11 @@ struct Edges {
         in_range &= static_cast<uint64_t>(t) < static_cast<uint64_t>(num_dst);
         by_source &= s0 <= s, by_target &= t0 <= t;
         ties_t &= t != t0 || s0 <= s, ties_s &= s != s0 || t0 <= t;
+        loops += s == t;
         s0 = s, t0 = t;
       }
     });
-    return {in_range, by_source, by_target, by_target ? ties_t : ties_s};
+    return {in_range, by_source, by_target, by_target ? ties_t : ties_s, loops};
   }
 
   Directions directions(int64_t num_edges, bool both, int threads, const Order &order) const {
@@ -245,11 +253,28 @@ struct Edges {
     }
     return out;
   }
+
+  // The same with one loop on each of the first `loops` nodes in place of those there are.
+  Directions with_loops(int64_t num_edges, bool both, int threads, int64_t loops,
+                        const Order &order) const {
+    const auto walk = [&](int64_t first, int64_t last, const auto &take) {
+      by_source(first, std::min(last, num_edges), [&](int64_t s, int64_t t) {
+        if (s != t) take(s, t);
+      });
+      for (int64_t e = std::max(first, num_edges); e < last; ++e)
+        take(e - num_edges, e - num_edges);
+    };
+    Directions out;
+    out.reverse = group(num_edges - order.loops + loops, num_edges + loops, num_src, threads, walk);
+    out.forward = transposed(view(out.reverse, num_dst), threads);
+    out.reverse = both ? transposed(view(out.forward, num_src), threads) : CsrArrays{};
+    return out;
+  }
 };
 
 template <class Id>
 Directions directions_of(const Ids &source, const Ids &target, int64_t num_src, int64_t num_dst,
-                         bool both, int threads) {
+                         bool both, int threads, int64_t loops) {
   const Edges<Id> edges{static_cast<const Id *>(source.data),
                         static_cast<const Id *>(target.data),
                         source.stride,
@@ -262,16 +287,17 @@ Directions directions_of(const Ids &source, const Ids &target, int64_t num_src, 
       check_id(source[e], num_src, 0, e);
       check_id(target[e], num_dst, 1, e);
     });
+  if (loops > 0) return edges.with_loops(source.size, both, threads, loops, order);
   return edges.directions(source.size, both, threads, order);
 }
 
 }  // namespace
 
 Directions build_directions(const Ids &source, const Ids &target, int64_t num_src, int64_t num_dst,
-                            bool both, int threads) {
+                            bool both, int threads, int64_t loops) {
   if (source.wide != target.wide) refuse("sources and targets are of two dtypes; expected one");
   const auto build = source.wide ? directions_of<int64_t> : directions_of<int32_t>;
-  return build(source, target, num_src, num_dst, both, threads);
+  return build(source, target, num_src, num_dst, both, threads, loops);
 }
 
 CsrArrays transpose_csr(const Csr &graph, int threads) { return transposed(graph, threads); }

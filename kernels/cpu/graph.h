@@ -57,9 +57,11 @@ struct Directions {
 };
 
 // Counting sorts, of which edges that are in order already save some: a check tells. `both`:
-// whether the reverse is wanted. Throws std::invalid_argument naming the first id out of range.
+// whether the reverse is wanted. Where `loops` is not 0, each of so many first nodes gets one loop
+// in place of all loops that there are. Throws std::invalid_argument naming the first id out of
+// range.
 Directions build_directions(const Ids &source, const Ids &target, int64_t num_src, int64_t num_dst,
-                            bool both, int threads);
+                            bool both, int threads, int64_t loops = 0);
 CsrArrays transpose_csr(const Csr &graph, int threads);
 // The numbers of a graph's edges in the order of its reverse. Fewer than 2^31 edges.
 std::vector<int32_t> reversed_order(const Csr &graph, int threads);

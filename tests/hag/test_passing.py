@@ -40,12 +40,16 @@ def slow_csr(source: Any, target: Any, num_targets: int) -> tuple[list[int], lis
     return np.cumsum([0, *map(len, rows)]).tolist(), [s for row in rows for s in row]
 
 
-def assert_both(edge_index: Tensor, num_src: int, num_dst: int, threads: int = 1) -> None:
+def assert_both(edge_index: Tensor, num_src: int, num_dst: int, loops: int = 0) -> None:
     source, target = edge_index.tolist()
+    if loops:
+        kept = [pair for pair in zip(source, target, strict=True) if pair[0] != pair[1]]
+        source, target = zip(*kept, *((v, v) for v in range(loops)), strict=True)
     forward, back = slow_csr(source, target, num_dst), slow_csr(target, source, num_src)
-    found = _cpu.build_csr(*edge_index.numpy(), num_src, num_dst, True, threads)
+    threads = 1
+    found = _cpu.build_csr(*edge_index.numpy(), num_src, num_dst, True, threads, loops)
     assert [a.tolist() for a in found] == [*forward, *back]
-    alone = _cpu.build_csr(*edge_index.numpy(), num_src, num_dst, False, threads)
+    alone = _cpu.build_csr(*edge_index.numpy(), num_src, num_dst, False, threads, loops)
     assert [a.tolist() for a in alone] == [*forward]
     turned = _cpu.transpose_csr(*alone, num_src, threads)
     assert [a.tolist() for a in turned] == [*back]
@@ -68,25 +72,35 @@ def test_both_directions(order: str, data: st.DataObject) -> None:
         edges = torch.cat([edges, edges + 100], dim=1).narrow(1, 0, edges.shape[1])
     elif lies == "flipped":
         edges, num_src, num_dst = edges.flip(0), num_dst, num_src
-    assert_both(edges, num_src, num_dst)
+    loops = data.draw(st.integers(0, min(num_src, num_dst)))
+    assert_both(edges, num_src, num_dst, loops)
 
 
+@pytest.mark.parametrize("loops", [0, 150])
 @pytest.mark.parametrize("order", ORDERS)
-def test_several_threads(order: str) -> None:
+def test_several_threads(order: str, loops: int) -> None:
     edges = random_graph(300, 200, 400_000)
     edges = edges[:, torch.from_numpy(ORDERS[order](*edges.numpy()))]
     matrix = (*edges.numpy(), 300, 200, True)
-    for one, several in zip(_cpu.build_csr(*matrix, 1), _cpu.build_csr(*matrix, 3), strict=True):
+    made = (_cpu.build_csr(*matrix, threads, loops) for threads in (1, 3))
+    for one, several in zip(*made, strict=True):
         assert np.array_equal(one, several)
     row_ptr, col = _cpu.build_csr(*edges.numpy(), 300, 200)
     assert np.array_equal(_cpu.reversed_order(row_ptr, col, 300, 3), np.argsort(col, kind="stable"))
 
 
 @pytest.mark.parametrize("edge", [(0, 5), (4, 0), (-1, 0), (0, -1), (2**40, 0)])
-def test_ids_out_of_range(edge: tuple[int, int]) -> None:
+@pytest.mark.parametrize("loops", [0, 4])
+def test_ids_out_of_range(edge: tuple[int, int], loops: int) -> None:
     edges = torch.tensor([(0, 0), edge, (9, 9)]).t()
     with pytest.raises(ValueError, match=r"edge_index\[\d, 1\] is "):
-        plain_hag(edges, (4, 5))
+        plain_hag(edges, (4, 5), loops=loops)
+
+
+@pytest.mark.parametrize("loops", [-1, 5])
+def test_loops_on_nodes_that_are_not_there(loops: int) -> None:
+    with pytest.raises(ValueError, match=f"loops is {loops}"):
+        plain_hag(torch.tensor([[0], [1]]), (4, 5), loops=loops)
 
 
 @pytest.mark.parametrize("mode", MODES)

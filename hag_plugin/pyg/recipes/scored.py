@@ -142,8 +142,7 @@ def edges_of(edge_index: Tensor, size: tuple[int, int], how: How, *, both: bool 
         edges.order(lambda: index)  # while there is this index
         return edges
     loops = min(size) if how.loops else 0
-    index = with_own_loops(edge_index, loops) if loops else edge_index
-    return EdgeList(plain_hag(index, size, both=both), loops=loops)
+    return EdgeList(plain_hag(edge_index, size, both=both, loops=loops), loops=loops)
 
 
 class MatrixEdges(EdgeList):

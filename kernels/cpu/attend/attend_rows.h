@@ -131,6 +131,44 @@ class Attend {
     }
   }
 
+  // A row of few edges is read edge by edge: what lies in a vector beside its numbers would have to
+  // be masked.
+  static constexpr int64_t kFewEdges = 8;
+  template <int N>
+  struct Heads {
+    static constexpr int count = N;
+  };
+
+  // Runs all(Heads<N>()) where the heads of an edge, N, are a vector; false: they are none.
+  template <class All>
+  HAG_INLINE bool with_heads(const All &all) const {
+    switch (H) {
+#define HAG_CASE(N)                    \
+  case N:                              \
+    if constexpr (N > L) return false; \
+    else return all(Heads<N>()), true;
+      HAG_CASE(1)
+      HAG_CASE(2)
+      HAG_CASE(4)
+      HAG_CASE(8)
+#undef HAG_CASE
+    }
+    return false;
+  }
+
+  // What join(x, y) makes of the numbers of n edges, from `first` on, for each head.
+  template <class Join>
+  HAG_INLINE bool joined_edges(const F *s, int64_t n, F first, F *out, bool add,
+                               const Join &join) const {
+    return n <= kFewEdges && with_heads([&](auto heads) {
+             typedef Vec<F, decltype(heads)::count> W;
+             W all = add ? load_as<W>(out) : W{} + first;
+             for (int64_t b = 0; b < n; ++b)
+               all = join(all, load_as<W>(s + b * decltype(heads)::count));
+             store_as(out, all);
+           });
+  }
+
   // What is of heads, at each of n edges; up to a vector more is written.
   HAG_INLINE void spread(const F *of_heads, int64_t n, F *out, F *repeated) const {
     if (period_ == 1) {
@@ -143,7 +181,11 @@ class Attend {
   }
 
   // out[h] = sum over the edges of s[b, h]; or added to it.
-  void sum_heads(const F *s, int64_t n, F *lanes, F *out, bool add) const {
+  HAG_INLINE void sum_heads(const F *s, int64_t n, F *lanes, F *out, bool add) const {
+    if (!joined_edges(s, n, 0, out, add, [](auto x, auto y) { return x + y; }))
+      sum_of_many(s, n, lanes, out, add);
+  }
+  void sum_of_many(const F *s, int64_t n, F *lanes, F *out, bool add) const {
     if (period_ == 1) {
       const int64_t numbers = n * H, whole = numbers / L * L;
       V sum = {};
@@ -207,6 +249,8 @@ class Attend {
   // The same of a row of a group, behind which others lie; 0 where it has no edges.
   void largest_of(F *s, int64_t n, F *lanes, F *out) const {
     if (n == 0) return clear(out, H);
+    const auto larger = [](auto x, auto y) { return y > x ? y : x; };
+    if (joined_edges(s, n, -__builtin_inf(), out, false, larger)) return;
     const V behind = load_as<V>(s + n * H);
     largest(s, n, lanes, out);
     store_as(s + n * H, behind);
@@ -332,6 +376,7 @@ class Attend {
   }
 
   struct OneRow {  // the rows of a matrix
+    static constexpr bool has_two = false;
     const F *x;
     int64_t stride;
     template <int M>
@@ -542,15 +587,32 @@ class Attend {
                 k > begin, f.other);
   }
 
-  void finish(int64_t row, const F *most, const F *total, const F *sums) const {
-    const int64_t D = a.edge_query ? a.edge_width : 0, C = a.width;
-    F *y = (F *)a.y + row * H * (C + D), *kept = (F *)a.kept + row * 2 * H;
+  // 1 / the totals of rows, in their place; up to a vector more is written.
+  void invert(F *totals, int64_t rows) const {
+    for (int64_t k = 0; k < rows * H; k += L)
+      store_as(totals + k, (F)1 / (load_as<V>(totals + k) + (F)1e-16));
+  }
+
+  void keep(int64_t row, const F *most, const F *inverse) const {
+    if (!a.kept) return;
+    F *kept = (F *)a.kept + row * 2 * H;
     const bool soft = a.normalise == HAG_NORMALISE_SOFTMAX;
     for (int64_t h = 0; h < H; ++h) {
-      const F inverse = soft ? (F)1 / (total[h] + (F)1e-16) : (F)1;
-      if (a.kept) kept[h] = soft ? most[h] : (F)0, kept[H + h] = inverse;
-      for (int64_t c = 0; c < C; ++c) y[h * (C + D) + c] = sums[h * C + c] * inverse;
-      for (int64_t d = 0; d < D; ++d) y[h * (C + D) + C + d] = sums[H * C + h * D + d] * inverse;
+      kept[h] = soft ? most[h] : (F)0;
+      kept[H + h] = soft ? inverse[h] : (F)1;
+    }
+  }
+
+  int64_t result_width() const { return a.width + (a.edge_query ? a.edge_width : 0); }
+
+  // A row of the result: sums times a number of each head; null: as they are.
+  void put(int64_t row, const F *sums, const F *by) const {
+    const int64_t C = a.width, D = result_width() - C;
+    F *y = (F *)a.y + row * H * (C + D);
+    for (int64_t h = 0; h < H; ++h) {
+      const F factor = by ? by[h] : (F)1;
+      for (int64_t c = 0; c < C; ++c) y[h * (C + D) + c] = sums[h * C + c] * factor;
+      for (int64_t d = 0; d < D; ++d) y[h * (C + D) + C + d] = sums[H * C + h * D + d] * factor;
     }
   }
 
@@ -559,29 +621,43 @@ class Attend {
     F *sums;            // of a row
   };
 
+  // What is of rows, at each of their edges.
+  HAG_INLINE void spread_rows(const Segments &of, const F *of_rows, F *out, F *repeated) const {
+    for (int64_t i = 0; i < of.count; ++i)
+      spread(of_rows + i * H, of.each[i].n, out + of.each[i].at * H, repeated);
+  }
+
+  // The exponentials are divided by their sum before they weigh the values, as stock does it.
   void group(const Forward &f, const Segments &of, F *s, const Sums &to) {
     const bool soft = a.normalise == HAG_NORMALISE_SOFTMAX;
     run_scores(f, of, s);
-    if (soft)
-      for (int64_t i = 0; i < of.count; ++i) {
-        const Segment &part = of.each[i];
-        F *most = to.mosts + i * H;
-        largest_of(s + part.at * H, part.n, f.lanes, most);
-        spread(most, part.n, f.spread + part.at * H, f.repeated);
-      }
+    if (soft) {
+      for (int64_t i = 0; i < of.count; ++i)
+        largest_of(s + of.each[i].at * H, of.each[i].n, f.lanes, to.mosts + i * H);
+      spread_rows(of, to.mosts, f.spread, f.repeated);
+    }
     soften(s, of.n, [&](int64_t k, int64_t) { return f.spread + k; });
-    if (soft)
+    if (soft) {
       for (int64_t i = 0; i < of.count; ++i)
         sum_heads(s + of.each[i].at * H, of.each[i].n, f.lanes, to.totals + i * H, false);
+      invert(to.totals, of.count);
+      spread_rows(of, to.totals, f.spread, f.repeated);
+      each(of.n, [&](int64_t k, int64_t) {
+        store_as(s + k, load_as<V>(s + k) * load_as<V>(f.spread + k));
+      });
+    }
     if (a.mask) apply_mask(f, s, of.begin, of.n);
     for (int64_t i = 0; i < of.count; ++i) {
       const Segment &part = of.each[i];
       const int64_t begin = of.begin + part.at;
       F *own = s + part.at * H;
-      weighted_heads(rows_of(a.value, values_, begin, fetches_values()), own, part.n, values_,
-                     to.sums, false);
-      if (a.edge_query) sum_edges(own, begin, part.n, to.sums + H * a.width, false, f.other);
-      finish(part.row, to.mosts + i * H, to.totals + i * H, to.sums);
+      F *sums = a.edge_query ? to.sums : (F *)a.y + part.row * H * a.width;
+      keep(part.row, to.mosts + i * H, to.totals + i * H);
+      weighted_heads(rows_of(a.value, values_, begin, fetches_values()), own, part.n, values_, sums,
+                     false);
+      if (!a.edge_query) continue;
+      sum_edges(own, begin, part.n, sums + H * a.width, false, f.other);
+      put(part.row, sums, nullptr);
     }
   }
 
@@ -594,7 +670,9 @@ class Attend {
         [&](int64_t row, int64_t begin, int64_t end) {
           part_scores(f, row, begin, end, s, to.mosts);
           part_sums(f, begin, end, s, to.mosts, to.totals, to.sums);
-          finish(row, to.mosts, to.totals, to.sums);
+          if (a.normalise == HAG_NORMALISE_SOFTMAX) invert(to.totals, 1);
+          keep(row, to.mosts, to.totals);
+          put(row, to.sums, a.normalise == HAG_NORMALISE_SOFTMAX ? to.totals : nullptr);
         });
   }
 
@@ -602,7 +680,7 @@ class Attend {
 
   // stat: what was kept, and <grad_y, result> of each head.
   void stats(int64_t first, int64_t last) {
-    const int64_t width = a.width + (a.edge_query ? a.edge_width : 0), numbers = H * width;
+    const int64_t width = result_width(), numbers = H * width;
     F *product = run_of(a.block);
     const HeadsShape<F> shape(H, width);
     const int32_t own = 0;
@@ -802,8 +880,10 @@ class Attend {
         if (a.d_edges) edges_of_dot(row, k, n, by);
       } else if (a.score == HAG_SCORE_VECTOR) {
         const Vectors<F> z = vectors(query, a.key, k, n, true);
-        if (d_query) weighted_heads(SlopeOf<F>{z}, by, n, keys_, d_query, add);
-        if (sums.d_weight) weighted_heads(LeakyOf<F>{z}, by, n, keys_, (F *)sums.d_weight, true);
+        F *d_weight = (F *)sums.d_weight;
+        if (d_query && d_weight) weighted_heads(BothOf<F>{z}, by, n, keys_, d_query, add, d_weight);
+        else if (d_query) weighted_heads(SlopeOf<F>{z}, by, n, keys_, d_query, add);
+        else if (d_weight) weighted_heads(LeakyOf<F>{z}, by, n, keys_, d_weight, true);
         if (a.d_edges || sums.d_projection)
           edges_of_vectors(SlopeOf<F>{z}, k, n, by, one, (F *)sums.d_projection);
       }

@@ -67,6 +67,7 @@ constexpr int64_t kFetchedRow = 4096;  // bytes of a row that is fetched ahead, 
 // Rows that the edges of a run name.
 template <class F>
 struct Rows {
+  static constexpr bool has_two = false;
   const F *x;
   int64_t stride;
   const int32_t *at;
@@ -87,6 +88,7 @@ struct Rows {
 // Rows that are somewhere.
 template <class F>
 struct Pointers {
+  static constexpr bool has_two = false;
   const F *const *row;
   template <int L>
   HAG_INLINE Vec<F, L> get(int64_t b, int64_t offset) const {
@@ -103,6 +105,7 @@ HAG_INLINE V leaky(V z, F slope) {
 // key + query + edge.
 template <class F>
 struct Vectors {
+  static constexpr bool has_two = false;
   Rows<F> rows;
   const F *fixed;
   const F *const *edge;  // may be null
@@ -122,6 +125,20 @@ struct LeakyOf : Vectors<F> {
   template <int L>
   HAG_INLINE Vec<F, L> get(int64_t b, int64_t offset) const {
     return leaky(this->template z<L>(b, offset), this->slope);
+  }
+};
+
+// The slope, and what it makes of the sum: two rows of an edge.
+template <class F>
+struct BothOf : Vectors<F> {
+  static constexpr bool has_two = true;
+  template <int L>
+  HAG_INLINE Vec<F, L> get(int64_t b, int64_t offset, Vec<F, L> &second) const {
+    typedef Vec<F, L> V;
+    const V z = this->template z<L>(b, offset);
+    const V slope = z > V{} ? V{} + (F)1 : V{} + this->slope;
+    second = slope * z;
+    return slope;
   }
 };
 
@@ -300,7 +317,8 @@ HAG_INLINE void dots(const From &rows, const F *fixed, int64_t n, const HeadsSha
 
 // ---------------------------------------------------------------- weighted sums
 
-// out = sum over n edges of w[b, h] * rows.get(b)_h. `w` may be read up to a vector further.
+// out = sum over n edges of w[b, h] * rows.get(b)_h. `w` may be read up to a vector further. Where
+// an edge has two rows, the same sum of the second ones is added to `second`.
 template <class F, class From>
 struct WeightedHeads {
   const From &rows;
@@ -308,7 +326,8 @@ struct WeightedHeads {
   int64_t n;
   const HeadsShape<F> &shape;
   F *out;
-  bool add;                    // to what is there
+  bool add;  // to what is there
+  F *second = nullptr;
   int64_t head = 0;            // that the next vector is in, where each is in one
   int64_t left = shape.width;  // numbers of it
 
@@ -328,8 +347,10 @@ struct WeightedHeads {
         if (left == 0) ++head, left = shape.width;
       }
     }
-    V acc[N];
+    V acc[N], other[N];
     HAG_UNROLL for (int i = 0; i < N; ++i) acc[i] = add ? load_as<V>(out + start + i * L) : V{};
+    if constexpr (From::has_two)
+      HAG_UNROLL for (int i = 0; i < N; ++i) other[i] = load_as<V>(second + start + i * L);
     for (int64_t b = 0; b < n; ++b) {
       if (start == 0) rows.fetch(b);
       HAG_UNROLL for (int i = 0; i < N; ++i) {
@@ -337,16 +358,25 @@ struct WeightedHeads {
         V weight;
         if constexpr (S == 0) weight = V{} + *p;
         else weight = repeated<F, L, S>(load_as<V>(p), typename FirstLanes<L>::type());
-        acc[i] = multiply_add(weight, rows.template get<L>(b, start + i * L), acc[i]);
+        if constexpr (From::has_two) {
+          V row;
+          acc[i] = multiply_add(weight, rows.template get<L>(b, start + i * L, row), acc[i]);
+          other[i] = multiply_add(weight, row, other[i]);
+        } else {
+          acc[i] = multiply_add(weight, rows.template get<L>(b, start + i * L), acc[i]);
+        }
       }
     }
     HAG_UNROLL for (int i = 0; i < N; ++i) store_as(out + start + i * L, acc[i]);
+    if constexpr (From::has_two)
+      HAG_UNROLL for (int i = 0; i < N; ++i) store_as(second + start + i * L, other[i]);
   }
 
   template <int L, int S>
   void range(int64_t from, int64_t to) {
     if constexpr (L == most_lanes<F>()) {
-      for (; from + 8 * L <= to; from += 8 * L) block<L, 8, S>(from);
+      if constexpr (!From::has_two)  // whose sums would not fit the registers
+        for (; from + 8 * L <= to; from += 8 * L) block<L, 8, S>(from);
       for (; from + 4 * L <= to; from += 4 * L) block<L, 4, S>(from);
     }
     for (; from + 2 * L <= to; from += 2 * L) block<L, 2, S>(from);
@@ -390,8 +420,8 @@ struct WeightedHeads {
 
 template <class F, class From>
 void weighted_heads(const From &rows, const F *w, int64_t n, const HeadsShape<F> &shape, F *out,
-                    bool add) {
-  WeightedHeads<F, From>{rows, w, n, shape, out, add}.run();
+                    bool add, F *second = nullptr) {
+  WeightedHeads<F, From>{rows, w, n, shape, out, add, second}.run();
 }
 
 }  // namespace

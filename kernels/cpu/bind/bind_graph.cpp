@@ -42,13 +42,16 @@ void bind_graph(nb::module_ &m) {
   m.def(
       "build_csr",
       [](const IdArray &source, const IdArray &target, int64_t num_src, int64_t num_dst, bool both,
-         int threads) {
+         int threads, int64_t loops) {
         const hag::Ids s = ids(source, "source"), t = ids(target, "target");
         same_length(s, t);
         if (num_src < 0 || num_src > kMostNodes || num_dst < 0 || num_dst > kMostNodes)
           throw std::invalid_argument("numbers of nodes must be 0 to 2^31 - 1");
-        hag::Directions out =
-            long_call([&] { return hag::build_directions(s, t, num_src, num_dst, both, threads); });
+        if (loops < 0 || loops > std::min(num_src, num_dst))
+          throw std::invalid_argument("loops is " + std::to_string(loops) +
+                                      "; expected 0 to the smaller number of nodes");
+        hag::Directions out = long_call(
+            [&] { return hag::build_directions(s, t, num_src, num_dst, both, threads, loops); });
         nb::list arrays;
         for (hag::CsrArrays *of : {&out.forward, &out.reverse}) {
           if (of == &out.reverse && !both) break;
@@ -58,7 +61,10 @@ void bind_graph(nb::module_ &m) {
         return arrays;
       },
       "source"_a, "target"_a, "num_src"_a, "num_dst"_a, "both"_a = false, "threads"_a = 1,
-      "CSR by target; `both`: then that by source, too.");
+      "loops"_a = 0,
+      "CSR by target; `both`: then that by source, too; `loops`: of one on each of so many nodes "
+      "in "
+      "place of those there are.");
   m.def(
       "transpose_csr",
       [](const Array<int64_t> &row_ptr, const Array<int32_t> &col, int64_t num_src, int threads) {
