@@ -120,7 +120,7 @@ def _forward(stock: type, recipe: Recipe) -> Any:
             strangers = None if calls is None else calls.strangers
             if strangers is not None and strangers.follows(args, kwargs):  # as `settle` found
                 return stock_forward(self, *args, **kwargs)
-        call = dict(zip(names, args, strict=False))
+        call = dict(zip(names, args))  # noqa: B905  (torch before 2.9 does not trace `strict`)
         if kwargs:
             call.update(kwargs)
         choice = settle(self, recipe, call)
