@@ -20,12 +20,12 @@ from hag_plugin.parallel.execution.share import (
     has_nodes,
     moved,
     sliced,
-    values_of,
 )
 from hag_plugin.parallel.execution.site import Site, World
 from hag_plugin.parallel.graphs.stats import owners
 from hag_plugin.parallel.layouts import ROWS, Layout, Split, shares
-from hag_plugin.parallel.model.trace import Recorded, arguments, record
+from hag_plugin.parallel.model.inputs import ModelCall, plain, values_of, with_features
+from hag_plugin.parallel.model.trace import Recorded, record
 from hag_plugin.parallel.ranks.comm import Group, Sent
 from hag_plugin.parallel.ranks.transfer import replicate_rows, sum_parts
 from hag_plugin.parallel.search.plan import Plan
@@ -54,11 +54,12 @@ class Parallel:
         parameters: Parameters,
         plan: Plan,
         part: Part | None,
+        call: ModelCall | None,
         group: Group,
     ) -> None:
         self.plan, self.group, self.step = plan, group, 0
         self._model, self._pristine, self._parameters = model, pristine, parameters
-        self._part = part
+        self._part, self._call = part, call or plain
         self._seed = group.broadcast(torch.initial_seed())
         self._runner: Runner | None = None
 
@@ -97,7 +98,9 @@ class Parallel:
         check_alike(data, self.group)
         with self.group.together("laying out the data"):
             part = self._part if getattr(data, "ptr", None) is None else by_graph(data)
-            recorded = record(self._pristine, data, hag=False, part=part, counted=False)
+            recorded = record(
+                self._pristine, data, hag=False, part=part, counted=False, call=self._call
+            )
             world, executors = self._executors(recorded, part)
         with self.group.together("laying out the features"):
             return self._shared(data, recorded, world, executors)
@@ -112,7 +115,7 @@ class Parallel:
         with self.group.together("laying out the data"):
             world, executors = self._executors(recorded, self._part)
         self._place(executors)
-        self._runner = Runner(self._model)
+        self._runner = Runner(self._model, self._call)
         with self.group.together("laying out the features"):
             self.data = self._shared(data, recorded, world, executors)
 
@@ -183,10 +186,8 @@ class Parallel:
         shapes = [met.shape for met in recorded.met]
         like = next(iter(features.values()))
         token = stand_in(shapes[0], like, 0, None)
-        args, kwargs = arguments(self._pristine, moved(data, world.device), token)
-        prepared = Prepared(
-            world, graph.ops, shapes, executors, features, output, token, args, kwargs
-        )
+        found = with_features(moved(data, world.device), token)
+        prepared = Prepared(world, graph.ops, shapes, executors, features, output, token, found)
         own = slice(0, loss.rows or graph.nodes)
         if loss.rows is None and output == ROWS:
             own = shares(ROWS, world.nodes, 1, rank)[0]

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch.nn import Module
 
+from hag_plugin.arguments import check_function
 from hag_plugin.parallel.execution.parallel_model import Parallel
 from hag_plugin.parallel.execution.parameters import Parameters
 from hag_plugin.parallel.execution.share import Part, check_alike
 from hag_plugin.parallel.machine.topology import Topology
+from hag_plugin.parallel.model.inputs import ModelCall
 from hag_plugin.parallel.model.trace import record
 from hag_plugin.parallel.ranks.comm import Group
 from hag_plugin.parallel.search.plan import Plan
@@ -29,6 +31,7 @@ def parallelize(
     *,
     topology: Topology | str | os.PathLike[str] | None = None,
     part: Part | None = None,
+    call: ModelCall | None = None,
     device: torch.device | str | None = None,
 ) -> Module:
     """A copy of a model that computes what the model computes, on all ranks together.
@@ -46,6 +49,7 @@ def parallelize(
         plan: a plan, its file, or "auto": the first rank makes one for `topology`.
         topology: of the machine, for "auto": a preset, a file, or what `probe` measured.
         part: as the plan was made with: a `Partition`, or what gives each node's part.
+        call: as the plan was made with: how the model is called with the data, see `plan`.
         device: of this rank; by default the current GPU with NCCL, else the CPU.
 
     Raises:
@@ -63,9 +67,10 @@ def parallelize(
         model.parallel.mean(losses).backward()
         optimizer.step()
     """
+    check_function("call", call)
     group = Group.world(device)
     with group.together("planning"):
-        mine = _plan(model, data, plan, topology, part, group)
+        mine = _plan(model, data, plan, topology, part, call, group)
     chosen = group.broadcast(mine) if plan == "auto" else mine
     assert isinstance(chosen, Plan)
     _compare(chosen, group)
@@ -73,7 +78,7 @@ def parallelize(
         if hasattr(model, "parallel"):
             raise ValueError("the model has an attribute 'parallel' already; expected none")
         pristine = copy.deepcopy(model).to("meta")
-        recorded = record(pristine, data, hag=False, part=part)
+        recorded = record(pristine, data, hag=False, part=part, call=call)
         chosen.check(recorded.graph, group.size)
     check_alike(data, group)
     # Making groups is communication: it comes before work that may fail on one rank.
@@ -84,7 +89,7 @@ def parallelize(
         found = copy.deepcopy(model).to(group.device)
     parameters = Parameters(found, group)
     parameters.broadcast()
-    parallel = Parallel(found, pristine, parameters, chosen, part, group)
+    parallel = Parallel(found, pristine, parameters, chosen, part, call, group)
     parallel.set_up(data, recorded)
     vars(found)["parallel"] = parallel
     found.forward = parallel.run
@@ -97,6 +102,7 @@ def _plan(
     plan: Plan | str | os.PathLike[str],
     topology: Topology | str | os.PathLike[str] | None,
     part: Part | None,
+    call: ModelCall | None,
     group: Group,
 ) -> Plan | None:
     if isinstance(plan, Plan):
@@ -107,7 +113,7 @@ def _plan(
         raise ValueError("plan='auto' needs topology=, a preset's name or a file of `probe`")
     if group.rank:
         return None
-    return find_plan(model, data, topology, world_size=group.size, part=part)
+    return find_plan(model, data, topology, world_size=group.size, part=part, call=call)
 
 
 def _compare(plan: Plan, group: Group) -> None:

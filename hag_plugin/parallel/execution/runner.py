@@ -7,7 +7,7 @@ nowhere stored twice. What this rank has of the tensor hangs on the stand-in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +21,9 @@ from hag_plugin.parallel.execution.site import World
 from hag_plugin.parallel.layouts import Layout
 from hag_plugin.parallel.model import functions
 from hag_plugin.parallel.model.calls import Call
+from hag_plugin.parallel.model.inputs import ModelCall, given
 from hag_plugin.parallel.model.layers import entry_of
 from hag_plugin.parallel.model.opgraph import Op
-from hag_plugin.parallel.model.trace import given
 from hag_plugin.parallel.model.walk import Walk
 from hag_plugin.parallel.ranks.transfer import reshard
 
@@ -55,8 +55,7 @@ class Prepared:
         features: by the layout in which an operation wants them.
         output: the layout that the loss wants.
         x: the stand-in for the features.
-        args: of the model's forward, with `x` in them.
-        kwargs: likewise.
+        data: what the model is called with, `x` in it.
     """
 
     world: World
@@ -66,8 +65,23 @@ class Prepared:
     features: dict[Layout, Tensor]
     output: Layout
     x: Tensor
-    args: list[Any]
-    kwargs: dict[str, Any]
+    data: Any
+
+
+class Called:
+    """The model, as the user's call has it: calling it is its own forward.
+
+    Hooks on the model are not called for that: they are where the parallel model is called.
+    """
+
+    def __init__(self, model: Module, forward: Callable[..., Any]) -> None:
+        self.model, self.forward = model, forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
 
 
 def stand_in(shape: Sequence[int], like: Tensor, index: int, local: Tensor | None) -> Tensor:
@@ -82,13 +96,14 @@ class Runner(Walk):
 
     Args:
         model: is changed: its layers stand for themselves only while a runner is at work.
+        call: how it is called.
     """
 
-    def __init__(self, model: Module) -> None:
+    def __init__(self, model: Module, call: ModelCall) -> None:
         super().__init__(entry_of)
         self.originals = {id(m): m.forward for m in model.modules()}
         self.attach(model)
-        self.forward = model.forward
+        self.called, self.call = Called(model, model.forward), call
         self._paused = False
         self._met: set[int] = set()
         self._at: Prepared | None = None
@@ -100,14 +115,16 @@ class Runner(Walk):
         self._at, self._met, self._taken = prepared, set(), {"x": 1}
         setattr(prepared.x, SHARD, Shard(0, None))
         self._names = {op.name: i for i, op in enumerate(prepared.ops)}
-        self._given = given(prepared.args, prepared.kwargs)
+        self._given = given(prepared.data)
+        model, outer = self.called.model, self.called.model.forward
         try:
+            model.forward = self.called.forward  # for a model that calls itself
             with self:
-                out = self.forward(*prepared.args, **prepared.kwargs)
+                out = self.call(self.called, prepared.data)
             found = {id(t): self._output(t) for t in functions.tensors(out) if self.knows(t)}
             return functions.replaced(out, found)
         finally:
-            self._at = None
+            model.forward, self._at = outer, None
 
     @property
     def at(self) -> Prepared:

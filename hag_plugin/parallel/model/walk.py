@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 from torch import Tensor
@@ -65,6 +65,7 @@ class Walk(TorchFunctionMode, ABC):
         self._stack.pop()
 
     def _leaf(self, entry: Entry, module: Module) -> Callable[..., Tensor]:
+        @wraps(module.forward)
         def forward(*args: Any, **kwargs: Any) -> Tensor:
             before, self.current = self.current, (module, args, kwargs)
             try:
