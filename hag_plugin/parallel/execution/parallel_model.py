@@ -146,22 +146,14 @@ class Parallel:
 
     def _place(self, executors: list[OperationExecutor | None]) -> None:
         """Splits the weights as the executors want them."""
-        splits: dict[str, Split | None] = {}
-        users: dict[str, str] = {}
+        splits: dict[str, Split] = {}
         with self.group.together("splitting the weights"):
             for executor in executors:
                 if executor is None:
                     continue
-                wanted, op = executor.placements(), executor.site.op
-                for role, name in executor.site.names.items():
-                    split = wanted.get(role)
-                    if name in splits and splits[name] != split:
-                        raise ValueError(
-                            f"{users[name]!r} and {op.name!r} share {name!r}, which one of them "
-                            "splits in another way; give them the same strategy"
-                        )
-                    splits[name], users[name] = split, op.name
-            self._parameters.place({n: split for n, split in splits.items() if split is not None})
+                for role, split in executor.placements().items():
+                    splits[executor.site.names[role]] = split
+            self._parameters.place(splits)
 
     def _shared(
         self,

@@ -16,7 +16,7 @@ from hag_plugin.parallel.execution.parameters import Parameters
 from hag_plugin.parallel.execution.share import Part, check_alike
 from hag_plugin.parallel.machine.topology import Topology
 from hag_plugin.parallel.model.inputs import ModelCall
-from hag_plugin.parallel.model.trace import record
+from hag_plugin.parallel.model.trace import record, stripped
 from hag_plugin.parallel.ranks.comm import Group
 from hag_plugin.parallel.search.plan import Plan
 from hag_plugin.parallel.search.planner import plan as find_plan
@@ -77,7 +77,7 @@ def parallelize(
     with group.together("checking the plan"):
         if hasattr(model, "parallel"):
             raise ValueError("the model has an attribute 'parallel' already; expected none")
-        pristine = copy.deepcopy(model).to("meta")
+        pristine = stripped(model)
         recorded = record(pristine, data, hag=False, part=part, call=call)
         chosen.check(recorded.graph, group.size)
     check_alike(data, group)

@@ -7,7 +7,7 @@ nowhere stored twice. What this rank has of the tensor hangs on the stand-in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,7 +162,8 @@ class Runner(Walk):
 
     def add(
         self, kind: str, inputs: Sequence[Tensor], width: int, *, suffix: str = "",
-        call: tuple[Any, ...] | None = None, weighted: bool = False, **changes: Any,
+        call: tuple[Any, ...] | None = None, weighted: bool = False,
+        dims: Mapping[str, Mapping[str, int]] | None = None, **changes: Any,
     ) -> Tensor:  # fmt: skip
         name = ".".join(part for part in (self.path, suffix) if part) or kind
         index = self._find(name)

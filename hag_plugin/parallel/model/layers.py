@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
-from hag_plugin.layers.record import held
+from hag_plugin.layers.record import Record, held
 from hag_plugin.layers.table import record_of
 from hag_plugin.parallel.model.calls import named
 from hag_plugin.parallel.model.functions import tensors
@@ -138,7 +138,22 @@ def _convolution(walk: Walk, layer: Any, call: dict[str, Any], **changes: Any) -
         "weighted": call.get("edge_weight") is not None,
     }
     graph = walk.graph(call[record.graphs[0]], record.self_loops(layer), call.get("edge_type"))
-    return walk.add("convolution", [x], changes.pop("width", width), graph=graph, **told | changes)
+    given = {"graph": graph, "dims": _dimensions(layer, record), **told, **changes}
+    return walk.add("convolution", [x], given.pop("width", width), **given)
+
+
+def _dimensions(layer: Any, record: Record) -> dict[str, dict[str, int]]:
+    """Those of a layer's parameters, by name. Of relations, those that each has for itself."""
+    found: dict[str, dict[str, int]] = {}
+    for name in filter(None, (held(layer, record.weight), held(layer, record.root))):
+        dims = attrgetter(name)(layer).dim()
+        found[name] = {"inputs": record.inputs % dims, "outputs": record.outputs % dims}
+    if bias := held(layer, record.bias):
+        found[bias] = {"outputs": 0}
+    if record.relations is not None:
+        each = held(layer, record.coefficients) or held(layer, record.weight)
+        found[each] = found.get(each, {}) | {"parts": 0}
+    return found
 
 
 def _with_itself(walk: Walk, layer: Any, out: Tensor, x: Tensor) -> Tensor:
@@ -209,6 +224,8 @@ def _gat(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
         concatenated=bool(conv.concat),
         bias=conv.bias is not None,
         keeps="mask" if conv.dropout else "",
+        dims={"lin.weight": {"parts": 0}, "att_src": {"parts": 1}, "att_dst": {"parts": 1}}
+        | ({"bias": {"parts": 0}} if conv.concat else {}),
     )
     if getattr(conv, "residual", False):
         own = walk.add(

@@ -16,7 +16,7 @@ from hag_plugin.parallel.graphs.stats import GraphStats, measure
 from hag_plugin.parallel.model import functions
 from hag_plugin.parallel.model.calls import Call, Edges
 from hag_plugin.parallel.model.layers import entry_of
-from hag_plugin.parallel.model.opgraph import Op
+from hag_plugin.parallel.model.opgraph import Op, Weight
 from hag_plugin.parallel.model.walk import Walk
 
 
@@ -93,7 +93,8 @@ class Recorder(Walk):
 
     def add(
         self, kind: str, inputs: Sequence[Tensor], width: int, *, suffix: str = "",
-        call: tuple[Any, ...] | None = None, weighted: bool = False, **changes: Any,
+        call: tuple[Any, ...] | None = None, weighted: bool = False,
+        dims: Mapping[str, Mapping[str, int]] | None = None, **changes: Any,
     ) -> Tensor:  # fmt: skip
         sources = list(dict.fromkeys(self.source(x) for x in inputs))
         name = ".".join(part for part in (self.path, suffix) if part) or kind
@@ -105,19 +106,20 @@ class Recorder(Walk):
             named = functions.bound(met.name, met.args, {}, function)
             values = changes.get("values", 0)
             changes["keeps"] = functions.kept(met.name, named, len(sources), values)
-        index = self.op(name, kind, sources, width, **changes)
-        rows = self.ops[index].rows or self.nodes
-        out = torch.empty(rows, width, device="meta", dtype=inputs[0].dtype)
-        self.track(out, index)
         if call is not None:
-            self.met.append(Met(self.path, met, self._roles(met), tuple(out.shape)))
+            roles = self._roles(met)
         else:
             assert self.current is not None  # a layer of the table runs
             module, given, kwargs = self.current
             own = (*module.named_parameters(), *module.named_buffers())
-            names = {name: f"{self.path}.{name}".lstrip(".") for name, _ in own}
-            leaf = Call(type(module).__name__, given, kwargs)
-            self.met.append(Met(self.path, leaf, names, tuple(out.shape), True))
+            roles = {name: self._names[id(tensor)] for name, tensor in own}
+            met = Call(type(module).__name__, given, kwargs)
+        changes["parameters"] = _weights(kind, met.name, roles, dims or {})
+        index = self.op(name, kind, sources, width, **changes)
+        rows = self.ops[index].rows or self.nodes
+        out = torch.empty(rows, width, device="meta", dtype=inputs[0].dtype)
+        self.track(out, index)
+        self.met.append(Met(self.path, met, roles, tuple(out.shape), call is None))
         return out
 
     def _roles(self, call: Call) -> dict[str, str]:
@@ -241,7 +243,21 @@ class Recorder(Walk):
         changes["keeps"] = functions.kept(name, args, len(sources), changes.get("values", 0))
         if kind == "pooling" or out.dim() != 2 or out.shape[0] != self.nodes:
             changes["rows"] = out.numel() // width
+        roles = self._roles(call)
+        changes["parameters"] = _weights(kind, name, roles, {})
         index = self.op(self.label(name), kind, sources, width, **changes)
-        self.met.append(Met(self.path, call, self._roles(call), tuple(out.shape)))
+        self.met.append(Met(self.path, call, roles, tuple(out.shape)))
         for tensor in results:
             self.track(tensor, index)
+
+
+def _weights(
+    kind: str, name: str, roles: Mapping[str, str], dims: Mapping[str, Mapping[str, int]]
+) -> tuple[Weight, ...]:
+    """The parameters of an operation, by role; `dims` of those that a layer tells of."""
+    if kind == "linear":
+        inputs = 1 if name == "linear" else 0
+        dims = {"weight": {"inputs": inputs, "outputs": 1 - inputs}, "bias": {"outputs": 0}}
+    if kind == "normalisation":
+        dims = {role: {"outputs": 0} for role in roles}
+    return tuple(Weight(role, named, **dims.get(role, {})) for role, named in roles.items())

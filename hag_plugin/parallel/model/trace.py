@@ -123,17 +123,28 @@ def _run(
         x = torch.empty(recorder.nodes, _features(data, features), dtype=_dtype(data))
     recorder.track(x, recorder.op("x", "input", [], x.shape[1]))
     recorder.met.append(Met("", Call("x", (), {}), {}, tuple(x.shape)))
-    shadow = copy.deepcopy(model)
-    lazy = [n for n, p in shadow.named_parameters() if isinstance(
-        p, torch.nn.parameter.UninitializedParameter)]  # fmt: skip
-    if lazy:
-        raise TypeError(f"{lazy[0]!r} has no shape yet: run the model once before planning")
-    shadow = shadow.to("meta")
+    shadow = stripped(model)
     recorder.attach(shadow)
     found = with_features(data, x)
     recorder.given = given(found)
     with recorder, torch.no_grad():
         return call(shadow, found), x
+
+
+def stripped(model: Module) -> Module:
+    """A copy without storage, whose modules share what the model's share.
+
+    Raises:
+        TypeError: a parameter has no shape yet; names it.
+    """
+    empty: dict[int, Any] = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if torch.nn.parameter.is_lazy(tensor):
+            raise TypeError(f"{name!r} has no shape yet: run the model once before planning")
+        meta = torch.empty_like(tensor, device="meta", requires_grad=tensor.requires_grad)
+        is_parameter = isinstance(tensor, torch.nn.Parameter)
+        empty[id(tensor)] = torch.nn.Parameter(meta, meta.requires_grad) if is_parameter else meta
+    return copy.deepcopy(model, empty).to("meta")
 
 
 def _check_made(one: Recorder, other: Recorder) -> None:

@@ -7,7 +7,7 @@ the same way and give operations the same names.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial, wraps
 from typing import Any
 
@@ -117,7 +117,8 @@ class Walk(TorchFunctionMode, ABC):
     @abstractmethod
     def add(
         self, kind: str, inputs: Sequence[Tensor], width: int, *, suffix: str = "",
-        call: tuple[Any, ...] | None = None, weighted: bool = False, **changes: Any,
+        call: tuple[Any, ...] | None = None, weighted: bool = False,
+        dims: Mapping[str, Mapping[str, int]] | None = None, **changes: Any,
     ) -> Tensor:  # fmt: skip
         """An operation of the layer that runs; returns its output.
 
@@ -128,5 +129,6 @@ class Walk(TorchFunctionMode, ABC):
             suffix: of its name, where a layer has several.
             call: a function and its arguments, where that is all the operation does.
             weighted: whether the edges have weights.
+            dims: by name in the layer, the dimensions of parameters as `opgraph.Weight` has them.
             changes: attributes of the operation.
         """

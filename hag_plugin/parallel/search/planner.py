@@ -212,7 +212,10 @@ def alternatives(
             def allow(j: int, config: Config, i: int = i, name: str = name) -> bool:
                 return j != i or config.strategy == name
 
-            entries[name] = Space(graph, machine, compute, allow).cheapest().cost
+            try:
+                entries[name] = Space(graph, machine, compute, allow).cheapest().cost
+            except InfeasibleError as e:
+                entries[name] = f"refused: {e}"
         listed[op.name] = entries | {name: f"refused: {why}" for name, why in reasons.items()}
     return listed
 

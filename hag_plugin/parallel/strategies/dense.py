@@ -10,6 +10,7 @@ from hag_plugin.parallel.layouts import (
     ROWS,
     Layout,
     Message,
+    Split,
     chunk_sizes,
     even,
     gather_rows,
@@ -17,7 +18,7 @@ from hag_plugin.parallel.layouts import (
     scatter_rows,
     sent_bytes,
 )
-from hag_plugin.parallel.model.opgraph import Op
+from hag_plugin.parallel.model.opgraph import Op, Weight
 from hag_plugin.parallel.strategies import steps
 from hag_plugin.parallel.strategies.activations import Held, Step, hold
 from hag_plugin.parallel.strategies.convolution import gather_input, input_steps
@@ -26,6 +27,7 @@ from hag_plugin.parallel.strategies.registry import (
     Problem,
     Strategy,
     Terms,
+    by_outputs,
     column_refusal,
     register,
 )
@@ -159,6 +161,11 @@ class RowSplitWeights(Strategy):
         targets = [ROWS, COLUMNS] if problem.splits(problem.op.width) else [ROWS]
         return [Config(self.name, COLUMNS, target) for target in targets]
 
+    def split(self, weight: Weight, config: Config) -> Split | None:
+        if weight.inputs is not None:
+            return Split(weight.inputs)
+        return by_outputs(weight) if config.target == COLUMNS else None
+
     def terms(self, problem: Problem, config: Config) -> Terms:
         op, s = problem.op, problem.itemsize
         terms = local_terms(problem, config.target)
@@ -197,6 +204,9 @@ class ColumnSplitWeights(Strategy):
     def configs(self, problem: Problem) -> list[Config]:
         return [Config(self.name, source, COLUMNS) for source in (REPLICATED, ROWS)]
 
+    def split(self, weight: Weight, config: Config) -> Split | None:
+        return by_outputs(weight)
+
     def terms(self, problem: Problem, config: Config) -> Terms:
         op, n = problem.op, problem.columns(problem.op.width)
         terms = local_terms(problem, COLUMNS)
@@ -220,6 +230,10 @@ class Normalise(Strategy):
         if problem.splits(problem.op.width):
             layouts.append(COLUMNS)
         return [Config(self.name, k, k) for k in layouts + grids(problem)]
+
+    def split(self, weight: Weight, config: Config) -> Split | None:
+        layout = config.target
+        return None if layout == ROWS else by_outputs(weight, layout.columns * (layout.columns > 1))
 
     def terms(self, problem: Problem, config: Config) -> Terms:
         op, s, P = problem.op, problem.itemsize, problem.devices

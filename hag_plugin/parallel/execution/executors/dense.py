@@ -10,7 +10,7 @@ from hag_plugin.devices import forked_random_state
 from hag_plugin.parallel.execution import dropout
 from hag_plugin.parallel.execution.executors.registry import OperationExecutor, executes
 from hag_plugin.parallel.execution.parameters import swapped
-from hag_plugin.parallel.layouts import COLUMNS, REPLICATED, ROWS, Split, shares
+from hag_plugin.parallel.layouts import REPLICATED, ROWS, shares
 from hag_plugin.parallel.model import functions
 from hag_plugin.parallel.model.calls import Call
 from hag_plugin.parallel.ranks.comm import Group
@@ -81,12 +81,6 @@ class _Product(OperationExecutor):
 class RowSplitWeights(_Product):
     """Partial outputs of blocks of features are summed."""
 
-    def placements(self) -> dict[str, Split]:
-        found = {"weight": Split(1 if self.transposed else 0)}
-        if "bias" in self.site.names and self.site.config.target == COLUMNS:
-            found["bias"] = Split(0)
-        return found
-
     def run(self, call: Call, *inputs: Tensor) -> Tensor:
         site, [x] = self.site, inputs
         to_rows = site.config.target == ROWS
@@ -101,10 +95,6 @@ class RowSplitWeights(_Product):
 @executes("column-split weights", "linear")
 class ColumnSplitWeights(_Product):
     """The whole input, a block of the output."""
-
-    def placements(self) -> dict[str, Split]:
-        found = {"weight": Split(0 if self.transposed else 1), "bias": Split(0)}
-        return {name: split for name, split in found.items() if name in self.site.names}
 
     def run(self, call: Call, *inputs: Tensor) -> Tensor:
         site, [x] = self.site, inputs
