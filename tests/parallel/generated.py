@@ -1,4 +1,4 @@
-"""Models made at random: stacks of layers, weights that are shared, skips, norms, dropout, pooling."""
+"""Models made at random: stacks of layers, shared weights, skips, norms, dropout, pooling."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ LAYERS: dict[str, Make] = {
     "SAGE, max": lambda i, o: pyg.SAGEConv(i, o, aggr="max", normalize=True),
     "SAGE, several": lambda i, o: pyg.SAGEConv(i, o, aggr=["mean", "max"]),
     "SAGE, std": lambda i, o: pyg.SAGEConv(i, o, aggr="std"),
-    "SAGE, softmax": lambda i, o: pyg.SAGEConv(
-        i, o, aggr="softmax", aggr_kwargs={"learn": True}
-    ),
+    "SAGE, softmax": lambda i, o: pyg.SAGEConv(i, o, aggr="softmax", aggr_kwargs={"learn": True}),
     "SAGE, projected": lambda i, o: pyg.SAGEConv(i, o, project=True),
     "GraphConv": lambda i, o: pyg.GraphConv(i, o, aggr="mean"),
     "GIN": lambda i, o: pyg.GINConv(nn.Sequential(nn.Linear(i, o), nn.ReLU()), train_eps=True),

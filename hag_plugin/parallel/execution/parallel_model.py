@@ -11,7 +11,7 @@ from torch.nn import Module
 
 from hag_plugin.parallel.execution.executors.registry import OperationExecutor, executor_of
 from hag_plugin.parallel.execution.parameters import Parameters
-from hag_plugin.parallel.execution.runner import Prepared, Runner, stand_in
+from hag_plugin.parallel.execution.runner import NO_COPY, Prepared, Runner, stand_in
 from hag_plugin.parallel.execution.share import (
     Part,
     Share,
@@ -62,6 +62,9 @@ class Parallel:
         self._part, self._call = part, call or plain
         self._seed = group.broadcast(torch.initial_seed())
         self._runner: Runner | None = None
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(NO_COPY)
 
     # Running ---------------------------------------------------------------------------------
 
@@ -115,7 +118,7 @@ class Parallel:
         with self.group.together("laying out the data"):
             world, executors = self._executors(recorded, self._part)
         self._place(executors)
-        self._runner = Runner(self._model, self._call)
+        self._runner = Runner(self._model, self._call, recorded.wholes)
         with self.group.together("laying out the features"):
             self.data = self._shared(data, recorded, world, executors)
 

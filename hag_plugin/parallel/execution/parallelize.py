@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from hag_plugin.parallel.execution.parameters import Parameters
 from hag_plugin.parallel.execution.share import Part, check_alike
 from hag_plugin.parallel.machine.topology import Topology
 from hag_plugin.parallel.model.inputs import ModelCall
-from hag_plugin.parallel.model.trace import record, stripped
+from hag_plugin.parallel.model.trace import copied, record, stripped
 from hag_plugin.parallel.ranks.comm import Group
 from hag_plugin.parallel.search.plan import Plan
 from hag_plugin.parallel.search.planner import plan as find_plan
@@ -86,7 +85,7 @@ def parallelize(
     for columns in sorted({layout.columns for layout in layouts}):
         group.mesh(columns)
     with group.together("copying the model"):
-        found = copy.deepcopy(model).to(group.device)
+        found = copied(model).to(group.device)
     parameters = Parameters(found, group)
     parameters.broadcast()
     parallel = Parallel(found, pristine, parameters, chosen, part, call, group)

@@ -7,12 +7,14 @@ nowhere stored twice. What this rank has of the tensor hangs on the stand-in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import Module
 
 from hag_plugin.hag.program import SelfLoops
@@ -28,6 +30,15 @@ from hag_plugin.parallel.model.walk import Walk
 from hag_plugin.parallel.ranks.transfer import reshard
 
 SHARD = "_hag_plugin_shard"
+ALONE = (
+    "the layers of a parallel model run inside of it: call model(). What else it is to compute, "
+    "plan and parallelize() are told: call=lambda m, d: m.encode(d.x, d.edge_index), say"
+)
+NO_COPY = (
+    "a parallel model works with the other ranks and is not copied or pickled: copy its "
+    "state_dict(), or parallelize a copy of the model that it was made from"
+)
+GETTERS = ("data", "T", "mT", "H")  # properties of a parameter that are tensors to compute with
 
 
 @dataclass
@@ -86,9 +97,15 @@ class Called:
 
 def stand_in(shape: Sequence[int], like: Tensor, index: int, local: Tensor | None) -> Tensor:
     """For the output of an operation, of `like`'s type and on its device."""
-    out = torch.full((), torch.nan, dtype=like.dtype, device=like.device).expand(*shape)
+    value = torch.nan if like.is_floating_point() else 0
+    out = torch.full((), value, dtype=like.dtype, device=like.device).expand(tuple(shape))
     setattr(out, SHARD, Shard(index, local))
     return out
+
+
+def _saving() -> Any:
+    """The hooks under which autograd keeps tensors now; None: none."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)
 
 
 class Runner(Walk):
@@ -97,10 +114,11 @@ class Runner(Walk):
     Args:
         model: is changed: its layers stand for themselves only while a runner is at work.
         call: how it is called.
+        wholes: paths of modules that run whole, as they were recorded.
     """
 
-    def __init__(self, model: Module, call: ModelCall) -> None:
-        super().__init__(entry_of)
+    def __init__(self, model: Module, call: ModelCall, wholes: Collection[str]) -> None:
+        super().__init__(entry_of, wholes)
         self.originals = {id(m): m.forward for m in model.modules()}
         self.attach(model)
         self.called, self.call = Called(model, model.forward), call
@@ -109,13 +127,14 @@ class Runner(Walk):
         self._at: Prepared | None = None
         self._names: dict[str, int] = {}
         self._given: list[Tensor] = []
+        self._saving: Any = None
 
     def run(self, prepared: Prepared) -> Any:
         """The model's output, with the shards that the loss wants in place of stand-ins."""
         self._at, self._met, self._taken = prepared, set(), {"x": 1}
         setattr(prepared.x, SHARD, Shard(0, None))
         self._names = {op.name: i for i, op in enumerate(prepared.ops)}
-        self._given = given(prepared.data)
+        self._given, self._saving = given(prepared.data), _saving()
         model, outer = self.called.model, self.called.model.forward
         try:
             model.forward = self.called.forward  # for a model that calls itself
@@ -126,11 +145,24 @@ class Runner(Walk):
         finally:
             model.forward, self._at = outer, None
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(NO_COPY)
+
     @property
     def at(self) -> Prepared:
-        """What the model runs on."""
-        assert self._at is not None  # it runs
+        """What the model runs on.
+
+        Raises:
+            RuntimeError: it does not run: a part of it was called by itself.
+        """
+        if self._at is None:
+            raise RuntimeError(ALONE)
         return self._at
+
+    def _enter(self, path: str, module: Module, _: Any) -> None:
+        if path and self._at is None:
+            raise RuntimeError(ALONE)
+        super()._enter(path, module, _)
 
     def _output(self, token: Tensor) -> Tensor:
         return self._laid_out(token, self.at.output)
@@ -143,6 +175,28 @@ class Runner(Walk):
 
     def knows(self, tensor: Tensor) -> bool:
         return not self._paused and hasattr(tensor, SHARD)
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        return not self._paused and isinstance(tensor, DTensor)
+
+    def make_weight(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+        of_property = getattr(func, "__name__", "") == "__get__"
+        given = [t for t in functions.tensors([*args, kwargs]) if isinstance(t, DTensor)]
+        copies = all(p.is_replicate() for t in given for p in t.placements)
+        if not copies or (of_property and name not in GETTERS):
+            return func(*args, **kwargs)
+        by = {id(t): t.to_local() for t in given}
+        with self._own_graph():
+            return func(*functions.replaced([*args], by), **functions.replaced(kwargs, by))
+
+    @contextmanager
+    def _own_graph(self) -> Iterator[None]:
+        """Inside, torch.utils.checkpoint keeps nothing back: it could not run this again."""
+        if _saving() is self._saving:
+            yield
+            return
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+            yield
 
     def graph(self, edges: Any, self_loops: SelfLoops = False, edge_type: Any = None) -> str:
         self.look_at(edges)
@@ -178,6 +232,9 @@ class Runner(Walk):
             original = self.originals[id(module)]
             met = Call(type(module).__name__, given, kwargs, original)
         return self._execute(index, met, list(inputs))
+
+    def opaque(self, layer: Module, known: Sequence[Tensor]) -> Tensor:
+        return self.add("opaque", known, 0)
 
     def meet(
         self, func: Any, name: str, args: Any, kwargs: dict[str, Any], known: list[Tensor]
@@ -232,7 +289,7 @@ class Runner(Walk):
 
     # Running ---------------------------------------------------------------------------------
 
-    def _execute(self, index: int, call: Call, known: list[Tensor]) -> Tensor:
+    def _execute(self, index: int, call: Call, known: list[Tensor]) -> Any:
         op, executor = self.at.ops[index], self.at.executors[index]
         assert executor is not None  # only the features and the loss have none
         made = {self._shard(t).index for t in known}
@@ -257,14 +314,25 @@ class Runner(Walk):
         given = Call(call.name, args, functions.replaced(dict(call.kwargs), shards), call.function)
         paused, self._paused = self._paused, True
         try:
-            out = executor.run(given, *inputs)
+            with self._own_graph():
+                out: Any = executor.run(given, *inputs)
         finally:
             self._paused = paused
         self._met.add(index)
+        if not isinstance(out, Tensor):
+            return self._several(index, out)
         if changed:  # the model may go on with the tensor that it gave
             setattr(known[0], SHARD, Shard(index, out))
             return known[0]
         return stand_in(self.at.shapes[index], out, index, out)
+
+    def _several(self, index: int, out: Any) -> Any:
+        """Stand-ins for what a function returns that returns several tensors."""
+        by = {}
+        for number, each in enumerate(functions.tensors(out), index + 1):
+            self._met.add(number)
+            by[id(each)] = stand_in(self.at.shapes[number], each, number, each)
+        return functions.replaced(out, by)
 
     def _came_from(self, index: int, made: set[int]) -> int:
         """Where an input comes from: operations that only training has may have been left out."""

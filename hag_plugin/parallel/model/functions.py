@@ -121,8 +121,9 @@ def replaced(value: Any, by: Mapping[int, Any]) -> Any:
     """An argument with other tensors in it, given by the `id` of those they replace."""
     if isinstance(value, Tensor):
         return by.get(id(value), value)
-    if isinstance(value, list | tuple) and type(value) in (list, tuple):
-        return type(value)(replaced(item, by) for item in value)
+    if isinstance(value, list | tuple):
+        items = [replaced(item, by) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, dict):
         return {key: replaced(item, by) for key, item in value.items()}
     return value

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+import math
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -15,8 +19,9 @@ from hag_plugin.hag.program import SelfLoops
 from hag_plugin.parallel.graphs.stats import GraphStats, measure
 from hag_plugin.parallel.model import functions
 from hag_plugin.parallel.model.calls import Call, Edges
-from hag_plugin.parallel.model.layers import entry_of
+from hag_plugin.parallel.model.layers import UnknownLayerError, entry_of
 from hag_plugin.parallel.model.opgraph import Op, Weight
+from hag_plugin.parallel.model.sample import Sample
 from hag_plugin.parallel.model.walk import Walk
 
 
@@ -49,12 +54,14 @@ class Recorder(Walk):
         edges: of these graphs.
         given: the tensors that the model is given.
         made: edges that it makes of them, and the layers that run on these.
+        failed: paths of the modules, innermost last, in which a function could not be run.
     """
 
     def __init__(
-        self, data: Any, hag: bool, part: Callable[[int], np.ndarray] | None, counted: bool = True
-    ) -> None:
-        super().__init__(entry_of)
+        self, data: Any, hag: bool, part: Callable[[int], np.ndarray] | None, counted: bool = True,
+        wholes: Collection[str] = (),
+    ) -> None:  # fmt: skip
+        super().__init__(entry_of, wholes)
         self.data, self.hag, self.part, self.counted = data, hag, part, counted
         self.ops: list[Op] = []
         self.met: list[Met] = []
@@ -63,7 +70,11 @@ class Recorder(Walk):
         self._keys: dict[tuple[int, Any], str] = {}
         self._kept: list[Any] = []  # ids are only good while their objects live
         self._known: dict[int, int] = {}
+        self._of_weights: dict[int, dict[str, Tensor]] = {}
+        self._counted: set[str] = set()
+        self.failed: list[str] = []
         self._names: dict[int, str] = {}
+        self._sample: Sample | None = None
         self.given: list[Tensor] = []
         self.made: list[tuple[str, Tensor]] = []
 
@@ -77,6 +88,7 @@ class Recorder(Walk):
         return int(self.data.num_nodes)
 
     def attach(self, model: Module) -> None:
+        self._sample = Sample(copy.deepcopy(model), self.nodes)
         super().attach(model)
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             self._names[id(tensor)] = name
@@ -85,6 +97,13 @@ class Recorder(Walk):
 
     def op(self, name: str, kind: str, inputs: Sequence[int], width: int, **changes: Any) -> int:
         """Adds an operation under a name of its own; returns its index."""
+        inside = _function_around()
+        if inside is not None:
+            words = "; expected use_reentrant=False" if inside == "CheckpointFunction" else ""
+            raise UnknownLayerError(
+                f"{self.path or 'the model'} runs inside {inside}, a torch.autograd.Function whose "
+                f"backward pass is not that of what runs there: it cannot be planned{words}"
+            )
         wants = [bool(op.weights or op.biases) or op.input_grad for op in self.ops]
         grad = any(wants[i] for i in inputs)
         settings: dict[str, Any] = {"input_grad": grad, "layer": self.layer} | changes
@@ -115,20 +134,79 @@ class Recorder(Walk):
             roles = {name: self._names[id(tensor)] for name, tensor in own}
             met = Call(type(module).__name__, given, kwargs)
         changes["parameters"] = _weights(kind, met.name, roles, dims or {})
+        shape = changes.pop("shape", (self.nodes, width))
         index = self.op(name, kind, sources, width, **changes)
-        rows = self.ops[index].rows or self.nodes
-        out = torch.empty(rows, width, device="meta", dtype=inputs[0].dtype)
+        out = torch.empty(shape, device="meta", dtype=inputs[0].dtype)
         self.track(out, index)
         self.met.append(Met(self.path, met, roles, tuple(out.shape), call is None))
         return out
 
+    def opaque(self, layer: Module, known: Sequence[Tensor]) -> Tensor:
+        assert self.current is not None  # a layer of the table runs
+        _, args, kwargs = self.current
+        what = f"layer {self.path!r} ({type(layer).__name__})"
+        if not known:
+            raise UnknownLayerError(f"{what} is given nothing that comes from the features x: it "
+                                    "cannot be planned")  # fmt: skip
+        try:
+            assert self._sample is not None  # it was attached to a model
+            shape = self._sample.shape(self.path, args, kwargs, known)
+        except Exception as e:
+            self.failed = [path for path, _ in self._stack[:-1]]
+            raise UnknownLayerError(f"{what} could not be run on a small graph, to see what it "
+                                    f"returns: {type(e).__name__}: {e}") from e  # fmt: skip
+        values = sum(p.numel() for p in layer.parameters())
+        changes: dict[str, Any] = {"values": values, "shape": shape}
+        width = shape[-1] if len(shape) > 1 else 1
+        if len(shape) != 2 or shape[0] != self.nodes:
+            changes["rows"] = math.prod(shape) // width
+        return self.add("opaque", known, width, **changes)
+
     def _roles(self, call: Call) -> dict[str, str]:
         args = functions.bound(call.name, call.args, call.kwargs, call.function)
-        named = {role: t for role, t in args.items() if isinstance(t, Tensor)}
-        return {role: self._names[id(t)] for role, t in named.items() if id(t) in self._names}
+        found = {}
+        for role, value in args.items():
+            inside = [t for t in functions.tensors(value) if id(t) in self._names]
+            for i, tensor in enumerate(inside):
+                name = role if isinstance(value, Tensor) else f"{role}.{i}"
+                found[name] = self._names[id(tensor)]
+        return found
 
     def knows(self, tensor: Tensor) -> bool:
         return id(tensor) in self._known
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._names or id(tensor) in self._of_weights
+
+    def make_weight(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+        out = self._run(func, args, kwargs)
+        sources = self._weights_in([*args, kwargs])
+        for tensor in functions.tensors(out):
+            if id(tensor) not in self._names:  # not one that was changed in place
+                self._kept.append(tensor)
+                self._of_weights[id(tensor)] = sources
+        return out
+
+    def _weights_in(self, value: Any, made_only: bool = False) -> dict[str, Tensor]:
+        """Parameters and buffers in an argument, and those of which others in it were made."""
+        found: dict[str, Tensor] = {}
+        for tensor in functions.tensors(value):
+            if id(tensor) in self._names and not made_only:
+                found[self._names[id(tensor)]] = tensor
+            found |= self._of_weights.get(id(tensor), {})
+        return found
+
+    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """A function, without the values of what it is given."""
+        given = [t for t in functions.tensors([*args, kwargs]) if t.device.type != "meta"]
+        if given:
+            shadows = {id(t): t.to("meta") for t in given}
+            args, kwargs = functions.replaced([*args], shadows), functions.replaced(kwargs, shadows)
+        try:
+            return func(*args, **kwargs)
+        except Exception:
+            self.failed = [path for path, _ in self._stack]
+            raise
 
     def track(self, tensor: Tensor, index: int) -> None:
         """`tensor` is the output of operation `index`."""
@@ -217,11 +295,7 @@ class Recorder(Walk):
                 "device to device; expected dropout as the only random function"
             )
         call = Call(name, tuple(args), kwargs, func)
-        given = [t for t in functions.tensors([*args, kwargs]) if t.device.type != "meta"]
-        if given:
-            shadows = {id(t): t.to("meta") for t in given}
-            args, kwargs = functions.replaced([*args], shadows), functions.replaced(kwargs, shadows)
-        out = func(*args, **kwargs)
+        out = self._run(func, args, kwargs)
         first = call.args[0] if call.args else None
         shape_only = name in functions.OF_FIRST and not (
             isinstance(first, Tensor) and self.knows(first)
@@ -244,11 +318,45 @@ class Recorder(Walk):
         if kind == "pooling" or out.dim() != 2 or out.shape[0] != self.nodes:
             changes["rows"] = out.numel() // width
         roles = self._roles(call)
-        changes["parameters"] = _weights(kind, name, roles, {})
-        index = self.op(self.label(name), kind, sources, width, **changes)
+        given = [call.args, call.kwargs]
+        made = self._weights_in(given, made_only=True)
+        if len(results) > 1 or any(t.requires_grad for t in made.values()):
+            kind = "opaque"
+        if kind == "opaque":
+            values = self._uncounted(self._weights_in(given))
+            changes = {"values": values, "rows": changes.get("rows"), "keeps": changes["keeps"]}
+        others = tuple(Weight(f"made of {name}", name) for name in made)
+        changes["parameters"] = _weights(kind, name, roles, {}) + others
+        label = self.label(name)
+        index = self.op(label, kind, sources, width, **changes)
         self.met.append(Met(self.path, call, roles, tuple(out.shape)))
-        for tensor in results:
-            self.track(tensor, index)
+        if len(results) == 1:
+            self.track(out, index)
+            return
+        for number, tensor in enumerate(results):
+            shape = tuple(tensor.shape)
+            width = shape[-1] if len(shape) > 1 else 1
+            rows = None if len(shape) == 2 and shape[0] == self.nodes else tensor.numel() // width
+            each = self.op(f"{label}.{number}", "opaque", [index], width, rows=rows)
+            self.met.append(Met(self.path, Call("output", (), {}), {}, shape))
+            self.track(tensor, each)
+
+    def _uncounted(self, weights: Mapping[str, Tensor]) -> int:
+        """Trainable values of parameters that no operation of this kind has counted."""
+        new = {n: t for n, t in weights.items() if t.requires_grad and n not in self._counted}
+        self._counted |= new.keys()
+        return sum(t.numel() for t in new.values())
+
+
+def _function_around() -> str | None:
+    """The `torch.autograd.Function` in whose forward this is called, by its name."""
+    apply = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code is apply:
+            return str(frame.f_locals["cls"].__name__)
+        frame = frame.f_back
+    return None
 
 
 def _weights(

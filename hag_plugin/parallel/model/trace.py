@@ -7,7 +7,7 @@ their operations instead of running; what happens between them is seen function 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
@@ -99,11 +99,14 @@ def record(
     check_kind("model", model, Module)
     if not (isinstance(data, (tuple, GraphStats)) or hasattr(data, "num_nodes")):
         raise TypeError(f"data is {brief(data)}; expected a Data, (DGLGraph, x) or GraphStats")
+    _check_model(model)
     with torch.random.fork_rng(devices=[]):
-        recorder = Recorder(data, hag, part, counted)
-        out, x = _run(model, data, features, recorder, call or plain)
+        recorder, out, x = _followed(
+            lambda wholes: Recorder(data, hag, part, counted, wholes), model, data, features,
+            call or plain,
+        )  # fmt: skip
         if any(not edges.is_meta for _, edges in recorder.made):
-            again = Recorder(data, False, part, False)
+            again = Recorder(data, False, part, False, recorder.wholes)
             _run(model, data, features, again, call or plain)
             _check_made(recorder, again)
     recorder.finish(out)
@@ -112,7 +115,46 @@ def record(
     graph = OpGraph.of(
         recorder.ops, recorder.graphs, itemsize or x.element_size(), type(model).__name__
     )
-    return Recorded(graph, tuple(_without_others(recorder.met)), recorder.edges)
+    met = tuple(_without_others(recorder.met))
+    return Recorded(graph, met, recorder.edges, tuple(recorder.wholes))
+
+
+def _check_model(model: Module) -> None:
+    """Raises TypeError where a model, or a module of it, is compiled."""
+    for path, module in model.named_modules():
+        if hasattr(module, "_orig_mod"):
+            what = f"module {path!r}" if path else "the model"
+            raise TypeError(f"{what} is compiled; expected it as it was before, its _orig_mod")
+
+
+def _followed(
+    make: Callable[[Collection[str]], Recorder], model: Module, data: Any,
+    features: int | None, call: ModelCall,
+) -> tuple[Recorder, Any, Tensor]:  # fmt: skip
+    """Runs a model until all of it is followed, or runs whole where that is not possible.
+
+    A module in which a function wants values runs whole; if that is not possible either, the one
+    around it.
+    """
+    wholes: list[str] = []
+    first: Exception | None = None
+    while True:
+        recorder = make(tuple(wholes))
+        try:
+            return recorder, *_run(model, data, features, recorder, call)
+        except Exception as e:
+            first = first or e
+            around = (path for path in reversed(recorder.failed) if path and path not in wholes)
+            inner = next(around, None)
+            if inner is None:
+                break
+            wholes = [path for path in wholes if not path.startswith(f"{inner}.")] + [inner]
+    if isinstance(first, NotImplementedError | RuntimeError) and "meta" in str(first):
+        raise UnknownLayerError(
+            f"{type(model).__name__}.forward wants values of features where a plan is made without "
+            f"any: {first}. Put that into a module of its own, which then runs whole"
+        ) from first
+    raise first
 
 
 def _run(
@@ -137,14 +179,34 @@ def stripped(model: Module) -> Module:
     Raises:
         TypeError: a parameter has no shape yet; names it.
     """
-    empty: dict[int, Any] = {}
+    empty = {id(t): torch.empty_like(t, device="meta", requires_grad=False)
+             for t in computed(model)}  # fmt: skip
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if torch.nn.parameter.is_lazy(tensor):
             raise TypeError(f"{name!r} has no shape yet: run the model once before planning")
         meta = torch.empty_like(tensor, device="meta", requires_grad=tensor.requires_grad)
         is_parameter = isinstance(tensor, torch.nn.Parameter)
         empty[id(tensor)] = torch.nn.Parameter(meta, meta.requires_grad) if is_parameter else meta
-    return copy.deepcopy(model, empty).to("meta")
+    return copied(model, empty).to("meta")
+
+
+def computed(model: Module) -> list[Tensor]:
+    """Tensors that modules keep beside their parameters and that carry a gradient's history.
+
+    So torch.nn.utils.weight_norm and spectral_norm keep a weight, which a hook makes anew.
+    """
+    kept = (v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor))
+    return [t for t in kept if not t.is_leaf]
+
+
+def copied(model: Module, instead: dict[int, Any] | None = None) -> Module:
+    """A copy that is compiled nowhere. `instead`: of tensors, by `id`, what takes their place."""
+    if instead is None:
+        instead = {id(t): t.detach().clone() for t in computed(model)}
+    found = copy.deepcopy(model, instead)
+    for module in found.modules():
+        module._compiled_call_impl = None
+    return found
 
 
 def _check_made(one: Recorder, other: Recorder) -> None:
@@ -170,11 +232,14 @@ def _without_others(met: Sequence[Met]) -> list[Met]:
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """A model's operations, how each came about, and the edges it runs on by key."""
+    """A model's operations, how each came about, the edges it runs on by key, and the paths of
+    modules that run whole since what is in them could not be followed.
+    """
 
     graph: OpGraph
     met: tuple[Met, ...]
     edges: dict[str, Edges]
+    wholes: tuple[str, ...] = ()
 
 
 def _features(data: Any, features: int | None) -> int:

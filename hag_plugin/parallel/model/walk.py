@@ -7,7 +7,7 @@ the same way and give operations the same names.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial, wraps
 from typing import Any
 
@@ -27,16 +27,20 @@ class Walk(TorchFunctionMode, ABC):
     """A way through a model. Layers of the table stand for themselves; what is inside is not seen.
 
     Args:
-        entry_of: the table: the entry of a layer, or None for what is followed inside.
+        entry_of: the table: the entry of a layer, or None for what is followed inside; given the
+            layer, and whether it runs whole in any case.
+        wholes: paths of modules that do.
 
     Attributes:
         path: of the module that runs.
         layer: its class.
     """
 
-    def __init__(self, entry_of: Callable[[Module], Entry | None]) -> None:
+    def __init__(
+        self, entry_of: Callable[[Module, bool], Entry | None], wholes: Collection[str] = ()
+    ) -> None:
         super().__init__()
-        self.entry_of = entry_of
+        self.entry_of, self.wholes = entry_of, wholes
         self._stack: list[tuple[str, str]] = []
         self._taken: dict[str, int] = {}
         self.current: tuple[Module, tuple[Any, ...], dict[str, Any]] | None = None
@@ -52,7 +56,9 @@ class Walk(TorchFunctionMode, ABC):
     def attach(self, model: Module) -> None:
         """Follows the modules of a model, and stands in for those that `entry_of` knows."""
         for path, module in model.named_modules():
-            entry = self.entry_of(module)
+            if any(path.startswith(f"{outer}.") for outer in self.wholes):
+                continue
+            entry = self.entry_of(module, path in self.wholes)
             if entry is not None:
                 module.forward = self._leaf(entry, module)
             module.register_forward_pre_hook(partial(self._enter, path))
@@ -91,14 +97,25 @@ class Walk(TorchFunctionMode, ABC):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        known = [t for t in tensors([*args, kwargs]) if self.knows(t)]
-        if not known:
-            return func(*args, **kwargs)
-        return self.meet(func, name_of(func), args, kwargs, known)
+        given = list(tensors([*args, kwargs]))
+        known = [t for t in given if self.knows(t)]
+        if known:
+            return self.meet(func, name_of(func), args, kwargs, known)
+        if any(self.is_weight(t) for t in given):
+            return self.make_weight(func, name_of(func), args, kwargs)
+        return func(*args, **kwargs)
 
     @abstractmethod
     def knows(self, tensor: Tensor) -> bool:
         """Whether a tensor comes from an operation that was met."""
+
+    @abstractmethod
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a parameter, or was made of some."""
+
+    @abstractmethod
+    def make_weight(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+        """A function is called with parameters, and with nothing that operations made."""
 
     @abstractmethod
     def meet(
@@ -113,6 +130,10 @@ class Walk(TorchFunctionMode, ABC):
     @abstractmethod
     def look_at(self, edges: Any) -> None:
         """A layer that is not in the table is given edges."""
+
+    @abstractmethod
+    def opaque(self, layer: Module, known: Sequence[Tensor]) -> Tensor:
+        """A layer runs as it is, on tensors that operations made among others."""
 
     @abstractmethod
     def add(
