@@ -68,15 +68,14 @@ class Generated(nn.Module):
                 step["layer"] = choose.choice(same)
                 width = before
             else:
-                name = choose.choice([*LAYERS])
                 width = before if choose.random() < 0.5 else choose.choice(WIDTHS)
+                alike = [i for i, m in enumerate(self.layers) if m.ends == (before, width)]
+                other = choose.choice(alike) if alike and choose.random() < 0.6 else None
+                name = choose.choice([*LAYERS]) if other is None else names[other]
                 layer = LAYERS[name](before, width)
                 layer.ends = (before, width)
-                alike = [i for i, m in enumerate(self.layers)
-                         if names[i] == name and m.ends == layer.ends]  # fmt: skip
-                if alike and choose.random() < 0.5:
-                    tie(layer, self.layers[choose.choice(alike)])
-                    name += " (tied)"
+                if other is not None:
+                    tie(layer, self.layers[other])
                 step["layer"] = len(self.layers)
                 self.layers.append(layer)
                 names.append(name)

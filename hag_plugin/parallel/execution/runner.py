@@ -231,7 +231,8 @@ class Runner(Walk):
             module, given, kwargs = self.current
             original = self.originals[id(module)]
             met = Call(type(module).__name__, given, kwargs, original)
-        return self._execute(index, met, list(inputs))
+        out: Tensor = self._execute(index, met, list(inputs))
+        return out
 
     def opaque(self, layer: Module, known: Sequence[Tensor]) -> Tensor:
         return self.add("opaque", known, 0)

@@ -153,8 +153,11 @@ class Recorder(Walk):
             shape = self._sample.shape(self.path, args, kwargs, known)
         except Exception as e:
             self.failed = [path for path, _ in self._stack[:-1]]
-            raise UnknownLayerError(f"{what} could not be run on a small graph, to see what it "
-                                    f"returns: {type(e).__name__}: {e}") from e  # fmt: skip
+            raise UnknownLayerError(
+                f"{what} runs whole, and what it returns could not be seen on a small graph: "
+                f"{type(e).__name__}: {e}. A module around it that returns one tensor would run "
+                "whole in its place"
+            ) from e
         values = sum(p.numel() for p in layer.parameters())
         changes: dict[str, Any] = {"values": values, "shape": shape}
         width = shape[-1] if len(shape) > 1 else 1
@@ -202,8 +205,11 @@ class Recorder(Walk):
         if given:
             shadows = {id(t): t.to("meta") for t in given}
             args, kwargs = functions.replaced([*args], shadows), functions.replaced(kwargs, shadows)
+        return func(*args, **kwargs)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         try:
-            return func(*args, **kwargs)
+            return super().__torch_function__(func, types, args, kwargs)
         except Exception:
             self.failed = [path for path, _ in self._stack]
             raise

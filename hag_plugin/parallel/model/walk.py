@@ -68,7 +68,8 @@ class Walk(TorchFunctionMode, ABC):
         self._stack.append((path, type(module).__name__))
 
     def _leave(self, *_: Any) -> None:
-        self._stack.pop()
+        if self._stack:  # it was entered
+            self._stack.pop()
 
     def _leaf(self, entry: Entry, module: Module) -> Callable[..., Tensor]:
         @wraps(module.forward)

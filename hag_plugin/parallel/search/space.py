@@ -214,14 +214,15 @@ class Space:
                 found = choice
         if found is not None:
             return found
-        least = self.least_memory()
-        needed = self.memory(least.configs).total
+        small = [best, *self._small()]
+        fits = min(small, key=lambda choice: (self.memory(choice.configs).total, choice.cost))
+        needed = self.memory(fits.configs).total
         if needed <= limit:
-            return least
+            return fits
         raise InfeasibleError(
             f"no plan fits in {size(limit)} a device on {self.topology.num_devices} devices: "
-            f"the one that takes least memory needs {size(needed)}",
-            least,
+            f"the smallest that was found needs {size(needed)} ({needed} bytes)",
+            self.least_memory(),
         )
 
     def _unshared(self) -> str:
@@ -287,7 +288,13 @@ class Space:
 
     def least_memory(self) -> Choice:
         """The choice of least `bound`; of several the cheapest that the search meets."""
-        best: Choice | None = None
+        found = self._small()
+        assert found  # the largest maxima rule nothing out
+        return min(found, key=lambda choice: choice.memory or 0)
+
+    def _small(self) -> list[Choice]:
+        """Of each pair of maxima the choice that keeps least, with its `bound`."""
+        found = []
         tables = zip(self._pairs, self.peak.kept_between, strict=True)
         pairs = [(u, v, sizes) for (u, v), sizes in tables]
         kept = CostGraph(self.peak.kept, pairs + self.shared)
@@ -299,11 +306,8 @@ class Space:
                 configs = minimise(capped).configs
             except InfeasibleError:
                 continue
-            choice = Choice(configs, self.cost_graph.cost(configs), self.bound(configs))
-            if best is None or (choice.memory or 0) < (best.memory or 0):
-                best = choice
-        assert best is not None  # the largest maxima rule nothing out
-        return best
+            found.append(Choice(configs, self.cost_graph.cost(configs), self.bound(configs)))
+        return found
 
 
 def _nothing(edge: tuple[int, int, np.ndarray]) -> np.ndarray:
