@@ -128,6 +128,7 @@ class Runner(Walk):
         self._names: dict[str, int] = {}
         self._given: list[Tensor] = []
         self._saving: Any = None
+        self._marked: list[Tensor] = []
 
     def run(self, prepared: Prepared) -> Any:
         """The model's output, with the shards that the loss wants in place of stand-ins."""
@@ -144,6 +145,9 @@ class Runner(Walk):
             return functions.replaced(out, found)
         finally:
             model.forward, self._at = outer, None
+            for tensor in self._marked:  # buffers among them are none in the next run
+                vars(tensor).pop(SHARD, None)
+            self._marked.clear()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(NO_COPY)
@@ -234,7 +238,7 @@ class Runner(Walk):
         out: Tensor = self._execute(index, met, list(inputs))
         return out
 
-    def opaque(self, layer: Module, known: Sequence[Tensor]) -> Tensor:
+    def opaque(self, layer: Module, known: Sequence[Tensor], edges: Tensor | None = None) -> Tensor:
         return self.add("opaque", known, 0)
 
     def meet(
@@ -305,7 +309,7 @@ class Runner(Walk):
             key = id(self._shard(token))
             if key not in laid_out:
                 laid_out[key] = self._laid_out(token, executor.site.config.source)
-        changed = functions.in_place(call) and call.args[0] is known[0]
+        changed = functions.in_place(call) and isinstance(call.args[0], Tensor)
         if changed:  # autograd refuses to change views that others made
             laid_out = {key: t.clone() if t._is_view() else t for key, t in laid_out.items()}
         shards = {id(t): laid_out[id(self._shard(t))] for t in known}
@@ -323,8 +327,9 @@ class Runner(Walk):
         if not isinstance(out, Tensor):
             return self._several(index, out)
         if changed:  # the model may go on with the tensor that it gave
-            setattr(known[0], SHARD, Shard(index, out))
-            return known[0]
+            setattr(call.args[0], SHARD, Shard(index, out))
+            self._marked.append(call.args[0])
+            return call.args[0]
         return stand_in(self.at.shapes[index], out, index, out)
 
     def _several(self, index: int, out: Any) -> Any:
@@ -348,5 +353,9 @@ class Runner(Walk):
         executor = at.executors[shard.index]
         assert executor is not None  # it made the shard
         before, op = executor.site.config.target, at.ops[shard.index]
-        rows = executor.site.rows
-        return reshard(shard.local, before, layout, rows, op.width, at.world.group)
+        rows, local = executor.site.rows, shard.local
+        if before == layout or local.dim() == 2:
+            return reshard(local, before, layout, rows, op.width, at.world.group)
+        flat = local.reshape(len(local), op.width)  # of nodes, in rows or whole
+        turned = reshard(flat, before, layout, rows, op.width, at.world.group)
+        return turned.reshape(len(turned), *local.shape[1:])

@@ -129,9 +129,31 @@ def replaced(value: Any, by: Mapping[int, Any]) -> Any:
     return value
 
 
+def with_rows(value: Any, before: int, after: int) -> Any:
+    """An argument in which a number of rows is another one.
+
+    Example:
+        >>> with_rows((torch.Size([9, 4]), -1, 9), 9, 3)
+        (torch.Size([3, 4]), -1, 3)
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return after if value == before else value
+    if isinstance(value, list | tuple):
+        items = [with_rows(item, before, after) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def drops(name: str) -> bool:
+    """Whether a function is dropout, whose masks go by place."""
+    return base_name(name) == "dropout"
+
+
 def in_place(call: Any) -> bool:
     """Whether a call changes its first argument."""
     name: str = call.name
+    if name == "__setitem__":
+        return True
     return bool(call.kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))
 
 

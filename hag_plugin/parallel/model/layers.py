@@ -69,7 +69,22 @@ def whole(walk: Walk, layer: Any, args: Any, kwargs: Any) -> Tensor:
     for edges in tensors(given):
         if edges.dtype == torch.int64 and edges.dim() == 2 and edges.shape[0] == 2:
             walk.look_at(edges)
-    return walk.opaque(layer, known)
+    return walk.opaque(layer, known, _by_edges(layer, args, kwargs))
+
+
+def _by_edges(layer: Any, args: Any, kwargs: Any) -> Tensor | None:
+    """The edges of a layer that is given features, edges and what each edge has, and no more."""
+    given = list(tensors([*args, kwargs]))
+    plain = len(given) > 1 and len(args) > 1 and args[0] is given[0] and args[1] is given[1]
+    if not plain or not hasattr(layer, "propagate"):
+        return None
+    _, edges, *rest = given
+    is_edges = edges.layout == torch.strided and edges.dtype == torch.int64 and edges.dim() == 2
+    if not is_edges or edges.shape[0] != 2 or edges.is_meta:
+        return None
+    of_edges = all(t.dim() > 0 and len(t) == edges.shape[1] for t in rest)
+    forward = getattr(layer, "flow", "source_to_target") == "source_to_target"
+    return edges if of_edges and forward and not getattr(layer, "cached", False) else None
 
 
 # What layers compute beside the sum over edges --------------------------------------------------
@@ -207,6 +222,38 @@ def _sg(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
         call["x"] = _convolution(walk, conv, call, suffix=f"hop{hop}")
     out: Tensor = conv.lin(call["x"])
     return out
+
+
+def _appnp(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    if conv.dropout:  # of edges
+        raise _NotCovered
+    call = named(conv, args, kwargs)
+    first = _one(walk, call["x"])
+    for hop in range(conv.K):
+        out = _convolution(walk, conv, call, suffix=f"hop{hop}")
+        call["x"] = out * (1 - conv.alpha) + conv.alpha * first
+    return _one(walk, call["x"])
+
+
+def _ssg(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    if conv.cached:
+        raise _NotCovered
+    call = named(conv, args, kwargs)
+    total = _one(walk, call["x"]) * conv.alpha
+    for hop in range(conv.K):
+        call["x"] = _convolution(walk, conv, call, suffix=f"hop{hop}")
+        total = total + (1 - conv.alpha) / conv.K * call["x"]
+    out: Tensor = conv.lin(total)
+    return out
+
+
+def _tag(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    call = named(conv, args, kwargs)
+    out: Tensor = conv.lins[0](_one(walk, call["x"]))
+    for hop, lin in enumerate(conv.lins[1:]):
+        call["x"] = _convolution(walk, conv, call, suffix=f"hop{hop}")
+        out = out + lin(call["x"])
+    return out if conv.bias is None else out + conv.bias
 
 
 def _gat(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
@@ -360,6 +407,9 @@ TABLE: dict[str, Entry] = {
     f"{PYG}conv.simple_conv.SimpleConv": _simple,
     f"{PYG}conv.lg_conv.LGConv": convolution,
     f"{PYG}conv.sg_conv.SGConv": _sg,
+    f"{PYG}conv.ssg_conv.SSGConv": _ssg,
+    f"{PYG}conv.tag_conv.TAGConv": _tag,
+    f"{PYG}conv.appnp.APPNP": _appnp,
     f"{PYG}conv.gat_conv.GATConv": _gat,
     f"{PYG}conv.rgcn_conv.RGCNConv": _rgcn,
     f"{PYG}conv.pna_conv.PNAConv": _pna,

@@ -86,6 +86,9 @@ class Op:
             backward.
         keeps: what the backward pass of a function needs, as `functions.kept` says; by default
             what ReLU and BatchNorm need.
+        by_row: of what is opaque, whether each row of the output depends on the same row alone.
+        by_edges: of a layer that is opaque, whether each row of the output depends on the edges
+            into it and their ends alone.
         parameters: what it computes with; the figures above say how many values that are.
         layer: the class, for the reader.
     """
@@ -116,6 +119,8 @@ class Op:
     affine: bool = False
     statistics: tuple[int, int] = (2, 2)
     keeps: str | None = None
+    by_row: bool = False
+    by_edges: bool = False
     parameters: tuple[Weight, ...] = ()
     layer: str = ""
 
@@ -242,7 +247,13 @@ class OpGraph:
     @property
     def fingerprint(self) -> str:
         """Of the operations, not of the graphs: plans are for one model."""
-        said_apart = ("layer", "keeps", "parameters")  # none changes what is computed
+        said_apart = (
+            "layer",
+            "keeps",
+            "by_row",
+            "by_edges",
+            "parameters",
+        )  # none changes what is computed
         said = [
             sorted((k, v) for k, v in asdict(op).items() if k not in said_apart) for op in self.ops
         ]

@@ -21,7 +21,7 @@ from hag_plugin.parallel.model import functions
 from hag_plugin.parallel.model.calls import Call, Edges
 from hag_plugin.parallel.model.layers import UnknownLayerError, entry_of
 from hag_plugin.parallel.model.opgraph import Op, Weight
-from hag_plugin.parallel.model.sample import Sample
+from hag_plugin.parallel.model.sample import MOST_VALUES, Sample, is_by_row
 from hag_plugin.parallel.model.walk import Walk
 
 
@@ -115,7 +115,7 @@ class Recorder(Walk):
         call: tuple[Any, ...] | None = None, weighted: bool = False,
         dims: Mapping[str, Mapping[str, int]] | None = None, **changes: Any,
     ) -> Tensor:  # fmt: skip
-        sources = list(dict.fromkeys(self.source(x) for x in inputs))
+        made_by = list(dict.fromkeys(self.source(x) for x in inputs))
         name = ".".join(part for part in (self.path, suffix) if part) or kind
         if weighted and "graph" in changes:  # weights an edge: nothing that a HAG could share
             changes["graph"] = self._weighted(changes["graph"])
@@ -124,7 +124,7 @@ class Recorder(Walk):
             met = Call(function.__name__, tuple(args), {}, function)
             named = functions.bound(met.name, met.args, {}, function)
             values = changes.get("values", 0)
-            changes["keeps"] = functions.kept(met.name, named, len(sources), values)
+            changes["keeps"] = functions.kept(met.name, named, len(made_by), values)
         if call is not None:
             roles = self._roles(met)
         else:
@@ -133,15 +133,18 @@ class Recorder(Walk):
             own = (*module.named_parameters(), *module.named_buffers())
             roles = {name: self._names[id(tensor)] for name, tensor in own}
             met = Call(type(module).__name__, given, kwargs)
-        changes["parameters"] = _weights(kind, met.name, roles, dims or {})
+        sources = tuple(Weight(f"made of {n}", n) for n in changes.pop("made", ()))
+        used = changes.pop("used", roles.keys())
+        split_by = {role: name for role, name in roles.items() if role in used}
+        changes["parameters"] = _weights(kind, met.name, split_by, dims or {}) + sources
         shape = changes.pop("shape", (self.nodes, width))
-        index = self.op(name, kind, sources, width, **changes)
+        index = self.op(name, kind, made_by, width, **changes)
         out = torch.empty(shape, device="meta", dtype=inputs[0].dtype)
         self.track(out, index)
         self.met.append(Met(self.path, met, roles, tuple(out.shape), call is None))
         return out
 
-    def opaque(self, layer: Module, known: Sequence[Tensor]) -> Tensor:
+    def opaque(self, layer: Module, known: Sequence[Tensor], edges: Tensor | None = None) -> Tensor:
         assert self.current is not None  # a layer of the table runs
         _, args, kwargs = self.current
         what = f"layer {self.path!r} ({type(layer).__name__})"
@@ -159,11 +162,22 @@ class Recorder(Walk):
                 "whole in its place"
             ) from e
         values = sum(p.numel() for p in layer.parameters())
-        changes: dict[str, Any] = {"values": values, "shape": shape}
-        width = shape[-1] if len(shape) > 1 else 1
-        if len(shape) != 2 or shape[0] != self.nodes:
-            changes["rows"] = math.prod(shape) // width
+        width, rows = self._size(shape)
+        made = self._weights_in([args, kwargs], made_only=True)
+        changes: dict[str, Any] = {"values": values, "rows": rows, "shape": shape, "made": made}
+        if edges is not None and len(known) == 1 and not made and len(shape) == 2:
+            used = self._sample.used_by_edges(self.path, args, kwargs, edges.shape[1])
+            if used is not None:
+                changes |= {"by_edges": True, "input_width": known[0].shape[-1], "used": used}
+                changes["graph"] = self.graph(edges)
         return self.add("opaque", known, width, **changes)
+
+    def _size(self, shape: tuple[int, ...]) -> tuple[int, int | None]:
+        """Features of a tensor, and its rows; None: they are the nodes."""
+        if shape and shape[0] == self.nodes:
+            return math.prod(shape[1:]), None
+        width = shape[-1] if len(shape) > 1 else 1
+        return width, math.prod(shape) // max(width, 1)
 
     def _roles(self, call: Call) -> dict[str, str]:
         args = functions.bound(call.name, call.args, call.kwargs, call.function)
@@ -306,46 +320,67 @@ class Recorder(Walk):
         shape_only = name in functions.OF_FIRST and not (
             isinstance(first, Tensor) and self.knows(first)
         )
-        results = list(functions.tensors(out))
+        results = list(functions.tensors(out if name != "__setitem__" else args[0]))
         if results and not shape_only and name not in functions.CONSTANT:
             self._record(call, known, results)
         return out
 
     def _record(self, call: Call, known: list[Tensor], results: list[Tensor]) -> None:
         out, name = results[0], call.name
-        sources = list(dict.fromkeys(self._known[id(t)] for t in known))
+        inputs = list(dict.fromkeys(self._known[id(t)] for t in known))
         if name in functions.ALIASES and out.shape == known[0].shape:
-            self.track(out, sources[0])
+            self.track(out, inputs[0])
             return
         width = int(out.shape[-1]) if out.dim() > 1 else 1
         args = functions.bound(name, call.args, call.kwargs, call.function)
         kind, changes = functions.classify(name, args, known, out, set(self._names))
-        changes["keeps"] = functions.kept(name, args, len(sources), changes.get("values", 0))
+        changes["keeps"] = functions.kept(name, args, len(inputs), changes.get("values", 0))
         if kind == "pooling" or out.dim() != 2 or out.shape[0] != self.nodes:
             changes["rows"] = out.numel() // width
         roles = self._roles(call)
         given = [call.args, call.kwargs]
         made = self._weights_in(given, made_only=True)
-        if len(results) > 1 or any(t.requires_grad for t in made.values()):
+        is_made = any(t.requires_grad for t in made.values())
+        if kind == "pooling":  # of nodes, not of edges
+            others = any(len(t) != self.nodes for t in known)
+        else:
+            others = out.dim() != 2
+        if len(results) > 1 or is_made or others:
             kind = "opaque"
         if kind == "opaque":
+            by_row = len(results) == 1 and not made and self._is_by_row(call, known, out)
             values = self._uncounted(self._weights_in(given))
-            changes = {"values": values, "rows": changes.get("rows"), "keeps": changes["keeps"]}
-        others = tuple(Weight(f"made of {name}", name) for name in made)
-        changes["parameters"] = _weights(kind, name, roles, {}) + others
+            changes = {"values": values, "keeps": changes["keeps"], "by_row": by_row}
+            width, changes["rows"] = self._size(tuple(out.shape))
+        sources = tuple(Weight(f"made of {name}", name) for name in made)
+        changes["parameters"] = _weights(kind, name, roles, {}) + sources
         label = self.label(name)
-        index = self.op(label, kind, sources, width, **changes)
+        index = self.op(label, kind, inputs, width, **changes)
+        if functions.in_place(call) and isinstance(call.args[0], Tensor):
+            self.track(call.args[0], index)  # the model may go on with it
         self.met.append(Met(self.path, call, roles, tuple(out.shape)))
         if len(results) == 1:
             self.track(out, index)
             return
         for number, tensor in enumerate(results):
             shape = tuple(tensor.shape)
-            width = shape[-1] if len(shape) > 1 else 1
-            rows = None if len(shape) == 2 and shape[0] == self.nodes else tensor.numel() // width
+            width, rows = self._size(shape)
             each = self.op(f"{label}.{number}", "opaque", [index], width, rows=rows)
             self.met.append(Met(self.path, Call("output", (), {}), {}, shape))
             self.track(tensor, each)
+
+    def _is_by_row(self, call: Call, known: Sequence[Tensor], out: Tensor) -> bool:
+        """Whether each row of what a function makes depends on the same row of its inputs."""
+        if out.dim() == 0 or any(t.dim() == 0 or len(t) != self.nodes for t in (*known, out)):
+            return False
+        if functions.in_place(call):
+            return False
+        if functions.drops(call.name):  # its masks go by row
+            return True
+        weights = [t for t in functions.tensors([call.args, call.kwargs]) if id(t) in self._names]
+        if any(len(t) == self.nodes or t.numel() > MOST_VALUES for t in weights if t.dim()):
+            return False
+        return is_by_row(call, self.nodes, {id(t) for t in known}, {id(t) for t in weights})
 
     def _uncounted(self, weights: Mapping[str, Tensor]) -> int:
         """Trainable values of parameters that no operation of this kind has counted."""

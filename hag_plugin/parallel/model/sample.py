@@ -11,8 +11,54 @@ from torch import Tensor
 from torch.nn import Module
 
 from hag_plugin.parallel.model import functions
+from hag_plugin.parallel.model.calls import Call
 
 SIZES = (5, 7)  # of the graphs: rings, of as many edges as nodes
+
+
+MOST_VALUES = 1 << 20  # of a weight that a function is tried with
+NODES, PARTS = 9, ((0, 4), (4, 9), (2, 3))  # of a random graph
+CHOSEN = ([1, 4, 6], [0, 2, 3, 5], [5])  # rows of the larger size that are tried by themselves
+
+
+def is_by_row(call: Call, nodes: int, known: set[int], weights: set[int]) -> bool:
+    """Whether each row of what a function makes depends on the same row of its inputs alone.
+
+    It is found by its results: on a few rows of random numbers, and on some of these rows.
+
+    Args:
+        call: of the function.
+        nodes: rows of its inputs and of its output; numbers among its arguments may tell it.
+        known: ids of the tensors that have features.
+        weights: of those that are parameters.
+    """
+    size, values = SIZES[-1], {}
+    for t in functions.tensors([*call.args, dict(call.kwargs)]):
+        per_row = t.dim() > 0 and len(t) == nodes and id(t) not in weights
+        shape = (size, *t.shape[1:]) if per_row else tuple(t.shape)
+        if per_row and id(t) not in known and not t.is_meta and nodes >= size:
+            values[id(t)] = t[:size], True
+        else:
+            values[id(t)] = _filled(torch.empty(shape, dtype=t.dtype, device="cpu")), per_row
+
+    def run(rows: list[int]) -> Any:
+        by = {key: t[rows] if per_row else t for key, (t, per_row) in values.items()}
+        args = functions.with_rows(functions.replaced(tuple(call.args), by), nodes, len(rows))
+        kwargs = functions.replaced(dict(call.kwargs), by)
+        told = {key: functions.with_rows(value, nodes, len(rows)) for key, value in kwargs.items()}
+        assert call.function is not None
+        return call.function(*args, **told)
+
+    try:
+        whole = run([*range(size)])
+        for rows in CHOSEN:
+            part = run(rows)
+            same = isinstance(part, Tensor) and part.shape == (len(rows), *whole.shape[1:])
+            if not (same and torch.allclose(part, whole[rows], rtol=1e-4, atol=1e-6)):
+                return False
+    except Exception:  # it cannot be run on other rows than it is given
+        return False
+    return True
 
 
 class Sample:
@@ -42,9 +88,7 @@ class Sample:
         """
         found = []
         for size in SIZES:
-            layer = copy.deepcopy(self.model.get_submodule(path)).to_empty(device="cpu")
-            for tensor in (*layer.parameters(), *layer.buffers()):
-                tensor.detach().copy_(_filled(tensor))
+            layer = self._made(path)
             small = _Small(size, self.nodes, args, kwargs, {id(t) for t in known})
             out = layer(*small.args, **small.kwargs)
             if not isinstance(out, Tensor):
@@ -56,6 +100,70 @@ class Sample:
         if rest != others or (rows, more) not in (SIZES, (rows, rows)):
             raise ValueError(f"it returns tensors of shape {found}; expected one row a node")
         return (self.nodes if rows != more else rows, *rest)
+
+    def used_by_edges(
+        self, path: str, args: Sequence[Any], kwargs: Mapping[str, Any], edges: int
+    ) -> set[str] | None:
+        """The parameters that a layer computes with; None unless its rows depend on the edges into
+        them and their ends alone.
+
+        It is found by its results: on a random graph, and on parts of it, for which the layer is
+        given a pair: the rows that edges read, and those that they go to, which come first there.
+
+        Args:
+            path: of the layer.
+            args: of its call: features, edges, and what each edge has.
+            kwargs: likewise.
+            edges: how many there are.
+        """
+        layer, draw = self._made(path), torch.Generator().manual_seed(0)
+        index = torch.randint(NODES, (2, 3 * NODES), generator=draw)
+        index = torch.cat([index, torch.arange(NODES).repeat(2, 1)], dim=1)  # each with a loop
+        number = index.shape[1]
+        by: dict[int, Tensor] = {}
+        for t in functions.tensors([*args[2:], dict(kwargs)]):
+            if t.is_floating_point():
+                by[id(t)] = torch.rand(number, *t.shape[1:], generator=draw, dtype=t.dtype)
+            elif t.is_meta:
+                by[id(t)] = torch.ones(number, *t.shape[1:], dtype=t.dtype)
+            else:
+                by[id(t)] = t.cpu()[torch.arange(number) % max(edges, 1)]
+        x = torch.randn(NODES, *args[0].shape[1:], generator=draw, dtype=args[0].dtype)
+
+        def run(features: Any, index: Tensor, which: Tensor) -> Tensor:
+            chosen = {key: t[which] for key, t in by.items()}
+            rest = functions.replaced(tuple(args[2:]), chosen)
+            out: Tensor = layer(features, index, *rest, **functions.replaced(dict(kwargs), chosen))
+            return out
+
+        try:
+            for training in (False, True):
+                layer.train(training)
+                with torch.enable_grad():
+                    whole = run(x, index, torch.arange(number))
+                for first, last in PARTS:
+                    which = ((index[1] >= first) & (index[1] < last)).nonzero().view(-1)
+                    others = [i for i in range(NODES) if not first <= i < last]
+                    order = torch.tensor([*range(first, last), *others])
+                    local = torch.stack([order.argsort()[index[0, which]], index[1, which] - first])
+                    part = run((x[order], x[first:last]), local, which)
+                    if not torch.allclose(part, whole[first:last], rtol=1e-4, atol=1e-5):
+                        return None
+        except Exception:  # it takes no pair
+            return None
+        named = {name: p for name, p in layer.named_parameters() if p.requires_grad}
+        if not named or not whole.requires_grad:
+            return set()
+        with torch.enable_grad():
+            grads = torch.autograd.grad(whole.sum(), [*named.values()], allow_unused=True)
+        return {name for name, grad in zip(named, grads, strict=True) if grad is not None}
+
+    def _made(self, path: str) -> Module:
+        """A layer of the model with random weights."""
+        layer = copy.deepcopy(self.model.get_submodule(path)).to_empty(device="cpu")
+        for tensor in (*layer.parameters(), *layer.buffers()):
+            tensor.detach().copy_(_filled(tensor))
+        return layer
 
 
 class _Small:

@@ -152,7 +152,8 @@ def _followed(
     if isinstance(first, NotImplementedError | RuntimeError) and "meta" in str(first):
         raise UnknownLayerError(
             f"{type(model).__name__}.forward wants values of features where a plan is made without "
-            f"any: {first}. Put that into a module of its own, which then runs whole"
+            f"any: {str(first).partition('. ')[0]}. Put that into a module of its own, which then "
+            "runs whole"
         ) from first
     raise first
 

@@ -133,8 +133,14 @@ class Walk(TorchFunctionMode, ABC):
         """A layer that is not in the table is given edges."""
 
     @abstractmethod
-    def opaque(self, layer: Module, known: Sequence[Tensor]) -> Tensor:
-        """A layer runs as it is, on tensors that operations made among others."""
+    def opaque(self, layer: Module, known: Sequence[Tensor], edges: Tensor | None = None) -> Tensor:
+        """A layer runs as it is.
+
+        Args:
+            layer: that is called.
+            known: what it is given that operations made.
+            edges: where it is given features, edges and what each edge has alone, the edges.
+        """
 
     @abstractmethod
     def add(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from hag_plugin.parallel.graphs.stats import HagCounts
 from hag_plugin.parallel.layouts import (
     COLUMNS,
     REPLICATED,
@@ -23,6 +24,7 @@ from hag_plugin.parallel.strategies import steps
 from hag_plugin.parallel.strategies.activations import Held, Step, hold
 from hag_plugin.parallel.strategies.convolution import gather_input, input_steps
 from hag_plugin.parallel.strategies.registry import (
+    INDEX,
     Config,
     Problem,
     Strategy,
@@ -111,6 +113,8 @@ class Replicate(Strategy):
         terms = local_terms(problem, REPLICATED)
         if op.kind == "linear":
             terms.linear(problem.total_rows, op.input_width, op.width, op.input_grad)
+        if op.by_edges:
+            add_layer(problem, terms, problem.total_rows, problem.stats.edges)
         problem.weights(terms, op.weights + op.biases, copies=False)
         return terms
 
@@ -135,7 +139,12 @@ class Local(Strategy):
 class Rows(Strategy):
     """Nodes are split; weights, if there are any, have copies."""
 
-    name, kinds, soap = "rows", ("linear", "concatenation", "loss"), "S"
+    name, kinds, soap = "rows", ("linear", "concatenation", "opaque", "loss"), "S"
+
+    def refuses(self, problem: Problem) -> str | None:
+        if problem.op.kind == "opaque" and not problem.op.by_row:
+            return "its rows may depend on each other"
+        return None
 
     def configs(self, problem: Problem) -> list[Config]:
         return [Config(self.name, ROWS, ROWS)]
@@ -147,6 +156,42 @@ class Rows(Strategy):
             terms.linear(problem.most_rows, op.input_width, op.width, op.input_grad)
         problem.weights(terms, op.weights + op.biases, copies=True)
         return terms
+
+
+class LayerHalo(Strategy):
+    """A layer that is opaque, on the own rows and those of others that their edges read."""
+
+    name, kinds, soap = "rows, halo", ("opaque",), "S"
+
+    def refuses(self, problem: Problem) -> str | None:
+        if not problem.op.by_edges:
+            return "its rows may depend on more than the edges into them"
+        return None
+
+    def configs(self, problem: Problem) -> list[Config]:
+        return [Config(self.name, ROWS, ROWS)]
+
+    def terms(self, problem: Problem, config: Config) -> Terms:
+        op, s, partition = problem.op, problem.itemsize, problem.partition
+        terms = local_terms(problem, ROWS)
+        add_layer(problem, terms, problem.most_rows, int(partition.edges.max()))
+        halo = partition.halo * op.input_width * s
+        terms.messages.append(Message("exchange", halo.sum(axis=0), "forward"))
+        if op.input_grad:
+            terms.messages.append(Message("exchange", halo.sum(axis=1), "backward"))
+        problem.weights(terms, op.weights + op.biases, copies=True)
+        return terms
+
+
+def add_layer(problem: Problem, terms: Terms, rows: int, edges: int) -> None:
+    """What a layer that is opaque computes: taken for one sum over edges as wide as its input or
+    output, and a product of each row with all its weights.
+    """
+    op = problem.op
+    wide = max(op.input_width, op.width)
+    terms.aggregate(HagCounts(edges, rows), wide, True)
+    terms.linear(rows, op.input_width, op.values // max(op.input_width, 1), op.input_grad)
+    terms.graph += 2 * (INDEX * edges + 8 * rows)
 
 
 class RowSplitWeights(Strategy):
@@ -303,6 +348,7 @@ register(
     Replicate(),
     Rows(),
     Local(),
+    LayerHalo(),
     RowSplitWeights(),
     ColumnSplitWeights(),
     Normalise(),

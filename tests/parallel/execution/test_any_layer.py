@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from torch_geometric import nn as pyg
 from torch_geometric.data import Data
 
-from ..equality import check
+from hag_plugin.parallel.model.opgraph import Op
+from hag_plugin.parallel.model.trace import trace
+
+from ..equality import Allow, check
 from ..models import CLASSES, FEATURES, RELATIONS
 from .test_models import data as plain_data
 
@@ -60,6 +63,10 @@ def whole(make: Callable[[], nn.Module], call: Call = plain) -> Any:
     return make, call, "opaque"
 
 
+def halo(make: Callable[[], nn.Module], call: Call = plain) -> Any:
+    return make, call, "halo"
+
+
 def split(make: Callable[[], nn.Module], call: Call = plain, kind: str = "convolution") -> Any:
     return make, call, kind
 
@@ -79,43 +86,43 @@ LAYERS: dict[str, Any] = {
     "SAGEConv, pair": whole(
         lambda: pyg.SAGEConv(F_IN, OUT), lambda m, h, d: m((h, h.relu()), d.edge_index)
     ),
-    "GATConv, edges": whole(lambda: pyg.GATConv(F_IN, 4, **GAT), attributes),
-    "GATv2Conv": whole(lambda: pyg.GATv2Conv(F_IN, 4, heads=2)),
-    "GATv2Conv, edges": whole(lambda: pyg.GATv2Conv(F_IN, 4, **GAT), attributes),
-    "TransformerConv": whole(lambda: pyg.TransformerConv(F_IN, 4, heads=2, beta=True)),
-    "TransformerConv, edges": whole(lambda: pyg.TransformerConv(F_IN, 4, **GAT), attributes),
+    "GATConv, edges": halo(lambda: pyg.GATConv(F_IN, 4, **GAT), attributes),
+    "GATv2Conv": halo(lambda: pyg.GATv2Conv(F_IN, 4, heads=2)),
+    "GATv2Conv, edges": halo(lambda: pyg.GATv2Conv(F_IN, 4, **GAT), attributes),
+    "TransformerConv": halo(lambda: pyg.TransformerConv(F_IN, 4, heads=2, beta=True)),
+    "TransformerConv, edges": halo(lambda: pyg.TransformerConv(F_IN, 4, **GAT), attributes),
     "SuperGATConv": whole(lambda: pyg.SuperGATConv(F_IN, OUT)),
     "AGNNConv": whole(pyg.AGNNConv),
     "FAConv": whole(lambda: pyg.FAConv(F_IN), first),
-    "RGATConv": whole(lambda: pyg.RGATConv(F_IN, OUT, RELATIONS), types),
-    "FeaStConv": whole(lambda: pyg.FeaStConv(F_IN, OUT)),
+    "RGATConv": halo(lambda: pyg.RGATConv(F_IN, OUT, RELATIONS), types),
+    "FeaStConv": halo(lambda: pyg.FeaStConv(F_IN, OUT)),
     "GPSConv": whole(lambda: pyg.GPSConv(F_IN, pyg.GCNConv(F_IN, F_IN), heads=2)),
     "GPSConv, batch": whole(
         lambda: pyg.GPSConv(F_IN, pyg.GCNConv(F_IN, F_IN), heads=2),
         lambda m, h, d: m(h, d.edge_index, d.batch),
     ),
-    "GINEConv": whole(lambda: pyg.GINEConv(nn.Linear(F_IN, OUT), edge_dim=EDGE), attributes),
+    "GINEConv": halo(lambda: pyg.GINEConv(nn.Linear(F_IN, OUT), edge_dim=EDGE), attributes),
     "GENConv": whole(lambda: pyg.GENConv(F_IN, OUT)),
-    "NNConv": whole(lambda: pyg.NNConv(F_IN, OUT, nn.Linear(EDGE, F_IN * OUT)), attributes),
-    "CGConv": whole(lambda: pyg.CGConv(F_IN, EDGE), attributes),
-    "GMMConv": whole(lambda: pyg.GMMConv(F_IN, OUT, EDGE, 2), attributes),
+    "NNConv": halo(lambda: pyg.NNConv(F_IN, OUT, nn.Linear(EDGE, F_IN * OUT)), attributes),
+    "CGConv": halo(lambda: pyg.CGConv(F_IN, EDGE), attributes),
+    "GMMConv": halo(lambda: pyg.GMMConv(F_IN, OUT, EDGE, 2), attributes),
     "PDNConv": whole(lambda: pyg.PDNConv(F_IN, OUT, EDGE, 4), attributes),
-    "APPNP": whole(lambda: pyg.APPNP(3, 0.1)),
-    "SSGConv": whole(lambda: pyg.SSGConv(F_IN, OUT, alpha=0.1, K=2)),
-    "TAGConv": whole(lambda: pyg.TAGConv(F_IN, OUT)),
+    "APPNP": split(lambda: pyg.APPNP(3, 0.1)),
+    "SSGConv": split(lambda: pyg.SSGConv(F_IN, OUT, alpha=0.1, K=2)),
+    "TAGConv": split(lambda: pyg.TAGConv(F_IN, OUT)),
     "ChebConv": whole(lambda: pyg.ChebConv(F_IN, OUT, K=3)),
     "ARMAConv": whole(lambda: pyg.ARMAConv(F_IN, OUT, num_stacks=2, num_layers=2)),
     "GCN2Conv": whole(lambda: pyg.GCN2Conv(F_IN, alpha=0.1), first),
     "MixHopConv": whole(lambda: pyg.MixHopConv(F_IN, OUT)),
     "ClusterGCNConv": whole(lambda: pyg.ClusterGCNConv(F_IN, OUT)),
     "EGConv": whole(lambda: pyg.EGConv(F_IN, OUT, num_heads=4)),
-    "EdgeConv": whole(lambda: pyg.EdgeConv(nn.Linear(2 * F_IN, OUT))),
+    "EdgeConv": halo(lambda: pyg.EdgeConv(nn.Linear(2 * F_IN, OUT))),
     "GatedGraphConv": whole(lambda: pyg.GatedGraphConv(F_IN, 2)),
-    "ResGatedGraphConv": whole(lambda: pyg.ResGatedGraphConv(F_IN, OUT)),
-    "FiLMConv": whole(lambda: pyg.FiLMConv(F_IN, OUT)),
-    "MFConv": whole(lambda: pyg.MFConv(F_IN, OUT)),
-    "LEConv": whole(lambda: pyg.LEConv(F_IN, OUT)),
-    "FastRGCNConv": whole(lambda: pyg.FastRGCNConv(F_IN, OUT, RELATIONS), types),
+    "ResGatedGraphConv": halo(lambda: pyg.ResGatedGraphConv(F_IN, OUT)),
+    "FiLMConv": halo(lambda: pyg.FiLMConv(F_IN, OUT)),
+    "MFConv": halo(lambda: pyg.MFConv(F_IN, OUT)),
+    "LEConv": halo(lambda: pyg.LEConv(F_IN, OUT)),
+    "FastRGCNConv": halo(lambda: pyg.FastRGCNConv(F_IN, OUT, RELATIONS), types),
     "SignedConv": whole(
         lambda: pyg.SignedConv(F_IN, OUT, True),
         lambda m, h, d: m(h, d.edge_index, d.edge_index.flip(0)),
@@ -138,20 +145,35 @@ class Model(nn.Module):
             width = call(self.double().layer, self.first(given.x), given).shape[-1]
         if hasattr(layer, "reset_parameters") and getattr(layer, "cached", False):
             layer.reset_parameters()  # what it has cached
+        for tensor in layer.parameters():  # RGATConv has some that are not set
+            tensor.data.nan_to_num_(1.0, 1.0, 1.0).clamp_(-1e3, 1e3)
         self.last = nn.Linear(width, CLASSES)
 
     def forward(self, data: Data) -> Tensor:
         return self.last(self.call(self.layer, self.first(data.x), data).relu())
 
 
-@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
 @pytest.mark.mostly_slow("SAGEConv, several", "GATv2Conv, edges", "GPSConv", "APPNP", "GCN2Conv")
 @pytest.mark.parametrize("name", LAYERS)
 def test_it_trains_as_one_process(name: str) -> None:
     make, call, kind = LAYERS[name]
     torch.manual_seed(0)
     model = Model(make(), call, data()).double()
-    plan = check(model, data(), 2, tolerance=1e-9)
-    kinds = [layer.kind for layer in plan.layers if layer.name.startswith("layer")]
+    ops = [op for op in trace(model, data(), hag=False).ops if op.name.startswith("layer")]
+    kinds = {"halo" if op.by_edges else op.kind for op in ops if splits(op) or not op.by_row}
     assert kind in kinds
-    assert ("opaque" in kinds) == (kind == "opaque")
+    assert kind == "opaque" or "opaque" not in kinds
+    for strategy in ("replicate", "rows, halo")[: 1 + (kind != "opaque")]:
+        found = check(model, data(), 2, by_strategy(strategy), tolerance=1e-9)
+        chosen = {found.layer(op.name).config.strategy for op in ops if splits(op)}
+        assert chosen <= {strategy}
+
+
+def by_strategy(name: str) -> Allow:
+    return lambda op, config: not splits(op) or config.strategy == name
+
+
+def splits(op: Op) -> bool:
+    """Whether it can be split by rows, and is an operation over edges."""
+    return op.kind == "convolution" or op.by_edges
