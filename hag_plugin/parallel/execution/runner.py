@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn import Module
 
+from hag_plugin.devices import forked_random_state
 from hag_plugin.hag.program import SelfLoops
 from hag_plugin.parallel.execution.executors.registry import OperationExecutor
 from hag_plugin.parallel.execution.site import World
@@ -129,13 +130,14 @@ class Runner(Walk):
         self._given: list[Tensor] = []
         self._saving: Any = None
         self._marked: list[Tensor] = []
+        self._drawn = 0
 
     def run(self, prepared: Prepared) -> Any:
         """The model's output, with the shards that the loss wants in place of stand-ins."""
         self._at, self._met, self._taken = prepared, set(), {"x": 1}
         setattr(prepared.x, SHARD, Shard(0, None))
         self._names = {op.name: i for i, op in enumerate(prepared.ops)}
-        self._given, self._saving = given(prepared.data), _saving()
+        self._given, self._saving, self._drawn = given(prepared.data), _saving(), 0
         model, outer = self.called.model, self.called.model.forward
         try:
             model.forward = self.called.forward  # for a model that calls itself
@@ -180,6 +182,12 @@ class Runner(Walk):
     def knows(self, tensor: Tensor) -> bool:
         return not self._paused and hasattr(tensor, SHARD)
 
+    @property
+    def runs_whole(self) -> bool:
+        count = self._taken.get(self.path, 0) + 1
+        index = self._names.get(self.path if count == 1 else f"{self.path}:{count}")
+        return index is not None and self.at.ops[index].kind == "opaque"
+
     def is_weight(self, tensor: Tensor) -> bool:
         return not self._paused and isinstance(tensor, DTensor)
 
@@ -192,6 +200,15 @@ class Runner(Walk):
         by = {id(t): t.to_local() for t in given}
         with self._own_graph():
             return func(*functions.replaced([*args], by), **functions.replaced(kwargs, by))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = functions.base_name(functions.name_of(func))
+        if self._paused or name not in functions.DRAWN or (kwargs or {}).get("generator"):
+            return super().__torch_function__(func, types, args, kwargs)
+        world, self._drawn = self.at.world, self._drawn + 1
+        with forked_random_state(world.device):  # the same numbers on all ranks
+            torch.manual_seed(hash((world.seed, world.step, -self._drawn)) % 2**63)
+            return super().__torch_function__(func, types, args, kwargs)
 
     @contextmanager
     def _own_graph(self) -> Iterator[None]:

@@ -46,6 +46,8 @@ RANDOM = {
     "rrelu", "rand_like", "randn_like", "randint_like", "bernoulli", "normal", "uniform",
     "exponential", "cauchy", "gumbel_softmax", "multinomial", "poisson",
 }  # fmt: skip
+# Of tensors that come from no operation; numbers that are drawn in a forward.
+DRAWN = RANDOM | {"rand", "randn", "randint", "randperm", "dropout", "dropout3d"}
 POOLING = {"scatter_add": "sum", "index_add": "sum", "sum": "sum", "mean": "mean",
            "scatter_reduce": "", "amax": "max", "amin": "min"}  # fmt: skip
 SIGNATURES = {

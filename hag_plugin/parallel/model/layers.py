@@ -139,6 +139,11 @@ def _convolution(walk: Walk, layer: Any, call: dict[str, Any], **changes: Any) -
             raise _NotCovered
     x = _one(walk, call[record.features or "x"])
     weight, reduce = held(layer, record.weight), record.reduce(layer)
+    given = call.get("edge_weight")
+    if isinstance(given, Tensor):
+        if walk.knows(given) or walk.is_weight(given):  # they are learned
+            raise _NotCovered
+        walk.look_at(given)
     several = bool(changes.get("edge_products"))
     if not several and (len(reduce) != 1 or reduce[0] not in BY_FEATURE):
         raise _NotCovered
@@ -155,8 +160,8 @@ def _convolution(walk: Walk, layer: Any, call: dict[str, Any], **changes: Any) -
     graph = walk.graph(
         _edges(call[record.graphs[0]]), record.self_loops(layer), call.get("edge_type")
     )
-    given = {"graph": graph, "dims": _dimensions(layer, record), **told, **changes}
-    return walk.add("convolution", [x], given.pop("width", width), **given)
+    told |= {"graph": graph, "dims": _dimensions(layer, record), **changes}
+    return walk.add("convolution", [x], told.pop("width", width), **told)
 
 
 def _dimensions(layer: Any, record: Record) -> dict[str, dict[str, int]]:
@@ -446,6 +451,8 @@ def entry_of(layer: Module, runs_whole: bool = False) -> Entry | None:
 
 def _as_told(entry: Entry, walk: Walk, layer: Any, args: Any, kwargs: Any) -> Tensor:
     """A layer by its entry, which refuses before it names an operation; else whole."""
+    if walk.runs_whole:
+        return whole(walk, layer, args, kwargs)
     try:
         return entry(walk, layer, args, kwargs)
     except _NotCovered:

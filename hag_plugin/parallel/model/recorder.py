@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from traceback import walk_tb
 from types import FrameType
 from typing import Any
 
@@ -73,6 +74,7 @@ class Recorder(Walk):
         self._of_weights: dict[int, dict[str, Tensor]] = {}
         self._counted: set[str] = set()
         self.failed: list[str] = []
+        self._paths: dict[int, str] = {}
         self._names: dict[int, str] = {}
         self._sample: Sample | None = None
         self.given: list[Tensor] = []
@@ -90,6 +92,7 @@ class Recorder(Walk):
     def attach(self, model: Module) -> None:
         self._sample = Sample(copy.deepcopy(model), self.nodes)
         super().attach(model)
+        self._paths = {id(module): path for path, module in model.named_modules()}
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             self._names[id(tensor)] = name
 
@@ -169,6 +172,8 @@ class Recorder(Walk):
             used = self._sample.used_by_edges(self.path, args, kwargs, edges.shape[1])
             if used is not None:
                 changes |= {"by_edges": True, "input_width": known[0].shape[-1], "used": used}
+                sizes = {name: p.numel() for name, p in layer.named_parameters()}
+                changes["values"] = sum(sizes[name] for name in used)  # others have no gradient
                 changes["graph"] = self.graph(edges)
         return self.add("opaque", known, width, **changes)
 
@@ -227,6 +232,11 @@ class Recorder(Walk):
         except Exception:
             self.failed = [path for path, _ in self._stack]
             raise
+
+    def modules_in(self, error: Exception) -> list[str]:
+        """Paths of the modules in whose code an error was raised, innermost last."""
+        frames = (frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__))
+        return [self._paths[id(each)] for each in frames if id(each) in self._paths]
 
     def track(self, tensor: Tensor, index: int) -> None:
         """`tensor` is the output of operation `index`."""

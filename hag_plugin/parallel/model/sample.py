@@ -117,6 +117,8 @@ class Sample:
             edges: how many there are.
         """
         layer, draw = self._made(path), torch.Generator().manual_seed(0)
+        if any(_drops(module) for module in layer.modules()):
+            return None  # masks go by place
         index = torch.randint(NODES, (2, 3 * NODES), generator=draw)
         index = torch.cat([index, torch.arange(NODES).repeat(2, 1)], dim=1)  # each with a loop
         number = index.shape[1]
@@ -201,6 +203,12 @@ class _Small:
         found = value.subgraph(own)
         found.add_edges(own, own)
         return found
+
+
+def _drops(module: Module) -> bool:
+    """Whether a module drops values in training."""
+    rates = (getattr(module, name, 0) for name in ("dropout", "p", "drop_rate"))
+    return any(isinstance(rate, float | int) and 0 < rate <= 1 for rate in rates)
 
 
 def _is_edges(t: Tensor) -> bool:

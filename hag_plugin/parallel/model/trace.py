@@ -144,8 +144,8 @@ def _followed(
             return recorder, *_run(model, data, features, recorder, call)
         except Exception as e:
             first = first or e
-            around = (path for path in reversed(recorder.failed) if path and path not in wholes)
-            inner = next(around, None)
+            around = recorder.failed or recorder.modules_in(e)
+            inner = next((path for path in reversed(around) if path and path not in wholes), None)
             if inner is None:
                 break
             wholes = [path for path in wholes if not path.startswith(f"{inner}.")] + [inner]

@@ -106,6 +106,11 @@ class Walk(TorchFunctionMode, ABC):
             return self.make_weight(func, name_of(func), args, kwargs)
         return func(*args, **kwargs)
 
+    @property
+    def runs_whole(self) -> bool:
+        """Whether it is known already that the layer that is called now runs as it is."""
+        return False
+
     @abstractmethod
     def knows(self, tensor: Tensor) -> bool:
         """Whether a tensor comes from an operation that was met."""

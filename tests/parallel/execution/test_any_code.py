@@ -19,9 +19,9 @@ import hag_plugin as hp
 from hag_plugin.parallel import UnknownLayerError
 from hag_plugin.parallel.model.trace import trace
 
-from ..equality import check
+from ..equality import check, compare, sgd, train_together
 from ..models import CLASSES, FEATURES
-from ..run_ranks import run_threads
+from ..run_ranks import run_processes, run_threads
 from .test_failure import data as few
 from .test_failure import network, plan_of
 from .test_models import data
@@ -138,6 +138,43 @@ def test_it_runs_as_it_is_written(name: str) -> None:
     torch.manual_seed(0)
     make, code = CODE[name]
     check(Own(make(), code).double(), data(), 2, tolerance=1e-9)
+
+
+class Noise(nn.Module):
+    """It draws numbers, of its own and in a layer; weights of edges are learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.conv = nn.Linear(F_IN, OUT), pyg.GATv2Conv(OUT, OUT, dropout=0.3)
+        self.weight = nn.Parameter(torch.rand(data().num_edges))
+        self.sum, self.last = pyg.SGConv(OUT, OUT, 2), nn.Linear(OUT, CLASSES)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        h = self.first(x) * (1 + torch.rand(45, 1, dtype=x.dtype)) + torch.randn(OUT).double()
+        h = self.conv(h[torch.randperm(45)], edge_index)
+        weight = F.dropout(self.weight.sigmoid(), 0.2, training=self.training)
+        return self.last(self.sum(h, edge_index, weight))
+
+
+def noisy() -> nn.Module:
+    torch.manual_seed(0)
+    return Noise().double()
+
+
+def train_noisy(rank: int, plan: hp.parallel.Plan) -> Any:
+    torch.manual_seed(3)
+    return train_together(noisy(), data(), plan, sgd)
+
+
+def test_what_is_drawn_is_the_same_on_all_ranks() -> None:
+    """And in one process. Others are drawn in each step."""
+    found = []
+    for size in (1, 2):
+        plan = hp.parallel.plan(noisy(), data(), "cpu2", world_size=size, hag="off")
+        found.append(run_processes(size, train_noisy, plan))
+    compare(found[1], found[0][0], None, 1e-9)
+    losses = found[0][0][0]
+    assert len({float(loss) for loss in losses}) == len(losses)
 
 
 @pytest.mark.parametrize("name", ["weight_norm", "norm of a weight", "layer and its weight"])

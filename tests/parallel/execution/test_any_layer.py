@@ -1,7 +1,8 @@
-"""PyG's layers in plans, by name: the kind of operation each is, and the results of one process."""
+"""Layers in plans, by name: the kind of operation each is, and the results of one process."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 from torch_geometric import nn as pyg
 from torch_geometric.data import Data
 
+import hag_plugin as hp
 from hag_plugin.parallel.model.opgraph import Op
 from hag_plugin.parallel.model.trace import trace
 
 from ..equality import Allow, check
 from ..models import CLASSES, FEATURES, RELATIONS
+from ..run_ranks import run_threads
 from .test_models import data as plain_data
 
 F_IN, OUT, EDGE = FEATURES, 8, 3
@@ -78,11 +81,11 @@ LAYERS: dict[str, Any] = {
     "GCNConv, cached": split(lambda: pyg.GCNConv(F_IN, OUT, cached=True)),
     "GCNConv, other flow": whole(lambda: pyg.GCNConv(F_IN, OUT, flow="target_to_source")),
     "GCNConv, adj_t": whole(lambda: pyg.GCNConv(F_IN, OUT), sparse),
-    "SAGEConv, several": whole(lambda: pyg.SAGEConv(F_IN, OUT, aggr=["mean", "max"])),
-    "SAGEConv, learned": whole(
+    "SAGEConv, several": halo(lambda: pyg.SAGEConv(F_IN, OUT, aggr=["mean", "max"])),
+    "SAGEConv, learned": halo(
         lambda: pyg.SAGEConv(F_IN, OUT, aggr="softmax", aggr_kwargs={"learn": True})
     ),
-    "SAGEConv, projected": whole(lambda: pyg.SAGEConv(F_IN, OUT, project=True)),
+    "SAGEConv, projected": halo(lambda: pyg.SAGEConv(F_IN, OUT, project=True)),
     "SAGEConv, pair": whole(
         lambda: pyg.SAGEConv(F_IN, OUT), lambda m, h, d: m((h, h.relu()), d.edge_index)
     ),
@@ -177,3 +180,58 @@ def by_strategy(name: str) -> Allow:
 def splits(op: Op) -> bool:
     """Whether it can be split by rows, and is an operation over edges."""
     return op.kind == "convolution" or op.by_edges
+
+
+class Takes(nn.Module):
+    """A layer of DGL's between two linear ones."""
+
+    def __init__(self, layer: nn.Module, width: int) -> None:
+        super().__init__()
+        self.first, self.layer = nn.Linear(F_IN, F_IN), layer
+        self.last = nn.Linear(width, CLASSES)
+
+    def forward(self, graph: Any, x: Tensor) -> Tensor:
+        return self.last(self.layer(graph, self.first(x)).flatten(1).relu())
+
+
+DGL: dict[str, tuple[tuple[Any, ...], int]] = {
+    "GATConv": ((F_IN, 4, 2), OUT),
+    "GATv2Conv": ((F_IN, 4, 2), OUT),
+    "DotGatConv": ((F_IN, 4, 2), OUT),
+    "SAGEConv": ((F_IN, OUT, "pool"), OUT),
+    "TAGConv": ((F_IN, OUT), OUT),
+    "ChebConv": ((F_IN, OUT, 2), OUT),
+    "EdgeConv": ((F_IN, OUT), OUT),
+}
+
+
+@pytest.mark.filterwarnings("ignore:lambda_max is not provided")
+@pytest.mark.mostly_slow("GATConv", "SAGEConv")
+@pytest.mark.parametrize("name", DGL)
+def test_layers_of_dgl(name: str) -> None:
+    dgl = pytest.importorskip("dgl", reason="DGL is not installed")
+    cls, (sizes, width), given = getattr(dgl.nn.pytorch, name), DGL[name], data()
+    allowed = "allow_zero_in_degree" in inspect.signature(cls).parameters
+    torch.manual_seed(0)
+    layer = cls(*sizes, **({"allow_zero_in_degree": True} if allowed else {}))
+    model = Takes(layer, width).double()
+
+    def both() -> Any:  # each rank has a graph of its own
+        return dgl.graph(tuple(given.edge_index), num_nodes=given.num_nodes), given.x
+
+    expected = model(*both())
+    expected.square().mean().backward()
+    plan = hp.parallel.plan(model, both(), "cpu2", hag="off")
+    assert "opaque" in {layer.kind for layer in plan.layers}
+
+    def case(rank: int) -> Any:
+        ours = hp.parallel.parallelize(model, both(), plan)
+        out = ours()
+        ours.parallel.mean(out.square()).backward()
+        grads = [None if p.grad is None else p.grad.full_tensor() for p in ours.parameters()]
+        return ours.parallel.gather(out), grads
+
+    for out, grads in run_threads(2, case):
+        torch.testing.assert_close(out, expected.detach(), rtol=1e-9, atol=1e-9)
+        wanted = [p.grad for p in model.parameters()]
+        torch.testing.assert_close(grads, wanted, rtol=1e-9, atol=1e-9)
