@@ -203,7 +203,8 @@ class Runner(Walk):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = functions.base_name(functions.name_of(func))
-        if self._paused or name not in functions.DRAWN or (kwargs or {}).get("generator"):
+        drawn = name in functions.DRAWN and not self._paused and not (kwargs or {}).get("generator")
+        if not drawn or any(self.knows(t) for t in functions.tensors([args, kwargs])):
             return super().__torch_function__(func, types, args, kwargs)
         world, self._drawn = self.at.world, self._drawn + 1
         with forked_random_state(world.device):  # the same numbers on all ranks
