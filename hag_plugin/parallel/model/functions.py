@@ -46,6 +46,8 @@ RANDOM = {
     "rrelu", "rand_like", "randn_like", "randint_like", "bernoulli", "normal", "uniform",
     "exponential", "cauchy", "gumbel_softmax", "multinomial", "poisson",
 }  # fmt: skip
+# In training over rows, whatever they do in evaluation.
+OVER_ROWS = {"batch_norm", "instance_norm"}
 # Of tensors that come from no operation; numbers that are drawn in a forward.
 DRAWN = RANDOM | {"rand", "randn", "randint", "randperm", "dropout", "dropout3d"}
 POOLING = {"scatter_add": "sum", "index_add": "sum", "sum": "sum", "mean": "mean",
@@ -135,8 +137,8 @@ def with_rows(value: Any, before: int, after: int) -> Any:
     """An argument in which a number of rows is another one.
 
     Example:
-        >>> with_rows((torch.Size([9, 4]), -1, 9), 9, 3)
-        (torch.Size([3, 4]), -1, 3)
+        >>> with_rows(([9, 4], -1, 9), 9, 3)
+        ([3, 4], -1, 3)
     """
     if isinstance(value, int) and not isinstance(value, bool):
         return after if value == before else value

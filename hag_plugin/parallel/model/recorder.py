@@ -383,7 +383,7 @@ class Recorder(Walk):
         """Whether each row of what a function makes depends on the same row of its inputs."""
         if out.dim() == 0 or any(t.dim() == 0 or len(t) != self.nodes for t in (*known, out)):
             return False
-        if functions.in_place(call):
+        if functions.in_place(call) or functions.base_name(call.name) in functions.OVER_ROWS:
             return False
         if functions.drops(call.name):  # its masks go by row
             return True
