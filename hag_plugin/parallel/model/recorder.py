@@ -128,7 +128,6 @@ class Recorder(Walk):
             named = functions.bound(met.name, met.args, {}, function)
             values = changes.get("values", 0)
             changes["keeps"] = functions.kept(met.name, named, len(made_by), values)
-        if call is not None:
             roles = self._roles(met)
         else:
             assert self.current is not None  # a layer of the table runs
