@@ -127,7 +127,10 @@ Every other layer runs as before.
 
 ## Split over devices
 
-`hp.parallel.plan` knows these layers; others run whole on every device.
+`hp.parallel.plan` knows these layers in all its strategies. Others run as they are written: on the
+rows of each device and those that its edges read, where each row depends on the edges into it and
+their ends alone (PyG's GATv2Conv, TransformerConv, GINEConv, EdgeConv, NNConv and more; it is found
+by the layer's own results on small graphs), else whole on every device.
 
 - PyG: {", ".join(_known("torch_geometric"))}
 - DGL: {", ".join(_known("dgl"))}

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hag_plugin.cli.options import add_ids
+from hag_plugin.cli.options import add_ids, amount, natural, positive
 from hag_plugin.data import datasets
 from hag_plugin.files import DatasetError
 from hag_plugin.parallel.graphs.stats import GraphStats
@@ -33,20 +33,22 @@ def add_graph(parser: Any) -> None:
     """Adds what says which graph, model size and machine a plan is for."""
     parser.add_argument("--root", metavar="DIR", help="folder of TU, Planetoid or .npz datasets")
     add_ids(parser)
-    parser.add_argument("--nodes", type=int, help="of a graph that is known by its size only")
-    parser.add_argument("--edges", type=int, help="likewise")
-    parser.add_argument("--halo-ratio", type=float, default=1.0, metavar="R",
+    parser.add_argument("--nodes", type=positive, help="of a graph that is known by its size only")
+    parser.add_argument("--edges", type=natural, help="likewise")
+    parser.add_argument("--halo-ratio", type=amount, default=1.0, metavar="R",
                         help="rows a part reads from others, over its own (default 1)")  # fmt: skip
-    parser.add_argument("--features", type=int, metavar="F", help="width of the input, where the "
-                        "graph has no features (default 128)")  # fmt: skip
-    parser.add_argument("--hidden", type=int, default=256, help="of a named model (default 256)")
-    parser.add_argument("--layers", type=int, default=3, help="of a named model (default 3)")
+    parser.add_argument("--features", type=positive, metavar="F", help="width of the input, where "
+                        "the graph has no features (default 128)")  # fmt: skip
+    parser.add_argument("--hidden", type=positive, default=256,
+                        help="of a named model (default 256)")  # fmt: skip
+    parser.add_argument("--layers", type=positive, default=3,
+                        help="of a named model (default 3)")  # fmt: skip
     parser.add_argument(
-        "--classes", type=int, help="of a named model (default: the graph's, or 16)"
+        "--classes", type=positive, help="of a named model (default: the graph's, or 16)"
     )
     parser.add_argument("--topology", default="a100x8", metavar="NAME", help="a file, or one of "
                         f"{', '.join(topologies.presets())} (default a100x8)")  # fmt: skip
-    parser.add_argument("--devices", type=int, metavar="P", help="use so many of its devices")
+    parser.add_argument("--devices", type=positive, metavar="P", help="use so many of its devices")
     parser.add_argument("--costs", choices=MODES, default="analytic", help="default analytic; the "
                         "others run blocks of the model on this machine")  # fmt: skip
 

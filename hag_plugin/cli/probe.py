@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from hag_plugin import devices
 from hag_plugin.cli.models import MODEL_HELP, add_graph, graph_of, in_words
-from hag_plugin.cli.options import add_command, size
+from hag_plugin.cli.options import add_command, positive, size
 from hag_plugin.cli.output import print_result
 from hag_plugin.files import check_output, write_whole
 from hag_plugin.parallel.search.cost import Measured
@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
         "--costs measured.",
         EXAMPLES,
     )
-    parser.add_argument("--world-sizes", nargs="+", type=int, default=[2], metavar="N",
+    parser.add_argument("--world-sizes", nargs="+", type=positive, default=[2], metavar="N",
                         help="numbers of processes (default 2)")  # fmt: skip
     parser.add_argument(
         "--backend", choices=devices.backends(), default="gloo", help="default gloo"

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from hag_plugin.cli.models import MODEL_HELP, add_graph, graph_of, in_words
-from hag_plugin.cli.options import add_command
+from hag_plugin.cli.options import add_command, amount, natural
 from hag_plugin.cli.output import print_result
 from hag_plugin.files import check_output
 from hag_plugin.parallel.report.chrome_trace import write_chrome_trace
@@ -45,9 +45,9 @@ def add(commands: Any) -> None:
                         "chrome://tracing")  # fmt: skip
     parser.add_argument("--plot", metavar="FILE.svg", help="timeline as a picture, .svg, .png or "
                         ".pdf (needs matplotlib)")  # fmt: skip
-    parser.add_argument("--proposals", type=int, metavar="N", help="of MCMC, at most")
-    parser.add_argument("--seconds", type=float, metavar="S", help="of MCMC, at most")
-    parser.add_argument("--seed", type=int, default=0, help="of MCMC (default 0)")
+    parser.add_argument("--proposals", type=natural, metavar="N", help="of MCMC, at most")
+    parser.add_argument("--seconds", type=amount, metavar="S", help="of MCMC, at most")
+    parser.add_argument("--seed", type=natural, default=0, help="of MCMC (default 0)")
     parser.add_argument("-o", "--output", metavar="FILE.json", help="plan to write")
     parser.add_argument("--json", action="store_true", help="results as JSON on stdout")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.distributed.tensor import DTensor
 import hag_plugin as hp
 from hag_plugin.parallel.machine.topology import preset
 from hag_plugin.parallel.model.opgraph import Op, OpGraph
-from hag_plugin.parallel.model.trace import trace
+from hag_plugin.parallel.model.trace import copied, trace
 from hag_plugin.parallel.search.cost import Analytic
 from hag_plugin.parallel.search.plan import Plan
 from hag_plugin.parallel.search.planner import planned
@@ -61,7 +60,7 @@ def whole(tensor: Tensor | None) -> Tensor | None:
 
 def train_alone(model: nn.Module, data: Any, make: Any, steps: int = 3, **kwargs: Any) -> Any:
     """Losses, outputs, first gradients, last weights of one process."""
-    model, args = copy.deepcopy(model), _arguments(model, data)
+    model, args = copied(model), _arguments(model, data)
     optimizer = make(model.parameters())
     losses, outs, gradients = [], [], {}
     for step in range(steps):

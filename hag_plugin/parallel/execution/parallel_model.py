@@ -11,7 +11,7 @@ from torch.nn import Module
 
 from hag_plugin.parallel.execution.executors.registry import OperationExecutor, executor_of
 from hag_plugin.parallel.execution.parameters import Parameters
-from hag_plugin.parallel.execution.runner import Prepared, Runner, stand_in
+from hag_plugin.parallel.execution.runner import NO_COPY, Prepared, Runner, stand_in
 from hag_plugin.parallel.execution.share import (
     Part,
     Share,
@@ -20,12 +20,12 @@ from hag_plugin.parallel.execution.share import (
     has_nodes,
     moved,
     sliced,
-    values_of,
 )
 from hag_plugin.parallel.execution.site import Site, World
 from hag_plugin.parallel.graphs.stats import owners
 from hag_plugin.parallel.layouts import ROWS, Layout, Split, shares
-from hag_plugin.parallel.model.trace import Recorded, arguments, record
+from hag_plugin.parallel.model.inputs import ModelCall, plain, values_of, with_features
+from hag_plugin.parallel.model.trace import Recorded, record
 from hag_plugin.parallel.ranks.comm import Group, Sent
 from hag_plugin.parallel.ranks.transfer import replicate_rows, sum_parts
 from hag_plugin.parallel.search.plan import Plan
@@ -54,13 +54,17 @@ class Parallel:
         parameters: Parameters,
         plan: Plan,
         part: Part | None,
+        call: ModelCall | None,
         group: Group,
     ) -> None:
         self.plan, self.group, self.step = plan, group, 0
         self._model, self._pristine, self._parameters = model, pristine, parameters
-        self._part = part
+        self._part, self._call = part, call or plain
         self._seed = group.broadcast(torch.initial_seed())
         self._runner: Runner | None = None
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(NO_COPY)
 
     # Running ---------------------------------------------------------------------------------
 
@@ -97,7 +101,9 @@ class Parallel:
         check_alike(data, self.group)
         with self.group.together("laying out the data"):
             part = self._part if getattr(data, "ptr", None) is None else by_graph(data)
-            recorded = record(self._pristine, data, hag=False, part=part, counted=False)
+            recorded = record(
+                self._pristine, data, hag=False, part=part, counted=False, call=self._call
+            )
             world, executors = self._executors(recorded, part)
         with self.group.together("laying out the features"):
             return self._shared(data, recorded, world, executors)
@@ -112,7 +118,7 @@ class Parallel:
         with self.group.together("laying out the data"):
             world, executors = self._executors(recorded, self._part)
         self._place(executors)
-        self._runner = Runner(self._model)
+        self._runner = Runner(self._model, self._call, recorded.wholes)
         with self.group.together("laying out the features"):
             self.data = self._shared(data, recorded, world, executors)
 
@@ -143,22 +149,14 @@ class Parallel:
 
     def _place(self, executors: list[OperationExecutor | None]) -> None:
         """Splits the weights as the executors want them."""
-        splits: dict[str, Split | None] = {}
-        users: dict[str, str] = {}
+        splits: dict[str, Split] = {}
         with self.group.together("splitting the weights"):
             for executor in executors:
                 if executor is None:
                     continue
-                wanted, op = executor.placements(), executor.site.op
-                for role, name in executor.site.names.items():
-                    split = wanted.get(role)
-                    if name in splits and splits[name] != split:
-                        raise ValueError(
-                            f"{users[name]!r} and {op.name!r} share {name!r}, which one of them "
-                            "splits in another way; give them the same strategy"
-                        )
-                    splits[name], users[name] = split, op.name
-            self._parameters.place({n: split for n, split in splits.items() if split is not None})
+                for role, split in executor.placements().items():
+                    splits[executor.site.names[role]] = split
+            self._parameters.place(splits)
 
     def _shared(
         self,
@@ -183,10 +181,8 @@ class Parallel:
         shapes = [met.shape for met in recorded.met]
         like = next(iter(features.values()))
         token = stand_in(shapes[0], like, 0, None)
-        args, kwargs = arguments(self._pristine, moved(data, world.device), token)
-        prepared = Prepared(
-            world, graph.ops, shapes, executors, features, output, token, args, kwargs
-        )
+        found = with_features(moved(data, world.device), token)
+        prepared = Prepared(world, graph.ops, shapes, executors, features, output, token, found)
         own = slice(0, loss.rows or graph.nodes)
         if loss.rows is None and output == ROWS:
             own = shares(ROWS, world.nodes, 1, rank)[0]

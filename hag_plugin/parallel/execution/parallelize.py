@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,13 @@ from typing import Any
 import torch
 from torch.nn import Module
 
+from hag_plugin.arguments import check_function
 from hag_plugin.parallel.execution.parallel_model import Parallel
 from hag_plugin.parallel.execution.parameters import Parameters
 from hag_plugin.parallel.execution.share import Part, check_alike
 from hag_plugin.parallel.machine.topology import Topology
-from hag_plugin.parallel.model.trace import record
+from hag_plugin.parallel.model.inputs import ModelCall
+from hag_plugin.parallel.model.trace import copied, record, stripped
 from hag_plugin.parallel.ranks.comm import Group
 from hag_plugin.parallel.search.plan import Plan
 from hag_plugin.parallel.search.planner import plan as find_plan
@@ -29,6 +30,7 @@ def parallelize(
     *,
     topology: Topology | str | os.PathLike[str] | None = None,
     part: Part | None = None,
+    call: ModelCall | None = None,
     device: torch.device | str | None = None,
 ) -> Module:
     """A copy of a model that computes what the model computes, on all ranks together.
@@ -46,6 +48,7 @@ def parallelize(
         plan: a plan, its file, or "auto": the first rank makes one for `topology`.
         topology: of the machine, for "auto": a preset, a file, or what `probe` measured.
         part: as the plan was made with: a `Partition`, or what gives each node's part.
+        call: as the plan was made with: how the model is called with the data, see `plan`.
         device: of this rank; by default the current GPU with NCCL, else the CPU.
 
     Raises:
@@ -63,17 +66,18 @@ def parallelize(
         model.parallel.mean(losses).backward()
         optimizer.step()
     """
+    check_function("call", call)
     group = Group.world(device)
     with group.together("planning"):
-        mine = _plan(model, data, plan, topology, part, group)
+        mine = _plan(model, data, plan, topology, part, call, group)
     chosen = group.broadcast(mine) if plan == "auto" else mine
     assert isinstance(chosen, Plan)
     _compare(chosen, group)
     with group.together("checking the plan"):
         if hasattr(model, "parallel"):
             raise ValueError("the model has an attribute 'parallel' already; expected none")
-        pristine = copy.deepcopy(model).to("meta")
-        recorded = record(pristine, data, hag=False, part=part)
+        pristine = stripped(model)
+        recorded = record(pristine, data, hag=False, part=part, call=call)
         chosen.check(recorded.graph, group.size)
     check_alike(data, group)
     # Making groups is communication: it comes before work that may fail on one rank.
@@ -81,10 +85,10 @@ def parallelize(
     for columns in sorted({layout.columns for layout in layouts}):
         group.mesh(columns)
     with group.together("copying the model"):
-        found = copy.deepcopy(model).to(group.device)
+        found = copied(model).to(group.device)
     parameters = Parameters(found, group)
     parameters.broadcast()
-    parallel = Parallel(found, pristine, parameters, chosen, part, group)
+    parallel = Parallel(found, pristine, parameters, chosen, part, call, group)
     parallel.set_up(data, recorded)
     vars(found)["parallel"] = parallel
     found.forward = parallel.run
@@ -97,6 +101,7 @@ def _plan(
     plan: Plan | str | os.PathLike[str],
     topology: Topology | str | os.PathLike[str] | None,
     part: Part | None,
+    call: ModelCall | None,
     group: Group,
 ) -> Plan | None:
     if isinstance(plan, Plan):
@@ -107,7 +112,7 @@ def _plan(
         raise ValueError("plan='auto' needs topology=, a preset's name or a file of `probe`")
     if group.rank:
         return None
-    return find_plan(model, data, topology, world_size=group.size, part=part)
+    return find_plan(model, data, topology, world_size=group.size, part=part, call=call)
 
 
 def _compare(plan: Plan, group: Group) -> None:

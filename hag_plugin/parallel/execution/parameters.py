@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.nn import Module
 
 from hag_plugin.parallel.layouts import Split, chunk_sizes
+from hag_plugin.parallel.model import functions
 from hag_plugin.parallel.ranks.comm import Group
 from hag_plugin.parallel.ranks.transfer import sum_gradients
 
@@ -66,6 +67,10 @@ class Parameters:
                     if id(tensor) not in made:
                         made[id(tensor)] = self._placed(tensor, splits.get(name), columns)
                     own[last] = made[id(tensor)]
+        for module in self.model.modules():  # LSTMs keep a list of theirs
+            for key, value in vars(module).items():
+                if isinstance(value, list) and any(id(t) in made for t in value):
+                    vars(module)[key] = functions.replaced(value, made)
 
     def _placed(self, tensor: Tensor, split: Split | None, columns: int) -> Tensor:
         mesh, placements = self._where(tensor, split, columns)

@@ -7,27 +7,39 @@ nowhere stored twice. What this rank has of the tensor hangs on the stand-in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import Module
 
+from hag_plugin.devices import forked_random_state
 from hag_plugin.hag.program import SelfLoops
 from hag_plugin.parallel.execution.executors.registry import OperationExecutor
 from hag_plugin.parallel.execution.site import World
 from hag_plugin.parallel.layouts import Layout
 from hag_plugin.parallel.model import functions
 from hag_plugin.parallel.model.calls import Call
+from hag_plugin.parallel.model.inputs import ModelCall, given
 from hag_plugin.parallel.model.layers import entry_of
 from hag_plugin.parallel.model.opgraph import Op
-from hag_plugin.parallel.model.trace import given
 from hag_plugin.parallel.model.walk import Walk
 from hag_plugin.parallel.ranks.transfer import reshard
 
 SHARD = "_hag_plugin_shard"
+ALONE = (
+    "the layers of a parallel model run inside of it: call model(). What else it is to compute, "
+    "plan and parallelize() are told: call=lambda m, d: m.encode(d.x, d.edge_index), say"
+)
+NO_COPY = (
+    "a parallel model works with the other ranks and is not copied or pickled: copy its "
+    "state_dict(), or parallelize a copy of the model that it was made from"
+)
+GETTERS = ("data", "T", "mT", "H")  # properties of a parameter that are tensors to compute with
 
 
 @dataclass
@@ -55,8 +67,7 @@ class Prepared:
         features: by the layout in which an operation wants them.
         output: the layout that the loss wants.
         x: the stand-in for the features.
-        args: of the model's forward, with `x` in them.
-        kwargs: likewise.
+        data: what the model is called with, `x` in it.
     """
 
     world: World
@@ -66,15 +77,36 @@ class Prepared:
     features: dict[Layout, Tensor]
     output: Layout
     x: Tensor
-    args: list[Any]
-    kwargs: dict[str, Any]
+    data: Any
+
+
+class Called:
+    """The model, as the user's call has it: calling it is its own forward.
+
+    Hooks on the model are not called for that: they are where the parallel model is called.
+    """
+
+    def __init__(self, model: Module, forward: Callable[..., Any]) -> None:
+        self.model, self.forward = model, forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
 
 
 def stand_in(shape: Sequence[int], like: Tensor, index: int, local: Tensor | None) -> Tensor:
     """For the output of an operation, of `like`'s type and on its device."""
-    out = torch.full((), torch.nan, dtype=like.dtype, device=like.device).expand(*shape)
+    value = torch.nan if like.is_floating_point() else 0
+    out = torch.full((), value, dtype=like.dtype, device=like.device).expand(tuple(shape))
     setattr(out, SHARD, Shard(index, local))
     return out
+
+
+def _saving() -> Any:
+    """The hooks under which autograd keeps tensors now; None: none."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)
 
 
 class Runner(Walk):
@@ -82,38 +114,61 @@ class Runner(Walk):
 
     Args:
         model: is changed: its layers stand for themselves only while a runner is at work.
+        call: how it is called.
+        wholes: paths of modules that run whole, as they were recorded.
     """
 
-    def __init__(self, model: Module) -> None:
-        super().__init__(entry_of)
+    def __init__(self, model: Module, call: ModelCall, wholes: Collection[str]) -> None:
+        super().__init__(entry_of, wholes)
         self.originals = {id(m): m.forward for m in model.modules()}
         self.attach(model)
-        self.forward = model.forward
+        self.called, self.call = Called(model, model.forward), call
         self._paused = False
         self._met: set[int] = set()
         self._at: Prepared | None = None
         self._names: dict[str, int] = {}
         self._given: list[Tensor] = []
+        self._saving: Any = None
+        self._marked: list[Tensor] = []
+        self._drawn = 0
 
     def run(self, prepared: Prepared) -> Any:
         """The model's output, with the shards that the loss wants in place of stand-ins."""
         self._at, self._met, self._taken = prepared, set(), {"x": 1}
         setattr(prepared.x, SHARD, Shard(0, None))
         self._names = {op.name: i for i, op in enumerate(prepared.ops)}
-        self._given = given(prepared.args, prepared.kwargs)
+        self._given, self._saving, self._drawn = given(prepared.data), _saving(), 0
+        model, outer = self.called.model, self.called.model.forward
         try:
+            model.forward = self.called.forward  # for a model that calls itself
             with self:
-                out = self.forward(*prepared.args, **prepared.kwargs)
+                out = self.call(self.called, prepared.data)
             found = {id(t): self._output(t) for t in functions.tensors(out) if self.knows(t)}
             return functions.replaced(out, found)
         finally:
-            self._at = None
+            model.forward, self._at = outer, None
+            for tensor in self._marked:  # buffers among them are none in the next run
+                vars(tensor).pop(SHARD, None)
+            self._marked.clear()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(NO_COPY)
 
     @property
     def at(self) -> Prepared:
-        """What the model runs on."""
-        assert self._at is not None  # it runs
+        """What the model runs on.
+
+        Raises:
+            RuntimeError: it does not run: a part of it was called by itself.
+        """
+        if self._at is None:
+            raise RuntimeError(ALONE)
         return self._at
+
+    def _enter(self, path: str, module: Module, _: Any) -> None:
+        if path and self._at is None:
+            raise RuntimeError(ALONE)
+        super()._enter(path, module, _)
 
     def _output(self, token: Tensor) -> Tensor:
         return self._laid_out(token, self.at.output)
@@ -126,6 +181,44 @@ class Runner(Walk):
 
     def knows(self, tensor: Tensor) -> bool:
         return not self._paused and hasattr(tensor, SHARD)
+
+    @property
+    def runs_whole(self) -> bool:
+        count = self._taken.get(self.path, 0) + 1
+        index = self._names.get(self.path if count == 1 else f"{self.path}:{count}")
+        return index is not None and self.at.ops[index].kind == "opaque"
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        return not self._paused and isinstance(tensor, DTensor)
+
+    def make_weight(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+        of_property = getattr(func, "__name__", "") == "__get__"
+        given = [t for t in functions.tensors([*args, kwargs]) if isinstance(t, DTensor)]
+        copies = all(p.is_replicate() for t in given for p in t.placements)
+        if not copies or (of_property and name not in GETTERS):
+            return func(*args, **kwargs)
+        by = {id(t): t.to_local() for t in given}
+        with self._own_graph():
+            return func(*functions.replaced([*args], by), **functions.replaced(kwargs, by))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = functions.base_name(functions.name_of(func))
+        drawn = name in functions.DRAWN and not self._paused and not (kwargs or {}).get("generator")
+        if not drawn or any(self.knows(t) for t in functions.tensors([args, kwargs])):
+            return super().__torch_function__(func, types, args, kwargs)
+        world, self._drawn = self.at.world, self._drawn + 1
+        with forked_random_state(world.device):  # the same numbers on all ranks
+            torch.manual_seed(hash((world.seed, world.step, -self._drawn)) % 2**63)
+            return super().__torch_function__(func, types, args, kwargs)
+
+    @contextmanager
+    def _own_graph(self) -> Iterator[None]:
+        """Inside, torch.utils.checkpoint keeps nothing back: it could not run this again."""
+        if _saving() is self._saving:
+            yield
+            return
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+            yield
 
     def graph(self, edges: Any, self_loops: SelfLoops = False, edge_type: Any = None) -> str:
         self.look_at(edges)
@@ -145,7 +238,8 @@ class Runner(Walk):
 
     def add(
         self, kind: str, inputs: Sequence[Tensor], width: int, *, suffix: str = "",
-        call: tuple[Any, ...] | None = None, weighted: bool = False, **changes: Any,
+        call: tuple[Any, ...] | None = None, weighted: bool = False,
+        dims: Mapping[str, Mapping[str, int]] | None = None, **changes: Any,
     ) -> Tensor:  # fmt: skip
         name = ".".join(part for part in (self.path, suffix) if part) or kind
         index = self._find(name)
@@ -159,7 +253,11 @@ class Runner(Walk):
             module, given, kwargs = self.current
             original = self.originals[id(module)]
             met = Call(type(module).__name__, given, kwargs, original)
-        return self._execute(index, met, list(inputs))
+        out: Tensor = self._execute(index, met, list(inputs))
+        return out
+
+    def opaque(self, layer: Module, known: Sequence[Tensor], edges: Tensor | None = None) -> Tensor:
+        return self.add("opaque", known, 0)
 
     def meet(
         self, func: Any, name: str, args: Any, kwargs: dict[str, Any], known: list[Tensor]
@@ -214,7 +312,7 @@ class Runner(Walk):
 
     # Running ---------------------------------------------------------------------------------
 
-    def _execute(self, index: int, call: Call, known: list[Tensor]) -> Tensor:
+    def _execute(self, index: int, call: Call, known: list[Tensor]) -> Any:
         op, executor = self.at.ops[index], self.at.executors[index]
         assert executor is not None  # only the features and the loss have none
         made = {self._shard(t).index for t in known}
@@ -229,7 +327,7 @@ class Runner(Walk):
             key = id(self._shard(token))
             if key not in laid_out:
                 laid_out[key] = self._laid_out(token, executor.site.config.source)
-        changed = functions.in_place(call) and call.args[0] is known[0]
+        changed = functions.in_place(call) and isinstance(call.args[0], Tensor)
         if changed:  # autograd refuses to change views that others made
             laid_out = {key: t.clone() if t._is_view() else t for key, t in laid_out.items()}
         shards = {id(t): laid_out[id(self._shard(t))] for t in known}
@@ -239,14 +337,26 @@ class Runner(Walk):
         given = Call(call.name, args, functions.replaced(dict(call.kwargs), shards), call.function)
         paused, self._paused = self._paused, True
         try:
-            out = executor.run(given, *inputs)
+            with self._own_graph():
+                out: Any = executor.run(given, *inputs)
         finally:
             self._paused = paused
         self._met.add(index)
+        if not isinstance(out, Tensor):
+            return self._several(index, out)
         if changed:  # the model may go on with the tensor that it gave
-            setattr(known[0], SHARD, Shard(index, out))
-            return known[0]
+            setattr(call.args[0], SHARD, Shard(index, out))
+            self._marked.append(call.args[0])
+            return call.args[0]
         return stand_in(self.at.shapes[index], out, index, out)
+
+    def _several(self, index: int, out: Any) -> Any:
+        """Stand-ins for what a function returns that returns several tensors."""
+        by = {}
+        for number, each in enumerate(functions.tensors(out), index + 1):
+            self._met.add(number)
+            by[id(each)] = stand_in(self.at.shapes[number], each, number, each)
+        return functions.replaced(out, by)
 
     def _came_from(self, index: int, made: set[int]) -> int:
         """Where an input comes from: operations that only training has may have been left out."""
@@ -261,5 +371,9 @@ class Runner(Walk):
         executor = at.executors[shard.index]
         assert executor is not None  # it made the shard
         before, op = executor.site.config.target, at.ops[shard.index]
-        rows = executor.site.rows
-        return reshard(shard.local, before, layout, rows, op.width, at.world.group)
+        rows, local = executor.site.rows, shard.local
+        if before == layout or local.dim() == 2:
+            return reshard(local, before, layout, rows, op.width, at.world.group)
+        flat = local.reshape(len(local), op.width)  # of nodes, in rows or whole
+        turned = reshard(flat, before, layout, rows, op.width, at.world.group)
+        return turned.reshape(len(turned), *local.shape[1:])

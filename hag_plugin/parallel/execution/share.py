@@ -16,6 +16,7 @@ from hag_plugin.limits import limits
 from hag_plugin.parallel.execution.runner import Prepared
 from hag_plugin.parallel.execution.site import World
 from hag_plugin.parallel.layouts import Layout, shares
+from hag_plugin.parallel.model.inputs import values_of
 from hag_plugin.parallel.ranks.comm import Group
 from hag_plugin.recall import checksum
 from hag_plugin.saved import set_module
@@ -70,14 +71,6 @@ class _ByGraph:
         wanted = ends[-1] * np.arange(1, parts) / parts
         cuts = ends[np.abs(ends[:, None] - wanted).argmin(axis=0)]
         return np.searchsorted(cuts, np.arange(ends[-1]), side="right")
-
-
-def values_of(data: Any) -> dict[str, Any]:
-    """Everything in the data, by name."""
-    if isinstance(data, tuple):
-        graph, x = data
-        return dict(graph.ndata.items()) | {"x": x}
-    return dict(data.to_dict()) if hasattr(data, "to_dict") else dict(vars(data))
 
 
 def told_apart(data: Any) -> dict[str, Any]:

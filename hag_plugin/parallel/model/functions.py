@@ -46,6 +46,10 @@ RANDOM = {
     "rrelu", "rand_like", "randn_like", "randint_like", "bernoulli", "normal", "uniform",
     "exponential", "cauchy", "gumbel_softmax", "multinomial", "poisson",
 }  # fmt: skip
+# In training over rows, whatever they do in evaluation.
+OVER_ROWS = {"batch_norm", "instance_norm"}
+# Of tensors that come from no operation; numbers that are drawn in a forward.
+DRAWN = RANDOM | {"rand", "randn", "randint", "randperm", "dropout", "dropout3d"}
 POOLING = {"scatter_add": "sum", "index_add": "sum", "sum": "sum", "mean": "mean",
            "scatter_reduce": "", "amax": "max", "amin": "min"}  # fmt: skip
 SIGNATURES = {
@@ -121,16 +125,39 @@ def replaced(value: Any, by: Mapping[int, Any]) -> Any:
     """An argument with other tensors in it, given by the `id` of those they replace."""
     if isinstance(value, Tensor):
         return by.get(id(value), value)
-    if isinstance(value, list | tuple) and type(value) in (list, tuple):
-        return type(value)(replaced(item, by) for item in value)
+    if isinstance(value, list | tuple):
+        items = [replaced(item, by) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, dict):
         return {key: replaced(item, by) for key, item in value.items()}
     return value
 
 
+def with_rows(value: Any, before: int, after: int) -> Any:
+    """An argument in which a number of rows is another one.
+
+    Example:
+        >>> with_rows(([9, 4], -1, 9), 9, 3)
+        ([3, 4], -1, 3)
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return after if value == before else value
+    if isinstance(value, list | tuple):
+        items = [with_rows(item, before, after) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def drops(name: str) -> bool:
+    """Whether a function is dropout, whose masks go by place."""
+    return base_name(name) == "dropout"
+
+
 def in_place(call: Any) -> bool:
     """Whether a call changes its first argument."""
     name: str = call.name
+    if name == "__setitem__":
+        return True
     return bool(call.kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))
 
 

@@ -19,34 +19,43 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
-from hag_plugin.layers.record import held
+from hag_plugin.layers.record import Record, held
 from hag_plugin.layers.table import record_of
 from hag_plugin.parallel.model.calls import named
 from hag_plugin.parallel.model.functions import tensors
 from hag_plugin.parallel.model.own_code import own_code, why_not_followed
 from hag_plugin.parallel.model.walk import Entry, Walk
-from hag_plugin.reducers import LINEAR
+from hag_plugin.reducers import LINEAR, REDUCES
 from hag_plugin.saved import set_module
 
 
 @set_module("hag_plugin.parallel")
 class UnknownLayerError(TypeError):
-    """A layer is used in a way that the table does not cover."""
+    """A layer cannot be planned."""
+
+
+class _NotCovered(Exception):
+    """A layer is used in a way that its entry does not tell: it runs as it is, whole."""
 
 
 def _one(walk: Walk, x: Any) -> Tensor:
-    """The features, where a layer also takes a pair."""
-    if isinstance(x, tuple | list):
-        if len(x) != 2 or x[0] is not x[1]:
-            raise UnknownLayerError(
-                f"layer {walk.path!r} takes different features for sources and targets; "
-                "expected one set of nodes"
-            )
+    """The features, where a layer also takes a pair of the same."""
+    if isinstance(x, tuple | list) and len(x) == 2 and x[0] is x[1]:
         x = x[0]
     if not isinstance(x, Tensor):
-        raise UnknownLayerError(f"layer {walk.path!r} takes {type(x).__name__} as features; "
-                                "expected a tensor")  # fmt: skip
+        raise _NotCovered
     return x
+
+
+def _edges(edges: Any) -> Any:
+    """The edges, where a layer also takes a sparse matrix."""
+    if isinstance(edges, Tensor) and edges.layout != torch.strided:
+        raise _NotCovered
+    return edges
+
+
+# Reducers of features one by one, in which no weights are learned.
+BY_FEATURE = (*REDUCES, "mul", "var", "std", "median")
 
 
 def _commutes(reduce: tuple[str, ...]) -> bool:
@@ -54,25 +63,28 @@ def _commutes(reduce: tuple[str, ...]) -> bool:
 
 
 def whole(walk: Walk, layer: Any, args: Any, kwargs: Any) -> Tensor:
-    """A layer that is not in the table: it runs on every device, whole.
-
-    Raises:
-        UnknownLayerError: it does not say how wide its output is.
-    """
-    known = [t for t in tensors([*args, kwargs]) if walk.knows(t)]
-    width = getattr(layer, "out_channels", getattr(layer, "in_channels", None))
-    if not isinstance(layer, torch.nn.Module) or not isinstance(width, int) or not known:
-        raise UnknownLayerError(
-            f"layer {walk.path!r} ({type(layer).__name__}) is not in the table of layers and "
-            "does not say its out_channels: it cannot be planned"
-        )
-    for edges in tensors([*args, kwargs]):
+    """A layer that is not in the table, or not as it is used: it runs on every device, whole."""
+    given = [*args, *kwargs.values()]
+    known = list({id(t): t for t in tensors(given) if walk.knows(t)}.values())
+    for edges in tensors(given):
         if edges.dtype == torch.int64 and edges.dim() == 2 and edges.shape[0] == 2:
             walk.look_at(edges)
-    if getattr(layer, "concat", False):
-        width *= int(getattr(layer, "heads", 1))
-    values = sum(p.numel() for p in layer.parameters())
-    return walk.add("opaque", list({id(t): t for t in known}.values()), width, values=values)
+    return walk.opaque(layer, known, _by_edges(layer, args, kwargs))
+
+
+def _by_edges(layer: Any, args: Any, kwargs: Any) -> Tensor | None:
+    """The edges of a layer that is given features, edges and what each edge has, and no more."""
+    given = list(tensors([*args, kwargs]))
+    plain = len(given) > 1 and len(args) > 1 and args[0] is given[0] and args[1] is given[1]
+    if not plain or not hasattr(layer, "propagate"):
+        return None
+    _, edges, *rest = given
+    is_edges = edges.layout == torch.strided and edges.dtype == torch.int64 and edges.dim() == 2
+    if not is_edges or edges.shape[0] != 2 or edges.is_meta:
+        return None
+    of_edges = all(t.dim() > 0 and len(t) == edges.shape[1] for t in rest)
+    forward = getattr(layer, "flow", "source_to_target") == "source_to_target"
+    return edges if of_edges and forward and not getattr(layer, "cached", False) else None
 
 
 # What layers compute beside the sum over edges --------------------------------------------------
@@ -118,15 +130,23 @@ def _convolution(walk: Walk, layer: Any, call: dict[str, Any], **changes: Any) -
         changes: attributes of the operation that the record does not tell.
 
     Raises:
-        UnknownLayerError: edges have other values than one weight each.
+        _NotCovered: edges have other values than one weight each, or the reducer is another.
     """
     record = record_of(type(layer))
     assert record is not None
     for name in record.edge_values:
         if name != "edge_weight" and call.get(name) is not None:
-            raise UnknownLayerError(f"layer {walk.path!r}: {name} is not in the table")
+            raise _NotCovered
     x = _one(walk, call[record.features or "x"])
     weight, reduce = held(layer, record.weight), record.reduce(layer)
+    given = call.get("edge_weight")
+    if isinstance(given, Tensor):
+        if walk.knows(given) or walk.is_weight(given):  # they are learned
+            raise _NotCovered
+        walk.look_at(given)
+    several = bool(changes.get("edge_products"))
+    if not several and (len(reduce) != 1 or reduce[0] not in BY_FEATURE):
+        raise _NotCovered
     width = attrgetter(weight)(layer).shape[record.outputs] if weight else x.shape[-1]
     told: dict[str, Any] = {
         "input_width": x.shape[-1],
@@ -137,8 +157,25 @@ def _convolution(walk: Walk, layer: Any, call: dict[str, Any], **changes: Any) -
         "reduce": reduce,
         "weighted": call.get("edge_weight") is not None,
     }
-    graph = walk.graph(call[record.graphs[0]], record.self_loops(layer), call.get("edge_type"))
-    return walk.add("convolution", [x], changes.pop("width", width), graph=graph, **told | changes)
+    graph = walk.graph(
+        _edges(call[record.graphs[0]]), record.self_loops(layer), call.get("edge_type")
+    )
+    told |= {"graph": graph, "dims": _dimensions(layer, record), **changes}
+    return walk.add("convolution", [x], told.pop("width", width), **told)
+
+
+def _dimensions(layer: Any, record: Record) -> dict[str, dict[str, int]]:
+    """Those of a layer's parameters, by name. Of relations, those that each has for itself."""
+    found: dict[str, dict[str, int]] = {}
+    for name in filter(None, (held(layer, record.weight), held(layer, record.root))):
+        dims = attrgetter(name)(layer).dim()
+        found[name] = {"inputs": record.inputs % dims, "outputs": record.outputs % dims}
+    if bias := held(layer, record.bias):
+        found[bias] = {"outputs": 0}
+    if record.relations is not None:
+        each = held(layer, record.coefficients) or held(layer, record.weight)
+        found[each] = found.get(each, {}) | {"parts": 0}
+    return found
 
 
 def _with_itself(walk: Walk, layer: Any, out: Tensor, x: Tensor) -> Tensor:
@@ -153,7 +190,7 @@ def _with_itself(walk: Walk, layer: Any, out: Tensor, x: Tensor) -> Tensor:
 
 def _sage(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     if conv.project and hasattr(conv, "lin"):
-        raise UnknownLayerError(f"layer {walk.path!r}: project=True is not in the table")
+        raise _NotCovered
     out = convolution(walk, conv, args, kwargs)
     if conv.normalize:
         out = walk.add(
@@ -184,7 +221,7 @@ def _simple(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
 
 def _sg(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     if conv.cached:
-        raise UnknownLayerError(f"layer {walk.path!r}: cached=True is not in the table")
+        raise _NotCovered
     call = named(conv, args, kwargs)
     for hop in range(conv.K):
         call["x"] = _convolution(walk, conv, call, suffix=f"hop{hop}")
@@ -192,23 +229,56 @@ def _sg(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     return out
 
 
+def _appnp(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    if conv.dropout:  # of edges
+        raise _NotCovered
+    call = named(conv, args, kwargs)
+    first = _one(walk, call["x"])
+    for hop in range(conv.K):
+        out = _convolution(walk, conv, call, suffix=f"hop{hop}")
+        call["x"] = out * (1 - conv.alpha) + conv.alpha * first
+    return _one(walk, call["x"])
+
+
+def _ssg(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    if conv.cached:
+        raise _NotCovered
+    call = named(conv, args, kwargs)
+    total = _one(walk, call["x"]) * conv.alpha
+    for hop in range(conv.K):
+        call["x"] = _convolution(walk, conv, call, suffix=f"hop{hop}")
+        total = total + (1 - conv.alpha) / conv.K * call["x"]
+    out: Tensor = conv.lin(total)
+    return out
+
+
+def _tag(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    call = named(conv, args, kwargs)
+    out: Tensor = conv.lins[0](_one(walk, call["x"]))
+    for hop, lin in enumerate(conv.lins[1:]):
+        call["x"] = _convolution(walk, conv, call, suffix=f"hop{hop}")
+        out = out + lin(call["x"])
+    return out if conv.bias is None else out + conv.bias
+
+
 def _gat(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     call = named(conv, args, kwargs)
     x = _one(walk, call["x"])
     if call.get("edge_attr") is not None or call.get("return_attention_weights"):
-        raise UnknownLayerError(f"layer {walk.path!r}: edge_attr and "
-                                "return_attention_weights are not in the table")  # fmt: skip
+        raise _NotCovered
     width = conv.out_channels * (conv.heads if conv.concat else 1)
     out = walk.add(
         "attention",
         [x],
         width,
         input_width=conv.in_channels,
-        graph=walk.graph(call["edge_index"], "fill" if conv.add_self_loops else False),
+        graph=walk.graph(_edges(call["edge_index"]), "fill" if conv.add_self_loops else False),
         heads=conv.heads,
         concatenated=bool(conv.concat),
         bias=conv.bias is not None,
         keeps="mask" if conv.dropout else "",
+        dims={"lin.weight": {"parts": 0}, "att_src": {"parts": 1}, "att_dst": {"parts": 1}}
+        | ({"bias": {"parts": 0}} if conv.concat else {}),
     )
     if getattr(conv, "residual", False):
         own = walk.add(
@@ -306,16 +376,14 @@ def _layer_norm(walk: Walk, module: Any, args: Any, kwargs: Any) -> Tensor:
 def _dgl_gcn(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     call = named(conv, args, kwargs)
     if call.get("weight") is not None or conv._norm not in ("both", "none", "right", "left"):
-        raise UnknownLayerError(f"layer {walk.path!r}: a weight from outside is not in the "
-                                "table")  # fmt: skip
+        raise _NotCovered
     return _activated(walk, conv, _convolution(walk, conv, call))
 
 
 def _dgl_sage(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     call = named(conv, args, kwargs)
     if conv._aggre_type not in ("mean", "gcn"):
-        raise UnknownLayerError(f"layer {walk.path!r}: aggregator_type="
-                                f"{conv._aggre_type!r} is not in the table")  # fmt: skip
+        raise _NotCovered
     if conv.feat_drop.p:
         call["feat"] = conv.feat_drop(_one(walk, call["feat"]))
     out = _activated(walk, conv, _convolution(walk, conv, call))
@@ -344,6 +412,9 @@ TABLE: dict[str, Entry] = {
     f"{PYG}conv.simple_conv.SimpleConv": _simple,
     f"{PYG}conv.lg_conv.LGConv": convolution,
     f"{PYG}conv.sg_conv.SGConv": _sg,
+    f"{PYG}conv.ssg_conv.SSGConv": _ssg,
+    f"{PYG}conv.tag_conv.TAGConv": _tag,
+    f"{PYG}conv.appnp.APPNP": _appnp,
     f"{PYG}conv.gat_conv.GATConv": _gat,
     f"{PYG}conv.rgcn_conv.RGCNConv": _rgcn,
     f"{PYG}conv.pna_conv.PNAConv": _pna,
@@ -359,19 +430,33 @@ TABLE: dict[str, Entry] = {
 MESSAGE_PASSING = "torch_geometric.nn.conv.message_passing.MessagePassing"
 
 
-def entry_of(layer: Module) -> Entry | None:
+def entry_of(layer: Module, runs_whole: bool = False) -> Entry | None:
     """The entry of a layer's class, or of the first of its bases that has one; `whole` where it has
-    code of its own, and of other layers that pass messages; None of other modules.
+    code of its own, of other layers that pass messages, and of what runs whole in any case; None of
+    other modules.
     """
     bases = {f"{base.__module__}.{base.__qualname__}": base for base in type(layer).__mro__}
     found = next((name for name in bases if name in TABLE), None)
-    if found is None and MESSAGE_PASSING not in bases:
+    if found is None and MESSAGE_PASSING not in bases and not runs_whole:
         return None
     why = why_not_followed(layer)
     if why is not None:
         return partial(_refuse, why)
-    is_known = found is not None and own_code(layer, bases[found]) is None
-    return TABLE[found] if is_known and found is not None else whole
+    if runs_whole or found is None or own_code(layer, bases[found]) is not None:
+        return whole
+    if getattr(layer, "flow", "source_to_target") != "source_to_target":
+        return whole
+    return partial(_as_told, TABLE[found])
+
+
+def _as_told(entry: Entry, walk: Walk, layer: Any, args: Any, kwargs: Any) -> Tensor:
+    """A layer by its entry, which refuses before it names an operation; else whole."""
+    if walk.runs_whole:
+        return whole(walk, layer, args, kwargs)
+    try:
+        return entry(walk, layer, args, kwargs)
+    except _NotCovered:
+        return whole(walk, layer, args, kwargs)
 
 
 def _refuse(why: str, walk: Walk, layer: Any, args: Any, kwargs: Any) -> Tensor:

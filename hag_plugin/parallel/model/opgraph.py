@@ -31,6 +31,25 @@ KINDS = (
 OVER = ("nodes", "features", "everything")
 
 
+@dataclass(frozen=True)
+class Weight:
+    """A parameter or buffer of an operation, and which of its dimensions go over what.
+
+    Attributes:
+        role: what it is called in the layer, or in the function's signature.
+        name: in the model. Operations that have the same one share it.
+        inputs: the dimension over features that come in; None: there is none.
+        outputs: likewise, over those that go out.
+        parts: likewise, over heads or relations.
+    """
+
+    role: str
+    name: str
+    inputs: int | None = None
+    outputs: int | None = None
+    parts: int | None = None
+
+
 @set_module("hag_plugin.parallel")
 @dataclass(frozen=True)
 class Op:
@@ -67,6 +86,10 @@ class Op:
             backward.
         keeps: what the backward pass of a function needs, as `functions.kept` says; by default
             what ReLU and BatchNorm need.
+        by_row: of what is opaque, whether each row of the output depends on the same row alone.
+        by_edges: of a layer that is opaque, whether each row of the output depends on the edges
+            into it and their ends alone.
+        parameters: what it computes with; the figures above say how many values that are.
         layer: the class, for the reader.
     """
 
@@ -96,6 +119,9 @@ class Op:
     affine: bool = False
     statistics: tuple[int, int] = (2, 2)
     keeps: str | None = None
+    by_row: bool = False
+    by_edges: bool = False
+    parameters: tuple[Weight, ...] = ()
     layer: str = ""
 
     @property
@@ -205,6 +231,15 @@ class OpGraph:
         """(producer, consumer) of every tensor that goes from one operation to another."""
         return [(i, j) for j, op in enumerate(self.ops) for i in op.inputs]
 
+    @property
+    def users(self) -> dict[str, list[int]]:
+        """Of each parameter that several operations share, these operations."""
+        found: dict[str, list[int]] = {}
+        for i, op in enumerate(self.ops):
+            for name in dict.fromkeys(weight.name for weight in op.parameters):
+                found.setdefault(name, []).append(i)
+        return {name: ops for name, ops in found.items() if len(ops) > 1}
+
     def rows(self, parts: int) -> np.ndarray:
         """Nodes of each of `parts` parts, int64 `[parts]`; the same for all layers."""
         return next(iter(self.graphs.values())).partition(parts).rows
@@ -212,7 +247,13 @@ class OpGraph:
     @property
     def fingerprint(self) -> str:
         """Of the operations, not of the graphs: plans are for one model."""
-        said_apart = ("layer", "keeps")  # neither changes what is computed
+        said_apart = (
+            "layer",
+            "keeps",
+            "by_row",
+            "by_edges",
+            "parameters",
+        )  # none changes what is computed
         said = [
             sorted((k, v) for k, v in asdict(op).items() if k not in said_apart) for op in self.ops
         ]

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+import math
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from traceback import walk_tb
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -15,8 +20,9 @@ from hag_plugin.hag.program import SelfLoops
 from hag_plugin.parallel.graphs.stats import GraphStats, measure
 from hag_plugin.parallel.model import functions
 from hag_plugin.parallel.model.calls import Call, Edges
-from hag_plugin.parallel.model.layers import entry_of
-from hag_plugin.parallel.model.opgraph import Op
+from hag_plugin.parallel.model.layers import UnknownLayerError, entry_of
+from hag_plugin.parallel.model.opgraph import Op, Weight
+from hag_plugin.parallel.model.sample import MOST_VALUES, Sample, is_by_row
 from hag_plugin.parallel.model.walk import Walk
 
 
@@ -49,12 +55,14 @@ class Recorder(Walk):
         edges: of these graphs.
         given: the tensors that the model is given.
         made: edges that it makes of them, and the layers that run on these.
+        failed: paths of the modules, innermost last, in which a function could not be run.
     """
 
     def __init__(
-        self, data: Any, hag: bool, part: Callable[[int], np.ndarray] | None, counted: bool = True
-    ) -> None:
-        super().__init__(entry_of)
+        self, data: Any, hag: bool, part: Callable[[int], np.ndarray] | None, counted: bool = True,
+        wholes: Collection[str] = (),
+    ) -> None:  # fmt: skip
+        super().__init__(entry_of, wholes)
         self.data, self.hag, self.part, self.counted = data, hag, part, counted
         self.ops: list[Op] = []
         self.met: list[Met] = []
@@ -63,7 +71,12 @@ class Recorder(Walk):
         self._keys: dict[tuple[int, Any], str] = {}
         self._kept: list[Any] = []  # ids are only good while their objects live
         self._known: dict[int, int] = {}
+        self._of_weights: dict[int, dict[str, Tensor]] = {}
+        self._counted: set[str] = set()
+        self.failed: list[str] = []
+        self._paths: dict[int, str] = {}
         self._names: dict[int, str] = {}
+        self._sample: Sample | None = None
         self.given: list[Tensor] = []
         self.made: list[tuple[str, Tensor]] = []
 
@@ -77,7 +90,9 @@ class Recorder(Walk):
         return int(self.data.num_nodes)
 
     def attach(self, model: Module) -> None:
+        self._sample = Sample(copy.deepcopy(model), self.nodes)
         super().attach(model)
+        self._paths = {id(module): path for path, module in model.named_modules()}
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             self._names[id(tensor)] = name
 
@@ -85,6 +100,13 @@ class Recorder(Walk):
 
     def op(self, name: str, kind: str, inputs: Sequence[int], width: int, **changes: Any) -> int:
         """Adds an operation under a name of its own; returns its index."""
+        inside = _function_around()
+        if inside is not None:
+            words = "; expected use_reentrant=False" if inside == "CheckpointFunction" else ""
+            raise UnknownLayerError(
+                f"{self.path or 'the model'} runs inside {inside}, a torch.autograd.Function whose "
+                f"backward pass is not that of what runs there: it cannot be planned{words}"
+            )
         wants = [bool(op.weights or op.biases) or op.input_grad for op in self.ops]
         grad = any(wants[i] for i in inputs)
         settings: dict[str, Any] = {"input_grad": grad, "layer": self.layer} | changes
@@ -93,9 +115,10 @@ class Recorder(Walk):
 
     def add(
         self, kind: str, inputs: Sequence[Tensor], width: int, *, suffix: str = "",
-        call: tuple[Any, ...] | None = None, weighted: bool = False, **changes: Any,
+        call: tuple[Any, ...] | None = None, weighted: bool = False,
+        dims: Mapping[str, Mapping[str, int]] | None = None, **changes: Any,
     ) -> Tensor:  # fmt: skip
-        sources = list(dict.fromkeys(self.source(x) for x in inputs))
+        made_by = list(dict.fromkeys(self.source(x) for x in inputs))
         name = ".".join(part for part in (self.path, suffix) if part) or kind
         if weighted and "graph" in changes:  # weights an edge: nothing that a HAG could share
             changes["graph"] = self._weighted(changes["graph"])
@@ -104,29 +127,115 @@ class Recorder(Walk):
             met = Call(function.__name__, tuple(args), {}, function)
             named = functions.bound(met.name, met.args, {}, function)
             values = changes.get("values", 0)
-            changes["keeps"] = functions.kept(met.name, named, len(sources), values)
-        index = self.op(name, kind, sources, width, **changes)
-        rows = self.ops[index].rows or self.nodes
-        out = torch.empty(rows, width, device="meta", dtype=inputs[0].dtype)
-        self.track(out, index)
-        if call is not None:
-            self.met.append(Met(self.path, met, self._roles(met), tuple(out.shape)))
+            changes["keeps"] = functions.kept(met.name, named, len(made_by), values)
+            roles = self._roles(met)
         else:
             assert self.current is not None  # a layer of the table runs
             module, given, kwargs = self.current
             own = (*module.named_parameters(), *module.named_buffers())
-            names = {name: f"{self.path}.{name}".lstrip(".") for name, _ in own}
-            leaf = Call(type(module).__name__, given, kwargs)
-            self.met.append(Met(self.path, leaf, names, tuple(out.shape), True))
+            roles = {name: self._names[id(tensor)] for name, tensor in own}
+            met = Call(type(module).__name__, given, kwargs)
+        sources = tuple(Weight(f"made of {n}", n) for n in changes.pop("made", ()))
+        used = changes.pop("used", roles.keys())
+        split_by = {role: name for role, name in roles.items() if role in used}
+        changes["parameters"] = _weights(kind, met.name, split_by, dims or {}) + sources
+        shape = changes.pop("shape", (self.nodes, width))
+        index = self.op(name, kind, made_by, width, **changes)
+        out = torch.empty(shape, device="meta", dtype=inputs[0].dtype)
+        self.track(out, index)
+        self.met.append(Met(self.path, met, roles, tuple(out.shape), call is None))
         return out
+
+    def opaque(self, layer: Module, known: Sequence[Tensor], edges: Tensor | None = None) -> Tensor:
+        assert self.current is not None  # a layer of the table runs
+        _, args, kwargs = self.current
+        what = f"layer {self.path!r} ({type(layer).__name__})"
+        if not known:
+            raise UnknownLayerError(f"{what} is given nothing that comes from the features x: it "
+                                    "cannot be planned")  # fmt: skip
+        try:
+            assert self._sample is not None  # it was attached to a model
+            shape = self._sample.shape(self.path, args, kwargs, known)
+        except Exception as e:
+            self.failed = [path for path, _ in self._stack[:-1]]
+            raise UnknownLayerError(
+                f"{what} runs whole, and what it returns could not be seen on a small graph: "
+                f"{type(e).__name__}: {e}. A module around it that returns one tensor would run "
+                "whole in its place"
+            ) from e
+        values = sum(p.numel() for p in layer.parameters())
+        width, rows = self._size(shape)
+        made = self._weights_in([args, kwargs], made_only=True)
+        changes: dict[str, Any] = {"values": values, "rows": rows, "shape": shape, "made": made}
+        if edges is not None and len(known) == 1 and not made and len(shape) == 2:
+            used = self._sample.used_by_edges(self.path, args, kwargs, edges.shape[1])
+            if used is not None:
+                changes |= {"by_edges": True, "input_width": known[0].shape[-1], "used": used}
+                sizes = {name: p.numel() for name, p in layer.named_parameters()}
+                changes["values"] = sum(sizes[name] for name in used)  # others have no gradient
+                changes["graph"] = self.graph(edges)
+        return self.add("opaque", known, width, **changes)
+
+    def _size(self, shape: tuple[int, ...]) -> tuple[int, int | None]:
+        """Features of a tensor, and its rows; None: they are the nodes."""
+        if shape and shape[0] == self.nodes:
+            return math.prod(shape[1:]), None
+        width = shape[-1] if len(shape) > 1 else 1
+        return width, math.prod(shape) // max(width, 1)
 
     def _roles(self, call: Call) -> dict[str, str]:
         args = functions.bound(call.name, call.args, call.kwargs, call.function)
-        named = {role: t for role, t in args.items() if isinstance(t, Tensor)}
-        return {role: self._names[id(t)] for role, t in named.items() if id(t) in self._names}
+        found = {}
+        for role, value in args.items():
+            inside = [t for t in functions.tensors(value) if id(t) in self._names]
+            for i, tensor in enumerate(inside):
+                name = role if isinstance(value, Tensor) else f"{role}.{i}"
+                found[name] = self._names[id(tensor)]
+        return found
 
     def knows(self, tensor: Tensor) -> bool:
         return id(tensor) in self._known
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._names or id(tensor) in self._of_weights
+
+    def make_weight(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+        out = self._run(func, args, kwargs)
+        sources = self._weights_in([*args, kwargs])
+        for tensor in functions.tensors(out):
+            if id(tensor) not in self._names:  # not one that was changed in place
+                self._kept.append(tensor)
+                self._of_weights[id(tensor)] = sources
+        return out
+
+    def _weights_in(self, value: Any, made_only: bool = False) -> dict[str, Tensor]:
+        """Parameters and buffers in an argument, and those of which others in it were made."""
+        found: dict[str, Tensor] = {}
+        for tensor in functions.tensors(value):
+            if id(tensor) in self._names and not made_only:
+                found[self._names[id(tensor)]] = tensor
+            found |= self._of_weights.get(id(tensor), {})
+        return found
+
+    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """A function, without the values of what it is given."""
+        given = [t for t in functions.tensors([*args, kwargs]) if t.device.type != "meta"]
+        if given:
+            shadows = {id(t): t.to("meta") for t in given}
+            args, kwargs = functions.replaced([*args], shadows), functions.replaced(kwargs, shadows)
+        return func(*args, **kwargs)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        try:
+            return super().__torch_function__(func, types, args, kwargs)
+        except Exception:
+            self.failed = [path for path, _ in self._stack]
+            raise
+
+    def modules_in(self, error: Exception) -> list[str]:
+        """Paths of the modules in whose code an error was raised, innermost last."""
+        frames = (frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__))
+        return [self._paths[id(each)] for each in frames if id(each) in self._paths]
 
     def track(self, tensor: Tensor, index: int) -> None:
         """`tensor` is the output of operation `index`."""
@@ -215,33 +324,98 @@ class Recorder(Walk):
                 "device to device; expected dropout as the only random function"
             )
         call = Call(name, tuple(args), kwargs, func)
-        given = [t for t in functions.tensors([*args, kwargs]) if t.device.type != "meta"]
-        if given:
-            shadows = {id(t): t.to("meta") for t in given}
-            args, kwargs = functions.replaced([*args], shadows), functions.replaced(kwargs, shadows)
-        out = func(*args, **kwargs)
+        out = self._run(func, args, kwargs)
         first = call.args[0] if call.args else None
         shape_only = name in functions.OF_FIRST and not (
             isinstance(first, Tensor) and self.knows(first)
         )
-        results = list(functions.tensors(out))
+        results = list(functions.tensors(out if name != "__setitem__" else args[0]))
         if results and not shape_only and name not in functions.CONSTANT:
             self._record(call, known, results)
         return out
 
     def _record(self, call: Call, known: list[Tensor], results: list[Tensor]) -> None:
         out, name = results[0], call.name
-        sources = list(dict.fromkeys(self._known[id(t)] for t in known))
+        inputs = list(dict.fromkeys(self._known[id(t)] for t in known))
         if name in functions.ALIASES and out.shape == known[0].shape:
-            self.track(out, sources[0])
+            self.track(out, inputs[0])
             return
         width = int(out.shape[-1]) if out.dim() > 1 else 1
         args = functions.bound(name, call.args, call.kwargs, call.function)
         kind, changes = functions.classify(name, args, known, out, set(self._names))
-        changes["keeps"] = functions.kept(name, args, len(sources), changes.get("values", 0))
+        changes["keeps"] = functions.kept(name, args, len(inputs), changes.get("values", 0))
         if kind == "pooling" or out.dim() != 2 or out.shape[0] != self.nodes:
             changes["rows"] = out.numel() // width
-        index = self.op(self.label(name), kind, sources, width, **changes)
-        self.met.append(Met(self.path, call, self._roles(call), tuple(out.shape)))
-        for tensor in results:
-            self.track(tensor, index)
+        roles = self._roles(call)
+        given = [call.args, call.kwargs]
+        made = self._weights_in(given, made_only=True)
+        is_made = any(t.requires_grad for t in made.values())
+        if kind == "pooling":  # of nodes, not of edges
+            others = any(len(t) != self.nodes for t in known)
+        else:
+            others = out.dim() != 2
+        if len(results) > 1 or is_made or others:
+            kind = "opaque"
+        if kind == "opaque":
+            by_row = len(results) == 1 and not made and self._is_by_row(call, known, out)
+            values = self._uncounted(self._weights_in(given))
+            changes = {"values": values, "keeps": changes["keeps"], "by_row": by_row}
+            width, changes["rows"] = self._size(tuple(out.shape))
+        sources = tuple(Weight(f"made of {name}", name) for name in made)
+        changes["parameters"] = _weights(kind, name, roles, {}) + sources
+        label = self.label(name)
+        index = self.op(label, kind, inputs, width, **changes)
+        if functions.in_place(call) and isinstance(call.args[0], Tensor):
+            self.track(call.args[0], index)  # the model may go on with it
+        self.met.append(Met(self.path, call, roles, tuple(out.shape)))
+        if len(results) == 1:
+            self.track(out, index)
+            return
+        for number, tensor in enumerate(results):
+            shape = tuple(tensor.shape)
+            width, rows = self._size(shape)
+            each = self.op(f"{label}.{number}", "opaque", [index], width, rows=rows)
+            self.met.append(Met(self.path, Call("output", (), {}), {}, shape))
+            self.track(tensor, each)
+
+    def _is_by_row(self, call: Call, known: Sequence[Tensor], out: Tensor) -> bool:
+        """Whether each row of what a function makes depends on the same row of its inputs."""
+        if out.dim() == 0 or any(t.dim() == 0 or len(t) != self.nodes for t in (*known, out)):
+            return False
+        if functions.in_place(call) or functions.base_name(call.name) in functions.OVER_ROWS:
+            return False
+        if functions.drops(call.name):  # its masks go by row
+            return True
+        weights = [t for t in functions.tensors([call.args, call.kwargs]) if id(t) in self._names]
+        if any(len(t) == self.nodes or t.numel() > MOST_VALUES for t in weights if t.dim()):
+            return False
+        return is_by_row(call, self.nodes, {id(t) for t in known}, {id(t) for t in weights})
+
+    def _uncounted(self, weights: Mapping[str, Tensor]) -> int:
+        """Trainable values of parameters that no operation of this kind has counted."""
+        new = {n: t for n, t in weights.items() if t.requires_grad and n not in self._counted}
+        self._counted |= new.keys()
+        return sum(t.numel() for t in new.values())
+
+
+def _function_around() -> str | None:
+    """The `torch.autograd.Function` in whose forward this is called, by its name."""
+    apply = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code is apply:
+            return str(frame.f_locals["cls"].__name__)
+        frame = frame.f_back
+    return None
+
+
+def _weights(
+    kind: str, name: str, roles: Mapping[str, str], dims: Mapping[str, Mapping[str, int]]
+) -> tuple[Weight, ...]:
+    """The parameters of an operation, by role; `dims` of those that a layer tells of."""
+    if kind == "linear":
+        inputs = 1 if name == "linear" else 0
+        dims = {"weight": {"inputs": inputs, "outputs": 1 - inputs}, "bias": {"outputs": 0}}
+    if kind == "normalisation":
+        dims = {role: {"outputs": 0} for role in roles}
+    return tuple(Weight(role, named, **dims.get(role, {})) for role, named in roles.items())

@@ -7,8 +7,7 @@ their operations instead of running; what happens between them is seen function 
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
@@ -22,7 +21,7 @@ from hag_plugin.arguments import brief, check_flag, check_function, check_kind, 
 from hag_plugin.hag.graph import MAX_NODES
 from hag_plugin.parallel.graphs.stats import GraphStats
 from hag_plugin.parallel.model.calls import Call, Edges
-from hag_plugin.parallel.model.functions import tensors
+from hag_plugin.parallel.model.inputs import ModelCall, given, plain, with_features
 from hag_plugin.parallel.model.layers import UnknownLayerError
 from hag_plugin.parallel.model.opgraph import OpGraph
 from hag_plugin.parallel.model.recorder import Met, Recorder
@@ -38,6 +37,7 @@ def trace(
     hag: bool = True,
     part: Callable[[int], np.ndarray] | None = None,
     itemsize: int | None = None,
+    call: ModelCall | None = None,
 ) -> OpGraph:
     """The operations of a model on a graph, with the graph's counts.
 
@@ -49,6 +49,9 @@ def trace(
         hag: search HAGs of the graph, to know what they save.
         part: as in `graphs.stats.measure`.
         itemsize: bytes a value; by default of those of `data`, 4 where it has none.
+        call: how the model is called with the data: `lambda m, d: m(d.x, d.edge_index,
+            d.edge_weight)`, say, or `m.encode(d.x, d.edge_index)`. By default with what its forward
+            requires, by name; arguments that have a default are left at it.
 
     Raises:
         TypeError: a layer cannot be traced; names it.
@@ -62,10 +65,12 @@ def trace(
     """
     check_flag("hag", hag)
     check_function("part", part)
+    check_function("call", call)
     for name, value in (("features", features), ("itemsize", itemsize)):
         if value is not None:
             whole(name, value, 1, MAX_NODES)
-    return record(model, data, features=features, hag=hag, part=part, itemsize=itemsize).graph
+    options: dict[str, Any] = {"features": features, "hag": hag, "part": part, "call": call}
+    return record(model, data, itemsize=itemsize, **options).graph
 
 
 def record(
@@ -77,6 +82,7 @@ def record(
     part: Callable[[int], np.ndarray] | None = None,
     itemsize: int | None = None,
     counted: bool = True,
+    call: ModelCall | None = None,
 ) -> Recorded:
     """What `trace` gives, and what it takes to run the operations.
 
@@ -88,16 +94,20 @@ def record(
         part: as above.
         itemsize: as above.
         counted: count the edges; otherwise only their number is right in the graphs' counts.
+        call: see `trace`.
     """
     check_kind("model", model, Module)
     if not (isinstance(data, (tuple, GraphStats)) or hasattr(data, "num_nodes")):
         raise TypeError(f"data is {brief(data)}; expected a Data, (DGLGraph, x) or GraphStats")
+    _check_model(model)
     with torch.random.fork_rng(devices=[]):
-        recorder = Recorder(data, hag, part, counted)
-        out, x = _run(model, data, features, recorder)
+        recorder, out, x = _followed(
+            lambda wholes: Recorder(data, hag, part, counted, wholes), model, data, features,
+            call or plain,
+        )  # fmt: skip
         if any(not edges.is_meta for _, edges in recorder.made):
-            again = Recorder(data, False, part, False)
-            _run(model, data, features, again)
+            again = Recorder(data, False, part, False, recorder.wholes)
+            _run(model, data, features, again, call or plain)
             _check_made(recorder, again)
     recorder.finish(out)
     if not recorder.graphs:
@@ -105,34 +115,98 @@ def record(
     graph = OpGraph.of(
         recorder.ops, recorder.graphs, itemsize or x.element_size(), type(model).__name__
     )
-    return Recorded(graph, tuple(_without_others(recorder.met)), recorder.edges)
+    met = tuple(_without_others(recorder.met))
+    return Recorded(graph, met, recorder.edges, tuple(recorder.wholes))
 
 
-def _run(model: Module, data: Any, features: int | None, recorder: Recorder) -> tuple[Any, Tensor]:
+def _check_model(model: Module) -> None:
+    """Raises TypeError where a model, or a module of it, is compiled."""
+    for path, module in model.named_modules():
+        if hasattr(module, "_orig_mod"):
+            what = f"module {path!r}" if path else "the model"
+            raise TypeError(f"{what} is compiled; expected it as it was before, its _orig_mod")
+
+
+def _followed(
+    make: Callable[[Collection[str]], Recorder], model: Module, data: Any,
+    features: int | None, call: ModelCall,
+) -> tuple[Recorder, Any, Tensor]:  # fmt: skip
+    """Runs a model until all of it is followed, or runs whole where that is not possible.
+
+    A module in which a function wants values runs whole; if that is not possible either, the one
+    around it.
+    """
+    wholes: list[str] = []
+    first: Exception | None = None
+    while True:
+        recorder = make(tuple(wholes))
+        try:
+            return recorder, *_run(model, data, features, recorder, call)
+        except Exception as e:
+            first = first or e
+            around = recorder.failed or recorder.modules_in(e)
+            inner = next((path for path in reversed(around) if path and path not in wholes), None)
+            if inner is None:
+                break
+            wholes = [path for path in wholes if not path.startswith(f"{inner}.")] + [inner]
+    if isinstance(first, NotImplementedError | RuntimeError) and "meta" in str(first):
+        raise UnknownLayerError(
+            f"{type(model).__name__}.forward wants values of features where a plan is made without "
+            f"any: {str(first).partition('. ')[0]}. Put that into a module of its own, which then "
+            "runs whole"
+        ) from first
+    raise first
+
+
+def _run(
+    model: Module, data: Any, features: int | None, recorder: Recorder, call: ModelCall
+) -> tuple[Any, Tensor]:
     """Runs a copy of a model without its data; returns its output and the features' stand-in."""
     with torch.device("meta"):
         x = torch.empty(recorder.nodes, _features(data, features), dtype=_dtype(data))
     recorder.track(x, recorder.op("x", "input", [], x.shape[1]))
     recorder.met.append(Met("", Call("x", (), {}), {}, tuple(x.shape)))
-    shadow = copy.deepcopy(model)
-    lazy = [n for n, p in shadow.named_parameters() if isinstance(
-        p, torch.nn.parameter.UninitializedParameter)]  # fmt: skip
-    if lazy:
-        raise TypeError(f"{lazy[0]!r} has no shape yet: run the model once before planning")
-    shadow = shadow.to("meta")
+    shadow = stripped(model)
     recorder.attach(shadow)
-    args, kwargs = arguments(shadow, data, x)
-    recorder.given = given(args, kwargs)
+    found = with_features(data, x)
+    recorder.given = given(found)
     with recorder, torch.no_grad():
-        return shadow(*args, **kwargs), x
+        return call(shadow, found), x
 
 
-def given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """The tensors that a model is given, those that its data has among them."""
-    found = list(tensors([*args, dict(kwargs)]))
-    for each in args:
-        if callable(getattr(each, "to_dict", None)):
-            found.extend(tensors(each.to_dict()))
+def stripped(model: Module) -> Module:
+    """A copy without storage, whose modules share what the model's share.
+
+    Raises:
+        TypeError: a parameter has no shape yet; names it.
+    """
+    empty = {id(t): torch.empty_like(t, device="meta", requires_grad=False)
+             for t in computed(model)}  # fmt: skip
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if torch.nn.parameter.is_lazy(tensor):
+            raise TypeError(f"{name!r} has no shape yet: run the model once before planning")
+        meta = torch.empty_like(tensor, device="meta", requires_grad=tensor.requires_grad)
+        is_parameter = isinstance(tensor, torch.nn.Parameter)
+        empty[id(tensor)] = torch.nn.Parameter(meta, meta.requires_grad) if is_parameter else meta
+    return copied(model, empty).to("meta")
+
+
+def computed(model: Module) -> list[Tensor]:
+    """Tensors that modules keep beside their parameters and that carry a gradient's history.
+
+    So torch.nn.utils.weight_norm and spectral_norm keep a weight, which a hook makes anew.
+    """
+    kept = (v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor))
+    return [t for t in kept if not t.is_leaf]
+
+
+def copied(model: Module, instead: dict[int, Any] | None = None) -> Module:
+    """A copy that is compiled nowhere. `instead`: of tensors, by `id`, what takes their place."""
+    if instead is None:
+        instead = {id(t): t.detach().clone() for t in computed(model)}
+    found = copy.deepcopy(model, instead)
+    for module in found.modules():
+        module._compiled_call_impl = None
     return found
 
 
@@ -159,11 +233,14 @@ def _without_others(met: Sequence[Met]) -> list[Met]:
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """A model's operations, how each came about, and the edges it runs on by key."""
+    """A model's operations, how each came about, the edges it runs on by key, and the paths of
+    modules that run whole since what is in them could not be followed.
+    """
 
     graph: OpGraph
     met: tuple[Met, ...]
     edges: dict[str, Edges]
+    wholes: tuple[str, ...] = ()
 
 
 def _features(data: Any, features: int | None) -> int:
@@ -181,45 +258,3 @@ def _dtype(data: Any) -> torch.dtype:
         return x.dtype
     known = getattr(x, "dtype", None)
     return torch.from_numpy(np.empty(0, known or np.float32)).dtype
-
-
-def arguments(model: Module, data: Any, x: Tensor) -> tuple[list[Any], dict[str, Any]]:
-    """The arguments of the model's forward, found by name.
-
-    Args:
-        model: PyG's or DGL's.
-        data: as for `trace`.
-        x: stands for the features.
-
-    Raises:
-        TypeError: an argument is not in the data; names it.
-    """
-    if isinstance(data, tuple):
-        return [data[0], x], {}
-    names = list(inspect.signature(model.forward).parameters.values())
-    if isinstance(data, GraphStats):
-        edges = torch.empty(2, data.edges, dtype=torch.int64, device="meta")
-        kinds = torch.empty(data.edges, dtype=torch.int64, device="meta")
-        known: dict[str, Any] = {"x": x, "edge_index": edges, "edge_type": kinds}
-    else:
-        known = {"x": x, "edge_index": data.edge_index}
-        for key in {"edge_type", "edge_weight", "edge_attr", "batch"} | {p.name for p in names}:
-            if key not in known and getattr(data, key, None) is not None:
-                known[key] = getattr(data, key)
-    if len(names) == 1 and names[0].name not in known:  # forward(data)
-        whole = copy.copy(data)
-        whole.x = x
-        return [whole], {}
-    kwargs = {}
-    for parameter in names:
-        if parameter.name in known:
-            kwargs[parameter.name] = known[parameter.name]
-        elif parameter.default is parameter.empty and parameter.kind not in (
-            parameter.VAR_POSITIONAL,
-            parameter.VAR_KEYWORD,
-        ):
-            raise TypeError(
-                f"{type(model).__name__}.forward takes {parameter.name!r}, which is not in the "
-                f"data; known are {sorted(known)}"
-            )
-    return [], kwargs

@@ -7,8 +7,8 @@ the same way and give operations the same names.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial, wraps
 from typing import Any
 
 from torch import Tensor
@@ -27,16 +27,20 @@ class Walk(TorchFunctionMode, ABC):
     """A way through a model. Layers of the table stand for themselves; what is inside is not seen.
 
     Args:
-        entry_of: the table: the entry of a layer, or None for what is followed inside.
+        entry_of: the table: the entry of a layer, or None for what is followed inside; given the
+            layer, and whether it runs whole in any case.
+        wholes: paths of modules that do.
 
     Attributes:
         path: of the module that runs.
         layer: its class.
     """
 
-    def __init__(self, entry_of: Callable[[Module], Entry | None]) -> None:
+    def __init__(
+        self, entry_of: Callable[[Module, bool], Entry | None], wholes: Collection[str] = ()
+    ) -> None:
         super().__init__()
-        self.entry_of = entry_of
+        self.entry_of, self.wholes = entry_of, wholes
         self._stack: list[tuple[str, str]] = []
         self._taken: dict[str, int] = {}
         self.current: tuple[Module, tuple[Any, ...], dict[str, Any]] | None = None
@@ -52,7 +56,9 @@ class Walk(TorchFunctionMode, ABC):
     def attach(self, model: Module) -> None:
         """Follows the modules of a model, and stands in for those that `entry_of` knows."""
         for path, module in model.named_modules():
-            entry = self.entry_of(module)
+            if any(path.startswith(f"{outer}.") for outer in self.wholes):
+                continue
+            entry = self.entry_of(module, path in self.wholes)
             if entry is not None:
                 module.forward = self._leaf(entry, module)
             module.register_forward_pre_hook(partial(self._enter, path))
@@ -62,9 +68,11 @@ class Walk(TorchFunctionMode, ABC):
         self._stack.append((path, type(module).__name__))
 
     def _leave(self, *_: Any) -> None:
-        self._stack.pop()
+        if self._stack:  # it was entered
+            self._stack.pop()
 
     def _leaf(self, entry: Entry, module: Module) -> Callable[..., Tensor]:
+        @wraps(module.forward)
         def forward(*args: Any, **kwargs: Any) -> Tensor:
             before, self.current = self.current, (module, args, kwargs)
             try:
@@ -90,14 +98,30 @@ class Walk(TorchFunctionMode, ABC):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        known = [t for t in tensors([*args, kwargs]) if self.knows(t)]
-        if not known:
-            return func(*args, **kwargs)
-        return self.meet(func, name_of(func), args, kwargs, known)
+        given = list(tensors([*args, kwargs]))
+        known = [t for t in given if self.knows(t)]
+        if known:
+            return self.meet(func, name_of(func), args, kwargs, known)
+        if any(self.is_weight(t) for t in given):
+            return self.make_weight(func, name_of(func), args, kwargs)
+        return func(*args, **kwargs)
+
+    @property
+    def runs_whole(self) -> bool:
+        """Whether it is known already that the layer that is called now runs as it is."""
+        return False
 
     @abstractmethod
     def knows(self, tensor: Tensor) -> bool:
         """Whether a tensor comes from an operation that was met."""
+
+    @abstractmethod
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a parameter, or was made of some."""
+
+    @abstractmethod
+    def make_weight(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+        """A function is called with parameters, and with nothing that operations made."""
 
     @abstractmethod
     def meet(
@@ -114,9 +138,20 @@ class Walk(TorchFunctionMode, ABC):
         """A layer that is not in the table is given edges."""
 
     @abstractmethod
+    def opaque(self, layer: Module, known: Sequence[Tensor], edges: Tensor | None = None) -> Tensor:
+        """A layer runs as it is.
+
+        Args:
+            layer: that is called.
+            known: what it is given that operations made.
+            edges: where it is given features, edges and what each edge has alone, the edges.
+        """
+
+    @abstractmethod
     def add(
         self, kind: str, inputs: Sequence[Tensor], width: int, *, suffix: str = "",
-        call: tuple[Any, ...] | None = None, weighted: bool = False, **changes: Any,
+        call: tuple[Any, ...] | None = None, weighted: bool = False,
+        dims: Mapping[str, Mapping[str, int]] | None = None, **changes: Any,
     ) -> Tensor:  # fmt: skip
         """An operation of the layer that runs; returns its output.
 
@@ -127,5 +162,6 @@ class Walk(TorchFunctionMode, ABC):
             suffix: of its name, where a layer has several.
             call: a function and its arguments, where that is all the operation does.
             weighted: whether the edges have weights.
+            dims: by name in the layer, the dimensions of parameters as `opgraph.Weight` has them.
             changes: attributes of the operation.
         """

@@ -25,6 +25,7 @@ from hag_plugin.parallel.strategies.registry import (
     Config,
     Problem,
     configs_of,
+    splits_of,
 )
 from hag_plugin.saved import set_module
 from hag_plugin.units import milliseconds, size
@@ -168,6 +169,20 @@ class Plan:
             configs, reasons = configs_of(Problem(known, op, self.world_size))
             if layer.config not in configs:
                 raise impossible(layer, configs, reasons)
+        self._check_shared(graph)
+
+    def _check_shared(self, graph: OpGraph) -> None:
+        for name, users in graph.users.items():
+            known = []
+            for i in users:
+                splits = splits_of(graph.ops[i], self.layers[i].config)
+                known += [splits[w.role] for w in graph.ops[i].parameters if w.name == name]
+            if any(split != known[0] for split in known):
+                words = [f"{self.layers[i].name!r} ({self.layers[i].config})" for i in users]
+                raise ValueError(
+                    f"layers {', '.join(words)} share {name!r}, which they split in several ways; "
+                    "give them the same strategy"
+                )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan as JSON, to be read and edited by hand."""

@@ -14,6 +14,7 @@ import torch
 
 from hag_plugin.arguments import brief, check_choice, check_function, check_kind, number, whole
 from hag_plugin.parallel.machine.topology import MOST_DEVICES, Topology, load
+from hag_plugin.parallel.model.inputs import ModelCall
 from hag_plugin.parallel.model.opgraph import OpGraph
 from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.search.baselines import baselines
@@ -45,6 +46,7 @@ def plan(
     costs: str = "analytic",
     require: Mapping[str, str] | None = None,
     part: Callable[[int], np.ndarray] | None = None,
+    call: ModelCall | None = None,
 ) -> Plan:
     """The cheapest way to split each layer of a model over the devices of a machine.
 
@@ -63,6 +65,9 @@ def plan(
             topology's device; "calibrated": a few are, and scale the analytic cost.
         require: the strategy of some operations, by name.
         part: for a number of parts, the part of each node; by default contiguous blocks.
+        call: how the model is called with the data: `lambda m, d: m(d.x, d.edge_index,
+            d.edge_weight)`, say, or `m.encode(d.x, d.edge_index)`. By default with what its forward
+            requires, by name; arguments that have a default are left at it.
 
     Raises:
         InfeasibleError: no plan fits in memory, or a layer cannot be split as required; says why
@@ -88,8 +93,11 @@ def plan(
     memory = None if memory is None else number("memory", memory)
     check_kind("require", require, Mapping, type(None))
     check_function("part", part)
+    check_function("call", call)
     if not isinstance(model, OpGraph):
-        graph = trace(model, data, hag=hag == "auto", part=part)
+        graph = trace(model, data, hag=hag == "auto", part=part, call=call)
+    elif call is not None:
+        raise ValueError("call= is of a model; an OpGraph is not called")
     if machine.num_devices > graph.nodes:
         raise InfeasibleError(
             f"{graph.nodes} nodes cannot be split over {machine.num_devices} devices; expected at "
@@ -204,7 +212,10 @@ def alternatives(
             def allow(j: int, config: Config, i: int = i, name: str = name) -> bool:
                 return j != i or config.strategy == name
 
-            entries[name] = Space(graph, machine, compute, allow).cheapest().cost
+            try:
+                entries[name] = Space(graph, machine, compute, allow).cheapest().cost
+            except InfeasibleError as e:
+                entries[name] = f"refused: {e}"
         listed[op.name] = entries | {name: f"refused: {why}" for name, why in reasons.items()}
     return listed
 

@@ -24,7 +24,14 @@ from hag_plugin.parallel.search.elimination import Choice, CostGraph, Infeasible
 from hag_plugin.parallel.search.exact import minimise
 from hag_plugin.parallel.search.peak_memory import PeakMemory
 from hag_plugin.parallel.search.plan import Memory
-from hag_plugin.parallel.strategies.registry import Config, Problem, Terms, configs_of, terms_of
+from hag_plugin.parallel.strategies.registry import (
+    Config,
+    Problem,
+    Terms,
+    configs_of,
+    splits_of,
+    terms_of,
+)
 from hag_plugin.units import size
 
 
@@ -97,7 +104,25 @@ class Space:
             edges.append((u, v, seconds))
         for u, v in self.peak.beside:  # they share memory
             edges.append((u, v, np.zeros((len(nodes[u]), len(nodes[v])))))
-        return CostGraph(nodes, edges)
+        return CostGraph(nodes, edges + self.shared)
+
+    @cached_property
+    def shared(self) -> list[tuple[int, int, np.ndarray]]:
+        """Operations that share a parameter: no cost where they split it alike, else `inf`."""
+        splits = [
+            [{w.name: splits_of(op, c)[w.role] for w in op.parameters} for c in configs]
+            for op, configs in zip(self.graph.ops, self.configs, strict=True)
+        ]
+        found: dict[tuple[int, int], np.ndarray] = {}
+        for name, users in self.graph.users.items():
+            for u, v in itertools.pairwise(users):
+                unlike = [[a[name] != b[name] for b in splits[v]] for a in splits[u]]
+                found[u, v] = found.get((u, v), 0.0) + np.where(unlike, np.inf, 0.0)
+        return [(u, v, costs) for (u, v), costs in found.items()]
+
+    def shares(self, chosen: Sequence[int]) -> bool:
+        """Whether a choice splits every parameter in one way."""
+        return all(costs[chosen[u], chosen[v]] == 0 for u, v, costs in self.shared)
 
     def _per_layouts(
         self, u: int, v: int, value: Callable[[int, int, Layout, Layout], float]
@@ -174,7 +199,10 @@ class Space:
         Raises:
             InfeasibleError: none fits; `nearest` is the choice whose bound is least.
         """
-        best = minimise(self.cost_graph)
+        try:
+            best = minimise(self.cost_graph)
+        except InfeasibleError:
+            raise InfeasibleError(self._unshared()) from None
         if limit is None or self.memory(best.configs).total <= limit:
             return best
         found: Choice | None = None
@@ -186,14 +214,31 @@ class Space:
                 found = choice
         if found is not None:
             return found
-        least = self.least_memory()
-        needed = self.memory(least.configs).total
+        small = [best, *self._small()]
+        fits = min(small, key=lambda choice: (self.memory(choice.configs).total, choice.cost))
+        needed = self.memory(fits.configs).total
         if needed <= limit:
-            return least
+            return fits
         raise InfeasibleError(
             f"no plan fits in {size(limit)} a device on {self.topology.num_devices} devices: "
-            f"the one that takes least memory needs {size(needed)}",
-            least,
+            f"the smallest that was found needs {size(needed)} ({needed} bytes)",
+            self.least_memory(),
+        )
+
+    def _unshared(self) -> str:
+        """Why there is no plan: what is left of some operations would split a parameter twice."""
+        names = {
+            (u, v): name
+            for name, ops in self.graph.users.items()
+            for u, v in itertools.pairwise(ops)
+        }
+        found = [(u, v) for u, v, costs in self.shared if np.isinf(costs).all()]
+        u, v = found[0] if found else next(iter(names))
+        known = [sorted({c.strategy for c in self.configs[i]}) for i in (u, v)]
+        return (
+            f"{self.graph.ops[u].name!r} and {self.graph.ops[v].name!r} share {names[u, v]!r} and "
+            f"cannot split it in two ways: one may have {known[0]}, the other {known[1]}; expected "
+            "the same strategy for both"
         )
 
     @cached_property
@@ -209,7 +254,7 @@ class Space:
         for costs, sizes, row in zip(graph.node_costs, self.peak.held, self.terms, strict=True):
             legal = (sizes <= transient) & np.array([t.graph <= largest for t in row])
             nodes.append(np.where(legal, costs, np.inf))
-        beside = [np.zeros_like(costs) for _, _, costs in graph.edges[len(self.graph.edges) :]]
+        beside = [_nothing(edge) for edge in graph.edges[len(self.graph.edges) :]]
         between = [*self.peak.held_between, *beside]
         for (u, v, costs), sizes in zip(graph.edges, between, strict=True):
             edges.append((u, v, np.where(sizes <= transient, costs, np.inf)))
@@ -235,7 +280,7 @@ class Space:
 
     def _within(self, retained: float, capped: CostGraph) -> Choice | None:
         """The cheapest that keeps at most so many bytes; None where none does."""
-        nodes, edges = self.peak.kept, self.peak.kept_between
+        nodes, edges = self.peak.kept, [*self.peak.kept_between, *map(_nothing, self.shared)]
         try:
             return minimise(capped, memory=nodes, edge_memory=edges, memory_limit=retained)
         except InfeasibleError:
@@ -243,9 +288,16 @@ class Space:
 
     def least_memory(self) -> Choice:
         """The choice of least `bound`; of several the cheapest that the search meets."""
-        best: Choice | None = None
+        found = self._small()
+        assert found  # the largest maxima rule nothing out
+        return min(found, key=lambda choice: choice.memory or 0)
+
+    def _small(self) -> list[Choice]:
+        """Of each pair of maxima the choice that keeps least, with its `bound`."""
+        found = []
         tables = zip(self._pairs, self.peak.kept_between, strict=True)
-        kept = CostGraph(self.peak.kept, [(u, v, sizes) for (u, v), sizes in tables])
+        pairs = [(u, v, sizes) for (u, v), sizes in tables]
+        kept = CostGraph(self.peak.kept, pairs + self.shared)
         for transient, graph in self._maxima:
             capped = self._masked(kept, transient, graph)
             if capped is None:
@@ -254,8 +306,10 @@ class Space:
                 configs = minimise(capped).configs
             except InfeasibleError:
                 continue
-            choice = Choice(configs, self.cost_graph.cost(configs), self.bound(configs))
-            if best is None or (choice.memory or 0) < (best.memory or 0):
-                best = choice
-        assert best is not None  # the largest maxima rule nothing out
-        return best
+            found.append(Choice(configs, self.cost_graph.cost(configs), self.bound(configs)))
+        return found
+
+
+def _nothing(edge: tuple[int, int, np.ndarray]) -> np.ndarray:
+    """No bytes, for each pair of configurations."""
+    return np.zeros_like(edge[2])

@@ -15,8 +15,8 @@ from hag_plugin.parallel.simulation.strategy_model import SimulatedStrategy
 from hag_plugin.saved import set_module
 
 
-class _WithinMemory(SimulatedStrategy):
-    """Refuses, at infinite cost, what does not fit."""
+class _Legal(SimulatedStrategy):
+    """Refuses, at infinite cost, what does not fit or splits a shared parameter in two ways."""
 
     def __init__(self, model: PlanModel, strategy: Sequence[int], limit: float) -> None:
         super().__init__(model, strategy)
@@ -25,7 +25,8 @@ class _WithinMemory(SimulatedStrategy):
     def propose(self, node: int, config: int) -> float:
         changed = list(self.strategy)
         changed[node] = config
-        self._refused = self._space.memory(changed).total > self._limit
+        is_legal = self._space.shares(changed)
+        self._refused = not is_legal or self._space.memory(changed).total > self._limit
         return float("inf") if self._refused else super().propose(node, config)
 
     def reject(self) -> None:
@@ -111,10 +112,10 @@ def refine(
     start = model.numbers(plan)
     starts = {"plan": start}
     for name, strategy in random_strategies(model.sizes, randoms, seed).items():
-        if space.memory(strategy).total <= most:
+        if space.shares(strategy) and space.memory(strategy).total <= most:
             starts[name] = strategy
     found = search(
-        lambda strategy: _WithinMemory(model, strategy, most), model.sizes, starts, budget,
+        lambda strategy: _Legal(model, strategy, most), model.sizes, starts, budget,
         seed=seed, progress=progress,
     )  # fmt: skip
     best = planned(space, found.strategy, plan.costs, plan.baselines)

@@ -14,9 +14,11 @@ from hag_plugin.parallel.layouts import (
     REPLICATED,
     ROWS,
     Message,
+    Split,
     gather_rows,
     scatter_rows,
 )
+from hag_plugin.parallel.model.opgraph import Weight
 from hag_plugin.parallel.strategies import steps
 from hag_plugin.parallel.strategies.activations import Step
 from hag_plugin.parallel.strategies.convolution import gather_input
@@ -125,6 +127,9 @@ class Heads(Strategy):
     def configs(self, problem: Problem) -> list[Config]:
         target = COLUMNS if problem.op.concatenated else ROWS
         return [Config(self.name, source, target) for source in (REPLICATED, ROWS)]
+
+    def split(self, weight: Weight, config: Config) -> Split | None:
+        return None if weight.parts is None else Split(weight.parts)
 
     def terms(self, problem: Problem, config: Config) -> Terms:
         op, terms, s, P = problem.op, Terms(), problem.itemsize, problem.devices

@@ -17,6 +17,7 @@ from hag_plugin.parallel.layouts import (
     ROWS,
     Layout,
     Message,
+    Split,
     columns_to_rows,
     even,
     gather_rows,
@@ -24,6 +25,7 @@ from hag_plugin.parallel.layouts import (
     rows_to_columns,
     scatter_rows,
 )
+from hag_plugin.parallel.model.opgraph import Weight
 from hag_plugin.parallel.strategies import steps
 from hag_plugin.parallel.strategies.activations import Held, Step, hold
 from hag_plugin.parallel.strategies.registry import (
@@ -32,6 +34,7 @@ from hag_plugin.parallel.strategies.registry import (
     Problem,
     Strategy,
     Terms,
+    by_outputs,
     column_refusal,
     register,
 )
@@ -300,6 +303,10 @@ class AllToAll(Strategy):
             ]
         return found
 
+    def split(self, weight: Weight, config: Config) -> Split | None:
+        whole = weight.inputs is not None or config.target == ROWS
+        return None if whole else by_outputs(weight)
+
     def terms(self, problem: Problem, config: Config) -> Terms:
         op, terms, s = problem.op, Terms(), problem.itemsize
         width = aggregated_width(problem, config.order)
@@ -366,6 +373,11 @@ class RowSplitWeights(Strategy):
             for hag in whole_hags(problem)
         ]
 
+    def split(self, weight: Weight, config: Config) -> Split | None:
+        if weight.inputs is not None:
+            return Split(weight.inputs)
+        return by_outputs(weight) if config.target == COLUMNS else None
+
     def terms(self, problem: Problem, config: Config) -> Terms:
         op, terms, s = problem.op, Terms(), problem.itemsize
         k = problem.columns(op.input_width)
@@ -425,6 +437,9 @@ class ColumnSplitWeights(Strategy):
             for source in (REPLICATED, ROWS)
             for hag in whole_hags(problem)
         ]
+
+    def split(self, weight: Weight, config: Config) -> Split | None:
+        return by_outputs(weight)
 
     def terms(self, problem: Problem, config: Config) -> Terms:
         op, terms = problem.op, Terms()

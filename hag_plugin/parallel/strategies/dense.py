@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from hag_plugin.parallel.graphs.stats import HagCounts
 from hag_plugin.parallel.layouts import (
     COLUMNS,
     REPLICATED,
     ROWS,
     Layout,
     Message,
+    Split,
     chunk_sizes,
     even,
     gather_rows,
@@ -17,15 +19,17 @@ from hag_plugin.parallel.layouts import (
     scatter_rows,
     sent_bytes,
 )
-from hag_plugin.parallel.model.opgraph import Op
+from hag_plugin.parallel.model.opgraph import Op, Weight
 from hag_plugin.parallel.strategies import steps
 from hag_plugin.parallel.strategies.activations import Held, Step, hold
 from hag_plugin.parallel.strategies.convolution import gather_input, input_steps
 from hag_plugin.parallel.strategies.registry import (
+    INDEX,
     Config,
     Problem,
     Strategy,
     Terms,
+    by_outputs,
     column_refusal,
     register,
 )
@@ -109,6 +113,8 @@ class Replicate(Strategy):
         terms = local_terms(problem, REPLICATED)
         if op.kind == "linear":
             terms.linear(problem.total_rows, op.input_width, op.width, op.input_grad)
+        if op.by_edges:
+            add_layer(problem, terms, problem.total_rows, problem.stats.edges)
         problem.weights(terms, op.weights + op.biases, copies=False)
         return terms
 
@@ -133,7 +139,12 @@ class Local(Strategy):
 class Rows(Strategy):
     """Nodes are split; weights, if there are any, have copies."""
 
-    name, kinds, soap = "rows", ("linear", "concatenation", "loss"), "S"
+    name, kinds, soap = "rows", ("linear", "concatenation", "opaque", "loss"), "S"
+
+    def refuses(self, problem: Problem) -> str | None:
+        if problem.op.kind == "opaque" and not problem.op.by_row:
+            return "its rows may depend on each other"
+        return None
 
     def configs(self, problem: Problem) -> list[Config]:
         return [Config(self.name, ROWS, ROWS)]
@@ -147,6 +158,42 @@ class Rows(Strategy):
         return terms
 
 
+class LayerHalo(Strategy):
+    """A layer that is opaque, on the own rows and those of others that their edges read."""
+
+    name, kinds, soap = "rows, halo", ("opaque",), "S"
+
+    def refuses(self, problem: Problem) -> str | None:
+        if not problem.op.by_edges:
+            return "its rows may depend on more than the edges into them"
+        return None
+
+    def configs(self, problem: Problem) -> list[Config]:
+        return [Config(self.name, ROWS, ROWS)]
+
+    def terms(self, problem: Problem, config: Config) -> Terms:
+        op, s, partition = problem.op, problem.itemsize, problem.partition
+        terms = local_terms(problem, ROWS)
+        add_layer(problem, terms, problem.most_rows, int(partition.edges.max()))
+        halo = partition.halo * op.input_width * s
+        terms.messages.append(Message("exchange", halo.sum(axis=0), "forward"))
+        if op.input_grad:
+            terms.messages.append(Message("exchange", halo.sum(axis=1), "backward"))
+        problem.weights(terms, op.weights + op.biases, copies=True)
+        return terms
+
+
+def add_layer(problem: Problem, terms: Terms, rows: int, edges: int) -> None:
+    """What a layer that is opaque computes: taken for one sum over edges as wide as its input or
+    output, and a product of each row with all its weights.
+    """
+    op = problem.op
+    wide = max(op.input_width, op.width)
+    terms.aggregate(HagCounts(edges, rows), wide, True)
+    terms.linear(rows, op.input_width, op.values // max(op.input_width, 1), op.input_grad)
+    terms.graph += 2 * (INDEX * edges + 8 * rows)
+
+
 class RowSplitWeights(Strategy):
     """Features are split, and the rows of the weights; partial outputs are summed."""
 
@@ -158,6 +205,11 @@ class RowSplitWeights(Strategy):
     def configs(self, problem: Problem) -> list[Config]:
         targets = [ROWS, COLUMNS] if problem.splits(problem.op.width) else [ROWS]
         return [Config(self.name, COLUMNS, target) for target in targets]
+
+    def split(self, weight: Weight, config: Config) -> Split | None:
+        if weight.inputs is not None:
+            return Split(weight.inputs)
+        return by_outputs(weight) if config.target == COLUMNS else None
 
     def terms(self, problem: Problem, config: Config) -> Terms:
         op, s = problem.op, problem.itemsize
@@ -197,6 +249,9 @@ class ColumnSplitWeights(Strategy):
     def configs(self, problem: Problem) -> list[Config]:
         return [Config(self.name, source, COLUMNS) for source in (REPLICATED, ROWS)]
 
+    def split(self, weight: Weight, config: Config) -> Split | None:
+        return by_outputs(weight)
+
     def terms(self, problem: Problem, config: Config) -> Terms:
         op, n = problem.op, problem.columns(problem.op.width)
         terms = local_terms(problem, COLUMNS)
@@ -220,6 +275,10 @@ class Normalise(Strategy):
         if problem.splits(problem.op.width):
             layouts.append(COLUMNS)
         return [Config(self.name, k, k) for k in layouts + grids(problem)]
+
+    def split(self, weight: Weight, config: Config) -> Split | None:
+        layout = config.target
+        return None if layout == ROWS else by_outputs(weight, layout.columns * (layout.columns > 1))
 
     def terms(self, problem: Problem, config: Config) -> Terms:
         op, s, P = problem.op, problem.itemsize, problem.devices
@@ -289,6 +348,7 @@ register(
     Replicate(),
     Rows(),
     Local(),
+    LayerHalo(),
     RowSplitWeights(),
     ColumnSplitWeights(),
     Normalise(),

@@ -10,6 +10,7 @@ from hag_plugin.parallel.layouts import (
     ROWS,
     Layout,
     Message,
+    Split,
     chunk_sizes,
     even,
     gather_rows,
@@ -17,6 +18,7 @@ from hag_plugin.parallel.layouts import (
     scatter_rows,
     sent_bytes,
 )
+from hag_plugin.parallel.model.opgraph import Weight
 from hag_plugin.parallel.strategies import steps
 from hag_plugin.parallel.strategies.activations import Held, Step, hold
 from hag_plugin.parallel.strategies.convolution import (
@@ -38,6 +40,7 @@ from hag_plugin.parallel.strategies.registry import (
     Problem,
     Strategy,
     Terms,
+    by_outputs,
     register,
 )
 
@@ -70,6 +73,12 @@ class Grid(Strategy):
                     for hag in part_hags(problem, partition)
                 ]
         return found
+
+    def split(self, weight: Weight, config: Config) -> Split | None:
+        columns = config.target.columns
+        if weight.inputs is not None:
+            return Split(weight.inputs, columns)
+        return by_outputs(weight, columns)
 
     def terms(self, problem: Problem, config: Config) -> Terms:
         op, terms, s = problem.op, Terms(), problem.itemsize
@@ -138,6 +147,9 @@ class Relations(Strategy):
             for target in (REPLICATED, ROWS)
             for order in orders(problem)
         ]
+
+    def split(self, weight: Weight, config: Config) -> Split | None:
+        return None if weight.parts is None else Split(weight.parts)
 
     def terms(self, problem: Problem, config: Config) -> Terms:
         op, terms, s = problem.op, Terms(), problem.itemsize

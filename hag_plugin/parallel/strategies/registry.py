@@ -15,8 +15,8 @@ from functools import cached_property
 import numpy as np
 
 from hag_plugin.parallel.graphs.stats import GraphStats, HagCounts, PartitionStats
-from hag_plugin.parallel.layouts import Layout, Message, chunk_sizes, even
-from hag_plugin.parallel.model.opgraph import Op, OpGraph
+from hag_plugin.parallel.layouts import Layout, Message, Split, chunk_sizes, even
+from hag_plugin.parallel.model.opgraph import Op, OpGraph, Weight
 from hag_plugin.parallel.strategies.activations import Held
 from hag_plugin.saved import set_module
 
@@ -228,6 +228,10 @@ class Strategy(ABC):
     def terms(self, problem: Problem, config: Config) -> Terms:
         """What a configuration takes."""
 
+    def split(self, weight: Weight, config: Config) -> Split | None:
+        """How a configuration splits a parameter; None: each device has a copy."""
+        return None
+
 
 REGISTRY: dict[tuple[str, str], Strategy] = {}
 """By kind of operation and name."""
@@ -283,6 +287,17 @@ def terms_of(problem: Problem, config: Config) -> Terms:
             f"{known}"
         )
     return strategy.terms(problem, config)
+
+
+def splits_of(op: Op, config: Config) -> dict[str, Split | None]:
+    """How a configuration splits the parameters of an operation, by their roles."""
+    strategy = REGISTRY[op.kind, config.strategy]
+    return {weight.role: strategy.split(weight, config) for weight in op.parameters}
+
+
+def by_outputs(weight: Weight, columns: int = 0) -> Split | None:
+    """A block of what goes out; None where the parameter has no such dimension."""
+    return None if weight.outputs is None else Split(weight.outputs, columns)
 
 
 def column_refusal(problem: Problem, *widths: int) -> str | None:

@@ -125,15 +125,25 @@ class Stacked(nn.Module):
         return self.conv(x, edge_index)
 
 
-def test_layers_that_are_not_in_the_table_run_whole() -> None:
-    found = trace(Stacked(pyg.TAGConv(FEATURES, 6)), graph(), hag=False)
-    assert [op.kind for op in found.ops] == ["input", "opaque", "loss"]
-    assert found.ops[1].weights == sum(p.numel() for p in pyg.TAGConv(FEATURES, 6).parameters())
+class Pair(Stacked):
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.conv(x, edge_index, return_attention_weights=True)[0]
+
+
+def test_layers_that_are_not_in_the_table_run_as_they_are() -> None:
+    for conv, by_edges in (
+        (pyg.ChebConv(FEATURES, 6, 3), False),
+        (pyg.GATv2Conv(FEATURES, 6), True),
+    ):
+        found = trace(Stacked(conv), graph(), hag=False)
+        assert [op.kind for op in found.ops] == ["input", "opaque", "loss"]
+        assert found.ops[1].weights == sum(p.numel() for p in conv.parameters())
+        assert found.ops[1].by_edges == by_edges
 
 
 def test_what_cannot_be_traced_is_named() -> None:
-    with pytest.raises(TypeError, match=r"'conv' \(APPNP\).*not in the table"):
-        trace(Stacked(pyg.APPNP(3, 0.1)), graph())
+    with pytest.raises(TypeError, match=r"'conv' \(GATConv\) .* returns a tuple; .* module around"):
+        trace(Pair(pyg.GATConv(FEATURES, 6)), graph())
     with pytest.raises(TypeError, match="run the model once"):
         trace(Stacked(pyg.GCNConv(-1, 4)), graph())
     with pytest.raises(TypeError, match="takes 'edge_type', which is not in the data"):

@@ -215,7 +215,7 @@ def test_memory_limits_are_kept_and_cost_time() -> None:
     stats = GraphStats.assumed(2_000_000, 50_000_000, halo_ratio=2.0, hag=0.5, hag_parts=0.6)
     model = deep(3, 256, stats)
     free = plan(model, topology="a100x8")
-    with pytest.raises(InfeasibleError, match="takes least memory needs") as caught:
+    with pytest.raises(InfeasibleError, match="the smallest that was found needs") as caught:
         plan(model, topology="a100x8", memory=free.memory.total / 100)
     nearest = caught.value.nearest
     assert nearest is not None

@@ -15,7 +15,7 @@ from hag_plugin.parallel.execution.executors.node_attention import (
 from hag_plugin.parallel.execution.executors.node_layers import graphs_of
 from hag_plugin.parallel.execution.executors.registry import Executor, executes
 from hag_plugin.parallel.execution.site import Site
-from hag_plugin.parallel.layouts import ROWS, Split
+from hag_plugin.parallel.layouts import ROWS
 from hag_plugin.parallel.ranks.transfer import scatter_rows
 
 
@@ -28,11 +28,6 @@ class SplitHeads(Executor):
         self.count = site.op.heads // site.group.size
         whole = graphs_of(site).whole(listed=True)
         self.heads = Heads(site, whole, site.group.rank * self.count)
-
-    def placements(self) -> dict[str, Split]:
-        split = {WEIGHT: Split(0), SOURCE: Split(1), TARGET: Split(1)}
-        own_bias = self.site.op.bias and self.site.op.concatenated
-        return split | ({BIAS: Split(0)} if own_bias else {})
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         site, op = self.site, self.site.op

@@ -10,7 +10,7 @@ from hag_plugin.parallel.execution.executors.node_layers import graphs_of
 from hag_plugin.parallel.execution.executors.registry import Executor, executes
 from hag_plugin.parallel.execution.executors.rows import HaloRows
 from hag_plugin.parallel.execution.site import Site
-from hag_plugin.parallel.layouts import COLUMNS, ROWS, Split
+from hag_plugin.parallel.layouts import COLUMNS, ROWS
 from hag_plugin.parallel.ranks.transfer import (
     columns_to_rows,
     fan_out,
@@ -31,17 +31,10 @@ class _Features(Executor):
         self.form: Form = form_of(site, graphs)
         self.aggregate = LocalAggregate(site, self.form, graphs.whole(self.form.listed))
 
-    def bias_block(self, columns: int = 0) -> dict[str, Split]:
-        """The bias in blocks of the output's features, if there is one."""
-        return {self.form.bias: Split(0, columns)} if self.form.bias else {}
-
 
 @executes("all-to-all around aggregation", "convolution")
 class AllToAll(_Features):
     """Rows become columns for the sum and rows again."""
-
-    def placements(self) -> dict[str, Split]:
-        return self.bias_block() if self.site.config.target == COLUMNS else {}
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         form, config, x = self.form, self.site.config, inputs[0]
@@ -74,10 +67,6 @@ class AllToAll(_Features):
 class RowSplitWeights(_Features):
     """Each rank has the weights of its input features; partial outputs are summed."""
 
-    def placements(self) -> dict[str, Split]:
-        split = self.form.split(self.site, self.form.inputs)
-        return split | (self.bias_block() if self.site.config.target == COLUMNS else {})
-
     def __call__(self, *inputs: Tensor) -> Tensor:
         form, site, x = self.form, self.site, inputs[0]
         weights = site.locals(form.weights)
@@ -102,9 +91,6 @@ def partial_sum(form: Form, x: Tensor, summed: Tensor, weights: list[Tensor]) ->
 @executes("column-split weights", "convolution")
 class ColumnSplitWeights(_Features):
     """Each rank has the weights of its output features."""
-
-    def placements(self) -> dict[str, Split]:
-        return self.form.split(self.site, self.form.outputs) | self.bias_block()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         form, site = self.form, self.site
@@ -136,10 +122,6 @@ class Grid(Executor):
         halo = graphs.halo(self.columns)
         self.fetch = HaloRows(halo, self.strided)
         self.local = LocalAggregate(site, self.form, halo.graph)
-
-    def placements(self) -> dict[str, Split]:
-        bias = {self.form.bias: Split(0, self.columns)} if self.form.bias else {}
-        return self.form.split(self.site, self.form.inputs, self.columns) | bias
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         form, order, x = self.form, self.site.config.order, inputs[0]

@@ -10,7 +10,7 @@ from hag_plugin.devices import forked_random_state
 from hag_plugin.parallel.execution import dropout
 from hag_plugin.parallel.execution.executors.registry import OperationExecutor, executes
 from hag_plugin.parallel.execution.parameters import swapped
-from hag_plugin.parallel.layouts import COLUMNS, REPLICATED, ROWS, Split, shares
+from hag_plugin.parallel.layouts import REPLICATED, ROWS, shares
 from hag_plugin.parallel.model import functions
 from hag_plugin.parallel.model.calls import Call
 from hag_plugin.parallel.ranks.comm import Group
@@ -42,6 +42,10 @@ class Local(OperationExecutor):
         if call.name == "dropout":
             return self._dropout(functions.bound("dropout", tuple(args), kwargs, None))
         assert call.function is not None  # operations of this kind are functions
+        if call.name == "__setitem__":
+            changed: Tensor = args[0].clone()
+            call.function(changed, *args[1:])
+            return changed
         out: Tensor = call.function(*args, **kwargs)
         return out
 
@@ -54,7 +58,8 @@ class Local(OperationExecutor):
         site = self.site
         rows, columns = shares(site.config.source, site.rows, site.op.width, site.group.rank)
         key = (site.world.seed, site.world.step, site.index)
-        return dropout.dropout(x, p, key, rows.start, columns.start)
+        flat = x if x.dim() == 2 else x.reshape(len(x), -1)
+        return dropout.dropout(flat, p, key, rows.start, columns.start).view(x.shape)
 
 
 class _Product(OperationExecutor):
@@ -81,12 +86,6 @@ class _Product(OperationExecutor):
 class RowSplitWeights(_Product):
     """Partial outputs of blocks of features are summed."""
 
-    def placements(self) -> dict[str, Split]:
-        found = {"weight": Split(1 if self.transposed else 0)}
-        if "bias" in self.site.names and self.site.config.target == COLUMNS:
-            found["bias"] = Split(0)
-        return found
-
     def run(self, call: Call, *inputs: Tensor) -> Tensor:
         site, [x] = self.site, inputs
         to_rows = site.config.target == ROWS
@@ -101,10 +100,6 @@ class RowSplitWeights(_Product):
 @executes("column-split weights", "linear")
 class ColumnSplitWeights(_Product):
     """The whole input, a block of the output."""
-
-    def placements(self) -> dict[str, Split]:
-        found = {"weight": Split(0 if self.transposed else 1), "bias": Split(0)}
-        return {name: split for name, split in found.items() if name in self.site.names}
 
     def run(self, call: Call, *inputs: Tensor) -> Tensor:
         site, [x] = self.site, inputs
@@ -129,6 +124,23 @@ class Pool(OperationExecutor):
         index: Tensor = args["index"][own]
         add = torch.index_add if index.dim() == 1 else torch.scatter_add
         return into + sum_parts(add(torch.zeros_like(into), 0, index, x), site.group)
+
+
+@executes("rows", "opaque")
+class ByRow(Local):
+    """A function each of whose rows is made of the same row alone, on the own rows."""
+
+    def run(self, call: Call, *inputs: Tensor) -> Tensor:
+        rows, rank = self.site.rows, self.site.group.rank
+        own, nodes = shares(ROWS, rows, 1, rank)[0], int(rows.sum())
+        weights = {id(self.site.world.parameters[name]) for name in self.site.names.values()}
+        given = functions.tensors([*call.args, dict(call.kwargs)])
+        by = {id(t): t[own] for t in given
+              if t.dim() and len(t) == nodes and id(t) not in weights}  # fmt: skip
+        args = functions.with_rows(functions.replaced(tuple(call.args), by), nodes, len(inputs[0]))
+        kwargs = {key: functions.with_rows(value, nodes, len(inputs[0]))
+                  for key, value in functions.replaced(dict(call.kwargs), by).items()}  # fmt: skip
+        return super().run(Call(call.name, args, kwargs, call.function), *inputs)
 
 
 @executes("replicate", "opaque")

@@ -18,7 +18,6 @@ from hag_plugin.layers.record import held
 from hag_plugin.layers.table import record_of
 from hag_plugin.parallel.execution.graphs.local_graphs import LocalGraphs
 from hag_plugin.parallel.execution.site import Site
-from hag_plugin.parallel.layouts import Split
 from hag_plugin.parallel.model.calls import named
 from hag_plugin.reducers import REDUCES
 
@@ -78,12 +77,6 @@ class Form:
     def weights(self) -> list[str]:
         """Names of `W` and `R`, as far as there are any."""
         return [name for name in (self.weight, self.root) if name]
-
-    def split(self, site: Site, dimension: int, columns: int = 0) -> dict[str, Split]:
-        """`W` and `R` in blocks along `inputs` or `outputs`."""
-        assert site.module is not None  # it is a layer
-        sizes = {name: site.module.get_parameter(name).dim() for name in self.weights}
-        return {name: Split(dimension % dims, columns) for name, dims in sizes.items()}
 
     def of_relations(self, values: Mapping[str, Tensor]) -> Tensor:
         """The weights of relations, `[R, F, G]` or in blocks, from the layer's parameters."""

@@ -11,7 +11,6 @@ from torch.autograd.function import once_differentiable
 
 from hag_plugin.parallel.execution.executors.dense import Local
 from hag_plugin.parallel.execution.executors.registry import executes
-from hag_plugin.parallel.layouts import Split
 from hag_plugin.parallel.model import functions
 from hag_plugin.parallel.model.calls import Call
 from hag_plugin.parallel.ranks.comm import Group
@@ -98,13 +97,6 @@ class Normalise(Local):
     def _neighbours(self) -> Group:
         world = self.site.group
         return world if self.columns == world.size else world.neighbours(self.columns)
-
-    def placements(self) -> dict[str, Split]:
-        layout = self.site.config.target
-        if layout.kind == "rows":
-            return {}
-        split = Split(0, layout.columns if layout.kind == "grid" else 0)
-        return dict.fromkeys(self.site.names, split)
 
     @property
     def copies(self) -> bool | Group:

@@ -15,6 +15,7 @@ from torch import Tensor
 from hag_plugin.parallel.execution.site import Site
 from hag_plugin.parallel.layouts import Split
 from hag_plugin.parallel.model.calls import Call
+from hag_plugin.parallel.strategies.registry import splits_of
 
 
 class OperationExecutor(ABC):
@@ -29,7 +30,8 @@ class OperationExecutor(ABC):
 
     def placements(self) -> dict[str, Split]:
         """The parameters of `site.names` that are split; all others have a copy on each rank."""
-        return {}
+        found = splits_of(self.site.op, self.site.config)
+        return {role: split for role, split in found.items() if split is not None}
 
     @abstractmethod
     def run(self, call: Call, *inputs: Tensor) -> Tensor:

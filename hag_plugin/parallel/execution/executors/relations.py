@@ -14,7 +14,7 @@ from hag_plugin.parallel.execution.executors.local_aggregate import LocalAggrega
 from hag_plugin.parallel.execution.executors.node_layers import graphs_of, relational_sum
 from hag_plugin.parallel.execution.executors.registry import Executor, executes
 from hag_plugin.parallel.execution.site import Site
-from hag_plugin.parallel.layouts import ROWS, Split, chunk_sizes
+from hag_plugin.parallel.layouts import ROWS, chunk_sizes
 from hag_plugin.parallel.ranks.transfer import scatter_rows, sum_parts
 
 
@@ -34,9 +34,6 @@ class Relations(Executor):
         ]
         start = int(site.rows[:rank].sum())
         self.own = slice(start, start + int(site.rows[rank]))
-
-    def placements(self) -> dict[str, Split]:
-        return {self.form.coefficients or self.form.weight: Split(0)}
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         site, form, x = self.site, self.form, inputs[0]

@@ -13,10 +13,17 @@ from hag_plugin.parallel.execution.executors.node_layers import (
     Relational,
     graphs_of,
 )
-from hag_plugin.parallel.execution.executors.registry import Executor, executes
+from hag_plugin.parallel.execution.executors.registry import (
+    Executor,
+    OperationExecutor,
+    executes,
+)
 from hag_plugin.parallel.execution.graphs.graph_parts import Halo
 from hag_plugin.parallel.execution.graphs.local_graphs import LocalGraphs
+from hag_plugin.parallel.execution.parameters import swapped
 from hag_plugin.parallel.execution.site import Site
+from hag_plugin.parallel.model import functions
+from hag_plugin.parallel.model.calls import Call
 from hag_plugin.parallel.ranks.comm import Group
 from hag_plugin.parallel.ranks.transfer import exchange, gather_rows
 
@@ -121,3 +128,31 @@ class RowsCover(Executor):
     def fetch(self, x: Tensor) -> Tensor:
         """`[n, w]` to the own rows and what was received."""
         return torch.cat([x, exchange(self.send(x), *self.counts, self.site.group)])
+
+
+@executes("rows, halo", "opaque")
+class LayerHalo(OperationExecutor):
+    """A layer as it is, given a pair: the rows that its edges read, and the own rows."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        halo = graphs_of(site).halo()
+        device = site.world.device
+        self.index = torch.from_numpy(halo.graph.index).to(device)
+        self.edges = torch.from_numpy(halo.graph.edges)
+        self.fetch = HaloRows(halo, site.group)
+
+    def run(self, call: Call, *inputs: Tensor) -> Tensor:
+        site, [x] = self.site, inputs
+        used = [w.role for w in site.op.parameters if w.role in site.names]
+        own = dict(zip(used, site.locals(used, copies=True), strict=True))
+        own |= {role: site.local(role) for role in site.names if role not in used}
+        by = {id(t): t[self.edges.to(t.device)].to(x.device)
+              for t in functions.tensors([*call.args[2:], dict(call.kwargs)])}  # fmt: skip
+        rest = functions.replaced(tuple(call.args[2:]), by)
+        kwargs = functions.replaced(dict(call.kwargs), by)
+        assert site.module is not None
+        assert call.function is not None
+        with swapped(site.module, own):
+            out: Tensor = call.function((self.fetch(x), x), self.index, *rest, **kwargs)
+        return out

@@ -1,0 +1,78 @@
+"""What a model is given: the data, with a stand-in for the features in it, and how it is called."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hag_plugin.parallel.graphs.stats import GraphStats
+from hag_plugin.parallel.model.functions import tensors
+
+ModelCall = Callable[[Any, Any], Any]
+"""The user's call of a model: of the model and its data to what the model returns."""
+
+
+def values_of(data: Any) -> dict[str, Any]:
+    """Everything in the data, by name."""
+    if isinstance(data, tuple):
+        graph, x = data
+        return dict(graph.ndata.items()) | {"x": x}
+    return dict(data.to_dict()) if hasattr(data, "to_dict") else dict(vars(data))
+
+
+def with_features(data: Any, x: Tensor) -> Any:
+    """The same data with other features; of counts of a graph, edges that have no storage."""
+    if isinstance(data, tuple):
+        return data[0], x
+    if isinstance(data, GraphStats):
+        edges = torch.empty(2, data.edges, dtype=torch.int64, device="meta")
+        kinds = torch.empty(data.edges, dtype=torch.int64, device="meta")
+        return SimpleNamespace(x=x, edge_index=edges, edge_type=kinds)
+    found = copy.copy(data)
+    try:
+        found.x = x
+    except FrozenInstanceError:
+        object.__setattr__(found, "x", x)
+    return found
+
+
+def given(data: Any) -> list[Tensor]:
+    """The tensors that the data has."""
+    return list(tensors(values_of(data)))
+
+
+def plain(model: Any, data: Any) -> Any:
+    """The model, called with what its forward requires: of the data, by name.
+
+    Arguments that have a default are left at it. A DGL model is called with graph and features; a
+    model of one argument that is not in the data, with the data.
+
+    Raises:
+        TypeError: an argument is not in the data; names it.
+    """
+    if isinstance(data, tuple):
+        return model(*data)
+    parameters = inspect.signature(model.forward).parameters.values()
+    any_number = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    wanted = [p for p in parameters if p.default is p.empty and p.kind not in any_number]
+    known = {p.name: getattr(data, p.name, None) for p in wanted}
+    missing = [name for name, value in known.items() if value is None]
+    if missing and len(wanted) == 1:
+        return model(data)
+    if missing or not wanted:
+        what = f"takes {missing[0]!r}, which is not in the data" if missing else (
+            "requires no argument by name")  # fmt: skip
+        raise TypeError(
+            f"{type(model).__name__}.forward {what}; the data has {sorted(values_of(data))}. Say "
+            "how it is called: call=lambda model, data: model(data.x, data.edge_index)"
+        )
+    first = [p.name for p in wanted if p.kind is not p.KEYWORD_ONLY]
+    rest = {p.name: known[p.name] for p in wanted if p.kind is p.KEYWORD_ONLY}
+    return model(*(known[name] for name in first), **rest)

@@ -1,0 +1,134 @@
+"""Operations that share a weight are one choice: in the search, in samples, in edited plans."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch_geometric import nn as pyg
+
+import hag_plugin as hp
+from hag_plugin.parallel import InfeasibleError, OpGraph
+from hag_plugin.parallel.model.trace import trace
+from hag_plugin.parallel.search.planner import alternatives, plan, recost, space_of
+from hag_plugin.parallel.strategies.registry import splits_of
+
+from ..models import CLASSES, FEATURES, graph
+
+
+class Again(nn.Module):
+    """One layer three times, and a product that shares its matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.conv = pyg.GCNConv(FEATURES, 8), pyg.GCNConv(8, 8)
+        self.last = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        h = self.first(x, edge_index).relu()
+        for _ in range(3):
+            h = self.conv(h, edge_index).relu()
+        return self.last(F.linear(h, self.conv.lin.weight))
+
+
+class Tied(nn.Module):
+    """Two layers of one matrix; a product goes through it the other way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = pyg.SAGEConv(FEATURES, FEATURES), pyg.GCNConv(FEATURES, FEATURES)
+        self.two.lin.weight = self.one.lin_l.weight
+        self.last = nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        h = self.two(self.one(x, edge_index).relu(), edge_index)
+        return self.last(h @ self.one.lin_l.weight)
+
+
+USERS = {
+    Again: {"conv.lin.weight": ["conv", "conv:2", "conv:3", "linear"],
+            "conv.bias": ["conv", "conv:2", "conv:3"]},
+    Tied: {"one.lin_l.weight": ["one", "two", "matmul"]},
+}  # fmt: skip
+Make = Callable[[], nn.Module]
+
+
+def traced(make: Make) -> OpGraph:
+    torch.manual_seed(0)
+    return trace(make(), graph(), hag=False)
+
+
+@pytest.mark.parametrize("make", USERS)
+def test_who_shares_what(make: Make) -> None:
+    found = traced(make)
+    users = {name: [found.ops[i].name for i in ops] for name, ops in found.users.items()}
+    assert users == USERS[make]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("make", USERS)
+@pytest.mark.parametrize("machine", ["cpu2", "pcie4x4", "a100x8"])
+def test_every_way_to_split_one_of_them(make: Make, machine: str) -> None:
+    """With each strategy required of the first user, the others split the weight alike."""
+    found = traced(make)
+    name, ops = next(iter(found.users.items()))
+    tried = 0
+    for strategy in {c.strategy for c in space_of(found, machine).configs[ops[0]]}:
+        try:
+            chosen = plan(found, topology=machine, require={found.ops[ops[0]].name: strategy})
+        except InfeasibleError as e:
+            words = str(e)
+            assert "cannot split it in two ways" in words
+            continue
+        splits = []
+        for op in (found.ops[i] for i in ops):
+            of_roles = splits_of(op, chosen.layer(op.name).config)
+            splits += [of_roles[weight.role] for weight in op.parameters if weight.name == name]
+        assert len(splits) == len(ops)
+        assert len(set(splits)) == 1
+        tried += 1
+    assert tried >= 3
+
+
+def test_what_cannot_be_met_is_said() -> None:
+    wanted = {"conv": "column-split weights", "conv:2": "rows, halo"}
+    with pytest.raises(InfeasibleError, match=r"'conv' and 'conv:2' share .* cannot split it in"):
+        plan(traced(Again), topology="cpu2", require=wanted)
+    found = plan(traced(Again), topology="cpu2")
+    listed = alternatives(found, traced(Again), "cpu2")
+    assert listed["conv"]["column-split weights"]
+
+
+def test_edited_plans(tmp_path: Path) -> None:
+    found = traced(Again)
+    rows = dict.fromkeys(("conv", "conv:2", "conv:3"), "rows, halo")
+    chosen = plan(found, topology="cpu2", require=rows | {"linear": "rows"})
+    document = chosen.as_dict()
+    entry = next(k for k in document["layers"] if k["name"] == "conv:2")
+    entry.update(strategy="column-split weights", target="columns", order="transform-first")
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(document))
+    edited = hp.parallel.Plan.load(path)
+    with pytest.raises(ValueError, match=r"'conv' \(rows, halo.*'conv:2' \(column.*share 'conv\."):
+        recost(edited, found, "cpu2")
+
+
+def test_samples_are_legal() -> None:
+    found = traced(Again)
+    space = space_of(found, "pcie4x4")
+    best = plan(found, topology="pcie4x4")
+    refined = hp.parallel.refine(best, space, hp.parallel.Budget(proposals=150), randoms=20)
+    refined.plan.check(found, 4)
+    assert refined.sampled <= refined.simulated
+
+
+def test_a_plan_of_one_that_does_not_share_is_the_same_file() -> None:
+    """What is shared is no part of what a plan is for: plans made before stay good."""
+    found = traced(Again)
+    bare = replace(found, ops=tuple(replace(op, parameters=()) for op in found.ops))
+    assert bare.fingerprint == found.fingerprint
