@@ -195,7 +195,8 @@ def by_instruction_set() -> dict[str, Process]:
 def table(processes: dict[str, Process]) -> Iterator[str]:
     """The table of the page, from what was found."""
     *others, last = processes
-    yield f"| | 1, 2, 3 and 8 threads, processes | {' | '.join(f'{o} and {last}' for o in others)} |"
+    heads = ["1, 2, 3 and 8 threads, processes", *(f"{other} and {last}" for other in others)]
+    yield f"| | {' | '.join(heads)} |"
     yield "|---" * (2 + len(others)) + "|"
     for row in ROWS:
         found = [apart(processes[last], processes[other], row) for other in others]

@@ -20,7 +20,7 @@ def processes() -> dict[str, Process]:
 
 @pytest.fixture(scope="module")
 def other() -> Process:
-    """A process in which sets of strings have another order, and no instruction set is asked for."""
+    """With sets of strings in another order, and no instruction set asked for."""
     return Process(PYTHONHASHSEED="12345")
 
 

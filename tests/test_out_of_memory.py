@@ -83,7 +83,7 @@ CALLS = {
     ),
     "sequence": (
         "",
-        "tree = hp.sequence.build_sequence(shared, num_nodes=N); result = (tree.parent, tree.source)",
+        "tree = hp.sequence.build_sequence(shared, num_nodes=N); result = tree.parent, tree.source",
     ),
 }
 
