@@ -454,3 +454,74 @@ except KeyboardInterrupt:
     exit_code, stderr, taken = run_and_interrupt([sys.executable, "-c", code], 6.0)
     assert exit_code == 7, stderr
     assert taken < 20
+
+
+def test_a_worker_that_dies_is_reported_and_the_process_goes_on() -> None:
+    """Killed in the middle of a search, as a machine without memory does it."""
+    code = """
+import os, signal, threading
+import numpy as np, torch, hag_plugin as hp
+torch.set_num_threads(2)
+edges = torch.from_numpy(np.random.default_rng(0).integers(0, 3000, (2, 60_000)))
+class Graphs(torch.utils.data.Dataset):
+    def __init__(self, dies): self.dies = dies
+    def __len__(self): return 4
+    def __getitem__(self, i):
+        if self.dies and i == 2:
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            while True: hp.build_hag(edges, num_nodes=3000, method="greedy")
+        return hp.build_hag(edges, num_nodes=3000)
+def load(dies):
+    return list(torch.utils.data.DataLoader(
+        Graphs(dies), batch_size=None, num_workers=2, multiprocessing_context="fork"))
+x = torch.randn(3000, 16)
+expected = hp.aggregate(x, hp.build_hag(edges, num_nodes=3000))
+try:
+    load(True)
+except RuntimeError as error:
+    print(error)
+print(all(torch.equal(hp.aggregate(x, hag), expected) for hag in load(False)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    report, fine = done.stdout.splitlines()
+    assert "DataLoader worker" in report
+    assert fine == "True"
+
+
+TERMINATED = """
+import signal, sys
+import numpy as np, torch, hag_plugin as hp
+edges = torch.from_numpy(np.random.default_rng(0).integers(0, 100_000, (2, 1_000_000)))
+hag = hp.build_hag(edges, num_nodes=100_000, method="none")
+def leave(*_): sys.exit(9)
+if sys.argv[1] == "handled": signal.signal(signal.SIGTERM, leave)
+path = sys.argv[3]
+hag.save(path)
+print("ready", flush=True)
+if sys.argv[2] == "search": hp.build_hag(edges, num_nodes=100_000, method="greedy")
+while True: hag.save(path)
+"""
+
+
+@pytest.mark.parametrize("work", ["search", "save"])
+@pytest.mark.parametrize("handler", ["handled", "default"])
+def test_sigterm_ends_a_process_whose_file_is_whole(
+    handler: str, work: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "hag.npz"
+    arguments = [sys.executable, "-c", TERMINATED, handler, work, str(path)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.3)
+        start = time.perf_counter()
+        process.terminate()
+        code = process.wait(timeout=60)
+    assert time.perf_counter() - start < 20
+    assert code == (9 if handler == "handled" else -signal.SIGTERM)
+    assert HAG.load(path).num_edges == 1_000_000
+    if handler == "handled":
+        assert [file.name for file in tmp_path.iterdir()] == ["hag.npz"]

@@ -53,28 +53,29 @@ void in_parallel_until_stopped(int threads, const std::function<void(int)> &work
       if (call) call->stop();
     }
   };
-#pragma omp parallel num_threads(threads)
-  {
-    const int thread = omp_get_thread_num();
+  on_a_team(threads, [&](int thread, int count) {
+    const auto work_share = [&] {
+      for (int share = thread; share < threads; share += count) work(share);
+    };
     if (thread > 0) {
       const Call::Helper helper(call);
-      guarded([&] { work(thread); });
+      guarded(work_share);
       const std::lock_guard<std::mutex> lock(mutex);
       ++done;
       one_is_done.notify_one();
     } else {
-      guarded([&] { work(0); });
+      guarded(work_share);
       // Only this thread asks whether to go on: it does so until the last is done.
       for (bool all = false; !all;) {
         {
           std::unique_lock<std::mutex> lock(mutex);
-          const auto finished = [&] { return done == omp_get_num_threads() - 1; };
+          const auto finished = [&] { return done == count - 1; };
           all = one_is_done.wait_for(lock, std::chrono::milliseconds(20), finished);
         }
         if (!all) guarded(poll);
       }
     }
-  }
+  });
   if (failure) std::rethrow_exception(failure);
 }
 

@@ -1,13 +1,17 @@
 // How many threads a piece of work gets, and how they share it.
 #pragma once
 
-#include <omp.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
 #include <vector>
+
+#ifdef HAG_STD_THREADS
+#include <thread>
+#else
+#include <omp.h>
+#endif
 
 namespace hag {
 
@@ -17,12 +21,29 @@ int usable_threads(int requested);  // 1 in a forked child, whose thread pool di
 // std::invalid_argument if `requested` is below 1.
 int useful_threads(int requested, int64_t elements);
 
-// Runs work(thread) on so many threads, numbered from 0; this one is 0.
+// Runs work(thread, count) on up to `threads` threads, numbered 0 to count - 1; this one is 0. They
+// are fewer where OMP_THREAD_LIMIT or OMP_DYNAMIC says so. `work` may not throw.
+template <class Work>
+void on_a_team(int threads, const Work &work) {
+#ifdef HAG_STD_THREADS  // for a sanitizer that does not know what the OpenMP library does
+  std::vector<std::thread> others;
+  for (int t = 1; t < threads; ++t) others.emplace_back([&work, t, threads] { work(t, threads); });
+  work(0, threads);
+  for (std::thread &other : others) other.join();
+#else
+#pragma omp parallel num_threads(threads)
+  work(omp_get_thread_num(), omp_get_num_threads());
+#endif
+}
+
+// Runs work(0) to work(threads - 1), one on each thread where there are so many; this one has the
+// first. `work` may not throw.
 template <class Work>
 void in_parallel(int threads, const Work &work) {
   if (threads == 1) return work(0);
-#pragma omp parallel num_threads(threads)
-  work(omp_get_thread_num());
+  on_a_team(threads, [&work, threads](int thread, int count) {
+    for (int share = thread; share < threads; share += count) work(share);
+  });
 }
 
 // The same for long work (interrupt.h), which may throw: the first exception comes out of here, and

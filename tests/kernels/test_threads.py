@@ -23,10 +23,11 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
 
-def run_python(code: str) -> list[str]:
+def run_python(code: str, settings: dict[str, str] | None = None) -> list[str]:
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
-    )
+        [sys.executable, "-c", code], env=os.environ | (settings or {}),
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
@@ -61,6 +62,22 @@ lines = open("/proc/self/maps").read().split()
 print(len({w for w in lines if any(n in w for n in ("libgomp", "libiomp", "libomp"))}))
 """
     assert run_python(code) == ["1"]
+
+
+@pytest.mark.parametrize("setting", ["OMP_THREAD_LIMIT=2", "OMP_DYNAMIC=true"])
+def test_fewer_threads_than_asked_for_do_all_the_work(setting: str) -> None:
+    code = """
+import torch, hag_plugin as hp
+edges = torch.randint(0, 1000, (2, 1_000_000))
+def results(threads):
+    torch.set_num_threads(threads)
+    hag = hp.build_hag(edges, num_nodes=1000, method="none")
+    hag.check(edges)
+    return *hag.transpose().program().arrays, hp.aggregate(torch.ones(1000, 64), hag)
+print(all(map(torch.equal, results(1), results(5))))
+"""
+    name, _, value = setting.partition("=")
+    assert run_python(code, {name: value}) == ["True"]
 
 
 # Balance ----------------------------------------------------------------------------------------

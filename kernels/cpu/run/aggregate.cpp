@@ -457,13 +457,14 @@ void masked_sum(const HagMaskedSum &args, int64_t num_rows, int64_t batch, int t
   const int64_t row = args.width * element_size(args.dtype);
   if (row == 0 || num_rows == 0 || batch == 0) return;
   const int64_t work = batch * args.width * (args.row_ptr[num_rows] + num_rows);
+  const Kernels &k = kernels();  // not inside the parallel region: it may throw
   over_rows(batch, num_rows, work, threads, [&](int64_t b, int64_t first, int64_t last) {
     HagMaskedSum one = args;
     one.v = shift(args.v, b * args.num_cols * row);
     one.key_source = shift(args.key_source, b * args.num_cols * row);
     one.key_target = shift(args.key_target, b * num_rows * row);
     one.out = shift(args.out, b * num_rows * row);
-    kernels().masked_sum(&one, first, last);
+    k.masked_sum(&one, first, last);
   });
 }
 
