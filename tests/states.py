@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -103,6 +103,7 @@ class ModelMachine(RuleBasedStateMachine):
         super().__init__()
         self.dtype = torch.float64
         self.places: list[Any] = []
+        self.last: Any = None  # the place that was drawn last
         self.calls = 0
 
     def new_place(self, seed: int) -> Any:
@@ -112,6 +113,7 @@ class ModelMachine(RuleBasedStateMachine):
     @initialize(data=st.data(), seed=SEEDS)
     def begin(self, data: st.DataObject, seed: int) -> None:
         """Two models, and graphs for them."""
+        self.often = data.draw(st.integers(0, 3)) > 0  # otherwise graphs seldom come back
         self.name = data.draw(st.sampled_from(sorted(self.MODELS)))
         torch.manual_seed(seed)
         self.stock = self.MODELS[self.name]().to(self.dtype)
@@ -124,12 +126,17 @@ class ModelMachine(RuleBasedStateMachine):
         torch.set_num_threads(1)
 
     def draw_place(self, data: st.DataObject) -> Any:
-        return self.places[data.draw(st.integers(0, len(self.places) - 1))]
+        self.last = self.places[data.draw(st.integers(0, len(self.places) - 1))]
+        return self.last
 
     def arguments(self, place: Any) -> tuple[list[Any], list[Any]]:
         """Of both models; a restored one takes what stock takes."""
         mine, theirs = place.arguments()
         return mine if self.accelerated else theirs, theirs
+
+    def for_a_thread(self, place: Any) -> tuple[list[Any], list[Any]]:
+        """The same, for one of several threads."""
+        return self.arguments(place)
 
     # Calls --------------------------------------------------------------------------------------
 
@@ -161,6 +168,12 @@ class ModelMachine(RuleBasedStateMachine):
         buffers = [[b for b in m.buffers() if b.is_floating_point()] for m in (self.ours, self.stock)]
         assert_same(buffers[0], buffers[1], BOUNDS[self.dtype])
 
+    @invariant()
+    def is_the_same(self) -> None:
+        """After every step, where that was last."""
+        if self.last is not None and self.often:
+            self.compare(self.last, "backward")
+
     HOW = st.sampled_from(["backward", "backward", "no_grad", "inference", "checkpoint", "twice"])
 
     @rule(data=st.data(), how=HOW, times=st.integers(1, 3))
@@ -189,7 +202,7 @@ class ModelMachine(RuleBasedStateMachine):
         was = self.stock.training
         self.stock.eval()
         self.ours.eval()
-        pairs = [self.arguments(self.draw_place(data)) for _ in range(3)]
+        pairs = [self.for_a_thread(self.draw_place(data)) for _ in range(3)]
         found: list[Any] = [None] * len(pairs)
 
         def work(i: int) -> None:
@@ -300,7 +313,7 @@ class ModelMachine(RuleBasedStateMachine):
         """In place of one that goes, whose memory may be had again."""
         number = data.draw(st.integers(0, 2))
         if number < len(self.places):
-            self.places[number] = None
+            self.places[number] = self.last = None
             self.places[number] = self.new_place(seed)
         else:
             self.places.append(self.new_place(seed))
