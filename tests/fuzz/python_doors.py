@@ -43,10 +43,11 @@ Arrays = dict[str, np.ndarray]
 
 
 class Door(NamedTuple):
-    """What takes the bytes, and bytes that it takes."""
+    """What takes the bytes, and bytes that it takes; and how a document's are changed."""
 
     take: Callable[[bytes], None]
     seeds: Callable[[], list[bytes]]
+    changed: Callable[[bytes, int], bytes | None] | None = None
 
 
 # Archives: their zip is right, so that what is in it is looked at ---------------------------------
@@ -243,6 +244,40 @@ def document(read: Callable[[Path], Any], error: type[Exception]) -> Callable[[b
     return take
 
 
+VALUES: list[Any] = [
+    None, True, 0, -1, 1, 2.5, 10**400, 2**63, 2**70, 1e300, float("nan"), float("inf"), "", "x",
+    "rows", "columns", "grid x2", "1" * 5000, [], [1], [[]], {}, {"a": 1},
+]  # fmt: skip
+
+
+def changed(content: bytes, seed: int) -> bytes | None:
+    """A document with a value of it changed, moved or left out; None: these bytes hold none."""
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    random = np.random.default_rng(seed)
+    places: list[tuple[Any, Any]] = []
+    left = [value]
+    while left:
+        inner = left.pop()
+        if isinstance(inner, (dict, list)):
+            keys = list(inner) if isinstance(inner, dict) else range(len(inner))
+            places += [(inner, key) for key in keys]
+            left += [inner[key] for key in keys]
+    if not places:
+        return None
+    (container, key), (other, other_key) = (places[random.integers(len(places))] for _ in range(2))
+    kind = random.integers(4)
+    if kind == 0:
+        del container[key]
+    elif kind == 1:
+        container[key] = json.loads(json.dumps(other[other_key]))
+    else:
+        container[key] = VALUES[random.integers(len(VALUES))]
+    return json.dumps(value).encode()
+
+
 def a_plan() -> Any:
     from hag_plugin.parallel.model.opgraph import Op, OpGraph, gcn
 
@@ -274,17 +309,24 @@ DOORS = {
     "hag_arrays": Door(hag_arrays, hag_seeds),
     "npz_graph": Door(npz_graph, npz_seeds),
     "edge_file": Door(edge_file, edge_seeds),
-    "plan": Door(document(hp.parallel.Plan.load, ValueError), texts(a_plan)),
-    "topology": Door(document(topology.load, ValueError), texts(a_topology)),
-    "costs": Door(document(constants.read_constants, constants.CostsError), texts(costs)),
+    "plan": Door(document(hp.parallel.Plan.load, ValueError), texts(a_plan), changed),
+    "topology": Door(document(topology.load, ValueError), texts(a_topology), changed),
+    "costs": Door(document(constants.read_constants, constants.CostsError), texts(costs), changed),
 }
 
 
 def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    name = sys.argv.pop(1)
-    atheris.Setup(sys.argv, DOORS[name].take)
+    door = DOORS[sys.argv.pop(1)]
+
+    def mutated(content: bytes, most: int, seed: int) -> bytes:
+        found = door.changed(content, seed) if door.changed and seed % 4 else None
+        if found is None or len(found) > most:
+            return atheris.Mutate(content, most)  # type: ignore[no-any-return]
+        return found
+
+    atheris.Setup(sys.argv, door.take, custom_mutator=mutated)
     atheris.Fuzz()
 
 

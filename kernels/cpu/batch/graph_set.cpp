@@ -184,7 +184,8 @@ std::unique_ptr<GraphSet> GraphSet::transposed() const {
 
 void GraphSet::search(Matrix matrix, const Costs *costs, int threads) {
   if (trees(matrix)) return;
-  const auto [mode, idempotent] = matrix;
+  const Mode mode = matrix.first;
+  const bool idempotent = matrix.second;
   Trees found(size());
   const auto take = [&](int64_t g, int of_one) {
     const Csr csr = graph(g);
