@@ -23,7 +23,8 @@ FLAGS = ("-std=c++17", "-O1", "-g", "-fopenmp", "-fno-omit-frame-pointer",
 # Kernels are long to compile: for addresses only, and those that are not run for nothing.
 ISAS = {"isa_baseline": ("-fsanitize=address",),
         "isa_avx2": ("-mavx2", "-mfma", "-mf16c"),
-        "isa_avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c")}  # fmt: skip
+        "isa_avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma",
+                       "-mf16c")}  # fmt: skip
 ENVIRONMENT = {"HAG_PLUGIN_ISA": "baseline", "OMP_NUM_THREADS": "1"}
 
 
@@ -60,7 +61,7 @@ def _builds(name: str, flags: tuple[str, ...]) -> bool:
 
 
 def build(folder: Path) -> dict[str, Path]:
-    """The programs by target; objects that are newer than all sources are taken as they are.
+    """The programs by target; objects that are newer than their sources are taken as they are.
 
     Raises:
         NoCompilerError: there is no compiler for it.
@@ -70,12 +71,15 @@ def build(folder: Path) -> dict[str, Path]:
     folder = folder / (Path(name).name + ("-libfuzzer" if has_fuzzer else ""))
     folder.mkdir(parents=True, exist_ok=True)
     kernels = [p for p in sorted(KERNELS.rglob("*.cpp")) if p.parent.name not in ("bind", "attend")]
-    newest = max(p.stat().st_mtime for of in (KERNELS, HERE) for p in of.rglob("*.[ch]*"))
+    headers = max(p.stat().st_mtime for p in KERNELS.rglob("*.h"))
+    own_headers = max(p.stat().st_mtime for p in (HERE / "native").glob("*.h"))
     own = [HERE / "native" / f"{target}.cpp" for target in TARGETS]
     driver = [] if has_fuzzer else [HERE / "native" / "driver.cpp"]
 
     def compiled(source: Path) -> Path:
         made = folder / f"{source.parent.name}-{source.stem}.o"
+        newest = max(source.stat().st_mtime, headers)
+        newest = max(newest, own_headers) if source.parent.name == "native" else newest
         if not made.exists() or made.stat().st_mtime < newest:
             flags = [*FLAGS, *(["-fsanitize=fuzzer-no-link"] if has_fuzzer else [])]
             if source.stem in ISAS:

@@ -44,8 +44,9 @@ NO_ATTENTION = Condition(
 )
 ONE_LAYER_BEFORE = Condition(
     lambda conv: not _are_linear(conv.pre_nns),
-    lambda conv: "pre_layers > 1 makes messages of both ends, or the first layer was replaced or "
-    "has hooks",
+    lambda conv: (
+        "pre_layers > 1 makes messages of both ends, or the first layer was replaced or has hooks"
+    ),
     "pre_layers=1",
 )
 NO_EDGE_FEATURES = Condition(

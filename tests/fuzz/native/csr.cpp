@@ -11,8 +11,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   hag::CsrArrays arrays{in.array<int64_t>(), in.array<int32_t>()};
   // What the bindings check: that there is a last element, and where it ends.
   if (arrays.row_ptr.empty() || num_src < 0 || num_src > INT32_MAX) return 0;
-  if (arrays.row_ptr[0] != 0 ||
-      arrays.row_ptr.back() != static_cast<int64_t>(arrays.col.size()))
+  if (arrays.row_ptr[0] != 0 || arrays.row_ptr.back() != static_cast<int64_t>(arrays.col.size()))
     return 0;
   const hag::Csr graph = over(arrays, num_src);
   try {
@@ -42,12 +41,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
   const auto mode = is_square ? static_cast<hag::Mode>(in.below(3)) : hag::Mode::given;
   const bool set = in.below(2);
-  const hag::Costs costs{0.25 * static_cast<double>(in.byte()),
-                         in.byte(),
-                         0.01 * static_cast<double>(in.byte()),
-                         0.01 * static_cast<double>(in.byte()),
-                         1 + in.byte(),
-                         1 + in.byte()};
+  const hag::Costs costs{
+      0.25 * static_cast<double>(in.byte()), in.byte(),     0.01 * static_cast<double>(in.byte()),
+      0.01 * static_cast<double>(in.byte()), 1 + in.byte(), 1 + in.byte()};
   std::vector<hag::ProgramArrays> made;
   made.push_back(hag::plain_program(graph, mode, set, nullptr, graph.num_dst));
   made.push_back(hag::greedy_program(graph, mode, set, in.byte(), 1));

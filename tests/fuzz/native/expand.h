@@ -59,8 +59,8 @@ inline void holds(const hag::Program &program, const std::vector<Row> &rows) {
                nullptr, nullptr, 1});
   for (int64_t v = 0; v < num_dst; ++v)
     for (int64_t f = 0; f < width; ++f) {
-      double sum = program.diagonal() ? static_cast<double>(program.diagonal()) * x[v * width + f]
-                                      : 0.0;
+      double sum =
+          program.diagonal() ? static_cast<double>(program.diagonal()) * x[v * width + f] : 0.0;
       for (const int32_t s : rows[v]) sum += x[s * width + f];
       HOLDS(y[v * width + f] == sum);
     }

@@ -12,12 +12,12 @@
 #include "run/aggregate.h"
 
 // The door let something through, or refused what is right.
-#define HOLDS(condition)                                                       \
-  do {                                                                         \
-    if (!(condition)) {                                                        \
+#define HOLDS(condition)                                                           \
+  do {                                                                             \
+    if (!(condition)) {                                                            \
       std::fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition); \
-      std::abort();                                                            \
-    }                                                                          \
+      std::abort();                                                                \
+    }                                                                              \
   } while (false)
 
 class Input {
