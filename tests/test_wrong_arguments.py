@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -399,3 +401,26 @@ def test_devices_that_are_not_there(kind: str) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="device is 'cuda', but torch finds no GPU"):
             a_hag().cuda()
+
+
+MANY_NODES = """
+import resource, sys, torch
+import hag_plugin as hp
+edges = torch.tensor([[0, 1, 2, 3, 0], [1, 0, 1, 2, 2]])
+hp.build_hag(edges, num_nodes=10).program()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+hp.build_hag(edges, num_nodes=int(sys.argv[1])).program()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.parametrize("nodes", [10**6, 10**7])
+def test_memory_is_in_proportion_to_nodes(nodes: int) -> None:
+    words = [sys.executable, "-c", MANY_NODES, str(nodes)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 64 * nodes + 2**25
+
+
+def test_more_nodes_than_ids_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_nodes"):
+        hp.build_hag(EDGES, num_nodes=2**31)

@@ -156,9 +156,9 @@ WORK = (changing_graphs, new_models, batches, workers, saves, plans, compiles)
 
 def soak(seconds: float) -> Iterator[Held]:
     """Rounds for so long; what is held after each."""
-    begin, rounds = time.monotonic(), 0
     lasting = {name: hp.accelerate(make()) for name, make in LAYERS.items()}
-    while time.monotonic() - begin < seconds:
+    begin, rounds = time.monotonic(), 0
+    while not rounds or time.monotonic() - begin < seconds:
         for work in WORK:
             work(lasting)
         rounds += 1
