@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("torch_geometric", reason="PyG is not installed")
-from .run import Held, verdict  # noqa: E402
+from .run import Held, verdict
 
 
 def rows(count: int, rss: float = 0.0, threads: float = 0.0, files: float = 0.0) -> list[Held]:
