@@ -99,7 +99,7 @@ class Graph(Place):
         edges = np.concatenate([inside, others], 1)
         edges = torch.from_numpy(edges[:, self.random.permutation(edges.shape[1])])
         self.plain = dgl.graph((edges[0], edges[1]), num_nodes=self.nodes)
-        self.given = self.plain
+        self.given = hp.dgl.ToHAG()(self.plain) if self.random.random() < 0.5 else self.plain
         self.x = self.floats(self.nodes, dtype)
         self.new_values(dtype)
 
@@ -150,7 +150,7 @@ class Graph(Place):
             elif kind == "remove" and graph.num_edges() > self.nodes:
                 graph.remove_edges([at])
             elif kind == "loops":
-                graph.add_edges(list(range(self.nodes)), list(range(self.nodes)))
+                graph.add_edges(torch.arange(self.nodes), torch.arange(self.nodes))
         self.new_values(dtype)
 
 
@@ -177,7 +177,7 @@ class DGLMachine(ModelMachine):
         assert len(found.rows) >= len(self.stock.layers)
         assert str(found)
 
-    @rule(data=st.data(), kind=st.sampled_from(["add", "remove", "loops"]))
+    @rule(data=st.data(), kind=st.sampled_from(["add", "remove", "loops", "loops"]))
     def edges_in_place(self, data: st.DataObject, kind: str) -> None:
         self.draw_place(data).edit(kind, self.dtype)
 
@@ -226,4 +226,4 @@ class DGLMachine(ModelMachine):
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 def test_models_live_on(bounded: Any) -> None:
-    run_state_machine_as_test(DGLMachine, settings=bounded(30, 25))
+    run_state_machine_as_test(DGLMachine, settings=bounded(100, 30))
