@@ -135,7 +135,9 @@ class Graph(Place):
             "int": lambda g: g.int().long(),
             "batch": lambda g: hp.dgl.batch([hp.dgl.ToHAG()(self.plain)]),
             "local": lambda g: g.local_var(),
-            "formats": lambda g: g.clone().formats(["csc", "coo"]),  # which share their frames
+            "formats": lambda g: g.clone().formats(
+                ["coo", "csr", "csc"]
+            ),  # which share their frames
         }
         self.given = made[form](self.given)
 
