@@ -135,9 +135,7 @@ class Graph(Place):
             "int": lambda g: g.int().long(),
             "batch": lambda g: hp.dgl.batch([hp.dgl.ToHAG()(self.plain)]),
             "local": lambda g: g.local_var(),
-            "formats": lambda g: g.clone().formats(
-                ["coo", "csr", "csc"]
-            ),  # which share their frames
+            "formats": lambda g: g.clone().formats(["coo", "csr", "csc"]),
         }
         self.given = made[form](self.given)
 
