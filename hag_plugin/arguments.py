@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -38,6 +39,25 @@ def check_optional_flag(name: str, value: Any) -> None:
     """Raises TypeError unless a value is True, False or None."""
     if value is not None and not isinstance(value, bool):
         raise TypeError(f"{name} is {brief(value)}; expected a bool or None")
+
+
+def some(name: str, value: Any) -> list[Any]:
+    """The things in a list or another iterable, of which there must be one at least.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it is empty.
+    """
+    found = items(name, value)
+    if not found:
+        raise ValueError(f"{name} is empty; expected one or more")
+    return found
+
+
+def check_path(name: str, value: Any) -> None:
+    """Raises TypeError unless a value is the path of a file: a text or a `PathLike`."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} is {brief(value)}; expected a str or a PathLike")
 
 
 def whole(name: str, value: Any, least: int, most: int) -> int:

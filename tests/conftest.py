@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, settings
 
 from hag_plugin.sequence import SequentialHAG
 from hag_plugin.testing import Ran, count_programs, limits
@@ -70,6 +71,28 @@ def ran() -> Iterator[Ran]:
     """What the operators ran during the test."""
     with count_programs() as ran:
         yield ran
+
+
+@pytest.fixture(scope="session")
+def bounded() -> Callable[[int, int], settings]:
+    """Settings for a state machine, of how many runs and steps each; always the same ones.
+
+    With `HAG_PLUGIN_TIMES` in the environment so many times the runs, and others at each time.
+    """
+    times = int(os.environ.get("HAG_PLUGIN_TIMES", "0"))
+
+    def made(examples: int, steps: int) -> settings:
+        return settings(
+            max_examples=examples * max(times, 1),
+            stateful_step_count=steps,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            derandomize=not times,
+            # Not shrunk: that takes minutes, with a new model at every try.
+            phases=[Phase.explicit, Phase.reuse, Phase.generate],
+        )
+
+    return made
 
 
 # LSTMs over prefix trees ----------------------------------------------------------------------

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
-from collections.abc import Callable
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 import hag_plugin as hp
 from hag_plugin import devices
+from hag_plugin.hag.build import build_hags
 from hag_plugin.ops.weights import factorise
 
 
@@ -96,6 +103,14 @@ def a_hag() -> hp.HAG:
     return hp.build_hag(EDGES, num_nodes=4)
 
 
+FOLDER = Path(tempfile.mkdtemp())
+
+
+def saved(hag: hp.HAG) -> Path:
+    hag.save(FOLDER / "saved.npz")
+    return FOLDER / "saved.npz"
+
+
 def core() -> dict[str, Call]:
     hag, x = a_hag(), torch.ones(4, 3)
     tree = hp.sequence.build_sequence(EDGES, num_nodes=4)
@@ -120,10 +135,21 @@ def core() -> dict[str, Call]:
         "HAG.to": Call(hag.to, "cpu"),
         "HAG.flip": Call(hag.flip, 0),
         "HAG.size": Call(hag.size, 0),
+        "HAG.cuda": Call(hag.cuda),
+        "HAG.save": Call(hag.save, FOLDER / "graph.npz"),
+        "HAG.load": Call(hp.HAG.load, saved(hag)),
+        "build_hags": Call(build_hags, [EDGES], [4]),
         "build_sequence": Call(hp.sequence.build_sequence, EDGES, num_nodes=4),
         "factorise": Call(factorise, EDGES, torch.ones(5), 4, 4),
         "lstm_aggregate": Call(hp.sequence.lstm_aggregate, x, tree, lstm),
+        "child_sum": Call(hp.sequence.child_sum, x, tree, torch.ones(3, 2, 3)),
     }
+
+
+def own_layer() -> type:
+    from torch_geometric.nn import MessagePassing
+
+    return type("Own", (MessagePassing,), {"message": lambda self, x_j: x_j})
 
 
 def of_pyg() -> dict[str, Call]:
@@ -144,6 +170,9 @@ def of_pyg() -> dict[str, Call]:
         "ToHAG().dataset": Call(hp.pyg.ToHAG().dataset, [data]),
         "inference": Call(hp.pyg.inference, model, x, EDGES),
         "relation_hags": Call(hp.pyg.relation_hags, EDGES, types, 1, (4, 4)),
+        "hag_layer": Call(hp.hag_layer, own_layer()),
+        "hag_layer(score=)": Call(hp.pyg.hag_layer, own_layer(), score=None),
+        "layers": Call(hp.pyg.layers),
         "PrefixLSTMAggregation": Call(hp.pyg.PrefixLSTMAggregation, 3, 3),
     }
 
@@ -160,6 +189,8 @@ def of_dgl() -> dict[str, Call]:
         "unbatch": Call(hp.dgl.unbatch, hp.dgl.batch([graph, graph])),
         "reverse": Call(hp.dgl.reverse, graph),
         "to_plain": Call(hp.dgl.to_plain, graph),
+        "collate": Call(hp.dgl.collate, [graph, graph]),
+        "hag_layer": Call(hp.dgl.hag_layer, type("Own", (torch.nn.Module,), {"forward": len})),
         "accelerate": Call(hp.dgl.accelerate, torch.nn.Linear(3, 3)),
         "explain": Call(hp.dgl.explain, torch.nn.Linear(3, 3)),
         "restore": Call(hp.dgl.restore, torch.nn.Linear(3, 3)),
@@ -175,6 +206,9 @@ def of_parallel() -> dict[str, Call]:
     p = hp.parallel
     model, data = GCN(3, 3, 2), Data(x=torch.ones(4, 3), edge_index=EDGES)
     plan, graph = p.plan(model, data, "a100x8", world_size=2), p.trace(model, data)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    plan.save(FOLDER / "plan.json")
+    one = p.plan(model, data, "a100x8", world_size=1)
     space, machine = p.space_of(graph, "a100x8", 2), p.preset("a100x8")
     return {
         "plan": Call(p.plan, model, data, "a100x8", world_size=2),
@@ -191,15 +225,27 @@ def of_parallel() -> dict[str, Call]:
         "space_of": Call(p.space_of, graph, "a100x8", 2),
         "Topology.resized": Call(machine.resized, 4),
         "Topology.seconds": Call(machine.seconds, "all_reduce", 100.0),
+        "parallelize": Call(p.parallelize, model, data, one),
+        "probe_ranks": Call(p.probe_ranks),
+        "save_checkpoint": Call(p.save_checkpoint, FOLDER / "state", model, optimizer),
+        "load_checkpoint": Call(p.load_checkpoint, FOLDER / "state", model, optimizer),
+        "Plan.save": Call(plan.save, FOLDER / "plan.json"),
+        "Plan.load": Call(p.Plan.load, FOLDER / "plan.json"),
+        "Plan.check": Call(plan.check, graph),
         "Topology.from_dict": Call(p.Topology.from_dict, machine.as_dict()),
     }
 
 
 TENSORS = {"floats", "sparse", "CSR", "bools", "complex", "float8", "quantized", "meta"}
+TEXTS = {"a text", "a device that is not there", "no device", "a bogus device"}
 NUMBERS = {"zero", "2**40", "2**70", "a float"}
 # Which of the values are right for an argument, or stand for one that is.
 FITS: dict[str, set[str]] = {
     "edge_index": {"ints"},
+    "path": TEXTS,
+    "verify": {"a bool"},
+    "cls": {"None"},  # it then decorates
+    "score": {"None"},
     "num_nodes": {"None"},
     "size": {"None"},
     "ptr": {"None"},
@@ -251,6 +297,10 @@ FOR_TORCH = {"non_blocking"}  # goes on to torch as it is
 # Where one function takes more than others do under the same name.
 FITS_OF = {
     ("HAG.check", "self_loops"): {"None"},
+    ("collate", "items"): {"a list", "an array"},
+    ("parallelize", "plan"): TEXTS,
+    ("parallelize", "topology"): {"None", *TEXTS},
+    ("parallelize", "device"): {"None", *(("zero",) if torch.cuda.is_available() else ())},
     ("GraphStats.assumed", "nodes"): {"zero"},
     ("GraphStats.assumed", "edges"): {"zero", "2**40"},
     ("GraphStats.assumed", "halo_ratio"): NUMBERS,
@@ -293,11 +343,53 @@ def wrongly(name: str, call: Call) -> list[str]:
     return found
 
 
+@pytest.fixture
+def one_rank() -> Iterator[None]:
+    """What takes the ranks of a group finds one."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_rank")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("calls", [core, of_pyg, of_dgl, of_parallel])
-def test_what_is_wrong_is_named(calls: Callable[[], dict[str, Call]]) -> None:
+def test_what_is_wrong_is_named(
+    calls: Callable[[], dict[str, Call]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a text may be a path
     found = [said for name, call in calls().items() for said in wrongly(name, call)]
     assert not found, "\n".join(found)
+
+
+# Public names that take nothing from a user: modules, what functions give back, errors.
+GIVEN_BACK: dict[str, set[str]] = {
+    "hag_plugin": {"Choice", "Stats", "dgl", "parallel", "pyg", "sequence", "testing"},
+    "hag_plugin.pyg": {"Explanation", "HagData", "constant"},
+    "hag_plugin.dgl": {"HagBlock", "HagGraph", "graphbolt_stand_in"},
+    "hag_plugin.parallel": {
+        "InfeasibleError", "LayerPlan", "Op", "OpGraph", "Parallel", "Partition", "Refined",
+        "Share", "presets",
+    },
+    "hag_plugin.sequence": {"ORDERS", "Order", "SequenceStats", "SequentialHAG"},
+}  # fmt: skip
+OF: dict[str, tuple[Callable[[], dict[str, Call]], ...]] = {
+    "hag_plugin": (core, of_pyg),  # what goes to a framework's adapter
+    "hag_plugin.pyg": (of_pyg,),
+    "hag_plugin.dgl": (of_dgl,),
+    "hag_plugin.parallel": (of_parallel,),
+    "hag_plugin.sequence": (core,),
+}
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", OF)
+def test_everything_public_is_called_wrongly(name: str) -> None:
+    calls = {key for make in OF[name] for key in make()}
+    called = {re.match(r"\w+", key).group() for key in calls}  # type: ignore[union-attr]
+    assert set(importlib.import_module(name).__all__) - GIVEN_BACK[name] - called == set()
+    assert GIVEN_BACK[name] <= set(importlib.import_module(name).__all__)
 
 
 @pytest.mark.parametrize("kind", sorted(devices.KINDS))
@@ -309,3 +401,26 @@ def test_devices_that_are_not_there(kind: str) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="device is 'cuda', but torch finds no GPU"):
             a_hag().cuda()
+
+
+MANY_NODES = """
+import resource, sys, torch
+import hag_plugin as hp
+edges = torch.tensor([[0, 1, 2, 3, 0], [1, 0, 1, 2, 2]])
+hp.build_hag(edges, num_nodes=10).program()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+hp.build_hag(edges, num_nodes=int(sys.argv[1])).program()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.parametrize("nodes", [10**6, 10**7])
+def test_memory_is_in_proportion_to_nodes(nodes: int) -> None:
+    words = [sys.executable, "-c", MANY_NODES, str(nodes)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 64 * nodes + 2**25
+
+
+def test_more_nodes_than_ids_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_nodes"):
+        hp.build_hag(EDGES, num_nodes=2**31)

@@ -158,8 +158,9 @@ def build_hags(
     check_build_options({"self_loops": self_loops, **options}, ("num_nodes", "size", "ptr"))
     edge_indices, num_nodes = items("edge_indices", edge_indices), items("num_nodes", num_nodes)
     if len(edge_indices) != len(num_nodes):
-        raise ValueError(f"there are {len(edge_indices)} graphs and {len(num_nodes)} numbers of "
-                         "nodes; expected as many")  # fmt: skip
+        raise ValueError(f"edge_indices has {len(edge_indices)} graphs, num_nodes "
+                         f"{len(num_nodes)} numbers; expected as many")  # fmt: skip
+    check_flag("transpose", transpose)
     modes = self_loops if isinstance(self_loops, list | tuple) else (self_loops,)
     devices_of = {edge_index.device for edge_index in edge_indices}
     home = torch.device(options.get("device") or (devices_of.pop() if devices_of else "cpu"))

@@ -24,6 +24,7 @@ from hag_plugin.arguments import (
     check_flag,
     check_floating,
     check_optional_flag,
+    check_path,
     items,
     whole,
 )
@@ -625,6 +626,7 @@ class HAG(Graph):
 
         The file appears whole or not at all.
         """
+        check_path("path", path)
         files.write(path, self._state(), self.content_hash)
 
     @classmethod
@@ -642,6 +644,8 @@ class HAG(Graph):
             OSError: the file can't be opened or read.
             ValueError: it is damaged, is no HAG file or is of a version to come.
         """
+        check_path("path", path)
+        check_flag("verify", verify)
         state, content_hash = files.read(path)
         try:
             hag = _rebuild(state, verify=verify, copy=False)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hag_plugin.limits import limits
+from hag_plugin.modes import has_hooks
 from hag_plugin.sequence.prefix_tree import SequentialHAG
 
 DTYPES = (torch.float32, torch.float64)
@@ -111,7 +112,7 @@ def why_not_shared(lstm: nn.LSTM) -> str | None:
     """Why the states of an LSTM cannot be computed once for equal beginnings. None: they can."""
     if type(lstm) is not nn.LSTM:
         return f"its LSTM is a {type(lstm).__name__}"
-    if lstm._forward_hooks or lstm._forward_pre_hooks:
+    if has_hooks(lstm):
         return "hooks on its LSTM see the stock computation"
     if lstm.bidirectional:
         return "bidirectional=True: backward states depend on a list's end"

@@ -453,9 +453,9 @@ void check_csr(const Csr &graph, int64_t num_edges) {
   Pace pace;
   for (int64_t v = 0; v < graph.num_dst; ++v) {
     const int64_t begin = graph.row_ptr[v], end = graph.row_ptr[v + 1];
-    pace(1 + end - begin);
     if (begin > end || end > num_edges)
       refuse("row_ptr[", v + 1, "] is ", end, "; expected ", begin, " to ", num_edges);
+    pace(1 + end - begin);
     for (int64_t e = begin; e < end; ++e) {
       if (graph.col[e] < 0 || graph.col[e] >= graph.num_src)
         refuse("col[", e, "] is ", graph.col[e], "; expected ", range(graph.num_src));

@@ -13,7 +13,7 @@ import torch
 from dgl import DGLGraph
 from dgl.dataloading import GraphCollator
 
-from hag_plugin.arguments import check_kind, items
+from hag_plugin.arguments import check_kind, items, some
 from hag_plugin.dgl.aggregation.relation import Relation, relations_of
 from hag_plugin.dgl.data.graph import bind
 from hag_plugin.hag.hag import batch as batch_hags
@@ -89,4 +89,4 @@ def collate(items: Sequence[Any]) -> Any:
     Args:
         items: graphs, or tuples, lists and dicts of graphs, tensors and numbers.
     """
-    return _Collator().collate(items)
+    return _Collator().collate(some("items", items))

@@ -30,7 +30,7 @@ from hag_plugin.dgl.aggregation.relation import Relation, edge_index, num_nodes,
 from hag_plugin.dgl.aggregation.rows import is_taken, why_not_taken
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
-from hag_plugin.modes import outside_inference
+from hag_plugin.modes import has_hooks, outside_inference
 from hag_plugin.ops.aggregate import aggregate
 from hag_plugin.recall import checksum
 
@@ -52,7 +52,7 @@ def why_stock(layer: Any) -> str | None:
     for linear in layer.linears:
         if type(linear) is not nn.Linear:
             return f"a linear layer was replaced by a {type(linear).__name__}"
-        if linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks:
+        if has_hooks(linear):
             return "hooks on its linear layers see the stock computation"
     return None
 

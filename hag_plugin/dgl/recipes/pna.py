@@ -32,6 +32,7 @@ from hag_plugin.dgl.aggregation.relation import Relation
 from hag_plugin.dgl.aggregation.rows import is_taken, settle_rows, why_not_taken
 from hag_plugin.dgl.recipes.directions import NAME as DIRECTION
 from hag_plugin.dgl.recipes.directions import directional
+from hag_plugin.modes import has_hooks
 
 AGGREGATORS = ("mean", "sum", "max", "min", "var", "std")
 EXTREMA = {"max", "min"}
@@ -57,6 +58,8 @@ def why_stock(tower: Any) -> str | None:
         return "messages with edge features"
     if type(tower.M) is not Linear:
         return "its message layer M is no plain Linear"
+    if has_hooks(tower.M):
+        return "hooks on its message layer M see the stock computation"
     return None
 
 

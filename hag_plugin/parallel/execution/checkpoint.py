@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.nn import Module
 
+from hag_plugin.arguments import check_kind, check_path
 from hag_plugin.saved import set_module
 
 METADATA = ".metadata"  # torch writes it last
@@ -46,7 +47,12 @@ def save_checkpoint(
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    parallel: Any = model.parallel
+    check_path("path", path)
+    check_kind("model", model, Module)
+    check_kind("optimizer", optimizer, torch.optim.Optimizer)
+    parallel: Any = getattr(model, "parallel", None)
+    if parallel is None:
+        raise ValueError(f"model is a {type(model).__name__}; expected what `parallelize` returned")
     path = Path(path)
     group = parallel.group
     partial, old = (path.with_name(f"{path.name}.{word}") for word in ("partial", "old"))
@@ -109,6 +115,10 @@ def load_checkpoint(
     from torch.distributed.checkpoint.state_dict import set_state_dict
     from torch.distributed.checkpoint.state_dict_loader import load
 
+    check_path("path", path)
+    check_kind("model", model, Module)
+    for each in optimizers:
+        check_kind("optimizers", each, torch.optim.Optimizer)
     parallel: Any = getattr(model, "parallel", None)
     path = Path(path)
     with nullcontext() if parallel is None else parallel.group.together("finding the checkpoint"):

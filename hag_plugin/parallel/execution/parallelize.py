@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.nn import Module
 
-from hag_plugin.arguments import check_function
+from hag_plugin import devices
+from hag_plugin.arguments import brief, check_function, check_kind
 from hag_plugin.parallel.execution.parallel_model import Parallel
 from hag_plugin.parallel.execution.parameters import Parameters
 from hag_plugin.parallel.execution.share import Part, check_alike
@@ -66,7 +67,17 @@ def parallelize(
         model.parallel.mean(losses).backward()
         optimizer.step()
     """
+    check_kind("model", model, Module)
+    if not isinstance(plan, (Plan, str, os.PathLike)):
+        raise TypeError(f"plan is {brief(plan)}; expected a Plan, its file or 'auto'")
+    if topology is not None:
+        check_kind("topology", topology, Topology, str, os.PathLike)
+    check_function("part", part)
     check_function("call", call)
+    if device is not None:
+        device = devices.checked(device)
+        if device.type == "meta":
+            raise ValueError("device is 'meta'; expected one that holds data")
     group = Group.world(device)
     with group.together("planning"):
         mine = _plan(model, data, plan, topology, part, call, group)

@@ -24,6 +24,7 @@ import torch
 import torch.multiprocessing
 
 from hag_plugin import devices
+from hag_plugin.arguments import check_kind, some, whole
 from hag_plugin.hag.build import build_hag
 from hag_plugin.ops.aggregate import aggregate
 from hag_plugin.parallel.machine.levels import Level
@@ -95,9 +96,13 @@ def probe_ranks(
     Returns:
         The same on every rank.
     """
+    check_kind("name", name, str)
+    sizes = [whole("sizes", size, 1, 2**40) for size in some("sizes", sizes)]
+    if group is not None:
+        check_kind("group", group, Group)
     group = group or Group.world()
     if group.size < 2:
-        raise ValueError("there is one rank; expected 2 or more, which have something to send")
+        raise ValueError("group has one rank; expected 2 or more, which have something to send")
     measured, device = _run_collectives(group, sizes), _device(group)
     fits = [fit(c, group.size, sent, seconds) for c, (sent, seconds) in measured.items()]
     backend = devices.kind_of(group.device).collectives

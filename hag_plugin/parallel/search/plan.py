@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from hag_plugin.arguments import check_kind, check_path, whole
 from hag_plugin.files import read_json, write_whole
 from hag_plugin.parallel.layouts import KINDS, Layout
 from hag_plugin.parallel.model.opgraph import OpGraph
@@ -138,6 +139,9 @@ class Plan:
             ValueError: it is not, says what differs; or a layer has what is not possible there,
                 names it.
         """
+        check_kind("graph", graph, OpGraph)
+        if world_size is not None:
+            world_size = whole("world_size", world_size, 1, 2**31 - 1)
         if world_size is not None and world_size != self.world_size:
             raise ValueError(f"the plan is for {self.world_size} devices; there are {world_size}")
         if graph.nodes != self.nodes:
@@ -186,6 +190,7 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan as JSON, to be read and edited by hand."""
+        check_path("path", path)
         write_whole(path, (json.dumps(self.as_dict(), indent=2) + "\n").encode())
 
     @classmethod
@@ -196,6 +201,7 @@ class Plan:
             OSError: the file can't be opened or read.
             ValueError: it is no plan, of another version, or a layer's entry is wrong; names it.
         """
+        check_path("path", path)
         content = read_json(path)
         try:
             return parsed(content)

@@ -82,7 +82,7 @@ def why_not_as_set_up(conv: Any, recipe: Recipe) -> str | None:
         if own[name]:
             return "hooks on propagate, message or aggregate see the stock computation"
     aggregation = own["_modules"].get("aggr_module")
-    if aggregation is not None and has_hooks(aggregation):
+    if aggregation is not None and _is_watched(aggregation):
         return "hooks on its aggregation see the stock computation"
     for name in OVERRIDABLE:
         if name in own:
@@ -91,6 +91,11 @@ def why_not_as_set_up(conv: Any, recipe: Recipe) -> str | None:
         if condition.holds(conv):
             return condition.reason(conv)
     return None
+
+
+def _is_watched(module: Any) -> bool:
+    """Whether anybody looks on when a module, or a part of it, is called."""
+    return has_hooks(module) or any(map(_is_watched, module.__dict__["_modules"].values()))
 
 
 def _is_traced() -> bool:

@@ -8,6 +8,7 @@ import torch
 import torch_geometric
 from torch_geometric.nn.dense.linear import Linear
 
+from hag_plugin.modes import has_hooks
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
 from hag_plugin.pyg.recipes.recipe import Condition
 
@@ -43,7 +44,9 @@ NO_ATTENTION = Condition(
 )
 ONE_LAYER_BEFORE = Condition(
     lambda conv: not _are_linear(conv.pre_nns),
-    lambda conv: "pre_layers > 1 makes messages of both ends, or the first layer was replaced",
+    lambda conv: (
+        "pre_layers > 1 makes messages of both ends, or the first layer was replaced or has hooks"
+    ),
     "pre_layers=1",
 )
 NO_EDGE_FEATURES = Condition(
@@ -79,7 +82,7 @@ def _are_linear(towers: Any) -> bool:
         if len(tower._modules) != 1:
             return False
         (first,) = tower._modules.values()
-        if first._forward_hooks or first._forward_pre_hooks:
+        if has_hooks(tower) or has_hooks(first):
             return False
         if not isinstance(first, (Linear, torch.nn.Linear)):
             return False

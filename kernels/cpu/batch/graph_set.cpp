@@ -80,7 +80,8 @@ Program over(const ProgramArrays &arrays, int64_t num_nodes) {
 }
 
 Counts count_plain(const Csr &csr, Matrix matrix) {
-  const auto [mode, idempotent] = matrix;
+  const Mode mode = matrix.first;
+  const bool idempotent = matrix.second;
   std::vector<int64_t> seen_in(csr.num_src, -1);
   int64_t first = 0, reads = 0;
   Row row;
@@ -183,7 +184,8 @@ std::unique_ptr<GraphSet> GraphSet::transposed() const {
 
 void GraphSet::search(Matrix matrix, const Costs *costs, int threads) {
   if (trees(matrix)) return;
-  const auto [mode, idempotent] = matrix;
+  const Mode mode = matrix.first;
+  const bool idempotent = matrix.second;
   Trees found(size());
   const auto take = [&](int64_t g, int of_one) {
     const Csr csr = graph(g);

@@ -427,6 +427,23 @@ def test_hooks_on_the_aggregation_see_the_stock_computation(
     assert explain(conv)[0].calls.counts == {"stock": 2}
 
 
+@pytest.mark.parametrize("number", range(5))
+def test_hooks_on_parts_of_the_aggregation_see_the_stock_computation(
+    number: int, awkward: Any
+) -> None:
+    options = {"aggregators": ["mean", "max"], "scalers": ["identity", "amplification"]}
+    stock = pyg.PNAConv(WIDTH, OUT, deg=torch.ones(40, dtype=torch.long), **options)
+    list(stock.aggr_module.modules())[number].register_forward_hook(lambda _, __, y: _halved(y))
+    ours = accelerate(copy.deepcopy(stock))
+    x = torch.randn(awkward.num_src, WIDTH)
+    for _ in range(2):
+        assert_same([ours(x, awkward.edge_index)], [stock(x, awkward.edge_index)], 1e-5)
+
+
+def _halved(y: Any) -> Any:
+    return [each * 0.5 for each in y] if isinstance(y, list) else y * 0.5
+
+
 def test_a_product_of_edge_features_with_hooks(awkward: Any) -> None:
     """Whoever looks on sees the layer of edge features run."""
     for name in ("gat-edges", "gatv2-edges", "transformer-edges"):

@@ -183,7 +183,7 @@ STOCK: dict[str, tuple[Callable[[], Any], str]] = {
         ),
         "bidirectional=True",
     ),
-    "hooks": (hooked, "hooks on its LSTM"),
+    "hooks": (hooked, "hooks on its aggregation"),
     "scaled": (
         lambda: pyg.GCNConv(
             WIDTH, 3, aggr="lstm", aggr_kwargs={"in_channels": 3, "out_channels": 3}
