@@ -182,9 +182,14 @@ def _power(module: Any) -> Any:
     return module.p.view(-1, module.channels) if module.channels != 1 else module.p
 
 
+def _bounds(module: Any) -> dict[str, Any]:
+    """What values are clamped to: numbers of its own from PyG 2.7 on."""
+    return {"min": getattr(module, "min_value", 0), "max": getattr(module, "max_value", 100)}
+
+
 def _power_columns(module: Any, z: Tensor, over: Neighbourhoods) -> Columns:
     if _has_power(module):
-        z = z.clamp(min=module.min_value, max=module.max_value).pow(_power(module))
+        z = z.clamp(**_bounds(module)).pow(_power(module))
     return {"powers": ("sum", z)}
 
 
@@ -195,7 +200,7 @@ def _power_mean(
     total = found["powers"]
     out = total * over.degree(-1.0, total)
     if _has_power(module):
-        out = out.clamp(min=module.min_value, max=module.max_value)
+        out = out.clamp(**_bounds(module))
         out = out.pow(1.0 / _power(module))
     return out
 
