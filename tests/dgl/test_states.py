@@ -82,8 +82,8 @@ MODELS: dict[str, Any] = {
     "PNA": two(layers.PNAConv, ["mean", "max"], ["identity", "amplification"], 1.0),
     "own layer": lambda: Stack(Tanh(), layers.GINConv(), Tanh()),
 }
-VALUES = ("write", "data", "leaf", "constant", "other")
-FORMS = ("ToHAG", "plain", "clone", "pickled", "deepcopy", "int", "batch", "local", "formats")
+VALUES = ("write", "data", "data", "data", "leaf", "constant", "other")
+FORMS = ("ToHAG", "ToHAG", "ToHAG", "plain", "clone", "pickled", "deepcopy", "int", "batch", "local", "formats")
 
 
 class Graph(Place):
@@ -99,7 +99,7 @@ class Graph(Place):
         edges = np.concatenate([inside, others], 1)
         edges = torch.from_numpy(edges[:, self.random.permutation(edges.shape[1])])
         self.plain = dgl.graph((edges[0], edges[1]), num_nodes=self.nodes)
-        self.given = hp.dgl.ToHAG()(self.plain) if self.random.random() < 0.5 else self.plain
+        self.given = hp.dgl.ToHAG()(self.plain) if self.random.random() < 0.75 else self.plain
         self.x = self.floats(self.nodes, dtype)
         self.new_values(dtype)
 
@@ -110,6 +110,10 @@ class Graph(Place):
         count = self.plain.num_edges()
         self.type = torch.from_numpy(self.random.integers(0, TYPES, count))
         self.weight = self.floats(count, dtype)[:, 0].abs().contiguous()
+        if self.random.random() < 0.5:  # products of node factors, which go into a HAG's sums
+            factor = self.floats(self.nodes, dtype)[:, 0].abs()
+            source, target = self.plain.edges()
+            self.weight = factor[source] * factor[target]
 
     def more(self) -> list[Tensor]:
         known = {"weight": self.weight, "type": self.type}
@@ -132,7 +136,7 @@ class Graph(Place):
             "clone": lambda g: g.clone(),
             "pickled": lambda g: pickle.loads(pickle.dumps(g)),
             "deepcopy": copy.deepcopy,
-            "int": lambda g: g.int().long(),
+            "int": lambda g: g.clone().int().long(),  # which share the columns of the graph
             "batch": lambda g: hp.dgl.batch([hp.dgl.ToHAG()(self.plain)]),
             "local": lambda g: g.local_var(),
             "formats": lambda g: g.clone().formats(["coo", "csr", "csc"]),
@@ -177,7 +181,7 @@ class DGLMachine(ModelMachine):
         assert len(found.rows) >= len(self.stock.layers)
         assert str(found)
 
-    @rule(data=st.data(), kind=st.sampled_from(["add", "remove", "loops", "loops"]))
+    @rule(data=st.data(), kind=st.sampled_from(["add", "remove", *["loops"] * 4]))
     def edges_in_place(self, data: st.DataObject, kind: str) -> None:
         self.draw_place(data).edit(kind, self.dtype)
 
@@ -197,6 +201,8 @@ class DGLMachine(ModelMachine):
     @rule(data=st.data(), how=st.sampled_from(VALUES))
     def values_of_edges(self, data: st.DataObject, how: str) -> None:
         place = self.draw_place(data)
+        for _ in range(2):  # so that the graph came back with the values that were there
+            self.compare(place, "backward")
         (values,) = place.more()
         if how == "write":
             with torch.no_grad():
