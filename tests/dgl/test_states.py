@@ -83,7 +83,19 @@ MODELS: dict[str, Any] = {
     "own layer": lambda: Stack(Tanh(), layers.GINConv(), Tanh()),
 }
 VALUES = ("write", "data", "data", "data", "leaf", "constant", "other")
-FORMS = ("ToHAG", "ToHAG", "ToHAG", "plain", "clone", "pickled", "deepcopy", "int", "batch", "local", "formats")
+FORMS = (
+    "ToHAG",
+    "ToHAG",
+    "ToHAG",
+    "plain",
+    "clone",
+    "pickled",
+    "deepcopy",
+    "int",
+    "batch",
+    "local",
+    "formats",
+)
 
 
 class Graph(Place):
