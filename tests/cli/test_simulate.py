@@ -46,7 +46,7 @@ def test_command_in_words(capsys: pytest.CaptureFixture[str]) -> None:
         (["--plot", "timeline.gif"], ".png"),
         (["--trace", "trace.txt"], ".json"),
         (["--trace", "nowhere/trace.json"], "folder"),
-        (["--proposals", "-1"], "proposals is -1"),
+        (["--proposals", "-1"], "argument --proposals: '-1'"),
         (["--plan", "missing.json"], "missing.json"),
     ],
 )

@@ -161,6 +161,8 @@ def _convolution(walk: Walk, layer: Any, call: dict[str, Any], **changes: Any) -
         _edges(call[record.graphs[0]]), record.self_loops(layer), call.get("edge_type")
     )
     told |= {"graph": graph, "dims": _dimensions(layer, record), **changes}
+    if not told["dims"] and not several:
+        told["used"] = ()  # of what the layer has, other operations
     return walk.add("convolution", [x], told.pop("width", width), **told)
 
 

@@ -132,3 +132,27 @@ def test_a_plan_of_one_that_does_not_share_is_the_same_file() -> None:
     found = traced(Again)
     bare = replace(found, ops=tuple(replace(op, parameters=()) for op in found.ops))
     assert bare.fingerprint == found.fingerprint
+
+
+UNSHARED: dict[str, Make] = {
+    "GIN": lambda: pyg.GIN(FEATURES, 8, 2, CLASSES, train_eps=True),
+    "SAGE": lambda: pyg.GraphSAGE(FEATURES, 8, 2, CLASSES, norm="batch", jk="cat"),
+    "PNA": lambda: pyg.PNAConv(FEATURES, CLASSES, ["mean"], ["identity"], torch.ones(9).long()),
+    "GCN": lambda: pyg.GCNConv(FEATURES, CLASSES),
+    "GAT": lambda: pyg.GATConv(FEATURES, CLASSES),
+    "Graph": lambda: pyg.GraphConv(FEATURES, CLASSES),
+    "SG": lambda: pyg.SGConv(FEATURES, CLASSES, K=2),
+    "TAG": lambda: pyg.TAGConv(FEATURES, CLASSES, K=2),
+    "SSG": lambda: pyg.SSGConv(FEATURES, CLASSES, 0.1),
+}
+
+
+@pytest.mark.parametrize("name", UNSHARED)
+def test_a_weight_that_is_used_once_has_one_user(name: str) -> None:
+    """A layer whose parts are operations of their own does not claim their weights."""
+    users: dict[str, list[str]] = {}
+    for op in trace(UNSHARED[name](), graph()).ops:
+        for weight in op.parameters:
+            users.setdefault(weight.name, []).append(op.name)
+    assert users
+    assert {name: found for name, found in users.items() if len(found) > 1} == {}
