@@ -246,6 +246,7 @@ FITS: dict[str, set[str]] = {
     "verify": {"a bool"},
     "cls": {"None"},  # it then decorates
     "score": {"None"},
+    "call": {"None", "a class"},
     "num_nodes": {"None"},
     "size": {"None"},
     "ptr": {"None"},

@@ -14,14 +14,12 @@ import torch
 from torch import Tensor
 from torch_geometric.nn import MessagePassing
 
-from hag_plugin.arguments import check_choice
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
 from hag_plugin.layers.pyg import reducers
 from hag_plugin.layers.record import Record
 from hag_plugin.modes import outside_inference
 from hag_plugin.ops.attention import Score
-from hag_plugin.ops.attention_pieces import SCORES
 from hag_plugin.ops.registration import is_transformed
 from hag_plugin.pyg.aggregation.neighbourhoods import check_sizes
 from hag_plugin.pyg.model import edge_order
@@ -122,8 +120,6 @@ def hag_layer(cls: Any = None, *, score: Score | None = None, **attention: Any) 
     """
     if score is None and attention:
         raise TypeError(f"hag_layer got {next(iter(attention))!r}, which needs a score")
-    if score is not None:
-        check_choice("score", score, SCORES)
     attends = None if score is None else declared_attention(score, **attention)
 
     def decorate(cls: C) -> C:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Dropout, Module
 
+from hag_plugin.arguments import check_choice
 from hag_plugin.ops.attention import Normalise, Score
 from hag_plugin.ops.attention_pieces import NORMALISATIONS, SCORES
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call
@@ -156,11 +157,10 @@ def declared_attention(score: Any, normalise: Any = "softmax", **given: Any) -> 
 
     Raises:
         TypeError: an argument is unknown, or of no use with the score.
+        ValueError: the score, or what normalises it, is none of those that there are.
     """
-    if score not in SCORES:
-        raise TypeError(f"score is {score!r}; hag_layer expects one of {SCORES}")
-    if normalise not in NORMALISATIONS:
-        raise TypeError(f"normalise is {normalise!r}; hag_layer expects one of {NORMALISATIONS}")
+    check_choice("score", score, SCORES)
+    check_choice("normalise", normalise, NORMALISATIONS)
     unknown = given.keys() - {*SETTINGS, *NAMES}
     if unknown:
         raise TypeError(f"hag_layer got {min(unknown)!r}; expected some of {[*NAMES, *SETTINGS]}")

@@ -44,9 +44,14 @@ def graph(nodes: int, count: int, seed: int = 0) -> Data:
     return Data(x=x, edge_index=edges)
 
 
+def with_weights(model: nn.Module, data: Data) -> Tensor:
+    return model(data.x, data.edge_index, edge_weight=data.edge_weight)
+
+
 def problem_of(layer: nn.Module, data: Data, devices: int, first: bool = False) -> Problem:
     """The layer's own operation; `first`: its input is the fixed features."""
-    traced = trace(Alone(layer), data, itemsize=8)
+    call = with_weights if "edge_weight" in data else None
+    traced = trace(Alone(layer), data, itemsize=8, call=call)
     op = next(op for op in traced.ops if op.kind in ("convolution", "attention"))
     return Problem(traced, replace(op, input_grad=not first), devices)
 
