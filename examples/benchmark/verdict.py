@@ -45,15 +45,19 @@ class Rule:
         least: a ratio below this by more than the control's spread is too low.
         largest_spread: of the control; a measurement with a larger one says nothing.
         attempts: measurements of a cell at most.
+        far_ahead: whether a ratio that no such spread brings down to `least` says enough.
     """
 
     least: float
     largest_spread: float = 0.05
     attempts: int = 6
+    far_ahead: bool = False
 
     def says(self, measured: Mapping[str, Any]) -> bool:
         """Whether a measurement says anything."""
         is_quiet = measured["spread"] <= self.largest_spread
+        if self.far_ahead and measured["ratio"] - 2 * measured["spread"] > self.least:
+            is_quiet = True
         return bool(is_quiet and not measured.get("implausible"))
 
     def too_low(self, measured: Mapping[str, Any]) -> bool:
