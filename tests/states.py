@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -28,6 +29,7 @@ from .equality import assert_same, with_gradients
 
 BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-4}
 SEEDS = st.integers(0, 2**16)
+WIDTH = 4  # of features
 
 
 # What users hang on layers; of the module's top level, for pickles.
@@ -76,9 +78,41 @@ def own_hooks(model: nn.Module) -> list[Any]:
 
 
 class Place:
-    """A graph with all that a model is called with."""
+    """A graph with all that a model is called with, drawn by a seed.
+
+    Args:
+        takes: what the model takes besides features and a graph; a key of `values`, or else
+            nothing.
+        seed: of all that is drawn.
+    """
 
     x: Tensor
+
+    def __init__(self, takes: str, seed: int) -> None:
+        self.takes = takes
+        self.random = np.random.default_rng(seed)
+        self.nodes = int(self.random.integers(5, 24))
+
+    def cliques(self, below: int) -> Tensor:
+        """Edges of cliques of all nodes, loops among them, and some of nodes below a number."""
+        group = self.random.integers(0, 3, self.nodes)
+        inside = np.stack(np.nonzero(group[:, None] == group))
+        others = self.random.integers(0, below, (2, self.nodes))
+        edges = np.concatenate([inside, others], 1)
+        edges = edges[:, self.random.permutation(edges.shape[1])]
+        return torch.from_numpy(np.ascontiguousarray(edges))
+
+    def floats(self, rows: int, dtype: torch.dtype) -> Tensor:
+        return torch.from_numpy(self.random.standard_normal((rows, WIDTH))).to(dtype)
+
+    def values(self) -> dict[str, Tensor]:
+        """What there is for each edge, by name."""
+        raise NotImplementedError
+
+    def more(self) -> list[Tensor]:
+        """What the model takes of it."""
+        known = self.values()
+        return [known[self.takes]] if self.takes in known else []
 
     def arguments(self) -> tuple[list[Any], list[Any]]:
         """Those of the accelerated model and those of the stock one."""
@@ -86,7 +120,7 @@ class Place:
 
     def leaves(self) -> list[Tensor]:
         """What gradients go to, besides the weights."""
-        raise NotImplementedError
+        return [t for t in (self.x, *self.more()) if t.requires_grad]
 
     def to(self, dtype: torch.dtype) -> None:
         """Moves what is of floats."""

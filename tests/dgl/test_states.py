@@ -19,9 +19,9 @@ from dgl.nn import pytorch as layers  # noqa: E402
 
 import hag_plugin as hp  # noqa: E402
 
-from ..states import SEEDS, ModelMachine, Place  # noqa: E402
+from ..states import SEEDS, WIDTH, ModelMachine, Place  # noqa: E402
 
-WIDTH, TYPES = 4, 3
+TYPES = 3
 
 
 @hp.dgl.hag_layer
@@ -102,21 +102,12 @@ class Graph(Place):
     """Cliques, random edges, duplicates and loops; every node has an edge."""
 
     def __init__(self, takes: str, dtype: torch.dtype, seed: int) -> None:
-        self.takes = takes
-        self.random = np.random.default_rng(seed)
-        self.nodes = int(self.random.integers(5, 24))
-        group = self.random.integers(0, 3, self.nodes)
-        inside = np.stack(np.nonzero(group[:, None] == group))
-        others = self.random.integers(0, self.nodes, (2, self.nodes))
-        edges = np.concatenate([inside, others], 1)
-        edges = torch.from_numpy(edges[:, self.random.permutation(edges.shape[1])])
+        super().__init__(takes, seed)
+        edges = self.cliques(self.nodes)
         self.plain = dgl.graph((edges[0], edges[1]), num_nodes=self.nodes)
         self.given = hp.dgl.ToHAG()(self.plain) if self.random.random() < 0.75 else self.plain
         self.x = self.floats(self.nodes, dtype)
         self.new_values(dtype)
-
-    def floats(self, rows: int, dtype: torch.dtype) -> Tensor:
-        return torch.from_numpy(self.random.standard_normal((rows, WIDTH))).to(dtype)
 
     def new_values(self, dtype: torch.dtype) -> None:
         count = self.plain.num_edges()
@@ -127,15 +118,11 @@ class Graph(Place):
             source, target = self.plain.edges()
             self.weight = factor[source] * factor[target]
 
-    def more(self) -> list[Tensor]:
-        known = {"weight": self.weight, "type": self.type}
-        return [known[self.takes]] if self.takes in known else []
+    def values(self) -> dict[str, Tensor]:
+        return {"weight": self.weight, "type": self.type}
 
     def arguments(self) -> tuple[list[Any], list[Any]]:
         return [self.x, self.given, *self.more()], [self.x, self.plain, *self.more()]
-
-    def leaves(self) -> list[Tensor]:
-        return [t for t in (self.x, *self.more()) if t.requires_grad]
 
     def to(self, dtype: torch.dtype) -> None:
         self.x, self.weight = (t.detach().to(dtype) for t in (self.x, self.weight))

@@ -7,7 +7,6 @@ import io
 import pickle
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -19,9 +18,9 @@ from torch_geometric.nn import MessagePassing
 
 import hag_plugin as hp
 
-from ..states import SEEDS, ModelMachine, Place
+from ..states import SEEDS, WIDTH, ModelMachine, Place
 
-WIDTH, TYPES = 4, 3
+TYPES = 3
 
 
 @hp.pyg.hag_layer
@@ -102,41 +101,27 @@ class Graph(Place):
     """Cliques, random edges, duplicates, loops and nodes without any edge."""
 
     def __init__(self, takes: str, dtype: torch.dtype, seed: int) -> None:
-        self.takes = takes
-        self.random = np.random.default_rng(seed)
-        self.nodes = int(self.random.integers(5, 24))
-        group = self.random.integers(0, 3, self.nodes)
-        inside = np.stack(np.nonzero(group[:, None] == group))
-        others = self.random.integers(0, max(self.nodes - 2, 1), (2, self.nodes))
-        edges = np.concatenate([inside, others], 1)
-        edges = edges[:, self.random.permutation(edges.shape[1])]
-        self.edges = torch.from_numpy(np.ascontiguousarray(edges))
+        super().__init__(takes, seed)
+        self.edges = self.cliques(max(self.nodes - 2, 1))
         self.form, self.hag = "tensor", None
-        count = edges.shape[1]
+        count = self.edges.shape[1]
         self.x = self.floats(self.nodes, dtype)
         self.type = torch.from_numpy(self.random.integers(0, TYPES, count))
         self.weight = self.floats(count, dtype)[:, 0].abs().contiguous()
         self.features = self.floats(count, dtype)
         self.put_in_order()
 
-    def floats(self, rows: int, dtype: torch.dtype) -> Tensor:
-        return torch.from_numpy(self.random.standard_normal((rows, WIDTH))).to(dtype)
-
     def put_in_order(self) -> None:
         """By target, where the order of edges counts."""
         if self.takes == "sorted":
             self.edges.copy_(self.edges[:, self.edges[1].argsort(stable=True)])
 
-    def more(self) -> list[Tensor]:
-        known = {"weight": self.weight, "type": self.type, "edges": self.features}
-        return [known[self.takes]] if self.takes in known else []
+    def values(self) -> dict[str, Tensor]:
+        return {"weight": self.weight, "type": self.type, "edges": self.features}
 
     def arguments(self) -> tuple[list[Any], list[Any]]:
         given = self.edges if self.hag is None else self.hag
         return [self.x, given, *self.more()], [self.x, self.edges, *self.more()]
-
-    def leaves(self) -> list[Tensor]:
-        return [t for t in (self.x, *self.more()) if t.requires_grad]
 
     def to(self, dtype: torch.dtype) -> None:
         self.x, self.weight, self.features = (
