@@ -37,6 +37,10 @@ def untraced(function: Callable[P, T]) -> Callable[P, T]:
     return made
 
 
+# Of autograd's hooks on what it saves, those in force (None: there are none); from torch 2.8 on.
+top_hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks
+
+
 def has_hooks(module: Any) -> bool:
     """Whether anybody looks on when a module is called."""
     own = module.__dict__

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from hag_plugin.kernels import _cpu
+from hag_plugin.modes import top_hooks
 from hag_plugin.saved import set_module
 
 T = TypeVar("T")
@@ -29,7 +30,6 @@ Things = tuple[Any, ...]  # tensors, or other objects, which are known by their 
 
 UNKNOWN: Any = object()
 UNCOUNTED = -1  # writes to tensors made in inference mode
-_top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
 
 # What identifies things -------------------------------------------------------------------------
@@ -270,7 +270,7 @@ class Recall:
             passing: makes what serves things that may never come back. It is asked again until it
                 gives something; None: nothing does.
         """
-        hooks: Any = _top_hooks(True)
+        hooks: Any = top_hooks(True)
         if hooks is None:
             return self._value(things, purpose, make, reader, occasion, passing)
         take = lambda: self._value(things, purpose, make, reader, occasion, passing)  # noqa: E731
@@ -414,7 +414,7 @@ def decide(about: Hashable, take: Callable[[], T]) -> T:
         about: what is decided. Kept with the decision: one about something else is not taken.
         take: decides, by memory.
     """
-    hooks: Any = _top_hooks(True)
+    hooks: Any = top_hooks(True)
     if hooks is None:
         return take()
     frame, again = _checkpoint_frame(hooks[0])
@@ -442,7 +442,7 @@ def is_run_again() -> bool:
     """
     if torch._C._current_graph_task_id() >= 0:
         return True
-    hooks: Any = _top_hooks(True)
+    hooks: Any = top_hooks(True)
     return hooks is not None and _checkpoint_frame(hooks[0])[1]
 
 

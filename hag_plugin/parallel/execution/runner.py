@@ -19,6 +19,7 @@ from torch.nn import Module
 
 from hag_plugin.devices import forked_random_state
 from hag_plugin.hag.program import SelfLoops
+from hag_plugin.modes import top_hooks
 from hag_plugin.parallel.execution.executors.registry import OperationExecutor
 from hag_plugin.parallel.execution.site import World
 from hag_plugin.parallel.layouts import Layout
@@ -104,11 +105,6 @@ def stand_in(shape: Sequence[int], like: Tensor, index: int, local: Tensor | Non
     return out
 
 
-def _saving() -> Any:
-    """The hooks under which autograd keeps tensors now; None: none."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(False)
-
-
 class Runner(Walk):
     """Runs what `model.recorder.Recorder` recorded.
 
@@ -137,7 +133,7 @@ class Runner(Walk):
         self._at, self._met, self._taken = prepared, set(), {"x": 1}
         setattr(prepared.x, SHARD, Shard(0, None))
         self._names = {op.name: i for i, op in enumerate(prepared.ops)}
-        self._given, self._saving, self._drawn = given(prepared.data), _saving(), 0
+        self._given, self._saving, self._drawn = given(prepared.data), top_hooks(False), 0
         model, outer = self.called.model, self.called.model.forward
         try:
             model.forward = self.called.forward  # for a model that calls itself
@@ -214,7 +210,7 @@ class Runner(Walk):
     @contextmanager
     def _own_graph(self) -> Iterator[None]:
         """Inside, torch.utils.checkpoint keeps nothing back: it could not run this again."""
-        if _saving() is self._saving:
+        if top_hooks(False) is self._saving:
             yield
             return
         with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):

@@ -12,6 +12,7 @@ from torch.nn import Module
 from hag_plugin.explanation import Calls, Kind
 from hag_plugin.hag.hag import HAG
 from hag_plugin.layers.pyg import reducers
+from hag_plugin.modes import top_hooks
 from hag_plugin.pyg.model.choice import COMPILED, COMPILED_PLAIN, Choice
 from hag_plugin.pyg.model.facts import PARAMETERS, is_relations
 from hag_plugin.pyg.model.first_met import OF_STRANGERS, Strangers
@@ -24,7 +25,6 @@ CALLS = "_hag_calls"  # in a layer: its `Calls`
 
 # Without either, nothing is run again: asked here, for it is asked at every call.
 _in_backward: Any = torch._C._current_graph_task_id
-_top_hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks
 
 
 def note(conv: Any, recipe: Recipe | None, choice: Choice, call: Call) -> None:
@@ -41,7 +41,7 @@ def note(conv: Any, recipe: Recipe | None, choice: Choice, call: Call) -> None:
         else:
             _note_compiled(conv, kind, reason)
         return
-    if (_in_backward() >= 0 or _top_hooks(True) is not None) and is_run_again():
+    if (_in_backward() >= 0 or top_hooks(True) is not None) and is_run_again():
         return
     calls = conv.__dict__.get(CALLS)
     if calls is None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from hag_plugin.explanation import Calls
 from hag_plugin.hag.passing import Messages
 from hag_plugin.limits import limits
+from hag_plugin.modes import top_hooks
 from hag_plugin.pyg.model import session as sessions
 from hag_plugin.pyg.model.choice import MET_FEW, SCORED_FEW, STRANGER
 from hag_plugin.pyg.recipes.adjacency import num_entries
@@ -19,7 +20,6 @@ from hag_plugin.pyg.recipes.rgat import attends_within, matrix_numbers
 
 # Without either, nothing is run again.
 _in_backward: Any = torch._C._current_graph_task_id
-_top_hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks
 
 OF_STRANGERS = (MET_FEW, SCORED_FEW)
 _WIDE = 256  # bytes of a row, where features do not tell
@@ -109,7 +109,7 @@ class Strangers:
             return False
         if torch.is_grad_enabled() is not self._derived:
             return False
-        if _top_hooks(True) is not None or _in_backward() >= 0:
+        if top_hooks(True) is not None or _in_backward() >= 0:
             return False  # a checkpoint must decide alike when it runs again
         self._count = count + 1
         calls = self._calls

@@ -15,13 +15,12 @@ from torch.nn import Module
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
 from hag_plugin.limits import limits
-from hag_plugin.modes import outside_inference
+from hag_plugin.modes import outside_inference, top_hooks
 from hag_plugin.occasions import Occasions
 from hag_plugin.ops.edge_list import EdgeList
 from hag_plugin.recall import Passing, Recall, decide, is_run_again
 from hag_plugin.saved import set_module
 
-_top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 CACHED = "cached"  # what is kept of an edge index whose graph a layer keeps
 
 
@@ -51,7 +50,7 @@ class Session:
         """The forward pre-hook of the root module."""
         if torch.compiler.is_compiling():
             return
-        is_bare = _top_hooks(True) is None and torch._C._current_graph_task_id() < 0
+        is_bare = top_hooks(True) is None and torch._C._current_graph_task_id() < 0
         self.occasions.begin(counts=is_bare or not is_run_again())
 
     def __reduce__(self) -> tuple[type[Session], tuple[()]]:
