@@ -23,7 +23,7 @@ from hag_plugin.sequence.prefix_tree import SequentialHAG
 
 CALLS = "_hag_calls"  # in a layer: its `Calls`
 
-# Without either, nothing is run again: asked here, for it is asked at every call.
+# Outside of it, and without hooks, nothing is run again: asked here, for it is asked at every call.
 _in_backward: Any = torch._C._current_graph_task_id
 
 

@@ -18,7 +18,7 @@ from hag_plugin.pyg.recipes.adjacency import num_entries
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe
 from hag_plugin.pyg.recipes.rgat import attends_within, matrix_numbers
 
-# Without either, nothing is run again.
+# Outside of it, and without hooks, nothing is run again.
 _in_backward: Any = torch._C._current_graph_task_id
 
 OF_STRANGERS = (MET_FEW, SCORED_FEW)
