@@ -82,12 +82,14 @@ def _part(path: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], Path]]:
     """
     target = _target(path)
     for number in itertools.count():
-        temporary = target.with_name(f".{target.name[:50]}.{number}.part")
+        temporary, file = target.with_name(f".{target.name[:50]}.{number}.part"), None
         try:
             file = _create(temporary, path)
             if file is None:
                 continue
             with file:
+                if not _is_ours(file, temporary):
+                    continue
                 try:
                     yield file, temporary
                 finally:
@@ -95,28 +97,34 @@ def _part(path: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], Path]]:
                         temporary.unlink()
             return
         except BaseException:  # an interrupt at any moment leaves nothing behind
+            if file is not None:
+                file.close()  # what is locked is not cleaned
             _clean(temporary)
             raise
 
 
 def _create(temporary: Path, path: str | os.PathLike[str]) -> IO[bytes] | None:
-    """A new file under this name, locked; None if another process is writing to one."""
+    """A new file under this name; None if another process is writing to one.
+
+    It is not locked yet: the lock is taken where an interrupt closes the file.
+    """
     while True:
         try:
-            file = open(temporary, "xb")  # noqa: SIM115
+            return open(temporary, "xb")
         except FileExistsError:
             if not _clean(temporary):
                 return None
-            continue
         except OSError as e:
             words = f"can't write to the folder {Path(path).parent}: {e.strerror}"
             raise type(e)(e.errno, words, os.fspath(path)) from e
-        try:
-            if _lock(file, temporary):
-                return file
-        except OSError:  # this file system has no locks
-            return file
-        file.close()  # another process takes it for one that was left, and cleans it
+
+
+def _is_ours(file: IO[bytes], temporary: Path) -> bool:
+    """Locks a new file. False: another process takes it for one that was left, and cleans it."""
+    try:
+        return _lock(file, temporary)
+    except OSError:  # this file system has no locks
+        return True
 
 
 def _clean(temporary: Path) -> bool:

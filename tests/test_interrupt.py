@@ -5,6 +5,7 @@ A signal's handler may raise only where Python runs. Here a timer sends one whil
 
 from __future__ import annotations
 
+import dis
 import itertools
 import math
 import os
@@ -19,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -378,6 +380,65 @@ def test_a_file_is_replaced_or_left_as_it_was(
         interrupted(interrupt, 0.0005 + i * 0.0001, lambda: files.write_whole(path, content))
         assert [p.name for p in tmp_path.iterdir()] == ["file"]
         assert path.read_bytes() in (b"old", content)
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_file_is_whole_or_absent_at_every_instruction(
+    first: bool, there: bool, tmp_path: Path
+) -> None:
+    """Timers meet few moments: here an interrupt comes before each instruction of `files`."""
+    path = tmp_path / "file"
+
+    def write() -> None:
+        try:
+            with files.whole_file(path, first=first) as file:
+                file.write(b"new")
+        except FileExistsError:
+            assert first
+
+    def kept() -> list[bytes]:
+        return [p.read_bytes() for p in tmp_path.iterdir()]
+
+    moment = 0
+    while True:
+        path.unlink(missing_ok=True)
+        if there:
+            path.write_bytes(b"old")
+        before = kept()
+        if not interrupted_before_instruction(moment, files.__file__, write):
+            break
+        assert kept() in (before, [b"new"]), moment
+        moment += 1
+    assert moment > 100
+    assert kept() == [b"old" if first and there else b"new"]
+
+
+def interrupted_before_instruction(number: int, file: str, call: Callable[[], None]) -> bool:
+    """Whether a call runs so many instructions of a file; it is interrupted before the next."""
+    left = number
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename != file:
+            return None
+        frame.f_trace_opcodes = True
+        # Between NOP, where a try begins, and what is tried, Python handles no signal.
+        if event == "opcode" and frame.f_code.co_code[frame.f_lasti] != dis.opmap["NOP"]:
+            left -= 1
+            if left == -1:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
 
 
 # The command line and other processes -----------------------------------------------------------
