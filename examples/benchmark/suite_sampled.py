@@ -87,9 +87,8 @@ def measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
             wrong[AUTO] = f"its {name} differs"
 
     def attempt(number: int) -> dict[str, Any]:
-        rounds = interleave(
-            calls, plan.budget(SECONDS, longer=number + 1), together=(STOCK, AGAIN), seed=number
-        )
+        budget = plan.budget(SECONDS, longer=number + 1)
+        rounds = interleave(calls, budget, together=tuple(calls), seed=number)
         control = rounds.control(STOCK, AGAIN)
         forms = {"fresh": {"sides": rounds.summary(), "control": control}}
         return {"forms": forms, "ratio": rounds.ratio(STOCK, AUTO), "spread": control["spread"]}

@@ -99,30 +99,34 @@ def interleave(
     Args:
         sides: by name, what to call.
         budget: how long.
-        together: sides whose ratios are asked for: they take part in the same rounds.
+        together: sides whose ratios are asked for: they take part in the same rounds, with the
+            same number of calls in a measurement (the first ones are colder).
         seed: of the order.
     """
-    calls, turns = {}, {}
+    once, calls, turns = {}, {}, {}
     for side, call in sides.items():
         entering(side)
-        once = _warm_up(call)
-        calls[side] = max(1, math.ceil(budget.least_seconds / once))
+        once[side] = _warm_up(call)
+        calls[side] = max(1, math.ceil(budget.least_seconds / once[side]))
+    most_calls = max((calls[side] for side in together), default=1)
+    calls.update(dict.fromkeys(together, most_calls))
+    for side, seconds in once.items():
         share = budget.seconds / len(sides)
-        fitting = int(share / (once * (calls[side] + (once < REWARMED))))
-        least = 1 if once > ENDLESS else budget.least_rounds
+        fitting = int(share / (seconds * (calls[side] + (seconds < REWARMED))))
+        least = 1 if seconds > ENDLESS else budget.least_rounds
         turns[side] = min(max(fitting, least), budget.most_rounds)
-    for side in together:
-        turns[side] = min(turns[other] for other in together)
+    fewest_turns = min((turns[side] for side in together), default=1)
+    turns.update(dict.fromkeys(together, fewest_turns))
     num_rounds = max(turns.values())
     order = random.Random(seed)
-    seconds: dict[str, list[float | None]] = {side: [] for side in sides}
+    measured: dict[str, list[float | None]] = {side: [] for side in sides}
     for number in range(num_rounds):
         for side in order.sample(list(sides), len(sides)):
             due = (number + 1) * turns[side] // num_rounds > number * turns[side] // num_rounds
             entering(side)
-            seconds[side].append(_measure(sides[side], calls[side]) if due else None)
+            measured[side].append(_measure(sides[side], calls[side]) if due else None)
     entering("")
-    return Rounds(seconds, calls)
+    return Rounds(measured, calls)
 
 
 def alone(call: Call, clock: Callable[[], float] = time.thread_time) -> float:

@@ -160,6 +160,7 @@ def test_sides_take_turns_and_together_in_the_same_rounds(timing: ModuleType) ->
     assert all(count.values())
     for a, b in zip(rounds.seconds["a"], rounds.seconds["b"], strict=True):
         assert (a is None) == (b is None)
+    assert rounds.calls["a"] == rounds.calls["b"]
     assert rounds.summary()["c"]["rounds"] >= 3
 
 
