@@ -19,9 +19,11 @@ from hag_plugin.modes import has_ranks, outside_inference
 
 # Measured beside layers of PyG's, with 50 to 50,000 edges and 4 to 64 features: what is made for a
 # graph in each direction, in the time of the smallest aggregation; an edge that is sorted and
-# written to a program, and a message that is gathered and scattered, in that of an op.
+# written to a program, a row of either, however few its edges are, and a message that is gathered
+# and scattered, in that of an op.
 MADE_CALLS = 90
 SORTED_OPS = 12
+ROW_OPS = 15
 MESSAGE_OPS = 10
 # The numbers that messages are multiplied by, likewise. On one processor GCNConv took 115 us longer
 # over them, on another 25, where graphs of 60 to 1,500 edges ran at 0.6 to 0.95 of its speed.
@@ -35,11 +37,11 @@ SCORED_OPS = 12
 ADOPTED_CALLS, ADOPTED_OPS = 120, 5
 VALUED_OPS = 10  # an entry whose value is not 1, which the reverse wants in another order
 CONVERTED_OPS = 20
-# What attention takes for a row, however few its edges are, and around a graph that it meets first.
+# What attention takes around a graph that it meets first (`ROW_OPS` it takes on any).
 # Beside 390 calls of PyG's and DGL's layers with 500 to 60,000 edges, 1 to 4 heads of 8 to 64
 # numbers, half an edge to 10 edges a node, with kernels for AVX-512 and for AVX2, on one thread: of
 # the 213 that are taken, two ran at less than 0.96 of stock's speed.
-ATTENDED_ROW_OPS, ATTENDED_CALLS = 15, 60
+ATTENDED_CALLS = 60
 ATTENDED_GAIN = 0.7  # of `limits.passing_gain`: how much was enough where stock makes messages
 # Beside RGATConv with 100 to 20,000 edges of 4 to 400 relations: a number of the matrix that stock
 # gathers for each message; the products with a relation's matrix, and what is around all of these;
@@ -159,8 +161,8 @@ class Messages(NamedTuple):
         made = self.graphs * calls * c.call
         if self.graphs:
             made += self.num_edges * ops * c.op
-        if self.heads:
-            made += max(self.size) * ATTENDED_ROW_OPS * c.op
+        if self.graphs or self.heads:
+            made += max(self.size) * ROW_OPS * c.op
         made += self.num_edges * self.given * GIVEN_OPS * c.op
         seconds = passes * (made + _seconds(c, self.num_edges, *self.size, self.row_bytes))
         if self.given and self.graphs:

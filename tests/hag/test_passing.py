@@ -18,7 +18,7 @@ from torch import Tensor
 import hag_plugin as hp
 from hag_plugin.hag.constants import write_constants
 from hag_plugin.hag.cost import Work
-from hag_plugin.hag.passing import MADE_CALLS, SORTED_OPS, Messages, plain_hag
+from hag_plugin.hag.passing import MADE_CALLS, ROW_OPS, SORTED_OPS, Messages, plain_hag
 from hag_plugin.hag.rates import DEFAULT
 from hag_plugin.kernels import _cpu
 from hag_plugin.testing import limits
@@ -215,7 +215,9 @@ def test_seconds_are_those_of_the_cost_model() -> None:
         work = Work(num_dst, 0, 0, num_edges, num_dst, num_src).seconds(
             row_bytes, constants=DEFAULT
         )
-        made = MADE_CALLS * DEFAULT.call + num_edges * SORTED_OPS * DEFAULT.op
+        rows = max(num_src, num_dst)
+        made = MADE_CALLS * DEFAULT.call
+        made += (num_edges * SORTED_OPS + rows * ROW_OPS) * DEFAULT.op
         assert messages.plain_seconds(DEFAULT) == pytest.approx(work + made)
         assert messages._replace(weighted=True).gain(DEFAULT) > messages.gain(DEFAULT)
 
