@@ -23,6 +23,10 @@ os.environ["HAG_PLUGIN_COSTS"] = ""
 # And what runs depends on the machine: tests of what a HAG computes run it, whatever is faster.
 os.environ.setdefault("HAG_PLUGIN_CHOOSE", "hag")
 
+# How long an example takes says how busy the machine is.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the tests that start processes, and most of those that are marked so, as slow."""

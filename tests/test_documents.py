@@ -1,0 +1,48 @@
+"""What is written beside the code: its links lead somewhere, its version is the one that is here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import hag_plugin
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted(
+    str(path.relative_to(ROOT))
+    for folder in (".", "docs", "examples", "tests", "kernels")
+    for path in ROOT.joinpath(folder).glob("*.md" if folder == "." else "**/*.md")
+)
+CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
+
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "CITATION.cff").is_file(), reason="these tests are not in the project's folder"
+)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_to_files_and_headings(document: str) -> None:
+    path = ROOT / document
+    for match in LINK.finditer(CODE.sub("code", path.read_text())):
+        target, _, heading = (match[1] or match[2]).partition("#")
+        if "://" in target:
+            continue
+        found = (path.parent / target).resolve() if target else path
+        assert found.exists(), match[0]
+        if heading:
+            assert heading in headings(found), match[0]
+
+
+def headings(path: Path) -> set[str]:
+    """The anchors that are made of a document's headings."""
+    lines = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line).strip().lower().replace(" ", "-") for line in lines}
+
+
+def test_the_citation_is_of_this_version() -> None:
+    version = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert version is not None
+    assert version[1] == hag_plugin.__version__
