@@ -1,4 +1,4 @@
-"""What is written beside the code: its links lead somewhere, its version is the one that is here."""
+"""What is written beside the code: links lead somewhere, and the version is that of the package."""
 
 from __future__ import annotations
 
