@@ -29,7 +29,7 @@ Pairs = list[tuple[int, int]]
 def examples(number: int = 15) -> Any:
     """So many examples; each test's folder serves all of them."""
     checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-    return settings(max_examples=number, deadline=None, suppress_health_check=checks)
+    return settings(max_examples=number, suppress_health_check=checks)
 
 
 node = st.integers(0, 40)

@@ -153,7 +153,7 @@ def sequential_greedy(lists: list[list[int]], capacity: int) -> tuple[int, int]:
 
 
 @given(st.lists(st.lists(st.integers(0, 2), max_size=5), min_size=1, max_size=9), st.integers(0, 6))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_greedy_counts_are_the_papers_search(lists: list[list[int]], capacity: int) -> None:
     sys.path.insert(0, str(ROOT))
     try:

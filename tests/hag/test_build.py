@@ -55,14 +55,14 @@ def assert_right(hag: HAG, edge_index: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @given(graph=graphs())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_hostile_graphs(method: str, graph: tuple[torch.Tensor, int]) -> None:
     edge_index, n = graph
     assert_right(hp.build_hag(edge_index, num_nodes=n, method=method), edge_index)
 
 
 @given(graph=graphs())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_subtraction(graph: tuple[torch.Tensor, int]) -> None:
     edge_index, n = graph
     hag = hp.build_hag(edge_index, num_nodes=n, allow_subtraction=True)
@@ -73,7 +73,7 @@ def test_subtraction(graph: tuple[torch.Tensor, int]) -> None:
 
 
 @given(graph=graphs(), extra=st.integers(0, 4), method=st.sampled_from(METHODS))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_bipartite(graph: tuple[torch.Tensor, int], extra: int, method: str) -> None:
     edge_index, n = graph
     hag = hp.build_hag(edge_index, size=(n + extra, n), method=method, targets_first=True)
@@ -86,7 +86,7 @@ def test_bipartite(graph: tuple[torch.Tensor, int], extra: int, method: str) -> 
 
 
 @given(graph=graphs(), extra=st.integers(1, 40), method=st.sampled_from(METHODS))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_gradients_where_targets_are_the_first_sources(
     graph: tuple[torch.Tensor, int], extra: int, method: str
 ) -> None:
@@ -196,7 +196,7 @@ def naive_covers(edge_index: torch.Tensor, n: int, capacity: int) -> list[frozen
 
 
 @given(graph=graphs(), capacity=st.integers(0, 12))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_greedy_is_algorithm_3(graph: tuple[torch.Tensor, int], capacity: int) -> None:
     edge_index, n = graph
     hag = hp.build_hag(edge_index, num_nodes=n, method="greedy", capacity=capacity)

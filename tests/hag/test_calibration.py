@@ -26,7 +26,7 @@ from ..reference import run_program
     hidden=st.lists(st.just(0.0) | st.floats(0.01, 10.0), min_size=3, max_size=3).filter(any),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_fit_finds_what_made_the_times(hidden: list[float], seed: int) -> None:
     terms = np.random.default_rng(seed).uniform(0.1, 5.0, (12, 3))
     seconds = terms @ np.array(hidden)
@@ -50,7 +50,7 @@ def test_fit_is_not_negative() -> None:
     terms=arrays(np.float64, (12, 9), elements=st.floats(0.0, 1e6)),
     seconds=arrays(np.float64, 12, elements=st.floats(1e-7, 1.0)),
 )
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_no_constant_is_less_than_possible(terms: np.ndarray, seconds: np.ndarray) -> None:
     """However noisy the times: nothing is free, and nothing is cheaper for being far away."""
     call, op, written, _, scratch, near, near_byte, far, far_byte = calibration.fit_constants(

@@ -264,7 +264,6 @@ def test_what_no_call_shows_goes_to_the_hag() -> None:
 
 
 @given(st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.sampled_from((SHARED, REORDERED)))
-@settings(deadline=None)
 def test_the_less_is_known_the_more_must_be_promised(less: float, more: float, name: str) -> None:
     """What is taken in place of the plain graph by a larger error is taken by a smaller one."""
     less, more = sorted((less, more))
@@ -501,7 +500,7 @@ def test_what_ran_is_known_of_a_batch_as_of_its_parts(hag: hp.HAG, at: int | Non
     st.booleans(),
     st.sampled_from([(40, 40), (60, 40), (40, 60)]),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_parts_of_a_plain_program_compute_their_rows(
     seed: int, mode: SelfLoops, idempotent: bool, size: tuple[int, int]
 ) -> None:
@@ -540,7 +539,7 @@ def test_parts_of_a_searched_program_compute_their_rows(hag: hp.HAG, share: floa
 
 
 @given(st.integers(5, 30), st.integers(0, 60), st.sampled_from([False, "add"]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_small_graphs_are_counted_without_their_plain_program(
     size: int, others: int, mode: SelfLoops
 ) -> None:
@@ -584,7 +583,6 @@ def wrong_about(
 
 
 @given(st.dictionaries(POINTS, st.floats(0.3, 3.0), min_size=1, max_size=7), st.floats(0.1, 1.0))
-@settings(deadline=None)
 def test_what_was_timed_corrects_the_model(
     wrong: dict[seconds.Point, float], spread: float
 ) -> None:
@@ -631,7 +629,7 @@ def test_what_was_timed_corrects_what_is_like_it() -> None:
     st.dictionaries(POINTS, st.floats(0.5, 2.0), max_size=4),
     st.sampled_from([(PLAIN, SHARED), (PLAIN, REORDERED, SHARED)]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_what_a_timing_is_worth(wrong: dict[seconds.Point, float], names: tuple[str, ...]) -> None:
     """What it is expected to save: the integral over all that it may show."""
     known = wrong_about(names, wrong)

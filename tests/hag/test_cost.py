@@ -49,7 +49,7 @@ def naive_work(program: Program) -> Work:
     subtract=st.booleans(),
     method=st.sampled_from(["auto", "greedy", "none"]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_work_is_what_the_ops_do(edges: list[tuple[int, int]], subtract: bool, method: str) -> None:
     cliques = [(a, b) for a in range(8) for b in range(8) if a != b]
     edge_index = torch.tensor(edges + cliques, dtype=torch.long).t()

@@ -12,7 +12,7 @@ from hag_plugin.hag.edge_blocks import Block, EdgeBlocks
 from ..cases import draw_graph
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.data())
 def test_edges_are_sorted_by_target(data: st.DataObject) -> None:
     edges, num_src, num_dst = draw_graph(data)
@@ -25,7 +25,7 @@ def test_edges_are_sorted_by_target(data: st.DataObject) -> None:
     assert torch.equal(blocks.degrees(), torch.bincount(edges[1], minlength=num_dst))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data(), st.integers(1, 9), st.booleans())
 def test_blocks_hold_every_edge_and_row_once(data: st.DataObject, most: int, whole: bool) -> None:
     edges, num_src, num_dst = draw_graph(data)

@@ -381,7 +381,7 @@ def side_by_side(graphs: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, 
     subtract=st.booleans(),
     symmetric=st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_batch(sizes: list[int], method: str, subtract: bool, symmetric: bool) -> None:
     graphs = []
     for seed, n in enumerate(sizes):

@@ -59,7 +59,7 @@ def assert_both(edge_index: Tensor, num_src: int, num_dst: int, loops: int = 0) 
 
 @pytest.mark.parametrize("order", ORDERS)
 @given(data=st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_both_directions(order: str, data: st.DataObject) -> None:
     edges, num_src, num_dst = draw_graph(data)
     edges = edges[:, torch.from_numpy(ORDERS[order](*edges.numpy()))]
@@ -105,7 +105,7 @@ def test_loops_on_nodes_that_are_not_there(loops: int) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @given(data=st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_is_the_hag_that_shares_nothing(mode: Any, data: st.DataObject) -> None:
     edges, num_src, num_dst = draw_graph(data, square=True)
     both = data.draw(st.booleans())

@@ -206,7 +206,7 @@ def hag_matrix(hag: HAG) -> tuple[Any, Any, int]:
 
 
 @given(data=st.data(), nodes=st.integers(0, 12), mode=st.sampled_from(MODES))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_plain_program_by_order(data: st.DataObject, nodes: int, mode: str) -> None:
     node = st.integers(0, max(nodes - 1, 0))
     edges = data.draw(st.lists(st.tuples(node, node), max_size=5 * nodes))

@@ -129,7 +129,7 @@ def test_strided_inputs() -> None:
             assert_equal(hp.aggregate(x, hag, reduce), x, edges, 30, reduce)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_any_small_graph(data: st.DataObject) -> None:
     num_src, num_dst = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 12))

@@ -95,7 +95,7 @@ def test_first_of_tied_sources() -> None:
     assert x.grad.flatten().tolist() == [1, 1, 0, 2, 1]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), max_size=60),
     st.sampled_from([False, "add", "fill"]),

@@ -39,7 +39,7 @@ def test_kernels_equal_reference(form: str, normalise: str, dtype: torch.dtype) 
         assert_equal(edges, (12, 10), given, normalise, how_of(form))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_any_small_graph(data: st.DataObject) -> None:
     edges, num_src, num_dst = draw_graph(data)

@@ -73,7 +73,7 @@ def test_kernels_give_the_gradients_of_reference(dtype: torch.dtype) -> None:
             torch.testing.assert_close(a.grad.double(), b.grad, rtol=rtol, atol=atol)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_small_graph(data: st.DataObject) -> None:
     square = data.draw(st.booleans())

@@ -19,7 +19,7 @@ from ..cases import draw_graph
 # Factors ---------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_products_are_found_exactly(data: st.DataObject) -> None:
     edges, num_src, num_dst = draw_graph(data)
@@ -37,7 +37,7 @@ def test_products_are_found_exactly(data: st.DataObject) -> None:
             assert (factor[alone] == 1).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_one_weight_out_of_line_is_noticed(data: st.DataObject) -> None:
     edges, num_src, num_dst = draw_graph(data)
@@ -153,7 +153,7 @@ def test_what_factorise_refuses() -> None:
 # Slots -----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_slots_are_a_stable_permutation(data: st.DataObject) -> None:
     edges, num_src, num_dst = draw_graph(data)

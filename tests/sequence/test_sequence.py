@@ -94,7 +94,7 @@ def neighbour_lists(draw: st.DrawFn) -> tuple[Lists, int]:
 
 
 @given(neighbour_lists())
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_the_tree_holds_the_lists_in_as_many_nodes_as_there_are_prefixes(
     graph: tuple[Lists, int],
 ) -> None:
@@ -112,7 +112,7 @@ def test_the_tree_holds_the_lists_in_as_many_nodes_as_there_are_prefixes(
 
 
 @given(neighbour_lists())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_no_fewer_aggregations_than_the_papers_search_and_no_more(
     graph: tuple[Lists, int],
 ) -> None:
@@ -121,7 +121,7 @@ def test_no_fewer_aggregations_than_the_papers_search_and_no_more(
 
 
 @given(neighbour_lists())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_steps_with_and_without_padding(graph: tuple[Lists, int]) -> None:
     lists, num_src = graph
     tree = tree_of(lists, num_src)
@@ -270,7 +270,7 @@ def loop_lstm(x: Tensor, lists: Lists, lstm: nn.LSTM, padded: bool) -> Tensor:
     st.booleans(),
     st.sampled_from([{}, {"bias": False}, {"num_layers": 3}]),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_lstm_equals_one_list_at_a_time(
     graph: tuple[Lists, int], padded: bool, options: dict[str, Any]
 ) -> None:
@@ -384,7 +384,7 @@ def test_what_an_lstm_may_be() -> None:
 
 
 @given(neighbour_lists())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_child_sum_equals_a_loop(graph: tuple[Lists, int]) -> None:
     lists, num_src = graph
     torch.manual_seed(0)

@@ -306,7 +306,7 @@ def test_edge_weights(name: str, multigraph: Any) -> None:
     assert counts(ours) == {"plain": 2}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), name=st.sampled_from(sorted(EVERY)))
 def test_hostile_graphs(data: st.DataObject, name: str) -> None:
     edge_index, num_nodes, _ = draw_graph(data, square=True)

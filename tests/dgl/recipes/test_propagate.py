@@ -66,7 +66,7 @@ def assert_equal(graph: Any, x: Tensor, message: Any, reduce: Any, tolerance: fl
             torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     graphs(),
     st.sampled_from(REDUCERS),
@@ -85,7 +85,7 @@ def test_copy_u(
     assert_equal(graph, x, fn.copy_u("x", "m"), getattr(fn, reduce)("m", "y"), tolerance)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(graphs(), st.sampled_from(REDUCERS), st.data())
 def test_not_finite(graph: Any, reduce: str, data: st.DataObject) -> None:
     values = st.sampled_from([0.0, 1.0, -2.0, float("nan"), float("inf"), float("-inf")])
@@ -154,7 +154,7 @@ def test_half_types() -> None:
 # Weights ----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(graphs(), st.sampled_from(["sum", "mean"]), st.booleans(), st.booleans(), st.integers(0, 99))
 def test_weights(graph: Any, reduce: str, factorises: bool, column: bool, seed: int) -> None:
     torch.manual_seed(seed)
@@ -209,7 +209,7 @@ SHAPES = [
 ]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(graphs(), st.sampled_from(["sum", "mean"]), st.sampled_from(SHAPES), st.booleans())
 def test_learned_weights(graph: Any, reduce: str, shapes: Any, loops: bool) -> None:
     """Outputs and the gradients of features and of weights, whatever the edges' order."""

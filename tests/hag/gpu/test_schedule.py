@@ -71,7 +71,7 @@ def assert_sound(s: schedule.Schedule) -> None:
 SHORT = {"op_sources": 3, "program_levels": 3, "window_ops": 8}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_equals_the_program(data: st.DataObject) -> None:
     nodes = data.draw(st.integers(0, 14))

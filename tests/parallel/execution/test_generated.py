@@ -108,7 +108,7 @@ def test_what_the_models_are() -> None:
     assert sum(len(model.steps) > len(model.layers) for model in models) >= 8
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), size=st.sampled_from([2, 4]))
 def test_the_search_is_exact_with_shared_weights(seed: int, size: int) -> None:
     """Of two random configurations an operation, against all choices that split weights alike."""

@@ -39,7 +39,7 @@ def method(request: pytest.FixtureRequest) -> str:
 
 
 def test_every_node_is_in_one_part(method: str) -> None:
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(st.integers(1, 60), st.integers(1, 8), st.integers(0, 200), st.integers(0, 2**31))
     def check(nodes: int, parts: int, edges: int, seed: int) -> None:
         random = np.random.default_rng(seed)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hag_plugin.parallel.graphs.vertex_cover import minimum_cover
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(1, 12), st.integers(0, 40))
 def test_covers_are_minimum(seed: int, nodes: int, count: int) -> None:
     networkx = pytest.importorskip("networkx")

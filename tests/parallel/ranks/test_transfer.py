@@ -256,7 +256,7 @@ CHECKS = (check_whole, check_reshard, check_grid, check_exchange, check_gradient
 @pytest.mark.mostly_slow("2", "4")
 @pytest.mark.parametrize("size", SIZES)
 def test_values_gradients_and_bytes(size: int) -> None:
-    @settings(max_examples=48 // size, deadline=None)
+    @settings(max_examples=48 // size)
     @given(seed=st.integers(0, 2**31), dtype=st.sampled_from([torch.float64, torch.bfloat16]))
     def check(seed: int, dtype: torch.dtype) -> None:
         run_threads(size, lambda rank: [f(rank, seed, dtype) for f in CHECKS])

@@ -78,7 +78,7 @@ def test_equals_brute_force_within_memory_on_300_random_graphs() -> None:
     assert min(met.values()) > 20, met
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 5))
 def test_chains_need_width_one(seed: int, length: int) -> None:
     rng = np.random.default_rng(seed)

@@ -104,7 +104,7 @@ def test_thousands_of_proposals(nodes: int, resources: int, accept: float) -> No
         assert work.scheduled + work.corrected <= work.full
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     nodes=st.integers(1, 15),

@@ -100,7 +100,7 @@ def test_reaches_the_optimum_of_small_graphs(seed: int) -> None:
     assert found.cost == brute_force(graph).cost
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(0, 60), st.sampled_from([None, 0.0, 1.0, 100.0]))
 def test_never_worse_than_a_start(seed: int, proposals: int, beta: float | None) -> None:
     graph = random_graph(seed, 6, 3)

@@ -35,7 +35,7 @@ def test_overlap_only_saves(space: Space) -> None:
     assert busy == pytest.approx(found.seconds, abs=1e-6)  # all that is priced is simulated
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_any_plan_is_simulated_as_it_is_priced(data: st.DataObject) -> None:
     space = space_of(skipping(), data.draw(st.sampled_from(MACHINES)))

@@ -45,7 +45,7 @@ def one_by_one(tasks: list[Task]) -> tuple[list[float], list[float]]:
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(task_lists())
 def test_a_schedule_is_what_it_says(tasks: list[Task]) -> None:
     schedule = simulate(TaskGraph.of(tasks))
@@ -63,7 +63,7 @@ def test_a_schedule_is_what_it_says(tasks: list[Task]) -> None:
     schedule.check()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(task_lists(), st.data())
 def test_check_finds_what_is_moved(tasks: list[Task], data: st.DataObject) -> None:
     good = simulate(TaskGraph.of(tasks))

@@ -144,7 +144,7 @@ def cut(edges: np.ndarray, owner: np.ndarray, parts: int) -> tuple[np.ndarray, n
     return halo, cover
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.integers(4, 30), st.integers(0, 120), st.integers(2, 4))
 def test_partitions_are_counted_exactly(seed: int, nodes: int, count: int, parts: int) -> None:
     rng = np.random.default_rng(seed)

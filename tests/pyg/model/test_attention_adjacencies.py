@@ -160,7 +160,7 @@ def test_two_sets_of_nodes(layout: str, sizes: tuple[int, int], loops: bool) -> 
         assert loops or layout == "CSC"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     data=st.data(),
     name=st.sampled_from([n for n in ALONE if is_one_pass(ALONE[n]())]),

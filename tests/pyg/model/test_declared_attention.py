@@ -260,7 +260,7 @@ def test_compiled(name: str) -> None:
         assert explain(ours)[0].calls.reasons["plain"] == f"compiled: {choice.SCORED_PASSED}"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data(), name=st.sampled_from(sorted(LAYERS)))
 def test_hostile_graphs(data: st.DataObject, name: str) -> None:
     edge_index, num_nodes, _ = draw_graph(data, square=True)

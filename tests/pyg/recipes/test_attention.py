@@ -194,7 +194,7 @@ def test_takes_a_hag(name: str, awkward: Any) -> None:
     assert explain(ours)[0].calls.counts == {"plain": 2}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data(), name=st.sampled_from(sorted(LAYERS)))
 def test_hostile_graphs(data: st.DataObject, name: str) -> None:
     edge_index, num_nodes, _ = draw_graph(data, square=True)

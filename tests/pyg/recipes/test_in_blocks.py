@@ -255,7 +255,7 @@ def test_bipartite(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FIRST)
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15)
 @given(data=st.data())
 def test_hostile_graphs(name: str, data: st.DataObject) -> None:
     edge_index, num_nodes, _ = draw_graph(data, square=True)

@@ -71,7 +71,7 @@ class Both(nn.Module):
         return self.conv((source, target), self.edge_index, *edges)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), options=options())
 def test_any_setting(data: st.DataObject, options: dict[str, Any]) -> None:
     square = data.draw(st.booleans())

@@ -151,7 +151,7 @@ def test_small(nodes: int, edges: int, kernel_device: str) -> None:
     assert hp.aggregate(empty, hag).shape == (0, nodes, 3)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_graph(data: st.DataObject, kernel_device: str) -> None:
     nodes = data.draw(st.integers(1, 14))

@@ -70,9 +70,7 @@ def test_dtypes(form: str, dtype: torch.dtype, kernel_device: str) -> None:
     assert_equal(edges, SIZE, tensors, "softmax", how_of(form), kernel_device)
 
 
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_small_graph(data: st.DataObject, kernel_device: str) -> None:
     edges, num_src, num_dst = draw_graph(data)

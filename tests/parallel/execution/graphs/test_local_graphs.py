@@ -44,7 +44,7 @@ def summed(graph: LocalGraph, x: Tensor, method: str = "none") -> Tensor:
 GRAPHS = st.tuples(st.integers(0, 10_000), st.integers(4, 24), st.integers(0, 90))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(GRAPHS, st.integers(1, 4), st.sampled_from(LOOPS), st.booleans(), st.booleans())
 def test_parts_have_the_edges_of_the_graph(
     graph: tuple[int, int, int], parts: int, loops: object, listed: bool, search: bool
@@ -79,7 +79,7 @@ def exchanged(halos: list[Halo], x: list[Tensor]) -> list[Tensor]:
     return [torch.cat([sent[q][p] for q in range(len(halos))]) for p in range(len(halos))]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(GRAPHS, st.sampled_from([(2, 1), (3, 1), (4, 1), (4, 2)]))
 def test_what_is_sent_is_what_is_read(graph: tuple[int, int, int], split: tuple[int, int]) -> None:
     seed, nodes, count = graph
@@ -95,7 +95,7 @@ def test_what_is_sent_is_what_is_read(graph: tuple[int, int, int], split: tuple[
     assert [h.send_counts for h in halos] == [tuple(r) for r in counted.halo.T.tolist()]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(GRAPHS, st.integers(1, 4), st.sampled_from(LOOPS), st.booleans())
 def test_covers_send_the_fewest_rows_and_lose_no_edge(
     graph: tuple[int, int, int], parts: int, loops: object, search: bool
