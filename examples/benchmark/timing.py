@@ -7,7 +7,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hag_plugin.hag.calibration import shortest
@@ -38,6 +38,11 @@ class Budget:
     most_rounds: int = 101
     least_seconds: float = 2e-3
 
+    def shared(self, parts: int) -> Budget:
+        """That of each of several parts, rounds rounded up."""
+        least, most = -(-self.least_rounds // parts), -(-self.most_rounds // parts)
+        return replace(self, seconds=self.seconds / parts, least_rounds=least, most_rounds=most)
+
 
 @dataclass(frozen=True)
 class Rounds:
@@ -45,11 +50,19 @@ class Rounds:
 
     Attributes:
         seconds: by side, one entry a round.
-        calls: by side, calls in one measurement.
+        calls: by side, calls in one measurement, at most.
     """
 
     seconds: Mapping[str, Sequence[float | None]]
     calls: Mapping[str, int]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Rounds]) -> Rounds:
+        """The rounds of several measurements of the same sides, one after the other."""
+        sides = parts[0].seconds
+        seconds = {side: [t for part in parts for t in part.seconds[side]] for side in sides}
+        calls = {side: max(part.calls[side] for part in parts) for side in sides}
+        return cls(seconds, calls)
 
     def summary(self) -> dict[str, dict[str, float]]:
         """By side: median, quartiles, smallest, number of rounds, calls in a measurement."""

@@ -8,6 +8,7 @@
 #include <vector>
 
 #ifdef HAG_STD_THREADS
+#include <system_error>
 #include <thread>
 #else
 #include <omp.h>
@@ -25,10 +26,18 @@ int useful_threads(int requested, int64_t elements);
 // are fewer where OMP_THREAD_LIMIT or OMP_DYNAMIC says so. `work` may not throw.
 template <class Work>
 void on_a_team(int threads, const Work &work) {
-#ifdef HAG_STD_THREADS  // for a sanitizer that does not know what the OpenMP library does
+#ifdef HAG_STD_THREADS  // no OpenMP, or a sanitizer that does not know what its library does
   std::vector<std::thread> others;
-  for (int t = 1; t < threads; ++t) others.emplace_back([&work, t, threads] { work(t, threads); });
+  others.reserve(threads);
+  int made = 1;
+  try {
+    for (; made < threads; ++made) {
+      others.emplace_back([&work, made, threads] { work(made, threads); });
+    }
+  } catch (const std::system_error &) {  // no more threads are to be had
+  }
   work(0, threads);
+  for (int t = made; t < threads; ++t) work(t, threads);
   for (std::thread &other : others) other.join();
 #else
 #pragma omp parallel num_threads(threads)

@@ -171,6 +171,20 @@ def test_control_of_equal_times_has_no_spread(timing: ModuleType) -> None:
     assert slower.ratio("b", "a") == pytest.approx(2.0)
 
 
+def test_measurements_in_several_places_are_joined(timing: ModuleType) -> None:
+    """A ratio is the median over the rounds of all; each is that of two times in one place."""
+    parts = [
+        timing.Rounds({"a": [near, near], "b": [far, None]}, {"a": 2, "b": calls})
+        for near, far, calls in ((1.0, 2.0, 1), (3.0, 9.0, 4), (5.0, 20.0, 2))
+    ]
+    rounds = timing.Rounds.joined(parts)
+    assert rounds.ratio("b", "a") == 3.0
+    assert rounds.summary()["a"]["rounds"] == 6
+    assert rounds.calls == {"a": 2, "b": 4}
+    budget = timing.Budget(3.0, least_rounds=10, most_rounds=101).shared(3)
+    assert (budget.seconds, budget.least_rounds, budget.most_rounds) == (1.0, 4, 34)
+
+
 # Verdicts ---------------------------------------------------------------------------------------
 
 LOW, NOISY = (0.9, 0.01), (0.9, 0.06)  # ratio and spread of the control
