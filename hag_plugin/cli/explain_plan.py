@@ -8,7 +8,8 @@ from typing import Any
 from hag_plugin.cli.models import MODEL_HELP, add_graph, graph_of, in_words
 from hag_plugin.cli.options import add_command
 from hag_plugin.cli.output import print_result
-from hag_plugin.parallel.search.plan import Plan
+from hag_plugin.parallel.machine.topology import Topology, load, presets
+from hag_plugin.parallel.search.plan import Plan, machine_name
 from hag_plugin.parallel.search.planner import alternatives, recost
 from hag_plugin.units import milliseconds
 
@@ -29,8 +30,38 @@ def add(commands: Any) -> None:
     parser.add_argument("plan", help="plan file")
     parser.add_argument("model", nargs="?", help=MODEL_HELP)
     parser.add_argument("graph", nargs="?", help="as for plan")
-    add_graph(parser)
+    add_graph(parser, topology=None)
     parser.add_argument("--json", action="store_true", help="as JSON on stdout")
+
+
+def machine_of(named: str | None, found: Plan) -> Topology:
+    """The machine that a command names, or that of the plan.
+
+    Raises:
+        ValueError: the plan is for one that is not built in.
+    """
+    name = named or machine_name(found)
+    if named is None and name not in presets():
+        raise ValueError(
+            f"the plan is for the machine {name!r}, which is not built in; expected --topology "
+            "FILE, with its topology"
+        )
+    return load(name)
+
+
+def verdict(seconds: float, least: float) -> str:
+    """Whether a plan is the best there is, by the cost that it was priced by.
+
+    Args:
+        seconds: that it is predicted to take.
+        least: that any plan does, memory left out of account.
+    """
+    if seconds <= least * (1 + 1e-9):
+        return "No other plan is predicted to take less."
+    return (
+        f"Another plan is predicted to take {milliseconds(least)} ms ({seconds / least:.2f}x as "
+        "fast), memory left out of account: `hag-plugin plan` finds the best that fits."
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -39,14 +70,20 @@ def run(args: argparse.Namespace) -> None:
     with in_words():
         found = Plan.load(args.plan)
         if args.model is not None:
-            graph = graph_of(args)
-            found = recost(found, graph, args.topology, args.costs)
-            others = alternatives(found, graph, args.topology, args.costs)
+            graph, machine = graph_of(args), machine_of(args.topology, found)
+            found = recost(found, graph, machine, args.costs)
+            others = alternatives(found, graph, machine, args.costs)
     if others is None:
         print_result(args, {"plan": found.as_dict()}, str(found))
         return
-    lines = [str(found), "", "each layer's other strategies (predicted for the whole step, the "
-             "rest of the plan adapted):"]  # fmt: skip
+    priced = [s for entries in others.values() for s in entries.values() if not isinstance(s, str)]
+    lines = [
+        str(found),
+        verdict(found.seconds, min(priced, default=found.seconds)),
+        "",
+        "each layer's other strategies (predicted for the whole step, the rest of the plan "
+        "adapted):",
+    ]
     for layer, entries in others.items():
         lines.append(f"  {layer}")
         for name, seconds in sorted(entries.items(), key=lambda e: (isinstance(e[1], str), e[0])):

@@ -29,8 +29,13 @@ MODEL_HELP = (
 )
 
 
-def add_graph(parser: Any) -> None:
-    """Adds what says which graph, model size and machine a plan is for."""
+def add_graph(parser: Any, topology: str | None = "a100x8") -> None:
+    """Adds what says which graph, model size and machine a plan is for.
+
+    Args:
+        parser: of the command.
+        topology: the machine by default; None: that of the plan that the command is given.
+    """
     parser.add_argument("--root", metavar="DIR", help="folder of TU, Planetoid or .npz datasets")
     add_ids(parser)
     parser.add_argument("--nodes", type=positive, help="of a graph that is known by its size only")
@@ -46,8 +51,9 @@ def add_graph(parser: Any) -> None:
     parser.add_argument(
         "--classes", type=positive, help="of a named model (default: the graph's, or 16)"
     )
-    parser.add_argument("--topology", default="a100x8", metavar="NAME", help="a file, or one of "
-                        f"{', '.join(topologies.presets())} (default a100x8)")  # fmt: skip
+    default = topology or "the plan's"
+    parser.add_argument("--topology", default=topology, metavar="NAME", help="a file, or one of "
+                        f"{', '.join(topologies.presets())} (default {default})")  # fmt: skip
     parser.add_argument("--devices", type=positive, metavar="P", help="use so many of its devices")
     parser.add_argument("--costs", choices=MODES, default="analytic", help="default analytic; the "
                         "others run blocks of the model on this machine")  # fmt: skip

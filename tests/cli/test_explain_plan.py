@@ -35,3 +35,40 @@ def test_explain_refuses_another_model(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["plan", "gcn", *SIZES, "-o", path]) == 0
     assert main(["explain-plan", path, "gcn", *SIZES, "--layers", "2"]) == 2
     assert "the plan is for another model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--topology", "pcie4x4"],
+        ["--topology", "v100x4-nvlink"],
+        ["--topology", "4x8hdr", "--devices", "4"],
+        ["--devices", "2"],
+    ],
+    ids=" ".join,
+)
+def test_a_plan_is_explained_on_its_own_machine(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "plan.json")
+    assert main(["plan", "gcn", *SIZES, *options, "-o", path]) == 0
+    planned = capsys.readouterr().out.split("\n\nwritten")[0].strip()
+    assert main(["explain-plan", path, "gcn", *SIZES]) == 0
+    explained = capsys.readouterr().out
+    assert explained.startswith(planned)
+    assert "No other plan is predicted to take less." in explained
+
+
+def test_what_another_plan_beats_is_not_called_the_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, sizes = tmp_path / "plan.json", ["--nodes", "20000", "--edges", "400000"]
+    assert main(["plan", "gcn", *sizes, "--topology", "pcie4x4", "-o", str(path)]) == 0
+    capsys.readouterr()
+    assert main(["explain-plan", str(path), "gcn", *sizes, "--topology", "a100x8"]) == 0
+    assert "Another plan is predicted to take" in capsys.readouterr().out
+    document = json.loads(path.read_text())
+    document["topology"] = "ours"
+    path.write_text(json.dumps(document))
+    assert main(["explain-plan", str(path), "gcn", *sizes]) == 2
+    assert "'ours', which is not built in; expected --topology FILE" in capsys.readouterr().err

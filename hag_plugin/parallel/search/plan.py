@@ -233,6 +233,11 @@ def impossible(
 # The table that a person reads -----------------------------------------------------------------
 
 
+def machine_name(plan: Plan) -> str:
+    """The name of the machine, of whose devices the plan may take a part."""
+    return plan.topology.removesuffix(f", {plan.world_size} devices")
+
+
 def table(plan: Plan) -> str:
     """The layers, then the whole beside plans that treat all layers alike."""
     shown = [k for k in plan.layers if not (k.kind in QUIET and k.seconds.communication == 0)]
@@ -253,7 +258,7 @@ def table(plan: Plan) -> str:
         )
     widths = [max(len(row[c]) for row in rows) for c in range(len(HEAD))]
     lines = [
-        f"{plan.model[0] or 'model'} on {plan.topology}, {plan.world_size} devices, "
+        f"{plan.model[0] or 'model'} on {machine_name(plan)}, {plan.world_size} devices, "
         f"{plan.nodes:,} nodes. All figures are predicted ({plan.costs} costs).",
         "",
     ]
@@ -266,8 +271,8 @@ def table(plan: Plan) -> str:
     memory = plan.memory
     lines += [
         "",
-        f"predicted: {milliseconds(plan.seconds)} ms a training step, optimal under the additive "
-        "cost (nothing overlaps)",
+        f"predicted: {milliseconds(plan.seconds)} ms a training step, by the additive cost "
+        "(nothing overlaps)",
         f"predicted memory: {size(memory.total)} on the fullest device ({size(memory.retained)} "
         f"kept, {size(memory.transient)} passing, {size(memory.graph)} graph)",
     ]
