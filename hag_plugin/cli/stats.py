@@ -60,7 +60,7 @@ def report(
     ratio = stats.predicted_seconds_before / stats.predicted_seconds
     gain = _gain(stats.choice, ratio)
     what = {"none": "A", "add": "A + I", "fill": "A with one loop a node"}[args.self_loops]
-    words = _in_words(stats.choice, hag.options.width, gain)
+    words = _in_words(stats.choice, hag.options.width, gain, hag.options.device)
     if args.check:
         words += " Checked: it computes exactly this graph."
     if extra:
@@ -93,12 +93,14 @@ def _gain(choice: Choice, ratio: float) -> float:
     return choice.seconds.get(PLAIN, 0.0) / max(choice.seconds[SHARED], 1e-12)
 
 
-def _in_words(choice: Choice, width: int, gain: float) -> str:
+def _in_words(choice: Choice, width: int, gain: float, device: str) -> str:
     """Which program runs at the width of the search, why, and what each takes."""
     name = {SHARED: "HAG", PLAIN: "plain graph", REORDERED: "reordered plain graph"}
     if not choice.seconds:
         if choice.by == "search" and choice.name == PLAIN:
             why = "nothing was found to share that pays"
+            if device == "cuda":  # a CPU may gain by the same graph
+                why += " on a GPU, by its cost model"
             return f"The HAG does not profit at width {width}: {why}, and the plain graph runs."
         asked = "" if choice.by == "search" else ", as asked for"
         start = f"At width {width} the {name[choice.name]} runs{asked}. "

@@ -153,6 +153,12 @@ def _means_a_file(path: Path, name: str, root: str | os.PathLike[str] | None) ->
     return path.name != name or bool(path.suffix)
 
 
+def _kept_name(name: str, root: Path) -> str:
+    """A dataset's name as its folder writes it, whatever the case; as it is, where there is none."""
+    kept = [path.name for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
+    return next((each for each in kept if each.lower() == name.lower()), name)
+
+
 def _load_pyg(name: str, root: Path) -> GraphData:
     """A Planetoid or TU dataset, through PyG's own classes, which download what is missing."""
     try:
@@ -164,6 +170,7 @@ def _load_pyg(name: str, root: Path) -> GraphData:
         if planetoid:
             data = Planetoid(str(root), planetoid)[0]
         else:
+            name = _kept_name(name, root)
             dataset = TUDataset(str(root), name, use_node_attr=True)
     except Exception as e:  # PyG raises what its downloader, its reader or torch raised
         folder = root / (planetoid or name) / "raw"

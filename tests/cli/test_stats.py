@@ -95,6 +95,15 @@ def test_stats_of_a_plan_for_a_gpu(capsys: pytest.CaptureFixture[str], tmp_path:
     assert f"longest serial chain: {gpu['serial_chain']} rows" in out
 
 
+def test_what_is_said_of_sharing_is_said_of_the_device(capsys: pytest.CaptureFixture[str]) -> None:
+    said = {}
+    for device in ("cpu", "cuda"):
+        assert main(["stats", "cliques", "--device", device]) == 0
+        said[device] = capsys.readouterr().out
+    assert "The HAG profits" in said["cpu"]
+    assert "nothing was found to share that pays on a GPU" in said["cuda"]
+
+
 def test_empty_graph(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "g.txt"
     path.write_text("")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -317,13 +318,16 @@ def test_real_compact_npz(shared_data: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", [str, str.lower, str.upper])
 @pytest.mark.parametrize("name", ["MUTAG", "Cora"])
-def test_pyg_reads_the_same_graph(shared_data: Path, tmp_path: Path, name: str) -> None:
+def test_pyg_reads_the_same_graph(
+    shared_data: Path, tmp_path: Path, name: str, case: Callable[[str], str]
+) -> None:
     pytest.importorskip("torch_geometric")
     shutil.copytree(shared_data / "raw" / name, tmp_path / name)
     for path in [tmp_path / name, *(tmp_path / name).rglob("*")]:
         path.chmod(0o755)
-    ours, theirs = datasets.load(name, shared_data / "npz"), datasets.load(name, tmp_path)
+    ours, theirs = datasets.load(name, shared_data / "npz"), datasets.load(case(name), tmp_path)
     assert theirs.num_nodes == ours.num_nodes
     assert edges_of(theirs) == edges_of(ours)
     assert torch.equal(theirs.y, ours.y)
