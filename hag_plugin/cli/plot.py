@@ -20,8 +20,9 @@ def add(commands: Any) -> None:
         "plot",
         run,
         "Draw a small graph beside its HAG, with the shared sums in colour; how often sums are "
-        "shared; and what the cost model says for more and more of them. Of a large graph a small "
-        "part is drawn. Needs matplotlib.",
+        "shared; and what the cost model says for more and more of them. Where none pays, those of "
+        "the paper's greedy search are drawn. Of a large graph a small part is drawn. Needs "
+        "matplotlib.",
         ["karate -o karate.svg --self-loops fill", "graph.npz -o graph.png --method greedy"],
     )
     parser.add_argument("graph", help=GRAPH_HELP)
@@ -40,6 +41,10 @@ def run(args: argparse.Namespace) -> None:
     mode = LOOPS[args.self_loops]
     data = load(args, args.graph, features=False)
     hag = search(args, data, mode)
+    nothing_pays = args.method == "auto" and not hag.stats(mode).intermediates
+    if nothing_pays:
+        args.method = "greedy"
+        hag = search(args, data, mode)
     with tqdm(
         total=1.0,
         disable=args.quiet,
@@ -54,4 +59,6 @@ def run(args: argparse.Namespace) -> None:
         f"{args.output}; the whole graph has {drawn['shared_sums']:,} shared sums, each used "
         f"{drawn['mean_uses']:.1f} times on average."
     )
+    if nothing_pays:
+        words += " None of them pays here, and the plain graph runs: these are the greedy search's."
     print_result(args, {"dataset": {"name": data.name, "source": data.source}, **drawn}, words)

@@ -154,7 +154,7 @@ def _means_a_file(path: Path, name: str, root: str | os.PathLike[str] | None) ->
 
 
 def _kept_name(name: str, root: Path) -> str:
-    """A dataset's name as its folder writes it, whatever the case; as it is, where there is none."""
+    """A dataset's name as its folder writes it, in whatever case it is given."""
     kept = [path.name for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
     return next((each for each in kept if each.lower() == name.lower()), name)
 

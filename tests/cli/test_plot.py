@@ -35,6 +35,25 @@ def test_the_command_writes_a_whole_picture(
         assert out.read_bytes() == first  # the same picture is the same bytes
 
 
+@pytest.mark.parametrize(
+    ("options", "shared", "said"),
+    [((), True, True), (("--method", "greedy"), True, False), (("--method", "none"), False, False)],
+    ids=["auto", "greedy", "none"],
+)
+def test_where_nothing_pays_the_paper_s_search_is_drawn(
+    options: tuple[str, ...],
+    shared: bool,
+    said: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = str(tmp_path / "karate.svg")
+    assert main(["plot", "karate", "-o", out, "--quiet", *options, "--json"]) == 0
+    assert (json.loads(capsys.readouterr().out)["shared_sums"] > 0) is shared
+    assert main(["plot", "karate", "-o", out, "--quiet", *options]) == 0
+    assert ("None of them pays here" in capsys.readouterr().out) is said
+
+
 def test_what_cannot_be_drawn_to_is_named_before_any_search(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
