@@ -17,6 +17,7 @@ from hag_plugin.data import datasets
 from hag_plugin.data.graph_data import GraphData
 from hag_plugin.demo.side import FRAMEWORKS, Settings, serve, to_arrays
 from hag_plugin.files import DatasetError, check_output, whole_file
+from hag_plugin.parallel.graphs.partition import partition
 from hag_plugin.starting import interrupts_blocked
 
 MEBI = 2**20
@@ -31,6 +32,7 @@ DIFFERENCES = {
     "trained_float32": "  each side's own (training amplifies rounding)",
 }
 PICTURES = (".png", ".svg", ".pdf")
+COMMUNITIES = 8
 WORTH = 1.02  # less than this is within the noise of a timing, and is not called a gain
 SAME = 1e-5  # of the largest output: what rounding in float32 may come to in a two-layer model
 
@@ -237,7 +239,9 @@ def compare(
 
 
 def prepare(data: GraphData, seed: int) -> GraphData:
-    """`data` with features and, where nodes are labelled, with a train and a test mask."""
+    """`data` with features, labels and, where nodes are labelled, with a train and a test mask."""
+    if data.y is None:
+        data = with_communities(data, seed)
     if data.y is None or data.num_classes < 2:
         raise DatasetError(
             f"{data.name} has no labels of two classes or more, which the demo needs to train a "
@@ -258,6 +262,21 @@ def prepare(data: GraphData, seed: int) -> GraphData:
             mask[torch.from_numpy(part)] = True
         data = replace(data, train_mask=masks[0], val_mask=masks[1], test_mask=masks[2])
     return datasets.with_features(data)
+
+
+def with_communities(data: GraphData, seed: int) -> GraphData:
+    """`data` with the community of each node as its label, where there are nodes for two of them.
+
+    A file of edges has no labels; what neighbours have in common can be learned.
+    """
+    parts = min(COMMUNITIES, data.num_nodes // 5)
+    if parts < 2:
+        return data
+    found = partition(data.edge_index.long(), data.num_nodes, parts, "labels", seed)
+    y = torch.empty(data.num_nodes, dtype=torch.long)
+    y[torch.from_numpy(found.order)] = torch.from_numpy(found.part)
+    words = f"it has no labels: classes are {parts} communities, found by label propagation"
+    return replace(data, y=y, source=f"{data.source}; {words}")
 
 
 def _differences(stock: Worker, accelerated: Worker) -> dict[str, float]:

@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hag_plugin.data import datasets
+from hag_plugin.data.graph_data import GraphData
 from hag_plugin.demo import compare
 from hag_plugin.demo.side import Settings
+from hag_plugin.files import DatasetError
+
+from ..cases import random_graph
 
 
 def a_comparison(
@@ -60,3 +65,22 @@ def test_plot(tmp_path: Path) -> None:
     compare.check_plot(str(path))
     compare.plot(a_comparison(1.0, 0.5, 0.1, 100), str(path))
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("num_nodes", [10, 23, 400])
+def test_edges_alone_get_communities_to_learn(num_nodes: int) -> None:
+    edges = random_graph(num_nodes, num_nodes, 4 * num_nodes)
+    data = compare.prepare(GraphData("g", "made", edges, num_nodes), seed=0)
+    assert data.y is not None
+    sizes = torch.bincount(data.y)
+    assert len(sizes) == data.num_classes == min(8, num_nodes // 5)
+    assert sizes.min() > 0
+    assert sizes.max() <= 1.03 * num_nodes / len(sizes) + 1
+    assert "no labels: classes are" in data.source
+    masks = data.train_mask, data.val_mask, data.test_mask
+    assert sum(int(mask.sum()) for mask in masks if mask is not None) == num_nodes
+
+
+def test_too_few_nodes_for_communities_are_refused() -> None:
+    with pytest.raises(DatasetError, match="no labels of two classes"):
+        compare.prepare(GraphData("g", "made", torch.zeros(2, 1, dtype=torch.long), 9), seed=0)
