@@ -44,7 +44,6 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["stats", "karate", "--threads", "x"], "'x'; expected an integer"),
         (["build", "karate", "out.bin"], "expected a name that ends in .npz"),
         (["build", "karate", "nowhere/out.npz"], "there is no folder nowhere"),
-        (["demo", "--dataset", "cliques", "--quiet"], "no labels"),
         (["demo", "--dataset", "karate", "--plot", "a.doc"], "expected a name that ends in .png"),
         (["demo", "--graphs", "3", "--quiet"], "3 graphs; the demo needs 5 or more"),
         (["stats", "karate", "--graphs", "3"], '(--graphs) is for "collaboration" only'),
