@@ -34,20 +34,24 @@ def layer_per_device(model: SoapModel) -> list[int]:
     group = topology.levels[0].size if len(topology.levels) > 1 else topology.num_devices
     nodes = topology.num_devices // group
     strategy = []
-    for node in range(len(model.names)):
-        config = Config((nodes, 1, 1, 1), node % group, group if nodes > 1 else 1)
-        strategy.append(model.place[node][config])
+    for node, layer in enumerate(model.layer_of):
+        devices = tuple(layer % group + group * i for i in range(nodes))
+        strategy.append(model.place[node][Config((nodes, 1, 1, 1), devices)])
     return strategy
 
 
 def _batch(model: SoapModel, node: int) -> int:
-    return model.place[node][Config((_fitting(model, node, 0), 1, 1, 1))]
+    return model.place[node][_first(_fitting(model, node, 0), 1)]
 
 
 def _channels(model: SoapModel, node: int) -> int:
     if "c" not in model.operation(node).splits:
         return _batch(model, node)
-    return model.place[node][Config((1, _fitting(model, node, 1), 1, 1))]
+    return model.place[node][_first(1, _fitting(model, node, 1))]
+
+
+def _first(samples: int, channels: int) -> Config:
+    return Config((samples, channels, 1, 1), tuple(range(samples * channels)))
 
 
 def _fitting(model: SoapModel, node: int, axis: int) -> int:
