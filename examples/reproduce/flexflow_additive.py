@@ -50,10 +50,11 @@ def cost_graph(model: SoapModel, progress: bool = False) -> CostGraph:
 
 def node_seconds(model: SoapModel, node: int, config: Config) -> float:
     """t_C + t_S: forward, backward, exchange of states, gradients and update, one after another."""
-    total = sum(model.compute_seconds(node, config))
+    total = max(sum(model.compute_seconds(node, config, device)) for device in config.devices)
     total += 2 * max((seconds for *_, seconds in model.exchange(node, config)), default=0.0)
     if model.copies(node, config):
-        total += synchronise_seconds(model, node, config) + model.update_seconds(node, config)
+        total += synchronise_seconds(model, node, config)
+        total += max(model.update_seconds(node, config, device) for device in config.devices)
     return total
 
 

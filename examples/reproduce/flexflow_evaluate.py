@@ -160,20 +160,35 @@ def sample(
     model: SoapModel, coarse: Search, proposals: int, seed: int, progress: bool
 ) -> Search:  # fmt: skip
     """FlexFlow's search with a configuration for each operation, from what layers got."""
-    found = search(
+    return search(
         lambda strategy: SimulatedStrategy(model, strategy), model.sizes,
-        {"by layer": coarse.strategy}, Budget(proposals, patience=1.0), seed=seed,
+        {coarse.best_start: coarse.strategy}, Budget(proposals, patience=1.0), seed=seed,
         progress=progress,
     )  # fmt: skip
+
+
+def followed(first: Search, second: Search) -> Search:
+    """Two searches, one after the other, as one."""
     later = [
-        (coarse.proposals + tried, coarse.seconds + seconds, cost)
-        for tried, seconds, cost in found.history
+        (first.proposals + tried, first.seconds + seconds, cost)
+        for tried, seconds, cost in second.history
+        if cost < first.cost
     ]
     return replace(
-        found, start_costs=coarse.start_costs, best_start=coarse.best_start,
-        proposals=coarse.proposals + found.proposals, accepted=coarse.accepted + found.accepted,
-        seconds=coarse.seconds + found.seconds, history=coarse.history + later,
+        second, proposals=first.proposals + second.proposals,
+        accepted=first.accepted + second.accepted, seconds=first.seconds + second.seconds,
+        history=first.history + later,
     )  # fmt: skip
+
+
+def computing_seconds(model: SoapModel, strategy: Sequence[int]) -> float:
+    """Forward and backward of a strategy on its busiest device, without any communication."""
+    busy = [0.0] * model.topology.num_devices
+    for node, choice in enumerate(strategy):
+        config = model.configs[node][choice]
+        for device in config.devices:
+            busy[device] += sum(model.compute_seconds(node, config, device))
+    return max(busy)
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class SoapModel:
         ]
         self.edges = [(u, v) for u, v, _ in self.reads]
         devices = topology.num_devices
-        self.resources = [f"{topology.device.name} {i}" for i in range(devices)]
+        self.resources = [f"{topology.device_at(i).name} {i}" for i in range(devices)]
         self.resources += [link.name for link in topology.links]
         self.configs = [configs(op, devices, placed=placed) for op in network.operations]
         self.layer_of = [0] * len(self.names)
@@ -121,9 +121,15 @@ class SoapModel:
 
     # Time -----------------------------------------------------------------------------------------
 
-    def compute_seconds(self, node: int, config: Config) -> tuple[float, float]:
-        """(forward, backward) of the largest part, without what its time steps exchange."""
-        operation, device = self.network.operations[node], self.topology.device
+    def compute_seconds(self, node: int, config: Config, place: int) -> tuple[float, float]:
+        """(forward, backward) of the largest part, without what its time steps exchange.
+
+        Args:
+            node: the operation.
+            config: of it.
+            place: the device.
+        """
+        operation, device = self.network.operations[node], self.topology.device_at(place)
         share = largest_share(operation, config)
         weights = operation.weights / config.degrees[1]
         if operation.kind == "embedding":
@@ -200,9 +206,9 @@ class SoapModel:
             found.append((parts, sent * times, one * times))
         return found
 
-    def update_seconds(self, node: int, config: Config) -> float:
-        """Of applying gradients: read both, write the weights."""
-        device = self.topology.device
+    def update_seconds(self, node: int, config: Config, place: int) -> float:
+        """Of applying gradients on a device: read both, write the weights."""
+        device = self.topology.device_at(place)
         weights = self.network.operations[node].weights / config.degrees[1]
         moved = 3 * weights * BYTES / (device.bandwidth * device.bandwidth_efficiency)
         return moved + device.overhead
@@ -236,10 +242,11 @@ class SoapModel:
     def _node_block(self, node: int, config: Config) -> Block:
         parts, exchanges = config.parts, self.exchange(node, config)
         halves = 2 if exchanges else 1
-        forward, backward = (t / halves for t in self.compute_seconds(node, config))
+        seconds = [self.compute_seconds(node, config, device) for device in config.devices]
+        forward, backward = ([t[phase] / halves for t in seconds] for phase in (0, 1))
         kinds = ([FORWARD] * parts + [BACKWARD] * parts) * halves
         resources: list[int | tuple[int, ...]] = [*config.devices * (2 * halves)]
-        durations = ([forward] * parts + [backward] * parts) * halves
+        durations = (forward + backward) * halves
         _, last_forward, first_backward, last_backward = self.ends(node, config)
         joins = [(last_forward + i, first_backward + i) for i in range(parts)]
         block = kinds, resources, durations, joins
@@ -274,7 +281,7 @@ class SoapModel:
             task = _append(block, SYNCHRONISE, self.ring(devices), seconds, ready)
             ready = [task] * len(parts)
         for device, task in zip(devices, ready, strict=True):
-            _append(block, UPDATE, device, self.update_seconds(node, config), [task])
+            _append(block, UPDATE, device, self.update_seconds(node, config, device), [task])
 
     def _add_server(
         self, block: Lists, node: int, config: Config, parts: list[int], ready: list[int]
@@ -286,7 +293,7 @@ class SoapModel:
             if device != home:
                 task = _append(block, SYNCHRONISE, *self.message(device, home, nbytes), [task])
             arrived.append(task)
-        update = _append(block, UPDATE, home, self.update_seconds(node, config), arrived)
+        update = _append(block, UPDATE, home, self.update_seconds(node, config, home), arrived)
         for device in others:
             if device != home:
                 _append(block, SYNCHRONISE, *self.message(home, device, nbytes), [update])

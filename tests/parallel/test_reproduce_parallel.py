@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,24 @@ def test_sampling_reaches_the_best_of_all_simulated() -> None:
             seed=seed,
         )
         assert found.cost == best
+
+
+def test_unlike_devices_are_told_apart() -> None:
+    """The best of all strategies leaves a slow device out; work there takes as long as it takes."""
+    fast = machine("p100x16", 2)
+    slow = replace(fast.device, flops=fast.device.flops / 50, bandwidth=fast.device.bandwidth / 50)
+    mixed = replace(fast, devices=(slow, fast.device))
+    net = flexflow_networks.Layers("small", 64, 32)
+    net.softmax(net.linear(net.conv(None, 64, 3, 2), 512))
+    model, alike = (SoapModel(net.network, where) for where in (mixed, fast))
+    best = min(
+        itertools.product(*map(range, model.sizes)),
+        key=lambda strategy: simulate_strategy(model, strategy).makespan,
+    )
+    assert all(model.configs[node][c].devices == (1,) for node, c in enumerate(best))
+    assert simulate_strategy(model, best).makespan == simulate_strategy(alike, best).makespan
+    moved = [model.place[n][replace(model.configs[n][c], devices=(0,))] for n, c in enumerate(best)]
+    assert simulate_strategy(model, moved).makespan > 10 * simulate_strategy(model, best).makespan
 
 
 def test_experts_place_a_layer_on_a_device() -> None:
