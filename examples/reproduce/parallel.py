@@ -15,7 +15,7 @@ if not __package__:  # started as a file: the repository's root goes where its f
 from examples.benchmark.results import Record, Results
 from examples.benchmark.tables import duration, geometric_mean, markdown, times
 
-from . import flexflow, optcnn
+from . import flexflow, optcnn, parallel_execute
 from .flexflow_command import Evaluation, Setting
 from .flexflow_published import FLEXFLOW, OPTCNN, Figure
 from .hag_page import Page
@@ -229,7 +229,7 @@ PAGE = Page(
     "parallel", "reproduce.parallel",
     "Reproduces OptCNN's and FlexFlow's tables in simulation, and writes a page.", _heading,
 )  # fmt: skip
-STEPS = (LAYERWISE, SAMPLED)
+STEPS = (LAYERWISE, SAMPLED, parallel_execute.STEP)
 
 if __name__ == "__main__":
     sys.exit(main(STEPS, None, PAGE))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import permutations
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hag_plugin.parallel.graphs.stats import GraphStats
-from hag_plugin.parallel.machine.collectives import COLLECTIVES
 from hag_plugin.parallel.machine.levels import SHAPES, Level
 from hag_plugin.parallel.machine.topology import Topology, preset
 from hag_plugin.parallel.model.opgraph import Op, OpGraph, convolution
@@ -24,12 +24,27 @@ MIXED = Topology("mixed", FAST, (Level("NVLink", 4, 2e11, 3e-6),), devices=(FAST
 RATES = st.floats(1e8, 1e12)
 
 
-def nodes(shape: str, of_devices: bool, rates: tuple[float, ...]) -> Topology:
-    """Three nodes of two devices, whose outer links are as `rates` says."""
-    levels = (Level("inner", 2, 1e12, 1e-6), Level("outer", 3, 1e10, 1e-5, shape, of_devices))
-    machine = Topology("nodes", FAST, levels)
-    count = machine.num_links(1)
-    return replace(machine, levels=(levels[0], replace(levels[1], bandwidths=rates[:count])))
+def nodes(shape: str, of_devices: bool, rates: tuple[float, ...], place: int = 1) -> Topology:
+    """Three nodes of two devices; links of the level at `place` are as `rates` says."""
+    levels = [Level("inner", 2, 1e12, 1e-6), Level("outer", 3, 1e10, 1e-5)]
+    levels[place] = replace(levels[place], shape=shape, of_devices=of_devices)
+    machine = Topology("nodes", FAST, tuple(levels))
+    levels[place] = replace(levels[place], bandwidths=rates[: machine.num_links(place)])
+    return replace(machine, levels=tuple(levels))
+
+
+def used_links(machine: Topology, place: int, members: list[int]) -> set[int]:
+    """The links of a level that messages among members take, found message by message."""
+    level, found = machine.levels[place], set()
+    for a, b in permutations(members, 2):
+        if machine.level_between(a, b) != place:
+            continue
+        if level.shape == "bus":
+            found.add(a // machine.spans[place + 1])
+        else:
+            span = 1 if level.of_devices else machine.spans[place]
+            found |= {a // span, b // span}
+    return found
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=3, max_size=3))
@@ -43,22 +58,24 @@ def test_work_takes_what_it_takes_on_the_slowest_device(sizes: list[int]) -> Non
     assert Analytic(MIXED)(terms, 4) == max(alone)
 
 
+@pytest.mark.parametrize("place", [0, 1])
 @pytest.mark.parametrize("of_devices", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 @given(rates=st.tuples(*[RATES] * 6), data=st.data())
 def test_collectives_go_as_fast_as_the_slowest_link_they_use(
-    shape: str, of_devices: bool, rates: tuple[float, ...], data: st.DataObject
+    shape: str, of_devices: bool, place: int, rates: tuple[float, ...], data: st.DataObject
 ) -> None:
-    """The same time as on a machine whose links are all as the slowest one of the members'."""
-    machine = nodes(shape, of_devices, rates)
+    """The same time as on a machine whose links are all as the slowest one of those in use."""
+    machine = nodes(shape, of_devices, rates, place)
     members = sorted(data.draw(st.sets(st.sampled_from(range(6)), min_size=2)))
-    collective = data.draw(st.sampled_from(sorted(COLLECTIVES)))
-    outer = machine.levels[1]
-    met = {d if of_devices and shape != "bus" else d // 2 for d in members}
-    used = outer.bandwidths if shape == "bus" else [outer.bandwidths[i] for i in met]
-    alike = replace(outer, bandwidth=min(used), bandwidths=())
-    expected = replace(machine, levels=(machine.levels[0], alike))
-    assert machine.seconds(collective, 1e7, members) == expected.seconds(collective, 1e7, members)
+    collective = data.draw(st.sampled_from(["all_gather", "reduce_scatter", "all_reduce"]))
+    level = machine.levels[place]
+    slowest = min((level.bandwidths[link] for link in used_links(machine, place, members)),
+                  default=1.0)  # fmt: skip
+    levels = list(machine.levels)
+    levels[place] = replace(level, bandwidth=slowest, bandwidths=())
+    alike = replace(machine, levels=tuple(levels))
+    assert machine.seconds(collective, 1e7, members) == alike.seconds(collective, 1e7, members)
 
 
 @pytest.mark.parametrize("of_devices", [False, True])
