@@ -345,3 +345,22 @@ def test_a_script_in_words() -> None:
     assert "(simulated)" in done.stdout
     assert "Published, not measured here" in done.stdout
     assert run("flexflow.py", "--network", "LeNet").returncode == 2
+
+
+def test_the_page(tmp_path: Path) -> None:
+    """All steps leave a record and a section; a second run measures nothing again."""
+    command = [sys.executable, "-m", "examples.reproduce.parallel", "--quick", "--quiet",
+               "--threads", "1", "--out", str(tmp_path)]  # fmt: skip
+    for _ in range(2):
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert "of 6 cells are measured" in done.stderr
+    page = (tmp_path / "parallel.md").read_text()
+    for words in ("No GPU was run", "computing alone", "AlexNet", "executing / simulating"):
+        assert words in page
+    lines = (tmp_path / "parallel.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert sum(record["kind"] == "cell" for record in records) == 6
