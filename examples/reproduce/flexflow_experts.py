@@ -5,6 +5,8 @@ from __future__ import annotations
 from .flexflow_model import SoapModel
 from .flexflow_soap import Config
 
+NODE = 4  # GPUs of a node, in both papers' clusters
+
 
 def data_parallel(model: SoapModel) -> list[int]:
     """Every operation splits the batch over all devices."""
@@ -31,7 +33,7 @@ def layer_per_device(model: SoapModel) -> list[int]:
     unrolled network work on different time steps at the same time. Needs `placed` configurations.
     """
     topology = model.topology
-    group = topology.levels[0].size if len(topology.levels) > 1 else topology.num_devices
+    group = min(NODE, topology.num_devices)
     nodes = topology.num_devices // group
     strategy = []
     for node, layer in enumerate(model.layer_of):
