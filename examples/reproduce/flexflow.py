@@ -100,7 +100,7 @@ def searches(
 
     Each has a third of the proposals: all of them in the largest space find less.
     """
-    unplaced = SoapModel(model.network, model.topology, placed=False, summed=model.summed)
+    unplaced = SoapModel(model.network, model.topology, space="unplaced", summed=model.summed)
     first = {
         name: moved(model, unplaced, strategy)
         for name, strategy in starts.items()

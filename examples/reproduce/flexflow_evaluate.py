@@ -80,7 +80,7 @@ def layer_wise(
         singles: strategies to compare with, by name; those with placements are left out.
         progress: show a bar.
     """
-    unplaced = SoapModel(network, topology, placed=False, summed=model.summed)
+    unplaced = SoapModel(network, topology, space="unplaced", summed=model.summed)
     began = time.perf_counter()
     graph = cost_graph(unplaced, progress)
     tabled = time.perf_counter()

@@ -30,7 +30,7 @@ def layer_per_device(model: SoapModel) -> list[int]:
     """Data parallel over nodes, and inside a node each layer on a device of its own.
 
     The expert strategy of recurrent networks (GNMT, arXiv 1609.08144): layers of one depth of the
-    unrolled network work on different time steps at the same time. Needs `placed` configurations.
+    unrolled network work on different time steps at the same time. Not in the space "unplaced".
     """
     topology = model.topology
     group = min(NODE, topology.num_devices)

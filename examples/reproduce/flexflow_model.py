@@ -30,6 +30,7 @@ from hag_plugin.parallel.simulation.tasks import (
 )
 
 from .flexflow_soap import (
+    SPACES,
     Config,
     Network,
     Operation,
@@ -66,15 +67,17 @@ class SoapModel:
     Args:
         network: the operations.
         topology: the machine.
-        placed: whether configurations include the operation dimension: other devices.
+        space: which configurations there are, see `configs`.
         summed: how gradients are: by a "server" or in a "ring".
     """
 
     def __init__(
-        self, network: Network, topology: Topology, *, placed: bool = True, summed: str = "server"
+        self, network: Network, topology: Topology, *, space: str = "grids", summed: str = "server"
     ) -> None:
         if summed not in SUMMED:
             raise ValueError(f"gradients are summed by {summed!r}; expected one of {SUMMED}")
+        if space not in SPACES:
+            raise ValueError(f"space is {space!r}; expected one of {SPACES}")
         self.summed = summed
         self.network, self.topology = network, topology
         self.names = [operation.name for operation in network.operations]
@@ -85,7 +88,7 @@ class SoapModel:
         devices = topology.num_devices
         self.resources = [f"{topology.device_at(i).name} {i}" for i in range(devices)]
         self.resources += [link.name for link in topology.links]
-        self.configs = [configs(op, devices, placed=placed) for op in network.operations]
+        self.configs = [configs(op, devices, space) for op in network.operations]
         self.layer_of = [0] * len(self.names)
         for number, layer in enumerate(network.layers):
             for node in layer:

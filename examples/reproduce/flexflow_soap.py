@@ -16,6 +16,7 @@ from itertools import permutations, product
 
 Interval = tuple[int, int]
 Degrees = tuple[int, int, int, int]
+SPACES = ("unplaced", "grids", "any")  # each a part of the next
 
 
 @dataclass(frozen=True)
@@ -91,18 +92,24 @@ class Config:
         return f"{' '.join(splits) or 'whole'} on {where}"
 
 
-def configs(operation: Operation, num_devices: int, *, placed: bool) -> list[Config]:
-    """All configurations.
+def configs(operation: Operation, num_devices: int, space: str) -> list[Config]:
+    """All configurations of a space, one of `SPACES`.
 
-    Degrees are powers of two. With `placed`, FlexFlow's operation dimension, parts go to any
-    aligned grid of devices: neighbours, or one of every 2, 4, ... devices, as one in each node; and
-    any dimension may run along neighbours. Without, OptCNN's space: the first devices, in order.
+    "unplaced" is OptCNN's: degrees that are powers of two, on the first devices, in order. "grids"
+    has FlexFlow's operation dimension: parts go to any aligned grid of devices, neighbours or one
+    of every 2, 4, ... devices, as one in each node; and any dimension may run along neighbours.
+    "any" has all degrees, and all devices in all orders: of few devices, there are that many.
     """
     found: dict[Config, None] = {}
-    for degrees in _degrees(operation, num_devices):
+    for degrees in _degrees(operation, num_devices, space):
         parts = math.prod(degrees)
-        if not placed:
+        if space == "unplaced":
             found[Config(degrees, tuple(range(parts)))] = None
+            continue
+        if space == "any":
+            found |= {
+                Config(degrees, order): None for order in permutations(range(num_devices), parts)
+            }
             continue
         for order in _orders(degrees):
             stride = 1
@@ -115,10 +122,12 @@ def configs(operation: Operation, num_devices: int, *, placed: bool) -> list[Con
     return list(found)
 
 
-def _degrees(operation: Operation, num_devices: int) -> Iterator[Degrees]:
-    powers = [1 << i for i in range(num_devices.bit_length())]
+def _degrees(operation: Operation, num_devices: int, space: str) -> Iterator[Degrees]:
+    possible = [1 << i for i in range(num_devices.bit_length())]
+    if space == "any":
+        possible = list(range(1, num_devices + 1))
     choices = [
-        [d for d in powers if d <= size] if name in operation.splits else [1]
+        [d for d in possible if d <= size] if name in operation.splits else [1]
         for name, size in zip("nchw", operation.shape, strict=True)
     ]
     for degrees in product(*choices):

@@ -34,7 +34,7 @@ def evaluate(setting: Setting, progress: bool = False) -> Evaluation:
     """All strategies of one network on a machine."""
     topology, batch = setting.topology, SAMPLES * setting.devices
     network = NETWORKS[setting.network](batch)
-    model = SoapModel(network, topology, placed=False, summed=setting.summed)
+    model = SoapModel(network, topology, space="unplaced", summed=setting.summed)
     singles = {
         "data parallel": data_parallel(model),
         "model parallel": model_parallel(model),

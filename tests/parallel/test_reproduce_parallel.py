@@ -90,7 +90,7 @@ def test_parts_get_all_that_they_read(name: str) -> None:
         source, target = network.operations[u], network.operations[v]
         for _ in range(5):
             a, b = (
-                choose.choice(flexflow_soap.configs(op, 8, placed=False)) for op in (source, target)
+                choose.choice(flexflow_soap.configs(op, 8, "unplaced")) for op in (source, target)
             )
             needed = flexflow_soap.reads(target, read, source, b.degrees)
             whole = [
@@ -110,12 +110,24 @@ def test_parts_get_all_that_they_read(name: str) -> None:
 def test_configurations(name: str, devices: int) -> None:
     """Each part has a device of its own; OptCNN's space is a part of FlexFlow's."""
     for operation in SMALL[name](32).operations:
-        placed = flexflow_soap.configs(operation, devices, placed=True)
+        placed = flexflow_soap.configs(operation, devices, "grids")
         assert len(set(placed)) == len(placed)
         for config in placed:
             assert math.prod(config.degrees) == config.parts == len(set(config.devices))
             assert set(config.devices) <= set(range(devices))
-        assert set(flexflow_soap.configs(operation, devices, placed=False)) <= set(placed)
+        assert set(flexflow_soap.configs(operation, devices, "unplaced")) <= set(placed)
+        if devices <= 4:
+            every = flexflow_soap.configs(operation, devices, "any")
+            assert set(placed) <= set(every)
+            assert len(every) == sum(
+                math.perm(devices, math.prod(degrees))
+                for degrees in itertools.product(range(1, devices + 1), repeat=4)
+                if math.prod(degrees) <= devices
+                and all(
+                    degree == 1 or (name in operation.splits and degree <= size)
+                    for name, size, degree in zip("nchw", operation.shape, degrees, strict=True)
+                )
+            )
         singles = {config.devices for config in placed if config.parts == 1}
         assert singles == {(device,) for device in range(devices)}
 
@@ -172,7 +184,7 @@ def test_a_layer_of_one_configuration_sums_its_gradients_once(summed: str) -> No
 @pytest.mark.parametrize(("topology", "devices"), [("p100x16", 8), ("k80x64", 4)])
 @pytest.mark.parametrize("name", SMALL)
 def test_tables_equal_single_costs(name: str, topology: str, devices: int) -> None:
-    model = SoapModel(SMALL[name](32), machine(topology, devices), placed=False)
+    model = SoapModel(SMALL[name](32), machine(topology, devices), space="unplaced")
     choose = random.Random(1)
     edges = [edge for edge, (_, _, read) in enumerate(model.reads) if not read.weights]
     for edge in choose.sample(edges, 3):
@@ -197,7 +209,7 @@ def test_layer_wise_beats_every_single_strategy(
     name: str, topology: str, devices: int, summed: str
 ) -> None:
     network, where = SMALL[name](32 * devices), machine(topology, devices)
-    model = SoapModel(network, where, placed=False, summed=summed)
+    model = SoapModel(network, where, space="unplaced", summed=summed)
     singles = {
         make.__name__: make(model)
         for make in (
@@ -311,6 +323,8 @@ def test_experts_place_a_layer_on_a_device() -> None:
 def test_wrong_models_are_refused() -> None:
     with pytest.raises(ValueError, match="'guess'"):
         SoapModel(flexflow_rnns.rnntc(64), preset("p100x16"), summed="guess")
+    with pytest.raises(ValueError, match="'everything'"):
+        SoapModel(flexflow_rnns.rnntc(64), preset("p100x16"), space="everything")
 
 
 # The scripts ------------------------------------------------------------------------------------
@@ -361,10 +375,10 @@ def test_the_page(tmp_path: Path) -> None:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-    assert "of 6 cells are measured" in done.stderr
+    assert "10 of 10 cells are measured" in done.stderr
     page = (tmp_path / "parallel.md").read_text()
-    for words in ("No GPU was run", "computing alone", "AlexNet", "executing / simulating"):
+    for words in ("No GPU was run", "computing alone", "uneven degrees", "executing / simulating"):
         assert words in page
     lines = (tmp_path / "parallel.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
-    assert sum(record["kind"] == "cell" for record in records) == 6
+    assert sum(record["kind"] == "cell" for record in records) == 10
