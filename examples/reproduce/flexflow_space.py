@@ -15,7 +15,7 @@ from examples.benchmark.tables import duration, markdown, times
 
 from . import flexflow
 from .flexflow_command import Setting, machine
-from .flexflow_evaluate import computing_seconds, layer_wise, moved, sample
+from .flexflow_evaluate import layer_wise, moved, outcome, sample
 from .flexflow_experts import data_parallel, layer_per_device, one_weird_trick
 from .flexflow_model import SoapModel
 from .hag_run import Setup, Step
@@ -51,9 +51,11 @@ def measure(cell: Record, setup: Setup) -> Record:
     found.strategy = moved(grids, every, found.strategy)
     larger = sample(every, found, cell["proposals"], cell["seed"] + 1, False)
     used = [every.configs[node][config] for node, config in enumerate(larger.strategy)]
+    alone = {key: outcome(grids, key, strategy, None) for key, strategy in starts.items()}
     return {
+        "people": min(alone[key].simulated for key in singles),
+        "layers": alone["layer-wise"].simulated,
         "grids": found.cost, "again": again.cost, "any": larger.cost,
-        "computing": computing_seconds(grids, singles["data parallel"]),
         "configurations": [max(grids.sizes), max(every.sizes)],
         "uneven": sum(any(d & (d - 1) for d in config.degrees) for config in used),
         "partly": sum(config.parts < DEVICES for config in used), "operations": len(used),
@@ -65,15 +67,18 @@ def section(records: Sequence[Record]) -> str:
     lines = [
         [
             f"{r['cell']['network']}, {r['cell']['machine']}, {r['cell']['samples']} samples a GPU",
-            *(duration(r[key]) for key in ("computing", "grids", "again", "any")),
+            *(duration(r[key]) for key in ("people", "layers", "grids", "again", "any")),
+            times(r["people"] / r["any"]), times(r["layers"] / r["any"]),
             times(r["again"] / r["any"]), f"{r['uneven']} of {r['operations']}",
             f"{r['partly']} of {r['operations']}", " and ".join(map(str, r["configurations"])),
         ]
         for r in records
     ]  # fmt: skip
     header = [
-        "network", "computing alone, ms", "grids, ms", "grids, as many proposals again, ms",
-        "any, ms", "grids / any", "operations with uneven degrees", "on fewer than all GPUs",
+        "network", "best of people's, ms", "layer-wise, ms", "grids, ms",
+        "grids, as many proposals again, ms", "any, ms", "best of people's / any",
+        "layer-wise / any", "grids again / any", "operations with uneven degrees",
+        "on fewer than all GPUs",
         "configurations of an operation",
     ]  # fmt: skip
     return markdown(header, lines)

@@ -159,7 +159,9 @@ ROOM = (
     "beats, in any space. Where it is 1.0x there is nothing to find, however many proposals: on "
     "four GPUs of a node with all convolutional networks, and with Inception-v3 on more, because "
     "the sums of its gradients are done while the backward pass goes on. The papers' systems, "
-    "whose transfers and kernels were slower than published peaks, had more room."
+    "whose transfers and kernels were slower than published peaks, had more room. With fewer "
+    "samples there is room on four GPUs, too: see the section on the space below, which also says "
+    "what uneven degrees and any devices would add."
 )
 
 
