@@ -4,23 +4,35 @@
     python examples/reproduce/flexflow.py --network NMT --devices 16 --proposals 5000 --json
 
 Six networks on P100 (NVLink and 100 Gb/s InfiniBand) or K80 GPUs (PCIe and 56 Gb/s), 64 samples
-each, 256 for AlexNet. Everything printed as ours is predicted from published peaks and links: no
-GPU is run. Fails where the sampled strategy is slower than one it started from, or where delta and
-full simulation differ in a bit.
+each, 256 for AlexNet. The search runs in three spaces, each a part of the next: without the
+operation dimension, with a configuration for each layer, with one for each operation. Everything
+printed as ours is predicted from published peaks and links: no GPU is run. Fails where the sampled
+strategy is slower than one it started from, or where delta and full simulation differ in a bit.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-if not __package__:  # started as a file: its folder is a package of the folder above
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    __package__ = "reproduce"
+if not __package__:  # started as a file: the repository's root goes where its folder stood
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+    __package__ = "examples.reproduce"
 
-from .flexflow_command import Evaluation, arguments, finish, machine
-from .flexflow_evaluate import delta_speed, layer_wise, outcome, sample
+from hag_plugin.parallel.simulation.mcmc import Search
+
+from .flexflow_command import Evaluation, Setting, arguments, finish, settings
+from .flexflow_evaluate import (
+    computing_seconds,
+    delta_speed,
+    followed,
+    layer_wise,
+    moved,
+    outcome,
+    sample,
+    sample_layers,
+)
 from .flexflow_experts import data_parallel, layer_per_device, one_weird_trick
 from .flexflow_model import SoapModel
 from .flexflow_networks import alexnet, inception_v3, resnet101
@@ -36,26 +48,34 @@ SAMPLES = {"AlexNet": 256}  # of a GPU; 64 for the others
 TIMED = 40  # proposals on which delta and full simulation are compared
 
 
-def evaluate(name: str, devices: int, args: Any) -> Evaluation:
+def evaluate(setting: Setting, progress: bool = False) -> Evaluation:
     """All strategies of one network on a machine."""
-    topology = machine("k80x64" if args.machine == "K80" else "p100x16", devices)
+    name, topology, devices = setting.network, setting.topology, setting.devices
     batch = SAMPLES.get(name, 64) * devices
     network = NETWORKS[name](batch)
-    model = SoapModel(network, topology, summed=args.summed)
+    model = SoapModel(network, topology, summed=setting.summed)
     expert = one_weird_trick if name in CONVOLUTIONAL else layer_per_device
     singles = {"data parallel": data_parallel(model), "expert": expert(model)}
-    exact, costs = layer_wise(network, topology, model, singles, not args.quiet)
+    exact, costs = layer_wise(network, topology, model, singles, progress)
     rows = [outcome(model, key, strategy, costs.get(key)) for key, strategy in singles.items()]
     rows.append(outcome(model, "layer-wise", exact.strategy, exact.additive))
-    starts = {**singles, "layer-wise": exact.strategy}
-    found = sample(model, starts, args.proposals, int(devices <= 4), args.seed, not args.quiet)
-    rows.append(outcome(model, "MCMC", found.strategy, None))
-    speed = delta_speed(model, exact.strategy, TIMED, args.seed)
-    result = Evaluation(name, topology.name, batch, args.summed, rows)
+    found = None
+    for key, search in searches(model, {**singles, "layer-wise": exact.strategy}, setting,
+                                progress):  # fmt: skip
+        found = search if found is None else followed(found, search)
+        rows.append(outcome(model, key, search.strategy, None))
+    assert found is not None
+    seed = setting.seed
+    speed = delta_speed(model, exact.strategy, TIMED, seed)
+    result = Evaluation(name, topology.name, batch, setting.summed, rows)
     result.facts = {
         "table_seconds": exact.table_seconds, "search_seconds": exact.search_seconds,
         "mcmc_seconds": found.seconds, "proposals": found.proposals, "accepted": found.accepted,
-        "best_start": found.best_start, "configurations": max(model.sizes),
+        "best_start": found.best_start,
+        "history": [(tried, cost) for tried, _, cost in found.history],
+        "full_seconds": speed.full_seconds / TIMED, "delta_seconds": speed.delta_seconds / TIMED,
+        "computing_seconds": computing_seconds(model, singles["data parallel"]),
+        "configurations": max(model.sizes),
         "operations": len(model.names), "tasks": speed.tasks,
         "delta_times_faster_than_full": speed.full_seconds / speed.delta_seconds,
         "delta_scheduled_share": speed.scheduled_share,
@@ -73,12 +93,35 @@ def evaluate(name: str, devices: int, args: Any) -> Evaluation:
     return result
 
 
+def searches(
+    model: SoapModel, starts: dict[str, list[int]], setting: Setting, progress: bool
+) -> Iterator[tuple[str, Search]]:
+    """FlexFlow's search in three spaces, from the best of each into the next, larger one.
+
+    Each has a third of the proposals: all of them in the largest space find less.
+    """
+    unplaced = SoapModel(model.network, model.topology, space="unplaced", summed=model.summed)
+    first = {
+        name: moved(model, unplaced, strategy)
+        for name, strategy in starts.items()
+        if name == "layer-wise" or name == "data parallel"
+    }
+    share = setting.proposals // 3
+    found = sample_layers(unplaced, first, share, 0, setting.seed, progress)
+    found.strategy = moved(unplaced, model, found.strategy)
+    yield "MCMC, no placement", found
+    starts = {"expert": starts["expert"], found.best_start: found.strategy}
+    randoms = int(setting.devices <= 4)
+    found = sample_layers(model, starts, share, randoms, setting.seed, progress)
+    yield "MCMC, by layer", found
+    share = setting.proposals - 2 * share
+    yield "MCMC", sample(model, found, share, setting.seed, progress)
+
+
 def main(words: list[str] | None = None) -> int:
     """Runs the comparison; returns the exit code."""
     args = arguments(__doc__, NETWORKS, words, devices=[4, 16], sampled=True)
-    evaluations = [
-        evaluate(name, devices, args) for name in args.network for devices in args.devices
-    ]
+    evaluations = [evaluate(setting, not args.quiet) for setting in settings(args)]
     return finish(evaluations, FLEXFLOW, args)
 
 

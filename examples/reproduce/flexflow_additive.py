@@ -18,32 +18,43 @@ from .flexflow_soap import Config, intervals, reads
 
 
 def cost_graph(model: SoapModel, progress: bool = False) -> CostGraph:
-    """The cost of each configuration, and of each pair on an edge, in seconds."""
+    """The cost of each layer's configuration, and of each pair of them on an edge, in seconds.
+
+    A layer that runs in several blocks of time steps has one configuration.
+    """
+    layers = model.network.layers
     nodes = [
-        np.array([layer_seconds(model, node, config) for config in own])
-        for node, own in enumerate(model.configs)
-    ]
+        np.array([sum(node_seconds(model, node, config) for node in layer)
+                  for config in model.configs[layer[0]]])
+        for layer in layers
+    ]  # fmt: skip
     tables: dict[tuple[object, ...], np.ndarray] = {}
-    edges = []
+    between: dict[tuple[int, int], np.ndarray] = {}
     bar = tqdm(model.reads, desc="transfer costs", disable=not progress, leave=False,
                file=sys.stderr)  # fmt: skip
     for edge, (u, v, read) in enumerate(bar):
+        if read.weights:  # in one place for all of them
+            continue
         source, target = model.operation(u), model.operation(v)
         # Edges of equal shapes cost the same, such as those of a repeated module.
-        key = (source.shape, target.shape, source.splits, target.splits, read, source.steps)
+        key = (source.shape, target.shape, source.splits, target.splits, read)
         if key not in tables:
             tables[key] = transfer_table(model, edge)
-        edges.append((u, v, tables[key]))
-    return CostGraph(nodes, edges)
+        first, second = model.layer_of[u], model.layer_of[v]
+        if first == second:
+            nodes[first] = nodes[first] + tables[key].diagonal()
+        else:
+            between[first, second] = between.get((first, second), 0.0) + tables[key]
+    return CostGraph(nodes, [(u, v, table) for (u, v), table in between.items()])
 
 
-def layer_seconds(model: SoapModel, node: int, config: Config) -> float:
+def node_seconds(model: SoapModel, node: int, config: Config) -> float:
     """t_C + t_S: forward, backward, exchange of states, gradients and update, one after another."""
-    total = sum(model.compute_seconds(node, config))
-    blocks = 2 * (model.operation(node).steps - 1)
-    total += blocks * max((seconds for *_, seconds in model.exchange(node, config)), default=0.0)
-    if model.operation(node).weights:
-        total += synchronise_seconds(model, node, config) + model.update_seconds(node, config)
+    total = max(sum(model.compute_seconds(node, config, device)) for device in config.devices)
+    total += 2 * max((seconds for *_, seconds in model.exchange(node, config)), default=0.0)
+    if model.copies(node, config):
+        total += synchronise_seconds(model, node, config)
+        total += max(model.update_seconds(node, config, device) for device in config.devices)
     return total
 
 
@@ -54,8 +65,8 @@ def synchronise_seconds(model: SoapModel, node: int, config: Config) -> float:
         return sum(model.all_reduce(node, config, parts)[1] for parts in copies)
     busy: dict[int, float] = {}
     for parts in copies:
-        home = config.device(model.home(node, parts))
-        for device in map(config.device, parts):
+        home = config.devices[model.home(node, parts)]
+        for device in (config.devices[part] for part in parts):
             if device != home:
                 links, seconds = model.message(device, home, model.shard_bytes(node, config))
                 for link in links:
@@ -67,7 +78,7 @@ def transfer_seconds(model: SoapModel, edge: int, a: Config, b: Config) -> float
     """t_X, forward and backward: the busiest link. The slow twin of `transfer_table`."""
     busy: dict[int, float] = {}
     for i, j, nbytes in model.messages(edge, a, b):
-        x, y = a.device(i), b.device(j)
+        x, y = a.devices[i], b.devices[j]
         if x != y:
             links, seconds = model.message(x, y, nbytes)
             for link in links:
@@ -79,7 +90,6 @@ def transfer_table(model: SoapModel, edge: int) -> np.ndarray:
     """t_X of each pair of configurations, float64 `[of the first, of the second]`."""
     u, v, read = model.reads[edge]
     source, target = model.operation(u), model.operation(v)
-    size = BYTES / source.shape[2] if read.steps == "last" else float(BYTES)
     loads, latency, rate = _links(model)
     devices = model.topology.num_devices
     needed = [reads(target, read, source, b.degrees) for b in model.configs[v]]
@@ -102,10 +112,8 @@ def transfer_table(model: SoapModel, edge: int) -> np.ndarray:
         for j, b in enumerate(model.configs[v]):
             front, back = half(0, a, j), half(2, a, j)
             elements = front[:, None, :, None] * back[None, :, None, :]
-            rows = slice(a.first, a.device(a.parts - 1) + 1, a.stride)
-            columns = slice(b.first, b.device(b.parts - 1) + 1, b.stride)
-            sent[j, rows, columns] = elements.reshape(a.parts, b.parts)
-        seconds = np.where(sent > 0, latency + sent * (size * rate), 0.0)
+            sent[j][np.ix_(a.devices, b.devices)] = elements.reshape(a.parts, b.parts)
+        seconds = np.where(sent > 0, latency + sent * (BYTES * rate), 0.0)
         table[i] = 2.0 * (seconds.reshape(len(sent), -1) @ loads.T).max(axis=1, initial=0.0)
     return table
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hag_plugin.parallel.machine.topology import Topology
 from hag_plugin.parallel.search.exact import minimise
@@ -18,7 +18,7 @@ from hag_plugin.parallel.simulation.strategy_model import (
 
 from .flexflow_additive import cost_graph
 from .flexflow_model import SoapModel
-from .flexflow_soap import Network
+from .flexflow_soap import Network, by_layer
 
 
 @dataclass(frozen=True)
@@ -80,32 +80,115 @@ def layer_wise(
         singles: strategies to compare with, by name; those with placements are left out.
         progress: show a bar.
     """
-    unplaced = SoapModel(network, topology, placed=False, summed=model.summed)
+    unplaced = SoapModel(network, topology, space="unplaced", summed=model.summed)
     began = time.perf_counter()
     graph = cost_graph(unplaced, progress)
     tabled = time.perf_counter()
     choice = minimise(graph)
     done = time.perf_counter()
-    costs = {}
+    costs, firsts = {}, [layer[0] for layer in network.layers]
     for name, strategy in singles.items():
-        found = [model.configs[node][config] for node, config in enumerate(strategy)]
-        if all(config in unplaced.place[node] for node, config in enumerate(found)):
-            costs[name] = graph.cost([unplaced.place[n][c] for n, c in enumerate(found)])
-    chosen = [unplaced.configs[node][config] for node, config in enumerate(choice.configs)]
-    strategy = [model.place[node][config] for node, config in enumerate(chosen)]
+        found = [model.configs[node][strategy[node]] for node in firsts]
+        if all(config in unplaced.place[node] for node, config in zip(firsts, found, strict=True)):
+            costs[name] = graph.cost([
+                unplaced.place[node][config] for node, config in zip(firsts, found, strict=True)
+            ])  # fmt: skip
+    chosen = [
+        unplaced.configs[node][config] for node, config in zip(firsts, choice.configs, strict=True)
+    ]
+    strategy = [model.place[node][config] for node, config in enumerate(by_layer(network, chosen))]
     return LayerWise(strategy, choice.cost, tabled - began, done - tabled, choice.width), costs
 
 
-def sample(
+class LayerChain:
+    """A chain for `search` whose steps change all operations of a layer at once.
+
+    A layer that runs in several blocks of time steps pays for weights that travel where one block
+    alone is changed; a walk over single operations rarely gets across.
+    """
+
+    def __init__(self, model: SoapModel, strategy: Sequence[int]) -> None:
+        self.layers = model.network.layers
+        self.operations = SimulatedStrategy(model, [strategy[n] for n in model.layer_of])
+        self.strategy = list(strategy)
+        self._proposed = (0, 0)
+
+    @property
+    def cost(self) -> float:
+        """Simulated seconds."""
+        return self.operations.cost
+
+    def propose(self, node: int, config: int) -> float:
+        """Simulated seconds with another configuration of a layer."""
+        self._proposed = node, config
+        return self.operations.propose_all(dict.fromkeys(self.layers[node], config))
+
+    def accept(self) -> None:
+        """Takes the proposal."""
+        layer, config = self._proposed
+        self.strategy[layer] = config
+        self.operations.accept()
+
+    def reject(self) -> None:
+        """Stays with the current strategy."""
+        self.operations.reject()
+
+
+def moved(model: SoapModel, other: SoapModel, strategy: Sequence[int]) -> list[int]:
+    """A strategy of one model in the numbers of another, which has these configurations, too."""
+    return [other.place[node][model.configs[node][config]] for node, config in enumerate(strategy)]
+
+
+def sample_layers(
     model: SoapModel, starts: dict[str, list[int]], proposals: int, randoms: int, seed: int,
     progress: bool,
 ) -> Search:  # fmt: skip
-    """FlexFlow's search, from all starts and some random ones."""
-    starts = {**starts, **random_strategies(model.sizes, randoms, seed)}
-    return search(
-        lambda strategy: SimulatedStrategy(model, strategy), model.sizes, starts,
-        Budget(proposals=proposals), seed=seed, progress=progress,
+    """FlexFlow's search with a configuration for each layer, from all starts and random ones."""
+    firsts = [layer[0] for layer in model.network.layers]
+    sizes = [model.num_configs(node) for node in firsts]
+    by_layers = {name: [strategy[node] for node in firsts] for name, strategy in starts.items()}
+    by_layers |= random_strategies(sizes, randoms, seed)
+    found = search(
+        lambda strategy: LayerChain(model, strategy), sizes, by_layers, Budget(proposals),
+        seed=seed, progress=progress,
     )  # fmt: skip
+    found.strategy = [found.strategy[layer] for layer in model.layer_of]
+    return found
+
+
+def sample(
+    model: SoapModel, coarse: Search, proposals: int, seed: int, progress: bool
+) -> Search:  # fmt: skip
+    """FlexFlow's search with a configuration for each operation, from what layers got."""
+    return search(
+        lambda strategy: SimulatedStrategy(model, strategy), model.sizes,
+        {coarse.best_start: coarse.strategy}, Budget(proposals, patience=1.0), seed=seed,
+        progress=progress,
+    )  # fmt: skip
+
+
+def followed(first: Search, second: Search) -> Search:
+    """Two searches, one after the other, as one."""
+    later = [
+        (first.proposals + tried, first.seconds + seconds, cost)
+        for tried, seconds, cost in second.history
+        if cost < first.cost
+    ]
+    return replace(
+        second, proposals=first.proposals + second.proposals,
+        accepted=first.accepted + second.accepted, seconds=first.seconds + second.seconds,
+        history=first.history + later,
+    )  # fmt: skip
+
+
+def computing_seconds(model: SoapModel, strategy: Sequence[int]) -> float:
+    """Forward and backward of a strategy on its busiest device, without any communication."""
+    busy = [0.0] * model.topology.num_devices
+    for node, choice in enumerate(strategy):
+        config = model.configs[node][choice]
+        for device in config.devices:
+            busy[device] += sum(model.compute_seconds(node, config, device))
+    return max(busy)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from .flexflow_model import SoapModel
 from .flexflow_soap import Config
 
+NODE = 4  # GPUs of a node, in both papers' clusters
+
 
 def data_parallel(model: SoapModel) -> list[int]:
     """Every operation splits the batch over all devices."""
@@ -28,26 +30,30 @@ def layer_per_device(model: SoapModel) -> list[int]:
     """Data parallel over nodes, and inside a node each layer on a device of its own.
 
     The expert strategy of recurrent networks (GNMT, arXiv 1609.08144): layers of one depth of the
-    unrolled network work on different time steps at the same time. Needs `placed` configurations.
+    unrolled network work on different time steps at the same time. Not in the space "unplaced".
     """
     topology = model.topology
-    group = topology.levels[0].size if len(topology.levels) > 1 else topology.num_devices
+    group = min(NODE, topology.num_devices)
     nodes = topology.num_devices // group
     strategy = []
-    for node in range(len(model.names)):
-        config = Config((nodes, 1, 1, 1), node % group, group if nodes > 1 else 1)
-        strategy.append(model.place[node][config])
+    for node, layer in enumerate(model.layer_of):
+        devices = tuple(layer % group + group * i for i in range(nodes))
+        strategy.append(model.place[node][Config((nodes, 1, 1, 1), devices)])
     return strategy
 
 
 def _batch(model: SoapModel, node: int) -> int:
-    return model.place[node][Config((_fitting(model, node, 0), 1, 1, 1))]
+    return model.place[node][_first(_fitting(model, node, 0), 1)]
 
 
 def _channels(model: SoapModel, node: int) -> int:
     if "c" not in model.operation(node).splits:
         return _batch(model, node)
-    return model.place[node][Config((1, _fitting(model, node, 1), 1, 1))]
+    return model.place[node][_first(1, _fitting(model, node, 1))]
+
+
+def _first(samples: int, channels: int) -> Config:
+    return Config((samples, channels, 1, 1), tuple(range(samples * channels)))
 
 
 def _fitting(model: SoapModel, node: int, axis: int) -> int:

@@ -1,8 +1,7 @@
 """The convolutional networks of both papers, with their layers' true shapes.
 
 Batch normalisation and activations belong to the convolution before them. A multiply-add is two
-floating-point operations. Of the two spatial dimensions only height is split: the papers split
-both, which makes the space larger.
+floating-point operations.
 """
 
 from __future__ import annotations
@@ -67,8 +66,8 @@ class Layers:
             reads.append((source, Read(channels)))
             channels += self.shape(source)[1]
         return self.network.add(Operation(
-            self._name("concat"), "concat", (n, channels, h, w), tuple(reads), 0.0, 0.0, "nch"
-        ))  # fmt: skip
+            self._name("concat"), "concat", (n, channels, h, w), tuple(reads), 0.0, 0.0, "nchw"
+        ))[0]  # fmt: skip
 
     def add(self, sources: list[int]) -> int:
         """Adds, elementwise."""
@@ -76,20 +75,20 @@ class Layers:
         reads = tuple((source, Read("same")) for source in sources)
         elements = float(shape[0] * shape[1] * shape[2] * shape[3])
         return self.network.add(
-            Operation(self._name("add"), "add", shape, reads, elements, 0.0, "nch")
-        )
+            Operation(self._name("add"), "add", shape, reads, elements, 0.0, "nchw")
+        )[0]
 
     def _name(self, name: str) -> str:
         return f"{name} {len(self.network.operations)}"
 
     def _add(
         self, name: str, kind: str, shape: tuple[int, int, int, int], source: int | None,
-        read: Read, flops: float, weights: float, splits: str = "nch",
+        read: Read, flops: float, weights: float, splits: str = "nchw",
     ) -> int:  # fmt: skip
         inputs = () if source is None else ((source, read),)
         return self.network.add(
             Operation(self._name(name), kind, shape, inputs, flops, weights, splits)
-        )
+        )[0]
 
 
 def _pair(value: int | Pair) -> Pair:

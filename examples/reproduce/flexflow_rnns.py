@@ -3,7 +3,7 @@
 Layers are as published (arXiv 1807.05358, table 3), unrolled for 40 steps. Hidden sizes and
 vocabularies are assumptions (the paper says that they match prior work); NMT's give the 65.8 GB
 that data parallelism sends with 64 GPUs (figure 8b) within 5 %. A layer's time steps run in blocks
-of 10, as in the released code (nmt/nmt.cc).
+of 10, each an operation with a configuration of its own, as in the released code (nmt/rnn.h).
 """
 
 from __future__ import annotations
@@ -11,49 +11,68 @@ from __future__ import annotations
 from .flexflow_soap import Network, Operation, Read
 
 STEPS, BLOCK = 40, 10
+STATE = Read("all", ((1, 1, 0), (1, 1, 0)), last=True)
+SHARED = Read(weights=True)
 
 
 class Recurrent:
-    """Builds a network over sequences. Rows of the output are samples times steps."""
+    """Builds a network over sequences, layer by layer: an operation for each block of time steps.
+
+    Rows of an output are samples times steps; operations of a layer share its weights, which
+    travel from block to block, as gradients do the other way.
+    """
 
     def __init__(self, name: str, batch: int, hidden: int, vocabulary: int) -> None:
         self.network = Network(name)
         self.batch, self.hidden, self.vocabulary = batch, hidden, vocabulary
 
-    def _add(self, name: str, kind: str, channels: int, inputs: list[tuple[int, Read]],
-             flops: float, weights: float, **more: int) -> int:  # fmt: skip
-        return self.network.add(Operation(
-            f"{name} {len(self.network.operations)}", kind, (self.batch, channels, STEPS, 1),
-            tuple(inputs), flops, weights, "nc", STEPS // BLOCK, **more,
-        ))  # fmt: skip
+    def _add(self, name: str, kind: str, channels: int, inputs: list[list[tuple[int, Read]]],
+             flops: float, weights: float, exchanges: int = 0) -> list[int]:  # fmt: skip
+        """A layer, from what each block reads; `flops` are of a block."""
+        first, number = len(self.network.operations), len(self.network.layers)
+        blocks = []
+        for block, reads in enumerate(inputs):
+            shared = [(first + block - 1, SHARED)] if block else []
+            blocks.append(Operation(
+                f"{name} {number} {block}", kind, (self.batch, channels, BLOCK, 1),
+                (*reads, *shared), flops, weights, "nc", exchanges,
+            ))  # fmt: skip
+        return self.network.add(*blocks)
 
-    def embedding(self, name: str) -> int:
+    def embedding(self, name: str) -> list[int]:
         """A row of a table for each word."""
-        return self._add(name, "embedding", self.hidden, [], 0.0, self.vocabulary * self.hidden)
+        weights = self.vocabulary * self.hidden
+        return self._add(name, "embedding", self.hidden, [[] for _ in range(STEPS // BLOCK)], 0.0,
+                         weights)  # fmt: skip
 
-    def lstm(self, source: int, state: int | None = None) -> int:
+    def lstm(self, source: list[int], state: list[int] | None = None) -> list[int]:
         """An LSTM layer; `state` is the layer whose last state it starts from."""
-        size = self.hidden
-        flops = 2.0 * self.batch * STEPS * 8 * size * size
-        inputs = [(source, Read())]
-        if state is not None:
-            inputs.append((state, Read("all", ((1, 1, 0), (1, 1, 0)), "last")))
-        return self._add("lstm", "lstm", size, inputs, flops, 8 * size * size + 4 * size,
-                         exchanges=BLOCK)  # fmt: skip
+        size, first = self.hidden, len(self.network.operations)
+        before = [None if state is None else state[-1], *range(first, first + len(source) - 1)]
+        inputs = [
+            [(x, Read())] + ([] if last is None else [(last, STATE)])
+            for x, last in zip(source, before, strict=True)
+        ]
+        return self._add("lstm", "lstm", size, inputs, self._dense(8 * size * size),
+                         8 * size * size + 4 * size, BLOCK)  # fmt: skip
 
-    def attention(self, decoder: int, encoder: int) -> int:
+    def attention(self, decoder: list[int], encoder: list[int]) -> list[int]:
         """Scores of each step against all of the encoder's, and a dense layer over both."""
-        size = self.hidden
-        flops = 2.0 * self.batch * STEPS * (2 * STEPS * size + 2 * size * size)
-        whole = Read("all", "all", "all")
-        return self._add("attention", "attention", size, [(decoder, Read()), (encoder, whole)],
-                         flops, 2 * size * size)  # fmt: skip
+        size, whole = self.hidden, Read("all", "all")
+        weights = 2 * size * size
+        inputs = [[(x, Read()), *((y, whole) for y in encoder)] for x in decoder]
+        return self._add("attention", "attention", size, inputs,
+                         self._dense(2 * STEPS * size + weights), weights)  # fmt: skip
 
-    def softmax(self, source: int, classes: int) -> int:
+    def softmax(self, source: list[int], classes: int) -> list[int]:
         """A dense layer, softmax and loss at each step."""
-        flops = 2.0 * self.batch * STEPS * self.hidden * classes
-        return self._add("softmax", "linear", classes, [(source, Read())], flops,
-                         self.hidden * classes)  # fmt: skip
+        weights = self.hidden * classes
+        return self._add("softmax", "linear", classes, [[(x, Read())] for x in source],
+                         self._dense(weights), weights)  # fmt: skip
+
+    def _dense(self, products: int) -> float:
+        """Floating-point operations of a block with so many products a word."""
+        return 2.0 * self.batch * BLOCK * products
 
 
 def rnntc(batch: int) -> Network:

@@ -9,12 +9,14 @@ attribute dimensions, of channels the parameter dimension; the devices are the o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import product
+from itertools import permutations, product
 
 Interval = tuple[int, int]
+Degrees = tuple[int, int, int, int]
+SPACES = ("unplaced", "grids", "any")  # each a part of the next
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,16 @@ class Read:
         channels: "same" as it writes, "all", or the channel of the output at which this input
             starts (concatenation).
         space: "all", or (kernel, stride, padding) of height and of width.
-        steps: "same" time steps, "all" of them before the first of its own, or the "last" alone.
+        last: of the first dimension of space, the last row alone: the state after a block of time
+            steps.
+        weights: it reads the weights of the input, not what it computes: another block of time
+            steps of the same layer. Gradients go the other way.
     """
 
     channels: str | int = "all"
     space: str | tuple[tuple[int, int, int], tuple[int, int, int]] = ((1, 1, 0), (1, 1, 0))
-    steps: str = "same"
+    last: bool = False
+    weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,11 +48,10 @@ class Operation:
         kind: conv, pool, linear, concat, add, embedding, lstm, attention.
         shape: of the output: batch, channels, height, width.
         inputs: operations that come before, by number, and how each is read.
-        flops: of the forward pass, of the whole batch and all time steps.
+        flops: of the forward pass, of the whole batch.
         weights: parameters.
         splits: the dimensions that may be split, out of "nchw".
-        steps: blocks of time steps, one after the other; `shape` and `flops` are of all of them.
-        exchanges: time steps in a block, where each needs the whole state of the one before.
+        exchanges: time steps inside, where each needs the whole state of the one before.
     """
 
     name: str
@@ -56,7 +61,6 @@ class Operation:
     flops: float = 0.0
     weights: float = 0.0
     splits: str = "nchw"
-    steps: int = 1
     exchanges: int = 0
 
     @property
@@ -71,67 +75,79 @@ class Config:
 
     Attributes:
         degrees: parts of batch, channels, height, width.
-        first: device of the first part.
-        stride: from one part's device to the next part's.
+        devices: of the parts, width running fastest, then height, then channels; each one once.
     """
 
-    degrees: tuple[int, int, int, int]
-    first: int = 0
-    stride: int = 1
+    degrees: Degrees
+    devices: tuple[int, ...]
 
     @property
     def parts(self) -> int:
         """How many there are."""
-        return math.prod(self.degrees)
-
-    def device(self, part: int) -> int:
-        """Where a part runs."""
-        return self.first + part * self.stride
-
-    @property
-    def devices(self) -> list[int]:
-        """Of all parts."""
-        return [self.device(part) for part in range(self.parts)]
+        return len(self.devices)
 
     def __str__(self) -> str:
         splits = [f"{name}={d}" for name, d in zip("nchw", self.degrees, strict=True) if d > 1]
-        last = self.device(self.parts - 1)
-        where = f"device {self.first}" if self.parts == 1 else f"devices {self.first}-{last}"
-        by = f" by {self.stride}" if self.parts > 1 and self.stride > 1 else ""
-        return f"{' '.join(splits) or 'whole'} on {where}{by}"
+        where = " ".join(map(str, self.devices))
+        return f"{' '.join(splits) or 'whole'} on {where}"
 
 
-def configs(
-    operation: Operation, num_devices: int, *, placed: bool, group: int = 1
-) -> list[Config]:
-    """All configurations in powers of two.
+def configs(operation: Operation, num_devices: int, space: str) -> list[Config]:
+    """All configurations of a space, one of `SPACES`.
 
-    Args:
-        operation: what is split.
-        num_devices: of the machine.
-        placed: whether parts may start at other devices than the first: the operation dimension,
-            which FlexFlow has and OptCNN has not.
-        group: devices of a node. With `placed`, one part a node is a placement, too.
+    "unplaced" is OptCNN's: degrees that are powers of two, on the first devices, in order. "grids"
+    has FlexFlow's operation dimension: parts go to any aligned grid of devices, neighbours or one
+    of every 2, 4, ... devices, as one in each node; and any dimension may run along neighbours.
+    "any" has all degrees, and all devices in all orders: of few devices, there are that many.
     """
-    found = []
-    for degrees in _degrees(operation, num_devices):
+    found: dict[Config, None] = {}
+    for degrees in _degrees(operation, num_devices, space):
         parts = math.prod(degrees)
-        starts = range(0, num_devices, parts) if placed else range(1)
-        found += [Config(degrees, start) for start in starts]
-        if placed and 1 < group < num_devices and parts == num_devices // group:
-            found += [Config(degrees, start, group) for start in range(group)]
-    return found
+        if space == "unplaced":
+            found[Config(degrees, tuple(range(parts)))] = None
+            continue
+        if space == "any":
+            found |= {
+                Config(degrees, order): None for order in permutations(range(num_devices), parts)
+            }
+            continue
+        for order in _orders(degrees):
+            stride = 1
+            while parts * stride <= num_devices:
+                for start in range(0, num_devices, parts * stride):
+                    for offset in range(start, start + stride):
+                        devices = tuple(offset + stride * i for i in order)
+                        found[Config(degrees, devices)] = None
+                stride *= 2
+    return list(found)
 
 
-def _degrees(operation: Operation, num_devices: int) -> Iterator[tuple[int, int, int, int]]:
-    powers = [1 << i for i in range(num_devices.bit_length())]
+def _degrees(operation: Operation, num_devices: int, space: str) -> Iterator[Degrees]:
+    possible = [1 << i for i in range(num_devices.bit_length())]
+    if space == "any":
+        possible = list(range(1, num_devices + 1))
     choices = [
-        [d for d in powers if d <= size] if name in operation.splits else [1]
+        [d for d in possible if d <= size] if name in operation.splits else [1]
         for name, size in zip("nchw", operation.shape, strict=True)
     ]
     for degrees in product(*choices):
         if math.prod(degrees) <= num_devices:
             yield degrees
+
+
+@lru_cache(maxsize=1000)
+def _orders(degrees: Degrees) -> tuple[tuple[int, ...], ...]:
+    """For each order of the split dimensions, the place of each part in a row of devices."""
+    split = [axis for axis in range(4) if degrees[axis] > 1]
+    found: dict[tuple[int, ...], None] = {}
+    for slowest_first in permutations(split):
+        steps, step = [0, 0, 0, 0], 1
+        for axis in reversed(slowest_first):
+            steps[axis] = step
+            step *= degrees[axis]
+        indices = product(*(range(d) for d in degrees))
+        found[tuple(sum(i * s for i, s in zip(at, steps, strict=True)) for at in indices)] = None
+    return tuple(found)
 
 
 @lru_cache(maxsize=100_000)
@@ -149,7 +165,7 @@ def largest_share(operation: Operation, config: Config) -> float:
 
 
 def reads(
-    operation: Operation, read: Read, source: Operation, degrees: tuple[int, int, int, int]
+    operation: Operation, read: Read, source: Operation, degrees: Degrees
 ) -> tuple[tuple[Interval, ...], ...]:
     """For each dimension of the input, what each part of that dimension of the output reads."""
     batch = intervals(operation.shape[0], degrees[0])
@@ -165,6 +181,9 @@ def reads(
     space = []
     for axis in (0, 1):
         size = source.shape[2 + axis]
+        if read.last and axis == 0:
+            space.append(((size - 1, size),) * degrees[2])
+            continue
         if isinstance(read.space, str):
             space.append(((0, size),) * degrees[2 + axis])
             continue
@@ -181,8 +200,8 @@ def overlaps(
     source: Operation,
     target: Operation,
     read: Read,
-    degrees: tuple[int, int, int, int],
-    target_degrees: tuple[int, int, int, int],
+    degrees: Degrees,
+    target_degrees: Degrees,
 ) -> list[tuple[int, int, int]]:
     """(part of the source, part of the target, elements that pass between them)."""
     needed = reads(target, read, source, target_degrees)
@@ -213,22 +232,35 @@ class Network:
     Attributes:
         name: of it.
         operations: in order.
+        layers: operations of a layer; they share its weights, which are the first one's.
     """
 
     name: str
     operations: list[Operation] = field(default_factory=list)
+    layers: list[list[int]] = field(default_factory=list)
 
-    def add(self, operation: Operation) -> int:
-        """Appends an operation; returns its number."""
-        self.operations.append(operation)
-        return len(self.operations) - 1
+    def add(self, *operations: Operation) -> list[int]:
+        """Appends a layer of one or more operations; returns their numbers."""
+        first = len(self.operations)
+        self.operations += operations
+        self.layers.append(list(range(first, len(self.operations))))
+        return self.layers[-1]
 
     @property
     def parameters(self) -> float:
-        """Of all operations."""
-        return sum(operation.weights for operation in self.operations)
+        """Of all layers."""
+        return sum(self.operations[layer[0]].weights for layer in self.layers)
 
     @property
     def flops(self) -> float:
         """Of the forward pass."""
         return sum(operation.flops for operation in self.operations)
+
+
+def by_layer(network: Network, chosen: Sequence[Config]) -> list[Config]:
+    """A configuration for each operation, from one for each layer."""
+    found = [chosen[0]] * len(network.operations)
+    for layer, config in zip(network.layers, chosen, strict=True):
+        for node in layer:
+            found[node] = config
+    return found

@@ -1,8 +1,9 @@
-"""The page of the HAG paper's results: the paper's figures beside ours, Markdown with pictures."""
+"""Pages of results: the papers' figures beside ours, Markdown with pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,26 @@ if TYPE_CHECKING:
     from .hag_run import Step
 
 
-def write(steps: Sequence[Step], results: Results, folder: Path) -> str:
-    """Writes `hag.md` and the pictures from the newest record of each cell; returns the text."""
-    parts = [_heading(results)]
+@dataclass(frozen=True)
+class Page:
+    """What a page of results is about.
+
+    Attributes:
+        name: of the files, `NAME.md` and `NAME.jsonl`.
+        command: as it is called.
+        words: what the command does.
+        heading: the beginning of the page.
+    """
+
+    name: str
+    command: str
+    words: str
+    heading: Callable[[Results], str]
+
+
+def write(page: Page, steps: Sequence[Step], results: Results, folder: Path) -> str:
+    """Writes the page and its pictures from the newest record of each cell; returns the text."""
+    parts = [page.heading(results)]
     for step in steps:
         records = _of_newest_setup(results, step.name)
         if not records:
@@ -32,9 +50,9 @@ def write(steps: Sequence[Step], results: Results, folder: Path) -> str:
         if step.draw is not None and step.draw(records, picture):
             parts.append(f"![{step.title}]({picture.name})")
     text = "\n\n".join(part.strip() for part in parts) + "\n"
-    temporary = folder / "hag.md.part"
+    temporary = folder / f"{page.name}.md.part"
     temporary.write_text(text)
-    temporary.replace(folder / "hag.md")
+    temporary.replace(folder / f"{page.name}.md")
     return text
 
 
@@ -78,3 +96,11 @@ def _load(records: Sequence[Record], threads: int) -> str:
     if max(loads) > threads + 1:
         words += " **The machine was busy with other work: these times mean little.**"
     return words
+
+
+HAG = Page(
+    "hag",
+    "reproduce",
+    "Reproduces the HAG paper's figures and tables, and writes a page.",
+    _heading,
+)

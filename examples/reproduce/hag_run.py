@@ -18,6 +18,7 @@ from examples.benchmark.results import Record, Results
 from hag_plugin.files import DatasetError
 
 from . import hag_graphs, hag_page
+from .hag_page import Page
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -76,14 +77,16 @@ class Step:
     draw: Callable[[Sequence[Record], Path], bool] | None = None
 
 
-def main(steps: Sequence[Step], arguments: Sequence[str] | None = None) -> int:
+def main(
+    steps: Sequence[Step], arguments: Sequence[str] | None = None, page: Page = hag_page.HAG
+) -> int:
     """The command; returns the exit code.
 
     0: done. 2: the input was wrong. 130: interrupted; the same command goes on from there.
     """
-    args = _parser(steps).parse_args(arguments)
+    args = _parser(steps, page).parse_args(arguments)
     try:
-        return _run(steps, args)
+        return _run(steps, args, page)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
@@ -92,11 +95,11 @@ def main(steps: Sequence[Step], arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _parser(steps: Sequence[Step]) -> argparse.ArgumentParser:
+def _parser(steps: Sequence[Step], page: Page) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="reproduce",
-        description="Reproduces the HAG paper's figures and tables, and writes a page. Goes on "
-        "where an earlier run stopped. Without steps: all of them.",
+        prog=page.command,
+        description=f"{page.words} Goes on where an earlier run stopped. Without steps: all of "
+        "them.",
     )
     names = ", ".join(step.name for step in steps)
     parser.add_argument("steps", nargs="*", metavar="STEP", help=f"of {names}; or report, to make "
@@ -116,7 +119,7 @@ def _parser(steps: Sequence[Step]) -> argparse.ArgumentParser:
     return parser
 
 
-def _run(steps: Sequence[Step], args: argparse.Namespace) -> int:
+def _run(steps: Sequence[Step], args: argparse.Namespace, page: Page) -> int:
     known = {step.name: step for step in steps}
     unknown = [name for name in args.steps if name not in (*known, "report")]
     if unknown:
@@ -127,14 +130,14 @@ def _run(steps: Sequence[Step], args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     # Beta notices of torch's sparse tensors say nothing about a measurement.
     warnings.filterwarnings("ignore", message=".*[Ss]parse.*")
-    results = Results(args.out / "hag.jsonl")
+    results = Results(args.out / f"{page.name}.jsonl")
     if args.steps != ["report"]:
         chosen = [known[name] for name in args.steps if name in known] or list(steps)
         _measure(chosen, args, results)
     if not results.environments():
         raise DatasetError(f"{results.path} holds no results; run a step first")
-    print(hag_page.write(steps, results, args.out))
-    print(f"written to {args.out}: hag.md, hag.jsonl and pictures", file=sys.stderr)
+    print(hag_page.write(page, steps, results, args.out))
+    print(f"written to {args.out}: {page.name}.md, {page.name}.jsonl, pictures", file=sys.stderr)
     return 0
 
 

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
-if not __package__:  # started as a file: its folder is a package of the folder above
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    __package__ = "reproduce"
+if not __package__:  # started as a file: the repository's root goes where its folder stood
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+    __package__ = "examples.reproduce"
 
-from .flexflow_command import Evaluation, arguments, finish, machine
+from .flexflow_command import Evaluation, Setting, arguments, finish, settings
 from .flexflow_evaluate import layer_wise, outcome
 from .flexflow_experts import data_parallel, model_parallel, one_weird_trick
 from .flexflow_model import SoapModel
@@ -31,20 +30,20 @@ NETWORKS = {
 SAMPLES = 32  # of a GPU
 
 
-def evaluate(name: str, devices: int, args: Any) -> Evaluation:
-    """All strategies of one network on so many P100."""
-    topology = machine("p100x16", devices)
-    network = NETWORKS[name](SAMPLES * devices)
-    model = SoapModel(network, topology, placed=False, summed=args.summed)
+def evaluate(setting: Setting, progress: bool = False) -> Evaluation:
+    """All strategies of one network on a machine."""
+    topology, batch = setting.topology, SAMPLES * setting.devices
+    network = NETWORKS[setting.network](batch)
+    model = SoapModel(network, topology, space="unplaced", summed=setting.summed)
     singles = {
         "data parallel": data_parallel(model),
         "model parallel": model_parallel(model),
         "one weird trick": one_weird_trick(model),
     }
-    exact, costs = layer_wise(network, topology, model, singles, not args.quiet)
+    exact, costs = layer_wise(network, topology, model, singles, progress)
     rows = [outcome(model, key, strategy, costs[key]) for key, strategy in singles.items()]
     rows.append(outcome(model, "layer-wise", exact.strategy, exact.additive))
-    result = Evaluation(name, topology.name, SAMPLES * devices, args.summed, rows)
+    result = Evaluation(setting.network, topology.name, batch, setting.summed, rows)
     result.facts = {
         "table_seconds": exact.table_seconds, "search_seconds": exact.search_seconds,
         "elimination_width": exact.width, "configurations": max(model.sizes),
@@ -59,9 +58,7 @@ def evaluate(name: str, devices: int, args: Any) -> Evaluation:
 def main(words: list[str] | None = None) -> int:
     """Runs the comparison; returns the exit code."""
     args = arguments(__doc__, NETWORKS, words, devices=[4, 16])
-    evaluations = [
-        evaluate(name, devices, args) for name in args.network for devices in args.devices
-    ]
+    evaluations = [evaluate(setting, not args.quiet) for setting in settings(args)]
     return finish(evaluations, OPTCNN, args)
 
 

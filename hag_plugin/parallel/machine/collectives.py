@@ -31,7 +31,7 @@ def ring(passes: int) -> Model:
                 lanes *= at_once
             if level.shape == "pairs":  # as many rings at once as a member has links
                 lanes /= max(hops - 1, 1)
-            time = sent * lanes / (level.bandwidth * level.efficiency)
+            time = sent * lanes / topology.slowest_rate(i, members)
             slowest = max(slowest, rounds * level.latency + time)
         return slowest
 
@@ -65,7 +65,9 @@ def pairwise(topology: Tree, sent: float, members: Sequence[int], at_once: int) 
             lanes = len(near) * at_once
         if level.shape == "pairs":
             lanes /= max(len({m // inner for m in near}) - 1, 1)
-        time = sent * peers / others * lanes / (level.bandwidth * level.efficiency)
+        if not peers:
+            continue
+        time = sent * peers / others * lanes / topology.slowest_rate(i, members)
         slowest = max(slowest, time)
     return others * _latency(topology, members) + slowest
 

@@ -8,6 +8,7 @@ that all members share.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,6 +30,9 @@ class Level:
         shape: "ports", "pairs" or "bus".
         of_devices: whether each device has a port of its own, even where the members are groups.
         efficiency: share of the bandwidth that messages reach.
+        bandwidths: where links are not alike, that of each in place of `bandwidth`: of members
+            (of devices, under `of_devices`; of a bus's groups) in order over the whole machine.
+            Both directions of a port have it; a pair has the lower one of its two members.
     """
 
     name: str
@@ -38,6 +42,13 @@ class Level:
     shape: str = "ports"
     of_devices: bool = False
     efficiency: float = 0.8
+    bandwidths: tuple[float, ...] = ()
+
+    def rate(self, *members: int) -> float:
+        """Bytes a second that messages reach on the slowest of these members' links."""
+        if not self.bandwidths:
+            return self.bandwidth * self.efficiency
+        return min(self.bandwidths[member] for member in members) * self.efficiency
 
 
 @set_module("hag_plugin.parallel")
@@ -100,19 +111,40 @@ class Tree:
         level, inner = self.levels[i], self.spans[i]
         x, y = (a, b) if level.of_devices else (a // inner, b // inner)
         kind = "" if level.of_devices or inner == 1 else f"group {i} "
-        rate = level.bandwidth * level.efficiency
         where = level.name if self.spans[i + 1] == self.num_devices else (
             f"{level.name} {a // self.spans[i + 1]}"
         )  # fmt: skip
         if level.shape == "bus":
-            return (Link(where, rate, level.latency, i),)
+            return (Link(where, level.rate(a // self.spans[i + 1]), level.latency, i),)
         if level.shape == "pairs":
-            return (Link(f"{kind}{x}>{kind}{y} ({level.name})", rate, level.latency, i),)
+            name = f"{kind}{x}>{kind}{y} ({level.name})"
+            return (Link(name, level.rate(x, y), level.latency, i),)
         half = level.latency / 2
         return (
-            Link(f"{kind}{x}>{where}", rate, half, i),
-            Link(f"{where}>{kind}{y}", rate, half, i),
+            Link(f"{kind}{x}>{where}", level.rate(x), half, i),
+            Link(f"{where}>{kind}{y}", level.rate(y), half, i),
         )
+
+    def num_links(self, i: int) -> int:
+        """How many entries `bandwidths` of a level has."""
+        level = self.levels[i]
+        if level.shape == "bus":
+            return self.num_devices // self.spans[i + 1]
+        return self.num_devices // (1 if level.of_devices else self.spans[i])
+
+    def slowest_rate(self, i: int, devices: Sequence[int]) -> float:
+        """Bytes a second of the slowest link of a level through which these devices meet."""
+        level, inner, outer = self.levels[i], self.spans[i], self.spans[i + 1]
+        if not level.bandwidths:
+            return level.rate()
+        groups: dict[int, set[int]] = {}
+        for device in devices:
+            groups.setdefault(device // outer, set()).add(device // inner)
+        meeting = {group for group, members in groups.items() if len(members) > 1}
+        if level.shape == "bus":
+            return level.rate(*meeting)
+        span = 1 if level.of_devices else inner
+        return level.rate(*{d // span for d in devices if d // outer in meeting})
 
     @cached_property
     def links(self) -> tuple[Link, ...]:

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ VALUES: dict[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "a whole number"),
     "bool": ((bool,), "true or false"),
     "str": ((str,), "a text"),
+    "tuple[float, ...]": ((list, tuple), "a list of numbers"),
 }
 
 
@@ -79,7 +81,7 @@ class Fit:
 @set_module("hag_plugin.parallel")
 @dataclass(frozen=True)
 class Topology(Tree):
-    """Equal devices and the links that join them.
+    """Devices and the links that join them.
 
     Attributes:
         name: of the machine.
@@ -89,6 +91,8 @@ class Topology(Tree):
         backend: "nccl", "gloo": what the collectives run on. gloo's reduce-scatter is one
             all-reduce per rank.
         source: where the figures come from.
+        devices: where devices are not alike, what each is, in place of `device`. Plans give all of
+            them equal work, so the slowest one sets the pace, and the smallest memory the limit.
 
     Example:
         >>> machine = preset("a100x8")
@@ -102,11 +106,22 @@ class Topology(Tree):
     fits: tuple[Fit, ...] = ()
     backend: str = "nccl"
     source: tuple[str, ...] = field(default=(), compare=False)
+    devices: tuple[Device, ...] = ()
 
     def __post_init__(self) -> None:
-        for key in ("flops", "bandwidth", "memory", "flops_efficiency", "bandwidth_efficiency"):
-            _check_positive(f"{self.name}: device {key}", getattr(self.device, key))
-        for level in self.levels:
+        for device in (self.device, *self.devices):
+            for key in ("flops", "bandwidth", "memory", "flops_efficiency", "bandwidth_efficiency"):
+                _check_positive(f"{self.name}: device {key}", getattr(device, key))
+        if self.devices and len(self.devices) != self.num_devices:
+            raise ValueError(f"{self.name}: devices has {len(self.devices)} entries; expected one "
+                             f"for each of {self.num_devices}")  # fmt: skip
+        for i, level in enumerate(self.levels):
+            links = self.num_links(i)
+            if level.bandwidths and len(level.bandwidths) != links:
+                raise ValueError(f"{self.name}: level {level.name!r} has {len(level.bandwidths)} "
+                                 f"bandwidths; expected one for each of {links} links")  # fmt: skip
+            for rate in level.bandwidths:
+                _check_positive(f"{self.name}: level {level.name!r} bandwidths", rate)
             what = f"{self.name}: level {level.name!r}"
             if level.shape not in SHAPES:
                 raise ValueError(f"{what} has shape {level.shape!r}; expected one of {SHAPES}")
@@ -118,6 +133,20 @@ class Topology(Tree):
                     f"{self.name}: fit of {fit.collective!r}; expected one of {list(COLLECTIVES)}"
                 )
 
+    @cached_property
+    def kinds(self) -> tuple[Device, ...]:
+        """The devices that there are, each once."""
+        return tuple(dict.fromkeys(self.devices or (self.device,)))
+
+    def device_at(self, place: int) -> Device:
+        """What the device of a number is."""
+        return self.devices[place] if self.devices else self.device
+
+    @property
+    def memory(self) -> float:
+        """Bytes that every device has."""
+        return min(device.memory for device in self.kinds)
+
     def resized(self, num_devices: int) -> Topology:
         """The same machine with another number of devices: fewer, or more outermost groups.
 
@@ -126,6 +155,11 @@ class Topology(Tree):
                 into inner ones evenly.
         """
         num_devices = whole("num_devices", num_devices, 1, MOST_DEVICES)
+        if num_devices == self.num_devices:
+            return self
+        if self.devices or any(level.bandwidths for level in self.levels):
+            raise ValueError(f"{self.name} has devices or links that are not alike: it cannot have "
+                             f"{num_devices} devices; expected {self.num_devices}")  # fmt: skip
         levels: list[Level] = []
         left = num_devices
         for i, level in enumerate(self.levels):
@@ -140,8 +174,6 @@ class Topology(Tree):
             left //= size
         while len(levels) > 1 and levels[-1].size == 1:
             levels.pop()
-        if num_devices == self.num_devices:
-            return self
         return replace(self, name=f"{self.name}, {num_devices} devices", levels=tuple(levels))
 
     # Collectives -----------------------------------------------------------------------------
@@ -208,7 +240,7 @@ class Topology(Tree):
             )
         values = {k: v for k, v in document.items() if k not in ("format", "version")}
         values["device"] = _record(Device, values.get("device"), "device")
-        for key, kind in (("levels", Level), ("fits", Fit)):
+        for key, kind in (("levels", Level), ("fits", Fit), ("devices", Device)):
             items = values.get(key, [])
             if not isinstance(items, list | tuple):
                 raise ValueError(f"topology's {key} are {items!r}; expected a list")
@@ -232,6 +264,10 @@ def _record(kind: Any, values: Any, what: str) -> Any:
         types, words = VALUES.get(str(names[name].type), ((type(value),), ""))
         if type(value) not in types or (isinstance(value, float) and not math.isfinite(value)):
             raise ValueError(f"{what}.{name} is {value!r}; expected {words}")
+        if words == VALUES["tuple[float, ...]"][1]:
+            if not all(type(v) in (float, int) and math.isfinite(v) for v in value):
+                raise ValueError(f"{what}.{name} is {value!r}; expected {words}")
+            values = values | {name: tuple(value)}
     try:
         return kind(**values)
     except TypeError as e:

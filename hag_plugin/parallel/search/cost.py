@@ -24,7 +24,7 @@ from hag_plugin.hag.build import build_hag
 from hag_plugin.limits import limits
 from hag_plugin.ops.aggregate import aggregate
 from hag_plugin.parallel.layouts import Message
-from hag_plugin.parallel.machine.topology import Topology
+from hag_plugin.parallel.machine.topology import Device, Topology
 from hag_plugin.parallel.strategies.registry import INDEX, Terms
 from hag_plugin.saved import set_module
 from hag_plugin.version import __version__
@@ -90,10 +90,12 @@ def price(topology: Topology, compute: ComputeCost, terms: Terms, itemsize: int)
 
 @dataclass(frozen=True)
 class Analytic:
-    """From the device's peaks: sums are bound by memory, products by memory or arithmetic.
+    """From the devices' peaks: sums are bound by memory, products by memory or arithmetic.
+
+    All devices have equal work, so a block takes what it takes on the slowest one.
 
     Attributes:
-        topology: whose device it is.
+        topology: whose devices they are.
         scale: measured over analytic; 1 where nothing was measured.
 
     Example:
@@ -108,20 +110,24 @@ class Analytic:
     scale: float = 1.0
 
     def __call__(self, terms: Terms, itemsize: int) -> float:
-        device = self.topology.device
-        rate = device.bandwidth * device.bandwidth_efficiency
-        flops = device.flops * device.flops_efficiency
-        seconds = 0.0
-        for a in terms.aggregations:
-            index = INDEX * a.rows_read
-            moved = index + (a.rows_read + a.rows_written) * a.width * itemsize
-            seconds += device.overhead + moved / rate
-        for p in terms.products:
-            moved = p.times * (p.m * p.k + p.k * p.n + p.m * p.n) * itemsize
-            seconds += device.overhead * p.times + max(p.flops / flops, moved / rate)
-        for _, values in terms.streams:
-            seconds += device.overhead + values * itemsize / rate
-        return seconds * self.scale
+        return self.scale * max(_block(d, terms, itemsize) for d in self.topology.kinds)
+
+
+def _block(device: Device, terms: Terms, itemsize: int) -> float:
+    """Seconds of a block on a device."""
+    rate = device.bandwidth * device.bandwidth_efficiency
+    flops = device.flops * device.flops_efficiency
+    seconds = 0.0
+    for a in terms.aggregations:
+        index = INDEX * a.rows_read
+        moved = index + (a.rows_read + a.rows_written) * a.width * itemsize
+        seconds += device.overhead + moved / rate
+    for p in terms.products:
+        moved = p.times * (p.m * p.k + p.k * p.n + p.m * p.n) * itemsize
+        seconds += device.overhead * p.times + max(p.flops / flops, moved / rate)
+    for _, values in terms.streams:
+        seconds += device.overhead + values * itemsize / rate
+    return seconds
 
 
 @dataclass

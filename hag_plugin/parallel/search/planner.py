@@ -115,7 +115,7 @@ def plan(
 
     compute = _compute(costs, graph, machine)
     space = Space(graph, machine, compute, allow)
-    limit = machine.device.memory if memory is None else memory
+    limit = machine.memory if memory is None else memory
     try:
         choice = space.cheapest(limit)
     except InfeasibleError as e:

@@ -59,7 +59,7 @@ class PlanModel:
         self.names = [op.name for op in space.graph.ops]
         self.edges = list(space.graph.edges)
         self.devices = range(topology.num_devices)
-        self.resources = [f"{topology.device.name} {i}" for i in self.devices]
+        self.resources = [f"{topology.device_at(i).name} {i}" for i in self.devices]
         self.resources += [link.name for link in topology.links]
         self._chains: dict[tuple[int, int], _Chain] = {}
         self._links: dict[int, tuple[int, ...]] = {}

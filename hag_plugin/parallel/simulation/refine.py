@@ -108,7 +108,7 @@ def refine(
     limit = None if limit is None else number("limit", limit)
     plan.check(space.graph, space.topology.num_devices)
     model = PlanModel(space)
-    most = space.topology.device.memory if limit is None else limit
+    most = space.topology.memory if limit is None else limit
     start = model.numbers(plan)
     starts = {"plan": start}
     for name, strategy in random_strategies(model.sizes, randoms, seed).items():

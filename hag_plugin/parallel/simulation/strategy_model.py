@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from hag_plugin.parallel.simulation.delta import DeltaSimulator
@@ -90,7 +90,7 @@ class SimulatedStrategy:
         for edge, ends in enumerate(model.edges):
             for node in ends:
                 self._edges[node].append(edge)
-        self._proposed = (0, 0)
+        self._proposed: dict[int, int] = {}
         self._fresh: Schedule | None = None
 
     @property
@@ -100,18 +100,24 @@ class SimulatedStrategy:
 
     def propose(self, node: int, config: int) -> float:
         """Simulated seconds with another configuration of one operation."""
-        model, strategy = self.model, self.strategy
+        return self.propose_all({node: config})
+
+    def propose_all(self, changes: Mapping[int, int]) -> float:
+        """Simulated seconds with other configurations of these operations, all at once."""
+        model = self.model
+        changed = list(self.strategy)
+        for node, config in changes.items():
+            changed[node] = config
         edges = {}
-        for edge in self._edges[node]:
-            u, v = (config if end == node else strategy[end] for end in model.edges[edge])
-            edges[edge] = model.edge_block(edge, u, v)
-        self._proposed = node, config
-        block, graph = model.node_block(node, config), self.simulator.graph
-        coming = len(block.kinds) + sum(len(block.kinds) for block in edges.values())
-        if coming + graph.count([node], edges) < graph.num_tasks:
-            return self.simulator.propose({node: block}, edges)
-        changed = list(strategy)
-        changed[node] = config
+        for edge in sorted({edge for node in changes for edge in self._edges[node]}):
+            u, v = model.edges[edge]
+            edges[edge] = model.edge_block(edge, changed[u], changed[v])
+        self._proposed = dict(changes)
+        nodes = {node: model.node_block(node, config) for node, config in changes.items()}
+        graph = self.simulator.graph
+        coming = sum(len(block.kinds) for block in (*nodes.values(), *edges.values()))
+        if coming + graph.count(nodes, edges) < graph.num_tasks:
+            return self.simulator.propose(nodes, edges)
         self._fresh = simulate(task_graph(model, changed))
         work, tasks = self.simulator.work, self._fresh.graph.num_tasks
         work.proposals, work.rebuilt = work.proposals + 1, work.rebuilt + 1
@@ -120,7 +126,6 @@ class SimulatedStrategy:
 
     def accept(self) -> None:
         """Takes the proposal."""
-        node, config = self._proposed
         if self._fresh is None:
             self.simulator.accept()
         else:
@@ -128,7 +133,8 @@ class SimulatedStrategy:
             self.simulator = DeltaSimulator(
                 fresh.graph, makespan=fresh.makespan, work=self.simulator.work
             )
-        self.strategy[node] = config
+        for node, config in self._proposed.items():
+            self.strategy[node] = config
 
     def reject(self) -> None:
         """Stays with the current strategy."""

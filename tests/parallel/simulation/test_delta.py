@@ -60,9 +60,13 @@ class RandomBlocks:
         return TaskGraph([f"r{i}" for i in range(self.resources)], nodes, self.edges, edges)
 
     def proposal(self) -> tuple[dict[int, Block], dict[int, Block]]:
-        node = self.random.randrange(len(self.sizes))
-        nodes = {node: self.node(node)}
-        return nodes, {i: self.edge(i) for i, ends in enumerate(self.edges) if node in ends}
+        """Other tasks for one operation, or for a few at once."""
+        count = min(self.random.choice([1, 1, 1, 2, 3]), len(self.sizes))
+        nodes = {
+            node: self.node(node) for node in self.random.sample(range(len(self.sizes)), count)
+        }
+        touched = [i for i, ends in enumerate(self.edges) if not nodes.keys().isdisjoint(ends)]
+        return nodes, {i: self.edge(i) for i in touched}
 
 
 def same_as_full(simulator: DeltaSimulator) -> None:
