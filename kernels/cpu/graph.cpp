@@ -232,10 +232,10 @@ struct Edges {
 
   Directions directions(int64_t num_edges, bool both, int threads, const Order &order) const {
     const auto source_first = [this](int64_t first, int64_t last, const auto &take) {
-      by_source(first, last, take);
+      this->by_source(first, last, take);
     };
     const auto target_first = [this](int64_t first, int64_t last, const auto &take) {
-      by_target(first, last, take);
+      this->by_target(first, last, take);
     };
     Directions out;
     if (order.by_target && order.by_both) {
