@@ -123,7 +123,6 @@ class Runner(Walk):
         self._met: set[int] = set()
         self._at: Prepared | None = None
         self._names: dict[str, int] = {}
-        self._given: list[Tensor] = []
         self._saving: Any = None
         self._marked: list[Tensor] = []
         self._drawn = 0
@@ -133,7 +132,7 @@ class Runner(Walk):
         self._at, self._met, self._taken = prepared, set(), {"x": 1}
         setattr(prepared.x, SHARD, Shard(0, None))
         self._names = {op.name: i for i, op in enumerate(prepared.ops)}
-        self._given, self._saving, self._drawn = given(prepared.data), top_hooks(False), 0
+        self.given, self._saving, self._drawn = given(prepared.data), top_hooks(False), 0
         model, outer = self.called.model, self.called.model.forward
         try:
             model.forward = self.called.forward  # for a model that calls itself
@@ -216,21 +215,30 @@ class Runner(Walk):
         with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
             yield
 
-    def graph(self, edges: Any, self_loops: SelfLoops = False, edge_type: Any = None) -> str:
+    def graph(
+        self, edges: Any, self_loops: SelfLoops = False, edge_type: Any = None,
+        weight: Tensor | None = None,
+    ) -> str:  # fmt: skip
+        self.look_at(edges)
+        if weight is not None:
+            self.look_at(weight)
+        return ""
+
+    def weighed(self, edges: Any, how: str, make: Callable[[], tuple[Tensor, Tensor]]) -> str:
         self.look_at(edges)
         return ""
 
     def look_at(self, edges: Any) -> None:
-        if not isinstance(edges, Tensor) or any(edges is each for each in self._given):
+        if not isinstance(edges, Tensor) or any(edges is each for each in self.given):
             return
-        known = (each.edge_index for each in self.at.world.edges.values())
-        if not any(torch.equal(edges.to(each.device), each) for each in known):
+        known = [t for each in self.at.world.edges.values() for t in (each.edge_index, each.weight)]
+        if not any(t is not None and torch.equal(edges.to(t.device), t) for t in known):
             raise RuntimeError(
                 f"layer {self.path!r} runs on edges that are in no plan: the model made others "
                 "when it was recorded; expected the same in each forward. Plan it in the mode "
                 "(train or eval) in which it runs"
             )
-        self._given.append(edges)  # for the layers that follow
+        self.given.append(edges)  # for the layers that follow
 
     def add(
         self, kind: str, inputs: Sequence[Tensor], width: int, *, suffix: str = "",

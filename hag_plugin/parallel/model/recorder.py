@@ -53,7 +53,6 @@ class Recorder(Walk):
         met: what became each of them.
         graphs: counts of the graphs met so far, by key.
         edges: of these graphs.
-        given: the tensors that the model is given.
         made: edges that it makes of them, and the layers that run on these.
         failed: paths of the modules, innermost last, in which a function could not be run.
     """
@@ -77,7 +76,6 @@ class Recorder(Walk):
         self._paths: dict[int, str] = {}
         self._names: dict[int, str] = {}
         self._sample: Sample | None = None
-        self.given: list[Tensor] = []
         self.made: list[tuple[str, Tensor]] = []
 
     @property
@@ -271,11 +269,14 @@ class Recorder(Walk):
 
     # Graphs ----------------------------------------------------------------------------------
 
-    def graph(self, edges: Any, self_loops: SelfLoops = False, edge_type: Any = None) -> str:
+    def graph(
+        self, edges: Any, self_loops: SelfLoops = False, edge_type: Any = None,
+        weight: Tensor | None = None,
+    ) -> str:  # fmt: skip
         if not (isinstance(edges, Tensor) or hasattr(edges, "num_edges")):
             raise TypeError(f"layer {self.path!r} runs on a {type(edges).__name__}; expected "
                             "an edge_index [2, E]")  # fmt: skip
-        key = (id(edges), (self_loops, edge_type is not None))
+        key = (id(edges), (self_loops, edge_type is not None, id(weight)))
         if key not in self._keys:
             name = "A+I" if self_loops else "A"
             name += " by relation" if edge_type is not None else ""
@@ -287,8 +288,22 @@ class Recorder(Walk):
             if not isinstance(edges, Tensor):  # a HAG, or a DGLGraph
                 ends = edges.edges() if callable(getattr(edges, "edges", None)) else None
                 edges = torch.stack(list(ends or edges.edge_index))
-            self.edges[name] = Edges(edges, self_loops, edge_type)
+            if weight is not None:
+                self.look_at(weight)
+            self.edges[name] = Edges(edges, self_loops, edge_type, weight)
             self.graphs[name] = self._stats(self.edges[name])
+        return self._keys[key]
+
+    def weighed(self, edges: Any, how: str, make: Callable[[], tuple[Tensor, Tensor]]) -> str:
+        key = (id(edges), how)
+        if key not in self._keys:
+            count = sum(name == how or name.startswith(f"{how}:") for name in self.graphs)
+            name = self._keys[key] = f"{how}:{count + 1}" if count else how
+            self._kept.append(edges)
+            self.look_at(edges)
+            index, weight = (edges, None) if getattr(edges, "is_meta", False) else make()
+            self.edges[name] = Edges(index, weight=weight, normalised=True)
+            self.graphs[name] = self._stats(self.edges[name]).without_hags()
         return self._keys[key]
 
     def look_at(self, edges: Any) -> None:
@@ -325,6 +340,8 @@ class Recorder(Walk):
             )
         call = Call(name, tuple(args), kwargs, func)
         out = self._run(func, args, kwargs)
+        if not functions.in_place(call) and any(out is t for t in known):
+            out = out.view_as(out)  # dropout of nothing: both may be used again
         first = call.args[0] if call.args else None
         shape_only = name in functions.OF_FIRST and not (
             isinstance(first, Tensor) and self.knows(first)

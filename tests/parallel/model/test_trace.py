@@ -132,7 +132,7 @@ class Pair(Stacked):
 
 def test_layers_that_are_not_in_the_table_run_as_they_are() -> None:
     for conv, by_edges in (
-        (pyg.ChebConv(FEATURES, 6, 3), False),
+        (pyg.MixHopConv(FEATURES, 6), False),
         (pyg.GATv2Conv(FEATURES, 6), True),
     ):
         found = trace(Stacked(conv), graph(), hag=False)
