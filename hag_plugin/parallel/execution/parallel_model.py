@@ -167,7 +167,7 @@ class Parallel:
     ) -> Share:
         graph, rank = recorded.graph, self.group.rank
         values = values_of(data)
-        x = values.pop("x")
+        x = values.pop("x", None)
         features: dict[Layout, Tensor] = {}
         for executor in executors:
             if executor is not None and 0 in executor.site.op.inputs:
@@ -179,7 +179,8 @@ class Parallel:
         if 0 in loss.inputs:
             features[output] = sliced(x, output, world, rank)
         shapes = [met.shape for met in recorded.met]
-        like = next(iter(features.values()))
+        nothing = torch.empty(0, dtype=world.dtype, device=world.device)  # features are learned
+        like = next(iter(features.values()), nothing)
         token = stand_in(shapes[0], like, 0, None)
         found = with_features(moved(data, world.device), token)
         prepared = Prepared(world, graph.ops, shapes, executors, features, output, token, found)

@@ -136,6 +136,7 @@ class Runner(Walk):
         model, outer = self.called.model, self.called.model.forward
         try:
             model.forward = self.called.forward  # for a model that calls itself
+            self._lay_out_tables()
             with self:
                 out = self.call(self.called, prepared.data)
             found = {id(t): self._output(t) for t in functions.tensors(out) if self.knows(t)}
@@ -145,6 +146,18 @@ class Runner(Walk):
             for tensor in self._marked:  # buffers among them are none in the next run
                 vars(tensor).pop(SHARD, None)
             self._marked.clear()
+
+    def _lay_out_tables(self) -> None:
+        """Marks tables of a row for each node: they are features that are learned."""
+        for index, op in enumerate(self.at.ops):
+            if op.kind == "embedding":
+                executor, [weight] = self.at.executors[index], op.parameters
+                assert executor is not None  # only the features and the loss have none
+                table = self.at.world.parameters[weight.name]
+                setattr(table, SHARD, Shard(index, executor.run(Call("embedding", (), {}))))
+                self._marked.append(table)
+                self._met.add(index)
+                self._taken[op.name] = 1
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(NO_COPY)
@@ -274,6 +287,10 @@ class Runner(Walk):
             return func(*args, **kwargs)
         if name in functions.ALIASES and self._keeps_shape(func, name, args, kwargs):
             return self._alias(func, name, args, kwargs)
+        if isinstance(known[0], DTensor) and functions.looks_up_all(Call(name, args, kwargs, func)):
+            shard = self._shard(known[0])
+            assert shard.local is not None  # it has one layout
+            return stand_in(known[0].shape, shard.local, shard.index, shard.local)
         index = self._find(self.label(name))
         if index is not None:
             return self._execute(index, Call(name, tuple(args), kwargs, func), known)

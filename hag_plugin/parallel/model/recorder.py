@@ -75,6 +75,7 @@ class Recorder(Walk):
         self.failed: list[str] = []
         self._paths: dict[int, str] = {}
         self._names: dict[int, str] = {}
+        self._tables: dict[int, Tensor] = {}
         self._sample: Sample | None = None
         self.made: list[tuple[str, Tensor]] = []
 
@@ -93,6 +94,8 @@ class Recorder(Walk):
         self._paths = {id(module): path for path, module in model.named_modules()}
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             self._names[id(tensor)] = name
+        tables = (m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding))
+        self._tables = {id(t): t for t in tables if len(t) == self.nodes}
 
     # Operations ------------------------------------------------------------------------------
 
@@ -185,14 +188,31 @@ class Recorder(Walk):
         args = functions.bound(call.name, call.args, call.kwargs, call.function)
         found = {}
         for role, value in args.items():
-            inside = [t for t in functions.tensors(value) if id(t) in self._names]
+            inside = [t for t in functions.tensors(value) if self._is_parameter(t)]
             for i, tensor in enumerate(inside):
                 name = role if isinstance(value, Tensor) else f"{role}.{i}"
                 found[name] = self._names[id(tensor)]
         return found
 
     def knows(self, tensor: Tensor) -> bool:
+        if id(tensor) in self._tables and id(tensor) not in self._known:
+            self._embedding(tensor)
         return id(tensor) in self._known
+
+    def _embedding(self, table: Tensor) -> None:
+        """Adds the operation of a table that has a row for each node: features that are learned."""
+        name, width = self._names[id(table)], table.shape[1]
+        weight = Weight("weight", name, outputs=1, parts=0)
+        path = name.rpartition(".")[0]
+        index = self.op(path, "embedding", [], width, values=table.numel(), parameters=(weight,),
+                        layer="Embedding")  # fmt: skip
+        call = Call("embedding", (), {})
+        self.met.append(Met(path, call, {"weight": name}, tuple(table.shape)))
+        self.track(table, index)
+
+    def _is_parameter(self, tensor: Tensor) -> bool:
+        """Whether it is one that an operation computes with, not an operation itself."""
+        return id(tensor) in self._names and id(tensor) not in self._tables
 
     def is_weight(self, tensor: Tensor) -> bool:
         return id(tensor) in self._names or id(tensor) in self._of_weights
@@ -210,7 +230,7 @@ class Recorder(Walk):
         """Parameters and buffers in an argument, and those of which others in it were made."""
         found: dict[str, Tensor] = {}
         for tensor in functions.tensors(value):
-            if id(tensor) in self._names and not made_only:
+            if self._is_parameter(tensor) and not made_only:
                 found[self._names[id(tensor)]] = tensor
             found |= self._of_weights.get(id(tensor), {})
         return found
@@ -354,7 +374,8 @@ class Recorder(Walk):
     def _record(self, call: Call, known: list[Tensor], results: list[Tensor]) -> None:
         out, name = results[0], call.name
         inputs = list(dict.fromkeys(self._known[id(t)] for t in known))
-        if name in functions.ALIASES and out.shape == known[0].shape:
+        alias = name in functions.ALIASES and out.shape == known[0].shape
+        if alias or (id(known[0]) in self._tables and functions.looks_up_all(call)):
             self.track(out, inputs[0])
             return
         width = int(out.shape[-1]) if out.dim() > 1 else 1
@@ -403,7 +424,8 @@ class Recorder(Walk):
             return False
         if functions.drops(call.name):  # its masks go by row
             return True
-        weights = [t for t in functions.tensors([call.args, call.kwargs]) if id(t) in self._names]
+        given = functions.tensors([call.args, call.kwargs])
+        weights = [t for t in given if self._is_parameter(t)]
         if any(len(t) == self.nodes or t.numel() > MOST_VALUES for t in weights if t.dim()):
             return False
         return is_by_row(call, self.nodes, {id(t) for t in known}, {id(t) for t in weights})

@@ -96,6 +96,35 @@ class Fixed(Strategy):
         return Terms()
 
 
+class Embedding(Strategy):
+    """Learned features: each device has those that it starts from, and nothing is sent."""
+
+    kinds = ("embedding",)
+
+    def __init__(self, name: str, layout: Layout, soap: str) -> None:
+        self.name, self.layout, self.soap = name, layout, soap
+
+    def refuses(self, problem: Problem) -> str | None:
+        if self.layout == COLUMNS:
+            return column_refusal(problem, problem.op.width)
+        even = chunk_sizes(problem.total_rows, problem.devices)
+        if self.layout == ROWS and (problem.rows != even).any():
+            return f"its rows are split as {even.tolist()}, the nodes as {problem.rows.tolist()}"
+        return None
+
+    def configs(self, problem: Problem) -> list[Config]:
+        return [Config(self.name, self.layout, self.layout)]
+
+    def split(self, weight: Weight, config: Config) -> Split | None:
+        dim = {ROWS: weight.parts, COLUMNS: weight.outputs}.get(self.layout)
+        return None if dim is None else Split(dim)
+
+    def terms(self, problem: Problem, config: Config) -> Terms:
+        terms = Terms()
+        problem.weights(terms, held(self.layout, problem.rows, problem.op.width), copies=False)
+        return terms
+
+
 class Replicate(Strategy):
     """Every device computes everything."""
 
@@ -345,6 +374,9 @@ class Pool(Strategy):
 
 register(
     Fixed(),
+    Embedding("replicate", REPLICATED, ""),
+    Embedding("rows", ROWS, "S"),
+    Embedding("columns", COLUMNS, "P"),
     Replicate(),
     Rows(),
     Local(),
