@@ -143,7 +143,8 @@ class Parallel:
                 executors.append(None)
                 continue
             module = self._model.get_submodule(met.path) if met.leaf else None
-            site = Site(op, i, configs[op.name], world, module, met.names, met.call)
+            fixed = all(graph.ops[j].kind == "input" for j in op.inputs)
+            site = Site(op, i, configs[op.name], world, module, met.names, met.call, fixed)
             executors.append(executor_of(site))
         return world, executors
 

@@ -136,6 +136,7 @@ class Runner(Walk):
         model, outer = self.called.model, self.called.model.forward
         try:
             model.forward = self.called.forward  # for a model that calls itself
+            self.at.world.parameters.begin()
             self._lay_out_tables()
             with self:
                 out = self.call(self.called, prepared.data)

@@ -56,7 +56,7 @@ def entries(matrix: Tensor) -> tuple[Tensor, Tensor]:
         (tensor([[1],
                 [0]]), tensor([2.]))
     """
-    coo = matrix if matrix.layout == torch.sparse_coo else matrix.to_sparse_coo()
+    coo: Tensor = matrix if matrix.layout == torch.sparse_coo else matrix.to_sparse()
     if matrix.layout == torch.sparse_coo and not matrix.is_coalesced():
         coo = coo.coalesce()
     return coo._indices().flip(0), coo._values()

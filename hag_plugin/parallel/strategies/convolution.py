@@ -25,7 +25,7 @@ from hag_plugin.parallel.layouts import (
     rows_to_columns,
     scatter_rows,
 )
-from hag_plugin.parallel.model.opgraph import Weight
+from hag_plugin.parallel.model.opgraph import Op, Weight
 from hag_plugin.parallel.strategies import steps
 from hag_plugin.parallel.strategies.activations import Held, Step, hold
 from hag_plugin.parallel.strategies.registry import (
@@ -40,6 +40,11 @@ from hag_plugin.parallel.strategies.registry import (
 )
 
 AGGREGATE, TRANSFORM = "aggregate-first", "transform-first"
+
+
+def is_kept(op: Op, fixed: bool, order: str) -> bool:
+    """Whether rows that are fetched are kept for all steps: features as they are given."""
+    return fixed and order != TRANSFORM and not op.edge_products and op.kind != "attention"
 
 
 def orders(problem: Problem) -> list[str]:
@@ -175,10 +180,12 @@ class _Rows(Strategy):
         backward = backward_needed(problem, config.order)
         add_parts(problem, terms, problem.partition, config.hag, width, backward)
         add_transform(problem, terms, problem.most_rows, op.input_width, op.width)
-        terms.messages.append(self.fetch(problem, width))
+        kept = is_kept(op, problem.fixed, config.order)
+        (terms.laid_out if kept else terms.messages).append(self.fetch(problem, width))
         if problem.op.input_grad or config.order == TRANSFORM:
             terms.messages.append(self.give_back(problem, width))
-        fetch = self.steps(problem, width, config.hag)
+        fetch = [] if kept else self.steps(problem, width, config.hag)
+        terms.states += kept * self.sources(problem) * width
         terms.held = layer(problem, config.order, problem.most_rows, self.sources(problem), fetch)
         problem.weights(terms, op.weights + op.biases, copies=True)
         return terms

@@ -22,7 +22,7 @@ from hag_plugin.parallel.layouts import (
 from hag_plugin.parallel.model.opgraph import Op, Weight
 from hag_plugin.parallel.strategies import steps
 from hag_plugin.parallel.strategies.activations import Held, Step, hold
-from hag_plugin.parallel.strategies.convolution import gather_input, input_steps
+from hag_plugin.parallel.strategies.convolution import gather_input, input_steps, is_kept
 from hag_plugin.parallel.strategies.registry import (
     INDEX,
     Config,
@@ -205,7 +205,11 @@ class LayerHalo(Strategy):
         terms = local_terms(problem, ROWS)
         add_layer(problem, terms, problem.most_rows, int(partition.edges.max()))
         halo = partition.halo * op.input_width * s
-        terms.messages.append(Message("exchange", halo.sum(axis=0), "forward"))
+        kept = is_kept(op, problem.fixed, "")
+        fetched = Message("exchange", halo.sum(axis=0), "forward")
+        (terms.laid_out if kept else terms.messages).append(fetched)
+        received = problem.most_rows + int(partition.halo.sum(axis=1).max())
+        terms.states += kept * received * op.input_width
         if op.input_grad:
             terms.messages.append(Message("exchange", halo.sum(axis=1), "backward"))
         problem.weights(terms, op.weights + op.biases, copies=True)
