@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -165,13 +166,14 @@ class _Flight:
         self.there: Begun | None = None
         self.back: Begun | None = None
 
-    def go(self, x: Tensor) -> Tensor:
-        """Begins; what it gives may not be read before `there` is waited for."""
+    def go(self, x: Tensor) -> None:
+        """Begins."""
         self.there = self.group.begin_all_to_all(x, self.send, self.receive, "forward", "exchange")
-        return self.there.out
 
     def come_back(self, grad: Tensor) -> Tensor:
-        """The same with gradients, the way back."""
+        """The same with gradients, the way back; what it gives may not be read before `back` is
+        waited for.
+        """
         counts = self.receive, self.send
         self.back = self.group.begin_all_to_all(grad, *counts, "backward", "exchange")
         return self.back.out
@@ -181,7 +183,8 @@ class _Begin(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, flight: _Flight) -> Tensor:
         ctx.flight = flight
-        return flight.go(x)
+        flight.go(x)
+        return x.new_zeros(()).expand(x.shape)  # the gradient of what was sent comes back by it
 
     @staticmethod
     @once_differentiable
@@ -192,12 +195,11 @@ class _Begin(torch.autograd.Function):
 
 class _End(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, flight: _Flight) -> Tensor:
+    def forward(ctx: Any, sent: Tensor, flight: _Flight) -> Tensor:
         ctx.flight = flight
-        assert flight.there is not None  # it was begun
-        flight.there.wait()
-        flight.there = None
-        return x.view_as(x)
+        begun, flight.there = flight.there, None
+        assert begun is not None
+        return begun.wait()
 
     @staticmethod
     @once_differentiable
@@ -215,13 +217,36 @@ def begin_exchange(
     work between goes back, and then the gradients that come are waited for.
     """
     flight = _Flight(send, receive, group)
-    coming: Tensor = _Begin.apply(x, flight)  # type: ignore[no-untyped-call]
+    sent: Tensor = _Begin.apply(x, flight)  # type: ignore[no-untyped-call]
 
     def end() -> Tensor:
-        out: Tensor = _End.apply(coming, flight)  # type: ignore[no-untyped-call]
+        out: Tensor = _End.apply(sent, flight)  # type: ignore[no-untyped-call]
         return out
 
     return end
+
+
+def fetch_rows(x: Tensor, index: Tensor, rows: Rows, group: Group) -> Tensor:
+    """Rows of any nodes, from those who have them; gradients are added up there.
+
+    Args:
+        x: `[n, w]`, the rows of this rank.
+        index: int64 `[k]`, nodes, on each rank its own; a row that is asked for twice comes once.
+        rows: of each rank.
+        group: of all ranks. What is asked for is counted under "ask", the rows as those of
+            `exchange`.
+
+    Returns:
+        `[k, w]`.
+    """
+    ends = torch.as_tensor(np.cumsum(rows), device=index.device)
+    wanted, place = torch.unique(index, return_inverse=True)  # in order, and so by rank
+    counts = torch.bincount(torch.searchsorted(ends, wanted, right=True), minlength=group.size)
+    each = [1] * group.size
+    asked = group.all_to_all(counts, each, each, "ask").tolist()
+    mine = counts.tolist()
+    found = group.all_to_all(wanted, mine, asked, "ask") - int(sum(rows[: group.rank]))
+    return exchange(x.index_select(0, found), asked, mine, group).index_select(0, place)
 
 
 # Sums -----------------------------------------------------------------------------------------
