@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.autograd.profiler import record_function
 
-from hag_plugin.modes import outside_inference
 from hag_plugin.parallel.execution.executors.forms import Form
 from hag_plugin.parallel.execution.executors.local_aggregate import LocalAggregate
 from hag_plugin.parallel.execution.executors.node_attention import Attention
@@ -106,7 +105,7 @@ class Once:
     def __call__(self, x: Tensor) -> Tensor:
         """`[n, w]` to what it was fetched to."""
         if self.kept is None or self.kept[0] is not x:
-            with outside_inference(), torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():  # it is used in training, too
                 self.kept = x, self.fetch(x)
         return self.kept[1]
 
