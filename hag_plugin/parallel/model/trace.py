@@ -99,6 +99,12 @@ def record(
     check_kind("model", model, Module)
     if not (isinstance(data, (tuple, GraphStats)) or hasattr(data, "num_nodes")):
         raise TypeError(f"data is {brief(data)}; expected a Data, (DGLGraph, x) or GraphStats")
+    if hasattr(data, "node_types"):
+        raise TypeError(
+            f"data is a {type(data).__name__}, with features by type of node; expected one set of "
+            "nodes. "
+            "data.to_homogeneous() gives it, with edge_type for RGCNConv and others"
+        )
     _check_model(model)
     with torch.random.fork_rng(devices=[]):
         recorder, out, x = _followed(

@@ -33,6 +33,7 @@ from hag_plugin.parallel.strategies.convolution import (
     input_steps,
     is_kept,
     orders,
+    own_share,
     part_hags,
 )
 from hag_plugin.parallel.strategies.registry import (
@@ -90,6 +91,7 @@ class Grid(Strategy):
         backward = backward_needed(problem, config.order)
         add_parts(problem, terms, partition, config.hag, int(blocks.max()), backward)
         kept = is_kept(op, problem.fixed, config.order)
+        terms.own = 0.0 if kept else own_share(problem, partition, config)
         received = int((partition.rows + partition.halo.sum(axis=1)).max())
         terms.states += kept * received * int(blocks.max())
         for phase, axis in (("forward", 0), ("backward", 1)) if backward else (("forward", 0),):

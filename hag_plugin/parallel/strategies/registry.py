@@ -90,6 +90,7 @@ class Terms:
             optimiser.
         held: what is kept for the backward pass and held while the operation runs.
         graph: bytes of the graph it runs on; layers on the same graph share them.
+        own: the share of its aggregations that does not wait for rows of others, 0 to 1.
     """
 
     aggregations: list[Aggregation] = field(default_factory=list)
@@ -100,6 +101,7 @@ class Terms:
     states: int = 0
     held: Held = field(default_factory=Held)
     graph: int = 0
+    own: float = 0.0
 
     def linear(self, m: int, k: int, n: int, input_grad: bool, times: int = 1) -> None:
         """`[m, k]` times weights `[k, n]`, with the gradients of both."""
