@@ -114,8 +114,9 @@ class Parameters:
     def locals(self, names: Sequence[str], copies: bool | Group = False) -> list[Tensor]:
         """As `Site.locals`, by names in the model."""
         # Gradients of the first use wait; to those of another they are added when both are there.
-        waits = all(name in self._waiting for name in names)
-        found = [self._waiting.pop(name) if waits else local(self[name]) for name in names]
+        waits = all(n in self._waiting or not self[n].requires_grad for n in names)
+        first = self._waiting if waits else {}
+        found = [first.pop(n) if n in first else local(self[n]) for n in names]
         group = self.group if copies is True else copies
         if not group or not torch.is_grad_enabled():
             return found
