@@ -52,7 +52,7 @@ def entries(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """The edges of a sparse matrix with a row for each target, int64 `[2, E]`, and its values.
 
     Example:
-        >>> entries(torch.tensor([[0.0, 2.0], [0.0, 0.0]]).to_sparse_csr())
+        >>> entries(torch.tensor([[0.0, 2.0], [0.0, 0.0]]).to_sparse())
         (tensor([[1],
                 [0]]), tensor([2.]))
     """
