@@ -293,6 +293,7 @@ FITS: dict[str, set[str]] = {
     "world_size": {"None"},
     "features": {"None"},
     "itemsize": {"None", "a bool"},
+    "overlap": {"a bool"},
 }
 FOR_TORCH = {"non_blocking"}  # goes on to torch as it is
 # Where one function takes more than others do under the same name.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from hag_plugin.parallel.strategies.registry import Config
 from .run_ranks import run_threads
 
 Allow = Callable[[Op, Config], bool]
-PHASES = ("forward", "backward", "update")
+PHASES = ("forward", "backward", "update", "layout")
 
 
 def space_with(graph: OpGraph, size: int, allow: Allow) -> Space:
@@ -41,7 +42,9 @@ def space_with(graph: OpGraph, size: int, allow: Allow) -> Space:
 def bytes_of(space: Space, chosen: list[int]) -> dict[str, np.ndarray]:
     """What every message of a plan sends, by phase: int64 `[P]` each."""
     graph = space.graph
-    messages = [m for v, k in enumerate(chosen) for m in space.terms[v][k].messages]
+    terms = [row[k] for row, k in zip(space.terms, chosen, strict=True)]
+    messages = [m for each in terms for m in each.messages]
+    messages += [replace(m, phase="layout") for each in terms for m in each.laid_out]
     for u, v in graph.edges:
         if graph.ops[u].kind != "input":
             ends = space.configs[u][chosen[u]].target, space.configs[v][chosen[v]].source

@@ -46,7 +46,7 @@ class Blocks:
 
     def locals(self, names: Sequence[str], copies: bool | Group = False) -> list[Tensor]:
         """As `parameters.Parameters` has it."""
-        tensors = [self.blocks[name] for name in names]
+        tensors = [self.blocks[name] for name in names]  # of copies, gradients are summed at once
         if copies is False:
             return tensors
         return sum_gradients(tensors, self.group if copies is True else copies)
@@ -76,7 +76,7 @@ def run_config(
     op, rows = problem.op, problem.rows
     names = {name: name for name, _ in layer.named_parameters()}
     world = World(group, rows, {op.graph: edges}, None, x.device, x.dtype)  # type: ignore[arg-type]
-    site = Site(op, 1, config, world, layer, names, call)
+    site = Site(op, 1, config, world, layer, names, call, problem.fixed)
     executor = executor_of(site)
     world.parameters = Blocks(layer, executor.placements(), group)  # type: ignore[assignment]
     mine = x[shares(config.source, rows, x.shape[1], group.rank)].clone()
@@ -91,7 +91,7 @@ def run_config(
         whole = dict(layer.named_parameters())[name]
         where = blocks.slices(name, whole) if name in blocks.split else (slice(None),)
         weights[name] = where, value.grad
-    sent = {phase: group.sent[phase] for phase in PHASES}
+    sent = {phase: group.sent[phase] for phase in (*PHASES, "layout")}
     assert group.sent.total == sum(sent.values())
     return Outcome(out.detach(), mine.grad, weights, sent)
 
@@ -152,6 +152,8 @@ def check_all(
                 found[where] = part
             assert torch.allclose(found, value.grad, rtol=1e-10, atol=1e-10), (what, name)
         terms = terms_of(problem, config)
+        laid_out = sum((m.sent for m in terms.laid_out), np.zeros(problem.devices, np.int64))
+        assert [o.sent["layout"] for o in outcomes] == laid_out.tolist(), what
         for phase in PHASES:
             want = np.zeros(problem.devices, np.int64) + terms.sent(phase)
             assert [o.sent[phase] for o in outcomes] == want.tolist(), (what, phase)

@@ -80,6 +80,15 @@ def test_sweep(tmp_path: Path) -> None:
     )
 
 
+def test_links_are_predicted() -> None:
+    words = ["--data", "communities", "--nodes", "600", "--features", "24", "--hidden", "16"]
+    words += ["--topology", "cpu2", "--epochs", "40"]
+    found = result_of(2, "link_prediction.py", "--plan", "rows, halo", *words)
+    assert found["ranks"] == 2
+    assert found["auc"] > 0.6
+    assert 0 <= found["hits_at_20"] <= 1
+
+
 def test_wrong_arguments_end_all_ranks() -> None:
     done = torchrun(2, "train.py", "--data", "karate", "--plan", "rows, best", "--epochs", "1",
                     "--topology", "pcie4x4")  # fmt: skip

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from hag_plugin.arguments import brief, whole
+from hag_plugin.hag.graph import MAX_NODES, check_edge_index
 from hag_plugin.parallel.execution.executors.registry import OperationExecutor, executor_of
 from hag_plugin.parallel.execution.parameters import Parameters
 from hag_plugin.parallel.execution.runner import NO_COPY, Prepared, Runner, stand_in
@@ -27,9 +29,11 @@ from hag_plugin.parallel.layouts import ROWS, Layout, Split, shares
 from hag_plugin.parallel.model.inputs import ModelCall, plain, values_of, with_features
 from hag_plugin.parallel.model.trace import Recorded, record
 from hag_plugin.parallel.ranks.comm import Group, Sent
-from hag_plugin.parallel.ranks.transfer import replicate_rows, sum_parts
+from hag_plugin.parallel.ranks.transfer import fan_out, fetch_rows, replicate_rows, sum_parts
 from hag_plugin.parallel.search.plan import Plan
 from hag_plugin.saved import set_module
+
+TRIES = 100  # of drawing pairs without an edge
 
 
 @set_module("hag_plugin.parallel")
@@ -62,6 +66,8 @@ class Parallel:
         self._part, self._call = part, call or plain
         self._seed = group.broadcast(torch.initial_seed())
         self._runner: Runner | None = None
+        self._edges: tuple[Tensor, Tensor] | None = None  # of `negatives`, with their keys
+        self._drawn = (0, -1)  # its step, and how often it was called in it
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(NO_COPY)
@@ -143,7 +149,8 @@ class Parallel:
                 executors.append(None)
                 continue
             module = self._model.get_submodule(met.path) if met.leaf else None
-            site = Site(op, i, configs[op.name], world, module, met.names, met.call)
+            fixed = all(graph.ops[j].kind == "input" for j in op.inputs)
+            site = Site(op, i, configs[op.name], world, module, met.names, met.call, fixed)
             executors.append(executor_of(site))
         return world, executors
 
@@ -167,7 +174,7 @@ class Parallel:
     ) -> Share:
         graph, rank = recorded.graph, self.group.rank
         values = values_of(data)
-        x = values.pop("x")
+        x = values.pop("x", None)
         features: dict[Layout, Tensor] = {}
         for executor in executors:
             if executor is not None and 0 in executor.site.op.inputs:
@@ -179,7 +186,8 @@ class Parallel:
         if 0 in loss.inputs:
             features[output] = sliced(x, output, world, rank)
         shapes = [met.shape for met in recorded.met]
-        like = next(iter(features.values()))
+        nothing = torch.empty(0, dtype=world.dtype, device=world.device)  # features are learned
+        like = next(iter(features.values()), nothing)
         token = stand_in(shapes[0], like, 0, None)
         found = with_features(moved(data, world.device), token)
         prepared = Prepared(world, graph.ops, shapes, executors, features, output, token, found)
@@ -194,7 +202,9 @@ class Parallel:
 
     # Losses and metrics ----------------------------------------------------------------------
 
-    def mean(self, values: Tensor, weights: Tensor | None = None) -> Tensor:
+    def mean(
+        self, values: Tensor, weights: Tensor | None = None, *, apart: bool | None = None
+    ) -> Tensor:
         """The mean of all ranks' values, with the gradients that one process would have.
 
         Args:
@@ -202,6 +212,8 @@ class Parallel:
             weights: of the same shape, constants: `sum(weights * values) / sum(weights)`. A mask,
                 or the weights of classes: `mean(cross_entropy(out, y, reduction="none"), w[y])` is
                 `cross_entropy(out, y, weight=w)`.
+            apart: whether each rank has values of its own, as of pairs of nodes; by default, where
+                it has rows of the output of its own (`split`).
 
         Raises:
             ValueError: the weights have another shape.
@@ -217,16 +229,16 @@ class Parallel:
             count = weights.detach().sum(dtype=torch.float64).view(1)
             values = values * weights.detach()
         total = values.sum().view(1)
-        if self.split:
+        if self.split if apart is None else apart:
             loss = self.group.counted_as("loss")
             count, total = loss.all_reduce(count, "loss"), sum_parts(total, loss)
         return total[0] / count[0].to(total.dtype)
 
-    def total(self, value: Tensor | float) -> Any:
+    def total(self, value: Tensor | float, *, apart: bool | None = None) -> Any:
         """The sum of a number over ranks: of correct answers, say. Counted once where all ranks
-        have all rows.
+        have all rows, unless they count `apart`, as in `mean`.
         """
-        if not self.split:
+        if not (self.split if apart is None else apart):
             return value
         tensor = torch.as_tensor(value, device=self.group.device).detach()
         if tensor.dtype in (torch.bool, torch.int32):
@@ -244,7 +256,122 @@ class Parallel:
         whole = replicate_rows(flat, nodes, self.group.counted_as("gather"))
         return whole.view(-1, *values.shape[1:])
 
+    # Pairs of nodes --------------------------------------------------------------------------
+
+    def rows(self, values: Tensor, index: Tensor) -> Tensor:
+        """Rows of any nodes, from the ranks that have them, with gradients: to decode pairs, say.
+
+        Every rank calls it, each with nodes of its own; a loss of what comes of them is taken with
+        `mean(..., apart=True)`.
+
+        Args:
+            values: floating `[n, ...]`, the model's output on this rank, or what was made from its
+                rows.
+            index: integer `[k]`, nodes as the data numbers them; k may be 0, and differ.
+
+        Returns:
+            `[k, ...]`.
+
+        Raises:
+            TypeError: `index` is no tensor of integers.
+            ValueError: `index` has another shape or names no node, on some rank; or there is not a
+                row of `values` for each row of the output.
+
+        Example:
+            h = model()
+            source, target = model.parallel.rows(h, pairs.flatten()).view(2, -1, h.shape[1])
+            losses = F.binary_cross_entropy_with_logits((source * target).sum(-1), labels,
+                                                        reduction="none")
+            model.parallel.mean(losses, apart=True).backward()
+        """
+        own = self.data.rows
+        with self.group.together("looking for rows"):
+            _check_index(index, int(self.data.prepared.world.nodes.sum()))
+            if len(values) != own.stop - own.start:
+                raise ValueError(
+                    f"values has {len(values)} rows; expected {own.stop - own.start}, those of "
+                    "this rank's output"
+                )
+        index = index.to(values.device, torch.int64)
+        flat = values.flatten(1) if values.dim() > 1 else values.view(-1, 1)
+        if self.split:
+            found = fetch_rows(flat, index, self.data.prepared.world.nodes, self.group)
+        else:
+            found = fan_out(flat, self.group).index_select(0, index)
+        return found.view(-1, *values.shape[1:])
+
+    def negatives(self, edges: Tensor, count: int) -> Tensor:
+        """Pairs of nodes without an edge, each rank its own: they go by seed, step and rank.
+
+        Args:
+            edges: integer `[2, E]`, those to leave out; they are sorted once as long as the same
+                tensor is given.
+            count: how many.
+
+        Returns:
+            int64 `[2, count]`, sources and targets; no loops; a pair may occur twice.
+
+        Raises:
+            TypeError: an argument has the wrong type.
+            ValueError: `edges` has another shape; the graph has next to no pairs without an edge.
+        """
+        count = whole("count", count, 0, MAX_NODES)
+        check_edge_index(edges)
+        nodes = int(self.data.prepared.world.nodes.sum())
+        if self._edges is None or self._edges[0] is not edges:
+            keys = edges[0].cpu().long() * nodes + edges[1].cpu()
+            self._edges = edges, keys.sort().values
+        self._drawn = (self.step, self._drawn[1] + 1 if self._drawn[0] == self.step else 0)
+        key = hash((self._seed, self.group.rank, *self._drawn)) % 2**63
+        draw, known = torch.Generator().manual_seed(key), self._edges[1]
+        found, missing = [torch.empty(0, dtype=torch.int64)], count
+        for _ in range(TRIES):
+            keys = torch.randint(max(nodes**2, 1), (2 * missing,), generator=draw)
+            place = torch.searchsorted(known, keys).clamp(max=max(len(known) - 1, 0))
+            free = keys // nodes != keys % nodes
+            if len(known):
+                free &= known[place] != keys
+            found.append(keys[free][:missing])
+            missing -= len(found[-1])
+            if not missing:
+                break
+        else:
+            raise ValueError(
+                f"{missing} of {count} pairs without an edge were not found; expected a graph with "
+                f"more of them than one in {TRIES}"
+            )
+        keys = torch.cat(found)
+        return torch.stack([keys // nodes, keys % nodes]).to(self.group.device)
+
+    def concatenate(self, values: Tensor) -> Tensor:
+        """All ranks' values one after the other, on every rank, without gradients: for metrics.
+
+        Args:
+            values: `[k, ...]`; k may differ from rank to rank, and be 0.
+
+        Returns:
+            `[sum of k, ...]`.
+        """
+        flat = values.detach()
+        flat = flat.flatten(1) if flat.dim() > 1 else flat.view(-1, 1)
+        sizes = self.group.collect(len(flat))
+        joined = replicate_rows(flat, sizes, self.group.counted_as("gather"))
+        return joined.view(-1, *values.shape[1:])
+
     @property
     def split(self) -> bool:
         """Whether each rank has some rows of the output, rather than all."""
         return self.data.prepared.output == ROWS
+
+
+def _check_index(index: Any, nodes: int) -> None:
+    """Raises TypeError or ValueError unless these are nodes."""
+    integers = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    if not isinstance(index, Tensor) or index.dtype not in integers:
+        raise TypeError(f"index is {brief(index)}; expected a tensor of integers")
+    if index.dim() != 1:
+        raise ValueError(f"index has shape {list(index.shape)}; expected [k], nodes")
+    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < nodes:
+        raise ValueError(
+            f"index has {int(index.min())} to {int(index.max())}; expected nodes, 0 to {nodes - 1}"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch.nn import Module
 
 from hag_plugin import devices
-from hag_plugin.arguments import brief, check_function, check_kind
+from hag_plugin.arguments import brief, check_flag, check_function, check_kind
 from hag_plugin.parallel.execution.parallel_model import Parallel
 from hag_plugin.parallel.execution.parameters import Parameters
 from hag_plugin.parallel.execution.share import Part, check_alike
@@ -33,6 +34,7 @@ def parallelize(
     part: Part | None = None,
     call: ModelCall | None = None,
     device: torch.device | str | None = None,
+    overlap: bool = True,
 ) -> Module:
     """A copy of a model that computes what the model computes, on all ranks together.
 
@@ -51,6 +53,9 @@ def parallelize(
         part: as the plan was made with: a `Partition`, or what gives each node's part.
         call: as the plan was made with: how the model is called with the data, see `plan`.
         device: of this rank; by default the current GPU with NCCL, else the CPU.
+        overlap: whether rows of others come while a sum over neighbours takes the own ones, and
+            gradients of weights are summed while the backward pass goes on. If not, each is waited
+            for at once; the results are the same, to the bit.
 
     Raises:
         RuntimeError: torch.distributed is not initialised; another rank failed.
@@ -78,7 +83,8 @@ def parallelize(
         device = devices.checked(device)
         if device.type == "meta":
             raise ValueError("device is 'meta'; expected one that holds data")
-    group = Group.world(device)
+    check_flag("overlap", overlap)
+    group = replace(Group.world(device), overlaps=overlap)
     with group.together("planning"):
         mine = _plan(model, data, plan, topology, part, call, group)
     chosen = group.broadcast(mine) if plan == "auto" else mine

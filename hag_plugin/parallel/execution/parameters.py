@@ -15,8 +15,8 @@ from torch.nn import Module
 
 from hag_plugin.parallel.layouts import Split, chunk_sizes
 from hag_plugin.parallel.model import functions
-from hag_plugin.parallel.ranks.comm import Group
-from hag_plugin.parallel.ranks.transfer import sum_gradients
+from hag_plugin.parallel.ranks.comm import Begun, Group
+from hag_plugin.parallel.ranks.transfer import sum_gradients, waiting
 
 
 class Parameters:
@@ -29,6 +29,17 @@ class Parameters:
 
     def __init__(self, model: Module, group: Group) -> None:
         self.model, self.group = model, group
+        self._waiting: dict[str, Tensor] = {}
+        self._begun: list[Begun] = []
+
+    def begin(self) -> None:
+        """Before a forward pass: sums of gradients may go on until the end of its backward pass."""
+        self._waiting, self._begun = {}, []
+        if torch.is_grad_enabled():
+            named = dict(self.model.named_parameters())  # each once
+            found = {n: local(p) for n, p in named.items() if p.requires_grad}
+            made = waiting([*found.values()], self._begun)
+            self._waiting = dict(zip(found, made, strict=True))
 
     def __getitem__(self, name: str) -> Tensor:
         owner, _, last = name.rpartition(".")
@@ -102,12 +113,17 @@ class Parameters:
 
     def locals(self, names: Sequence[str], copies: bool | Group = False) -> list[Tensor]:
         """As `Site.locals`, by names in the model."""
-        found = [local(self[name]) for name in names]
+        # Gradients of the first use wait; to those of another they are added when both are there.
+        waits = all(n in self._waiting or not self[n].requires_grad for n in names)
+        first = self._waiting if waits else {}
+        found = [first.pop(n) if n in first else local(self[n]) for n in names]
         group = self.group if copies is True else copies
         if not group or not torch.is_grad_enabled():
             return found
         wanted = [i for i, t in enumerate(found) if t.requires_grad]
-        for i, t in zip(wanted, sum_gradients([found[i] for i in wanted], group), strict=True):
+        begun = self._begun if waits else None
+        summed = sum_gradients([found[i] for i in wanted], group, begun)
+        for i, t in zip(wanted, summed, strict=True):
             found[i] = t
         return found
 

@@ -123,7 +123,6 @@ class Runner(Walk):
         self._met: set[int] = set()
         self._at: Prepared | None = None
         self._names: dict[str, int] = {}
-        self._given: list[Tensor] = []
         self._saving: Any = None
         self._marked: list[Tensor] = []
         self._drawn = 0
@@ -133,10 +132,12 @@ class Runner(Walk):
         self._at, self._met, self._taken = prepared, set(), {"x": 1}
         setattr(prepared.x, SHARD, Shard(0, None))
         self._names = {op.name: i for i, op in enumerate(prepared.ops)}
-        self._given, self._saving, self._drawn = given(prepared.data), top_hooks(False), 0
+        self.given, self._saving, self._drawn = given(prepared.data), top_hooks(False), 0
         model, outer = self.called.model, self.called.model.forward
         try:
             model.forward = self.called.forward  # for a model that calls itself
+            self.at.world.parameters.begin()
+            self._lay_out_tables()
             with self:
                 out = self.call(self.called, prepared.data)
             found = {id(t): self._output(t) for t in functions.tensors(out) if self.knows(t)}
@@ -146,6 +147,18 @@ class Runner(Walk):
             for tensor in self._marked:  # buffers among them are none in the next run
                 vars(tensor).pop(SHARD, None)
             self._marked.clear()
+
+    def _lay_out_tables(self) -> None:
+        """Marks tables of a row for each node: they are features that are learned."""
+        for index, op in enumerate(self.at.ops):
+            if op.kind == "embedding":
+                executor, [weight] = self.at.executors[index], op.parameters
+                assert executor is not None  # only the features and the loss have none
+                table = self.at.world.parameters[weight.name]
+                setattr(table, SHARD, Shard(index, executor.run(Call("embedding", (), {}))))
+                self._marked.append(table)
+                self._met.add(index)
+                self._taken[op.name] = 1
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(NO_COPY)
@@ -216,21 +229,30 @@ class Runner(Walk):
         with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
             yield
 
-    def graph(self, edges: Any, self_loops: SelfLoops = False, edge_type: Any = None) -> str:
+    def graph(
+        self, edges: Any, self_loops: SelfLoops = False, edge_type: Any = None,
+        weight: Tensor | None = None,
+    ) -> str:  # fmt: skip
+        self.look_at(edges)
+        if weight is not None:
+            self.look_at(weight)
+        return ""
+
+    def weighed(self, edges: Any, how: str, make: Callable[[], tuple[Tensor, Tensor]]) -> str:
         self.look_at(edges)
         return ""
 
     def look_at(self, edges: Any) -> None:
-        if not isinstance(edges, Tensor) or any(edges is each for each in self._given):
+        if not isinstance(edges, Tensor) or any(edges is each for each in self.given):
             return
-        known = (each.edge_index for each in self.at.world.edges.values())
-        if not any(torch.equal(edges.to(each.device), each) for each in known):
+        known = [t for each in self.at.world.edges.values() for t in (each.edge_index, each.weight)]
+        if not any(t is not None and torch.equal(edges.to(t.device), t) for t in known):
             raise RuntimeError(
                 f"layer {self.path!r} runs on edges that are in no plan: the model made others "
                 "when it was recorded; expected the same in each forward. Plan it in the mode "
                 "(train or eval) in which it runs"
             )
-        self._given.append(edges)  # for the layers that follow
+        self.given.append(edges)  # for the layers that follow
 
     def add(
         self, kind: str, inputs: Sequence[Tensor], width: int, *, suffix: str = "",
@@ -266,6 +288,10 @@ class Runner(Walk):
             return func(*args, **kwargs)
         if name in functions.ALIASES and self._keeps_shape(func, name, args, kwargs):
             return self._alias(func, name, args, kwargs)
+        if isinstance(known[0], DTensor) and functions.looks_up_all(Call(name, args, kwargs, func)):
+            shard = self._shard(known[0])
+            assert shard.local is not None  # it has one layout
+            return stand_in(known[0].shape, shard.local, shard.index, shard.local)
         index = self._find(self.label(name))
         if index is not None:
             return self._execute(index, Call(name, tuple(args), kwargs, func), known)

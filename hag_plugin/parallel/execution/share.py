@@ -111,6 +111,7 @@ def has_nodes(key: str, value: Any, nodes: int) -> bool:
     """Whether there is a row of it for each node."""
     return (
         isinstance(value, Tensor)
+        and value.layout == torch.strided
         and value.dim() > 0
         and value.shape[0] == nodes
         and not key.startswith("edge_")

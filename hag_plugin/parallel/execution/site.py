@@ -59,6 +59,7 @@ class Site:
             the layer or in the function's signature, and in the model.
         call: as the layer or function was called when the model was traced: tensors that are
             given (edge weights, say) are whole, features and weights have no storage.
+        fixed: whether it takes the features as they are given, the same in every call.
     """
 
     op: Op
@@ -68,6 +69,7 @@ class Site:
     module: torch.nn.Module | None
     names: Mapping[str, str]
     call: Call
+    fixed: bool = False
 
     @property
     def group(self) -> Group:

@@ -47,6 +47,8 @@ class PartitionStats:
             vertex cover of the edges that are cut; None where it was not computed.
         hags: of each part's own HAG, its counts; None where none was searched.
         method: how the nodes were assigned.
+        inner: int64 `[P]`, those of `edges` whose source is in the same part; None where they were
+            not counted.
     """
 
     rows: np.ndarray
@@ -55,6 +57,7 @@ class PartitionStats:
     cover: np.ndarray | None = None
     hags: tuple[HagCounts, ...] | None = None
     method: str = "contiguous"
+    inner: np.ndarray | None = None
 
     @property
     def parts(self) -> int:
@@ -350,7 +353,7 @@ class _MeasuredCut:
             )
         return PartitionStats(
             rows.astype(np.int64), edges, halo.astype(np.int64), cover, hags,
-            "contiguous",
+            "contiguous", edges - np.bincount(p[cut], minlength=parts),
         )  # fmt: skip
 
 

@@ -20,11 +20,16 @@ class Edges:
         edge_index: int64 `[2, E]`, on the CPU; row 0 sources, row 1 targets.
         self_loops: those the layers add: False, "add" or "fill".
         edge_type: int64 `[E]` of relational layers, else None.
+        weight: `[E]`, of edges that came as a matrix with values, or that the layer weighs; else
+            None.
+        normalised: whether the layer multiplies by nothing else.
     """
 
     edge_index: Tensor
     self_loops: SelfLoops = False
     edge_type: Tensor | None = None
+    weight: Tensor | None = None
+    normalised: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 ALIASES = {"contiguous", "view", "reshape", "to", "float", "clone", "type_as", "requires_grad_"}
@@ -159,6 +160,19 @@ def in_place(call: Any) -> bool:
     if name == "__setitem__":
         return True
     return bool(call.kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))
+
+
+def looks_up_all(call: Any) -> bool:
+    """Whether a call looks up all rows of a table, in their order: what it gives is the table."""
+    if call.name != "embedding":
+        return False
+    args = bound(call.name, call.args, call.kwargs, call.function)
+    rows, table = args["input"], args["weight"]
+    if rows.is_meta or rows.dim() != 1 or len(rows) != len(table):
+        return False
+    if args.get("padding_idx") is not None or args.get("max_norm") is not None:
+        return False
+    return bool((rows == torch.arange(len(table), device=rows.device)).all())
 
 
 def classify(

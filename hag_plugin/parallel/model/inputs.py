@@ -48,6 +48,20 @@ def given(data: Any) -> list[Tensor]:
     return list(tensors(values_of(data)))
 
 
+def entries(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The edges of a sparse matrix with a row for each target, int64 `[2, E]`, and its values.
+
+    Example:
+        >>> entries(torch.tensor([[0.0, 2.0], [0.0, 0.0]]).to_sparse())
+        (tensor([[1],
+                [0]]), tensor([2.]))
+    """
+    coo: Tensor = matrix if matrix.layout == torch.sparse_coo else matrix.to_sparse()
+    if matrix.layout == torch.sparse_coo and not matrix.is_coalesced():
+        coo = coo.coalesce()
+    return coo._indices().flip(0), coo._values()
+
+
 def plain(model: Any, data: Any) -> Any:
     """The model, called with what its forward requires: of the data, by name.
 

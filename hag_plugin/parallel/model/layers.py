@@ -49,9 +49,32 @@ def _one(walk: Walk, x: Any) -> Tensor:
 
 def _edges(edges: Any) -> Any:
     """The edges, where a layer also takes a sparse matrix."""
-    if isinstance(edges, Tensor) and edges.layout != torch.strided:
+    if _is_matrix(edges):
         raise _NotCovered
     return edges
+
+
+def _is_matrix(edges: Any) -> bool:
+    return isinstance(edges, Tensor) and edges.layout != torch.strided
+
+
+def _opened(walk: Walk, layer: Any, record: Record, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The edges of a matrix; their weights, where its values are not all 1.
+
+    Raises:
+        _NotCovered: the layer does more with it than to multiply, or takes the mean of loops that
+            it adds to its loops.
+    """
+    edges, values = walk.opened(matrix)
+    loops, ones, reduce = record.self_loops(layer), bool((values == 1).all()), record.reduce(layer)
+    twice = loops is not False and bool((edges[0] == edges[1]).any())
+    heavier = loops == "fill" and getattr(layer, "improved", False)
+    multiplies = getattr(layer, "fuse", False) and _commutes(reduce)
+    if values.dim() != 1 or not (multiplies or (ones and not heavier)):
+        raise _NotCovered
+    if twice and reduce != ("sum",):
+        raise _NotCovered
+    return edges, None if ones and not heavier else values
 
 
 # Reducers of features one by one, in which no weights are learned.
@@ -112,6 +135,34 @@ def graph_layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps:
     return out if weight is None or bias is None else out * weight + bias
 
 
+def one_product(x: Tensor, weight: Tensor, which: int) -> Tensor:
+    """Of GatedGraphConv: `[n, F]` times one of several matrices `[L, F, F]`."""
+    return x @ weight[which]
+
+
+def residual_product(x: Tensor, weight: Tensor, beta: float) -> Tensor:
+    """Of GCN2: `(1 - beta) x + beta x W`."""
+    return torch.addmm(x, x, weight, beta=1.0 - beta, alpha=beta)
+
+
+def stacked_product(x: Tensor, weight: Tensor, which: int | None = None) -> Tensor:
+    """Of ARMA: `[n, F]` or, a block for each stack, `[n, K F]`, times `[K, F, G]`: `[n, K G]`."""
+    weight = weight if which is None else weight[which]
+    if x.shape[1] == weight.shape[1]:
+        return torch.einsum("nf,kfg->nkg", x, weight).flatten(1)
+    return torch.einsum("nkf,kfg->nkg", x.view(len(x), *weight.shape[:2]), weight).flatten(1)
+
+
+def stacked_bias(x: Tensor, bias: Tensor, which: int) -> Tensor:
+    """Of ARMA: `[n, K G]` with the bias of each stack, one of `[T, K, 1, G]`."""
+    return x + bias[which].view(1, -1)
+
+
+def mean_of_stacks(x: Tensor, stacks: int) -> Tensor:
+    """Of ARMA: `[n, K G]` to `[n, G]`."""
+    return x.view(len(x), stacks, -1).mean(dim=1)
+
+
 # Sums over edges ------------------------------------------------------------------------------
 
 
@@ -145,6 +196,12 @@ def _convolution(walk: Walk, layer: Any, call: dict[str, Any], **changes: Any) -
             raise _NotCovered
         walk.look_at(given)
     several = bool(changes.get("edge_products"))
+    edges, values, loops = call[record.graphs[0]], None, record.self_loops(layer)
+    if _is_matrix(edges):
+        if given is not None or several:
+            raise _NotCovered
+        edges, values = _opened(walk, layer, record, edges)
+        loops = "add" if loops else False  # PyG adds loops to a matrix even where it has some
     if not several and (len(reduce) != 1 or reduce[0] not in BY_FEATURE):
         raise _NotCovered
     width = attrgetter(weight)(layer).shape[record.outputs] if weight else x.shape[-1]
@@ -155,11 +212,9 @@ def _convolution(walk: Walk, layer: Any, call: dict[str, Any], **changes: Any) -
         "root": bool(held(layer, record.root)),
         "bias": bool(held(layer, record.bias)),
         "reduce": reduce,
-        "weighted": call.get("edge_weight") is not None,
+        "weighted": given is not None or values is not None,
     }
-    graph = walk.graph(
-        _edges(call[record.graphs[0]]), record.self_loops(layer), call.get("edge_type")
-    )
+    graph = walk.graph(edges, loops, call.get("edge_type"), values)
     told |= {"graph": graph, "dims": _dimensions(layer, record), **changes}
     if not told["dims"] and not several:
         told["used"] = ()  # of what the layer has, other operations
@@ -261,6 +316,113 @@ def _tag(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
         call["x"] = _convolution(walk, conv, call, suffix=f"hop{hop}")
         out = out + lin(call["x"])
     return out if conv.bias is None else out + conv.bias
+
+
+def _cluster_gcn(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    call = named(conv, args, kwargs)
+    x, edges = _one(walk, call["x"]), _edges(call["edge_index"])
+    if not conv.add_self_loops:
+        raise _NotCovered
+    out = _convolution(walk, conv, call)
+    if conv.diag_lambda:  # more of the node itself, by its degree, its one loop counted
+        into = edges[1][edges[0] != edges[1]]
+        degree = torch.zeros(len(x), device=into.device).index_add_(0, into, torch.ones_like(
+            into, dtype=torch.float32)) + 1  # fmt: skip
+        out = out + x * (conv.diag_lambda / degree).to(x.device, x.dtype).view(-1, 1)
+    result: Tensor = conv.lin_out(out) + conv.lin_root(x)
+    return result
+
+
+def _cheb(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    call = named(conv, args, kwargs)
+    before, edges = _one(walk, call["x"]), _edges(call["edge_index"])
+    weight, largest = call.get("edge_weight"), call.get("lambda_max")
+    if call.get("batch") is not None:
+        raise _NotCovered
+    if isinstance(weight, Tensor):
+        if walk.knows(weight) or walk.is_weight(weight):
+            raise _NotCovered
+        walk.look_at(weight)
+
+    def laplacian() -> tuple[Tensor, Tensor]:
+        exact = weight if weight is None else weight.double()
+        found: tuple[Tensor, Tensor] = conv.__norm__(
+            edges, len(before), exact, conv.normalization, largest, torch.float64
+        )
+        return found
+
+    words = f"Laplacian ({conv.normalization}, {largest}" + (", weights)" if weight is not None
+                                                            else ")")  # fmt: skip
+    graph = walk.weighed(edges, words, laplacian)
+
+    out: Tensor = conv.lins[0](before)
+    last = before
+    for hop, lin in enumerate(conv.lins[1:]):
+        this = _hop(walk, last, graph, hop)
+        this = 2.0 * this - before if hop else this
+        out = out + lin(this)
+        before, last = last, this
+    return out if conv.bias is None else out + conv.bias
+
+
+def _hop(walk: Walk, x: Tensor, graph: str, hop: int) -> Tensor:
+    """A sum over the edges of a graph whose weights are known."""
+    return walk.add("convolution", [x], x.shape[-1], suffix=f"hop{hop}", graph=graph,
+                    input_width=x.shape[-1], used=())  # fmt: skip
+
+
+def _gcn2(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    call = named(conv, args, kwargs)
+    first = call["x_0"]
+    if conv.cached or not (isinstance(first, Tensor) and walk.knows(first)):
+        raise _NotCovered
+    out, first = _convolution(walk, conv, call) * (1 - conv.alpha), conv.alpha * first
+    if conv.weight2 is None:
+        return _by_row(walk, "product", out.shape[-1], residual_product, out + first,
+                       conv.weight1, conv.beta)  # fmt: skip
+    first = _by_row(walk, "first", out.shape[-1], residual_product, first, conv.weight2, conv.beta)
+    out = _by_row(walk, "product", out.shape[-1], residual_product, out, conv.weight1, conv.beta)
+    return out + first
+
+
+def _arma(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    call = named(conv, args, kwargs)
+    x = _one(walk, call["x"])
+    width = conv.num_stacks * conv.out_channels
+    for t in range(conv.num_layers):
+        at = 0 if conv.shared_weights else t
+        weights = (conv.weight, 0 if conv.shared_weights else t - 1) if t else (conv.init_weight,)
+        call["x"] = _by_row(walk, "product", width, stacked_product, call["x"], *weights)
+        out = _convolution(walk, conv, call)
+        root = F.dropout(x, p=conv.dropout, training=conv.training)
+        out = out + _by_row(walk, "root", width, stacked_product, root, conv.root_weight, at)
+        if conv.bias is not None:
+            out = _by_row(walk, "bias", width, stacked_bias, out, conv.bias, at)
+        call["x"] = out if conv.act is None else conv.act(out)
+    out = _one(walk, call["x"])
+    if conv.num_stacks == 1:
+        return out
+    return _by_row(walk, "mean", conv.out_channels, mean_of_stacks, out, conv.num_stacks)
+
+
+def _gated_graph(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    call = named(conv, args, kwargs)
+    x, width = _one(walk, call["x"]), conv.out_channels
+    if x.shape[-1] > width:
+        raise _NotCovered  # which says so
+    if x.shape[-1] < width:
+        x = F.pad(x, (0, width - x.shape[-1]))
+    for i in range(conv.num_layers):
+        call["x"] = _by_row(walk, "product", width, one_product, x, conv.weight, i)
+        x = conv.rnn(_convolution(walk, conv, call), x)
+    return x
+
+
+def _by_row(walk: Walk, suffix: str, width: int, function: Any, x: Tensor, *rest: Any) -> Tensor:
+    """A function of each row by itself, and of parameters of the layer."""
+    values = sum(t.numel() for t in tensors(rest) if t.requires_grad)
+    return walk.add("opaque", [x], width, suffix=suffix, by_row=True, values=values,
+                    call=(function, x, *rest))  # fmt: skip
 
 
 def _gat(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
@@ -400,6 +562,92 @@ def _dgl_gin(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     return _activated(walk, conv, out)
 
 
+def _dgl_symmetric(walk: Walk, conv: Any, call: dict[str, Any]) -> str:
+    """The key of a graph whose edges weigh `1 / sqrt(d_i d_j)`, by degrees into both of their ends.
+
+    Raises:
+        _NotCovered: edges have weights, or what is summed is kept from call to call.
+    """
+    if call.get("edge_weight") is not None or getattr(conv, "_cached", False):
+        raise _NotCovered
+    graph = call["graph"]
+
+    def weights() -> tuple[Tensor, Tensor]:
+        edges = torch.stack(graph.edges()).long()
+        scale = graph.in_degrees().double().clamp(min=1).pow(-0.5)
+        return edges, scale[edges[0]] * scale[edges[1]]
+
+    return walk.weighed(graph, "A by degrees into both ends", weights)
+
+
+def _dgl_sg(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    call = named(conv, args, kwargs)
+    x, graph = _one(walk, call["feat"]), _dgl_symmetric(walk, conv, call)
+    for hop in range(conv._k):
+        x = _hop(walk, x, graph, hop)
+    out: Tensor = conv.fc(x if conv.norm is None else conv.norm(x))
+    return out
+
+
+def _dgl_tag(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    call = named(conv, args, kwargs)
+    found, graph = [_one(walk, call["feat"])], _dgl_symmetric(walk, conv, call)
+    for hop in range(conv._k):
+        found.append(_hop(walk, found[-1], graph, hop))
+    return _activated(walk, conv, conv.lin(torch.cat(found, dim=-1)))
+
+
+def _dgl_appnp(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    call = named(conv, args, kwargs)
+    if conv.edge_drop.p or call.get("edge_weight") is not None:
+        raise _NotCovered
+    first = _one(walk, call["feat"])
+    for hop in range(conv._k):
+        out = _convolution(walk, conv, call, suffix=f"hop{hop}")
+        call["feat"] = (1 - conv._alpha) * out + conv._alpha * first
+    return _one(walk, call["feat"])
+
+
+def _dgl_cheb(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    call = named(conv, args, kwargs)
+    if call.get("lambda_max") is not None:
+        raise _NotCovered
+    found, graph = [_one(walk, call["feat"])], _dgl_symmetric(walk, conv, call)
+    for hop in range(1, conv._k):  # of the Laplacian whose largest eigenvalue is taken for 2
+        out = _hop(walk, found[-1], graph, hop)
+        found.append(-2.0 * out - found[-2] if hop > 1 else -out)
+    return _activated(walk, conv, conv.linear(torch.cat(found, dim=1)))
+
+
+def _dgl_gcn2(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    call = named(conv, args, kwargs)
+    x, first = _one(walk, call["feat"]), call["feat_0"]
+    if x.dim() != 2 or not (isinstance(first, Tensor) and walk.knows(first)):
+        raise _NotCovered
+    graph = _dgl_symmetric(walk, conv, call)
+    out, first = _hop(walk, x, graph, 0) * (1 - conv.alpha), first * conv.alpha
+    total = out + first
+    if conv._project_initial_features:
+        turned = total @ conv.weight1
+    else:
+        turned = out @ conv.weight1 + first @ conv.weight2
+    out = (1 - conv.beta) * total + conv.beta * turned
+    return _activated(walk, conv, out + conv.bias if conv._bias else out)
+
+
+def _dgl_gated(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
+    call = named(conv, args, kwargs)
+    if conv._n_etypes != 1 or call.get("etypes") is not None:
+        raise _NotCovered
+    x = _one(walk, call["feat"])
+    if conv._out_feats > x.shape[-1]:
+        x = F.pad(x, (0, conv._out_feats - x.shape[-1]))
+    for _ in range(conv._n_steps):
+        call["feat"] = conv.linears[0](x)
+        x = conv.gru(_convolution(walk, conv, call), x)
+    return x
+
+
 def _activated(walk: Walk, conv: Any, out: Tensor) -> Tensor:
     activation = getattr(conv, "_activation", None) or getattr(conv, "activation", None)
     return out if activation is None else activation(out)
@@ -417,6 +665,11 @@ TABLE: dict[str, Entry] = {
     f"{PYG}conv.ssg_conv.SSGConv": _ssg,
     f"{PYG}conv.tag_conv.TAGConv": _tag,
     f"{PYG}conv.appnp.APPNP": _appnp,
+    f"{PYG}conv.cheb_conv.ChebConv": _cheb,
+    f"{PYG}conv.arma_conv.ARMAConv": _arma,
+    f"{PYG}conv.gcn2_conv.GCN2Conv": _gcn2,
+    f"{PYG}conv.cluster_gcn_conv.ClusterGCNConv": _cluster_gcn,
+    f"{PYG}conv.gated_graph_conv.GatedGraphConv": _gated_graph,
     f"{PYG}conv.gat_conv.GATConv": _gat,
     f"{PYG}conv.rgcn_conv.RGCNConv": _rgcn,
     f"{PYG}conv.pna_conv.PNAConv": _pna,
@@ -426,6 +679,12 @@ TABLE: dict[str, Entry] = {
     f"{DGL}graphconv.GraphConv": _dgl_gcn,
     f"{DGL}sageconv.SAGEConv": _dgl_sage,
     f"{DGL}ginconv.GINConv": _dgl_gin,
+    f"{DGL}sgconv.SGConv": _dgl_sg,
+    f"{DGL}tagconv.TAGConv": _dgl_tag,
+    f"{DGL}appnpconv.APPNPConv": _dgl_appnp,
+    f"{DGL}chebconv.ChebConv": _dgl_cheb,
+    f"{DGL}gcn2conv.GCN2Conv": _dgl_gcn2,
+    f"{DGL}gatedgraphconv.GatedGraphConv": _dgl_gated,
 }
 
 

@@ -17,6 +17,7 @@ from hag_plugin.saved import set_module
 
 KINDS = (
     "input",  # fixed features
+    "embedding",  # learned features: a table of one row a node
     "convolution",  # aggregation, with its linear transform if it has one
     "attention",  # transform, scores, softmax over the edges of a target, weighted sum
     "linear",
@@ -212,7 +213,7 @@ class OpGraph:
             names.add(op.name)
             if any(j not in range(i) for j in op.inputs):
                 raise ValueError(f"{what} takes {op.inputs}; expected operations before {i}")
-            if (op.kind == "input") != (not op.inputs):
+            if (op.kind in ("input", "embedding")) != (not op.inputs):
                 raise ValueError(f"{what} of kind {op.kind!r} takes {len(op.inputs)} inputs")
             if op.kind in ("convolution", "attention") and op.graph not in graphs:
                 raise ValueError(f"{what} is on graph {op.graph!r}; expected one of {list(graphs)}")

@@ -53,7 +53,6 @@ class Recorder(Walk):
         met: what became each of them.
         graphs: counts of the graphs met so far, by key.
         edges: of these graphs.
-        given: the tensors that the model is given.
         made: edges that it makes of them, and the layers that run on these.
         failed: paths of the modules, innermost last, in which a function could not be run.
     """
@@ -76,8 +75,8 @@ class Recorder(Walk):
         self.failed: list[str] = []
         self._paths: dict[int, str] = {}
         self._names: dict[int, str] = {}
+        self._tables: dict[int, Tensor] = {}
         self._sample: Sample | None = None
-        self.given: list[Tensor] = []
         self.made: list[tuple[str, Tensor]] = []
 
     @property
@@ -95,6 +94,8 @@ class Recorder(Walk):
         self._paths = {id(module): path for path, module in model.named_modules()}
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             self._names[id(tensor)] = name
+        tables = (m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding))
+        self._tables = {id(t): t for t in tables if len(t) == self.nodes}
 
     # Operations ------------------------------------------------------------------------------
 
@@ -187,14 +188,31 @@ class Recorder(Walk):
         args = functions.bound(call.name, call.args, call.kwargs, call.function)
         found = {}
         for role, value in args.items():
-            inside = [t for t in functions.tensors(value) if id(t) in self._names]
+            inside = [t for t in functions.tensors(value) if self._is_parameter(t)]
             for i, tensor in enumerate(inside):
                 name = role if isinstance(value, Tensor) else f"{role}.{i}"
                 found[name] = self._names[id(tensor)]
         return found
 
     def knows(self, tensor: Tensor) -> bool:
+        if id(tensor) in self._tables and id(tensor) not in self._known:
+            self._embedding(tensor)
         return id(tensor) in self._known
+
+    def _embedding(self, table: Tensor) -> None:
+        """Adds the operation of a table that has a row for each node: features that are learned."""
+        name, width = self._names[id(table)], table.shape[1]
+        weight = Weight("weight", name, outputs=1, parts=0)
+        path = name.rpartition(".")[0]
+        index = self.op(path, "embedding", [], width, values=table.numel(), parameters=(weight,),
+                        layer="Embedding")  # fmt: skip
+        call = Call("embedding", (), {})
+        self.met.append(Met(path, call, {"weight": name}, tuple(table.shape)))
+        self.track(table, index)
+
+    def _is_parameter(self, tensor: Tensor) -> bool:
+        """Whether it is one that an operation computes with, not an operation itself."""
+        return id(tensor) in self._names and id(tensor) not in self._tables
 
     def is_weight(self, tensor: Tensor) -> bool:
         return id(tensor) in self._names or id(tensor) in self._of_weights
@@ -212,7 +230,7 @@ class Recorder(Walk):
         """Parameters and buffers in an argument, and those of which others in it were made."""
         found: dict[str, Tensor] = {}
         for tensor in functions.tensors(value):
-            if id(tensor) in self._names and not made_only:
+            if self._is_parameter(tensor) and not made_only:
                 found[self._names[id(tensor)]] = tensor
             found |= self._of_weights.get(id(tensor), {})
         return found
@@ -271,11 +289,14 @@ class Recorder(Walk):
 
     # Graphs ----------------------------------------------------------------------------------
 
-    def graph(self, edges: Any, self_loops: SelfLoops = False, edge_type: Any = None) -> str:
+    def graph(
+        self, edges: Any, self_loops: SelfLoops = False, edge_type: Any = None,
+        weight: Tensor | None = None,
+    ) -> str:  # fmt: skip
         if not (isinstance(edges, Tensor) or hasattr(edges, "num_edges")):
             raise TypeError(f"layer {self.path!r} runs on a {type(edges).__name__}; expected "
                             "an edge_index [2, E]")  # fmt: skip
-        key = (id(edges), (self_loops, edge_type is not None))
+        key = (id(edges), (self_loops, edge_type is not None, id(weight)))
         if key not in self._keys:
             name = "A+I" if self_loops else "A"
             name += " by relation" if edge_type is not None else ""
@@ -287,8 +308,22 @@ class Recorder(Walk):
             if not isinstance(edges, Tensor):  # a HAG, or a DGLGraph
                 ends = edges.edges() if callable(getattr(edges, "edges", None)) else None
                 edges = torch.stack(list(ends or edges.edge_index))
-            self.edges[name] = Edges(edges, self_loops, edge_type)
+            if weight is not None:
+                self.look_at(weight)
+            self.edges[name] = Edges(edges, self_loops, edge_type, weight)
             self.graphs[name] = self._stats(self.edges[name])
+        return self._keys[key]
+
+    def weighed(self, edges: Any, how: str, make: Callable[[], tuple[Tensor, Tensor]]) -> str:
+        key = (id(edges), how)
+        if key not in self._keys:
+            count = sum(name == how or name.startswith(f"{how}:") for name in self.graphs)
+            name = self._keys[key] = f"{how}:{count + 1}" if count else how
+            self._kept.append(edges)
+            self.look_at(edges)
+            index, weight = (edges, None) if getattr(edges, "is_meta", False) else make()
+            self.edges[name] = Edges(index, weight=weight, normalised=True)
+            self.graphs[name] = self._stats(self.edges[name]).without_hags()
         return self._keys[key]
 
     def look_at(self, edges: Any) -> None:
@@ -325,6 +360,8 @@ class Recorder(Walk):
             )
         call = Call(name, tuple(args), kwargs, func)
         out = self._run(func, args, kwargs)
+        if not functions.in_place(call) and any(out is t for t in known):
+            out = out.view_as(out)  # dropout of nothing: both may be used again
         first = call.args[0] if call.args else None
         shape_only = name in functions.OF_FIRST and not (
             isinstance(first, Tensor) and self.knows(first)
@@ -337,7 +374,8 @@ class Recorder(Walk):
     def _record(self, call: Call, known: list[Tensor], results: list[Tensor]) -> None:
         out, name = results[0], call.name
         inputs = list(dict.fromkeys(self._known[id(t)] for t in known))
-        if name in functions.ALIASES and out.shape == known[0].shape:
+        alias = name in functions.ALIASES and out.shape == known[0].shape
+        if alias or (id(known[0]) in self._tables and functions.looks_up_all(call)):
             self.track(out, inputs[0])
             return
         width = int(out.shape[-1]) if out.dim() > 1 else 1
@@ -386,7 +424,8 @@ class Recorder(Walk):
             return False
         if functions.drops(call.name):  # its masks go by row
             return True
-        weights = [t for t in functions.tensors([call.args, call.kwargs]) if id(t) in self._names]
+        given = functions.tensors([call.args, call.kwargs])
+        weights = [t for t in given if self._is_parameter(t)]
         if any(len(t) == self.nodes or t.numel() > MOST_VALUES for t in weights if t.dim()):
             return False
         return is_by_row(call, self.nodes, {id(t) for t in known}, {id(t) for t in weights})

@@ -99,6 +99,12 @@ def record(
     check_kind("model", model, Module)
     if not (isinstance(data, (tuple, GraphStats)) or hasattr(data, "num_nodes")):
         raise TypeError(f"data is {brief(data)}; expected a Data, (DGLGraph, x) or GraphStats")
+    if hasattr(data, "node_types"):
+        raise TypeError(
+            f"data is a {type(data).__name__}, with features by type of node; expected one set of "
+            "nodes. "
+            "data.to_homogeneous() gives it, with edge_type for RGCNConv and others"
+        )
     _check_model(model)
     with torch.random.fork_rng(devices=[]):
         recorder, out, x = _followed(
@@ -163,7 +169,8 @@ def _run(
 ) -> tuple[Any, Tensor]:
     """Runs a copy of a model without its data; returns its output and the features' stand-in."""
     with torch.device("meta"):
-        x = torch.empty(recorder.nodes, _features(data, features), dtype=_dtype(data))
+        width = _features(data, features, model, recorder.nodes)
+        x = torch.empty(recorder.nodes, width, dtype=_dtype(data, model))
     recorder.track(x, recorder.op("x", "input", [], x.shape[1]))
     recorder.met.append(Met("", Call("x", (), {}), {}, tuple(x.shape)))
     shadow = stripped(model)
@@ -243,18 +250,23 @@ class Recorded:
     wholes: tuple[str, ...] = ()
 
 
-def _features(data: Any, features: int | None) -> int:
+def _features(data: Any, features: int | None, model: Module, nodes: int) -> int:
     x = data[1] if isinstance(data, tuple) else getattr(data, "x", None)
     if x is not None and hasattr(x, "shape"):
-        return int(x.shape[1])
+        return int(x.shape[1]) if len(x.shape) > 1 else 1
+    tables = (m for m in model.modules() if isinstance(m, torch.nn.Embedding))
+    if features is None and any(m.num_embeddings == nodes for m in tables):
+        return 1  # features are learned; nothing reads others
     if features is None:
         raise TypeError(f"{type(data).__name__} has no features x; pass features=, their number")
     return features
 
 
-def _dtype(data: Any) -> torch.dtype:
+def _dtype(data: Any, model: Module) -> torch.dtype:
     x = data[1] if isinstance(data, tuple) else getattr(data, "x", None)
     if isinstance(x, Tensor):
         return x.dtype
+    if x is None and not isinstance(data, GraphStats):  # learned features
+        return next((p.dtype for p in model.parameters()), torch.float32)
     known = getattr(x, "dtype", None)
     return torch.from_numpy(np.empty(0, known or np.float32)).dtype

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from hag_plugin.hag.program import SelfLoops
 from hag_plugin.parallel.model.functions import base_name, name_of, tensors
+from hag_plugin.parallel.model.inputs import entries
 
 Entry = Callable[["Walk", Any, tuple[Any, ...], dict[str, Any]], Tensor]
 """What a layer is: it is given the walk, the layer and the arguments of its call, names its
@@ -34,6 +35,7 @@ class Walk(TorchFunctionMode, ABC):
     Attributes:
         path: of the module that runs.
         layer: its class.
+        given: the tensors that the model is given.
     """
 
     def __init__(
@@ -43,6 +45,8 @@ class Walk(TorchFunctionMode, ABC):
         self.entry_of, self.wholes = entry_of, wholes
         self._stack: list[tuple[str, str]] = []
         self._taken: dict[str, int] = {}
+        self.given: list[Tensor] = []
+        self._opened: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # by id, which keeps them
         self.current: tuple[Module, tuple[Any, ...], dict[str, Any]] | None = None
 
     @property
@@ -130,8 +134,30 @@ class Walk(TorchFunctionMode, ABC):
         """A function is called with tensors that operations made."""
 
     @abstractmethod
-    def graph(self, edges: Any, self_loops: SelfLoops = False, edge_type: Any = None) -> str:
-        """The key of a graph that a layer aggregates over."""
+    def graph(
+        self, edges: Any, self_loops: SelfLoops = False, edge_type: Any = None,
+        weight: Tensor | None = None,
+    ) -> str:  # fmt: skip
+        """The key of a graph that a layer aggregates over; `weight` as `calls.Edges` has it."""
+
+    @abstractmethod
+    def weighed(self, edges: Any, how: str, make: Callable[[], tuple[Tensor, Tensor]]) -> str:
+        """The key of a graph that a layer makes of its edges, and weighs, once.
+
+        Args:
+            edges: that the layer is given.
+            how: what it makes of them, in words: with the edges, it tells graphs apart.
+            make: gives edges `[2, E]` and their weights `[E]`.
+        """
+
+    def opened(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """The edges of a sparse matrix, transposed as PyG's `adj_t` is, and its values."""
+        if id(matrix) not in self._opened:
+            self._opened[id(matrix)] = (matrix, *entries(matrix))
+        _, edges, values = self._opened[id(matrix)]
+        if any(matrix is each for each in self.given):
+            self.given += [edges, values]
+        return edges, values
 
     @abstractmethod
     def look_at(self, edges: Any) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.profiler import record_function
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from hag_plugin import devices
@@ -72,6 +73,30 @@ class Sent:
         return f"Sent({self.phases})"
 
 
+class Begun:
+    """A collective that was begun: others may still be sending.
+
+    Args:
+        out: what it makes; nothing may read it before `wait`.
+        wait: ends when it is made.
+        kept: what is sent, which stays until then.
+    """
+
+    def __init__(self, out: Tensor, wait: Callable[[], Any], kept: Tensor) -> None:
+        self.out, self._wait, self._kept = out, wait, kept
+
+    def wait(self) -> Tensor:
+        """What it made."""
+        self._wait()
+        del self._kept
+        self._wait, self._kept = _nothing, self.out
+        return self.out
+
+
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True, eq=False)
 class Group:
     """Ranks that take part in a collective; every one of them must call it, in the same order.
@@ -82,6 +107,8 @@ class Group:
         device: where tensors lie.
         sent: what this process sent, in this group and those made from it.
         phase: under which phase everything is counted; None: as the caller says.
+        overlaps: whether what is begun goes on while the caller does something else; if not, it
+            ends before that.
     """
 
     ranks: tuple[int, ...]
@@ -89,6 +116,7 @@ class Group:
     device: torch.device
     sent: Sent
     phase: str | None = None
+    overlaps: bool = True
     _axis: tuple[DeviceMesh, int] | None = None  # of a grid; None: all ranks
     _grids: dict[int, tuple[DeviceMesh, Group, Group]] = field(default_factory=dict, repr=False)
 
@@ -218,6 +246,18 @@ class Group:
             phase: under which it is counted.
             collective: "all_to_all" or "exchange", under which it is counted.
         """
+        return self.begin_all_to_all(x, send, receive, phase, collective, overlaps=False).wait()
+
+    def begin_all_to_all(
+        self,
+        x: Tensor,
+        send: Sequence[int],
+        receive: Sequence[int],
+        phase: str,
+        collective: str = "all_to_all",
+        overlaps: bool | None = None,
+    ) -> Begun:
+        """Begins `all_to_all`; `overlaps` in place of the group's."""
         if len(send) != self.size or len(receive) != self.size or sum(send) != x.shape[0]:
             raise ValueError(
                 f"x has shape {list(x.shape)}, send is {list(send)} and receive {list(receive)}; "
@@ -227,15 +267,42 @@ class Group:
         nbytes = (x.shape[0] - send[self.rank]) * width * x.element_size()
         self.sent.add(self.phase or phase, collective, nbytes)
         if self.size == 1:
-            return x.clone()
-        out = _empty(x, sum(receive))
-        self._run(
-            collective,
-            lambda: dist.all_to_all_single(
-                out, x.contiguous(), list(receive), list(send), group=self.process_group
-            ),
-        )
-        return out
+            return Begun(x.clone(), _nothing, x)
+        out, mine = _empty(x, sum(receive)), x.contiguous()
+
+        def call(apart: bool) -> Any:
+            return dist.all_to_all_single(
+                out, mine, list(receive), list(send), group=self.process_group, async_op=apart
+            )
+
+        return self._begun(collective, call, out, mine, overlaps)
+
+    def begin_sum(self, x: Tensor, phase: str) -> Begun:
+        """Begins to sum `x` over members, in its place."""
+        self._count("all_reduce", x, phase)
+        if self.size == 1 or not x.numel():
+            return Begun(x, _nothing, x)
+
+        def call(apart: bool) -> Any:
+            return dist.all_reduce(x, group=self.process_group, async_op=apart)
+
+        return self._begun("all_reduce", call, x, x)
+
+    def _begun(
+        self, what: str, call: Callable[[bool], Any], out: Tensor, kept: Tensor,
+        overlaps: bool | None = None,
+    ) -> Begun:  # fmt: skip
+        if not (self.overlaps if overlaps is None else overlaps):
+            self._run(what, lambda: call(False))
+            return Begun(out, _nothing, kept)
+        with record_function(f"begin {what}"):
+            work = self._run(what, lambda: call(True))
+
+        def wait() -> None:
+            with record_function(f"wait for {what}"):
+                self._run(what, work.wait)
+
+        return Begun(out, wait, kept)
 
     def barrier(self) -> None:
         """Waits for all members."""
@@ -292,9 +359,9 @@ class Group:
             if words is not None:
                 raise RuntimeError(f"{what} failed on rank {rank}: {words}")
 
-    def _run(self, what: str, call: Callable[[], Any]) -> None:
+    def _run(self, what: str, call: Callable[[], Any]) -> Any:
         try:
-            call()
+            return call()
         except RuntimeError as e:  # of the backend: a connection closed, a time limit
             raise RuntimeError(
                 f"rank {self.ranks[self.rank]}: {what} among ranks {list(self.ranks)} failed; "

@@ -23,13 +23,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hag_plugin.parallel.layouts import COLUMNS, REPLICATED, ROWS, Layout
 from hag_plugin.parallel.ranks.blocks import Blocks, Rows, Turn
-from hag_plugin.parallel.ranks.comm import Group
+from hag_plugin.parallel.ranks.comm import Begun, Group
 
 Map = Callable[[Tensor, str], Tensor]  # of a tensor, and the phase to count it under
 
@@ -157,6 +158,97 @@ def exchange(x: Tensor, send: Sequence[int], receive: Sequence[int], group: Grou
     return _apply(x, there, back)
 
 
+class _Flight:
+    """An exchange of rows that is begun and ended apart, forward and backward."""
+
+    def __init__(self, send: Sequence[int], receive: Sequence[int], group: Group) -> None:
+        self.send, self.receive, self.group = send, receive, group
+        self.there: Begun | None = None
+        self.back: Begun | None = None
+
+    def go(self, x: Tensor) -> None:
+        """Begins."""
+        self.there = self.group.begin_all_to_all(x, self.send, self.receive, "forward", "exchange")
+
+    def come_back(self, grad: Tensor) -> Tensor:
+        """The same with gradients, the way back; what it gives may not be read before `back` is
+        waited for.
+        """
+        counts = self.receive, self.send
+        self.back = self.group.begin_all_to_all(grad, *counts, "backward", "exchange")
+        return self.back.out
+
+
+class _Begin(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, flight: _Flight) -> Tensor:
+        ctx.flight = flight
+        flight.go(x)
+        return x.new_zeros(()).expand(x.shape)  # the gradient of what was sent comes back by it
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        begun, ctx.flight.back = ctx.flight.back, None
+        return begun.wait(), None
+
+
+class _End(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, sent: Tensor, flight: _Flight) -> Tensor:
+        ctx.flight = flight
+        begun, flight.there = flight.there, None
+        assert begun is not None
+        return begun.wait()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.flight.come_back(grad), None
+
+
+def begin_exchange(
+    x: Tensor, send: Sequence[int], receive: Sequence[int], group: Group
+) -> Callable[[], Tensor]:
+    """Begins `exchange`, whose arguments it takes; what it returns ends it.
+
+    Between the two there is time for work that does not wait. In the backward pass, too: autograd
+    takes first what was done last, so that gradients are sent when the end is reached, then the
+    work between goes back, and then the gradients that come are waited for.
+    """
+    flight = _Flight(send, receive, group)
+    sent: Tensor = _Begin.apply(x, flight)  # type: ignore[no-untyped-call]
+
+    def end() -> Tensor:
+        out: Tensor = _End.apply(sent, flight)  # type: ignore[no-untyped-call]
+        return out
+
+    return end
+
+
+def fetch_rows(x: Tensor, index: Tensor, rows: Rows, group: Group) -> Tensor:
+    """Rows of any nodes, from those who have them; gradients are added up there.
+
+    Args:
+        x: `[n, w]`, the rows of this rank.
+        index: int64 `[k]`, nodes, on each rank its own; a row that is asked for twice comes once.
+        rows: of each rank.
+        group: of all ranks. What is asked for is counted under "ask", the rows as those of
+            `exchange`.
+
+    Returns:
+        `[k, w]`.
+    """
+    ends = torch.as_tensor(np.cumsum(rows), device=index.device)
+    wanted, place = torch.unique(index, return_inverse=True)  # in order, and so by rank
+    counts = torch.bincount(torch.searchsorted(ends, wanted, right=True), minlength=group.size)
+    each = [1] * group.size
+    asked = group.all_to_all(counts, each, each, "ask").tolist()
+    mine = counts.tolist()
+    found = group.all_to_all(wanted, mine, asked, "ask") - int(sum(rows[: group.rank]))
+    return exchange(x.index_select(0, found), asked, mine, group).index_select(0, place)
+
+
 # Sums -----------------------------------------------------------------------------------------
 
 
@@ -177,28 +269,66 @@ def sum_statistics(x: Tensor, group: Group) -> Tensor:
 
 class _SumGradients(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, group: Group, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.group = group
+    def forward(ctx: Any, group: Group, begun: list[Begun] | None, *tensors: Tensor) -> Any:
+        ctx.group, ctx.begun = group, begun
         return tuple(t.view_as(t) for t in tensors)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = [g for g, needed in zip(grads, ctx.needs_input_grad[1:], strict=True) if needed]
+        wanted = [g for g, needed in zip(grads, ctx.needs_input_grad[2:], strict=True) if needed]
         flat = torch.cat([g.reshape(-1) for g in wanted])
-        parts = ctx.group.all_reduce(flat, "update").split([g.numel() for g in wanted])
+        found = ctx.group.begin_sum(flat, "update")
+        if ctx.begun is None or any(g.dtype != flat.dtype for g in wanted):
+            found.wait()
+        else:
+            ctx.begun.append(found)
+        parts = found.out.split([g.numel() for g in wanted])
         summed = iter([p.view_as(g).to(g.dtype) for p, g in zip(parts, wanted, strict=True)])
-        return None, *(next(summed) if needed else None for needed in ctx.needs_input_grad[1:])
+        return None, None, *(next(summed) if n else None for n in ctx.needs_input_grad[2:])
 
 
-def sum_gradients(tensors: Sequence[Tensor], group: Group) -> list[Tensor]:
+def sum_gradients(
+    tensors: Sequence[Tensor], group: Group, begun: list[Begun] | None = None
+) -> list[Tensor]:
     """Copies of weights: their gradients are summed over the ranks, in one flattened all-reduce.
 
     It is counted under "update". Every rank must use one of them in its loss, be it with no rows.
+
+    Args:
+        tensors: the copies.
+        group: whose ranks have them.
+        begun: where to put sums that are begun; then each of the tensors comes from `waiting` with
+            the same list, and nothing else.
     """
     if not tensors:
         return []
-    return list(_SumGradients.apply(group, *tensors))  # type: ignore[no-untyped-call]
+    return list(_SumGradients.apply(group, begun, *tensors))  # type: ignore[no-untyped-call]
+
+
+class _Waiting(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, begun: list[Begun], *tensors: Tensor) -> Any:
+        ctx.begun = begun
+        ctx.set_materialize_grads(False)
+        return tuple(t.view_as(t) for t in tensors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        for each in ctx.begun:
+            each.wait()
+        ctx.begun.clear()
+        return None, *grads
+
+
+def waiting(tensors: Sequence[Tensor], begun: list[Begun]) -> list[Tensor]:
+    """The same tensors, whose gradients wait for the sums in `begun`: for all of them at once, and
+    so at the end of the backward pass, while sums of later layers go on behind earlier ones.
+    """
+    if not tensors:
+        return []
+    return list(_Waiting.apply(begun, *tensors))  # type: ignore[no-untyped-call]
 
 
 # Layouts --------------------------------------------------------------------------------------

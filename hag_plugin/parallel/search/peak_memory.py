@@ -47,7 +47,7 @@ class PeakMemory:
     def beside(self) -> list[tuple[int, int]]:
         """The first reader of the features, with each of the others: they may share a layout."""
         readers = [v for u, v in self.edges if self.problems[u].op.kind == "input"]
-        return [(readers[0], v) for v in readers[1:]]
+        return [(readers[0], v) for v in readers[1:]] if readers else []
 
     @property
     def itemsize(self) -> int:

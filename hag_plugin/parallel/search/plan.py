@@ -36,6 +36,11 @@ NOTE = (
     "All seconds and bytes of memory are predicted by a cost model, none was measured. Edit a "
     "layer's strategy, layouts, order or hag, then check it with `hag-plugin explain-plan`."
 )
+COUNTED = (
+    "kept: weights with gradients and two moments of Adam, features, what the backward pass needs;",
+    "passing: inputs, outputs and buffers of the operation that holds most; graph: its edges, both",
+    "ways. Not counted: torch and its allocator's reserve, buffers of NCCL and gloo, labels",
+)
 QUIET = ("elementwise", "input", "sum", "concatenation", "loss")
 HEAD = ("layer", "strategy", "HAG", "compute", "comm", "sync", "sent", "memory")
 
@@ -275,6 +280,7 @@ def table(plan: Plan) -> str:
         "(nothing overlaps)",
         f"predicted memory: {size(memory.total)} on the fullest device ({size(memory.retained)} "
         f"kept, {size(memory.transient)} passing, {size(memory.graph)} graph)",
+        *COUNTED,
     ]
     for name, seconds in plan.baselines.items():
         ratio = seconds / plan.seconds if plan.seconds else 1.0

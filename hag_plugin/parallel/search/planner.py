@@ -81,7 +81,7 @@ def plan(
         >>> ops = [Op("x", "input", width=256), gcn("conv1", 0, 256, 256, input_grad=False),
         ...        gcn("conv2", 1, 256, 256), Op("loss", "loss", (2,), 256)]
         >>> found = plan(OpGraph.of(ops, {"A": stats}), topology="a100x8")
-        >>> found.layer("conv1").config.strategy
+        >>> found.layer("conv2").config.strategy
         'all-to-all around aggregation'
     """
     check_choice("costs", costs, MODES)

@@ -3,8 +3,9 @@
 All devices run the same operations on parts of the same size, so a computation is one task that
 takes every device, for as long as the busiest one works, and a collective is one task that takes
 the links of those who take part. What the additive cost of a plan leaves out, and the simulator
-has, is overlap: gradients of weights are summed while the backward pass goes on, and independent
-branches send and compute at the same time.
+has, is overlap: gradients of weights are summed while the backward pass goes on, own rows are
+summed while those of others come, and independent branches send and compute at the same time. The
+executor does the first two; branches it runs one after the other.
 """
 
 from __future__ import annotations
@@ -146,32 +147,59 @@ class PlanModel:
         resources: list[int | tuple[int, ...]] = []
         durations: list[float] = []
 
-        def add(kind: int, taken: tuple[int, ...], seconds: float) -> None:
+        joins: list[tuple[int, int]] = []
+
+        def add(kind: int, taken: tuple[int, ...], seconds: float, *before: int) -> int:
             kinds.append(kind)
             resources.append(taken)
             durations.append(max(seconds, SHORTEST))
+            joins.extend((task, len(kinds) - 1) for task in before)
+            return len(kinds) - 1
 
-        def send(phase: str, kind: int) -> None:
+        def send(phase: str, kind: int, *before: int) -> tuple[int, ...]:
+            """The messages of a phase one after the other; returns the last task."""
             for message in terms.messages:
                 if message.phase == phase:
                     seconds = message_seconds(self.space.topology, message)
                     if seconds > 0:
-                        add(kind, self._group_links(message.columns), seconds)
+                        before = (add(kind, self._group_links(message.columns), seconds, *before),)
+            return before
 
-        send("forward", TRANSFER)
-        add(FORWARD, everywhere, computing["forward"])
-        last_forward, first_backward = len(kinds) - 1, len(kinds)
+        own = {phase: self._own_seconds(terms, computing, phase) for phase in PHASES[:2]}
+        if own["forward"]:  # what comes before the sum, then own rows while others come
+            first = add(FORWARD, everywhere, 0.0)
+            ready = send("forward", TRANSFER, first)
+            ready = (*ready, add(FORWARD, everywhere, own["forward"], first))
+        else:
+            ready = send("forward", TRANSFER)
+        last = add(FORWARD, everywhere, computing["forward"] - own["forward"], *ready)
+        last_forward, first_backward = last, last + 1
         if self.space.gradients[node]:
-            add(BACKWARD, everywhere, computing["backward"])
-            send("backward", TRANSFER)
+            last = add(BACKWARD, everywhere, computing["backward"] - own["backward"], last)
+            ready = send("backward", TRANSFER, last)
+            if own["backward"]:  # gradients go to others while own rows get theirs
+                mine = add(BACKWARD, everywhere, own["backward"], last)
+                ready = (add(BACKWARD, everywhere, 0.0, *ready, mine),)
+            [last] = ready
         last_backward = len(kinds) - 1
-        send("update", SYNCHRONISE)
+        ready = send("update", SYNCHRONISE, last)
         if computing["update"]:
-            add(UPDATE, everywhere, computing["update"])
-        joins = [(i, i + 1) for i in range(len(kinds) - 1)]
+            add(UPDATE, everywhere, computing["update"], *ready)
         return _Chain(
             Block(kinds, resources, durations, joins), last_forward, first_backward, last_backward
         )
+
+    def _own_seconds(self, terms: Terms, computing: dict[str, float], phase: str) -> float:
+        """What of a phase's computation does not wait for rows of others."""
+        sums = [a for a in terms.aggregations if a.phase == phase]
+        if not (terms.own and sums and any(m.phase == phase for m in terms.messages)):
+            return 0.0
+        analytic, s = Analytic(self.space.topology), self.space.graph.itemsize
+        of_sums = analytic(replace(terms, aggregations=sums, products=[], streams=[]), s)
+        products = [p for p in terms.products if p.phase == phase]
+        streams = [each for each in terms.streams if each[0] == phase]
+        whole = analytic(replace(terms, aggregations=sums, products=products, streams=streams), s)
+        return computing[phase] * terms.own * of_sums / whole
 
     def _compute_seconds(self, terms: Terms) -> dict[str, float]:
         """What the computation costs, by phase: a measured block is shared out as the analytic."""

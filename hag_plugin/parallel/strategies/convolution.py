@@ -25,7 +25,7 @@ from hag_plugin.parallel.layouts import (
     rows_to_columns,
     scatter_rows,
 )
-from hag_plugin.parallel.model.opgraph import Weight
+from hag_plugin.parallel.model.opgraph import Op, Weight
 from hag_plugin.parallel.strategies import steps
 from hag_plugin.parallel.strategies.activations import Held, Step, hold
 from hag_plugin.parallel.strategies.registry import (
@@ -38,8 +38,23 @@ from hag_plugin.parallel.strategies.registry import (
     column_refusal,
     register,
 )
+from hag_plugin.reducers import LINEAR
 
 AGGREGATE, TRANSFORM = "aggregate-first", "transform-first"
+
+
+def is_kept(op: Op, fixed: bool, order: str) -> bool:
+    """Whether rows that are fetched are kept for all steps: features as they are given."""
+    return fixed and order != TRANSFORM and not op.edge_products and op.kind != "attention"
+
+
+def own_share(problem: Problem, partition: PartitionStats, config: Config) -> float:
+    """The share of a sum over neighbours that the own rows make, which are summed first."""
+    op = problem.op
+    waits = op.relational or op.edge_products or config.hag != "off" or op.kind == "attention"
+    if waits or not set(op.reduce) <= set(LINEAR) or partition.inner is None:
+        return 0.0
+    return float((partition.inner / np.maximum(partition.edges, 1)).min())
 
 
 def orders(problem: Problem) -> list[str]:
@@ -175,13 +190,19 @@ class _Rows(Strategy):
         backward = backward_needed(problem, config.order)
         add_parts(problem, terms, problem.partition, config.hag, width, backward)
         add_transform(problem, terms, problem.most_rows, op.input_width, op.width)
-        terms.messages.append(self.fetch(problem, width))
+        kept = is_kept(op, problem.fixed, config.order)
+        (terms.laid_out if kept else terms.messages).append(self.fetch(problem, width))
         if problem.op.input_grad or config.order == TRANSFORM:
             terms.messages.append(self.give_back(problem, width))
-        fetch = self.steps(problem, width, config.hag)
+        if not kept and self.sums_own_first:
+            terms.own = own_share(problem, problem.partition, config)
+        fetch = [] if kept else self.steps(problem, width, config.hag)
+        terms.states += kept * self.sources(problem) * width
         terms.held = layer(problem, config.order, problem.most_rows, self.sources(problem), fetch)
         problem.weights(terms, op.weights + op.biases, copies=True)
         return terms
+
+    sums_own_first = False  # whether rows of others come meanwhile
 
     @abstractmethod
     def fetch(self, problem: Problem, width: int) -> Message:
@@ -226,6 +247,7 @@ class RowsHalo(_Rows):
     """Only rows that are read go, to those who read them: the halo."""
 
     name = "rows, halo"
+    sums_own_first = True
 
     def needed(self, problem: Problem) -> np.ndarray:
         """int64 `[P, P]`, rows that p gets from q."""
@@ -251,6 +273,7 @@ class RowsCover(RowsHalo):
     """For each pair of parts rows or partial sums, whichever cover the cut edges with fewer."""
 
     name = "rows, vertex-cover halo"
+    sums_own_first = False
 
     def refuses(self, problem: Problem) -> str | None:
         if not set(problem.op.reduce) <= {"sum", "mean"} or problem.op.edge_products:

@@ -22,7 +22,7 @@ from hag_plugin.parallel.layouts import (
 from hag_plugin.parallel.model.opgraph import Op, Weight
 from hag_plugin.parallel.strategies import steps
 from hag_plugin.parallel.strategies.activations import Held, Step, hold
-from hag_plugin.parallel.strategies.convolution import gather_input, input_steps
+from hag_plugin.parallel.strategies.convolution import gather_input, input_steps, is_kept
 from hag_plugin.parallel.strategies.registry import (
     INDEX,
     Config,
@@ -94,6 +94,35 @@ class Fixed(Strategy):
 
     def terms(self, problem: Problem, config: Config) -> Terms:
         return Terms()
+
+
+class Embedding(Strategy):
+    """Learned features: each device has those that it starts from, and nothing is sent."""
+
+    kinds = ("embedding",)
+
+    def __init__(self, name: str, layout: Layout, soap: str) -> None:
+        self.name, self.layout, self.soap = name, layout, soap
+
+    def refuses(self, problem: Problem) -> str | None:
+        if self.layout == COLUMNS:
+            return column_refusal(problem, problem.op.width)
+        even = chunk_sizes(problem.total_rows, problem.devices)
+        if self.layout == ROWS and (problem.rows != even).any():
+            return f"its rows are split as {even.tolist()}, the nodes as {problem.rows.tolist()}"
+        return None
+
+    def configs(self, problem: Problem) -> list[Config]:
+        return [Config(self.name, self.layout, self.layout)]
+
+    def split(self, weight: Weight, config: Config) -> Split | None:
+        dim = {ROWS: weight.parts, COLUMNS: weight.outputs}.get(self.layout)
+        return None if dim is None else Split(dim)
+
+    def terms(self, problem: Problem, config: Config) -> Terms:
+        terms = Terms()
+        problem.weights(terms, held(self.layout, problem.rows, problem.op.width), copies=False)
+        return terms
 
 
 class Replicate(Strategy):
@@ -176,7 +205,11 @@ class LayerHalo(Strategy):
         terms = local_terms(problem, ROWS)
         add_layer(problem, terms, problem.most_rows, int(partition.edges.max()))
         halo = partition.halo * op.input_width * s
-        terms.messages.append(Message("exchange", halo.sum(axis=0), "forward"))
+        kept = is_kept(op, problem.fixed, "")
+        fetched = Message("exchange", halo.sum(axis=0), "forward")
+        (terms.laid_out if kept else terms.messages).append(fetched)
+        received = problem.most_rows + int(partition.halo.sum(axis=1).max())
+        terms.states += kept * received * op.input_width
         if op.input_grad:
             terms.messages.append(Message("exchange", halo.sum(axis=1), "backward"))
         problem.weights(terms, op.weights + op.biases, copies=True)
@@ -345,6 +378,9 @@ class Pool(Strategy):
 
 register(
     Fixed(),
+    Embedding("replicate", REPLICATED, ""),
+    Embedding("rows", ROWS, "S"),
+    Embedding("columns", COLUMNS, "P"),
     Replicate(),
     Rows(),
     Local(),

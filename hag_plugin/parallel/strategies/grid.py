@@ -31,7 +31,9 @@ from hag_plugin.parallel.strategies.convolution import (
     backward_needed,
     gather_input,
     input_steps,
+    is_kept,
     orders,
+    own_share,
     part_hags,
 )
 from hag_plugin.parallel.strategies.registry import (
@@ -88,9 +90,14 @@ class Grid(Strategy):
         blocks = np.tile(chunk_sizes(width, columns), P // columns)  # of each device
         backward = backward_needed(problem, config.order)
         add_parts(problem, terms, partition, config.hag, int(blocks.max()), backward)
+        kept = is_kept(op, problem.fixed, config.order)
+        terms.own = 0.0 if kept else own_share(problem, partition, config)
+        received = int((partition.rows + partition.halo.sum(axis=1)).max())
+        terms.states += kept * received * int(blocks.max())
         for phase, axis in (("forward", 0), ("backward", 1)) if backward else (("forward", 0),):
             rows = np.repeat(partition.halo.sum(axis=axis), columns)
-            terms.messages.append(Message("exchange", rows * blocks * s, phase, -columns))
+            fetched = Message("exchange", rows * blocks * s, phase, -columns)
+            (terms.laid_out if kept else terms.messages).append(fetched)
         inputs = chunk_sizes(op.input_width, columns)
         if op.transform:
             rows = partition.rows

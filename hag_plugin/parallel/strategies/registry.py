@@ -84,20 +84,24 @@ class Terms:
         aggregations: sums over neighbours.
         products: dense products.
         streams: `(phase, values)` that elementwise work reads and writes.
-        messages: what is sent.
+        messages: what is sent in each step.
+        laid_out: what is sent once, before the first: rows of features that are given.
         states: values that are there all the time: weights, their gradients and moments of the
             optimiser.
         held: what is kept for the backward pass and held while the operation runs.
         graph: bytes of the graph it runs on; layers on the same graph share them.
+        own: the share of its aggregations that does not wait for rows of others, 0 to 1.
     """
 
     aggregations: list[Aggregation] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
     streams: list[tuple[str, int]] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
+    laid_out: list[Message] = field(default_factory=list)
     states: int = 0
     held: Held = field(default_factory=Held)
     graph: int = 0
+    own: float = 0.0
 
     def linear(self, m: int, k: int, n: int, input_grad: bool, times: int = 1) -> None:
         """`[m, k]` times weights `[k, n]`, with the gradients of both."""
@@ -155,6 +159,13 @@ class Problem:
     def itemsize(self) -> int:
         """Bytes a value."""
         return self.graph.itemsize
+
+    @property
+    def fixed(self) -> bool:
+        """Whether it takes the features as they are given."""
+        return not self.op.input_grad and all(
+            self.graph.ops[i].kind == "input" for i in self.op.inputs
+        )
 
     @property
     def total_rows(self) -> int:

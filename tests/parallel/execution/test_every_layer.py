@@ -62,7 +62,9 @@ class Model(nn.Module):
 
     def hidden(self, x: Tensor, edge_index: Tensor, edge_type: Tensor) -> Tensor:
         types = (edge_type,) if self.relational else ()
-        return self.layer(self.first(x), edge_index, *types)
+        h = self.first(x)
+        first = (h,) if "x_0" in inspect.signature(self.layer.forward).parameters else ()
+        return self.layer(h, *first, edge_index, *types)
 
     def forward(self, x: Tensor, edge_index: Tensor, edge_type: Tensor) -> Tensor:
         return self.last(self.hidden(x, edge_index, edge_type))
@@ -83,8 +85,9 @@ def test_trains_as_alone(name: str, strategy: str) -> None:
         splits = op.kind == "convolution" and not (op.relational or op.edge_products)
         return not splits or config.strategy == strategy
 
-    plan = check(model, data, 2, allow)
+    tolerance = 1e-5 if name == "ClusterGCNConv" else 1e-10  # its degrees: single precision
+    plan = check(model, data, 2, allow, tolerance=tolerance)
     kinds = {layer.kind for layer in plan.layers}
     assert "convolution" in kinds
-    whole = [op.name for op in trace(model, data, hag=False).ops if op.kind == "opaque"]
-    assert all(name.startswith("layer.add") for name in whole)  # a bias, by rows
+    opaque = [op for op in trace(model, data, hag=False).ops if op.kind == "opaque"]
+    assert all(op.by_row for op in opaque)

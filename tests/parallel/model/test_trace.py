@@ -132,13 +132,23 @@ class Pair(Stacked):
 
 def test_layers_that_are_not_in_the_table_run_as_they_are() -> None:
     for conv, by_edges in (
-        (pyg.ChebConv(FEATURES, 6, 3), False),
+        (pyg.MixHopConv(FEATURES, 6), False),
         (pyg.GATv2Conv(FEATURES, 6), True),
     ):
         found = trace(Stacked(conv), graph(), hag=False)
         assert [op.kind for op in found.ops] == ["input", "opaque", "loss"]
         assert found.ops[1].weights == sum(p.numel() for p in conv.parameters())
         assert found.ops[1].by_edges == by_edges
+
+
+def test_data_of_several_types_is_refused_by_name() -> None:
+    from torch_geometric.data import HeteroData
+
+    data = HeteroData()
+    data["paper"].x = torch.rand(4, FEATURES)
+    data["paper", "cites", "paper"].edge_index = torch.zeros(2, 3, dtype=torch.int64)
+    with pytest.raises(TypeError, match=r"HeteroData.* one set of nodes. data.to_homogeneous\(\)"):
+        trace(Stacked(pyg.GCNConv(FEATURES, 4)), data)
 
 
 def test_what_cannot_be_traced_is_named() -> None:

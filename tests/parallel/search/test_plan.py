@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from hag_plugin.parallel import GraphStats, Plan, plan, recost, trace
+from hag_plugin.parallel import GraphStats, InfeasibleError, Plan, plan, recost, trace
+from hag_plugin.parallel.machine.topology import load
+from hag_plugin.units import size
 
 from ..models import MODELS, deep
 
@@ -40,6 +42,26 @@ def test_a_plan_may_be_edited(tmp_path: Path) -> None:
     assert edited.layer("conv1").config.strategy == "rows, all-gather"
     assert edited.seconds > found.seconds
     assert edited.layer("conv1").sent > found.layer("conv1").sent
+
+
+def test_a_thousand_devices_from_statistics_alone() -> None:
+    """Nothing of the size of the graph is made; the plan says which memory it counts."""
+    stats = GraphStats.assumed(100_000_000, 1_000_000_000, halo_ratio=2.0)
+    model = deep(3, 256, stats)
+    found = plan(model, topology=load("4x8hdr").resized(1024))
+    text = str(found)
+    assert found.world_size == 1024
+    assert found.memory.total < load("4x8hdr").device.memory
+    kept, passing, graph = (
+        size(n) for n in (found.memory.retained, found.memory.transient, found.memory.graph)
+    )
+    assert f"({kept} kept, {passing} passing, {graph} graph)" in text
+    for words in ("kept: weights with gradients and two moments of Adam, features",
+                  "what the backward pass needs", "passing: inputs, outputs and buffers",
+                  "Not counted: torch and its allocator's reserve"):  # fmt: skip
+        assert words in text
+    with pytest.raises(InfeasibleError, match="the smallest that was found needs"):
+        plan(model, topology=load("4x8hdr").resized(32), memory=2**30)
 
 
 def edit(document: dict[str, Any], layer: str, **changes: Any) -> dict[str, Any]:
@@ -111,7 +133,7 @@ def test_a_plan_is_for_one_model_graph_and_world() -> None:
     model = deep(2, 64, stats)
     found = plan(model)
     found.check(model, 8)
-    for other, size, words in (
+    for other, devices, words in (
         (model, 4, "for 8 devices; there are 4"),
         (deep(2, 64, GraphStats.assumed(1001, 10_000)), 8, "for 1000 nodes; the graph has 1001"),
         (deep(2, 64, GraphStats.assumed(1000, 10_001)), 8, "plan again for this graph"),
@@ -119,7 +141,7 @@ def test_a_plan_is_for_one_model_graph_and_world() -> None:
         (deep(2, 32, stats), 8, "sizes or settings of a layer differ"),
     ):
         with pytest.raises(ValueError, match=words):
-            found.check(other, size)
+            found.check(other, devices)
     with pytest.raises(KeyError, match="no layer 'conv7'"):
         found.layer("conv7")
 

@@ -134,13 +134,13 @@ def test_a_plan_costs_what_it_claims(traced: dict[str, OpGraph], name: str) -> N
 
 
 def test_the_pair_is_found() -> None:
-    """Fixed, replicated features, a wide hidden layer, few classes: hidden is never sent."""
+    """Fixed, replicated, wide features, a hidden layer, few classes: hidden is never sent."""
     stats = GraphStats.assumed(100_000, 1_000_000, halo_ratio=6.0)
     ops = [
         Op("x", "input", width=1024),
-        convolution("conv1", 0, 1024, 1024, input_grad=False),
-        Op("relu", "elementwise", (1,), 1024),
-        convolution("conv2", 2, 1024, 8),
+        convolution("conv1", 0, 1024, 256, input_grad=False),
+        Op("relu", "elementwise", (1,), 256),
+        convolution("conv2", 2, 256, 8),
         Op("loss", "loss", (3,), 8),
     ]
     found = plan(OpGraph.of(ops, {"A": stats}), topology="pcie4x4", memory=1e12)

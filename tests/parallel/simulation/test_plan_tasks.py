@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hag_plugin.parallel import plan, simulate_plan, space_of
+from hag_plugin.parallel import measure, plan, simulate_plan, space_of
+from hag_plugin.parallel.machine.topology import load
+from hag_plugin.parallel.search.cost import Analytic
 from hag_plugin.parallel.search.space import Space
 from hag_plugin.parallel.simulation.plan_tasks import PlanModel
 from hag_plugin.parallel.simulation.simulator import critical_path
 from hag_plugin.parallel.simulation.strategy_model import SimulatedStrategy, simulate_strategy
 
-from ..models import skipping
+from ..models import deep, skipping
 
 MACHINES = ("a100x8", "pcie4x4", "4x8hdr", "k80x4")
 
@@ -60,6 +64,40 @@ def test_delta_equals_full_on_plans(space: Space) -> None:
             chain.accept()
         else:
             chain.reject()
+
+
+def halos(inner: bool = True) -> Space:
+    """Of a graph whose edges are known, and the halo strategy for its layers."""
+    generator = torch.Generator().manual_seed(0)
+    near = torch.randint(4000, (2, 60_000), generator=generator)
+    near[1] = (near[0] + torch.randint(1, 200, (60_000,), generator=generator)) % 4000
+    stats = measure(near, 4000, hag=False)
+    if not inner:
+        stats = replace(stats, _cut=lambda p, m, cut=stats._cut: replace(cut(p, m), inner=None),
+                        _partitions={})  # fmt: skip
+    machine = load("pcie4x4")
+    return Space(
+        deep(3, 64, stats), machine, Analytic(machine),
+        lambda i, c: not 0 < i < 6 or c.strategy in ("rows, halo", "local"),
+    )  # fmt: skip
+
+
+def test_own_rows_are_summed_while_others_come() -> None:
+    """The same work as where it is not known which edges do not wait, in less time."""
+    schedules = {}
+    for inner in (True, False):
+        space = halos(inner)
+        chosen = list(space.cheapest().configs)
+        schedule = simulate_strategy(PlanModel(space), chosen)
+        schedule.check()
+        busy = sum(schedule.seconds_by_kind().values())
+        assert busy == pytest.approx(space.cost_graph.cost(chosen), abs=1e-6)
+        schedules[inner] = schedule.makespan
+    assert schedules[True] < schedules[False]
+
+
+def test_delta_equals_full_where_own_rows_go_first() -> None:
+    test_delta_equals_full_on_plans(halos())
 
 
 def test_other_models_are_refused() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
 from hag_plugin.parallel.execution.executors.forms import Form, form_of
 from hag_plugin.parallel.execution.executors.local_aggregate import LocalAggregate
-from hag_plugin.parallel.execution.executors.node_layers import graphs_of
+from hag_plugin.parallel.execution.executors.node_layers import Fetch, graphs_of
 from hag_plugin.parallel.execution.executors.registry import Executor, executes
-from hag_plugin.parallel.execution.executors.rows import HaloRows
+from hag_plugin.parallel.execution.executors.rows import HaloRows, OwnFirst, fetching
 from hag_plugin.parallel.execution.site import Site
 from hag_plugin.parallel.layouts import COLUMNS, ROWS
 from hag_plugin.parallel.ranks.transfer import (
@@ -120,16 +122,24 @@ class Grid(Executor):
         self.neighbours = site.group.neighbours(self.columns)
         self.strided = site.group.strided(self.columns)
         halo = graphs.halo(self.columns)
-        self.fetch = HaloRows(halo, self.strided)
-        self.local = LocalAggregate(site, self.form, halo.graph)
+        self.fetch = fetching(site, partial(HaloRows, halo), self.strided, site.config.order)
+        self.own_first: Fetch | None = None
+        if isinstance(self.fetch, HaloRows):
+            self.own_first = OwnFirst.of(site, self.form, graphs, halo, self.fetch)
+        if self.own_first is None:
+            self.aggregate = LocalAggregate(site, self.form, halo.graph)
+
+    def summed(self, x: Tensor) -> Tensor:
+        """Over neighbours, `[n, w]`."""
+        return self.aggregate(self.fetch(x)) if self.own_first is None else self.own_first(x)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         form, order, x = self.form, self.site.config.order, inputs[0]
         names = [*form.weights, *([form.bias] if form.bias else [])]
         values = self.site.locals(names, copies=self.strided)
-        out = x if order == TRANSFORM else self.local(self.fetch(x))
+        out = x if order == TRANSFORM else self.summed(x)
         if order:
             out = scatter_columns(partial_sum(form, x, out, values), self.neighbours)
         if order == TRANSFORM:
-            out = self.local(self.fetch(out))
+            out = self.summed(out)
         return out + values[-1] if form.bias else out

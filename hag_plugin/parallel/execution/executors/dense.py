@@ -108,6 +108,16 @@ class ColumnSplitWeights(_Product):
         return self.biased(self.product(x), copies=False)
 
 
+@executes("replicate", "embedding")
+@executes("rows", "embedding")
+@executes("columns", "embedding")
+class Table(OperationExecutor):
+    """What a rank has of a table is what it has of the output."""
+
+    def run(self, call: Call, *inputs: Tensor) -> Tensor:
+        return self.site.local("weight")
+
+
 @executes("rows, summed", "pooling")
 class Pool(OperationExecutor):
     """Each rank pools its own nodes; the sums of the graphs are added up."""

@@ -124,7 +124,8 @@ def form_of(site: Site, graphs: LocalGraphs) -> Form:
     weight = _edge_weight(site, graphs)
     is_dgl = record.library == "dgl"
     source, target = None, None
-    exponents = record.exponents(layer)
+    normalised = site.world.edges[site.op.graph].normalised
+    exponents = (0.0, 0.0) if normalised else record.exponents(layer)
     if any(exponents):
         degrees = _own_degrees(graphs) if is_dgl else _weighted_degrees(graphs, weight)
         source, target = (
@@ -155,7 +156,9 @@ def _power(degree: Tensor, exponent: float) -> Tensor:
 def _edge_weight(site: Site, graphs: LocalGraphs) -> Tensor | None:
     """The weights of a call, with those of loops; PyG fills in with that of a loop given."""
     layer, call = cast(Any, site.module), site.call
-    given = named(layer, call.args, call.kwargs).get("edge_weight")
+    given = site.world.edges[site.op.graph].weight
+    if given is None:
+        given = named(layer, call.args, call.kwargs).get("edge_weight")
     if given is None:
         return None
     given = given.detach().cpu().double().view(-1)

@@ -75,6 +75,7 @@ class Convolution(NodeLayer):
         super().__init__(site, graphs, copies)
         self.form = form_of(site, graphs)
         self.listed = self.form.listed
+        self.own_first: Fetch | None = None  # the sum, where it does not wait for all rows
 
     def place(self, graph: LocalGraph) -> None:
         self.aggregate = LocalAggregate(self.site, self.form, graph)
@@ -89,14 +90,18 @@ class Convolution(NodeLayer):
         form, order = self.form, self.site.config.order
         values = self.parameters(form.weight, form.root, form.bias)
         if order == TRANSFORM:
-            out = self.aggregate(fetch(form.product(x, values[form.weight])))
+            out = self.summed(form.product(x, values[form.weight]), fetch)
         else:
-            out = self.aggregate(fetch(x))
+            out = self.summed(x, fetch)
             if order == AGGREGATE:
                 out = form.product(out, values[form.weight])
         if form.root:
             out = out + form.product(x, values[form.root])
         return out + values[form.bias] if form.bias else out
+
+    def summed(self, x: Tensor, fetch: Fetch) -> Tensor:
+        """Over neighbours, `[n, w]`."""
+        return self.aggregate(fetch(x)) if self.own_first is None else self.own_first(x)
 
 
 class Relational(NodeLayer):

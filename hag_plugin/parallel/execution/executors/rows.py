@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
+from torch.autograd.profiler import record_function
 
+from hag_plugin.parallel.execution.executors.forms import Form
+from hag_plugin.parallel.execution.executors.local_aggregate import LocalAggregate
 from hag_plugin.parallel.execution.executors.node_attention import Attention
 from hag_plugin.parallel.execution.executors.node_layers import (
     Convolution,
+    Fetch,
     Messages,
     NodeLayer,
     Relational,
@@ -25,7 +32,9 @@ from hag_plugin.parallel.execution.site import Site
 from hag_plugin.parallel.model import functions
 from hag_plugin.parallel.model.calls import Call
 from hag_plugin.parallel.ranks.comm import Group
-from hag_plugin.parallel.ranks.transfer import exchange, gather_rows
+from hag_plugin.parallel.ranks.transfer import begin_exchange, exchange, gather_rows
+from hag_plugin.parallel.strategies.convolution import is_kept
+from hag_plugin.reducers import LINEAR
 
 
 def layer_of(site: Site, graphs: LocalGraphs, copies: bool) -> NodeLayer:
@@ -64,16 +73,46 @@ class RowsAllGather(Executor):
         self.own_first = site.config.hag == "part"
         self.layer.place(graphs.gathered(self.own_first))
         self.first = int(site.rows[: site.group.rank].sum())
+        self.fetch = fetching(site, self.among, site.group, site.config.order)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         return self.layer(inputs[0], self.fetch)
 
-    def fetch(self, x: Tensor) -> Tensor:
+    def among(self, group: Group) -> Fetch:
+        """From `[n, w]` to `[N, w]`."""
+        return partial(self.gathered, group)
+
+    def gathered(self, group: Group, x: Tensor) -> Tensor:
         """`[n, w]` to `[N, w]`."""
-        whole = gather_rows(x, self.site.rows, self.site.group)
+        whole = gather_rows(x, self.site.rows, group)
         if not self.own_first:
             return whole
         return torch.cat([x, whole[: self.first], whole[self.first + len(x) :]])
+
+
+class Once:
+    """Fetches rows of features that are given, once for all calls; it is counted under "layout".
+
+    Args:
+        fetch: how, from a group.
+        group: whose ranks exchange them.
+    """
+
+    def __init__(self, fetch: Callable[[Group], Fetch], group: Group) -> None:
+        self.fetch = fetch(group.counted_as("layout"))
+        self.kept: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`[n, w]` to what it was fetched to."""
+        if self.kept is None or self.kept[0] is not x:
+            with torch.inference_mode(False), torch.no_grad():  # it is used in training, too
+                self.kept = x, self.fetch(x)
+        return self.kept[1]
+
+
+def fetching(site: Site, fetch: Callable[[Group], Fetch], group: Group, order: str) -> Fetch:
+    """How a layer fetches rows, from a group: once, where they are given and not transformed."""
+    return Once(fetch, group) if is_kept(site.op, site.fixed, order) else fetch(group)
 
 
 class HaloRows:
@@ -93,6 +132,44 @@ class HaloRows:
         """`[n, w]` to `[n + h, w]`."""
         return torch.cat([x, exchange(x.index_select(0, self.send), *self.counts, self.group)])
 
+    def begin(self, x: Tensor) -> Callable[[], Tensor]:
+        """Begins to; what it returns gives the rows of others, `[h, w]`, when they are there."""
+        return begin_exchange(x.index_select(0, self.send), *self.counts, self.group)
+
+
+class OwnFirst:
+    """A sum over neighbours: over the own rows while those of others come, then over these.
+
+    Args:
+        site: where; the layer's sum is one of `LINEAR`, and runs without a HAG.
+        form: of the layer.
+        graphs: the graph.
+        halo: its own rows, and then those of others.
+        fetch: fetches them.
+    """
+
+    def __init__(
+        self, site: Site, form: Form, graphs: LocalGraphs, halo: Halo, fetch: HaloRows
+    ) -> None:
+        whole, (own, others) = form.summed(graphs), halo.graph.apart()
+        self.fetch = fetch
+        self.own, self.others = (LocalAggregate(site, whole, part) for part in (own, others))
+
+    @classmethod
+    def of(
+        cls, site: Site, form: Form, graphs: LocalGraphs, halo: Halo, fetch: HaloRows
+    ) -> OwnFirst | None:
+        """None where a layer's sum is not the sum of these two."""
+        is_sum = form.reduce in LINEAR and site.config.hag == "off"
+        return cls(site, form, graphs, halo, fetch) if is_sum else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`[n, w]` to `[n, w]`."""
+        end = self.fetch.begin(x)
+        with record_function("sum over own rows"):
+            own = self.own(x)
+        return own + self.others(end())
+
 
 @executes("rows, halo", "convolution", "attention")
 class RowsHalo(Executor):
@@ -103,8 +180,13 @@ class RowsHalo(Executor):
         graphs = graphs_of(site)
         self.layer = layer_of(site, graphs, copies=True)
         halo = graphs.halo()
-        self.layer.place(halo.graph)
-        self.fetch = HaloRows(halo, site.group)
+        self.fetch = fetching(site, partial(HaloRows, halo), site.group, site.config.order)
+        layer, fetch = self.layer, self.fetch
+        own_first = None
+        if isinstance(layer, Convolution) and isinstance(fetch, HaloRows):
+            own_first = layer.own_first = OwnFirst.of(site, layer.form, graphs, halo, fetch)
+        if own_first is None:
+            layer.place(halo.graph)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         return self.layer(inputs[0], self.fetch)
@@ -121,13 +203,18 @@ class RowsCover(Executor):
         cover = graphs.cover()
         self.send = self.layer.cover(cover)
         self.counts = cover.send_counts, cover.receive_counts
+        self.fetch = fetching(site, self.among, site.group, site.config.order)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         return self.layer(inputs[0], self.fetch)
 
-    def fetch(self, x: Tensor) -> Tensor:
+    def among(self, group: Group) -> Fetch:
+        """From `[n, w]` to the own rows and what was received."""
+        return partial(self.received, group)
+
+    def received(self, group: Group, x: Tensor) -> Tensor:
         """`[n, w]` to the own rows and what was received."""
-        return torch.cat([x, exchange(self.send(x), *self.counts, self.site.group)])
+        return torch.cat([x, exchange(self.send(x), *self.counts, group)])
 
 
 @executes("rows, halo", "opaque")
@@ -140,7 +227,7 @@ class LayerHalo(OperationExecutor):
         device = site.world.device
         self.index = torch.from_numpy(halo.graph.index).to(device)
         self.edges = torch.from_numpy(halo.graph.edges)
-        self.fetch = HaloRows(halo, site.group)
+        self.fetch = fetching(site, partial(HaloRows, halo), site.group, "")
 
     def run(self, call: Call, *inputs: Tensor) -> Tensor:
         site, [x] = self.site, inputs

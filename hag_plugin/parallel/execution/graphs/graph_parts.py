@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -36,6 +36,21 @@ class LocalGraph:
     targets_first: bool = False
     types: np.ndarray | None = None
     _hags: dict[tuple[str, int | None, torch.device], HAG] = field(default_factory=dict, repr=False)
+
+    def apart(self) -> tuple[LocalGraph, LocalGraph]:
+        """The edges from the targets, which are the first sources, and those from the others."""
+        rows = len(self.targets)
+        own = self.index[0] < rows
+
+        def part(chosen: np.ndarray, first: int, last: int) -> LocalGraph:
+            index = self.index[:, chosen] - np.array([[first], [0]])
+            types = None if self.types is None else self.types[chosen]
+            return replace(
+                self, index=index, sources=self.sources[first:last], edges=self.edges[chosen],
+                targets_first=False, types=types, _hags={},
+            )  # fmt: skip
+
+        return part(own, 0, rows), part(~own, rows, len(self.sources))
 
     def hag(self, method: str, device: torch.device, relation: int | None = None) -> HAG:
         """The graph, or that of one relation, ready to be aggregated over; built once.
