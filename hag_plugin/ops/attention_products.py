@@ -22,6 +22,9 @@ from hag_plugin.ops.attention_pieces import Form, Tensors
 from hag_plugin.ops.registration import call, check_self_loops, is_ordinary
 
 
+_PRODUCTS = ("value", "key", "query", "root")
+
+
 class Product(NamedTuple):
     """What rows of features are multiplied with: `x @ weight.T + bias`.
 
@@ -66,7 +69,7 @@ class Attention(NamedTuple):
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         """All of its tensors, in the order in which they are derived."""
-        products = (self.value, self.key, self.query, self.root)
+        products = (getattr(self, name) for name in _PRODUCTS)
         pairs = ((None, None) if p is None else p for p in products)
         return (*(t for pair in pairs for t in pair), self.weight, self.shift, self.mask, self.order)
 
@@ -152,7 +155,8 @@ class _Products(torch.autograd.Function):
         form = _form(hag, attention)
         given = _given(source, target, attention)
         y, kept = run_attend(hag, *given, *form.others)
-        out: Tensor = y.flatten(1)
+        # A view that is made here could not be written to by whoever gets it.
+        out: Tensor = torch.ops.aten._unsafe_view(y, (form.num_dst, y.shape[1] * y.shape[2]))
         if attention.root is not None:
             out.addmm_(target, attention.root.weight.t())
             if attention.root.bias is not None:
@@ -207,32 +211,31 @@ class _Backward:
         self.source, self.target = source, target
         self.is_one = ctx.is_one
         self.attention: Attention = ctx.attention.with_tensors(tensors)
-        _, _, self.needs_source, self.needs_target, *self.needs = ctx.needs_input_grad
+        _, _, *self.needs_features, self.needs = (*ctx.needs_input_grad[:4], ctx.needs_input_grad[4:])
 
     def run(self) -> list[Tensor | None]:
         """By the features and all tensors of the attention."""
         found: list[Tensor | None] = [None] * len(self.attention.tensors)
-        by_root = self.grad if self.attention.root is not None else None
         parts = self._parts()
         if self.attention.weight is not None:
             found[8] = parts["weight"]
         if self.needs[9]:
             found[9] = self.grad.sum(0)
-        key = parts.pop("key") if self.attention.key is not None else None
         sides: list[Tensor | None] = [None, None]
-        for at, by in enumerate((parts.pop("value"), key, parts.pop("query"), by_root)):
-            if by is None:
-                continue
-            side = 0 if at < 2 or self.is_one else 1
-            x = self.source if at < 2 else self.target
+        for name in ("key", "query", "root", "value"):  # those of "sum" first: they are small
+            at = _PRODUCTS.index(name)
             weight = self.attention.tensors[2 * at]
-            assert weight is not None
-            by = by.flatten(1)
+            if weight is None:
+                continue
+            by = self.grad if name == "root" else parts.pop(name).flatten(1)
+            is_of_source = name in ("value", "key")
+            x = self.source if is_of_source else self.target
             if self.needs[2 * at]:
                 found[2 * at] = by.t() @ x
             if self.needs[2 * at + 1]:
                 found[2 * at + 1] = by.sum(0)
-            if (self.needs_source, self.needs_target)[side] or (self.is_one and self.needs_target):
+            side = 0 if is_of_source or self.is_one else 1
+            if self.needs_features[side]:
                 sides[side] = _plus(sides[side], by, weight)
         return [*sides, *found]
 
@@ -243,7 +246,7 @@ class _Backward:
         is_shared = attention.key is None
         parts = {"value": value if self.is_last else torch.empty_like(value)}
         if is_shared:
-            parts["key"] = parts["value"]
+            parts["key"] = parts["value"]  # of both
         else:
             written = self.is_last and attention.score != "sum"
             parts["key"] = key if written else torch.empty_like(key)

@@ -205,7 +205,7 @@ def _gat_products(conv: Any, source: Any, target: Any) -> dict[str, Any]:
     heads = (conv.heads, conv.out_channels, -1)
     ends = ((source, conv.att_src), (target, conv.att_dst))
     key, query = (
-        Product(torch.einsum("hcd,hc->hd", lin.weight.view(heads), att[0])) for lin, att in ends
+        Product((lin.weight.view(heads) * att[0].unsqueeze(-1)).sum(1)) for lin, att in ends
     )
     return {
         "score": "sum", "value": Product(source.weight), "key": key, "query": query,
