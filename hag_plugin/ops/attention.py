@@ -330,9 +330,7 @@ def write_gradients(graph: Graph, inputs: Inputs, parts: dict[str, Tensor]) -> N
         own = parts | {name: torch.zeros_like(t) for name, t in of_edges.items()}
     if one.is_on_gpu:
         out = Tensors(**own)
-        gpu_attention.attend_backward(
-            one.hag, one.given, one.form, grad, y.contiguous(), kept, out
-        )
+        gpu_attention.attend_backward(one.hag, one.given, one.form, grad, y.contiguous(), kept, out)
     else:
         _native_backward(one, grad, kept, own)
     for name, part in parts.items():

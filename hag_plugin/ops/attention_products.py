@@ -21,7 +21,6 @@ from hag_plugin.ops.attention import NAME, run_attend, write_gradients
 from hag_plugin.ops.attention_pieces import Form, Tensors
 from hag_plugin.ops.registration import call, check_self_loops, is_ordinary
 
-
 _PRODUCTS = ("value", "key", "query", "root")
 
 
@@ -71,13 +70,22 @@ class Attention(NamedTuple):
         """All of its tensors, in the order in which they are derived."""
         products = (getattr(self, name) for name in _PRODUCTS)
         pairs = ((None, None) if p is None else p for p in products)
-        return (*(t for pair in pairs for t in pair), self.weight, self.shift, self.mask, self.order)
+        return (
+            *(t for pair in pairs for t in pair),
+            self.weight,
+            self.shift,
+            self.mask,
+            self.order,
+        )
 
     def with_tensors(self, tensors: Sequence[Tensor | None]) -> Attention:
         """The same of other tensors."""
-        pairs = (tensors[k : k + 2] for k in range(0, 8, 2))
-        products = [None if pair[0] is None else Product(*pair) for pair in pairs]
-        return Attention(self.heads, self.score, *products, *tensors[8:], self.slope)  # type: ignore[arg-type]
+        pairs = [tuple(tensors[k : k + 2]) for k in range(0, 2 * len(_PRODUCTS), 2)]
+        products: list[Any] = [None if pair[0] is None else Product(*pair) for pair in pairs]  # type: ignore[arg-type]
+        rest: dict[str, Any] = dict(
+            zip(("weight", "shift", "mask", "order"), tensors[8:], strict=True)
+        )
+        return self._replace(**dict(zip(_PRODUCTS, products, strict=True)), **rest)
 
 
 def may_join(hag: HAG, source: Tensor, target: Tensor, attention: Attention) -> bool:
@@ -109,7 +117,9 @@ def attend_products(hag: HAG, source: Tensor, target: Tensor, attention: Attenti
     Returns:
         `[N_dst, H * C]`.
     """
-    return _Products.apply(hag, attention, source, target, *attention.tensors)  # type: ignore[no-any-return]
+    run: Any = _Products.apply
+    y: Tensor = run(hag, attention, source, target, *attention.tensors)
+    return y
 
 
 def composed(hag: HAG, source: Tensor, target: Tensor, attention: Attention) -> Tensor:
@@ -176,7 +186,9 @@ class _Products(torch.autograd.Function):
         else:
             found = _Backward(ctx, grad).run()
         needs = ctx.needs_input_grad
-        return tuple(g if need else None for g, need in zip((None, None, *found), needs, strict=True))
+        return tuple(
+            g if need else None for g, need in zip((None, None, *found), needs, strict=True)
+        )
 
 
 def _derivable(
@@ -206,12 +218,13 @@ class _Backward:
         self.ctx, self.grad = ctx, grad.contiguous()
         self.hag, self.form = ctx.hag, ctx.form
         # Nobody asks for these products again: gradients may stand in their place.
-        self.is_last = not torch._C._autograd._get_current_graph_task_keep_graph()  # type: ignore[attr-defined]
+        self.is_last = not torch._C._autograd._get_current_graph_task_keep_graph()
         source, target, *tensors = ctx.saved_tensors[:-4]
         self.source, self.target = source, target
         self.is_one = ctx.is_one
         self.attention: Attention = ctx.attention.with_tensors(tensors)
-        _, _, *self.needs_features, self.needs = (*ctx.needs_input_grad[:4], ctx.needs_input_grad[4:])
+        needs: Sequence[bool] = ctx.needs_input_grad
+        self.needs_features, self.needs = needs[2:4], needs[4:]
 
     def run(self) -> list[Tensor | None]:
         """By the features and all tensors of the attention."""

@@ -235,7 +235,8 @@ def transformer_forward(conv: Any, x: Any, edge_index: ScoredGraph, *args: Any, 
 
 def _transformer_products(conv: Any, key: Any, query: Any, value: Any) -> dict[str, Any]:
     scale = 1 / math.sqrt(conv.out_channels)
-    scaled = Product(*(None if t is None else t * scale for t in product_of(query)))
+    bias = None if query.bias is None else query.bias * scale
+    scaled = Product(query.weight * scale, bias)
     return {"score": "dot", "value": product_of(value), "key": product_of(key), "query": scaled}
 
 
