@@ -19,6 +19,8 @@ struct Kernels {
   decltype(&hag_attend_edges_baseline) edges;
   decltype(&hag_attend_part_edges_baseline) part_edges;
   decltype(&hag_attend_part_by_scores_baseline) part_by_scores;
+  decltype(&hag_attend_by_value_baseline) by_value;
+  decltype(&hag_attend_less_inner_baseline) less_inner;
   decltype(&hag_attend_by_source_baseline) by_source;
   decltype(&hag_attend_by_target_baseline) by_target;
   decltype(&hag_attend_dot_baseline) dot;
@@ -27,7 +29,8 @@ struct Kernels {
 #define HAG_KERNELS(ISA)                                                                     \
   {hag_attend_rows_##ISA,      hag_attend_scores_##ISA,     hag_attend_part_##ISA,           \
    hag_attend_edges_##ISA,     hag_attend_part_edges_##ISA, hag_attend_part_by_scores_##ISA, \
-   hag_attend_by_source_##ISA, hag_attend_by_target_##ISA,  hag_attend_dot_##ISA}
+   hag_attend_by_value_##ISA,  hag_attend_less_inner_##ISA, hag_attend_by_source_##ISA,      \
+   hag_attend_by_target_##ISA, hag_attend_dot_##ISA}
 const Kernels kKernels[] = {HAG_EVERY_ISA(HAG_KERNELS)};
 
 const Kernels &kernels() { return kKernels[isa_in_use()]; }
@@ -356,11 +359,14 @@ class Backward {
     a_.shares = room(shares_, a_.num_edges * a_.heads);
     a_.by_score = room(by_score_, a_.num_edges * a_.heads);
     a_.d_bias = out_.bias.data, a_.d_mask = out_.mask.data, a_.d_edges = out_.edges.data;
-    edges();
+    const bool by_value = !has_vectors(a_);
+    if (by_value) values();
+    else edges();
     if (out_.query.data || out_.weight.data || out_.edges.data || out_.edge_query.data ||
         out_.projection.data)
       targets();
-    if (out_.value.data || out_.key.data) sources();
+    if (out_.key.data || (out_.value.data && !by_value))
+      sources(by_value ? nullptr : out_.value.data);
   }
 
  private:
@@ -392,14 +398,27 @@ class Backward {
       k_.part_by_scores(&a_, part.begin, part.end, &rooms[at[p]], &inner[p * H], scratch);
     });
     a_.longest = longest_row(a_.row_ptr, a_.num_rows);
-    const int64_t numbers = 3 * (a_.longest * H + kSlack);
+    rows(k_.edges, 3 * (a_.longest * H + kSlack));
+    a_.longest = kHubLength;
+  }
+
+  // Where a score is one number of each end: the gradients by values and scores.
+  void values() {
+    Wanted w;
+    w.first = out_.value.data, w.first_numbers = a_.heads * a_.width;
+    run_ranges<F>(by_source(), k_.by_value, w, threads_, bytes_);
+    if (a_.normalise != HAG_NORMALISE_SOFTMAX) return;
+    a_.longest = a_.num_edges;
+    rows(k_.less_inner, 0);
+    a_.longest = kHubLength;
+  }
+
+  void rows(decltype(&hag_attend_edges_baseline) kernel, int64_t numbers) {
     const int64_t bytes = scratch_numbers(a_, numbers) * static_cast<int64_t>(sizeof(F));
     const int64_t pieces = threads_ == 1 ? 1 : threads_ * kPiecesPerThread;
     const std::vector<int64_t> first = cut_rows(a_.row_ptr, a_.num_rows, pieces);
-    share_scratch(threads_, pieces, bytes, [&](int64_t p, void *scratch) {
-      k_.edges(&a_, first[p], first[p + 1], scratch);
-    });
-    a_.longest = kHubLength;
+    share_scratch(threads_, pieces, bytes,
+                  [&](int64_t p, void *scratch) { kernel(&a_, first[p], first[p + 1], scratch); });
   }
 
   template <class Body>
@@ -408,15 +427,18 @@ class Backward {
       share_scratch(threads_, static_cast<int64_t>(hubs.parts.size()), bytes, body);
   }
 
-  void sources() {
+  HagAttend by_source() const {
     HagAttend a = a_;
     a.row_ptr = reverse_.row_ptr, a.col = reverse_.col, a.place = reverse_.place;
     a.num_rows = a_.num_cols, a.num_cols = a_.num_rows;
+    return a;
+  }
 
+  void sources(void *value) {
     Wanted w;
-    w.first = out_.value.data, w.first_numbers = a.heads * a.width;
-    w.second = out_.key.data, w.second_numbers = a.heads * a.key_width;
-    run_ranges<F>(a, k_.by_source, w, threads_, bytes_);
+    w.first = value, w.first_numbers = a_.heads * a_.width;
+    w.second = out_.key.data, w.second_numbers = a_.heads * a_.key_width;
+    run_ranges<F>(by_source(), k_.by_source, w, threads_, bytes_);
   }
 
   void targets() {

@@ -64,6 +64,10 @@ struct HagAttendSums {
                                    void *edges, void *inner, void *scratch);                       \
   void hag_attend_part_by_scores_##ISA(const HagAttend *args, int64_t begin, int64_t end,          \
                                        void *edges, const void *inner, void *scratch);             \
+  void hag_attend_by_value_##ISA(const HagAttend *args, const HagAttendRange *range,               \
+                                 const HagAttendSums *sums, void *scratch);                        \
+  void hag_attend_less_inner_##ISA(const HagAttend *args, int64_t first, int64_t last,             \
+                                   void *scratch);                                                 \
   void hag_attend_by_source_##ISA(const HagAttend *args, const HagAttendRange *range,              \
                                   const HagAttendSums *sums, void *scratch);                       \
   void hag_attend_by_target_##ISA(const HagAttend *args, const HagAttendRange *range,              \

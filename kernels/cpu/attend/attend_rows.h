@@ -825,6 +825,113 @@ class Attend {
       for (int64_t k = 0; k < numbers; ++k) p[k] = 0;
   }
 
+  struct ByValue {
+    F *s, *p, *g, *other, *spread, *repeated, *row;
+    F *d_value;     // of the range's first row
+    int64_t first;  // that row
+  };
+
+  // Sources' rows where a score is one number of each end: the gradients by values, which may stand
+  // where these stood, and all that is of scores, of which only sums over targets are left then.
+  void by_value(const HagAttendRange &range, const HagAttendSums &sums) {
+    const ByValue room{run_of(a.block),   run_of(a.block), run_of(a.block),
+                       run_of(a.block),   run_of(a.block), periodic(),
+                       take(H * a.width), (F *)sums.first, range.first};
+    const auto run = [&](const Segments &of) { by_value(of, room); };
+    if (range.begin >= 0) return each_part(range.first, range.begin, range.end, run);
+    each_group(range.first, range.last, run,
+               [&](int64_t row, int64_t begin, int64_t end) { each_part(row, begin, end, run); });
+  }
+
+  void by_value(const Segments &of, const ByValue &room) {
+    const int64_t k = of.begin, n = of.n, numbers = H * a.width;
+    F *s = room.s, *p = room.p, *g = room.g, *other = room.other;
+    const bool soft = a.normalise == HAG_NORMALISE_SOFTMAX;
+    const F slope = (F)a.slope;
+    const auto node = [&](int64_t b) { return (int64_t)a.col[k + b]; };
+    const auto at = [&](int64_t b) { return place(k + b); };
+    const auto user = [&](int64_t b) { return users(k + b); };
+    const Segment &one = of.each[0];
+    if (!one.last && !one.add)
+      __builtin_memcpy(room.row, this->of(a.value, one.row, numbers), numbers * sizeof(F));
+    const bool is_part = !one.last || one.add;
+    scores(a.key, a.query, of, s, other, room.spread, room.repeated);
+    dots(values_, g, [&](const auto &take) {
+      for_each(of, [&](const Segment &part) {
+        take(rows_of(a.grad, values_, k + part.at, true),
+             is_part ? room.row : this->of(a.value, part.row, numbers), part.n);
+      });
+    });
+    each(n, [&](int64_t v, int64_t) { store_as(p + v, leaky(load_as<V>(s + v), slope)); });
+    if (soft) gather(other, a.kept, 2 * H, n, node);
+    soften(p, n, [&](int64_t v, int64_t) { return other + v; });
+    if (soft) {
+      gather(other, (const F *)a.kept + H, 2 * H, n, node);
+      product(p, other, n, p);
+    }
+    if (a.d_mask) {
+      product(p, g, n, other);
+      scatter(a.d_mask, other, n, user);
+    }
+    const F *share = p;
+    if (a.mask) {
+      gather(other, a.mask, H, n, user);
+      product(g, other, n, g);
+      product(p, other, n, room.spread);
+      share = room.spread;
+    }
+    for (int64_t i = 0; room.d_value && i < of.count; ++i) {
+      const Segment &part = of.each[i];
+      weighted_heads(rows_of(a.grad, values_, k + part.at, false), share + part.at * H, part.n,
+                     values_, room.d_value + (part.row - room.first) * numbers, part.add);
+    }
+    each(n, [&](int64_t v, int64_t) {
+      const V z = load_as<V>(p + v), by = load_as<V>(g + v);
+      const auto up = load_as<V>(s + v) > V{};
+      if (soft) {
+        store_as(g + v, z * by);
+        store_as(p + v, up ? z : -z);  // which tells the slope
+      } else {
+        const V inner = a.normalise == HAG_NORMALISE_TANH ? by * ((F)1 - z * z) : by;
+        store_as(g + v, up ? inner : inner * slope);
+      }
+    });
+    scatter(a.by_score, g, n, at);
+    if (soft) scatter(a.shares, p, n, at);
+    else if (a.d_bias) scatter(a.d_bias, g, n, user);
+  }
+
+  // The gradients by the scores of targets' rows, of what `by_value` left.
+  void less_inner(int64_t first, int64_t last) {
+    const Forward f = prepare();
+    F *inner = run_of(a.block), *out = run_of(a.block);
+    const auto run = [&](const Segments &of) {
+      const F *by = (const F *)a.by_score + of.begin * H;
+      const F *shares = (const F *)a.shares + of.begin * H;
+      const F slope = (F)a.slope;
+      spread_rows(of, inner, f.spread, f.repeated);
+      each(of.n, [&](int64_t v, int64_t) {
+        const V z = load_as<V>(shares + v), mean = load_as<V>(f.spread + v);
+        const auto up = z > V{};
+        const V rest = load_as<V>(by + v) - (up ? z : -z) * mean;
+        store_as(out + v, up ? rest : rest * slope);
+      });
+      keep_run((F *)a.by_score, out, of.begin, of.n);
+      if (a.d_bias) scatter(a.d_bias, out, of.n, [&](int64_t b) { return users(of.begin + b); });
+    };
+    const auto sum = [&](const Segments &of) {
+      for (int64_t i = 0; i < of.count; ++i)
+        sum_heads((const F *)a.by_score + (of.begin + of.each[i].at) * H, of.each[i].n, f.lanes,
+                  inner + i * H, of.each[i].add);
+    };
+    each_group(
+        first, last, [&](const Segments &of) { sum(of), run(of); },
+        [&](int64_t row, int64_t begin, int64_t end) {
+          each_part(row, begin, end, sum);
+          each_part(row, begin, end, run);
+        });
+  }
+
   struct BySource {
     F *share, *by, *lanes;
     F *key, *own;        // a row of keys, and of gradients by them
@@ -848,7 +955,7 @@ class Attend {
   void by_source(const Segments &of, const BySource &room) {
     const int64_t numbers = key_numbers();
     const auto at = [&](int64_t b) { return place(of.begin + b); };
-    gather(room.share, a.shares, H, of.n, at);
+    if (room.d_value) gather(room.share, a.shares, H, of.n, at);
     if (room.d_key) gather(room.by, a.by_score, H, of.n, at);
     for (int64_t i = 0; i < of.count; ++i) {
       const Segment &part = of.each[i];
@@ -1060,6 +1167,16 @@ void HAG_ENTRY(hag_attend_part_by_scores_)(const HagAttend *args, int64_t begin,
   HAG_BY_TYPE(Attend<F> attend(*args, scratch); const auto forward = attend.prepare();
               attend.part_by_scores(forward, begin, end, attend.edges_in((F *)edges, end - begin),
                                     (const F *)inner))
+}
+
+void HAG_ENTRY(hag_attend_by_value_)(const HagAttend *args, const HagAttendRange *range,
+                                     const HagAttendSums *sums, void *scratch) {
+  HAG_BY_TYPE(Attend<F>(*args, scratch).by_value(*range, *sums))
+}
+
+void HAG_ENTRY(hag_attend_less_inner_)(const HagAttend *args, int64_t first, int64_t last,
+                                       void *scratch) {
+  HAG_BY_TYPE(Attend<F>(*args, scratch).less_inner(first, last))
 }
 
 void HAG_ENTRY(hag_attend_by_source_)(const HagAttend *args, const HagAttendRange *range,
