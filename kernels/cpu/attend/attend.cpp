@@ -356,8 +356,9 @@ class Backward {
 
   // Gradients may be written over the values and keys, so sources come last.
   void run() {
-    a_.shares = room(shares_, a_.num_edges * a_.heads);
-    a_.by_score = room(by_score_, a_.num_edges * a_.heads);
+    const int64_t numbers = a_.num_edges * a_.heads + kSlack;
+    of_edges_.reset(new F[2 * numbers]);  // one block: glibc gives one of two back to the system
+    a_.by_score = of_edges_.get(), a_.shares = of_edges_.get() + numbers;
     a_.d_bias = out_.bias.data, a_.d_mask = out_.mask.data, a_.d_edges = out_.edges.data;
     const bool by_value = !has_vectors(a_);
     if (by_value) values();
@@ -370,11 +371,6 @@ class Backward {
   }
 
  private:
-  static F *room(std::unique_ptr<F[]> &memory, int64_t numbers) {
-    memory.reset(new F[numbers + kSlack]);
-    return memory.get();
-  }
-
   // The gradients by the scores: row by row, long ones in parts.
   void edges() {
     const Hubs hubs(a_.row_ptr, a_.num_rows);
@@ -457,7 +453,7 @@ class Backward {
   const int threads_;
   const int64_t bytes_;
   const Kernels &k_;
-  std::unique_ptr<F[]> by_score_, shares_;
+  std::unique_ptr<F[]> of_edges_;
 };
 
 template <class F>
