@@ -240,6 +240,11 @@ def _transformer_products(conv: Any, key: Any, query: Any, value: Any) -> dict[s
     return {"score": "dot", "value": product_of(value), "key": product_of(key), "query": scaled}
 
 
+def is_whole(conv: Any) -> bool:
+    """Whether a layer, as it is set up, has nothing between its attention and its result."""
+    return bool(conv.concat) and conv.lin_edge is None and getattr(conv, "lin_beta", None) is None
+
+
 def product_of(lin: Any) -> Product:
     """What a linear layer multiplies with."""
     return Product(lin.weight, lin.bias)
@@ -259,8 +264,9 @@ def _joined(
     between; otherwise stock's, whose `propagate` attends."""
     source, target = x if isinstance(x, PAIRS) else (x, x)
     joins = isinstance(graph, ScoredGraph) and not torch.compiler.is_compiling()
-    joins = joins and conv.concat and getattr(conv, "lin_beta", None) is None
-    joins = joins and not any(each is not None for each in (*args, *how.values()))
+    joins = (
+        joins and is_whole(conv) and not any(each is not None for each in (*args, *how.values()))
+    )
     joins = joins and all(map(is_bare, (*lins, *(() if root is None else (root,)))))
     if joins and isinstance(source, Tensor) and isinstance(target, Tensor):
         over_root = None if root is None else product_of(root)
@@ -341,11 +347,12 @@ _OF_EDGES = replace(_ATTENTION, unfit=_why_other_attributes)
 
 RECIPES: dict[type, Recipe] = {
     nn.GATConv: replace(_OF_EDGES, attention=gat, forward=gat_forward),
-    nn.GATv2Conv: replace(_OF_EDGES, attention=gatv2, forward=gatv2_forward),
+    nn.GATv2Conv: replace(_OF_EDGES, attention=gatv2, forward=gatv2_forward, whole=is_whole),
     nn.TransformerConv: replace(
         _OF_EDGES,
         attention=transformer,
         forward=transformer_forward,
+        whole=is_whole,
         conditions=(*_OVER, ITS_OWN_PRODUCT),
     ),
     nn.AGNNConv: replace(_ATTENTION, attention=agnn),
