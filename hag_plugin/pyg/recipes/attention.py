@@ -346,12 +346,12 @@ _ATTENTION = Recipe(conditions=_OVER)
 _OF_EDGES = replace(_ATTENTION, unfit=_why_other_attributes)
 
 RECIPES: dict[type, Recipe] = {
-    nn.GATConv: replace(_OF_EDGES, attention=gat, forward=gat_forward),
-    nn.GATv2Conv: replace(_OF_EDGES, attention=gatv2, forward=gatv2_forward, whole=is_whole),
+    nn.GATConv: replace(_OF_EDGES, attention=gat, over_products=gat_forward),
+    nn.GATv2Conv: replace(_OF_EDGES, attention=gatv2, over_products=gatv2_forward, whole=is_whole),
     nn.TransformerConv: replace(
         _OF_EDGES,
         attention=transformer,
-        forward=transformer_forward,
+        over_products=transformer_forward,
         whole=is_whole,
         conditions=(*_OVER, ITS_OWN_PRODUCT),
     ),
