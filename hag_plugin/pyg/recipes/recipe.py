@@ -70,8 +70,8 @@ class Recipe:
             of the source alone.
         numbers: from the layer and the sources' rows, the heads of its attention and how many
             numbers a message has, all heads together.
-        over_products: what runs in place of the layer's own `forward` where its edges are scored, for
-            layers whose attention is one function with their linear layers.
+        over_products: what runs in place of the layer's own `forward` where its edges are scored,
+            for layers whose attention is one function with their linear layers.
         whole: whether a layer's attention, over vectors, is one function with its linear layers.
         unfit: from the layer and a call, why its attention is left to stock in that call. None: it
             need not be.
