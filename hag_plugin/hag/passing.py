@@ -43,7 +43,7 @@ ATTENDED_ROW_OPS, ATTENDED_CALLS = 15, 60
 ATTENDED_GAIN = 0.7  # of `limits.passing_gain`: how much was enough where stock makes messages
 # The same of that where the products around attention over vectors are one function with it. Beside
 # GATv2Conv and TransformerConv of PyG's with 2,000 to 20,000 edges on 1,000 to 34,500 nodes, with
-# kernels for AVX-512 and for AVX2: none that is taken ran at less than 0.98 of stock's speed.
+# kernels for AVX-512 and for AVX2: of those taken, one ran at 0.97 of stock's speed, none at less.
 WHOLE_GAIN = 0.7
 # Beside RGATConv with 100 to 20,000 edges of 4 to 400 relations: a number of the matrix that stock
 # gathers for each message; the products with a relation's matrix, and what is around all of these;
