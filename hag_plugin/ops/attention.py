@@ -126,7 +126,8 @@ def attend(
     else:
         y, _ = call(NAME, hag, (*wide, order), *form.others)
         is_traced = torch._C._get_tracing_state() is not None  # with gradients, or without
-        if (y.requires_grad or is_traced) and y.dtype == value.dtype:
+        is_kept = is_traced or (y.requires_grad and gpu.is_home(y))
+        if is_kept and y.dtype == value.dtype:
             y = y.clone()  # the operator keeps its own; whoever gets this one may write to it
     return y.to(value.dtype)  # type: ignore[no-any-return]
 
@@ -289,7 +290,7 @@ class _Call:
         return [place(t) for t in self.tensors]
 
 
-def _run_attend(graph: Graph, *inputs: Any) -> tuple[Tensor, Tensor]:
+def run_attend(graph: Graph, *inputs: Any) -> tuple[Tensor, Tensor]:
     given, form = Tensors(*inputs[:_NUM_TENSORS]), Form(*inputs[_NUM_TENSORS:])
     one = _Call(graph, given, form)
     y, kept = _shape_of_attend(graph, *inputs)
@@ -308,15 +309,15 @@ def _run_attend(graph: Graph, *inputs: Any) -> tuple[Tensor, Tensor]:
 def _run_attend_backward(graph: Graph, *inputs: Any) -> Tensor:
     tensors, needs = inputs[3 : 3 + _NUM_TENSORS], inputs[3 + _NUM_TENSORS]
     flat = _shape_of_attend_backward(graph, *inputs)
-    _write_gradients(graph, inputs, _parts(flat, tensors, needs))
+    write_gradients(graph, inputs, _parts(flat, tensors, needs))
     return flat
 
 
-def _write_gradients(graph: Graph, inputs: Inputs, parts: dict[str, Tensor]) -> None:
+def write_gradients(graph: Graph, inputs: Inputs, parts: dict[str, Tensor]) -> None:
     """Writes the gradients that are needed, of the inputs of `attend_backward`."""
     grad, y, kept, *tensors = inputs[: 3 + _NUM_TENSORS]
     one = _Call(graph, Tensors(*tensors), Form(*inputs[4 + _NUM_TENSORS :]))
-    grad, y, kept = grad.contiguous(), y.contiguous(), kept.contiguous()
+    grad, kept = grad.contiguous(), kept.contiguous()
     is_empty = one.heads == 0 or (one.form.score == "vector" and one.key_width == 0)
     for part in parts.values():
         if not one.is_on_gpu:
@@ -329,9 +330,9 @@ def _write_gradients(graph: Graph, inputs: Inputs, parts: dict[str, Tensor]) -> 
         own = parts | {name: torch.zeros_like(t) for name, t in of_edges.items()}
     if one.is_on_gpu:
         out = Tensors(**own)
-        gpu_attention.attend_backward(one.hag, one.given, one.form, grad, y, kept, out)
+        gpu_attention.attend_backward(one.hag, one.given, one.form, grad, y.contiguous(), kept, out)
     else:
-        _native_backward(one, grad, y, kept, own)
+        _native_backward(one, grad, kept, own)
     for name, part in parts.items():
         if own[name] is not part:
             spread_out(own[name], one.rows, part)
@@ -339,9 +340,7 @@ def _write_gradients(graph: Graph, inputs: Inputs, parts: dict[str, Tensor]) -> 
         tell("attend_backward", one.form.normalise, one.hag)
 
 
-def _native_backward(
-    one: _Call, grad: Tensor, y: Tensor, kept: Tensor, parts: dict[str, Tensor]
-) -> None:
+def _native_backward(one: _Call, grad: Tensor, kept: Tensor, parts: dict[str, Tensor]) -> None:
     by_value, by_edges = grad, None
     if one.given.edge_query is not None:
         by_value = grad[..., : one.width].contiguous()
@@ -349,7 +348,7 @@ def _native_backward(
     out = [place(parts.get(name)) for name in TENSORS[:_NUM_DERIVED]]
     _cpu.attend_backward(
         by_target(one.hag, one.order), by_source(one.hag, one.order), one.sizes, one.addresses,
-        place(y), place(kept), place(grad), place(by_value), place(by_edges), out, *one.others,
+        place(kept), place(by_value), place(by_edges), out, *one.others,
     )  # fmt: skip
 
 
@@ -375,7 +374,7 @@ def _keep_attend(ctx: Any, needs: Sequence[bool], inputs: Inputs, output: Any) -
     ctx.form = Form(*inputs[_NUM_TENSORS:])
     y, kept = output
     ctx.mark_non_differentiable(kept)
-    return (*inputs[:_NUM_TENSORS], y, kept)
+    return (*inputs[:_NUM_TENSORS], y if gpu.is_home(y) else None, kept)
 
 
 def _attend_backward(
@@ -390,10 +389,22 @@ def _attend_backward(
     if isinstance(graph, HAG) and is_ordinary(grad, y, kept, *tensors):
         # Apart, so that each goes as soon as it was used.
         parts = {TENSORS[i]: tensors[i].new_empty(tensors[i].shape) for i in _needed(bits)}
-        _write_gradients(graph, (grad, y, kept, *given, bits, *form.others), parts)
+        is_one = _are_one(given.value, given.key)
+        if is_one and {"value", "key"} <= parts.keys() and not gpu.is_home(grad):
+            parts["key"] = parts["value"]  # of both
+        write_gradients(graph, (grad, y, kept, *given, bits, *form.others), parts)
+        if parts.get("key") is parts.get("value"):
+            parts.pop("key", None)
         return Tensors(**parts)
     flat = call("attend_backward", graph, (grad, y, kept, *given), bits, *form.others)
     return Tensors(**_parts(flat, tensors, bits))
+
+
+def _are_one(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two contiguous tensors are the same numbers in the same memory."""
+    if a is None or b is None or a.shape != b.shape or a.data_ptr() != b.data_ptr():
+        return False
+    return a.is_contiguous() and b.is_contiguous()
 
 
 def _attend_tangent(
@@ -441,11 +452,11 @@ _FORM = "SymInt num_dst, str score, float slope, str normalise, str self_loops"
 _OPERATORS = {
     NAME: Operator(
         f"({_GRAPH}, {_FORM}) -> (Tensor, Tensor)",
-        *(_run_attend, _shape_of_attend, _keep_attend),
+        *(run_attend, _shape_of_attend, _keep_attend),
         *(_attend_backward, _attend_tangent, _folded_attend),
     ),
     "attend_backward": Operator(
-        f"(Tensor grad, Tensor y, Tensor kept, {_GRAPH}, int needs, {_FORM}) -> Tensor",
+        f"(Tensor grad, Tensor? y, Tensor kept, {_GRAPH}, int needs, {_FORM}) -> Tensor",
         *(_run_attend_backward, _shape_of_attend_backward, lambda *_: ()),
         *(_no_derivative, _no_derivative),
     ),

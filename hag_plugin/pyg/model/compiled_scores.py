@@ -90,9 +90,9 @@ class TracedScores(ScoredGraph):
         scale = scale.masked_fill(scale == float("inf"), 0.0)
         return scale[source] * counts * scale[target]
 
-    def dropped(self, value: Tensor, p: float, dtype: torch.dtype) -> Tensor:
+    def dropped(self, heads: int, like: Tensor, p: float, dtype: torch.dtype) -> Tensor:
         """As of a `ScoredGraph`: stock draws for the edges that there are, one after the other."""
-        drawn = super().dropped(value, p, dtype)
+        drawn = super().dropped(heads, like, p, dtype)
         if not self.edges.loops:
             return drawn
         return drawn[self.counts().cumsum(0).sub(1).clamp(min=0)]

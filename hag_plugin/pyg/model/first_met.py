@@ -131,6 +131,7 @@ def with_scores(conv: Any, recipe: Recipe, messages: Messages, x: Tensor) -> Mes
         row_bytes=x.element_size() * numbers,
         weighted=False,
         heads=heads,
+        whole=recipe.whole(conv),
     )
 
 

@@ -139,7 +139,9 @@ def _forward(stock: type, recipe: Recipe) -> Any:
             x = given.get("x")
             if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
                 given["edge_weight"] = running.stand_in(recipe, self, x)
-        if recipe.forward is not None and (
+        if recipe.over_products is not None and isinstance(graph, ScoredGraph):
+            out = recipe.over_products(self, **given)
+        elif recipe.forward is not None and (
             isinstance(graph, HAG | ScoredGraph | ScoredTypes) or is_relations(graph)
         ):
             out = recipe.forward(self, **given)

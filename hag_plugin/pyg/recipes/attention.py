@@ -18,10 +18,11 @@ from torch import Tensor
 from torch_geometric import nn
 
 from hag_plugin.ops.attention import attend, head_dot
+from hag_plugin.ops.attention_products import Attention, Product, attend_products, may_join
 from hag_plugin.pyg.recipes.conditions import SOURCE_TO_TARGET, SUM
 from hag_plugin.pyg.recipes.forwards import general_message, general_offset, with_bias
-from hag_plugin.pyg.recipes.recipe import Call, Condition, Recipe
-from hag_plugin.pyg.recipes.reorder import is_product
+from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Condition, Recipe
+from hag_plugin.pyg.recipes.reorder import is_bare, is_product
 from hag_plugin.pyg.recipes.rgat import numbers_of, rgat, rgat_forward
 from hag_plugin.pyg.recipes.scored import ScoredGraph, ScoredTypes, promoted
 
@@ -191,6 +192,93 @@ def supergat_forward(
     return with_bias(conv, out.flatten(1) if conv.concat is True else out.mean(dim=1))
 
 
+# With their linear layers -------------------------------------------------------------------------
+
+
+def gat_forward(conv: Any, x: Any, edge_index: ScoredGraph, *args: Any, **how: Any) -> Any:
+    """gat_conv.py: a score's term of an end is a product of its features, too."""
+    lins = (conv.lin_src, conv.lin_dst) if conv.lin is None else (conv.lin, conv.lin)
+    return _joined(conv, x, edge_index, lins, conv.res, _gat_products, args, how)
+
+
+def _gat_products(conv: Any, source: Any, target: Any) -> dict[str, Any]:
+    heads = (conv.heads, conv.out_channels, -1)
+    ends = ((source, conv.att_src), (target, conv.att_dst))
+    key, query = (
+        Product((lin.weight.view(heads) * att[0].unsqueeze(-1)).sum(1)) for lin, att in ends
+    )
+    return {
+        "score": "sum", "value": Product(source.weight), "key": key, "query": query,
+        "shift": conv.bias, "slope": conv.negative_slope,
+    }  # fmt: skip
+
+
+def gatv2_forward(conv: Any, x: Any, edge_index: ScoredGraph, *args: Any, **how: Any) -> Any:
+    """gatv2_conv.py."""
+    lins = (conv.lin_l, conv.lin_r)
+    return _joined(conv, x, edge_index, lins, conv.res, _gatv2_products, args, how)
+
+
+def _gatv2_products(conv: Any, source: Any, target: Any) -> dict[str, Any]:
+    return {
+        "score": "vector", "value": product_of(source), "key": None, "query": product_of(target),
+        "weight": conv.att[0], "shift": conv.bias, "slope": conv.negative_slope,
+    }  # fmt: skip
+
+
+def transformer_forward(conv: Any, x: Any, edge_index: ScoredGraph, *args: Any, **how: Any) -> Any:
+    """transformer_conv.py."""
+    lins = (conv.lin_key, conv.lin_query, conv.lin_value)
+    root = conv.lin_skip if conv.root_weight else None
+    return _joined(conv, x, edge_index, lins, root, _transformer_products, args, how)
+
+
+def _transformer_products(conv: Any, key: Any, query: Any, value: Any) -> dict[str, Any]:
+    scale = 1 / math.sqrt(conv.out_channels)
+    bias = None if query.bias is None else query.bias * scale
+    scaled = Product(query.weight * scale, bias)
+    return {"score": "dot", "value": product_of(value), "key": product_of(key), "query": scaled}
+
+
+def is_whole(conv: Any) -> bool:
+    """Whether a layer, as it is set up, has nothing between its attention and its result."""
+    return bool(conv.concat) and conv.lin_edge is None and getattr(conv, "lin_beta", None) is None
+
+
+def product_of(lin: Any) -> Product:
+    """What a linear layer multiplies with."""
+    return Product(lin.weight, lin.bias)
+
+
+def _joined(
+    conv: Any,
+    x: Any,
+    graph: Any,
+    lins: tuple[Any, ...],
+    root: Any,
+    products: Any,
+    args: tuple[Any, ...],
+    how: dict[str, Any],
+) -> Any:
+    """`forward` in one function of the features and of the layer's weights, where nobody looks
+    between; otherwise stock's, whose `propagate` attends."""
+    source, target = x if isinstance(x, PAIRS) else (x, x)
+    joins = isinstance(graph, ScoredGraph) and not torch.compiler.is_compiling()
+    joins = (
+        joins and is_whole(conv) and not any(each is not None for each in (*args, *how.values()))
+    )
+    joins = joins and all(map(is_bare, (*lins, *(() if root is None else (root,)))))
+    if joins and isinstance(source, Tensor) and isinstance(target, Tensor):
+        over_root = None if root is None else product_of(root)
+        attention = Attention(conv.heads, root=over_root, **products(conv, *lins))
+        if may_join(graph.hag, source, target, attention):
+            if conv.dropout > 0 and conv.training:
+                mask = graph.dropped(attention.heads, source, conv.dropout, source.dtype)
+                attention = attention._replace(mask=mask, order=graph.order())
+            return attend_products(graph.hag, source, target, attention)
+    return conv._hag_stock.forward(conv, x, graph, *args, **how)
+
+
 # The recipes ------------------------------------------------------------------------------------
 
 NOT_CACHED = Condition(
@@ -258,10 +346,14 @@ _ATTENTION = Recipe(conditions=_OVER)
 _OF_EDGES = replace(_ATTENTION, unfit=_why_other_attributes)
 
 RECIPES: dict[type, Recipe] = {
-    nn.GATConv: replace(_OF_EDGES, attention=gat),
-    nn.GATv2Conv: replace(_OF_EDGES, attention=gatv2),
+    nn.GATConv: replace(_OF_EDGES, attention=gat, over_products=gat_forward),
+    nn.GATv2Conv: replace(_OF_EDGES, attention=gatv2, over_products=gatv2_forward, whole=is_whole),
     nn.TransformerConv: replace(
-        _OF_EDGES, attention=transformer, conditions=(*_OVER, ITS_OWN_PRODUCT)
+        _OF_EDGES,
+        attention=transformer,
+        over_products=transformer_forward,
+        whole=is_whole,
+        conditions=(*_OVER, ITS_OWN_PRODUCT),
     ),
     nn.AGNNConv: replace(_ATTENTION, attention=agnn),
     nn.FAConv: Recipe(

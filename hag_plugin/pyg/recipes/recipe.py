@@ -70,6 +70,9 @@ class Recipe:
             of the source alone.
         numbers: from the layer and the sources' rows, the heads of its attention and how many
             numbers a message has, all heads together.
+        over_products: what runs in place of the layer's own `forward` where its edges are scored,
+            for layers whose attention is one function with their linear layers.
+        whole: whether a layer's attention, over vectors, is one function with its linear layers.
         unfit: from the layer and a call, why its attention is left to stock in that call. None: it
             need not be.
         ranks: the dimensions that features of a layer with attention may have.
@@ -94,6 +97,8 @@ class Recipe:
     fuses: bool = True
     attention: Callable[[Any, Any, Call], Tensor] | None = None
     numbers: Callable[[Any, Tensor], tuple[int, int]] = heads_of
+    over_products: Callable[..., Any] | None = None
+    whole: Callable[[Any], bool] = lambda conv: False
     unfit: Callable[[Any, Call], str | None] = lambda conv, call: None
     ranks: tuple[int, ...] = (2,)
     joins: bool = False

@@ -58,9 +58,9 @@ class ScoredGraph:
             return edge_attr
         return with_values_of_loops(self.edge_index, edge_attr, self.edges.loops, conv.fill_value)
 
-    def dropped(self, value: Tensor, p: float, dtype: torch.dtype) -> Tensor:
+    def dropped(self, heads: int, like: Tensor, p: float, dtype: torch.dtype) -> Tensor:
         """A mask of dropout for the edges and heads, as stock draws it: `[E, H]`."""
-        return F.dropout(value.new_ones(self.hag.num_edges, value.shape[1], dtype=dtype), p)
+        return F.dropout(like.new_ones(self.hag.num_edges, heads, dtype=dtype), p)
 
     def attend(self, conv: Any, value: Tensor, **how: Any) -> Tensor:
         """`ops.attention.attend` over the edges, with the layer's dropout and weights.
@@ -77,7 +77,7 @@ class ScoredGraph:
         training = how.pop("training", conv.training)
         weight = how.pop("edge_weight", None)
         if p > 0 and training:
-            mask = self.dropped(value, p, common_dtype(how))
+            mask = self.dropped(value.shape[1], value, p, common_dtype(how))
         if weight is not None:
             weight = weight.view(-1, 1)
             mask = weight if mask is None else mask * weight

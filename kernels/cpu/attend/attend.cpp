@@ -16,16 +16,20 @@ struct Kernels {
   decltype(&hag_attend_rows_baseline) rows;
   decltype(&hag_attend_scores_baseline) scores;
   decltype(&hag_attend_part_baseline) part;
-  decltype(&hag_attend_stat_baseline) stat;
   decltype(&hag_attend_edges_baseline) edges;
+  decltype(&hag_attend_part_edges_baseline) part_edges;
+  decltype(&hag_attend_part_by_scores_baseline) part_by_scores;
+  decltype(&hag_attend_by_value_baseline) by_value;
+  decltype(&hag_attend_less_inner_baseline) less_inner;
   decltype(&hag_attend_by_source_baseline) by_source;
   decltype(&hag_attend_by_target_baseline) by_target;
   decltype(&hag_attend_dot_baseline) dot;
 };
 
-#define HAG_KERNELS(ISA)                                                            \
-  {hag_attend_rows_##ISA,      hag_attend_scores_##ISA, hag_attend_part_##ISA,      \
-   hag_attend_stat_##ISA,      hag_attend_edges_##ISA,  hag_attend_by_source_##ISA, \
+#define HAG_KERNELS(ISA)                                                                     \
+  {hag_attend_rows_##ISA,      hag_attend_scores_##ISA,     hag_attend_part_##ISA,           \
+   hag_attend_edges_##ISA,     hag_attend_part_edges_##ISA, hag_attend_part_by_scores_##ISA, \
+   hag_attend_by_value_##ISA,  hag_attend_less_inner_##ISA, hag_attend_by_source_##ISA,      \
    hag_attend_by_target_##ISA, hag_attend_dot_##ISA}
 const Kernels kKernels[] = {HAG_EVERY_ISA(HAG_KERNELS)};
 
@@ -117,11 +121,11 @@ int64_t block_of(const HagAttend &a) {
 }
 
 // What a kernel takes of its scratch: see attend_rows.h, where the same names are.
-int64_t scratch_numbers(const HagAttend &a, int64_t longest) {
+int64_t scratch_numbers(const HagAttend &a, int64_t row_numbers) {
   constexpr int64_t kSlack = 64, kMostLanes = 16;
   const int64_t run = a.block * a.heads + kSlack, vectors = a.heads * a.key_width;
-  return 8 * run + longest * a.heads + 4 * kMostLanes * a.heads + 4 * a.heads +
-         a.heads * (a.width + a.edge_width) + (a.projection ? a.block + 1 : 1) * vectors +
+  return 8 * run + row_numbers + 4 * kMostLanes * a.heads + 4 * a.heads +
+         a.heads * (a.width + a.edge_width) + (a.projection ? a.block + 2 : 2) * vectors +
          4 * (a.block + 1) + 24 * kSlack;
 }
 
@@ -300,15 +304,15 @@ void run_ranges(const HagAttend &a, Ranges kernel, const Wanted &w, int threads,
   });
   for (size_t hub = 0; hub < hubs.row.size(); ++hub) {
     const int64_t row = hubs.row[hub];
-    const auto total = [&](void *out, int64_t numbers, int64_t at) {
+    const auto total = [&](void *out, int64_t numbers, int64_t at, bool more) {
       if (!out) return;
       F *to = static_cast<F *>(out) + row * numbers;
-      std::fill(to, to + numbers, F(0));
+      if (!more) std::fill(to, to + numbers, F(0));
       for (int64_t p = hubs.ptr[hub]; p < hubs.ptr[hub + 1]; ++p)
         add(to, partial.get() + p * of_row + at, numbers);
     };
-    total(w.first, w.first_numbers, 0);
-    total(w.second, w.second_numbers, w.first_numbers);
+    total(w.first, w.first_numbers, 0, false);
+    total(w.second, w.second_numbers, w.first_numbers, w.second == w.first);
   }
   if (!sums) return;
   const auto total = [&](void *out, int64_t numbers, int64_t at) {
@@ -339,6 +343,8 @@ void each_range(const HagAttend &a, int threads, int64_t bytes, const Body &body
 
 template <class F>
 class Backward {
+  static constexpr int64_t kSlack = 64;
+
  public:
   Backward(HagAttend &args, const Reverse &reverse, const AttendTensors &out, int threads)
       : a_(args),
@@ -348,47 +354,87 @@ class Backward {
         bytes_(scratch_numbers(args, 0) * static_cast<int64_t>(sizeof(F))),
         k_(kernels()) {}
 
+  // Gradients may be written over the values and keys, so sources come last.
   void run() {
-    const bool by_target = out_.query.data || out_.weight.data || out_.edges.data ||
-                           out_.edge_query.data || out_.projection.data;
-    if (a_.normalise == HAG_NORMALISE_SOFTMAX) {
-      a_.stat = room(stat_, a_.num_rows * 3 * a_.heads);
-      const int64_t pieces = threads_ == 1 ? 1 : threads_ * kPiecesPerThread;
-      share_scratch(threads_, pieces, bytes_, [&](int64_t p, void *scratch) {
-        k_.stat(&a_, a_.num_rows * p / pieces, a_.num_rows * (p + 1) / pieces, scratch);
-      });
-    }
-    if (a_.edge_query) {
-      a_.edge_score = room(edge_score_, a_.num_edges * a_.heads);
-      a_.edge_grad = room(edge_grad_, a_.num_edges * a_.heads);
-      each_range(a_, threads_, bytes_, [&](const HagAttendRange &range, void *scratch) {
-        k_.edges(&a_, &range, scratch);
-      });
-    }
-    if (by_target) a_.by_score = room(by_score_, a_.num_edges * a_.heads);
-    if (out_.edges.data && a_.score == HAG_SCORE_DOT)
-      a_.shares = room(shares_, a_.num_edges * a_.heads);
+    const int64_t numbers = a_.num_edges * a_.heads + kSlack;
+    of_edges_.reset(new F[2 * numbers]);  // one block: glibc gives one of two back to the system
+    a_.by_score = of_edges_.get(), a_.shares = of_edges_.get() + numbers;
     a_.d_bias = out_.bias.data, a_.d_mask = out_.mask.data, a_.d_edges = out_.edges.data;
-    sources();
-    if (by_target) targets();
+    const bool by_value = !has_vectors(a_);
+    if (by_value) values();
+    else edges();
+    if (out_.query.data || out_.weight.data || out_.edges.data || out_.edge_query.data ||
+        out_.projection.data)
+      targets();
+    if (out_.key.data || (out_.value.data && !by_value))
+      sources(by_value ? nullptr : out_.value.data);
   }
 
  private:
-  F *room(std::unique_ptr<F[]> &memory, int64_t numbers) {
-    constexpr int64_t kSlack = 64;
-    memory.reset(new F[numbers + kSlack]);
-    return memory.get();
+  // The gradients by the scores: row by row, long ones in parts.
+  void edges() {
+    const Hubs hubs(a_.row_ptr, a_.num_rows);
+    const int64_t parts = static_cast<int64_t>(hubs.parts.size()), H = a_.heads;
+    std::vector<int64_t> at(parts + 1, 0);
+    for (int64_t p = 0; p < parts; ++p)
+      at[p + 1] = at[p] + 3 * ((hubs.parts[p].end - hubs.parts[p].begin) * H + kSlack);
+    const std::unique_ptr<F[]> rooms(new F[at[parts] + 1]);
+    std::vector<F> inner(parts * H);
+    each_part(hubs, bytes_, [&](int64_t p, void *scratch) {
+      const Hubs::Part &part = hubs.parts[p];
+      k_.part_edges(&a_, part.row, part.begin, part.end, &rooms[at[p]], &inner[p * H], scratch);
+    });
+    for (size_t hub = 0; hub < hubs.row.size(); ++hub) {
+      const int64_t first = hubs.ptr[hub], last = hubs.ptr[hub + 1];
+      for (int64_t p = first + 1; p < last; ++p) add(&inner[first * H], &inner[p * H], H);
+      for (int64_t p = first + 1; p < last; ++p) std::copy_n(&inner[first * H], H, &inner[p * H]);
+    }
+    each_part(hubs, bytes_, [&](int64_t p, void *scratch) {
+      const Hubs::Part &part = hubs.parts[p];
+      k_.part_by_scores(&a_, part.begin, part.end, &rooms[at[p]], &inner[p * H], scratch);
+    });
+    a_.longest = longest_row(a_.row_ptr, a_.num_rows);
+    rows(k_.edges, 3 * (a_.longest * H + kSlack));
+    a_.longest = kHubLength;
   }
 
-  void sources() {
+  // Where a score is one number of each end: the gradients by values and scores.
+  void values() {
+    Wanted w;
+    w.first = out_.value.data, w.first_numbers = a_.heads * a_.width;
+    run_ranges<F>(by_source(), k_.by_value, w, threads_, bytes_);
+    if (a_.normalise != HAG_NORMALISE_SOFTMAX) return;
+    a_.longest = a_.num_edges;
+    rows(k_.less_inner, 0);
+    a_.longest = kHubLength;
+  }
+
+  void rows(decltype(&hag_attend_edges_baseline) kernel, int64_t numbers) {
+    const int64_t bytes = scratch_numbers(a_, numbers) * static_cast<int64_t>(sizeof(F));
+    const int64_t pieces = threads_ == 1 ? 1 : threads_ * kPiecesPerThread;
+    const std::vector<int64_t> first = cut_rows(a_.row_ptr, a_.num_rows, pieces);
+    share_scratch(threads_, pieces, bytes,
+                  [&](int64_t p, void *scratch) { kernel(&a_, first[p], first[p + 1], scratch); });
+  }
+
+  template <class Body>
+  void each_part(const Hubs &hubs, int64_t bytes, const Body &body) {
+    if (!hubs.parts.empty())
+      share_scratch(threads_, static_cast<int64_t>(hubs.parts.size()), bytes, body);
+  }
+
+  HagAttend by_source() const {
     HagAttend a = a_;
     a.row_ptr = reverse_.row_ptr, a.col = reverse_.col, a.place = reverse_.place;
     a.num_rows = a_.num_cols, a.num_cols = a_.num_rows;
+    return a;
+  }
 
+  void sources(void *value) {
     Wanted w;
-    w.first = out_.value.data, w.first_numbers = a.heads * a.width;
-    w.second = out_.key.data, w.second_numbers = a.heads * a.key_width;
-    run_ranges<F>(a, k_.by_source, w, threads_, bytes_);
+    w.first = value, w.first_numbers = a_.heads * a_.width;
+    w.second = out_.key.data, w.second_numbers = a_.heads * a_.key_width;
+    run_ranges<F>(by_source(), k_.by_source, w, threads_, bytes_);
   }
 
   void targets() {
@@ -407,7 +453,7 @@ class Backward {
   const int threads_;
   const int64_t bytes_;
   const Kernels &k_;
-  std::unique_ptr<F[]> stat_, edge_score_, edge_grad_, by_score_, shares_;
+  std::unique_ptr<F[]> of_edges_;
 };
 
 template <class F>
@@ -415,7 +461,7 @@ void run_attend(HagAttend &a, int threads) {
   a.longest = longest_row(a.row_ptr, a.num_rows);
   const Hubs hubs(a.row_ptr, a.num_rows);
   const int used = threads_for(a, threads);
-  const int64_t bytes = scratch_numbers(a, a.longest) * static_cast<int64_t>(sizeof(F));
+  const int64_t bytes = scratch_numbers(a, a.longest * a.heads) * static_cast<int64_t>(sizeof(F));
   const Kernels &k = kernels();
   HubRows<F>(a, hubs).run(k, used, bytes);
   const int64_t pieces = used == 1 ? 1 : used * kPiecesPerThread;
@@ -439,11 +485,10 @@ void attend(const HagAttend &shape, const AttendTensors &tensors, const Numbers 
 }
 
 void attend_backward(const HagAttend &shape, const Reverse &reverse, const AttendTensors &tensors,
-                     const Numbers &y, const Numbers &kept, const AttendGrads &grads,
-                     const AttendTensors &out, int threads) {
+                     const Numbers &kept, const AttendGrads &grads, const AttendTensors &out,
+                     int threads) {
   HagAttend a = filled(shape, tensors);
   const int64_t D = a.edge_query ? a.edge_width : 0;
-  for (const Numbers *each : {&y, &grads.y}) expect("y", *each, {a.num_rows, a.heads, a.width + D});
   expect("kept", kept, {a.num_rows, 2, a.heads});
   expect("grad", grads.value, {a.num_rows, a.heads, a.width});
   expect("the gradient of edges", grads.edges, {a.num_rows, a.heads, D});
@@ -453,8 +498,8 @@ void attend_backward(const HagAttend &shape, const Reverse &reverse, const Atten
   if (a.num_cols > 0 && reverse.row_ptr[a.num_cols] != a.num_edges)
     refuse("the reverse has other edges");
   if (a.heads == 0) return;
-  a.kept = kept.data, a.result = y.data, a.grad_y = grads.y.data;
-  a.grad = grads.value.data, a.grad_edges = grads.edges.data, a.block = block_of(a);
+  a.kept = kept.data, a.grad = grads.value.data, a.grad_edges = grads.edges.data,
+  a.block = block_of(a);
   a.longest = kHubLength;
   if (a.dtype == HAG_FLOAT64) Backward<double>(a, reverse, out, threads).run();
   else Backward<float>(a, reverse, out, threads).run();

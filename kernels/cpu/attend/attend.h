@@ -26,7 +26,7 @@ struct Reverse {
 };
 
 struct AttendGrads {
-  Numbers y, value, edges;  // by all of y; by its first numbers of each head, and by its last
+  Numbers value, edges;  // by the first numbers of each head of y, and by its last
 };
 
 // The graph and the sizes stand in `shape`, the rest of which is filled here. The graph must be
@@ -34,10 +34,11 @@ struct AttendGrads {
 void attend(const HagAttend &shape, const AttendTensors &tensors, const Numbers &y,
             const Numbers &kept, int threads);
 
-// `out` is by the tensors; what is null there is not needed.
+// `out` is by the tensors; what is null there is not needed. Gradients by value and key may be
+// written over these, unless a query is one of them; both may be one.
 void attend_backward(const HagAttend &shape, const Reverse &reverse, const AttendTensors &tensors,
-                     const Numbers &y, const Numbers &kept, const AttendGrads &grads,
-                     const AttendTensors &out, int threads);
+                     const Numbers &kept, const AttendGrads &grads, const AttendTensors &out,
+                     int threads);
 
 // out[e, h] = <a_jh, b_ih>; a and b have `width` numbers a head.
 void head_dot(const HagAttend &shape, const Numbers &a, const Numbers &b, const Numbers &out,

@@ -35,11 +35,8 @@ struct HagAttend {
   void *kept;  // [num_dst, 2, heads]: the largest score, 1 / the sum of exponentials
   // Backward.
   const void *grad, *grad_edges;  // by y: [num_dst, heads, width], [num_dst, heads, edge_width]
-  const void *grad_y, *result;    // as y lies, and y itself
-  void *stat;                     // [num_dst, 3, heads]: kept, and <grad_y, result>
-  void *edge_score, *edge_grad;   // [E, heads]: <edge_query, edges>, <grad_edges, edges>
-  void *by_score, *shares;        // [E, heads] and more: gradients by scores; what values count
-  void *d_value, *d_key, *d_query, *d_bias, *d_edges, *d_edge_query, *d_mask;
+  void *by_score, *shares;        // [E, heads]: gradients by scores; what values count
+  void *d_bias, *d_edges, *d_mask;
 };
 
 // Rows first to last of a graph, without those longer than `longest`; or, where begin is not
@@ -54,22 +51,29 @@ struct HagAttendSums {
   void *d_weight, *d_projection;  // of a piece of work
 };
 
-#define HAG_DECLARE_ATTEND(ISA)                                                                   \
-  extern "C" {                                                                                    \
-  void hag_attend_rows_##ISA(const HagAttend *args, int64_t first, int64_t last, void *scratch);  \
-  void hag_attend_scores_##ISA(const HagAttend *args, int64_t row, int64_t begin, int64_t end,    \
-                               void *scores, void *largest, void *scratch);                       \
-  void hag_attend_part_##ISA(const HagAttend *args, int64_t row, int64_t begin, int64_t end,      \
-                             void *scores, const void *largest, void *total, void *sums,          \
-                             void *scratch);                                                      \
-  void hag_attend_stat_##ISA(const HagAttend *args, int64_t first, int64_t last, void *scratch);  \
-  void hag_attend_edges_##ISA(const HagAttend *args, const HagAttendRange *range, void *scratch); \
-  void hag_attend_by_source_##ISA(const HagAttend *args, const HagAttendRange *range,             \
-                                  const HagAttendSums *sums, void *scratch);                      \
-  void hag_attend_by_target_##ISA(const HagAttend *args, const HagAttendRange *range,             \
-                                  const HagAttendSums *sums, void *scratch);                      \
-  void hag_attend_dot_##ISA(const HagAttend *args, const HagAttendRange *range, void *out,        \
-                            void *scratch);                                                       \
+#define HAG_DECLARE_ATTEND(ISA)                                                                    \
+  extern "C" {                                                                                     \
+  void hag_attend_rows_##ISA(const HagAttend *args, int64_t first, int64_t last, void *scratch);   \
+  void hag_attend_scores_##ISA(const HagAttend *args, int64_t row, int64_t begin, int64_t end,     \
+                               void *scores, void *largest, void *scratch);                        \
+  void hag_attend_part_##ISA(const HagAttend *args, int64_t row, int64_t begin, int64_t end,       \
+                             void *scores, const void *largest, void *total, void *sums,           \
+                             void *scratch);                                                       \
+  void hag_attend_edges_##ISA(const HagAttend *args, int64_t first, int64_t last, void *scratch);  \
+  void hag_attend_part_edges_##ISA(const HagAttend *args, int64_t row, int64_t begin, int64_t end, \
+                                   void *edges, void *inner, void *scratch);                       \
+  void hag_attend_part_by_scores_##ISA(const HagAttend *args, int64_t begin, int64_t end,          \
+                                       void *edges, const void *inner, void *scratch);             \
+  void hag_attend_by_value_##ISA(const HagAttend *args, const HagAttendRange *range,               \
+                                 const HagAttendSums *sums, void *scratch);                        \
+  void hag_attend_less_inner_##ISA(const HagAttend *args, int64_t first, int64_t last,             \
+                                   void *scratch);                                                 \
+  void hag_attend_by_source_##ISA(const HagAttend *args, const HagAttendRange *range,              \
+                                  const HagAttendSums *sums, void *scratch);                       \
+  void hag_attend_by_target_##ISA(const HagAttend *args, const HagAttendRange *range,              \
+                                  const HagAttendSums *sums, void *scratch);                       \
+  void hag_attend_dot_##ISA(const HagAttend *args, const HagAttendRange *range, void *out,         \
+                            void *scratch);                                                        \
   }
 
 HAG_DECLARE_ATTEND(baseline)

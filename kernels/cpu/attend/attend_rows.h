@@ -678,26 +678,136 @@ class Attend {
 
   // ---------------------------------------------------------------- backward
 
-  // stat: what was kept, and <grad_y, result> of each head.
-  void stats(int64_t first, int64_t last) {
-    const int64_t width = result_width(), numbers = H * width;
-    F *product = run_of(a.block);
-    const HeadsShape<F> shape(H, width);
-    const int32_t own = 0;
-    for (int64_t i = first; i < last; i += a.block) {
-      const int64_t n = i + a.block < last ? a.block : last - i;
-      dots(shape, product, [&](const auto &all) {
-        for (int64_t b = i; b < i + n; ++b)
-          all(Rows<F>{(const F *)a.grad_y + b * numbers, 0, &own, 0, 0},
-              (const F *)a.result + b * numbers, 1);
+  // What the gradients of a run of edges are made of: the scores before their leaky ReLU, what is
+  // made of them, and <grad_i, value_j> times the mask. Later, the gradients by the scores.
+  struct Edges {
+    F *s, *p, *g;
+    Edges operator+(int64_t numbers) const { return {s + numbers, p + numbers, g + numbers}; }
+  };
+  Edges edges_in(F *room, int64_t edges) const {
+    const int64_t numbers = edges * H + kSlack;
+    return {room, room + numbers, room + 2 * numbers};
+  }
+
+  const F *kept_of(int64_t row) const { return (const F *)a.kept + row * 2 * H; }
+
+  // Up to a vector more is written than the numbers of these segments. What values count is kept
+  // for the sums by source.
+  void edges_of(const Forward &f, const Segments &of, const Edges &to) {
+    const int64_t n = of.n;
+    const F slope = sloped() ? (F)a.slope : (F)1;
+    const auto user = [&](int64_t b) { return users(of.begin + b); };
+    const auto spread_kept = [&](int64_t offset) {
+      for (int64_t i = 0; i < of.count; ++i)
+        spread(kept_of(of.each[i].row) + offset, of.each[i].n, f.spread + of.each[i].at * H,
+               f.repeated);
+    };
+    scores(a.query, a.key, of, to.s, f.other, f.spread, f.repeated);
+    dots(values_, to.g, [&](const auto &take) {
+      for_each(of, [&](const Segment &part) {
+        take(rows_of(a.value, values_, of.begin + part.at, fetches_values()),
+             this->of(a.grad, part.row, H * a.width), part.n);
       });
-      for (int64_t b = 0; b < n; ++b) {
-        F *stat = (F *)a.stat + (i + b) * 3 * H;
-        const F *kept = (const F *)a.kept + (i + b) * 2 * H;
-        for (int64_t h = 0; h < 2 * H; ++h) stat[h] = kept[h];
-        for (int64_t h = 0; h < H; ++h) stat[2 * H + h] = product[b * H + h];
-      }
+    });
+    if (a.edge_query)
+      for_each(of, [&](const Segment &part) {
+        const int64_t begin = of.begin + part.at, numbers = H * a.edge_width;
+        add_edge_dots(this->of(a.edge_query, part.row, numbers), begin, part.n, to.s + part.at * H,
+                      f.other);
+        add_edge_dots(this->of(a.grad_edges, part.row, numbers), begin, part.n, to.g + part.at * H,
+                      f.other);
+      });
+    each(n, [&](int64_t v, int64_t) { store_as(to.p + v, leaky(load_as<V>(to.s + v), slope)); });
+    const bool soft = a.normalise == HAG_NORMALISE_SOFTMAX;
+    if (soft) spread_kept(0);
+    soften(to.p, n, [&](int64_t v, int64_t) { return f.spread + v; });
+    if (soft) {
+      spread_kept(H);
+      product(to.p, f.spread, n, to.p);
     }
+    const F *share = to.p;
+    if (a.d_mask) {
+      product(to.p, to.g, n, f.other);
+      scatter(a.d_mask, f.other, n, user);
+    }
+    if (a.mask) {
+      gather(f.other, a.mask, H, n, user);
+      product(to.g, f.other, n, to.g);
+      product(to.p, f.other, n, f.other);
+      share = f.other;
+    }
+    keep_run((F *)a.shares, share, of.begin, n);
+  }
+
+  HAG_INLINE void product(const F *x, const F *y, int64_t n, F *out) const {
+    each(n, [&](int64_t v, int64_t) { store_as(out + v, load_as<V>(x + v) * load_as<V>(y + v)); });
+  }
+  // Other threads may write what lies behind.
+  HAG_INLINE void keep_run(F *to, const F *from, int64_t begin, int64_t n) const {
+    __builtin_memcpy(to + begin * H, from, n * H * sizeof(F));
+  }
+
+  // inner[i, h]: the sum over a segment's edges of p times its gradient; or added to it.
+  void inner_of(const Forward &f, const Segments &of, const Edges &edges, F *inner) const {
+    product(edges.p, edges.g, of.n, f.spread);
+    for (int64_t i = 0; i < of.count; ++i)
+      sum_heads(f.spread + of.each[i].at * H, of.each[i].n, f.lanes, inner + i * H, of.each[i].add);
+  }
+
+  // The gradients by the scores of n edges, in place of `g`; inner_at(offset, offset in what is
+  // periodic).
+  template <class Inner>
+  HAG_INLINE void by_scores(const Edges &edges, int64_t begin, int64_t n, const Inner &inner_at) {
+    const F slope = sloped() ? (F)a.slope : (F)1;
+    const bool soft = a.normalise == HAG_NORMALISE_SOFTMAX;
+    const bool tanh = a.normalise == HAG_NORMALISE_TANH;
+    each(n, [&](int64_t v, int64_t p) {
+      const V z = load_as<V>(edges.p + v);
+      V by = load_as<V>(edges.g + v);
+      if (soft) by = z * (by - load_as<V>(inner_at(v, p)));
+      else if (tanh) by = by * ((F)1 - z * z);
+      if (slope != (F)1) by = load_as<V>(edges.s + v) > V{} ? by : by * slope;
+      store_as(edges.g + v, by);
+    });
+    keep_run((F *)a.by_score, edges.g, begin, n);
+    if (a.d_bias) scatter(a.d_bias, edges.g, n, [&](int64_t b) { return users(begin + b); });
+  }
+
+  // Of a part of a row, before and after all parts have given their share of `inner`.
+  void part_edges(const Forward &f, int64_t row, int64_t begin, int64_t end, const Edges &edges,
+                  F *inner) {
+    each_part(row, begin, end, [&](const Segments &of) {
+      const Edges own = edges + (of.begin - begin) * H;
+      edges_of(f, of, own);
+      if (a.normalise == HAG_NORMALISE_SOFTMAX) inner_of(f, of, own, inner);
+    });
+  }
+  void part_by_scores(const Forward &f, int64_t begin, int64_t end, const Edges &edges,
+                      const F *inner) {
+    if (a.normalise == HAG_NORMALISE_SOFTMAX) repeat(inner, f.repeated);
+    by_scores(edges, begin, end - begin, [&](int64_t, int64_t p) { return f.repeated + p; });
+  }
+
+  // The gradients by the scores of rows' edges, and what their values count.
+  void edges_of_rows(int64_t first, int64_t last) {
+    const Forward f = prepare();
+    const int64_t longest = a.longest > a.block ? a.longest : a.block;
+    const Edges edges = edges_in(take(3 * (longest * H + kSlack)), longest);
+    F *inner = run_of(a.block);
+    each_group(
+        first, last,
+        [&](const Segments &of) {
+          edges_of(f, of, edges);
+          if (a.normalise == HAG_NORMALISE_SOFTMAX) {
+            inner_of(f, of, edges, inner);
+            spread_rows(of, inner, f.spread, f.repeated);
+          }
+          by_scores(edges, of.begin, of.n, [&](int64_t v, int64_t) { return f.spread + v; });
+        },
+        [&](int64_t row, int64_t begin, int64_t end) {
+          part_edges(f, row, begin, end, edges, inner);
+          part_by_scores(f, begin, end, edges, inner);
+        });
   }
 
   // body(row, begin, end, row - range.first) for the rows of a range, or for a part of one.
@@ -710,42 +820,132 @@ class Attend {
     }
   }
 
-  // edge_score and edge_grad of the edges of targets' rows.
-  void edge_terms(const HagAttendRange &range) {
-    prepare_edges();
-    F *column = run_of(a.block);
-    each_row(range, [&](int64_t row, int64_t begin, int64_t end, int64_t) {
-      edge_terms(row, begin, end, column);
-    });
-  }
-  void edge_terms(int64_t row, int64_t begin, int64_t end, F *column) {
-    const int64_t numbers = H * a.edge_width;
-    F *score = (F *)a.edge_score, *by = (F *)a.edge_grad;
-    for (int64_t k = begin * H; k < end * H; ++k) score[k] = 0, by[k] = 0;
-    for (int64_t k = begin; k < end; k += a.block) {
-      const int64_t n = k + a.block < end ? a.block : end - k;
-      add_edge_dots(of(a.edge_query, row, numbers), k, n, score + k * H, column);
-      add_edge_dots(of(a.grad_edges, row, numbers), k, n, by + k * H, column);
-    }
-  }
-
   HAG_INLINE void clear(F *p, int64_t numbers) const {
     if (p)
       for (int64_t k = 0; k < numbers; ++k) p[k] = 0;
   }
 
+  struct ByValue {
+    F *s, *p, *g, *other, *spread, *repeated, *row;
+    F *d_value;     // of the range's first row
+    int64_t first;  // that row
+  };
+
+  // Sources' rows where a score is one number of each end: the gradients by values, which may stand
+  // where these stood, and all that is of scores, of which only sums over targets are left then.
+  void by_value(const HagAttendRange &range, const HagAttendSums &sums) {
+    const ByValue room{run_of(a.block),   run_of(a.block), run_of(a.block),
+                       run_of(a.block),   run_of(a.block), periodic(),
+                       take(H * a.width), (F *)sums.first, range.first};
+    const auto run = [&](const Segments &of) { by_value(of, room); };
+    if (range.begin >= 0) return each_part(range.first, range.begin, range.end, run);
+    each_group(range.first, range.last, run,
+               [&](int64_t row, int64_t begin, int64_t end) { each_part(row, begin, end, run); });
+  }
+
+  void by_value(const Segments &of, const ByValue &room) {
+    const int64_t k = of.begin, n = of.n, numbers = H * a.width;
+    F *s = room.s, *p = room.p, *g = room.g, *other = room.other;
+    const bool soft = a.normalise == HAG_NORMALISE_SOFTMAX;
+    const F slope = (F)a.slope;
+    const auto node = [&](int64_t b) { return (int64_t)a.col[k + b]; };
+    const auto at = [&](int64_t b) { return place(k + b); };
+    const auto user = [&](int64_t b) { return users(k + b); };
+    const Segment &one = of.each[0];
+    if (!one.last && !one.add)
+      __builtin_memcpy(room.row, this->of(a.value, one.row, numbers), numbers * sizeof(F));
+    const bool is_part = !one.last || one.add;
+    scores(a.key, a.query, of, s, other, room.spread, room.repeated);
+    dots(values_, g, [&](const auto &take) {
+      for_each(of, [&](const Segment &part) {
+        take(rows_of(a.grad, values_, k + part.at, true),
+             is_part ? room.row : this->of(a.value, part.row, numbers), part.n);
+      });
+    });
+    each(n, [&](int64_t v, int64_t) { store_as(p + v, leaky(load_as<V>(s + v), slope)); });
+    if (soft) gather(other, a.kept, 2 * H, n, node);
+    soften(p, n, [&](int64_t v, int64_t) { return other + v; });
+    if (soft) {
+      gather(other, (const F *)a.kept + H, 2 * H, n, node);
+      product(p, other, n, p);
+    }
+    if (a.d_mask) {
+      product(p, g, n, other);
+      scatter(a.d_mask, other, n, user);
+    }
+    const F *share = p;
+    if (a.mask) {
+      gather(other, a.mask, H, n, user);
+      product(g, other, n, g);
+      product(p, other, n, room.spread);
+      share = room.spread;
+    }
+    for (int64_t i = 0; room.d_value && i < of.count; ++i) {
+      const Segment &part = of.each[i];
+      weighted_heads(rows_of(a.grad, values_, k + part.at, false), share + part.at * H, part.n,
+                     values_, room.d_value + (part.row - room.first) * numbers, part.add);
+    }
+    each(n, [&](int64_t v, int64_t) {
+      const V z = load_as<V>(p + v), by = load_as<V>(g + v);
+      const auto up = load_as<V>(s + v) > V{};
+      if (soft) {
+        store_as(g + v, z * by);
+        store_as(p + v, up ? z : -z);  // which tells the slope
+      } else {
+        const V inner = a.normalise == HAG_NORMALISE_TANH ? by * ((F)1 - z * z) : by;
+        store_as(g + v, up ? inner : inner * slope);
+      }
+    });
+    scatter(a.by_score, g, n, at);
+    if (soft) scatter(a.shares, p, n, at);
+    else if (a.d_bias) scatter(a.d_bias, g, n, user);
+  }
+
+  // The gradients by the scores of targets' rows, of what `by_value` left.
+  void less_inner(int64_t first, int64_t last) {
+    const Forward f = prepare();
+    F *inner = run_of(a.block), *out = run_of(a.block);
+    const auto run = [&](const Segments &of) {
+      const F *by = (const F *)a.by_score + of.begin * H;
+      const F *shares = (const F *)a.shares + of.begin * H;
+      const F slope = (F)a.slope;
+      spread_rows(of, inner, f.spread, f.repeated);
+      each(of.n, [&](int64_t v, int64_t) {
+        const V z = load_as<V>(shares + v), mean = load_as<V>(f.spread + v);
+        const auto up = z > V{};
+        const V rest = load_as<V>(by + v) - (up ? z : -z) * mean;
+        store_as(out + v, up ? rest : rest * slope);
+      });
+      keep_run((F *)a.by_score, out, of.begin, of.n);
+      if (a.d_bias) scatter(a.d_bias, out, of.n, [&](int64_t b) { return users(of.begin + b); });
+    };
+    const auto sum = [&](const Segments &of) {
+      for (int64_t i = 0; i < of.count; ++i)
+        sum_heads((const F *)a.by_score + (of.begin + of.each[i].at) * H, of.each[i].n, f.lanes,
+                  inner + i * H, of.each[i].add);
+    };
+    each_group(
+        first, last, [&](const Segments &of) { sum(of), run(of); },
+        [&](int64_t row, int64_t begin, int64_t end) {
+          each_part(row, begin, end, sum);
+          each_part(row, begin, end, run);
+        });
+  }
+
   struct BySource {
-    F *s, *g, *p, *most, *inverse, *inner, *repeated, *lanes;
+    F *share, *by, *lanes;
+    F *key, *own;        // a row of keys, and of gradients by them
     F *d_value, *d_key;  // of the range's first row
     int64_t first;       // that row
   };
 
-  // Sources' rows: gradients by their values and keys, by scores, and by what edges have.
+  // Sources' rows: gradients by their values and keys, which may be one, and may stand where the
+  // values and keys stood.
   void by_source(const HagAttendRange &range, const HagAttendSums &sums) {
     prepare_edges();
-    const BySource room{run_of(a.block), run_of(a.block),  run_of(a.block), run_of(a.block),
-                        run_of(a.block), run_of(a.block),  periodic(),      periodic(),
-                        (F *)sums.first, (F *)sums.second, range.first};
+    const int64_t keys = key_numbers() + kSlack;
+    const BySource room{run_of(a.block), run_of(a.block), periodic(),       take(keys),
+                        take(keys),      (F *)sums.first, (F *)sums.second, range.first};
     const auto run = [&](const Segments &of) { by_source(of, room); };
     if (range.begin >= 0) return each_part(range.first, range.begin, range.end, run);
     each_group(range.first, range.last, run,
@@ -753,94 +953,48 @@ class Attend {
   }
 
   void by_source(const Segments &of, const BySource &room) {
-    const int64_t key_numbers = this->key_numbers(), value_numbers = H * a.width;
-    const int64_t k = of.begin, n = of.n;
-    F *s = room.s, *g = room.g, *p = room.p, *most = room.most, *inverse = room.inverse;
-    F *inner = room.inner;
-    const F *stat = (const F *)a.stat;
-    const bool soft = a.normalise == HAG_NORMALISE_SOFTMAX;
-    const F slope = sloped() ? (F)a.slope : (F)1;
-    const int32_t *col = a.col + k;
-    const auto node = [&](int64_t b) { return (int64_t)col[b]; };
-    const auto at = [&](int64_t b) { return place(k + b); };
-    const auto user = [&](int64_t b) { return users(k + b); };
-    const auto add_edges = [&](F *to, const void *term) {
-      gather(inner, term, H, n, at);
-      add_run(to, inner, n);
-    };
-    scores(a.key, a.query, of, s, inner, most, room.repeated);
-    dots(values_, g, [&](const auto &take) {
-      for_each(of, [&](const Segment &part) {
-        take(rows_of(a.grad, values_, k + part.at, true),
-             this->of(a.value, part.row, value_numbers), part.n);
-      });
-    });
-    if (a.edge_query) add_edges(s, a.edge_score), add_edges(g, a.edge_grad);
-    if (soft) {
-      gather(most, stat, 3 * H, n, node);
-      gather(inverse, stat + H, 3 * H, n, node);
-      gather(inner, stat + 2 * H, 3 * H, n, node);
-      each(n, [&](int64_t v, int64_t) {
-        const V z = leaky(load_as<V>(s + v), slope);
-        store_as(p + v, exponential<F>(z - load_as<V>(most + v)) * load_as<V>(inverse + v));
-      });
-    } else if (a.normalise == HAG_NORMALISE_TANH) {
-      each(n, [&](int64_t v, int64_t) {
-        store_as(p + v, hyperbolic_tangent<F>(leaky(load_as<V>(s + v), slope)));
-      });
-    } else {
-      each(n, [&](int64_t v, int64_t) { store_as(p + v, leaky(load_as<V>(s + v), slope)); });
-    }
-    if (a.d_mask) {
-      each(n,
-           [&](int64_t v, int64_t) { store_as(most + v, load_as<V>(p + v) * load_as<V>(g + v)); });
-      scatter(a.d_mask, most, n, user);
-    }
-    F *share = p;
-    if (a.mask) {
-      share = most;
-      gather(most, a.mask, H, n, user);
-      each(n, [&](int64_t v, int64_t) {
-        const V mask = load_as<V>(most + v);
-        store_as(g + v, load_as<V>(g + v) * mask);
-        store_as(most + v, load_as<V>(p + v) * mask);
-      });
-    }
-    if (room.d_value)
-      for (int64_t i = 0; i < of.count; ++i) {
-        const Segment &part = of.each[i];
-        weighted_heads(rows_of(a.grad, values_, k + part.at, false), share + part.at * H, part.n,
-                       values_, room.d_value + (part.row - room.first) * value_numbers, part.add);
-      }
-    if (a.shares) scatter(a.shares, share, n, at);
-    each(n, [&](int64_t v, int64_t) {
-      const V z = load_as<V>(p + v);
-      V by = load_as<V>(g + v);
-      if (soft) by = z * (by - load_as<V>(inner + v));
-      else if (a.normalise == HAG_NORMALISE_TANH) by = by * ((F)1 - z * z);
-      if (slope != (F)1) by = load_as<V>(s + v) > V{} ? by : by * slope;
-      store_as(g + v, by);
-    });
-    if (a.by_score) scatter(a.by_score, g, n, at);
-    if (a.d_bias) scatter(a.d_bias, g, n, user);
-    for (int64_t i = 0; room.d_key && i < of.count; ++i) {
+    const int64_t numbers = key_numbers();
+    const auto at = [&](int64_t b) { return place(of.begin + b); };
+    if (room.d_value) gather(room.share, a.shares, H, of.n, at);
+    if (room.d_key) gather(room.by, a.by_score, H, of.n, at);
+    for (int64_t i = 0; i < of.count; ++i) {
       const Segment &part = of.each[i];
-      const F *by = g + part.at * H;
-      F *d_key = room.d_key + (part.row - room.first) * key_numbers;
+      const int64_t begin = of.begin + part.at, row = part.row - room.first;
+      const F *by = room.by + part.at * H;
+      F *d_value = room.d_value ? room.d_value + row * H * a.width : nullptr;
+      F *d_key = room.d_key ? room.d_key + row * numbers : nullptr;
+      if (d_key && a.score == HAG_SCORE_VECTOR) vectors_by_source(part, begin, by, numbers, room);
+      if (d_value)
+        weighted_heads(rows_of(a.grad, values_, begin, true), room.share + part.at * H, part.n,
+                       values_, d_value, part.add);
+      if (!d_key) continue;
       if (a.score == HAG_SCORE_SUM) {
         sum_heads(by, part.n, room.lanes, d_key, part.add);
       } else if (a.score == HAG_SCORE_DOT) {
-        weighted_heads(rows_of(a.query, keys_, k + part.at, false), by, part.n, keys_, d_key,
-                       part.add);
-      } else {
-        const F *key = this->of(a.key, part.row, key_numbers);
-        const Vectors<F> z = vectors(key, a.query, k + part.at, part.n, false);
-        weighted_heads(SlopeOf<F>{z}, by, part.n, keys_, d_key, part.add);
-        if (part.last) multiply(d_key, (const F *)a.weight, key_numbers);
+        weighted_heads(rows_of(a.query, keys_, begin, true), by, part.n, keys_, d_key,
+                       part.add || d_key == d_value);
+      } else if (part.last && d_key == d_value) {
+        add_to(d_key, room.own, numbers);
+      } else if (part.last) {
+        __builtin_memcpy(d_key, room.own, numbers * sizeof(F));
       }
     }
   }
 
+  // The row of its gradients by a key of "vector", in `own`.
+  void vectors_by_source(const Segment &part, int64_t begin, const F *by, int64_t numbers,
+                         const BySource &room) {
+    const F *key = of(a.key, part.row, numbers);
+    if (!part.last && !part.add) __builtin_memcpy(room.key, key, numbers * sizeof(F));
+    if (!part.last || part.add) key = room.key;  // a gradient may stand in its place by now
+    const Vectors<F> z = vectors(key, a.query, begin, part.n, true);
+    weighted_heads(SlopeOf<F>{z}, by, part.n, keys_, room.own, part.add);
+    if (part.last) multiply(room.own, (const F *)a.weight, numbers);
+  }
+
+  void add_to(F *p, const F *from, int64_t numbers) const {
+    for (int64_t k = 0; k < numbers; ++k) p[k] += from[k];
+  }
   void multiply(F *p, const F *by, int64_t numbers) const {
     for (int64_t k = 0; k < numbers; ++k) p[k] *= by[k];
   }
@@ -996,14 +1150,33 @@ void HAG_ENTRY(hag_attend_part_)(const HagAttend *args, int64_t, int64_t begin, 
       forward, begin, end, (F *)scores, (const F *)largest, (F *)total, (F *)sums))
 }
 
-void HAG_ENTRY(hag_attend_stat_)(const HagAttend *args, int64_t first, int64_t last,
-                                 void *scratch) {
-  HAG_BY_TYPE(Attend<F>(*args, scratch).stats(first, last))
+void HAG_ENTRY(hag_attend_edges_)(const HagAttend *args, int64_t first, int64_t last,
+                                  void *scratch) {
+  HAG_BY_TYPE(Attend<F>(*args, scratch).edges_of_rows(first, last))
 }
 
-void HAG_ENTRY(hag_attend_edges_)(const HagAttend *args, const HagAttendRange *range,
-                                  void *scratch) {
-  HAG_BY_TYPE(Attend<F>(*args, scratch).edge_terms(*range))
+void HAG_ENTRY(hag_attend_part_edges_)(const HagAttend *args, int64_t row, int64_t begin,
+                                       int64_t end, void *edges, void *inner, void *scratch) {
+  HAG_BY_TYPE(Attend<F> attend(*args, scratch); const auto forward = attend.prepare();
+              attend.part_edges(forward, row, begin, end, attend.edges_in((F *)edges, end - begin),
+                                (F *)inner))
+}
+
+void HAG_ENTRY(hag_attend_part_by_scores_)(const HagAttend *args, int64_t begin, int64_t end,
+                                           void *edges, const void *inner, void *scratch) {
+  HAG_BY_TYPE(Attend<F> attend(*args, scratch); const auto forward = attend.prepare();
+              attend.part_by_scores(forward, begin, end, attend.edges_in((F *)edges, end - begin),
+                                    (const F *)inner))
+}
+
+void HAG_ENTRY(hag_attend_by_value_)(const HagAttend *args, const HagAttendRange *range,
+                                     const HagAttendSums *sums, void *scratch) {
+  HAG_BY_TYPE(Attend<F>(*args, scratch).by_value(*range, *sums))
+}
+
+void HAG_ENTRY(hag_attend_less_inner_)(const HagAttend *args, int64_t first, int64_t last,
+                                       void *scratch) {
+  HAG_BY_TYPE(Attend<F>(*args, scratch).less_inner(first, last))
 }
 
 void HAG_ENTRY(hag_attend_by_source_)(const HagAttend *args, const HagAttendRange *range,
