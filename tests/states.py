@@ -104,7 +104,9 @@ class Place:
         return torch.from_numpy(np.ascontiguousarray(edges))
 
     def floats(self, rows: int, dtype: torch.dtype) -> Tensor:
-        return torch.from_numpy(self.random.standard_normal((rows, WIDTH))).to(dtype)
+        """In torch's memory or in NumPy's, which others may write to."""
+        made = torch.from_numpy(self.random.standard_normal((rows, WIDTH))).to(dtype)
+        return made.clone() if self.random.random() < 0.5 else made
 
     def values(self) -> dict[str, Tensor]:
         """What there is for each edge, by name."""
