@@ -71,7 +71,9 @@ def run(name: str, command: list[str], seconds: int, runs: int, seed: int) -> tu
 def tool(name: str) -> str:
     """What runs a target, with its version."""
     if name in python_doors.DOORS:
-        return f"atheris {importlib.metadata.version('atheris')}, Python {platform.python_version()}"
+        return (
+            f"atheris {importlib.metadata.version('atheris')}, Python {platform.python_version()}"
+        )
     compiler, has_fuzzer = native_doors.compiler()
     said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
     return f"{'libFuzzer' if has_fuzzer else 'driver.cpp'}, {said.stdout.splitlines()[0]}"
@@ -122,7 +124,7 @@ def main() -> None:
             continue
         start = time.monotonic()
         count, what = run(name, found[name], args.seconds, args.runs, args.seed)
-        report.add(name, count, time.monotonic() - start, bool(what))
+        report.add(name, count, time.monotonic() - start, int(bool(what)))
         print(f"{name}: {count:,} executions, {'FAILED' if what else 'nothing found'}", flush=True)
         failed |= bool(what)
         if what:
