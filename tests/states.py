@@ -2,7 +2,8 @@
 
 A machine holds two models that are the same, one of them accelerated now and then, and graphs that
 both are called with. Whatever is done to the one model is done to the other; what a call gives, and
-every gradient, must be the same. The frameworks' own part is how graphs are made and changed.
+every gradient, must be the same. The frameworks' own part is how graphs are made and changed. Each
+kind of model has runs of its own: drawn among many, most kinds come seldom.
 
 `HAG_PLUGIN_TIMES=20 pytest tests/pyg/test_states.py` goes on 20 times as long.
 """
@@ -103,7 +104,9 @@ class Place:
         return torch.from_numpy(np.ascontiguousarray(edges))
 
     def floats(self, rows: int, dtype: torch.dtype) -> Tensor:
-        return torch.from_numpy(self.random.standard_normal((rows, WIDTH))).to(dtype)
+        """In torch's memory or in NumPy's, which others may write to."""
+        made = torch.from_numpy(self.random.standard_normal((rows, WIDTH))).to(dtype)
+        return made.clone() if self.random.random() < 0.5 else made
 
     def values(self) -> dict[str, Tensor]:
         """What there is for each edge, by name."""
@@ -128,13 +131,14 @@ class Place:
 
 
 class ModelMachine(RuleBasedStateMachine):
-    """See above. `MODELS` makes a model of each kind."""
+    """See above. `MODELS` makes a model of each kind; `name` is that of one."""
 
     MODELS: dict[str, Callable[[], nn.Module]]
     LAYER: type[nn.Module]  # of the framework's layers
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
+        self.name = name
         self.dtype = torch.float64
         self.places: list[Any] = []
         self.last: Any = None  # the place that was drawn last
@@ -148,7 +152,6 @@ class ModelMachine(RuleBasedStateMachine):
     def begin(self, data: st.DataObject, seed: int) -> None:
         """Two models, and graphs for them."""
         self.often = data.draw(st.integers(0, 3)) > 0  # otherwise graphs seldom come back
-        self.name = data.draw(st.sampled_from(sorted(self.MODELS)))
         torch.manual_seed(seed)
         self.stock = self.MODELS[self.name]().to(self.dtype)
         self.ours = copy.deepcopy(self.stock)
@@ -200,6 +203,11 @@ class ModelMachine(RuleBasedStateMachine):
         found = self.run(self.ours, mine, place.leaves(), how)
         assert_same(found, expected, BOUNDS[self.dtype])
         assert_same([*self.ours.buffers()], [*self.stock.buffers()], BOUNDS[self.dtype])
+
+    def comes_back(self, place: Any) -> None:
+        """Has what is known of a place be in use: what changes then must be seen."""
+        for _ in range(3):
+            self.compare(place, "backward")
 
     @invariant()
     def is_the_same(self) -> None:
@@ -331,8 +339,11 @@ class ModelMachine(RuleBasedStateMachine):
         hook, register = HOOKS[kind]
         count = len(list(self.stock.modules()))
         number = data.draw(st.integers(0, count - 1))
+        place = self.draw_place(data)
+        self.comes_back(place)
         for model in (self.stock, self.ours):
             getattr(list(model.modules())[number], register)(hook)
+        self.compare(place, "backward")
 
     @rule()
     def unhook(self) -> None:
@@ -353,7 +364,9 @@ class ModelMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), row=st.integers(0, 4), how=st.sampled_from(["mul_", "row", "copy_"]))
     def features_in_place(self, data: st.DataObject, row: int, how: str) -> None:
-        x = self.draw_place(data).x
+        place = self.draw_place(data)
+        self.comes_back(place)
+        x = place.x
         with torch.no_grad():
             if how == "mul_":
                 x.mul_(-0.75)
@@ -361,6 +374,7 @@ class ModelMachine(RuleBasedStateMachine):
                 x[row] += 1
             else:
                 x.copy_(x.flip(0))
+        self.compare(place, "backward")
 
     @rule(data=st.data(), wanted=st.booleans())
     def gradients_of_features(self, data: st.DataObject, wanted: bool) -> None:

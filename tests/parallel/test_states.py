@@ -87,11 +87,12 @@ class PlanMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def draw(self, data: st.DataObject) -> None:
-        """A plan in which each operation has anything that it may have."""
+        """A plan in which each operation has anything that it may have; it runs."""
         space = self.space()
         chosen = [data.draw(st.integers(0, len(c) - 1)) for c in space.configs]
         self.plan = planned(space, chosen)
         self.is_edited = False
+        self.run(from_file=False, steps=1)
 
     # What is done to a plan -----------------------------------------------------------------------
 

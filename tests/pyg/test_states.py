@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from functools import partial
 from typing import Any
 
 import pytest
@@ -183,7 +184,9 @@ class PyGMachine(ModelMachine):
     def edges_in_place(self, data: st.DataObject, way: str) -> None:
         place = self.draw_place(data)
         place.give("tensor")
+        self.comes_back(place)
         place.write(way)
+        self.compare(place, "backward")
 
     @rule(
         data=st.data(),
@@ -201,6 +204,7 @@ class PyGMachine(ModelMachine):
     @rule(data=st.data(), seed=SEEDS, how=st.sampled_from(VALUES))
     def values_of_edges(self, data: st.DataObject, seed: int, how: str) -> None:
         place = self.draw_place(data)
+        self.comes_back(place)
         (values,) = place.more()
         if how == "write":
             with torch.no_grad():
@@ -213,8 +217,10 @@ class PyGMachine(ModelMachine):
                 setattr(place, name, values.detach().roll(2, dims=0))
         elif values.is_floating_point():
             values.requires_grad_(how == "leaf")
+        self.compare(place, "backward")
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
-def test_models_live_on(bounded: Any) -> None:
-    run_state_machine_as_test(PyGMachine, settings=bounded(30, 25))
+@pytest.mark.parametrize("name", MODELS)
+def test_models_live_on(name: str, bounded: Any) -> None:
+    run_state_machine_as_test(partial(PyGMachine, name), settings=bounded(6, 20))

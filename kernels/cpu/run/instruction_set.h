@@ -7,11 +7,17 @@
 
 namespace hag {
 
+#ifndef HAG_ISAS  // how many of them are compiled, the first ones
+#define HAG_ISAS 3
+#endif
+
 // ENTRY(name) for each of them, the best last: what tables of kernels are made with.
-#if defined(__x86_64__)
-#define HAG_EVERY_ISA(ENTRY) ENTRY(baseline), ENTRY(avx2), ENTRY(avx512)
-#else
+#if !defined(__x86_64__) || HAG_ISAS == 1
 #define HAG_EVERY_ISA(ENTRY) ENTRY(baseline)
+#elif HAG_ISAS == 2
+#define HAG_EVERY_ISA(ENTRY) ENTRY(baseline), ENTRY(avx2)
+#else
+#define HAG_EVERY_ISA(ENTRY) ENTRY(baseline), ENTRY(avx2), ENTRY(avx512)
 #endif
 
 // The place in HAG_EVERY_ISA of the one in use: the best that this machine can run, or the one that
