@@ -324,7 +324,7 @@ def _wrong(**declared: Any) -> Any:
         {"score": "vector"},
         {"score": "vector", "weight": lambda conv: conv.att * 2},
     ],
-    ids=str,
+    ids=lambda declared: ", ".join(declared),
 )
 def test_a_wrong_declaration_is_found(declared: Any, awkward: Any) -> None:
     x = torch.randn(awkward.num_src, WIDTH)
