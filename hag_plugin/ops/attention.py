@@ -372,6 +372,8 @@ def _needed(needs: int) -> list[int]:
 
 def _keep_attend(ctx: Any, needs: Sequence[bool], inputs: Inputs, output: Any) -> Gradients:
     ctx.form = Form(*inputs[_NUM_TENSORS:])
+    given = Tensors(*inputs[:_NUM_TENSORS])
+    ctx.is_one = given.key is given.value  # memory that they share would not do: paths may differ
     y, kept = output
     ctx.mark_non_differentiable(kept)
     return (*inputs[:_NUM_TENSORS], y if gpu.is_home(y) else None, kept)
@@ -389,22 +391,15 @@ def _attend_backward(
     if isinstance(graph, HAG) and is_ordinary(grad, y, kept, *tensors):
         # Apart, so that each goes as soon as it was used.
         parts = {TENSORS[i]: tensors[i].new_empty(tensors[i].shape) for i in _needed(bits)}
-        is_one = _are_one(given.value, given.key)
-        if is_one and {"value", "key"} <= parts.keys() and not gpu.is_home(grad):
+        is_one = ctx.is_one and {"value", "key"} <= parts.keys() and not gpu.is_home(grad)
+        if is_one:
             parts["key"] = parts["value"]  # of both
         write_gradients(graph, (grad, y, kept, *given, bits, *form.others), parts)
-        if parts.get("key") is parts.get("value"):
-            parts.pop("key", None)
+        if is_one:
+            del parts["key"]
         return Tensors(**parts)
     flat = call("attend_backward", graph, (grad, y, kept, *given), bits, *form.others)
     return Tensors(**_parts(flat, tensors, bits))
-
-
-def _are_one(a: Tensor | None, b: Tensor | None) -> bool:
-    """Whether two contiguous tensors are the same numbers in the same memory."""
-    if a is None or b is None or a.shape != b.shape or a.data_ptr() != b.data_ptr():
-        return False
-    return a.is_contiguous() and b.is_contiguous()
 
 
 def _attend_tangent(

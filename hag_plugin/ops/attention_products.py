@@ -180,22 +180,20 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        source, target, *tensors = ctx.saved_tensors[:-4]
-        if torch.is_grad_enabled() or not is_ordinary(grad, *ctx.saved_tensors):
-            found = _derivable(ctx, source, target, tensors, grad)
+        saved = list(ctx.saved_tensors)  # once: a checkpoint gives each only once
+        if torch.is_grad_enabled() or not is_ordinary(grad, *saved):
+            found = _derivable(ctx, saved, grad)
         else:
-            found = _Backward(ctx, grad).run()
+            found = _Backward(ctx, saved, grad).run()
         needs = ctx.needs_input_grad
         return tuple(
             g if need else None for g, need in zip((None, None, *found), needs, strict=True)
         )
 
 
-def _derivable(
-    ctx: Any, source: Tensor, target: Tensor, tensors: Sequence[Any], grad: Tensor
-) -> list[Tensor | None]:
+def _derivable(ctx: Any, saved: Sequence[Any], grad: Tensor) -> list[Tensor | None]:
     """The gradients, which may be derived again."""
-    inputs = (source, target, *tensors)
+    inputs = saved[:-4]
     own = [t if t is None else t.view_as(t) for t in inputs]  # ends of what is derived here
     with torch.enable_grad():
         own = [t if t is None or t.requires_grad else t.detach() for t in own]
@@ -214,12 +212,12 @@ def _derivable(
 class _Backward:
     """The gradients, in as little memory as they take."""
 
-    def __init__(self, ctx: Any, grad: Tensor) -> None:
-        self.ctx, self.grad = ctx, grad.contiguous()
+    def __init__(self, ctx: Any, saved: list[Any], grad: Tensor) -> None:
+        self.ctx, self.saved, self.grad = ctx, saved, grad.contiguous()
         self.hag, self.form = ctx.hag, ctx.form
         # Nobody asks for these products again: gradients may stand in their place.
         self.is_last = not torch._C._autograd._get_current_graph_task_keep_graph()
-        source, target, *tensors = ctx.saved_tensors[:-4]
+        source, target, *tensors = saved[:-4]
         self.source, self.target = source, target
         self.is_one = ctx.is_one
         self.attention: Attention = ctx.attention.with_tensors(tensors)
@@ -255,7 +253,7 @@ class _Backward:
     def _parts(self) -> dict[str, Tensor]:
         """By the products and the weight."""
         attention = self.attention
-        *_, value, key, query, kept = self.ctx.saved_tensors
+        value, key, query, kept = self.saved[-4:]
         is_shared = attention.key is None
         parts = {"value": value if self.is_last else torch.empty_like(value)}
         if is_shared:
@@ -272,6 +270,7 @@ class _Backward:
         given = Tensors(**ends, weight=attention.weight, mask=mask, order=order)
         inputs = (self.grad.view(shape), None, kept, *given, 0, *self.form.others)
         write_gradients(self.hag, inputs, parts)
+        self.saved.clear()
         if self.is_last:
             self.ctx.maybe_clear_saved_tensors()
         return parts

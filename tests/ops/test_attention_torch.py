@@ -146,6 +146,39 @@ def test_inference_mode_autocast_and_checkpoints() -> None:
     assert torch.equal(torch.autograd.grad(again.square().sum(), x)[0], expected)
 
 
+class Reversed(torch.autograd.Function):
+    """The same numbers in the same memory, whose gradient goes back with another sign."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return -grad
+
+
+@pytest.mark.parametrize("sizes", [(0, 3), (3, 0), (9, 9)])
+@pytest.mark.parametrize("same", [False, True])
+@pytest.mark.parametrize("score", ["dot", "vector"])
+def test_values_and_keys_of_one_memory_get_their_own_gradients(
+    score: str, same: bool, sizes: tuple[int, int]
+) -> None:
+    num_src, num_dst = sizes
+    edges = random_graph(*sizes, 40 if all(sizes) else 0)
+    hag = hp.build_hag(edges, size=sizes)
+    key = torch.randn(num_src, 2, 3, dtype=torch.float64).requires_grad_()
+    query = torch.randn(num_dst, 2, 3, dtype=torch.float64).requires_grad_()
+    weight = torch.randn(2, 3, dtype=torch.float64) if score == "vector" else None
+    how: dict[str, Any] = {"key": key, "query": query, "weight": weight, "score": score}
+    value = key if same else Reversed.apply(key)
+    y, expected = attend(hag, value, **how), reference.attend(value, edges, num_dst, **how)
+    grad = torch.randn_like(expected)
+    for a, b in zip(*(torch.autograd.grad(t, [key, query], grad) for t in (y, expected)),
+                    strict=True):  # fmt: skip
+        torch.testing.assert_close(a, b)
+
+
 def test_the_backward_operator_has_no_derivative() -> None:
     hag = hp.build_hag(random_graph(5, 5, 9), num_nodes=5)
     x, key = torch.randn(5, 1, 2, requires_grad=True), torch.randn(5, 1)
