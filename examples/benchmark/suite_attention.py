@@ -25,10 +25,14 @@ from .results import Record
 from .sides import AGAIN, AUTO
 from .suite_layers import peak_bytes
 from .timing import interleave
+from .verdict import Rule, judge
 
 NAME = "attention"
 SECONDS = 1.0
 STOCK, DGL, DGL_AUTO = "PyG edge_index", "DGL", "hag auto, DGL"
+# Which side may not be slower than which: as it is, and accelerated.
+PAIRS = ((STOCK, AUTO), (DGL, AUTO), (DGL, DGL_AUTO))
+RULE = Rule(least=0.97, far_ahead=True)
 INPUT = 64  # features of the layer's input
 LAYERS = ("GATConv", "GATv2Conv", "TransformerConv", "DotGatConv")
 MISSING = {
@@ -54,7 +58,10 @@ def cells(plan: Plan) -> Iterator[Cell]:
 
 
 def measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
-    """Times each framework's layer as it is and accelerated; `memory`: bytes at a call's peak."""
+    """Times each framework's layer as it is and accelerated.
+
+    `memory`: bytes at a call's peak; `ratio`: the least of those of `PAIRS`.
+    """
     torch.manual_seed(plan.seed)
     absent = dict(plan.crashed)
     edges = graph.edge_index.long()
@@ -91,9 +98,17 @@ def measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
     if twice not in calls:
         return {"wrong": wrong, "absent": absent, "forms": {}, "memory": memory}
     calls[AGAIN] = calls[twice]
-    rounds = interleave(calls, plan.budget(SECONDS), together=(twice, AGAIN))
-    forms = {"fresh": {"sides": rounds.summary(), "control": rounds.control(twice, AGAIN)}}
-    return {"wrong": wrong, "absent": absent, "forms": forms, "memory": memory}
+    pairs = [pair for pair in PAIRS if set(pair) <= calls.keys()]
+
+    def attempt(number: int) -> dict[str, Any]:
+        budget = plan.budget(SECONDS, longer=number + 1)
+        rounds = interleave(calls, budget, together=tuple(calls), seed=number)
+        control = rounds.control(twice, AGAIN)
+        forms = {"fresh": {"sides": rounds.summary(), "control": control}}
+        ratio = min((rounds.ratio(*pair) for pair in pairs), default=1.0)
+        return {"forms": forms, "ratio": ratio, "spread": control["spread"]}
+
+    return {"wrong": wrong, "absent": absent, "memory": memory, **judge(RULE, attempt)}
 
 
 def _of_pyg(pyg: Any, cell: Cell, edges: Tensor, x: Tensor) -> Iterator[Callable[[], Tensor]]:
