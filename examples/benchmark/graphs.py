@@ -26,6 +26,7 @@ SCALED = {
     "communities-10M": (23_300, 560),
     "communities-115M": (232_965, 575),
 }
+POWER_LAW, POWER_LAW_NODES = "power-law-10M", 520_000  # of 20 neighbours each, at most
 LOOPS: dict[str, SelfLoops] = {"A": False, "A+I": "add"}
 
 
@@ -56,6 +57,8 @@ class Graph:
             self.data = _ten_nodes(seed)
         elif name in SCALED:
             self.data = _communities(name, seed)
+        elif name == POWER_LAW:
+            self.data = _power_law(seed)
         else:
             self.data = datasets.load(name, root, seed=seed, features=False)
         self._kept: dict[Any, Any] = {}
@@ -164,6 +167,13 @@ class Graph:
         """Random normal features, float32 `[N, width]`, the same for the same seed."""
         generator = torch.Generator().manual_seed(self.seed)
         return torch.randn(self.num_nodes, width, generator=generator)
+
+
+def _power_law(seed: int) -> GraphData:
+    """About ten million edges, of which few nodes have many."""
+    edges = torch.from_numpy(generators.power_law(POWER_LAW_NODES, seed=seed))
+    source = f"generated: power-law degrees, seed {seed}"
+    return GraphData(POWER_LAW, source, edges, POWER_LAW_NODES)
 
 
 def _ten_nodes(seed: int) -> GraphData:
