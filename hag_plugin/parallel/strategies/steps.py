@@ -160,7 +160,7 @@ def messages(op: Op, rows: int, sources: int, edges: int, fetch: list[Step]) -> 
 
 def attention(op: Op, rows: int, sources: int, edges: int, heads: int, fetch: list[Step]) -> Held:
     """Transform, scores, softmax over the edges of each target, weighted sum: what is held of edges
-    is dropout's mask alone.
+    is dropout's mask alone. The result is kept, as kernels on a GPU do; those on a CPU do not.
 
     Args:
         op: the layer.
