@@ -905,10 +905,14 @@ class Attend {
   void less_inner(int64_t first, int64_t last) {
     const Forward f = prepare();
     F *inner = run_of(a.block), *out = run_of(a.block);
+    // Copies: what lies past a run, which vectors read, is written by other threads.
+    F *by = run_of(a.block), *shares = run_of(a.block);
+    const auto copy = [&](F *to, const void *from, const Segments &of) {
+      __builtin_memcpy(to, (const F *)from + of.begin * H, of.n * H * sizeof(F));
+    };
     const auto run = [&](const Segments &of) {
-      const F *by = (const F *)a.by_score + of.begin * H;
-      const F *shares = (const F *)a.shares + of.begin * H;
       const F slope = (F)a.slope;
+      copy(by, a.by_score, of), copy(shares, a.shares, of);
       spread_rows(of, inner, f.spread, f.repeated);
       each(of.n, [&](int64_t v, int64_t) {
         const V z = load_as<V>(shares + v), mean = load_as<V>(f.spread + v);
@@ -920,9 +924,9 @@ class Attend {
       if (a.d_bias) scatter(a.d_bias, out, of.n, [&](int64_t b) { return users(of.begin + b); });
     };
     const auto sum = [&](const Segments &of) {
+      copy(by, a.by_score, of);
       for (int64_t i = 0; i < of.count; ++i)
-        sum_heads((const F *)a.by_score + (of.begin + of.each[i].at) * H, of.each[i].n, f.lanes,
-                  inner + i * H, of.each[i].add);
+        sum_heads(by + of.each[i].at * H, of.each[i].n, f.lanes, inner + i * H, of.each[i].add);
     };
     each_group(
         first, last, [&](const Segments &of) { sum(of), run(of); },
