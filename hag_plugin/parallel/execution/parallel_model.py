@@ -31,6 +31,7 @@ from hag_plugin.parallel.model.trace import Recorded, record
 from hag_plugin.parallel.ranks.comm import Group, Sent
 from hag_plugin.parallel.ranks.transfer import fan_out, fetch_rows, replicate_rows, sum_parts
 from hag_plugin.parallel.search.plan import Plan
+from hag_plugin.recall import Known
 from hag_plugin.saved import set_module
 
 TRIES = 100  # of drawing pairs without an edge
@@ -66,7 +67,8 @@ class Parallel:
         self._part, self._call = part, call or plain
         self._seed = group.broadcast(torch.initial_seed())
         self._runner: Runner | None = None
-        self._edges: tuple[Tensor, Tensor] | None = None  # of `negatives`, with their keys
+        self._edges: Known | None = None  # of `negatives`, whose keys are `_keys`
+        self._keys = torch.empty(0, dtype=torch.int64)
         self._drawn = (0, -1)  # its step, and how often it was called in it
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -305,7 +307,7 @@ class Parallel:
 
         Args:
             edges: integer `[2, E]`, those to leave out; they are sorted once as long as the same
-                tensor is given.
+                tensor is given, unchanged.
             count: how many.
 
         Returns:
@@ -318,12 +320,12 @@ class Parallel:
         count = whole("count", count, 0, MAX_NODES)
         check_edge_index(edges)
         nodes = int(self.data.prepared.world.nodes.sum())
-        if self._edges is None or self._edges[0] is not edges:
+        if self._edges is None or not self._edges.holds((edges,)):
             keys = edges[0].cpu().long() * nodes + edges[1].cpu()
-            self._edges = edges, keys.sort().values
+            self._edges, self._keys = Known.of((edges,)), keys.sort().values
         self._drawn = (self.step, self._drawn[1] + 1 if self._drawn[0] == self.step else 0)
         key = hash((self._seed, self.group.rank, *self._drawn)) % 2**63
-        draw, known = torch.Generator().manual_seed(key), self._edges[1]
+        draw, known = torch.Generator().manual_seed(key), self._keys
         found, missing = [torch.empty(0, dtype=torch.int64)], count
         for _ in range(TRIES):
             keys = torch.randint(max(nodes**2, 1), (2 * missing,), generator=draw)

@@ -153,6 +153,11 @@ def test_negatives_are_no_edges_and_go_by_rank_and_step() -> None:
         every = torch.cartesian_prod(torch.arange(NODES), torch.arange(NODES)).T
         with pytest.raises(ValueError, match="5 of 5 pairs without an edge were not found"):
             ours.parallel.negatives(every, 5)
+        few = every[:, :1].clone()
+        for pair in every.T[-3:]:  # written to, be it unseen by torch
+            few.numpy()[:] = pair[:, None].numpy()
+            drawn_now = ours.parallel.negatives(few, 4 * NODES**2).T.tolist()
+            assert pair.tolist() not in drawn_now
         with pytest.raises((TypeError, ValueError), match="edge_index"):
             ours.parallel.negatives(given.x, 5)
         return drawn
