@@ -49,7 +49,7 @@ class Limits:
             that a model meets for the first time, the making of its CSR included, to run
             there; 0: always. Measured: with two threads for stock, batches predicted at 1.15
             to 1.54 ran at 0.75 to 1.07 times its speed, and at 1.69 at 1.08 to 1.28.
-        strangers: how many graphs in a row a layer of PyG's must have met first, and left to stock,
+        strangers: how many graphs in a row a layer must have met first, and left to stock,
             to leave those that follow to stock as they come, but for one of so many: it is looked
             at, as those before were. Looking at a graph takes some 20 us.
         op_sources: rows that an op reads, on a GPU. One that reads more is split into parts, so

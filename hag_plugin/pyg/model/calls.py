@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._dynamo.comptime import comptime
 from torch.nn import Module
 
@@ -13,15 +14,23 @@ from hag_plugin.explanation import Calls, Kind
 from hag_plugin.hag.hag import HAG
 from hag_plugin.layers.pyg import reducers
 from hag_plugin.modes import top_hooks
-from hag_plugin.pyg.model.choice import COMPILED, COMPILED_PLAIN, Choice
+from hag_plugin.pyg.model.choice import (
+    COMPILED,
+    COMPILED_PLAIN,
+    MET_FEW,
+    SCORED_FEW,
+    STRANGER,
+    Choice,
+)
 from hag_plugin.pyg.model.facts import PARAMETERS, is_relations
-from hag_plugin.pyg.model.first_met import OF_STRANGERS, Strangers
 from hag_plugin.pyg.recipes.recipe import Call, Recipe
 from hag_plugin.pyg.recipes.weighted import WeightedGraph
 from hag_plugin.recall import is_run_again
 from hag_plugin.sequence.prefix_tree import SequentialHAG
+from hag_plugin.strangers import Strangers
 
 CALLS = "_hag_calls"  # in a layer: its `Calls`
+OF_STRANGERS = {MET_FEW: STRANGER, SCORED_FEW: SCORED_FEW}  # and why those after them are left
 
 # Outside of it, and without hooks, nothing is run again: asked here, for it is asked at every call.
 _in_backward: Any = torch._C._current_graph_task_id
@@ -71,8 +80,12 @@ def _strangers(
         name, names = recipe.record.graphs[0], getattr(type(conv), PARAMETERS, ())
         if name not in names:  # a declared layer, whose `propagate` is looked at
             return None
-        strangers = Strangers(calls, name, names.index(name))
-    return strangers if strangers.met(graph, reason) else None
+        strangers = Strangers(calls, name, names.index(name), _size)
+    return strangers if strangers.met(graph, OF_STRANGERS[reason]) else None
+
+
+def _size(graph: Any) -> int:
+    return graph.numel() if type(graph) is Tensor else -1
 
 
 def calls_of(conv: Any) -> Calls:

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hag_plugin.explanation import Calls
 from hag_plugin.hag.passing import Messages
-from hag_plugin.limits import limits
-from hag_plugin.modes import top_hooks
 from hag_plugin.pyg.model import session as sessions
-from hag_plugin.pyg.model.choice import MET_FEW, SCORED_FEW, STRANGER
 from hag_plugin.pyg.recipes.adjacency import num_entries
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe
 from hag_plugin.pyg.recipes.rgat import attends_within, matrix_numbers
 
-# Outside of it, and without hooks, nothing is run again.
-_in_backward: Any = torch._C._current_graph_task_id
-
-OF_STRANGERS = (MET_FEW, SCORED_FEW)
 _WIDE = 256  # bytes of a row, where features do not tell
 
 
@@ -62,60 +54,6 @@ def first_met(
         return sessions.made(lambda: make(both))
 
     return passing
-
-
-class Strangers:
-    """Graphs that a layer left to stock, one after the other: sampled batches, mostly.
-
-    Args:
-        calls: of the layer.
-        name: of the graph among the arguments of its `forward`.
-        at: its position among them.
-    """
-
-    __slots__ = ("_at", "_calls", "_count", "_derived", "_most", "_name", "_reason")
-
-    def __init__(self, calls: Calls, name: str, at: int) -> None:
-        self._calls = calls
-        self._name, self._at = name, at
-        self._count, self._most, self._reason = 0, 0, ""
-        self._derived = False
-
-    def met(self, graph: Any, reason: str) -> bool:
-        """One more was looked at, and is left to stock for this reason. Those before are forgotten
-        where they were met with gradients and it is not, or the reverse. False: its size cannot be
-        told."""
-        if type(graph) is not Tensor:
-            return False
-        derived = torch.is_grad_enabled()
-        if derived is not self._derived:
-            self._count, self._most, self._derived = 0, 0, derived
-        self._count += 1
-        self._most = max(self._most, graph.numel())
-        self._reason = STRANGER if reason is MET_FEW else reason
-        return True
-
-    def follows(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-        """Whether a graph is left to stock without another look, after many of its kind. Counts it.
-
-        Little is asked, and all in one place: what stands before stock's code is mostly not in the
-        caches.
-        """
-        count, many = self._count, limits.strangers
-        if count < many or (count + 1) % many == 0:
-            return False
-        graph = args[self._at] if len(args) > self._at else kwargs.get(self._name)
-        if type(graph) is not Tensor or graph.numel() > self._most:
-            return False
-        if torch.is_grad_enabled() is not self._derived:
-            return False
-        if top_hooks(True) is not None or _in_backward() >= 0:
-            return False  # a checkpoint must decide alike when it runs again
-        self._count = count + 1
-        calls = self._calls
-        calls.counts["stock"] += 1  # those before are there
-        calls.reasons["stock"] = self._reason
-        return True
 
 
 def with_scores(conv: Any, recipe: Recipe, messages: Messages, x: Tensor) -> Messages:
