@@ -37,7 +37,7 @@ __all__ = [
 # No file or room here is named as what it holds: importing it would put the module in place of the
 # name. In a room, as in `model.explain`, a file may be: it is no attribute of this module.
 FILES = {
-    "aggregation.relation": ("Relation",),  # private, as Session and its hook: saved models name it
+    "aggregation.relation": ("Relation",),  # private, as Session: saved models name it
     "data.batching": ("batch", "collate", "unbatch"),
     "data.graph": ("HagBlock", "HagGraph", "reverse", "to_plain"),
     "data.graphbolt": ("graphbolt_stand_in",),
@@ -45,7 +45,7 @@ FILES = {
     "model.accelerate": ("accelerate", "forget", "restore"),
     "model.decorator": ("hag_layer",),
     "model.explain": ("explain",),
-    "model.session": ("CallEnd", "LayerHook", "Session"),
+    "model.session": ("Session",),
     "model.swap": ("_new_layer",),
 }
 

@@ -47,6 +47,15 @@ OTHER_EDGE_ROWS = "edge features that are not a row an edge in the dtype of the 
 OTHER_EDGE_TYPES = "edge types that are not one int64 number an edge"
 ISOLATED = "there are nodes without edges, which the layer does not allow"
 TIES = "{} with gradients: DGL breaks ties in an order of its own"
+STRANGER = "of the graphs before it none came back: DGL's own code is as fast"
+
+# What graphs that are met first are left to DGL for, and why those are that come after many such.
+OF_STRANGERS = {
+    FIRST: STRANGER,
+    FIRST_WEIGHTED: FIRST_WEIGHTED,
+    SCORED_FEW: SCORED_FEW,
+    SCORED_FIRST: STRANGER,
+}
 
 
 class Ran(NamedTuple):

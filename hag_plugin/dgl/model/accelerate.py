@@ -9,9 +9,9 @@ from torch.nn import Module
 
 from hag_plugin import scripting
 from hag_plugin.arguments import check_kind
-from hag_plugin.dgl.model.session import CallEnd, LayerHook, Session
-from hag_plugin.dgl.model.swap import attends, swap_in, swap_out
-from hag_plugin.dgl.recipes.table import recipe_of, stock_class
+from hag_plugin.dgl.model.session import Session
+from hag_plugin.dgl.model.swap import CALLS, SESSION, swap_in, swap_out
+from hag_plugin.dgl.recipes.table import aggregates, is_convolution, stock_class
 from hag_plugin.explanation import Calls
 from hag_plugin.occasions import ForwardEnd
 
@@ -23,11 +23,11 @@ def accelerate(module: M) -> M:
 
     A graph from `ToHAG` runs on its HAG in any model; this is for plain graphs. A graph that comes
     back in a second forward of `module` gets its HAG built. Layers of attention run in one pass
-    over the edges of any graph, without a HAG. Works on the module itself, recursively, by forward
-    hooks, and classes of their own for layers of attention; everything else stays as it is:
-    parameters, `state_dict`, `isinstance`, results. Other methods of
-    `module`, its parts and its layers may be called, too: then a graph comes back when the same
-    layer is given it again after a step of the optimizer, or with the features that it came with.
+    over the edges of any graph, without a HAG. Works on the module itself, recursively: layers get
+    classes of their own, subclasses of what they were; everything else stays as it is: parameters,
+    `state_dict`, `isinstance`, results. Other methods of `module`, its parts and its layers may be
+    called, too: then a graph comes back when the same layer is given it again after a step of the
+    optimizer, or with the features that it came with.
 
     Args:
         module: a model of DGL layers, or one layer.
@@ -48,33 +48,23 @@ def accelerate(module: M) -> M:
     if not isinstance(module, Module):
         raise TypeError(f"accelerate takes a torch.nn.Module, got a {type(module).__name__}")
     restore(module)
-    layers = [m for m in module.modules() if is_layer(m)]
+    layers = [m for m in module.modules() if aggregates(type(m))]
     if not layers:
         warnings.warn(
             f"{type(module).__name__} holds no DGL layer that aggregates: nothing to accelerate",
             stacklevel=2,
         )
     session = Session(module)
-    if layers:
-        module.register_forward_pre_hook(session)  # before a layer's own hook, if it is the root
+    if layers and not aggregates(type(module)):
+        module.register_forward_pre_hook(session)
         module.register_forward_hook(ForwardEnd(session), always_call=True)
-    for layer in module.modules():
-        if attends(layer):
-            _hook(layer, None)
-            swap_in(layer, session)  # it asks the session itself
-        elif is_layer(layer):
-            _hook(layer, session)
-        elif is_dgl_convolution(layer):
-            _hook(layer, None)  # only to count its calls
+    for part in module.modules():
+        cls = type(part)
+        if aggregates(cls) or is_convolution(cls):  # of which only the calls are counted
+            swap_in(part, session, part is module)
     if layers:
         scripting.refuse(module, *layers)
     return module
-
-
-def _hook(layer: Module, session: Session | None) -> None:
-    calls = Calls()
-    layer.register_forward_pre_hook(LayerHook(session, calls), with_kwargs=True)
-    layer.register_forward_hook(CallEnd(calls), always_call=True)
 
 
 def restore(module: M) -> M:
@@ -92,7 +82,7 @@ def restore(module: M) -> M:
 
 def _remove(hooks: dict[int, Any], options: dict[int, bool]) -> None:
     for key, hook in list(hooks.items()):
-        if isinstance(hook, Session | ForwardEnd | LayerHook | CallEnd):
+        if isinstance(hook, Session | ForwardEnd):
             del hooks[key]
             options.pop(key, None)
 
@@ -101,27 +91,11 @@ def forget(module: Module) -> None:
     """Forgets the graphs and edge tensors that a model was called with; they are met anew."""
     check_kind("module", module, Module)
     for part in module.modules():
-        sessions = [getattr(hook, "session", None) for hook in part._forward_pre_hooks.values()]
-        for session in (*sessions, part.__dict__.get("_hag_dgl_session")):
-            if isinstance(session, Session):
-                session.forget()
-
-
-def is_layer(module: Module) -> bool:
-    """Whether this is a layer that aggregates: DGL's, by the table, or declared by its user."""
-    cls = type(module)
-    return recipe_of(cls) is not None or getattr(cls, "_hag_declared", False)
-
-
-def is_dgl_convolution(module: Module) -> bool:
-    """Whether this is one of DGL's convolutions, or a subclass of one."""
-    cls = type(module)
-    return not cls.__name__.endswith(("Tower", "EdgeWeightNorm")) and any(
-        base.__module__.startswith("dgl.nn.pytorch.conv.") for base in cls.__mro__
-    )
+        session = part.__dict__.get(SESSION)
+        if session is not None:
+            session.forget()
 
 
 def calls_of(module: Module) -> Calls | None:
-    """What the calls of a layer ran on; None where it was given no hooks."""
-    hooks = module._forward_pre_hooks.values()
-    return next((hook.calls for hook in hooks if isinstance(hook, LayerHook)), None)
+    """What the calls of a layer ran on; None where it is not accelerated."""
+    return module.__dict__.get(CALLS)

@@ -7,8 +7,8 @@ from typing import Any
 from torch.nn import Module
 
 from hag_plugin.arguments import check_kind
-from hag_plugin.dgl.model.accelerate import calls_of, is_dgl_convolution, is_layer
-from hag_plugin.dgl.recipes.table import recipe_of, stock_class
+from hag_plugin.dgl.model.accelerate import calls_of
+from hag_plugin.dgl.recipes.table import aggregates, is_convolution, recipe_of, stock_class
 from hag_plugin.explanation import Calls, Explanation, Row
 
 NOT_COUNTED = "calls are counted once accelerate was called"
@@ -21,7 +21,7 @@ def explain(module: Module) -> Explanation:
     an accelerated one; of a layer of attention, that it runs in one pass over the edges of any
     graph in an accelerated model. What its calls ran on is counted once `accelerate` was called:
     "HAG", if sums were shared in one; "plain", if our kernels ran on the graph as it is; "stock",
-    if DGL's own code did all. A call that raised is not counted, nor one of `forward` itself.
+    if DGL's own code did all. A call that raised is not counted.
 
     Example:
         >>> import torch
@@ -33,7 +33,7 @@ def explain(module: Module) -> Explanation:
     check_kind("module", module, Module)
     rows, counted = [], False
     for name, layer in module.named_modules():
-        if is_layer(layer) or is_dgl_convolution(layer):
+        if aggregates(type(layer)) or is_convolution(type(layer)):
             calls = calls_of(layer)
             counted = counted or calls is not None
             rows.append(Row(name, stock_class(layer).__name__, *_facts(layer), calls or Calls()))

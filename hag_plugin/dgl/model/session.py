@@ -15,16 +15,12 @@ from hag_plugin.dgl.aggregation.choice import (
     BACK,
     FIRST,
     MANY,
-    NO_GRAPH,
     NO_STEP,
     OTHER_GRAPH,
-    UNKNOWN_MESSAGE,
 )
 from hag_plugin.dgl.aggregation.relation import PassingRelation, Relation, relations_of
 from hag_plugin.dgl.aggregation.rows import first_met_pays
 from hag_plugin.dgl.data.graph import CLASSES, view
-from hag_plugin.dgl.recipes.calls import begin, end
-from hag_plugin.explanation import Calls
 from hag_plugin.limits import limits
 from hag_plugin.occasions import Occasions
 from hag_plugin.recall import Recall, is_run_again, value_of
@@ -35,7 +31,8 @@ from hag_plugin.saved import set_module
 class Session:
     """What the root of an accelerated model knows about the graphs its layers were called with.
 
-    The root's forward pre-hook (the session itself) counts forwards. A graph is known by the
+    The root's forward pre-hook (the session itself) counts forwards, or the root, where it is a
+    layer. A graph is known by the
     identity of its structure, which DGL replaces when edges change. Met in a first forward it
     runs DGL's own code, but for steps that are sure to gain from a plain kernel. Only when it
     comes back in a later forward its HAGs are built, so that sampled blocks and batches are never
@@ -50,6 +47,10 @@ class Session:
 
     def __call__(self, module: Any, inputs: Any) -> None:
         """The forward pre-hook of the root module."""
+        self.begin()
+
+    def begin(self) -> None:
+        """A forward of the root begins."""
         self.occasions.begin(counts=not is_run_again())
 
     def __reduce__(self) -> tuple[type[Session], tuple[()]]:
@@ -116,59 +117,6 @@ def _relations(graph: DGLGraph) -> tuple[Relation, ...] | str:
     if _is_too_large(graph):
         return MANY
     return tuple(Relation({}, origin=BACK) for _ in graph.canonical_etypes)
-
-
-@set_module("hag_plugin.dgl")
-class LayerHook:
-    """The forward pre-hook of a layer: its graphs are replaced by those of the session.
-
-    Attributes:
-        session: of the model; None for a layer that is not known to aggregate rows of source
-            nodes: its graphs stay as they are, and its calls are counted.
-        calls: what its calls ran on so far.
-    """
-
-    def __init__(self, session: Session | None, calls: Calls) -> None:
-        self.session = session
-        self.calls = calls
-
-    def __call__(self, module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        session, reason = self.session, UNKNOWN_MESSAGE
-        if session is not None:
-            reason, given = NO_GRAPH, args
-            features = next((v for v in (*args, *kwargs.values()) if _holds_rows(v)), None)
-            for place, value in enumerate(given):
-                if isinstance(value, DGLGraph):
-                    graph, reason = session.graph(value, module, features)
-                    args = (*args[:place], graph, *args[place + 1 :])
-            for name, value in kwargs.items():
-                if isinstance(value, DGLGraph):
-                    graph, reason = session.graph(value, module, features)
-                    kwargs = {**kwargs, name: graph}
-        begin(self.calls, reason)
-        return args, kwargs
-
-
-@set_module("hag_plugin.dgl")
-class CallEnd:
-    """The forward hook of a layer that is told of the end of all its calls.
-
-    Attributes:
-        calls: those of the layer's `LayerHook`.
-    """
-
-    def __init__(self, calls: Calls) -> None:
-        self.calls = calls
-
-    def __call__(self, module: Any, args: Any, result: Any) -> None:
-        end(self.calls)
-
-
-def _holds_rows(value: Any) -> bool:
-    """Whether an argument is features, or those of sources and of targets."""
-    if isinstance(value, tuple | list) and value:
-        value = value[0]
-    return isinstance(value, Tensor)
 
 
 def _is_too_large(graph: DGLGraph) -> bool:

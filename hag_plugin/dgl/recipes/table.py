@@ -78,9 +78,7 @@ def _attending(how: Attention, returns_scores: bool = True) -> Recipe:
     """
 
     def ruled_out(layer: Any) -> str | None:
-        cls: Any = stock_class(layer)
-        base = next(base for base in cls.__mro__ if base in RECIPES)
-        return attention.why_stock(layer) if cls.forward is base.forward else OTHER_FORWARD
+        return attention.why_stock(layer) if attends(stock_class(layer)) else OTHER_FORWARD
 
     return Recipe(
         remark=lambda layer: RETURNS if returns_scores else "",
@@ -182,3 +180,23 @@ def recipe_of(cls: type) -> Recipe | None:
     give.
     """
     return next((RECIPES[base] for base in cls.__mro__ if base in RECIPES), None)
+
+
+def attends(cls: Any) -> bool:
+    """Whether this is a class of attention whose `forward` is DGL's."""
+    base: Any = next((base for base in cls.__mro__ if base in RECIPES), None)
+    if base is None or RECIPES[base].attention is None:
+        return False
+    return bool(cls.forward is base.forward)
+
+
+def aggregates(cls: type) -> bool:
+    """Whether this is a class that aggregates: DGL's, by the table, or declared by its user."""
+    return recipe_of(cls) is not None or getattr(cls, "_hag_declared", False)
+
+
+def is_convolution(cls: type) -> bool:
+    """Whether this is one of DGL's convolutions, or a subclass of one."""
+    return not cls.__name__.endswith(("Tower", "EdgeWeightNorm")) and any(
+        base.__module__.startswith("dgl.nn.pytorch.conv.") for base in cls.__mro__
+    )

@@ -712,7 +712,7 @@ def test_beside_layers_of_pyg(multigraph: Any) -> None:
     """Each library's layers are its own adapter's."""
     pyg = pytest.importorskip("torch_geometric.nn")
     model = nn.ModuleList([pyg.GATConv(WIDTH, OUT), GATConv(WIDTH, OUT, 1), GraphConv(WIDTH, OUT)])
-    swapped = ["HagGATConv", "HagGATConv", "GraphConv"]
+    swapped = ["HagGATConv", "HagGATConv", "HagGraphConv"]
     hp.accelerate(model)
     assert [type(layer).__name__ for layer in model] == swapped
     hp.pyg.accelerate(model)
