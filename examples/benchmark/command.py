@@ -32,6 +32,7 @@ from . import (
     suite_aggregate,
     suite_attention,
     suite_batches,
+    suite_blocks,
     suite_calls,
     suite_cost,
     suite_counts,
@@ -74,6 +75,7 @@ SUITES: dict[str, ModuleType] = {
         suite_scale,
         suite_never_slower,
         suite_sampled,
+        suite_blocks,
         suite_cost,
         suite_counts,
         suite_batches,
@@ -207,7 +209,7 @@ def plan_of(args: argparse.Namespace, suite: str) -> Plan:
             names = [name for name in names if name in ATTENTION_GRAPHS]
     if suite == "cost":
         widths = suite_cost.WIDTHS
-    if suite == suite_sampled.NAME:
+    if suite in (suite_sampled.NAME, suite_blocks.NAME):
         widths = (64, 256)
         if args.root is not None and not args.graphs:
             names = [name for name in names if name in SAMPLED_GRAPHS]

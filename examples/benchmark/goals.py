@@ -75,6 +75,7 @@ def all_goals(suites: dict[str, Sequence[Record]], threads: int) -> list[Goal]:
         *_never_slower(suites["never-slower"]),
         *_dgl_layers(suites["dgl-layers"]),
         *_sampled(suites["sampled"]),
+        _all_passed("DGL's blocks, any cell: never slower", suites["blocks"]),
         *_batches(suites["batches"]),
         *_attention(suites["attention"]),
     ]

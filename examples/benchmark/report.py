@@ -15,6 +15,7 @@ from . import (
     plots,
     suite_attention,
     suite_batches,
+    suite_blocks,
     suite_calls,
     suite_dgl,
     suite_sampled,
@@ -29,7 +30,7 @@ from .verdict import FAILED
 
 SUITES = (
     "aggregate", "epochs", "layers", "calls", "dgl-layers", "search", "scale", "never-slower",
-    "cost", "counts", "sampled", "batches", "attention",
+    "cost", "counts", "sampled", "blocks", "batches", "attention",
 )  # fmt: skip
 
 
@@ -156,6 +157,7 @@ def _sections(suites: dict[str, Sequence[Record]]) -> dict[str, tuple[str, str]]
         "scale": ("Search by size", suite_scale.table(suites["scale"])),
         "never-slower": ("Never slower than plain", never_slower),
         "sampled": ("Sampled batches", suite_sampled.table(suites["sampled"])),
+        "blocks": ("DGL's blocks", suite_blocks.table(suites["blocks"])),
         "cost": ("Cost model", tables_cost.cost(suites["cost"]) if suites["cost"] else ""),
         "counts": ("Rows saved", tables_cost.counts(suites["counts"])),
         "batches": ("Mini-batches", suite_batches.table(suites["batches"])),

@@ -88,7 +88,7 @@ def test_every_suite_leaves_its_cells(measured: Path) -> None:
         "aggregate": 1, "epochs": 6, "layers": convs + 1,
         "calls": 2 * (convs + 12), "dgl-layers": in_dgl + 4,
         "search": 2, "scale": 1, "never-slower": 8, "cost": 2, "counts": 2,
-        "sampled": 8, "batches": 3, "attention": 8,
+        "sampled": 8, "blocks": 4, "batches": 3, "attention": 8,
     }  # fmt: skip
 
 
