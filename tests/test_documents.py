@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,16 @@ def test_the_citation_is_of_this_version() -> None:
     version = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
     assert version is not None
     assert version[1] == hag_plugin.__version__
+
+
+@pytest.mark.parametrize("adapter", ["pyg.model", "dgl.aggregation"])
+def test_every_reason_is_told_of(adapter: str) -> None:
+    """docs/reasons.md has a row for each reason that `explain` may give, and no others."""
+    pytest.importorskip({"pyg": "torch_geometric", "dgl": "dgl"}[adapter[:3]])
+    choice = vars(import_module(f"hag_plugin.{adapter}.choice"))
+    reasons = {text for name, text in choice.items() if name.isupper() and isinstance(text, str)}
+    _, pyg, dgl = (ROOT / "docs" / "reasons.md").read_text().split("\n## ")
+    page = pyg if adapter.startswith("pyg") else dgl
+    told = re.findall(r"^\| (?!reason )(.*?) \| .*\|$", page, re.MULTILINE)
+    assert len(told) == len({*told})
+    assert {*told} == {text.strip(", ").replace("{}", "…") for text in reasons}

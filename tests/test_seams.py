@@ -18,7 +18,7 @@ TESTS = Path(__file__).parent
 PACKAGE = "hag_plugin"
 
 ALLOWED = {
-    "hag_plugin.pyg.constant.LIMIT": "a setting of users, which README tells of",
+    "hag_plugin.pyg.constant.LIMIT": "a setting of users, which docs/profit.md tells of",
 }
 
 Names = dict[str, str]

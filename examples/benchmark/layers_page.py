@@ -1,4 +1,4 @@
-"""Writes `docs/layers.md` and the README's lists of layers from the tables that decide them.
+"""Writes `docs/layers.md`, and lists of layers in other pages, from the tables that decide.
 
 python -m examples.benchmark.layers_page
 """
@@ -17,7 +17,8 @@ from hag_plugin.pyg import layers
 from hag_plugin.pyg.recipes.forms import FORMS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE, README = ROOT / "docs" / "layers.md", ROOT / "README.md"
+DOCS = ROOT / "docs"
+PAGE, LISTS = DOCS / "layers.md", (DOCS / "pyg.md", DOCS / "dgl.md")
 RECORDS = {"PyG": pyg.RECORDS, "DGL": dgl.RECORDS}
 MARKED = re.compile(r"(<!-- layers of (\w+) -->).*?(<!-- end of layers -->)")
 
@@ -155,8 +156,8 @@ def _known(library: str) -> list[str]:
     return sorted(name.rpartition(".")[2] for name in TABLE if name.startswith(f"{library}."))
 
 
-def readme(text: str) -> str:
-    """The README with the lists between its marks written anew."""
+def with_lists(text: str) -> str:
+    """A page with the lists between its marks written anew."""
 
     def listed(mark: re.Match[str]) -> str:
         return mark[1] + ", ".join(record.layer for record in RECORDS[mark[2]]) + mark[3]
@@ -168,7 +169,8 @@ def main() -> None:
     """Writes the page and the lists."""
     PAGE.parent.mkdir(exist_ok=True)
     write_whole(PAGE, page().encode())
-    write_whole(README, readme(README.read_text()).encode())
+    for path in LISTS:
+        write_whole(path, with_lists(path.read_text()).encode())
 
 
 if __name__ == "__main__":

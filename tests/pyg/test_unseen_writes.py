@@ -38,7 +38,12 @@ WRITES: dict[str, Write] = {
     "swap_tensors": lambda t, o: torch.utils.swap_tensors(t, o.clone()),
     "dlpack": lambda t, o: torch.from_dlpack(t.__dlpack__()).copy_(o),
 }
-FEATURE_WRITES = ("numpy", "data is another", "set_", "swap_tensors")  # others: the README says so
+FEATURE_WRITES = (
+    "numpy",
+    "data is another",
+    "set_",
+    "swap_tensors",
+)  # others: documented
 
 
 def edge_index(seed: int = 0) -> Tensor:

@@ -279,7 +279,8 @@ class Parallel:
             ValueError: `index` has another shape or names no node, on some rank; or there is not a
                 row of `values` for each row of the output.
 
-        Example:
+        Example::
+
             h = model()
             source, target = model.parallel.rows(h, pairs.flatten()).view(2, -1, h.shape[1])
             losses = F.binary_cross_entropy_with_logits((source * target).sum(-1), labels,

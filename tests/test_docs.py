@@ -1,4 +1,4 @@
-"""The README's figures that do not depend on a machine are what the package gives."""
+"""Figures in docs that do not depend on a machine are what the package gives; code there runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 import hag_plugin as hp
 from hag_plugin.data import datasets
 
-README = Path(__file__).parents[1] / "README.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PROFIT, START = DOCS / "profit.md", DOCS / "start.md"
 ROW = re.compile(
     r"^\| ([\w -]+?)(?: \(a reconstruction\))? \| ([\d.]+)x fewer \| ([\d.]+)x fewer \|$"
 )
@@ -18,15 +19,15 @@ FILES = {"COLLAB-like": "COLLAB_ego_recon"}
 
 
 def rows() -> list[tuple[str, str, str]]:
-    if not README.is_file():  # the tests alone were copied, without the README
+    if not PROFIT.is_file():  # the tests alone were copied, without the documents
         return []
-    found = [ROW.match(line) for line in README.read_text().splitlines()]
+    found = [ROW.match(line) for line in PROFIT.read_text().splitlines()]
     return [(m[1], m[2], m[3]) for m in found if m]
 
 
 def test_the_table_is_there() -> None:
-    if not README.is_file():
-        pytest.skip("no README beside these tests")
+    if not PROFIT.is_file():
+        pytest.skip("no documents beside these tests")
     assert len(rows()) == 9
 
 
@@ -38,3 +39,18 @@ def test_rows_read(shared_data: Path, name: str, closed: str, plain: str) -> Non
     for self_loops, told in (("fill", closed), (False, plain)):
         stats = hag.stats(self_loops)
         assert f"{stats.rows_read_before / stats.rows_read:.2f}" == told
+
+
+def blocks() -> list[str]:
+    """The code of the first steps, block by block."""
+    if not START.is_file():
+        return []
+    return re.findall(r"^```python\n(.*?)^```", START.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("code", blocks(), ids=lambda code: code.split()[1])
+def test_the_first_steps_run(code: str) -> None:
+    for module in ("torch_geometric", "dgl"):
+        if module in code:
+            pytest.importorskip(module)
+    exec(compile(code, str(START), "exec"), {})

@@ -1,0 +1,27 @@
+"""The site: `pip install ".[docs]"`, then `sphinx-build -c docs . site`.
+
+Its source is the whole folder, so that links between documents are the same here and there.
+"""
+
+from __future__ import annotations
+
+import hag_plugin
+
+project = "hag_plugin"
+author = "the developers of hag_plugin"
+release = version = hag_plugin.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+root_doc = "docs/index"
+include_patterns = ["docs/*.md", "examples/**/*.md", "[CS]*.md"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True}
+napoleon_numpy_docstring = False
+default_role = "code"  # of what stands in single backticks
+
+html_theme = "furo"
+html_title = f"hag_plugin {release}"
+html_extra_path = ["root"]  # the way from the folder of the site to its first page
+html_theme_options = {"footer_icons": []}
