@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from hag_plugin.notebook import html_table
 from hag_plugin.saved import set_module
 
 # What a call of a layer ran on: a program that shares sums, the graph as it is in the same fused
@@ -91,9 +92,12 @@ class Explanation:
     def __getitem__(self, index: int) -> Row:
         return self.rows[index]
 
-    def __str__(self) -> str:
-        table = [("layer", "class", "HAG", "aggregates", "calls so far", "note")]
-        table += [
+    def _table(self) -> list[tuple[str, ...]]:
+        """The cells, the head first."""
+        table: list[tuple[str, ...]] = [
+            ("layer", "class", "HAG", "aggregates", "calls so far", "note")
+        ]
+        return table + [
             (
                 r.name or "(itself)",
                 r.layer,
@@ -104,6 +108,13 @@ class Explanation:
             )
             for r in self.rows
         ]
+
+    def _repr_html_(self) -> str:
+        table = self._table()
+        return html_table(table, words=len(table[0]), below=self.notes)
+
+    def __str__(self) -> str:
+        table = self._table()
         widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(t, widths, strict=True)) for t in table]
         lines.insert(1, "  ".join("-" * w for w in widths))

@@ -9,15 +9,13 @@ from typing import Any
 
 import pytest
 
-yaml = pytest.importorskip("yaml")
+yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
 
 ROOT = Path(__file__).parents[1]
 WORKFLOW = ROOT / ".github" / "workflows" / "release.yml"
 
 pytestmark = [
-    pytest.mark.skipif(
-        not WORKFLOW.is_file(), reason="these tests are not in the project's folder"
-    ),
+    pytest.mark.skipif(not WORKFLOW.is_file(), reason="not in the project's folder"),
     pytest.mark.skipif(sys.version_info < (3, 11), reason="reads TOML"),
 ]
 

@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         *("files", "units", "modes", "recall", "explanation", "adapters", "scripting", "starting"),
         *("saved", "kept", "devices", "observers", "version", "reducers", "limits", "occasions"),
-        "strangers",
+        *("strangers", "notebook"),
         "arguments",
     ),
     ("hag", "hag.*"),

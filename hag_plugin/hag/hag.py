@@ -64,6 +64,7 @@ from hag_plugin.hag.program import ARRAYS, METHODS, SELF_LOOPS, Options, Program
 from hag_plugin.hag.stats import Stats, program_stats
 from hag_plugin.kernels import _cpu
 from hag_plugin.modes import Array, has_ranks, outside_inference
+from hag_plugin.notebook import html_table
 from hag_plugin.saved import set_module
 
 # Pickles of these protocols, which processes send each other (torch.save takes an older one), hold
@@ -713,15 +714,30 @@ class HAG(Graph):
             )
         raise AttributeError(words)
 
-    def __repr__(self) -> str:
-        programs = ", ".join(
+    def _programs_in_words(self) -> str:
+        """Of which matrices there are programs, in words."""
+        return ", ".join(
             ("A", "A + I", "A with one loop each")[SELF_LOOPS.index(mode)] + " (max, min)" * only
             for mode, only in sorted(self._keys(), key=str)
         )
+
+    def __repr__(self) -> str:
         return (
             f"HAG({self.num_src} -> {self.num_dst} nodes, {self.num_edges} edges, "
-            f"method={self.method!r}, programs=[{programs}], device={str(self.device)!r})"
+            f"method={self.method!r}, programs=[{self._programs_in_words()}], "
+            f"device={str(self.device)!r})"
         )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("HAG", ""),
+            ("nodes", f"{self.num_src:,} -> {self.num_dst:,}"),
+            ("edges", f"{self.num_edges:,}"),
+            ("method", self.method),
+            ("programs", self._programs_in_words() or "made when they are needed"),
+            ("device", str(self.device)),
+        ]
+        return html_table(rows, words=2)
 
 
 class StandIn(HAG):

@@ -17,6 +17,7 @@ from hag_plugin.hag.gpu.schedule import depth, schedule_of
 from hag_plugin.hag.graph import Graph
 from hag_plugin.hag.program import Options, Program, SelfLoops
 from hag_plugin.kernels import _cpu
+from hag_plugin.notebook import html_table
 from hag_plugin.saved import set_module
 
 
@@ -57,6 +58,23 @@ class Stats:
     bytes: int
     bytes_before: int
     gpu: occupancy.Occupancy | None = None
+
+    def _repr_html_(self) -> str:
+        counts = [
+            ("aggregations", self.aggregations_before, self.aggregations),
+            ("rows read", self.rows_read_before, self.rows_read),
+            ("rows written", self.rows_written_before, self.rows_written),
+            ("bytes", self.bytes_before, self.bytes),
+        ]
+        rows = [("", "plain graph", "HAG", "ratio")]
+        rows += [
+            (name, f"{before:,}", f"{here:,}", f"{before / here:.2f}x" if here else "-")
+            for name, before, here in counts
+        ]
+        before, here = (1e3 * s for s in (self.predicted_seconds_before, self.predicted_seconds))
+        rows.append(("predicted ms", f"{before:.3g}", f"{here:.3g}", f"{before / here:.2f}x"))
+        below = f"Runs: {self.choice}. Searched in {self.search_seconds:.3g} s."
+        return html_table(rows, below=[below])
 
 
 def program_stats(

@@ -16,6 +16,7 @@ from typing import Any
 
 from hag_plugin.arguments import check_kind, check_path, whole
 from hag_plugin.files import read_json, write_whole
+from hag_plugin.notebook import html_table
 from hag_plugin.parallel.layouts import KINDS, Layout
 from hag_plugin.parallel.model.opgraph import OpGraph
 from hag_plugin.parallel.search.cost import MODES, Seconds
@@ -43,6 +44,7 @@ COUNTED = (
 )
 QUIET = ("elementwise", "input", "sum", "concatenation", "loss")
 HEAD = ("layer", "strategy", "HAG", "compute", "comm", "sync", "sent", "memory")
+WORDS = 3  # columns of words; the others are numbers
 
 
 @set_module("hag_plugin.parallel")
@@ -220,6 +222,9 @@ class Plan:
     def __str__(self) -> str:
         return table(self)
 
+    def _repr_html_(self) -> str:
+        return html_table(_rows(self), words=WORDS, above=_above(self), below=_below(self))
+
 
 def impossible(
     layer: LayerPlan, configs: Sequence[Config], reasons: Mapping[str, str] | None = None
@@ -245,6 +250,20 @@ def machine_name(plan: Plan) -> str:
 
 def table(plan: Plan) -> str:
     """The layers, then the whole beside plans that treat all layers alike."""
+    rows = _rows(plan)
+    widths = [max(len(row[c]) for row in rows) for c in range(len(HEAD))]
+    lines = [_above(plan), ""]
+    for row in rows:
+        cells = [
+            text.ljust(w) if c < WORDS else text.rjust(w)
+            for c, (text, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([*lines, "", *_below(plan)])
+
+
+def _rows(plan: Plan) -> list[tuple[str, ...]]:
+    """The cells of the table, the head first."""
     shown = [k for k in plan.layers if not (k.kind in QUIET and k.seconds.communication == 0)]
     rest = [k for k in plan.layers if k not in shown]
     rows = [HEAD, *(_row(layer) for layer in shown)]
@@ -261,21 +280,19 @@ def table(plan: Plan) -> str:
                 size(sum(k.memory for k in rest)),
             )
         )
-    widths = [max(len(row[c]) for row in rows) for c in range(len(HEAD))]
-    lines = [
+    return rows
+
+
+def _above(plan: Plan) -> str:
+    return (
         f"{plan.model[0] or 'model'} on {machine_name(plan)}, {plan.world_size} devices, "
-        f"{plan.nodes:,} nodes. All figures are predicted ({plan.costs} costs).",
-        "",
-    ]
-    for row in rows:
-        cells = [
-            text.ljust(w) if c < 3 else text.rjust(w)
-            for c, (text, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
+        f"{plan.nodes:,} nodes. All figures are predicted ({plan.costs} costs)."
+    )
+
+
+def _below(plan: Plan) -> list[str]:
     memory = plan.memory
-    lines += [
-        "",
+    lines = [
         f"predicted: {milliseconds(plan.seconds)} ms a training step, by the additive cost "
         "(nothing overlaps)",
         f"predicted memory: {size(memory.total)} on the fullest device ({size(memory.retained)} "
@@ -285,7 +302,7 @@ def table(plan: Plan) -> str:
     for name, seconds in plan.baselines.items():
         ratio = seconds / plan.seconds if plan.seconds else 1.0
         lines.append(f"predicted, {name}: {milliseconds(seconds)} ms ({ratio:.2f}x)")
-    return "\n".join(lines)
+    return lines
 
 
 def _row(layer: LayerPlan) -> tuple[str, ...]:

@@ -13,8 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
+from hag_plugin.notebook import html_table
 from hag_plugin.parallel.simulation.tasks import KINDS, TaskGraph
 from hag_plugin.saved import set_module
+from hag_plugin.units import milliseconds
 
 NEVER = float("inf")
 
@@ -137,6 +139,18 @@ class Schedule:
         for task in self.graph.tasks():
             total[KINDS[self.graph.kind[task]]] += self.graph.duration[task]
         return total
+
+    def _repr_html_(self) -> str:
+        busy = [
+            (
+                name,
+                milliseconds(seconds),
+                f"{seconds / self.makespan:.0%}" if self.makespan else "-",
+            )
+            for name, seconds in self.busy().items()
+        ]
+        above = f"{len(self.start):,} tasks, {milliseconds(self.makespan)} ms (simulated)"
+        return html_table([("resource", "busy, ms", "of the time"), *busy], above=above)
 
     def check(self) -> None:
         """Checks the schedule against the graph, from the definition.
