@@ -19,6 +19,7 @@ from hag_plugin.cli import (
     plan,
     plot,
     probe,
+    report,
     simulate,
     stats,
 )
@@ -27,7 +28,7 @@ from hag_plugin.hag import constants
 from hag_plugin.hag.candidates import ChooseError
 from hag_plugin.starting import hand_over, interrupted
 
-COMMANDS = (demo, stats, build, plot, plan, explain_plan, probe, simulate, calibrate)
+COMMANDS = (demo, stats, build, plot, report, plan, explain_plan, probe, simulate, calibrate)
 
 
 def main(arguments: Sequence[str] | None = None, commands: Sequence[Any] = COMMANDS) -> int:

@@ -11,6 +11,8 @@ from tqdm import tqdm
 from hag_plugin.cli.options import GRAPH_HELP, add_command, add_source, load
 from hag_plugin.cli.output import print_result
 from hag_plugin.cli.search import LOOPS, add_search, search
+from hag_plugin.data.graph_data import GraphData
+from hag_plugin.hag.hag import HAG
 
 
 def add(commands: Any) -> None:
@@ -45,15 +47,7 @@ def run(args: argparse.Namespace) -> None:
     if nothing_pays:
         args.method = "greedy"
         hag = search(args, data, mode)
-    with tqdm(
-        total=1.0,
-        disable=args.quiet,
-        leave=False,
-        delay=2.0,
-        file=sys.stderr,
-        bar_format="trying capacities {percentage:3.0f}% |{bar}| {elapsed} < {remaining}",
-    ) as bar:
-        drawn = picture.draw(data, hag, args.output, mode, lambda share: bar.update(share - bar.n))
+    drawn = draw_with_bar(args, data, hag, args.output)
     words = (
         f"{drawn['drawn_nodes']} nodes and {drawn['drawn_shared_sums']} shared sums drawn to "
         f"{args.output}; the whole graph has {drawn['shared_sums']:,} shared sums, each used "
@@ -62,3 +56,21 @@ def run(args: argparse.Namespace) -> None:
     if nothing_pays:
         words += " None of them pays here, and the plain graph runs: these are the greedy search's."
     print_result(args, {"dataset": {"name": data.name, "source": data.source}, **drawn}, words)
+
+
+def draw_with_bar(
+    args: argparse.Namespace, data: GraphData, hag: HAG, output: str
+) -> dict[str, Any]:
+    """Draws a graph and its HAG to a file, and returns what is in the picture."""
+    from hag_plugin.cli import picture
+
+    with tqdm(
+        total=1.0,
+        disable=args.quiet,
+        leave=False,
+        delay=2.0,
+        file=sys.stderr,
+        bar_format="trying capacities {percentage:3.0f}% |{bar}| {elapsed} < {remaining}",
+    ) as bar:
+        mode = LOOPS[args.self_loops]
+        return picture.draw(data, hag, output, mode, lambda share: bar.update(share - bar.n))

@@ -19,6 +19,8 @@ from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import SelfLoops
 from hag_plugin.hag.stats import Stats
 
+MATRICES = {"none": "A", "add": "A + I", "fill": "A with one loop a node"}  # by --self-loops
+
 
 def add(commands: Any) -> None:
     """Adds `stats` to the commands."""
@@ -56,11 +58,11 @@ def report(
     args: argparse.Namespace, data: GraphData, hag: HAG, mode: SelfLoops, extra: dict[str, Any]
 ) -> None:
     """Prints what a graph is and what its HAG costs."""
-    facts, stats = _facts(data, hag), hag.stats(mode)
+    facts, stats = facts_of(data, hag), hag.stats(mode)
     ratio = stats.predicted_seconds_before / stats.predicted_seconds
     gain = _gain(stats.choice, ratio)
-    what = {"none": "A", "add": "A + I", "fill": "A with one loop a node"}[args.self_loops]
-    words = _in_words(stats.choice, hag.options.width, gain, hag.options.device)
+    what = MATRICES[args.self_loops]
+    words = in_words(stats, hag)
     if args.check:
         words += " Checked: it computes exactly this graph."
     if extra:
@@ -77,7 +79,7 @@ def report(
         "checked": bool(args.check),
         **extra,
     }  # fmt: skip
-    text = "\n".join([_facts_text(facts), "", _stats_text(stats, what), "", words])
+    text = "\n".join([facts_text(facts), "", _stats_text(stats, what), "", words])
     print_result(args, result, text)
 
 
@@ -93,8 +95,10 @@ def _gain(choice: Choice, ratio: float) -> float:
     return choice.seconds.get(PLAIN, 0.0) / max(choice.seconds[SHARED], 1e-12)
 
 
-def _in_words(choice: Choice, width: int, gain: float, device: str) -> str:
+def in_words(stats: Stats, hag: HAG) -> str:
     """Which program runs at the width of the search, why, and what each takes."""
+    choice, width, device = stats.choice, hag.options.width, hag.options.device
+    gain = _gain(choice, stats.predicted_seconds_before / stats.predicted_seconds)
     name = {SHARED: "HAG", PLAIN: "plain graph", REORDERED: "reordered plain graph"}
     if not choice.seconds:
         if choice.by == "search" and choice.name == PLAIN:
@@ -133,7 +137,8 @@ class Facts:
     symmetric: bool
 
 
-def _facts(data: GraphData, hag: HAG) -> Facts:
+def facts_of(data: GraphData, hag: HAG) -> Facts:
+    """What a graph is."""
     source, target = hag.edge_index  # by target, then by source: duplicates are neighbours
     touched = torch.zeros(data.num_nodes, dtype=torch.bool)
     touched[source] = True
@@ -150,7 +155,8 @@ def _facts(data: GraphData, hag: HAG) -> Facts:
     )
 
 
-def _facts_text(facts: Facts) -> str:
+def facts_text(facts: Facts) -> str:
+    """The same, a line each."""
     rows = [(key.replace("_", "-"), value) for key, value in asdict(facts).items()]
     return "\n".join(
         f"{key:<12}{('yes' if value else 'no') if isinstance(value, bool) else format(value, ',')}"
