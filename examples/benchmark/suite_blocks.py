@@ -19,11 +19,10 @@ import hag_plugin as hp
 
 from . import peers, tables
 from .graphs import Graph
+from .met_once import compared
 from .plan import Cell, Plan
 from .results import Record
 from .sides import AGAIN, AUTO
-from .timing import interleave
-from .verdict import Rule, judge
 
 NAME = "blocks"
 SECONDS = 2.0
@@ -37,8 +36,6 @@ LAYERS: dict[str, Callable[[Any, int], nn.Module]] = {
     "GIN": lambda made, f: made.GINConv(nn.Linear(f, f)),
     "GAT": lambda made, f: made.GATConv(f, f // HEADS, HEADS, allow_zero_in_degree=True),
 }
-TOLERANCE = 1e-3  # of the largest value, in float32
-RULE = Rule(least=0.97, far_ahead=True)
 Block = tuple[Tensor, Tensor, int, int]  # ends of its edges, numbers of its nodes
 
 
@@ -83,21 +80,8 @@ def measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
         AUTO: hp.accelerate(copy.deepcopy(stock)),
     }
     calls = {side: _call(dgl, net, x, blocks) for side, net in nets.items()}
-    expected, found = calls[STOCK](), calls[AUTO]()
-    wrong = {}
-    for name, ours, theirs in zip(("output", "gradient"), found, expected, strict=True):
-        if not (ours - theirs).abs().max() <= TOLERANCE * theirs.abs().max():
-            wrong[AUTO] = f"its {name} differs"
-
-    def attempt(number: int) -> dict[str, Any]:
-        budget = plan.budget(SECONDS, longer=number + 1)
-        rounds = interleave(calls, budget, together=tuple(calls), seed=number)
-        control = rounds.control(STOCK, AGAIN)
-        forms = {"fresh": {"sides": rounds.summary(), "control": control}}
-        return {"forms": forms, "ratio": rounds.ratio(STOCK, AUTO), "spread": control["spread"]}
-
     size = {"nodes": blocks[0][2], "edges": sum(len(block[0]) for block in blocks)}
-    return {"wrong": wrong, "absent": {}, "batch": size, **judge(RULE, attempt)}
+    return {"batch": size, **compared(calls, STOCK, plan, SECONDS)}
 
 
 def _sampled(

@@ -19,12 +19,11 @@ import hag_plugin as hp
 
 from . import peers, tables
 from .graphs import Graph
+from .met_once import compared
 from .plan import Cell, Plan
 from .results import Record
 from .sample_batches import Sampler
 from .sides import AGAIN, AUTO
-from .timing import interleave
-from .verdict import Rule, judge
 
 NAME = "sampled"
 SECONDS = 2.0
@@ -33,8 +32,6 @@ FAN_OUTS = {"15, 10, 5": (15, 10, 5), "25, 10": (25, 10)}
 SEEDS = (512, 1024)
 LAYERS = ("SAGE", "GCN", "GIN", "GraphConv")
 PARTS = ("messages", "step")
-TOLERANCE = 1e-3  # of the largest value, in float32
-RULE = Rule(least=0.97, far_ahead=True)
 
 
 def cells(plan: Plan) -> Iterator[Cell]:
@@ -80,21 +77,8 @@ def measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
         for side, net in {STOCK: stock, AGAIN: stock}.items()
     }
     calls[AUTO] = _call(hp.accelerate(copy.deepcopy(stock)), x, batch.edge_index, cell)
-    expected, found = calls[STOCK](), calls[AUTO]()
-    wrong = {}
-    for name, ours, theirs in zip(("output", "gradient"), found, expected, strict=True):
-        if not (ours - theirs).abs().max() <= TOLERANCE * theirs.abs().max():
-            wrong[AUTO] = f"its {name} differs"
-
-    def attempt(number: int) -> dict[str, Any]:
-        budget = plan.budget(SECONDS, longer=number + 1)
-        rounds = interleave(calls, budget, together=tuple(calls), seed=number)
-        control = rounds.control(STOCK, AGAIN)
-        forms = {"fresh": {"sides": rounds.summary(), "control": control}}
-        return {"forms": forms, "ratio": rounds.ratio(STOCK, AUTO), "spread": control["spread"]}
-
     size = {"nodes": len(batch.n_id), "edges": batch.edge_index.shape[1]}
-    return {"wrong": wrong, "absent": {}, "batch": size, **judge(RULE, attempt)}
+    return {"batch": size, **compared(calls, STOCK, plan, SECONDS)}
 
 
 def _whole(pyg: Any, name: str, width: int) -> nn.Module:
