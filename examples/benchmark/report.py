@@ -89,7 +89,7 @@ def write(results: Results, folder: Path, every_machine: Path) -> Page:
     for name, (title, text) in _sections(suites).items():
         if suites[name]:
             parts += [f"## {title}\n", text]
-            picture = f"{name.replace('-', '_')}.png"
+            picture = f"{name.replace('-', '_')}.svg"
             if picture in drawn:
                 parts.append(f"![{title}]({picture})\n")
     summary = {

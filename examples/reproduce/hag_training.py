@@ -138,7 +138,7 @@ def draw(records: Sequence[Record], path: Path) -> bool:
     axes.axhline(1.0, color="black", linewidth=0.8)
     axes.set(yscale="log", ylabel="epochs a second, ours without HAG = 1 (log)")
     axes.set_title("training, 2-layer GCN, 16 hidden units")
-    axes.legend(ncols=3, fontsize=8)
+    axes.figure.legend(ncols=6, fontsize=8, loc="outside lower center")
     figure.savefig(path, dpi=110)
     return True
 
