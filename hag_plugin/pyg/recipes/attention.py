@@ -17,8 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric import nn
 
+from hag_plugin.hag.passing import plain_hag
 from hag_plugin.ops.attention import attend, head_dot
 from hag_plugin.ops.attention_products import Attention, Product, attend_products, may_join
+from hag_plugin.ops.edge_list import EdgeList
 from hag_plugin.pyg.recipes.conditions import SOURCE_TO_TARGET, SUM
 from hag_plugin.pyg.recipes.forwards import general_message, general_offset, with_bias
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Condition, Recipe
@@ -179,17 +181,34 @@ def supergat_forward(
         positive = conv.positive_sampling(index)
         if neg_edge_index is None:
             neg_edge_index = conv.negative_sampling(index, len(x), batch)
-        logits = [
-            conv.get_attention(
-                edge_index_i=drawn[1], x_i=h[drawn[1]], x_j=h[drawn[0]], num_nodes=len(h),
-                return_logits=True,
-            )
-            for drawn in (positive, neg_edge_index)
-        ]  # fmt: skip
+        logits = [_logits(conv, h, drawn) for drawn in (positive, neg_edge_index)]
         conv.att_x = torch.cat(logits, dim=0)
         conv.att_y = conv.att_x.new_zeros(len(conv.att_x))
         conv.att_y[: positive.size(1)] = 1.0
     return with_bias(conv, out.flatten(1) if conv.concat is True else out.mean(dim=1))
+
+
+def _logits(conv: Any, h: Tensor, edges: Tensor) -> Tensor:
+    """The products of both ends of edges that are no messages, `[E, H]`, which the loss compares."""
+    if not _are_ids(edges, len(h)):  # a caller's own, which stock takes or refuses
+        source, target = edges[0], edges[1]
+        by_edges: Tensor = conv.get_attention(
+            target, h[target], h[source], num_nodes=len(h), return_logits=True
+        )
+        return by_edges
+    graph = EdgeList(plain_hag(edges, (len(h), len(h))))
+    dots = head_dot(graph.hag, h, h, order=graph.order(lambda: edges))
+    return dots / math.sqrt(conv.out_channels) if conv.attention_type == "SD" else dots
+
+
+def _are_ids(edges: Any, num_nodes: int) -> bool:
+    """Whether these are edges `[2, E]` of nodes that there are."""
+    if type(edges) is not Tensor or edges.dtype not in (torch.int32, torch.int64):
+        return False
+    if edges.dim() != 2 or len(edges) != 2:
+        return False
+    least, most = edges.aminmax() if edges.numel() else (0, 0)
+    return bool(0 <= least and most < max(num_nodes, 1))
 
 
 # With their linear layers -------------------------------------------------------------------------
