@@ -18,6 +18,7 @@ from torch import Tensor
 from torch_geometric import nn
 
 from hag_plugin.hag.passing import plain_hag
+from hag_plugin.modes import has_hooks
 from hag_plugin.ops.attention import attend, head_dot
 from hag_plugin.ops.attention_products import Attention, Product, attend_products, may_join
 from hag_plugin.ops.edge_list import EdgeList
@@ -25,8 +26,8 @@ from hag_plugin.pyg.recipes.conditions import SOURCE_TO_TARGET, SUM
 from hag_plugin.pyg.recipes.forwards import general_message, general_offset, with_bias
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Condition, Recipe
 from hag_plugin.pyg.recipes.reorder import is_bare, is_product
-from hag_plugin.pyg.recipes.rgat import numbers_of, rgat, rgat_forward
-from hag_plugin.pyg.recipes.scored import ScoredGraph, ScoredTypes, promoted
+from hag_plugin.pyg.recipes.rgat import attends_within, numbers_of, rgat, rgat_forward
+from hag_plugin.pyg.recipes.scored import EdgeType, ScoredGraph, ScoredTypes, promoted
 
 # How layers attend ------------------------------------------------------------------------------
 
@@ -141,7 +142,11 @@ def hgt_forward(conv: Any, x_dict: Mapping[str, Tensor], edge_index_dict: Scored
         keys[kind], queries[kind], values[kind] = (p.view(-1, heads, width) for p in parts)
     query, starts = conv._cat(queries)
     types = edge_index_dict.types
-    key, value, _ = conv._construct_src_node_feat(keys, values, dict.fromkeys(types))
+    if _are_matrices(conv.k_rel, conv.v_rel):
+        key = _by_types(conv, conv.k_rel.weight, keys, types)
+        value = _by_types(conv, conv.v_rel.weight, values, types)
+    else:
+        key, value, _ = conv._construct_src_node_feat(keys, values, dict.fromkeys(types))
     scale = [conv.p_rel["__".join(t)].expand(len(keys[t[0]]), -1) for t in types]
     key = key * (torch.cat(scale) / math.sqrt(width)).unsqueeze(-1)
     out = hgt(conv, edge_index_dict, {"value": value, "key": key, "query": query})
@@ -157,6 +162,31 @@ def hgt_forward(conv: Any, x_dict: Mapping[str, Tensor], edge_index_dict: Scored
             alpha = conv.skip[kind].sigmoid()
             outs[kind] = alpha * outs[kind] + (1 - alpha) * x_dict[kind]
     return outs
+
+
+def _are_matrices(*lins: Any) -> bool:
+    """Whether these are but a matrix for each type, and nobody watches them."""
+    return all(
+        type(lin) is nn.HeteroLinear
+        and not has_hooks(lin)
+        and lin.bias is None
+        and "forward" not in lin.__dict__
+        for lin in lins
+    )
+
+
+def _by_types(
+    conv: Any, weight: Tensor, rows: Mapping[str, Tensor], types: tuple[EdgeType, ...]
+) -> Tensor:
+    """The rows of each type of edges' sources, `[N, H, D]`, times its matrix, one after another."""
+    heads, count = conv.heads, len(conv.edge_types)
+    weight = weight.view(heads, count, *weight.shape[1:])
+    numbers = (conv.edge_types_map[kind] for kind in types)
+    parts = [
+        (rows[kind[0]].transpose(0, 1) @ weight[:, number]).transpose(0, 1)
+        for kind, number in zip(types, numbers)  # noqa: B905  (torch before 2.9 traces no `strict`)
+    ]
+    return torch.cat(parts)
 
 
 def general(conv: Any, graph: ScoredGraph, given: Call) -> Tensor:
@@ -189,7 +219,7 @@ def supergat_forward(
 
 
 def _logits(conv: Any, h: Tensor, edges: Tensor) -> Tensor:
-    """The products of both ends of edges that are no messages, `[E, H]`, which the loss compares."""
+    """Of edges that send nothing, the products of both ends, `[E, H]`, which a loss compares."""
     if not _are_ids(edges, len(h)):  # a caller's own, which stock takes or refuses
         source, target = edges[0], edges[1]
         by_edges: Tensor = conv.get_attention(
@@ -208,7 +238,7 @@ def _are_ids(edges: Any, num_nodes: int) -> bool:
     if edges.dim() != 2 or len(edges) != 2:
         return False
     least, most = edges.aminmax() if edges.numel() else (0, 0)
-    return bool(0 <= least and most < max(num_nodes, 1))
+    return bool(least >= 0 and most < max(num_nodes, 1))
 
 
 # With their linear layers -------------------------------------------------------------------------
@@ -389,12 +419,18 @@ RECIPES: dict[type, Recipe] = {
     nn.HGTConv: replace(
         _ATTENTION, attention=hgt, forward=hgt_forward, numbers=_all_heads, joins=True
     ),
-    nn.SuperGATConv: replace(_ATTENTION, attention=supergat, forward=supergat_forward),
+    nn.SuperGATConv: replace(
+        _ATTENTION,
+        attention=supergat,
+        forward=supergat_forward,
+        breaks=lambda conv: bool(conv.training),  # drawing the edges of its loss does
+    ),
     nn.RGATConv: Recipe(
         attention=rgat,
         forward=rgat_forward,
         numbers=numbers_of,
         unfit=_why_other_attributes,
         conditions=(SUM, SOURCE_TO_TARGET, NO_MOD),
+        breaks=attends_within,
     ),
 }

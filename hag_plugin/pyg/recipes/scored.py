@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import accumulate
@@ -221,16 +221,32 @@ def with_values_of_loops(
     return filled
 
 
-def joined_edges(graphs: Mapping[EdgeType, Tensor], sizes: Mapping[str, int]) -> EdgeList:
-    """The edges of several types as one graph's.
+def joined_index(graphs: Mapping[EdgeType, Tensor], sizes: Mapping[str, int]) -> Tensor:
+    """The edges of several types as one graph's, int64 `[2, E]`: sources are counted type by type
+    of edges, targets by their own.
 
     Args:
         graphs: an edge index `[2, E]` for each type of edges.
         sizes: the number of nodes of each type, in the order in which targets are counted.
     """
-    starts = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
+    starts = dict(zip(sizes, accumulate(sizes.values(), initial=0)))  # noqa: B905  (as in `swap`)
     parts, num_src = [], 0
-    for (source, _, target), index in graphs.items():
+    for (source, _, target), (sources, targets) in graphs.items():
+        parts.append(torch.stack([sources.long() + num_src, targets.long() + starts[target]]))
+        num_src += sizes[source]
+    return torch.cat(parts, dim=1)
+
+
+def joined_size(graphs: Iterable[EdgeType], sizes: Mapping[str, int]) -> tuple[int, int]:
+    """The numbers of its sources and targets."""
+    return sum(sizes[source] for source, _, _ in graphs), sum(sizes.values())
+
+
+def check_ends(
+    graphs: Sequence[Tensor], ends: Sequence[tuple[str, str]], sizes: Mapping[str, int]
+) -> None:
+    """Raises ValueError where an edge index `[2, E]` of these types of nodes leads beyond them."""
+    for index, (source, target) in zip(graphs, ends, strict=True):
         if index.numel():
             least, most = index.aminmax(dim=1)
             if int(most[0]) >= sizes[source]:
@@ -239,8 +255,13 @@ def joined_edges(graphs: Mapping[EdgeType, Tensor], sizes: Mapping[str, int]) ->
                 raise ValueError(f"an edge to {target!r} has a target beyond {sizes[target]}")
             if int(least.min()) < 0:
                 raise ValueError("an edge has a negative id")
-        first = torch.tensor([[num_src], [starts[target]]], device=index.device)
-        parts.append(index.long() + first)
-        num_src += sizes[source]
-    joined = torch.cat(parts, dim=1)
-    return EdgeList(plain_hag(joined, (num_src, sum(sizes.values()))))
+
+
+def joined_edges(graphs: Mapping[EdgeType, Tensor], sizes: Mapping[str, int]) -> EdgeList:
+    """The graph of `joined_index`.
+
+    Raises:
+        ValueError: an edge leads beyond the nodes that there are.
+    """
+    check_ends(list(graphs.values()), [(key[0], key[-1]) for key in graphs], sizes)
+    return EdgeList(plain_hag(joined_index(graphs, sizes), joined_size(graphs, sizes)))

@@ -351,6 +351,7 @@ def test_sampled_batches_leave_nothing() -> None:
 
 def test_compiled_code_runs_stock() -> None:
     stock = rgat()
+    torch._dynamo.reset()
     compiled = torch.compile(accelerate(copy.deepcopy(stock)), backend="eager")
     hags = relation_hags(INDEX, TYPES, RELATIONS, (NODES, NODES))
     expected = stock(X, INDEX, TYPES)
