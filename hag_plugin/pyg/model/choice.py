@@ -52,7 +52,6 @@ TYPED_COMPILED = "attention in compiled code over pairs of nodes and relations, 
 UNCHECKED_COMPILED = "declared attention in compiled code: call the layer once before, to check it"
 EXPORTED = "attention in code that may have to run without hag_plugin"
 UNTRACED = "attention between two parts of compiled code: no compiler traces stock's in one"
-SCORED_AUTOCAST = "attention under autocast"
 RETURNS_SCORES = "return_attention_weights: it returns a value for each edge"
 OTHER_EDGES = "edge_type or edge_attr has other rows than the edges"
 NO_LISTS = "there are no edges"

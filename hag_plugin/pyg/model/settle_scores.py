@@ -28,7 +28,6 @@ from hag_plugin.pyg.model.choice import (
     OTHER_EDGES,
     RETURNS_SCORES,
     SCORED,
-    SCORED_AUTOCAST,
     SCORED_COMPILED,
     SCORED_ELSEWHERE,
     SCORED_FEW,
@@ -409,8 +408,6 @@ def why_not_scored(conv: Any, recipe: Recipe, call: Call, features: Any) -> str 
             return SCORED_ELSEWHERE
         if x is not None and (x.dim() not in recipe.ranks or conv.node_dim % x.dim() != 0):
             return NO_ROWS
-    if any(x is not None and torch.is_autocast_enabled(x.device.type) for x in pair):
-        return SCORED_AUTOCAST
     if call.get("return_attention_weights") is not None:
         return RETURNS_SCORES
     return recipe.unfit(conv, call)

@@ -228,6 +228,7 @@ def _logits(conv: Any, h: Tensor, edges: Tensor) -> Tensor:
         return by_edges
     graph = EdgeList(plain_hag(edges, (len(h), len(h))))
     dots = head_dot(graph.hag, h, h, order=graph.order(lambda: edges))
+    dots = dots.to(h.new_empty(0, 1).sum(dim=-1).dtype)  # some devices' autocast adds up in float32
     return dots / math.sqrt(conv.out_channels) if conv.attention_type == "SD" else dots
 
 

@@ -76,15 +76,18 @@ class ScoredGraph:
         mask, p = None, how.pop("dropout", getattr(conv, "dropout", 0.0))
         training = how.pop("training", conv.training)
         weight = how.pop("edge_weight", None)
+        dtype = dtype_of_scores(how, value.device)
         if p > 0 and training:
-            mask = self.dropped(value.shape[1], value, p, common_dtype(how))
+            mask = self.dropped(value.shape[1], value, p, dtype)
         if weight is not None:
             weight = weight.view(-1, 1)
             mask = weight if mask is None else mask * weight
         of_edges = (mask, how.get("bias"), how.get("edges"))
         is_ordered = any(each is not None for each in of_edges)
         order = self.order() if is_ordered else None
-        return attend(self.hag, order=order, **promoted(how | {"mask": mask, "value": value}))
+        out = attend(self.hag, order=order, **promoted(how | {"mask": mask, "value": value}))
+        factors = {"value": value, "mask": mask, "scores": value.new_empty(0, dtype=dtype)}
+        return out.to(common_dtype(factors))
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,6 +206,20 @@ def common_dtype(values: Mapping[str, Any]) -> torch.dtype:
     """The dtype that the tensors among some values promote each other to, as stock's do."""
     dtypes = (value.dtype for value in values.values() if isinstance(value, Tensor))
     return reduce(torch.promote_types, dtypes)
+
+
+def dtype_of_scores(how: Mapping[str, Any], device: torch.device) -> torch.dtype:
+    """The dtype of stock's attention that is made of these arguments of `attend`."""
+    if not torch.is_autocast_enabled(device.type):
+        return common_dtype(how)
+    # What features of edges are multiplied with makes them of the dtype that products have, and
+    # some devices compute a sum, or what is made of scores, in a wider one.
+    made = {name: t for name, t in how.items() if name not in ("edges", "projection")}
+    scores = torch.empty(0, 1, dtype=common_dtype(made), device=device)
+    if how["score"] in ("dot", "vector"):
+        scores = scores.sum(dim=-1)
+    of_softmax = how.get("normalise", "softmax") == "softmax"
+    return (scores.exp() if of_softmax else scores.tanh()).dtype
 
 
 def promoted(values: Mapping[str, Any]) -> dict[str, Any]:

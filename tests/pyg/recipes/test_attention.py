@@ -489,15 +489,6 @@ def test_a_device_without_kernels_runs_stock() -> None:
     assert "a device without kernels" in explain(ours)[0].calls.reasons["stock"]
 
 
-def test_autocast_runs_stock(awkward: Any) -> None:
-    stock = pyg.GATConv(WIDTH, OUT)
-    ours = accelerate(copy.deepcopy(stock))
-    x = torch.randn(awkward.num_src, WIDTH)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(ours(x, awkward.edge_index), stock(x, awkward.edge_index))
-    assert "autocast" in explain(ours)[0].calls.reasons["stock"]
-
-
 # Around a layer -----------------------------------------------------------------------------------
 
 
