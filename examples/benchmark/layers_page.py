@@ -46,8 +46,8 @@ layer what its calls ran on: a HAG, the plain graph in the same kernels, or stoc
 Layers of attention weigh each message by a score of both ends of its edge, so that there are no
 sums to share. They run in one pass over the edges instead, forward and backward, without a tensor
 of edges times features; on a CPU the first time that they meet a graph, too. Calls with
-`return_attention_weights` run stock code. RGATConv multiplies each node once with the matrix of each
-relation that it has edges of, where stock gathers a matrix for each edge. In compiled code
+`return_attention_weights` run stock code. RGATConv multiplies each node once with the matrix of
+each relation that it has edges of, where stock gathers a matrix for each edge. In compiled code
 SuperGATConv in training, whose loss draws edges, and RGATConv that attends within relations run
 between two parts of it, as outside of it: no compiler traces stock's code in one piece either.
 RGATConv across relations, whose stock code is traced in one piece, runs that there: how many pairs

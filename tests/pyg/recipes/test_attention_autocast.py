@@ -13,7 +13,7 @@ from torch_geometric import nn as pyg
 from hag_plugin.pyg import accelerate, explain
 from hag_plugin.testing import Ran, limits
 
-from .test_attention import FIRST, INITIAL, LAYERS, WEIGHTED, WIDTH, arguments
+from .test_attention import FIRST, LAYERS, WIDTH, arguments
 from .test_dtypes import ROUNDING, assert_alike, autocast, exactly, run
 
 NODES, EDGES = 25, 160
