@@ -360,7 +360,8 @@ UNSEEN_SCORES = Condition(
     lambda conv: bool(
         conv._edge_update_forward_hooks
         or conv._edge_update_forward_pre_hooks
-        or not {"edge_update", "edge_updater"}.isdisjoint(conv.__dict__)
+        or "edge_update" in conv.__dict__  # asked one by one: a compiler guards what was asked
+        or "edge_updater" in conv.__dict__
     ),
     lambda conv: "hooks on edge_update, or another one, see the stock computation",
 )
