@@ -133,6 +133,14 @@ class TracedScores(ScoredGraph):
         )
         return order
 
+    def isolated(self) -> Tensor | None:
+        """As of a `ScoredGraph`, which of them there are is not known here."""
+        if self.edges.loops and self.hag.is_square:
+            return None
+        counts, (_, target) = self.counts(), self.index().long()
+        found = target.new_zeros(self.hag.num_dst).index_add(0, target, counts.long())
+        return found == 0
+
     def values(self, conv: Any, edge_attr: Tensor | None) -> Tensor | None:
         """A value for each row, of those of the edges that it is given."""
         num_nodes = self.edges.loops

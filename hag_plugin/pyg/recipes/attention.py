@@ -21,7 +21,7 @@ from hag_plugin.hag.passing import plain_hag
 from hag_plugin.modes import has_hooks
 from hag_plugin.ops.attention import attend, head_dot
 from hag_plugin.ops.attention_products import Attention, Product, attend_products, may_join
-from hag_plugin.ops.edge_list import EdgeList
+from hag_plugin.ops.edge_list import EdgeList, asked_for
 from hag_plugin.pyg.recipes.conditions import SOURCE_TO_TARGET, SUM
 from hag_plugin.pyg.recipes.forwards import general_message, general_offset, with_bias
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Condition, Recipe
@@ -94,8 +94,8 @@ def transformer(conv: Any, graph: ScoredGraph, given: Call) -> Tensor:
 def agnn(conv: Any, graph: ScoredGraph, given: Call) -> Tensor:
     """agnn_conv.py: beta times the cosine of both ends."""
     key = given["x_norm"].unsqueeze(1)
-    value = given["x"].unsqueeze(1)
-    return graph.attend(conv, value, key=key, query=conv.beta * key, score="dot").squeeze(1)
+    value, query = given["x"].unsqueeze(1), conv.beta * asked_for(key, graph.isolated())
+    return graph.attend(conv, value, key=key, query=query, score="dot").squeeze(1)
 
 
 def fa(conv: Any, graph: ScoredGraph, given: Call) -> Tensor:

@@ -19,7 +19,7 @@ from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.passing import plain_hag
 from hag_plugin.layers.record import Record
 from hag_plugin.ops.attention import attend
-from hag_plugin.ops.edge_list import EdgeList
+from hag_plugin.ops.edge_list import EdgeList, isolated
 from hag_plugin.ops.weights import is_in_order
 
 EdgeType = tuple[str, str, str]
@@ -51,6 +51,10 @@ class ScoredGraph:
     def order(self) -> Tensor | None:
         """As `EdgeList.order`."""
         return self.edges.order(self.index)
+
+    def isolated(self) -> Tensor | None:
+        """Which targets have no edge, bool `[N_dst]`. None: each has one."""
+        return isolated(self.hag)
 
     def values(self, conv: Any, edge_attr: Tensor | None) -> Tensor | None:
         """Values of edges with those that the layer fills in for loops."""
