@@ -139,7 +139,8 @@ class TracedScores(ScoredGraph):
             return None
         counts, (_, target) = self.counts(), self.index().long()
         found = target.new_zeros(self.hag.num_dst).index_add(0, target, counts.long())
-        return found == 0
+        isolated: Tensor = found == 0
+        return isolated
 
     def values(self, conv: Any, edge_attr: Tensor | None) -> Tensor | None:
         """A value for each row, of those of the edges that it is given."""
