@@ -220,7 +220,9 @@ def supergat_forward(
 
 def _logits(conv: Any, h: Tensor, edges: Tensor) -> Tensor:
     """Of edges that send nothing, the products of both ends, `[E, H]`, which a loss compares."""
-    if not _are_ids(edges, len(h)):  # a caller's own, which stock takes or refuses
+    # A caller's own edges may be what stock takes otherwise, or refuses. On a GPU it is sooner to
+    # gather their ends than to sort edges, in main memory, that are drawn anew at each call.
+    if not (h.is_cpu and _are_ids(edges, len(h))):
         source, target = edges[0], edges[1]
         by_edges: Tensor = conv.get_attention(
             target, h[target], h[source], num_nodes=len(h), return_logits=True
@@ -228,7 +230,6 @@ def _logits(conv: Any, h: Tensor, edges: Tensor) -> Tensor:
         return by_edges
     graph = EdgeList(plain_hag(edges, (len(h), len(h))))
     dots = head_dot(graph.hag, h, h, order=graph.order(lambda: edges))
-    dots = dots.to(h.new_empty(0, 1).sum(dim=-1).dtype)  # some devices' autocast adds up in float32
     return dots / math.sqrt(conv.out_channels) if conv.attention_type == "SD" else dots
 
 
