@@ -47,9 +47,12 @@ layer what its calls ran on: a HAG, the plain graph in the same kernels, or stoc
 Layers of attention weigh each message by a score of both ends of its edge, so that there are no
 sums to share. They run in one pass over the edges instead, forward and backward, without a tensor
 of edges times features; on a CPU the first time that they meet a graph, too. Calls with
-`return_attention_weights` or under autocast run stock code; in compiled code those of edges of
-several types, and of SuperGATConv in training, too. RGATConv multiplies each node once with the
-matrix of each relation that it has edges of, where stock gathers a matrix for each edge.
+`return_attention_weights` run stock code. RGATConv multiplies each node once with the matrix of
+each relation that it has edges of, where stock gathers a matrix for each edge. In compiled code
+SuperGATConv in training, whose loss draws edges, and RGATConv that attends within relations run
+between two parts of it, as outside of it: no compiler traces stock's code in one piece either.
+RGATConv across relations, whose stock code is traced in one piece, runs that there: how many pairs
+of nodes and relations have edges is told by no shape.
 
 Layers whose messages are made of both ends of an edge, or of features of the edge, have no sums to
 share either. In calls whose messages hold {blocks:,} numbers or more in all, these compute and

@@ -20,10 +20,10 @@ import hag_plugin as hp
 from . import peers, tables
 from .crashes import entering
 from .graphs import Graph
+from .memory import peak_bytes
 from .plan import Cell, Plan
 from .results import Record
 from .sides import AGAIN, AUTO
-from .suite_layers import peak_bytes
 from .timing import interleave
 from .verdict import Rule, judge
 

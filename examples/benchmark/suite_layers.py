@@ -7,7 +7,6 @@ sparse path is timed on the graphs of the plan alone, since all others ask only 
 from __future__ import annotations
 
 import copy
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,6 +20,7 @@ from hag_plugin.layers.pyg import RECORDS
 from . import peers
 from .crashes import entering
 from .graphs import Graph
+from .memory import peak_bytes
 from .plain_layers import plain
 from .plan import LAYER_GRAPHS, Cell, Plan
 from .sides import AGAIN, AUTO
@@ -272,21 +272,3 @@ def _as_exact(graph: Graph, cell: Cell, stock: nn.Module, calls: Calls, x: Tenso
         if not ((a - b).abs().max() <= EXACT * largest and off <= KINKS):
             return False
     return True
-
-
-def peak_bytes(call: Callable[[], Any]) -> int:
-    """The most bytes that one call holds in torch's allocator at a time."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        call()
-    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
-    changes = sorted(
-        (event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"
-    )
-    held = most = 0
-    for _, change in changes:
-        held += change
-        most = max(most, held)
-    return most

@@ -12,6 +12,25 @@ from hag_plugin.modes import outside_inference
 from hag_plugin.ops.weights import edge_slots
 
 
+def isolated(hag: HAG) -> Tensor | None:
+    """Which targets have no edge, bool `[N_dst]`. None: each has one."""
+
+    def make() -> Tensor | None:
+        row_ptr = hag.arrays.row_ptr
+        found = row_ptr[1:] == row_ptr[:-1]
+        return found if bool(found.any()) else None
+
+    return hag.kept("isolated", make)
+
+
+def asked_for(rows: Tensor, isolated: Tensor | None) -> Tensor:
+    """Rows of targets `[N_dst, ...]`, and 0 in place of those that no edge asks for: what
+    multiplies all of them gets no gradient from there, be they NaN."""
+    if isolated is None:
+        return rows
+    return rows.masked_fill(isolated.view(-1, *[1] * (rows.dim() - 1)), 0.0)
+
+
 class EdgeList:
     """The edges that a layer attends over, loops of its own included, as it has them.
 

@@ -5,7 +5,6 @@ Tests with "kernels" in their name also run under each instruction set (test_ins
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 import hag_plugin as hp
+from examples.benchmark.memory import peak_bytes
 from hag_plugin.ops.attention_products import Attention, Product, attend_products, may_join
 
 from .. import reference
@@ -242,17 +242,3 @@ def test_memory_of_a_step(score: str) -> None:
 
     step()
     assert peak_bytes(step) <= PEAKS[score] * nodes * heads * width * 8
-
-
-def peak_bytes(call: Callable[[], None]) -> int:
-    """The most bytes that a call holds in torch's allocator at a time."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as run:
-        call()
-    events = run.profiler.kineto_results.events()  # type: ignore[union-attr]
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    held = most = 0
-    for _, change in changes:
-        held += change
-        most = max(most, held)
-    return most

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hag_plugin.dgl.recipes.scored import ScoredGraph, TypedEdges
 from hag_plugin.modes import has_hooks
+from hag_plugin.ops.edge_list import asked_for, isolated
 
 Sizes = tuple[int, int]
 
@@ -188,7 +189,8 @@ def agnn(conv: Any, graph: ScoredGraph, feat: Any) -> Tensor:
         query = F.normalize(feat[1].reshape(-1, *value.shape[1:]), p=2, dim=-1)
     else:
         query = graph.targets(key)
-    out = graph.attend(value, key=key, query=conv.beta * query, score="dot")
+    query = conv.beta * asked_for(query, isolated(graph.hag))
+    out = graph.attend(value, key=key, query=query, score="dot")
     return out.view(-1, *x.shape[1:])
 
 

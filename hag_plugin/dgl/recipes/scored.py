@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -103,8 +102,3 @@ def typed_edges(graph: Any, types: Tensor, both: bool = True) -> TypedEdges:
         pairs, pair = torch.unique(types.detach() * num_src + source, return_inverse=True)
         hag = plain_hag(torch.stack([pair, target]), (len(pairs), num_dst), both=both)
         return TypedEdges(hag, pairs % num_src, pairs.div(num_src, rounding_mode="floor"))
-
-
-def has_isolated(hag: HAG) -> bool:
-    """Whether a target has no edges."""
-    return hag.kept("isolated", lambda: bool((np.diff(hag.numpy()[0]) == 0).any()))

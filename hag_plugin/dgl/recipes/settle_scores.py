@@ -35,10 +35,10 @@ from hag_plugin.dgl.aggregation.choice import (
 from hag_plugin.dgl.aggregation.relation import num_nodes, plain_edges, relations_of
 from hag_plugin.dgl.aggregation.rows import is_taken, why_not_taken
 from hag_plugin.dgl.recipes.attention import Attention, draws, why_stock
-from hag_plugin.dgl.recipes.scored import ScoredGraph, has_isolated, typed_edges
+from hag_plugin.dgl.recipes.scored import ScoredGraph, typed_edges
 from hag_plugin.dgl.recipes.table import Recipe
 from hag_plugin.hag.passing import Messages
-from hag_plugin.ops.edge_list import EdgeList
+from hag_plugin.ops.edge_list import EdgeList, isolated
 from hag_plugin.recall import value_of
 
 
@@ -60,7 +60,7 @@ def settle_scores(conv: Any, recipe: Recipe, call: Mapping[str, Any]) -> Choice:
     if isinstance(edges, str):
         return Choice(None, edges)
     allows = getattr(conv, "_allow_zero_in_degree", attention.allows_isolated)
-    if not allows and has_isolated(edges.hag):
+    if not allows and isolated(edges.hag) is not None:
         return Choice(None, ISOLATED)  # DGL says what is wrong
 
     def run() -> Ran:

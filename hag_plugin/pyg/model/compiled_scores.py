@@ -8,6 +8,7 @@ operator, for how many edges there are then is told by no shape (see `LoopedHAG`
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,9 +18,20 @@ from torch_geometric.utils.loop import compute_loop_attr
 
 from hag_plugin.hag.graph import Arrays
 from hag_plugin.hag.hag import HAG, EdgeHAG, LoopedHAG, find, of_arrays
+from hag_plugin.hag.passing import plain_hag
 from hag_plugin.modes import outside_inference
 from hag_plugin.ops.edge_list import EdgeList
-from hag_plugin.pyg.recipes.scored import How, ScoredGraph, edges_of, edges_of_hag
+from hag_plugin.pyg.recipes.scored import (
+    EdgeType,
+    How,
+    ScoredGraph,
+    ScoredTypes,
+    check_ends,
+    edges_of,
+    edges_of_hag,
+    joined_index,
+    joined_size,
+)
 from hag_plugin.recall import Known, Recall
 
 _SCORED = Recall(64)  # edges that are attended over, of edge indices
@@ -50,6 +62,20 @@ def scored_hag_in_traced_code(hag: HAG, how: How) -> ScoredGraph:
         token = torch.ops.hag_plugin_pyg.attended_hag.default(row_ptr, col, token, hag.num_src)
         hag = LoopedHAG(edge_index, row_ptr, token, hag.num_src)
     return _traced_scores(hag, edge_index, how)
+
+
+def joined_in_traced_code(
+    graphs: Mapping[EdgeType, Tensor], sizes: Mapping[str, int]
+) -> ScoredTypes:
+    """What stands for the edges of several types: as `joined_edges` has them."""
+    size, types = joined_size(graphs, sizes), tuple(graphs)
+    edge_index = joined_index(graphs, sizes)
+    row_ptr, token = torch.ops.hag_plugin_pyg.joined.default(
+        edge_index, list(graphs.values()), *size,
+        [name for source, _, target in types for name in (source, target)],
+        list(sizes), list(sizes.values()), torch.is_grad_enabled(),
+    )  # fmt: skip
+    return ScoredTypes(EdgeList(EdgeHAG(edge_index, row_ptr, token, size[0])), types)
 
 
 def _traced_scores(hag: HAG, edge_index: Tensor, how: How) -> ScoredGraph:
@@ -107,6 +133,15 @@ class TracedScores(ScoredGraph):
         )
         return order
 
+    def isolated(self) -> Tensor | None:
+        """As of a `ScoredGraph`, which of them there are is not known here."""
+        if self.edges.loops and self.hag.is_square:
+            return None
+        counts, (_, target) = self.counts(), self.index().long()
+        found = target.new_zeros(self.hag.num_dst).index_add(0, target, counts.long())
+        isolated: Tensor = found == 0
+        return isolated
+
     def values(self, conv: Any, edge_attr: Tensor | None) -> Tensor | None:
         """A value for each row, of those of the edges that it is given."""
         num_nodes = self.edges.loops
@@ -136,6 +171,35 @@ def _attended(
     return edge_index.new_empty(num_dst + 1, dtype=torch.int64), token.clone()
 
 
+def _joined(
+    edge_index: Tensor,
+    graphs: list[Tensor],
+    num_src: int,
+    num_dst: int,
+    ends: list[str],
+    kinds: list[str],
+    counts: list[int],
+    derived: bool,
+) -> tuple[Tensor, Tensor]:
+    things, about = tuple(graphs), (*ends, *kinds, *counts)
+    edges: EdgeList | None = _SCORED.get(things, about)
+    if edges is None:
+        with outside_inference():
+            pairs = list(zip(ends[::2], ends[1::2], strict=True))
+            check_ends(graphs, pairs, dict(zip(kinds, counts, strict=True)))
+            edges = EdgeList(plain_hag(edge_index, (num_src, num_dst), both=derived))
+        _keep(things, about, edges)
+    token = edges.hag.arrays.token
+    assert token is not None
+    return edge_index.new_empty(num_dst + 1, dtype=torch.int64), token.clone()
+
+
+def _keep(things: tuple[Tensor, ...], about: tuple[Any, ...], edges: EdgeList) -> None:
+    _SCORED.put(things, about, edges)
+    if Known.of(things, contents=False) is None:
+        _LATEST.append(edges)
+
+
 def _attended_hag(row_ptr: Tensor, col: Tensor, token: Tensor, num_src: int) -> Tensor:
     arrays = Arrays(row_ptr, col, token)
     with outside_inference():
@@ -153,9 +217,7 @@ def _edges(edge_index: Tensor, size: tuple[int, int], loops: bool, derived: bool
     if edges is None:
         with outside_inference():
             edges = edges_of(edge_index, size, How(loops, None), both=derived)
-        _SCORED.put((edge_index,), (*size, loops), edges)
-        if Known.of((edge_index,), contents=False) is None:
-            _LATEST.append(edges)
+        _keep((edge_index,), (*size, loops), edges)
     return edges
 
 
@@ -175,9 +237,7 @@ def _order(row_ptr: Tensor, edge_index: Tensor, token: Tensor, num_src: int, loo
     return found
 
 
-def _shape_of_attended(
-    edge_index: Tensor, num_src: int, num_dst: int, *_: bool
-) -> tuple[Tensor, Tensor]:
+def _shape_of_graph(edge_index: Tensor, num_dst: int) -> tuple[Tensor, Tensor]:
     row_ptr = edge_index.new_empty(num_dst + 1, dtype=torch.int64)
     return row_ptr, torch.empty((), dtype=torch.int64, device="cpu")
 
@@ -188,7 +248,21 @@ _library.define(
     " -> (Tensor, Tensor)"
 )
 _library.impl("attended", _attended, "CompositeExplicitAutograd")
-torch.library.register_fake("hag_plugin_pyg::attended", _shape_of_attended, lib=_library)
+torch.library.register_fake(
+    "hag_plugin_pyg::attended",
+    lambda edge_index, num_src, num_dst, *_: _shape_of_graph(edge_index, num_dst),
+    lib=_library,
+)
+_library.define(
+    "joined(Tensor edge_index, Tensor[] graphs, SymInt num_src, SymInt num_dst, str[] ends,"
+    " str[] kinds, SymInt[] counts, bool derived) -> (Tensor, Tensor)"
+)
+_library.impl("joined", _joined, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "hag_plugin_pyg::joined",
+    lambda edge_index, graphs, num_src, num_dst, *_: _shape_of_graph(edge_index, num_dst),
+    lib=_library,
+)
 _library.define("attended_hag(Tensor row_ptr, Tensor col, Tensor token, SymInt num_src) -> Tensor")
 _library.impl("attended_hag", _attended_hag, "CompositeExplicitAutograd")
 torch.library.register_fake(

@@ -18,7 +18,6 @@ from hag_plugin.ops.edge_list import EdgeList
 from hag_plugin.pyg.model import compiled
 from hag_plugin.pyg.model import session as sessions
 from hag_plugin.pyg.model.choice import (
-    DRAWN_COMPILED,
     EXPORTED,
     FIRST,
     MET_FEW,
@@ -29,7 +28,6 @@ from hag_plugin.pyg.model.choice import (
     OTHER_EDGES,
     RETURNS_SCORES,
     SCORED,
-    SCORED_AUTOCAST,
     SCORED_COMPILED,
     SCORED_ELSEWHERE,
     SCORED_FEW,
@@ -37,9 +35,14 @@ from hag_plugin.pyg.model.choice import (
     SPARSE,
     TYPED_COMPILED,
     UNCHECKED_COMPILED,
+    UNTRACED,
     Choice,
 )
-from hag_plugin.pyg.model.compiled_scores import scored_hag_in_traced_code, scored_in_traced_code
+from hag_plugin.pyg.model.compiled_scores import (
+    joined_in_traced_code,
+    scored_hag_in_traced_code,
+    scored_in_traced_code,
+)
 from hag_plugin.pyg.model.facts import (
     graph_size,
     is_edge_index,
@@ -189,9 +192,9 @@ def _why_not_traced(conv: Any, recipe: Recipe) -> str | None:
         return NOT_ACCELERATED
     if isinstance(recipe.attention, Attention) and CHECKED not in conv.__dict__:
         return UNCHECKED_COMPILED
-    if recipe.record.relations is not None or recipe.joins:
-        return TYPED_COMPILED
-    return DRAWN_COMPILED if conv.training and recipe.forward is not None else None
+    if recipe.breaks(conv):
+        return UNTRACED
+    return TYPED_COMPILED if recipe.record.relations is not None else None
 
 
 def _kept(
@@ -307,14 +310,17 @@ def _settle_joined(conv: Any, recipe: Recipe, name: str, graphs: Any, rows: Any)
     reason = why_never(conv, recipe) or why_not_scored(conv, recipe, NOTHING, features)
     if not plain or not all(type(g) is Tensor and is_edge_index(g) for g in plain.values()):
         reason = reason or SPARSE
-    if reason is None and torch.compiler.is_compiling():
+    is_traced = torch.compiler.is_compiling()
+    if reason is None and is_traced:
         reason = _why_not_traced(conv, recipe)
     passed = any(isinstance(g, HAG) for g in graphs.values())
-    if reason is None and not _joined_pay(conv, recipe, plain, rows, 0):
+    if reason is None and not is_traced and not _joined_pay(conv, recipe, plain, rows, 0):
         reason = SCORED_FEW
     if reason is not None:
         return Choice("stock", reason, {name: plain} if passed else NOTHING)
     sizes = {key: x.shape[0] for key, x in rows.items()}
+    if is_traced:
+        return Choice("plain", SCORED, {name: joined_in_traced_code(plain, sizes)})
     session, first = conv.__dict__["_hag_session"], features[0]
 
     def passing() -> EdgeList | None:
@@ -402,8 +408,6 @@ def why_not_scored(conv: Any, recipe: Recipe, call: Call, features: Any) -> str 
             return SCORED_ELSEWHERE
         if x is not None and (x.dim() not in recipe.ranks or conv.node_dim % x.dim() != 0):
             return NO_ROWS
-    if any(x is not None and torch.is_autocast_enabled(x.device.type) for x in pair):
-        return SCORED_AUTOCAST
     if call.get("return_attention_weights") is not None:
         return RETURNS_SCORES
     return recipe.unfit(conv, call)

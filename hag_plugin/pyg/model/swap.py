@@ -12,9 +12,10 @@ from torch.nn import Module
 from torch_geometric.nn import DirGNNConv, MessagePassing
 
 from hag_plugin.hag.hag import HAG
+from hag_plugin.modes import untraced
 from hag_plugin.pyg.model import edge_order
 from hag_plugin.pyg.model.calls import CALLS, calls_of, note, say_instead
-from hag_plugin.pyg.model.choice import NOTHING, PASSED, Choice
+from hag_plugin.pyg.model.choice import NOTHING, PASSED, UNTRACED, Choice
 from hag_plugin.pyg.model.compiled import NAME, name_layer
 from hag_plugin.pyg.model.edge_order import Edges
 from hag_plugin.pyg.model.facts import (
@@ -125,6 +126,8 @@ def _forward(stock: type, recipe: Recipe) -> Any:
             call.update(kwargs)
         choice = settle(self, recipe, call)
         if choice.kind == "stock":
+            if choice.reason == UNTRACED:
+                return apart(self, *args, **kwargs)
             if not choice.changed:
                 out = stock_forward(self, *args, **kwargs)
             else:
@@ -151,6 +154,7 @@ def _forward(stock: type, recipe: Recipe) -> Any:
         note(self, recipe, choice, call)
         return out
 
+    apart = untraced(forward)
     return forward
 
 

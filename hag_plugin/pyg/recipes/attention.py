@@ -17,14 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric import nn
 
+from hag_plugin.hag.passing import plain_hag
+from hag_plugin.modes import has_hooks
 from hag_plugin.ops.attention import attend, head_dot
 from hag_plugin.ops.attention_products import Attention, Product, attend_products, may_join
+from hag_plugin.ops.edge_list import EdgeList, asked_for
 from hag_plugin.pyg.recipes.conditions import SOURCE_TO_TARGET, SUM
 from hag_plugin.pyg.recipes.forwards import general_message, general_offset, with_bias
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Condition, Recipe
 from hag_plugin.pyg.recipes.reorder import is_bare, is_product
-from hag_plugin.pyg.recipes.rgat import numbers_of, rgat, rgat_forward
-from hag_plugin.pyg.recipes.scored import ScoredGraph, ScoredTypes, promoted
+from hag_plugin.pyg.recipes.rgat import attends_within, numbers_of, rgat, rgat_forward
+from hag_plugin.pyg.recipes.scored import EdgeType, ScoredGraph, ScoredTypes, promoted
 
 # How layers attend ------------------------------------------------------------------------------
 
@@ -91,8 +94,8 @@ def transformer(conv: Any, graph: ScoredGraph, given: Call) -> Tensor:
 def agnn(conv: Any, graph: ScoredGraph, given: Call) -> Tensor:
     """agnn_conv.py: beta times the cosine of both ends."""
     key = given["x_norm"].unsqueeze(1)
-    value = given["x"].unsqueeze(1)
-    return graph.attend(conv, value, key=key, query=conv.beta * key, score="dot").squeeze(1)
+    value, query = given["x"].unsqueeze(1), conv.beta * asked_for(key, graph.isolated())
+    return graph.attend(conv, value, key=key, query=query, score="dot").squeeze(1)
 
 
 def fa(conv: Any, graph: ScoredGraph, given: Call) -> Tensor:
@@ -139,7 +142,11 @@ def hgt_forward(conv: Any, x_dict: Mapping[str, Tensor], edge_index_dict: Scored
         keys[kind], queries[kind], values[kind] = (p.view(-1, heads, width) for p in parts)
     query, starts = conv._cat(queries)
     types = edge_index_dict.types
-    key, value, _ = conv._construct_src_node_feat(keys, values, dict.fromkeys(types))
+    if _are_matrices(conv.k_rel, conv.v_rel):
+        key = _by_types(conv, conv.k_rel.weight, keys, types)
+        value = _by_types(conv, conv.v_rel.weight, values, types)
+    else:
+        key, value, _ = conv._construct_src_node_feat(keys, values, dict.fromkeys(types))
     scale = [conv.p_rel["__".join(t)].expand(len(keys[t[0]]), -1) for t in types]
     key = key * (torch.cat(scale) / math.sqrt(width)).unsqueeze(-1)
     out = hgt(conv, edge_index_dict, {"value": value, "key": key, "query": query})
@@ -155,6 +162,31 @@ def hgt_forward(conv: Any, x_dict: Mapping[str, Tensor], edge_index_dict: Scored
             alpha = conv.skip[kind].sigmoid()
             outs[kind] = alpha * outs[kind] + (1 - alpha) * x_dict[kind]
     return outs
+
+
+def _are_matrices(*lins: Any) -> bool:
+    """Whether these are but a matrix for each type, and nobody watches them."""
+    return all(
+        type(lin) is nn.HeteroLinear
+        and not has_hooks(lin)
+        and lin.bias is None
+        and "forward" not in lin.__dict__
+        for lin in lins
+    )
+
+
+def _by_types(
+    conv: Any, weight: Tensor, rows: Mapping[str, Tensor], types: tuple[EdgeType, ...]
+) -> Tensor:
+    """The rows of each type of edges' sources, `[N, H, D]`, times its matrix, one after another."""
+    heads, count = conv.heads, len(conv.edge_types)
+    weight = weight.view(heads, count, *weight.shape[1:])
+    numbers = (conv.edge_types_map[kind] for kind in types)
+    parts = [
+        (rows[kind[0]].transpose(0, 1) @ weight[:, number]).transpose(0, 1)
+        for kind, number in zip(types, numbers)  # noqa: B905  (torch before 2.9 traces no `strict`)
+    ]
+    return torch.cat(parts)
 
 
 def general(conv: Any, graph: ScoredGraph, given: Call) -> Tensor:
@@ -179,17 +211,36 @@ def supergat_forward(
         positive = conv.positive_sampling(index)
         if neg_edge_index is None:
             neg_edge_index = conv.negative_sampling(index, len(x), batch)
-        logits = [
-            conv.get_attention(
-                edge_index_i=drawn[1], x_i=h[drawn[1]], x_j=h[drawn[0]], num_nodes=len(h),
-                return_logits=True,
-            )
-            for drawn in (positive, neg_edge_index)
-        ]  # fmt: skip
+        logits = [_logits(conv, h, drawn) for drawn in (positive, neg_edge_index)]
         conv.att_x = torch.cat(logits, dim=0)
         conv.att_y = conv.att_x.new_zeros(len(conv.att_x))
         conv.att_y[: positive.size(1)] = 1.0
     return with_bias(conv, out.flatten(1) if conv.concat is True else out.mean(dim=1))
+
+
+def _logits(conv: Any, h: Tensor, edges: Tensor) -> Tensor:
+    """Of edges that send nothing, the products of both ends, `[E, H]`, which a loss compares."""
+    # A caller's own edges may be what stock takes otherwise, or refuses. On a GPU it is sooner to
+    # gather their ends than to sort edges, in main memory, that are drawn anew at each call.
+    if not (h.is_cpu and _are_ids(edges, len(h))):
+        source, target = edges[0], edges[1]
+        by_edges: Tensor = conv.get_attention(
+            target, h[target], h[source], num_nodes=len(h), return_logits=True
+        )
+        return by_edges
+    graph = EdgeList(plain_hag(edges, (len(h), len(h))))
+    dots = head_dot(graph.hag, h, h, order=graph.order(lambda: edges))
+    return dots / math.sqrt(conv.out_channels) if conv.attention_type == "SD" else dots
+
+
+def _are_ids(edges: Any, num_nodes: int) -> bool:
+    """Whether these are edges `[2, E]` of nodes that there are."""
+    if type(edges) is not Tensor or edges.dtype not in (torch.int32, torch.int64):
+        return False
+    if edges.dim() != 2 or len(edges) != 2:
+        return False
+    least, most = edges.aminmax() if edges.numel() else (0, 0)
+    return bool(least >= 0 and most < max(num_nodes, 1))
 
 
 # With their linear layers -------------------------------------------------------------------------
@@ -310,7 +361,8 @@ UNSEEN_SCORES = Condition(
     lambda conv: bool(
         conv._edge_update_forward_hooks
         or conv._edge_update_forward_pre_hooks
-        or not {"edge_update", "edge_updater"}.isdisjoint(conv.__dict__)
+        or "edge_update" in conv.__dict__  # asked one by one: a compiler guards what was asked
+        or "edge_updater" in conv.__dict__
     ),
     lambda conv: "hooks on edge_update, or another one, see the stock computation",
 )
@@ -370,12 +422,18 @@ RECIPES: dict[type, Recipe] = {
     nn.HGTConv: replace(
         _ATTENTION, attention=hgt, forward=hgt_forward, numbers=_all_heads, joins=True
     ),
-    nn.SuperGATConv: replace(_ATTENTION, attention=supergat, forward=supergat_forward),
+    nn.SuperGATConv: replace(
+        _ATTENTION,
+        attention=supergat,
+        forward=supergat_forward,
+        breaks=lambda conv: bool(conv.training),  # drawing the edges of its loss does
+    ),
     nn.RGATConv: Recipe(
         attention=rgat,
         forward=rgat_forward,
         numbers=numbers_of,
         unfit=_why_other_attributes,
         conditions=(SUM, SOURCE_TO_TARGET, NO_MOD),
+        breaks=attends_within,
     ),
 }

@@ -77,6 +77,8 @@ class Recipe:
             need not be.
         ranks: the dimensions that features of a layer with attention may have.
         joins: whether it does so over the edges of all types of a dictionary as one graph.
+        breaks: whether no compiler traces the `forward` of a layer with attention in one piece, as
+            it is set up: so it is not traced here either.
         conditions: what else rules it out.
         returns: whether it aggregates back over the reverse of its graph, too.
         yields: whether stock's code runs where there are few messages (see `model/settle.py`). Not
@@ -102,6 +104,7 @@ class Recipe:
     unfit: Callable[[Any, Call], str | None] = lambda conv, call: None
     ranks: tuple[int, ...] = (2,)
     joins: bool = False
+    breaks: Callable[[Any], bool] = lambda conv: False
     conditions: tuple[Condition, ...] = ()
     returns: bool = False
     yields: bool = True

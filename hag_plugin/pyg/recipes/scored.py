@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import accumulate
@@ -19,7 +19,7 @@ from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.passing import plain_hag
 from hag_plugin.layers.record import Record
 from hag_plugin.ops.attention import attend
-from hag_plugin.ops.edge_list import EdgeList
+from hag_plugin.ops.edge_list import EdgeList, isolated
 from hag_plugin.ops.weights import is_in_order
 
 EdgeType = tuple[str, str, str]
@@ -52,6 +52,10 @@ class ScoredGraph:
         """As `EdgeList.order`."""
         return self.edges.order(self.index)
 
+    def isolated(self) -> Tensor | None:
+        """Which targets have no edge, bool `[N_dst]`. None: each has one."""
+        return isolated(self.hag)
+
     def values(self, conv: Any, edge_attr: Tensor | None) -> Tensor | None:
         """Values of edges with those that the layer fills in for loops."""
         if edge_attr is None or not self.edges.loops:
@@ -76,15 +80,18 @@ class ScoredGraph:
         mask, p = None, how.pop("dropout", getattr(conv, "dropout", 0.0))
         training = how.pop("training", conv.training)
         weight = how.pop("edge_weight", None)
+        dtype = dtype_of_scores(how, value.device)
         if p > 0 and training:
-            mask = self.dropped(value.shape[1], value, p, common_dtype(how))
+            mask = self.dropped(value.shape[1], value, p, dtype)
         if weight is not None:
             weight = weight.view(-1, 1)
             mask = weight if mask is None else mask * weight
         of_edges = (mask, how.get("bias"), how.get("edges"))
         is_ordered = any(each is not None for each in of_edges)
         order = self.order() if is_ordered else None
-        return attend(self.hag, order=order, **promoted(how | {"mask": mask, "value": value}))
+        out = attend(self.hag, order=order, **promoted(how | {"mask": mask, "value": value}))
+        factors = {"value": value, "mask": mask, "scores": value.new_empty(0, dtype=dtype)}
+        return out.to(common_dtype(factors))
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,6 +212,20 @@ def common_dtype(values: Mapping[str, Any]) -> torch.dtype:
     return reduce(torch.promote_types, dtypes)
 
 
+def dtype_of_scores(how: Mapping[str, Any], device: torch.device) -> torch.dtype:
+    """The dtype of stock's attention that is made of these arguments of `attend`."""
+    if not torch.is_autocast_enabled(device.type):
+        return common_dtype(how)
+    # What features of edges are multiplied with makes them of the dtype that products have, and
+    # some devices compute a sum, or what is made of scores, in a wider one.
+    made = {name: t for name, t in how.items() if name not in ("edges", "projection")}
+    scores = torch.empty(0, 1, dtype=common_dtype(made), device=device)
+    if how["score"] in ("dot", "vector"):
+        scores = scores.sum(dim=-1)
+    of_softmax = how.get("normalise", "softmax") == "softmax"
+    return (scores.exp() if of_softmax else scores.tanh()).dtype
+
+
 def promoted(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values with their tensors in that dtype."""
     dtype = common_dtype(values)
@@ -221,16 +242,32 @@ def with_values_of_loops(
     return filled
 
 
-def joined_edges(graphs: Mapping[EdgeType, Tensor], sizes: Mapping[str, int]) -> EdgeList:
-    """The edges of several types as one graph's.
+def joined_index(graphs: Mapping[EdgeType, Tensor], sizes: Mapping[str, int]) -> Tensor:
+    """The edges of several types as one graph's, int64 `[2, E]`: sources are counted type by type
+    of edges, targets by their own.
 
     Args:
         graphs: an edge index `[2, E]` for each type of edges.
         sizes: the number of nodes of each type, in the order in which targets are counted.
     """
-    starts = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
+    starts = dict(zip(sizes, accumulate(sizes.values(), initial=0)))  # noqa: B905  (as in `swap`)
     parts, num_src = [], 0
-    for (source, _, target), index in graphs.items():
+    for (source, _, target), (sources, targets) in graphs.items():
+        parts.append(torch.stack([sources.long() + num_src, targets.long() + starts[target]]))
+        num_src += sizes[source]
+    return torch.cat(parts, dim=1)
+
+
+def joined_size(graphs: Iterable[EdgeType], sizes: Mapping[str, int]) -> tuple[int, int]:
+    """The numbers of its sources and targets."""
+    return sum(sizes[source] for source, _, _ in graphs), sum(sizes.values())
+
+
+def check_ends(
+    graphs: Sequence[Tensor], ends: Sequence[tuple[str, str]], sizes: Mapping[str, int]
+) -> None:
+    """Raises ValueError where an edge index `[2, E]` of these types of nodes leads beyond them."""
+    for index, (source, target) in zip(graphs, ends, strict=True):
         if index.numel():
             least, most = index.aminmax(dim=1)
             if int(most[0]) >= sizes[source]:
@@ -239,8 +276,13 @@ def joined_edges(graphs: Mapping[EdgeType, Tensor], sizes: Mapping[str, int]) ->
                 raise ValueError(f"an edge to {target!r} has a target beyond {sizes[target]}")
             if int(least.min()) < 0:
                 raise ValueError("an edge has a negative id")
-        first = torch.tensor([[num_src], [starts[target]]], device=index.device)
-        parts.append(index.long() + first)
-        num_src += sizes[source]
-    joined = torch.cat(parts, dim=1)
-    return EdgeList(plain_hag(joined, (num_src, sum(sizes.values()))))
+
+
+def joined_edges(graphs: Mapping[EdgeType, Tensor], sizes: Mapping[str, int]) -> EdgeList:
+    """The graph of `joined_index`.
+
+    Raises:
+        ValueError: an edge leads beyond the nodes that there are.
+    """
+    check_ends(list(graphs.values()), [(key[0], key[-1]) for key in graphs], sizes)
+    return EdgeList(plain_hag(joined_index(graphs, sizes), joined_size(graphs, sizes)))
