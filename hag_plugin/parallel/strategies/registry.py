@@ -9,7 +9,7 @@ that are aggregated), parameter (weights). The executor has a class of the name 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -143,7 +143,14 @@ class Problem:
         """Rows of each part, int64 `[P]`."""
         if self.op.rows is not None:
             return chunk_sizes(self.op.rows, self.devices)
-        return self.graph.rows(self.devices)
+        return self.graph.rows(self.devices, self.op.of)
+
+    @cached_property
+    def source_rows(self) -> np.ndarray:
+        """Rows of each part that its edges come from, int64 `[P]`: of its first input."""
+        if not self.op.inputs:
+            return self.rows
+        return replace(self, op=self.graph.ops[self.op.inputs[0]]).rows
 
     @property
     def stats(self) -> GraphStats:
@@ -176,6 +183,16 @@ class Problem:
     def most_rows(self) -> int:
         """Rows of the largest part."""
         return int(self.rows.max())
+
+    @property
+    def total_sources(self) -> int:
+        """Rows that its edges come from."""
+        return int(self.source_rows.sum())
+
+    @property
+    def most_sources(self) -> int:
+        """The same of the largest part."""
+        return int(self.source_rows.max())
 
     @property
     def waits(self) -> bool:

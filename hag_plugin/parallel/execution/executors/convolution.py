@@ -57,12 +57,12 @@ class AllToAll(_Features):
 
     def turned(self, x: Tensor) -> Tensor:
         """The sum, from the source's layout to the target's."""
-        config, rows, group = self.site.config, self.site.rows, self.site.group
-        width = self.site.op.width if config.order == TRANSFORM else self.site.op.input_width
+        site, config, group = self.site, self.site.config, self.site.group
+        width = site.op.width if config.order == TRANSFORM else site.op.input_width
         if config.source == ROWS:
-            x = rows_to_columns(x, rows, group)
+            x = rows_to_columns(x, site.source_rows, group)
         x = self.aggregate(x)
-        return columns_to_rows(x, rows, width, group) if config.target == ROWS else x
+        return columns_to_rows(x, site.rows, width, group) if config.target == ROWS else x
 
 
 @executes("columns, row-split weights", "convolution")
@@ -107,7 +107,7 @@ class ColumnSplitWeights(_Features):
 def whole_input(site: Site, x: Tensor) -> Tensor:
     """The whole input on every rank; each makes a part of its gradient."""
     if site.config.source == ROWS:
-        return gather_rows(x, site.rows, site.group)
+        return gather_rows(x, site.source_rows, site.group)
     return fan_out(x, site.group)
 
 

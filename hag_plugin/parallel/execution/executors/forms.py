@@ -136,7 +136,7 @@ def form_of(site: Site, graphs: LocalGraphs) -> Form:
         weight=held(layer, record.weight),
         inputs=record.inputs,
         outputs=record.outputs,
-        root=held(layer, record.root),
+        root=held(layer, record.root) if site.op.root else "",
         bias=held(layer, record.bias),
         reduce=site.op.reduce[0],
         ties="first" if is_dgl else "even",

@@ -29,9 +29,11 @@ def graphs_of(site: Site) -> LocalGraphs:
     world, key = site.world, site.op.graph
     if key not in world.graphs:
         edges = world.edges[key]
+        source, target = edges.types
         world.graphs[key] = LocalGraphs(
-            edges.edge_index, world.nodes, world.group.rank,
+            edges.edge_index, world.nodes[target], world.group.rank,
             self_loops=edges.self_loops, edge_type=edges.edge_type,
+            sources=None if source == target else world.nodes[source],
         )  # fmt: skip
     graphs: LocalGraphs = world.graphs[key]
     return graphs

@@ -72,7 +72,7 @@ class RowsAllGather(Executor):
         # A HAG shares more where it knows which source is which target.
         self.own_first = site.config.hag == "part"
         self.layer.place(graphs.gathered(self.own_first))
-        self.first = int(site.rows[: site.group.rank].sum())
+        self.first = int(site.source_rows[: site.group.rank].sum())
         self.fetch = fetching(site, self.among, site.group, site.config.order)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class RowsAllGather(Executor):
 
     def gathered(self, group: Group, x: Tensor) -> Tensor:
         """`[n, w]` to `[N, w]`."""
-        whole = gather_rows(x, self.site.rows, group)
+        whole = gather_rows(x, self.site.source_rows, group)
         if not self.own_first:
             return whole
         return torch.cat([x, whole[: self.first], whole[self.first + len(x) :]])
@@ -151,7 +151,7 @@ class OwnFirst:
     def __init__(
         self, site: Site, form: Form, graphs: LocalGraphs, halo: Halo, fetch: HaloRows
     ) -> None:
-        whole, (own, others) = form.summed(graphs), halo.graph.apart()
+        whole, (own, others) = form.summed(graphs), halo.apart()
         self.fetch = fetch
         self.own, self.others = (LocalAggregate(site, whole, part) for part in (own, others))
 
@@ -230,16 +230,17 @@ class LayerHalo(OperationExecutor):
         self.fetch = fetching(site, partial(HaloRows, halo), site.group, "")
 
     def run(self, call: Call, *inputs: Tensor) -> Tensor:
-        site, [x] = self.site, inputs
+        site, ends = self.site, call.args[0]
+        source, target = (ends, ends) if isinstance(ends, Tensor) else ends
         used = [w.role for w in site.op.parameters if w.role in site.names]
         own = dict(zip(used, site.locals(used, copies=True), strict=True))
         own |= {role: site.local(role) for role in site.names if role not in used}
-        by = {id(t): t[self.edges.to(t.device)].to(x.device)
+        by = {id(t): t[self.edges.to(t.device)].to(source.device)
               for t in functions.tensors([*call.args[2:], dict(call.kwargs)])}  # fmt: skip
         rest = functions.replaced(tuple(call.args[2:]), by)
         kwargs = functions.replaced(dict(call.kwargs), by)
         assert site.module is not None
         assert call.function is not None
         with swapped(site.module, own):
-            out: Tensor = call.function((self.fetch(x), x), self.index, *rest, **kwargs)
+            out: Tensor = call.function((self.fetch(source), target), self.index, *rest, **kwargs)
         return out

@@ -37,9 +37,8 @@ class LocalGraph:
     types: np.ndarray | None = None
     _hags: dict[tuple[str, int | None, torch.device], HAG] = field(default_factory=dict, repr=False)
 
-    def apart(self) -> tuple[LocalGraph, LocalGraph]:
-        """The edges from the targets, which are the first sources, and those from the others."""
-        rows = len(self.targets)
+    def apart(self, rows: int) -> tuple[LocalGraph, LocalGraph]:
+        """The edges from the first `rows` sources, and those from the others."""
         own = self.index[0] < rows
 
         def part(chosen: np.ndarray, first: int, last: int) -> LocalGraph:
@@ -93,6 +92,10 @@ class Halo:
     send: np.ndarray
     send_counts: tuple[int, ...]
     receive_counts: tuple[int, ...]
+
+    def apart(self) -> tuple[LocalGraph, LocalGraph]:
+        """The edges from the own rows, and those from the halo."""
+        return self.graph.apart(len(self.graph.sources) - sum(self.receive_counts))
 
 
 @dataclass(frozen=True, eq=False)
