@@ -97,11 +97,21 @@ def entries(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return coo._indices().flip(0), coo._values()
 
 
+def _by_name(data: Any, name: str) -> Any:
+    """What the data has of a name; of several types, a dictionary, with or without `_dict`."""
+    found = getattr(data, name, None)
+    if found is None and hasattr(data, "node_types"):
+        of_types: dict[Any, Any] = data.collect(name.removesuffix("_dict"))
+        return of_types or None
+    return found
+
+
 def plain(model: Any, data: Any) -> Any:
     """The model, called with what its forward requires: of the data, by name.
 
     Arguments that have a default are left at it. A DGL model is called with graph and features; a
-    model of one argument that is not in the data, with the data.
+    model of one argument that is not in the data, with the data. Of several types of nodes, `x` and
+    `x_dict` are a dictionary by type.
 
     Raises:
         TypeError: an argument is not in the data; names it.
@@ -111,7 +121,7 @@ def plain(model: Any, data: Any) -> Any:
     parameters = inspect.signature(model.forward).parameters.values()
     any_number = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     wanted = [p for p in parameters if p.default is p.empty and p.kind not in any_number]
-    known = {p.name: getattr(data, p.name, None) for p in wanted}
+    known = {p.name: _by_name(data, p.name) for p in wanted}
     missing = [name for name, value in known.items() if value is None]
     if missing and len(wanted) == 1:
         return model(data)

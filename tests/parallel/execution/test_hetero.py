@@ -14,7 +14,7 @@ from torch_geometric import nn as pyg
 from torch_geometric.data import HeteroData
 
 import hag_plugin as hp
-from hag_plugin.parallel.model.opgraph import Op, OpGraph
+from hag_plugin.parallel.model.opgraph import Op
 from hag_plugin.parallel.model.trace import copied, trace
 from hag_plugin.parallel.search.plan import Plan
 from hag_plugin.parallel.search.planner import planned
@@ -22,12 +22,11 @@ from hag_plugin.parallel.search.planner import planned
 from ..equality import PHASES, Allow, bytes_of, sgd, space_with, whole
 from ..run_ranks import run_processes, run_threads
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:There exist node types", "ignore:'.*' has already been"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:There exist node types")
+Run = Callable[[int, nn.Module, HeteroData, Plan], list[Any]]
 WIDTH, CLASSES, STEPS = 8, 3, 3
 # By type: nodes, features. Nothing goes to "tag", and "site" has fewer nodes than there are ranks.
-TYPES = {"paper": (13, 5), "author": (9, 4), "tag": (6, 7), "site": (2, 3)}
+TYPES = {"paper": (13, 7), "author": (9, 4), "tag": (6, 8), "site": (2, 3)}
 RELATIONS = (
     ("author", "writes", "paper"),
     ("paper", "by", "author"),
@@ -73,8 +72,9 @@ class Net(nn.Module):
                 for kind in kinds
                 if kind[0] in hidden and kind[-1] in hidden
             }
-            self.convs.append(pyg.HeteroConv(convs, aggr=aggr).double())
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "There exist node types", UserWarning)
+                self.convs.append(pyg.HeteroConv(convs, aggr=aggr).double())
                 hidden = self.step(self.convs[-1], hidden, given.edge_index_dict)
         self.last = nn.ModuleDict({of: nn.Linear(x.shape[-1], CLASSES) for of, x in hidden.items()})
 
@@ -116,14 +116,15 @@ def train(model: nn.Module, values: Any, mean: Any, gather: Any, run: Any) -> An
 
 def train_alone(model: nn.Module, given: HeteroData) -> Any:
     model = copied(model)
-    run = lambda: model(given.x_dict, given.edge_index_dict)  # noqa: E731
+
+    def run() -> Any:
+        return model(given.x_dict, given.edge_index_dict)
+
     return train(model, given, torch.Tensor.mean, lambda x, of: x.detach(), run)
 
 
 def train_together(rank: int, model: nn.Module, given: HeteroData, plan: Plan) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ours = hp.parallel.parallelize(model, given, plan)
+    ours = hp.parallel.parallelize(model, given, plan)
     parallel, sent = ours.parallel, []
 
     def run() -> Any:
@@ -137,19 +138,20 @@ def train_together(rank: int, model: nn.Module, given: HeteroData, plan: Plan) -
     return *train(ours, parallel.data, parallel.mean, gather, run), sent[0]
 
 
+def on_threads(size: int, model: nn.Module, given: HeteroData, plan: Plan) -> list[Any]:
+    return run_threads(size, lambda rank: train_together(rank, model, given, plan))
+
+
 def check(
-    model: nn.Module, given: HeteroData, size: int, allow: Allow, run: Any = run_threads,
-    hag: bool = False,
+    model: nn.Module, given: HeteroData, size: int, allow: Allow, *, hag: bool = False,
+    run: Run = on_threads,
 ) -> Plan:  # fmt: skip
     """Trains with a plan and alone; everything must be equal, and the bytes those of the plan."""
     space = space_with(trace(model, given, hag=hag), size, allow)
     chosen = list(space.cheapest().configs)
     plan, counted = planned(space, chosen), bytes_of(space, chosen)
     expected = train_alone(model, given)
-    if run is run_threads:
-        results = run(size, lambda rank: train_together(rank, model, given, plan))
-    else:
-        results = run(size, train_together, model, given, plan)
+    results = run(size, model, given, plan)
     for rank, (*found, sent) in enumerate(results):
         torch.testing.assert_close(found, list(expected), rtol=1e-9, atol=1e-9)
         assert sent == {phase: int(counted[phase][rank]) for phase in PHASES}
@@ -191,7 +193,7 @@ def test_rows_of_each_type_are_shared_out(name: str, size: int) -> None:
     plan = check(Net(LAYERS[name], RELATIONS, "sum").double(), data(), size, by_rows)
     found = {k.config.strategy for k in plan.layers if k.kind in ("convolution", "opaque")}
     assert "replicate" not in found
-    assert any(name in SPLIT and "rows" in each or each == "rows, halo" for each in found)
+    assert any((name in SPLIT and "rows" in each) or each == "rows, halo" for each in found)
 
 
 STRATEGIES = (
@@ -216,7 +218,7 @@ def test_every_strategy_of_convolutions(strategy: str, hag: bool) -> None:
     check(model, data(kinds), 4, allow, hag=True)
 
 
-@pytest.mark.parametrize("aggr", ["sum", "mean", "max", "min", "mul", "cat", None])
+@pytest.mark.parametrize("aggr", ["sum", "mean", "max", "min", "cat", None])
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_what_relations_give_is_combined(aggr: str | None, count: int) -> None:
     torch.manual_seed(0)
@@ -225,6 +227,7 @@ def test_what_relations_give_is_combined(aggr: str | None, count: int) -> None:
     check(model, data(kinds), 2, by_rows)
 
 
+@pytest.mark.mostly_slow("GraphSAGE-mean", "GAT-max")
 @pytest.mark.parametrize("aggr", ["sum", "mean", "max", "min", "mul"])
 @pytest.mark.parametrize("make", [pyg.GraphSAGE, pyg.GAT])
 def test_to_hetero(make: Any, aggr: str) -> None:
@@ -241,8 +244,18 @@ def test_to_hetero(make: Any, aggr: str) -> None:
     check(model, given, 2, by_rows)
 
 
-def test_on_processes() -> None:
+def on_process(rank: int, plan: Plan) -> Any:
+    return train_together(rank, mixed(), data(), plan)
+
+
+def mixed() -> nn.Module:
     torch.manual_seed(0)
-    model = Net(LAYERS["GCNConv, SAGEConv"], RELATIONS, "sum").double()
-    for size in (2, 4):
-        check(model, data(), size, by_rows, run_processes)
+    return Net(LAYERS["GCNConv, SAGEConv"], RELATIONS, "sum").double()
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_on_processes(size: int) -> None:
+    def run(size: int, model: nn.Module, given: HeteroData, plan: Plan) -> list[Any]:
+        return run_processes(size, on_process, plan)
+
+    check(mixed(), data(), size, by_rows, run=run)
