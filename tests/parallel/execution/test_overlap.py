@@ -161,7 +161,7 @@ def test_rows_of_given_features_are_sent_once(strategy: str) -> None:
     plan = planned(space, chosen)
     terms = next(row[k] for row, k in zip(space.terms, chosen, strict=True) if row[k].laid_out)
     once = [int(sum(m.sent[rank] for m in terms.laid_out)) for rank in range(2)]
-    expected = model(data.x, data.edge_index).detach()
+    expected, doubled = (model(k * data.x, data.edge_index).detach() for k in (1, 2))
 
     def case(rank: int) -> Any:
         ours, sent = hp.parallel.parallelize(model, data, plan), []
@@ -174,10 +174,15 @@ def test_rows_of_given_features_are_sent_once(strategy: str) -> None:
         other = ours.parallel.share(data)
         out = ours.parallel.gather(ours(other))
         again = ours.parallel.sent["layout"]
-        return sent, again, out
+        for x in other.prepared.features[0].values():
+            x *= 2
+        edited = [ours.parallel.gather(ours(other)) for _ in range(2)]
+        return sent, again, out, edited, ours.parallel.sent["layout"]
 
-    for rank, (sent, again, out) in enumerate(run_threads(2, case)):
+    for rank, (sent, again, out, edited, last) in enumerate(run_threads(2, case)):
         assert sent == [(once[rank], 0)] * 3
         assert again == 2 * once[rank]  # other data, other rows
+        assert last == 3 * once[rank]  # changed in place, and fetched once more
         torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(edited, [doubled] * 2, rtol=1e-10, atol=1e-10)
     assert all(once)

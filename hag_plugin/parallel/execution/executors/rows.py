@@ -34,6 +34,7 @@ from hag_plugin.parallel.model.calls import Call
 from hag_plugin.parallel.ranks.comm import Group
 from hag_plugin.parallel.ranks.transfer import begin_exchange, exchange, gather_rows
 from hag_plugin.parallel.strategies.convolution import is_kept
+from hag_plugin.recall import Known
 from hag_plugin.reducers import LINEAR
 
 
@@ -93,6 +94,9 @@ class RowsAllGather(Executor):
 class Once:
     """Fetches rows of features that are given, once for all calls; it is counted under "layout".
 
+    They are fetched anew once torch has counted a write to them, as it does on every rank that calls
+    the same function: whether to fetch is never a matter of one rank's values.
+
     Args:
         fetch: how, from a group.
         group: whose ranks exchange them.
@@ -100,14 +104,15 @@ class Once:
 
     def __init__(self, fetch: Callable[[Group], Fetch], group: Group) -> None:
         self.fetch = fetch(group.counted_as("layout"))
-        self.kept: tuple[Tensor, Tensor] | None = None
+        self.known: Known | None = None
+        self.kept = torch.empty(0)
 
     def __call__(self, x: Tensor) -> Tensor:
         """`[n, w]` to what it was fetched to."""
-        if self.kept is None or self.kept[0] is not x:
+        if self.known is None or not self.known.holds((x,)):
             with torch.inference_mode(False), torch.no_grad():  # it is used in training, too
-                self.kept = x, self.fetch(x)
-        return self.kept[1]
+                self.known, self.kept = Known.of((x,), contents=False), self.fetch(x)
+        return self.kept
 
 
 def fetching(site: Site, fetch: Callable[[Group], Fetch], group: Group, order: str) -> Fetch:
