@@ -99,9 +99,9 @@ def whole(walk: Walk, layer: Any, args: Any, kwargs: Any) -> Tensor:
     given = [*args, *kwargs.values()]
     if any(isinstance(value, dict) for value in given):
         raise UnknownLayerError(
-            f"layer {walk.path!r} ({type(layer).__name__}) is given dictionaries by type of node: it "
-            "cannot be planned; expected layers in a HeteroConv, a model that to_hetero made, or "
-            "data.to_homogeneous() with edge_type"
+            f"layer {walk.path!r} ({type(layer).__name__}) is given dictionaries by type of node: "
+            "it cannot be planned; expected layers in a HeteroConv, a model that to_hetero made, "
+            "or data.to_homogeneous() with edge_type"
         )
     known = list({id(t): t for t in tensors(given) if walk.knows(t)}.values())
     for edges in tensors(given):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ class Weight:
         inputs: the dimension over features that come in; None: there is none.
         outputs: likewise, over those that go out.
         parts: likewise, over heads or relations.
+        shape: of the whole, where it is trained and the operation's figures count it; else None.
     """
 
     role: str
@@ -51,6 +53,7 @@ class Weight:
     inputs: int | None = None
     outputs: int | None = None
     parts: int | None = None
+    shape: tuple[int, ...] | None = None
 
 
 @set_module("hag_plugin.parallel")
@@ -243,7 +246,7 @@ class OpGraph:
         """(producer, consumer) of every tensor that goes from one operation to another."""
         return [(i, j) for j, op in enumerate(self.ops) for i in op.inputs]
 
-    @property
+    @cached_property
     def users(self) -> dict[str, list[int]]:
         """Of each parameter that several operations share, these operations."""
         found: dict[str, list[int]] = {}

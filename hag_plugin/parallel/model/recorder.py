@@ -73,7 +73,7 @@ class Recorder(Walk):
         self._kept: list[Any] = []  # ids are only good while their objects live
         self._known: dict[int, int] = {}
         self._of_weights: dict[int, dict[str, Tensor]] = {}
-        self._counted: set[str] = set()
+        self._shapes: dict[str, tuple[int, ...]] = {}  # of what is trained
         self.failed: list[str] = []
         self._paths: dict[int, str] = {}
         self._names: dict[int, str] = {}
@@ -112,6 +112,8 @@ class Recorder(Walk):
         self._paths = {id(module): path for path, module in model.named_modules()}
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             self._names[id(tensor)] = name
+            if tensor.requires_grad:
+                self._shapes[name] = tuple(tensor.shape)
         tables = (m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding))
         counts = [*self.types.values()] if self.types else [self.nodes]
         self._tables = {id(t): t for t in tables if len(t) in counts}
@@ -156,10 +158,10 @@ class Recorder(Walk):
             own = (*module.named_parameters(), *module.named_buffers())
             roles = {name: self._names[id(tensor)] for name, tensor in own}
             met = Call(type(module).__name__, given, kwargs)
-        sources = tuple(Weight(f"made of {n}", n) for n in changes.pop("made", ()))
+        made = tuple(Weight(f"made of {n}", n) for n in changes.pop("made", ()))
         used = changes.pop("used", roles.keys())
         split_by = {role: name for role, name in roles.items() if role in used}
-        changes["parameters"] = _weights(kind, met.name, split_by, dims or {}) + sources
+        changes["parameters"] = self._weights(kind, met.name, split_by, dims or {}) + made
         if "graph" in changes:
             changes["of"] = self.edges[changes["graph"]].types[1]
         of = changes.setdefault("of", self.ops[made_by[0]].of)
@@ -233,7 +235,7 @@ class Recorder(Walk):
     def _embedding(self, table: Tensor) -> None:
         """Adds the operation of a table that has a row for each node: features that are learned."""
         name, width = self._names[id(table)], table.shape[1]
-        weight = Weight("weight", name, outputs=1, parts=0)
+        weight = Weight("weight", name, outputs=1, parts=0, shape=self._shapes.get(name))
         path = name.rpartition(".")[0]
         of = next((each for each, count in self.types.items() if count == len(table)), "")
         index = self.op(path, "embedding", [], width, values=table.numel(), parameters=(weight,),
@@ -439,11 +441,12 @@ class Recorder(Walk):
             kind = "opaque"
         if kind == "opaque":
             by_row = len(results) == 1 and not made and self._is_by_row(call, known, out, nodes)
-            values = self._uncounted(self._weights_in(given))
+            weights = self._weights_in(given).values()
+            values = sum(t.numel() for t in weights if t.requires_grad)
             changes = {"values": values, "keeps": changes["keeps"], "by_row": by_row}
             width, changes["rows"] = self._size(tuple(out.shape), of)
-        sources = tuple(Weight(f"made of {name}", name) for name in made)
-        changes["parameters"] = _weights(kind, name, roles, {}) + sources
+        sources = tuple(Weight(f"made of {n}", n, shape=self._shapes.get(n)) for n in made)
+        changes["parameters"] = self._weights(kind, name, roles, {}) + sources
         label = self.label(name)
         index = self.op(label, kind, inputs, width, of=of, **changes)
         if functions.in_place(call) and isinstance(call.args[0], Tensor):
@@ -480,11 +483,19 @@ class Recorder(Walk):
             return False
         return is_by_row(call, nodes, {id(t) for t in known}, {id(t) for t in weights})
 
-    def _uncounted(self, weights: Mapping[str, Tensor]) -> int:
-        """Trainable values of parameters that no operation of this kind has counted."""
-        new = {n: t for n, t in weights.items() if t.requires_grad and n not in self._counted}
-        self._counted |= new.keys()
-        return sum(t.numel() for t in new.values())
+    def _weights(
+        self, kind: str, name: str, roles: Mapping[str, str], dims: Mapping[str, Mapping[str, int]]
+    ) -> tuple[Weight, ...]:
+        """The parameters of an operation, by role; `dims` of those that a layer tells of."""
+        if kind == "linear":
+            inputs = 1 if name == "linear" else 0
+            dims = {"weight": {"inputs": inputs, "outputs": 1 - inputs}, "bias": {"outputs": 0}}
+        if kind == "normalisation":
+            dims = {role: {"outputs": 0} for role in roles}
+        return tuple(
+            Weight(role, named, **dims.get(role, {}), shape=self._shapes.get(named))
+            for role, named in roles.items()
+        )
 
 
 def _targets(args: Sequence[Any]) -> list[Tensor]:
@@ -507,15 +518,3 @@ def _function_around() -> str | None:
             return str(frame.f_locals["cls"].__name__)
         frame = frame.f_back
     return None
-
-
-def _weights(
-    kind: str, name: str, roles: Mapping[str, str], dims: Mapping[str, Mapping[str, int]]
-) -> tuple[Weight, ...]:
-    """The parameters of an operation, by role; `dims` of those that a layer tells of."""
-    if kind == "linear":
-        inputs = 1 if name == "linear" else 0
-        dims = {"weight": {"inputs": inputs, "outputs": 1 - inputs}, "bias": {"outputs": 0}}
-    if kind == "normalisation":
-        dims = {role: {"outputs": 0} for role in roles}
-    return tuple(Weight(role, named, **dims.get(role, {})) for role, named in roles.items())

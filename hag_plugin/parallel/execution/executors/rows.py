@@ -94,8 +94,8 @@ class RowsAllGather(Executor):
 class Once:
     """Fetches rows of features that are given, once for all calls; it is counted under "layout".
 
-    They are fetched anew once torch has counted a write to them, as it does on every rank that calls
-    the same function: whether to fetch is never a matter of one rank's values.
+    They are fetched anew once torch has counted a write to them, as it does on every rank that
+    calls the same function: whether to fetch is never a matter of one rank's values.
 
     Args:
         fetch: how, from a group.
