@@ -51,7 +51,7 @@ def is_kept(op: Op, fixed: bool, order: str) -> bool:
 def own_share(problem: Problem, partition: PartitionStats, config: Config) -> float:
     """The share of a sum over neighbours that the own rows make, which are summed first."""
     op = problem.op
-    waits = op.relational or op.edge_products or config.hag != "off" or op.kind == "attention"
+    waits = op.edge_products or config.hag != "off" or op.kind == "attention"
     if waits or not set(op.reduce) <= set(LINEAR) or partition.inner is None:
         return 0.0
     return float((partition.inner / np.maximum(partition.edges, 1)).min())
@@ -198,15 +198,13 @@ class _Rows(Strategy):
         (terms.laid_out if kept else terms.messages).append(self.fetch(problem, width))
         if problem.op.input_grad or config.order == TRANSFORM:
             terms.messages.append(self.give_back(problem, width))
-        if not kept and self.sums_own_first:
+        if not kept:
             terms.own = own_share(problem, problem.partition, config)
         fetch = [] if kept else self.steps(problem, width, config.hag)
         terms.states += kept * self.sources(problem) * width
         terms.held = layer(problem, config.order, rows, (sources, self.sources(problem)), fetch)
         problem.weights(terms, op.weights + op.biases, copies=True)
         return terms
-
-    sums_own_first = False  # whether rows of others come meanwhile
 
     @abstractmethod
     def fetch(self, problem: Problem, width: int) -> Message:
@@ -251,7 +249,6 @@ class RowsHalo(_Rows):
     """Only rows that are read go, to those who read them: the halo."""
 
     name = "rows, halo"
-    sums_own_first = True
 
     def needed(self, problem: Problem) -> np.ndarray:
         """int64 `[P, P]`, rows that p gets from q."""
@@ -277,7 +274,6 @@ class RowsCover(RowsHalo):
     """For each pair of parts rows or partial sums, whichever cover the cut edges with fewer."""
 
     name = "rows, vertex-cover halo"
-    sums_own_first = False
 
     def refuses(self, problem: Problem) -> str | None:
         if not set(problem.op.reduce) <= {"sum", "mean"} or problem.op.edge_products:

@@ -37,9 +37,13 @@ class LocalGraph:
     types: np.ndarray | None = None
     _hags: dict[tuple[str, int | None, torch.device], HAG] = field(default_factory=dict, repr=False)
 
-    def apart(self, rows: int) -> tuple[LocalGraph, LocalGraph]:
-        """The edges from the first `rows` sources, and those from the others."""
-        own = self.index[0] < rows
+    def apart(self, some: slice, follow: bool = False) -> tuple[LocalGraph, LocalGraph]:
+        """The edges from some of the sources, whose only sources they are, and those from others.
+
+        `follow`: the others' sources are those behind, not all.
+        """
+        begin, end, all_rows = some.start, some.stop, len(self.sources)
+        own = (self.index[0] >= begin) & (self.index[0] < end)
 
         def part(chosen: np.ndarray, first: int, last: int) -> LocalGraph:
             index = self.index[:, chosen] - np.array([[first], [0]])
@@ -49,7 +53,7 @@ class LocalGraph:
                 targets_first=False, types=types, _hags={},
             )  # fmt: skip
 
-        return part(own, 0, rows), part(~own, rows, len(self.sources))
+        return part(own, begin, end), part(~own, end if follow else 0, all_rows)
 
     def hag(self, method: str, device: torch.device, relation: int | None = None) -> HAG:
         """The graph, or that of one relation, ready to be aggregated over; built once.
@@ -95,7 +99,8 @@ class Halo:
 
     def apart(self) -> tuple[LocalGraph, LocalGraph]:
         """The edges from the own rows, and those from the halo."""
-        return self.graph.apart(len(self.graph.sources) - sum(self.receive_counts))
+        own = len(self.graph.sources) - sum(self.receive_counts)
+        return self.graph.apart(slice(0, own), follow=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,3 +121,8 @@ class Cover:
     send: LocalGraph
     send_counts: tuple[int, ...]
     receive_counts: tuple[int, ...]
+
+    def apart(self) -> tuple[LocalGraph, LocalGraph]:
+        """The edges from the own rows, and those from what was received."""
+        own = len(self.graph.sources) - sum(self.receive_counts)
+        return self.graph.apart(slice(0, own), follow=True)

@@ -94,9 +94,15 @@ class LocalGraphs:
 
     # Degrees ---------------------------------------------------------------------------------
 
-    def in_degree(self) -> Tensor:
-        """Edges into each node as the layer aggregates them, loops counted: int64 `[N]`."""
-        target = self._listed(self.self_loops is not False)[1]
+    def in_degree(self, relation: int | None = None) -> Tensor:
+        """Edges into each node as the layer aggregates them, loops counted: int64 `[N]`.
+
+        `relation`: of which alone they are.
+        """
+        _, target, number = self._listed(self.self_loops is not False)
+        if relation is not None:
+            assert self._types is not None  # the graph was made with types
+            target = target[self._types[number] == relation]
         return torch.from_numpy(np.bincount(target, minlength=self.nodes))
 
     def out_degree(self) -> Tensor:
