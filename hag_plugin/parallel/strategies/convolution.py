@@ -7,6 +7,7 @@ aggregated: F where the aggregation goes first, G where the transform does. With
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 
 import numpy as np
 
@@ -48,11 +49,15 @@ def is_kept(op: Op, fixed: bool, order: str) -> bool:
     return fixed and order != TRANSFORM and not op.edge_products and op.kind != "attention"
 
 
+def is_apart(op: Op, hag: str) -> bool:
+    """Whether a sum over neighbours is the sum of two, over own rows and over those of others."""
+    whole = op.edge_products or hag != "off" or op.kind == "attention"
+    return not whole and {*op.reduce} <= {*LINEAR}
+
+
 def own_share(problem: Problem, partition: PartitionStats, config: Config) -> float:
     """The share of a sum over neighbours that the own rows make, which are summed first."""
-    op = problem.op
-    waits = op.edge_products or config.hag != "off" or op.kind == "attention"
-    if waits or not set(op.reduce) <= set(LINEAR) or partition.inner is None:
+    if not is_apart(problem.op, config.hag) or partition.inner is None:
         return 0.0
     return float((partition.inner / np.maximum(partition.edges, 1)).min())
 
@@ -239,6 +244,9 @@ class RowsAllGather(_Rows):
 
     def steps(self, problem: Problem, width: int, hag: str) -> list[Step]:
         whole = steps.gather_rows(problem.source_rows, width)
+        if is_apart(problem.op, hag):  # the sum of the own rows, and their gradient, wait
+            sums, own = problem.most_rows * width, problem.most_sources * width
+            return [replace(whole, forward=whole.forward + sums, backward=whole.backward + own)]
         if hag != "part":
             return [whole]
         # Its own rows first: a copy of all, and in the backward pass one for each piece.

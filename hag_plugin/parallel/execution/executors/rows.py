@@ -183,7 +183,9 @@ class OwnFirst:
         with record_function("sum over own rows"):
             own = [aggregate(x) for aggregate in self.own]
         rows = end()
-        return [mine + aggregate(rows) for mine, aggregate in zip(own, self.others, strict=True)]
+        return [
+            mine.add_(aggregate(rows)) for mine, aggregate in zip(own, self.others, strict=True)
+        ]
 
 
 def own_first(
