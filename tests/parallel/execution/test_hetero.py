@@ -259,3 +259,90 @@ def test_on_processes(size: int) -> None:
         return run_processes(size, on_process, plan)
 
     check(mixed(), data(), size, by_rows, run=run)
+
+
+class Learned(nn.Module):
+    """Tags without features: a table of one row each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags = nn.Embedding(*TYPES["tag"])
+        self.net = Net(sage, RELATIONS, "sum", depth=1)
+
+    def forward(self, x_dict: Any, edge_index_dict: Any) -> Any:
+        return self.net(x_dict | {"tag": self.tags.weight}, edge_index_dict)
+
+
+def test_features_of_a_type_may_be_learned() -> None:
+    torch.manual_seed(0)
+    given = data()
+    del given["tag"].x
+    given["tag"].num_nodes = TYPES["tag"][0]
+    plan = check(Learned().double(), given, 2, by_rows)
+    assert plan.layer("tags").config.strategy in ("rows", "columns")
+
+
+def test_rows_and_pairs_of_a_type() -> None:
+    """Every rank asks for its own; gradients come back to those who have the rows."""
+    model, given = mixed(), data()
+    graph = trace(model, given, hag=False)
+    plan = planned(space := space_with(graph, 2, by_rows), space.cheapest().configs)
+    out = model(given.x_dict, given.edge_index_dict)
+    asked = torch.tensor([[12, 0, 3], [7, 7, 1]])
+    expected = out["paper"][asked.flatten()]
+    expected.square().mean().backward()
+    grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    edges = given["author", "writes", "paper"].edge_index
+
+    def case(rank: int) -> Any:
+        ours = hp.parallel.parallelize(model, given, plan)
+        parallel = ours.parallel
+        found = parallel.rows(ours()["paper"], asked[rank], "paper")
+        parallel.mean(found.square(), apart=True).backward()
+        for wrong in ("", "papers"):
+            with pytest.raises(ValueError, match=r"no type .*; expected one of \['author', 'pap"):
+                parallel.rows(found, asked[rank], wrong)
+        pairs = parallel.negatives(edges, 30, ("author", "paper"))
+        with pytest.raises(KeyError, match="'papers' is no type of nodes"):
+            parallel.data["papers"]
+        mine = {n: whole(p.grad) for n, p in ours.named_parameters() if p.grad is not None}
+        return found.detach(), mine, pairs
+
+    results = run_threads(2, case)
+    torch.testing.assert_close(torch.cat([r[0] for r in results]), expected.detach())
+    known = set(zip(*edges.tolist(), strict=True))
+    for _, mine, pairs in results:
+        used = {n: g for n, g in mine.items() if n in grads}
+        torch.testing.assert_close(used, grads, rtol=1e-9, atol=1e-9)
+        assert not known & set(zip(*pairs.tolist(), strict=True))
+        assert pairs[0].max() < TYPES["author"][0]
+        assert pairs[1].max() < TYPES["paper"][0]
+
+
+def test_other_data_with_other_numbers_of_nodes() -> None:
+    model, given = mixed(), data()
+    space = space_with(trace(model, given, hag=False), 2, by_rows)
+    plan, other = planned(space, space.cheapest().configs), data()
+    for kind in RELATIONS:
+        other[kind].edge_index = other[kind].edge_index.flip(1)[:, :9]
+    other["author"].x = torch.cat([other["author"].x, other["author"].x * 2])
+    expected = {of: x.detach() for of, x in model(other.x_dict, other.edge_index_dict).items()}
+
+    def case(rank: int) -> Any:
+        parallel = (ours := hp.parallel.parallelize(model, given, plan)).parallel
+        before, parallel.data = parallel.data, parallel.share(other)
+        found = {of: parallel.gather(x, of).detach() for of, x in ours(parallel.data).items()}
+        parallel.data = before
+        return found
+
+    for found in run_threads(2, case):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_layers_that_are_given_nothing_of_targets_are_refused() -> None:
+    kinds, given = [("author", "writes", "paper")], data()
+    conv = pyg.HeteroConv({kinds[0]: pyg.SAGEConv((4, -1), WIDTH, root_weight=False)})
+    del given["paper"].x
+    given["paper"].num_nodes = TYPES["paper"][0]
+    with pytest.raises(TypeError, match="is given nothing of the nodes that its edges go to"):
+        trace(conv, given, call=lambda m, d: m(d.x_dict, d.edge_index_dict))
