@@ -104,16 +104,10 @@ def train(args: argparse.Namespace, group: Group) -> dict[str, Any]:
     return {"ranks": group.size, "epochs": args.epochs, "loss": loss.item(), **found}
 
 
-def main() -> None:
-    args = arguments()
-    with task.ranks(args.timeout) as group:
-        result = train(args, group)
-        if args.json:
-            task.say_json(group, result)
-        else:
-            words = ", ".join(f"{name} {value:.4g}" for name, value in result.items())
-            task.say(group, words)
+def words_of(result: dict[str, Any]) -> str:
+    """The results, for a person."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in result.items())
 
 
 if __name__ == "__main__":
-    main()
+    task.run(arguments(), train, words_of)

@@ -181,6 +181,20 @@ def step(model: Any, optimizer: torch.optim.Optimizer) -> torch.Tensor:
     return loss.detach()
 
 
+def run(
+    args: argparse.Namespace,
+    train: Callable[[argparse.Namespace, Group], dict[str, Any]],
+    words_of: Callable[[dict[str, Any]], str],
+) -> None:
+    """Trains on all ranks and says the results, in words or, where that was asked for, as JSON."""
+    with ranks(args.timeout) as group:
+        result = train(args, group)
+        if args.json:
+            say_json(group, result)
+        else:
+            say(group, words_of(result))
+
+
 def say(group: Group, words: str) -> None:
     """Printed once."""
     if group.rank == 0:

@@ -84,21 +84,15 @@ def train(args: argparse.Namespace, group: Group) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    args = arguments()
-    with task.ranks(args.timeout) as group:
-        result = train(args, group)
-        if args.json:
-            task.say_json(group, result)
-        else:
-            task.say(
-                group,
-                f"{result['epochs']} epochs on {result['ranks']} ranks: loss {result['loss']:.4f}, "
-                f"test accuracy {result['test_accuracy']:.1%}, "
-                f"{result['seconds_per_epoch'] * 1e3:.1f} ms and "
-                f"{result['most_bytes_sent_per_epoch'] / 1e6:.2f} MB sent per epoch",
-            )
+def words_of(result: dict[str, Any]) -> str:
+    """The results, for a person."""
+    return (
+        f"{result['epochs']} epochs on {result['ranks']} ranks: loss {result['loss']:.4f}, "
+        f"test accuracy {result['test_accuracy']:.1%}, "
+        f"{result['seconds_per_epoch'] * 1e3:.1f} ms and "
+        f"{result['most_bytes_sent_per_epoch'] / 1e6:.2f} MB sent per epoch"
+    )
 
 
 if __name__ == "__main__":
-    main()
+    task.run(arguments(), train, words_of)

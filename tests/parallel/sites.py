@@ -75,7 +75,7 @@ def run_config(
     """One configuration on this rank."""
     op, rows = problem.op, problem.rows
     names = {name: name for name, _ in layer.named_parameters()}
-    world = World(group, rows, {op.graph: edges}, None, x.device, x.dtype)  # type: ignore[arg-type]
+    world = World(group, {"": rows}, {op.graph: edges}, None, x.device, x.dtype)  # type: ignore[arg-type]
     site = Site(op, 1, config, world, layer, names, call, problem.fixed)
     executor = executor_of(site)
     world.parameters = Blocks(layer, executor.placements(), group)  # type: ignore[assignment]

@@ -26,7 +26,13 @@ from hag_plugin.parallel.execution.share import (
 from hag_plugin.parallel.execution.site import Site, World
 from hag_plugin.parallel.graphs.stats import owners
 from hag_plugin.parallel.layouts import ROWS, Layout, Split, shares
-from hag_plugin.parallel.model.inputs import ModelCall, plain, values_of, with_features
+from hag_plugin.parallel.model.inputs import (
+    ModelCall,
+    features_of,
+    plain,
+    values_of,
+    with_features,
+)
 from hag_plugin.parallel.model.trace import Recorded, record
 from hag_plugin.parallel.ranks.comm import Group, Sent
 from hag_plugin.parallel.ranks.transfer import fan_out, fetch_rows, replicate_rows, sum_parts
@@ -68,6 +74,7 @@ class Parallel:
         self._seed = group.broadcast(torch.initial_seed())
         self._runner: Runner | None = None
         self._edges: Known | None = None  # of `negatives`, whose keys are `_keys`
+        self._between = ("", "")
         self._keys = torch.empty(0, dtype=torch.int64)
         self._drawn = (0, -1)  # its step, and how often it was called in it
 
@@ -134,7 +141,9 @@ class Parallel:
         self, recorded: Recorded, part: Part | None
     ) -> tuple[World, list[OperationExecutor | None]]:
         graph, group = recorded.graph, self.group
-        nodes = np.bincount(owners(part, group.size, graph.nodes), minlength=group.size)
+        nodes = {of: graph.rows(group.size, of) for of in graph.types}
+        if not nodes:
+            nodes[""] = np.bincount(owners(part, group.size, graph.nodes), minlength=group.size)
         dtype = next((p.dtype for p in self._pristine.parameters()), torch.float32)
         world = World(
             group, nodes, recorded.edges, self._parameters, group.device, dtype, seed=self._seed
@@ -174,32 +183,47 @@ class Parallel:
         world: World,
         executors: list[OperationExecutor | None],
     ) -> Share:
-        graph, rank = recorded.graph, self.group.rank
-        values = values_of(data)
-        x = values.pop("x", None)
-        features: dict[Layout, Tensor] = {}
-        for executor in executors:
-            if executor is not None and 0 in executor.site.op.inputs:
-                layout = executor.site.config.source
-                if layout not in features:
-                    features[layout] = sliced(x, layout, world, rank)
-        loss = graph.ops[-1]
+        graph, loss = recorded.graph, recorded.graph.ops[-1]
         output = self.plan.configs[loss.name].source
-        if 0 in loss.inputs:
-            features[output] = sliced(x, output, world, rank)
         shapes = [met.shape for met in recorded.met]
         nothing = torch.empty(0, dtype=world.dtype, device=world.device)  # features are learned
-        like = next(iter(features.values()), nothing)
-        token = stand_in(shapes[0], like, 0, None)
-        found = with_features(moved(data, world.device), token)
-        prepared = Prepared(world, graph.ops, shapes, executors, features, output, token, found)
-        own = slice(0, loss.rows or graph.nodes)
-        if loss.rows is None and output == ROWS:
-            own = shares(ROWS, world.nodes, 1, rank)[0]
-            cut = [k for k, v in values.items() if has_nodes(k, v, graph.nodes)]
+        features: dict[int, dict[Layout, Tensor]] = {}
+        tokens: dict[int, Tensor] = {}
+        for index, (of, x) in enumerate(features_of(data).items()):
+            sites = [executor.site for executor in executors if executor is not None]
+            layouts = {site.config.source for site in sites if index in site.op.inputs}
+            if index in loss.inputs:
+                layouts.add(output)
+            found = {each: sliced(x, each, world.nodes[of], self.group) for each in layouts}
+            features[index] = found
+            tokens[index] = stand_in(
+                shapes[index], next(iter(found.values()), nothing), index, None
+            )
+        named = {graph.ops[index].of: token for index, token in tokens.items()}
+        given = with_features(moved(data, world.device), named)
+        prepared = Prepared(world, graph.ops, shapes, executors, features, output, tokens, given)
+        split = loss.rows is None and output == ROWS
+        if not graph.types:
+            values = {k: v for k, v in values_of(data).items() if k not in ("x", "edge_index")}
+            own = slice(0, loss.rows or graph.nodes)
+            return self._cut(values, own, graph.nodes, prepared, "" if split else None)
+        share = Share(dict(data._global_store), slice(0, 0), prepared)
+        for of, nodes in graph.types.items():
+            values = {k: v for k, v in data[of].items() if k != "x"}
+            cut = of if split else None
+            share._types[of] = self._cut(values, slice(0, nodes), nodes, prepared, cut)
+        return share
+
+    def _cut(
+        self, values: dict[str, Any], own: slice, nodes: int, prepared: Prepared, of: str | None
+    ) -> Share:
+        """What this rank has of some nodes' values; `of`, their type, unless it has all of them."""
+        world = prepared.world
+        if of is not None:
+            own = shares(ROWS, world.nodes[of], 1, self.group.rank)[0]
+            cut = [k for k, v in values.items() if has_nodes(k, v, nodes)]
             values |= {k: values[k][own] for k in cut}
-        tensors = {k: v for k, v in values.items() if k != "edge_index"}
-        kept = {k: v.to(world.device) if isinstance(v, Tensor) else v for k, v in tensors.items()}
+        kept = {k: v.to(world.device) if isinstance(v, Tensor) else v for k, v in values.items()}
         return Share(kept, own, prepared)
 
     # Losses and metrics ----------------------------------------------------------------------
@@ -248,19 +272,22 @@ class Parallel:
         summed = self.group.all_reduce(tensor, "loss")
         return summed if isinstance(value, Tensor) else summed.item()
 
-    def gather(self, values: Tensor) -> Tensor:
-        """All rows of the model's output, or of what was made from its rows, on every rank."""
+    def gather(self, values: Tensor, of: str = "") -> Tensor:
+        """All rows of the model's output, or of what was made from its rows, on every rank.
+
+        `of`: the type of nodes that they belong to, where there are several.
+        """
+        nodes = self._nodes(of)
         if not self.split:
             return values.detach()
         flat = values.detach()
         flat = flat.flatten(1) if flat.dim() > 1 else flat.view(-1, 1)
-        nodes = self.data.prepared.world.nodes
         whole = replicate_rows(flat, nodes, self.group.counted_as("gather"))
         return whole.view(-1, *values.shape[1:])
 
     # Pairs of nodes --------------------------------------------------------------------------
 
-    def rows(self, values: Tensor, index: Tensor) -> Tensor:
+    def rows(self, values: Tensor, index: Tensor, of: str = "") -> Tensor:
         """Rows of any nodes, from the ranks that have them, with gradients: to decode pairs, say.
 
         Every rank calls it, each with nodes of its own; a loss of what comes of them is taken with
@@ -270,6 +297,7 @@ class Parallel:
             values: floating `[n, ...]`, the model's output on this rank, or what was made from its
                 rows.
             index: integer `[k]`, nodes as the data numbers them; k may be 0, and differ.
+            of: their type, where there are several.
 
         Returns:
             `[k, ...]`.
@@ -287,9 +315,10 @@ class Parallel:
                                                         reduction="none")
             model.parallel.mean(losses, apart=True).backward()
         """
-        own = self.data.rows
         with self.group.together("looking for rows"):
-            _check_index(index, int(self.data.prepared.world.nodes.sum()))
+            nodes = self._nodes(of)
+            own = self.data[of].rows if of else self.data.rows
+            _check_index(index, int(nodes.sum()))
             if len(values) != own.stop - own.start:
                 raise ValueError(
                     f"values has {len(values)} rows; expected {own.stop - own.start}, those of "
@@ -298,21 +327,22 @@ class Parallel:
         index = index.to(values.device, torch.int64)
         flat = values.flatten(1) if values.dim() > 1 else values.view(-1, 1)
         if self.split:
-            found = fetch_rows(flat, index, self.data.prepared.world.nodes, self.group)
+            found = fetch_rows(flat, index, nodes, self.group)
         else:
             found = fan_out(flat, self.group).index_select(0, index)
         return found.view(-1, *values.shape[1:])
 
-    def negatives(self, edges: Tensor, count: int) -> Tensor:
+    def negatives(self, edges: Tensor, count: int, between: tuple[str, str] = ("", "")) -> Tensor:
         """Pairs of nodes without an edge, each rank its own: they go by seed, step and rank.
 
         Args:
             edges: integer `[2, E]`, those to leave out; they are sorted once as long as the same
                 tensor is given, unchanged.
             count: how many.
+            between: types of sources and targets, where there are several.
 
         Returns:
-            int64 `[2, count]`, sources and targets; no loops; a pair may occur twice.
+            int64 `[2, count]`, sources and targets, no node and itself; a pair may occur twice.
 
         Raises:
             TypeError: an argument has the wrong type.
@@ -320,8 +350,10 @@ class Parallel:
         """
         count = whole("count", count, 0, MAX_NODES)
         check_edge_index(edges)
-        nodes = int(self.data.prepared.world.nodes.sum())
-        if self._edges is None or not self._edges.holds((edges,)):
+        sources, nodes = (int(self._nodes(of).sum()) for of in between)
+        again = self._edges is not None and self._edges.holds((edges,))
+        if not again or self._between != between:
+            self._between = between
             keys = edges[0].cpu().long() * nodes + edges[1].cpu()
             self._edges, self._keys = Known.of((edges,)), keys.sort().values
         self._drawn = (self.step, self._drawn[1] + 1 if self._drawn[0] == self.step else 0)
@@ -329,9 +361,11 @@ class Parallel:
         draw, known = torch.Generator().manual_seed(key), self._keys
         found, missing = [torch.empty(0, dtype=torch.int64)], count
         for _ in range(TRIES):
-            keys = torch.randint(max(nodes**2, 1), (2 * missing,), generator=draw)
+            keys = torch.randint(max(sources * nodes, 1), (2 * missing,), generator=draw)
             place = torch.searchsorted(known, keys).clamp(max=max(len(known) - 1, 0))
             free = keys // nodes != keys % nodes
+            if between[0] != between[1]:
+                free[:] = True
             if len(known):
                 free &= known[place] != keys
             found.append(keys[free][:missing])
@@ -360,6 +394,17 @@ class Parallel:
         sizes = self.group.collect(len(flat))
         joined = replicate_rows(flat, sizes, self.group.counted_as("gather"))
         return joined.view(-1, *values.shape[1:])
+
+    def _nodes(self, of: str) -> np.ndarray:
+        """Nodes of a type that each rank has.
+
+        Raises:
+            ValueError: there are none of that type.
+        """
+        nodes = self.data.prepared.world.nodes
+        if of not in nodes:
+            raise ValueError(f"nodes are of no type {of!r}; expected one of {list(nodes)}")
+        return nodes[of]
 
     @property
     def split(self) -> bool:

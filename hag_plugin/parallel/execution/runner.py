@@ -28,7 +28,7 @@ from hag_plugin.parallel.model.calls import Call
 from hag_plugin.parallel.model.inputs import ModelCall, given
 from hag_plugin.parallel.model.layers import entry_of
 from hag_plugin.parallel.model.opgraph import Op
-from hag_plugin.parallel.model.walk import Walk
+from hag_plugin.parallel.model.walk import Ends, Walk
 from hag_plugin.parallel.ranks.transfer import reshard
 
 SHARD = "_hag_plugin_shard"
@@ -65,19 +65,19 @@ class Prepared:
         ops: the model's operations on these nodes; the last is the loss.
         shapes: of their outputs, whole.
         executors: of all but the features and the loss.
-        features: by the layout in which an operation wants them.
+        features: of operations that are features, by the layout in which another wants them.
         output: the layout that the loss wants.
-        x: the stand-in for the features.
-        data: what the model is called with, `x` in it.
+        given: the stand-ins for these features.
+        data: what the model is called with, these in it.
     """
 
     world: World
     ops: Sequence[Op]
     shapes: Sequence[tuple[int, ...]]
     executors: Sequence[OperationExecutor | None]
-    features: dict[Layout, Tensor]
+    features: dict[int, dict[Layout, Tensor]]
     output: Layout
-    x: Tensor
+    given: dict[int, Tensor]
     data: Any
 
 
@@ -129,8 +129,10 @@ class Runner(Walk):
 
     def run(self, prepared: Prepared) -> Any:
         """The model's output, with the shards that the loss wants in place of stand-ins."""
-        self._at, self._met, self._taken = prepared, set(), {"x": 1}
-        setattr(prepared.x, SHARD, Shard(0, None))
+        self._at, self._met, self._taken = prepared, set(), {}
+        for index, token in prepared.given.items():
+            self._taken[prepared.ops[index].name] = 1
+            setattr(token, SHARD, Shard(index, None))
         self._names = {op.name: i for i, op in enumerate(prepared.ops)}
         self.given, self._saving, self._drawn = given(prepared.data), top_hooks(False), 0
         model, outer = self.called.model, self.called.model.forward
@@ -230,7 +232,7 @@ class Runner(Walk):
             yield
 
     def graph(
-        self, edges: Any, self_loops: SelfLoops = False, edge_type: Any = None,
+        self, x: Ends, edges: Any, self_loops: SelfLoops = False, edge_type: Any = None,
         weight: Tensor | None = None,
     ) -> str:  # fmt: skip
         self.look_at(edges)
@@ -238,7 +240,9 @@ class Runner(Walk):
             self.look_at(weight)
         return ""
 
-    def weighed(self, edges: Any, how: str, make: Callable[[], tuple[Tensor, Tensor]]) -> str:
+    def weighed(
+        self, x: Ends, edges: Any, how: str, make: Callable[[], tuple[Tensor, Tensor]]
+    ) -> str:
         self.look_at(edges)
         return ""
 
@@ -309,7 +313,8 @@ class Runner(Walk):
         return index
 
     def _unknown(self, name: str) -> RuntimeError:
-        left = [op.name for i, op in enumerate(self.at.ops[1:-1], 1) if i not in self._met]
+        met = {*self._met, *self.at.given}
+        left = [op.name for i, op in enumerate(self.at.ops[:-1]) if i not in met]
         return RuntimeError(
             f"the model calls {name!r}, which is not in its plan; expected "
             f"{left[0] if left else 'its end'!r} next. A model must take the same way each time"
@@ -389,7 +394,7 @@ class Runner(Walk):
     def _laid_out(self, token: Tensor, layout: Layout) -> Tensor:
         shard, at = self._shard(token), self.at
         if shard.local is None:
-            return at.features[layout]
+            return at.features[shard.index][layout]
         executor = at.executors[shard.index]
         assert executor is not None  # it made the shard
         before, op = executor.site.config.target, at.ops[shard.index]

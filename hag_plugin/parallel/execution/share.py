@@ -14,7 +14,6 @@ from torch import Tensor
 from hag_plugin.arguments import brief
 from hag_plugin.limits import limits
 from hag_plugin.parallel.execution.runner import Prepared
-from hag_plugin.parallel.execution.site import World
 from hag_plugin.parallel.layouts import Layout, shares
 from hag_plugin.parallel.model.inputs import values_of
 from hag_plugin.parallel.ranks.comm import Group
@@ -29,6 +28,8 @@ SOME_ROWS = 4096
 class Share:
     """What a rank has of the data.
 
+    Where nodes are of several types, `share["paper"]` is what it has of those of one.
+
     Attributes:
         rows: the nodes whose rows of the output this rank has, as a slice.
         prepared: what the executors hold of it.
@@ -37,9 +38,18 @@ class Share:
     def __init__(self, values: dict[str, Any], rows: slice, prepared: Prepared) -> None:
         self.__dict__.update(values)
         self.rows, self.prepared = rows, prepared
+        self._types: dict[str, Share] = {}
+
+    def __getitem__(self, of: str) -> Share:
+        if of in self._types:
+            return self._types[of]
+        known = f"one of {list(self._types)}" if self._types else "none: there is one type of nodes"
+        raise KeyError(f"{of!r} is no type of nodes; expected {known}")
 
     def __repr__(self) -> str:
         words = [f"{k}={list(v.shape)}" for k, v in self.__dict__.items() if isinstance(v, Tensor)]
+        if self._types:
+            return f"Share({', '.join(f'{of}: {each}' for of, each in self._types.items())})"
         return f"Share(rows={self.rows.start}:{self.rows.stop}, {', '.join(words)})"
 
 
@@ -118,13 +128,16 @@ def has_nodes(key: str, value: Any, nodes: int) -> bool:
     )
 
 
-def sliced(x: Any, layout: Layout, world: World, rank: int) -> Tensor:
-    """A rank's share of the features, which may be a tensor or an array on disk."""
-    rows, columns = shares(layout, world.nodes, x.shape[1], rank)
+def sliced(x: Any, layout: Layout, nodes: np.ndarray, group: Group) -> Tensor:
+    """A rank's share of the features, which may be a tensor or an array on disk.
+
+    `nodes`: of each rank, int64 `[P]`.
+    """
+    rows, columns = shares(layout, nodes, x.shape[1], group.rank)
     found = x[rows, columns]
     if not isinstance(found, Tensor):
         found = torch.from_numpy(np.array(found))
-    return found.detach().to(world.device, copy=True).contiguous()
+    return found.detach().to(group.device, copy=True).contiguous()
 
 
 def moved(data: Any, device: torch.device) -> Any:

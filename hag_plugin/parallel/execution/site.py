@@ -24,7 +24,7 @@ class World:
 
     Attributes:
         group: all ranks.
-        nodes: int64 `[P]`, nodes of each part.
+        nodes: by type of node, as `Op.of` names it, int64 `[P]`, nodes of each part.
         edges: the graphs the model aggregates over, whole, by key of `OpGraph.graphs`.
         parameters: of the model.
         device: where the shards are.
@@ -35,7 +35,7 @@ class World:
     """
 
     group: Group
-    nodes: np.ndarray
+    nodes: Mapping[str, np.ndarray]
     edges: dict[str, Edges]
     parameters: Parameters
     device: torch.device
@@ -80,8 +80,13 @@ class Site:
     def rows(self) -> np.ndarray:
         """Rows of each part, int64 `[P]`: nodes, or pooled graphs."""
         if self.op.rows is None:
-            return self.world.nodes
-        return chunk_sizes(self.op.rows, len(self.world.nodes))
+            return self.world.nodes[self.op.of]
+        return chunk_sizes(self.op.rows, self.group.size)
+
+    @property
+    def source_rows(self) -> np.ndarray:
+        """Rows of each part that its edges come from, int64 `[P]`."""
+        return self.world.nodes[self.world.edges[self.op.graph].types[0]]
 
     def columns(self, width: int) -> slice:
         """This rank's block of `width` features where they are split over all ranks."""

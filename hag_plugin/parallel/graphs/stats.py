@@ -49,6 +49,8 @@ class PartitionStats:
         method: how the nodes were assigned.
         inner: int64 `[P]`, those of `edges` whose source is in the same part; None where they were
             not counted.
+        sources: int64 `[P]`, nodes of each part that edges come from, where these are of another
+            type than those that they go to; None: they are `rows`.
     """
 
     rows: np.ndarray
@@ -58,11 +60,17 @@ class PartitionStats:
     hags: tuple[HagCounts, ...] | None = None
     method: str = "contiguous"
     inner: np.ndarray | None = None
+    sources: np.ndarray | None = None
 
     @property
     def parts(self) -> int:
         """P."""
         return len(self.rows)
+
+    @property
+    def own(self) -> np.ndarray:
+        """Rows of each part that edges may read without a halo, int64 `[P]`."""
+        return self.rows if self.sources is None else self.sources
 
     @property
     def halo_ratio(self) -> float:
@@ -83,6 +91,8 @@ class GraphStats:
         relation_edges: edges of each relation, for relational layers.
         source: how the counts came about, for the reader of a plan.
         shares: whether a HAG could share anything: not where edges have weights.
+        sources: nodes that edges come from, where there are several types of nodes; N is how many
+            they go to. None: they go from N nodes to the same.
     """
 
     nodes: int
@@ -94,14 +104,15 @@ class GraphStats:
     _cut: Callable[[int, int], PartitionStats] | None = field(default=None, repr=False)
     _partitions: dict[tuple[int, int], PartitionStats] = field(default_factory=dict, repr=False)
     shares: bool = True
+    sources: int | None = None
 
     def partition(self, parts: int, merged: int = 1) -> PartitionStats:
         """The graph cut into `parts`, of which each `merged` neighbours are one; computed once.
 
         Raises:
-            ValueError: there are fewer nodes than parts.
+            ValueError: there are fewer nodes than parts, and one type of them.
         """
-        if parts > self.nodes:
+        if parts > self.nodes and self.sources is None:
             raise ValueError(f"{self.nodes} nodes cannot be cut into {parts} parts")
         key = (parts, merged)
         if key not in self._partitions:
@@ -178,6 +189,7 @@ def measure(
     hag: bool = True,
     edge_type: Tensor | None = None,
     progress: bool | None = None,
+    sources: int | None = None,
 ) -> GraphStats:
     """Counts a graph's edges, halos and what HAGs save on it.
 
@@ -190,6 +202,8 @@ def measure(
         hag: search HAGs, whole and per part.
         edge_type: int64 `[E]`, the relation of each edge.
         progress: show the bar of a search; by default if it takes more than two seconds.
+        sources: nodes that edges come from, where these are of another type than the `num_nodes`
+            that they go to; both are then cut into contiguous blocks.
 
     Raises:
         ValueError: `part` gives something else.
@@ -199,7 +213,9 @@ def measure(
     check_flag("hag", hag)
     check_optional_flag("progress", progress)
     num_nodes = whole("num_nodes", num_nodes, 0, MAX_NODES)
-    full = build_hag(edge_index.cpu(), num_nodes=num_nodes, method="auto" if hag else "none")
+    num_sources = num_nodes if sources is None else whole("sources", sources, 0, MAX_NODES)
+    size, method = (num_sources, num_nodes), "auto" if hag else "none"
+    full = build_hag(edge_index.cpu(), size=size, method=method)
     edges = int(full.degree(self_loops).sum())
     relation_edges: tuple[int, ...] = ()
     if edge_type is not None:
@@ -221,7 +237,9 @@ def measure(
             self_loops,
             hag,
             progress,
+            sources,
         ),
+        sources=sources,
     )
 
 
@@ -318,6 +336,7 @@ class _MeasuredCut:
         self_loops: those the layer adds.
         hag: search HAGs of parts.
         progress: show the bar of a search.
+        sources: as for `measure`.
     """
 
     edge_index: np.ndarray
@@ -326,34 +345,44 @@ class _MeasuredCut:
     self_loops: SelfLoops
     hag: bool
     progress: bool | None
+    sources: int | None = None
 
     def __call__(self, parts: int, merged: int) -> PartitionStats:
         owner = owners(self.part, parts, len(self.degree)) // merged
-        return self.counted(owner, parts // merged)
+        if self.sources is None:
+            return self.counted(owner, owner, parts // merged)
+        origin = owners(None, parts, self.sources) // merged
+        return self.counted(owner, origin, parts // merged)
 
-    def counted(self, owner: np.ndarray, parts: int) -> PartitionStats:
-        """The counts where `owner`, int64 `[N]`, is the part of each node."""
+    def counted(self, owner: np.ndarray, origin: np.ndarray, parts: int) -> PartitionStats:
+        """The counts where `owner`, int64 `[N]`, is the part of each node, and `origin` of each
+        that edges come from.
+        """
         source, target = self.edge_index
-        rows = np.bincount(owner, minlength=parts)
+        rows, own = (np.bincount(part, minlength=parts) for part in (owner, origin))
         edges = np.bincount(owner, weights=self.degree, minlength=parts).astype(np.int64)
-        p, q = owner[target], owner[source]
+        p, q, number = owner[target], origin[source], max(len(origin), 1)
         cut = np.flatnonzero(p != q)
         pair = p[cut] * parts + q[cut]
-        needed = np.unique(pair * len(owner) + source[cut])
-        halo = np.bincount(needed // len(owner), minlength=parts * parts).reshape(parts, parts)
+        needed = np.unique(pair * number + source[cut])
+        halo = np.bincount(needed // number, minlength=parts * parts).reshape(parts, parts)
         cover = None
         if len(cut) <= MAX_COVER_EDGES:
             cover = _vertex_covers(pair, source[cut], target[cut], parts)
         hags = None
         if self.hag:
-            first = np.concatenate([[0], np.cumsum(rows)])
+            targets, sources = (np.concatenate([[0], np.cumsum(n)]) for n in (rows, own))
             hags = tuple(
-                _part_counts(source, target, first[k], first[k + 1], self.self_loops, self.progress)
+                _part_counts(
+                    source, target, slice(*targets[k : k + 2]), slice(*sources[k : k + 2]),
+                    self.self_loops, self.progress, same=self.sources is None,
+                )
                 for k in range(parts)
-            )
+            )  # fmt: skip
         return PartitionStats(
             rows.astype(np.int64), edges, halo.astype(np.int64), cover, hags,
             "contiguous", edges - np.bincount(p[cut], minlength=parts),
+            None if self.sources is None else own.astype(np.int64),
         )  # fmt: skip
 
 
@@ -366,20 +395,25 @@ def _counts(hag: HAG, self_loops: SelfLoops, progress: bool | None) -> HagCounts
 def _part_counts(
     source: np.ndarray,
     target: np.ndarray,
-    first: int,
-    last: int,
+    targets: slice,
+    sources: slice,
     self_loops: SelfLoops,
     progress: bool | None,
+    same: bool,
 ) -> HagCounts:
-    """The HAG of one part: its own nodes are the first sources, its halo follows."""
+    """The HAG of one part: its own nodes are the first sources, its halo follows.
+
+    `same`: the nodes that edges come from are of the type of those that they go to.
+    """
+    first, last = targets.start, targets.stop
     inside = slice(*np.searchsorted(target, [first, last]))  # edges are sorted by target
-    mine = last - first
+    mine = sources.stop - sources.start
     halo, index = np.unique(source[inside], return_inverse=True)
-    own = (halo >= first) & (halo < last)
-    local = np.where(own, halo - first, mine + np.cumsum(~own) - 1)
+    own = (halo >= sources.start) & (halo < sources.stop)
+    local = np.where(own, halo - sources.start, mine + np.cumsum(~own) - 1)
     edges = torch.from_numpy(np.stack([local[index], target[inside] - first]))
-    size = (int(mine + (~own).sum()), int(mine))
-    hag = build_hag(edges, size=size, targets_first=True)
+    size = (int(mine + (~own).sum()), int(last - first))
+    hag = build_hag(edges, size=size, targets_first=same)
     return _counts(hag, self_loops, progress)
 
 

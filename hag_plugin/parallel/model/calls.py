@@ -23,6 +23,7 @@ class Edges:
         weight: `[E]`, of edges that came as a matrix with values, or that the layer weighs; else
             None.
         normalised: whether the layer multiplies by nothing else.
+        types: of the nodes that edges come from and go to, as `opgraph.Op.of` names them.
     """
 
     edge_index: Tensor
@@ -30,6 +31,7 @@ class Edges:
     edge_type: Tensor | None = None
     weight: Tensor | None = None
     normalised: bool = False
+    types: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True, eq=False)

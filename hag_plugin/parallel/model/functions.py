@@ -243,8 +243,11 @@ def kept(name: str, args: Mapping[str, Any], inputs: int, values: int) -> str:
         return "same" if p == 0 else "mask" if p < 1 else ""
     if base in KEEP_OUTPUT:
         return "output"
+    if base == "combined" and args["aggr"] in ("sum", "mean"):
+        return ""
     own = {
         "largest": "largest",
+        "combined": "largest" if args.get("aggr") in ("max", "min") else "input",
         "add_scaled": "scaled",
         "graph_norm": "centred",
         "graph_layer_norm": "all",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import FrozenInstanceError
 from types import SimpleNamespace
 from typing import Any
@@ -19,16 +19,51 @@ ModelCall = Callable[[Any, Any], Any]
 """The user's call of a model: of the model and its data to what the model returns."""
 
 
+def node_types(data: Any) -> dict[str, int]:
+    """How many nodes there are of each type; {} where there is one type only."""
+    if isinstance(data, tuple) or not hasattr(data, "node_types"):
+        return {}
+    found = {name: data[name].num_nodes for name in data.node_types}
+    unknown = [name for name, count in found.items() if count is None]
+    if unknown:
+        raise TypeError(f"data has no number of nodes of type {unknown[0]!r}; set its num_nodes")
+    return {name: int(count) for name, count in found.items()}
+
+
+def features_of(data: Any) -> dict[str, Any]:
+    """The features x by type of node; that of the only one is ""."""
+    if isinstance(data, tuple):
+        return {"": data[1]}
+    if not hasattr(data, "node_types"):
+        return {"": getattr(data, "x", None)}
+    return {name: data[name].x for name in data.node_types if "x" in data[name]}
+
+
 def values_of(data: Any) -> dict[str, Any]:
-    """Everything in the data, by name."""
+    """Everything in the data, by name; of several types, those before it."""
     if isinstance(data, tuple):
         graph, x = data
         return dict(graph.ndata.items()) | {"x": x}
+    if hasattr(data, "node_types"):
+        stores = {"": data._global_store} | dict(
+            zip(data.metadata()[0], data.node_stores, strict=True)
+        )
+        stores |= {" ".join(kind): data[kind] for kind in data.edge_types}
+        return {f"{kind}.{name}".lstrip("."): value
+                for kind, store in stores.items() for name, value in store.items()}  # fmt: skip
     return dict(data.to_dict()) if hasattr(data, "to_dict") else dict(vars(data))
 
 
-def with_features(data: Any, x: Tensor) -> Any:
-    """The same data with other features; of counts of a graph, edges that have no storage."""
+def with_features(data: Any, features: Mapping[str, Tensor]) -> Any:
+    """The same data with other features, by type of node; of counts of a graph, edges that have no
+    storage.
+    """
+    if not isinstance(data, tuple) and hasattr(data, "node_types"):
+        found = copy.copy(data)
+        for name, each in features.items():
+            found[name].x = each
+        return found
+    x = features[""]
     if isinstance(data, tuple):
         return data[0], x
     if isinstance(data, GraphStats):
@@ -62,11 +97,21 @@ def entries(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return coo._indices().flip(0), coo._values()
 
 
+def _by_name(data: Any, name: str) -> Any:
+    """What the data has of a name; of several types, a dictionary, with or without `_dict`."""
+    found = getattr(data, name, None)
+    if found is None and hasattr(data, "node_types"):
+        of_types: dict[Any, Any] = data.collect(name.removesuffix("_dict"))
+        return of_types or None
+    return found
+
+
 def plain(model: Any, data: Any) -> Any:
     """The model, called with what its forward requires: of the data, by name.
 
     Arguments that have a default are left at it. A DGL model is called with graph and features; a
-    model of one argument that is not in the data, with the data.
+    model of one argument that is not in the data, with the data. Of several types of nodes, `x` and
+    `x_dict` are a dictionary by type.
 
     Raises:
         TypeError: an argument is not in the data; names it.
@@ -76,7 +121,7 @@ def plain(model: Any, data: Any) -> Any:
     parameters = inspect.signature(model.forward).parameters.values()
     any_number = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     wanted = [p for p in parameters if p.default is p.empty and p.kind not in any_number]
-    known = {p.name: getattr(data, p.name, None) for p in wanted}
+    known = {p.name: _by_name(data, p.name) for p in wanted}
     missing = [name for name, value in known.items() if value is None]
     if missing and len(wanted) == 1:
         return model(data)

@@ -47,6 +47,15 @@ def _one(walk: Walk, x: Any) -> Tensor:
     return x
 
 
+def _two(x: Any) -> tuple[Tensor, Tensor]:
+    """What a layer is given of sources and of targets; twice the same where they are the same."""
+    if isinstance(x, Tensor):
+        return x, x
+    if not (isinstance(x, tuple | list) and len(x) == 2 and all(isinstance(t, Tensor) for t in x)):
+        raise _NotCovered
+    return x[0], x[1]
+
+
 def _edges(edges: Any) -> Any:
     """The edges, where a layer also takes a sparse matrix."""
     if _is_matrix(edges):
@@ -88,20 +97,29 @@ def _commutes(reduce: tuple[str, ...]) -> bool:
 def whole(walk: Walk, layer: Any, args: Any, kwargs: Any) -> Tensor:
     """A layer that is not in the table, or not as it is used: it runs on every device, whole."""
     given = [*args, *kwargs.values()]
+    if any(isinstance(value, dict) for value in given):
+        raise UnknownLayerError(
+            f"layer {walk.path!r} ({type(layer).__name__}) is given dictionaries by type of node: "
+            "it cannot be planned; expected layers in a HeteroConv, a model that to_hetero made, "
+            "or data.to_homogeneous() with edge_type"
+        )
     known = list({id(t): t for t in tensors(given) if walk.knows(t)}.values())
     for edges in tensors(given):
         if edges.dtype == torch.int64 and edges.dim() == 2 and edges.shape[0] == 2:
             walk.look_at(edges)
-    return walk.opaque(layer, known, _by_edges(layer, args, kwargs))
+    return walk.opaque(layer, known, _by_edges(layer, args, kwargs, known))
 
 
-def _by_edges(layer: Any, args: Any, kwargs: Any) -> Tensor | None:
+def _by_edges(layer: Any, args: Any, kwargs: Any, known: Sequence[Tensor]) -> Tensor | None:
     """The edges of a layer that is given features, edges and what each edge has, and no more."""
-    given = list(tensors([*args, kwargs]))
-    plain = len(given) > 1 and len(args) > 1 and args[0] is given[0] and args[1] is given[1]
+    ends = list(tensors(args[:1]))
+    given = list(tensors([*args, kwargs]))[len(ends) :]
+    plain = len(args) > 1 and given and args[1] is given[0] and len(ends) in (1, 2)
     if not plain or not hasattr(layer, "propagate"):
         return None
-    _, edges, *rest = given
+    if {id(t) for t in known} != {id(t) for t in ends}:
+        return None
+    edges, *rest = given
     is_edges = edges.layout == torch.strided and edges.dtype == torch.int64 and edges.dim() == 2
     if not is_edges or edges.shape[0] != 2 or edges.is_meta:
         return None
@@ -163,6 +181,13 @@ def mean_of_stacks(x: Tensor, stacks: int) -> Tensor:
     return x.view(len(x), stacks, -1).mean(dim=1)
 
 
+def combined(xs: Sequence[Tensor], aggr: str) -> Tensor:
+    """Of HeteroConv: what several relations give the same nodes, `[n, G]` each."""
+    out = getattr(torch, aggr)(torch.stack(tuple(xs)), dim=0)
+    result: Tensor = out if isinstance(out, Tensor) else out[0]
+    return result
+
+
 # Sums over edges ------------------------------------------------------------------------------
 
 
@@ -188,7 +213,7 @@ def _convolution(walk: Walk, layer: Any, call: dict[str, Any], **changes: Any) -
     for name in record.edge_values:
         if name != "edge_weight" and call.get(name) is not None:
             raise _NotCovered
-    x = _one(walk, call[record.features or "x"])
+    x, own = _two(call[record.features or "x"])
     weight, reduce = held(layer, record.weight), record.reduce(layer)
     given = call.get("edge_weight")
     if isinstance(given, Tensor):
@@ -204,21 +229,40 @@ def _convolution(walk: Walk, layer: Any, call: dict[str, Any], **changes: Any) -
         loops = "add" if loops else False  # PyG adds loops to a matrix even where it has some
     if not several and (len(reduce) != 1 or reduce[0] not in BY_FEATURE):
         raise _NotCovered
+    is_pair, root = own is not x, held(layer, record.root)
+    one_graph = not several and loops is False and not any(record.exponents(layer))
+    if is_pair and not (one_graph and "relations" not in changes):
+        raise _NotCovered
     width = attrgetter(weight)(layer).shape[record.outputs] if weight else x.shape[-1]
     told: dict[str, Any] = {
         "input_width": x.shape[-1],
         "transform": bool(weight),
         "commutes": bool(weight) and _commutes(reduce),
-        "root": bool(held(layer, record.root)),
+        "root": bool(root) and not is_pair,
         "bias": bool(held(layer, record.bias)),
         "reduce": reduce,
         "weighted": given is not None or values is not None,
     }
-    graph = walk.graph(edges, loops, call.get("edge_type"), values)
+    ends = (x, own) if is_pair else x
+    graph = walk.graph(ends, edges, loops, call.get("edge_type"), values)
     told |= {"graph": graph, "dims": _dimensions(layer, record), **changes}
     if not told["dims"] and not several:
         told["used"] = ()  # of what the layer has, other operations
-    return walk.add("convolution", [x], told.pop("width", width), **told)
+    elif is_pair:
+        told["used"] = [name for name in told["dims"] if name != root]
+    out = walk.add("convolution", [x], told.pop("width", width), **told)
+    return _with_targets(walk, layer, out, own, root) if is_pair and root else out
+
+
+def _with_targets(walk: Walk, layer: Any, out: Tensor, own: Tensor, root: str) -> Tensor:
+    """What was summed, and the product of the targets' own rows, which are not the sources'."""
+    weight = attrgetter(root)(layer)
+    product = walk.add(
+        "linear", [own], weight.shape[0], input_width=own.shape[-1], suffix="root",
+        call=(F.linear, own, weight),
+    )  # fmt: skip
+    return walk.add("sum", [out, product], weight.shape[0], suffix="root_sum",
+                    call=(torch.add, out, product))  # fmt: skip
 
 
 def _dimensions(layer: Any, record: Record) -> dict[str, dict[str, int]]:
@@ -259,19 +303,19 @@ def _sage(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
 
 def _gin(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     call = named(conv, args, kwargs)
-    out = _with_itself(walk, conv, _convolution(walk, conv, call), _one(walk, call["x"]))
+    out = _with_itself(walk, conv, _convolution(walk, conv, call), _two(call["x"])[1])
     result: Tensor = conv.nn(out)
     return result
 
 
 def _simple(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     call = named(conv, args, kwargs)
-    out, x = _convolution(walk, conv, call), _one(walk, call["x"])
+    out, x = _convolution(walk, conv, call), _two(call["x"])[1]
     if conv.combine_root == "sum":
         return walk.add("sum", [out, x], x.shape[-1], suffix="self", call=(torch.add, out, x))
     if conv.combine_root == "cat":
         joined = (torch.cat, (x, out), -1)
-        width = 2 * x.shape[-1]
+        width = x.shape[-1] + out.shape[-1]
         return walk.add("concatenation", [x, out], width, suffix="self", call=joined)
     return out
 
@@ -353,7 +397,7 @@ def _cheb(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
 
     words = f"Laplacian ({conv.normalization}, {largest}" + (", weights)" if weight is not None
                                                             else ")")  # fmt: skip
-    graph = walk.weighed(edges, words, laplacian)
+    graph = walk.weighed(before, edges, words, laplacian)
 
     out: Tensor = conv.lins[0](before)
     last = before
@@ -430,13 +474,15 @@ def _gat(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     x = _one(walk, call["x"])
     if call.get("edge_attr") is not None or call.get("return_attention_weights"):
         raise _NotCovered
+    if not isinstance(conv.in_channels, int):  # sources and targets have weights each
+        raise _NotCovered
     width = conv.out_channels * (conv.heads if conv.concat else 1)
     out = walk.add(
         "attention",
         [x],
         width,
         input_width=conv.in_channels,
-        graph=walk.graph(_edges(call["edge_index"]), "fill" if conv.add_self_loops else False),
+        graph=walk.graph(x, _edges(call["edge_index"]), "fill" if conv.add_self_loops else False),
         heads=conv.heads,
         concatenated=bool(conv.concat),
         bias=conv.bias is not None,
@@ -493,6 +539,49 @@ def _linears(modules: Any) -> list[Any]:
         if hasattr(module, "in_features"):
             found.append(module)
     return found
+
+
+def _hetero(walk: Walk, conv: Any, args: Any, kwargs: Any) -> dict[str, Tensor]:
+    """A layer for each relation, and what they give the same nodes as one: conv/hetero_conv.py."""
+    odd = [name for name in kwargs if not name.endswith("_dict")]
+    if odd:
+        raise TypeError(f"layer {walk.path!r} is given {odd[0]!r}; expected a name with _dict")
+    found: dict[str, list[Tensor]] = {}
+    for kind, layer in conv.convs.items():
+        if any(kind in values for values in (*args, *kwargs.values())):
+            given = [_of_relation(values, kind) for values in args if _has(values, kind)]
+            by_name = {name.removesuffix("_dict"): _of_relation(values, kind)
+                      for name, values in kwargs.items() if _has(values, kind)}  # fmt: skip
+            found.setdefault(kind[-1], []).append(layer(*given, **by_name))
+    return {of: _combined(walk, of, xs, conv.aggr) for of, xs in found.items()}
+
+
+def _has(values: Any, kind: tuple[str, str, str]) -> bool:
+    """Whether a dictionary by types of edges, or of nodes, says anything of a relation."""
+    return any(key in values for key in (kind, kind[0], kind[-1]))
+
+
+def _of_relation(values: Any, kind: tuple[str, str, str]) -> Any:
+    """What it says: of sources and targets, a pair."""
+    source, _, target = kind
+    if kind in values:
+        return values[kind]
+    return values[source] if source == target else (values.get(source), values.get(target))
+
+
+def _combined(walk: Walk, of: str, xs: list[Tensor], aggr: str | None) -> Tensor:
+    """What relations give the nodes of a type, as one."""
+    first, widths = xs[0], [x.shape[-1] for x in xs]
+    if aggr is None:
+        return walk.add("opaque", xs, sum(widths), suffix=of, by_row=True,
+                        shape=(len(first), len(xs), widths[0]),
+                        call=(torch.stack, tuple(xs), 1))  # fmt: skip
+    if len(xs) == 1:
+        return first
+    if aggr == "cat":
+        return walk.add("concatenation", xs, sum(widths), suffix=of,
+                        call=(torch.cat, tuple(xs), -1))  # fmt: skip
+    return walk.add("sum", xs, widths[0], suffix=of, call=(combined, tuple(xs), aggr))
 
 
 def _jumping(walk: Walk, module: Any, args: Any, kwargs: Any) -> Tensor:
@@ -577,7 +666,7 @@ def _dgl_symmetric(walk: Walk, conv: Any, call: dict[str, Any]) -> str:
         scale = graph.in_degrees().double().clamp(min=1).pow(-0.5)
         return edges, scale[edges[0]] * scale[edges[1]]
 
-    return walk.weighed(graph, "A by degrees into both ends", weights)
+    return walk.weighed(_one(walk, call["feat"]), graph, "A by degrees into both ends", weights)
 
 
 def _dgl_sg(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
@@ -673,6 +762,7 @@ TABLE: dict[str, Entry] = {
     f"{PYG}conv.gat_conv.GATConv": _gat,
     f"{PYG}conv.rgcn_conv.RGCNConv": _rgcn,
     f"{PYG}conv.pna_conv.PNAConv": _pna,
+    f"{PYG}conv.hetero_conv.HeteroConv": _hetero,
     f"{PYG}models.jumping_knowledge.JumpingKnowledge": _jumping,
     f"{PYG}norm.graph_norm.GraphNorm": _graph_norm,
     f"{PYG}norm.layer_norm.LayerNorm": _layer_norm,
@@ -710,7 +800,7 @@ def entry_of(layer: Module, runs_whole: bool = False) -> Entry | None:
     return partial(_as_told, TABLE[found])
 
 
-def _as_told(entry: Entry, walk: Walk, layer: Any, args: Any, kwargs: Any) -> Tensor:
+def _as_told(entry: Entry, walk: Walk, layer: Any, args: Any, kwargs: Any) -> Any:
     """A layer by its entry, which refuses before it names an operation; else whole."""
     if walk.runs_whole:
         return whole(walk, layer, args, kwargs)

@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from hag_plugin.parallel.graphs.stats import GraphStats
+from hag_plugin.parallel.layouts import chunk_sizes
 from hag_plugin.saved import set_module
 
 KINDS = (
@@ -29,6 +31,7 @@ KINDS = (
     "opaque",  # anything else: runs on every device
     "loss",
 )
+NO_TYPE = ("of", "")
 OVER = ("nodes", "features", "everything")
 
 
@@ -42,6 +45,7 @@ class Weight:
         inputs: the dimension over features that come in; None: there is none.
         outputs: likewise, over those that go out.
         parts: likewise, over heads or relations.
+        shape: of the whole, where it is trained and the operation's figures count it; else None.
     """
 
     role: str
@@ -49,6 +53,7 @@ class Weight:
     inputs: int | None = None
     outputs: int | None = None
     parts: int | None = None
+    shape: tuple[int, ...] | None = None
 
 
 @set_module("hag_plugin.parallel")
@@ -63,6 +68,7 @@ class Op:
         width: features of the output.
         input_width: features that are aggregated or transformed.
         rows: "nodes" is None; otherwise the number of rows (of pooled graphs, say).
+        of: the type of these nodes, where there are several.
         input_grad: whether gradients flow to its inputs (not to fixed features).
         graph: of convolutions and attention, the key in `OpGraph.graphs`.
         transform: whether a convolution has weights `[input_width, width]`.
@@ -100,6 +106,7 @@ class Op:
     width: int = 0
     input_width: int = 0
     rows: int | None = None
+    of: str = ""
     input_grad: bool = True
     graph: str = ""
     transform: bool = False
@@ -167,9 +174,10 @@ class OpGraph:
     Attributes:
         ops: in an order in which they can be run; the first is the input.
         graphs: counts of the graphs that the layers aggregate over, by key.
-        nodes: N.
+        nodes: N, of all types.
         itemsize: bytes a value.
         model: its name, for the reader.
+        types: how many nodes there are of each type, where there are several.
 
     Example:
         >>> stats = GraphStats.assumed(1000, 20_000)
@@ -183,6 +191,7 @@ class OpGraph:
     nodes: int = 0
     itemsize: int = 4
     model: str = ""
+    types: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -191,6 +200,7 @@ class OpGraph:
         graphs: dict[str, GraphStats],
         itemsize: int = 4,
         model: str = "",
+        types: Mapping[str, int] | None = None,
     ) -> OpGraph:
         """The graph of `ops`, checked.
 
@@ -199,6 +209,7 @@ class OpGraph:
             graphs: counts by key; one at least, which says how many nodes there are.
             itemsize: bytes a value.
             model: its name.
+            types: as in `types`.
 
         Raises:
             ValueError: names the operation that does not fit.
@@ -222,17 +233,20 @@ class OpGraph:
             if op.width < 1 or op.heads < 1 or op.relations < 1:
                 raise ValueError(f"{what} has {op.width} features, {op.heads} heads and "
                                  f"{op.relations} relations; expected 1 or more")  # fmt: skip
-        nodes = {stats.nodes for stats in graphs.values()}
-        if len(nodes) != 1:
-            raise ValueError(f"the graphs have {sorted(nodes)} nodes; expected one number")
-        return cls(tuple(ops), dict(graphs), nodes.pop(), itemsize, model)
+        if types:
+            nodes = sum(types.values())
+            return cls(tuple(ops), dict(graphs), nodes, itemsize, model, dict(types))
+        counts = {stats.nodes for stats in graphs.values()}
+        if len(counts) != 1:
+            raise ValueError(f"the graphs have {sorted(counts)} nodes; expected one number")
+        return cls(tuple(ops), dict(graphs), counts.pop(), itemsize, model)
 
     @property
     def edges(self) -> list[tuple[int, int]]:
         """(producer, consumer) of every tensor that goes from one operation to another."""
         return [(i, j) for j, op in enumerate(self.ops) for i in op.inputs]
 
-    @property
+    @cached_property
     def users(self) -> dict[str, list[int]]:
         """Of each parameter that several operations share, these operations."""
         found: dict[str, list[int]] = {}
@@ -241,8 +255,10 @@ class OpGraph:
                 found.setdefault(name, []).append(i)
         return {name: ops for name, ops in found.items() if len(ops) > 1}
 
-    def rows(self, parts: int) -> np.ndarray:
-        """Nodes of each of `parts` parts, int64 `[parts]`; the same for all layers."""
+    def rows(self, parts: int, of: str = "") -> np.ndarray:
+        """Nodes of a type in each of `parts` parts, int64 `[parts]`; the same for all layers."""
+        if self.types:
+            return chunk_sizes(self.types[of], parts)
         return next(iter(self.graphs.values())).partition(parts).rows
 
     @property
@@ -256,7 +272,10 @@ class OpGraph:
             "parameters",
         )  # none changes what is computed
         said = [
-            sorted((k, v) for k, v in asdict(op).items() if k not in said_apart) for op in self.ops
+            sorted(
+                (k, v) for k, v in asdict(op).items() if k not in said_apart and (k, v) != NO_TYPE
+            )
+            for op in self.ops
         ]
         text = repr(said) + str(self.itemsize)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -6,7 +6,7 @@ import copy
 import math
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from traceback import walk_tb
 from types import FrameType
 from typing import Any
@@ -20,10 +20,11 @@ from hag_plugin.hag.program import SelfLoops
 from hag_plugin.parallel.graphs.stats import GraphStats, measure
 from hag_plugin.parallel.model import functions
 from hag_plugin.parallel.model.calls import Call, Edges
+from hag_plugin.parallel.model.inputs import node_types
 from hag_plugin.parallel.model.layers import UnknownLayerError, entry_of
 from hag_plugin.parallel.model.opgraph import Op, Weight
 from hag_plugin.parallel.model.sample import MOST_VALUES, Sample, is_by_row
-from hag_plugin.parallel.model.walk import Walk
+from hag_plugin.parallel.model.walk import Ends, Walk
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +56,7 @@ class Recorder(Walk):
         edges: of these graphs.
         made: edges that it makes of them, and the layers that run on these.
         failed: paths of the modules, innermost last, in which a function could not be run.
+        types: how many nodes there are of each type, where there are several.
     """
 
     def __init__(
@@ -71,31 +73,50 @@ class Recorder(Walk):
         self._kept: list[Any] = []  # ids are only good while their objects live
         self._known: dict[int, int] = {}
         self._of_weights: dict[int, dict[str, Tensor]] = {}
-        self._counted: set[str] = set()
+        self._shapes: dict[str, tuple[int, ...]] = {}  # of what is trained
         self.failed: list[str] = []
         self._paths: dict[int, str] = {}
         self._names: dict[int, str] = {}
         self._tables: dict[int, Tensor] = {}
         self._sample: Sample | None = None
+        self.types = node_types(data)
         self.made: list[tuple[str, Tensor]] = []
 
     @property
     def nodes(self) -> int:
-        """N."""
+        """N, of all types."""
         if isinstance(self.data, GraphStats):
             return self.data.nodes
         if isinstance(self.data, tuple):
             return int(self.data[0].num_nodes())
         return int(self.data.num_nodes)
 
+    def count(self, of: str) -> int:
+        """How many nodes there are of a type."""
+        return self.types[of] if self.types else self.nodes
+
+    def type_of(self, x: Tensor) -> str:
+        """The type of the nodes that a tensor has a row for."""
+        return self.ops[self.source(x)].of
+
+    def ends(self, x: Ends) -> tuple[str, str]:
+        """Types of the nodes that edges come from, and of those that they go to."""
+        if not self.types:
+            return "", ""
+        source, target = (x, x) if isinstance(x, Tensor) else x
+        return self.type_of(source), self.type_of(target)
+
     def attach(self, model: Module) -> None:
-        self._sample = Sample(copy.deepcopy(model), self.nodes)
+        self._sample = Sample(copy.deepcopy(model))
         super().attach(model)
         self._paths = {id(module): path for path, module in model.named_modules()}
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             self._names[id(tensor)] = name
+            if tensor.requires_grad:
+                self._shapes[name] = tuple(tensor.shape)
         tables = (m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding))
-        self._tables = {id(t): t for t in tables if len(t) == self.nodes}
+        counts = [*self.types.values()] if self.types else [self.nodes]
+        self._tables = {id(t): t for t in tables if len(t) in counts}
 
     # Operations ------------------------------------------------------------------------------
 
@@ -110,7 +131,8 @@ class Recorder(Walk):
             )
         wants = [bool(op.weights or op.biases) or op.input_grad for op in self.ops]
         grad = any(wants[i] for i in inputs)
-        settings: dict[str, Any] = {"input_grad": grad, "layer": self.layer} | changes
+        of = self.ops[inputs[0]].of if inputs else ""
+        settings: dict[str, Any] = {"input_grad": grad, "layer": self.layer, "of": of} | changes
         self.ops.append(Op(self.unique(name), kind, tuple(inputs), width, **settings))
         return len(self.ops) - 1
 
@@ -136,11 +158,14 @@ class Recorder(Walk):
             own = (*module.named_parameters(), *module.named_buffers())
             roles = {name: self._names[id(tensor)] for name, tensor in own}
             met = Call(type(module).__name__, given, kwargs)
-        sources = tuple(Weight(f"made of {n}", n) for n in changes.pop("made", ()))
+        made = tuple(Weight(f"made of {n}", n) for n in changes.pop("made", ()))
         used = changes.pop("used", roles.keys())
         split_by = {role: name for role, name in roles.items() if role in used}
-        changes["parameters"] = _weights(kind, met.name, split_by, dims or {}) + sources
-        shape = changes.pop("shape", (self.nodes, width))
+        changes["parameters"] = self._weights(kind, met.name, split_by, dims or {}) + made
+        if "graph" in changes:
+            changes["of"] = self.edges[changes["graph"]].types[1]
+        of = changes.setdefault("of", self.ops[made_by[0]].of)
+        shape = changes.pop("shape", (self.count(of), width))
         index = self.op(name, kind, made_by, width, **changes)
         out = torch.empty(shape, device="meta", dtype=inputs[0].dtype)
         self.track(out, index)
@@ -154,9 +179,15 @@ class Recorder(Walk):
         if not known:
             raise UnknownLayerError(f"{what} is given nothing that comes from the features x: it "
                                     "cannot be planned")  # fmt: skip
+        of = self.type_of(next((t for t in _targets(args) if self.knows(t)), known[0]))
+        if self.types and any(_is_half(value) for value in (*args, *kwargs.values())):
+            raise UnknownLayerError(
+                f"{what} is given nothing of the nodes that its edges go to: it cannot be planned"
+            )
         try:
             assert self._sample is not None  # it was attached to a model
-            shape = self._sample.shape(self.path, args, kwargs, known)
+            counts = {self.count(self.type_of(x)) for x in known}
+            shape = self._sample.shape(self.path, args, kwargs, known, self.count(of), counts)
         except Exception as e:
             self.failed = [path for path, _ in self._stack[:-1]]
             raise UnknownLayerError(
@@ -165,21 +196,23 @@ class Recorder(Walk):
                 "whole in its place"
             ) from e
         values = sum(p.numel() for p in layer.parameters())
-        width, rows = self._size(shape)
+        width, rows = self._size(shape, of)
         made = self._weights_in([args, kwargs], made_only=True)
-        changes: dict[str, Any] = {"values": values, "rows": rows, "shape": shape, "made": made}
-        if edges is not None and len(known) == 1 and not made and len(shape) == 2:
+        changes: dict[str, Any] = {"values": values, "rows": rows, "shape": shape, "made": made,
+                                   "of": of}  # fmt: skip
+        if edges is not None and not made and len(shape) == 2:
             used = self._sample.used_by_edges(self.path, args, kwargs, edges.shape[1])
             if used is not None:
                 changes |= {"by_edges": True, "input_width": known[0].shape[-1], "used": used}
                 sizes = {name: p.numel() for name, p in layer.named_parameters()}
                 changes["values"] = sum(sizes[name] for name in used)  # others have no gradient
-                changes["graph"] = self.graph(edges)
+                ends = known[0] if len(known) == 1 else (known[0], known[1])
+                changes["graph"] = self.graph(ends, edges)
         return self.add("opaque", known, width, **changes)
 
-    def _size(self, shape: tuple[int, ...]) -> tuple[int, int | None]:
-        """Features of a tensor, and its rows; None: they are the nodes."""
-        if shape and shape[0] == self.nodes:
+    def _size(self, shape: tuple[int, ...], of: str) -> tuple[int, int | None]:
+        """Features of a tensor, and its rows; None: they are the nodes of that type."""
+        if shape and shape[0] == self.count(of):
             return math.prod(shape[1:]), None
         width = shape[-1] if len(shape) > 1 else 1
         return width, math.prod(shape) // max(width, 1)
@@ -202,10 +235,11 @@ class Recorder(Walk):
     def _embedding(self, table: Tensor) -> None:
         """Adds the operation of a table that has a row for each node: features that are learned."""
         name, width = self._names[id(table)], table.shape[1]
-        weight = Weight("weight", name, outputs=1, parts=0)
+        weight = Weight("weight", name, outputs=1, parts=0, shape=self._shapes.get(name))
         path = name.rpartition(".")[0]
+        of = next((each for each, count in self.types.items() if count == len(table)), "")
         index = self.op(path, "embedding", [], width, values=table.numel(), parameters=(weight,),
-                        layer="Embedding")  # fmt: skip
+                        layer="Embedding", of=of)  # fmt: skip
         call = Call("embedding", (), {})
         self.met.append(Met(path, call, {"weight": name}, tuple(table.shape)))
         self.track(table, index)
@@ -274,23 +308,25 @@ class Recorder(Walk):
         return self._known[id(x)]
 
     def finish(self, out: Any) -> None:
-        """Adds the loss behind the model's output.
+        """Adds the loss behind the model's output: behind all of them, where it has several for
+        nodes of several types.
 
         Raises:
             TypeError: the output has nothing to do with the features.
         """
-        first = next((t for t in functions.tensors(out) if self.knows(t)), None)
-        if first is None:
+        found = [self.source(t) for t in functions.tensors(out) if self.knows(t)]
+        if not found:
             raise TypeError("the model's output does not depend on the features x")
-        last = self.source(first)
-        rows = self.ops[last].rows
-        self.op("loss", "loss", [last], self.ops[last].width, rows=rows)
+        last = found[0]
+        inputs = list(dict.fromkeys(found)) if self.types else [last]
+        rows = next((self.ops[i].rows for i in inputs if self.ops[i].rows is not None), None)
+        self.op("loss", "loss", inputs, self.ops[last].width, rows=rows)
         self.met.append(Met("", Call("loss", (), {}), {}, self.met[last].shape))
 
     # Graphs ----------------------------------------------------------------------------------
 
     def graph(
-        self, edges: Any, self_loops: SelfLoops = False, edge_type: Any = None,
+        self, x: Ends, edges: Any, self_loops: SelfLoops = False, edge_type: Any = None,
         weight: Tensor | None = None,
     ) -> str:  # fmt: skip
         if not (isinstance(edges, Tensor) or hasattr(edges, "num_edges")):
@@ -310,11 +346,13 @@ class Recorder(Walk):
                 edges = torch.stack(list(ends or edges.edge_index))
             if weight is not None:
                 self.look_at(weight)
-            self.edges[name] = Edges(edges, self_loops, edge_type, weight)
+            self.edges[name] = Edges(edges, self_loops, edge_type, weight, types=self.ends(x))
             self.graphs[name] = self._stats(self.edges[name])
         return self._keys[key]
 
-    def weighed(self, edges: Any, how: str, make: Callable[[], tuple[Tensor, Tensor]]) -> str:
+    def weighed(
+        self, x: Ends, edges: Any, how: str, make: Callable[[], tuple[Tensor, Tensor]]
+    ) -> str:
         key = (id(edges), how)
         if key not in self._keys:
             count = sum(name == how or name.startswith(f"{how}:") for name in self.graphs)
@@ -322,7 +360,8 @@ class Recorder(Walk):
             self._kept.append(edges)
             self.look_at(edges)
             index, weight = (edges, None) if getattr(edges, "is_meta", False) else make()
-            self.edges[name] = Edges(index, weight=weight, normalised=True)
+            ends = self.ends(x)
+            self.edges[name] = Edges(index, weight=weight, normalised=True, types=ends)
             self.graphs[name] = self._stats(self.edges[name]).without_hags()
         return self._keys[key]
 
@@ -334,12 +373,16 @@ class Recorder(Walk):
     def _stats(self, edges: Edges) -> GraphStats:
         if isinstance(self.data, GraphStats):
             return self.data
+        sources, nodes = (self.count(of) for of in edges.types)
+        several = sources if self.types else None
         if not self.counted:
-            return GraphStats.assumed(self.nodes, edges.edge_index.shape[1])
-        return measure(
-            edges.edge_index, self.nodes, self_loops=edges.self_loops, part=self.part,
+            return replace(GraphStats.assumed(nodes, edges.edge_index.shape[1]), sources=several)
+        found = measure(
+            edges.edge_index, nodes, self_loops=edges.self_loops, part=self.part,
             hag=self.hag, edge_type=edges.edge_type,
+            sources=None if edges.types[0] == edges.types[1] else sources,
         )  # fmt: skip
+        return replace(found, sources=several)  # types may have few nodes
 
     def _weighted(self, key: str) -> str:
         name = f"{key} with weights"
@@ -379,30 +422,33 @@ class Recorder(Walk):
             self.track(out, inputs[0])
             return
         width = int(out.shape[-1]) if out.dim() > 1 else 1
+        of = self._rows_of(inputs, out)
+        nodes = self.count(of)
         args = functions.bound(name, call.args, call.kwargs, call.function)
         kind, changes = functions.classify(name, args, known, out, set(self._names))
         changes["keeps"] = functions.kept(name, args, len(inputs), changes.get("values", 0))
-        if kind == "pooling" or out.dim() != 2 or out.shape[0] != self.nodes:
+        if kind == "pooling" or out.dim() != 2 or out.shape[0] != nodes:
             changes["rows"] = out.numel() // width
         roles = self._roles(call)
         given = [call.args, call.kwargs]
         made = self._weights_in(given, made_only=True)
         is_made = any(t.requires_grad for t in made.values())
         if kind == "pooling":  # of nodes, not of edges
-            others = any(len(t) != self.nodes for t in known)
+            others = any(len(t) != nodes for t in known)
         else:
             others = out.dim() != 2
         if len(results) > 1 or is_made or others:
             kind = "opaque"
         if kind == "opaque":
-            by_row = len(results) == 1 and not made and self._is_by_row(call, known, out)
-            values = self._uncounted(self._weights_in(given))
+            by_row = len(results) == 1 and not made and self._is_by_row(call, known, out, nodes)
+            weights = self._weights_in(given).values()
+            values = sum(t.numel() for t in weights if t.requires_grad)
             changes = {"values": values, "keeps": changes["keeps"], "by_row": by_row}
-            width, changes["rows"] = self._size(tuple(out.shape))
-        sources = tuple(Weight(f"made of {name}", name) for name in made)
-        changes["parameters"] = _weights(kind, name, roles, {}) + sources
+            width, changes["rows"] = self._size(tuple(out.shape), of)
+        sources = tuple(Weight(f"made of {n}", n, shape=self._shapes.get(n)) for n in made)
+        changes["parameters"] = self._weights(kind, name, roles, {}) + sources
         label = self.label(name)
-        index = self.op(label, kind, inputs, width, **changes)
+        index = self.op(label, kind, inputs, width, of=of, **changes)
         if functions.in_place(call) and isinstance(call.args[0], Tensor):
             self.track(call.args[0], index)  # the model may go on with it
         self.met.append(Met(self.path, call, roles, tuple(out.shape)))
@@ -411,14 +457,21 @@ class Recorder(Walk):
             return
         for number, tensor in enumerate(results):
             shape = tuple(tensor.shape)
-            width, rows = self._size(shape)
-            each = self.op(f"{label}.{number}", "opaque", [index], width, rows=rows)
+            of = self._rows_of(inputs, tensor)
+            width, rows = self._size(shape, of)
+            each = self.op(f"{label}.{number}", "opaque", [index], width, rows=rows, of=of)
             self.met.append(Met(self.path, Call("output", (), {}), {}, shape))
             self.track(tensor, each)
 
-    def _is_by_row(self, call: Call, known: Sequence[Tensor], out: Tensor) -> bool:
+    def _rows_of(self, inputs: Sequence[int], out: Tensor) -> str:
+        """The type of the nodes that a function's result has a row for: one that it was given."""
+        rows = len(out) if out.dim() else None
+        types = [self.ops[i].of for i in inputs]
+        return next((of for of in types if self.count(of) == rows), types[0])
+
+    def _is_by_row(self, call: Call, known: Sequence[Tensor], out: Tensor, nodes: int) -> bool:
         """Whether each row of what a function makes depends on the same row of its inputs."""
-        if out.dim() == 0 or any(t.dim() == 0 or len(t) != self.nodes for t in (*known, out)):
+        if out.dim() == 0 or any(t.dim() == 0 or len(t) != nodes for t in (*known, out)):
             return False
         if functions.in_place(call) or functions.base_name(call.name) in functions.OVER_ROWS:
             return False
@@ -426,15 +479,34 @@ class Recorder(Walk):
             return True
         given = functions.tensors([call.args, call.kwargs])
         weights = [t for t in given if self._is_parameter(t)]
-        if any(len(t) == self.nodes or t.numel() > MOST_VALUES for t in weights if t.dim()):
+        if any(len(t) == nodes or t.numel() > MOST_VALUES for t in weights if t.dim()):
             return False
-        return is_by_row(call, self.nodes, {id(t) for t in known}, {id(t) for t in weights})
+        return is_by_row(call, nodes, {id(t) for t in known}, {id(t) for t in weights})
 
-    def _uncounted(self, weights: Mapping[str, Tensor]) -> int:
-        """Trainable values of parameters that no operation of this kind has counted."""
-        new = {n: t for n, t in weights.items() if t.requires_grad and n not in self._counted}
-        self._counted |= new.keys()
-        return sum(t.numel() for t in new.values())
+    def _weights(
+        self, kind: str, name: str, roles: Mapping[str, str], dims: Mapping[str, Mapping[str, int]]
+    ) -> tuple[Weight, ...]:
+        """The parameters of an operation, by role; `dims` of those that a layer tells of."""
+        if kind == "linear":
+            inputs = 1 if name == "linear" else 0
+            dims = {"weight": {"inputs": inputs, "outputs": 1 - inputs}, "bias": {"outputs": 0}}
+        if kind == "normalisation":
+            dims = {role: {"outputs": 0} for role in roles}
+        return tuple(
+            Weight(role, named, **dims.get(role, {}), shape=self._shapes.get(named))
+            for role, named in roles.items()
+        )
+
+
+def _targets(args: Sequence[Any]) -> list[Tensor]:
+    """What targets have, where a layer is given a pair: of sources, and of targets."""
+    is_pair = bool(args) and isinstance(args[0], tuple | list) and len(args[0]) == 2
+    return list(functions.tensors(args[0][1])) if is_pair else []
+
+
+def _is_half(value: Any) -> bool:
+    """Whether an argument is a pair of what sources have and nothing."""
+    return isinstance(value, tuple) and len(value) == 2 and value[1] is None
 
 
 def _function_around() -> str | None:
@@ -446,15 +518,3 @@ def _function_around() -> str | None:
             return str(frame.f_locals["cls"].__name__)
         frame = frame.f_back
     return None
-
-
-def _weights(
-    kind: str, name: str, roles: Mapping[str, str], dims: Mapping[str, Mapping[str, int]]
-) -> tuple[Weight, ...]:
-    """The parameters of an operation, by role; `dims` of those that a layer tells of."""
-    if kind == "linear":
-        inputs = 1 if name == "linear" else 0
-        dims = {"weight": {"inputs": inputs, "outputs": 1 - inputs}, "bias": {"outputs": 0}}
-    if kind == "normalisation":
-        dims = {role: {"outputs": 0} for role in roles}
-    return tuple(Weight(role, named, **dims.get(role, {})) for role, named in roles.items())

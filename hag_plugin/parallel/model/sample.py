@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -64,15 +64,15 @@ class Sample:
 
     Args:
         model: without storage; is kept.
-        nodes: of the graph that the model is given.
     """
 
-    def __init__(self, model: Module, nodes: int) -> None:
-        self.model, self.nodes = model, nodes
+    def __init__(self, model: Module) -> None:
+        self.model = model
 
     def shape(
-        self, path: str, args: Sequence[Any], kwargs: Mapping[str, Any], known: Sequence[Tensor]
-    ) -> tuple[int, ...]:
+        self, path: str, args: Sequence[Any], kwargs: Mapping[str, Any], known: Sequence[Tensor],
+        nodes: int, counts: Collection[int],
+    ) -> tuple[int, ...]:  # fmt: skip
         """Of what a layer returns on the graph that the model is given.
 
         Args:
@@ -80,6 +80,8 @@ class Sample:
             args: of its call.
             kwargs: likewise.
             known: the tensors among them that have features.
+            nodes: that it returns a row for, in the graph that the model is given.
+            counts: nodes that these tensors have rows for, there.
 
         Raises:
             ValueError: it returns no tensor, or one whose rows are not the nodes.
@@ -87,7 +89,7 @@ class Sample:
         found = []
         for size in SIZES:
             layer = self._made(path)
-            small = _Small(size, self.nodes, args, kwargs, {id(t) for t in known})
+            small = _Small(size, {*counts}, args, kwargs, {id(t) for t in known})
             out = layer(*small.args, **small.kwargs)
             if not isinstance(out, Tensor):
                 raise ValueError(f"it returns a {type(out).__name__}; expected one tensor")
@@ -97,7 +99,7 @@ class Sample:
         (rows, *rest), (more, *others) = found
         if rest != others or (rows, more) not in (SIZES, (rows, rows)):
             raise ValueError(f"it returns tensors of shape {found}; expected one row a node")
-        return (self.nodes if rows != more else rows, *rest)
+        return (nodes if rows != more else rows, *rest)
 
     def used_by_edges(
         self, path: str, args: Sequence[Any], kwargs: Mapping[str, Any], edges: int
@@ -110,15 +112,19 @@ class Sample:
 
         Args:
             path: of the layer.
-            args: of its call: features, edges, and what each edge has.
+            args: of its call: features, or a pair of them; edges, and what each edge has.
             kwargs: likewise.
             edges: how many there are.
         """
         layer, draw = self._made(path), torch.Generator().manual_seed(0)
         if any(_drops(module) for module in layer.modules()):
             return None  # masks go by place
-        index = torch.randint(NODES, (2, 3 * NODES), generator=draw)
-        index = torch.cat([index, torch.arange(NODES).repeat(2, 1)], dim=1)  # each with a loop
+        is_pair = not isinstance(args[0], Tensor)
+        targets = NODES - 2 if is_pair else NODES
+        index = torch.stack([torch.randint(n, (3 * NODES,), generator=draw)
+                             for n in (NODES, targets)])  # fmt: skip
+        # Each with an edge, and a loop where there may be one.
+        index = torch.cat([index, torch.arange(targets).repeat(2, 1)], dim=1)
         number = index.shape[1]
         by: dict[int, Tensor] = {}
         for t in functions.tensors([*args[2:], dict(kwargs)]):
@@ -128,7 +134,9 @@ class Sample:
                 by[id(t)] = torch.ones(number, *t.shape[1:], dtype=t.dtype)
             else:
                 by[id(t)] = t.cpu()[torch.arange(number) % max(edges, 1)]
-        x = torch.randn(NODES, *args[0].shape[1:], generator=draw, dtype=args[0].dtype)
+        x, own = (torch.randn(n, *t.shape[1:], generator=draw, dtype=t.dtype)
+                  for n, t in zip((NODES, targets), args[0] if is_pair else (args[0],) * 2,
+                                  strict=True))  # fmt: skip
 
         def run(features: Any, index: Tensor, which: Tensor) -> Tensor:
             chosen = {key: t[which] for key, t in by.items()}
@@ -140,13 +148,14 @@ class Sample:
             for training in (False, True):
                 layer.train(training)
                 with torch.enable_grad():
-                    whole = run(x, index, torch.arange(number))
+                    whole = run((x, own) if is_pair else x, index, torch.arange(number))
                 for first, last in PARTS:
+                    last = min(last, targets)
                     which = ((index[1] >= first) & (index[1] < last)).nonzero().view(-1)
                     others = [i for i in range(NODES) if not first <= i < last]
                     order = torch.tensor([*range(first, last), *others])
                     local = torch.stack([order.argsort()[index[0, which]], index[1, which] - first])
-                    part = run((x[order], x[first:last]), local, which)
+                    part = run((x[order], (own if is_pair else x)[first:last]), local, which)
                     if not torch.allclose(part, whole[first:last], rtol=1e-4, atol=1e-5):
                         return None
         except Exception:  # it takes no pair
@@ -172,9 +181,9 @@ class _Small:
     """The arguments of a call, for a ring of `size` nodes."""
 
     def __init__(
-        self, size: int, nodes: int, args: Any, kwargs: Any, known: set[int]
+        self, size: int, counts: set[int], args: Any, kwargs: Any, known: set[int]
     ) -> None:  # fmt: skip
-        self.size, self.nodes, self.known = size, nodes, known
+        self.size, self.counts, self.known = size, counts, known
         given = list(functions.tensors([*args, dict(kwargs)]))
         self.edges = {t.shape[1] for t in given if _is_edges(t)}
         by = {id(t): self.tensor(t) for t in given}
@@ -189,7 +198,7 @@ class _Small:
         if _is_edges(t):
             own = torch.arange(self.size)
             return torch.stack([own, own.roll(1)])
-        per_row = t.dim() > 0 and t.shape[0] in ({self.nodes} | self.edges)
+        per_row = t.dim() > 0 and t.shape[0] in (self.counts | self.edges)
         shape = (self.size, *t.shape[1:]) if per_row else tuple(t.shape)
         if id(t) in self.known or t.is_meta:
             return _drawn(shape, t.dtype, torch.Generator().manual_seed(2))
@@ -199,7 +208,7 @@ class _Small:
         """A DGL graph in the small, with a loop at each node; anything else as it is."""
         if isinstance(value, Tensor) or not callable(getattr(value, "subgraph", None)):
             return value
-        own = torch.arange(min(self.size, self.nodes))
+        own = torch.arange(min(self.size, *self.counts))
         found = value.subgraph(own)
         found.add_edges(own, own)
         return found

@@ -21,7 +21,14 @@ from hag_plugin.arguments import brief, check_flag, check_function, check_kind, 
 from hag_plugin.hag.graph import MAX_NODES
 from hag_plugin.parallel.graphs.stats import GraphStats
 from hag_plugin.parallel.model.calls import Call, Edges
-from hag_plugin.parallel.model.inputs import ModelCall, given, plain, with_features
+from hag_plugin.parallel.model.inputs import (
+    ModelCall,
+    features_of,
+    given,
+    node_types,
+    plain,
+    with_features,
+)
 from hag_plugin.parallel.model.layers import UnknownLayerError
 from hag_plugin.parallel.model.opgraph import OpGraph
 from hag_plugin.parallel.model.recorder import Met, Recorder
@@ -99,11 +106,10 @@ def record(
     check_kind("model", model, Module)
     if not (isinstance(data, (tuple, GraphStats)) or hasattr(data, "num_nodes")):
         raise TypeError(f"data is {brief(data)}; expected a Data, (DGLGraph, x) or GraphStats")
-    if hasattr(data, "node_types"):
-        raise TypeError(
-            f"data is a {type(data).__name__}, with features by type of node; expected one set of "
-            "nodes. "
-            "data.to_homogeneous() gives it, with edge_type for RGCNConv and others"
+    if part is not None and node_types(data):
+        raise ValueError(
+            f"part is given with a {type(data).__name__}, each of whose types of nodes is cut into "
+            "contiguous blocks; expected None"
         )
     _check_model(model)
     with torch.random.fork_rng(devices=[]):
@@ -116,11 +122,12 @@ def record(
             _run(model, data, features, again, call or plain)
             _check_made(recorder, again)
     recorder.finish(out)
-    if not recorder.graphs:
-        recorder.graph(data[0] if isinstance(data, tuple) else getattr(data, "edge_index", x))
+    if not recorder.graphs and not recorder.types:
+        recorder.graph(x, data[0] if isinstance(data, tuple) else getattr(data, "edge_index", x))
     graph = OpGraph.of(
-        recorder.ops, recorder.graphs, itemsize or x.element_size(), type(model).__name__
-    )
+        recorder.ops, recorder.graphs, itemsize or x.element_size(), type(model).__name__,
+        recorder.types,
+    )  # fmt: skip
     met = tuple(_without_others(recorder.met))
     return Recorded(graph, met, recorder.edges, tuple(recorder.wholes))
 
@@ -168,14 +175,21 @@ def _run(
     model: Module, data: Any, features: int | None, recorder: Recorder, call: ModelCall
 ) -> tuple[Any, Tensor]:
     """Runs a copy of a model without its data; returns its output and the features' stand-in."""
-    with torch.device("meta"):
-        width = _features(data, features, model, recorder.nodes)
-        x = torch.empty(recorder.nodes, width, dtype=_dtype(data, model))
-    recorder.track(x, recorder.op("x", "input", [], x.shape[1]))
-    recorder.met.append(Met("", Call("x", (), {}), {}, tuple(x.shape)))
+    stand_ins = {}
+    for of, each in features_of(data).items():
+        rows = recorder.count(of)
+        with torch.device("meta"):
+            width = _width(data, each, features, model, rows)
+            x = torch.empty(rows, width, dtype=_dtype(data, each, model))
+        name = f"x.{of}" if of else "x"
+        recorder.track(x, recorder.op(name, "input", [], x.shape[1], of=of))
+        recorder.met.append(Met("", Call(name, (), {}), {}, tuple(x.shape)))
+        stand_ins[of] = x
+    if not stand_ins:
+        raise TypeError(f"{type(data).__name__} has no features x of any type of node")
     shadow = stripped(model)
     recorder.attach(shadow)
-    found = with_features(data, x)
+    found = with_features(data, stand_ins)
     recorder.given = given(found)
     with recorder, torch.no_grad():
         return call(shadow, found), x
@@ -250,8 +264,7 @@ class Recorded:
     wholes: tuple[str, ...] = ()
 
 
-def _features(data: Any, features: int | None, model: Module, nodes: int) -> int:
-    x = data[1] if isinstance(data, tuple) else getattr(data, "x", None)
+def _width(data: Any, x: Any, features: int | None, model: Module, nodes: int) -> int:
     if x is not None and hasattr(x, "shape"):
         return int(x.shape[1]) if len(x.shape) > 1 else 1
     tables = (m for m in model.modules() if isinstance(m, torch.nn.Embedding))
@@ -262,8 +275,7 @@ def _features(data: Any, features: int | None, model: Module, nodes: int) -> int
     return features
 
 
-def _dtype(data: Any, model: Module) -> torch.dtype:
-    x = data[1] if isinstance(data, tuple) else getattr(data, "x", None)
+def _dtype(data: Any, x: Any, model: Module) -> torch.dtype:
     if isinstance(x, Tensor):
         return x.dtype
     if x is None and not isinstance(data, GraphStats):  # learned features

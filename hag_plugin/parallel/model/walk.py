@@ -19,9 +19,13 @@ from hag_plugin.hag.program import SelfLoops
 from hag_plugin.parallel.model.functions import base_name, name_of, tensors
 from hag_plugin.parallel.model.inputs import entries
 
-Entry = Callable[["Walk", Any, tuple[Any, ...], dict[str, Any]], Tensor]
+Entry = Callable[["Walk", Any, tuple[Any, ...], dict[str, Any]], Any]
 """What a layer is: it is given the walk, the layer and the arguments of its call, names its
-operations, and returns the tensor that stands for the output."""
+operations, and returns the tensor that stands for the output, or as many as the layer returns."""
+
+Ends = Tensor | tuple[Tensor, Tensor]
+"""What a layer is given of the nodes that edges come from, and of those that they go to; one tensor
+where they are the same."""
 
 
 class Walk(TorchFunctionMode, ABC):
@@ -75,9 +79,9 @@ class Walk(TorchFunctionMode, ABC):
         if self._stack:  # it was entered
             self._stack.pop()
 
-    def _leaf(self, entry: Entry, module: Module) -> Callable[..., Tensor]:
+    def _leaf(self, entry: Entry, module: Module) -> Callable[..., Any]:
         @wraps(module.forward)
-        def forward(*args: Any, **kwargs: Any) -> Tensor:
+        def forward(*args: Any, **kwargs: Any) -> Any:
             before, self.current = self.current, (module, args, kwargs)
             try:
                 return entry(self, module, args, kwargs)
@@ -135,16 +139,27 @@ class Walk(TorchFunctionMode, ABC):
 
     @abstractmethod
     def graph(
-        self, edges: Any, self_loops: SelfLoops = False, edge_type: Any = None,
+        self, x: Ends, edges: Any, self_loops: SelfLoops = False, edge_type: Any = None,
         weight: Tensor | None = None,
     ) -> str:  # fmt: skip
-        """The key of a graph that a layer aggregates over; `weight` as `calls.Edges` has it."""
+        """The key of a graph that a layer aggregates over.
+
+        Args:
+            x: what it is given of its nodes.
+            edges: between them.
+            self_loops: as `calls.Edges` has it, like the others.
+            edge_type: as above.
+            weight: as above.
+        """
 
     @abstractmethod
-    def weighed(self, edges: Any, how: str, make: Callable[[], tuple[Tensor, Tensor]]) -> str:
+    def weighed(
+        self, x: Ends, edges: Any, how: str, make: Callable[[], tuple[Tensor, Tensor]]
+    ) -> str:
         """The key of a graph that a layer makes of its edges, and weighs, once.
 
         Args:
+            x: what it is given of its nodes.
             edges: that the layer is given.
             how: what it makes of them, in words: with the edges, it tells graphs apart.
             make: gives edges `[2, E]` and their weights `[E]`.
@@ -170,7 +185,8 @@ class Walk(TorchFunctionMode, ABC):
         Args:
             layer: that is called.
             known: what it is given that operations made.
-            edges: where it is given features, edges and what each edge has alone, the edges.
+            edges: where it is given features (of sources and of targets, or of both at once),
+                edges and what each edge has alone, the edges.
         """
 
     @abstractmethod

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hag_plugin.parallel.layouts import chunk_sizes
-from hag_plugin.parallel.ranks.comm import Group
+from hag_plugin.parallel.ranks.comm import Group, Then
 
 Rows = Sequence[int] | np.ndarray
 
@@ -53,9 +53,17 @@ class Blocks:
 
     def gather(self, x: Tensor, phase: str) -> Tensor:
         """Shards to the whole."""
+        return self.begin_gather(x, phase, overlaps=False).wait()
+
+    def begin_gather(self, x: Tensor, phase: str, overlaps: bool | None = None) -> Then:
+        """Begins `gather`; `overlaps` in place of the group's."""
         self._check(x, self.shape, "the shard of this rank")
+        padded = _pad(x, *self.padded)
+        return self.group.begin_all_gather(padded, phase, overlaps).then(self._joined)
+
+    def _joined(self, out: Tensor) -> Tensor:
+        """All shards, padded, to the whole."""
         n, g = self.padded
-        out = self.group.all_gather(_pad(x, n, g), phase)
         bands, wide = len(self.rows), self.columns * g
         out = out.view(bands, self.columns, n, g).transpose(1, 2).reshape(bands, n, wide)
         if min(self.rows) == n:
@@ -64,6 +72,10 @@ class Blocks:
 
     def scatter(self, x: Tensor, phase: str) -> Tensor:
         """Partial sums of the whole to shards."""
+        return self.begin_scatter(x, phase, overlaps=False).wait()
+
+    def begin_scatter(self, x: Tensor, phase: str, overlaps: bool | None = None) -> Then:
+        """Begins `scatter`; `overlaps` in place of the group's."""
         self._check(x, (sum(self.rows), self.width), "partial sums of the whole")
         n, g = self.padded
         if min(self.rows) < n or self.width < self.columns * g:
@@ -71,9 +83,9 @@ class Blocks:
             x = torch.cat([_pad(block, n, self.columns * g) for block in blocks])
         bands = len(self.rows)
         by_member = x.reshape(bands, n, self.columns, g).transpose(1, 2)
-        out = self.group.reduce_scatter(by_member.reshape(self.group.size * n, g), phase)
-        rows, width = self.shape
-        return out[:rows, :width].contiguous()
+        flat, (rows, width) = by_member.reshape(self.group.size * n, g), self.shape
+        begun = self.group.begin_reduce_scatter(flat, phase, overlaps)
+        return begun.then(lambda out: out[:rows, :width].contiguous())
 
     def cut(self, x: Tensor, phase: str) -> Tensor:
         """The whole to shards: a copy, so that nothing is changed in the whole in place."""

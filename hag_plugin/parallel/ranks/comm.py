@@ -92,6 +92,26 @@ class Begun:
         self._wait, self._kept = _nothing, self.out
         return self.out
 
+    def then(self, what: Callable[[Tensor], Tensor]) -> Then:
+        """Followed by something that is done with it."""
+        return Then(self, what)
+
+
+class Then:
+    """A collective that was begun, and what is done with what it makes.
+
+    Args:
+        begun: the collective.
+        what: done once it is made.
+    """
+
+    def __init__(self, begun: Begun, what: Callable[[Tensor], Tensor]) -> None:
+        self._begun, self._what = begun, what
+
+    def wait(self) -> Tensor:
+        """What is made of it."""
+        return self._what(self._begun.wait())
+
 
 def _nothing() -> None:
     pass
@@ -202,23 +222,36 @@ class Group:
 
     def all_gather(self, x: Tensor, phase: str) -> Tensor:
         """`[n, ...]`, the same shape on every member, to `[P * n, ...]`."""
+        return self.begin_all_gather(x, phase, overlaps=False).wait()
+
+    def begin_all_gather(self, x: Tensor, phase: str, overlaps: bool | None = None) -> Begun:
+        """Begins `all_gather`; `overlaps` in place of the group's."""
         self._count("all_gather", x, phase)
         if self.size == 1:
-            return x.clone()
-        out = _empty(x, self.size * x.shape[0])
-        self._run("all_gather", lambda: _all_gather(out, x.contiguous(), group=self.process_group))
-        return out
+            return Begun(x.clone(), _nothing, x)
+        out, mine = _empty(x, self.size * x.shape[0]), x.contiguous()
+
+        def call(apart: bool) -> Any:
+            return _all_gather(out, mine, group=self.process_group, async_op=apart)
+
+        return self._begun("all_gather", call, out, mine, overlaps)
 
     def reduce_scatter(self, x: Tensor, phase: str) -> Tensor:
         """`[P * n, ...]` to `[n, ...]`: the sum over members of this one's block."""
+        return self.begin_reduce_scatter(x, phase, overlaps=False).wait()
+
+    def begin_reduce_scatter(self, x: Tensor, phase: str, overlaps: bool | None = None) -> Begun:
+        """Begins `reduce_scatter`; `overlaps` in place of the group's."""
         out = _empty(x, x.shape[0] // self.size)
         self._count("reduce_scatter", out, phase)
         if self.size == 1:
-            return x.clone()
-        # Some backends write to the input.
+            return Begun(x.clone(), _nothing, x)
         mine = x.contiguous()
-        self._run("reduce_scatter", lambda: _reduce_scatter(out, mine, group=self.process_group))
-        return out
+
+        def call(apart: bool) -> Any:
+            return _reduce_scatter(out, mine, group=self.process_group, async_op=apart)
+
+        return self._begun("reduce_scatter", call, out, mine, overlaps)
 
     def all_reduce(self, x: Tensor, phase: str, reduce: str = "sum") -> Tensor:
         """The sum, "max" or "min" over members, a new tensor on each."""

@@ -21,6 +21,7 @@ sum_parts      partial sums to their sum                         nothing
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from torch.autograd.function import once_differentiable
 
 from hag_plugin.parallel.layouts import COLUMNS, REPLICATED, ROWS, Layout
 from hag_plugin.parallel.ranks.blocks import Blocks, Rows, Turn
-from hag_plugin.parallel.ranks.comm import Begun, Group
+from hag_plugin.parallel.ranks.comm import Begun, Group, Then
 
 Map = Callable[[Tensor, str], Tensor]  # of a tensor, and the phase to count it under
 
@@ -158,32 +159,28 @@ def exchange(x: Tensor, send: Sequence[int], receive: Sequence[int], group: Grou
     return _apply(x, there, back)
 
 
+@dataclass
 class _Flight:
-    """An exchange of rows that is begun and ended apart, forward and backward."""
+    """A linear map of shards that is begun and ended apart, forward and backward.
 
-    def __init__(self, send: Sequence[int], receive: Sequence[int], group: Group) -> None:
-        self.send, self.receive, self.group = send, receive, group
-        self.there: Begun | None = None
-        self.back: Begun | None = None
+    Attributes:
+        go: begins it.
+        come_back: begins its transpose, with gradients.
+        there: what was begun, until it is waited for.
+        back: likewise.
+    """
 
-    def go(self, x: Tensor) -> None:
-        """Begins."""
-        self.there = self.group.begin_all_to_all(x, self.send, self.receive, "forward", "exchange")
-
-    def come_back(self, grad: Tensor) -> Tensor:
-        """The same with gradients, the way back; what it gives may not be read before `back` is
-        waited for.
-        """
-        counts = self.receive, self.send
-        self.back = self.group.begin_all_to_all(grad, *counts, "backward", "exchange")
-        return self.back.out
+    go: Callable[[Tensor], Begun | Then]
+    come_back: Callable[[Tensor], Begun | Then]
+    there: Begun | Then | None = None
+    back: Begun | Then | None = None
 
 
 class _Begin(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, flight: _Flight) -> Tensor:
         ctx.flight = flight
-        flight.go(x)
+        flight.there = flight.go(x)
         return x.new_zeros(()).expand(x.shape)  # the gradient of what was sent comes back by it
 
     @staticmethod
@@ -196,7 +193,7 @@ class _Begin(torch.autograd.Function):
 class _End(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, sent: Tensor, flight: _Flight) -> Tensor:
-        ctx.flight = flight
+        ctx.flight, ctx.shape = flight, sent.shape
         begun, flight.there = flight.there, None
         assert begun is not None
         return begun.wait()
@@ -204,7 +201,8 @@ class _End(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.flight.come_back(grad), None
+        ctx.flight.back = ctx.flight.come_back(grad)
+        return grad.new_zeros(()).expand(ctx.shape), None  # the gradient itself comes by `back`
 
 
 def begin_exchange(
@@ -216,7 +214,30 @@ def begin_exchange(
     takes first what was done last, so that gradients are sent when the end is reached, then the
     work between goes back, and then the gradients that come are waited for.
     """
-    flight = _Flight(send, receive, group)
+
+    def go(t: Tensor) -> Begun:
+        return group.begin_all_to_all(t, send, receive, "forward", "exchange")
+
+    def come_back(t: Tensor) -> Begun:
+        return group.begin_all_to_all(t, receive, send, "backward", "exchange")
+
+    return _begin(x, _Flight(go, come_back))
+
+
+def begin_gather_rows(x: Tensor, rows: Rows, group: Group) -> Callable[[], Tensor]:
+    """Begins `gather_rows`, as `begin_exchange` begins `exchange`."""
+    blocks = Blocks.of(rows, x.shape[1], 1, group)
+
+    def go(t: Tensor) -> Then:
+        return blocks.begin_gather(t, "forward")
+
+    def come_back(t: Tensor) -> Then:
+        return blocks.begin_scatter(t, "backward")
+
+    return _begin(x, _Flight(go, come_back))
+
+
+def _begin(x: Tensor, flight: _Flight) -> Callable[[], Tensor]:
     sent: Tensor = _Begin.apply(x, flight)  # type: ignore[no-untyped-call]
 
     def end() -> Tensor:

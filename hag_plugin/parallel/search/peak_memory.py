@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -45,9 +45,18 @@ class PeakMemory:
 
     @cached_property
     def beside(self) -> list[tuple[int, int]]:
-        """The first reader of the features, with each of the others: they may share a layout."""
-        readers = [v for u, v in self.edges if self.problems[u].op.kind == "input"]
-        return [(readers[0], v) for v in readers[1:]] if readers else []
+        """The first reader of features, with each of the others: they may share a layout."""
+        return [pair for _, pair in self._sharing]
+
+    @cached_property
+    def _sharing(self) -> list[tuple[int, tuple[int, int]]]:
+        """The same with the operation that has the features."""
+        first: dict[int, int] = {}
+        found = []
+        for u, v in self.edges:
+            if self.problems[u].op.kind == "input" and first.setdefault(u, v) != v:
+                found.append((u, (first[u], v)))
+        return found
 
     @property
     def itemsize(self) -> int:
@@ -76,23 +85,23 @@ class PeakMemory:
         input that its consumer keeps and its producer does not, and of features.
         """
         return [self._per_pair(u, v, self._copy) for u, v in self.edges] + [
-            self._per_pair(u, v, self._features) for u, v in self.beside
+            self._per_pair(*pair, partial(self._features, u)) for u, pair in self._sharing
         ]
 
     def _copy(self, u: int, i: int, v: int, j: int) -> int:
         layout, first = self.configs[v][j].source, self.terms[u][i].held
         if self.problems[u].op.kind == "input":
-            others = {w for _, w in self.beside}
-            return 0 if v in others else self.size(u, layout) * self.itemsize
+            shares = any(of == u and pair[1] == v for of, pair in self._sharing)
+            return 0 if shares else self.size(u, layout) * self.itemsize
         same = layout == self.configs[u][i].target
         handed_on = not same and self.problems[v].op.needs == "same"
         if (same and first.output) or not (handed_on or self._keeps_input(v, j)):
             return 0
         return self.size(u, layout) * self.itemsize
 
-    def _features(self, u: int, i: int, v: int, j: int) -> int:
+    def _features(self, of: int, u: int, i: int, v: int, j: int) -> int:
         layouts = self.configs[u][i].source, self.configs[v][j].source
-        return 0 if layouts[0] == layouts[1] else self.size(0, layouts[1]) * self.itemsize
+        return 0 if layouts[0] == layouts[1] else self.size(of, layouts[1]) * self.itemsize
 
     def _keeps_input(self, v: int, j: int) -> bool:
         if self.problems[v].op.needs == "same":
@@ -145,8 +154,9 @@ class PeakMemory:
         values = own.forward
         if not own.output:
             values += self._output(v, config)
-        for u in range(1, v):  # the first operation is the features
-            if self._always_kept(u) or self._last[u] < v:
+        for u in range(v):
+            given = self.problems[u].op.kind == "input"
+            if given or self._always_kept(u) or self._last[u] < v:
                 continue
             if not (u in op.inputs and self._keeps_input(v, j)):
                 values += self.size(u, config.source)

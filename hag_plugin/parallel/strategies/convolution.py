@@ -7,6 +7,7 @@ aggregated: F where the aggregation goes first, G where the transform does. With
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 
 import numpy as np
 
@@ -48,11 +49,15 @@ def is_kept(op: Op, fixed: bool, order: str) -> bool:
     return fixed and order != TRANSFORM and not op.edge_products and op.kind != "attention"
 
 
+def is_apart(op: Op, hag: str) -> bool:
+    """Whether a sum over neighbours is the sum of two, over own rows and over those of others."""
+    whole = op.edge_products or hag != "off" or op.kind == "attention"
+    return not whole and {*op.reduce} <= {*LINEAR}
+
+
 def own_share(problem: Problem, partition: PartitionStats, config: Config) -> float:
     """The share of a sum over neighbours that the own rows make, which are summed first."""
-    op = problem.op
-    waits = op.relational or op.edge_products or config.hag != "off" or op.kind == "attention"
-    if waits or not set(op.reduce) <= set(LINEAR) or partition.inner is None:
+    if not is_apart(problem.op, config.hag) or partition.inner is None:
         return 0.0
     return float((partition.inner / np.maximum(partition.edges, 1)).min())
 
@@ -164,8 +169,10 @@ class Replicate(Strategy):
         op, terms = problem.op, Terms()
         width = aggregated_width(problem, config.order)
         add_whole_graph(problem, terms, config.hag, width, backward_needed(problem, config.order))
-        add_transform(problem, terms, problem.total_rows, op.input_width, op.width)
-        terms.held = layer(problem, config.order, problem.total_rows, problem.total_rows, [])
+        rows, sources = problem.total_rows, problem.total_sources
+        turned = sources if config.order == TRANSFORM else rows
+        add_transform(problem, terms, turned, op.input_width, op.width)
+        terms.held = layer(problem, config.order, rows, (sources, sources), [])
         problem.weights(terms, op.weights + op.biases, copies=False)
         return terms
 
@@ -189,20 +196,20 @@ class _Rows(Strategy):
         width = aggregated_width(problem, config.order)
         backward = backward_needed(problem, config.order)
         add_parts(problem, terms, problem.partition, config.hag, width, backward)
-        add_transform(problem, terms, problem.most_rows, op.input_width, op.width)
+        rows, sources = problem.most_rows, problem.most_sources
+        turned = sources if config.order == TRANSFORM else rows
+        add_transform(problem, terms, turned, op.input_width, op.width)
         kept = is_kept(op, problem.fixed, config.order)
         (terms.laid_out if kept else terms.messages).append(self.fetch(problem, width))
         if problem.op.input_grad or config.order == TRANSFORM:
             terms.messages.append(self.give_back(problem, width))
-        if not kept and self.sums_own_first:
+        if not kept:
             terms.own = own_share(problem, problem.partition, config)
         fetch = [] if kept else self.steps(problem, width, config.hag)
         terms.states += kept * self.sources(problem) * width
-        terms.held = layer(problem, config.order, problem.most_rows, self.sources(problem), fetch)
+        terms.held = layer(problem, config.order, rows, (sources, self.sources(problem)), fetch)
         problem.weights(terms, op.weights + op.biases, copies=True)
         return terms
-
-    sums_own_first = False  # whether rows of others come meanwhile
 
     @abstractmethod
     def fetch(self, problem: Problem, width: int) -> Message:
@@ -227,16 +234,19 @@ class RowsAllGather(_Rows):
     name = "rows, all-gather"
 
     def fetch(self, problem: Problem, width: int) -> Message:
-        return gather_rows(problem.rows, width, problem.itemsize, "forward")
+        return gather_rows(problem.source_rows, width, problem.itemsize, "forward")
 
     def give_back(self, problem: Problem, width: int) -> Message:
-        return scatter_rows(problem.rows, width, problem.itemsize, "backward")
+        return scatter_rows(problem.source_rows, width, problem.itemsize, "backward")
 
     def sources(self, problem: Problem) -> int:
-        return problem.total_rows
+        return problem.total_sources
 
     def steps(self, problem: Problem, width: int, hag: str) -> list[Step]:
-        whole = steps.gather_rows(problem.rows, width)
+        whole = steps.gather_rows(problem.source_rows, width)
+        if is_apart(problem.op, hag):  # the sum of the own rows, and their gradient, wait
+            sums, own = problem.most_rows * width, problem.most_sources * width
+            return [replace(whole, forward=whole.forward + sums, backward=whole.backward + own)]
         if hag != "part":
             return [whole]
         # Its own rows first: a copy of all, and in the backward pass one for each piece.
@@ -247,7 +257,6 @@ class RowsHalo(_Rows):
     """Only rows that are read go, to those who read them: the halo."""
 
     name = "rows, halo"
-    sums_own_first = True
 
     def needed(self, problem: Problem) -> np.ndarray:
         """int64 `[P, P]`, rows that p gets from q."""
@@ -262,18 +271,17 @@ class RowsHalo(_Rows):
         return Message("exchange", sent, "backward")
 
     def sources(self, problem: Problem) -> int:
-        return problem.most_rows + int(self.needed(problem).sum(axis=1).max())
+        return problem.most_sources + int(self.needed(problem).sum(axis=1).max())
 
     def steps(self, problem: Problem, width: int, hag: str) -> list[Step]:
         sent, received = (int(self.needed(problem).sum(axis=a).max()) for a in (0, 1))
-        return [steps.exchange(problem.most_rows, sent, received, width, problem.waits)]
+        return [steps.exchange(problem.most_sources, sent, received, width, problem.waits)]
 
 
 class RowsCover(RowsHalo):
     """For each pair of parts rows or partial sums, whichever cover the cut edges with fewer."""
 
     name = "rows, vertex-cover halo"
-    sums_own_first = False
 
     def refuses(self, problem: Problem) -> str | None:
         if not set(problem.op.reduce) <= {"sum", "mean"} or problem.op.edge_products:
@@ -335,12 +343,13 @@ class AllToAll(Strategy):
         width = aggregated_width(problem, config.order)
         backward = backward_needed(problem, config.order)
         add_whole_graph(problem, terms, config.hag, problem.columns(width), backward)
-        add_transform(problem, terms, problem.most_rows, op.input_width, op.width)
+        turned = problem.most_sources if config.order == TRANSFORM else problem.most_rows
+        add_transform(problem, terms, turned, op.input_width, op.width)
         there, back = rows_to_columns, columns_to_rows
         if config.source == ROWS:
-            terms.messages.append(there(problem.rows, width, s, "forward"))
+            terms.messages.append(there(problem.source_rows, width, s, "forward"))
             if backward:
-                terms.messages.append(back(problem.rows, width, s, "backward"))
+                terms.messages.append(back(problem.source_rows, width, s, "backward"))
         if config.target == ROWS:
             terms.messages.append(back(problem.rows, width, s, "forward"))
             if backward:
@@ -356,17 +365,17 @@ class AllToAll(Strategy):
     def held(self, problem: Problem, config: Config, width: int) -> Held:
         """What it holds: the sum between two changes of layout."""
         op, rows, source = problem.op, problem.rows, config.source
-        block = held(COLUMNS, rows, width)
-        found = [] if source == COLUMNS else [steps.rows_to_columns(rows, width)]
+        block, sources = held(COLUMNS, rows, width), problem.source_rows
+        found = [] if source == COLUMNS else [steps.rows_to_columns(sources, width)]
         found.append(steps.neighbours(op, 1, block))
         if config.target == ROWS:
             found.append(steps.columns_to_rows(rows, width))
         if config.order == TRANSFORM:
-            found.insert(0, steps.product(problem.most_rows, op.width))
+            found.insert(0, steps.product(problem.most_sources, op.width))
         out = held(config.target, rows, op.width)
         if config.order == AGGREGATE:
             found.append(steps.product(1, out))
-        size = held(source, rows, op.input_width)
+        size = held(source, sources, op.input_width)
         return steps.finished(op, size, found, out)
 
 
@@ -407,12 +416,13 @@ class RowSplitWeights(Strategy):
         width = problem.columns(aggregated_width(problem, config.order))
         backward = backward_needed(problem, config.order)
         add_whole_graph(problem, terms, config.hag, width, backward)
-        add_transform(problem, terms, problem.total_rows, k, op.width)
+        turned = problem.total_sources if config.order == TRANSFORM else problem.total_rows
+        add_transform(problem, terms, turned, k, op.width)
         if config.target == ROWS:
             terms.messages.append(scatter_rows(problem.rows, op.width, s, "forward"))
             terms.messages.append(gather_rows(problem.rows, op.width, s, "backward"))
         else:
-            shard = problem.total_rows * problem.columns(op.width) * s
+            shard = turned * problem.columns(op.width) * s
             terms.messages.append(even("reduce_scatter", shard, problem.devices, "forward"))
             terms.messages.append(even("all_gather", shard, problem.devices, "backward"))
         terms.held = self.held(problem, config)
@@ -425,7 +435,9 @@ class RowSplitWeights(Strategy):
     def held(self, problem: Problem, config: Config) -> Held:
         """What it holds: partial outputs of full width before they are summed."""
         op, rows, N = problem.op, problem.rows, problem.total_rows
-        source = held(COLUMNS, rows, op.input_width)
+        if config.order == TRANSFORM:
+            N = problem.total_sources
+        source = held(COLUMNS, problem.source_rows, op.input_width)
         found = [steps.product(N, op.width)]
         if op.root:  # both products are added before they are sent
             found.append(Step(N * op.width, forward=N * op.width))
@@ -468,13 +480,14 @@ class ColumnSplitWeights(Strategy):
         op, terms = problem.op, Terms()
         n = problem.columns(op.width)
         add_whole_graph(problem, terms, config.hag, n, True)
-        add_transform(problem, terms, problem.total_rows, op.input_width, n)
+        add_transform(problem, terms, problem.total_sources, op.input_width, n)
         gather_input(problem, terms, config.source, op.input_width)
         out = held(COLUMNS, problem.rows, op.width)
         fetch = input_steps(problem, config.source, op.input_width)
-        found = [*fetch, steps.product(1, out), steps.neighbours(op, 1, out)]
+        turned = held(COLUMNS, problem.source_rows, op.width)
+        found = [*fetch, steps.product(1, turned), steps.neighbours(op, 1, out)]
         terms.held = steps.finished(
-            op, held(config.source, problem.rows, op.input_width), found, out
+            op, held(config.source, problem.source_rows, op.input_width), found, out
         )
         problem.weights(terms, op.weights // op.width * n + n * op.bias, copies=False)
         return terms
@@ -484,24 +497,34 @@ def gather_input(problem: Problem, terms: Terms, source: Layout, width: int) -> 
     """The whole input on every device; each has a part of its gradient."""
     s, grad = problem.itemsize, problem.op.input_grad
     if source == ROWS:
-        terms.messages.append(gather_rows(problem.rows, width, s, "forward"))
+        terms.messages.append(gather_rows(problem.source_rows, width, s, "forward"))
         if grad:
-            terms.messages.append(scatter_rows(problem.rows, width, s, "backward"))
+            terms.messages.append(scatter_rows(problem.source_rows, width, s, "backward"))
     elif grad:
-        nbytes = problem.total_rows * width * s
+        nbytes = problem.total_sources * width * s
         terms.messages.append(even("all_reduce", nbytes, problem.devices, "backward"))
 
 
 def input_steps(problem: Problem, source: Layout, width: int) -> list[Step]:
     """The steps of that; what is there already is not copied."""
-    return [steps.gather_rows(problem.rows, width)] if source == ROWS else []
+    return [steps.gather_rows(problem.source_rows, width)] if source == ROWS else []
 
 
-def layer(problem: Problem, order: str, rows: int, sources: int, fetch: list[Step]) -> Held:
-    """What a layer holds whose weights are whole."""
+def layer(
+    problem: Problem, order: str, rows: int, sources: tuple[int, int], fetch: list[Step]
+) -> Held:
+    """What a layer holds whose weights are whole.
+
+    Args:
+        problem: the layer.
+        order: of transform and sum.
+        rows: of the output, on a device.
+        sources: of the input, and with those that are fetched.
+        fetch: steps that do.
+    """
     if problem.op.edge_products:
         edges = problem.stats.edges if not fetch else int(problem.partition.edges.max())
-        return steps.messages(problem.op, rows, sources, edges, fetch)
+        return steps.messages(problem.op, rows, sources[1], edges, fetch)
     widths = problem.op.input_width, problem.op.width
     return steps.convolution(problem.op, order, rows, widths, fetch, sources)
 

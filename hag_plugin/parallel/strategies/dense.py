@@ -208,7 +208,7 @@ class LayerHalo(Strategy):
         kept = is_kept(op, problem.fixed, "")
         fetched = Message("exchange", halo.sum(axis=0), "forward")
         (terms.laid_out if kept else terms.messages).append(fetched)
-        received = problem.most_rows + int(partition.halo.sum(axis=1).max())
+        received = problem.most_sources + int(partition.halo.sum(axis=1).max())
         terms.states += kept * received * op.input_width
         if op.input_grad:
             terms.messages.append(Message("exchange", halo.sum(axis=1), "backward"))

@@ -92,7 +92,7 @@ class Grid(Strategy):
         add_parts(problem, terms, partition, config.hag, int(blocks.max()), backward)
         kept = is_kept(op, problem.fixed, config.order)
         terms.own = 0.0 if kept else own_share(problem, partition, config)
-        received = int((partition.rows + partition.halo.sum(axis=1)).max())
+        received = int((partition.own + partition.halo.sum(axis=1)).max())
         terms.states += kept * received * int(blocks.max())
         for phase, axis in (("forward", 0), ("backward", 1)) if backward else (("forward", 0),):
             rows = np.repeat(partition.halo.sum(axis=axis), columns)
@@ -100,7 +100,7 @@ class Grid(Strategy):
             (terms.laid_out if kept else terms.messages).append(fetched)
         inputs = chunk_sizes(op.input_width, columns)
         if op.transform:
-            rows = partition.rows
+            rows = partition.own if config.order == TRANSFORM else partition.rows
             add_transform(problem, terms, int(rows.max()), int(inputs.max()), op.width)
             shard = np.repeat(rows, columns) * int(chunk_sizes(op.width, columns).max()) * s
             for collective, phase in (("reduce_scatter", "forward"), ("all_gather", "backward")):
@@ -119,13 +119,15 @@ class Grid(Strategy):
         """What it holds: rows of a block of features, then partial outputs of full width."""
         op, columns, rows = problem.op, config.target.columns, problem.rows
         partition = problem.stats.partition(problem.devices, columns)
-        most = int(partition.rows.max())
+        most, sources = int(partition.rows.max()), int(partition.own.max())
         sent, received = (int(partition.halo.sum(axis=a).max()) for a in (0, 1))
         total = [
-            steps.exchange(most, sent, received, width, problem.waits),
+            steps.exchange(sources, sent, received, width, problem.waits),
             steps.neighbours(op, most, width),
         ]
-        source, out = (held(config.source, rows, w) for w in (op.input_width, op.width))
+        source = held(config.source, problem.source_rows, op.input_width)
+        out = held(config.source, rows, op.width)
+        most = sources if config.order == TRANSFORM else most
         product = []
         if op.transform:
             product.append(steps.product(most, op.width))

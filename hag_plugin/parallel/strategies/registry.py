@@ -8,8 +8,9 @@ that are aggregated), parameter (weights). The executor has a class of the name 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -143,7 +144,14 @@ class Problem:
         """Rows of each part, int64 `[P]`."""
         if self.op.rows is not None:
             return chunk_sizes(self.op.rows, self.devices)
-        return self.graph.rows(self.devices)
+        return self.graph.rows(self.devices, self.op.of)
+
+    @cached_property
+    def source_rows(self) -> np.ndarray:
+        """Rows of each part that its edges come from, int64 `[P]`: of its first input."""
+        if not self.op.inputs:
+            return self.rows
+        return replace(self, op=self.graph.ops[self.op.inputs[0]]).rows
 
     @property
     def stats(self) -> GraphStats:
@@ -168,6 +176,18 @@ class Problem:
         )
 
     @property
+    def held_before(self) -> list[Weight]:
+        """Its trained parameters that an earlier operation has as well: they are there once."""
+        users, ops = self.graph.users, self.graph.ops
+        return [
+            weight
+            for weight in self.op.parameters
+            if weight.shape is not None
+            and weight.name in users
+            and ops[users[weight.name][0]].name != self.op.name
+        ]
+
+    @property
     def total_rows(self) -> int:
         """N, or the number of pooled graphs."""
         return int(self.rows.sum())
@@ -176,6 +196,16 @@ class Problem:
     def most_rows(self) -> int:
         """Rows of the largest part."""
         return int(self.rows.max())
+
+    @property
+    def total_sources(self) -> int:
+        """Rows that its edges come from."""
+        return int(self.source_rows.sum())
+
+    @property
+    def most_sources(self) -> int:
+        """The same of the largest part."""
+        return int(self.source_rows.max())
 
     @property
     def waits(self) -> bool:
@@ -297,13 +327,28 @@ def terms_of(problem: Problem, config: Config) -> Terms:
             f"operation {problem.op.name!r} has strategy {config.strategy!r}; expected one of "
             f"{known}"
         )
-    return strategy.terms(problem, config)
+    terms = strategy.terms(problem, config)
+    terms.states -= STATES * sum(
+        local_size(weight, strategy.split(weight, config), problem.devices)
+        for weight in problem.held_before
+    )
+    return terms
 
 
 def splits_of(op: Op, config: Config) -> dict[str, Split | None]:
     """How a configuration splits the parameters of an operation, by their roles."""
     strategy = REGISTRY[op.kind, config.strategy]
     return {weight.role: strategy.split(weight, config) for weight in op.parameters}
+
+
+def local_size(weight: Weight, split: Split | None, devices: int) -> int:
+    """Values of a parameter on the device that has most of it."""
+    assert weight.shape is not None  # it is trained
+    values = math.prod(weight.shape)
+    if split is None:
+        return values
+    whole = weight.shape[split.dim]
+    return values // whole * int(chunk_sizes(whole, split.columns or devices).max())
 
 
 def by_outputs(weight: Weight, columns: int = 0) -> Split | None:

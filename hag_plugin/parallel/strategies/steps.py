@@ -96,8 +96,9 @@ def with_root(op: Op, found: Held, source: int) -> Held:
 
 
 def convolution(
-    op: Op, order: str, rows: int, widths: tuple[int, int], fetch: list[Step], sources: int
-) -> Held:
+    op: Op, order: str, rows: int, widths: tuple[int, int], fetch: list[Step],
+    sources: tuple[int, int],
+) -> Held:  # fmt: skip
     """A sum over neighbours with a transform before or after it.
 
     Args:
@@ -106,18 +107,18 @@ def convolution(
         rows: of the output, on this device.
         widths: F and G.
         fetch: steps that bring the rows that edges read.
-        sources: how many rows that are.
+        sources: how many rows the input has, and how many edges read.
     """
     F, G = widths
     if op.relational:
-        steps = [*fetch, relations(op, order, op.relations, rows, sources, F, G)]
+        steps = [*fetch, relations(op, order, op.relations, rows, sources[1], F, G)]
     elif order == TRANSFORM:
-        steps = [product(rows, G), *fetch, neighbours(op, rows, G)]
+        steps = [product(sources[0], G), *fetch, neighbours(op, rows, G)]
     else:
         steps = [*fetch, neighbours(op, rows, F)]
         if order:
             steps.append(product(rows, G))
-    return finished(op, rows * F, steps, rows * G)
+    return finished(op, sources[0] * F, steps, rows * G)
 
 
 def finished(op: Op, source: int, steps: list[Step], out: int) -> Held:

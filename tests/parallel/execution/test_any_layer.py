@@ -72,6 +72,10 @@ def ones(layer: Any, h: Tensor, d: Data) -> Tensor:
     return layer(h, d.adj_t)
 
 
+def pair(layer: Any, h: Tensor, d: Data) -> Tensor:
+    return layer((h, h.relu()), d.edge_index)
+
+
 def whole(make: Callable[[], nn.Module], call: Call = plain) -> Any:
     return make, call, "opaque"
 
@@ -99,9 +103,10 @@ LAYERS: dict[str, Any] = {
         lambda: pyg.SAGEConv(F_IN, OUT, aggr="softmax", aggr_kwargs={"learn": True})
     ),
     "SAGEConv, projected": halo(lambda: pyg.SAGEConv(F_IN, OUT, project=True)),
-    "SAGEConv, pair": whole(
-        lambda: pyg.SAGEConv(F_IN, OUT), lambda m, h, d: m((h, h.relu()), d.edge_index)
-    ),
+    "SAGEConv, pair": split(lambda: pyg.SAGEConv(F_IN, OUT), pair),
+    "GATv2Conv, pair": halo(lambda: pyg.GATv2Conv(F_IN, OUT, add_self_loops=False), pair),
+    "GATConv, pair": halo(lambda: pyg.GATConv((F_IN, F_IN), OUT, add_self_loops=False), pair),
+    "GATConv, two weights": halo(lambda: pyg.GATConv((F_IN, F_IN), OUT)),
     "GATConv, edges": halo(lambda: pyg.GATConv(F_IN, 4, **GAT), attributes),
     "GATv2Conv": halo(lambda: pyg.GATv2Conv(F_IN, 4, heads=2)),
     "GATv2Conv, edges": halo(lambda: pyg.GATv2Conv(F_IN, 4, **GAT), attributes),

@@ -230,7 +230,7 @@ def peak(model: nn.Module, given: Data, plan: Plan) -> int:
     optimizer = torch.optim.Adam(ours.parameters())
     local = ours.parallel.data
     with Peak() as seen:
-        for tensor in (*ours.parameters(), *local.prepared.features.values()):
+        for tensor in (*ours.parameters(), *local.prepared.features[0].values()):
             seen.see(tensor.detach())
         for _ in range(2):
             optimizer.zero_grad()

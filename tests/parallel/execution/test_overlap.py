@@ -17,22 +17,27 @@ from hag_plugin.parallel.search.plan import Plan
 from hag_plugin.parallel.search.planner import planned
 
 from ..equality import space_with, whole
-from ..models import CLASSES, FEATURES, graph
+from ..models import CLASSES, FEATURES, RGCN, graph
 from ..run_ranks import run_processes, run_threads
 
 BEGIN, WAIT, OWN = "begin exchange", "wait for exchange", "sum over own rows"
 BEGIN_SUM, WAIT_SUM = "begin all_reduce", "wait for all_reduce"
 
 
-def model_and_data() -> tuple[torch.nn.Module, Data]:
+def model_and_data(relational: bool = False) -> tuple[torch.nn.Module, Data]:
     torch.manual_seed(0)
-    return pyg.GCN(FEATURES, 12, 3, CLASSES).double(), graph(nodes=45, edges=220)
+    model = RGCN(aggr="mean") if relational else pyg.GCN(FEATURES, 12, 3, CLASSES)
+    return model.double(), graph(nodes=45, edges=220)
 
 
 def plan_of(model: torch.nn.Module, data: Data, strategy: str = "rows, halo") -> Plan:
     data.x = data.x.double()
     traced = trace(model, data, hag=False)
-    space = space_with(traced, 2, lambda op, c: op.kind != "convolution" or c.strategy == strategy)
+
+    def allow(op: Any, c: Any) -> bool:
+        return op.kind != "convolution" or c.strategy == strategy
+
+    space = space_with(traced, 2, allow)
     return planned(space, space.cheapest().configs)
 
 
@@ -43,9 +48,9 @@ def step(ours: Any) -> Tensor:
     return loss
 
 
-def events(rank: int, plan: Plan, overlap: bool) -> list[str]:
+def events(rank: int, plan: Plan, overlap: bool, relational: bool = False) -> list[str]:
     """Names of what a rank does in the second step, in the order in which it begins."""
-    model, data = model_and_data()
+    model, data = model_and_data(relational)
     data.x = data.x.double()
     ours = hp.parallel.parallelize(model, data, plan, overlap=overlap)
     step(ours)
@@ -92,12 +97,40 @@ def test_own_rows_are_summed_while_others_come() -> None:
         assert any(map(is_sum, blocking))
 
 
-@pytest.mark.parametrize("strategy", ["rows, halo", "rows, all-gather", "rows, vertex-cover halo"])
-def test_results_are_the_same_to_the_bit(strategy: str) -> None:
-    model, data = model_and_data()
+# By strategy and whether the model has relations: what brings rows, and gradients back.
+FIRST = {
+    ("rows, vertex-cover halo", False): ("exchange", "exchange"),
+    ("rows, all-gather", False): ("all_gather", "reduce_scatter"),
+    ("rows, halo", True): ("exchange", "exchange"),
+    ("rows, all-gather", True): ("all_gather", "reduce_scatter"),
+}
+
+
+def each_first(rank: int, plans: Any) -> list[list[str]]:
+    return [events(rank, plan, True, relational) for (_, relational), plan in plans.items()]
+
+
+def test_every_strategy_that_fetches_rows_sums_its_own_first() -> None:
+    plans = {case: plan_of(*model_and_data(case[1]), case[0]) for case in FIRST}
+    for listed in run_processes(2, each_first, plans):
+        for names, ways in zip(listed, FIRST.values(), strict=True):
+            begin, wait = f"begin {ways[0]}", f"wait for {ways[0]}"
+            assert OWN in names
+            for i in (i for i, name in enumerate(names) if name == OWN):
+                assert next(n for n in names[i::-1] if n in (begin, wait)) == begin
+            for way in dict.fromkeys(ways):
+                parts = between(names, f"begin {way}", f"wait for {way}")
+                assert parts
+                assert all(any(map(is_sum, part)) for part in parts)
+
+
+@pytest.mark.parametrize("case", [("rows, halo", False), *FIRST])
+def test_results_are_the_same_to_the_bit(case: tuple[str, bool]) -> None:
+    strategy, relational = case
+    model, data = model_and_data(relational)
     plan = plan_of(model, data, strategy)
 
-    def case(rank: int) -> Any:
+    def train(rank: int) -> Any:
         found = []
         for overlap in (True, False):
             ours = hp.parallel.parallelize(model, data, plan, overlap=overlap)
@@ -106,7 +139,7 @@ def test_results_are_the_same_to_the_bit(strategy: str) -> None:
             found.append((loss.detach(), [whole(p.grad) for p in ours.parameters()]))
         return found
 
-    for one, other in run_threads(2, case):
+    for one, other in run_threads(2, train):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
@@ -161,7 +194,7 @@ def test_rows_of_given_features_are_sent_once(strategy: str) -> None:
     plan = planned(space, chosen)
     terms = next(row[k] for row, k in zip(space.terms, chosen, strict=True) if row[k].laid_out)
     once = [int(sum(m.sent[rank] for m in terms.laid_out)) for rank in range(2)]
-    expected = model(data.x, data.edge_index).detach()
+    expected, doubled = (model(k * data.x, data.edge_index).detach() for k in (1, 2))
 
     def case(rank: int) -> Any:
         ours, sent = hp.parallel.parallelize(model, data, plan), []
@@ -174,10 +207,15 @@ def test_rows_of_given_features_are_sent_once(strategy: str) -> None:
         other = ours.parallel.share(data)
         out = ours.parallel.gather(ours(other))
         again = ours.parallel.sent["layout"]
-        return sent, again, out
+        for x in other.prepared.features[0].values():
+            x *= 2
+        edited = [ours.parallel.gather(ours(other)) for _ in range(2)]
+        return sent, again, out, edited, ours.parallel.sent["layout"]
 
-    for rank, (sent, again, out) in enumerate(run_threads(2, case)):
+    for rank, (sent, again, out, edited, last) in enumerate(run_threads(2, case)):
         assert sent == [(once[rank], 0)] * 3
         assert again == 2 * once[rank]  # other data, other rows
+        assert last == 3 * once[rank]  # changed in place, and fetched once more
         torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(edited, [doubled] * 2, rtol=1e-10, atol=1e-10)
     assert all(once)

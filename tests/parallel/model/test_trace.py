@@ -141,14 +141,17 @@ def test_layers_that_are_not_in_the_table_run_as_they_are() -> None:
         assert found.ops[1].by_edges == by_edges
 
 
-def test_data_of_several_types_is_refused_by_name() -> None:
+def test_layers_of_one_type_of_nodes_are_refused_where_there_are_several() -> None:
     from torch_geometric.data import HeteroData
 
     data = HeteroData()
     data["paper"].x = torch.rand(4, FEATURES)
     data["paper", "cites", "paper"].edge_index = torch.zeros(2, 3, dtype=torch.int64)
-    with pytest.raises(TypeError, match=r"HeteroData.* one set of nodes. data.to_homogeneous\(\)"):
+    match = r"'conv' \(GCNConv\) .* by type of node.* a HeteroConv, .* data.to_homogeneous\(\)"
+    with pytest.raises(TypeError, match=match):
         trace(Stacked(pyg.GCNConv(FEATURES, 4)), data)
+    with pytest.raises(ValueError, match="part is given with a HeteroData"):
+        trace(Stacked(pyg.GCNConv(FEATURES, 4)), data, part=lambda parts: [0, 0, 1, 1])
 
 
 def test_what_cannot_be_traced_is_named() -> None:

@@ -15,9 +15,10 @@ from torch_geometric import nn as pyg
 
 import hag_plugin as hp
 from hag_plugin.parallel import InfeasibleError, OpGraph
+from hag_plugin.parallel.layouts import REPLICATED
 from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.search.planner import alternatives, plan, recost, space_of
-from hag_plugin.parallel.strategies.registry import splits_of
+from hag_plugin.parallel.strategies.registry import STATES, splits_of
 
 from ..models import CLASSES, FEATURES, graph
 
@@ -156,3 +157,40 @@ def test_a_weight_that_is_used_once_has_one_user(name: str) -> None:
             users.setdefault(weight.name, []).append(op.name)
     assert users
     assert {name: found for name, found in users.items() if len(found) > 1} == {}
+
+
+@pytest.mark.parametrize("make", [*USERS, lambda: pyg.GatedGraphConv(FEATURES, 3)])
+def test_a_shared_weight_is_held_once(make: Make) -> None:
+    """With its gradient and moments, where every device has all of it."""
+    found, values = traced(make), sum(p.numel() for p in make().parameters())
+    space = space_of(found, "cpu2")
+    whole = [next(t for t, c in zip(terms, configs, strict=True) if c.source == REPLICATED)
+             for terms, configs in zip(space.terms, space.configs, strict=True)]  # fmt: skip
+    assert sum(terms.states for terms in whole[:-1]) == STATES * values  # without the output
+
+
+@pytest.mark.parametrize("make", USERS)
+@pytest.mark.parametrize("strategy", ["rows, halo", "column-split weights", "replicate"])
+def test_a_split_weight_is_held_once(make: Make, strategy: str) -> None:
+    """Against each of its users holding its block of it."""
+    found = traced(make)
+    bare = replace(found, ops=tuple(replace(op, parameters=()) for op in found.ops))
+    [first, *others] = next(iter(found.users.values()))
+    chosen = plan(found, topology="pcie4x4", require={found.ops[first].name: strategy})
+    states = [
+        sum(space.terms[i][space.configs[i].index(layer.config)].states
+            for i, layer in enumerate(chosen.layers))
+        for space in (space_of(g, "pcie4x4") for g in (bare, found))
+    ]  # fmt: skip
+    weights = dict(make().named_parameters())
+    twice = 0
+    for name, users in found.users.items():
+        op = found.ops[users[0]]
+        role = next(w.role for w in op.parameters if w.name == name)
+        split = splits_of(op, chosen.layers[users[0]].config)[role]
+        block = weights[name]
+        if split is not None:
+            block = block.chunk(split.columns or 4, split.dim)[0]
+        twice += STATES * block.numel() * (len(users) - 1)
+    assert others
+    assert states[0] - states[1] == twice

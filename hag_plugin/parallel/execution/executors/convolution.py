@@ -8,9 +8,9 @@ from torch import Tensor
 
 from hag_plugin.parallel.execution.executors.forms import Form, form_of
 from hag_plugin.parallel.execution.executors.local_aggregate import LocalAggregate
-from hag_plugin.parallel.execution.executors.node_layers import Fetch, graphs_of
+from hag_plugin.parallel.execution.executors.node_layers import graphs_of
 from hag_plugin.parallel.execution.executors.registry import Executor, executes
-from hag_plugin.parallel.execution.executors.rows import HaloRows, OwnFirst, fetching
+from hag_plugin.parallel.execution.executors.rows import HaloRows, fetching, own_first
 from hag_plugin.parallel.execution.site import Site
 from hag_plugin.parallel.layouts import COLUMNS, ROWS
 from hag_plugin.parallel.ranks.transfer import (
@@ -57,12 +57,12 @@ class AllToAll(_Features):
 
     def turned(self, x: Tensor) -> Tensor:
         """The sum, from the source's layout to the target's."""
-        config, rows, group = self.site.config, self.site.rows, self.site.group
-        width = self.site.op.width if config.order == TRANSFORM else self.site.op.input_width
+        site, config, group = self.site, self.site.config, self.site.group
+        width = site.op.width if config.order == TRANSFORM else site.op.input_width
         if config.source == ROWS:
-            x = rows_to_columns(x, rows, group)
+            x = rows_to_columns(x, site.source_rows, group)
         x = self.aggregate(x)
-        return columns_to_rows(x, rows, width, group) if config.target == ROWS else x
+        return columns_to_rows(x, site.rows, width, group) if config.target == ROWS else x
 
 
 @executes("columns, row-split weights", "convolution")
@@ -107,7 +107,7 @@ class ColumnSplitWeights(_Features):
 def whole_input(site: Site, x: Tensor) -> Tensor:
     """The whole input on every rank; each makes a part of its gradient."""
     if site.config.source == ROWS:
-        return gather_rows(x, site.rows, site.group)
+        return gather_rows(x, site.source_rows, site.group)
     return fan_out(x, site.group)
 
 
@@ -123,15 +123,14 @@ class Grid(Executor):
         self.strided = site.group.strided(self.columns)
         halo = graphs.halo(self.columns)
         self.fetch = fetching(site, partial(HaloRows, halo), self.strided, site.config.order)
-        self.own_first: Fetch | None = None
-        if isinstance(self.fetch, HaloRows):
-            self.own_first = OwnFirst.of(site, self.form, graphs, halo, self.fetch)
+        begin = self.fetch.begin if isinstance(self.fetch, HaloRows) else None
+        self.own_first = own_first(site, self.form, graphs, halo.apart, begin)
         if self.own_first is None:
             self.aggregate = LocalAggregate(site, self.form, halo.graph)
 
     def summed(self, x: Tensor) -> Tensor:
         """Over neighbours, `[n, w]`."""
-        return self.aggregate(self.fetch(x)) if self.own_first is None else self.own_first(x)
+        return self.aggregate(self.fetch(x)) if self.own_first is None else self.own_first(x)[0]
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         form, order, x = self.form, self.site.config.order, inputs[0]

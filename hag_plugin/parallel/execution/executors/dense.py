@@ -125,7 +125,7 @@ class Pool(OperationExecutor):
     def run(self, call: Call, *inputs: Tensor) -> Tensor:
         site, [x] = self.site, inputs
         args = functions.bound(call.name, call.args, call.kwargs, call.function)
-        nodes = site.world.nodes
+        nodes = site.world.nodes[site.op.of]
         if "index" not in args:
             out = sum_parts(x.sum(dim=0, keepdim=True), site.group)
             return out / int(nodes.sum()) if functions.base_name(call.name) == "mean" else out

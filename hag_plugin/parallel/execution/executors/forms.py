@@ -59,12 +59,15 @@ class Form:
         """Whether the layer's loops have to be among the edges."""
         return self.edge_weight is not None or self.reduce not in REDUCES
 
-    def summed(self, graphs: LocalGraphs) -> Form:
-        """The same with the division of a mean among the scales: partial sums add up."""
+    def summed(self, graphs: LocalGraphs, relation: int | None = None) -> Form:
+        """The same with the division of a mean among the scales: partial sums add up.
+
+        `relation`: of which the sum is.
+        """
         if self.reduce == "sum":
             return self
         assert self.reduce == "mean"  # others are no sums
-        scale = _power(graphs.in_degree(), -1.0)
+        scale = _power(graphs.in_degree(relation), -1.0)
         if self.target_scale is not None:
             scale = scale * self.target_scale
         return replace(self, reduce="sum", target_scale=scale)
@@ -136,7 +139,7 @@ def form_of(site: Site, graphs: LocalGraphs) -> Form:
         weight=held(layer, record.weight),
         inputs=record.inputs,
         outputs=record.outputs,
-        root=held(layer, record.root),
+        root=held(layer, record.root) if site.op.root else "",
         bias=held(layer, record.bias),
         reduce=site.op.reduce[0],
         ties="first" if is_dgl else "even",

@@ -7,7 +7,7 @@ them) the rows that the rank's edges read. The weights are whole on every rank.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
@@ -15,13 +15,14 @@ from torch import Tensor
 
 from hag_plugin.parallel.execution.executors.forms import form_of, relational_product
 from hag_plugin.parallel.execution.executors.local_aggregate import LocalAggregate
-from hag_plugin.parallel.execution.graphs.graph_parts import Cover, LocalGraph
+from hag_plugin.parallel.execution.graphs.graph_parts import LocalGraph
 from hag_plugin.parallel.execution.graphs.local_graphs import LocalGraphs
 from hag_plugin.parallel.execution.parameters import swapped
 from hag_plugin.parallel.execution.site import Site
 from hag_plugin.parallel.strategies.convolution import AGGREGATE, TRANSFORM
 
 Fetch = Callable[[Tensor], Tensor]
+Sums = Callable[[Tensor], list[Tensor]]
 
 
 def graphs_of(site: Site) -> LocalGraphs:
@@ -29,9 +30,11 @@ def graphs_of(site: Site) -> LocalGraphs:
     world, key = site.world, site.op.graph
     if key not in world.graphs:
         edges = world.edges[key]
+        source, target = edges.types
         world.graphs[key] = LocalGraphs(
-            edges.edge_index, world.nodes, world.group.rank,
+            edges.edge_index, world.nodes[target], world.group.rank,
             self_loops=edges.self_loops, edge_type=edges.edge_type,
+            sources=None if source == target else world.nodes[source],
         )  # fmt: skip
     graphs: LocalGraphs = world.graphs[key]
     return graphs
@@ -75,16 +78,10 @@ class Convolution(NodeLayer):
         super().__init__(site, graphs, copies)
         self.form = form_of(site, graphs)
         self.listed = self.form.listed
-        self.own_first: Fetch | None = None  # the sum, where it does not wait for all rows
+        self.own_first: Sums | None = None  # the sum, where it does not wait for all rows
 
     def place(self, graph: LocalGraph) -> None:
         self.aggregate = LocalAggregate(self.site, self.form, graph)
-
-    def cover(self, cover: Cover) -> LocalAggregate:
-        """Runs on the edges of a vertex cover; returns what makes the rows that are sent."""
-        whole = self.form.summed(self.graphs)
-        self.aggregate = LocalAggregate(self.site, whole, cover.graph)
-        return LocalAggregate(self.site, whole.sent(), cover.send)
 
     def __call__(self, x: Tensor, fetch: Fetch) -> Tensor:
         form, order = self.form, self.site.config.order
@@ -101,7 +98,7 @@ class Convolution(NodeLayer):
 
     def summed(self, x: Tensor, fetch: Fetch) -> Tensor:
         """Over neighbours, `[n, w]`."""
-        return self.aggregate(fetch(x)) if self.own_first is None else self.own_first(x)
+        return self.aggregate(fetch(x)) if self.own_first is None else self.own_first(x)[0]
 
 
 class Relational(NodeLayer):
@@ -110,6 +107,7 @@ class Relational(NodeLayer):
     def __init__(self, site: Site, graphs: LocalGraphs, copies: bool) -> None:
         super().__init__(site, graphs, copies)
         self.form = form_of(site, graphs)
+        self.own_first: Sums | None = None  # of each relation, as above
 
     def place(self, graph: LocalGraph) -> None:
         self.aggregates = [
@@ -120,7 +118,10 @@ class Relational(NodeLayer):
         form = self.form
         values = self.parameters(form.weight, form.coefficients, form.root, form.bias)
         weights = form.of_relations(values)
-        out = relational_sum(self.site, self.aggregates, x, fetch, weights)
+        if self.own_first is None:
+            out = relational_sum(self.site, self.aggregates, x, fetch, weights)
+        else:
+            out = relational_products(self.own_first(x), weights)
         if form.root:
             out = out + x @ values[form.root]
         return out + values[form.bias] if form.bias else out
@@ -130,12 +131,20 @@ def relational_sum(
     site: Site, aggregates: list[LocalAggregate], x: Tensor, fetch: Fetch, weight: Tensor
 ) -> Tensor:
     """The sum over relations, `[n, G]`; weights are those of `Form.of_relations`."""
-    pairs = zip(aggregates, weight, strict=True)
     if site.config.order == TRANSFORM:
-        parts = [a(fetch(relational_product(x, w))) for a, w in pairs]
-    else:
-        rows = fetch(x)
-        parts = [relational_product(a(rows), w) for a, w in pairs]
+        pairs = zip(aggregates, weight, strict=True)
+        return added([a(fetch(relational_product(x, w))) for a, w in pairs])
+    rows = fetch(x)
+    return relational_products((aggregate(rows) for aggregate in aggregates), weight)
+
+
+def relational_products(sums: Iterable[Tensor], weight: Tensor) -> Tensor:
+    """The sums of relations, each with its weights, as one: `[n, G]`."""
+    return added([relational_product(x, w) for x, w in zip(sums, weight, strict=True)])
+
+
+def added(parts: list[Tensor]) -> Tensor:
+    """What relations give, as one."""
     return torch.stack(parts).sum(dim=0) if len(parts) > 1 else parts[0]
 
 

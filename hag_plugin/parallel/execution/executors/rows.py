@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -25,16 +25,26 @@ from hag_plugin.parallel.execution.executors.registry import (
     OperationExecutor,
     executes,
 )
-from hag_plugin.parallel.execution.graphs.graph_parts import Halo
+from hag_plugin.parallel.execution.graphs.graph_parts import Halo, LocalGraph
 from hag_plugin.parallel.execution.graphs.local_graphs import LocalGraphs
 from hag_plugin.parallel.execution.parameters import swapped
 from hag_plugin.parallel.execution.site import Site
 from hag_plugin.parallel.model import functions
 from hag_plugin.parallel.model.calls import Call
 from hag_plugin.parallel.ranks.comm import Group
-from hag_plugin.parallel.ranks.transfer import begin_exchange, exchange, gather_rows
+from hag_plugin.parallel.ranks.transfer import (
+    begin_exchange,
+    begin_gather_rows,
+    exchange,
+    gather_rows,
+)
 from hag_plugin.parallel.strategies.convolution import is_kept
+from hag_plugin.recall import Known
 from hag_plugin.reducers import LINEAR
+
+Parts = tuple[LocalGraph, LocalGraph]
+Begin = Callable[[Tensor], Callable[[], Tensor]]
+"""Begins to fetch rows; what it returns gives them when they are there."""
 
 
 def layer_of(site: Site, graphs: LocalGraphs, copies: bool) -> NodeLayer:
@@ -71,9 +81,12 @@ class RowsAllGather(Executor):
         self.layer = layer_of(site, graphs, copies=True)
         # A HAG shares more where it knows which source is which target.
         self.own_first = site.config.hag == "part"
-        self.layer.place(graphs.gathered(self.own_first))
-        self.first = int(site.rows[: site.group.rank].sum())
+        self.first = int(site.source_rows[: site.group.rank].sum())
         self.fetch = fetching(site, self.among, site.group, site.config.order)
+        graph, own = graphs.gathered(self.own_first), int(site.source_rows[site.group.rank])
+        apart = partial(graph.apart, slice(self.first, self.first + own))
+        begin = None if isinstance(self.fetch, Once) else self.begin
+        place(self.layer, graph, apart, begin)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         return self.layer(inputs[0], self.fetch)
@@ -84,14 +97,21 @@ class RowsAllGather(Executor):
 
     def gathered(self, group: Group, x: Tensor) -> Tensor:
         """`[n, w]` to `[N, w]`."""
-        whole = gather_rows(x, self.site.rows, group)
+        whole = gather_rows(x, self.site.source_rows, group)
         if not self.own_first:
             return whole
         return torch.cat([x, whole[: self.first], whole[self.first + len(x) :]])
 
+    def begin(self, x: Tensor) -> Callable[[], Tensor]:
+        """Begins to gather; what it returns gives the rows of all."""
+        return begin_gather_rows(x, self.site.source_rows, self.site.group)
+
 
 class Once:
     """Fetches rows of features that are given, once for all calls; it is counted under "layout".
+
+    They are fetched anew once torch has counted a write to them, as it does on every rank that
+    calls the same function: whether to fetch is never a matter of one rank's values.
 
     Args:
         fetch: how, from a group.
@@ -100,14 +120,15 @@ class Once:
 
     def __init__(self, fetch: Callable[[Group], Fetch], group: Group) -> None:
         self.fetch = fetch(group.counted_as("layout"))
-        self.kept: tuple[Tensor, Tensor] | None = None
+        self.known: Known | None = None
+        self.kept = torch.empty(0)
 
     def __call__(self, x: Tensor) -> Tensor:
         """`[n, w]` to what it was fetched to."""
-        if self.kept is None or self.kept[0] is not x:
+        if self.known is None or not self.known.holds((x,)):
             with torch.inference_mode(False), torch.no_grad():  # it is used in training, too
-                self.kept = x, self.fetch(x)
-        return self.kept[1]
+                self.known, self.kept = Known.of((x,), contents=False), self.fetch(x)
+        return self.kept
 
 
 def fetching(site: Site, fetch: Callable[[Group], Fetch], group: Group, order: str) -> Fetch:
@@ -138,37 +159,53 @@ class HaloRows:
 
 
 class OwnFirst:
-    """A sum over neighbours: over the own rows while those of others come, then over these.
+    """Sums over neighbours: over the own rows while those of others come, then over these.
 
     Args:
-        site: where; the layer's sum is one of `LINEAR`, and runs without a HAG.
-        form: of the layer.
-        graphs: the graph.
-        halo: its own rows, and then those of others.
-        fetch: fetches them.
+        site: where; the layer's sums are of `LINEAR`, and run without a HAG.
+        forms: of the layer; where it has relations, one of each.
+        parts: the edges from the own rows, and those from others.
+        begin: begins to fetch what the others' edges read.
     """
 
     def __init__(
-        self, site: Site, form: Form, graphs: LocalGraphs, halo: Halo, fetch: HaloRows
+        self, site: Site, forms: Sequence[tuple[Form, int | None]], parts: Parts, begin: Begin
     ) -> None:
-        whole, (own, others) = form.summed(graphs), halo.graph.apart()
-        self.fetch = fetch
-        self.own, self.others = (LocalAggregate(site, whole, part) for part in (own, others))
+        self.begin = begin
+        self.own, self.others = (
+            [LocalAggregate(site, form, part, relation) for form, relation in forms]
+            for part in parts
+        )
 
-    @classmethod
-    def of(
-        cls, site: Site, form: Form, graphs: LocalGraphs, halo: Halo, fetch: HaloRows
-    ) -> OwnFirst | None:
-        """None where a layer's sum is not the sum of these two."""
-        is_sum = form.reduce in LINEAR and site.config.hag == "off"
-        return cls(site, form, graphs, halo, fetch) if is_sum else None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """`[n, w]` to `[n, w]`."""
-        end = self.fetch.begin(x)
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """`[n, w]` to `[n, w]` of each relation."""
+        end = self.begin(x)
         with record_function("sum over own rows"):
-            own = self.own(x)
-        return own + self.others(end())
+            own = [aggregate(x) for aggregate in self.own]
+        rows = end()
+        return [
+            mine.add_(aggregate(rows)) for mine, aggregate in zip(own, self.others, strict=True)
+        ]
+
+
+def own_first(
+    site: Site, form: Form, graphs: LocalGraphs, apart: Callable[[], Parts], begin: Begin | None
+) -> OwnFirst | None:
+    """What sums the own rows first; None where that is not the layer's sum, or nothing comes.
+
+    Args:
+        site: where.
+        form: of the layer.
+        graphs: its graph.
+        apart: gives the edges from the own rows, and those from others.
+        begin: as of `OwnFirst`; None where rows are not fetched at every call.
+    """
+    op = site.op
+    if begin is None or form.reduce not in LINEAR or site.config.hag != "off":
+        return None
+    relations = [*range(op.relations)] if op.relational else [None]
+    forms = [(form.summed(graphs, relation), relation) for relation in relations]
+    return OwnFirst(site, forms, apart(), begin)
 
 
 @executes("rows, halo", "convolution", "attention")
@@ -181,15 +218,25 @@ class RowsHalo(Executor):
         self.layer = layer_of(site, graphs, copies=True)
         halo = graphs.halo()
         self.fetch = fetching(site, partial(HaloRows, halo), site.group, site.config.order)
-        layer, fetch = self.layer, self.fetch
-        own_first = None
-        if isinstance(layer, Convolution) and isinstance(fetch, HaloRows):
-            own_first = layer.own_first = OwnFirst.of(site, layer.form, graphs, halo, fetch)
-        if own_first is None:
-            layer.place(halo.graph)
+        begin = self.fetch.begin if isinstance(self.fetch, HaloRows) else None
+        place(self.layer, halo.graph, halo.apart, begin)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         return self.layer(inputs[0], self.fetch)
+
+
+def place(
+    layer: NodeLayer, graph: LocalGraph, apart: Callable[[], Parts], begin: Begin | None
+) -> None:
+    """Says which edges a layer runs on: all at once, or where it may, those from own rows first.
+
+    The last arguments are those of `own_first`.
+    """
+    if isinstance(layer, Convolution | Relational):
+        layer.own_first = own_first(layer.site, layer.form, layer.graphs, apart, begin)
+        if layer.own_first is not None:
+            return
+    layer.place(graph)
 
 
 @executes("rows, vertex-cover halo", "convolution")
@@ -199,11 +246,15 @@ class RowsCover(Executor):
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         graphs = graphs_of(site)
-        self.layer = Convolution(site, graphs, copies=True)
-        cover = graphs.cover()
-        self.send = self.layer.cover(cover)
+        self.layer = layer = Convolution(site, graphs, copies=True)
+        cover, whole = graphs.cover(), layer.form.summed(graphs)
+        self.send = LocalAggregate(site, whole.sent(), cover.send)
         self.counts = cover.send_counts, cover.receive_counts
         self.fetch = fetching(site, self.among, site.group, site.config.order)
+        begin = None if isinstance(self.fetch, Once) else self.begin
+        layer.own_first = own_first(site, whole, graphs, cover.apart, begin)
+        if layer.own_first is None:
+            layer.aggregate = LocalAggregate(site, whole, cover.graph)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         return self.layer(inputs[0], self.fetch)
@@ -215,6 +266,10 @@ class RowsCover(Executor):
     def received(self, group: Group, x: Tensor) -> Tensor:
         """`[n, w]` to the own rows and what was received."""
         return torch.cat([x, exchange(self.send(x), *self.counts, group)])
+
+    def begin(self, x: Tensor) -> Callable[[], Tensor]:
+        """Begins to; what it returns gives what was received."""
+        return begin_exchange(self.send(x), *self.counts, self.site.group)
 
 
 @executes("rows, halo", "opaque")
@@ -230,16 +285,17 @@ class LayerHalo(OperationExecutor):
         self.fetch = fetching(site, partial(HaloRows, halo), site.group, "")
 
     def run(self, call: Call, *inputs: Tensor) -> Tensor:
-        site, [x] = self.site, inputs
+        site, ends = self.site, call.args[0]
+        source, target = (ends, ends) if isinstance(ends, Tensor) else ends
         used = [w.role for w in site.op.parameters if w.role in site.names]
         own = dict(zip(used, site.locals(used, copies=True), strict=True))
         own |= {role: site.local(role) for role in site.names if role not in used}
-        by = {id(t): t[self.edges.to(t.device)].to(x.device)
+        by = {id(t): t[self.edges.to(t.device)].to(source.device)
               for t in functions.tensors([*call.args[2:], dict(call.kwargs)])}  # fmt: skip
         rest = functions.replaced(tuple(call.args[2:]), by)
         kwargs = functions.replaced(dict(call.kwargs), by)
         assert site.module is not None
         assert call.function is not None
         with swapped(site.module, own):
-            out: Tensor = call.function((self.fetch(x), x), self.index, *rest, **kwargs)
+            out: Tensor = call.function((self.fetch(source), target), self.index, *rest, **kwargs)
         return out

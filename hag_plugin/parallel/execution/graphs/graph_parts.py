@@ -37,10 +37,13 @@ class LocalGraph:
     types: np.ndarray | None = None
     _hags: dict[tuple[str, int | None, torch.device], HAG] = field(default_factory=dict, repr=False)
 
-    def apart(self) -> tuple[LocalGraph, LocalGraph]:
-        """The edges from the targets, which are the first sources, and those from the others."""
-        rows = len(self.targets)
-        own = self.index[0] < rows
+    def apart(self, some: slice, follow: bool = False) -> tuple[LocalGraph, LocalGraph]:
+        """The edges from some of the sources, whose only sources they are, and those from others.
+
+        `follow`: the others' sources are those behind, not all.
+        """
+        begin, end, all_rows = some.start, some.stop, len(self.sources)
+        own = (self.index[0] >= begin) & (self.index[0] < end)
 
         def part(chosen: np.ndarray, first: int, last: int) -> LocalGraph:
             index = self.index[:, chosen] - np.array([[first], [0]])
@@ -50,7 +53,7 @@ class LocalGraph:
                 targets_first=False, types=types, _hags={},
             )  # fmt: skip
 
-        return part(own, 0, rows), part(~own, rows, len(self.sources))
+        return part(own, begin, end), part(~own, end if follow else 0, all_rows)
 
     def hag(self, method: str, device: torch.device, relation: int | None = None) -> HAG:
         """The graph, or that of one relation, ready to be aggregated over; built once.
@@ -94,6 +97,11 @@ class Halo:
     send_counts: tuple[int, ...]
     receive_counts: tuple[int, ...]
 
+    def apart(self) -> tuple[LocalGraph, LocalGraph]:
+        """The edges from the own rows, and those from the halo."""
+        own = len(self.graph.sources) - sum(self.receive_counts)
+        return self.graph.apart(slice(0, own), follow=True)
+
 
 @dataclass(frozen=True, eq=False)
 class Cover:
@@ -113,3 +121,8 @@ class Cover:
     send: LocalGraph
     send_counts: tuple[int, ...]
     receive_counts: tuple[int, ...]
+
+    def apart(self) -> tuple[LocalGraph, LocalGraph]:
+        """The edges from the own rows, and those from what was received."""
+        own = len(self.graph.sources) - sum(self.receive_counts)
+        return self.graph.apart(slice(0, own), follow=True)

@@ -30,9 +30,12 @@ class LocalGraphs:
         rank: whose part is wanted.
         self_loops: those the layer adds: False, "add" or "fill".
         edge_type: int64 `[E]`, the relation of each edge.
+        sources: int64 `[P]`, how many nodes each rank has that edges come from, where these are of
+            another type than those that they go to.
 
     Attributes:
         nodes: N.
+        num_sources: nodes that edges come from; N where they are the same.
         edge_index: as given, on the CPU.
         self_loops: as given.
         rows: as given.
@@ -57,40 +60,54 @@ class LocalGraphs:
         *,
         self_loops: SelfLoops = False,
         edge_type: Tensor | None = None,
+        sources: np.ndarray | None = None,
     ) -> None:
         check_edge_index(edge_index)
         self.rows = np.asarray(rows, np.int64)
-        self.nodes = int(self.rows.sum())
+        self._same = sources is None
+        self._own = self.rows if sources is None else np.asarray(sources, np.int64)
+        self.nodes, self.num_sources = int(self.rows.sum()), int(self._own.sum())
         self.rank, self.self_loops = rank, self_loops
         self.edge_index = edge_index.detach().cpu().long()
         if not 0 <= rank < len(self.rows):
             raise ValueError(f"rank is {rank}; expected 0 to {len(self.rows) - 1}")
         source, target = self.edge_index.numpy()
-        for ids in (source, target):
-            if ids.size and (ids.min() < 0 or ids.max() >= self.nodes):
+        for ids, nodes in ((source, self.num_sources), (target, self.nodes)):
+            if ids.size and (ids.min() < 0 or ids.max() >= nodes):
                 raise ValueError(
-                    f"edge_index has ids {ids.min()} to {ids.max()}; expected 0 to {self.nodes - 1}"
+                    f"edge_index has ids {ids.min()} to {ids.max()}; expected 0 to {nodes - 1}"
                 )
+        if self_loops is not False and not self._same:
+            raise ValueError(
+                f"self_loops is {self_loops!r} where edges go from one type of nodes to another; "
+                "expected False"
+            )
         if edge_type is not None and edge_type.shape != (len(source),):
             raise ValueError(
                 f"edge_type has shape {list(edge_type.shape)}; expected [{len(source)}], one for "
                 "each edge"
             )
-        self._edges = _by_target(source, target, np.arange(len(source)), self.nodes)
+        self._edges = _by_target(source, target, np.arange(len(source)), self.num_sources)
         self._count = len(source)
         self._types = None if edge_type is None else edge_type.cpu().long().numpy()
         self._made: dict[tuple[object, ...], Any] = {}
 
     # Degrees ---------------------------------------------------------------------------------
 
-    def in_degree(self) -> Tensor:
-        """Edges into each node as the layer aggregates them, loops counted: int64 `[N]`."""
-        target = self._listed(self.self_loops is not False)[1]
+    def in_degree(self, relation: int | None = None) -> Tensor:
+        """Edges into each node as the layer aggregates them, loops counted: int64 `[N]`.
+
+        `relation`: of which alone they are.
+        """
+        _, target, number = self._listed(self.self_loops is not False)
+        if relation is not None:
+            assert self._types is not None  # the graph was made with types
+            target = target[self._types[number] == relation]
         return torch.from_numpy(np.bincount(target, minlength=self.nodes))
 
     def out_degree(self) -> Tensor:
         """Edges out of each node, those loops counted that were given: int64 `[N]`."""
-        return torch.from_numpy(np.bincount(self._edges[0], minlength=self.nodes))
+        return torch.from_numpy(np.bincount(self._edges[0], minlength=self.num_sources))
 
     def listed(self) -> tuple[Tensor, Tensor]:
         """All edges, the layer's loops among them: `[2, E']` by target, and their numbers `[E']`.
@@ -150,9 +167,11 @@ class LocalGraphs:
         made: T = self._made[key]
         return made
 
-    def _bounds(self, columns: int = 1) -> np.ndarray:
-        rows = self.rows.reshape(-1, columns).sum(axis=1)
-        return np.concatenate([[0], np.cumsum(rows)])
+    def _bounds(self, columns: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Where blocks of sources begin and end, and those of targets."""
+        blocks = (rows.reshape(-1, columns).sum(axis=1) for rows in (self._own, self.rows))
+        sources, targets = (np.concatenate([[0], np.cumsum(rows)]) for rows in blocks)
+        return sources, targets
 
     def _graph(
         self,
@@ -177,9 +196,9 @@ class LocalGraphs:
         )
 
     def _whole(self, listed: bool) -> LocalGraph:
-        nodes = np.arange(self.nodes)
+        sources, targets = np.arange(self.num_sources), np.arange(self.nodes)
         loops = False if listed else self.self_loops
-        return self._graph(self._listed(listed), nodes, nodes, self_loops=loops)
+        return self._graph(self._listed(listed), sources, targets, self_loops=loops)
 
     def _inside(self, first: int, last: int) -> Edges:
         """The edges into nodes `first` to `last`, loops listed."""
@@ -188,60 +207,68 @@ class LocalGraphs:
         return source[inside], target[inside] - first, number[inside]
 
     def _gathered(self, own_first: bool) -> LocalGraph:
-        first, last = self._bounds()[self.rank : self.rank + 2]
-        source, target, number = self._inside(first, last)
-        nodes = np.arange(self.nodes)
+        (first, last), inside = (ends[self.rank : self.rank + 2] for ends in self._bounds())
+        source, target, number = self._inside(*inside)
+        nodes = np.arange(self.num_sources)
         if own_first:
             own = (source >= first) & (source < last)
             source = np.where(own, source - first, source + (last - first) * (source < first))
             nodes = np.concatenate([nodes[first:last], nodes[:first], nodes[last:]])
-        targets = np.arange(first, last)
-        return self._graph((source, target, number), nodes, targets, own_first)
+        targets = np.arange(*inside)
+        return self._graph((source, target, number), nodes, targets, own_first and self._same)
 
     def _halo(self, columns: int) -> Halo:
-        bounds, block = self._bounds(columns), self.rank // columns
+        (bounds, ends), block = self._bounds(columns), self.rank // columns
         first, last = bounds[block : block + 2]
-        source, target, number = self._inside(first, last)
+        source, target, number = self._inside(*ends[block : block + 2])
         seen, position = np.unique(source, return_inverse=True)
         own = (seen >= first) & (seen < last)
         local = np.where(own, seen - first, last - first + np.cumsum(~own) - 1)
         halo, nodes = seen[~own], np.arange(first, last)
         graph = self._graph(
-            (local[position], target, number), np.concatenate([nodes, halo]), nodes, True
+            (local[position], target, number),
+            np.concatenate([nodes, halo]),
+            np.arange(*ends[block : block + 2]),
+            self._same,
         )
-        send, counts = self._wanted(bounds, block)
+        send, counts = self._wanted(block, bounds, ends)
         return Halo(graph, send, counts, _counts(np.searchsorted(halo, bounds)))
 
-    def _wanted(self, bounds: np.ndarray, block: int) -> tuple[np.ndarray, tuple[int, ...]]:
-        """The own rows that each other block reads, and how many."""
+    def _wanted(
+        self, block: int, bounds: np.ndarray, ends: np.ndarray
+    ) -> tuple[np.ndarray, tuple[int, ...]]:
+        """The own rows that each other block reads, and how many; arguments as of `_bounds`."""
         first, last = bounds[block : block + 2]
         source, target, _ = self._edges
-        leaving = (source >= first) & (source < last) & ((target < first) | (target >= last))
-        reader = np.searchsorted(bounds, target[leaving], side="right") - 1
-        pairs = np.unique(reader * self.nodes + source[leaving])
-        counts = np.bincount(pairs // max(self.nodes, 1), minlength=len(bounds) - 1)
-        return pairs % max(self.nodes, 1) - first, tuple(counts.tolist())
+        inside = (target >= ends[block]) & (target < ends[block + 1])
+        leaving = (source >= first) & (source < last) & ~inside
+        reader = np.searchsorted(ends, target[leaving], side="right") - 1
+        number = max(self.num_sources, 1)
+        pairs = np.unique(reader * number + source[leaving])
+        counts = np.bincount(pairs // number, minlength=len(bounds) - 1)
+        return pairs % number - first, tuple(counts.tolist())
 
     def _cover(self) -> Cover:
-        bounds, own = self._bounds(), self.rank
-        first, last = bounds[own : own + 2]
-        source, target, number = self._inside(first, last)
+        (bounds, ends), rank = self._bounds(), self.rank
+        first, last = bounds[rank : rank + 2]
+        begin, end = ends[rank : rank + 2]
+        source, target, number = self._inside(begin, end)
         inner = (source >= first) & (source < last)
         # Sources in local numbers: own rows, then what is received.
         pieces = [(source[inner] - first, target[inner], number[inner])]
         received: list[int] = []
         mine = int(last - first)
         for other in range(len(self.rows)):
-            cover = self._pair(other, own)
+            cover = self._pair(other, rank)
             start = mine + sum(received)
             received.append(cover.size)
             row, target, number = cover.by_row
-            pieces.append((start + np.searchsorted(cover.rows, row), target - first, number))
+            pieces.append((start + np.searchsorted(cover.rows, row), target - begin, number))
             row = start + len(cover.rows) + np.arange(len(cover.sums))
-            pieces.append((row, cover.sums - first, np.full(len(row), ELSEWHERE)))
+            pieces.append((row, cover.sums - begin, np.full(len(row), ELSEWHERE)))
         nodes, others = np.arange(first, last), np.full(sum(received), ELSEWHERE)
-        edges = _joined(pieces, mine + sum(received))
-        graph = self._graph(edges, np.concatenate([nodes, others]), nodes, True)
+        edges, sources = _joined(pieces, mine + sum(received)), np.concatenate([nodes, others])
+        graph = self._graph(edges, sources, np.arange(begin, end), self._same)
         send, counts = self._sent(first)
         return Cover(graph, send, counts, tuple(received))
 
@@ -257,7 +284,7 @@ class LocalGraphs:
             source, target, number = cover.by_sum
             place = start + len(place) + np.searchsorted(cover.sums, target)
             pieces.append((source - first, place, number))
-        mine = int(self.rows[self.rank])
+        mine = int(self._own[self.rank])
         edges = _joined(pieces, mine)
         nowhere = np.full(sum(counts), ELSEWHERE)
         graph = self._graph(edges, np.arange(first, first + mine), nowhere)
@@ -265,9 +292,9 @@ class LocalGraphs:
 
     def _pair(self, sender: int, receiver: int) -> CoveredEdges:
         """What covers the edges from one rank's rows to another's; both compute the same."""
-        bounds = self._bounds()
+        bounds, ends = self._bounds()
         source, target, number = self._edges
-        inside = slice(*np.searchsorted(target, bounds[receiver : receiver + 2]))
+        inside = slice(*np.searchsorted(target, ends[receiver : receiver + 2]))
         source, target, number = source[inside], target[inside], number[inside]
         cut = (source >= bounds[sender]) & (source < bounds[sender + 1])
         if sender == receiver:

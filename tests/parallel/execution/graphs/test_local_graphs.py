@@ -188,3 +188,56 @@ def test_parts_of_a_real_graph(shared_data: Path) -> None:
     assert torch.allclose(torch.cat(parts), expected(data.edge_index, data.num_nodes, x, "fill"))
     sent = sum(sum(r.cover().send_counts) for r in ranks)
     assert sent < 0.95 * sum(sum(r.halo().send_counts) for r in ranks)
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(0, 10_000),
+    st.tuples(st.integers(1, 14), st.integers(1, 14)),
+    st.integers(0, 60),
+    st.sampled_from([(1, 1), (2, 1), (3, 1), (4, 1), (4, 2)]),
+    st.booleans(),
+)
+def test_edges_between_two_types_of_nodes(
+    seed: int, sizes: tuple[int, int], count: int, split: tuple[int, int], search: bool
+) -> None:
+    """There may be fewer nodes of a type than parts."""
+    rng, (parts, columns) = np.random.default_rng(seed), split
+    edges = torch.from_numpy(np.stack([rng.integers(0, n, count) for n in sizes]))
+    own, rows = (chunk_sizes(n, parts) for n in sizes)
+    x = torch.randn(sizes[0], 3, dtype=torch.float64)
+    want = torch.zeros(sizes[1], 3, dtype=torch.float64).index_add(0, edges[1], x[edges[0]])
+    method = "auto" if search else "none"
+    ranks = all_ranks(edges, rows, sources=own)
+    assert torch.equal(ranks[0].in_degree(), torch.bincount(edges[1], minlength=sizes[1]))
+    assert torch.equal(ranks[0].out_degree(), torch.bincount(edges[0], minlength=sizes[0]))
+    assert torch.allclose(summed(ranks[0].whole(), x, method), want)
+    for own_first in (False, True):
+        pieces = [r.gathered(own_first) for r in ranks]
+        out = [summed(g, x[torch.from_numpy(g.sources)], method) for g in pieces]
+        assert torch.allclose(torch.cat(out), want)
+    counted = measure(edges, sizes[1], hag=False, sources=sizes[0]).partition(parts, columns)
+    blocks = torch.split(torch.arange(sizes[0]), own.reshape(-1, columns).sum(axis=1).tolist())
+    assert counted.own.tolist() == [len(block) for block in blocks]
+    halos = [r.halo(columns) for r in ranks[::columns]]
+    out = []
+    for halo, block, received in zip(halos, blocks, exchanged(halos, list(blocks)), strict=True):
+        assert halo.graph.sources.tolist() == torch.cat([block, received]).tolist()
+        pieces = [(g, torch.from_numpy(g.sources)) for g in halo.apart()]
+        assert [len(which) for _, which in pieces] == [len(block), len(received)]
+        out.append(sum(summed(g, x[which]) for g, which in pieces))
+    assert torch.allclose(torch.cat(out), want)
+    assert [h.receive_counts for h in halos] == [tuple(r) for r in counted.halo.tolist()]
+    assert [h.send_counts for h in halos] == [tuple(r) for r in counted.halo.T.tolist()]
+    if columns == 1:
+        covers, mine = [r.cover() for r in ranks], torch.split(x, own.tolist())
+        sent = [
+            torch.split(summed(c.send, part, method), c.send_counts)
+            for c, part in zip(covers, mine, strict=True)
+        ]
+        out = [
+            summed(c.graph, torch.cat([mine[p], *(sent[q][p] for q in range(parts))]), method)
+            for p, c in enumerate(covers)
+        ]
+        assert torch.allclose(torch.cat(out), want)
+        assert [c.receive_counts for c in covers] == [tuple(r) for r in counted.cover.tolist()]
