@@ -1,0 +1,319 @@
+"""What a rank computes of an operation of a plain torch model, from the boxes that it reads.
+
+Most operations are called as they stand, on boxes in place of whole tensors. Those in `RUNS` are
+not: they pad, count or sum over what other ranks have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from hag_plugin.parallel.execution.dropout import keep
+from hag_plugin.parallel.model.network import RECURRENT
+from hag_plugin.parallel.ranks.boxes import Exchange, Move, fetch, tie
+from hag_plugin.parallel.ranks.comm import Group
+from hag_plugin.parallel.strategies.axes import (
+    CLASSES,
+    MEAN,
+    reduction_of,
+    rule_of,
+    spread,
+    window_of,
+)
+from hag_plugin.parallel.strategies.placement import Task, collected, sums
+
+
+@dataclass
+class Work:
+    """One operation on this rank, which may have no part in it.
+
+    Attributes:
+        task: how the operation is split.
+        group: all ranks.
+        training: whether the model trains.
+        key: what the masks of dropout depend on.
+        buffers: tensors that the operation updates, by the place among its inputs.
+        tokens: of what was fetched.
+        like: a value of the type and device of floating tensors.
+    """
+
+    task: Task
+    group: Group
+    training: bool
+    key: tuple[int, ...]
+    buffers: dict[int, Tensor]
+    like: Tensor
+    tokens: list[Tensor] = field(default_factory=list)
+
+    @property
+    def part(self) -> list[tuple[int, int]] | None:
+        """This rank's interval of each axis."""
+        return self.task.parts.part[self.group.rank]
+
+    @property
+    def split(self) -> bool:
+        """Whether the operation has several parts."""
+        return len(self.task.split.ranks) > 1
+
+    @property
+    def sizes(self) -> list[int]:
+        """Of the box of the first output that this rank makes, without partial sums."""
+        box = self.task.parts.writes[0][self.group.rank]
+        assert box is not None
+        return [end - first for first, end in (box[1:] if self.task.parts.partial else box)]
+
+    def leads(self) -> bool:
+        """Whether this rank's part is the first along axes that are summed over."""
+        box = self.task.parts.writes[0][self.group.rank]
+        return not self.task.parts.partial or (box is not None and box[0][0] == 0)
+
+    def sum_over(self, mine: Tensor | None, axis: int) -> Tensor:
+        """Sums of what parts have, over all axes but one: `[b - a]` of that axis' interval.
+
+        Every rank calls it; those without a part with None, and get nothing.
+        """
+        return self._fetched(mine, sums(self.task.parts, axis)).sum(dim=0)
+
+    def collect(self, mine: Tensor | None, axis: int, size: int) -> Tensor:
+        """`[size]` of an axis, on every rank, without gradients."""
+        with torch.no_grad():
+            return self._fetched(mine, collected(self.task.parts, axis, size))[0]
+
+    def _fetched(self, mine: Tensor | None, move: Move) -> Tensor:
+        owns = mine is not None and move.owned[self.group.rank] is not None
+        block = mine.unsqueeze(0) if mine is not None and owns else self.like.new_empty(0, 0)
+        [block] = tie([block], self.tokens)
+        token, [found] = fetch(Exchange([move], self.group, ("forward", "backward")), [block])
+        self.tokens = [token] if torch.is_grad_enabled() else self.tokens
+        return found
+
+
+Run = Callable[[Work, Sequence[Tensor]], "Tensor | Sequence[Tensor]"]
+RUNS: dict[str, Run] = {}
+TOGETHER = {"batch_norm"}  # all ranks take part, those without a part too
+
+
+def run(work: Work, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """What this rank makes of what it reads; of a rank without a part, tensors without values."""
+    operation, parts = work.task.operation, work.task.parts
+    kind = operation.kind
+    if work.part is None and kind not in TOGETHER:
+        made: Any = None
+    elif kind in RUNS and (work.split or kind in TOGETHER or kind == "dropout"):
+        made = RUNS[kind](work, inputs)
+    else:
+        made = stock(work, inputs)
+    if work.part is None:
+        values = operation.node.meta["val"]
+        values = [values] if isinstance(values, Tensor) else list(values)
+        dims = [1 if parts.partial else 0] * len(values)
+        found = [
+            torch.empty([0] * (v.dim() + d), dtype=v.dtype, device=work.like.device)
+            for v, d in zip(values, dims, strict=True)
+        ]
+    else:
+        found = [made] if isinstance(made, Tensor) else list(made)
+        found = [t.unsqueeze(0) for t in found] if parts.partial else found
+    return tie(found, work.tokens)
+
+
+def arguments(work: Work, inputs: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Of the call, with these tensors in their places."""
+    node, left = work.task.operation.node, iter(inputs)
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda _: next(left))
+    if "device" in kwargs:
+        kwargs = {**kwargs, "device": work.like.device}
+    args = tuple(work.like.device if isinstance(a, torch.device) else a for a in args)
+    return args, kwargs
+
+
+def stock(work: Work, inputs: Sequence[Tensor]) -> Any:
+    """The operation as torch has it."""
+    args, kwargs = arguments(work, inputs)
+    if work.task.operation.kind in RECURRENT:
+        args = (*args[:6], work.training and args[6], *args[7:])
+    return work.task.operation.function(*args, **kwargs)
+
+
+def _runs(*kinds: str) -> Callable[[Run], Run]:
+    def register(made: Run) -> Run:
+        RUNS.update(dict.fromkeys(kinds, made))
+        return made
+
+    return register
+
+
+@_runs("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "select",
+       "narrow")  # fmt: skip
+def _reshape(work: Work, inputs: Sequence[Tensor]) -> Tensor:
+    return inputs[0].reshape(work.sizes)
+
+
+@_runs("expand")
+def _expand(work: Work, inputs: Sequence[Tensor]) -> Tensor:
+    return inputs[0].expand(work.sizes)
+
+
+@_runs("slice")
+def _slice(work: Work, inputs: Sequence[Tensor]) -> Tensor:
+    operation = work.task.operation
+    dim, step = operation.argument(1, "dim", 0), operation.argument(4, "step", 1)
+    steps = [slice(None)] * inputs[0].dim()
+    steps[dim] = slice(None, None, step)
+    return inputs[0][tuple(steps)]
+
+
+@_runs("linear")
+def _linear(work: Work, inputs: Sequence[Tensor]) -> Tensor:
+    x, weight, *bias = inputs
+    return F.linear(x, weight, bias[0] if bias and work.leads() else None)
+
+
+def padding(work: Work) -> list[tuple[int, int]]:
+    """Rows outside of the tensor that this rank reads at both ends, in each dimension of space."""
+    operation, part = work.task.operation, work.part
+    assert part is not None
+    dims, shape = rule_of(operation).reads[0], operation.shapes[0]
+    found = []
+    for dim, size in list(zip(dims, shape, strict=True))[2:]:
+        first, end = dim.reach(part, size)
+        found.append((max(-first, 0), max(end - size, 0)))
+    return found
+
+
+def padded(x: Tensor, ends: list[tuple[int, int]], value: float = 0.0) -> Tensor:
+    """With values outside."""
+    if not any(map(any, ends)):
+        return x
+    return F.pad(x, [n for each in reversed(ends) for n in each], value=value)
+
+
+@_runs("conv1d", "conv2d", "conv3d")
+def _convolution(work: Work, inputs: Sequence[Tensor]) -> Tensor:
+    operation, (x, weight, *bias) = work.task.operation, inputs
+    groups, dims = operation.argument(6, "groups", 1), weight.dim() - 2
+    if groups > 1:  # those of this rank
+        groups = x.shape[1] // weight.shape[1]
+    return operation.function(  # type: ignore[no-any-return]
+        padded(x, padding(work)), weight, bias[0] if bias and work.leads() else None,
+        spread(operation.argument(3, "stride", 1), dims), [0] * dims,
+        spread(operation.argument(5, "dilation", 1), dims), groups,
+    )  # fmt: skip
+
+
+@_runs("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d")
+def _pooling(work: Work, inputs: Sequence[Tensor]) -> Tensor:
+    operation, [x] = work.task.operation, inputs
+    rule, window = rule_of(operation), window_of(operation)
+    if len(rule.axes) == 2:  # planes are whole
+        return stock(work, inputs)  # type: ignore[no-any-return]
+    none = [0] * len(window.kernel)
+    if operation.kind.startswith("max"):
+        x = padded(x, padding(work), -math.inf)
+        return operation.function(x, window.kernel, window.stride, none, window.dilation)  # type: ignore[no-any-return]
+    x, rest = padded(x, padding(work)), operation.node.args[6:]
+    return operation.function(x, window.kernel, window.stride, none, False, True, *rest)  # type: ignore[no-any-return]
+
+
+@_runs("dropout")
+def _dropout(work: Work, inputs: Sequence[Tensor]) -> Tensor:
+    [x], operation = inputs, work.task.operation
+    p = float(operation.argument(1, "p", 0.5))
+    if not (work.training and operation.argument(2, "train", True)) or p == 0:
+        return x
+    if p >= 1:
+        return x * 0
+    return x * kept_values(work.key, work.task.parts.writes[0][work.group.rank], operation.outputs[0], p, x)  # fmt: skip # noqa: E501
+
+
+def kept_values(key: tuple[int, ...], box: Any, shape: Sequence[int], p: float, x: Tensor) -> Tensor:
+    """`1 / (1 - p)` or 0 for each value of a box: what its place in the whole tensor says."""
+    places = torch.zeros([1] * max(len(shape) - 1, 1), dtype=torch.int64, device=x.device)
+    for dim in range(1, len(shape)):
+        own = torch.arange(*box[dim], device=x.device)
+        own = own.view([-1 if d == dim else 1 for d in range(1, len(shape))])
+        places = places * shape[dim] + own
+    rows = torch.arange(*(box[0] if box else (0, 1)), device=x.device)
+    mask = keep(key, rows, places.reshape(-1), p).view(x.shape)
+    return mask.to(x.dtype) / (1 - p)
+
+
+@_runs("batch_norm")
+def _batch_norm(work: Work, inputs: Sequence[Tensor]) -> Tensor | None:
+    operation = work.task.operation
+    node = operation.node
+    affine, running = node.args[1] is not None, node.args[3] is not None
+    training, momentum, eps = node.args[5:8]
+    if not (training and (work.training or not running)):
+        if work.part is None:
+            return None
+        args = list(arguments(work, inputs)[0])
+        args[5] = False
+        return operation.function(*args)  # type: ignore[no-any-return]
+    shape, x, mine = operation.shapes[0], inputs[0], work.part is not None
+    over = [d for d in range(len(shape)) if d != 1]
+    count = math.prod(shape) // shape[1]
+    columns = [-1 if d == 1 else 1 for d in range(len(shape))]
+    mean = work.sum_over(x.sum(over) if mine else None, 1) / count
+    centred = x - mean.view(columns) if mine else x
+    variance = work.sum_over(centred.square().sum(over) if mine else None, 1) / count
+    if running:
+        rate, first = float(momentum), 2 * affine + 1  # type: ignore[arg-type]
+        for i, statistic in enumerate((mean, variance * (count / (count - 1)))):
+            whole = work.collect(statistic.detach() if mine else None, 1, shape[1])
+            work.buffers[first + i].mul_(1 - rate).add_(whole, alpha=rate)
+    if not mine:
+        return None
+    out = centred * (variance + eps).rsqrt().view(columns)  # type: ignore[operator]
+    if affine:
+        out = out * inputs[1].view(columns) + inputs[2].view(columns)
+    return out
+
+
+# Reductions
+
+
+@_runs("mean")
+def _mean(work: Work, inputs: Sequence[Tensor]) -> Tensor:
+    operation, (args, kwargs) = work.task.operation, arguments(work, inputs)
+    if not work.task.parts.partial:
+        return operation.function(*args, **kwargs)  # type: ignore[no-any-return]
+    found = operation.function(*args, **kwargs)
+    made = math.prod(operation.outputs[0])
+    whole = math.prod(operation.shapes[0]) / made
+    return found * (inputs[0].numel() / found.numel() / whole)  # type: ignore[no-any-return]
+
+
+@_runs(*CLASSES)
+def _classes(work: Work, inputs: Sequence[Tensor]) -> Tensor:
+    operation = work.task.operation
+    *given, everything = inputs
+    reduction = reduction_of(operation)
+    args, kwargs = arguments(work, given)
+    args = [*args, *[None, reduction, -100, 0.0][len(args) - 2 :]]
+    args = args[: 6 if operation.kind == CLASSES[0] else 5]
+    if reduction != MEAN:
+        return operation.function(*args, **kwargs)  # type: ignore[no-any-return]
+    args[3] = 2
+    total = operation.function(*args, **{k: v for k, v in kwargs.items() if k != "reduction"})
+    weight, ignored = args[2], kwargs.get("ignore_index", args[4])
+    counted = everything != ignored
+    if weight is None:
+        return total / counted.sum()  # type: ignore[no-any-return]
+    return total / weight[everything[counted]].sum()  # type: ignore[no-any-return]
+
+
+@_runs("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+def _differences(work: Work, inputs: Sequence[Tensor]) -> Tensor:
+    operation, (args, kwargs) = work.task.operation, arguments(work, inputs)
+    found = operation.function(*args, **kwargs)
+    if int(operation.argument(2, "reduction", MEAN)) != MEAN:
+        return found  # type: ignore[no-any-return]
+    return found * (inputs[0].numel() / math.prod(operation.shapes[0]))  # type: ignore[no-any-return]
