@@ -157,6 +157,7 @@ def follow(model: Module, inputs: tuple[Any, ...]) -> Network:
         _current(n, changed) if isinstance(n, fx.Node) else n
         for n in last.args[0]  # type: ignore[union-attr]
     ]
+    operations = _used(operations, [n for n in leaves if isinstance(n, fx.Node)])
     return Network(
         name, operations, nodes, parameters, buffers, constants, users, frozenset(everywhere),
         pytree.tree_unflatten(leaves, program.call_spec.out_spec),
@@ -198,6 +199,17 @@ def _operations(
             Operation(label, kind, node, function, read, tuple(tuple(t.shape) for t in made))
         )
     return tuple(found), everywhere, changed
+
+
+def _used(operations: Sequence[Operation], outputs: Sequence[fx.Node]) -> tuple[Operation, ...]:
+    """Without those that nothing comes of."""
+    wanted = {source(n)[0] for n in outputs}
+    found = []
+    for operation in reversed(operations):
+        if operation.node in wanted or operation.kind == "batch_norm":  # which keeps statistics
+            wanted |= {source(n)[0] for n in operation.inputs}
+            found.append(operation)
+    return tuple(reversed(found))
 
 
 def tensors_of(node: fx.Node) -> list[fx.Node]:

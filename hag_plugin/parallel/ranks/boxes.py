@@ -109,11 +109,11 @@ class Exchange:
         going = [(i, move) for i, move in enumerate(moves) if not move.stays]
         # (tensor, box) that go to each rank, and that come from each
         self.gives = [
-            [(i, box) for i, m in going if (box := overlap(m.owned[me], m.wanted[q]))]
+            [(i, box) for i, m in going if (box := overlap(m.owned[me], m.wanted[q])) is not None]
             for q in ranks
         ]
         self.takes = [
-            [(i, box) for i, m in going if (box := overlap(m.owned[q], m.wanted[me]))]
+            [(i, box) for i, m in going if (box := overlap(m.owned[q], m.wanted[me])) is not None]
             for q in ranks
         ]
         self.travels = any(m.sent(1)[0].any() for _, m in going)

@@ -620,6 +620,13 @@ def _expand(operation: Operation) -> Rule:
     return _elementwise(operation)
 
 
+@_rule("pad", "constant_pad_nd")
+def _padding(operation: Operation) -> Rule:
+    ends = operation.argument(1, "pad", ())
+    padded = [-1 - i // 2 for i, n in enumerate(ends) if n]
+    return _elementwise(operation, padded)
+
+
 @_rule("cat")
 def _concatenation(operation: Operation) -> Rule | None:
     out = operation.outputs[0]
