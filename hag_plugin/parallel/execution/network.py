@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -200,7 +199,8 @@ class _Pass:
         return local(self.parallel._parameters[name])
 
     def _everywhere(self, node: fx.Node) -> Any:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.everywhere[n])
+        given: Any = fx.node.map_arg((node.args, node.kwargs), lambda n: self.everywhere[n])
+        args, kwargs = given
         if kwargs.get("device") is not None:
             kwargs = {**kwargs, "device": self.group.device}
         packet = getattr(node.target, "overloadpacket", None)

@@ -149,6 +149,22 @@ def _plan(
     return find_plan(model, data, topology, world_size=group.size, part=part, call=call)
 
 
+def _network_plan(
+    model: Module,
+    inputs: tuple[Any, ...],
+    plan: NetworkPlan | str | os.PathLike[str],
+    topology: Topology | str | os.PathLike[str] | None,
+    group: Group,
+) -> NetworkPlan | None:
+    if isinstance(plan, NetworkPlan):
+        return plan
+    if plan != "auto":
+        return NetworkPlan.load(Path(plan))
+    if topology is None:
+        raise ValueError("plan='auto' needs topology=, a preset's name or a file of `probe`")
+    return None if group.rank else find_plan(model, inputs, topology, world_size=group.size)
+
+
 def _network(
     model: Module,
     inputs: tuple[Any, ...],
@@ -160,15 +176,8 @@ def _network(
     with group.together("planning"):
         if isinstance(plan, Plan):
             raise TypeError(f"the plan is of a model on a graph; data is {brief(inputs)}")
-        mine = plan if isinstance(plan, NetworkPlan) else None
-        if isinstance(plan, str) and plan == "auto":
-            if topology is None:
-                raise ValueError("plan='auto' needs topology=, a preset's name or a file of `probe`")
-            if not group.rank:
-                mine = find_plan(model, inputs, topology, world_size=group.size)
-        elif mine is None:
-            mine = NetworkPlan.load(Path(plan))  # type: ignore[arg-type]
-    chosen = group.broadcast(mine) if isinstance(plan, str) and plan == "auto" else mine
+        mine = _network_plan(model, inputs, plan, topology, group)
+    chosen = group.broadcast(mine) if plan == "auto" else mine
     assert isinstance(chosen, NetworkPlan)
     _compare(chosen, group)
     check_alike(SimpleNamespace(**{f"input {i}": t for i, t in enumerate(inputs)}), group)

@@ -11,7 +11,7 @@ import operator
 import threading
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -78,7 +78,6 @@ class Network:
         inputs: nodes of the model's inputs, in the order in which they are given.
         everywhere: nodes whose values every rank has.
         output: what the model returns, with nodes in place of tensors.
-        by_node: the operations.
     """
 
     model: str
@@ -90,7 +89,6 @@ class Network:
     inputs: tuple[fx.Node, ...]
     everywhere: frozenset[fx.Node]
     output: Any
-    by_node: dict[fx.Node, Operation] = field(default_factory=dict)
 
     @property
     def outputs(self) -> list[fx.Node]:
@@ -153,15 +151,11 @@ def follow(model: Module, inputs: tuple[Any, ...]) -> Network:
     users = tuple(places[str(k)] for k in signature.user_inputs if str(k) in places)
     operations, everywhere, changed = _operations(nodes, parameters)
     [last] = [n for n in nodes if n.op == "output"]
-    leaves = [
-        _current(n, changed) if isinstance(n, fx.Node) else n
-        for n in last.args[0]  # type: ignore[union-attr]
-    ]
+    leaves = [_current(n, changed) if isinstance(n, fx.Node) else n for n in last.args[0]]
     operations = _used(operations, [n for n in leaves if isinstance(n, fx.Node)])
     return Network(
         name, operations, nodes, parameters, buffers, constants, users, frozenset(everywhere),
         pytree.tree_unflatten(leaves, program.call_spec.out_spec),
-        {op.node: op for op in operations},
     )  # fmt: skip
 
 
@@ -234,10 +228,10 @@ def _check(node: fx.Node, read: Sequence[fx.Node], everywhere: bool) -> tuple[st
         raise UnknownLayerError(f"{function} is no operation of torch; expected those alone")
     kind = function.overloadpacket.__name__
     where = " > ".join(str(path) for path, _ in node.meta.get("nn_module_stack", {}).values())
-    random = torch.Tag.nondeterministic_seeded in function.tags
+    random: bool = torch.Tag.nondeterministic_seeded in function.tags
     if kind in RECURRENT:
-        _, _, _, _, layers, dropout, training, *_ = node.args
-        random = bool(training) and dropout != 0 and layers != 1
+        given: Any = node.args
+        random = given[4] > 1 and given[5] > 0 and given[6]  # layers, dropout, training
     if kind == "scaled_dot_product_attention":
         random = len(node.args) > 4 and float(node.args[4]) > 0  # type: ignore[arg-type]
     if random and kind not in ("dropout", "dropout_"):

@@ -176,7 +176,7 @@ class Exchange:
         joined = torch.cat(flat) if flat else tensors[0].new_empty(0)
         come = self.group.all_to_all(joined, send, receive, phase)
         order = [item for each in takes for item in each]
-        parts = come.split([volume(box) for _, box in order])
+        parts = torch.split(come, [volume(box) for _, box in order])
         return [
             ((i, box), part.view([end - first for first, end in box]))
             for (i, box), part in zip(order, parts, strict=True)

@@ -165,7 +165,7 @@ class NetworkPlan:
 
 def table(plan: NetworkPlan) -> str:
     """The operations, then the whole beside plans that treat all alike."""
-    rows = [HEAD]
+    rows: list[tuple[str, ...]] = [HEAD]
     for op in plan.operations:
         times = op.seconds.compute, op.seconds.communication, op.seconds.synchronisation
         rows.append((op.name, op.kind, str(op.split), *map(milliseconds, times), size(op.sent)))
@@ -220,12 +220,9 @@ def parsed(content: Any) -> NetworkPlan:
     for entry in content["operations"]:
         times = entry["predicted"]
         seconds = (float(times[k]) for k in ("compute", "communication", "synchronisation"))
-        operations.append(
-            OperationPlan(
-                str(entry["name"]), str(entry["kind"]), Split.parse(entry["split"]),
-                Seconds(*seconds), int(times["sent_bytes"]),
-            )  # fmt: skip
-        )
+        split = Split.parse(entry["split"])
+        name, kind, sent_bytes = str(entry["name"]), str(entry["kind"]), int(times["sent_bytes"])
+        operations.append(OperationPlan(name, kind, split, Seconds(*seconds), sent_bytes))
     found = content["predicted"]
     bytes_sent = {str(k): tuple(int(n) for n in v) for k, v in found["sent_bytes"].items()}
     baselines = {str(k): float(v) for k, v in found["baseline_seconds"].items()}
@@ -390,9 +387,7 @@ class NetworkSpace:
         found = {}
         for name, axis in (("all by samples", "sample"), ("all by channels", "channel")):
             wanted = Split(((axis, P),), tuple(range(P)))
-            found[name] = [
-                mine.index(wanted) if wanted in mine else 0 for mine in self.choices
-            ]
+            found[name] = [mine.index(wanted) if wanted in mine else 0 for mine in self.choices]
         found["all on one device"] = [0 for _ in self.choices]
         return found
 

@@ -124,8 +124,8 @@ def plan(
     graph = model
     if not isinstance(model, OpGraph | torch.nn.Module):
         raise TypeError(f"model is {brief(model)}; expected a torch.nn.Module or an OpGraph")
-    inputs = None if isinstance(model, OpGraph) else given(data)
-    if inputs is not None:
+    inputs = given(data)
+    if inputs is not None and isinstance(model, torch.nn.Module):
         check_without_graph(costs=(costs, "analytic"), part=(part, None), call=(call, None))
         check_kind("require", require, Mapping, type(None))
         limit = machine.memory if memory is None else number("memory", memory)

@@ -246,8 +246,10 @@ def parts_of(operation: Operation, rule: Rule, split: Split, world_size: int) ->
 
     def boxes(dims: Dims, shape: Shape) -> Iterator[Box | None]:
         for of in part:
-            yield None if of is None else tuple(
-                dim.interval(of, size) for dim, size in zip(dims, shape, strict=True)
+            yield (
+                None
+                if of is None
+                else tuple(dim.interval(of, size) for dim, size in zip(dims, shape, strict=True))
             )
 
     shapes = operation.shapes + [operation.shapes[i] for i in rule.again]
@@ -499,7 +501,9 @@ def _embedding(operation: Operation) -> Rule | None:
     axes = [Axis(_lead(d), size) for d, size in enumerate(index)]
     places = tuple(Dim(d) for d in range(len(index)))
     channel = Dim(len(index))
-    return Rule((*axes, Axis("channel", weight[1])), ((ALL, channel), places), ((*places, channel),))
+    return Rule(
+        (*axes, Axis("channel", weight[1])), ((ALL, channel), places), ((*places, channel),)
+    )
 
 
 @_rule(*RECURRENT)
@@ -673,9 +677,7 @@ def _reduction(operation: Operation) -> Rule | None:
     [x], out = operation.shapes, operation.outputs[0]
     over = operation.argument(1, "dim", None)
     reduced = {d % len(x) for d in (spread(over, 1) if over not in (None, []) else range(len(x)))}
-    axes = tuple(
-        Axis(_name(d, x), size, summed=d in reduced) for d, size in enumerate(x)
-    )
+    axes = tuple(Axis(_name(d, x), size, summed=d in reduced) for d, size in enumerate(x))
     kept = len(out) == len(x)
     writes = tuple(
         ALL if d in reduced else Dim(d) for d in range(len(x)) if kept or d not in reduced

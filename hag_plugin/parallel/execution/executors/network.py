@@ -95,9 +95,10 @@ class Work:
         return found
 
 
-Run = Callable[[Work, Sequence[Tensor]], "Tensor | Sequence[Tensor]"]
+Run = Callable[[Work, Sequence[Tensor]], "Tensor | Sequence[Tensor] | None"]
 RUNS: dict[str, Run] = {}
 TOGETHER = {"batch_norm"}  # all ranks take part, those without a part too
+ALWAYS = {*TOGETHER, "dropout", "select", "slice", "narrow"}  # also where they are whole
 
 
 def run(work: Work, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -106,7 +107,7 @@ def run(work: Work, inputs: Sequence[Tensor]) -> list[Tensor]:
     kind = operation.kind
     if work.part is None and kind not in TOGETHER:
         made: Any = None
-    elif kind in RUNS and (work.split or kind in TOGETHER or kind == "dropout"):
+    elif kind in RUNS and (work.split or kind in ALWAYS):
         made = RUNS[kind](work, inputs)
     else:
         made = stock(work, inputs)
@@ -127,7 +128,8 @@ def run(work: Work, inputs: Sequence[Tensor]) -> list[Tensor]:
 def arguments(work: Work, inputs: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Of the call, with these tensors in their places."""
     node, left = work.task.operation.node, iter(inputs)
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda _: next(left))
+    given: Any = fx.node.map_arg((node.args, node.kwargs), lambda _: next(left))
+    args, kwargs = given
     if "device" in kwargs:
         kwargs = {**kwargs, "device": work.like.device}
     args = tuple(work.like.device if isinstance(a, torch.device) else a for a in args)
@@ -230,10 +232,13 @@ def _dropout(work: Work, inputs: Sequence[Tensor]) -> Tensor:
         return x
     if p >= 1:
         return x * 0
-    return x * kept_values(work.key, work.task.parts.writes[0][work.group.rank], operation.outputs[0], p, x)  # fmt: skip # noqa: E501
+    box = work.task.parts.writes[0][work.group.rank]
+    return x * kept_values(work.key, box, operation.outputs[0], p, x)
 
 
-def kept_values(key: tuple[int, ...], box: Any, shape: Sequence[int], p: float, x: Tensor) -> Tensor:
+def kept_values(
+    key: tuple[int, ...], box: Any, shape: Sequence[int], p: float, x: Tensor
+) -> Tensor:
     """`1 / (1 - p)` or 0 for each value of a box: what its place in the whole tensor says."""
     places = torch.zeros([1] * max(len(shape) - 1, 1), dtype=torch.int64, device=x.device)
     for dim in range(1, len(shape)):
@@ -250,7 +255,9 @@ def _batch_norm(work: Work, inputs: Sequence[Tensor]) -> Tensor | None:
     operation = work.task.operation
     node = operation.node
     affine, running = node.args[1] is not None, node.args[3] is not None
-    training, momentum, eps = node.args[5:8]
+    training: Any = node.args[5]
+    momentum: Any = node.args[6]
+    eps: Any = node.args[7]
     if not (training and (work.training or not running)):
         if work.part is None:
             return None
@@ -265,13 +272,13 @@ def _batch_norm(work: Work, inputs: Sequence[Tensor]) -> Tensor | None:
     centred = x - mean.view(columns) if mine else x
     variance = work.sum_over(centred.square().sum(over) if mine else None, 1) / count
     if running:
-        rate, first = float(momentum), 2 * affine + 1  # type: ignore[arg-type]
+        rate, first = float(momentum), 2 * affine + 1
         for i, statistic in enumerate((mean, variance * (count / (count - 1)))):
             whole = work.collect(statistic.detach() if mine else None, 1, shape[1])
             work.buffers[first + i].mul_(1 - rate).add_(whole, alpha=rate)
     if not mine:
         return None
-    out = centred * (variance + eps).rsqrt().view(columns)  # type: ignore[operator]
+    out: Tensor = centred * (variance + eps).rsqrt().view(columns)
     if affine:
         out = out * inputs[1].view(columns) + inputs[2].view(columns)
     return out
@@ -295,19 +302,19 @@ def _mean(work: Work, inputs: Sequence[Tensor]) -> Tensor:
 def _classes(work: Work, inputs: Sequence[Tensor]) -> Tensor:
     operation = work.task.operation
     *given, everything = inputs
-    reduction = reduction_of(operation)
-    args, kwargs = arguments(work, given)
-    args = [*args, *[None, reduction, -100, 0.0][len(args) - 2 :]]
-    args = args[: 6 if operation.kind == CLASSES[0] else 5]
-    if reduction != MEAN:
-        return operation.function(*args, **kwargs)  # type: ignore[no-any-return]
-    args[3] = 2
-    total = operation.function(*args, **{k: v for k, v in kwargs.items() if k != "reduction"})
-    weight, ignored = args[2], kwargs.get("ignore_index", args[4])
-    counted = everything != ignored
-    if weight is None:
-        return total / counted.sum()  # type: ignore[no-any-return]
-    return total / weight[everything[counted]].sum()  # type: ignore[no-any-return]
+    (x, target, *rest), kwargs = arguments(work, given)
+    names = ("weight", "reduction", "ignore_index", "label_smoothing")
+    options = dict(zip(names, rest, strict=False)) | kwargs
+    mean = reduction_of(operation) == MEAN
+    total: Tensor = operation.function(
+        x, target, **(options | {"reduction": 2} if mean else options)
+    )
+    if not mean:
+        return total
+    counted = everything != options.get("ignore_index", -100)
+    weight = options.get("weight")
+    number: Tensor = counted.sum() if weight is None else weight[everything[counted]].sum()
+    return total / number
 
 
 @_runs("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
