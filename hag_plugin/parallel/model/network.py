@@ -152,6 +152,15 @@ def follow(model: Module, inputs: tuple[Any, ...]) -> Network:
     operations, everywhere, changed = _operations(nodes, parameters)
     [last] = [n for n in nodes if n.op == "output"]
     leaves = [_current(n, changed) if isinstance(n, fx.Node) else n for n in last.args[0]]
+    scalars = [v for k, v in parameters.items() if k.users and not k.meta["val"].dim()]
+    if scalars:
+        raise UnknownLayerError(
+            f"parameter {scalars[0]!r} has no dimension; expected shape [1], of which a rank can "
+            "keep a block"
+        )
+    returned = [parameters[n] for n in leaves if n in parameters]
+    if returned:
+        raise UnknownLayerError(f"the model returns its parameter {returned[0]!r}; expected a copy")
     operations = _used(operations, [n for n in leaves if isinstance(n, fx.Node)])
     return Network(
         name, operations, nodes, parameters, buffers, constants, users, frozenset(everywhere),
@@ -183,8 +192,7 @@ def _operations(
         kind, function = _check(node, read, everywhere=False)
         if function is not node.target:
             changed[read[0]] = node
-        stack = [*node.meta.get("nn_module_stack", {}).values()]
-        path = str(stack[-1][0]) if stack else ""
+        path = path_of(node)
         label = f"{path}.{kind}" if path else kind
         counted[label] = counted.get(label, 0) + 1
         label = label if counted[label] == 1 else f"{label}_{counted[label]}"
@@ -204,6 +212,12 @@ def _used(operations: Sequence[Operation], outputs: Sequence[fx.Node]) -> tuple[
             wanted |= {source(n)[0] for n in operation.inputs}
             found.append(operation)
     return tuple(reversed(found))
+
+
+def path_of(node: fx.Node) -> str:
+    """Of the module that calls an operation."""
+    modules = [*node.meta.get("nn_module_stack", {}).values()]
+    return str(modules[-1][0]) if modules else ""
 
 
 def tensors_of(node: fx.Node) -> list[fx.Node]:
@@ -227,7 +241,7 @@ def _check(node: fx.Node, read: Sequence[fx.Node], everywhere: bool) -> tuple[st
     if not isinstance(function, torch._ops.OpOverload):
         raise UnknownLayerError(f"{function} is no operation of torch; expected those alone")
     kind = function.overloadpacket.__name__
-    where = " > ".join(str(path) for path, _ in node.meta.get("nn_module_stack", {}).values())
+    where = path_of(node)
     random: bool = torch.Tag.nondeterministic_seeded in function.tags
     if kind in RECURRENT:
         given: Any = node.args

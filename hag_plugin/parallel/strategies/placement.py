@@ -188,11 +188,6 @@ def place(
             if node in network.parameters:
                 shape = tuple(node.meta["val"].shape)
                 name = network.parameters[node]
-                if not shape:
-                    raise ValueError(
-                        f"parameter {name!r} has no dimension; expected one of shape [1], which "
-                        "can be kept by a rank"
-                    )
                 dim = weights.setdefault(name, weight_dim(boxes, shape))
                 placed = kept(shape, dim, world_size)
             elif node not in network.everywhere:
@@ -203,8 +198,6 @@ def place(
         tasks.append(Task(operation, split, parts, tuple(reads)))
     outputs = {}
     for node in network.outputs:
-        if node in network.parameters:
-            raise ValueError(f"the model returns its parameter {network.parameters[node]!r}")
         everything = (whole(node.meta["val"].shape),) * world_size
         outputs[node] = made[source(node)].move(everything, alike=True)
     return Placement(tuple(tasks), weights, outputs)
