@@ -7,6 +7,7 @@ not planned; all others are.
 
 from __future__ import annotations
 
+import inspect
 import operator
 import threading
 import warnings
@@ -123,6 +124,7 @@ def follow(model: Module, inputs: tuple[Any, ...]) -> Network:
     """The operations of a model, called with these inputs.
 
     Raises:
+        TypeError: the model cannot be called with so many.
         UnknownLayerError: the model cannot be followed, or draws random numbers in a way that is
             not the same on all ranks; names what.
     """
@@ -133,13 +135,20 @@ def follow(model: Module, inputs: tuple[Any, ...]) -> Network:
         )
     name = type(model).__name__
     try:
+        inspect.signature(model.forward).bind(*inputs)
+    except TypeError as e:
+        raise TypeError(
+            f"data is {len(inputs)} tensors, with which {name}.forward cannot be called: {e}"
+        ) from None
+    try:
         with _EXPORTING, warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")  # of lists of weights, which LSTMs keep
             program = torch.export.export(model, inputs, strict=False)
     except Exception as e:
         said = str(e).strip().partition("\n")[0]
         raise UnknownLayerError(
-            f"{name}.forward cannot be followed by torch.export: {type(e).__name__}: {said}"
+            f"{name}.forward cannot be followed by torch.export, called with data: "
+            f"{type(e).__name__}: {said}"
         ) from e
     signature = program.graph_signature
     nodes = tuple(program.graph.nodes)
