@@ -26,7 +26,15 @@ from hag_plugin.parallel.ranks.boxes import Move, whole
 from hag_plugin.parallel.search.cost import Seconds
 from hag_plugin.parallel.search.elimination import CostGraph, InfeasibleError
 from hag_plugin.parallel.search.exact import minimise
-from hag_plugin.parallel.strategies.axes import Parts, Split, check, parts_of, rule_of, splits
+from hag_plugin.parallel.strategies.axes import (
+    Parts,
+    Split,
+    check,
+    nodes_of,
+    parts_of,
+    rule_of,
+    splits,
+)
 from hag_plugin.parallel.strategies.placement import (
     Placed,
     default,
@@ -284,6 +292,7 @@ class NetworkSpace:
             raise ValueError(f"require names {unknown}; expected some of {names}")
         self.choices: list[list[Split]] = []
         self.parts: list[list[Parts]] = []
+        self.nodes = [nodes_of(op, rule_of(op)) for op in network.operations]
         for operation in network.operations:
             rule = rule_of(operation)
             mine = splits(rule, self.world_size)
@@ -309,8 +318,8 @@ class NetworkSpace:
                 self._seconds(self._output(i, k, node, which)) for k in range(len(nodes[i]))
             ]
         edges = []
-        for v, operation in enumerate(self.network.operations):
-            for place_, node in enumerate(operation.inputs):
+        for v in range(len(self.choices)):
+            for place_, node in enumerate(self.nodes[v]):
                 if node in self.network.everywhere or node in self.network.parameters:
                     continue
                 made, which = source(node)
@@ -333,7 +342,7 @@ class NetworkSpace:
             share *= -(-axis.size // count) / axis.size
         moved = sum(
             held(boxes, itemsize(node))
-            for node, boxes in zip(operation.inputs, parts.reads, strict=False)
+            for node, boxes in zip(self.nodes[i], parts.reads, strict=True)
         )
         moved += sum(held(boxes, itemsize(operation.inputs[0])) for boxes in parts.writes)
         flops = flops_of(operation) * share
@@ -350,8 +359,7 @@ class NetworkSpace:
     def weights(self, i: int, k: int) -> list[np.ndarray]:
         """Bytes that ranks send for each parameter that an operation reads."""
         found = []
-        for node, boxes in zip(self.network.operations[i].inputs, self.parts[i][k].reads,
-                               strict=False):  # fmt: skip
+        for node, boxes in zip(self.nodes[i], self.parts[i][k].reads, strict=True):
             if node in self.network.parameters:
                 shape = tuple(node.meta["val"].shape)
                 lies = kept(shape, weight_dim(boxes, shape), self.world_size)
@@ -365,7 +373,7 @@ class NetworkSpace:
             of = []
             for parts in self.parts[i]:
                 total = sum(held(b, itemsize(operation.inputs[0])) for b in parts.writes)
-                for node, boxes in zip(operation.inputs, parts.reads, strict=False):
+                for node, boxes in zip(self.nodes[i], parts.reads, strict=True):
                     total += held(boxes, itemsize(node))
                     if node in self.network.parameters:
                         all_of = math.prod(node.meta["val"].shape) * itemsize(node)
@@ -395,12 +403,15 @@ class NetworkSpace:
         """Seconds and bytes, int64 `[2, P]`, of what is sent while an operation runs."""
         operation = self.network.operations[i]
         item = itemsize(operation.inputs[0])
-        each = [_sent(move, item, True) for move in inner(operation, self.parts[i][k])]
+        each = [
+            _sent(move, item, True)
+            for move in inner(operation, self.parts[i][k], self.choices[i][k])
+        ]
         nothing = np.zeros((2, self.world_size), np.int64)
         return sum(map(self._seconds, each)), sum(each, nothing)
 
     def _moved(self, u: int, a: int, which: int, v: int, b: int, place_: int) -> np.ndarray:
-        node = self.network.operations[v].inputs[place_]
+        node = self.nodes[v][place_]
         made = self.parts[u][a]
         move = Placed(made.writes[which], made.partial).move(self.parts[v][b].reads[place_])
         return _sent(move, itemsize(node), floating(node))

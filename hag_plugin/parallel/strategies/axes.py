@@ -19,6 +19,7 @@ from itertools import product
 from typing import Any
 
 import torch
+from torch import fx
 
 from hag_plugin.parallel.layouts import chunk_sizes
 from hag_plugin.parallel.model.network import RECURRENT, Operation, Shape
@@ -228,6 +229,11 @@ class Parts:
     partial: int
 
 
+def nodes_of(operation: Operation, rule: Rule) -> list[fx.Node]:
+    """Of each of a rule's `reads`, the tensor."""
+    return [*operation.inputs, *(operation.inputs[i] for i in rule.again)]
+
+
 def parts_of(operation: Operation, rule: Rule, split: Split, world_size: int) -> Parts:
     """What each rank reads and makes."""
     part = intervals(rule, split, world_size)
@@ -252,7 +258,7 @@ def parts_of(operation: Operation, rule: Rule, split: Split, world_size: int) ->
                 else tuple(dim.interval(of, size) for dim, size in zip(dims, shape, strict=True))
             )
 
-    shapes = operation.shapes + [operation.shapes[i] for i in rule.again]
+    shapes = [tuple(node.meta["val"].shape) for node in nodes_of(operation, rule)]
     reads = [tuple(boxes(d, s)) for d, s in zip(rule.reads, shapes, strict=True)]
     writes = [tuple(boxes(d, s)) for d, s in zip(rule.writes, operation.outputs, strict=True)]
     if partial:
@@ -506,6 +512,9 @@ def _embedding(operation: Operation) -> Rule | None:
     )
 
 
+GATES = 4  # of an LSTM: each has so many rows of the weights, one after the other
+
+
 @_rule(*RECURRENT)
 def _recurrent(operation: Operation) -> Rule | None:
     if operation.function._overloadname != "input" or len(operation.shapes[0]) != 3:
@@ -515,12 +524,18 @@ def _recurrent(operation: Operation) -> Rule | None:
     states = 2 if operation.kind == "lstm" else 1
     of_batch = (Dim(0), ALL, ALL) if batch_first else (ALL, Dim(0), ALL)
     state = (ALL, Dim(0), ALL)
-    weights = tuple(map(_whole, rest[states:]))
-    return Rule(
-        (Axis("sample", x[0 if batch_first else 1]),),
-        (of_batch, *(state,) * states, *weights),
-        (of_batch, *(state,) * states),
-    )
+    sample = Axis("sample", x[0 if batch_first else 1])
+    weights, given = rest[states:], (of_batch, *(state,) * states)
+    hidden = rest[0][-1]
+    plain = operation.kind == "lstm" and not operation.node.args[7]  # in one direction
+    if not plain or weights[1] != (GATES * hidden, hidden):
+        return Rule((sample,), (*given, *map(_whole, weights)), given)
+    rows = [tuple(Dim(1, 1, gate * hidden) if d == 0 else ALL for d in range(len(w)))
+            for w in weights for gate in range(GATES)]  # fmt: skip
+    again = [1 + states + i for i in range(len(weights)) for _ in range(GATES - 1)]
+    made = tuple((*dims[:2], Dim(1)) for dims in given)
+    first, others = rows[::GATES], [r for i, r in enumerate(rows) if i % GATES]
+    return Rule((sample, Axis("channel", hidden)), (*given, *first, *others), made, tuple(again))
 
 
 @_rule("scaled_dot_product_attention")

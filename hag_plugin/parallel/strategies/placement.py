@@ -19,7 +19,7 @@ from torch import fx
 from hag_plugin.parallel.layouts import chunk_sizes
 from hag_plugin.parallel.model.network import Network, Operation, Shape, source
 from hag_plugin.parallel.ranks.boxes import Box, Boxes, Move, volume, whole
-from hag_plugin.parallel.strategies.axes import Parts, Split, check, parts_of, rule_of
+from hag_plugin.parallel.strategies.axes import Parts, Split, check, nodes_of, parts_of, rule_of
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,27 @@ def collected(parts: Parts, axis: int, size: int) -> Move:
     return Move(tuple(owned), (((0, 1), (0, size)),) * len(parts.part), alike=True)
 
 
-def inner(operation: Operation, parts: Parts) -> list[Move]:
+def states(parts: Parts, hidden: int) -> Move:
+    """The state of a step of an LSTM, `[samples, hidden]`, in parts to the whole of the samples."""
+    return Move(
+        tuple(None if of is None else (of[0], of[1]) for of in parts.part),
+        tuple(None if of is None else (of[0], (0, hidden)) for of in parts.part),
+    )
+
+
+def together(operation: Operation, split: Split) -> bool:
+    """Whether ranks send each other something while an operation runs: all take part then."""
+    if operation.kind == "lstm":
+        return dict(split.parts).get("channel", 1) > 1
+    return operation.kind == "batch_norm"
+
+
+def inner(operation: Operation, parts: Parts, split: Split) -> list[Move]:
     """What ranks send each other while an operation runs, in training."""
+    if operation.kind == "lstm" and together(operation, split):
+        layers, batch_first = operation.node.args[4], operation.node.args[8]
+        steps = operation.shapes[0][1 if batch_first else 0]
+        return [states(parts, operation.shapes[1][-1])] * (steps * layers)  # type: ignore[operator]
     if operation.kind != "batch_norm" or not operation.node.args[5]:
         return []
     channels = operation.shapes[0][1]
@@ -181,9 +200,8 @@ def place(
         rule, split = rule_of(operation), splits.get(operation.name, default())
         check(split, operation, rule, world_size)
         parts = parts_of(operation, rule, split, world_size)
-        nodes = [*operation.inputs, *(operation.inputs[i] for i in rule.again)]
         reads = []
-        for node, boxes in zip(nodes, parts.reads, strict=True):
+        for node, boxes in zip(nodes_of(operation, rule), parts.reads, strict=True):
             placed = None
             if node in network.parameters:
                 shape = tuple(node.meta["val"].shape)

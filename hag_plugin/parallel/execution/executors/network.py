@@ -21,13 +21,14 @@ from hag_plugin.parallel.ranks.boxes import Exchange, Move, fetch, tie
 from hag_plugin.parallel.ranks.comm import Group
 from hag_plugin.parallel.strategies.axes import (
     CLASSES,
+    GATES,
     MEAN,
     reduction_of,
     rule_of,
     spread,
     window_of,
 )
-from hag_plugin.parallel.strategies.placement import Task, collected, sums
+from hag_plugin.parallel.strategies.placement import Task, collected, states, sums, together
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Work:
         key: what the masks of dropout depend on.
         buffers: tensors that the operation updates, by the place among its inputs.
         tokens: of what was fetched.
+        exchanges: that were made while it runs.
         like: a value of the type and device of floating tensors.
     """
 
@@ -51,6 +53,7 @@ class Work:
     buffers: dict[int, Tensor]
     like: Tensor
     tokens: list[Tensor] = field(default_factory=list)
+    exchanges: dict[Move, Exchange] = field(default_factory=dict)
 
     @property
     def part(self) -> list[tuple[int, int]] | None:
@@ -79,33 +82,39 @@ class Work:
 
         Every rank calls it; those without a part with None, and get nothing.
         """
-        return self._fetched(mine, sums(self.task.parts, axis)).sum(dim=0)
+        block = None if mine is None else mine.unsqueeze(0)
+        return self.gather(block, sums(self.task.parts, axis)).sum(dim=0)
 
     def collect(self, mine: Tensor | None, axis: int, size: int) -> Tensor:
         """`[size]` of an axis, on every rank, without gradients."""
         with torch.no_grad():
-            return self._fetched(mine, collected(self.task.parts, axis, size))[0]
+            block = None if mine is None else mine.unsqueeze(0)
+            return self.gather(block, collected(self.task.parts, axis, size))[0]
 
-    def _fetched(self, mine: Tensor | None, move: Move) -> Tensor:
+    def gather(self, mine: Tensor | None, move: Move) -> Tensor:
+        """What this rank reads of what parts have; every rank calls it."""
         owns = mine is not None and move.owned[self.group.rank] is not None
-        block = mine.unsqueeze(0) if mine is not None and owns else self.like.new_empty(0, 0)
+        block = mine if mine is not None and owns else self.like.new_empty([0] * move.dims)
         [block] = tie([block], self.tokens)
-        token, [found] = fetch(Exchange([move], self.group, ("forward", "backward")), [block])
+        exchange = self.exchanges.get(move)
+        if exchange is None:
+            exchange = Exchange([move], self.group, ("forward", "backward"))
+            self.exchanges[move] = exchange
+        token, [found] = fetch(exchange, [block])
         self.tokens = [token] if torch.is_grad_enabled() else self.tokens
         return found
 
 
 Run = Callable[[Work, Sequence[Tensor]], "Tensor | Sequence[Tensor] | None"]
 RUNS: dict[str, Run] = {}
-TOGETHER = {"batch_norm"}  # all ranks take part, those without a part too
-ALWAYS = {*TOGETHER, "dropout", "select", "slice", "narrow"}  # also where they are whole
+ALWAYS = {"batch_norm", "lstm", "dropout", "select", "slice", "narrow"}  # also where they are whole
 
 
 def run(work: Work, inputs: Sequence[Tensor]) -> list[Tensor]:
     """What this rank makes of what it reads; of a rank without a part, tensors without values."""
     operation, parts = work.task.operation, work.task.parts
     kind = operation.kind
-    if work.part is None and kind not in TOGETHER:
+    if work.part is None and not together(operation, work.task.split):
         made: Any = None
     elif kind in RUNS and (work.split or kind in ALWAYS):
         made = RUNS[kind](work, inputs)
@@ -282,6 +291,55 @@ def _batch_norm(work: Work, inputs: Sequence[Tensor]) -> Tensor | None:
     if affine:
         out = out * inputs[1].view(columns) + inputs[2].view(columns)
     return out
+
+
+@_runs("lstm")
+def _lstm(work: Work, inputs: Sequence[Tensor]) -> Sequence[Tensor] | None:
+    rule, operation = rule_of(work.task.operation), work.task.operation
+    count = len(operation.inputs) - 3
+    x, h, c, *weights = inputs[: 3 + count]
+    if rule.again and work.part is not None:  # rows of each gate
+        rest = iter(inputs[3 + count :])
+        weights = [torch.cat([w, *(next(rest) for _ in range(GATES - 1))]) for w in weights]
+    if not together(operation, work.task.split):
+        return stock(work, [x, h, c, *weights])  # type: ignore[no-any-return]
+    return _steps(work, x, h, c, weights)
+
+
+def _steps(
+    work: Work, x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor]
+) -> Sequence[Tensor] | None:
+    """An LSTM with this rank's channels: each step needs the whole state of the one before."""
+    operation, mine = work.task.operation, work.part is not None
+    node: Any = operation.node
+    layers, batch_first = node.args[4], node.args[8]
+    steps = operation.shapes[0][1 if batch_first else 0]
+    move = states(work.task.parts, operation.shapes[1][-1])
+    if not mine:
+        for _ in range(steps * layers):
+            work.gather(None, move)
+        return None
+    assert work.part is not None
+    own = slice(*work.part[1])
+    sequence = (x.transpose(0, 1) if batch_first else x).unbind(0)
+    last: list[tuple[Tensor, Tensor]] = []
+    each = len(weights) // layers
+    outs: list[Tensor] = []
+    for layer in range(layers):
+        w_x, w_h, *biases = weights[layer * each : (layer + 1) * each]
+        state, cell, outs, wholes = h[layer], c[layer][:, own], [], []
+        bias = biases[0] + biases[1] if biases else None
+        for value in sequence:
+            gates = F.linear(value, w_x, bias) + F.linear(state, w_h)
+            i, f, g, o = gates.chunk(GATES, 1)
+            cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+            outs.append(o.sigmoid() * cell.tanh())
+            state = work.gather(outs[-1], move)
+            wholes.append(state)
+        sequence = tuple(wholes)
+        last.append((outs[-1], cell))
+    out = torch.stack(outs, 1 if batch_first else 0)
+    return out, torch.stack([s for s, _ in last]), torch.stack([s for _, s in last])
 
 
 # Reductions
