@@ -194,8 +194,8 @@ class _Fetch(torch.autograd.Function):
         ctx.like = blocks[0].new_empty(0)
         ctx.set_materialize_grads(False)
         made = exchange.there(blocks)
-        if not blocks[0].is_floating_point():
-            ctx.mark_non_differentiable(*made)
+        needed = ctx.needs_input_grad[1:]
+        ctx.mark_non_differentiable(*(t for t, n in zip(made, needed, strict=True) if not n))
         return torch.zeros((), device=blocks[0].device), *made
 
     @staticmethod

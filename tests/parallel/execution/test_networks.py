@@ -114,7 +114,7 @@ def compare(found: list[list[Any]], expected: Any, plans: list[NetworkPlan]) -> 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_training_with_any_plan_is_that_of_one_process(name: str) -> None:
     found = followed(*network(name))
-    check(name, 4, [any_plan(found, 4, seed) for seed in range(2)])
+    check(name, 4, [any_plan(found, 4, 0)])
 
 
 @pytest.mark.slow
@@ -122,7 +122,7 @@ def test_training_with_any_plan_is_that_of_one_process(name: str) -> None:
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_training_with_many_plans(name: str, size: int) -> None:
     found = followed(*network(name))
-    check(name, size, [any_plan(found, size, seed) for seed in range(2, 8)])
+    check(name, size, [any_plan(found, size, seed) for seed in range(1, 7)])
 
 
 def along(found: Network, size: int, axis: str) -> NetworkPlan:

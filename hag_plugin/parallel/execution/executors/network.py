@@ -131,6 +131,8 @@ def run(work: Work, inputs: Sequence[Tensor]) -> list[Tensor]:
     else:
         found = [made] if isinstance(made, Tensor) else list(made)
         found = [t.unsqueeze(0) for t in found] if parts.partial else found
+    if kind == "detach":  # on no rank does the backward pass come here
+        return [t.detach() for t in found]
     return tie(found, work.tokens)
 
 
