@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -207,3 +210,56 @@ def test_batches_of_other_sizes_are_taken_whole_or_split(name: str) -> None:
     expected = steps(copied(model))
     for found in run_threads(4, lambda rank: steps(hp.parallel.parallelize(model, (x, y), plan))):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+class Classified(Dropped):
+    """With a loss of a trained output."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).square().mean()
+
+
+def resume(rank: int, folder: Path) -> list[float]:
+    """Losses after a checkpoint: going on, and loaded under another plan."""
+    torch.manual_seed(0)
+    x = torch.linspace(-1, 1, 24).view(6, 4)
+    losses = []
+    for axis in ("sample", "channel"):
+        model = Classified()
+        plan = along(followed(model, (x,)), 2, axis)
+        mine = hp.parallel.parallelize(model, x, plan)
+        optimizer = torch.optim.Adam(mine.parameters(), lr=0.1)
+        if losses:
+            hp.parallel.load_checkpoint(folder / "saved", mine, optimizer)
+        for step in range(1 if losses else 3):
+            if step == 2:
+                hp.parallel.save_checkpoint(folder / "saved", mine, optimizer)
+            optimizer.zero_grad()
+            loss = mine(x)
+            loss.backward()
+            optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def test_checkpoints_are_taken_up_under_another_plan(tmp_path: Path) -> None:
+    for on, again in run_processes(2, resume, tmp_path):
+        assert on == pytest.approx(again, rel=1e-6)
+
+
+def test_the_example_prints_the_loss_of_one_process_beside_that_of_the_ranks() -> None:
+    script = Path(__file__).parents[3] / "examples" / "reproduce" / "networks_execute.py"
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         str(script), "--network", "AlexNet", "--network", "RNNLM", "--plan"],
+        capture_output=True, text=True, timeout=150, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line.split() for line in done.stdout.splitlines()]
+    losses = [words[1:4] for words in lines if words[:1] == ["loss"]]
+    alone = [words[1:4] for words in lines if words[:1] == ["alone"]]
+    assert len(losses) == 2
+    for mine, theirs in zip(losses, alone, strict=True):
+        assert [float(x) for x in mine] == pytest.approx([float(x) for x in theirs], abs=1e-9)
+    assert "lstm" in done.stdout
