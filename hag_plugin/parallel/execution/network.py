@@ -43,6 +43,7 @@ class Program:
     placement: Placement
     fetches: tuple[tuple[Fetch, ...], ...]  # of each operation
     outputs: tuple[tuple[fx.Node, Exchange], ...]
+    last: tuple[tuple[fx.Node, ...], ...]  # of each operation, those whose values it reads last
 
     @classmethod
     def of(cls, network: Network, placement: Placement, group: Group) -> Program:
@@ -52,7 +53,14 @@ class Program:
             (node, Exchange([move], group, PHASES[False]))
             for node, move in placement.outputs.items()
         )
-        return cls(network, placement, tuple(found), outputs)
+        left = {source(node)[0] for node in placement.outputs}
+        last: list[tuple[fx.Node, ...]] = []
+        for task in reversed(placement.tasks):
+            read = {source(r.node)[0] for r in task.reads if r.placed is not None}
+            read.add(task.operation.node)  # which nothing may read
+            last.append(tuple(read - left - set(network.parameters)))
+            left |= read
+        return cls(network, placement, tuple(found), outputs, tuple(reversed(last)))
 
 
 def _fetches(network: Network, task: Task, group: Group) -> list[Fetch]:
@@ -167,9 +175,8 @@ class _Pass:
         self.parallel, self.program = parallel, program
         self.group = parallel.group
         self.model = parallel._model
-        self.values: dict[tuple[fx.Node, int], Tensor] = {}  # boxes of this rank
+        self.values: dict[fx.Node, list[Tensor]] = {}  # boxes of this rank, until they are read
         self.everywhere: dict[fx.Node, Any] = {}
-        self.weights: dict[fx.Node, Tensor] = {}
         weight = next(iter(parallel._parameters.model.parameters()), None)
         dtype = torch.get_default_dtype() if weight is None else weight.dtype
         self.like = torch.empty(0, dtype=dtype, device=self.group.device)
@@ -240,15 +247,17 @@ class _Pass:
             task, self.group, self.model.training, self._dropout_key(task.operation.name), buffers,
             self.like, tokens,
         )  # fmt: skip
-        for i, tensor in enumerate(executors.run(work, inputs)):
-            self.values[task.operation.node, i] = tensor
+        self.values[task.operation.node] = executors.run(work, inputs)
+        for node in self.program.last[number]:
+            del self.values[node]
 
     def _block(self, node: fx.Node) -> Tensor:
         """What this rank owns of a tensor."""
         parameters = self.program.network.parameters
         if node in parameters:
             return self._tensor(parameters[node])
-        return self.values[source(node)]
+        made, place_ = source(node)
+        return self.values[made][place_]
 
     def _output(self, node: fx.Node, exchange: Exchange) -> Tensor:
         _, [found] = fetch(exchange, [self._block(node)])

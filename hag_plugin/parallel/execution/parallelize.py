@@ -50,7 +50,7 @@ def parallelize(
     A model without a graph is called as it was, with its whole inputs on every rank, and returns
     what one process would: every rank takes the same loss of it. Put the loss into the model's
     forward where its output is large: it is then taken where the output lies. `model.parallel` is
-    a `ParallelNetwork`. Operations on inputs alone are done on every rank.
+    a `ParallelNetwork`. Operations on inputs alone are done on every rank; nothing overlaps.
 
     Args:
         model: of PyG or DGL layers; or any torch model without a graph, that `torch.export`

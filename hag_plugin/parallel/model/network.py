@@ -153,7 +153,9 @@ def follow(model: Module, inputs: tuple[Any, ...]) -> Network:
     signature = program.graph_signature
     nodes = tuple(program.graph.nodes)
     places = {n.name: n for n in nodes if n.op == "placeholder"}
-    parameters = {places[k]: v for k, v in signature.inputs_to_parameters.items()}
+    first = {id(p): k for k, p in model.named_parameters()}  # of each that is shared, one name
+    names = {k: first[id(p)] for k, p in model.named_parameters(remove_duplicate=False)}
+    parameters = {places[k]: names[v] for k, v in signature.inputs_to_parameters.items()}
     buffers = {places[k]: v for k, v in signature.inputs_to_buffers.items()}
     held = signature.inputs_to_lifted_tensor_constants
     constants = {places[k]: program.constants[v] for k, v in held.items()}

@@ -212,6 +212,48 @@ def test_batches_of_other_sizes_are_taken_whole_or_split(name: str) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
+class Tied(nn.Module):
+    """A weight that two layers share, one that is fixed, one that nothing uses, values cut off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.dense = nn.Embedding(7, 5), nn.Linear(5, 7)
+        self.dense.weight = self.embedding.weight
+        self.fixed, self.unused = nn.Linear(5, 5).requires_grad_(False), nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        h = self.fixed(self.embedding(x))
+        out = self.dense(h.tanh() * h.detach())
+        return nn.functional.cross_entropy(out, y), out
+
+
+def test_weights_that_are_shared_fixed_or_unused() -> None:
+    torch.manual_seed(0)
+    model, inputs = Tied().double(), (torch.arange(6), torch.arange(6) % 5)
+    found = followed(model, inputs)
+    plans = [any_plan(found, 4, seed) for seed in range(4)]
+
+    def steps(model: nn.Module) -> Any:
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(*inputs)[0].backward()
+            optimizer.step()
+        graded = sorted(n for n, p in model.named_parameters() if p.grad is not None)
+        return graded, {n: whole(t).clone() for n, t in model.state_dict().items()}
+
+    expected = steps(copied(model))
+    assert expected[0] == ["dense.bias", "embedding.weight"]
+
+    def case(rank: int) -> list[Any]:
+        return [steps(hp.parallel.parallelize(model, inputs, plan)) for plan in plans]
+
+    for results in run_threads(4, case):
+        for graded, state in results:
+            assert graded == expected[0]
+            torch.testing.assert_close(state, dict(expected[1]), rtol=1e-9, atol=1e-9)
+
+
 class Classified(Dropped):
     """With a loss of a trained output."""
 
