@@ -140,25 +140,27 @@ class Exchange:
             cut(made[i], box, wanted[i]).copy_(piece)
         return made
 
-    def back(self, grads: Sequence[Tensor | None], like: Tensor) -> list[Tensor | None]:
-        """Gradients of what this rank read, to those of what it has; of the type of `like`."""
+    def back(self, grads: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
+        """Gradients of what this rank read, to those of what it has; of the type of `like`.
+
+        Of what it did not use there are zeros: others may have used it.
+        """
         me = self.group.rank
-        wanted, owned = ([getattr(m, key)[me] for m in self.moves] for key in ("wanted", "owned"))
-        whole_grads = [
+        wanted = [move.wanted[me] for move in self.moves]
+        owned = [move.owned[me] for move in self.moves]
+        given = [
             _empty(like, m.wanted[me], m.dims).zero_() if g is None else g
             for g, m in zip(grads, self.moves, strict=True)
         ]
-        made: list[Tensor | None] = [
+        made = [
             g if m.stays else _empty(like, m.owned[me], m.dims).zero_()
-            for g, m in zip(grads, self.moves, strict=True)
+            for g, m in zip(given, self.moves, strict=True)
         ]
         pieces = self._turn(
-            whole_grads, wanted, self.returns, self.returned, self.travels_back, self.phases[1]
+            given, wanted, self.returns, self.returned, self.travels_back, self.phases[1]
         )
         for (i, box), piece in pieces:
-            grad = made[i]
-            assert grad is not None
-            cut(grad, box, owned[i]).add_(piece)
+            cut(made[i], box, owned[i]).add_(piece)
         return made
 
     def _turn(
