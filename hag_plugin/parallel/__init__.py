@@ -6,6 +6,7 @@ plan.save("plan.json")
 """
 
 from hag_plugin.parallel.execution.checkpoint import load_checkpoint, save_checkpoint
+from hag_plugin.parallel.execution.network import ParallelNetwork
 from hag_plugin.parallel.execution.parallel_model import Parallel
 from hag_plugin.parallel.execution.parallelize import parallelize
 from hag_plugin.parallel.execution.share import Share, by_graph
@@ -16,6 +17,7 @@ from hag_plugin.parallel.machine.topology import Topology, preset, presets
 from hag_plugin.parallel.model.opgraph import Op, OpGraph
 from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.search.elimination import InfeasibleError
+from hag_plugin.parallel.search.network import NetworkPlan, OperationPlan
 from hag_plugin.parallel.search.plan import LayerPlan, Plan
 from hag_plugin.parallel.search.planner import plan, recost, space_of
 from hag_plugin.parallel.simulation.mcmc import Budget
@@ -44,6 +46,7 @@ from hag_plugin.parallel.search.plan import Memory as Memory
 from hag_plugin.parallel.simulation.mcmc import Search as Search
 from hag_plugin.parallel.simulation.simulator import Schedule as Schedule
 from hag_plugin.parallel.simulation.tasks import TaskGraph as TaskGraph
+from hag_plugin.parallel.strategies.axes import Split as Split
 from hag_plugin.parallel.strategies.registry import Config as Config
 
 __all__ = [
@@ -51,9 +54,12 @@ __all__ = [
     "GraphStats",
     "InfeasibleError",
     "LayerPlan",
+    "NetworkPlan",
     "Op",
     "OpGraph",
+    "OperationPlan",
     "Parallel",
+    "ParallelNetwork",
     "Partition",
     "Plan",
     "Refined",

@@ -75,6 +75,7 @@ def sent() -> Any:
 
 MADE = {
     "plan": planned,
+    "plan of a network": lambda: hpp.plan(torch.nn.Linear(4, 4), torch.ones(4, 4), "a100x8"),
     "topology": machine,
     "partition": lambda: hpp.partition(torch.tensor([[0, 1], [1, 2]]), 3, 2, "contiguous"),
     "counts": lambda: STATS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,13 +13,16 @@ from torch.nn import Module
 
 from hag_plugin import devices
 from hag_plugin.arguments import brief, check_flag, check_function, check_kind
+from hag_plugin.parallel.execution.network import ParallelNetwork, without_values
 from hag_plugin.parallel.execution.parallel_model import Parallel
 from hag_plugin.parallel.execution.parameters import Parameters
 from hag_plugin.parallel.execution.share import Part, check_alike
 from hag_plugin.parallel.machine.topology import Topology
 from hag_plugin.parallel.model.inputs import ModelCall
+from hag_plugin.parallel.model.network import given
 from hag_plugin.parallel.model.trace import copied, record, stripped
 from hag_plugin.parallel.ranks.comm import Group
+from hag_plugin.parallel.search.network import NetworkPlan, check_without_graph, followed
 from hag_plugin.parallel.search.plan import Plan
 from hag_plugin.parallel.search.planner import plan as find_plan
 from hag_plugin.saved import set_module
@@ -28,7 +32,7 @@ from hag_plugin.saved import set_module
 def parallelize(
     model: Module,
     data: Any,
-    plan: Plan | str | os.PathLike[str] = "auto",
+    plan: Plan | NetworkPlan | str | os.PathLike[str] = "auto",
     *,
     topology: Topology | str | os.PathLike[str] | None = None,
     part: Part | None = None,
@@ -43,11 +47,18 @@ def parallelize(
     DTensors. `model.parallel` is a `Parallel`: this rank's share of the data, the mean of a loss
     and the total of a metric over all ranks, bytes sent.
 
+    A model without a graph is called as it was, with its whole inputs on every rank, and returns
+    what one process would: every rank takes the same loss of it. Put the loss into the model's
+    forward where its output is large: it is then taken where the output lies. `model.parallel` is
+    a `ParallelNetwork`. Operations on inputs alone are done on every rank; nothing overlaps.
+
     Args:
-        model: of PyG or DGL layers.
+        model: of PyG or DGL layers; or any torch model without a graph, that `torch.export`
+            follows.
         data: what it was planned for: PyG's `Data`, or `(DGLGraph, x)`. Features may be anything
             that can be sliced by rows and columns (a `numpy.memmap`): only this rank's share of
-            them is read.
+            them is read. Of a model without a graph its inputs, a tensor or a tuple of tensors:
+            others may have other shapes; what cannot be split as planned then runs whole.
         plan: a plan, its file, or "auto": the first rank makes one for `topology`.
         topology: of the machine, for "auto": a preset, a file, or what `probe` measured.
         part: as the plan was made with: a `Partition`, or what gives each node's part.
@@ -73,7 +84,7 @@ def parallelize(
         optimizer.step()
     """
     check_kind("model", model, Module)
-    if not isinstance(plan, (Plan, str, os.PathLike)):
+    if not isinstance(plan, (Plan, NetworkPlan, str, os.PathLike)):
         raise TypeError(f"plan is {brief(plan)}; expected a Plan, its file or 'auto'")
     if topology is not None:
         check_kind("topology", topology, Topology, str, os.PathLike)
@@ -85,6 +96,12 @@ def parallelize(
             raise ValueError("device is 'meta'; expected one that holds data")
     check_flag("overlap", overlap)
     group = replace(Group.world(device), overlaps=overlap)
+    inputs = given(data)
+    if inputs is not None:
+        check_without_graph(part=(part, None), call=(call, None))
+        return _network(model, inputs, plan, topology, group)
+    if isinstance(plan, NetworkPlan):
+        raise TypeError(f"the plan is of a model whose data is tensors; data is {brief(data)}")
     with group.together("planning"):
         mine = _plan(model, data, plan, topology, part, call, group)
     chosen = group.broadcast(mine) if plan == "auto" else mine
@@ -132,9 +149,60 @@ def _plan(
     return find_plan(model, data, topology, world_size=group.size, part=part, call=call)
 
 
-def _compare(plan: Plan, group: Group) -> None:
+def _network_plan(
+    model: Module,
+    inputs: tuple[Any, ...],
+    plan: NetworkPlan | str | os.PathLike[str],
+    topology: Topology | str | os.PathLike[str] | None,
+    group: Group,
+) -> NetworkPlan | None:
+    if isinstance(plan, NetworkPlan):
+        return plan
+    if plan != "auto":
+        return NetworkPlan.load(Path(plan))
+    if topology is None:
+        raise ValueError("plan='auto' needs topology=, a preset's name or a file of `probe`")
+    return None if group.rank else find_plan(model, inputs, topology, world_size=group.size)
+
+
+def _network(
+    model: Module,
+    inputs: tuple[Any, ...],
+    plan: Plan | NetworkPlan | str | os.PathLike[str],
+    topology: Topology | str | os.PathLike[str] | None,
+    group: Group,
+) -> Module:
+    """`parallelize` of a model without a graph."""
+    with group.together("planning"):
+        if isinstance(plan, Plan):
+            raise TypeError(f"the plan is of a model on a graph; data is {brief(inputs)}")
+        mine = _network_plan(model, inputs, plan, topology, group)
+    chosen = group.broadcast(mine) if plan == "auto" else mine
+    assert isinstance(chosen, NetworkPlan)
+    _compare(chosen, group)
+    check_alike(SimpleNamespace(**{f"input {i}": t for i, t in enumerate(inputs)}), group)
+    with group.together("checking the plan"):
+        if hasattr(model, "parallel"):
+            raise ValueError("the model has an attribute 'parallel' already; expected none")
+        pristine = without_values(model)
+        network = followed(pristine, inputs)
+        chosen.check(network)
+    group.mesh()
+    with group.together("copying the model"):
+        found = copied(model).to(group.device)
+    parameters = Parameters(found, group)
+    parameters.broadcast()
+    parallel = ParallelNetwork(found, pristine, parameters, chosen, group)
+    parallel.set_up(inputs, network)
+    vars(found)["parallel"] = parallel
+    found.forward = parallel.run
+    return found
+
+
+def _compare(plan: Plan | NetworkPlan, group: Group) -> None:
     """Whether all ranks have the same plan, and it is for so many."""
-    said = repr((plan.world_size, plan.model, plan.graphs, plan.configs))
+    what = plan.splits if isinstance(plan, NetworkPlan) else (plan.graphs, plan.configs)
+    said = repr((plan.world_size, plan.model, what))
     for rank, other in zip(group.ranks, group.collect(said), strict=True):
         if other != said:
             raise ValueError(

@@ -3,5 +3,5 @@
 `layers` says of each layer of PyG and DGL which operations it is; `walk` follows a model, and
 `recorder` and `trace` write down what is met, as an `opgraph.OpGraph`. Nothing here knows of
 strategies. A new layer is its record in `hag_plugin.layers` and an entry of `layers.TABLE`; a new
-function between layers is told in `functions`.
+function between layers is told in `functions`. A model without a graph is followed in `network`.
 """

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hag_plugin.arguments import brief, check_choice, check_function, check_kind, number, whole
 from hag_plugin.parallel.machine.topology import MOST_DEVICES, Topology, load
 from hag_plugin.parallel.model.inputs import ModelCall
+from hag_plugin.parallel.model.network import given
 from hag_plugin.parallel.model.opgraph import OpGraph
 from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.search.baselines import baselines
@@ -28,10 +30,39 @@ from hag_plugin.parallel.search.cost import (
     message_seconds,
 )
 from hag_plugin.parallel.search.elimination import InfeasibleError
+from hag_plugin.parallel.search.network import NetworkPlan, check_without_graph, plan_network
 from hag_plugin.parallel.search.plan import LayerPlan, Plan, impossible
 from hag_plugin.parallel.search.space import Space
 from hag_plugin.parallel.strategies.registry import Config, Problem, configs_of
 from hag_plugin.saved import set_module
+
+
+@overload
+def plan(
+    model: torch.nn.Module,
+    data: Tensor | tuple[Tensor, ...] | list[Tensor],
+    topology: Topology | str | os.PathLike[str] = ...,
+    *,
+    world_size: int | None = ...,
+    memory: float | None = ...,
+    require: Mapping[str, str] | None = ...,
+) -> NetworkPlan: ...
+
+
+@overload
+def plan(
+    model: Any,
+    data: Any = ...,
+    topology: Topology | str | os.PathLike[str] = ...,
+    *,
+    world_size: int | None = ...,
+    hag: str = ...,
+    memory: float | None = ...,
+    costs: str = ...,
+    require: Mapping[str, str] | None = ...,
+    part: Callable[[int], np.ndarray] | None = ...,
+    call: ModelCall | None = ...,
+) -> Plan: ...
 
 
 @set_module("hag_plugin.parallel")
@@ -47,15 +78,17 @@ def plan(
     require: Mapping[str, str] | None = None,
     part: Callable[[int], np.ndarray] | None = None,
     call: ModelCall | None = None,
-) -> Plan:
+) -> Plan | NetworkPlan:
     """The cheapest way to split each layer of a model over the devices of a machine.
 
     Optimal under the additive cost of OptCNN (arXiv 1802.04924): computation, communication and
     weight synchronisation of all operations, one after the other.
 
     Args:
-        model: a PyG or DGL model, or an `OpGraph`.
-        data: of a model: an object with `x` and `edge_index` (PyG), or a `(DGLGraph, x)`.
+        model: a PyG or DGL model, an `OpGraph`, or any torch model without a graph: a
+            convolutional, recurrent or attention network.
+        data: of a model: an object with `x` and `edge_index` (PyG), or a `(DGLGraph, x)`; of a
+            model without a graph its inputs, a tensor or a tuple of tensors.
         topology: a machine, the name of a preset, or a file.
         world_size: how many of its devices; by default all. A machine of several groups may be
             extended by whole groups with `Topology.resized`.
@@ -63,7 +96,8 @@ def plan(
         memory: bytes that may be used on each device; by default the device's memory.
         costs: "analytic"; "measured": every block is run on this machine, which should have the
             topology's device; "calibrated": a few are, and scale the analytic cost.
-        require: the strategy of some operations, by name.
+        require: the strategy of some operations, by name; of a model without a graph the split,
+            "sample 2 x channel 2 on 0 1 2 3" say.
         part: for a number of parts, the part of each node; by default contiguous blocks.
         call: how the model is called with the data: `lambda m, d: m(d.x, d.edge_index,
             d.edge_weight)`, say, or `m.encode(d.x, d.edge_index)`. By default with what its forward
@@ -90,6 +124,12 @@ def plan(
     graph = model
     if not isinstance(model, OpGraph | torch.nn.Module):
         raise TypeError(f"model is {brief(model)}; expected a torch.nn.Module or an OpGraph")
+    inputs = given(data)
+    if inputs is not None and isinstance(model, torch.nn.Module):
+        check_without_graph(costs=(costs, "analytic"), part=(part, None), call=(call, None))
+        check_kind("require", require, Mapping, type(None))
+        limit = machine.memory if memory is None else number("memory", memory)
+        return plan_network(model, inputs, machine, limit, require)
     memory = None if memory is None else number("memory", memory)
     check_kind("require", require, Mapping, type(None))
     check_function("part", part)
