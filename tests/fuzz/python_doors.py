@@ -101,7 +101,7 @@ def hag_arrays(content: bytes) -> None:
         document = json.loads(header)
         row_ptr, col = arrays["hag.row_ptr"].astype(np.int64), arrays["hag.col"].astype(np.int64)
         degree = np.diff(row_ptr)
-        if 0 <= degree.min(initial=0) and degree.max(initial=0) <= len(col):  # no more is repeated
+        if degree.min(initial=0) >= 0 and degree.max(initial=0) <= len(col):  # no more is repeated
             target = np.repeat(np.arange(len(degree)), degree)
             document["content_hash"] = _cpu.edge_hash(col, target)
             header = json.dumps(document).encode()
