@@ -95,6 +95,30 @@ def check_dense(name: str, value: Any) -> None:
     if value.is_nested or value.is_quantized or value.layout != torch.strided:
         kind = "quantized" if value.is_quantized else value.layout
         raise TypeError(f"{name} is {brief(value)}, {kind}; expected a dense tensor")
+    check_memory(name, value)
+
+
+def check_memory(name: str, tensor: Tensor) -> None:
+    """Raises ValueError where a tensor reaches beyond its storage.
+
+    A storage that is resized, as FSDP does with parameters that are not in use, asks none of its
+    tensors; torch would read on.
+    """
+    if torch.compiler.is_compiling():
+        return  # operators look when they run
+    try:
+        there = tensor.untyped_storage().nbytes()
+    except RuntimeError:  # a wrapper, whose own tensor is looked at where it is unwrapped
+        return
+    if there == tensor.nbytes and not tensor.storage_offset() and tensor.is_contiguous():
+        return  # it is all of its storage, as most are
+    if tensor.numel() == 0:
+        return
+    steps = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    reach = (tensor.storage_offset() + steps + 1) * tensor.element_size()
+    if reach > there:
+        raise ValueError(f"{name} is {brief(tensor)} that reaches over {reach} bytes, but its "
+                         f"storage was resized to {there}; expected all of it")  # fmt: skip
 
 
 def number(name: str, value: Any, least: float = 0.0) -> float:

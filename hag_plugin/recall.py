@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from hag_plugin.arguments import check_memory
 from hag_plugin.kernels import _cpu
 from hag_plugin.modes import top_hooks
 from hag_plugin.saved import set_module
@@ -74,9 +75,17 @@ def _facts_of_one(thing: Any, features: bool) -> tuple[Any, tuple[Any, ...], int
 
 
 def checksum(tensor: Tensor) -> int:
-    """64 bits of what a tensor on the CPU holds, and in which order."""
+    """64 bits of what a tensor on the CPU holds, and in which order.
+
+    Raises:
+        ValueError: it reaches beyond its storage.
+    """
     rows, row, stride = 1, tensor.nbytes, 0
-    if not tensor.is_contiguous():
+    if tensor.is_contiguous():
+        if tensor.untyped_storage().nbytes() != row or tensor.storage_offset():
+            check_memory("an argument", tensor)
+    else:
+        check_memory("an argument", tensor)
         if tensor.dim() == 2 and tensor.stride(1) == 1:
             size = tensor.element_size()
             rows, row, stride = len(tensor), tensor.shape[1] * size, tensor.stride(0) * size

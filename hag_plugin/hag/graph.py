@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from hag_plugin.arguments import brief, check_dense, check_floating, whole
+from hag_plugin.arguments import brief, check_dense, check_floating, check_memory, whole
 from hag_plugin.hag.program import SELF_LOOPS, SelfLoops
 from hag_plugin.kept import Keeper
 from hag_plugin.kernels import _cpu
@@ -260,6 +260,7 @@ def check_edge_index(edge_index: Tensor) -> None:
         raise TypeError(f"edge_index has dtype {edge_index.dtype}; expected int32 or int64")
     if edge_index.dim() != 2 or edge_index.shape[0] != 2:
         raise ValueError(f"edge_index has shape {tuple(edge_index.shape)}; expected [2, E]")
+    check_memory("edge_index", edge_index)
 
 
 def check_edge_type(edge_type: Tensor, edge_index: Tensor) -> None:
@@ -353,6 +354,7 @@ def _check_kinds(row_ptr: Tensor, col: Tensor) -> None:
             )
         if array.dim() != 1:
             raise ValueError(f"{name} has shape {list(array.shape)}; expected one dimension")
+        check_memory(name, array)
     if row_ptr.device != col.device:
         raise ValueError(f"row_ptr is on {row_ptr.device} and col on {col.device}; expected one")
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hag_plugin.arguments import brief, check_dense
+from hag_plugin.arguments import brief, check_dense, check_memory
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import Program, SelfLoops
 from hag_plugin.kernels import _cpu
@@ -29,6 +29,7 @@ from hag_plugin.ops.registration import (
     accumulator,
     call,
     check_features,
+    check_memories,
     check_self_loops,
     checked_scale,
     dot,
@@ -122,9 +123,11 @@ def aggregate(
         y: Tensor = call("aggregate", hag, tensors, num_dst, loops, False, reduce)
     else:
         if source_scale is not None:
+            check_memories(("x", "source_scale"), (x, source_scale))
             x = (x * source_scale.unsqueeze(-1)).to(x.dtype)
         y = _extremum(x, hag, loops, reduce == "max", ties)
         if target_scale is not None:
+            check_memory("target_scale", target_scale)
             y = (y * target_scale.unsqueeze(-1)).to(x.dtype)
     return y if out is None else out.copy_(y)
 
@@ -173,9 +176,14 @@ def _takes_results(out: Tensor, x: Tensor, num_dst: int, inputs: tuple[Tensor | 
     if torch.compiler.is_compiling():
         return False
     memory = out.untyped_storage().data_ptr()
-    for t in inputs:
-        if t is not None and memory and memory == t.untyped_storage().data_ptr():
+    for name, t in zip(("x", "source_scale", "target_scale"), inputs, strict=True):
+        if t is None:
+            continue
+        storage = t.untyped_storage()
+        if memory and memory == storage.data_ptr():
             raise ValueError("out shares memory with an input; expected memory of its own")
+        if storage.nbytes() != t.nbytes or t.storage_offset() or not t.is_contiguous():
+            check_memory(name, t)
     return ordinary
 
 

@@ -31,12 +31,14 @@ from hag_plugin.ops.registration import (
     accumulator,
     call,
     check_features,
+    check_memories,
     check_self_loops,
     found,
     in_large_pages,
     is_ordinary,
     is_transformed,
     register,
+    widened,
 )
 
 NAME = "attend"
@@ -118,10 +120,14 @@ def attend(
     form = Form(hag.num_dst, score, float(slope), normalise, check_self_loops(False, hag))
     _check(hag, form, dict(zip(TENSORS, tensors, strict=True)))
     dtype = accumulator(value.dtype)
-    wide = (t if t is None else t.to(dtype) for t in tensors[:_NUM_DERIVED])
+    derived = zip(TENSORS, tensors[:_NUM_DERIVED], strict=False)
+    wide = (t if t is None else widened(t, name, dtype) for name, t in derived)
     if score == "given" and normalise == "none" and slope == 1.0:
         features, *_, given, _, _, _, of_mask = wide
-        weight = given if given is None or of_mask is None else given * of_mask
+        weight = given
+        if given is not None and of_mask is not None:
+            check_memories(("bias", "mask"), (given, of_mask))
+            weight = given * of_mask
         y = call("head_sum", hag, (features, weight, order), hag.num_dst, form.loops, False)
     else:
         y, _ = call(NAME, hag, (*wide, order), *form.others)
@@ -161,7 +167,7 @@ def head_dot(hag: HAG, a: Tensor, b: Tensor, order: Tensor | None = None) -> Ten
     _check_shape("b", b, (hag.num_dst, *a.shape[1:]), (a.dtype,))
     _check_order(order, hag.num_edges)
     wide = accumulator(a.dtype)
-    tensors = a.to(wide), b.to(wide), order
+    tensors = widened(a, "a", wide), widened(b, "b", wide), order
     y = call("head_dot", hag, tensors, check_self_loops(False, hag))
     return y.to(a.dtype)  # type: ignore[no-any-return]
 

@@ -22,7 +22,7 @@ from torch.autograd.function import _SingleLevelFunction
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.nn import Parameter
 
-from hag_plugin.arguments import brief
+from hag_plugin.arguments import brief, check_memory
 from hag_plugin.devices import KINDS
 from hag_plugin.hag.graph import Arrays
 from hag_plugin.hag.hag import HAG, find, looped_of_arrays, of_arrays
@@ -94,7 +94,15 @@ def checked_scale(scale: Tensor, name: str, x: Tensor, rows: int) -> Tensor:
     check_vector(scale, name, rows)
     if scale.device != x.device:
         raise ValueError(f"{name} is on {scale.device}; expected {x.device}, as x")
-    return scale.to(accumulator(x.dtype))
+    return widened(scale, name, accumulator(x.dtype))
+
+
+def widened(tensor: Tensor, name: str, dtype: torch.dtype) -> Tensor:
+    """A tensor in the dtype that sums accumulate in, after `check_memory` where that reads it."""
+    if tensor.dtype == dtype:
+        return tensor
+    check_memory(name, tensor)
+    return tensor.to(dtype)
 
 
 def check_self_loops(self_loops: Any, hag: HAG) -> str:
@@ -167,8 +175,8 @@ class Operator:
 
 _library: Any = torch.library.Library("hag_plugin", "DEF")  # type: ignore[no-untyped-call]
 _ORDINARY = (Tensor, Parameter)
-# name: (what runs, and with its gradient)
-_EAGER: dict[str, tuple[Any, Any]] = {}
+# name: (what runs, and with its gradient, and what its tensors are called)
+_EAGER: dict[str, tuple[Any, Any, list[str]]] = {}
 _GRAPH_AT: dict[str, int] = {}  # how many tensors come before the graph
 
 
@@ -185,6 +193,8 @@ def register(name: str, operator: Operator) -> None:
     arguments = signature.strip("()").split(", ")
     at = _GRAPH_AT[name] = arguments.index("Tensor row_ptr")
     num_tensors = sum(a.startswith("Tensor") for a in arguments) - 2
+    declared = [a.split()[1] for a in arguments if a.startswith("Tensor")]
+    named = [a for a in declared if a not in Arrays._fields]
     _library.define(f"{name}({', '.join(arguments)}, Tensor? token=None) -> {results}")
 
     def split(args: tuple[Any, ...]) -> tuple[Arrays, Inputs]:
@@ -194,6 +204,7 @@ def register(name: str, operator: Operator) -> None:
         return graph, (*args[:at], *args[at + 2 : len(arguments)])
 
     def kernel(*args: Any) -> Any:
+        check_memories(declared, args[: len(declared)])
         graph, inputs = split(args)
         return operator.run(graph, *inputs)
 
@@ -205,7 +216,7 @@ def register(name: str, operator: Operator) -> None:
         _library.impl(name, kernel, kind.dispatch_key)
     torch.library.register_fake(f"hag_plugin::{name}", shape, lib=_library)
     overload = getattr(torch.ops.hag_plugin, name).default
-    _EAGER[name] = operator.run, _eager_function(operator, num_tensors)
+    _EAGER[name] = operator.run, _eager_function(operator, num_tensors), named
     derived = _derived_kernel(operator, overload, num_tensors, split)
     _library.impl(name, derived, "Autograd", with_keyset=True)
     batched = _batching_rule(name, operator, num_tensors, split)
@@ -412,9 +423,17 @@ def call(name: str, graph: Graph, tensors: tuple[Tensor | None, ...], *others: A
 
     On small graphs the dispatch, in Python, takes longer than the aggregation.
     """
-    if not torch.compiler.is_compiling() and isinstance(graph, HAG) and _is_plain(*tensors):
-        run, with_gradient = _EAGER[name]
+    if not torch.compiler.is_compiling() and isinstance(graph, HAG) and _is_plain(tensors):
+        run, with_gradient, named = _EAGER[name]
         try:
+            for t in tensors:
+                if t is not None and (  # what most tensors pass in `check_memory`, without the call
+                    t.untyped_storage().nbytes() != t.nbytes
+                    or t.storage_offset()
+                    or not t.is_contiguous()
+                ):
+                    check_memories(named, tensors)
+                    break
             if needs_grad(*tensors):
                 return with_gradient(graph, *tensors, *others)
             return run(graph, *tensors, *others)
@@ -427,7 +446,14 @@ def call(name: str, graph: Graph, tensors: tuple[Tensor | None, ...], *others: A
     return operator(*tensors[:at], arrays[0], arrays[1], *tensors[at:], *others, arrays[2])
 
 
-def _is_plain(*tensors: Tensor | None) -> bool:
+def check_memories(named: Sequence[str], tensors: Sequence[Tensor | None]) -> None:
+    """`check_memory` of each of these."""
+    for name, tensor in zip(named, tensors, strict=True):
+        if tensor is not None:
+            check_memory(name, tensor)
+
+
+def _is_plain(tensors: Sequence[Tensor | None]) -> bool:
     """Whether these are ordinary CPU or GPU tensors that no mode, transform or tracer looks at.
 
     What it lets through for the sake of speed has no memory, and shows when that is asked for.
@@ -497,7 +523,7 @@ def is_ordinary(*tensors: Tensor | None) -> bool:
     No transform, mode or tracer is at work on them, none of its wrappers is left around them, and
     they have no tangent.
     """
-    if torch.compiler.is_compiling() or not _is_plain(*tensors):
+    if torch.compiler.is_compiling() or not _is_plain(tensors):
         return False
     try:
         for t in tensors:
@@ -573,6 +599,8 @@ def side_by_side(x: Tensor) -> Tensor:
 
 def new_output(x: Tensor, num_rows: int) -> Tensor:
     """An empty tensor like `x`, with so many rows."""
+    if x.shape[-2] == num_rows and x.is_contiguous():  # as most are, and this is the faster way
+        return in_large_pages(torch.empty_like(x))
     *batch, _, width = x.shape
     return in_large_pages(x.new_empty((*batch, num_rows, width)))
 

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hag_plugin.arguments import number, whole
+from hag_plugin.arguments import check_memory, number, whole
 from hag_plugin.hag.graph import MAX_NODES, check_edge_index, slots_of
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import SelfLoops
@@ -83,6 +83,7 @@ def factorise(
     """
     check_edge_index(edge_index)
     check_vector(weight, "weight", edge_index.shape[1])
+    check_memory("weight", weight)
     num_src = whole("num_src", num_src, 0, MAX_NODES)
     num_dst = whole("num_dst", num_dst, 0, MAX_NODES)
     if tolerance is None:
@@ -215,6 +216,8 @@ def weighted_aggregate(
             loops = weight.new_ones(num_dst)
         else:
             loops = checked_scale(loop_weight, "loop_weight", x, num_dst)
+            check_memory("loop_weight", loops)
+        check_memory("weight", weight)
         weight = torch.cat([weight, loops])
     elif loop_weight is not None:
         raise ValueError("loop_weight was given, but self_loops is False; expected 'add' or 'fill'")

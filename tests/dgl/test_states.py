@@ -214,6 +214,22 @@ class DGLMachine(ModelMachine):
             values.requires_grad_(how == "leaf")
         self.compare(place, "backward")
 
+    @precondition(lambda self: self.stock.takes == "weight")
+    @rule(data=st.data())
+    def weights_are_learned(self, data: st.DataObject) -> None:
+        """Weights that came back as constants get gradients, by which they are changed in place."""
+        place = self.draw_place(data)
+        place.new_values(self.dtype)
+        self.comes_back(place)
+        place.weight.requires_grad_()
+        for _ in range(2):
+            for how in ("no_grad", "no_grad", "backward"):
+                self.compare(place, how)
+            with torch.no_grad():
+                place.weight.sub_(place.weight.grad.clamp(-1, 1), alpha=0.1)
+        self.compare(place, "no_grad")
+        place.weight.requires_grad_(False)
+
     @precondition(lambda self: self.stock.takes in ("weight", "type"))
     @rule(data=st.data())
     def values_behind_torch(self, data: st.DataObject) -> None:

@@ -100,9 +100,11 @@ def hag_arrays(content: bytes) -> None:
     try:
         document = json.loads(header)
         row_ptr, col = arrays["hag.row_ptr"].astype(np.int64), arrays["hag.col"].astype(np.int64)
-        target = np.repeat(np.arange(len(row_ptr) - 1), np.diff(row_ptr))
-        document["content_hash"] = _cpu.edge_hash(col, target)
-        header = json.dumps(document).encode()
+        degree = np.diff(row_ptr)
+        if degree.min(initial=0) >= 0 and degree.max(initial=0) <= len(col):  # no more is repeated
+            target = np.repeat(np.arange(len(degree)), degree)
+            document["content_hash"] = _cpu.edge_hash(col, target)
+            header = json.dumps(document).encode()
     except (KeyError, TypeError, ValueError, RecursionError, MemoryError):
         pass
     arrays = {**arrays, "header": np.frombuffer(header, np.uint8)}
