@@ -152,8 +152,16 @@ class ParallelNetwork:
     def _new(self, inputs: tuple[Any, ...]) -> Program:
         """For inputs of other shapes than were planned for, or another mode.
 
-        An operation that cannot be split as the plan says, or is not in it, runs whole.
+        An operation that cannot be split as the plan says, or is not in it, runs whole. No rank
+        follows the model before all have come here: torch.export has state of the process.
         """
+        mine = self._key(inputs)
+        for rank, other in zip(self.group.ranks, self.group.collect(mine), strict=True):
+            if other != mine:
+                raise ValueError(
+                    f"rank {rank} runs the model on inputs {other[1]}, rank {self.group.rank} on "
+                    f"{mine[1]}; expected the same on all, and all in training or none"
+                )
         with self.group.together("following the model"):
             pairs = zip(self._model.modules(), self._pristine.modules(), strict=True)
             for module, twin in pairs:
