@@ -11,6 +11,8 @@ from hag_plugin.parallel.execution.parallelize import parallelize
 from hag_plugin.parallel.execution.share import Share, by_graph
 from hag_plugin.parallel.graphs.partition import Partition, partition
 from hag_plugin.parallel.graphs.stats import GraphStats, measure
+from hag_plugin.parallel.graphs.store.partitioned_data import PartitionedData
+from hag_plugin.parallel.graphs.store.write import write_partitions
 from hag_plugin.parallel.machine.probe import probe_ranks
 from hag_plugin.parallel.machine.topology import Topology, preset, presets
 from hag_plugin.parallel.model.opgraph import Op, OpGraph
@@ -31,6 +33,7 @@ from hag_plugin.parallel.graphs.stats import _AssumedCut as _AssumedCut
 from hag_plugin.parallel.graphs.stats import _CutWithoutHags as _CutWithoutHags
 from hag_plugin.parallel.graphs.stats import _MeasuredCut as _MeasuredCut
 from hag_plugin.parallel.graphs.stats import _UncountedCut as _UncountedCut
+from hag_plugin.parallel.graphs.store.manifest import Manifest as Manifest
 from hag_plugin.parallel.layouts import Layout as Layout
 from hag_plugin.parallel.machine.levels import Level as Level
 from hag_plugin.parallel.machine.levels import Link as Link
@@ -55,6 +58,7 @@ __all__ = [
     "OpGraph",
     "Parallel",
     "Partition",
+    "PartitionedData",
     "Plan",
     "Refined",
     "Share",
@@ -74,4 +78,5 @@ __all__ = [
     "simulate_plan",
     "space_of",
     "trace",
+    "write_partitions",
 ]
