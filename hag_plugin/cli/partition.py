@@ -35,9 +35,9 @@ def add(commands: Any) -> None:
         commands,
         "partition",
         run,
-        "Cut a graph into parts on disk, one for each rank. Edges are read once, block by block, and "
-        "sorted on disk: the graph may be larger than memory. `hag_plugin.parallel.PartitionedData` "
-        "opens one part.",
+        "Cut a graph into parts on disk, one for each rank. Edges are read once, block by block, "
+        "and sorted on disk: the graph may be larger than memory. "
+        "`hag_plugin.parallel.PartitionedData` opens one part.",
         EXAMPLES,
     )
     parser.add_argument(
@@ -53,7 +53,7 @@ def add(commands: Any) -> None:
                         "what the file or --rows say, or the largest id and one more)")  # fmt: skip
     parser.add_argument("--method", choices=METHODS, default="auto", help="how nodes are assigned "
                         "(default auto: metis where it is installed and the graph fits into "
-                        "memory, otherwise fennel; contiguous where that cuts no more)")  # fmt: skip
+                        "memory, else fennel; contiguous where that cuts no more)")  # fmt: skip
     parser.add_argument("--assignment", metavar="FILE", help="the part of each node, made "
                         "elsewhere: .npy, or text, one a line")  # fmt: skip
     parser.add_argument("--undirected", action="store_true",

@@ -372,11 +372,12 @@ def _loaded(form: Form, lines: list[str], dtype: Any) -> np.ndarray:
     options: dict[str, Any] = {"delimiter": form.separator, "quotechar": form.quote}
     options |= {"comments": None, "encoding": None}
     if not form.columns:
-        return np.loadtxt(lines, dtype=dtype, usecols=form.picks, ndmin=2, **options).T
+        pairs: np.ndarray = np.loadtxt(lines, dtype=dtype, usecols=form.picks, ndmin=2, **options)
+        turned: np.ndarray = pairs.T
+        return turned
     fields = [(str(i), dtype if i in form.picks else "U1") for i in range(form.columns)]
     table = np.loadtxt(lines, dtype=fields, ndmin=1, **options)
-    pairs: np.ndarray = np.stack([table[str(pick)] for pick in form.picks])
-    return pairs
+    return np.stack([table[str(pick)] for pick in form.picks])
 
 
 def _matrix_market(source: Source) -> EdgeStream:

@@ -34,6 +34,8 @@ from hag_plugin.parallel.graphs.stats import _CutWithoutHags as _CutWithoutHags
 from hag_plugin.parallel.graphs.stats import _MeasuredCut as _MeasuredCut
 from hag_plugin.parallel.graphs.stats import _UncountedCut as _UncountedCut
 from hag_plugin.parallel.graphs.store.manifest import Manifest as Manifest
+from hag_plugin.parallel.graphs.store.manifest import Part as Part
+from hag_plugin.parallel.graphs.store.part_files import FileRecord as FileRecord
 from hag_plugin.parallel.layouts import Layout as Layout
 from hag_plugin.parallel.machine.levels import Level as Level
 from hag_plugin.parallel.machine.levels import Link as Link

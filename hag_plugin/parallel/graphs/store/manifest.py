@@ -25,6 +25,7 @@ FORMAT = "hag_plugin graph store"
 VERSION = 1
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True)
 class Part:
     """What the manifest says of one part.

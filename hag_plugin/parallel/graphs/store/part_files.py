@@ -19,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 
 from hag_plugin.files import DatasetError
+from hag_plugin.saved import set_module
 
 PIECE = 1 << 22  # bytes that are hashed at a time
 SUFFIX = ".npy"
@@ -27,6 +28,7 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 OWN = ("indptr", "sources", "nodes", "halo")
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True)
 class FileRecord:
     """What the manifest knows of a file.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hag_plugin.arguments import check_choice, check_flag, check_path, whole
+from hag_plugin.arguments import brief, check_choice, check_flag, check_path, whole
 from hag_plugin.files import DatasetError
 from hag_plugin.hag.graph import MAX_NODES
 from hag_plugin.kernels import _cpu
@@ -150,7 +150,10 @@ def write_partitions(
 
 def _checked(assignment: Any, parts: int) -> np.ndarray:
     """int32 `[N]`."""
-    array = np.asarray(assignment)
+    try:
+        array = np.asarray(assignment)
+    except Exception as e:  # of torch's tensors of other kinds, say
+        raise ValueError(f"assignment is {brief(assignment)}; expected whole numbers [N]") from e
     if array.dtype.kind not in "iu" or array.ndim != 1:
         raise ValueError(
             f"assignment is {array.dtype} {list(array.shape)}; expected whole numbers [N]"
