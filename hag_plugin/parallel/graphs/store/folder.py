@@ -85,22 +85,23 @@ def _create(folder: Path, target: Path) -> IO[bytes] | None:
     while True:
         try:
             folder.mkdir()
-            file = open(folder / LOCK, "xb")  # noqa: SIM115
         except FileExistsError:
             if not _clean(folder):
                 return None
-        except FileNotFoundError:  # another process took it for one that was left
             continue
         except OSError as e:
             words = f"can't write to the folder {target.parent}: {e.strerror}"
             raise type(e)(e.errno, words, str(target)) from e
-        else:
-            try:
-                if _lock(file, folder / LOCK):
-                    return file
-            except OSError:  # this file system has no locks
+        try:
+            file = open(folder / LOCK, "xb")  # noqa: SIM115
+        except (FileNotFoundError, FileExistsError):  # it was taken for one that was left
+            continue
+        try:
+            if _lock(file, folder / LOCK):
                 return file
-            file.close()
+        except OSError:  # this file system has no locks
+            return file
+        file.close()
 
 
 def _clean(folder: Path) -> bool:

@@ -149,6 +149,8 @@ class Manifest:
             raise DatasetError(
                 f"{path} is missing; expected the folder of a store, as hag-plugin partition makes"
             ) from e
+        except IsADirectoryError as e:
+            raise DatasetError(f"{path} is a folder; expected a store's manifest") from e
         except ValueError as e:
             raise DatasetError(str(e)) from e
         if not isinstance(document, dict) or document.get("format") != FORMAT:

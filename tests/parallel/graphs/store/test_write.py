@@ -102,7 +102,7 @@ def assert_counts(parts: list[hpp.PartitionedData], nodes: int) -> None:
 
 @pytest.mark.parametrize("method", [*METHODS, "assignment"])
 def test_parts_are_those_of_the_twin(method: str) -> None:
-    @settings(max_examples=40)
+    @settings(max_examples=25)
     @given(graphs(), st.integers(1, 9), st.booleans(), st.integers(0, 2**31))
     def check(graph: tuple[torch.Tensor, int], ranks: int, undirected: bool, seed: int) -> None:
         edges, nodes = graph
