@@ -104,6 +104,8 @@ def write_partitions(
     for name, rows in stream.rows.items():
         _check_rows(name, rows)
         nodes = rows.rows if nodes is None else nodes
+        if rows.rows != nodes:
+            raise DatasetError(f"{name} has {rows.rows:,} rows; expected {nodes:,}, one a node")
     with whole_folder(folder) as made:
         work = made / WORK
         work.mkdir()
@@ -113,9 +115,6 @@ def write_partitions(
         nodes = spool.largest + 1 if nodes is None else nodes
         whole("the number of nodes", nodes, 0, MAX_NODES)
         left = _left(memory, nodes) - block * BLOCK_BYTES
-        for name, rows in stream.rows.items():
-            if rows.rows != nodes:
-                raise DatasetError(f"{name} has {rows.rows:,} rows; expected {nodes:,}, one a node")
         if assignment is None:
             numbering, taken = assign(spool, nodes, ranks, method, left, work)
         else:
