@@ -59,6 +59,7 @@ class PartitionedData:
     sources: Tensor
     nodes: Tensor
     halo: Tensor
+    _tensors: dict[str, Tensor]
 
     def __init__(
         self, folder: str | os.PathLike[str], rank: int | None = None, *, verify: bool = True
@@ -78,7 +79,9 @@ class PartitionedData:
                                f"{self.num_edges}, the part's edges")  # fmt: skip
 
     def __getattr__(self, name: str) -> Tensor:
-        found: Tensor | None = self.__dict__.get("_tensors", {}).get(name)
+        if name == "_tensors":  # before it is made, as pickle asks
+            raise AttributeError(name)
+        found: Tensor | None = self._tensors.get(name)
         if found is None:
             raise AttributeError(f"a node of this store has no {name!r}; {self.names}")
         return found
