@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 
 import hag_plugin as hp
 from hag_plugin.files import DatasetError
@@ -221,3 +222,15 @@ def test_ranks_that_are_no_parts(store: Path) -> None:
         hpp.PartitionedData(store)
     with pytest.raises(ValueError, match="rank is 3; expected 0 to 2"):
         hpp.PartitionedData(store, 3)
+
+
+def test_the_rank_is_that_of_the_group(store: Path, stores: tuple[Path, Path]) -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(ValueError, match="1 ranks run; the store has 3 parts"):
+            hpp.PartitionedData(store)
+        one = store.with_name("one")
+        hpp.write_partitions(EdgeStream.of(np.array([[0, 1], [1, 2]]), 3), 1, one)
+        assert hpp.PartitionedData(one).rank == 0
+    finally:
+        dist.destroy_process_group()
