@@ -61,8 +61,8 @@ def write_partitions(
     """Cuts a graph into parts, and writes each into a folder of its own, for `PartitionedData`.
 
     Edges are read once, block by block, and sorted on disk. `folder` appears when all is written,
-    or not at all. Beside what the store takes, 8 bytes for each edge (16, where it is undirected)
-    are needed on its disk while it is made, and twice as many before that.
+    or not at all. While it is made its disk holds, beside it, 16 bytes for each edge; up to 32 with
+    Fennel, or where the graph is undirected.
 
     Args:
         data: PyG's `Data`, a DGL graph, or the stream of a file
