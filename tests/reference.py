@@ -6,6 +6,7 @@ about a HAG's program.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -250,3 +251,59 @@ def greedy_merges(rows: list[set[int]], num_nodes: int, capacity: int) -> list[t
                 row.add(num_nodes + len(merges))
         merges.append(pair)
     return merges
+
+
+def parts_of(
+    edge_index: Tensor, owner: Tensor, parts: int, undirected: bool
+) -> list[tuple[list[int], list[list[int]], list[int]]]:
+    """A graph cut into parts: of each its nodes, by their old numbers; the sources of the edges
+    into each of them, and the sources that others have, by the new numbers, which increase by part.
+    """
+    nodes = [[v for v, p in enumerate(owner.tolist()) if p == part] for part in range(parts)]
+    position = {v: i for i, v in enumerate(v for own in nodes for v in own)}
+    edges = [(position[u], position[v]) for u, v in edge_index.t().tolist()]
+    if undirected:
+        edges = list({pair for u, v in edges if u != v for pair in ((u, v), (v, u))})
+    found = []
+    for own in nodes:
+        mine = [position[v] for v in own]
+        rows = [sorted(u for u, w in edges if w == v) for v in mine]
+        found.append((own, rows, sorted({u for row in rows for u in row} - {*mine})))
+    return found
+
+
+def fennel(edge_index: Tensor, nodes: int, parts: int, block: int, passes: int) -> list[int]:
+    """Fennel's assignment, restreamed: nodes of a block choose at once, gainers go first."""
+    near: list[set[int]] = [set() for _ in range(nodes)]
+    for u, v in edge_index.t().tolist():
+        if u != v:
+            near[u].add(v)
+            near[v].add(u)
+    largest = math.ceil(math.ceil(1.03 * nodes) / parts)
+    penalty = 1.5 * parts**0.5 * (sum(map(len, near)) / 2) / max(nodes, 1) ** 1.5
+    owner: list[int | None] = [None] * nodes
+    for _ in range(passes):
+        for first in range(0, nodes, block):
+            waiting = list(range(first, min(first + block, nodes)))
+            there = [[u for u in near[v] if owner[u] is not None] for v in waiting]
+            counts = {
+                v: Counter(owner[u] for u in own) for v, own in zip(waiting, there, strict=True)
+            }
+            for v in waiting:
+                owner[v] = None
+            sizes = [owner.count(p) for p in range(parts)]
+            room = [largest - size for size in sizes]
+            while waiting:
+                wishes = []
+                for v in waiting:
+                    score = [
+                        counts[v][p] - penalty * sizes[p] ** 0.5 if room[p] > 0 else -math.inf
+                        for p in range(parts)
+                    ]
+                    wishes.append((score.index(max(score)), -max(score), v))
+                for p, _, v in sorted(wishes):
+                    if room[p] > 0:
+                        owner[v] = p
+                        room[p] -= 1
+                waiting = [v for v in waiting if owner[v] is None]
+    return [p for p in owner if p is not None]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,16 @@ def of_parallel() -> dict[str, Call]:
     plan.save(FOLDER / "plan.json")
     one = p.plan(model, data, "a100x8", world_size=1)
     space, machine = p.space_of(graph, "a100x8", 2), p.preset("a100x8")
+    store = FOLDER / "store"
+    shutil.rmtree(store, ignore_errors=True)
+    p.write_partitions(data, 1, store)
+
+    @wraps(p.write_partitions)
+    def rewritten(*args: Any, **kwargs: Any) -> Any:
+        shutil.rmtree(FOLDER / "parts", ignore_errors=True)  # it takes new folders only
+        shutil.rmtree(Path("x"), ignore_errors=True)
+        return p.write_partitions(*args, **kwargs)
+
     return {
         "plan": Call(p.plan, model, data, "a100x8", world_size=2),
         "measure": Call(p.measure, EDGES, 4),
@@ -229,6 +240,8 @@ def of_parallel() -> dict[str, Call]:
         "probe_ranks": Call(p.probe_ranks),
         "save_checkpoint": Call(p.save_checkpoint, FOLDER / "state", model, optimizer),
         "load_checkpoint": Call(p.load_checkpoint, FOLDER / "state", model, optimizer),
+        "write_partitions": Call(rewritten, data, 1, FOLDER / "parts"),
+        "PartitionedData": Call(p.PartitionedData, store),
         "Plan.save": Call(plan.save, FOLDER / "plan.json"),
         "Plan.load": Call(p.Plan.load, FOLDER / "plan.json"),
         "Plan.check": Call(plan.check, graph),
@@ -294,6 +307,10 @@ FITS: dict[str, set[str]] = {
     "features": {"None"},
     "itemsize": {"None", "a bool"},
     "overlap": {"a bool"},
+    "undirected": {"a bool"},
+    "assignment": {"None"},
+    "rank": {"None", "zero"},
+    "folder": TEXTS,
 }
 FOR_TORCH = {"non_blocking"}  # goes on to torch as it is
 # Where one function takes more than others do under the same name.

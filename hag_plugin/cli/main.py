@@ -16,6 +16,7 @@ from hag_plugin.cli import (
     calibrate,
     demo,
     explain_plan,
+    partition,
     plan,
     plot,
     probe,
@@ -28,7 +29,9 @@ from hag_plugin.hag import constants
 from hag_plugin.hag.candidates import ChooseError
 from hag_plugin.starting import hand_over, interrupted
 
-COMMANDS = (demo, stats, build, plot, report, plan, explain_plan, probe, simulate, calibrate)
+COMMANDS = (
+    demo, stats, build, plot, report, plan, explain_plan, probe, simulate, partition, calibrate
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None, commands: Sequence[Any] = COMMANDS) -> int:

@@ -12,6 +12,8 @@ from hag_plugin.parallel.execution.parallelize import parallelize
 from hag_plugin.parallel.execution.share import Share, by_graph
 from hag_plugin.parallel.graphs.partition import Partition, partition
 from hag_plugin.parallel.graphs.stats import GraphStats, measure
+from hag_plugin.parallel.graphs.store.partitioned_data import PartitionedData
+from hag_plugin.parallel.graphs.store.write import write_partitions
 from hag_plugin.parallel.machine.probe import probe_ranks
 from hag_plugin.parallel.machine.topology import Topology, preset, presets
 from hag_plugin.parallel.model.opgraph import Op, OpGraph
@@ -33,6 +35,9 @@ from hag_plugin.parallel.graphs.stats import _AssumedCut as _AssumedCut
 from hag_plugin.parallel.graphs.stats import _CutWithoutHags as _CutWithoutHags
 from hag_plugin.parallel.graphs.stats import _MeasuredCut as _MeasuredCut
 from hag_plugin.parallel.graphs.stats import _UncountedCut as _UncountedCut
+from hag_plugin.parallel.graphs.store.manifest import Manifest as Manifest
+from hag_plugin.parallel.graphs.store.manifest import Part as Part
+from hag_plugin.parallel.graphs.store.part_files import FileRecord as FileRecord
 from hag_plugin.parallel.layouts import Layout as Layout
 from hag_plugin.parallel.machine.levels import Level as Level
 from hag_plugin.parallel.machine.levels import Link as Link
@@ -61,6 +66,7 @@ __all__ = [
     "Parallel",
     "ParallelNetwork",
     "Partition",
+    "PartitionedData",
     "Plan",
     "Refined",
     "Share",
@@ -80,4 +86,5 @@ __all__ = [
     "simulate_plan",
     "space_of",
     "trace",
+    "write_partitions",
 ]

@@ -8,6 +8,7 @@ import pickletools
 import pkgutil
 import subprocess
 import sys
+import tempfile
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -73,7 +74,16 @@ def sent() -> Any:
     return counts
 
 
+def cut() -> Any:
+    data = Data(edge_index=torch.tensor([[0, 1, 2, 3], [1, 0, 3, 1]]), num_nodes=4)
+    with tempfile.TemporaryDirectory() as folder:
+        hpp.write_partitions(data, 2, f"{folder}/parts")
+        return hpp.PartitionedData(f"{folder}/parts", 1)
+
+
 MADE = {
+    "part on disk": cut,
+    "counts of parts on disk": lambda: cut().stats,
     "plan": planned,
     "plan of a network": lambda: hpp.plan(torch.nn.Linear(4, 4), torch.ones(4, 4), "a100x8"),
     "topology": machine,

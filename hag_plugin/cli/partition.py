@@ -1,0 +1,146 @@
+"""`hag-plugin partition`: cuts a graph into parts on disk, in bounded memory."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hag_plugin.cli.models import in_words
+from hag_plugin.cli.options import add_command, positive, size
+from hag_plugin.cli.output import print_result
+from hag_plugin.data.edge_stream import open_edges, open_rows
+from hag_plugin.files import DatasetError
+from hag_plugin.parallel.graphs.store.assign import METHODS
+from hag_plugin.parallel.graphs.store.folder import check_new_folder
+from hag_plugin.parallel.graphs.store.manifest import Manifest
+from hag_plugin.parallel.graphs.store.write import MEMORY, write_partitions
+
+EXAMPLES = [
+    "edges.parquet --ranks 4 -o parts",
+    "graph.npz --ranks 8 -o parts --memory 16GiB",
+    "edges.npy --ranks 64 -o parts --rows x=features.npy y=labels.npy --undirected",
+    "edges.txt --ranks 2 -o parts --assignment parts.txt",
+]
+
+
+def add(commands: Any) -> None:
+    """Adds `partition` to the commands."""
+    parser = add_command(
+        commands,
+        "partition",
+        run,
+        "Cut a graph into parts on disk, one for each rank. Edges are read once, block by block, "
+        "and sorted on disk: the graph may be larger than memory. "
+        "`hag_plugin.parallel.PartitionedData` opens one part.",
+        EXAMPLES,
+    )
+    parser.add_argument(
+        "input",
+        help="file of edges: text, MatrixMarket, .npy, .npz (with x, y and masks), Parquet or "
+        "Feather; what it holds is told by its content",
+    )
+    parser.add_argument("--ranks", type=positive, required=True, metavar="R", help="parts to make")
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("--rows", nargs="*", default=[], metavar="NAME=FILE.npy",
+                        help="what nodes have: arrays with a row for each")  # fmt: skip
+    parser.add_argument("--nodes", type=positive, metavar="N", help="nodes of the graph (default: "
+                        "what the file or --rows say, or the largest id and one more)")  # fmt: skip
+    parser.add_argument("--method", choices=METHODS, default="auto", help="how nodes are assigned "
+                        "(default auto: metis where it is installed and the graph fits into "
+                        "memory, else fennel; contiguous where that cuts no more)")  # fmt: skip
+    parser.add_argument("--assignment", metavar="FILE", help="the part of each node, made "
+                        "elsewhere: .npy, or text, one a line")  # fmt: skip
+    parser.add_argument("--undirected", action="store_true",
+                        help="take every edge in both directions, once")  # fmt: skip
+    parser.add_argument("--memory", type=size, default=MEMORY, metavar="BYTES",
+                        help="that the process may have in all (default 4GiB)")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="the counts as JSON on stdout")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Cuts the graph and says how."""
+    with in_words():
+        check_new_folder(args.output)
+        stream = open_edges(args.input)
+        rows = dict(stream.rows)
+        for text in args.rows:
+            name, equals, path = text.partition("=")
+            if not (name and equals and path):
+                raise ValueError(f"--rows {text!r}; expected NAME=FILE.npy")
+            rows[name] = open_rows(path)
+        stream = replace(stream, rows=rows, num_nodes=args.nodes or stream.num_nodes)
+        assignment = None if args.assignment is None else _assignment(args.assignment)
+        print(stream.words, file=sys.stderr)
+        found = write_partitions(
+            stream,
+            args.ranks,
+            args.output,
+            method=args.method,
+            assignment=assignment,
+            undirected=args.undirected,
+            memory=args.memory,
+        )
+    print_result(args, {"partition": _counts(found), "output": args.output}, _table(found, args))
+
+
+def _assignment(name: str) -> np.ndarray:
+    path = Path(name)
+    try:
+        with open(path, "rb") as file:
+            is_array = file.read(6) == b"\x93NUMPY"
+        if is_array:
+            return np.asarray(np.load(path, allow_pickle=False))
+        text = path.read_text()
+        wrong = re.search(r"[^0-9\s]", text)
+        if wrong:
+            line = text.count("\n", 0, wrong.start()) + 1
+            raise DatasetError(
+                f"{name}, line {line}: {wrong[0]!r}; expected a part's number a line"
+            )
+        return np.array(text.split(), np.int64)
+    except (DatasetError, OSError):
+        raise
+    except Exception as e:  # NumPy raises whatever a wrong header leads to
+        raise DatasetError(f"{name} is no file of parts' numbers: {e}") from e
+
+
+def _counts(found: Manifest) -> dict[str, Any]:
+    return {
+        "nodes": found.nodes,
+        "edges": found.edges,
+        "ranks": found.ranks,
+        "method": found.method,
+        "cut": found.cut,
+        "node_balance": found.node_balance,
+        "edge_balance": found.edge_balance,
+        "names": list(found.names),
+        "fingerprint": found.fingerprint,
+        "parts": [
+            {"rows": part.rows, "edges": part.edges, "halo": sum(part.halo)} for part in found.parts
+        ],
+    }
+
+
+def _table(found: Manifest, args: argparse.Namespace) -> str:
+    lines = [f"{'part':>5} {'nodes':>13} {'edges':>15} {'rows of others':>15}"]
+    shown = found.parts[:16]
+    for number, part in enumerate(shown):
+        lines.append(f"{number:>5} {part.rows:>13,} {part.edges:>15,} {sum(part.halo):>15,}")
+    if len(shown) < found.ranks:
+        lines.append(f"  ... {found.ranks - len(shown)} more")
+    return "\n".join(
+        [
+            *lines,
+            f"{found.nodes:,} nodes, {found.edges:,} edges, {found.method}: {found.cut:.1%} of the "
+            f"edges are cut, the largest part has {found.node_balance:.2f} times the mean of nodes "
+            f"and {found.edge_balance:.2f} times that of edges",
+            f"written to {args.output}"
+            + (f", with {', '.join(found.names)}" if found.names else ""),
+        ]
+    )

@@ -1,0 +1,244 @@
+"""The manifest of a store: the counts of its parts, and what each of their files must be.
+
+A JSON document with a SHA-256 of all else that is in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hag_plugin.files import DatasetError, read_json
+from hag_plugin.hag.graph import MAX_NODES
+from hag_plugin.parallel.graphs.stats import GraphStats, PartitionStats
+from hag_plugin.parallel.graphs.store.part_files import NAME, OWN, SUFFIX, FileRecord
+from hag_plugin.saved import set_module
+
+FILE = "manifest.json"
+FORMAT = "hag_plugin graph store"
+VERSION = 1
+
+
+@set_module("hag_plugin.parallel")
+@dataclass(frozen=True)
+class Part:
+    """What the manifest says of one part.
+
+    Attributes:
+        rows: its nodes.
+        edges: that lead to them.
+        inner: those of which it has the source, too.
+        halo: `[R]`, rows that it reads of each part.
+        files: by the array's name.
+    """
+
+    rows: int
+    edges: int
+    inner: int
+    halo: tuple[int, ...]
+    files: dict[str, FileRecord]
+
+
+@set_module("hag_plugin.parallel")
+@dataclass(frozen=True)
+class Manifest:
+    """A graph cut into parts on disk.
+
+    Attributes:
+        nodes: N.
+        edges: E.
+        method: how nodes were assigned: "contiguous", "metis", "labels", "fennel" or "assignment".
+        undirected: whether every edge was taken in both directions, once.
+        source: what the graph was read as.
+        fingerprint: of the edges in the store's numbering, as `measure` has it.
+        merged: for each number of parts that may be one, and leaves several, `[R / c, R / c]`: rows
+            that each such group reads of each other one.
+        parts: R of them.
+    """
+
+    nodes: int
+    edges: int
+    method: str
+    undirected: bool
+    source: str
+    fingerprint: str
+    merged: dict[int, tuple[tuple[int, ...], ...]]
+    parts: tuple[Part, ...]
+
+    @property
+    def ranks(self) -> int:
+        """R."""
+        return len(self.parts)
+
+    @property
+    def first(self) -> np.ndarray:
+        """int64 `[R + 1]`, the first node of each part, and N."""
+        rows = [part.rows for part in self.parts]
+        return np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What nodes have."""
+        return tuple(name for name in self.parts[0].files if name not in OWN)
+
+    @property
+    def cut(self) -> float:
+        """Edges between parts, over E."""
+        return 1 - sum(part.inner for part in self.parts) / self.edges if self.edges else 0.0
+
+    @property
+    def node_balance(self) -> float:
+        """Nodes of the largest part, over the mean."""
+        return max(p.rows for p in self.parts) * self.ranks / self.nodes if self.nodes else 1.0
+
+    @property
+    def edge_balance(self) -> float:
+        """Edges of the part that has most, over the mean."""
+        return max(p.edges for p in self.parts) * self.ranks / self.edges if self.edges else 1.0
+
+    @property
+    def stats(self) -> GraphStats:
+        """What `plan` has to know of the graph: counted for R parts, merged or not, and for one."""
+        known = {(1, 1): self._merge(self.ranks, ((0,),)), (self.ranks, 1): self._cut()}
+        known[self.ranks, self.ranks] = known[1, 1]
+        for count, halo in self.merged.items():
+            known[self.ranks, count] = self._merge(count, halo)
+        return GraphStats(
+            self.nodes, self.edges, self.fingerprint, source="graph store", _partitions=known
+        )
+
+    def _cut(self) -> PartitionStats:
+        halo = np.array([part.halo for part in self.parts], np.int64)
+        inner = np.array([part.inner for part in self.parts], np.int64)
+        return replace(self._merge(1, halo), inner=inner)
+
+    def _merge(self, count: int, halo: Any) -> PartitionStats:
+        """The counts where each `count` parts are one."""
+        counts = np.array([(part.rows, part.edges) for part in self.parts], np.int64)
+        rows, edges = counts.reshape(-1, count, 2).sum(axis=1).T
+        inner = edges if len(rows) == 1 else None
+        return PartitionStats(rows, edges, np.array(halo, np.int64), None, None, self.method, inner)
+
+    def save(self, folder: Path) -> None:
+        """Writes it into the folder of a store."""
+        content = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        content["merged"] = {str(count): halo for count, halo in self.merged.items()}
+        document = {**content, "sha256": _digest(content)}
+        with open(folder / FILE, "x") as file:
+            json.dump(document, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Manifest:
+        """The manifest of a store.
+
+        Raises:
+            DatasetError: there is none, or it is damaged or of another kind. It names the file.
+        """
+        path = Path(folder) / FILE
+        try:
+            document = read_json(path)
+        except (FileNotFoundError, NotADirectoryError) as e:
+            raise DatasetError(
+                f"{path} is missing; expected the folder of a store, as hag-plugin partition makes"
+            ) from e
+        except IsADirectoryError as e:
+            raise DatasetError(f"{path} is a folder; expected a store's manifest") from e
+        except ValueError as e:
+            raise DatasetError(str(e)) from e
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise DatasetError(f"{path} is no manifest of a graph store")
+        if document.get("version") != VERSION:
+            raise DatasetError(
+                f"{path} is of version {str(document.get('version'))[:20]}; expected {VERSION}"
+            )
+        digest = document.pop("sha256", None)
+        if digest != _digest(document):
+            raise DatasetError(f"{path} was changed: its SHA-256 is not that of its content")
+        try:
+            return _checked(cls._of(document))
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as e:
+            raise DatasetError(f"{path} is no valid manifest: {type(e).__name__}: {e}") from e
+
+    @classmethod
+    def _of(cls, document: dict[str, Any]) -> Manifest:
+        fields = {name: document[name] for name in cls.__dataclass_fields__}
+        fields["merged"] = {
+            int(count): tuple(map(tuple, halo)) for count, halo in document["merged"].items()
+        }
+        fields["parts"] = tuple(
+            Part(**{
+                **part,
+                "halo": tuple(part["halo"]),
+                "files": {
+                    name: FileRecord(**{**record, "shape": tuple(record["shape"])})
+                    for name, record in part["files"].items()
+                },
+            })
+            for part in document["parts"]
+        )  # fmt: skip
+        return cls(**fields)
+
+
+def groups(parts: int) -> list[int]:
+    """How many parts may be one, so that several are left."""
+    return [count for count in range(2, parts) if parts % count == 0]
+
+
+def part_folder(folder: str | os.PathLike[str], part: int) -> Path:
+    """The folder of a part."""
+    return Path(folder) / f"part-{part:05d}"
+
+
+def array_path(folder: str | os.PathLike[str], part: int, name: str) -> Path:
+    """The file of an array of a part."""
+    return part_folder(folder, part) / f"{name}{SUFFIX}"
+
+
+def _digest(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _checked(found: Manifest) -> Manifest:
+    """The same; raises ValueError where its counts do not fit each other."""
+    counts = [found.nodes, found.edges]
+    for part in found.parts:
+        counts += [part.rows, part.edges, part.inner, *part.halo]
+    for halo in found.merged.values():
+        counts += [count for row in halo for count in row]
+    if not all(type(count) is int and count >= 0 for count in counts) or found.nodes > MAX_NODES:
+        raise ValueError("a count is no whole number, 0 or more")
+    texts = found.method, found.source, found.fingerprint
+    if not all(isinstance(text, str) for text in texts) or type(found.undirected) is not bool:
+        raise ValueError("method, source and fingerprint are texts, undirected is true or false")
+    if not found.parts:
+        raise ValueError("it has no parts")
+    if sum(p.rows for p in found.parts) != found.nodes:
+        raise ValueError(f"its parts do not have {found.nodes} nodes")
+    if sum(p.edges for p in found.parts) != found.edges:
+        raise ValueError(f"its parts do not have {found.edges} edges")
+    if found.merged.keys() != {*groups(found.ranks)} or any(
+        {len(halo), *map(len, halo)} != {found.ranks // count}
+        for count, halo in found.merged.items()
+    ):
+        raise ValueError("merged does not fit its parts")
+    names = found.parts[0].files.keys()
+    for number, part in enumerate(found.parts):
+        if part.files.keys() != names or not {*OWN} <= names or not all(map(NAME.fullmatch, names)):
+            raise ValueError(f"part {number} has files {sorted(part.files)}")
+        rows = {"indptr": part.rows + 1, "sources": part.edges, "halo": sum(part.halo)}
+        for name, record in part.files.items():
+            np.dtype(record.dtype)
+            if record.shape[0] != rows.get(name, part.rows):
+                raise ValueError(f"part {number} has {name} of shape {record.shape}")
+        if part.inner > part.edges or len(part.halo) != len(found.parts) or part.halo[number]:
+            raise ValueError(f"part {number} has counts that do not fit each other")
+    return found

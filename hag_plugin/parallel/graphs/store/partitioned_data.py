@@ -1,0 +1,159 @@
+"""One part of a graph on disk, as the rank that has it sees it."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hag_plugin.arguments import check_flag, check_path, whole
+from hag_plugin.files import DatasetError
+from hag_plugin.parallel.graphs.stats import GraphStats
+from hag_plugin.parallel.graphs.store.manifest import Manifest, array_path
+from hag_plugin.parallel.graphs.store.part_files import OWN, open_array
+from hag_plugin.saved import set_module
+
+
+@set_module("hag_plugin.parallel")
+class PartitionedData:
+    """This rank's part of a graph that `write_partitions`, or `hag-plugin partition`, has cut.
+
+    Of the store it opens the manifest and the files of its part, and no others. What nodes have are
+    attributes, `x`, `y` and `train_mask` say: a tensor with a row for each node of the part, mapped
+    from its file. Nodes have the store's numbers, increasing by part; `nodes` has those of before.
+
+    Args:
+        folder: of the store.
+        rank: whose part; by default that of torch.distributed, or 0 where the store has one part.
+        verify: compare all bytes of the part's files with the manifest. Otherwise only their sizes,
+            dtypes and shapes.
+
+    Attributes:
+        manifest: counts of all parts.
+        rank: of this part.
+        indptr: int64 `[n + 1]`, where the edges of each of its n nodes begin.
+        sources: int32 `[E']`, the sources of the edges that lead to them, by the store's numbers.
+        nodes: int64 `[n]`, the numbers that its nodes had before.
+        halo: int32 `[H]`, nodes of others that are sources of its edges, increasing.
+
+    Raises:
+        DatasetError: a file is missing, damaged or another store's. It names the file.
+        ValueError: the number of ranks is not that of the parts, or no rank is known.
+
+    Example:
+        >>> import tempfile, types
+        >>> from hag_plugin.parallel.graphs.store.write import write_partitions
+        >>> edges = torch.tensor([[0, 1, 2, 3, 0], [1, 0, 3, 2, 2]])
+        >>> data = types.SimpleNamespace(edge_index=edges, num_nodes=4, y=torch.arange(4))
+        >>> with tempfile.TemporaryDirectory() as there:
+        ...     _ = write_partitions(data, 2, f"{there}/parts", method="contiguous")
+        ...     part = PartitionedData(f"{there}/parts", rank=1)
+        >>> part.y.tolist(), part.edge_index.tolist(), part.halo.tolist()
+        ([2, 3], [[0, 3, 2], [2, 2, 3]], [0])
+    """
+
+    indptr: Tensor
+    sources: Tensor
+    nodes: Tensor
+    halo: Tensor
+    _tensors: dict[str, Tensor]
+
+    def __init__(
+        self, folder: str | os.PathLike[str], rank: int | None = None, *, verify: bool = True
+    ) -> None:
+        check_path("folder", folder)
+        check_flag("verify", verify)
+        self.manifest = Manifest.load(folder)
+        self.rank = _rank(rank, self.manifest.ranks)
+        self._tensors = {
+            name: torch.from_numpy(open_array(array_path(folder, self.rank, name), record, verify))
+            for name, record in self.manifest.parts[self.rank].files.items()
+        }
+        ends = self._tensors["indptr"][[0, -1]].tolist()
+        if ends != [0, self.num_edges]:
+            path = array_path(folder, self.rank, "indptr")
+            raise DatasetError(f"{path} runs from {ends[0]} to {ends[1]}; expected 0 to "
+                               f"{self.num_edges}, the part's edges")  # fmt: skip
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name == "_tensors":  # before it is made, as pickle asks
+            raise AttributeError(name)
+        found: Tensor | None = self._tensors.get(name)
+        if found is None:
+            raise AttributeError(f"a node of this store has no {name!r}; {self.names}")
+        return found
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name}={list(self._tensors[name].shape)}" for name in self.names)
+        counts = f"{self.num_nodes:,} nodes, {self.num_edges:,} edges, {len(self.halo):,} of halo"
+        return f"PartitionedData(part {self.rank} of {self.ranks}: {counts}; {parts})"
+
+    @property
+    def ranks(self) -> int:
+        """R."""
+        return self.manifest.ranks
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What nodes have."""
+        return tuple(name for name in self._tensors if name not in OWN)
+
+    @property
+    def num_nodes(self) -> int:
+        """n, the part's nodes; the graph has `manifest.nodes`."""
+        return self.manifest.parts[self.rank].rows
+
+    @property
+    def num_edges(self) -> int:
+        """E', edges into the part's nodes; the graph has `manifest.edges`."""
+        return self.manifest.parts[self.rank].edges
+
+    @property
+    def first(self) -> int:
+        """The store's number of the part's first node."""
+        return int(self.manifest.first[self.rank])
+
+    @property
+    def stats(self) -> GraphStats:
+        """Counts of the whole graph and of its parts, from the manifest: what `trace` takes."""
+        return self.manifest.stats
+
+    @property
+    def edge_index(self) -> Tensor:
+        """int64 `[2, E']`, the edges into the part's nodes, by the store's numbers."""
+        return torch.stack([self.sources.long(), self._targets() + self.first])
+
+    @cached_property
+    def local_edge_index(self) -> Tensor:
+        """int64 `[2, E']`, the same with local numbers: 0 to n - 1 are the part's nodes, and as
+        sources n to n + H - 1 those of `halo`. `build_hag` takes it with `size=(n + H, n)`.
+        """
+        source, own = self.sources.long(), self.num_nodes
+        local = source - self.first
+        outside = (local < 0) | (local >= own)
+        local[outside] = own + torch.searchsorted(self.halo.long(), source[outside])
+        return torch.stack([local, self._targets()])
+
+    def owners(self, nodes: Tensor) -> Tensor:
+        """int64, the parts that have some nodes, by the store's numbers."""
+        first = torch.from_numpy(self.manifest.first)
+        return torch.searchsorted(first, nodes.long(), right=True) - 1
+
+    def _targets(self) -> Tensor:
+        return torch.repeat_interleave(
+            torch.arange(self.num_nodes), self.indptr.diff(), output_size=self.num_edges
+        )
+
+
+def _rank(rank: int | None, parts: int) -> int:
+    together = dist.is_available() and dist.is_initialized()
+    if together and dist.get_world_size() != parts:
+        raise ValueError(f"{dist.get_world_size()} ranks run; the store has {parts} parts")
+    if rank is None and not together and parts > 1:
+        raise ValueError(f"rank is None; expected 0 to {parts - 1}, or torch.distributed started")
+    if rank is None:
+        rank = dist.get_rank() if together else 0
+    return whole("rank", rank, 0, parts - 1)

@@ -1,0 +1,132 @@
+"""Edges, and what nodes have, as they come: block by block, each read once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from hag_plugin.arguments import brief
+from hag_plugin.hag.graph import check_edge_index
+
+
+@dataclass(frozen=True, eq=False)
+class RowStream:
+    """A row for each node, in the order of their numbers.
+
+    Attributes:
+        rows: how many.
+        dtype: of the values.
+        shape: of one row.
+        blocks: given the most rows at a time, arrays `[k, *shape]`.
+    """
+
+    rows: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    blocks: Callable[[int], Iterator[np.ndarray]]
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> RowStream:
+        """The rows of an array."""
+
+        def blocks(most: int) -> Iterator[np.ndarray]:
+            for first in range(0, len(array), most):
+                yield array[first : first + most]
+
+        return cls(len(array), array.dtype, array.shape[1:], blocks)
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeStream:
+    """A graph whose edges come block by block.
+
+    Attributes:
+        blocks: given the most edges at a time, whole numbers `[2, k]`, sources and targets.
+        words: what the graph was read as.
+        num_nodes: N, or None: the largest id and one more.
+        where: says where edge `i` is.
+        rows: what nodes have, by name.
+    """
+
+    blocks: Callable[[int], Iterator[np.ndarray]]
+    words: str
+    num_nodes: int | None = None
+    where: Callable[[int], str] = "edge {:,}".format
+    rows: Mapping[str, RowStream] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        edge_index: np.ndarray,
+        num_nodes: int | None,
+        rows: Mapping[str, np.ndarray] | None = None,
+        words: str = "arrays",
+    ) -> EdgeStream:
+        """The edges of an array `[2, E]`."""
+
+        def blocks(most: int) -> Iterator[np.ndarray]:
+            for first in range(0, edge_index.shape[1], most):
+                yield edge_index[:, first : first + most]
+
+        def where(edge: int) -> str:
+            return f"edge {edge:,} is {edge_index[:, edge].tolist()}"
+
+        streams = {name: RowStream.of(array) for name, array in (rows or {}).items()}
+        return cls(blocks, words, num_nodes, where, streams)
+
+
+def stream_of(data: Any) -> EdgeStream:
+    """The graph that a user gave: a stream, PyG's `Data`, or a graph of DGL's.
+
+    Raises:
+        TypeError: it is none of these.
+        ValueError: it has values of edges, which a store does not keep.
+    """
+    if isinstance(data, EdgeStream):
+        return data
+    if hasattr(data, "ndata") and hasattr(data, "edges"):
+        if len(data.ntypes) > 1 or len(data.etypes) > 1:
+            raise ValueError(f"data has node types {data.ntypes} and edge types {data.etypes}; "
+                             "expected one of each")  # fmt: skip
+        _refuse_edge_values(name for name in data.edata if name not in ("_ID", "_TYPE"))
+        ends = [ids.cpu().numpy() for ids in data.edges()]
+        rows = {name: _array(name, value) for name, value in data.ndata.items() if name != "_ID"}
+        return EdgeStream.of(np.stack(ends), data.num_nodes(), rows, "a DGL graph")
+    edge_index = getattr(data, "edge_index", None)
+    if isinstance(edge_index, Tensor) and hasattr(data, "num_nodes"):
+        check_edge_index(edge_index)
+        items = data.to_dict() if hasattr(data, "to_dict") else vars(data)
+        tensors = {name: each for name, each in items.items() if isinstance(each, Tensor)}
+        tensors.pop("edge_index")
+        nodes = data.num_nodes
+        if hasattr(data, "is_edge_attr"):
+            _refuse_edge_values(n for n in tensors if data.is_edge_attr(n))
+        rows = {
+            name: _array(name, each)
+            for name, each in tensors.items()
+            if each.dim() and each.shape[0] == nodes
+        }
+        return EdgeStream.of(edge_index.detach().cpu().numpy(), nodes, rows, type(data).__name__)
+    raise TypeError(
+        f"data is {brief(data)}; expected PyG's Data, a DGL graph, or what "
+        "hag_plugin.data.edge_stream.open_edges makes of a file"
+    )
+
+
+def _refuse_edge_values(names: Iterator[str]) -> None:
+    there = sorted(names)
+    if there:
+        raise ValueError(
+            f"data has values of edges, {', '.join(there)}, which are not kept; expected none"
+        )
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value.detach().cpu().numpy())
+    except (TypeError, RuntimeError) as e:
+        raise ValueError(f"{name} is {brief(value)}; expected numbers that NumPy knows") from e

@@ -1,0 +1,193 @@
+"""Work that ends early leaves no store, and what a killed process has left goes with the next."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hag_plugin as hp
+from hag_plugin.parallel.graphs.store.folder import whole_folder
+from hag_plugin.parallel.graphs.store.streams import EdgeStream, RowStream
+
+from ....saving import run_fresh
+
+hpp = hp.parallel
+
+SLOW = """
+import sys, time
+import numpy as np, torch
+import hag_plugin as hp
+from hag_plugin.parallel.graphs.store.streams import EdgeStream, RowStream
+
+stage, edges = sys.argv[1], np.random.default_rng(0).integers(0, 1000, (2, 5000))
+
+def paused(array, wait):
+    def blocks(most):
+        for number, block in enumerate(np.array_split(array, 10)):
+            if wait and number == 5:
+                print("here", flush=True)
+                time.sleep(600)
+            yield block
+    return blocks
+
+by_edge = paused(edges.T, stage == "edges")
+rows = {"x": RowStream(1000, np.dtype("f8"), (), paused(np.ones(1000), stage == "rows"))}
+stream = EdgeStream(lambda most: (block.T for block in by_edge(most)), "slow", 1000, rows=rows)
+hp.parallel.write_partitions(stream, 3, "parts", method="fennel")
+"""
+
+
+def stream(**rows: np.ndarray) -> EdgeStream:
+    return EdgeStream.of(np.random.default_rng(0).integers(0, 1000, (2, 5000)), 1000, rows)
+
+
+@pytest.mark.parametrize("stage", ["edges", "rows"])
+def test_what_a_killed_process_leaves(stage: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SLOW, stage]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        (left,) = tmp_path.iterdir()
+        # One that works beside it does not disturb it.
+        hpp.write_partitions(stream(), 2, tmp_path / "parts")
+        assert {*tmp_path.iterdir()} == {left, tmp_path / "parts"}
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert {*tmp_path.iterdir()} == {left, tmp_path / "parts"}
+    assert any((left / "work").iterdir())
+    assert hpp.PartitionedData(tmp_path / "parts", 0).ranks == 2  # the other one's
+    (tmp_path / "parts").rename(tmp_path / "moved")
+    hpp.write_partitions(stream(), 3, tmp_path / "parts")
+    assert {*tmp_path.iterdir()} == {tmp_path / "moved", tmp_path / "parts"}
+    assert hpp.PartitionedData(tmp_path / "parts", 2).ranks == 3
+
+
+class Ended(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, Ended, OSError])
+@pytest.mark.parametrize("stage", ["edges", "rows"])
+def test_errors_leave_nothing(stage: str, error: type[BaseException], tmp_path: Path) -> None:
+    def broken(most: int) -> Iterator[np.ndarray]:
+        yield np.ones((2, 1), np.int64)
+        raise error
+
+    edges = EdgeStream.of(np.ones((2, 3), np.int64), 3).blocks
+    rows = {"x": RowStream(3, np.dtype("i8"), (1,), broken)}
+    bad = EdgeStream(broken, "", 3)
+    if stage == "rows":
+        bad = EdgeStream(edges, "", 3, rows=rows)
+    with pytest.raises(error):
+        hpp.write_partitions(bad, 2, tmp_path / "parts")
+    assert not list(tmp_path.iterdir())
+
+
+FULL = """
+import resource, signal, sys
+import numpy as np
+import hag_plugin as hp
+from hag_plugin.parallel.graphs.store.streams import EdgeStream
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+edges = np.random.default_rng(0).integers(0, 1000, (2, 50_000))
+stream = EdgeStream.of(edges, 1000, {"x": np.ones((1000, 100))})
+for limit in (1000, 50_000, 190_000, 390_000):  # of a file, as where the disk is full
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        hp.parallel.write_partitions(stream, 2, "parts", method="fennel")
+    except OSError as e:
+        print(e.strerror, "|", e.filename)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+hp.parallel.write_partitions(stream, 2, "parts", method="fennel")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_FSIZE")
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    said = run_fresh(FULL, tmp_path).splitlines()
+    assert len(said) == 4
+    for line in said:
+        words, _, name = line.partition(" | ")
+        assert words == "File too large"
+        assert name.startswith(f"{tmp_path}/.parts.0.part/")
+    assert [each.name for each in tmp_path.iterdir()] == ["parts"]
+
+
+# Folders ----------------------------------------------------------------------------------------
+
+
+def test_what_is_there_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    hpp.write_partitions(stream(), 2, folder)  # it was empty
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(FileExistsError, match="it is there; expected a new folder"):
+        hpp.write_partitions(stream(), 3, folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError, match="it is a file; expected a new folder"):
+        hpp.write_partitions(stream(), 3, tmp_path / "file")
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        hpp.write_partitions(stream(), 3, tmp_path / "no" / "parts")
+    with pytest.raises(OSError, match="can't write to the folder /proc"):
+        hpp.write_partitions(stream(), 3, "/proc/parts")
+    with pytest.raises(OSError, match="File name too long"):
+        hpp.write_partitions(stream(), 3, tmp_path / ("x" * 300))
+    assert {path.name for path in tmp_path.iterdir()} == {"parts", "file"}
+
+
+def test_a_folder_that_another_one_finished_first(tmp_path: Path) -> None:
+    first, second = whole_folder(tmp_path / "parts"), whole_folder(tmp_path / "parts")
+    first.__enter__()
+    (second.__enter__() / "theirs").write_text("")
+    second.__exit__(None, None, None)
+    with pytest.raises(OSError, match="parts"):
+        first.__exit__(None, None, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["parts"]
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["theirs"]
+
+
+# Memory -----------------------------------------------------------------------------------------
+
+BOUNDED = textwrap.dedent("""
+    import sys
+    from pathlib import Path
+    import numpy as np
+    import hag_plugin as hp
+    from hag_plugin.data.edge_stream import open_edges
+
+    method, memory = sys.argv[1], int(sys.argv[2])
+    found = hp.parallel.write_partitions(
+        open_edges("edges.npy"), 2, "parts", method=method, memory=memory
+    )
+    peak = [l for l in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in l]
+    print(found.edges, found.method, int(peak[0].split()[1]) << 10)
+""")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc/self/status")
+@pytest.mark.parametrize("method", ["contiguous", "fennel"])
+def test_memory_is_bounded(method: str, tmp_path: Path) -> None:
+    """20 million edges, of which the keys alone have 160 MB and sorting takes a GB."""
+    edges, nodes, memory = 20_000_000, 1_000_000, 512 << 20
+    array = np.lib.format.open_memmap(tmp_path / "edges.npy", "w+", np.int32, (2, edges))
+    random = np.random.default_rng(0)
+    for at in range(0, edges, 4_000_000):
+        array[:, at : at + 4_000_000] = random.integers(0, nodes, (2, 4_000_000))
+    del array
+    command = [sys.executable, "-c", BOUNDED, method, str(memory)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    count, made, peak = done.stdout.split()
+    assert (int(count), made) == (edges, method)
+    assert int(peak) <= memory, f"{int(peak) >> 20} MiB"
