@@ -293,7 +293,8 @@ class _OpenPart:
         self._edges += len(rows.sources)
         self._read[rows.sources] = True
         targets = np.repeat(np.arange(rows.first, rows.first + len(ends)), rows.degree)
-        return _cpu.edge_hash(rows.sources.astype(np.int64), targets)
+        found: tuple[int, int] = _cpu.edge_hash(rows.sources.astype(np.int64), targets)
+        return found
 
     def finish(self) -> Part:
         """Writes which rows of others it reads."""
