@@ -93,7 +93,7 @@ def _part(path: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], Path]]:
                 try:
                     yield file, temporary
                 finally:
-                    if _has_name(file, temporary):
+                    if is_named(file, temporary):
                         temporary.unlink()
             return
         except BaseException:  # an interrupt at any moment leaves nothing behind
@@ -122,7 +122,7 @@ def _create(temporary: Path, path: str | os.PathLike[str]) -> IO[bytes] | None:
 def _is_ours(file: IO[bytes], temporary: Path) -> bool:
     """Locks a new file. False: another process takes it for one that was left, and cleans it."""
     try:
-        return _lock(file, temporary)
+        return lock_file(file, temporary)
     except OSError:  # this file system has no locks
         return True
 
@@ -131,7 +131,7 @@ def _clean(temporary: Path) -> bool:
     """Deletes what a process that was killed has left; False if one may be writing to it."""
     try:
         with open(temporary, "r+b") as file:
-            if not _lock(file, temporary):
+            if not lock_file(file, temporary):
                 return False
             temporary.unlink()
     except FileNotFoundError:
@@ -141,7 +141,7 @@ def _clean(temporary: Path) -> bool:
     return True
 
 
-def _lock(file: IO[bytes], name: Path) -> bool:
+def lock_file(file: IO[bytes], name: Path) -> bool:
     """Locks a file until it is closed. False: somebody else has, or it has lost its name.
 
     Raises:
@@ -155,10 +155,10 @@ def _lock(file: IO[bytes], name: Path) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    return _has_name(file, name)
+    return is_named(file, name)
 
 
-def _has_name(file: IO[bytes], name: Path) -> bool:
+def is_named(file: IO[bytes], name: Path) -> bool:
     """Whether the file is, still, that of this name."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(name))

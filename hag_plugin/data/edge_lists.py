@@ -85,7 +85,7 @@ def read_edge_list(source: Source, head: str, *, relabel: bool) -> Edges:
     Raises:
         DatasetError: it is no edge list; the first line that is wrong is named.
     """
-    sample = [text for _, text in islice(_data_lines(iter(head.split("\n"))), SAMPLE)]
+    sample = [text for _, text in islice(data_lines(iter(head.split("\n"))), SAMPLE)]
     if not sample:
         return Edges(np.zeros((2, 0), np.int64), _words(source, None, 0, ""), lambda _: "")
     kinds = [kind for pattern, kind in FOREIGN if re.match(pattern, sample[0].strip().lower())]
@@ -98,13 +98,13 @@ def read_edge_list(source: Source, head: str, *, relabel: bool) -> Edges:
         )
     if BIPARTITE.search(head):
         raise DatasetError(f"{source.name} is bipartite ('% bip'); expected one set of nodes")
-    form = _form(sample, head)
+    form = form_of(sample, head)
     if form is None:
-        raise _wrong_line(source, None, relabel, "no separator was found")
+        raise wrong_line(source, None, relabel, "no separator was found")
     pairs, named = _parse(source, form, relabel)
     notes = _size_line(head, pairs)
 
-    where = partial(_place, source, form)
+    where = partial(place_of, source, form)
     return Edges(
         pairs,
         _words(source, form, pairs.shape[1], notes),
@@ -114,7 +114,7 @@ def read_edge_list(source: Source, head: str, *, relabel: bool) -> Edges:
     )
 
 
-def _data_lines(lines: Iterator[str]) -> Iterator[tuple[int, str]]:
+def data_lines(lines: Iterator[str]) -> Iterator[tuple[int, str]]:
     """Lines that are neither empty nor comments, and their numbers."""
     for number, line in enumerate(lines, 1):
         text = line.lstrip()
@@ -125,14 +125,14 @@ def _data_lines(lines: Iterator[str]) -> Iterator[tuple[int, str]]:
 def _edges_of(source: Source, form: Form) -> Iterator[tuple[int, str]]:
     """The lines of edges, and their numbers."""
     with source.text() as file:
-        lines = _data_lines(iter(file))
+        lines = data_lines(iter(file))
         if form.first_is_header:
             next(lines, None)
         for number, line in lines:
             yield number, form.plain(line.rstrip("\n"))
 
 
-def _blocks_of(source: Source, form: Form) -> Iterator[list[str]]:
+def blocks_of(source: Source, form: Form) -> Iterator[list[str]]:
     """The same lines, many at a time: fast where they are numbers and separators only."""
     with source.text() as file:
         header, rest, block = form.first_is_header, "", " "
@@ -142,7 +142,7 @@ def _blocks_of(source: Source, form: Form) -> Iterator[list[str]]:
             lines = text.split("\n")
             rest = lines.pop() if block else ""
             if SPECIAL.search(text):
-                lines = [form.plain(line) for _, line in _data_lines(iter(lines))]
+                lines = [form.plain(line) for _, line in data_lines(iter(lines))]
             else:
                 lines = [line for line in lines if line and not line.isspace()]
             if header and lines:
@@ -151,7 +151,8 @@ def _blocks_of(source: Source, form: Form) -> Iterator[list[str]]:
             yield lines
 
 
-def _place(source: Source, form: Form, edge: int) -> str:
+def place_of(source: Source, form: Form, edge: int) -> str:
+    """Where an edge stands, and what is there, for an error."""
     number, text = next(islice(_edges_of(source, form), edge, None))
     return f"{source.name}, line {number}: {text.strip()[:60]!r}"
 
@@ -172,7 +173,7 @@ def _split(line: str, separator: str | None, quote: str) -> list[str]:
     return [field.strip() for field in row]
 
 
-def _form(sample: list[str], head: str) -> Form | None:
+def form_of(sample: list[str], head: str) -> Form | None:
     """The form that fits most of the lines; the first of those that fit as many."""
     quote = "'" if sample[0].lstrip().startswith("'") else '"'
     forms = (_try(sample, head, separator, quote) for separator in SEPARATORS)
@@ -262,16 +263,16 @@ def _parse(source: Source, form: Form, relabel: bool) -> tuple[np.ndarray, bool]
     if numbers is not None:
         return numbers, False
     if not relabel:
-        raise _wrong_line(source, form, relabel, "ids are not all node ids")
+        raise wrong_line(source, form, relabel, "ids are not all node ids")
     codes: defaultdict[str, int] = defaultdict(count().__next__)
     try:
         pairs = _load(source, form, np.int64, converters=codes.__getitem__)
     except (ValueError, OverflowError) as e:
         if isinstance(e, DatasetError):
             raise
-        raise _wrong_line(source, form, relabel, str(e)) from e
+        raise wrong_line(source, form, relabel, str(e)) from e
 
-    where = partial(_place, source, form)
+    where = partial(place_of, source, form)
     return from_names(pairs, list(codes), where, relabel)
 
 
@@ -285,7 +286,7 @@ def _load(source: Source, form: Form, dtype: Any, converters: Any = None) -> np.
 
     def read() -> Iterator[list[str]]:
         nonlocal lines
-        for block in _blocks_of(source, form):
+        for block in blocks_of(source, form):
             lines += len(block)
             yield block
 
@@ -313,7 +314,7 @@ def _load(source: Source, form: Form, dtype: Any, converters: Any = None) -> np.
     return np.ascontiguousarray(pairs)
 
 
-def _wrong_line(source: Source, form: Form | None, relabel: bool, otherwise: str) -> DatasetError:
+def wrong_line(source: Source, form: Form | None, relabel: bool, otherwise: str) -> DatasetError:
     """What is wrong with the first line that is."""
     form = form or Form(None, '"', None, False, 0, (0, 1), 0)
     for number, text in _edges_of(source, form):

@@ -20,11 +20,11 @@ import numpy as np
 from hag_plugin.data.edge_lists import (
     SAMPLE,
     Form,
-    _blocks_of,
-    _data_lines,
-    _form,
-    _place,
-    _wrong_line,
+    blocks_of,
+    data_lines,
+    form_of,
+    place_of,
+    wrong_line,
 )
 from hag_plugin.data.edges import ends, from_floats
 from hag_plugin.data.graph_data import MAX_ID
@@ -338,20 +338,20 @@ def _parquet(source: Source, path: Path) -> EdgeStream:
 
 
 def _text(source: Source, head: str) -> EdgeStream:
-    sample = [text for _, text in islice(_data_lines(iter(head.split("\n"))), SAMPLE)]
+    sample = [text for _, text in islice(data_lines(iter(head.split("\n"))), SAMPLE)]
     if not sample:
         return EdgeStream.of(np.zeros((2, 0), np.int64), None, None, f"{source.name}: no edges")
-    form = _form(sample, head)
+    form = form_of(sample, head)
     if form is None:
-        raise _wrong_line(source, None, False, "no separator was found")
+        raise wrong_line(source, None, False, "no separator was found")
 
     def blocks(most: int) -> Iterator[np.ndarray]:
-        for lines in _blocks_of(source, form):
+        for lines in blocks_of(source, form):
             for at in range(0, len(lines), most):
                 yield _parsed(source, form, lines[at : at + most])
 
     return EdgeStream(
-        blocks, f"{source.name} read as: an edge list", where=partial(_place, source, form)
+        blocks, f"{source.name} read as: an edge list", where=partial(place_of, source, form)
     )
 
 
@@ -365,7 +365,7 @@ def _parsed(source: Source, form: Form, lines: list[str]) -> np.ndarray:
         whole = pairs if dtype is np.int64 else from_floats(pairs)
         if whole is not None and whole.shape[1] == len(lines):
             return whole
-    raise _wrong_line(source, form, False, "ids are not all node ids")
+    raise wrong_line(source, form, False, "ids are not all node ids")
 
 
 def _loaded(form: Form, lines: list[str], dtype: Any) -> np.ndarray:

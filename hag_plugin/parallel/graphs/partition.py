@@ -127,7 +127,7 @@ def partition(
     if method == "contiguous" or parts == 1 or num_nodes <= parts:
         return _numbered(plain, parts, "contiguous")
     kind, assign = ("metis", _metis) if method == "metis" else ("labels", _labels)
-    if method == "auto" and _has_metis():
+    if method == "auto" and has_metis():
         kind, assign = "metis", _metis
     owner = assign(_Neighbours.of(edges, num_nodes), parts, seed)
     if method == "auto" and _halo(edges, plain) <= _halo(edges, owner):
@@ -174,7 +174,8 @@ class _Neighbours:
 # METIS ----------------------------------------------------------------------------------------
 
 
-def _has_metis() -> bool:
+def has_metis() -> bool:
+    """Whether METIS is installed."""
     try:
         import pymetis  # noqa: F401
     except ImportError:

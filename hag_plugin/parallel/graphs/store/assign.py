@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hag_plugin.parallel.graphs.partition import _has_metis, partition
+from hag_plugin.parallel.graphs.partition import has_metis, partition
 from hag_plugin.parallel.graphs.store.fennel import fennel
 from hag_plugin.parallel.graphs.store.sorting import Numbering, Spool
 from hag_plugin.parallel.layouts import chunk_sizes
@@ -65,7 +65,7 @@ def assign(
     needed = EDGE_BYTES * spool.edges + NODE_BYTES * nodes
     kind = method
     if method == "auto":
-        kind = "metis" if _has_metis() and needed <= memory else "fennel"
+        kind = "metis" if has_metis() and needed <= memory else "fennel"
     if kind == "fennel":
         found = numbered(fennel(spool, nodes, parts, memory, folder), parts)
     elif needed > memory:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from hag_plugin.files import _has_name, _lock
+from hag_plugin.files import is_named, lock_file
 
 LOCK = "lock"
 
@@ -97,7 +97,7 @@ def _create(folder: Path, target: Path) -> IO[bytes] | None:
         except (FileNotFoundError, FileExistsError):  # it was taken for one that was left
             continue
         try:
-            if _lock(file, folder / LOCK):
+            if lock_file(file, folder / LOCK):
                 return file
         except OSError:  # this file system has no locks
             return file
@@ -109,7 +109,7 @@ def _clean(folder: Path) -> bool:
     lock = folder / LOCK
     try:
         with open(lock, "r+b") as file:
-            if not _lock(file, lock) or not _has_name(file, lock):
+            if not lock_file(file, lock) or not is_named(file, lock):
                 return False
             shutil.rmtree(folder, ignore_errors=True)
     except FileNotFoundError:
