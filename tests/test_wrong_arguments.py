@@ -310,6 +310,7 @@ FITS: dict[str, set[str]] = {
     "undirected": {"a bool"},
     "assignment": {"None"},
     "rank": {"None", "zero"},
+    "sources": {"None"},
     "folder": TEXTS,
 }
 FOR_TORCH = {"non_blocking"}  # goes on to torch as it is

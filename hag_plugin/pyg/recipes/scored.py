@@ -219,7 +219,7 @@ def dtype_of_scores(how: Mapping[str, Any], device: torch.device) -> torch.dtype
     # What features of edges are multiplied with makes them of the dtype that products have, and
     # some devices compute a sum, or what is made of scores, in a wider one.
     made = {name: t for name, t in how.items() if name not in ("edges", "projection")}
-    scores = torch.empty(0, 1, dtype=common_dtype(made), device=device)
+    scores = torch.zeros(0, 1, dtype=common_dtype(made), device=device)
     if how["score"] in ("dot", "vector"):
         scores = scores.sum(dim=-1)
     of_softmax = how.get("normalise", "softmax") == "softmax"

@@ -6,7 +6,6 @@ import os
 from functools import cached_property
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from hag_plugin.arguments import check_flag, check_path, whole
@@ -149,6 +148,7 @@ class PartitionedData:
 
 
 def _rank(rank: int | None, parts: int) -> int:
+    dist = torch.distributed
     together = dist.is_available() and dist.is_initialized()
     if together and dist.get_world_size() != parts:
         raise ValueError(f"{dist.get_world_size()} ranks run; the store has {parts} parts")
