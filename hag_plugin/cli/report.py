@@ -14,7 +14,7 @@ from hag_plugin.cli.options import GRAPH_HELP, add_command, add_source, load
 from hag_plugin.cli.output import machine, package_versions, print_result
 from hag_plugin.cli.plot import draw_with_bar
 from hag_plugin.cli.search import LOOPS, add_search, search
-from hag_plugin.cli.stats import MATRICES, facts_of, facts_text, in_words
+from hag_plugin.cli.stats import MATRICES, facts_of, in_words, rows_of_facts
 from hag_plugin.hag.candidates import PLAIN, REORDERED, SHARED
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import SelfLoops
@@ -61,7 +61,6 @@ def run(args: argparse.Namespace) -> None:
         drawn = draw_with_bar(args, data, hag, drawing)
         svg = Path(drawing).read_text()
     stats, facts = hag.stats(mode), facts_of(data, hag)
-    rows = [line.split() for line in facts_text(facts).splitlines()]
     words = in_words(stats, hag)
     made = {**machine(), **{name: v for name, v in package_versions().items() if v}}
     page = [
@@ -70,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
         f"<style>{STYLE}</style>",
         f"<h1>{escape(data.name)}</h1>",
         f"<p>{escape(words)}</p>",
-        html_table([("graph", ""), *rows]),
+        html_table([("graph", ""), *rows_of_facts(facts)]),
         f"<h2>What is shared, in {MATRICES[args.self_loops]}</h2>",
         stats._repr_html_(),
         "<h2>What runs, by width</h2>",

@@ -13,7 +13,7 @@ from hag_plugin.cli.output import print_result
 from hag_plugin.cli.search import LOOPS, add_search, check, search
 from hag_plugin.data import graph_files
 from hag_plugin.data.graph_data import GraphData
-from hag_plugin.hag.candidates import PLAIN, REORDERED, SHARED, Choice
+from hag_plugin.hag.candidates import PLAIN, REORDERED, SHARED
 from hag_plugin.hag.gpu.occupancy import Occupancy
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import SelfLoops
@@ -59,8 +59,6 @@ def report(
 ) -> None:
     """Prints what a graph is and what its HAG costs."""
     facts, stats = facts_of(data, hag), hag.stats(mode)
-    ratio = stats.predicted_seconds_before / stats.predicted_seconds
-    gain = _gain(stats.choice, ratio)
     what = MATRICES[args.self_loops]
     words = in_words(stats, hag)
     if args.check:
@@ -74,31 +72,35 @@ def report(
                      "allow_subtraction": args.allow_subtraction,
                      "device": hag.options.device},
         "stats": asdict(stats),
-        "predicted_ratio": ratio,
-        "profits": gain > 1.0,
+        "predicted_ratio": _ratio(stats),
+        "profits": _gain(stats) > 1.0,
         "checked": bool(args.check),
         **extra,
     }  # fmt: skip
-    text = "\n".join([facts_text(facts), "", _stats_text(stats, what), "", words])
+    lines = [f"{name:<12}{value}" for name, value in rows_of_facts(facts)]
+    text = "\n".join([*lines, "", _stats_text(stats, what), "", words])
     print_result(args, result, text)
 
 
-def _gain(choice: Choice, ratio: float) -> float:
-    """How many times less an aggregation takes than on the plain graph; 1 where that one runs.
+def _ratio(stats: Stats) -> float:
+    """How many times less an aggregation takes than on the plain graph, by the cost model."""
+    return stats.predicted_seconds_before / stats.predicted_seconds
 
-    By the seconds that the choice went by, or else by the `ratio` of the cost model.
-    """
+
+def _gain(stats: Stats) -> float:
+    """The same by the seconds that the choice went by, if it did; 1 where the plain graph runs."""
+    choice = stats.choice
     if choice.name != SHARED:
         return 1.0
     if not choice.seconds:
-        return ratio
+        return _ratio(stats)
     return choice.seconds.get(PLAIN, 0.0) / max(choice.seconds[SHARED], 1e-12)
 
 
 def in_words(stats: Stats, hag: HAG) -> str:
     """Which program runs at the width of the search, why, and what each takes."""
     choice, width, device = stats.choice, hag.options.width, hag.options.device
-    gain = _gain(choice, stats.predicted_seconds_before / stats.predicted_seconds)
+    gain = _gain(stats)
     name = {SHARED: "HAG", PLAIN: "plain graph", REORDERED: "reordered plain graph"}
     if not choice.seconds:
         if choice.by == "search" and choice.name == PLAIN:
@@ -155,13 +157,15 @@ def facts_of(data: GraphData, hag: HAG) -> Facts:
     )
 
 
-def facts_text(facts: Facts) -> str:
-    """The same, a line each."""
-    rows = [(key.replace("_", "-"), value) for key, value in asdict(facts).items()]
-    return "\n".join(
-        f"{key:<12}{('yes' if value else 'no') if isinstance(value, bool) else format(value, ',')}"
-        for key, value in rows
-    )
+def rows_of_facts(facts: Facts) -> list[tuple[str, str]]:
+    """The name and the value of each, in words."""
+    return [
+        (
+            key.replace("_", "-"),
+            ("yes" if value else "no") if isinstance(value, bool) else format(value, ","),
+        )
+        for key, value in asdict(facts).items()
+    ]
 
 
 def _stats_text(stats: Stats, what: str) -> str:

@@ -66,8 +66,7 @@ def is_left(calls: Calls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> boo
     strangers: Strangers | None = calls.strangers
     if strangers is None or torch.compiler.is_compiling() or not strangers.follows(args, kwargs):
         return False
-    if _running.stack:
-        note("stock", calls.reasons["stock"])
+    note("stock", calls.reasons["stock"])
     return True
 
 
