@@ -88,7 +88,7 @@ def _part(path: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], Path]]:
             if file is None:
                 continue
             with file:
-                if not _is_ours(file, temporary):
+                if not is_ours(file, temporary):
                     continue
                 try:
                     yield file, temporary
@@ -119,7 +119,7 @@ def _create(temporary: Path, path: str | os.PathLike[str]) -> IO[bytes] | None:
             raise type(e)(e.errno, words, os.fspath(path)) from e
 
 
-def _is_ours(file: IO[bytes], temporary: Path) -> bool:
+def is_ours(file: IO[bytes], temporary: Path) -> bool:
     """Locks a new file. False: another process takes it for one that was left, and cleans it."""
     try:
         return lock_file(file, temporary)

@@ -103,13 +103,12 @@ def parallelize(
     if isinstance(plan, NetworkPlan):
         raise TypeError(f"the plan is of a model whose data is tensors; data is {brief(data)}")
     with group.together("planning"):
-        mine = _plan(model, data, plan, topology, part, call, group)
+        mine = _plan(Plan, model, data, plan, topology, part, call, group)
     chosen = group.broadcast(mine) if plan == "auto" else mine
     assert isinstance(chosen, Plan)
     _compare(chosen, group)
     with group.together("checking the plan"):
-        if hasattr(model, "parallel"):
-            raise ValueError("the model has an attribute 'parallel' already; expected none")
+        _check_free(model)
         pristine = stripped(model)
         recorded = record(pristine, data, hag=False, part=part, call=call)
         chosen.check(recorded.graph, group.size)
@@ -118,10 +117,7 @@ def parallelize(
     layouts = {k for c in chosen.configs.values() for k in (c.source, c.target)}
     for columns in sorted({layout.columns for layout in layouts}):
         group.mesh(columns)
-    with group.together("copying the model"):
-        found = copied(model).to(group.device)
-    parameters = Parameters(found, group)
-    parameters.broadcast()
+    found, parameters = _copy(model, group)
     parallel = Parallel(found, pristine, parameters, chosen, part, call, group)
     parallel.set_up(data, recorded)
     vars(found)["parallel"] = parallel
@@ -130,18 +126,20 @@ def parallelize(
 
 
 def _plan(
+    kind: type[Plan | NetworkPlan],
     model: Module,
     data: Any,
-    plan: Plan | str | os.PathLike[str],
+    plan: Plan | NetworkPlan | str | os.PathLike[str],
     topology: Topology | str | os.PathLike[str] | None,
     part: Part | None,
     call: ModelCall | None,
     group: Group,
-) -> Plan | None:
-    if isinstance(plan, Plan):
+) -> Plan | NetworkPlan | None:
+    """The plan that is given, or in a file, or found by the first rank: None on others."""
+    if not isinstance(plan, (str, os.PathLike)):
         return plan
     if plan != "auto":
-        return Plan.load(Path(plan))
+        return kind.load(Path(plan))
     if topology is None:
         raise ValueError("plan='auto' needs topology=, a preset's name or a file of `probe`")
     if group.rank:
@@ -149,20 +147,18 @@ def _plan(
     return find_plan(model, data, topology, world_size=group.size, part=part, call=call)
 
 
-def _network_plan(
-    model: Module,
-    inputs: tuple[Any, ...],
-    plan: NetworkPlan | str | os.PathLike[str],
-    topology: Topology | str | os.PathLike[str] | None,
-    group: Group,
-) -> NetworkPlan | None:
-    if isinstance(plan, NetworkPlan):
-        return plan
-    if plan != "auto":
-        return NetworkPlan.load(Path(plan))
-    if topology is None:
-        raise ValueError("plan='auto' needs topology=, a preset's name or a file of `probe`")
-    return None if group.rank else find_plan(model, inputs, topology, world_size=group.size)
+def _check_free(model: Module) -> None:
+    if hasattr(model, "parallel"):
+        raise ValueError("the model has an attribute 'parallel' already; expected none")
+
+
+def _copy(model: Module, group: Group) -> tuple[Module, Parameters]:
+    """A copy of the model on the group's device, with the first rank's parameters."""
+    with group.together("copying the model"):
+        found = copied(model).to(group.device)
+    parameters = Parameters(found, group)
+    parameters.broadcast()
+    return found, parameters
 
 
 def _network(
@@ -176,22 +172,18 @@ def _network(
     with group.together("planning"):
         if isinstance(plan, Plan):
             raise TypeError(f"the plan is of a model on a graph; data is {brief(inputs)}")
-        mine = _network_plan(model, inputs, plan, topology, group)
+        mine = _plan(NetworkPlan, model, inputs, plan, topology, None, None, group)
     chosen = group.broadcast(mine) if plan == "auto" else mine
     assert isinstance(chosen, NetworkPlan)
     _compare(chosen, group)
     check_alike(SimpleNamespace(**{f"input {i}": t for i, t in enumerate(inputs)}), group)
     with group.together("checking the plan"):
-        if hasattr(model, "parallel"):
-            raise ValueError("the model has an attribute 'parallel' already; expected none")
+        _check_free(model)
         pristine = without_values(model)
         network = followed(pristine, inputs)
         chosen.check(network)
     group.mesh()
-    with group.together("copying the model"):
-        found = copied(model).to(group.device)
-    parameters = Parameters(found, group)
-    parameters.broadcast()
+    found, parameters = _copy(model, group)
     parallel = ParallelNetwork(found, pristine, parameters, chosen, group)
     parallel.set_up(inputs, network)
     vars(found)["parallel"] = parallel

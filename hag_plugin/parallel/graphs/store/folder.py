@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from hag_plugin.files import is_named, lock_file
+from hag_plugin.files import is_named, is_ours, lock_file
 
 LOCK = "lock"
 
@@ -68,20 +68,29 @@ def _target(path: str | os.PathLike[str]) -> Path:
 def _part(target: Path) -> Iterator[Path]:
     """An empty folder beside the target, locked; gone at the end, unless it was renamed."""
     for number in itertools.count():
-        folder = target.with_name(f".{target.name[:50]}.{number}.part")
-        lock = _create(folder, target)
-        if lock is None:
-            continue
+        folder, lock = target.with_name(f".{target.name[:50]}.{number}.part"), None
         try:
+            lock = _create(folder, target)
+            if lock is None:
+                continue
             with lock:
-                yield folder
-                return
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+                if not is_ours(lock, folder / LOCK):
+                    continue
+                try:
+                    yield folder
+                finally:
+                    shutil.rmtree(folder, ignore_errors=True)
+            return
+        except BaseException:  # an interrupt at any moment leaves nothing behind
+            if lock is not None:
+                lock.close()  # what is locked is not cleaned
+            _clean(folder)
+            raise
 
 
 def _create(folder: Path, target: Path) -> IO[bytes] | None:
-    """Makes the folder; its lock, or None where another process writes to it."""
+    """Makes the folder; the file that is to be its lock, or None where another process writes to
+    it. It is locked where an interrupt closes it."""
     while True:
         try:
             folder.mkdir()
@@ -93,15 +102,9 @@ def _create(folder: Path, target: Path) -> IO[bytes] | None:
             words = f"can't write to the folder {target.parent}: {e.strerror}"
             raise type(e)(e.errno, words, str(target)) from e
         try:
-            file = open(folder / LOCK, "xb")  # noqa: SIM115
+            return open(folder / LOCK, "xb")
         except (FileNotFoundError, FileExistsError):  # it was taken for one that was left
             continue
-        try:
-            if lock_file(file, folder / LOCK):
-                return file
-        except OSError:  # this file system has no locks
-            return file
-        file.close()
 
 
 def _clean(folder: Path) -> bool:
