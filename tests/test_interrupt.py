@@ -10,6 +10,7 @@ import itertools
 import math
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import METHODS, Options
 from hag_plugin.kernels import _cpu
 from hag_plugin.ops import weights
+from hag_plugin.parallel.graphs.store import folder as folders
 
 pytestmark = [
     pytest.mark.slow,  # they wait for signals
@@ -412,6 +414,33 @@ def test_a_file_is_whole_or_absent_at_every_instruction(
         moment += 1
     assert moment > 100
     assert kept() == [b"old" if first and there else b"new"]
+
+
+@pytest.mark.parametrize("module", [files, folders], ids=["files", "folders"])
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_is_whole_or_absent(module: ModuleType, there: bool, tmp_path: Path) -> None:
+    """Interrupted before any instruction; one that was empty stays so."""
+    path = tmp_path / "folder"
+
+    def write() -> None:
+        with folders.whole_folder(path) as made:
+            (made / "new").write_bytes(b"new")
+
+    def kept() -> list[str]:
+        return sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*"))
+
+    whole, moment = ["folder", "folder/new"], 0
+    while True:
+        shutil.rmtree(path, ignore_errors=True)
+        if there:
+            path.mkdir()
+        before = kept()
+        if not interrupted_before_instruction(moment, str(module.__file__), write):
+            break
+        assert kept() in (before, whole), moment
+        moment += 1
+    assert moment > (100 if module is folders else 10)
+    assert kept() == whole
 
 
 def interrupted_before_instruction(number: int, file: str, call: Callable[[], None]) -> bool:
