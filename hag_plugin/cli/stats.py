@@ -17,7 +17,7 @@ from hag_plugin.hag.candidates import PLAIN, REORDERED, SHARED
 from hag_plugin.hag.gpu.occupancy import Occupancy
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import SelfLoops
-from hag_plugin.hag.stats import Stats
+from hag_plugin.hag.stats import Stats, rows_of_counts
 
 MATRICES = {"none": "A", "add": "A + I", "fill": "A with one loop a node"}  # by --self-loops
 
@@ -171,10 +171,8 @@ def rows_of_facts(facts: Facts) -> list[tuple[str, str]]:
 def _stats_text(stats: Stats, what: str) -> str:
     values = asdict(stats)
     lines = [f"{what:<24}{'plain graph':>16}{'HAG':>16}{'ratio':>10}"]
-    for key in ("aggregations", "rows_read", "rows_written", "bytes"):
-        before, after = values[f"{key}_before"], values[key]
-        ratio = f"{before / after:.2f}x" if after else "-"
-        lines.append(f"{key.replace('_', ' '):<24}{before:>16,}{after:>16,}{ratio:>10}")
+    lines += [f"{name:<24}{plain:>16}{here:>16}{ratio:>10}"
+              for name, plain, here, ratio in rows_of_counts(stats)]  # fmt: skip
     for key in ("intermediates", "tiles"):
         lines.append(f"{key:<24}{'-':>16}{values[key]:>16,}")
     lines.append(f"{'search, seconds':<24}{'-':>16}{stats.search_seconds:>16.3f}")

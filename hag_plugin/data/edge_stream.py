@@ -88,6 +88,14 @@ def open_rows(path: str | os.PathLike[str]) -> RowStream:
     return _rows(source.name, source.open)
 
 
+def _ids(pairs: np.ndarray, where: str) -> np.ndarray:
+    """The edges of a block as whole numbers."""
+    whole = from_floats(pairs) if pairs.dtype.kind == "f" else pairs
+    if whole is None:
+        raise DatasetError(f"{where}: values that are no whole numbers; expected node ids")
+    return whole
+
+
 # NumPy ------------------------------------------------------------------------------------------
 
 
@@ -166,14 +174,8 @@ def _edge_arrays(
     def blocks(most: int) -> Iterator[np.ndarray]:
         at = 0
         for pairs in (paired if together else apart)(most):
-            if pairs.dtype.kind == "f":
-                whole = from_floats(pairs)
-                if whole is None:
-                    raise DatasetError(f"{source.name}: {key} holds values that are no whole "
-                                       f"numbers, edges {at:,} on; expected node ids")  # fmt: skip
-                pairs = whole
+            yield _ids(pairs, f"{source.name}: {key}, edges {at:,} on")
             at += pairs.shape[1]
-            yield pairs
 
     def where(edge: int) -> str:
         pair = []
@@ -318,14 +320,8 @@ def _parquet(source: Source, path: Path) -> EdgeStream:
                 if any(column.null_count for column in columns):
                     raise DatasetError(f"{source.name}, rows {row + 1:,} on: a null; expected ids")
                 pairs = np.stack([column.to_numpy(zero_copy_only=False) for column in columns])
-                if pairs.dtype.kind == "f":
-                    whole = from_floats(pairs)
-                    if whole is None:
-                        raise DatasetError(f"{source.name}, rows {row + 1:,} on: values that are "
-                                           "no whole numbers; expected node ids")  # fmt: skip
-                    pairs = whole
+                yield _ids(pairs, f"{source.name}, rows {row + 1:,} on")
                 row += pairs.shape[1]
-                yield pairs
         except (pa.ArrowException, OSError) as e:
             raise damaged(e) from e
 

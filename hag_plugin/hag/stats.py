@@ -60,21 +60,21 @@ class Stats:
     gpu: occupancy.Occupancy | None = None
 
     def _repr_html_(self) -> str:
-        counts = [
-            ("aggregations", self.aggregations_before, self.aggregations),
-            ("rows read", self.rows_read_before, self.rows_read),
-            ("rows written", self.rows_written_before, self.rows_written),
-            ("bytes", self.bytes_before, self.bytes),
-        ]
-        rows = [("", "plain graph", "HAG", "ratio")]
-        rows += [
-            (name, f"{before:,}", f"{here:,}", f"{before / here:.2f}x" if here else "-")
-            for name, before, here in counts
-        ]
+        rows = [("", "plain graph", "HAG", "ratio"), *rows_of_counts(self)]
         before, here = (1e3 * s for s in (self.predicted_seconds_before, self.predicted_seconds))
         rows.append(("predicted ms", f"{before:.3g}", f"{here:.3g}", f"{before / here:.2f}x"))
         below = f"Runs: {self.choice}. Searched in {self.search_seconds:.3g} s."
         return html_table(rows, below=[below])
+
+
+def rows_of_counts(stats: Stats) -> list[tuple[str, str, str, str]]:
+    """What is counted, of the plain graph and of the program, and how many times less it is."""
+    rows = []
+    for key in ("aggregations", "rows_read", "rows_written", "bytes"):
+        before, here = getattr(stats, f"{key}_before"), getattr(stats, key)
+        ratio = f"{before / here:.2f}x" if here else "-"
+        rows.append((key.replace("_", " "), f"{before:,}", f"{here:,}", ratio))
+    return rows
 
 
 def program_stats(
