@@ -7,9 +7,10 @@ back in the order of ranks. One that fails, or takes too long, fails the test.
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import os
 import pickle
-import subprocess
+import runpy
 import sys
 import tempfile
 import threading
@@ -19,8 +20,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -100,6 +104,16 @@ def _threaded_world() -> Iterator[None]:
 
 # Processes ------------------------------------------------------------------------------------
 
+# What cases import: one process has, and the ranks of every test are forked from it.
+PRELOADED = [
+    "hag_plugin.parallel",
+    "hag_plugin.pyg",
+    "hypothesis",
+    "pytest",
+    "scipy.sparse",
+    "torch.distributed.checkpoint",
+]
+
 
 def run_processes(
     size: int,
@@ -134,46 +148,57 @@ def launch(
     """As `run_processes`, but hands out how each ended: `("returned", value)`, `("raised", text)`,
     `("died", what it wrote to stderr)` or `("took too long", the same)`.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        job = Path(folder) / "job"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         source = sys.modules[case.__module__].__file__
-        job.write_bytes(
-            pickle.dumps((case.__module__, source, case.__qualname__, args, size, timeout))
-        )
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        if sys.platform == "linux":
-            environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        command = [sys.executable, str(Path(__file__)), folder]
-        processes = []
-        for rank in range(size):
-            with (Path(folder) / f"stderr{rank}").open("wb") as stderr:
-                processes.append(
-                    subprocess.Popen([*command, str(rank)], stderr=stderr, env=environment)
-                )
+        job = case.__module__, source, case.__qualname__, args, size, timeout
+        (folder / "job").write_bytes(pickle.dumps(job))
+        # This file by its path: pytest may have given it a name that nobody else can import.
+        processes = [
+            _server().Process(target=runpy.run_path, args=(__file__, {"JOB": (folder, rank)}))
+            for rank in range(size)
+        ]
         end = time.monotonic() + limit
         outcomes = []
         try:
+            for process in processes:
+                process.start()
             for rank, process in enumerate(processes):
-                try:
-                    process.wait(max(end - time.monotonic(), 0.1))
-                    how = "died"
-                except subprocess.TimeoutExpired:
-                    how = "took too long"
-                result = Path(folder) / f"result{rank}"
+                process.join(max(end - time.monotonic(), 0.1))
+                how = "took too long" if process.is_alive() else "died"
+                result = folder / f"result{rank}"
                 if result.exists():
                     outcomes.append(pickle.loads(result.read_bytes()))
                 else:
-                    said = (Path(folder) / f"stderr{rank}").read_text(errors="replace")
-                    outcomes.append((how, said))
+                    said = folder / f"stderr{rank}"
+                    outcomes.append(
+                        (how, said.read_text(errors="replace") if said.exists() else "")
+                    )
         finally:
             for process in processes:
-                process.kill()
-                process.wait()
+                if process.pid is not None:
+                    process.kill()
+                    process.join()
     return outcomes
+
+
+@cache
+def _server() -> Any:
+    """What forks processes; it has imported `PRELOADED`, and runs nothing itself."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    given = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    if sys.platform == "linux":
+        given["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
+    with mock.patch.dict(os.environ, given):
+        forkserver.ensure_running()
+    return context
 
 
 def _work(folder: Path, rank: int) -> None:
     """One process of `launch`."""
+    with (folder / f"stderr{rank}").open("wb") as stderr:
+        os.dup2(stderr.fileno(), 2)
     module, source, name, args, size, timeout = pickle.loads((folder / "job").read_bytes())
     outcome: tuple[str, Any]
     try:
@@ -218,5 +243,5 @@ def _execute(name: str, source: Path, folders: list[str] | None = None) -> Any:
     return module
 
 
-if __name__ == "__main__":
-    _work(Path(sys.argv[1]), int(sys.argv[2]))
+if "JOB" in globals():
+    _work(*globals()["JOB"])
