@@ -93,6 +93,7 @@ class GraphStats:
         shares: whether a HAG could share anything: not where edges have weights.
         sources: nodes that edges come from, where there are several types of nodes; N is how many
             they go to. None: they go from N nodes to the same.
+        apart: whether a device has the edges into its own part alone, as of a store.
     """
 
     nodes: int
@@ -105,6 +106,7 @@ class GraphStats:
     _partitions: dict[tuple[int, int], PartitionStats] = field(default_factory=dict, repr=False)
     shares: bool = True
     sources: int | None = None
+    apart: bool = False
 
     def partition(self, parts: int, merged: int = 1) -> PartitionStats:
         """The graph cut into `parts`, of which each `merged` neighbours are one; computed once.

@@ -277,7 +277,7 @@ class _OpenPart:
     def __init__(self, folder: Path, number: int, numbering: Numbering, read: np.ndarray) -> None:
         self.number, self._numbering, self._read = number, numbering, read
         self._first, self._last = (int(n) for n in numbering.first[number : number + 2])
-        self._edges = self._inner = 0
+        self._edges = self._inner = self._loops = 0
         self._indptr = ArrayFile(array_path(folder, number, "indptr"), np.int64)
         self._sources = ArrayFile(array_path(folder, number, "sources"), np.int32)
         self._halo = ArrayFile(array_path(folder, number, "halo"), np.int32)
@@ -293,6 +293,7 @@ class _OpenPart:
         self._edges += len(rows.sources)
         self._read[rows.sources] = True
         targets = np.repeat(np.arange(rows.first, rows.first + len(ends)), rows.degree)
+        self._loops += int(np.count_nonzero(rows.sources == targets))
         found: tuple[int, int] = _cpu.edge_hash(rows.sources.astype(np.int64), targets)
         return found
 
@@ -311,7 +312,7 @@ class _OpenPart:
             "halo": self._halo.finish(),
         }
         rows = self._last - self._first
-        return Part(rows, self._edges, self._inner, tuple(halo.tolist()), files)
+        return Part(rows, self._edges, self._inner, self._loops, tuple(halo.tolist()), files)
 
 
 def _merged(
