@@ -57,8 +57,10 @@ def parallelize(
             follows.
         data: what it was planned for: PyG's `Data`, or `(DGLGraph, x)`. Features may be anything
             that can be sliced by rows and columns (a `numpy.memmap`): only this rank's share of
-            them is read. Of a model without a graph its inputs, a tensor or a tuple of tensors:
-            others may have other shapes; what cannot be split as planned then runs whole.
+            them is read. Or this rank's part of a store, a `PartitionedData`: then no rank has all
+            edges, and layers run on the rows of each. Of a model without a graph its inputs, a
+            tensor or a tuple of tensors: others may have other shapes; what cannot be split as
+            planned then runs whole.
         plan: a plan, its file, or "auto": the first rank makes one for `topology`.
         topology: of the machine, for "auto": a preset, a file, or what `probe` measured.
         part: as the plan was made with: a `Partition`, or what gives each node's part.
@@ -71,8 +73,9 @@ def parallelize(
     Raises:
         RuntimeError: torch.distributed is not initialised; another rank failed.
         ValueError: the plan is for another model, graph or number of ranks, says what differs; a
-            rank has other data, says in what; or the plan gives a layer what is not possible
-            there, names it.
+            rank has other data, says in what, or another rank's part; or the plan gives a layer
+            what is not possible there, names it.
+        UnknownLayerError: a layer needs more of a graph in a store than a rank's part; names it.
         NotImplementedError: a strategy cannot be run; names the layer.
 
     Example:

@@ -101,12 +101,10 @@ def _outer(part: PartitionedData, edges: Edges) -> list[Tensor]:
     owner = part.owners(listed[:, 0])
     order = owner.argsort(stable=True)
     counts = torch.bincount(owner, minlength=part.ranks)
-    return [*listed[order].split(counts.tolist())]
+    return [*torch.split(listed[order], counts.tolist())]
 
 
-def _with_leaving(
-    part: PartitionedData, edges: Edges, outer: list[Tensor], group: Group
-) -> Edges:
+def _with_leaving(part: PartitionedData, edges: Edges, outer: list[Tensor], group: Group) -> Edges:
     """The edges, and those out of the own nodes, of which the ranks that they go to tell."""
     counts = [len(each) for each in outer]
     receive = [others[group.rank] for others in group.collect(counts)]

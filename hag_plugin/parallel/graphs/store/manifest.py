@@ -253,6 +253,10 @@ def _checked(found: Manifest) -> Manifest:
             np.dtype(record.dtype)
             if record.shape[0] != rows.get(name, part.rows):
                 raise ValueError(f"part {number} has {name} of shape {record.shape}")
-        if not part.loops <= part.inner <= part.edges or len(part.halo) != len(found.parts) or part.halo[number]:
+        if (
+            not part.loops <= part.inner <= part.edges
+            or len(part.halo) != len(found.parts)
+            or part.halo[number]
+        ):
             raise ValueError(f"part {number} has counts that do not fit each other")
     return found
