@@ -17,6 +17,7 @@ from hag_plugin.parallel.execution.network import ParallelNetwork, without_value
 from hag_plugin.parallel.execution.parallel_model import Parallel
 from hag_plugin.parallel.execution.parameters import Parameters
 from hag_plugin.parallel.execution.share import Part, check_alike
+from hag_plugin.parallel.graphs.store.partitioned_data import PartitionedData
 from hag_plugin.parallel.machine.topology import Topology
 from hag_plugin.parallel.model.inputs import ModelCall
 from hag_plugin.parallel.model.network import given
@@ -105,8 +106,11 @@ def parallelize(
         return _network(model, inputs, plan, topology, group)
     if isinstance(plan, NetworkPlan):
         raise TypeError(f"the plan is of a model whose data is tensors; data is {brief(data)}")
+    known = data
+    if isinstance(data, PartitionedData) and plan == "auto":
+        known = _searched(model, data, call, group)
     with group.together("planning"):
-        mine = _plan(Plan, model, data, plan, topology, part, call, group)
+        mine = _plan(Plan, model, known, plan, topology, part, call, group)
     chosen = group.broadcast(mine) if plan == "auto" else mine
     assert isinstance(chosen, Plan)
     _compare(chosen, group)
@@ -126,6 +130,18 @@ def parallelize(
     vars(found)["parallel"] = parallel
     found.forward = parallel.run
     return found
+
+
+def _searched(
+    model: Module, data: PartitionedData, call: ModelCall | None, group: Group
+) -> PartitionedData:
+    """A part of a store with what each rank finds in its own: what the HAG there saves, say."""
+    with group.together("searching HAGs"):
+        recorded = record(stripped(model), data, hag=False, call=call)
+        loops = {recorded.edges[key].self_loops for key in recorded.graph.graphs}
+        mine = {each: data.search(each) for each in loops}
+    others = group.collect(mine)
+    return data.searched({each: [other[each] for other in others] for each in loops})
 
 
 def _plan(

@@ -48,6 +48,10 @@ class Stored:
             edges = data.edge_index
         return cls(whole.parts[0].files.get("x"), edges, whole.nodes, data.counted)
 
+    def to_dict(self) -> dict[str, Any]:
+        """What a model may take, by name."""
+        return {"x": self.x, "edge_index": self.edge_index, "num_nodes": self.num_nodes}
+
     @property
     def apart(self) -> bool:
         """Whether a rank has the edges into its own part alone."""

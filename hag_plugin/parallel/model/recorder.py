@@ -97,9 +97,9 @@ class Recorder(Walk):
         return isinstance(self.data, Stored) and self.data.apart
 
     def _of_part(self, what: str) -> UnknownLayerError:
-        who = f"layer {self.path!r} ({self.layer})" if self.path else "the model"
+        who = f"layer {self.path!r}" if self.path else "the model"
         return UnknownLayerError(
-            f"{who} {what}: it cannot run from a store, of which each rank has the edges into its "
+            f"{who} ({self.layer}) {what}: it cannot run from a store, of which each rank has the edges into its "
             "own part alone"
         )
 

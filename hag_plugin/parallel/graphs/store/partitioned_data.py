@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hag_plugin.arguments import check_flag, check_path, whole
 from hag_plugin.files import DatasetError
 from hag_plugin.hag.program import SelfLoops
-from hag_plugin.parallel.graphs.stats import GraphStats
+from hag_plugin.parallel.graphs.stats import (
+    MAX_COVER_EDGES,
+    GraphStats,
+    HagCounts,
+    part_counts,
+    vertex_covers,
+)
 from hag_plugin.parallel.graphs.store.manifest import Manifest, Part, array_path
 from hag_plugin.parallel.graphs.store.part_files import open_array
 from hag_plugin.saved import set_module
+
+Searched = tuple[HagCounts, tuple[int, ...] | None]
+"""Of a part: counts of its HAG, and rows of a vertex cover of each other part's edges to it."""
 
 
 @set_module("hag_plugin.parallel")
@@ -70,6 +82,7 @@ class PartitionedData:
         check_path("folder", folder)
         check_flag("verify", verify)
         self.manifest = Manifest.load(folder)
+        self._searched: dict[SelfLoops, Sequence[Searched]] = {}
         self.rank, self._tensors = _rank(rank, self.manifest.ranks), {}
         if self.rank is None:
             return
@@ -148,7 +161,33 @@ class PartitionedData:
 
     def counted(self, self_loops: SelfLoops) -> GraphStats:
         """The same for layers that add loops: False, "add" or "fill"."""
-        return replace(self.manifest.counted(self_loops), apart=self.ranks > 1)
+        found = replace(self.manifest.counted(self_loops), apart=self.ranks > 1)
+        if self_loops in self._searched:
+            hags, covers = zip(*self._searched[self_loops], strict=True)
+            cover = None if any(row is None for row in covers) else np.array(covers, np.int64)
+            cut = replace(found.partition(self.ranks), hags=hags, cover=cover)
+            found._partitions[self.ranks, 1] = cut
+        return found
+
+    def search(self, self_loops: SelfLoops) -> Searched:
+        """What the HAG of this part reads and writes, and how many rows of each other part a vertex
+        cover of the edges from there has; None where these edges are too many.
+        """
+        source, target = self.edge_index.numpy()
+        own = slice(self.first, self.first + self.num_nodes)
+        hag = part_counts(source, target, own, own, self_loops, None, same=True)
+        cut = np.flatnonzero((source < own.start) | (source >= own.stop))
+        if len(cut) > MAX_COVER_EDGES:
+            return hag, None
+        pair = self._own * self.ranks + self.owners(torch.from_numpy(source[cut])).numpy()
+        cover = vertex_covers(pair, source[cut], target[cut], self.ranks)
+        return hag, None if cover is None else tuple(cover[self._own].tolist())
+
+    def searched(self, found: Mapping[SelfLoops, Sequence[Searched]]) -> PartitionedData:
+        """The same with what `search` found in each part, by the loops that layers add."""
+        known = copy.copy(self)
+        known._searched = dict(found)
+        return known
 
     @property
     def edge_index(self) -> Tensor:
@@ -169,7 +208,7 @@ class PartitionedData:
     def owners(self, nodes: Tensor) -> Tensor:
         """int64, the parts that have some nodes, by the store's numbers."""
         first = torch.from_numpy(self.manifest.first)
-        return torch.searchsorted(first, nodes.long(), right=True) - 1
+        return torch.searchsorted(first, nodes.long().contiguous(), right=True) - 1
 
     def _targets(self) -> Tensor:
         return torch.repeat_interleave(
