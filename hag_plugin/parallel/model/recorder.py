@@ -99,8 +99,8 @@ class Recorder(Walk):
     def _of_part(self, what: str) -> UnknownLayerError:
         who = f"layer {self.path!r}" if self.path else "the model"
         return UnknownLayerError(
-            f"{who} ({self.layer}) {what}: it cannot run from a store, of which each rank has the edges into its "
-            "own part alone"
+            f"{who} ({self.layer}) {what}: it cannot run from a store, of which each rank has the "
+            "edges into its own part alone"
         )
 
     def count(self, of: str) -> int:
