@@ -40,6 +40,14 @@ MODELS: dict[str, Callable[[int, int], nn.Module]] = {
     "GIN": lambda f, c: pyg.GIN(f, 8, 2, c),
     "GAT": lambda f, c: pyg.GAT(f, 8, 2, c, heads=2),
 }
+# Layers in no table run as they are on a part, where its own edges are all that they need.
+WHOLE: dict[str, Callable[[int, int], nn.Module]] = {
+    "GATv2": lambda f, c: pyg.GAT(f, 8, 2, c, heads=2, v2=True),
+    "TransformerConv": lambda f, c: pyg.TransformerConv(f, c, heads=2, concat=False),
+    "GeneralConv": lambda f, c: pyg.GeneralConv(f, c),
+    "SGConv": lambda f, c: pyg.SGConv(f, c, K=2),
+    "GatedGraphConv": lambda f, c: pyg.GatedGraphConv(8, 2),
+}
 COVER = "rows, vertex-cover halo"
 WAYS = [("rows, all-gather", "off"), ("rows, halo", "off"), (COVER, "off"),
         ("rows, all-gather", "part"), ("rows, halo", "part"), (COVER, "part")]  # fmt: skip
@@ -142,6 +150,16 @@ def test_equal_to_one_process(kind: str, strategy: str, hag: str) -> None:
             compare(found, train_alone(model, whole, sgd), bytes_of(space, chosen), 1e-10)
 
     check()
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_other_layers(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = WHOLE[kind](FEATURES, CLASSES).double()
+    whole = stored(a_graph(), np.array([0, 2, 2, 1] * 10), 3, tmp_path / "parts")
+    plan = hpp.plan(model, hpp.PartitionedData(tmp_path / "parts"), "pcie4x4", world_size=3)
+    found = run_threads(3, lambda rank: trained(model, tmp_path / "parts", plan))
+    compare(found, train_alone(model, whole, sgd), None, 1e-10)
 
 
 # Processes ----------------------------------------------------------------------------------------
