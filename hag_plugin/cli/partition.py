@@ -85,6 +85,7 @@ def run(args: argparse.Namespace) -> None:
             assignment=assignment,
             undirected=args.undirected,
             memory=args.memory,
+            progress=False if args.quiet else None,
         )
     print_result(args, {"partition": _counts(found), "output": args.output}, _table(found, args))
 
