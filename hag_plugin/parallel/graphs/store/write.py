@@ -74,8 +74,8 @@ def write_partitions(
     Fennel, or where the graph is undirected.
 
     Args:
-        data: PyG's `Data`, a DGL graph, or the stream of a file
-            (`hag_plugin.data.edge_stream.open_edges`). All that has a row for each node is kept.
+        data: PyG's `Data`, a DGL graph, or the stream of a file or folder
+            (`hag_plugin.data.edge_folders.open_graph`). All that has a row for each node is kept.
         ranks: R, how many parts.
         folder: a new one.
         method: how nodes are assigned. "contiguous": blocks of their numbers. "fennel": as a
