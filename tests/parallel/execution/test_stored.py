@@ -152,13 +152,15 @@ def test_equal_to_one_process(kind: str, strategy: str, hag: str) -> None:
     check()
 
 
+@pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize("kind", WHOLE)
-def test_other_layers(kind: str, tmp_path: Path) -> None:
+def test_other_layers(kind: str, ranks: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = WHOLE[kind](FEATURES, CLASSES).double()
-    whole = stored(a_graph(), np.array([0, 2, 2, 1] * 10), 3, tmp_path / "parts")
-    plan = hpp.plan(model, hpp.PartitionedData(tmp_path / "parts"), "pcie4x4", world_size=3)
-    found = run_threads(3, lambda rank: trained(model, tmp_path / "parts", plan))
+    owner = np.array([0, 2, 2, 1] * 10) % ranks
+    whole = stored(a_graph(), owner, ranks, tmp_path / "parts")
+    plan = hpp.plan(model, hpp.PartitionedData(tmp_path / "parts"), "pcie4x4", world_size=ranks)
+    found = run_threads(ranks, lambda rank: trained(model, tmp_path / "parts", plan))
     compare(found, train_alone(model, whole, sgd), None, 1e-10)
 
 
@@ -390,6 +392,53 @@ def test_plans_that_need_the_whole_graph_are_refused(strategy: str, tmp_path: Pa
     def case(rank: int) -> None:
         with pytest.raises((ValueError, RuntimeError), match=words):
             hpp.parallelize(model, hpp.PartitionedData(folder), plan)
+
+    run_threads(4, case)
+
+
+class InTraining(nn.Module):
+    """Adds loops where the plan, which is made in the mode of evaluation, has none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = pyg.GCNConv(FEATURES, CLASSES)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        if self.training:
+            edge_index = torch.arange(4).view(2, 2)
+        return self.conv(x, edge_index)
+
+
+def test_edges_that_are_in_no_plan(tmp_path: Path) -> None:
+    stored(a_graph(), np.arange(40) % 2, 2, tmp_path / "parts")
+    model = InTraining().double().eval()
+    plan = hpp.plan(model, hpp.PartitionedData(tmp_path / "parts"), "pcie4x4", world_size=2)
+
+    def case(rank: int) -> None:
+        found = hpp.parallelize(model, hpp.PartitionedData(tmp_path / "parts"), plan)
+        with pytest.raises(RuntimeError, match="layer 'conv' runs on edges that are in no plan"):
+            found.train()()
+
+    run_threads(2, case)
+
+
+def test_no_rank_has_all_edges(tmp_path: Path) -> None:
+    """What a rank keeps of the graph is of the size of its part."""
+    folder, model = tmp_path / "parts", model_of("GAT")
+    stored(a_graph(), np.arange(40) % 4, 4, folder)
+    plan = hpp.plan(model, hpp.PartitionedData(folder), "pcie4x4",
+                    require={"convs.0": "rows, halo"})  # fmt: skip
+
+    def case(rank: int) -> None:
+        part = hpp.PartitionedData(folder)
+        world = hpp.parallelize(model, part, plan).parallel.data.prepared.world
+        assert all(each.edge_index.is_meta for each in world.edges.values())
+        for graphs in world.graphs.values():
+            halo = graphs.halo().graph
+            assert len(halo.sources) == part.num_nodes + len(part.halo)
+            assert halo.index.shape[1] <= part.num_edges + part.num_nodes
+            assert len(graphs.in_degree()) == part.num_nodes + len(part.halo)
+            assert len(graphs.listed()[1]) == halo.index.shape[1]
 
     run_threads(4, case)
 
