@@ -11,10 +11,14 @@ project = "hag_plugin"
 author = "the developers of hag_plugin"
 release = version = hag_plugin.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 root_doc = "docs/index"
-include_patterns = ["docs/*.md", "examples/**/*.md", "[CS]*.md"]
+include_patterns = ["docs/*.md", "docs/notebooks/*.ipynb", "examples/**/*.md", "[CS]*.md"]
 myst_heading_anchors = 3
+
+nb_execution_mode = "force"  # the outputs shown are those of this build: none are stored
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120  # seconds, of a cell
 
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}

@@ -16,6 +16,7 @@ from hag_plugin.cli.options import add_ids, amount, natural, positive
 from hag_plugin.data import datasets
 from hag_plugin.files import DatasetError
 from hag_plugin.parallel.graphs.stats import GraphStats
+from hag_plugin.parallel.graphs.store.partitioned_data import PartitionedData
 from hag_plugin.parallel.machine import topology as topologies
 from hag_plugin.parallel.model.opgraph import OpGraph
 from hag_plugin.parallel.model.trace import trace
@@ -38,6 +39,8 @@ def add_graph(parser: Any, topology: str | None = "a100x8") -> None:
     """
     parser.add_argument("--root", metavar="DIR", help="folder of TU, Planetoid or .npz datasets")
     add_ids(parser)
+    parser.add_argument("--partitions", metavar="DIR", help="in place of a graph: a store, as "
+                        "partition makes; --devices are its parts")  # fmt: skip
     parser.add_argument("--nodes", type=positive, help="of a graph that is known by its size only")
     parser.add_argument("--edges", type=natural, help="likewise")
     parser.add_argument("--halo-ratio", type=amount, default=1.0, metavar="R",
@@ -74,9 +77,16 @@ def graph_of(args: argparse.Namespace) -> OpGraph:
     """The operations of the model that was asked for, on the graph that was."""
     hag = getattr(args, "hag", "auto") == "auto"
     data: Any
-    if args.graph is None:
+    if args.partitions is not None:
+        if args.graph is not None:
+            raise ValueError(f"a graph, {args.graph}, and --partitions are given; expected one")
+        data = PartitionedData(args.partitions)
+        args.devices = args.devices or data.ranks
+        features, classes = _width(data) or args.features or 128, args.classes or 16
+    elif args.graph is None:
         if args.nodes is None or args.edges is None:
-            raise ValueError("no graph is given; expected one, or --nodes and --edges")
+            raise ValueError("no graph is given; expected one, --partitions, or --nodes and "
+                             "--edges")  # fmt: skip
         data = GraphStats.assumed(args.nodes, args.edges, halo_ratio=args.halo_ratio)
         features, classes = args.features or 128, args.classes or 16
     else:
@@ -88,6 +98,11 @@ def graph_of(args: argparse.Namespace) -> OpGraph:
         classes = args.classes or (data.num_classes if data.y is not None else 16)
     model = _model(args.model, features, args.hidden, args.layers, classes)
     return trace(model, data, features=features, hag=hag)
+
+
+def _width(data: PartitionedData) -> int | None:
+    x = data.manifest.parts[0].files.get("x")
+    return x.shape[1] if x is not None and len(x.shape) > 1 else None
 
 
 def _model(name: str, features: int, hidden: int, layers: int, classes: int) -> Any:

@@ -14,8 +14,9 @@ import numpy as np
 from hag_plugin.cli.models import in_words
 from hag_plugin.cli.options import add_command, positive, size
 from hag_plugin.cli.output import print_result
-from hag_plugin.data.edge_stream import open_edges, open_rows
-from hag_plugin.files import DatasetError
+from hag_plugin.data.edge_folders import dgl_bounds, open_graph
+from hag_plugin.data.edge_stream import open_rows
+from hag_plugin.files import DatasetError, read_json
 from hag_plugin.parallel.graphs.store.assign import METHODS
 from hag_plugin.parallel.graphs.store.folder import check_new_folder
 from hag_plugin.parallel.graphs.store.manifest import Manifest
@@ -26,6 +27,7 @@ EXAMPLES = [
     "graph.npz --ranks 8 -o parts --memory 16GiB",
     "edges.npy --ranks 64 -o parts --rows x=features.npy y=labels.npy --undirected",
     "edges.txt --ranks 2 -o parts --assignment parts.txt",
+    "ogbn_arxiv --ranks 4 -o parts --undirected",
 ]
 
 
@@ -43,7 +45,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "input",
         help="file of edges: text, MatrixMarket, .npy, .npz (with x, y and masks), Parquet or "
-        "Feather; what it holds is told by its content",
+        "Feather, told by its content; or a folder: OGB's raw files, DGL's parts",
     )
     parser.add_argument("--ranks", type=positive, required=True, metavar="R", help="parts to make")
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder to make")
@@ -55,7 +57,7 @@ def add(commands: Any) -> None:
                         "(default auto: metis where it is installed and the graph fits into "
                         "memory, else fennel; contiguous where that cuts no more)")  # fmt: skip
     parser.add_argument("--assignment", metavar="FILE", help="the part of each node, made "
-                        "elsewhere: .npy, or text, one a line")  # fmt: skip
+                        "elsewhere: .npy, text, or the .json of DGL's parts")  # fmt: skip
     parser.add_argument("--undirected", action="store_true",
                         help="take every edge in both directions, once")  # fmt: skip
     parser.add_argument("--memory", type=size, default=MEMORY, metavar="BYTES",
@@ -67,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     """Cuts the graph and says how."""
     with in_words():
         check_new_folder(args.output)
-        stream = open_edges(args.input)
+        stream = open_graph(args.input)
         rows = dict(stream.rows)
         for text in args.rows:
             name, equals, path = text.partition("=")
@@ -85,12 +87,17 @@ def run(args: argparse.Namespace) -> None:
             assignment=assignment,
             undirected=args.undirected,
             memory=args.memory,
+            progress=False if args.quiet else None,
         )
     print_result(args, {"partition": _counts(found), "output": args.output}, _table(found, args))
 
 
 def _assignment(name: str) -> np.ndarray:
     path = Path(name)
+    if path.suffix == ".json":
+        document = read_json(path)
+        bounds = dgl_bounds(document if isinstance(document, dict) else {}, path)
+        return np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
     try:
         with open(path, "rb") as file:
             is_array = file.read(6) == b"\x93NUMPY"

@@ -15,6 +15,7 @@ EXAMPLES = [
     "gcn cora.npz --topology a100x8 -o plan.json",
     "train.py:model graph.npz --topology 4x8hdr --memory 70GiB",
     "sage --nodes 2400000 --edges 120000000 --halo-ratio 2 --features 100 --topology a100x8",
+    "gcn --partitions parts --topology pcie4x4 -o plan.json",
 ]
 
 
@@ -29,7 +30,8 @@ def add(commands: Any) -> None:
         EXAMPLES,
     )
     parser.add_argument("model", help=MODEL_HELP)
-    parser.add_argument("graph", nargs="?", help="as for stats; or --nodes and --edges")
+    parser.add_argument("graph", nargs="?", help="as for stats; or --partitions; or --nodes and "
+                        "--edges")  # fmt: skip
     add_graph(parser)
     parser.add_argument("--memory", type=size, metavar="BYTES", help="of each device, 70GiB, say; "
                         "by default what the topology says")  # fmt: skip

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -210,45 +211,73 @@ def _rows(name: str, opened: Opened) -> RowStream:
     return RowStream(rows, array.dtype, shape, blocks)
 
 
-def _npz(source: Source, path: Path) -> EdgeStream:
-    try:
-        with source.open() as raw:
-            entries = {e.filename.removesuffix(".npy"): e for e in zipfile.ZipFile(raw).infolist()}
-    except DatasetError:
-        raise
-    except Exception as e:  # zipfile and zlib each have their own
-        raise DatasetError(f"{source.name} is not a readable .npz file: {e}") from e
+class Archive:
+    """The arrays of an `.npz`, none of which is read whole.
+
+    Args:
+        source: the file.
+
+    Attributes:
+        sizes: bytes of each, unpacked.
+
+    Raises:
+        DatasetError: it is not one.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        try:
+            with source.open() as raw:
+                entries = zipfile.ZipFile(raw).infolist()
+        except DatasetError:
+            raise
+        except Exception as e:  # zipfile and zlib each have their own
+            raise DatasetError(f"{source.name} is not a readable .npz file: {e}") from e
+        self._entries = {e.filename.removesuffix(".npy"): e for e in entries}
+        self.sizes = {key: e.file_size for key, e in self._entries.items()}
 
     @contextmanager
-    def entry(key: str) -> Iterator[IO[bytes]]:
+    def _opened(self, key: str) -> Iterator[IO[bytes]]:
         try:
             with (
-                source.open() as raw,
+                self._source.open() as raw,
                 zipfile.ZipFile(raw) as archive,
-                archive.open(entries[key]) as file,
+                archive.open(self._entries[key]) as file,
             ):
                 yield file
         except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError) as e:
-            raise DatasetError(f"{source.name}: {key} is damaged: {e}") from e
+            raise DatasetError(f"{self._source.name}: {key} is damaged: {e}") from e
 
-    def array(key: str) -> _Array:
-        return _Array(f"{source.name}: {key}", partial(entry, key))
+    def number(self, key: str) -> int:
+        """The first value of an array."""
+        with self._array(key).at(0) as read:
+            return int(read(1)[0])
 
+    def rows(self, key: str) -> RowStream:
+        """The rows of an array."""
+        return _rows(f"{self._source.name}: {key}", partial(self._opened, key))
+
+    def edges(self, keys: Sequence[str], num_nodes: int | None) -> EdgeStream:
+        """The edges of one array `[2, E]` or `[E, 2]`, or of two `[E]`."""
+        arrays = [self._array(key) for key in keys]
+        return _edge_arrays(self._source, " and ".join(keys), arrays, num_nodes)
+
+    def _array(self, key: str) -> _Array:
+        return _Array(f"{self._source.name}: {key}", partial(self._opened, key))
+
+
+def _npz(source: Source, path: Path) -> EdgeStream:
+    archive = Archive(source)
     keys: tuple[str, ...]
-    keys = next(((*pair,) for pair in PAIRS if {*pair} <= entries.keys()), ())
-    if "edge_index" in entries:
+    keys = next(((*pair,) for pair in PAIRS if {*pair} <= archive.sizes.keys()), ())
+    if "edge_index" in archive.sizes:
         keys = ("edge_index",)
-    plain = not {"x_indptr", "node_label", "header", "compact_upper_deg"} & entries.keys()
+    plain = not {"x_indptr", "node_label", "header", "compact_upper_deg"} & archive.sizes.keys()
     if not keys or not plain:
-        return _whole(source, path, sum(each.file_size for each in entries.values()))
-    num_nodes = None
-    if "num_nodes" in entries:
-        with array("num_nodes").at(0) as read:
-            num_nodes = int(read(1)[0])
-    rows = {key: _rows(f"{source.name}: {key}", partial(entry, key)) for key in ROWS
-            if key in entries}  # fmt: skip
-    found = _edge_arrays(source, " and ".join(keys), [array(key) for key in keys], num_nodes)
-    return EdgeStream(found.blocks, found.words, num_nodes, found.where, rows)
+        return _whole(source, path, sum(archive.sizes.values()))
+    num_nodes = archive.number("num_nodes") if "num_nodes" in archive.sizes else None
+    rows = {key: archive.rows(key) for key in ROWS if key in archive.sizes}
+    return replace(archive.edges(keys, num_nodes), rows=rows)
 
 
 def _whole(source: Source, path: Path, size: int) -> EdgeStream:

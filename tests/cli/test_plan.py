@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from torch_geometric.nn import GCN
 
+import hag_plugin as hp
 from hag_plugin.cli import main
+from hag_plugin.parallel.graphs.store.streams import EdgeStream
+
+from .runs import run_json
 
 SIZES = ["--nodes", "240000", "--edges", "12000000", "--features", "100", "--halo-ratio", "2"]
 
@@ -30,10 +37,37 @@ def test_plan_of_a_file_and_a_built_in_graph(
     assert plans[0][1]["hag"] != "off"  # cliques share
 
 
+def test_plan_of_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From its manifest alone, for as many devices as there are parts."""
+    random, parts, out = np.random.default_rng(0), tmp_path / "parts", str(tmp_path / "plan.json")
+    stream = EdgeStream.of(random.integers(0, 50, (2, 400)), 50, {"x": random.random((50, 12))})
+    hp.parallel.write_partitions(stream, 3, parts)
+    for folder in parts.glob("part-*"):
+        shutil.rmtree(folder)
+    found = {}
+    for model in ("gcn", "sage", "gin", "gat"):
+        said, _ = run_json(capsys, "plan", model, "--partitions", str(parts), "--classes", "4",
+                           "--layers", "2", "--topology", "pcie4x4", "-o", out)  # fmt: skip
+        found[model] = hp.parallel.Plan.load(out)
+        assert said["plan"] == found[model].as_dict()
+        assert (found[model].world_size, found[model].nodes) == (3, 50)
+    data = hp.parallel.PartitionedData(parts)
+    found["gcn"].check(hp.parallel.trace(GCN(12, 256, 2, 4), data), 3)
+    wrong = ["plan", "gcn", "--partitions", str(parts), "--topology", "pcie4x4", "--devices", "4"]
+    assert main(wrong) == 2
+    assert "the graph cut into 4 parts" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["gcn"], 2, "expected one, or --nodes and --edges"),
+        (["gcn"], 2, "expected one, --partitions, or --nodes and --edges"),
+        (
+            ["gcn", "cliques", "--partitions", "parts"],
+            2,
+            "and --partitions are given",
+        ),
+        (["gcn", "--partitions", "nowhere"], 2, "nowhere/manifest.json is missing"),
         (["gnc", *SIZES], 2, "model is 'gnc'; expected one of"),
         (["gcn", *SIZES, "--topology", "a1000"], 2, "topology is 'a1000'"),
         (["gcn", *SIZES, "--devices", "9"], 1, "expected 1 to 8"),

@@ -67,7 +67,7 @@ class Draw:
 
     def hag(self, square: bool = False) -> tuple[Tensor, hp.HAG]:
         method = self.among(METHODS)
-        # The paper's algorithm sums a row in one go, however long: rounding adds up there.
+        # The paper's algorithm takes long to search a long row.
         greedy = method == "greedy"
         edges, size = self.graph(2000 if greedy else 20_000, square=square, long_rows=not greedy)
         return edges, hp.build_hag(edges, size=size, method=method)

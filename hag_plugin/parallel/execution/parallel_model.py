@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from torch.nn import Module
 from hag_plugin.arguments import brief, whole
 from hag_plugin.hag.graph import MAX_NODES, check_edge_index
 from hag_plugin.parallel.execution.executors.registry import OperationExecutor, executor_of
+from hag_plugin.parallel.execution.graphs.local_graphs import RankGraphs
+from hag_plugin.parallel.execution.graphs.stored_graphs import SETUP, Neighbourhood, StoredGraphs
 from hag_plugin.parallel.execution.parameters import Parameters
 from hag_plugin.parallel.execution.runner import NO_COPY, Prepared, Runner, stand_in
 from hag_plugin.parallel.execution.share import (
@@ -25,18 +28,28 @@ from hag_plugin.parallel.execution.share import (
 )
 from hag_plugin.parallel.execution.site import Site, World
 from hag_plugin.parallel.graphs.stats import owners
+from hag_plugin.parallel.graphs.store.partitioned_data import PartitionedData
 from hag_plugin.parallel.layouts import ROWS, Layout, Split, shares
 from hag_plugin.parallel.model.inputs import (
     ModelCall,
+    Stored,
     features_of,
     plain,
     values_of,
     with_features,
 )
+from hag_plugin.parallel.model.opgraph import OpGraph
 from hag_plugin.parallel.model.trace import Recorded, record
 from hag_plugin.parallel.ranks.comm import Group, Sent
-from hag_plugin.parallel.ranks.transfer import fan_out, fetch_rows, replicate_rows, sum_parts
+from hag_plugin.parallel.ranks.transfer import (
+    fan_out,
+    fetch_rows,
+    replicate_rows,
+    reshard,
+    sum_parts,
+)
 from hag_plugin.parallel.search.plan import Plan
+from hag_plugin.parallel.strategies.convolution import RowsCover
 from hag_plugin.recall import Known
 from hag_plugin.saved import set_module
 
@@ -119,9 +132,8 @@ class Parallel:
             recorded = record(
                 self._pristine, data, hag=False, part=part, counted=False, call=self._call
             )
-            world, executors = self._executors(recorded, part)
-        with self.group.together("laying out the features"):
-            return self._shared(data, recorded, world, executors)
+        world, executors = self._executors(data, recorded, part)
+        return self._shared(data, recorded, world, executors)
 
     def set_up(self, data: Any, recorded: Recorded) -> None:
         """Lays out `data`, and splits the weights as the plan says; `parallelize` does it once.
@@ -130,24 +142,47 @@ class Parallel:
             data: that was planned for.
             recorded: the model's operations on it.
         """
-        with self.group.together("laying out the data"):
-            world, executors = self._executors(recorded, self._part)
+        world, executors = self._executors(data, recorded, self._part)
         self._place(executors)
         self._runner = Runner(self._model, self._call, recorded.wholes)
-        with self.group.together("laying out the features"):
-            self.data = self._shared(data, recorded, world, executors)
+        self.data = self._shared(data, recorded, world, executors)
 
     def _executors(
-        self, recorded: Recorded, part: Part | None
+        self, data: Any, recorded: Recorded, part: Part | None
+    ) -> tuple[World, list[OperationExecutor | None]]:
+        graphs = self._met(data, recorded) if isinstance(data, PartitionedData) else {}
+        with self.group.together("laying out the data"):
+            return self._made(recorded, part, graphs)
+
+    def _met(self, data: PartitionedData, recorded: Recorded) -> dict[str, RankGraphs]:
+        """The graphs of a store, as the ranks tell each other of them."""
+        with self.group.together("opening the store"):
+            if data.rank != self.group.rank or data.ranks != self.group.size:
+                raise ValueError(
+                    f"data is part {data.rank} of {data.ranks} on rank {self.group.rank} of "
+                    f"{self.group.size}; expected its own part"
+                )
+        covers = any(c.strategy == RowsCover.name for c in self.plan.configs.values())
+        known = Neighbourhood.of(data, self.group, covers)
+        return {
+            key: StoredGraphs(known, recorded.edges[key].self_loops)
+            for key in recorded.graph.graphs
+        }
+
+    def _made(
+        self, recorded: Recorded, part: Part | None, graphs: Mapping[str, RankGraphs]
     ) -> tuple[World, list[OperationExecutor | None]]:
         graph, group = recorded.graph, self.group
         nodes = {of: graph.rows(group.size, of) for of in graph.types}
+        for each in graphs.values():
+            nodes[""] = each.rows
         if not nodes:
             nodes[""] = np.bincount(owners(part, group.size, graph.nodes), minlength=group.size)
         dtype = next((p.dtype for p in self._pristine.parameters()), torch.float32)
         world = World(
-            group, nodes, recorded.edges, self._parameters, group.device, dtype, seed=self._seed
-        )
+            group, nodes, recorded.edges, self._parameters, group.device, dtype, {**graphs},
+            seed=self._seed,
+        )  # fmt: skip
         configs = self.plan.configs
         executors: list[OperationExecutor | None] = []
         for i, (op, met) in enumerate(zip(graph.ops, recorded.met, strict=True)):
@@ -183,29 +218,71 @@ class Parallel:
         world: World,
         executors: list[OperationExecutor | None],
     ) -> Share:
-        graph, loss = recorded.graph, recorded.graph.ops[-1]
-        output = self.plan.configs[loss.name].source
-        shapes = [met.shape for met in recorded.met]
+        output = self.plan.configs[recorded.graph.ops[-1].name].source
+        wanted = _layouts(recorded.graph, executors, output)
+        if isinstance(data, PartitionedData):
+            return self._shared_of_part(data, recorded, world, executors, wanted)
+        with self.group.together("laying out the features"):
+            features = {
+                index: {
+                    layout: sliced(x, layout, world.nodes[of], self.group)
+                    for layout in wanted[index]
+                }
+                for index, (of, x) in enumerate(features_of(data).items())
+            }
+            given = moved(data, world.device)
+            prepared = self._prepared(given, recorded, world, executors, features)
+            return self._values(data, recorded, prepared)
+
+    def _shared_of_part(
+        self,
+        data: PartitionedData,
+        recorded: Recorded,
+        world: World,
+        executors: list[OperationExecutor | None],
+        wanted: dict[int, list[Layout]],
+    ) -> Share:
+        """Of a part of a store, whose rows ranks send each other where others are wanted."""
+        graph, nodes, group = recorded.graph, world.nodes[""], self.group.counted_as(SETUP)
+        with self.group.together("laying out the features"):
+            x = data.x.detach().to(world.device, copy=True) if wanted[0] else None
+        features: dict[int, dict[Layout, Tensor]] = {0: {}}
+        for layout in wanted[0]:
+            assert x is not None  # it is wanted
+            with torch.no_grad():
+                features[0][layout] = reshard(x, ROWS, layout, nodes, x.shape[1], group)
+        prepared = self._prepared(Stored.of(data), recorded, world, executors, features)
+        values = {name: getattr(data, name) for name in (*data.names, "nodes") if name != "x"}
+        own = slice(data.first, data.first + data.num_nodes)
+        if not _is_split(prepared):
+            values = {k: torch.cat(group.collect(v)) for k, v in values.items()}
+            own = slice(0, graph.ops[-1].rows or graph.nodes)
+        return self._cut(values, own, graph.nodes, prepared, None)
+
+    def _prepared(
+        self,
+        data: Any,
+        recorded: Recorded,
+        world: World,
+        executors: list[OperationExecutor | None],
+        features: dict[int, dict[Layout, Tensor]],
+    ) -> Prepared:
+        graph, shapes = recorded.graph, [met.shape for met in recorded.met]
         nothing = torch.empty(0, dtype=world.dtype, device=world.device)  # features are learned
-        features: dict[int, dict[Layout, Tensor]] = {}
-        tokens: dict[int, Tensor] = {}
-        for index, (of, x) in enumerate(features_of(data).items()):
-            sites = [executor.site for executor in executors if executor is not None]
-            layouts = {site.config.source for site in sites if index in site.op.inputs}
-            if index in loss.inputs:
-                layouts.add(output)
-            found = {each: sliced(x, each, world.nodes[of], self.group) for each in layouts}
-            features[index] = found
-            tokens[index] = stand_in(
-                shapes[index], next(iter(found.values()), nothing), index, None
-            )
+        tokens = {
+            index: stand_in(shapes[index], next(iter(found.values()), nothing), index, None)
+            for index, found in features.items()
+        }
         named = {graph.ops[index].of: token for index, token in tokens.items()}
-        given = with_features(moved(data, world.device), named)
-        prepared = Prepared(world, graph.ops, shapes, executors, features, output, tokens, given)
-        split = loss.rows is None and output == ROWS
+        given, output = with_features(data, named), self.plan.configs[graph.ops[-1].name].source
+        return Prepared(world, graph.ops, shapes, executors, features, output, tokens, given)
+
+    def _values(self, data: Any, recorded: Recorded, prepared: Prepared) -> Share:
+        """What this rank has of labels, masks and the like."""
+        graph, split = recorded.graph, _is_split(prepared)
         if not graph.types:
             values = {k: v for k, v in values_of(data).items() if k not in ("x", "edge_index")}
-            own = slice(0, loss.rows or graph.nodes)
+            own = slice(0, graph.ops[-1].rows or graph.nodes)
             return self._cut(values, own, graph.nodes, prepared, "" if split else None)
         share = Share(dict(data._global_store), slice(0, 0), prepared)
         for of, nodes in graph.types.items():
@@ -410,6 +487,27 @@ class Parallel:
     def split(self) -> bool:
         """Whether each rank has some rows of the output, rather than all."""
         return self.data.prepared.output == ROWS
+
+
+def _layouts(
+    graph: OpGraph, executors: Sequence[OperationExecutor | None], output: Layout
+) -> dict[int, list[Layout]]:
+    """How the features are to lie for the operations that take them, in one order on all ranks."""
+    found: dict[int, set[Layout]] = {
+        index: {output} if index in graph.ops[-1].inputs else set()
+        for index, op in enumerate(graph.ops)
+        if op.kind == "input"
+    }
+    for executor in executors:
+        if executor is not None:
+            for index in found.keys() & {*executor.site.op.inputs}:
+                found[index].add(executor.site.config.source)
+    return {index: sorted(layouts, key=str) for index, layouts in found.items()}
+
+
+def _is_split(prepared: Prepared) -> bool:
+    """Whether ranks have rows of the output, one a node, of their own."""
+    return prepared.ops[-1].rows is None and prepared.output == ROWS
 
 
 def _check_index(index: Any, nodes: int) -> None:

@@ -17,6 +17,7 @@ from hag_plugin.parallel.execution.network import ParallelNetwork, without_value
 from hag_plugin.parallel.execution.parallel_model import Parallel
 from hag_plugin.parallel.execution.parameters import Parameters
 from hag_plugin.parallel.execution.share import Part, check_alike
+from hag_plugin.parallel.graphs.store.partitioned_data import PartitionedData
 from hag_plugin.parallel.machine.topology import Topology
 from hag_plugin.parallel.model.inputs import ModelCall
 from hag_plugin.parallel.model.network import given
@@ -57,8 +58,10 @@ def parallelize(
             follows.
         data: what it was planned for: PyG's `Data`, or `(DGLGraph, x)`. Features may be anything
             that can be sliced by rows and columns (a `numpy.memmap`): only this rank's share of
-            them is read. Of a model without a graph its inputs, a tensor or a tuple of tensors:
-            others may have other shapes; what cannot be split as planned then runs whole.
+            them is read. Or this rank's part of a store, a `PartitionedData`: then no rank has all
+            edges, and layers run on the rows of each. Of a model without a graph its inputs, a
+            tensor or a tuple of tensors: others may have other shapes; what cannot be split as
+            planned then runs whole.
         plan: a plan, its file, or "auto": the first rank makes one for `topology`.
         topology: of the machine, for "auto": a preset, a file, or what `probe` measured.
         part: as the plan was made with: a `Partition`, or what gives each node's part.
@@ -71,8 +74,9 @@ def parallelize(
     Raises:
         RuntimeError: torch.distributed is not initialised; another rank failed.
         ValueError: the plan is for another model, graph or number of ranks, says what differs; a
-            rank has other data, says in what; or the plan gives a layer what is not possible
-            there, names it.
+            rank has other data, says in what, or another rank's part; or the plan gives a layer
+            what is not possible there, names it.
+        UnknownLayerError: a layer needs more of a graph in a store than a rank's part; names it.
         NotImplementedError: a strategy cannot be run; names the layer.
 
     Example:
@@ -102,8 +106,11 @@ def parallelize(
         return _network(model, inputs, plan, topology, group)
     if isinstance(plan, NetworkPlan):
         raise TypeError(f"the plan is of a model whose data is tensors; data is {brief(data)}")
+    known = data
+    if isinstance(data, PartitionedData) and plan == "auto":
+        known = _searched(model, data, call, group)
     with group.together("planning"):
-        mine = _plan(Plan, model, data, plan, topology, part, call, group)
+        mine = _plan(Plan, model, known, plan, topology, part, call, group)
     chosen = group.broadcast(mine) if plan == "auto" else mine
     assert isinstance(chosen, Plan)
     _compare(chosen, group)
@@ -123,6 +130,18 @@ def parallelize(
     vars(found)["parallel"] = parallel
     found.forward = parallel.run
     return found
+
+
+def _searched(
+    model: Module, data: PartitionedData, call: ModelCall | None, group: Group
+) -> PartitionedData:
+    """A part of a store with what each rank finds in its own: what the HAG there saves, say."""
+    with group.together("searching HAGs"):
+        recorded = record(stripped(model), data, hag=False, call=call)
+        loops = {recorded.edges[key].self_loops for key in recorded.graph.graphs}
+        mine = {each: data.search(each) for each in loops}
+    others = group.collect(mine)
+    return data.searched({each: [other[each] for other in others] for each in loops})
 
 
 def _plan(

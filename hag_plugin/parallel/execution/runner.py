@@ -250,7 +250,8 @@ class Runner(Walk):
         if not isinstance(edges, Tensor) or any(edges is each for each in self.given):
             return
         known = [t for each in self.at.world.edges.values() for t in (each.edge_index, each.weight)]
-        if not any(t is not None and torch.equal(edges.to(t.device), t) for t in known):
+        here = [t for t in known if t is not None and not t.is_meta]  # of a store they are nowhere
+        if not any(torch.equal(edges.to(t.device), t) for t in here):
             raise RuntimeError(
                 f"layer {self.path!r} runs on edges that are in no plan: the model made others "
                 "when it was recorded; expected the same in each forward. Plan it in the mode "

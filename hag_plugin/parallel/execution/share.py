@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from hag_plugin.arguments import brief
 from hag_plugin.limits import limits
 from hag_plugin.parallel.execution.runner import Prepared
+from hag_plugin.parallel.graphs.store.partitioned_data import PartitionedData
 from hag_plugin.parallel.layouts import Layout, shares
 from hag_plugin.parallel.model.inputs import values_of
 from hag_plugin.parallel.ranks.comm import Group
@@ -87,9 +89,11 @@ def told_apart(data: Any) -> dict[str, Any]:
     """What data holds, by name, in a few numbers each: the same on ranks that have the same.
 
     Of tensors larger than `limits.compared_bytes`, rows here and there; of features that lie on a
-    disk nothing is read.
+    disk nothing is read; of a store, whose parts differ, its manifest.
     """
     found: dict[str, Any] = {}
+    if isinstance(data, PartitionedData):
+        return {"the manifest of its store": hashlib.sha256(repr(data.manifest).encode()).digest()}
     for name, value in values_of(data).items():
         shape = tuple(getattr(value, "shape", ()))
         if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta:

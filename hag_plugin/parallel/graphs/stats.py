@@ -93,6 +93,7 @@ class GraphStats:
         shares: whether a HAG could share anything: not where edges have weights.
         sources: nodes that edges come from, where there are several types of nodes; N is how many
             they go to. None: they go from N nodes to the same.
+        apart: whether a device has the edges into its own part alone, as of a store.
     """
 
     nodes: int
@@ -105,6 +106,7 @@ class GraphStats:
     _partitions: dict[tuple[int, int], PartitionStats] = field(default_factory=dict, repr=False)
     shares: bool = True
     sources: int | None = None
+    apart: bool = False
 
     def partition(self, parts: int, merged: int = 1) -> PartitionStats:
         """The graph cut into `parts`, of which each `merged` neighbours are one; computed once.
@@ -368,12 +370,12 @@ class _MeasuredCut:
         halo = np.bincount(needed // number, minlength=parts * parts).reshape(parts, parts)
         cover = None
         if len(cut) <= MAX_COVER_EDGES:
-            cover = _vertex_covers(pair, source[cut], target[cut], parts)
+            cover = vertex_covers(pair, source[cut], target[cut], parts)
         hags = None
         if self.hag:
             targets, sources = (np.concatenate([[0], np.cumsum(n)]) for n in (rows, own))
             hags = tuple(
-                _part_counts(
+                part_counts(
                     source, target, slice(*targets[k : k + 2]), slice(*sources[k : k + 2]),
                     self.self_loops, self.progress, same=self.sources is None,
                 )
@@ -392,7 +394,7 @@ def _counts(hag: HAG, self_loops: SelfLoops, progress: bool | None) -> HagCounts
     return HagCounts(stats.rows_read, stats.rows_written)
 
 
-def _part_counts(
+def part_counts(
     source: np.ndarray,
     target: np.ndarray,
     targets: slice,
@@ -401,9 +403,16 @@ def _part_counts(
     progress: bool | None,
     same: bool,
 ) -> HagCounts:
-    """The HAG of one part: its own nodes are the first sources, its halo follows.
+    """The counts of the HAG of one part: its own nodes are the first sources, its halo follows.
 
-    `same`: the nodes that edges come from are of the type of those that they go to.
+    Args:
+        source: int64 `[E]`, of the edges by target; of the whole graph, or those into the part.
+        target: int64 `[E]`.
+        targets: the part's nodes.
+        sources: its nodes that edges come from.
+        self_loops: those the layer adds.
+        progress: show the bar of a search.
+        same: the nodes that edges come from are of the type of those that they go to.
     """
     first, last = targets.start, targets.stop
     inside = slice(*np.searchsorted(target, [first, last]))  # edges are sorted by target
@@ -417,10 +426,20 @@ def _part_counts(
     return _counts(hag, self_loops, progress)
 
 
-def _vertex_covers(
+def vertex_covers(
     pair: np.ndarray, source: np.ndarray, target: np.ndarray, parts: int
 ) -> np.ndarray | None:
-    """Sizes of minimum vertex covers of the cut edges of each pair of parts (König's theorem)."""
+    """Sizes of minimum vertex covers of the cut edges of each pair of parts (König's theorem).
+
+    Args:
+        pair: int64 `[E]`, of each cut edge p R + q, where it goes from part q to part p.
+        source: int64 `[E]`.
+        target: int64 `[E]`.
+        parts: R.
+
+    Returns:
+        int64 `[R, R]`; None where scipy is not installed.
+    """
     try:
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import maximum_bipartite_matching

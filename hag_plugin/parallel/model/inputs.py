@@ -5,18 +5,57 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hag_plugin.hag.program import SelfLoops
 from hag_plugin.parallel.graphs.stats import GraphStats
+from hag_plugin.parallel.graphs.store.partitioned_data import PartitionedData
 from hag_plugin.parallel.model.functions import tensors
 
 ModelCall = Callable[[Any, Any], Any]
 """The user's call of a model: of the model and its data to what the model returns."""
+
+
+@dataclass
+class Stored:
+    """A graph in a store as a model is given it: of the whole graph's shape, without storage.
+
+    Where the store has one part, its edges are there.
+
+    Attributes:
+        x: what the manifest says of the features, or their stand-in; None where there are none.
+        edge_index: int64 `[2, E]`.
+        num_nodes: N.
+        counts: of the graph, for layers that add loops in a way.
+    """
+
+    x: Any
+    edge_index: Tensor
+    num_nodes: int
+    counts: Callable[[SelfLoops], GraphStats]
+
+    @classmethod
+    def of(cls, data: PartitionedData) -> Stored:
+        """The graph of which this is a part."""
+        whole = data.manifest
+        edges = torch.empty(2, whole.edges, dtype=torch.int64, device="meta")
+        if data.ranks == 1:
+            edges = data.edge_index
+        return cls(whole.parts[0].files.get("x"), edges, whole.nodes, data.counted)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a model may take, by name."""
+        return {"x": self.x, "edge_index": self.edge_index, "num_nodes": self.num_nodes}
+
+    @property
+    def apart(self) -> bool:
+        """Whether a rank has the edges into its own part alone."""
+        return self.edge_index.is_meta
 
 
 def node_types(data: Any) -> dict[str, int]:

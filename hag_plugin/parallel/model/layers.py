@@ -121,7 +121,7 @@ def _by_edges(layer: Any, args: Any, kwargs: Any, known: Sequence[Tensor]) -> Te
         return None
     edges, *rest = given
     is_edges = edges.layout == torch.strided and edges.dtype == torch.int64 and edges.dim() == 2
-    if not is_edges or edges.shape[0] != 2 or edges.is_meta:
+    if not is_edges or edges.shape[0] != 2:
         return None
     of_edges = all(t.dim() > 0 and len(t) == edges.shape[1] for t in rest)
     forward = getattr(layer, "flow", "source_to_target") == "source_to_target"

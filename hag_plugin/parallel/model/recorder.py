@@ -20,7 +20,7 @@ from hag_plugin.hag.program import SelfLoops
 from hag_plugin.parallel.graphs.stats import GraphStats, measure
 from hag_plugin.parallel.model import functions
 from hag_plugin.parallel.model.calls import Call, Edges
-from hag_plugin.parallel.model.inputs import node_types
+from hag_plugin.parallel.model.inputs import Stored, node_types
 from hag_plugin.parallel.model.layers import UnknownLayerError, entry_of
 from hag_plugin.parallel.model.opgraph import Op, Weight
 from hag_plugin.parallel.model.sample import MOST_VALUES, Sample, is_by_row
@@ -90,6 +90,18 @@ class Recorder(Walk):
         if isinstance(self.data, tuple):
             return int(self.data[0].num_nodes())
         return int(self.data.num_nodes)
+
+    @property
+    def apart(self) -> bool:
+        """Whether the edges are nowhere together."""
+        return isinstance(self.data, Stored) and self.data.apart
+
+    def _of_part(self, what: str) -> UnknownLayerError:
+        who = f"layer {self.path!r}" if self.path else "the model"
+        return UnknownLayerError(
+            f"{who} ({self.layer}) {what}: it cannot run from a store, of which each rank has the "
+            "edges into its own part alone"
+        )
 
     def count(self, of: str) -> int:
         """How many nodes there are of a type."""
@@ -208,6 +220,8 @@ class Recorder(Walk):
                 changes["values"] = sum(sizes[name] for name in used)  # others have no gradient
                 ends = known[0] if len(known) == 1 else (known[0], known[1])
                 changes["graph"] = self.graph(ends, edges)
+        if "graph" not in changes and self._takes_edges([args, kwargs]):
+            raise self._of_part("runs whole, on all edges")
         return self.add("opaque", known, width, **changes)
 
     def _size(self, shape: tuple[int, ...], of: str) -> tuple[int, int | None]:
@@ -279,10 +293,17 @@ class Recorder(Walk):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         try:
-            return super().__torch_function__(func, types, args, kwargs)
+            out = super().__torch_function__(func, types, args, kwargs)
+            if self._takes_edges([args, kwargs]) and next(functions.tensors(out), None) is not None:
+                raise self._of_part(f"calls {functions.name_of(func)} with all edges")
+            return out
         except Exception:
             self.failed = [path for path, _ in self._stack]
             raise
+
+    def _takes_edges(self, value: Any) -> bool:
+        """Whether there are, in an argument, the edges that are nowhere together."""
+        return self.apart and any(t is self.data.edge_index for t in functions.tensors(value))
 
     def modules_in(self, error: Exception) -> list[str]:
         """Paths of the modules in whose code an error was raised, innermost last."""
@@ -334,6 +355,8 @@ class Recorder(Walk):
                             "an edge_index [2, E]")  # fmt: skip
         key = (id(edges), (self_loops, edge_type is not None, id(weight)))
         if key not in self._keys:
+            if self.apart and edge_type is not None:
+                raise self._of_part("takes relations of edges")
             name = "A+I" if self_loops else "A"
             name += " by relation" if edge_type is not None else ""
             count = sum(k == name or k.startswith(f"{name}:") for k in self.graphs)
@@ -355,6 +378,8 @@ class Recorder(Walk):
     ) -> str:
         key = (id(edges), how)
         if key not in self._keys:
+            if self.apart:
+                raise self._of_part(f"weighs its edges ({how})")
             count = sum(name == how or name.startswith(f"{how}:") for name in self.graphs)
             name = self._keys[key] = f"{how}:{count + 1}" if count else how
             self._kept.append(edges)
@@ -367,12 +392,16 @@ class Recorder(Walk):
 
     def look_at(self, edges: Any) -> None:
         if isinstance(edges, Tensor) and not any(edges is each for each in self.given):
+            if self.apart:
+                raise self._of_part("is given edges, or values of edges, that are not the store's")
             self.made.append((self.path, edges))
             self.edges[f"made {len(self.made)}"] = Edges(edges)
 
     def _stats(self, edges: Edges) -> GraphStats:
         if isinstance(self.data, GraphStats):
             return self.data
+        if isinstance(self.data, Stored):
+            return self.data.counts(edges.self_loops)
         sources, nodes = (self.count(of) for of in edges.types)
         several = sources if self.types else None
         if not self.counted:

@@ -20,9 +20,11 @@ from torch.nn import Module
 from hag_plugin.arguments import brief, check_flag, check_function, check_kind, whole
 from hag_plugin.hag.graph import MAX_NODES
 from hag_plugin.parallel.graphs.stats import GraphStats
+from hag_plugin.parallel.graphs.store.partitioned_data import PartitionedData
 from hag_plugin.parallel.model.calls import Call, Edges
 from hag_plugin.parallel.model.inputs import (
     ModelCall,
+    Stored,
     features_of,
     given,
     node_types,
@@ -50,8 +52,8 @@ def trace(
 
     Args:
         model: of PyG or DGL layers. It is copied; neither it nor its weights are touched.
-        data: PyG's `Data`, any object with `x` and `edge_index`; `(DGLGraph, x)`; or the counts of
-            a graph, with `features`.
+        data: PyG's `Data`, any object with `x` and `edge_index`; `(DGLGraph, x)`; the counts of a
+            graph, with `features`; or a part of a store, of which the manifest is read.
         features: width of the input, where `data` has no `x`.
         hag: search HAGs of the graph, to know what they save.
         part: as in `graphs.stats.measure`.
@@ -104,6 +106,10 @@ def record(
         call: see `trace`.
     """
     check_kind("model", model, Module)
+    if isinstance(data, PartitionedData):
+        if part is not None:
+            raise ValueError("part is given with a store, which is cut already; expected None")
+        data = Stored.of(data)
     if not (isinstance(data, (tuple, GraphStats)) or hasattr(data, "num_nodes")):
         raise TypeError(f"data is {brief(data)}; expected a Data, (DGLGraph, x) or GraphStats")
     if part is not None and node_types(data):

@@ -68,7 +68,7 @@ class Replicate(Strategy):
 class RowsAllGather(Strategy):
     """Transformed rows and scores of all sources go to all devices."""
 
-    name, kinds, soap = "rows, all-gather", ("attention",), "S"
+    name, kinds, soap, by_part = "rows, all-gather", ("attention",), "S", True
 
     def configs(self, problem: Problem) -> list[Config]:
         return [Config(self.name, ROWS, ROWS)]

@@ -180,7 +180,7 @@ class Replicate(Strategy):
 class _Rows(Strategy):
     """Nodes are split; each device fetches the rows of other parts that its edges read."""
 
-    kinds, soap = ("convolution",), "S"
+    kinds, soap, by_part = ("convolution",), "S", True
 
     def configs(self, problem: Problem) -> list[Config]:
         # With relations, the rows of each would have to be sent if they were transformed first.

@@ -190,7 +190,7 @@ class Rows(Strategy):
 class LayerHalo(Strategy):
     """A layer that is opaque, on the own rows and those of others that their edges read."""
 
-    name, kinds, soap = "rows, halo", ("opaque",), "S"
+    name, kinds, soap, by_part = "rows, halo", ("opaque",), "S", True
 
     def refuses(self, problem: Problem) -> str | None:
         if not problem.op.by_edges:

@@ -246,11 +246,13 @@ class Strategy(ABC):
         kinds: of operations it is for.
         soap: the dimensions it splits, of "SOAP"; "" for none.
         executor: the name of what runs it.
+        by_part: whether a device needs no other edges than those into its own part.
     """
 
     name = ""
     kinds: tuple[str, ...] = ()
     soap = ""
+    by_part = False
 
     @property
     def executor(self) -> str:
@@ -307,6 +309,9 @@ def configs_of(problem: Problem) -> tuple[list[Config], dict[str, str]]:
             reason = f"its output has {problem.op.rows} rows, not one a node"
         if problem.devices == 1 and kind != "input" and name != "replicate":
             reason = "there is one device"
+        graph = problem.graph.graphs.get(problem.op.graph)
+        if graph is not None and graph.apart and problem.devices > 1 and not strategy.by_part:
+            reason = "each rank has the edges into its own part of a store alone"
         if reason is not None:
             reasons[name] = reason
         else:

@@ -348,9 +348,8 @@ struct WeightedHeads {
       }
     }
     V acc[N], other[N];
-    HAG_UNROLL for (int i = 0; i < N; ++i) acc[i] = add ? load_as<V>(out + start + i * L) : V{};
-    if constexpr (From::has_two)
-      HAG_UNROLL for (int i = 0; i < N; ++i) other[i] = load_as<V>(second + start + i * L);
+    HAG_UNROLL for (int i = 0; i < N; ++i) acc[i] = V{};
+    if constexpr (From::has_two) HAG_UNROLL for (int i = 0; i < N; ++i) other[i] = V{};
     for (int64_t b = 0; b < n; ++b) {
       if (start == 0) rows.fetch(b);
       HAG_UNROLL for (int i = 0; i < N; ++i) {
@@ -367,9 +366,15 @@ struct WeightedHeads {
         }
       }
     }
-    HAG_UNROLL for (int i = 0; i < N; ++i) store_as(out + start + i * L, acc[i]);
-    if constexpr (From::has_two)
-      HAG_UNROLL for (int i = 0; i < N; ++i) store_as(second + start + i * L, other[i]);
+    // Sums of few edges are added: one after the other, a long row's would round too often.
+    HAG_UNROLL for (int i = 0; i < N; ++i) {
+      F *p = out + start + i * L;
+      store_as(p, add ? load_as<V>(p) + acc[i] : acc[i]);
+    }
+    if constexpr (From::has_two) HAG_UNROLL for (int i = 0; i < N; ++i) {
+        F *p = second + start + i * L;
+        store_as(p, load_as<V>(p) + other[i]);
+      }
   }
 
   template <int L, int S>

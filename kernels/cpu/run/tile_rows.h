@@ -28,6 +28,11 @@ HAG_INLINE V combine(V a, V v) {
 
 constexpr int64_t kOpsAhead = 8;  // whose row of y is fetched, where it comes from memory
 
+// Sources that are summed in one go. Rounding adds up where the same row is added again and again,
+// as sorted duplicates are: the error of so many terms is below 1e-6 sqrt(terms) even then, and so
+// is that of a sum of such sums.
+constexpr int64_t kTermsAtOnce = 256;
+
 template <class T, int R, bool SCALED, int L, int N>
 struct RowBlock {
   typedef typename T::Elem Elem;
@@ -168,6 +173,54 @@ struct RowBlock {
     HAG_UNROLL for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(p + b, 1, 3);
   }
 
+  // The sources k .. stop - 1 of an op, of which there is one at least.
+  template <bool MIXED>
+  HAG_INLINE void reduce(const int32_t *source, int64_t k, int64_t stop, int64_t ahead,
+                         int64_t distance, V *acc) const {
+    if (k < ahead) {
+      if (MIXED && kWide && far) prefetch<MIXED, MIXED && kWide>(source[k + distance]);
+      else prefetch<MIXED>(source[k + distance]);
+    }
+    take<MIXED, true>(source[k], acc);
+    ++k;
+    if constexpr (MIXED && kWide) {
+      if (far) {
+        for (; k < stop; ++k) {
+          if (k < ahead) prefetch<true, true>(source[k + distance]);
+          take<true, false>(source[k], acc);
+        }
+      }
+    }
+    if constexpr (MIXED && (kWide || !T::same)) {
+      // The search puts an op's rows of scratch first, so these loops change over once.
+      while (k < stop) {
+        for (; k < stop && source[k] < 0; ++k) add_scratch(~source[k], acc);
+        for (; k < stop && source[k] >= 0; ++k) {
+          if (k < ahead) prefetch<true>(source[k + distance]);
+          take<false, false>(source[k], acc);
+        }
+      }
+    } else {
+      // Narrow: one loop, whose end is easier to predict than a change-over.
+      for (; k < stop; ++k) {
+        if (k < ahead) prefetch<MIXED>(source[k + distance]);
+        take<MIXED, false>(source[k], acc);
+      }
+    }
+  }
+
+  // Not inlined: few ops are as long, and their registers are others' too.
+  template <bool MIXED>
+  __attribute__((noinline)) void sum_of_sums(const int32_t *source, int64_t k, int64_t stop,
+                                             int64_t ahead, int64_t distance, V *sum) const {
+    for (bool first = true; k < stop; k += kTermsAtOnce, first = false) {
+      const int64_t until = stop - k < kTermsAtOnce ? stop : k + kTermsAtOnce;
+      V part[N];
+      reduce<MIXED>(source, k, until, ahead, distance, part);
+      HAG_UNROLL for (int n = 0; n < N; ++n) sum[n] = first ? part[n] : sum[n] + part[n];
+    }
+  }
+
   template <bool MIXED>
   void tile(const HagAggregate &w, int64_t t) const {
     const int32_t *source = w.source;
@@ -189,38 +242,14 @@ struct RowBlock {
       V acc[N];
       if (empty) {
         HAG_UNROLL for (int n = 0; n < N; ++n) acc[n] = V{};
+      } else if (R == HAG_SUM && stop - k > kTermsAtOnce) {
+        V sum[N];  // whose address is known elsewhere, as that of `acc` must not be
+        sum_of_sums<MIXED>(source, k, stop, ahead, distance, sum);
+        HAG_UNROLL for (int n = 0; n < N; ++n) acc[n] = sum[n];
       } else {
-        if (k < ahead) {
-          if (MIXED && kWide && far) prefetch<MIXED, MIXED && kWide>(source[k + distance]);
-          else prefetch<MIXED>(source[k + distance]);
-        }
-        take<MIXED, true>(source[k], acc);
-        ++k;
-        if constexpr (MIXED && kWide) {
-          if (far) {
-            for (; k < stop; ++k) {
-              if (k < ahead) prefetch<true, true>(source[k + distance]);
-              take<true, false>(source[k], acc);
-            }
-          }
-        }
-        if constexpr (MIXED && (kWide || !T::same)) {
-          // The search puts an op's rows of scratch first, so these loops change over once.
-          while (k < stop) {
-            for (; k < stop && source[k] < 0; ++k) add_scratch(~source[k], acc);
-            for (; k < stop && source[k] >= 0; ++k) {
-              if (k < ahead) prefetch<true>(source[k + distance]);
-              take<false, false>(source[k], acc);
-            }
-          }
-        } else {
-          // Narrow: one loop, whose end is easier to predict than a change-over.
-          for (; k < stop; ++k) {
-            if (k < ahead) prefetch<MIXED>(source[k + distance]);
-            take<MIXED, false>(source[k], acc);
-          }
-        }
+        reduce<MIXED>(source, k, stop, ahead, distance, acc);
       }
+      k = stop;
       const int32_t row = w.target[op];
       write(row, acc, empty);
       // Twin rows: ops that only copy the scratch row just written, still in the registers.
@@ -376,34 +405,70 @@ int64_t scratch_bytes(const HagAggregate &w, int64_t rows) {
 // ---------------------------------------------------------------- gradients of max and min
 
 template <class T, bool ONES, int L, int N>
-void masked_rows(const HagMaskedSum &a, int64_t first, int64_t stop, int64_t from, int64_t last) {
+struct MaskedBlock {
   typedef typename T::Elem Elem;
   typedef typename T::Acc Acc;
   typedef Vec<Acc, L> V;
-  const Elem *v = (const Elem *)a.v + from, *key_source = (const Elem *)a.key_source + from,
-             *key_target = (const Elem *)a.key_target + from;
-  Elem *out = (Elem *)a.out + from;
-  for (int64_t i = first; i < stop; ++i) {
-    V acc[N], key[N];
-    HAG_UNROLL for (int n = 0; n < N; ++n) {
-      acc[n] = V{};
-      key[n] = T::template load<L>(key_target + i * a.width + lane<N, L>(n, last));
-    }
-    const int64_t begin = a.row_ptr[i], end = a.row_ptr[i + 1];
-    const bool loop = a.loops != HAG_LOOPS_NONE && i < a.num_cols;
-    for (int64_t k = begin; k < end + loop; ++k) {
-      const int64_t j = k < end ? a.col[k] : i;
-      if (a.loops == HAG_LOOPS_FILL && j == i && k < end) continue;
+
+  const HagMaskedSum &a;
+  int64_t from, last;
+
+  HAG_INLINE void load(const void *rows, int64_t i, V *v) const {
+    const Elem *p = (const Elem *)rows + i * a.width + from;
+    HAG_UNROLL for (int n = 0; n < N; ++n) v[n] = T::template load<L>(p + lane<N, L>(n, last));
+  }
+
+  // Of the edges k .. stop - 1 of row i, of which those from `loop` on are its self-loop.
+  HAG_INLINE void reduce(int64_t i, int64_t k, int64_t stop, int64_t loop, const V *key,
+                         V *acc) const {
+    HAG_UNROLL for (int n = 0; n < N; ++n) acc[n] = V{};
+    for (; k < stop; ++k) {
+      const int64_t j = k < loop ? a.col[k] : i;
+      if (a.loops == HAG_LOOPS_FILL && j == i && k < loop) continue;
+      V other[N], v[N];
+      load(a.key_source, j, other);
+      if constexpr (!ONES) load(a.v, j, v);
       HAG_UNROLL for (int n = 0; n < N; ++n) {
-        const int64_t at = j * a.width + lane<N, L>(n, last);
-        const V hit = T::template load<L>(key_source + at) == key[n] ? V{} + 1 : V{};
+        const V hit = other[n] == key[n] ? V{} + 1 : V{};
         // A product, not a choice: 0 * Inf must be NaN, as in torch's scatter_reduce backward.
-        acc[n] = ONES ? acc[n] + hit : acc[n] + hit * T::template load<L>(v + at);
+        acc[n] = ONES ? acc[n] + hit : acc[n] + hit * v[n];
       }
     }
-    HAG_UNROLL for (int n = 0; n < N; ++n)
-        T::template store<L>(out + i * a.width + lane<N, L>(n, last), acc[n]);
   }
+
+  __attribute__((noinline)) void sum_of_sums(int64_t i, int64_t k, int64_t stop, int64_t loop,
+                                             V *sum) const {
+    V key[N], part[N];
+    load(a.key_target, i, key);
+    HAG_UNROLL for (int n = 0; n < N; ++n) sum[n] = V{};
+    for (; k < stop; k += kTermsAtOnce) {
+      reduce(i, k, stop - k < kTermsAtOnce ? stop : k + kTermsAtOnce, loop, key, part);
+      HAG_UNROLL for (int n = 0; n < N; ++n) sum[n] += part[n];
+    }
+  }
+
+  HAG_INLINE void row(int64_t i) const {
+    const int64_t begin = a.row_ptr[i], end = a.row_ptr[i + 1];
+    const int64_t stop = end + (a.loops != HAG_LOOPS_NONE && i < a.num_cols);
+    V acc[N];
+    if (stop - begin > kTermsAtOnce) {
+      V sum[N];
+      sum_of_sums(i, begin, stop, end, sum);
+      HAG_UNROLL for (int n = 0; n < N; ++n) acc[n] = sum[n];
+    } else {
+      V key[N];
+      load(a.key_target, i, key);
+      reduce(i, begin, stop, end, key, acc);
+    }
+    Elem *out = (Elem *)a.out + i * a.width + from;
+    HAG_UNROLL for (int n = 0; n < N; ++n) T::template store<L>(out + lane<N, L>(n, last), acc[n]);
+  }
+};
+
+template <class T, bool ONES, int L, int N>
+void masked_rows(const HagMaskedSum &a, int64_t first, int64_t stop, int64_t from, int64_t last) {
+  const MaskedBlock<T, ONES, L, N> block{a, from, last};
+  for (int64_t i = first; i < stop; ++i) block.row(i);
 }
 
 template <class T, bool ONES, int L, bool WIDEST>

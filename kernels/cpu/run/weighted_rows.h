@@ -52,7 +52,8 @@ struct WeightedBlock {
         multiply_add(V{} + weight, T::template load<L>(x + at(n)), acc[n]);
   }
 
-  HAG_INLINE void slots(int64_t i, int64_t begin, int64_t end, V *acc) const {
+  // Of the slots begin .. end - 1 of row i, added to `acc`.
+  HAG_INLINE void add_slots(int64_t i, int64_t begin, int64_t end, V *acc) const {
     constexpr int64_t bytes = (int64_t)N * L * sizeof(Elem), distance = prefetch_distance(bytes);
     const Acc *weight = (const Acc *)a.weight;
     for (int64_t k = begin; k < end; ++k) {
@@ -63,6 +64,25 @@ struct WeightedBlock {
       }
       if (!a.skip_loops || a.col[k] != i) take(a.col[k], weight[k], acc);
     }
+  }
+
+  // Not inlined, see sum_of_sums in tile_rows.h.
+  __attribute__((noinline)) void sum_of_sums(int64_t i, int64_t begin, int64_t end, V *sum) const {
+    HAG_UNROLL for (int n = 0; n < N; ++n) sum[n] = V{};
+    for (int64_t k = begin; k < end; k += kTermsAtOnce) {
+      V part[N];
+      HAG_UNROLL for (int n = 0; n < N; ++n) part[n] = V{};
+      add_slots(i, k, end - k < kTermsAtOnce ? end : k + kTermsAtOnce, part);
+      HAG_UNROLL for (int n = 0; n < N; ++n) sum[n] += part[n];
+    }
+  }
+
+  // acc is 0 before it.
+  HAG_INLINE void slots(int64_t i, int64_t begin, int64_t end, V *acc) const {
+    if (end - begin <= kTermsAtOnce) return add_slots(i, begin, end, acc);
+    V sum[N];
+    sum_of_sums(i, begin, end, sum);
+    HAG_UNROLL for (int n = 0; n < N; ++n) acc[n] = sum[n];
   }
 
   // `hub`: the first hub that is not below the row.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hag_plugin.layers.record import held
 from hag_plugin.layers.table import record_of
-from hag_plugin.parallel.execution.graphs.local_graphs import LocalGraphs
+from hag_plugin.parallel.execution.graphs.local_graphs import RankGraphs
 from hag_plugin.parallel.execution.site import Site
 from hag_plugin.parallel.model.calls import named
 from hag_plugin.reducers import REDUCES
@@ -59,7 +59,7 @@ class Form:
         """Whether the layer's loops have to be among the edges."""
         return self.edge_weight is not None or self.reduce not in REDUCES
 
-    def summed(self, graphs: LocalGraphs, relation: int | None = None) -> Form:
+    def summed(self, graphs: RankGraphs, relation: int | None = None) -> Form:
         """The same with the division of a mean among the scales: partial sums add up.
 
         `relation`: of which the sum is.
@@ -103,7 +103,7 @@ def relational_product(x: Tensor, weight: Tensor) -> Tensor:
     return torch.einsum("nbf,bfg->nbg", blocks, weight).flatten(1)
 
 
-def form_of(site: Site, graphs: LocalGraphs) -> Form:
+def form_of(site: Site, graphs: RankGraphs) -> Form:
     """The form of a convolution, as the record of its layer tells it.
 
     Raises:
@@ -156,7 +156,7 @@ def _power(degree: Tensor, exponent: float) -> Tensor:
     return degree.pow(exponent).masked_fill(degree == 0, 0.0)
 
 
-def _edge_weight(site: Site, graphs: LocalGraphs) -> Tensor | None:
+def _edge_weight(site: Site, graphs: RankGraphs) -> Tensor | None:
     """The weights of a call, with those of loops; PyG fills in with that of a loop given."""
     layer, call = cast(Any, site.module), site.call
     given = site.world.edges[site.op.graph].weight
@@ -169,13 +169,12 @@ def _edge_weight(site: Site, graphs: LocalGraphs) -> Tensor | None:
     loop = 2.0 if getattr(layer, "improved", False) else 1.0
     loops = torch.full((graphs.nodes,), loop, dtype=torch.float64)
     if graphs.self_loops == "fill":
-        source, target = graphs.edge_index
-        own = (source == target).nonzero().view(-1)
-        loops[source[own]] = given[own]
+        nodes, numbers = graphs.loops()
+        loops[nodes] = given[numbers]
     return torch.cat([given, loops])
 
 
-def _weighted_degrees(graphs: LocalGraphs, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+def _weighted_degrees(graphs: RankGraphs, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """PyG's, of its `gcn_norm`: those of the targets on both sides, with weights."""
     if weight is None:
         return (graphs.in_degree(),) * 2
@@ -184,12 +183,12 @@ def _weighted_degrees(graphs: LocalGraphs, weight: Tensor | None) -> tuple[Tenso
     return (degree.index_add(0, target, weight[number]),) * 2
 
 
-def _own_degrees(graphs: LocalGraphs) -> tuple[Tensor, Tensor]:
+def _own_degrees(graphs: RankGraphs) -> tuple[Tensor, Tensor]:
     """DGL's: of sources and of targets, 1 at least."""
     return graphs.out_degree().clamp(min=1), graphs.in_degree().clamp(min=1)
 
 
-def _refuse_empty(site: Site, graphs: LocalGraphs) -> None:
+def _refuse_empty(site: Site, graphs: RankGraphs) -> None:
     """Raises ValueError as DGL's layers do, where a node has no edges into it."""
     if getattr(site.module, "_allow_zero_in_degree", True):
         return

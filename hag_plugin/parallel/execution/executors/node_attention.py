@@ -17,7 +17,7 @@ from hag_plugin.ops.weights import edge_slots
 from hag_plugin.parallel.execution.dropout import keep
 from hag_plugin.parallel.execution.executors.node_layers import Fetch, NodeLayer
 from hag_plugin.parallel.execution.graphs.graph_parts import LocalGraph
-from hag_plugin.parallel.execution.graphs.local_graphs import LocalGraphs
+from hag_plugin.parallel.execution.graphs.local_graphs import RankGraphs
 from hag_plugin.parallel.execution.site import Site
 
 WEIGHT, SOURCE, TARGET, BIAS = "lin.weight", "att_src", "att_dst", "bias"
@@ -78,7 +78,7 @@ class Attention(NodeLayer):
 
     listed = True
 
-    def __init__(self, site: Site, graphs: LocalGraphs, copies: bool) -> None:
+    def __init__(self, site: Site, graphs: RankGraphs, copies: bool) -> None:
         super().__init__(site, graphs, copies)
         self.bias = BIAS if site.op.bias else ""
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from hag_plugin.parallel.execution.executors.forms import form_of, relational_product
 from hag_plugin.parallel.execution.executors.local_aggregate import LocalAggregate
 from hag_plugin.parallel.execution.graphs.graph_parts import LocalGraph
-from hag_plugin.parallel.execution.graphs.local_graphs import LocalGraphs
+from hag_plugin.parallel.execution.graphs.local_graphs import LocalGraphs, RankGraphs
 from hag_plugin.parallel.execution.parameters import swapped
 from hag_plugin.parallel.execution.site import Site
 from hag_plugin.parallel.strategies.convolution import AGGREGATE, TRANSFORM
@@ -25,7 +25,7 @@ Fetch = Callable[[Tensor], Tensor]
 Sums = Callable[[Tensor], list[Tensor]]
 
 
-def graphs_of(site: Site) -> LocalGraphs:
+def graphs_of(site: Site) -> RankGraphs:
     """The graph of an operation, cut for this rank; layers on the same graph share it."""
     world, key = site.world, site.op.graph
     if key not in world.graphs:
@@ -36,7 +36,7 @@ def graphs_of(site: Site) -> LocalGraphs:
             self_loops=edges.self_loops, edge_type=edges.edge_type,
             sources=None if source == target else world.nodes[source],
         )  # fmt: skip
-    graphs: LocalGraphs = world.graphs[key]
+    graphs: RankGraphs = world.graphs[key]
     return graphs
 
 
@@ -54,7 +54,7 @@ class NodeLayer(ABC):
 
     listed = False
 
-    def __init__(self, site: Site, graphs: LocalGraphs, copies: bool) -> None:
+    def __init__(self, site: Site, graphs: RankGraphs, copies: bool) -> None:
         self.site, self.graphs, self.copies = site, graphs, copies
 
     @abstractmethod
@@ -74,7 +74,7 @@ class NodeLayer(ABC):
 class Convolution(NodeLayer):
     """A sum over neighbours with a transform before or after it."""
 
-    def __init__(self, site: Site, graphs: LocalGraphs, copies: bool) -> None:
+    def __init__(self, site: Site, graphs: RankGraphs, copies: bool) -> None:
         super().__init__(site, graphs, copies)
         self.form = form_of(site, graphs)
         self.listed = self.form.listed
@@ -104,7 +104,7 @@ class Convolution(NodeLayer):
 class Relational(NodeLayer):
     """The same with weights for each relation: RGCNConv."""
 
-    def __init__(self, site: Site, graphs: LocalGraphs, copies: bool) -> None:
+    def __init__(self, site: Site, graphs: RankGraphs, copies: bool) -> None:
         super().__init__(site, graphs, copies)
         self.form = form_of(site, graphs)
         self.own_first: Sums | None = None  # of each relation, as above

@@ -26,7 +26,7 @@ from hag_plugin.parallel.execution.executors.registry import (
     executes,
 )
 from hag_plugin.parallel.execution.graphs.graph_parts import Halo, LocalGraph
-from hag_plugin.parallel.execution.graphs.local_graphs import LocalGraphs
+from hag_plugin.parallel.execution.graphs.local_graphs import RankGraphs
 from hag_plugin.parallel.execution.parameters import swapped
 from hag_plugin.parallel.execution.site import Site
 from hag_plugin.parallel.model import functions
@@ -47,7 +47,7 @@ Begin = Callable[[Tensor], Callable[[], Tensor]]
 """Begins to fetch rows; what it returns gives them when they are there."""
 
 
-def layer_of(site: Site, graphs: LocalGraphs, copies: bool) -> NodeLayer:
+def layer_of(site: Site, graphs: RankGraphs, copies: bool) -> NodeLayer:
     """The layer of an operation."""
     op = site.op
     if op.kind == "attention":
@@ -189,7 +189,7 @@ class OwnFirst:
 
 
 def own_first(
-    site: Site, form: Form, graphs: LocalGraphs, apart: Callable[[], Parts], begin: Begin | None
+    site: Site, form: Form, graphs: RankGraphs, apart: Callable[[], Parts], begin: Begin | None
 ) -> OwnFirst | None:
     """What sums the own rows first; None where that is not the layer's sum, or nothing comes.
 

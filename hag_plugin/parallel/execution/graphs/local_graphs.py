@@ -21,75 +21,44 @@ from hag_plugin.parallel.graphs.vertex_cover import CoveredEdges, Edges
 T = TypeVar("T")
 
 
-class LocalGraphs:
-    """One graph, and what a rank needs of it.
+class RankGraphs:
+    """One graph as a rank knows it: all of its edges, or those that touch the rank's nodes.
 
     Args:
-        edge_index: int `[2, E]` of the whole graph; row 0 sources, row 1 targets.
+        edges: sources, targets and numbers, int64 each, by target.
+        count: E, of the whole graph.
         rows: int64 `[P]`, how many nodes each rank has, in order.
         rank: whose part is wanted.
         self_loops: those the layer adds: False, "add" or "fill".
-        edge_type: int64 `[E]`, the relation of each edge.
+        looping: the nodes whose loops the rank knows.
+        types: int64 `[E]`, the relation of each edge.
         sources: int64 `[P]`, how many nodes each rank has that edges come from, where these are of
             another type than those that they go to.
 
     Attributes:
         nodes: N.
         num_sources: nodes that edges come from; N where they are the same.
-        edge_index: as given, on the CPU.
         self_loops: as given.
         rows: as given.
         rank: as given.
-
-    Raises:
-        ValueError: an argument does not fit the others.
-
-    Example:
-        >>> edges = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]])
-        >>> graphs = LocalGraphs(edges, np.array([2, 2]), rank=0)
-        >>> halo = graphs.halo()
-        >>> halo.graph.sources.tolist(), halo.send.tolist(), halo.receive_counts
-        ([0, 1, 3], [1], (0, 1))
     """
 
     def __init__(
         self,
-        edge_index: Tensor,
+        edges: Edges,
+        count: int,
         rows: np.ndarray,
         rank: int,
-        *,
-        self_loops: SelfLoops = False,
-        edge_type: Tensor | None = None,
+        self_loops: SelfLoops,
+        looping: range,
+        types: np.ndarray | None = None,
         sources: np.ndarray | None = None,
     ) -> None:
-        check_edge_index(edge_index)
-        self.rows = np.asarray(rows, np.int64)
+        self.rows, self.rank, self.self_loops = rows, rank, self_loops
         self._same = sources is None
-        self._own = self.rows if sources is None else np.asarray(sources, np.int64)
-        self.nodes, self.num_sources = int(self.rows.sum()), int(self._own.sum())
-        self.rank, self.self_loops = rank, self_loops
-        self.edge_index = edge_index.detach().cpu().long()
-        if not 0 <= rank < len(self.rows):
-            raise ValueError(f"rank is {rank}; expected 0 to {len(self.rows) - 1}")
-        source, target = self.edge_index.numpy()
-        for ids, nodes in ((source, self.num_sources), (target, self.nodes)):
-            if ids.size and (ids.min() < 0 or ids.max() >= nodes):
-                raise ValueError(
-                    f"edge_index has ids {ids.min()} to {ids.max()}; expected 0 to {nodes - 1}"
-                )
-        if self_loops is not False and not self._same:
-            raise ValueError(
-                f"self_loops is {self_loops!r} where edges go from one type of nodes to another; "
-                "expected False"
-            )
-        if edge_type is not None and edge_type.shape != (len(source),):
-            raise ValueError(
-                f"edge_type has shape {list(edge_type.shape)}; expected [{len(source)}], one for "
-                "each edge"
-            )
-        self._edges = _by_target(source, target, np.arange(len(source)), self.num_sources)
-        self._count = len(source)
-        self._types = None if edge_type is None else edge_type.cpu().long().numpy()
+        self._own = rows if sources is None else sources
+        self.nodes, self.num_sources = int(rows.sum()), int(self._own.sum())
+        self._edges, self._count, self._types, self._looping = edges, count, types, looping
         self._made: dict[tuple[object, ...], Any] = {}
 
     # Degrees ---------------------------------------------------------------------------------
@@ -117,6 +86,12 @@ class LocalGraphs:
         source, target, number = self._listed(True)
         return torch.from_numpy(np.stack([source, target])), torch.from_numpy(number)
 
+    def loops(self) -> tuple[Tensor, Tensor]:
+        """Nodes that have an edge to themselves, and the numbers of these edges: `[L]` each."""
+        source, target, number = self._edges
+        own = source == target
+        return torch.from_numpy(source[own]), torch.from_numpy(number[own])
+
     def _listed(self, loops: bool) -> Edges:
         if not loops or self.self_loops is False:
             return self._edges
@@ -125,8 +100,8 @@ class LocalGraphs:
     def _with_loops(self) -> Edges:
         source, target, number = self._edges
         kept = source != target if self.self_loops == "fill" else np.ones(len(source), bool)
-        own = np.arange(self.nodes)
-        return _by_target(
+        own = np.arange(self._looping.start, self._looping.stop)
+        return by_target(
             np.concatenate([source[kept], own]),
             np.concatenate([target[kept], own]),
             np.concatenate([number[kept], self._count + own]),
@@ -302,14 +277,81 @@ class LocalGraphs:
         return CoveredEdges.of(source[cut], target[cut], number[cut])
 
 
-def _by_target(source: np.ndarray, target: np.ndarray, number: np.ndarray, sources: int) -> Edges:
+class LocalGraphs(RankGraphs):
+    """One graph, of which every rank has all edges.
+
+    Args:
+        edge_index: int `[2, E]` of the whole graph; row 0 sources, row 1 targets.
+        rows: as of `RankGraphs`, like the others.
+        rank: as above.
+        self_loops: as above.
+        edge_type: int64 `[E]`, the relation of each edge.
+        sources: as above.
+
+    Raises:
+        ValueError: an argument does not fit the others.
+
+    Example:
+        >>> edges = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]])
+        >>> graphs = LocalGraphs(edges, np.array([2, 2]), rank=0)
+        >>> halo = graphs.halo()
+        >>> halo.graph.sources.tolist(), halo.send.tolist(), halo.receive_counts
+        ([0, 1, 3], [1], (0, 1))
+    """
+
+    def __init__(
+        self,
+        edge_index: Tensor,
+        rows: np.ndarray,
+        rank: int,
+        *,
+        self_loops: SelfLoops = False,
+        edge_type: Tensor | None = None,
+        sources: np.ndarray | None = None,
+    ) -> None:
+        check_edge_index(edge_index)
+        rows = np.asarray(rows, np.int64)
+        own = rows if sources is None else np.asarray(sources, np.int64)
+        nodes, num_sources = int(rows.sum()), int(own.sum())
+        if not 0 <= rank < len(rows):
+            raise ValueError(f"rank is {rank}; expected 0 to {len(rows) - 1}")
+        source, target = edge_index.detach().cpu().long().numpy()
+        for ids, limit in ((source, num_sources), (target, nodes)):
+            if ids.size and (ids.min() < 0 or ids.max() >= limit):
+                raise ValueError(
+                    f"edge_index has ids {ids.min()} to {ids.max()}; expected 0 to {limit - 1}"
+                )
+        if self_loops is not False and sources is not None:
+            raise ValueError(
+                f"self_loops is {self_loops!r} where edges go from one type of nodes to another; "
+                "expected False"
+            )
+        if edge_type is not None and edge_type.shape != (len(source),):
+            raise ValueError(
+                f"edge_type has shape {list(edge_type.shape)}; expected [{len(source)}], one for "
+                "each edge"
+            )
+        super().__init__(
+            by_target(source, target, np.arange(len(source)), num_sources),
+            len(source),
+            rows,
+            rank,
+            self_loops,
+            range(nodes),
+            None if edge_type is None else edge_type.cpu().long().numpy(),
+            None if sources is None else own,
+        )
+
+
+def by_target(source: np.ndarray, target: np.ndarray, number: np.ndarray, sources: int) -> Edges:
+    """The edges, those of a target by source."""
     order = np.argsort(target * max(sources, 1) + source, kind="stable")
     return source[order], target[order], number[order]
 
 
 def _joined(pieces: list[Edges], sources: int) -> Edges:
     source, target, number = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
-    return _by_target(source, target, number, sources)
+    return by_target(source, target, number, sources)
 
 
 def _counts(bounds: np.ndarray) -> tuple[int, ...]:

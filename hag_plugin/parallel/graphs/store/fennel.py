@@ -52,15 +52,16 @@ def fennel(
     sizes[parts] = nodes
     largest = -(-int(np.ceil(IMBALANCE * nodes)) // parts)
     penalty = 1.5 * np.sqrt(parts) * (neighbours.ends / 2) / max(nodes, 1) ** 1.5
-    for _ in range(passes):
-        for first, degree, ids in neighbours.blocks(block, memory // EDGE_BYTES):
-            chosen = slice(first, first + len(degree))
-            key = np.repeat(np.arange(len(degree)) * (parts + 1), degree) + owner[ids]
-            counts = np.bincount(key, minlength=len(degree) * (parts + 1))
-            sizes -= np.bincount(owner[chosen], minlength=parts + 1)
-            counts = counts.reshape(-1, parts + 1)[:, :parts]
-            owner[chosen] = _choose(counts, sizes[:parts], largest, penalty)
-            sizes += np.bincount(owner[chosen], minlength=parts + 1)
+    each = (b for _ in range(passes) for b in neighbours.blocks(block, memory // EDGE_BYTES))
+    shown = spool.bars.over(each, "assigning nodes", lambda b: len(b[1]), passes * nodes)
+    for first, degree, ids in shown:
+        chosen = slice(first, first + len(degree))
+        key = np.repeat(np.arange(len(degree)) * (parts + 1), degree) + owner[ids]
+        counts = np.bincount(key, minlength=len(degree) * (parts + 1))
+        sizes -= np.bincount(owner[chosen], minlength=parts + 1)
+        counts = counts.reshape(-1, parts + 1)[:, :parts]
+        owner[chosen] = _choose(counts, sizes[:parts], largest, penalty)
+        sizes += np.bincount(owner[chosen], minlength=parts + 1)
     neighbours.unlink()
     return owner
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from hag_plugin.files import DatasetError, read_json
 from hag_plugin.hag.graph import MAX_NODES
+from hag_plugin.hag.program import SelfLoops
 from hag_plugin.parallel.graphs.stats import GraphStats, PartitionStats
 from hag_plugin.parallel.graphs.store.part_files import NAME, OWN, SUFFIX, FileRecord
 from hag_plugin.saved import set_module
@@ -34,6 +35,7 @@ class Part:
         rows: its nodes.
         edges: that lead to them.
         inner: those of which it has the source, too.
+        loops: those that lead from a node to itself.
         halo: `[R]`, rows that it reads of each part.
         files: by the array's name.
     """
@@ -41,6 +43,7 @@ class Part:
     rows: int
     edges: int
     inner: int
+    loops: int
     halo: tuple[int, ...]
     files: dict[str, FileRecord]
 
@@ -105,22 +108,33 @@ class Manifest:
     @property
     def stats(self) -> GraphStats:
         """What `plan` has to know of the graph: counted for R parts, merged or not, and for one."""
-        known = {(1, 1): self._merge(self.ranks, ((0,),)), (self.ranks, 1): self._cut()}
+        return self.counted(False)
+
+    def counted(self, self_loops: SelfLoops) -> GraphStats:
+        """The same as a layer aggregates it that adds loops: False, "add" or "fill"."""
+        known = {(1, 1): self._merge(self.ranks, ((0,),), self_loops)}
+        known[self.ranks, 1] = self._cut(self_loops)
         known[self.ranks, self.ranks] = known[1, 1]
         for count, halo in self.merged.items():
-            known[self.ranks, count] = self._merge(count, halo)
+            known[self.ranks, count] = self._merge(count, halo, self_loops)
+        edges = int(known[1, 1].edges.sum())
         return GraphStats(
-            self.nodes, self.edges, self.fingerprint, source="graph store", _partitions=known
+            self.nodes, edges, self.fingerprint, source="graph store", _partitions=known
         )
 
-    def _cut(self) -> PartitionStats:
+    def _cut(self, self_loops: SelfLoops) -> PartitionStats:
         halo = np.array([part.halo for part in self.parts], np.int64)
-        inner = np.array([part.inner for part in self.parts], np.int64)
-        return replace(self._merge(1, halo), inner=inner)
+        found = self._merge(1, halo, self_loops)
+        outer = np.array([part.edges - part.inner for part in self.parts], np.int64)
+        return replace(found, inner=found.edges - outer)
 
-    def _merge(self, count: int, halo: Any) -> PartitionStats:
+    def _merge(self, count: int, halo: Any, self_loops: SelfLoops) -> PartitionStats:
         """The counts where each `count` parts are one."""
-        counts = np.array([(part.rows, part.edges) for part in self.parts], np.int64)
+        added = {False: 0, "add": 1, "fill": 1}[self_loops]
+        lost = self_loops == "fill"  # one takes the place of those that are there
+        counts = np.array(
+            [(p.rows, p.edges + added * p.rows - lost * p.loops) for p in self.parts], np.int64
+        )
         rows, edges = counts.reshape(-1, count, 2).sum(axis=1).T
         inner = edges if len(rows) == 1 else None
         return PartitionStats(rows, edges, np.array(halo, np.int64), None, None, self.method, inner)
@@ -211,7 +225,7 @@ def _checked(found: Manifest) -> Manifest:
     """The same; raises ValueError where its counts do not fit each other."""
     counts = [found.nodes, found.edges]
     for part in found.parts:
-        counts += [part.rows, part.edges, part.inner, *part.halo]
+        counts += [part.rows, part.edges, part.inner, part.loops, *part.halo]
     for halo in found.merged.values():
         counts += [count for row in halo for count in row]
     if not all(type(count) is int and count >= 0 for count in counts) or found.nodes > MAX_NODES:
@@ -239,6 +253,10 @@ def _checked(found: Manifest) -> Manifest:
             np.dtype(record.dtype)
             if record.shape[0] != rows.get(name, part.rows):
                 raise ValueError(f"part {number} has {name} of shape {record.shape}")
-        if part.inner > part.edges or len(part.halo) != len(found.parts) or part.halo[number]:
+        if (
+            not part.loops <= part.inner <= part.edges
+            or len(part.halo) != len(found.parts)
+            or part.halo[number]
+        ):
             raise ValueError(f"part {number} has counts that do not fit each other")
     return found

@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ SUFFIX = ".npy"
 # Names of arrays that are no names of files, or are the part's own.
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 OWN = ("indptr", "sources", "nodes", "halo")
+
+# NumPy reads headers with `ast`, whose depth some versions of CPython count over all threads
+# (gh-106905): parts that are opened at once would be refused now and then.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @set_module("hag_plugin.parallel")
@@ -144,7 +149,8 @@ def open_array(path: Path, record: FileRecord, verify: bool) -> np.ndarray:
                 f"{path} is not the file that the manifest tells of: its SHA-256 differs; it was "
                 "changed, or is another store's"
             )
-        array: np.ndarray = np.load(path, mmap_mode="c", allow_pickle=False)
+        with _ONE_AT_A_TIME:
+            array: np.ndarray = np.load(path, mmap_mode="c", allow_pickle=False)
     except FileNotFoundError as e:
         raise DatasetError(f"{path} is missing; the manifest tells of it") from e
     except DatasetError:

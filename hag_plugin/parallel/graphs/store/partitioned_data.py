@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hag_plugin.arguments import check_flag, check_path, whole
 from hag_plugin.files import DatasetError
-from hag_plugin.parallel.graphs.stats import GraphStats
-from hag_plugin.parallel.graphs.store.manifest import Manifest, array_path
-from hag_plugin.parallel.graphs.store.part_files import OWN, open_array
+from hag_plugin.hag.program import SelfLoops
+from hag_plugin.parallel.graphs.stats import (
+    MAX_COVER_EDGES,
+    GraphStats,
+    HagCounts,
+    part_counts,
+    vertex_covers,
+)
+from hag_plugin.parallel.graphs.store.manifest import Manifest, Part, array_path
+from hag_plugin.parallel.graphs.store.part_files import open_array
 from hag_plugin.saved import set_module
+
+Searched = tuple[HagCounts, tuple[int, ...] | None]
+"""Of a part: counts of its HAG, and rows of a vertex cover of each other part's edges to it."""
 
 
 @set_module("hag_plugin.parallel")
@@ -27,12 +41,13 @@ class PartitionedData:
     Args:
         folder: of the store.
         rank: whose part; by default that of torch.distributed, or 0 where the store has one part.
+            Where none is known, the manifest alone is opened, which is what `plan` needs.
         verify: compare all bytes of the part's files with the manifest. Otherwise only their sizes,
             dtypes and shapes.
 
     Attributes:
         manifest: counts of all parts.
-        rank: of this part.
+        rank: of this part, or None.
         indptr: int64 `[n + 1]`, where the edges of each of its n nodes begin.
         sources: int32 `[E']`, the sources of the edges that lead to them, by the store's numbers.
         nodes: int64 `[n]`, the numbers that its nodes had before.
@@ -40,7 +55,8 @@ class PartitionedData:
 
     Raises:
         DatasetError: a file is missing, damaged or another store's. It names the file.
-        ValueError: the number of ranks is not that of the parts, or no rank is known.
+        ValueError: the number of ranks is not that of the parts, or there is no such rank; or what
+            a part has is wanted, and no rank is known.
 
     Example:
         >>> import tempfile, types
@@ -66,10 +82,13 @@ class PartitionedData:
         check_path("folder", folder)
         check_flag("verify", verify)
         self.manifest = Manifest.load(folder)
-        self.rank = _rank(rank, self.manifest.ranks)
+        self._searched: dict[SelfLoops, Sequence[Searched]] = {}
+        self.rank, self._tensors = _rank(rank, self.manifest.ranks), {}
+        if self.rank is None:
+            return
         self._tensors = {
             name: torch.from_numpy(open_array(array_path(folder, self.rank, name), record, verify))
-            for name, record in self.manifest.parts[self.rank].files.items()
+            for name, record in self._part.files.items()
         }
         ends = self._tensors["indptr"][[0, -1]].tolist()
         if ends != [0, self.num_edges]:
@@ -81,11 +100,17 @@ class PartitionedData:
         if name == "_tensors":  # before it is made, as pickle asks
             raise AttributeError(name)
         found: Tensor | None = self._tensors.get(name)
+        if found is None and self.rank is None:
+            raise AttributeError(f"the store has no {name!r} without a rank; {self._expected}")
         if found is None:
             raise AttributeError(f"a node of this store has no {name!r}; {self.names}")
         return found
 
     def __repr__(self) -> str:
+        if self.rank is None:
+            whole = self.manifest
+            counts = f"{whole.nodes:,} nodes, {whole.edges:,} edges; {', '.join(self.names)}"
+            return f"PartitionedData({self.ranks} parts: {counts})"
         parts = ", ".join(f"{name}={list(self._tensors[name].shape)}" for name in self.names)
         counts = f"{self.num_nodes:,} nodes, {self.num_edges:,} edges, {len(self.halo):,} of halo"
         return f"PartitionedData(part {self.rank} of {self.ranks}: {counts}; {parts})"
@@ -98,27 +123,71 @@ class PartitionedData:
     @property
     def names(self) -> tuple[str, ...]:
         """What nodes have."""
-        return tuple(name for name in self._tensors if name not in OWN)
+        return self.manifest.names
+
+    @property
+    def _expected(self) -> str:
+        return f"expected rank=0 to {self.ranks - 1}, or torch.distributed started"
+
+    @property
+    def _own(self) -> int:
+        if self.rank is None:
+            raise ValueError(f"rank is None; {self._expected}")
+        return self.rank
+
+    @property
+    def _part(self) -> Part:
+        return self.manifest.parts[self._own]
 
     @property
     def num_nodes(self) -> int:
         """n, the part's nodes; the graph has `manifest.nodes`."""
-        return self.manifest.parts[self.rank].rows
+        return self._part.rows
 
     @property
     def num_edges(self) -> int:
         """E', edges into the part's nodes; the graph has `manifest.edges`."""
-        return self.manifest.parts[self.rank].edges
+        return self._part.edges
 
     @property
     def first(self) -> int:
         """The store's number of the part's first node."""
-        return int(self.manifest.first[self.rank])
+        return int(self.manifest.first[self._own])
 
     @property
     def stats(self) -> GraphStats:
         """Counts of the whole graph and of its parts, from the manifest: what `trace` takes."""
         return self.manifest.stats
+
+    def counted(self, self_loops: SelfLoops) -> GraphStats:
+        """The same for layers that add loops: False, "add" or "fill"."""
+        found = replace(self.manifest.counted(self_loops), apart=self.ranks > 1)
+        if self_loops in self._searched:
+            hags, covers = zip(*self._searched[self_loops], strict=True)
+            cover = None if any(row is None for row in covers) else np.array(covers, np.int64)
+            cut = replace(found.partition(self.ranks), hags=hags, cover=cover)
+            found._partitions[self.ranks, 1] = cut
+        return found
+
+    def search(self, self_loops: SelfLoops) -> Searched:
+        """What the HAG of this part reads and writes, and how many rows of each other part a vertex
+        cover of the edges from there has; None where these edges are too many.
+        """
+        source, target = self.edge_index.numpy()
+        own = slice(self.first, self.first + self.num_nodes)
+        hag = part_counts(source, target, own, own, self_loops, None, same=True)
+        cut = np.flatnonzero((source < own.start) | (source >= own.stop))
+        if len(cut) > MAX_COVER_EDGES:
+            return hag, None
+        pair = self._own * self.ranks + self.owners(torch.from_numpy(source[cut])).numpy()
+        cover = vertex_covers(pair, source[cut], target[cut], self.ranks)
+        return hag, None if cover is None else tuple(cover[self._own].tolist())
+
+    def searched(self, found: Mapping[SelfLoops, Sequence[Searched]]) -> PartitionedData:
+        """The same with what `search` found in each part, by the loops that layers add."""
+        known = copy.copy(self)
+        known._searched = dict(found)
+        return known
 
     @property
     def edge_index(self) -> Tensor:
@@ -139,7 +208,7 @@ class PartitionedData:
     def owners(self, nodes: Tensor) -> Tensor:
         """int64, the parts that have some nodes, by the store's numbers."""
         first = torch.from_numpy(self.manifest.first)
-        return torch.searchsorted(first, nodes.long(), right=True) - 1
+        return torch.searchsorted(first, nodes.long().contiguous(), right=True) - 1
 
     def _targets(self) -> Tensor:
         return torch.repeat_interleave(
@@ -147,13 +216,14 @@ class PartitionedData:
         )
 
 
-def _rank(rank: int | None, parts: int) -> int:
+def _rank(rank: int | None, parts: int) -> int | None:
+    """Whose part is opened; None where nobody says."""
     dist = torch.distributed
     together = dist.is_available() and dist.is_initialized()
     if together and dist.get_world_size() != parts:
         raise ValueError(f"{dist.get_world_size()} ranks run; the store has {parts} parts")
     if rank is None and not together and parts > 1:
-        raise ValueError(f"rank is None; expected 0 to {parts - 1}, or torch.distributed started")
+        return None
     if rank is None:
         rank = dist.get_rank() if together else 0
     return whole("rank", rank, 0, parts - 1)

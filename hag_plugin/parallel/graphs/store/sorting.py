@@ -15,6 +15,7 @@ import numpy as np
 
 from hag_plugin.files import DatasetError
 from hag_plugin.hag.graph import MAX_NODES
+from hag_plugin.parallel.graphs.store.bars import QUIET, Bars
 from hag_plugin.parallel.graphs.store.part_files import naming, write_all
 from hag_plugin.parallel.graphs.store.streams import EdgeStream
 
@@ -73,21 +74,31 @@ class Spool:
         path: of the file.
         num_nodes: N where it is known: larger ids are refused.
         block: edges at a time.
+        bars: of passes over the edges.
 
     Attributes:
         edges: E.
+        bars: as given.
         largest: the largest id, or -1.
 
     Raises:
         DatasetError: an id is no node's.
     """
 
-    def __init__(self, stream: EdgeStream, path: Path, num_nodes: int | None, block: int) -> None:
-        self._path, self._block = path, block
+    def __init__(
+        self,
+        stream: EdgeStream,
+        path: Path,
+        num_nodes: int | None,
+        block: int,
+        bars: Bars = QUIET,
+    ) -> None:
+        self._path, self._block, self.bars = path, block, bars
         self.edges, self.largest = 0, -1
         limit = MAX_NODES if num_nodes is None else num_nodes
         with naming(path), open(path, "wb", buffering=0) as file:
-            for pairs in stream.blocks(block):
+            read = bars.over(stream.blocks(block), "reading edges", lambda p: p.shape[1], None)
+            for pairs in read:
                 if not pairs.size:
                     continue
                 least, most = int(pairs.min()), int(pairs.max())
@@ -102,6 +113,9 @@ class Spool:
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Sources and targets, int32 `[k]` each."""
+        return self.bars.over(self._blocks(), "sorting edges", lambda b: len(b[0]), self.edges)
+
+    def _blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         with naming(self._path), open(self._path, "rb") as file:
             while (pairs := np.fromfile(file, np.int32, 2 * self._block)).size:
                 source, target = pairs.reshape(-1, 2).T

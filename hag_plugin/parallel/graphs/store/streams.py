@@ -113,7 +113,7 @@ def stream_of(data: Any) -> EdgeStream:
         return EdgeStream.of(edge_index.detach().cpu().numpy(), nodes, rows, type(data).__name__)
     raise TypeError(
         f"data is {brief(data)}; expected PyG's Data, a DGL graph, or what "
-        "hag_plugin.data.edge_stream.open_edges makes of a file"
+        "hag_plugin.data.edge_folders.open_graph makes of a path"
     )
 
 

@@ -14,11 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from hag_plugin.arguments import brief, check_choice, check_flag, check_path, whole
+from hag_plugin.arguments import (
+    brief,
+    check_choice,
+    check_flag,
+    check_optional_flag,
+    check_path,
+    whole,
+)
 from hag_plugin.files import DatasetError
 from hag_plugin.hag.graph import MAX_NODES
 from hag_plugin.kernels import _cpu
 from hag_plugin.parallel.graphs.store.assign import METHODS, assign, numbered
+from hag_plugin.parallel.graphs.store.bars import Bars
 from hag_plugin.parallel.graphs.store.folder import whole_folder
 from hag_plugin.parallel.graphs.store.manifest import (
     Manifest,
@@ -57,6 +65,7 @@ def write_partitions(
     assignment: np.ndarray | None = None,
     undirected: bool = False,
     memory: int = MEMORY,
+    progress: bool | None = None,
 ) -> Manifest:
     """Cuts a graph into parts, and writes each into a folder of its own, for `PartitionedData`.
 
@@ -65,8 +74,8 @@ def write_partitions(
     Fennel, or where the graph is undirected.
 
     Args:
-        data: PyG's `Data`, a DGL graph, or the stream of a file
-            (`hag_plugin.data.edge_stream.open_edges`). All that has a row for each node is kept.
+        data: PyG's `Data`, a DGL graph, or the stream of a file or folder
+            (`hag_plugin.data.edge_folders.open_graph`). All that has a row for each node is kept.
         ranks: R, how many parts.
         folder: a new one.
         method: how nodes are assigned. "contiguous": blocks of their numbers. "fennel": as a
@@ -76,6 +85,8 @@ def write_partitions(
         assignment: int `[N]`, the part of each node, made elsewhere; then `method` is not used.
         undirected: take every edge in both directions, once, without loops.
         memory: bytes that the process may have in all.
+        progress: show a bar of each pass over edges or nodes; by default of those that take more
+            than two seconds.
 
     Raises:
         DatasetError: an edge or a row is wrong; `where` says which.
@@ -97,6 +108,8 @@ def write_partitions(
     check_choice("method", method, METHODS)
     check_flag("undirected", undirected)
     memory = whole("memory", memory, 1, 2**63 - 1)
+    check_optional_flag("progress", progress)
+    bars = Bars(progress)
     nodes = stream.num_nodes
     if assignment is not None:
         assignment = _checked(assignment, ranks)
@@ -111,7 +124,7 @@ def write_partitions(
         work.mkdir()
         left = _left(memory, nodes or 0)
         block = max(min(MOST_BLOCK, left // BLOCK_BYTES // 2), 1)
-        spool = Spool(stream, work / "edges", nodes, block)
+        spool = Spool(stream, work / "edges", nodes, block, bars)
         nodes = spool.largest + 1 if nodes is None else nodes
         whole("the number of nodes", nodes, 0, MAX_NODES)
         left = _left(memory, nodes) - block * BLOCK_BYTES
@@ -126,7 +139,7 @@ def write_partitions(
         del assignment
         for part in range(ranks):
             part_folder(made, part).mkdir()
-        files = _write_rows(made, numbering, _with_ids(stream.rows, nodes), left)
+        files = _write_rows(made, numbering, _with_ids(stream.rows, nodes), left, bars)
         parts, fingerprint = _write_edges(made, work, spool, numbering, undirected, left)
         merged = {count: _merged(made, numbering, parts, count) for count in groups(ranks)}
         found = Manifest(
@@ -212,7 +225,7 @@ def _with_ids(rows: Mapping[str, RowStream], nodes: int) -> dict[str, RowStream]
 
 
 def _write_rows(
-    folder: Path, numbering: Numbering, streams: Mapping[str, RowStream], memory: int
+    folder: Path, numbering: Numbering, streams: Mapping[str, RowStream], memory: int, bars: Bars
 ) -> list[dict[str, FileRecord]]:
     """Each part's rows of all that nodes have: in the order of their old numbers, as they come."""
     parts = len(numbering.first) - 1
@@ -224,7 +237,8 @@ def _write_rows(
         ]
         row = stream.dtype.itemsize * int(np.prod(stream.shape)) + 32
         at = 0
-        for rows in stream.blocks(max(min(MOST_BLOCK, memory // (8 * row)), 1)):
+        blocks = stream.blocks(max(min(MOST_BLOCK, memory // (8 * row)), 1))
+        for rows in bars.over(blocks, f"writing {name}", len, stream.rows):
             part = numbering.parts_of(numbering(np.arange(at, at + len(rows))))
             order = np.argsort(part, kind="stable")
             ends = np.cumsum(np.bincount(part, minlength=parts))
@@ -250,7 +264,9 @@ def _write_edges(
     low = high = 0
     read = np.zeros(numbering.nodes, bool)  # by the part that is written
     open_part = _OpenPart(folder, 0, numbering, read) if len(numbering.first) > 1 else None
-    for rows in sorted_rows(spool, numbering, undirected, memory, work):
+    written = sorted_rows(spool, numbering, undirected, memory, work)
+    shown = spool.bars.over(written, "writing edges", lambda r: len(r.degree), numbering.nodes)
+    for rows in shown:
         assert open_part is not None
         while rows.first >= numbering.first[open_part.number + 1]:
             parts.append(open_part.finish())
@@ -277,7 +293,7 @@ class _OpenPart:
     def __init__(self, folder: Path, number: int, numbering: Numbering, read: np.ndarray) -> None:
         self.number, self._numbering, self._read = number, numbering, read
         self._first, self._last = (int(n) for n in numbering.first[number : number + 2])
-        self._edges = self._inner = 0
+        self._edges = self._inner = self._loops = 0
         self._indptr = ArrayFile(array_path(folder, number, "indptr"), np.int64)
         self._sources = ArrayFile(array_path(folder, number, "sources"), np.int32)
         self._halo = ArrayFile(array_path(folder, number, "halo"), np.int32)
@@ -293,6 +309,7 @@ class _OpenPart:
         self._edges += len(rows.sources)
         self._read[rows.sources] = True
         targets = np.repeat(np.arange(rows.first, rows.first + len(ends)), rows.degree)
+        self._loops += int(np.count_nonzero(rows.sources == targets))
         found: tuple[int, int] = _cpu.edge_hash(rows.sources.astype(np.int64), targets)
         return found
 
@@ -311,7 +328,7 @@ class _OpenPart:
             "halo": self._halo.finish(),
         }
         rows = self._last - self._first
-        return Part(rows, self._edges, self._inner, tuple(halo.tolist()), files)
+        return Part(rows, self._edges, self._inner, self._loops, tuple(halo.tolist()), files)
 
 
 def _merged(

@@ -218,8 +218,15 @@ def test_no_other_part_is_needed(store: Path) -> None:
 
 
 def test_ranks_that_are_no_parts(store: Path) -> None:
-    with pytest.raises(ValueError, match="rank is None; expected 0 to 2, or torch"):
-        hpp.PartitionedData(store)
+    none = hpp.PartitionedData(store)  # the manifest alone
+    assert (none.ranks, none.names, none.stats.nodes) == (3, ("x", "y"), 60)
+    assert repr(none) == "PartitionedData(3 parts: 60 nodes, 300 edges; x, y)"
+    for name in ("num_nodes", "num_edges", "first"):
+        with pytest.raises(ValueError, match="rank is None; expected rank=0 to 2, or torch"):
+            getattr(none, name)
+    for name in ("x", "indptr"):
+        with pytest.raises(AttributeError, match=f"no '{name}' without a rank; expected rank=0"):
+            getattr(none, name)
     with pytest.raises(ValueError, match="rank is 3; expected 0 to 2"):
         hpp.PartitionedData(store, 3)
 

@@ -241,6 +241,20 @@ def test_parts_aggregate_what_the_whole_does(reduce: str, tmp_path: Path) -> Non
         torch.testing.assert_close(hp.aggregate(given, hag, reduce=reduce), whole[part.nodes])
 
 
+@pytest.mark.parametrize("progress", [True, False, None])
+def test_bars(progress: bool | None, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of every pass where they are asked for; by default of none that is over in two seconds."""
+    rows = {"x": np.ones((500, 2))}
+    stream = EdgeStream.of(np.random.default_rng(0).integers(0, 500, (2, 3000)), 500, rows)
+    hpp.write_partitions(stream, 3, tmp_path / "parts", method="fennel", progress=progress)
+    said = capfd.readouterr().err
+    passes = ("reading edges", "sorting edges", "assigning nodes", "writing x", "writing edges")
+    if progress:
+        assert all(f"{each}: " in said for each in passes)
+    else:
+        assert said == ""
+
+
 # What a user gives ------------------------------------------------------------------------------
 
 

@@ -1,0 +1,276 @@
+"""Folders of graphs that others wrote, read block by block: OGB's raw files, parts of DGL's.
+
+As `edge_stream` reads files; numbers of nodes are those of the folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hag_plugin.data.edge_stream import Archive, open_edges
+from hag_plugin.data.source import Source
+from hag_plugin.files import DatasetError, read_json
+from hag_plugin.parallel.graphs.store.streams import EdgeStream, RowStream
+
+WHOLE_NUMBER = re.compile(r"\s*[+-]?[0-9]+\s*")
+SPLITS = {"train": "train_mask", "valid": "val_mask", "test": "test_mask"}
+OF_NODES = {"node-feat": "x", "node_feat": "x", "node-label": "y", "node_label": "y"}
+
+
+def open_graph(path: str | os.PathLike[str]) -> EdgeStream:
+    """The graph of a file, as `open_edges` reads it, or of a folder.
+
+    A folder is OGB's of one graph, with `raw/` in it or that itself: `edge.csv.gz` and the like, or
+    `data.npz`; or what `dgl.distributed.partition_graph` has written, whose nodes have DGL's
+    numbers then. Features are `x` and labels `y` of OGB's; a split is masks.
+
+    Raises:
+        DatasetError: it can't be read, or holds something else. It names the file.
+        OSError: a file can't be opened.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return open_edges(path)
+    for raw in (folder / "raw", folder):
+        if (raw / "data.npz").is_file():
+            return _with_split(_ogb_arrays(raw), raw)
+        if _csv_of(raw, "edge") is not None:
+            return _with_split(_ogb_texts(raw), raw)
+    for each in sorted(folder.glob("*.json")):
+        try:
+            document = read_json(each)
+        except ValueError as e:
+            raise DatasetError(str(e)) from e
+        if isinstance(document, dict) and "num_parts" in document and "part-0" in document:
+            return _dgl_parts(each, document)
+    raise DatasetError(
+        f"{folder} is a folder without raw/edge.csv.gz, raw/data.npz or the .json of DGL's parts; "
+        "expected a file of edges, OGB's raw folder, or what dgl.distributed.partition_graph wrote"
+    )
+
+
+# OGB --------------------------------------------------------------------------------------------
+
+
+def _csv_of(folder: Path, name: str) -> Path | None:
+    paths = (folder / f"{name}{suffix}" for suffix in (".csv.gz", ".csv"))
+    return next((path for path in paths if path.is_file()), None)
+
+
+class _Table:
+    """Numbers in a text without a head, separated by commas."""
+
+    def __init__(self, path: Path, dtype: Any = None) -> None:
+        self.source = Source(path)
+        first = self.source.text_head().split("\n", 1)[0]
+        values = first.split(",")
+        self.columns = len(values) if first.strip() else 0
+        whole = all(map(WHOLE_NUMBER.fullmatch, values))
+        self.dtype = np.dtype(dtype or (np.int64 if whole else np.float32))
+
+    def blocks(self, most: int) -> Iterator[np.ndarray]:
+        """Rows `[k, columns]`."""
+        line = 0
+        options: dict[str, Any] = {"delimiter": ",", "comments": None, "encoding": None, "ndmin": 2}
+        with self.source.text() as file:
+            while lines := [*islice(file, most)]:
+                try:
+                    found = np.loadtxt(lines, dtype=self.dtype, **options)
+                except (ValueError, OverflowError) as e:
+                    raise DatasetError(f"{self.source.name}, lines {line + 1:,} on: {e}") from e
+                if found.shape != (len(lines), self.columns):
+                    raise DatasetError(
+                        f"{self.source.name}, lines {line + 1:,} on: {found.shape[0]:,} rows of "
+                        f"{found.shape[1]}; expected {self.columns} numbers a line"
+                    )
+                line += len(lines)
+                yield found
+
+    def rows(self, nodes: int) -> RowStream:
+        """A row for each node; of one column, a number."""
+        shape = () if self.columns == 1 else (self.columns,)
+
+        def blocks(most: int) -> Iterator[np.ndarray]:
+            for block in self.blocks(most):
+                yield block.reshape(-1, *shape)
+
+        return RowStream(nodes, self.dtype, shape, blocks)
+
+
+def _ogb_texts(folder: Path) -> EdgeStream:
+    path, counts = _csv_of(folder, "edge"), _csv_of(folder, "num-node-list")
+    assert path is not None  # it was seen
+    if counts is None:
+        missing = folder / "num-node-list.csv.gz"
+        raise DatasetError(f"{missing} is missing; expected it beside {path.name}")
+    numbers = [int(n) for block in _Table(counts, np.int64).blocks(1 << 16) for n in block.flat]
+    if len(numbers) != 1 or numbers[0] < 0:
+        raise DatasetError(f"{counts} holds {len(numbers):,} graphs; expected one")
+    nodes, edges = numbers[0], _Table(path, np.int64)
+    if edges.columns not in (0, 2):
+        raise DatasetError(f"{path}, line 1: {edges.columns} columns; expected source,target")
+    rows = {}
+    for each in sorted(folder.glob("node[-_]*.csv*")):
+        name = each.name.partition(".csv")[0]
+        name = OF_NODES.get(name, name.replace("-", "_"))
+        rows[name] = _Table(each, np.float32 if name == "x" else None).rows(nodes)
+
+    def blocks(most: int) -> Iterator[np.ndarray]:
+        for block in edges.blocks(most):
+            yield block.T
+
+    def where(edge: int) -> str:
+        with edges.source.text() as file:
+            line = next(islice(file, edge, None), "").strip()
+        return f"{path}, line {edge + 1:,}: {line}"
+
+    return EdgeStream(blocks, f"{folder} read as: OGB's raw files", nodes, where, rows)
+
+
+def _ogb_arrays(folder: Path) -> EdgeStream:
+    source = Source(folder / "data.npz")
+    archive, rows = Archive(source), {}
+    for key in ("edge_index", "num_nodes_list"):
+        if key not in archive.sizes:
+            raise DatasetError(f"{source.name} has {sorted(archive.sizes)}; expected {key!r}")
+    counts = archive.rows("num_nodes_list")
+    if counts.rows != 1:
+        raise DatasetError(f"{source.name} holds {counts.rows:,} graphs; expected one")
+    nodes = archive.number("num_nodes_list")
+    archives = [archive]
+    if (folder / "node-label.npz").is_file():
+        archives.append(Archive(Source(folder / "node-label.npz")))
+    for each in archives:
+        for key in each.sizes:
+            if key.startswith("node_"):
+                rows[OF_NODES.get(key, key)] = _flat(each.rows(key))
+    found = archive.edges(["edge_index"], nodes)
+    return replace(found, words=f"{folder} read as: OGB's raw arrays", rows=rows)
+
+
+def _flat(rows: RowStream) -> RowStream:
+    """Rows of one number as numbers."""
+    if rows.shape != (1,):
+        return rows
+
+    def blocks(most: int) -> Iterator[np.ndarray]:
+        for block in rows.blocks(most):
+            yield block.reshape(-1)
+
+    return replace(rows, shape=(), blocks=blocks)
+
+
+def _with_split(stream: EdgeStream, raw: Path) -> EdgeStream:
+    """The same with the masks of a split beside the raw folder, where there is one."""
+    folders = [each for each in (raw.parent / "split").glob("*") if each.is_dir()]
+    if raw.name != "raw" or len(folders) != 1:
+        return stream
+    masks = {}
+    for part, name in SPLITS.items():
+        path = _csv_of(folders[0], part)
+        if path is not None:
+            assert stream.num_nodes is not None  # OGB says it
+            masks[name] = _mask(path, stream.num_nodes)
+    return replace(stream, rows={**stream.rows, **masks})
+
+
+def _mask(path: Path, nodes: int) -> RowStream:
+    """Whether nodes are among those that a file lists."""
+
+    def blocks(most: int) -> Iterator[np.ndarray]:
+        listed = [block.reshape(-1) for block in _Table(path, np.int64).blocks(1 << 16)]
+        ids = np.sort(np.concatenate([np.zeros(0, np.int64), *listed]))
+        if len(ids) and not 0 <= ids[0] <= ids[-1] < nodes:
+            raise DatasetError(f"{path} has nodes {ids[0]} to {ids[-1]}; expected 0 to {nodes - 1}")
+        for first in range(0, nodes, most):
+            last = min(first + most, nodes)
+            mask = np.zeros(last - first, bool)
+            mask[ids[slice(*np.searchsorted(ids, [first, last]))] - first] = True
+            yield mask
+
+    return RowStream(nodes, np.dtype(bool), (), blocks)
+
+
+# DGL --------------------------------------------------------------------------------------------
+
+
+def _dgl_parts(path: Path, document: Mapping[str, Any]) -> EdgeStream:
+    """What `dgl.distributed.partition_graph` wrote: one part is in memory at a time."""
+    try:
+        import dgl
+        from dgl.data.utils import load_tensors
+    except ImportError as e:
+        raise DatasetError(f"{path} tells of parts of a DGL graph; reading them needs dgl") from e
+    bounds = dgl_bounds(document, path)
+    (kind,) = document["node_map"]
+    parts = [document.get(f"part-{number}") for number in range(len(bounds) - 1)]
+    if not all(isinstance(part, dict) for part in parts):
+        raise DatasetError(f"{path} does not tell of all its {len(parts)} parts")
+
+    def file_of(number: int, key: str) -> Path:
+        return path.parent / str((parts[number] or {}).get(key))
+
+    def loaded(number: int, key: str, load: Callable[[str], Any]) -> Any:
+        file = file_of(number, key)
+        try:
+            return load(str(file))
+        except Exception as e:  # DGL raises its own
+            raise DatasetError(f"{file} can't be read: {e}") from e
+
+    def blocks(most: int) -> Iterator[np.ndarray]:
+        for number in range(len(parts)):
+            graph = loaded(number, "part_graph", lambda name: dgl.load_graphs(name)[0][0])
+            own = graph.edata["inner_edge"].bool()
+            ids = graph.ndata[dgl.NID]
+            pairs = np.stack([ids[end[own]].numpy() for end in graph.edges()])
+            for at in range(0, pairs.shape[1], most):
+                yield pairs[:, at : at + most]
+
+    def rows_of(name: str, like: Any) -> RowStream:
+        def blocks(most: int) -> Iterator[np.ndarray]:
+            for number, (first, last) in enumerate(pairwise(bounds)):
+                values = loaded(number, "node_feats", load_tensors).get(name)
+                if values is None or len(values) != last - first:
+                    raise DatasetError(
+                        f"{file_of(number, 'node_feats')} has no {name!r} of {last - first:,} rows"
+                    )
+                for at in range(0, len(values), most):
+                    yield values[at : at + most].numpy()
+
+        return RowStream(bounds[-1], like.dtype, like.shape[1:], blocks)
+
+    rows = {}
+    for name, values in loaded(0, "node_feats", load_tensors).items():
+        key = name.removeprefix(f"{kind}/")
+        key = {"feat": "x", "label": "y"}.get(key, key)
+        if key not in ("_ID", "_TYPE"):
+            rows[key] = rows_of(name, values.numpy())
+    return EdgeStream(blocks, f"{path} read as: parts of a DGL graph", bounds[-1], rows=rows)
+
+
+def dgl_bounds(document: Mapping[str, Any], path: Path) -> list[int]:
+    """Where the nodes of each of DGL's parts begin, and N.
+
+    Raises:
+        DatasetError: the document does not say, or there are several types of nodes.
+    """
+    types = document.get("node_map")
+    if not isinstance(types, dict) or len(types) != 1:
+        raise DatasetError(f"{path} has no node_map of one type of nodes")
+    (ranges,) = types.values()
+    try:
+        pairs = np.array(ranges, np.int64).reshape(document["num_parts"], 2)
+    except (TypeError, ValueError) as e:
+        raise DatasetError(f"{path}: node_map is no list of ranges: {e}") from e
+    found = [0, *pairs[:, 1].tolist()]
+    if pairs[:, 0].tolist() != found[:-1] or found != sorted(found):
+        raise DatasetError(f"{path}: the ranges in node_map do not follow each other")
+    return found

@@ -1,0 +1,465 @@
+"""Models run from a store, of which each rank has its part alone, and compute what one process
+computes on the whole graph.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch_geometric import nn as pyg
+from torch_geometric.data import Data
+from torch_geometric.utils import add_self_loops, scatter
+
+import hag_plugin as hp
+from hag_plugin.parallel.graphs.stats import measure
+from hag_plugin.parallel.model.layers import UnknownLayerError
+from hag_plugin.parallel.model.opgraph import Op
+from hag_plugin.parallel.model.trace import trace
+from hag_plugin.parallel.search.planner import planned
+from hag_plugin.parallel.strategies.registry import Config
+
+from ..equality import bytes_of, compare, sgd, space_with, train_alone, train_together
+from ..run_ranks import run_processes, run_threads
+
+hpp = hp.parallel
+FEATURES, CLASSES = 6, 4
+MODELS: dict[str, Callable[[int, int], nn.Module]] = {
+    "GCN": lambda f, c: pyg.GCN(f, 8, 2, c, norm="batch"),
+    "SAGE": lambda f, c: pyg.GraphSAGE(f, 8, 2, c),
+    "GIN": lambda f, c: pyg.GIN(f, 8, 2, c),
+    "GAT": lambda f, c: pyg.GAT(f, 8, 2, c, heads=2),
+}
+# Layers in no table run as they are on a part, where its own edges are all that they need.
+WHOLE: dict[str, Callable[[int, int], nn.Module]] = {
+    "GATv2": lambda f, c: pyg.GAT(f, 8, 2, c, heads=2, v2=True),
+    "TransformerConv": lambda f, c: pyg.TransformerConv(f, c, heads=2, concat=False),
+    "GeneralConv": lambda f, c: pyg.GeneralConv(f, c),
+    "SGConv": lambda f, c: pyg.SGConv(f, c, K=2),
+    "GatedGraphConv": lambda f, c: pyg.GatedGraphConv(8, 2),
+}
+COVER = "rows, vertex-cover halo"
+WAYS = [("rows, all-gather", "off"), ("rows, halo", "off"), (COVER, "off"),
+        ("rows, all-gather", "part"), ("rows, halo", "part"), (COVER, "part")]  # fmt: skip
+CASES = [(kind, *way) for kind in MODELS for way in WAYS if kind != "GAT" or way in WAYS[:2]]
+
+
+def model_of(kind: str, features: int = FEATURES, classes: int = CLASSES) -> nn.Module:
+    torch.manual_seed(0)
+    return MODELS[kind](features, classes).double()
+
+
+def allow(ranks: int, strategy: str, hag: str) -> Callable[[Op, Config], bool]:
+    """Plans in which layers with edges run so."""
+
+    def allowed(op: Op, config: Config) -> bool:
+        if ranks == 1 or op.kind == "input":
+            return True
+        if op.kind == "attention":
+            return config.strategy == strategy
+        if op.kind == "convolution":
+            return (config.strategy, config.hag) == (strategy, hag)
+        return config.source.kind == "rows"
+
+    return allowed
+
+
+def stored(data: Data, owner: np.ndarray, ranks: int, folder: Path) -> Data:
+    """Writes a store; the same graph in its numbering."""
+    hpp.write_partitions(data, ranks, folder, assignment=owner)
+    order = torch.cat([hpp.PartitionedData(folder, rank).nodes for rank in range(ranks)])
+    found = data.clone()
+    for name in ("x", "y", "train_mask"):
+        found[name] = data[name][order]
+    found.edge_index = order.argsort()[data.edge_index]
+    return found
+
+
+def part_of(folder: Path) -> Any:
+    """As `plan` takes it for the whole graph in the store's numbering."""
+    rows = np.diff(hpp.PartitionedData(folder, 0).manifest.first)
+    return lambda parts: np.repeat(np.arange(parts), rows)
+
+
+def drawn_data(edges: Tensor, nodes: int, random: np.random.Generator) -> Data:
+    mask = torch.from_numpy(random.random(nodes) < 0.7)
+    mask[0] = True
+    return Data(
+        torch.from_numpy(random.standard_normal((nodes, FEATURES))),
+        edges,
+        y=torch.from_numpy(random.integers(0, CLASSES, nodes)),
+        train_mask=mask,
+    )
+
+
+@st.composite
+def hostile(draw: Any) -> tuple[Data, np.ndarray, int]:
+    """A graph with duplicates, loops, isolated nodes, or no edges; parts may be empty."""
+    nodes, ranks = draw(st.integers(4, 20)), draw(st.integers(1, 4))
+    ids = st.integers(0, nodes - 1)
+    pairs = draw(st.lists(st.tuples(ids, ids), max_size=50))
+    edges = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).t()
+    random = np.random.default_rng(draw(st.integers(0, 2**31)))
+    owner = random.choice(draw(st.lists(st.integers(0, ranks - 1), min_size=1)), nodes)
+    return drawn_data(edges, nodes, random), owner, ranks
+
+
+def a_graph(seed: int = 0, nodes: int = 40) -> Data:
+    random = np.random.default_rng(seed)
+    edges = random.integers(0, nodes - 3, (2, 6 * nodes))
+    edges[:, :10] = edges[0, :10]  # loops
+    edges[:, 10:20] = edges[:, 20:30]  # repeated
+    return drawn_data(torch.from_numpy(edges), nodes, random)
+
+
+def trained(model: nn.Module, folder: Path, plan: Any) -> Any:
+    with torch.autograd.set_multithreading_enabled(False):
+        return train_together(model, hpp.PartitionedData(folder), plan, sgd)
+
+
+@pytest.mark.parametrize(("kind", "strategy", "hag"), CASES)
+def test_equal_to_one_process(kind: str, strategy: str, hag: str) -> None:
+    """Outputs, losses, gradients, weights after three steps; bytes are those of the plan."""
+    model = model_of(kind)
+
+    @settings(max_examples=6)
+    @given(hostile())
+    def check(drawn: tuple[Data, np.ndarray, int]) -> None:
+        data, owner, ranks = drawn
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "parts"
+            whole = stored(data, owner, ranks, path)
+            if (strategy, hag) in WAYS[:2]:
+                graph = trace(model, hpp.PartitionedData(path, 0))
+            else:  # a plan that was made for the whole graph in this numbering
+                graph = trace(model, whole, part=part_of(path))
+            space = space_with(graph, ranks, allow(ranks, strategy, hag))
+            chosen = list(space.cheapest().configs)
+            plan = planned(space, chosen)
+            found = run_threads(ranks, lambda rank: trained(model, path, plan))
+            compare(found, train_alone(model, whole, sgd), bytes_of(space, chosen), 1e-10)
+
+    check()
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("kind", WHOLE)
+def test_other_layers(kind: str, ranks: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = WHOLE[kind](FEATURES, CLASSES).double()
+    owner = np.array([0, 2, 2, 1] * 10) % ranks
+    whole = stored(a_graph(), owner, ranks, tmp_path / "parts")
+    plan = hpp.plan(model, hpp.PartitionedData(tmp_path / "parts"), "pcie4x4", world_size=ranks)
+    found = run_threads(ranks, lambda rank: trained(model, tmp_path / "parts", plan))
+    compare(found, train_alone(model, whole, sgd), None, 1e-10)
+
+
+# Processes ----------------------------------------------------------------------------------------
+
+
+def opened_by_one(
+    rank: int, folder: str, models: dict[str, nn.Module], topology: str
+) -> tuple[list[str], dict[str, Any]]:
+    """What a rank of many opens of the store, and what it has after training."""
+    opened: list[str] = []
+    sys.addaudithook(lambda event, args: event == "open" and opened.append(str(args[0])))
+    data, found = hpp.PartitionedData(folder), {}
+    for kind, model in models.items():
+        ours = hpp.parallelize(model, data, topology=topology)
+        plan = ours.parallel.plan
+        found[kind] = train_together(model, data, plan, sgd)
+    inside = {str(Path(name)) for name in opened if name.startswith(folder)}
+    return sorted(inside), found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_a_real_graph_in_processes(ranks: int, shared_data: Path, tmp_path: Path) -> None:
+    """With plans that the ranks find together, HAGs among them; each opens its own files alone."""
+    from hag_plugin.data.datasets import load
+
+    given, folder = load(shared_data / "npz" / "Cora.npz"), tmp_path / "parts"
+    assert given.x is not None
+    assert given.y is not None
+    x = given.x[:, :FEATURES].double()
+    data = Data(x, given.edge_index, y=given.y.long(), train_mask=given.train_mask)
+    hpp.write_partitions(data, ranks, folder, method="auto")
+    order = torch.cat([hpp.PartitionedData(folder, rank).nodes for rank in range(ranks)])
+    owner = np.empty(len(order), np.int64)
+    owner[order] = part_of(folder)(ranks)
+    whole = stored(data, owner, ranks, tmp_path / "again")
+    models = {kind: model_of(kind, FEATURES, int(data.y.max()) + 1) for kind in MODELS}
+    outcomes = run_processes(ranks, opened_by_one, str(folder), models, "pcie4x4", limit=400)
+    for rank, (opened, _) in enumerate(outcomes):
+        own = {str(path) for path in (folder / f"part-{rank:05d}").iterdir()}
+        assert {*opened} == {str(folder / "manifest.json"), *own}
+    for kind, model in models.items():
+        found = [each[kind] for _, each in outcomes]
+        compare(found, train_alone(model, whole, sgd), None, 1e-10)
+
+
+# Plans --------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25)
+@given(hostile(), st.sampled_from([False, "add", "fill"]))
+def test_counts_are_those_that_are_measured(
+    drawn: tuple[Data, np.ndarray, int], loops: Any
+) -> None:
+    """Of the manifest, with loops, and of what every part finds in its own edges."""
+    data, owner, ranks = drawn
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "parts"
+        whole = stored(data, owner, ranks, path)
+        parts = [hpp.PartitionedData(path, rank) for rank in range(ranks)]
+        part = part_of(path)
+    measured = measure(whole.edge_index, whole.num_nodes, self_loops=loops, part=part)
+    known = parts[0].searched({loops: [each.search(loops) for each in parts]})
+    for given_, names in ((parts[0], ()), (known, ("cover", "hags"))):
+        found = given_.counted(loops)
+        assert (found.edges, found.fingerprint) == (measured.edges, measured.fingerprint)
+        mine, theirs = found.partition(ranks), measured.partition(ranks)
+        for name in ("rows", "edges", "halo", "inner", *names):
+            assert np.array_equal(getattr(mine, name), getattr(theirs, name)), name
+        assert (mine.hags is None) == (not names)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_plans_are_those_of_the_whole_graph(kind: str, tmp_path: Path) -> None:
+    """Of the same operations, with the strategies that need no whole graph; a saved one is run."""
+    data, model = a_graph(), model_of(kind)
+    whole = stored(data, np.random.default_rng(1).integers(0, 4, 40), 4, tmp_path / "parts")
+    part = hpp.PartitionedData(tmp_path / "parts")  # of no rank
+    found = hpp.plan(model, part, "pcie4x4")
+    graph = trace(model, whole, hag=False, part=part_of(tmp_path / "parts"))
+    found.check(graph, 4)
+    needs_whole = {layer.config.strategy for layer in found.layers if "conv" in layer.kind}
+    assert needs_whole <= {"rows, halo", "rows, all-gather"}
+    found.save(tmp_path / "plan.json")
+    run = run_threads(4, lambda rank: trained(model, tmp_path / "parts", tmp_path / "plan.json"))
+    compare(run, train_alone(model, whole, sgd), None, 1e-10)
+
+
+def test_plans_need_another_store_for_other_ranks(tmp_path: Path) -> None:
+    stored(a_graph(), np.arange(40) % 2, 2, tmp_path / "parts")
+    with pytest.raises(ValueError, match="nothing is known of the graph cut into 4 parts"):
+        hpp.plan(model_of("GCN"), hpp.PartitionedData(tmp_path / "parts"), "pcie4x4")
+
+
+# What a rank has ----------------------------------------------------------------------------------
+
+
+def test_what_a_rank_has_of_the_data(tmp_path: Path) -> None:
+    """Its own rows of all that nodes have; all of them, where it has all rows of the output."""
+    data, folder = a_graph(), tmp_path / "parts"
+    whole = stored(data, np.array([0, 2, 2, 0] * 10), 3, folder)
+    model = model_of("SAGE")
+    plan = hpp.plan(model, hpp.PartitionedData(folder), "pcie4x4", world_size=3)
+    everywhere = hpp.plan(
+        model, hpp.PartitionedData(folder), "pcie4x4", world_size=3, require={"loss": "replicate"}
+    )
+
+    def case(rank: int) -> Any:
+        part = hpp.PartitionedData(folder)
+        found = [hpp.parallelize(model, part, each).parallel for each in (plan, everywhere)]
+        again = found[0].share(part)
+        assert torch.equal(again.y, found[0].data.y)
+        return [(each.data.rows, each.data.y, each.data.nodes, each.split) for each in found]
+
+    for rows, all_rows in run_threads(3, case):
+        own = rows[0]
+        assert torch.equal(rows[1], whole.y[own])
+        assert torch.equal(data.y[rows[2]], rows[1])
+        assert rows[3]
+        assert not all_rows[3]
+        assert all_rows[0] == slice(0, 40)
+        assert torch.equal(all_rows[1], whole.y)
+
+
+def test_a_checkpoint_goes_to_another_store(tmp_path: Path) -> None:
+    """Written by three ranks of one store, it is read by two of another and by the model alone."""
+    data, model = a_graph(), model_of("GCN")
+    for ranks in (2, 3):
+        stored(data, np.arange(40) % ranks, ranks, tmp_path / str(ranks))
+
+    saved = run_processes(3, _checkpointed, str(tmp_path), 3, False)
+    loaded = run_processes(2, _checkpointed, str(tmp_path), 2, True)
+    for found in (saved, loaded):
+        nodes, rows = (torch.cat(each) for each in zip(*found, strict=True))
+        assert not torch.equal(rows, rows[0].expand_as(rows))
+        found.append(rows[nodes.argsort()])
+    torch.testing.assert_close(saved[-1], loaded[-1], rtol=1e-10, atol=1e-10)
+    hpp.load_checkpoint(tmp_path / "checkpoint", model)
+    alone = model.eval()(data.x, data.edge_index)
+    torch.testing.assert_close(alone, saved[-1], rtol=1e-10, atol=1e-10)
+
+
+def _checkpointed(rank: int, folder: str, ranks: int, load: bool) -> tuple[Tensor, Tensor]:
+    """A step and a checkpoint, or what was saved."""
+    part, model = hpp.PartitionedData(f"{folder}/{ranks}"), model_of("GCN")
+    found = hpp.parallelize(model, part, topology="pcie4x4")
+    optimizer = torch.optim.Adam(found.parameters(), lr=0.01)
+    if load:
+        hpp.load_checkpoint(f"{folder}/checkpoint", found, optimizer)
+    else:
+        found.parallel.mean(found().square()).backward()
+        optimizer.step()
+        hpp.save_checkpoint(f"{folder}/checkpoint", found, optimizer)
+    return part.nodes, found.eval()().detach()
+
+
+# What is refused ----------------------------------------------------------------------------------
+
+
+class Own(nn.Module):
+    """A convolution, with something that a rank cannot do with its part."""
+
+    def __init__(self, what: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.conv, self.what = pyg.GCNConv(FEATURES, CLASSES), what
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        found = self.what(x, edge_index)
+        if isinstance(found, tuple):
+            return self.conv(x, *found)
+        return self.conv(found, edge_index)
+
+
+class Inner(nn.Module):
+    """A layer that nobody knows, whose rows depend on more than the edges into them."""
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return x * edge_index.shape[1] + scatter(x[edge_index[0]], edge_index[1], 0, len(x)).sum()
+
+
+class WithInner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.conv = Inner(), pyg.GCNConv(FEATURES, CLASSES)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.conv(self.inner(x, edge_index), edge_index)
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "edges that are made": (
+        lambda: Own(lambda x, e: (add_self_loops(e)[0],)),
+        "the model .Own. .*it cannot run from a store",
+    ),
+    "weights of edges": (
+        lambda: Own(lambda x, e: (e, torch.ones(e.shape[1]))),
+        "layer 'conv' .GCNConv. .*it cannot run from a store",
+    ),
+    "functions of edges": (
+        lambda: Own(lambda x, e: scatter(x[e[0]], e[1], 0, x.shape[0])),
+        "the model .Own. calls .* with all edges: it cannot run from a store",
+    ),
+    "a layer that runs whole": (WithInner, "layer 'inner' .Inner. .*it cannot run from a store"),
+    "weights that a layer makes": (
+        lambda: pyg.ChebConv(FEATURES, CLASSES, 3),
+        "the model .ChebConv. weighs .*it cannot run from a store",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_a_store_cannot_run_is_named(what: str, tmp_path: Path) -> None:
+    make, words = REFUSED[what]
+    stored(a_graph(), np.arange(40) % 2, 2, tmp_path / "parts")
+    with pytest.raises(UnknownLayerError, match=words):
+        hpp.plan(make(), hpp.PartitionedData(tmp_path / "parts"), "pcie4x4", world_size=2)
+
+
+@pytest.mark.parametrize("strategy", ["replicate", "2-D grid", "all-to-all around aggregation"])
+def test_plans_that_need_the_whole_graph_are_refused(strategy: str, tmp_path: Path) -> None:
+    folder, model = tmp_path / "parts", pyg.GCN(FEATURES, 8, 2, CLASSES).double()
+    whole = stored(a_graph(), np.arange(40) % 4, 4, folder)
+    plan = hpp.plan(
+        model, whole, "pcie4x4", part=part_of(folder), require={"convs.1": strategy}, hag="off"
+    )
+    words = r"layer 'convs\.[01]': .*each rank has the edges into its own part of a store"
+
+    def case(rank: int) -> None:
+        with pytest.raises((ValueError, RuntimeError), match=words):
+            hpp.parallelize(model, hpp.PartitionedData(folder), plan)
+
+    run_threads(4, case)
+
+
+class InTraining(nn.Module):
+    """Adds loops where the plan, which is made in the mode of evaluation, has none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = pyg.GCNConv(FEATURES, CLASSES)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        if self.training:
+            edge_index = torch.arange(4).view(2, 2)
+        return self.conv(x, edge_index)
+
+
+def test_edges_that_are_in_no_plan(tmp_path: Path) -> None:
+    stored(a_graph(), np.arange(40) % 2, 2, tmp_path / "parts")
+    model = InTraining().double().eval()
+    plan = hpp.plan(model, hpp.PartitionedData(tmp_path / "parts"), "pcie4x4", world_size=2)
+
+    def case(rank: int) -> None:
+        found = hpp.parallelize(model, hpp.PartitionedData(tmp_path / "parts"), plan)
+        with pytest.raises(RuntimeError, match="layer 'conv' runs on edges that are in no plan"):
+            found.train()()
+
+    run_threads(2, case)
+
+
+def test_no_rank_has_all_edges(tmp_path: Path) -> None:
+    """What a rank keeps of the graph is of the size of its part."""
+    folder, model = tmp_path / "parts", model_of("GAT")
+    stored(a_graph(), np.arange(40) % 4, 4, folder)
+    plan = hpp.plan(model, hpp.PartitionedData(folder), "pcie4x4",
+                    require={"convs.0": "rows, halo"})  # fmt: skip
+
+    def case(rank: int) -> None:
+        part = hpp.PartitionedData(folder)
+        world = hpp.parallelize(model, part, plan).parallel.data.prepared.world
+        assert all(each.edge_index.is_meta for each in world.edges.values())
+        for graphs in world.graphs.values():
+            halo = graphs.halo().graph
+            assert len(halo.sources) == part.num_nodes + len(part.halo)
+            assert halo.index.shape[1] <= part.num_edges + part.num_nodes
+            assert len(graphs.in_degree()) == part.num_nodes + len(part.halo)
+            assert len(graphs.listed()[1]) == halo.index.shape[1]
+
+    run_threads(4, case)
+
+
+def test_ranks_with_other_parts_or_stores(tmp_path: Path) -> None:
+    model = model_of("GCN")
+    for seed in (0, 1):
+        stored(a_graph(seed), np.arange(40) % 2, 2, tmp_path / str(seed))
+    plans = [hpp.plan(model, hpp.PartitionedData(tmp_path / str(k)), "pcie4x4", world_size=2)
+             for k in (0, 1)]  # fmt: skip
+
+    def case(rank: int) -> None:
+        other = hpp.PartitionedData(tmp_path / "0", rank=1 - rank)
+        with pytest.raises(ValueError, match=f"part {1 - rank} of 2 on rank {rank} of 2; expected"):
+            hpp.parallelize(model, other, plans[0])
+        mixed = hpp.PartitionedData(tmp_path / str(rank))
+        with pytest.raises((ValueError, RuntimeError), match=r"fingerprint|another plan"):
+            hpp.parallelize(model, mixed, plans[rank])
+        with pytest.raises(ValueError, match="part is given with a store"):
+            hpp.parallelize(model, hpp.PartitionedData(tmp_path / "0"), plans[0], part=part_of)
+        assert dist.get_rank() == rank  # they are still together
+        hpp.parallelize(model, hpp.PartitionedData(tmp_path / "0"), plans[0])()
+
+    run_threads(2, case)
