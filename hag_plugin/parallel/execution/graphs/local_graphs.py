@@ -162,13 +162,17 @@ class RankGraphs:
             types = np.where(edges[2] < 0, -1, self._types[edges[2]])
         return LocalGraph(
             np.stack(edges[:2]),
-            sources,
-            targets,
+            self._names(sources),
+            self._names(targets),
             edges[2],
             self_loops,
             targets_first,
             types,
         )
+
+    def _names(self, nodes: np.ndarray) -> np.ndarray:
+        """What local graphs call these nodes."""
+        return nodes
 
     def _whole(self, listed: bool) -> LocalGraph:
         sources, targets = np.arange(self.num_sources), np.arange(self.nodes)

@@ -178,17 +178,6 @@ class StoredGraphs(RankGraphs):
             raise NotImplementedError(f"{columns} parts cannot be one: {NO_WHOLE}")
         return super().halo()
 
-    def _graph(
-        self,
-        edges: Edges,
-        sources: np.ndarray,
-        targets: np.ndarray,
-        targets_first: bool = False,
-        self_loops: SelfLoops = False,
-    ) -> LocalGraph:
-        names = self._names(sources), self._names(targets)
-        return super()._graph(edges, *names, targets_first, self_loops)
-
     def _names(self, nodes: np.ndarray) -> np.ndarray:
         """The local names of nodes that have the store's numbers, or are `ELSEWHERE`."""
         own, halo = nodes - self._looping.start, self._halo_nodes
