@@ -120,6 +120,7 @@ def core() -> dict[str, Call]:
         "build_hag": Call(hp.build_hag, EDGES, num_nodes=4),
         "build_hag(size=)": Call(hp.build_hag, EDGES, size=(4, 4)),
         "build_hag(greedy)": Call(hp.build_hag, EDGES, num_nodes=4, method="greedy"),
+        "build_hag(copies=)": Call(hp.build_hag, EDGES, num_nodes=4, copies=torch.arange(4)),
         "batch": Call(hp.batch, [hag, hag]),
         "aggregate": Call(hp.aggregate, x, hag),
         "HAG.from_csr": Call(hp.HAG.from_csr, hag.row_ptr, hag.col, 4),
