@@ -9,23 +9,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hag_plugin.hag import constants
-from hag_plugin.hag.candidates import arithmetic_of, bytes_of_a_row
+from hag_plugin.hag.candidates import Choice, arithmetic_of, bytes_of_a_row
 from hag_plugin.hag.cost import Work
 from hag_plugin.hag.graph import Graph, canonical_graph, with_own_loops
-from hag_plugin.hag.program import SELF_LOOPS, Program, SelfLoops
+from hag_plugin.hag.program import SELF_LOOPS, Options, Program, SelfLoops
 from hag_plugin.hag.state import entry
 from hag_plugin.kernels import _cpu
 from hag_plugin.modes import Array, outside_inference
 
-if TYPE_CHECKING:
-    from hag_plugin.hag.hag import HAG
+
+class HAG(Protocol):
+    """What is asked of a `HAG` here."""
+
+    options: Options
+
+    def choice(
+        self, width: int, dtype: torch.dtype, self_loops: SelfLoops, *, idempotent: bool
+    ) -> Choice: ...
+    def candidates(self, self_loops: SelfLoops, *, idempotent: bool) -> dict[str, Program]: ...
+    def chosen(self, self_loops: SelfLoops, idempotent: bool, x: Tensor) -> Program: ...
+    def copies_mode(self, self_loops: SelfLoops) -> SelfLoops: ...
+    def numpy(self) -> tuple[Array, Array]: ...
+    def _state(self) -> dict[str, Any]: ...
 
 
 class Copies:
@@ -113,7 +126,7 @@ class Copies:
 
     @classmethod
     def of(
-        cls, state: Any, graph: HAG, rebuild: Callable[[Any], HAG], verify: bool, copy: bool
+        cls, state: Any, graph: Graph, rebuild: Callable[[Any], HAG], verify: bool, copy: bool
     ) -> Copies:
         """Those of a state.
 
@@ -146,25 +159,25 @@ class Copies:
         return cls(first.clone() if copy else first, graphs)
 
 
-def of_batch(hags: Sequence[HAG], batch: Callable[[list[HAG]], HAG]) -> Copies | None:
+def of_batch(
+    parts: Sequence[tuple[int, Copies | None]], batch: Callable[[list[Any]], HAG]
+) -> Copies | None:
     """The copies in graphs side by side; None where a graph knows of none.
 
     Args:
-        hags: of the graphs.
-        batch: makes one of several HAGs.
+        parts: the number of sources of each graph, and its copies.
+        batch: makes one HAG of several.
     """
-    each = [hag.copies for hag in hags]
-    known = [copies for copies in each if copies is not None]
-    if not known or len(known) < len(each):
+    known = [copies for _, copies in parts if copies is not None]
+    if len(known) < len(parts):
         return None
     with outside_inference():
-        start, firsts = 0, []
-        for hag, copies in zip(hags, known, strict=True):
-            firsts.append(copies.first + start)
-            start += hag.num_src
+        starts = accumulate((num_src for num_src, _ in parts), initial=0)
+        pairs = zip(starts, known)  # noqa: B905  (the last start is of none)
+        first = torch.cat([copies.first + start for start, copies in pairs])
         modes = [mode for mode in known[0].graphs if all(mode in c.graphs for c in known)]
         graphs = {mode: batch([copies.graphs[mode] for copies in known]) for mode in modes}
-        return Copies(torch.cat(firsts), graphs)
+        return Copies(first, graphs)
 
 
 def first_of(copies: Tensor) -> Tensor:

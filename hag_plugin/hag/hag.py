@@ -1212,7 +1212,8 @@ def batch(hags: Sequence[HAG]) -> HAG:
             raise TypeError(f"hags holds {brief(hag)}; expected HAGs")
     made = _side_by_side(hags)
     if hags[0].copies is not None:
-        made.copies = shared_copies.of_batch(hags, batch)
+        parts = [(hag.num_src, hag.copies) for hag in hags]
+        made.copies = shared_copies.of_batch(parts, batch)
     return made
 
 
