@@ -304,6 +304,12 @@ def test_ids_become_int64() -> None:
     assert to_dgl(data).idtype == torch.int64
 
 
+def test_in_inference_mode() -> None:
+    with torch.inference_mode():
+        data = to_pyg(_ring())
+    assert not data.edge_index.is_inference()
+
+
 def test_gradients_flow_to_what_was_given() -> None:
     graph = _ring()
     x = graph.ndata["feat"] = torch.randn(12, 2, requires_grad=True)

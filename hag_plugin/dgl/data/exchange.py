@@ -15,6 +15,7 @@ from hag_plugin.exchange import EDGES, EdgePart, GraphParts, NodePart
 from hag_plugin.hag.candidates import how_to_choose
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import Options
+from hag_plugin.modes import outside_inference
 from hag_plugin.saved import set_module
 
 
@@ -51,7 +52,9 @@ def to_pyg(graph: DGLGraph) -> Any:
     if graph.is_block:
         raise ValueError("graph is a block; expected a graph whose types are nodes of their own: "
                          "take dgl.block_to_graph(graph)")  # fmt: skip
-    return adapters.graph_of_parts("torch_geometric", _parts_of(graph))
+    with outside_inference():  # its edges are to come back
+        parts = _parts_of(graph)
+    return adapters.graph_of_parts("torch_geometric", parts)
 
 
 def _parts_of(graph: Any) -> GraphParts:
