@@ -28,7 +28,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:this data has edge_weight")
 # What DGL calls a value: what PyG does.
 OF_NODES = {"feat": "x", "label": "y", "train_mask": "train_mask", "_ID": "n_id", "h": "h"}
 OF_EDGES = {"feat": "edge_attr", "w": "edge_weight", "_TYPE": "edge_type", "_ID": "e_id"}
-OTHER_EDGES = {"time": "edge_time", "h": "edge_h"}  # in a `Data`; as they are in a `HeteroData`
+OTHER_EDGES = {
+    "time": "edge_time",
+    "h": "edge_h",
+    "label": "edge_label",
+}  # in a `Data`; as they are in a `HeteroData`
 TYPES = [("a", "to", "a"), ("a", "to", "b"), ("b", "of", "c")]
 
 
@@ -366,10 +370,13 @@ def test_edges_of_a_batch_in_any_order() -> None:
     order = torch.tensor([5, 0, 4, 2, 6, 1, 3])
     data.edge_index, data.edge_weight = data.edge_index[:, order], data.edge_weight[order]
     graph = to_dgl(data)
-    assert graph.batch_num_edges().tolist() == [3, 4]
-    found = {(int(u), int(v)): float(w) for u, v, w in zip(*graph.edges(), graph.edata["w"])}  # noqa: B905
-    wanted = dict(zip(map(tuple, data.edge_index.T.tolist()), data.edge_weight.tolist()))  # noqa: B905
-    assert found == wanted
+    weights = {}
+    for first, part in zip(data.ptr.tolist(), dgl.unbatch(graph), strict=False):
+        for source, target, weight in zip(*part.edges(), part.edata["w"], strict=True):
+            weights[first + int(source), first + int(target)] = weight
+    assert len(weights) == 7
+    for (source, target), weight in zip(data.edge_index.T.tolist(), data.edge_weight, strict=True):
+        assert weights[source, target] == weight
 
 
 def test_what_is_given_stays_as_it_is() -> None:

@@ -25,8 +25,7 @@ NODE_NAMES = {"feat": "x", "label": "y", "_TYPE": "node_type", "_ID": "n_id"}
 EDGE_NAMES = {"feat": "edge_attr", "w": "edge_weight", "_TYPE": "edge_type", "_ID": "e_id"}
 PREFIX = "edge_"  # of values of edges in a `Data`, where those of nodes stand beside them
 
-# What is told by other means, or is of other edges than those of the graph.
-NO_VALUES = {"edge_index", KEY, "num_nodes", "ptr", "edge_label", "edge_label_index"}
+NO_VALUES = {"edge_index", KEY, "num_nodes", "ptr"}  # told by other means
 
 # Apart ------------------------------------------------------------------------------------------
 
@@ -131,10 +130,11 @@ def _values(data: Any, store: Any, count: int, of_edges: bool | None) -> dict[st
 
     `of_edges`: those whose names are, or are not, of values of edges; None: all.
     """
+    others = {"edge_label"} if "edge_label_index" in store else set()  # of other edges
     return {
         key: value
         for key, value in store.items()
-        if key not in NO_VALUES
+        if key not in NO_VALUES | others
         and isinstance(value, Tensor)
         and value.dim() > 0
         and len(value) == count
