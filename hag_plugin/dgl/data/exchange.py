@@ -26,7 +26,7 @@ def to_pyg(graph: DGLGraph) -> Any:
     What DGL's data sets call "feat" and "label" becomes PyG's `x` and `y`; of edges "feat" becomes
     `edge_attr` and "w" `edge_weight`. `dgl.NID`, `dgl.EID` and the types that `dgl.to_homogeneous`
     leaves become `n_id`, `e_id`, `node_type` and `edge_type`. Other names stay; in a `Data`, where
-    values of edges stand beside those of nodes, other edges' names get "edge_" before them. A name
+    values of edges stand beside those of nodes, other edges' names get `edge_` before them. A name
     that is there already is given to no second value. `hag_plugin.pyg.to_dgl` is the way back.
 
     Args:
