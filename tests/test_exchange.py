@@ -321,6 +321,17 @@ def test_gradients_flow_to_what_was_given() -> None:
     assert torch.equal(x.grad, torch.ones(12, 2))
 
 
+def test_types_and_ids_that_dgl_leaves() -> None:
+    types = {("a", "to", "b"): ([0, 1], [1, 0]), ("b", "of", "a"): ([0], [1])}
+    graph = dgl.to_homogeneous(dgl.heterograph(types))
+    data = to_pyg(graph)
+    assert {*data.keys()} == {"edge_index", "node_type", "n_id", "edge_type", "e_id"}
+    assert data.node_type is graph.ndata[dgl.NTYPE]
+    assert data.n_id is graph.ndata[dgl.NID]
+    assert data.edge_type is graph.edata[dgl.ETYPE]
+    assert data.e_id is graph.edata[dgl.EID]
+
+
 def test_names_that_are_there_already_are_kept() -> None:
     graph = _ring()
     for name in ("feat", "x"):
