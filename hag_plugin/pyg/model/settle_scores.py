@@ -420,7 +420,11 @@ def why_not_scored(conv: Any, recipe: Recipe, call: Call, features: Any) -> str 
     for x in pair:
         if x is not None and not (x.is_cpu or gpu.is_home(x)):
             return SCORED_ELSEWHERE
-        if x is not None and (x.dim() not in recipe.ranks or conv.node_dim % x.dim() != 0):
+        if x is None:
+            continue
+        # Compiled with `dynamic=True` these are symbols, which no tuple is seen to contain.
+        is_known = any(x.dim() == rank for rank in recipe.ranks)
+        if not is_known or conv.node_dim % x.dim() != 0:
             return NO_ROWS
     if call.get("return_attention_weights") is not None:
         return RETURNS_SCORES

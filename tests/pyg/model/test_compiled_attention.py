@@ -98,6 +98,18 @@ def test_equals_stock(name: str, training: bool) -> None:
     assert calls.reasons == {"plain": f"compiled: {choice.SCORED}"}
 
 
+@pytest.mark.mostly_slow("gat", "agnn")
+@pytest.mark.parametrize("name", TAKEN)
+def test_where_every_number_is_a_symbol(name: str) -> None:
+    """`dynamic=True` makes symbols of the numbers that layers hold, too: slopes, dimensions."""
+    stock = TAKEN[name]().double().eval()
+    ours = accelerate(copy.deepcopy(stock))
+    model = compiled(ours, "aot_eager", dynamic=True)
+    given = arguments(name, 20, edges_between(20, 20), torch.float64)
+    assert_same(run(model, *given), run(stock, *given), 1e-12)
+    assert explain(ours)[0].calls.reasons == {"plain": f"compiled: {choice.SCORED}"}
+
+
 @pytest.mark.mostly_slow("gat", "transformer", "fa")
 @pytest.mark.parametrize("name", ALONE | INITIAL)
 def test_takes_a_hag(name: str) -> None:
