@@ -273,6 +273,7 @@ FITS: dict[str, set[str]] = {
     "width": {"None", "zero"},
     "device": {"None", "a device", *(("zero",) if torch.cuda.is_available() else ())},
     "choose": {"None"},
+    "copies": {"None", "floats", "bools"},
     "progress": {"None", "a bool"},
     "x": {"floats"},
     "source_scale": {"None"},
@@ -320,6 +321,7 @@ FOR_TORCH = {"non_blocking"}  # goes on to torch as it is
 # Where one function takes more than others do under the same name.
 FITS_OF = {
     ("HAG.check", "self_loops"): {"None"},
+    ("ToHAG", "copies"): {"None", *TEXTS},
     ("collate", "items"): {"a list", "an array"},
     ("parallelize", "plan"): TEXTS,
     ("parallelize", "topology"): {"None", *TEXTS},

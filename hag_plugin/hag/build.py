@@ -34,6 +34,11 @@ from hag_plugin.hag.search import SMALL_GRAPH
 from hag_plugin.modes import in_memory, numpy_of, outside_inference
 
 TAKEN = ("num_nodes", "size", "ptr", "copies")  # what differs from graph to graph
+# What copies of a node may have in common: whole numbers, or features.
+NAMES_OF_NODES = (
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+)
 SMALL_NODES = 512  # in a larger graph the search may change the order of rows
 
 
@@ -156,7 +161,7 @@ def _first_copies(copies: Tensor, num_src: int) -> Tensor:
     if copies.dim() == 0 or copies.shape[0] != num_src or copies.is_meta:
         raise ValueError(f"copies is {brief(copies)}; expected an entry for each of {num_src} "
                          "sources, in memory")  # fmt: skip
-    if copies.is_complex():
+    if copies.dtype not in NAMES_OF_NODES:
         raise TypeError(f"copies is {brief(copies)}; expected whole or real numbers")
     return first_of(copies)
 
