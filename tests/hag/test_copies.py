@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from hypothesis import given
 from hypothesis import strategies as st
 
