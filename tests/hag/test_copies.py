@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 import hag_plugin as hp
 from hag_plugin.hag.copies import SEEN_AT_ONCE
