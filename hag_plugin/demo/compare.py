@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -385,7 +386,7 @@ def _gain(result: Comparison) -> str:
     if earned > result.settings.epochs:
         return (
             f"An epoch is {times} faster, but the search is earned back only after "
-            f"{earned:.0f} epochs, and this run had {result.settings.epochs}."
+            f"{math.ceil(earned)} epochs, and this run had {result.settings.epochs}."
         )
     if shared >= 1.1 and result.accelerated.hag_share == 0:
         return (
