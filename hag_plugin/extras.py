@@ -12,7 +12,6 @@ EXTRAS = {
     "scipy": ("SciPy", "files"),
     "pyarrow": ("pyarrow", "files"),
     "sklearn": ("scikit-learn", "demo"),
-    "networkx": ("networkx", "demo"),
     "matplotlib": ("matplotlib", "plot"),
     "pymetis": ("pymetis", "metis"),
     "shtab": ("shtab", "completion"),
