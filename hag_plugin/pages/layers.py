@@ -212,10 +212,10 @@ def _predicted(
 
 
 def _of_layer(predicted: Plan | None, name: str) -> float | None:
-    """The seconds of the operations that a layer is made of."""
+    """The seconds of the operations that a layer is made of; of the model itself, of all."""
     if predicted is None:
         return None
-    own = [k for k in predicted.layers if k.name == name or k.name.startswith(f"{name}.")]
+    own = [k for k in predicted.layers if not name or f"{k.name}.".startswith(f"{name}.")]
     return sum(k.seconds.total for k in own) if own else None
 
 
