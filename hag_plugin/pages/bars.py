@@ -1,25 +1,26 @@
-"""Groups of horizontal bars, as SVG in a page."""
+"""Groups of horizontal bars of seconds, as SVG in a page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from hag_plugin.units import milliseconds
+
 COLOURS = ("#bbbbbb", "#4477aa", "#ccbb44")  # told apart by people who see colours in any way
 LEFT, RIGHT, WIDTH = 190, 90, 760  # of labels, of figures and of all, in pixels
 BAR, GAP = 12, 10
 
 
-def bars(groups: Mapping[str, Sequence[float | None]], names: Sequence[str], unit: str) -> str:
-    """A group of bars for each label, on one scale.
+def bars(groups: Mapping[str, Sequence[float | None]], names: Sequence[str]) -> str:
+    """A group of bars for each label, on one scale, with their milliseconds.
 
     Args:
-        groups: the values of each label, one for each name; None: there is none.
+        groups: the seconds of each label, one for each name; None: there are none.
         names: of the bars of a group.
-        unit: of the values, in words, below the picture.
 
     Example:
-        >>> bars({"conv1": [2.0, 1.0]}, ["stock", "accelerated"], "ms").count("<rect")
+        >>> bars({"conv1": [2.0, 1.0]}, ["stock", "accelerated"]).count("<rect")
         4
     """
     longest = max((v for group in groups.values() for v in group if v is not None), default=0.0)
@@ -37,7 +38,7 @@ def bars(groups: Mapping[str, Sequence[float | None]], names: Sequence[str], uni
                 shapes.append(
                     f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR - 2}" '
                     f'fill="{colour}"/><text x="{LEFT + length + 4:.1f}" y="{y + BAR / 2 - 1}" '
-                    f'dominant-baseline="middle">{value:.3g}</text>'
+                    f'dominant-baseline="middle">{milliseconds(value)}</text>'
                 )
             y += BAR
         y += GAP
@@ -51,7 +52,7 @@ def bars(groups: Mapping[str, Sequence[float | None]], names: Sequence[str], uni
         )
     shapes.append(
         f'<text x="{LEFT - 8}" y="{y - BAR / 2}" text-anchor="end" dominant-baseline="middle">'
-        f"{escape(unit)}</text>"
+        "milliseconds</text>"
     )
     return "\n".join(
         [

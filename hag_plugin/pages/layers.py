@@ -220,13 +220,9 @@ def _of_layer(predicted: Plan | None, name: str) -> float | None:
 
 
 def figures(found: ModelSeconds) -> Mapping[str, Sequence[float | None]]:
-    """Milliseconds of each layer and of the whole model: as it was, accelerated, predicted."""
+    """Seconds of each layer and of the whole model: as it was, accelerated, predicted."""
     rows: dict[str, Sequence[float | None]] = {
         each.row.name or "(itself)": (each.stock, each.accelerated, each.predicted)
         for each in found.layers
     }
-    rows["the whole model"] = (found.stock, found.accelerated, found.predicted)
-    return {
-        name: [None if value is None else 1e3 * value for value in row]
-        for name, row in rows.items()
-    }
+    return rows | {"the whole model": (found.stock, found.accelerated, found.predicted)}

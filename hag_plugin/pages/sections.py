@@ -121,7 +121,7 @@ def of_model(
         "<h2>What runs on what</h2>",
         found.explanation._repr_html_(),
         "<h2>What each layer takes</h2>",
-        bars(figures(found), BARS, "milliseconds"),
+        bars(figures(found), BARS),
         html_table(_rows(found), words=2, below=_notes(found)),
         *of_plan,
     ]
@@ -132,7 +132,7 @@ def _rows(found: ModelSeconds) -> Iterator[tuple[str, ...]]:
     yield ("layer", "class", *(f"{name}, ms" for name in BARS), "times as fast")
     classes = [each.row.layer for each in found.layers]
     for (name, row), cls in zip(figures(found).items(), [*classes, ""], strict=True):
-        times = ("-" if value is None else f"{value:.3g}" for value in row)
+        times = ("-" if value is None else milliseconds(value) for value in row)
         stock, fast, _ = row
         yield (name, cls, *times, f"{stock / fast:.2f}" if stock and fast else "-")
 

@@ -9,6 +9,7 @@ import pytest
 
 from hag_plugin.cli import main
 from hag_plugin.pages.sections import WIDTHS
+from hag_plugin.units import milliseconds
 
 from ..html_pages import pictures, read_page
 
@@ -52,7 +53,7 @@ def test_a_model_on_the_graph(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     read_page(page)
     assert len(pictures(page)) == 3  # the graph and its HAG, seconds, the timeline
     for seconds in (found["stock_seconds"], found["accelerated_seconds"]):
-        assert f'<td style="text-align: right">{1e3 * seconds:.3g}</td>' in page
+        assert f'<td style="text-align: right">{milliseconds(seconds)}</td>' in page
 
 
 @pytest.mark.parametrize(

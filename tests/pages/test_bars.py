@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hag_plugin.pages.bars import LEFT, RIGHT, WIDTH, bars
+from hag_plugin.units import milliseconds
 
 NAMES = ("as it was", "accelerated", "predicted")
 VALUES = st.none() | st.floats(0, 1e12, allow_subnormal=False)
@@ -21,7 +22,7 @@ VALUES = st.none() | st.floats(0, 1e12, allow_subnormal=False)
     )
 )
 def test_bars_are_in_proportion(groups: dict[str, tuple[float | None, ...]]) -> None:
-    picture = xml.dom.minidom.parseString(bars(groups, NAMES, "ms")).documentElement
+    picture = xml.dom.minidom.parseString(bars(groups, NAMES)).documentElement
     assert picture is not None
     drawn = [
         float(each.getAttribute("width"))
@@ -34,5 +35,5 @@ def test_bars_are_in_proportion(groups: dict[str, tuple[float | None, ...]]) -> 
     assert drawn == [float(f"{max(room * v / longest, 1.0):.1f}") for v in values]
     words = [each.firstChild.data for each in picture.getElementsByTagName("text")
              if each.firstChild is not None]  # fmt: skip
-    assert {*NAMES, "ms", *(f"{v:.3g}" for v in values)} <= {*words}
+    assert {*NAMES, "milliseconds", *map(milliseconds, values)} <= {*words}
     assert {label for label in groups if label} <= {*words}
