@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -107,7 +107,7 @@ def measure_layers(model: Module, data: Any, call: ModelCall) -> ModelSeconds:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with devices.forked_random_state(device):
         steps = [partial(_step, copy, partial(call, copy, data)) for copy in (stock, fast)]
-        whole = in_turns(steps, device)
+        before, after = in_turns(steps, device)
         explanation = explain(fast)  # before layers are called alone
         kept = Explanation(tuple(map(_kept, explanation)), explanation.notes)
         calls = _calls(stock, names, partial(call, stock, data))
@@ -115,12 +115,12 @@ def measure_layers(model: Module, data: Any, call: ModelCall) -> ModelSeconds:
                  for name in names if calls[name]}  # fmt: skip
         each = {name: in_turns(pair, device) for name, pair in pairs.items()}
         predicted, why = _predicted(stock, data, call, device)
-    layers = tuple(
-        LayerSeconds(row, *each.get(row.name, (None, None)), _of_layer(predicted, row.name))
-        for row in kept
-    )
+    layers = []
+    for row in kept:
+        alone: Sequence[float | None] = each.get(row.name, (None, None))
+        layers.append(LayerSeconds(row, alone[0], alone[1], _of_layer(predicted, row.name)))
     seconds = None if predicted is None else predicted.seconds
-    return ModelSeconds(kept, layers, *whole, seconds, why)
+    return ModelSeconds(kept, tuple(layers), before, after, seconds, why)
 
 
 def in_turns(runs: Sequence[Callable[[], Any]], device: torch.device) -> list[float]:
@@ -155,7 +155,7 @@ def _kept(row: Row) -> Row:
     """A row whose counts go on no further."""
     calls = type(row.calls)()
     calls.counts, calls.reasons = dict(row.calls.counts), dict(row.calls.reasons)
-    return Row(row.name, row.layer, row.accelerated, row.aggregates, row.reason, calls)
+    return replace(row, calls=calls)
 
 
 def _calls(

@@ -57,15 +57,13 @@ class OfModel:
 
 def shared_in(data: Any) -> list[str]:
     """The parts about the graph that a model is given; [] where there are several, or a matrix."""
-    if isinstance(data, tuple) and len(data) == 2 and hasattr(data[0], "edges"):
-        graph = data[0]
-        if not getattr(graph, "is_homogeneous", False):
-            return []
-        edges, nodes = torch.stack(graph.edges()).long(), graph.num_nodes()
-    else:
-        edges, nodes = getattr(data, "edge_index", None), getattr(data, "num_nodes", None)
-    plain_edges = isinstance(edges, Tensor) and edges.layout == torch.strided
-    if not plain_edges or hasattr(data, "node_types"):
+    edges: Any = getattr(data, "edge_index", None)
+    nodes: Any = getattr(data, "num_nodes", None)
+    if isinstance(data, tuple) and getattr(data[0], "is_homogeneous", False):  # DGL's
+        edges, nodes = torch.stack(data[0].edges()).long(), data[0].num_nodes()
+    if not isinstance(edges, Tensor) or edges.layout != torch.strided:
+        return []
+    if hasattr(data, "node_types"):
         return []
     return of_graph(build_hag(edges, num_nodes=nodes), False, "A")
 

@@ -288,7 +288,7 @@ def machine_of(found: Plan, topology: Topology | str | os.PathLike[str] | None =
     name = machine_name(found)
     if topology is None and name not in presets():
         raise ValueError(
-            f"the plan is for the machine {name!r}, which is not built in; expected a topology "
+            f"the plan is for the machine {name!r}, which is not built in; expected its topology "
             "(--topology FILE)"
         )
     return load(name if topology is None else topology)
