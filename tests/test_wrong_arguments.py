@@ -120,6 +120,7 @@ def core() -> dict[str, Call]:
         "build_hag": Call(hp.build_hag, EDGES, num_nodes=4),
         "build_hag(size=)": Call(hp.build_hag, EDGES, size=(4, 4)),
         "build_hag(greedy)": Call(hp.build_hag, EDGES, num_nodes=4, method="greedy"),
+        "build_hag(copies=)": Call(hp.build_hag, EDGES, num_nodes=4, copies=torch.arange(4)),
         "batch": Call(hp.batch, [hag, hag]),
         "aggregate": Call(hp.aggregate, x, hag),
         "HAG.from_csr": Call(hp.HAG.from_csr, hag.row_ptr, hag.col, 4),
@@ -175,6 +176,7 @@ def of_pyg() -> dict[str, Call]:
         "hag_layer(score=)": Call(hp.pyg.hag_layer, own_layer(), score=None),
         "layers": Call(hp.pyg.layers),
         "report": Call(hp.report, GCN(3, 3, 2), data, FOLDER / "page.html"),
+        "to_dgl": Call(hp.pyg.to_dgl, data),
         "PrefixLSTMAggregation": Call(hp.pyg.PrefixLSTMAggregation, 3, 3),
     }
 
@@ -191,6 +193,7 @@ def of_dgl() -> dict[str, Call]:
         "unbatch": Call(hp.dgl.unbatch, hp.dgl.batch([graph, graph])),
         "reverse": Call(hp.dgl.reverse, graph),
         "to_plain": Call(hp.dgl.to_plain, graph),
+        "to_pyg": Call(hp.dgl.to_pyg, graph),
         "collate": Call(hp.dgl.collate, [graph, graph]),
         "hag_layer": Call(hp.dgl.hag_layer, type("Own", (torch.nn.Module,), {"forward": len})),
         "accelerate": Call(hp.dgl.accelerate, torch.nn.Linear(3, 3)),
@@ -271,6 +274,7 @@ FITS: dict[str, set[str]] = {
     "width": {"None", "zero"},
     "device": {"None", "a device", *(("zero",) if torch.cuda.is_available() else ())},
     "choose": {"None"},
+    "copies": {"None", "floats", "bools"},
     "progress": {"None", "a bool"},
     "x": {"floats"},
     "source_scale": {"None"},
@@ -318,6 +322,7 @@ FOR_TORCH = {"non_blocking"}  # goes on to torch as it is
 # Where one function takes more than others do under the same name.
 FITS_OF = {
     ("HAG.check", "self_loops"): {"None"},
+    ("ToHAG", "copies"): {"None", *TEXTS},
     ("collate", "items"): {"a list", "an array"},
     ("parallelize", "plan"): TEXTS,
     ("parallelize", "topology"): {"None", *TEXTS},
