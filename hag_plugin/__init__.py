@@ -31,6 +31,7 @@ from hag_plugin.hag.stats import Stats
 from hag_plugin.occasions import ForwardEnd  # noqa: F401  (saved models name it)
 from hag_plugin.ops import degrees as _degrees  # noqa: F401  (its operator: in exported files)
 from hag_plugin.ops.aggregate import aggregate
+from hag_plugin.pages import report
 from hag_plugin.recall import Recall  # noqa: F401  (saved models name it)
 from hag_plugin.scripting import _refuse_script  # noqa: F401  (saved models name it)
 from hag_plugin.version import __version__ as __version__
@@ -49,6 +50,7 @@ __all__ = [
     "hag_layer",
     "parallel",
     "pyg",
+    "report",
     "restore",
     "sequence",
     "testing",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 def milliseconds(seconds: float) -> str:
     """Three significant figures."""
-    return f"{seconds * 1e3:#.3g}" if 0 < seconds < 1 else f"{seconds * 1e3:.0f}"
+    return (f"{seconds * 1e3:#.3g}" if 0 < seconds < 1 else f"{seconds * 1e3:.0f}").rstrip(".")
 
 
 def size(nbytes: float) -> str:

@@ -1,3 +1,3 @@
 """The version, for files that say what made them."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -60,6 +60,19 @@ def test_text_is_escaped() -> None:
     assert cells.rows == [["a<b", "&"], ["<script>", "1"]]
 
 
+def test_everything_that_notebooks_show_says_it_in_words() -> None:
+    """What has HTML of its own has the same as text."""
+    shown = {
+        value
+        for room in (hp, hp.parallel)
+        for value in vars(room).values()
+        if isinstance(value, type) and hasattr(value, "_repr_html_")
+    }
+    assert {each.__name__ for each in shown} == {
+        "HAG", "Stats", "Explanation", "Plan", "NetworkPlan", "Schedule",
+    }  # fmt: skip
+
+
 def test_a_hag_and_its_stats() -> None:
     hag = hp.build_hag(graph(), num_nodes=30)
     stats = hag.stats(False)
@@ -78,6 +91,16 @@ def test_an_explanation() -> None:
     assert [row[4] for row in rows] == [str(row.calls) or "none" for row in shown]
     for cell in (*head, *(cell for row in rows for cell in row)):
         assert cell in str(shown)
+
+
+def test_a_plan_of_a_network() -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    plan = hp.parallel.plan(model, (torch.randn(12, 8),), "pcie4x4")
+    rows = cells_of(plan)
+    assert [row[0] for row in rows[1:]] == [op.name for op in plan.operations]
+    for row in rows:
+        for cell in row:
+            assert cell in str(plan)
 
 
 def test_a_plan_and_a_simulation() -> None:

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+import hag_plugin as hp
+from hag_plugin.extras import EXTRAS
+
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +32,24 @@ def project() -> dict[str, Any]:
 def jobs() -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load(WORKFLOW.read_text())["jobs"]
     return found
+
+
+def test_the_version_is_the_same_wherever_it_stands() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
+    released = re.findall(r"^## \[(\d\S*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert {project()["project"]["version"], citation, released[0]} == {hp.__version__}
+
+
+def test_links_of_the_project_are_those_of_its_papers() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())["references"]
+    assert {*project()["project"]["urls"].values()} == {paper["url"] for paper in cited}
+
+
+def test_extras_have_the_packages_that_errors_say() -> None:
+    names = {"sklearn": "scikit-learn"}
+    for package, (_, extra) in EXTRAS.items():
+        wanted = project()["project"]["optional-dependencies"][extra]
+        assert names.get(package, package) in {re.match(r"[\w-]+", each)[0] for each in wanted}  # type: ignore[index]
 
 
 def test_jobs_wait_for_jobs_that_are_there() -> None:

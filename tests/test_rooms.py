@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         *("files", "units", "modes", "recall", "explanation", "adapters", "scripting", "starting"),
         *("saved", "kept", "devices", "observers", "version", "reducers", "limits", "occasions"),
-        *("strangers", "notebook"),
+        *("strangers", "notebook", "extras", "progress", "provenance"),
         "arguments",
     ),
     ("hag", "hag.*"),
@@ -34,6 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("layers", "layers.*"),
     ("testing", "exchange"),
     ("pyg", "pyg.*", "dgl", "dgl.*", "parallel", "parallel.*"),
+    ("pages", "pages.*"),
     ("",),  # the package itself, with the names that users import
     ("data", "data.*", "demo", "demo.*"),
     ("cli", "cli.*", "__main__"),

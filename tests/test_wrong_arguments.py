@@ -175,6 +175,7 @@ def of_pyg() -> dict[str, Call]:
         "hag_layer": Call(hp.hag_layer, own_layer()),
         "hag_layer(score=)": Call(hp.pyg.hag_layer, own_layer(), score=None),
         "layers": Call(hp.pyg.layers),
+        "report": Call(hp.report, GCN(3, 3, 2), data, FOLDER / "page.html"),
         "to_dgl": Call(hp.pyg.to_dgl, data),
         "PrefixLSTMAggregation": Call(hp.pyg.PrefixLSTMAggregation, 3, 3),
     }
@@ -325,6 +326,8 @@ FITS_OF = {
     ("collate", "items"): {"a list", "an array"},
     ("parallelize", "plan"): TEXTS,
     ("parallelize", "topology"): {"None", *TEXTS},
+    ("report", "plan"): {"None", *TEXTS},
+    ("report", "topology"): {"None"},
     ("parallelize", "device"): {"None", *(("zero",) if torch.cuda.is_available() else ())},
     ("GraphStats.assumed", "nodes"): {"zero"},
     ("GraphStats.assumed", "edges"): {"zero", "2**40"},

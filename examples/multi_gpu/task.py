@@ -24,6 +24,12 @@ from hag_plugin.parallel.strategies.registry import REGISTRY
 MODELS = {"gcn": pyg.GCN, "sage": pyg.GraphSAGE, "gin": pyg.GIN, "gat": pyg.GAT}
 LAYERS = ("convolution", "attention")  # kinds of operations that have edges
 CLASSES, COMMUNITY = 16, 500  # of the generated graph
+# What else may be said of it: the default, and words.
+COMMUNITIES = {
+    "nodes": (20_000, ""),
+    "degree": (20.0, ", neighbours a node"),
+    "features": (128, ""),
+}
 PROBED = tuple(1 << k for k in range(10, 23, 3))  # bytes, of a probe that takes seconds
 
 
@@ -35,9 +41,9 @@ def parser(words: str, **defaults: Any) -> argparse.ArgumentParser:
     add = made.add_argument
     add("--data", default="digits", help='"communities", generated, or as for hag-plugin stats')
     add("--root", help="folder of datasets")
-    add("--nodes", type=int, default=20_000, help="of communities")
-    add("--degree", type=float, default=20.0, help="of communities, neighbours a node")
-    add("--features", type=int, default=128, help="of communities")
+    for name, (default, words_of) in COMMUNITIES.items():
+        add(f"--{name}", type=type(default), default=argparse.SUPPRESS,
+            help=f"of communities{words_of} (default: {default})")  # fmt: skip
     add("--model", choices=MODELS, default="gcn")
     add("--hidden", type=int, default=64)
     add("--layers", type=int, default=2)
@@ -70,14 +76,16 @@ def ranks(timeout: float) -> Iterator[Group]:
 def load(args: argparse.Namespace, size: int) -> tuple[Data, hp.parallel.Partition]:
     """A graph with features, labels and masks, its nodes numbered by rank."""
     generator = torch.Generator().manual_seed(args.seed)
+    given = {name: vars(args)[name] for name in COMMUNITIES if name in args}
     if args.data == "communities":
-        edges = torch.from_numpy(
-            generators.communities(args.nodes, args.degree, COMMUNITY, seed=args.seed)
-        )
-        y = torch.arange(args.nodes) // COMMUNITY % CLASSES
-        x = torch.randn(args.nodes, args.features, generator=generator)
-        data = Data(x=x + torch.nn.functional.one_hot(y, args.features), edge_index=edges, y=y)
+        nodes, degree, features = (given.get(n, d) for n, (d, _) in COMMUNITIES.items())
+        edges = torch.from_numpy(generators.communities(nodes, degree, COMMUNITY, seed=args.seed))
+        y = torch.arange(nodes) // COMMUNITY % CLASSES
+        x = torch.randn(nodes, features, generator=generator)
+        data = Data(x=x + torch.nn.functional.one_hot(y, features), edge_index=edges, y=y)
     else:
+        if given:
+            raise SystemExit(f"--{next(iter(given))} is of --data communities; got {args.data}")
         graph = datasets.with_features(datasets.load(args.data, args.root, seed=args.seed))
         if graph.y is None or graph.graph_ptr is not None:
             raise SystemExit(f"{args.data} has no labels of nodes")

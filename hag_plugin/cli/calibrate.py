@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from hag_plugin import files
 from hag_plugin.cli.options import add_command, positive
-from hag_plugin.cli.output import machine, package_versions, print_result
+from hag_plugin.cli.output import print_result
 from hag_plugin.files import DatasetError
 from hag_plugin.hag import calibration, constants
 from hag_plugin.hag.rates import DEFAULT, Constants
+from hag_plugin.progress import shares
+from hag_plugin.provenance import machine, package_versions
 
 SOURCES = {
     "environment": f"from {{path}}, which {constants.PATH_VARIABLE} names",
@@ -58,7 +57,6 @@ def add(commands: Any) -> None:
         "--show", action="store_true",
         help="print the constants in force and where they are from, and end",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="results as JSON on stdout")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -75,14 +73,8 @@ def run(args: argparse.Namespace) -> None:
     if not args.output:
         path.parent.mkdir(parents=True, exist_ok=True)
     files.check_output(path)
-    with tqdm(
-        total=1.0,
-        disable=args.quiet,
-        leave=False,
-        file=sys.stderr,
-        bar_format="calibrating: {percentage:3.0f}% |{bar}| {elapsed} < {remaining}",
-    ) as bar:
-        found = calibration.calibrate(args.rounds, report=lambda share: bar.update(share - bar.n))
+    with shares("calibrating", not args.quiet) as report:
+        found = calibration.calibrate(args.rounds, report=report)
     result = {"output": str(path), "digest": found.constants.digest, **asdict(found)}
     measured = result.pop("constants")
     about = {**result, "machine": machine(), "versions": package_versions()}

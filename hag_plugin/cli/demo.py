@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import sys
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from hag_plugin.cli.options import GRAPH_HELP, add_command, add_source, load, positive
 from hag_plugin.cli.output import print_result
 from hag_plugin.hag.program import METHODS
+from hag_plugin.progress import shares
 
 
 def add(commands: Any) -> None:
@@ -50,7 +49,6 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--batch-size", type=positive, default=32, help="graphs (default 32)")
     parser.add_argument("--method", choices=METHODS, default="auto", help="search (default auto)")
-    parser.add_argument("--json", action="store_true", help="results as JSON on stdout")
     parser.add_argument("--plot", metavar="FILE.png", help="losses and seconds as a picture "
                         "(needs matplotlib)")  # fmt: skip
 
@@ -73,19 +71,8 @@ def run(args: argparse.Namespace) -> None:
         method=args.method,
         framework=args.framework,
     )
-    with tqdm(
-        total=1.0,
-        disable=args.quiet,
-        leave=False,
-        file=sys.stderr,
-        bar_format="{desc:<32} {percentage:3.0f}% |{bar}| {elapsed} < {remaining}",
-    ) as bar:
-
-        def report(words: str, share: float) -> None:
-            bar.set_description_str(words, refresh=False)
-            bar.update(share - bar.n)
-
-        result = compare.compare(data, settings, report)
+    with shares("starting", not args.quiet) as report:
+        result = compare.compare(data, settings, lambda words, share: report(share, words))
     if args.plot:
         compare.plot(result, args.plot)
     print_result(args, result.as_dict(), compare.table(result))

@@ -8,9 +8,8 @@ from typing import Any
 from hag_plugin.cli.models import MODEL_HELP, add_graph, graph_of, in_words
 from hag_plugin.cli.options import add_command
 from hag_plugin.cli.output import print_result
-from hag_plugin.parallel.machine.topology import Topology, load, presets
-from hag_plugin.parallel.search.plan import Plan, machine_name
-from hag_plugin.parallel.search.planner import alternatives, recost
+from hag_plugin.parallel.search.plan import Plan
+from hag_plugin.parallel.search.planner import alternatives, machine_of, recost
 from hag_plugin.units import milliseconds
 
 EXAMPLES = ["plan.json", "plan.json gcn cora.npz --topology a100x8"]
@@ -31,22 +30,6 @@ def add(commands: Any) -> None:
     parser.add_argument("model", nargs="?", help=MODEL_HELP)
     parser.add_argument("graph", nargs="?", help="as for plan")
     add_graph(parser, topology=None)
-    parser.add_argument("--json", action="store_true", help="as JSON on stdout")
-
-
-def machine_of(named: str | None, found: Plan) -> Topology:
-    """The machine that a command names, or that of the plan.
-
-    Raises:
-        ValueError: the plan is for one that is not built in.
-    """
-    name = named or machine_name(found)
-    if named is None and name not in presets():
-        raise ValueError(
-            f"the plan is for the machine {name!r}, which is not built in; expected --topology "
-            "FILE, with its topology"
-        )
-    return load(name)
 
 
 def verdict(seconds: float, least: float) -> str:
@@ -70,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     with in_words():
         found = Plan.load(args.plan)
         if args.model is not None:
-            graph, machine = graph_of(args), machine_of(args.topology, found)
+            graph, machine = graph_of(args), machine_of(found, args.topology)
             found = recost(found, graph, machine, args.costs)
             others = alternatives(found, graph, machine, args.costs)
     if others is None:

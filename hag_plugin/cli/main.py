@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import hag_plugin as hp
+from hag_plugin import extras
 from hag_plugin.cli import (
     build,
     calibrate,
@@ -24,6 +25,8 @@ from hag_plugin.cli import (
     simulate,
     stats,
 )
+from hag_plugin.cli.completion import add_completion
+from hag_plugin.cli.options import EXIT_CODES
 from hag_plugin.files import DatasetError
 from hag_plugin.hag import constants
 from hag_plugin.hag.candidates import ChooseError
@@ -58,21 +61,19 @@ def main(arguments: Sequence[str] | None = None, commands: Sequence[Any] = COMMA
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (DatasetError, constants.CostsError, ChooseError, ImportError, OSError) as e:
-        print(f"hag-plugin {args.command}: {_words(e)}", file=sys.stderr)
+        print(f"hag-plugin {args.command}: {_words(args.command, e)}", file=sys.stderr)
         return 2
     except (RuntimeError, MemoryError) as e:
-        print(f"hag-plugin {args.command}: {_words(e)}", file=sys.stderr)
+        print(f"hag-plugin {args.command}: {_words(args.command, e)}", file=sys.stderr)
         return 1
     return 0
 
 
-def _words(error: BaseException) -> str:
+def _words(command: str, error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    if isinstance(error, ImportError) and "torch_geometric" in str(error):
-        return 'the demo needs PyG: pip install "hag-plugin[demo]"'
-    if isinstance(error, ImportError) and error.name == "dgl":
-        return 'the demo with --framework dgl needs DGL: pip install "hag-plugin[dgl]"'
+    if isinstance(error, ImportError) and "pip install" not in str(error):
+        return extras.words(command, error) or str(error)
     return str(error) or type(error).__name__
 
 
@@ -80,9 +81,12 @@ def _parser(commands: Sequence[Any] = COMMANDS) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hag-plugin",
         description="Graph neural networks that sum shared neighbours once, with the same results.",
-        epilog="`hag-plugin COMMAND --help` shows the options and examples of a command.",
+        epilog="`hag-plugin COMMAND --help` shows the options and examples of a command.\n\n"
+        f"{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"hag-plugin {hp.__version__}")
+    add_completion(parser)
     added = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in commands:
         command.add(added)

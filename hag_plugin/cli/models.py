@@ -14,6 +14,7 @@ import torch
 
 from hag_plugin.cli.options import add_ids, amount, natural, positive
 from hag_plugin.data import datasets
+from hag_plugin.data.graph_data import GraphData
 from hag_plugin.files import DatasetError
 from hag_plugin.parallel.graphs.stats import GraphStats
 from hag_plugin.parallel.graphs.store.partitioned_data import PartitionedData
@@ -45,6 +46,17 @@ def add_graph(parser: Any, topology: str | None = "a100x8") -> None:
     parser.add_argument("--edges", type=natural, help="likewise")
     parser.add_argument("--halo-ratio", type=amount, default=1.0, metavar="R",
                         help="rows a part reads from others, over its own (default 1)")  # fmt: skip
+    add_sizes(parser)
+    default = topology or "the plan's"
+    parser.add_argument("--topology", default=topology, metavar="NAME", help="a file, or one of "
+                        f"{', '.join(topologies.presets())} (default {default})")  # fmt: skip
+    parser.add_argument("--devices", type=positive, metavar="P", help="use so many of its devices")
+    parser.add_argument("--costs", choices=MODES, default="analytic", help="default analytic; the "
+                        "others run blocks of the model on this machine")  # fmt: skip
+
+
+def add_sizes(parser: Any) -> None:
+    """Adds the options that say how wide and deep a named model is."""
     parser.add_argument("--features", type=positive, metavar="F", help="width of the input, where "
                         "the graph has no features (default 128)")  # fmt: skip
     parser.add_argument("--hidden", type=positive, default=256,
@@ -54,12 +66,6 @@ def add_graph(parser: Any, topology: str | None = "a100x8") -> None:
     parser.add_argument(
         "--classes", type=positive, help="of a named model (default: the graph's, or 16)"
     )
-    default = topology or "the plan's"
-    parser.add_argument("--topology", default=topology, metavar="NAME", help="a file, or one of "
-                        f"{', '.join(topologies.presets())} (default {default})")  # fmt: skip
-    parser.add_argument("--devices", type=positive, metavar="P", help="use so many of its devices")
-    parser.add_argument("--costs", choices=MODES, default="analytic", help="default analytic; the "
-                        "others run blocks of the model on this machine")  # fmt: skip
 
 
 @contextmanager
@@ -94,10 +100,14 @@ def graph_of(args: argparse.Namespace) -> OpGraph:
             args.graph, args.root, relabel=args.relabel, undirected=args.undirected
         )
         print(f"{data.name}: {data.source}", file=sys.stderr)
-        features = data.x.shape[1] if data.x is not None else args.features or 128
-        classes = args.classes or (data.num_classes if data.y is not None else 16)
-    model = _model(args.model, features, args.hidden, args.layers, classes)
-    return trace(model, data, features=features, hag=hag)
+        features, classes = widths_of(args, data)
+    return trace(model_of(args, features, classes), data, features=features, hag=hag)
+
+
+def widths_of(args: argparse.Namespace, data: GraphData) -> tuple[int, int]:
+    """Features and classes: those of a graph, or else those that were asked for."""
+    features = data.x.shape[1] if data.x is not None else args.features or 128
+    return features, args.classes or (data.num_classes if data.y is not None else 16)
 
 
 def _width(data: PartitionedData) -> int | None:
@@ -105,7 +115,9 @@ def _width(data: PartitionedData) -> int | None:
     return x.shape[1] if x is not None and len(x.shape) > 1 else None
 
 
-def _model(name: str, features: int, hidden: int, layers: int, classes: int) -> Any:
+def model_of(args: argparse.Namespace, features: int, classes: int) -> Any:
+    """The model that was asked for."""
+    name = args.model
     path, colon, attribute = name.rpartition(":")
     if colon:
         return _from_file(path, attribute)
@@ -115,7 +127,7 @@ def _model(name: str, features: int, hidden: int, layers: int, classes: int) -> 
 
     make: Callable[..., Any] = dict(zip(MODELS, (GCN, GraphSAGE, GIN, GAT), strict=True))[name]
     more = {"heads": 4} if name == "gat" else {}
-    return make(features, hidden, layers, classes, **more)
+    return make(features, args.hidden, args.layers, classes, **more)
 
 
 def _from_file(path: str, attribute: str) -> Any:

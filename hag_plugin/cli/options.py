@@ -19,6 +19,10 @@ GRAPH_HELP = (
     f"a built-in graph ({', '.join(datasets.BUILT_IN)}); {FILE_HELP}; with "
     "--root, a TU or Planetoid name (MUTAG, Cora, ...) or the name of an .npz in it"
 )
+EXIT_CODES = (
+    "exit codes: 0 done; 1 a check or a run failed, or nobody reads the output any more; 2 the\n"
+    "input was wrong, or a package is missing; 130 interrupted"
+)
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -32,7 +36,8 @@ def add_command(commands: Any, name: str, run: Any, words: str, examples: Sequen
         words: what it does. The first sentence stands in the list of commands.
         examples: what may follow its name, a line each.
     """
-    epilog = "examples:\n" + "\n".join(f"  hag-plugin {name} {e}".rstrip() for e in examples)
+    lines = [f"  hag-plugin {name} {e}".rstrip() for e in examples]
+    epilog = "\n".join([EXIT_CODES, "", "examples:", *lines])
     parser = commands.add_parser(
         name,
         help=words.partition(".")[0],
@@ -43,6 +48,7 @@ def add_command(commands: Any, name: str, run: Any, words: str, examples: Sequen
     parser.set_defaults(run=run)
     parser.add_argument("--threads", type=positive, metavar="N", help="threads that torch may use")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--json", action="store_true", help="results as JSON on stdout")
     return parser
 
 

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import torch
-
-from hag_plugin.devices import processor
-
-PACKAGES = ("hag-plugin", "torch", "torch_geometric", "dgl", "numpy")
+from hag_plugin.provenance import machine, package_versions
 
 
 def print_result(args: argparse.Namespace, result: dict[str, Any], text: str) -> None:
@@ -30,25 +23,3 @@ def print_result(args: argparse.Namespace, result: dict[str, Any], text: str) ->
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     print(json.dumps(document, indent=2, allow_nan=False))
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
-    return {
-        "system": platform.system(),
-        "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }  # fmt: skip
-
-
-def package_versions() -> dict[str, str | None]:
-    """Of Python and of the packages that figures may depend on; None: it is not there."""
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    return versions

@@ -62,7 +62,6 @@ def add(commands: Any) -> None:
                         help="take every edge in both directions, once")  # fmt: skip
     parser.add_argument("--memory", type=size, default=MEMORY, metavar="BYTES",
                         help="that the process may have in all (default 4GiB)")  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="the counts as JSON on stdout")
 
 
 def run(args: argparse.Namespace) -> None:

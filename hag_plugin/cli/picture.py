@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hag_plugin import files
 from hag_plugin.data.graph_data import GraphData
-from hag_plugin.files import DatasetError
+from hag_plugin.extras import needed_by
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import Program, SelfLoops
@@ -50,10 +50,8 @@ class Drawing:
 def check_output(path: str) -> None:
     """Raises `DatasetError` or OSError unless `path` can be drawn to; before the search."""
     files.check_output(path, PICTURES, "--output")
-    try:
+    with needed_by("a picture"):
         import matplotlib.figure  # noqa: F401
-    except ImportError as e:
-        raise DatasetError("plot needs matplotlib: pip install matplotlib") from e
 
 
 def draw(

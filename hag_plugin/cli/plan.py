@@ -40,7 +40,6 @@ def add(commands: Any) -> None:
     parser.add_argument("--hag", choices=("auto", "off"), default="auto",
                         help="auto: the search decides (default)")  # fmt: skip
     parser.add_argument("-o", "--output", metavar="FILE.json", help="plan to write")
-    parser.add_argument("--json", action="store_true", help="the plan as JSON on stdout")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
-
-from tqdm import tqdm
 
 from hag_plugin.cli.options import GRAPH_HELP, add_command, add_source, load
 from hag_plugin.cli.output import print_result
 from hag_plugin.cli.search import LOOPS, add_search, search
 from hag_plugin.data.graph_data import GraphData
 from hag_plugin.hag.hag import HAG
+from hag_plugin.progress import shares
 
 
 def add(commands: Any) -> None:
@@ -64,13 +62,5 @@ def draw_with_bar(
     """Draws a graph and its HAG to a file, and returns what is in the picture."""
     from hag_plugin.cli import picture
 
-    with tqdm(
-        total=1.0,
-        disable=args.quiet,
-        leave=False,
-        delay=2.0,
-        file=sys.stderr,
-        bar_format="trying capacities {percentage:3.0f}% |{bar}| {elapsed} < {remaining}",
-    ) as bar:
-        mode = LOOPS[args.self_loops]
-        return picture.draw(data, hag, output, mode, lambda share: bar.update(share - bar.n))
+    with shares("trying capacities", False if args.quiet else None) as report:
+        return picture.draw(data, hag, output, LOOPS[args.self_loops], report)

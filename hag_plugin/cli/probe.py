@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from typing import Any
-
-from tqdm import tqdm
 
 from hag_plugin import devices
 from hag_plugin.cli.models import MODEL_HELP, add_graph, graph_of, in_words
@@ -17,6 +14,7 @@ from hag_plugin.cli.output import print_result
 from hag_plugin.files import check_output, write_whole
 from hag_plugin.parallel.search.cost import Measured
 from hag_plugin.parallel.search.planner import space_of
+from hag_plugin.progress import shares
 
 EXAMPLES = [
     "-o machine.json",
@@ -49,7 +47,6 @@ def add(commands: Any) -> None:
     parser.add_argument("--model", help=f"measure its blocks: {MODEL_HELP}")
     parser.add_argument("--graph", help="with --model, as for plan")
     add_graph(parser)
-    parser.add_argument("--json", action="store_true", help="the topology as JSON on stdout")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -68,14 +65,13 @@ def _probe_machine(args: argparse.Namespace) -> None:
         if args.output:
             check_output(args.output, (".json",), "file")
         sizes = [s for s in SIZES if s <= args.largest] or [args.largest]
-        with tqdm(total=1.0, disable=args.quiet, leave=False, file=sys.stderr,
-                  bar_format="{desc:<16} {percentage:3.0f}% |{bar}| {elapsed}") as bar:  # fmt: skip
-
-            def report(words: str, share: float) -> None:
-                bar.set_description_str(words, refresh=False)
-                bar.update(share - bar.n)
-
-            found = probe(args.world_sizes, backend=args.backend, sizes=sizes, report=report)
+        with shares("probing", not args.quiet) as report:
+            found = probe(
+                args.world_sizes,
+                backend=args.backend,
+                sizes=sizes,
+                report=lambda words, share: report(share, words),
+            )
         if args.output:
             write_whole(args.output, (json.dumps(found.as_dict(), indent=2) + "\n").encode())
     device = found.device

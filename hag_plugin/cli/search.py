@@ -53,7 +53,6 @@ def add_search(parser: Any) -> None:
         "one of them",
     )
     parser.add_argument("--check", action="store_true", help="expand the HAG and compare all edges")
-    parser.add_argument("--json", action="store_true", help="results as JSON on stdout")
 
 
 def search(args: argparse.Namespace, data: GraphData, mode: SelfLoops) -> HAG:

@@ -49,7 +49,6 @@ def add(commands: Any) -> None:
     parser.add_argument("--seconds", type=amount, metavar="S", help="of MCMC, at most")
     parser.add_argument("--seed", type=natural, default=0, help="of MCMC (default 0)")
     parser.add_argument("-o", "--output", metavar="FILE.json", help="plan to write")
-    parser.add_argument("--json", action="store_true", help="results as JSON on stdout")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from hag_plugin.data import generators
 from hag_plugin.data.graph_data import GraphData
 from hag_plugin.data.graph_files import load_file
 from hag_plugin.data.source import KINDS, STDIN
+from hag_plugin.extras import needed_by
 from hag_plugin.files import DatasetError
 
 PLANETOID = {"cora": "Cora", "citeseer": "CiteSeer", "pubmed": "PubMed"}
@@ -41,11 +42,9 @@ def collaboration(num_graphs: int = 1000, seed: int = 0) -> GraphData:
 
 def digits(num_graphs: int | None = None, seed: int = 0) -> GraphData:
     """scikit-learn's 1,797 handwritten digits, each linked with its ten nearest neighbours."""
-    try:
+    with needed_by("digits"):
         from sklearn.datasets import load_digits
         from sklearn.neighbors import kneighbors_graph
-    except ImportError as e:
-        raise DatasetError('digits needs scikit-learn: pip install "hag-plugin[demo]"') from e
     table = load_digits()
     near = kneighbors_graph(table.data, DIGITS_NEIGHBOURS).tocoo()
     edges = generators.undirected(np.stack([near.row, near.col]), len(table.target))
@@ -62,10 +61,8 @@ def digits(num_graphs: int | None = None, seed: int = 0) -> GraphData:
 
 def karate(num_graphs: int | None = None, seed: int = 0) -> GraphData:
     """Zachary's karate club, 34 members in two factions, from networkx."""
-    try:
-        import networkx as nx
-    except ImportError as e:
-        raise DatasetError("karate needs networkx: pip install networkx") from e
+    import networkx as nx  # torch brings it
+
     graph = nx.karate_club_graph()
     edges = generators.undirected(np.array(list(graph.edges())).T, len(graph))
     faction = [int(graph.nodes[node]["club"] != "Mr. Hi") for node in graph]
@@ -161,10 +158,8 @@ def _kept_name(name: str, root: Path) -> str:
 
 def _load_pyg(name: str, root: Path) -> GraphData:
     """A Planetoid or TU dataset, through PyG's own classes, which download what is missing."""
-    try:
+    with needed_by(name):
         from torch_geometric.datasets import Planetoid, TUDataset
-    except ImportError as e:
-        raise DatasetError(f'{name} needs PyG: pip install "hag-plugin[pyg]"') from e
     planetoid = PLANETOID.get(name.lower())
     try:
         if planetoid:

@@ -17,6 +17,7 @@ import numpy as np
 
 from hag_plugin.data.edge_stream import Archive, open_edges
 from hag_plugin.data.source import Source
+from hag_plugin.extras import needed_by
 from hag_plugin.files import DatasetError, read_json
 from hag_plugin.parallel.graphs.store.streams import EdgeStream, RowStream
 
@@ -204,11 +205,9 @@ def _mask(path: Path, nodes: int) -> RowStream:
 
 def _dgl_parts(path: Path, document: Mapping[str, Any]) -> EdgeStream:
     """What `dgl.distributed.partition_graph` wrote: one part is in memory at a time."""
-    try:
+    with needed_by(f"{path} tells of parts of a DGL graph, which"):
         import dgl
         from dgl.data.utils import load_tensors
-    except ImportError as e:
-        raise DatasetError(f"{path} tells of parts of a DGL graph; reading them needs dgl") from e
     bounds = dgl_bounds(document, path)
     (kind,) = document["node_map"]
     parts = [document.get(f"part-{number}") for number in range(len(bounds) - 1)]

@@ -30,7 +30,8 @@ from hag_plugin.data.edge_lists import (
 from hag_plugin.data.edges import ends, from_floats
 from hag_plugin.data.graph_data import MAX_ID
 from hag_plugin.data.graph_files import BANNER, PAIRS, load_npz
-from hag_plugin.data.source import FILES_EXTRA, STDIN, Source
+from hag_plugin.data.source import STDIN, Source
+from hag_plugin.extras import needed_by
 from hag_plugin.files import DatasetError
 from hag_plugin.parallel.graphs.store.streams import EdgeStream, RowStream
 
@@ -300,12 +301,10 @@ def _whole(source: Source, path: Path, size: int) -> EdgeStream:
 
 
 def _parquet(source: Source, path: Path) -> EdgeStream:
-    try:
+    with needed_by(source.name):
         import pyarrow as pa
         import pyarrow.ipc as ipc
         import pyarrow.parquet as parquet
-    except ImportError as e:
-        raise DatasetError(f"{source.name} needs pyarrow: {FILES_EXTRA}") from e
     if source.packing:
         raise DatasetError(f"{source.name} is packed ({source.packing}); expected it unpacked")
     is_parquet = source.head.startswith(b"PAR1")

@@ -20,7 +20,8 @@ from hag_plugin.data import generators
 from hag_plugin.data.edge_lists import read_edge_list
 from hag_plugin.data.edges import Edges, counted, ends, from_floats, from_names, graph_of
 from hag_plugin.data.graph_data import MAX_ID, GraphData
-from hag_plugin.data.source import FILES_EXTRA, KINDS, STDIN, Source
+from hag_plugin.data.source import KINDS, STDIN, Source
+from hag_plugin.extras import needed_by
 from hag_plugin.files import DatasetError, interruptible
 from hag_plugin.hag.hag import HAG
 
@@ -105,12 +106,8 @@ def is_hag_file(path: str | os.PathLike[str]) -> bool:
 
 def _read_matrix_market(source: Source) -> Edges:
     """The entries of a square matrix; what its banner says to be symmetric, in both directions."""
-    try:
+    with needed_by(f"{source.name} is MatrixMarket, which"):
         from scipy.io import mminfo, mmread
-    except ImportError as e:
-        raise DatasetError(
-            f"{source.name} is MatrixMarket, which needs SciPy: {FILES_EXTRA}"
-        ) from e
     with source.text() as file:
         text = file.read().lstrip()  # SciPy wants the banner's first word in this case
     odd = ODD.search(text, COMMENTS.match(text).end())  # type: ignore[union-attr]
@@ -172,13 +169,11 @@ def _edges(pairs: np.ndarray, words: str, num_nodes: int | None = None) -> Edges
 
 
 def _read_parquet(source: Source, relabel: bool) -> Edges:
-    try:
+    with needed_by(source.name):
         import pyarrow as pa
         import pyarrow.compute as compute
         import pyarrow.ipc as ipc
         import pyarrow.parquet as parquet
-    except ImportError as e:
-        raise DatasetError(f"{source.name} needs pyarrow: {FILES_EXTRA}") from e
     parquet_file = source.head.startswith(b"PAR1")
     content = pa.BufferReader(source.read())
     try:
@@ -405,12 +400,8 @@ def _npz_edges(
 
 def _sparse(source: Source, arrays: dict[str, np.ndarray]) -> Edges:
     """The entries of a sparse matrix, as `scipy.sparse.save_npz` keeps it."""
-    try:
+    with needed_by(f"{source.name} is a SciPy matrix, which"):
         import scipy.sparse as sparse
-    except ImportError as e:
-        raise DatasetError(
-            f"{source.name} is a SciPy matrix, which needs SciPy: {FILES_EXTRA}"
-        ) from e
     if {"indptr", "indices"} <= arrays.keys():  # SciPy follows them, wherever they lead
         starts = _integers(source.name, "indptr", arrays)
         if not len(starts) or starts[0] != 0 or (np.diff(starts) < 0).any() or (

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from hag_plugin.extras import needed_by
 from hag_plugin.files import DatasetError
 
 HEAD = 1 << 16  # bytes or characters that tell what a file is
@@ -26,7 +27,6 @@ KINDS = (
     "an edge list (text, CSV, TSV), MatrixMarket, .npz, .npy, Parquet, Feather or a HAG file; also "
     "packed as .gz, .bz2, .xz or .zst"
 )
-FILES_EXTRA = 'pip install "hag-plugin[files]"'
 PACKED: dict[bytes, tuple[str, Callable[..., Any]]] = {
     b"\x1f\x8b": ("gzip", gzip.open),
     b"BZh": ("bzip2", bz2.open),
@@ -175,8 +175,6 @@ class Source:
 
 
 def _zstd(file: IO[bytes]) -> Any:
-    try:
+    with needed_by("a zstd file"):
         import pyarrow as pa
-    except ImportError as e:
-        raise DatasetError(f"zstd files need pyarrow: {FILES_EXTRA}") from e
     return pa.CompressedInputStream(file, "zstd")

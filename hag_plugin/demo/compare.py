@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +17,7 @@ import torch
 from hag_plugin.data import datasets
 from hag_plugin.data.graph_data import GraphData
 from hag_plugin.demo.side import FRAMEWORKS, Settings, serve, to_arrays
+from hag_plugin.extras import needed_by
 from hag_plugin.files import DatasetError, check_output, whole_file
 from hag_plugin.parallel.graphs.partition import partition
 from hag_plugin.starting import interrupts_blocked
@@ -384,7 +386,7 @@ def _gain(result: Comparison) -> str:
     if earned > result.settings.epochs:
         return (
             f"An epoch is {times} faster, but the search is earned back only after "
-            f"{earned:.0f} epochs, and this run had {result.settings.epochs}."
+            f"{math.ceil(earned)} epochs, and this run had {result.settings.epochs}."
         )
     if shared >= 1.1 and result.accelerated.hag_share == 0:
         return (
@@ -410,10 +412,8 @@ def _gain(result: Comparison) -> str:
 def check_plot(path: str) -> None:
     """Raises `DatasetError` or OSError unless `path` can be drawn to; before the training."""
     check_output(path, PICTURES, "--plot")
-    try:
+    with needed_by("--plot"):
         import matplotlib.figure  # noqa: F401
-    except ImportError as e:
-        raise DatasetError("--plot needs matplotlib: pip install matplotlib") from e
 
 
 def plot(result: Comparison, path: str) -> None:

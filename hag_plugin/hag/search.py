@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from hag_plugin.devices import KINDS
 from hag_plugin.hag import cost
@@ -18,6 +17,7 @@ from hag_plugin.hag.program import Options, Program, SelfLoops
 from hag_plugin.kernels import _cpu
 from hag_plugin.modes import Array
 from hag_plugin.observers import SEARCH, observers, tell
+from hag_plugin.progress import shares
 
 SMALL_GRAPH = 20_000  # edges
 
@@ -84,7 +84,8 @@ def search(
     # A small graph is searched sooner than a second thread or a bar is there.
     small = graph.num_edges < SMALL_GRAPH
     threads = 1 if small else torch.get_num_threads()
-    with _bar(graph, False if small and not progress else progress) as report:
+    progress = False if small and not progress else progress
+    with _bar(graph, progress) as report:
         if options.method == "greedy":
             capacity = graph.num_dst // 4 if options.capacity is None else options.capacity
             arrays = _cpu.greedy_program(*matrix, capacity, threads, report)
@@ -129,17 +130,8 @@ def plain_program(
     return program.to(graph.device)
 
 
-@contextmanager
-def _bar(graph: Graph, progress: bool | None) -> Iterator[Callable[[float], None] | None]:
+def _bar(graph: Graph, progress: bool | None) -> AbstractContextManager[Callable[..., None] | None]:
     """What a search calls with the share that is done. None: shown after two seconds."""
     if progress is False:
-        yield None
-        return
-    with tqdm(
-        total=1.0,
-        desc=f"searching {graph.num_edges:,} edges",
-        delay=0.0 if progress else 2.0,
-        leave=False,
-        bar_format="{desc}: {percentage:3.0f}% |{bar}| {elapsed} < {remaining}",
-    ) as bar:
-        yield lambda share: bar.update(share - bar.n)
+        return nullcontext()
+    return shares(f"searching {graph.num_edges:,} edges", progress)

@@ -71,4 +71,5 @@ def test_what_another_plan_beats_is_not_called_the_best(
     document["topology"] = "ours"
     path.write_text(json.dumps(document))
     assert main(["explain-plan", str(path), "gcn", *sizes]) == 2
-    assert "'ours', which is not built in; expected --topology FILE" in capsys.readouterr().err
+    words = "'ours', which is not built in; expected its topology (--topology FILE)"
+    assert words in capsys.readouterr().err

@@ -456,7 +456,7 @@ def test_a_missing_package_is_named_with_its_extra(
 ) -> None:
     for module in [package, *(m for m in sys.modules if m.startswith(f"{package}."))]:
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(DatasetError, match=r'pip install "hag-plugin\[files\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "hag-plugin\[files\]"'):
         read(write(tmp_path / name, content))
 
 

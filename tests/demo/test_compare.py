@@ -40,6 +40,7 @@ def a_comparison(
     [
         ((1.0, 0.5, 0.1, 100), "An epoch is 2.0x faster, 2.0x fewer rows", 0.2),
         ((1.0, 0.5, 9.0, 100), "earned back only after 18 epochs", 18.0),
+        ((1.0, 0.5, 1.15, 100), "earned back only after 3 epochs, and this run had 2.", 2.3),
         ((1.0, 0.5, 0.1, 199), "shares next to nothing (1.01x fewer rows read)", 0.2),
         ((0.5, 1.0, 0.1, 100), "does not pay", None),
         ((1.0, 0.5, 0.1, 100, 0.0, 0.0), "at width 64 the plain graph is faster and runs", 0.2),

@@ -278,3 +278,77 @@ def test_merging_kernels_against_algorithm_3(seed: int) -> None:
         if program.target[op] < 0:
             scratch.append(frozenset().union(*({s} if s >= 0 else scratch[~s] for s in sources)))
     assert scratch == found
+
+
+# Leave one out -----------------------------------------------------------------------------------
+
+
+def cliques(sizes: list[int], outside: int) -> tuple[np.ndarray, int]:
+    """Cliques without loops, side by side; all their nodes have the same sources outside, too."""
+    first, pairs = 0, []
+    nodes = sum(sizes) + outside
+    for size in sizes:
+        members = range(first, first + size)
+        pairs += [(a, b) for a in members for b in members if a != b]
+        pairs += [(nodes - 1 - o, b) for o in range(outside) for b in members]
+        first += size
+    return np.array(pairs).reshape(-1, 2).T, nodes
+
+
+def price(arrays: Any, intermediate: float) -> float:
+    """Rows read and intermediates of a program without hubs, in rows read."""
+    return float(len(arrays[2]) + intermediate * int((arrays[3] < 0).sum()))
+
+
+def in_groups(size: int, groups: int, outside: int, intermediate: float) -> float:
+    """What a clique costs in so many groups, op by op."""
+    bounds = [k * size // groups for k in range(groups + 1)]
+    sizes = np.diff(bounds).tolist()
+    reads, made = 0, 0
+
+    def node(*sources: int) -> int:
+        """Reads each of the sources that are there; 1 where it is one itself."""
+        nonlocal reads, made
+        if sum(sources) > 1:
+            reads, made = reads + sum(sources), made + 1
+        return min(sum(sources), 1)
+
+    group = [node(*[1] * each) for each in sizes]
+    for _ in range(groups - 2):
+        node(1, 1)  # a suffix
+    prefix = [node(*[1] * outside)]
+    for k in range(1, groups - 1):
+        prefix.append(node(prefix[k - 1], group[k - 1]))
+    for k, each in enumerate(sizes):
+        reads += each * (prefix[min(k, groups - 2)] + 1 + each - 1)
+    return reads + intermediate * made
+
+
+@pytest.mark.parametrize("outside", [0, 1, 5])
+@pytest.mark.parametrize("width", [8, 32, 64])
+@pytest.mark.parametrize("size", [3, 5, 6, 7, 8, 9, 12, 20, 33, 64, 150])
+def test_cliques_are_cut_into_the_best_groups(size: int, width: int, outside: int) -> None:
+    edges, nodes = cliques([size], outside)
+    graph, prices = matrix(edges, nodes, nodes), cost.prices(width)
+    arrays, _ = searched(graph, "", intermediate=prices.intermediate)
+    plain = edges.shape[1]
+    best = min((in_groups(size, groups, outside, prices.intermediate)
+                for groups in range(2, size + 1)), default=plain)  # fmt: skip
+    if arrays is None:
+        assert best > prices.worth_it * plain
+        return
+    check(arrays, graph, "")
+    assert price(arrays, prices.intermediate) <= min(best, plain)
+
+
+@pytest.mark.parametrize("size", [10, 20, 40])
+@pytest.mark.parametrize("width", [16, 64])
+def test_cliques_cost_no_more_than_the_greedy_search_finds(size: int, width: int) -> None:
+    edges, nodes = cliques([size] * 10, 0)
+    seconds = {}
+    for capacity in (None, 0, nodes // 4, nodes // 2, nodes, 2 * nodes):
+        method = "auto" if capacity is None else "greedy"
+        hag = hp.build_hag(torch.from_numpy(edges), num_nodes=nodes, method=method,
+                           capacity=capacity, width=width)  # fmt: skip
+        seconds[capacity] = hag.stats().predicted_seconds
+    assert seconds[None] <= min(seconds.values()) * (1 + 1e-9)

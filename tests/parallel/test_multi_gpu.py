@@ -97,6 +97,13 @@ def test_wrong_arguments_end_all_ranks() -> None:
     assert "planning failed on rank 0" in done.stderr
 
 
+@pytest.mark.parametrize("option", ["--nodes", "--degree", "--features"])
+def test_sizes_of_a_graph_that_is_not_generated_are_refused(option: str) -> None:
+    done = torchrun(1, "train.py", "--data", "karate", option, "8", "--topology", "pcie4x4")
+    assert done.returncode != 0
+    assert f"{option} is of --data communities; got karate" in done.stderr
+
+
 def test_accuracy_examples() -> None:
     spec = importlib.util.spec_from_file_location("accuracy", FOLDER / "accuracy.py")
     assert spec is not None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hag_plugin.arguments import check_choice, whole
+from hag_plugin.extras import needed_by
 from hag_plugin.hag.graph import MAX_NODES, check_edge_index
 from hag_plugin.parallel.layouts import chunk_sizes
 from hag_plugin.saved import set_module
@@ -184,10 +185,8 @@ def has_metis() -> bool:
 
 
 def _metis(graph: _Neighbours, parts: int, seed: int) -> np.ndarray:
-    try:
+    with needed_by("method 'metis'"):
         import pymetis
-    except ImportError as e:
-        raise ImportError("method 'metis' needs pymetis; pip install pymetis") from e
     options = pymetis.Options(seed=seed)
     adjacency = pymetis.CSRAdjacency(graph.start, graph.index)
     return np.asarray(pymetis.part_graph(parts, adjacency, options=options)[1], np.int64)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hag_plugin.extras import needed_by
+
 Edges = tuple[np.ndarray, np.ndarray, np.ndarray]  # sources, targets, numbers
 
 
@@ -62,8 +64,9 @@ def minimum_cover(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, n
     """
     if not len(source):
         return source[:0], target[:0]
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import maximum_bipartite_matching
+    with needed_by("a vertex cover", "parallel"):
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import maximum_bipartite_matching
 
     sources, row = np.unique(source, return_inverse=True)
     targets, column = np.unique(target, return_inverse=True)

@@ -103,11 +103,19 @@ def probe_ranks(
     group = group or Group.world()
     if group.size < 2:
         raise ValueError("group has one rank; expected 2 or more, which have something to send")
-    measured, device = _run_collectives(group, sizes), _device(group)
+    measured, device = _run_collectives(group, sizes), _device_of(group)
     fits = [fit(c, group.size, sent, seconds) for c, (sent, seconds) in measured.items()]
     backend = devices.kind_of(group.device).collectives
     found: Topology = group.broadcast(_topology(name, backend, fits, device, group.size))
     return found
+
+
+def probe_alone(device: torch.device) -> Topology:
+    """This process's device as a machine of one, measured alone in about a second."""
+    figures = _device(device, 1, lambda run: _median(run, device))
+    words = f"measured in one process, torch {torch.__version__}"
+    backend = devices.kind_of(device).collectives
+    return Topology("this device", figures, (Level("none", 1, 1.0, 1.0),), (), backend, (words,))
 
 
 def _topology(name: str, backend: str, fits: list[Fit], device: Device, size: int) -> Topology:
@@ -182,7 +190,7 @@ def _run_rank(rank: int, size: int, backend: str, sizes: tuple[int, ...], folder
     else:
         module.set_device(rank)
     with session(backend, f"file://{folder}/meet", rank, size, TIMEOUT) as group:
-        measured, figures = _run_collectives(group, sizes), _device(group)
+        measured, figures = _run_collectives(group, sizes), _device_of(group)
         if rank == 0:
             text = json.dumps([measured, asdict(figures)])
             (Path(folder) / RESULT).write_text(text)
@@ -223,6 +231,18 @@ def _collectives(group: Group) -> dict[str, Run]:
     }
 
 
+def _median(run: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of a call, the median over repeats."""
+    taken = []
+    for _ in range(REPEATS + 1):
+        devices.synchronize(device)
+        start = time.perf_counter()
+        run()
+        devices.synchronize(device)
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken[1:])  # the first is warm-up
+
+
 def _slowest(run: Callable[[], Any], group: Group) -> float:
     """Seconds of a call on the slowest rank, the median over repeats."""
     taken = []
@@ -240,26 +260,38 @@ def _slowest(run: Callable[[], Any], group: Group) -> float:
     return statistics.median(taken)
 
 
-def _device(group: Group) -> Device:
+def _device_of(group: Group) -> Device:
     """What a device reaches while all others work, too."""
-    device = group.device
+    return _device(group.device, group.size, lambda run: _slowest(run, group))
+
+
+def _device(
+    device: torch.device, sharing: int, seconds: Callable[[Callable[[], Any]], float]
+) -> Device:
+    """What a device reaches.
+
+    Args:
+        device: to measure.
+        sharing: how many processes share the memory of the machine.
+        seconds: that a call takes.
+    """
     n = 1024 if device.type == "cpu" else 8192
     a, b = torch.rand(n, n, device=device), torch.rand(n, n, device=device)
-    product = _slowest(lambda: a @ b, group)
+    product = seconds(lambda: a @ b)
     nodes, width = (1 << 16, 64) if device.type == "cpu" else (1 << 20, 128)
     edges = torch.randint(nodes, (2, 8 * nodes), generator=torch.Generator().manual_seed(0))
     hag = build_hag(edges, num_nodes=nodes, method="none").to(device)
     x = torch.rand(nodes, width, device=device)
-    gathered = _slowest(lambda: aggregate(x, hag), group)
+    gathered = seconds(lambda: aggregate(x, hag))
     small = torch.rand(16, 16, device=device)
-    overhead = _slowest(lambda: small.relu(), group)
+    overhead = seconds(lambda: small.relu())
     moved = 9 * nodes * width * 4 + 8 * nodes * 4
     name = devices.name_of(device)
     if name is not None:
         memory = devices.module_of(devices.kind_of(device)).mem_get_info(device)[1]
     else:
         name = f"{torch.get_num_threads()} threads of {_cores()} cores"
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // group.size
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // sharing
     return Device(name, 2 * n**3 / product, moved / gathered, memory, overhead, 1.0, 1.0)
 
 

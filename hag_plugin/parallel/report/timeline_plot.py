@@ -6,6 +6,7 @@ import io
 import os
 from pathlib import Path
 
+from hag_plugin.extras import needed_by
 from hag_plugin.files import check_output, write_whole
 from hag_plugin.parallel.simulation.simulator import Schedule
 from hag_plugin.parallel.simulation.tasks import KINDS
@@ -18,10 +19,8 @@ MAX_ROWS = 64
 def check_timeline_path(path: str | os.PathLike[str]) -> None:
     """Raises ValueError, OSError or ImportError, before any work, where it can't be drawn to."""
     check_output(path, SUFFIXES, "plot")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as e:
-        raise ImportError("a plot needs matplotlib: pip install matplotlib") from e
+    with needed_by("a timeline"):
+        import matplotlib.figure  # noqa: F401
 
 
 def plot_timeline(schedule: Schedule, path: str | os.PathLike[str], title: str) -> None:

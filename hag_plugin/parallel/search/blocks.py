@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-
-from tqdm import tqdm
 
 from hag_plugin.parallel.search.cost import Analytic, Measured, block_key
 from hag_plugin.parallel.search.space import Space
 from hag_plugin.parallel.strategies.registry import Terms
+from hag_plugin.progress import bar
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,7 @@ def measure_blocks(space: Space, measured: Measured, progress: bool = False) -> 
             if terms.aggregations or terms.products:
                 label = f"{config}, hag {config.hag}"
                 chosen.setdefault(block_key(terms, itemsize), (op.name, label, terms))
-    bar = tqdm(chosen.values(), desc="blocks", disable=not progress, leave=False, file=sys.stderr)
     return [
         Block(name, label, measured(terms, itemsize), analytic(terms, itemsize))
-        for name, label, terms in bar
+        for name, label, terms in bar(progress, iterable=chosen.values(), desc="blocks")
     ]

@@ -20,6 +20,7 @@ from torch.nn import Module
 
 from hag_plugin.arguments import brief, check_path
 from hag_plugin.files import read_json, write_whole
+from hag_plugin.notebook import html_table
 from hag_plugin.parallel.machine.topology import Topology
 from hag_plugin.parallel.model.network import RECURRENT, Network, Operation, follow, source
 from hag_plugin.parallel.ranks.boxes import Move, whole
@@ -56,6 +57,7 @@ NOTE = (
     "split: what axes it has, `parallelize` says where a split is not possible."
 )
 HEAD = ("operation", "kind", "split", "compute", "comm", "sync", "sent")
+WORDS = 3  # columns of words; the others are numbers
 WEIGHTS = 4  # a parameter, its gradient and two moments of Adam
 # Operations that move no values and take no time of their own.
 FREE = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "alias",
@@ -170,29 +172,50 @@ class NetworkPlan:
     def __str__(self) -> str:
         return table(self)
 
+    def _repr_html_(self) -> str:
+        return html_table(_rows(self), words=WORDS, above=_above(self), below=_below(self))
+
 
 def table(plan: NetworkPlan) -> str:
     """The operations, then the whole beside plans that treat all alike."""
+    rows = _rows(plan)
+    widths = [max(len(row[c]) for row in rows) for c in range(len(HEAD))]
+    lines = [_above(plan), ""]
+    for row in rows:
+        cells = [
+            text.ljust(w) if c < WORDS else text.rjust(w)
+            for c, (text, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([*lines, "", *_below(plan)])
+
+
+def _rows(plan: NetworkPlan) -> list[tuple[str, ...]]:
+    """The cells of the table, the head first."""
     rows: list[tuple[str, ...]] = [HEAD]
     for op in plan.operations:
         times = op.seconds.compute, op.seconds.communication, op.seconds.synchronisation
         rows.append((op.name, op.kind, str(op.split), *map(milliseconds, times), size(op.sent)))
-    widths = [max(len(row[c]) for row in rows) for c in range(len(HEAD))]
-    lines = [f"{plan.model} on {plan.topology}, {plan.world_size} devices. All figures are "
-             "predicted (analytic costs).", ""]  # fmt: skip
-    for row in rows:
-        cells = [
-            text.ljust(w) if c < 3 else text.rjust(w)
-            for c, (text, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    lines += ["", f"predicted: {milliseconds(plan.seconds)} ms a training step, by the additive "
-              "cost (nothing overlaps)", f"predicted memory: at most {size(plan.memory)} on the "
-              "fullest device"]  # fmt: skip
+    return rows
+
+
+def _above(plan: NetworkPlan) -> str:
+    return (
+        f"{plan.model} on {plan.topology}, {plan.world_size} devices. All figures are predicted "
+        "(analytic costs)."
+    )
+
+
+def _below(plan: NetworkPlan) -> list[str]:
+    lines = [
+        f"predicted: {milliseconds(plan.seconds)} ms a training step, by the additive cost "
+        "(nothing overlaps)",
+        f"predicted memory: at most {size(plan.memory)} on the fullest device",
+    ]
     for name, seconds in plan.baselines.items():
         ratio = seconds / plan.seconds if plan.seconds else 1.0
         lines.append(f"predicted, {name}: {milliseconds(seconds)} ms ({ratio:.2f}x)")
-    return "\n".join(lines)
+    return lines
 
 
 def document(plan: NetworkPlan) -> dict[str, Any]:

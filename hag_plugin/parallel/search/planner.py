@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hag_plugin.arguments import brief, check_choice, check_function, check_kind, number, whole
-from hag_plugin.parallel.machine.topology import MOST_DEVICES, Topology, load
+from hag_plugin.parallel.machine.topology import MOST_DEVICES, Topology, load, presets
 from hag_plugin.parallel.model.inputs import ModelCall
 from hag_plugin.parallel.model.network import given
 from hag_plugin.parallel.model.opgraph import OpGraph
@@ -31,7 +31,7 @@ from hag_plugin.parallel.search.cost import (
 )
 from hag_plugin.parallel.search.elimination import InfeasibleError
 from hag_plugin.parallel.search.network import NetworkPlan, check_without_graph, plan_network
-from hag_plugin.parallel.search.plan import LayerPlan, Plan, impossible
+from hag_plugin.parallel.search.plan import LayerPlan, Plan, impossible, machine_name
 from hag_plugin.parallel.search.space import Space
 from hag_plugin.parallel.strategies.registry import Config, Problem, configs_of
 from hag_plugin.saved import set_module
@@ -277,6 +277,21 @@ def space_of(
     check_choice("costs", costs, MODES)
     machine = _machine(topology, world_size)
     return Space(graph, machine, _compute(costs, graph, machine))
+
+
+def machine_of(found: Plan, topology: Topology | str | os.PathLike[str] | None = None) -> Topology:
+    """The machine that is given, or that of a plan.
+
+    Raises:
+        ValueError: the plan's is not built in.
+    """
+    name = machine_name(found)
+    if topology is None and name not in presets():
+        raise ValueError(
+            f"the plan is for the machine {name!r}, which is not built in; expected its topology "
+            "(--topology FILE)"
+        )
+    return load(name if topology is None else topology)
 
 
 def _machine(topology: Topology | str | os.PathLike[str], world_size: int | None) -> Topology:

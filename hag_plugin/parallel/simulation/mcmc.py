@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import math
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tqdm import tqdm
-
 from hag_plugin.arguments import number, whole
+from hag_plugin.progress import bar
 from hag_plugin.saved import set_module
 
 WORSE_BY = 0.01  # by default a strategy that is this much worse is accepted once in e times
@@ -155,8 +153,8 @@ def search(
     if beta is None:
         beta = 1.0 / (WORSE_BY * found.cost) if found.cost > 0 else 0.0
     began = time.perf_counter()
-    with tqdm(total=budget.proposals, disable=not progress, unit=" proposals", file=sys.stderr,
-              desc="MCMC", leave=False) as bar:  # fmt: skip
+    options = {"total": budget.proposals, "unit": " proposals", "desc": "MCMC"}
+    with bar(progress, **options) as shown:
         for number, name in enumerate(starts):
             one, share = chains.pop(name), _Share(budget, len(starts), number)
             for accepted in _walk(one, num_configs, share, beta, choose):
@@ -168,7 +166,7 @@ def search(
                     found.history.append((found.proposals, elapsed, found.cost))
                 if visit is not None:
                     visit(one.strategy)
-                bar.update()
+                shown.update()
     found.seconds = time.perf_counter() - began
     return found
 

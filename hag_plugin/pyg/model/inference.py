@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn import Module
 from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing, aggr
-from tqdm import tqdm
 
 from hag_plugin import devices
 from hag_plugin.arguments import brief, check_kind, check_optional_flag, whole
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.graph import check_edge_index
 from hag_plugin.hag.hag import HAG
+from hag_plugin.progress import SHARE, bar
 from hag_plugin.pyg.aggregation.aggregators import REDUCERS
 from hag_plugin.pyg.aggregation.statistics import STATISTICS
 from hag_plugin.pyg.model import edge_order
@@ -126,15 +126,11 @@ def inference(
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(_evaluating(model.to(device)))
-        bar = tqdm(
-            total=len(layers), desc=f"{len(layers)} layers over {len(x):,} nodes", leave=False,
-            delay=0.0 if progress else 2.0, disable=progress is False,
-            bar_format="{desc}: {percentage:3.0f}% |{bar}| {elapsed} < {remaining}",
-        )  # fmt: skip
-        stack.enter_context(bar)
+        words = f"{len(layers)} layers over {len(x):,} nodes"
+        shown = stack.enter_context(bar(progress, total=len(layers), desc=words, bar_format=SHARE))
         graphs = _Graphs(memory)
         for layer in layers:
-            stack.enter_context(_bounded(layer, graphs, bar))
+            stack.enter_context(_bounded(layer, graphs, shown))
         return model(*moved, **named)
 
 
@@ -163,7 +159,7 @@ def _evaluating(model: Module) -> Iterator[None]:
 
 
 @contextmanager
-def _bounded(layer: Any, graphs: _Graphs, bar: Any) -> Iterator[None]:
+def _bounded(layer: Any, graphs: _Graphs, shown: Any) -> Iterator[None]:
     """Calls of a layer inside of the model's forward run with bounded memory."""
     names: tuple[str, ...] = getattr(type(layer), PARAMETERS, ())
     own = layer.__dict__
@@ -173,13 +169,13 @@ def _bounded(layer: Any, graphs: _Graphs, bar: Any) -> Iterator[None]:
     forward = type(layer).forward
 
     def bounded(*args: Any, **kwargs: Any) -> Any:
-        begun = bar.n
+        begun = shown.n
         call = dict(zip(names, args, strict=False))
         if len(args) > len(names) or call.keys() & kwargs.keys():
             return forward(layer, *args, **kwargs)  # which says what is wrong
         call |= kwargs
-        y = _run(layer, forward, call, graphs, lambda share: bar.update(begun + share - bar.n))
-        bar.update(begun + 1 - bar.n)
+        y = _run(layer, forward, call, graphs, lambda share: shown.update(begun + share - shown.n))
+        shown.update(begun + 1 - shown.n)
         return y
 
     own["forward"] = bounded

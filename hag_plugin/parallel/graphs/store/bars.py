@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tqdm import tqdm
+from hag_plugin.progress import SHARE, bar
 
 T = TypeVar("T")
 
@@ -32,21 +32,12 @@ class Bars:
             count: how many are in a block.
             total: how many there are, where it is known.
         """
-        form = "{desc}: {n_fmt} in {elapsed}"
-        if total is not None:
-            form = "{desc}: {percentage:3.0f}% |{bar}| {elapsed} < {remaining}"
-        with tqdm(
-            total=total,
-            desc=what,
-            unit_scale=True,
-            leave=False,
-            delay=0.0 if self.progress else 2.0,
-            disable=self.progress is False,
-            bar_format=form,
-        ) as bar:
+        form = "{desc}: {n_fmt} in {elapsed}" if total is None else SHARE
+        options = {"total": total, "desc": what, "unit_scale": True, "bar_format": form}
+        with bar(self.progress, **options) as shown:
             for block in blocks:
                 yield block
-                bar.update(count(block))
+                shown.update(count(block))
 
 
 QUIET = Bars(False)

@@ -1,0 +1,36 @@
+"""What figures were taken on: the machine, and the versions of packages."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from hag_plugin.devices import processor
+
+PACKAGES = ("hag-plugin", "torch", "torch_geometric", "dgl", "numpy")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    return {
+        "system": platform.system(),
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+def package_versions() -> dict[str, str | None]:
+    """Of Python and of the packages that figures may depend on; None: it is not there."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return versions
