@@ -13,10 +13,12 @@ from hag_plugin.parallel.execution.executors.forms import Form
 from hag_plugin.parallel.execution.executors.local_aggregate import LocalAggregate
 from hag_plugin.parallel.execution.executors.node_attention import Attention
 from hag_plugin.parallel.execution.executors.node_layers import (
+    Begin,
     Convolution,
     Fetch,
     Messages,
     NodeLayer,
+    Parts,
     Relational,
     graphs_of,
 )
@@ -41,10 +43,6 @@ from hag_plugin.parallel.ranks.transfer import (
 from hag_plugin.parallel.strategies.convolution import is_kept
 from hag_plugin.recall import Known
 from hag_plugin.reducers import LINEAR
-
-Parts = tuple[LocalGraph, LocalGraph]
-Begin = Callable[[Tensor], Callable[[], Tensor]]
-"""Begins to fetch rows; what it returns gives them when they are there."""
 
 
 def layer_of(site: Site, graphs: RankGraphs, copies: bool) -> NodeLayer:
@@ -232,6 +230,9 @@ def place(
 
     The last arguments are those of `own_first`.
     """
+    if isinstance(layer, Attention) and begin is not None:
+        layer.place_apart(apart(), begin)
+        return
     if isinstance(layer, Convolution | Relational):
         layer.own_first = own_first(layer.site, layer.form, layer.graphs, apart, begin)
         if layer.own_first is not None:
