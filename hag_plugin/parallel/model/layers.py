@@ -24,6 +24,15 @@ from hag_plugin.layers.table import record_of
 from hag_plugin.parallel.model.calls import named
 from hag_plugin.parallel.model.functions import tensors
 from hag_plugin.parallel.model.own_code import own_code, why_not_followed
+from hag_plugin.parallel.model.relation_attention import (
+    han_joined,
+    han_scores,
+    han_targets,
+    hgt_joined,
+    hgt_skip,
+    hgt_sources,
+    hgt_targets,
+)
 from hag_plugin.parallel.model.walk import Entry, Walk
 from hag_plugin.reducers import LINEAR, REDUCES
 from hag_plugin.saved import set_module
@@ -584,6 +593,89 @@ def _combined(walk: Walk, of: str, xs: list[Tensor], aggr: str | None) -> Tensor
     return walk.add("sum", xs, widths[0], suffix=of, call=(combined, tuple(xs), aggr))
 
 
+def _hgt(walk: Walk, conv: Any, args: Any, kwargs: Any) -> dict[str, Tensor]:
+    """Attention over each relation, joined to one softmax: conv/hgt_conv.py."""
+    call = named(conv, args, kwargs)
+    x_dict, width, heads = call["x_dict"], conv.out_channels, conv.heads
+    kqv = {of: conv.kqv_lin.lins[of](x) for of, x in x_dict.items()}
+    found: dict[str, list[Tensor]] = {}
+    for kind, edges in _of_relations(call["edge_index_dict"], conv.edge_types).items():
+        name, number = ".".join(kind), conv.edge_types_map[kind]
+        weights = conv.k_rel.weight, conv.v_rel.weight, conv.p_rel["__".join(kind)]
+        source, target = kqv[kind[0]], kqv[kind[-1]]
+        turned = walk.add(
+            "opaque", [source], 2 * width, suffix=f"{name}.sources", by_row=True,
+            values=_trained(weights),
+            call=(hgt_sources(number, len(conv.edge_types), heads), source, *weights),
+        )  # fmt: skip
+        ends = turned, target
+        found.setdefault(kind[-1], []).append(walk.add(
+            "opaque", ends, width + heads, suffix=name, by_edges=True, input_width=2 * width,
+            graph=walk.graph(ends, edges), call=(hgt_targets(heads), ends, edges),
+        ))  # fmt: skip
+    outs = {}
+    for of, xs in found.items():
+        out = walk.add("opaque", xs, width, suffix=of, by_row=True,
+                       call=(hgt_joined(heads), tuple(xs)))  # fmt: skip
+        out = conv.out_lin.lins[of](F.gelu(out))
+        if width == x_dict[of].shape[-1]:
+            skip = conv.skip[of]
+            out = walk.add("opaque", [out, x_dict[of]], width, suffix=f"{of}.skip", by_row=True,
+                           values=_trained([skip]),
+                           call=(hgt_skip, out, x_dict[of], skip))  # fmt: skip
+        outs[of] = out
+    return outs
+
+
+def _han(walk: Walk, conv: Any, args: Any, kwargs: Any) -> dict[str, Tensor | None]:
+    """Attention over each relation, weighed by scores of relations: conv/han_conv.py."""
+    call = named(conv, args, kwargs)
+    if conv.dropout or call.get("return_semantic_attention_weights"):
+        raise _NotCovered
+    heads, width = conv.heads, conv.out_channels
+    xs = {of: conv.proj[of](x) for of, x in call["x_dict"].items()}
+    found: dict[str, list[Tensor]] = {of: [] for of in xs}
+    for kind, edges in _of_relations(call["edge_index_dict"], conv.metadata[1]).items():
+        name, key = ".".join(kind), "__".join(kind)
+        ends = tuple(
+            walk.add(
+                "opaque", [xs[of]], width * is_source + heads, suffix=f"{name}.{end}",
+                by_row=True, values=_trained([weight]),
+                call=(han_scores(heads, is_source), xs[of], weight),
+            )
+            for of, end, weight, is_source in (
+                (kind[0], "sources", conv.lin_src[key], True),
+                (kind[-1], "targets", conv.lin_dst[key], False),
+            )
+        )  # fmt: skip
+        out = walk.add(
+            "opaque", ends, width, suffix=name, by_edges=True, input_width=width + heads,
+            graph=walk.graph(ends, edges), call=(han_targets(conv.negative_slope), ends, edges),
+        )  # fmt: skip
+        found[kind[-1]].append(F.relu(out))
+    weights = conv.q, conv.k_lin.weight, conv.k_lin.bias
+    return {
+        of: walk.add("opaque", outs, width, suffix=of, values=_trained(weights),
+                     means=len(outs) * width, call=(han_joined, tuple(outs), *weights)) if outs else None
+        for of, outs in found.items()
+    }  # fmt: skip
+
+
+def _of_relations(edges: Any, kinds: Sequence[tuple[str, str, str]]) -> dict[Any, Tensor]:
+    """The edges of a layer that was made for these relations.
+
+    Raises:
+        _NotCovered: some are a sparse matrix, or a relation has none.
+    """
+    if {*edges} != {*map(tuple, kinds)}:
+        raise _NotCovered
+    return {kind: _edges(each) for kind, each in edges.items()}
+
+
+def _trained(weights: Sequence[Tensor]) -> int:
+    return sum(weight.numel() for weight in weights if weight.requires_grad)
+
+
 def _jumping(walk: Walk, module: Any, args: Any, kwargs: Any) -> Tensor:
     xs = named(module, args, kwargs)["xs"]
     width = xs[0].shape[-1]
@@ -763,6 +855,8 @@ TABLE: dict[str, Entry] = {
     f"{PYG}conv.rgcn_conv.RGCNConv": _rgcn,
     f"{PYG}conv.pna_conv.PNAConv": _pna,
     f"{PYG}conv.hetero_conv.HeteroConv": _hetero,
+    f"{PYG}conv.hgt_conv.HGTConv": _hgt,
+    f"{PYG}conv.han_conv.HANConv": _han,
     f"{PYG}models.jumping_knowledge.JumpingKnowledge": _jumping,
     f"{PYG}norm.graph_norm.GraphNorm": _graph_norm,
     f"{PYG}norm.layer_norm.LayerNorm": _layer_norm,

@@ -346,3 +346,99 @@ def test_layers_that_are_given_nothing_of_targets_are_refused() -> None:
     given["paper"].num_nodes = TYPES["paper"][0]
     with pytest.raises(TypeError, match="is given nothing of the nodes that its edges go to"):
         trace(conv, given, call=lambda m, d: m(d.x_dict, d.edge_index_dict))
+
+
+# Layers that take all types at once -------------------------------------------------------------
+
+# Every type has edges into it, so that layers may follow each other.
+CLOSED = (*RELATIONS, ("author", "tags", "tag"))
+
+
+class AtOnce(nn.Module):
+    """Layers over all types, with a linear layer for each type that the last one gives."""
+
+    def __init__(self, layer: Callable[[Any, Any], nn.Module], kinds: Any, depth: int) -> None:
+        super().__init__()
+        given = data(kinds)
+        wide = {of: given[of].x.shape[-1] for of in given.node_types}
+        self.convs = nn.ModuleList()
+        for _ in range(depth):
+            self.convs.append(layer(wide, given.metadata()))
+            wide = dict.fromkeys(wide, WIDTH)
+        goals = {kind[-1] for kind in kinds}
+        self.last = nn.ModuleDict({of: nn.Linear(WIDTH, CLASSES) for of in sorted(goals)})
+
+    def forward(self, x_dict: Any, edge_index_dict: Any) -> Any:
+        for conv in self.convs:
+            x_dict = {of: x for of, x in conv(x_dict, edge_index_dict).items() if x is not None}
+        return {of: self.last[of](x) for of, x in x_dict.items()}
+
+
+AT_ONCE: dict[str, Callable[[Any, Any], nn.Module]] = {
+    "HGTConv": lambda wide, metadata: pyg.HGTConv(wide, WIDTH, metadata, heads=2),
+    "HGTConv, one head": lambda wide, metadata: pyg.HGTConv(wide, WIDTH, metadata, heads=1),
+    "HANConv": lambda wide, metadata: pyg.HANConv(wide, WIDTH, metadata, heads=2),
+    "HANConv, one head": lambda wide, metadata: pyg.HANConv(wide, WIDTH, metadata, heads=1),
+}
+
+
+def at_once(name: str, kinds: Any, depth: int) -> nn.Module:
+    torch.manual_seed(0)
+    model = AtOnce(AT_ONCE[name], kinds, depth).double()
+    with torch.no_grad():
+        for parameter in model.parameters():  # factors and skips start at 1, alike
+            parameter += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(("kinds", "depth"), [(RELATIONS, 1), (CLOSED, 2)], ids=["open", "closed"])
+@pytest.mark.parametrize("name", AT_ONCE)
+def test_layers_over_all_types_at_once(name: str, kinds: Any, depth: int, size: int) -> None:
+    given = data(kinds)
+    for of in given.node_types:
+        given[of].train_mask[0] = True
+    plan = check(at_once(name, kinds, depth), given, size, by_rows)
+    over_edges = [f"convs.{i}.{'.'.join(kind)}" for i in range(depth) for kind in kinds]
+    assert {plan.layer(name).config.strategy for name in over_edges} == {"rows, halo"}
+    assert all("rows" in k.config.strategy for k in plan.layers if k.kind == "opaque")
+
+
+@pytest.mark.parametrize("name", ["HGTConv", "HANConv"])
+def test_layers_over_all_types_whole(name: str) -> None:
+    def whole_only(op: Op, config: Any) -> bool:
+        return "replicate" in config.strategy or op.kind == "input"
+
+    check(at_once(name, CLOSED, 2), data(CLOSED), 2, whole_only)
+
+
+def on_process_at_once(rank: int, plan: Plan) -> Any:
+    return train_together(rank, at_once("HGTConv", CLOSED, 2), data(CLOSED), plan)
+
+
+def test_layers_over_all_types_on_processes() -> None:
+    def run(size: int, model: nn.Module, given: HeteroData, plan: Plan) -> list[Any]:
+        return run_processes(size, on_process_at_once, plan)
+
+    check(at_once("HGTConv", CLOSED, 2), data(CLOSED), 2, by_rows, run=run)
+
+
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [
+        (pyg.HANConv, lambda given: given),
+        (pyg.HGTConv, lambda given: {kind: given[kind] for kind in RELATIONS[1:]}),
+    ],
+    ids=["dropout", "fewer relations"],
+)
+def test_what_they_cannot_do_by_a_plan_is_refused_by_name(make: Any, change: Any) -> None:
+    given = data()
+    options = {"dropout": 0.5} if make is pyg.HANConv else {}
+    conv = make(-1, WIDTH, given.metadata(), **options).double()
+    with torch.no_grad():
+        conv(given.x_dict, given.edge_index_dict)
+    with pytest.raises(TypeError, match=rf"\({make.__name__}\) .* cannot be planned; expected lay"):
+        hp.parallel.plan(
+            nn.ModuleList([conv])[0], given, "a100x8",
+            call=lambda m, d: m(d.x_dict, change(d.edge_index_dict)),
+        )  # fmt: skip

@@ -20,6 +20,7 @@ from hag_plugin.parallel.ranks.transfer import (
     scatter_columns,
     scatter_rows,
     sum_parts,
+    sum_statistics,
 )
 
 
@@ -151,6 +152,20 @@ class ByRow(Local):
         kwargs = {key: functions.with_rows(value, nodes, len(inputs[0]))
                   for key, value in functions.replaced(dict(call.kwargs), by).items()}  # fmt: skip
         return super().run(Call(call.name, args, kwargs, call.function), *inputs)
+
+
+@executes("rows, means summed", "opaque")
+class Means(Local):
+    """A function of the own rows, and of means over all nodes, which it is told how to take."""
+
+    def run(self, call: Call, *inputs: Tensor) -> Tensor:
+        group, count = self.site.group, int(self.site.rows.sum())
+
+        def mean(x: Tensor) -> Tensor:
+            return sum_statistics(x.sum(dim=1), group) / count
+
+        kwargs = {**call.kwargs, "mean": mean}
+        return super().run(Call(call.name, call.args, kwargs, call.function), *inputs)
 
 
 @executes("replicate", "opaque")

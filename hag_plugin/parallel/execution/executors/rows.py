@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -275,7 +276,7 @@ class RowsCover(Executor):
 
 @executes("rows, halo", "opaque")
 class LayerHalo(OperationExecutor):
-    """A layer as it is, given a pair: the rows that its edges read, and the own rows."""
+    """A layer or function as it is, given a pair: rows that its edges read, and the own rows."""
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
@@ -295,8 +296,7 @@ class LayerHalo(OperationExecutor):
               for t in functions.tensors([*call.args[2:], dict(call.kwargs)])}  # fmt: skip
         rest = functions.replaced(tuple(call.args[2:]), by)
         kwargs = functions.replaced(dict(call.kwargs), by)
-        assert site.module is not None
         assert call.function is not None
-        with swapped(site.module, own):
+        with nullcontext() if site.module is None else swapped(site.module, own):
             out: Tensor = call.function((self.fetch(source), target), self.index, *rest, **kwargs)
         return out
