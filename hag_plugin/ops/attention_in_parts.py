@@ -100,8 +100,8 @@ class _First(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        back, ctx.both.back = ctx.both.back, None
-        return None, None, None, *_gradients(ctx, 3, grad, *back, ctx.saved_tensors)
+        (y, kept), ctx.both.back = ctx.both.back, None
+        return None, None, None, *_gradients(ctx, 3, grad, y, kept, ctx.saved_tensors)
 
 
 class _Joined(torch.autograd.Function):

@@ -106,17 +106,22 @@ def _commutes(reduce: tuple[str, ...]) -> bool:
 def whole(walk: Walk, layer: Any, args: Any, kwargs: Any) -> Tensor:
     """A layer that is not in the table, or not as it is used: it runs on every device, whole."""
     given = [*args, *kwargs.values()]
-    if any(isinstance(value, dict) for value in given):
+    if any(isinstance(value, dict) for value in (*given, *_inside(given))):
         raise UnknownLayerError(
             f"layer {walk.path!r} ({type(layer).__name__}) is given dictionaries by type of node: "
-            "it cannot be planned; expected layers in a HeteroConv, a model that to_hetero made, "
-            "or data.to_homogeneous() with edge_type"
+            "it cannot be planned; expected layers in a HeteroConv or HeteroGraphConv, a model "
+            "that to_hetero made, or data.to_homogeneous() with edge_type"
         )
     known = list({id(t): t for t in tensors(given) if walk.knows(t)}.values())
     for edges in tensors(given):
         if edges.dtype == torch.int64 and edges.dim() == 2 and edges.shape[0] == 2:
             walk.look_at(edges)
     return walk.opaque(layer, known, _by_edges(layer, args, kwargs, known))
+
+
+def _inside(given: Sequence[Any]) -> list[Any]:
+    """What pairs among arguments have in them."""
+    return [each for value in given if isinstance(value, tuple | list) for each in value]
 
 
 def _by_edges(layer: Any, args: Any, kwargs: Any, known: Sequence[Tensor]) -> Tensor | None:
@@ -239,7 +244,8 @@ def _convolution(walk: Walk, layer: Any, call: dict[str, Any], **changes: Any) -
     if not several and (len(reduce) != 1 or reduce[0] not in BY_FEATURE):
         raise _NotCovered
     is_pair, root = own is not x, held(layer, record.root)
-    one_graph = not several and loops is False and not any(record.exponents(layer))
+    scaled = any(record.exponents(layer)) and record.library != "dgl"  # by the targets' degrees
+    one_graph = not several and loops is False and not scaled
     if is_pair and not (one_graph and "relations" not in changes):
         raise _NotCovered
     width = attrgetter(weight)(layer).shape[record.outputs] if weight else x.shape[-1]
@@ -581,12 +587,16 @@ def _of_relation(values: Any, kind: tuple[str, str, str]) -> Any:
 def _combined(walk: Walk, of: str, xs: list[Tensor], aggr: str | None) -> Tensor:
     """What relations give the nodes of a type, as one."""
     first, widths = xs[0], [x.shape[-1] for x in xs]
+    wide = first.shape[1:].numel()
     if aggr is None:
-        return walk.add("opaque", xs, sum(widths), suffix=of, by_row=True,
-                        shape=(len(first), len(xs), widths[0]),
+        return walk.add("opaque", xs, len(xs) * wide, suffix=of, by_row=True,
+                        shape=(len(first), len(xs), *first.shape[1:]),
                         call=(torch.stack, tuple(xs), 1))  # fmt: skip
     if len(xs) == 1:
         return first
+    if first.dim() != 2:  # heads apart
+        return walk.add("opaque", xs, wide, suffix=of, by_row=True, shape=tuple(first.shape),
+                        call=(combined, tuple(xs), aggr))  # fmt: skip
     if aggr == "cat":
         return walk.add("concatenation", xs, sum(widths), suffix=of,
                         call=(torch.cat, tuple(xs), -1))  # fmt: skip
@@ -637,7 +647,7 @@ def _han(walk: Walk, conv: Any, args: Any, kwargs: Any) -> dict[str, Tensor | No
     found: dict[str, list[Tensor]] = {of: [] for of in xs}
     for kind, edges in _of_relations(call["edge_index_dict"], conv.metadata[1]).items():
         name, key = ".".join(kind), "__".join(kind)
-        ends = tuple(
+        sources, targets = (
             walk.add(
                 "opaque", [xs[of]], width * is_source + heads, suffix=f"{name}.{end}",
                 by_row=True, values=_trained([weight]),
@@ -648,6 +658,7 @@ def _han(walk: Walk, conv: Any, args: Any, kwargs: Any) -> dict[str, Tensor | No
                 (kind[-1], "targets", conv.lin_dst[key], False),
             )
         )  # fmt: skip
+        ends = sources, targets
         out = walk.add(
             "opaque", ends, width, suffix=name, by_edges=True, input_width=width + heads,
             graph=walk.graph(ends, edges), call=(han_targets(conv.negative_slope), ends, edges),
@@ -656,8 +667,8 @@ def _han(walk: Walk, conv: Any, args: Any, kwargs: Any) -> dict[str, Tensor | No
     weights = conv.q, conv.k_lin.weight, conv.k_lin.bias
     return {
         of: walk.add("opaque", outs, width, suffix=of, values=_trained(weights),
-                     means=len(outs) * width, call=(han_joined, tuple(outs), *weights)) if outs else None
-        for of, outs in found.items()
+                     means=len(outs) * width, call=(han_joined, tuple(outs), *weights))
+        if outs else None for of, outs in found.items()
     }  # fmt: skip
 
 
@@ -730,14 +741,17 @@ def _dgl_sage(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     if conv._aggre_type not in ("mean", "gcn"):
         raise _NotCovered
     if conv.feat_drop.p:
-        call["feat"] = conv.feat_drop(_one(walk, call["feat"]))
+        feat = call["feat"]
+        is_pair = isinstance(feat, tuple)
+        call["feat"] = tuple(map(conv.feat_drop, feat)) if is_pair else conv.feat_drop(feat)
     out = _activated(walk, conv, _convolution(walk, conv, call))
     return out if conv.norm is None else conv.norm(out)
 
 
 def _dgl_gin(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     call = named(conv, args, kwargs)
-    out = _with_itself(walk, conv, _convolution(walk, conv, call), _one(walk, call["feat"]))
+    _, own = _two(call["feat"])
+    out = _with_itself(walk, conv, _convolution(walk, conv, call), own)
     if conv.apply_func is not None:
         out = conv.apply_func(out)
     return _activated(walk, conv, out)
@@ -829,6 +843,37 @@ def _dgl_gated(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     return x
 
 
+def _dgl_hetero(walk: Walk, conv: Any, args: Any, kwargs: Any) -> dict[str, Tensor]:
+    """A layer for each relation, and what they give the same nodes as one."""
+    call = named(conv, args, kwargs)
+    graph, inputs = call["g"], call["inputs"]
+    if graph.is_block or not isinstance(inputs, dict):
+        raise _NotCovered
+    more, by_name = call.get("mod_args") or {}, call.get("mod_kwargs") or {}
+    found: dict[str, list[Tensor]] = {}
+    for kind in graph.canonical_etypes:
+        source, relation, target = kind
+        if source in inputs:
+            ends = inputs[source], inputs[target]
+            layer, edges = conv._get_module(kind), walk.relation(graph, kind)
+            out = layer(edges, ends, *more.get(relation, ()), **by_name.get(relation, {}))
+            found.setdefault(target, []).append(out)
+    return {of: _dgl_combined(walk, conv, of, xs) for of, xs in found.items()}
+
+
+def _dgl_combined(walk: Walk, conv: Any, of: str, xs: list[Tensor]) -> Tensor:
+    """What relations give the nodes of a type, as one: dgl/nn/pytorch/hetero.py."""
+    function = conv.agg_fn
+    reducer = getattr(getattr(function, "keywords", {}).get("fn"), "__name__", "")
+    aggr = reducer.strip("_").removesuffix("_reduce_func")
+    if aggr in ("sum", "mean", "max", "min"):
+        return _combined(walk, of, xs, aggr)
+    if getattr(function, "__name__", "") == "_stack_agg_func":
+        return _combined(walk, of, xs, None)
+    out: Tensor = function(xs, of)  # the user's
+    return out
+
+
 def _activated(walk: Walk, conv: Any, out: Tensor) -> Tensor:
     activation = getattr(conv, "_activation", None) or getattr(conv, "activation", None)
     return out if activation is None else activation(out)
@@ -869,6 +914,7 @@ TABLE: dict[str, Entry] = {
     f"{DGL}chebconv.ChebConv": _dgl_cheb,
     f"{DGL}gcn2conv.GCN2Conv": _dgl_gcn2,
     f"{DGL}gatedgraphconv.GatedGraphConv": _dgl_gated,
+    "dgl.nn.pytorch.hetero.HeteroGraphConv": _dgl_hetero,
 }
 
 

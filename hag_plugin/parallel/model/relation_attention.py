@@ -81,7 +81,7 @@ def hgt_joined(heads: int) -> Made:
         """Of each relation what `attended` gives, `[n, H D + H]`, to `[n, H D]`."""
         stacked = torch.stack(tuple(xs))
         share = stacked[..., -heads:].softmax(dim=0).unsqueeze(-1)
-        sums = stacked[..., :-heads].unflatten(-1, (heads, -1))
+        sums = stacked[..., :-heads].view(*share.shape[:3], -1)
         return (share * sums).sum(dim=0).flatten(1)
 
     return joined
@@ -106,7 +106,7 @@ def han_scores(heads: int, beside: bool) -> Made:
 
     def scored(x: Tensor, weight: Tensor) -> Tensor:
         """`[n, H D]` and `[1, H, D]` to `[n, H]`; with `beside`, behind the features."""
-        scores = (x.unflatten(1, (heads, -1)) * weight).sum(dim=-1)
+        scores = (x.view(len(x), *weight.shape[1:]) * weight).sum(dim=-1)
         return torch.cat([x, scores], dim=1) if beside else scores
 
     return scored
@@ -121,7 +121,7 @@ def han_targets(slope: float) -> Made:
         heads = ends[1].shape[1]
         x, scores = ends[0].tensor_split([ends[0].shape[1] - heads], dim=1)
         sums = scores[source] + ends[1][target]
-        values = x.unflatten(1, (heads, -1))[source]
+        values = x[source].view(len(source), heads, x.shape[1] // heads)
         out = attended(F.leaky_relu(sums, slope), values, target, len(ends[1]))
         return out[:, : x.shape[1]]
 

@@ -54,7 +54,7 @@ class Heads:
         given = self.given(h, as_source, as_target)
         return attend(self.hag, **given, slope=self.module.negative_slope).flatten(1)
 
-    def first(self, h: Tensor, as_source: Tensor, as_target: Tensor) -> Rest:
+    def begin(self, h: Tensor, as_source: Tensor, as_target: Tensor) -> Rest:
         """The same over these edges, until what is returned is told of those from others."""
         given = self.given(h, as_source, as_target)
         return attend_first(self.hag, **given, slope=self.module.negative_slope)
@@ -98,7 +98,7 @@ class OwnFirst:
         end, h, as_source = self.begin(both), h.to(both.dtype), as_source.to(both.dtype)
         del both
         with record_function("attention over own rows"):
-            rest = self.own.first(h, as_source, as_target)
+            rest = self.own.begin(h, as_source, as_target)
         rows, scores = (part.contiguous() for part in end().tensor_split([h.shape[1]], dim=1))
         return rest(self.others.hag, **self.others.given(rows, scores, as_target)).flatten(1)
 
