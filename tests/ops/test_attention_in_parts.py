@@ -5,8 +5,6 @@ Tests with "kernels" in their name also run under each instruction set (test_ins
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,71 +15,15 @@ import hag_plugin as hp
 from hag_plugin.ops.attention_in_parts import attend_first
 
 from .. import reference
-from ..attending import FORMS, how_of, order_of, tensors_of
+from ..attending import OF_NODES, PART_BOUNDS, assert_parts_equal
 from ..cases import random_graph
-
-OF_NODES = [name for name, (_, names) in FORMS.items() if "edges" not in names]
-OF_SOURCES, OF_EDGES = ("value", "key"), ("bias", "mask")
-BOUNDS = {torch.float64: 1e-11, torch.float32: 2e-4, torch.bfloat16: 0.05}
-
-
-def parts_of(
-    edges: list[Tensor], sources: tuple[int, int], given: dict[str, Tensor]
-) -> list[dict[str, Tensor]]:
-    """What each part is given, of what is given of all: views, whose gradients go back there."""
-    found: list[dict[str, Tensor]] = []
-    for k in range(2):
-        of_sources = slice(0, sources[0]) if k == 0 else slice(sources[0], None)
-        of_edges = slice(0, edges[0].shape[1]) if k == 0 else slice(edges[0].shape[1], None)
-        at = dict.fromkeys(OF_SOURCES, of_sources) | dict.fromkeys(OF_EDGES, of_edges)
-        found.append({name: t[at.get(name, slice(None))] for name, t in given.items()})
-    return found
-
-
-def check(
-    edges: list[Tensor],
-    sources: tuple[int, int],
-    num_dst: int,
-    form: str,
-    widths: tuple[int, int, int, int],
-    dtype: torch.dtype = torch.float64,
-    device: str = "cpu",
-) -> None:
-    """Result and gradients are the reference's: `edges` of each part, from its own sources."""
-    together = torch.cat([edges[0], edges[1] + torch.tensor([[sources[0]], [0]])], dim=1)
-    sizes = (sum(sources), num_dst, together.shape[1])
-    tensors = {name: t / 2 for name, t in tensors_of(form, sizes, widths, dtype).items()}
-    mine = {name: t.to(device).requires_grad_() for name, t in tensors.items()}
-    theirs = {name: t.detach().double().requires_grad_() for name, t in tensors.items()}
-    hags = [hp.build_hag(e, size=(n, num_dst)) for e, n in zip(edges, sources, strict=True)]
-    how = how_of(form)
-    (one, other), (slope, score) = parts_of(edges, sources, mine), (how["slope"], how["score"])
-    orders = [order_of(e, hag).to(device) for e, hag in zip(edges, hags, strict=True)]
-    own, others = (hag.to(device) for hag in hags)
-    rest = attend_first(own, **one, order=orders[0], score=score, slope=slope)
-    y = rest(others, **other, order=orders[1], score=score)
-    expected = reference.attend(edge_index=together, num_dst=num_dst, **theirs, **how)
-    grad = torch.randn(expected.shape).to(dtype)
-    ours = torch.autograd.grad(y, list(mine.values()), grad.to(device), retain_graph=True)
-    again = torch.autograd.grad(y, list(mine.values()), grad.to(device))
-    unused: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
-    wanted = torch.autograd.grad(expected, list(theirs.values()), grad.double(), **unused)
-    assert y.dtype == dtype
-    for name, a, b in zip(
-        ("y", *mine), (y.detach(), *ours), (expected.detach(), *wanted), strict=True
-    ):
-        bound = BOUNDS[dtype] * (1.0 + float(b.abs().max()) if b.numel() else 1.0)
-        torch.testing.assert_close(
-            a.double().cpu(), b, rtol=0, atol=bound, msg=lambda text, name=name: f"{name}: {text}"
-        )
-    torch.testing.assert_close(again, ours, rtol=0, atol=0)
 
 
 def two(sources: tuple[int, int], num_dst: int, num_edges: tuple[int, int]) -> list[Tensor]:
     return [random_graph(n, num_dst, e) for n, e in zip(sources, num_edges, strict=True)]
 
 
-@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize("dtype", PART_BOUNDS, ids=str)
 @pytest.mark.parametrize("form", OF_NODES)
 def test_kernels_equal_reference(form: str, dtype: torch.dtype) -> None:
     """Targets with edges of both parts, of one of them alone, and of neither."""
@@ -90,7 +32,7 @@ def test_kernels_equal_reference(form: str, dtype: torch.dtype) -> None:
     edges[0], edges[1] = edges[0][:, edges[0][1] > 2], edges[1][:, edges[1][1] < 11]
     edges = [e[:, e[1] != 7] for e in edges]
     for widths in ((1, 1, 1, 1), (4, 16, 16, 1), (3, 70, 33, 1)):
-        check(edges, sources, num_dst, form, widths, dtype)
+        assert_parts_equal(edges, sources, num_dst, form, widths, dtype)
 
 
 @settings(max_examples=60)
@@ -110,7 +52,7 @@ def test_any_small_parts(data: st.DataObject) -> None:
         for n in sources
     ]
     widths = (data.draw(number), data.draw(width), data.draw(width), 1)
-    check(edges, sources, num_dst, data.draw(st.sampled_from(OF_NODES)), widths)
+    assert_parts_equal(edges, sources, num_dst, data.draw(st.sampled_from(OF_NODES)), widths)
 
 
 @pytest.mark.parametrize("long", [0, 1])
@@ -123,7 +65,7 @@ def test_kernels_take_long_rows_in_parts(form: str, long: int) -> None:
     out = torch.stack([torch.full((4200,), 3), torch.randint(0, num_dst, (4200,))])
     edges[long] = torch.cat([edges[long], to, out], 1)
     edges[long] = edges[long][:, torch.randperm(edges[long].shape[1])]
-    check(edges, sources, num_dst, form, (3, 5, 4, 1))
+    assert_parts_equal(edges, sources, num_dst, form, (3, 5, 4, 1))
 
 
 @pytest.mark.parametrize("shift", [-800.0, 800.0])
