@@ -99,7 +99,8 @@ class OwnFirst:
         del both
         with record_function("attention over own rows"):
             rest = self.own.begin(h, as_source, as_target)
-        rows, scores = (part.contiguous() for part in end().tensor_split([h.shape[1]], dim=1))
+        widths = [h.shape[1], as_source.shape[1]]
+        rows, scores = (part.contiguous() for part in torch.split(end(), widths, dim=1))
         return rest(self.others.hag, **self.others.given(rows, scores, as_target)).flatten(1)
 
 
