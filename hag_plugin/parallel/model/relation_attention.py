@@ -81,7 +81,8 @@ def hgt_joined(heads: int) -> Made:
         """Of each relation what `attended` gives, `[n, H D + H]`, to `[n, H D]`."""
         stacked = torch.stack(tuple(xs))
         share = stacked[..., -heads:].softmax(dim=0).unsqueeze(-1)
-        sums = stacked[..., :-heads].view(*share.shape[:3], -1)
+        width = stacked.shape[-1] // heads - 1
+        sums = stacked[..., :-heads].view(*share.shape[:3], width)
         return (share * sums).sum(dim=0).flatten(1)
 
     return joined
