@@ -266,3 +266,31 @@ def test_layers_that_cannot_run_on_a_relation_are_refused_by_name() -> None:
 
     with pytest.raises(TypeError, match=r"'pair' \(Pair\) runs whole, .* returns a tuple; exp"):
         trace(Model(), data())
+
+
+def test_rows_pairs_and_other_features() -> None:
+    """A type is told; another share of the same graph runs, too."""
+    torch.manual_seed(0)
+    model, (graph, x) = Net(sage, "sum"), data()
+    space = space_with(trace(model, (graph, x), hag=False), 2, by_rows)
+    plan, asked = planned(space, space.cheapest().configs), torch.tensor([12, 0, 3, 3])
+    other = {of: 2 * each for of, each in x.items()}
+    expected, doubled = (model(graph, each) for each in (x, other))
+    edges = torch.stack(graph.edges(etype="writes"))
+
+    def case(rank: int) -> Any:
+        parallel = (ours := hp.parallel.parallelize(model, (graph, x), plan)).parallel
+        found = parallel.rows(ours()["paper"], asked, "paper").detach()
+        pairs = parallel.negatives(edges, 30, ("author", "paper"))
+        share = parallel.share((graph, other))
+        again = ours(share)
+        before, parallel.data = parallel.data, share
+        gathered = {of: parallel.gather(each, of) for of, each in again.items()}
+        parallel.data = before
+        return found, pairs, gathered
+
+    known = set(zip(*edges.tolist(), strict=True))
+    for found, pairs, gathered in run_threads(2, case):
+        torch.testing.assert_close(found, expected["paper"][asked].detach())
+        torch.testing.assert_close(gathered, {of: h.detach() for of, h in doubled.items()})
+        assert not known & set(zip(*pairs.tolist(), strict=True))
