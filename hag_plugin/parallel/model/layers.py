@@ -640,9 +640,9 @@ def _hgt(walk: Walk, conv: Any, args: Any, kwargs: Any) -> dict[str, Tensor]:
 def _han(walk: Walk, conv: Any, args: Any, kwargs: Any) -> dict[str, Tensor | None]:
     """Attention over each relation, weighed by scores of relations: conv/han_conv.py."""
     call = named(conv, args, kwargs)
-    if conv.dropout or call.get("return_semantic_attention_weights"):
+    if call.get("return_semantic_attention_weights"):
         raise _NotCovered
-    heads, width = conv.heads, conv.out_channels
+    heads, width, p = conv.heads, conv.out_channels, conv.dropout * conv.training
     xs = {of: conv.proj[of](x) for of, x in call["x_dict"].items()}
     found: dict[str, list[Tensor]] = {of: [] for of in xs}
     for kind, edges in _of_relations(call["edge_index_dict"], conv.metadata[1]).items():
@@ -661,7 +661,8 @@ def _han(walk: Walk, conv: Any, args: Any, kwargs: Any) -> dict[str, Tensor | No
         ends = sources, targets
         out = walk.add(
             "opaque", ends, width, suffix=name, by_edges=True, input_width=width + heads,
-            graph=walk.graph(ends, edges), call=(han_targets(conv.negative_slope), ends, edges),
+            graph=walk.graph(ends, edges), drops=True,
+            call=(han_targets(conv.negative_slope), ends, edges, p),
         )  # fmt: skip
         found[kind[-1]].append(F.relu(out))
     weights = conv.q, conv.k_lin.weight, conv.k_lin.bias

@@ -16,7 +16,9 @@ from torch import Tensor
 Made = Callable[..., Tensor]
 
 
-def attended(scores: Tensor, values: Tensor, target: Tensor, rows: int) -> Tensor:
+def attended(
+    scores: Tensor, values: Tensor, target: Tensor, rows: int, mask: Tensor | None = None
+) -> Tensor:
     """The softmax over the edges of each target, and the sum of values that it weighs.
 
     Args:
@@ -24,6 +26,7 @@ def attended(scores: Tensor, values: Tensor, target: Tensor, rows: int) -> Tenso
         values: of edges, `[E, H, D]`.
         target: int64 `[E]`.
         rows: n, of targets.
+        mask: of a dropout of the softmax, `[E, H]`.
 
     Returns:
         `[n, H D + H]`: behind the sums the logarithms of the sums of exponentials, by which what
@@ -35,7 +38,8 @@ def attended(scores: Tensor, values: Tensor, target: Tensor, rows: int) -> Tenso
     peak = peak.scatter_reduce(0, index, scores.detach(), "amax", include_self=False)
     e = (scores - peak[target]).exp()
     total = e.new_zeros(rows, heads).index_add(0, target, e)
-    sums = e.new_zeros(rows, heads, width).index_add(0, target, e.unsqueeze(-1) * values)
+    kept = e if mask is None else e * mask
+    sums = e.new_zeros(rows, heads, width).index_add(0, target, kept.unsqueeze(-1) * values)
     empty = total == 0
     total = total.masked_fill(empty, 1.0)
     # No edges: less than any score, and finite, for there is none in other relations either.
@@ -116,14 +120,14 @@ def han_scores(heads: int, beside: bool) -> Made:
 def han_targets(slope: float) -> Made:
     """Attention over one relation."""
 
-    def attention(ends: tuple[Tensor, Tensor], edge_index: Tensor) -> Tensor:
-        """`[S, H D + H]` and `[n, H]`, with edges, to `[n, H D]`."""
+    def attention(ends: tuple[Tensor, Tensor], edge_index: Tensor, p: float, mask: Made) -> Tensor:
+        """`[S, H D + H]` and `[n, H]`, with edges, to `[n, H D]`; `p` of edges are dropped."""
         source, target = edge_index
         heads = ends[1].shape[1]
         x, scores = ends[0].tensor_split([ends[0].shape[1] - heads], dim=1)
-        sums = scores[source] + ends[1][target]
+        sums = F.leaky_relu(scores[source] + ends[1][target], slope)
         values = x[source].view(len(source), heads, x.shape[1] // heads)
-        out = attended(F.leaky_relu(sums, slope), values, target, len(ends[1]))
+        out = attended(sums, values, target, len(ends[1]), mask(sums, p) if p else None)
         return out[:, : x.shape[1]]
 
     return attention

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch_geometric import nn as pyg
 from torch_geometric.data import HeteroData
 
 import hag_plugin as hp
+from hag_plugin.parallel.execution.dropout import keep
 from hag_plugin.parallel.model.opgraph import Op
 from hag_plugin.parallel.model.trace import copied, trace
 from hag_plugin.parallel.search.plan import Plan
@@ -404,11 +406,12 @@ def test_layers_over_all_types_at_once(name: str, kinds: Any, depth: int, size: 
     assert all("rows" in k.config.strategy for k in plan.layers if k.kind == "opaque")
 
 
+def whole_only(op: Op, config: Any) -> bool:
+    return "replicate" in config.strategy or op.kind == "input"
+
+
 @pytest.mark.parametrize("name", ["HGTConv", "HANConv"])
 def test_layers_over_all_types_whole(name: str) -> None:
-    def whole_only(op: Op, config: Any) -> bool:
-        return "replicate" in config.strategy or op.kind == "input"
-
     check(at_once(name, CLOSED, 2), data(CLOSED), 2, whole_only)
 
 
@@ -423,22 +426,55 @@ def test_layers_over_all_types_on_processes() -> None:
     check(at_once("HGTConv", CLOSED, 2), data(CLOSED), 2, by_rows, run=run)
 
 
+class Masks:
+    """Dropout of the layers of one process, with the masks that ranks have."""
+
+    def __init__(self, operations: list[int]) -> None:
+        self.operations, self.calls = operations, 0
+
+    def __call__(self, alpha: Tensor, p: float, training: bool) -> Tensor:
+        step, which = divmod(self.calls, len(self.operations))
+        self.calls += 1
+        key = (torch.initial_seed(), step + 1, self.operations[which])
+        numbers, heads = (torch.arange(n) for n in alpha.shape)
+        assert training
+        return torch.where(keep(key, numbers, heads, p), alpha / (1 - p), 0)
+
+
+@pytest.mark.parametrize("replicated", [False, True])
+def test_attention_drops_the_edges_of_one_process(
+    replicated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, given = at_once("HANConv", CLOSED, 2), data(CLOSED)
+    for conv in model.convs:
+        conv.dropout = 0.4
+    names = [op.name for op in trace(model, given, hag=False).ops]
+    wanted = [f"convs.{i}.{'.'.join(kind)}" for i in range(2) for kind in CLOSED]
+    masks = Masks([names.index(name) for name in wanted])
+    functional = SimpleNamespace(**vars(F) | {"dropout": masks})
+    with monkeypatch.context() as patch:
+        patch.setattr(pyg.conv.han_conv, "F", functional)
+        check(model, given, 4, whole_only if replicated else by_rows)
+    assert masks.calls == STEPS * len(wanted)
+
+
 @pytest.mark.parametrize(
-    ("make", "change"),
+    ("make", "call"),
     [
-        (pyg.HANConv, lambda given: given),
-        (pyg.HGTConv, lambda given: {kind: given[kind] for kind in RELATIONS[1:]}),
+        (pyg.HANConv, lambda m, d: m(d.x_dict, d.edge_index_dict, True)[0]),
+        (
+            pyg.HGTConv,
+            lambda m, d: m(d.x_dict, {kind: d.edge_index_dict[kind] for kind in RELATIONS[1:]}),
+        ),
     ],
-    ids=["dropout", "fewer relations"],
+    ids=["weights of relations", "fewer relations"],
 )
-def test_what_they_cannot_do_by_a_plan_is_refused_by_name(make: Any, change: Any) -> None:
+def test_what_they_cannot_do_by_a_plan_is_refused_by_name(make: Any, call: Any) -> None:
     given = data()
-    options = {"dropout": 0.5} if make is pyg.HANConv else {}
-    conv = make(-1, WIDTH, given.metadata(), **options).double()
+    conv = make(-1, WIDTH, given.metadata()).double()
     with torch.no_grad():
         conv(given.x_dict, given.edge_index_dict)
-    with pytest.raises(TypeError, match=rf"\({make.__name__}\) .* cannot be planned; expected lay"):
-        hp.parallel.plan(
-            nn.ModuleList([conv])[0], given, "a100x8",
-            call=lambda m, d: m(d.x_dict, change(d.edge_index_dict)),
-        )  # fmt: skip
+    model = nn.ModuleDict({"conv": conv})
+    match = rf"'conv' \({make.__name__}\) .* cannot be planned; expected layers in"
+    with pytest.raises(TypeError, match=match):
+        hp.parallel.plan(model, given, "a100x8", call=lambda m, d: call(m["conv"], d))

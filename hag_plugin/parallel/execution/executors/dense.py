@@ -178,6 +178,9 @@ class Whole(Local):
         with forked_random_state(site.world.device):
             torch.manual_seed(key)
             if site.module is None:
+                if site.op.drops:
+                    mask = site.edge_mask(torch.arange(call.args[1].shape[1]))
+                    call = Call(call.name, call.args, {**call.kwargs, "mask": mask}, call.function)
                 return super().run(call, *inputs)
             own = dict(zip(site.names, site.locals(list(site.names)), strict=True))
             moved = {

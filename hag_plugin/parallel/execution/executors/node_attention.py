@@ -17,7 +17,7 @@ from torch.autograd.profiler import record_function
 from hag_plugin.ops.attention import attend
 from hag_plugin.ops.attention_in_parts import Rest, attend_first
 from hag_plugin.ops.weights import edge_slots
-from hag_plugin.parallel.execution.dropout import keep
+from hag_plugin.parallel.execution.dropout import edge_mask
 from hag_plugin.parallel.execution.executors.node_layers import Begin, Fetch, NodeLayer, Parts
 from hag_plugin.parallel.execution.graphs.graph_parts import LocalGraph
 from hag_plugin.parallel.execution.graphs.local_graphs import RankGraphs
@@ -72,11 +72,9 @@ class Heads:
         p, world = self.module.dropout, self.site.world
         if not (self.module.training and p):
             return None
-        if p >= 1:
-            return h.new_zeros(self.hag.num_edges, heads)
         numbers = torch.arange(heads, device=h.device) + self.first
         key = (world.seed, world.step, self.site.index)
-        return keep(key, self.numbers, numbers, p).to(h.dtype).div_(1 - p)
+        return edge_mask(key, self.numbers, numbers, p, h.dtype)
 
 
 class OwnFirst:

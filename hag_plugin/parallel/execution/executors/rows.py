@@ -296,6 +296,8 @@ class LayerHalo(OperationExecutor):
               for t in functions.tensors([*call.args[2:], dict(call.kwargs)])}  # fmt: skip
         rest = functions.replaced(tuple(call.args[2:]), by)
         kwargs = functions.replaced(dict(call.kwargs), by)
+        if site.op.drops:
+            kwargs["mask"] = site.edge_mask(self.edges)
         assert call.function is not None
         with nullcontext() if site.module is None else swapped(site.module, own):
             out: Tensor = call.function((self.fetch(source), target), self.index, *rest, **kwargs)
