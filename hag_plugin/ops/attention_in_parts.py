@@ -134,8 +134,8 @@ def _joined(one: Tensor, of_one: Tensor, y: Tensor, kept: Tensor) -> tuple[Tenso
     peak.masked_fill_(empty.all(0), 0.0)
     sums = (peaks - peak).exp_() / torch.stack([of_one[:, 1], kept[:, 1]])
     inverse = 1.0 / (sums.sum(0) + TINY)
-    shares = (sums * inverse).unsqueeze(-1)
-    return y.mul_(shares[1]).addcmul_(one, shares[0]), torch.stack([peak, inverse], 1)
+    share = (sums[0] * inverse).unsqueeze(-1)  # of the first; the second has the rest
+    return y.lerp_(one, share), torch.stack([peak, inverse], 1)
 
 
 def _gradients(
