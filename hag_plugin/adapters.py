@@ -42,6 +42,11 @@ def _frameworks(module: Module) -> set[str]:
     return found & {*ADAPTERS}
 
 
+def graph_of_parts(package: str, parts: Any) -> Any:
+    """A framework's graph of parts that another's adapter made: see `hag_plugin.exchange`."""
+    return importlib.import_module(ADAPTERS[package]).graph_of_parts(parts)
+
+
 def accelerate(module: M) -> M:
     """Lets the layers of a model, found recursively, run on HAGs. In place.
 

@@ -47,8 +47,9 @@ class Limits:
             run there.
         passing_gain: how many times faster the fused kernels must be predicted to be on a graph
             that a model meets for the first time, the making of its CSR included, to run
-            there; 0: always. Measured: with two threads for stock, batches predicted at 1.15
-            to 1.54 ran at 0.75 to 1.07 times its speed, and at 1.69 at 1.08 to 1.28.
+            there; 0: always, also for attention over few messages in compiled code. Measured:
+            with two threads for stock, batches predicted at 1.15 to 1.54 ran at 0.75 to 1.07 times
+            its speed, and at 1.69 at 1.08 to 1.28.
         strangers: how many graphs in a row a layer must have met first, and left to stock,
             to leave those that follow to stock as they come, but for one of so many: it is looked
             at, as those before were. Looking at a graph takes some 20 us.

@@ -27,3 +27,16 @@ def draw_graph(data: st.DataObject, square: bool = False) -> tuple[Tensor, int, 
     pairs = st.tuples(st.integers(0, num_src - 1), st.integers(0, num_dst - 1))
     edges = torch.tensor(data.draw(st.lists(pairs, max_size=40)), dtype=torch.int64)
     return edges.view(-1, 2).t(), num_src, num_dst
+
+
+def bags(nodes: int, count: int, seed: int, density: float = 0.4) -> tuple[Tensor, Tensor]:
+    """Edges `[2, E]` of induced subgraphs side by side, and the node that each of theirs is."""
+    rng = torch.Generator().manual_seed(seed)
+    whole = torch.rand(nodes, nodes, generator=rng) < density
+    edges, ids, start = [torch.empty(2, 0, dtype=torch.int64)], [], 0
+    for _ in range(count):
+        kept = torch.nonzero(torch.rand(nodes, generator=rng) < 0.8).flatten()
+        edges.append(whole[kept][:, kept].nonzero().t() + start)
+        ids.append(kept)
+        start += len(kept)
+    return torch.cat(edges, 1), torch.cat(ids)

@@ -156,7 +156,7 @@ CALLS: dict[str, Callable[[Graph], Any]] = {
 KERNELS = {
     *("masked_sum", "add_to_winners", "weighted_sum", "edge_dot", "advise_huge_pages"),
     *("attend", "attend_backward", "head_dot"),
-    *("instruction_set", "instruction_sets", "checksum", "reducers"),
+    *("instruction_set", "instruction_sets", "checksum", "reducers", "rows_alike"),
     *("second_cache_bytes", "last_cache_bytes"),
 }
 

@@ -32,7 +32,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("ops", "ops.*"),
     ("sequence", "sequence.*"),
     ("layers", "layers.*"),
-    ("testing",),
+    ("testing", "exchange"),
     ("pyg", "pyg.*", "dgl", "dgl.*", "parallel", "parallel.*"),
     ("",),  # the package itself, with the names that users import
     ("data", "data.*", "demo", "demo.*"),

@@ -120,6 +120,7 @@ def core() -> dict[str, Call]:
         "build_hag": Call(hp.build_hag, EDGES, num_nodes=4),
         "build_hag(size=)": Call(hp.build_hag, EDGES, size=(4, 4)),
         "build_hag(greedy)": Call(hp.build_hag, EDGES, num_nodes=4, method="greedy"),
+        "build_hag(copies=)": Call(hp.build_hag, EDGES, num_nodes=4, copies=torch.arange(4)),
         "batch": Call(hp.batch, [hag, hag]),
         "aggregate": Call(hp.aggregate, x, hag),
         "HAG.from_csr": Call(hp.HAG.from_csr, hag.row_ptr, hag.col, 4),
@@ -174,6 +175,7 @@ def of_pyg() -> dict[str, Call]:
         "hag_layer": Call(hp.hag_layer, own_layer()),
         "hag_layer(score=)": Call(hp.pyg.hag_layer, own_layer(), score=None),
         "layers": Call(hp.pyg.layers),
+        "to_dgl": Call(hp.pyg.to_dgl, data),
         "PrefixLSTMAggregation": Call(hp.pyg.PrefixLSTMAggregation, 3, 3),
     }
 
@@ -190,6 +192,7 @@ def of_dgl() -> dict[str, Call]:
         "unbatch": Call(hp.dgl.unbatch, hp.dgl.batch([graph, graph])),
         "reverse": Call(hp.dgl.reverse, graph),
         "to_plain": Call(hp.dgl.to_plain, graph),
+        "to_pyg": Call(hp.dgl.to_pyg, graph),
         "collate": Call(hp.dgl.collate, [graph, graph]),
         "hag_layer": Call(hp.dgl.hag_layer, type("Own", (torch.nn.Module,), {"forward": len})),
         "accelerate": Call(hp.dgl.accelerate, torch.nn.Linear(3, 3)),

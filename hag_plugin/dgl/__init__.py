@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hag_plugin.dgl.data.batching import batch, collate, unbatch
+    from hag_plugin.dgl.data.exchange import to_pyg
     from hag_plugin.dgl.data.graph import HagBlock, HagGraph, reverse, to_plain
     from hag_plugin.dgl.data.graphbolt import graphbolt_stand_in
     from hag_plugin.dgl.data.transforms import ToHAG
@@ -32,6 +33,7 @@ __all__ = [
     "restore",
     "reverse",
     "to_plain",
+    "to_pyg",
     "unbatch",
 ]
 # No file or room here is named as what it holds: importing it would put the module in place of the
@@ -39,6 +41,7 @@ __all__ = [
 FILES = {
     "aggregation.relation": ("Relation",),  # private, as Session: saved models name it
     "data.batching": ("batch", "collate", "unbatch"),
+    "data.exchange": ("graph_of_parts", "to_pyg"),
     "data.graph": ("HagBlock", "HagGraph", "reverse", "to_plain"),
     "data.graphbolt": ("graphbolt_stand_in",),
     "data.transforms": ("ToHAG",),

@@ -25,6 +25,7 @@ from hag_plugin.arguments import (
 )
 from hag_plugin.hag import constants
 from hag_plugin.hag.candidates import CHOOSE, how_to_choose
+from hag_plugin.hag.copies import Copies, first_of, merged_edges
 from hag_plugin.hag.graph import MAX_NODES, canonical_graph, check_edge_index
 from hag_plugin.hag.graph_set import GraphSet, Places, takes
 from hag_plugin.hag.hag import HAG, hag_of, hags_of
@@ -32,6 +33,7 @@ from hag_plugin.hag.program import METHODS, SELF_LOOPS, Options, SelfLoops
 from hag_plugin.hag.search import SMALL_GRAPH
 from hag_plugin.modes import in_memory, numpy_of, outside_inference
 
+TAKEN = ("num_nodes", "size", "ptr", "copies")  # what differs from graph to graph
 SMALL_NODES = 512  # in a larger graph the search may change the order of rows
 
 
@@ -51,6 +53,7 @@ def build_hag(
     dtype: torch.dtype = torch.float32,
     choose: str | None = None,
     progress: bool | None = None,
+    copies: Tensor | None = None,
 ) -> HAG:
     """Preprocesses a graph into a HAG, so that sums shared by several nodes are computed once.
 
@@ -82,6 +85,10 @@ def build_hag(
             `torch.use_deterministic_algorithms` and in processes that `torch.distributed` joins,
             the model decides instead of measuring.
         progress: show a bar; by default if it takes more than two seconds.
+        copies: `[num_src]` or `[num_src, *]`: sources with the same entry are copies of one node,
+            as in a batch of overlapping subgraphs. Where these have the same features in a call,
+            which is looked at, sums are shared across them, if that pays; for the modes of
+            `self_loops`, in main memory.
 
     Returns:
         The HAG, with the programs of `self_loops`.
@@ -110,6 +117,9 @@ def build_hag(
                          "at most as many targets as sources")  # fmt: skip
     search = _search_options(options, home)
     modes = self_loops if isinstance(self_loops, list | tuple) else (self_loops,)
+    if copies is not None:
+        options |= {"size": (num_src, num_dst), "targets_first": targets_first}
+        return _with_copies(edge_index, copies, ptr, options).to(home)
     is_small = num_src <= SMALL_NODES and edge_index.shape[1] < SMALL_GRAPH and not progress
     if is_small and num_src == num_dst and ptr is None and not targets_first and takes(search):
         graphs = _graph_set([edge_index], [num_src], search)
@@ -124,6 +134,31 @@ def build_hag(
     hag = HAG(*arrays, num_src, options=search, targets_first=targets_first, owned=True)
     hag.prepare(modes, progress=progress)
     return hag.to(home)
+
+
+def _with_copies(edge_index: Tensor, copies: Tensor, ptr: Any, options: dict[str, Any]) -> HAG:
+    """The HAG in main memory, and those of its edges from the first copy of each source."""
+    num_src, _ = options["size"]
+    first, modes = _first_copies(copies, num_src), options["self_loops"]
+    hag = build_hag(edge_index, ptr=ptr, **{**options, "device": "cpu"})
+    options |= {"self_loops": False, "allow_subtraction": False, "targets_first": False}
+    modes = modes if isinstance(modes, list | tuple) else (modes,)
+    graphs = {
+        mode: build_hag(merged_edges(hag, first, mode), **options)
+        for mode in dict.fromkeys(map(hag.copies_mode, modes))
+    }
+    hag.copies = Copies(first, graphs)
+    return hag
+
+
+def _first_copies(copies: Tensor, num_src: int) -> Tensor:
+    check_dense("copies", copies)
+    if copies.dim() == 0 or copies.shape[0] != num_src or copies.is_meta:
+        raise ValueError(f"copies is {brief(copies)}; expected an entry for each of {num_src} "
+                         "sources, in memory")  # fmt: skip
+    if copies.is_complex():
+        raise TypeError(f"copies is {brief(copies)}; expected whole or real numbers")
+    return first_of(copies)
 
 
 def build_hags(
@@ -155,7 +190,7 @@ def build_hags(
         >>> [hag.num_edges for hag in build_hags([ring, ring[:, :2]], [3, 3])]
         [3, 2]
     """
-    check_build_options({"self_loops": self_loops, **options}, ("num_nodes", "size", "ptr"))
+    check_build_options({"self_loops": self_loops, **options}, TAKEN)
     edge_indices, num_nodes = items("edge_indices", edge_indices), items("num_nodes", num_nodes)
     if len(edge_indices) != len(num_nodes):
         raise ValueError(f"edge_indices has {len(edge_indices)} graphs, num_nodes "

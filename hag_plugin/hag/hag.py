@@ -30,6 +30,7 @@ from hag_plugin.arguments import (
 )
 from hag_plugin.devices import KINDS
 from hag_plugin.hag import concatenate, files, samples, search, seconds
+from hag_plugin.hag import copies as shared_copies
 from hag_plugin.hag import state as kept_state
 from hag_plugin.hag.candidates import (
     PLAIN,
@@ -42,6 +43,7 @@ from hag_plugin.hag.candidates import (
     how_to_choose,
     total,
 )
+from hag_plugin.hag.copies import Copies
 from hag_plugin.hag.gpu.schedule import schedule_of
 from hag_plugin.hag.graph import (
     MAX_NODES,
@@ -101,6 +103,8 @@ def _same(given: Tensor, own: Tensor) -> bool:
     return at_own or torch.equal(given, own)
 
 
+ACROSS_COPIES = "; nodes that are copies have the same features, whose sums are shared"
+
 Token = tuple[int, Tensor]  # a number of a HAG's own, and a tensor that holds it
 
 
@@ -132,8 +136,10 @@ class HAG(Graph):
         options: what the search was asked for.
         is_reversed: whether the arrays are those of the reverse: see `ReversedHAG`.
         is_looped: whether the edges are those of the arrays but for loops: see `LoopedHAG`.
+        copies: which sources are copies of others, where that is known.
     """
 
+    copies: Copies | None = None
     is_reversed = False
     is_looped = False
     _places: Places | None = None  # where its graphs are kept, if they are in sets
@@ -398,8 +404,22 @@ class HAG(Graph):
         make = lambda: search.plain_program(self, *key, samples.order_of(program))  # noqa: E731
         return self.kept(_kept_as(REORDERED, key), make)
 
-    def chosen(self, self_loops: SelfLoops, idempotent: bool, x: Tensor) -> Program:
-        """The program that an aggregation of features `x` runs: for every call the same."""
+    def chosen(
+        self,
+        self_loops: SelfLoops,
+        idempotent: bool,
+        x: Tensor,
+        source_scale: Tensor | None = None,
+    ) -> Program:
+        """The program that an aggregation of features `x` runs: for every call the same.
+
+        Where sources are copies of others, it goes by whether these have the same features, too.
+        """
+        if self.copies is not None:
+            program = self.copies.program(self, self_loops, idempotent, x, source_scale)
+            if program is not None:
+                self._ran[self_loops, idempotent] = Chosen(program, ACROSS_COPIES)
+                return program
         request = self_loops, idempotent, x.shape[-1], x.dtype
         found = self._chosen.get(request)
         if found is None:
@@ -409,6 +429,10 @@ class HAG(Graph):
             found = self._chosen[request] = Chosen(program, why)
         self._ran[self_loops, idempotent] = found
         return found.program
+
+    def copies_mode(self, self_loops: SelfLoops) -> SelfLoops:
+        """One mode for those that are the same matrix."""
+        return self._program_key(self_loops, False)[0]
 
     def ran(self, self_loops: SelfLoops, idempotent: bool) -> Chosen | None:
         """What the last aggregation ran, and why in words.
@@ -581,6 +605,7 @@ class HAG(Graph):
             "options": asdict(self.options),
             "programs": programs,
             "transpose": reverse_state,
+            "copies": None if self.copies is None else self.copies.state(),
         }
 
     def _concatenate(self) -> None:
@@ -607,7 +632,7 @@ class HAG(Graph):
         spawns = get_spawning_popen() is not None
         if spawns and self._handed_over is not None:
             return self._handed_over
-        if self._places is not None:
+        if self._places is not None and self.copies is None:
             reduced: Any = rebuild_batch, pack(self._places, protocol)
         else:
             reduced = rebuild_hag, (_mapped(self._state(), Tensor.clone),)
@@ -1105,6 +1130,9 @@ def _rebuild(state: Any, *, verify: bool, copy: bool) -> HAG:
             _check_reverse(hag, reverse)
         reverse._transpose = weakref.ref(hag)
         hag._transpose = reverse
+    if state.get("copies") is not None:  # earlier versions had none
+        rebuild = functools.partial(_rebuild, verify=verify, copy=copy)
+        hag.copies = Copies.of(state["copies"], hag, rebuild, verify, copy)
     return hag
 
 
@@ -1182,6 +1210,14 @@ def batch(hags: Sequence[HAG]) -> HAG:
     for hag in hags:
         if not isinstance(hag, HAG):
             raise TypeError(f"hags holds {brief(hag)}; expected HAGs")
+    made = _side_by_side(hags)
+    if hags[0].copies is not None:
+        parts = [(hag.num_src, hag.copies) for hag in hags]
+        made.copies = shared_copies.of_batch(parts, batch)
+    return made
+
+
+def _side_by_side(hags: Sequence[HAG]) -> HAG:
     places = [hag._places for hag in hags if hag._places is not None]
     if len(places) == len(hags):
         return hag_of(Places.of(places), hags[0].options)

@@ -260,7 +260,7 @@ def _sum(
             source_scale = mean if source_scale is None else source_scale * mean
         else:
             target_scale = mean if target_scale is None else target_scale * mean
-    program = (hag.transpose() if transposed else hag).chosen(mode, False, x)
+    program = (hag.transpose() if transposed else hag).chosen(mode, False, x, source_scale)
     _walk(program, x, y, "sum", source_scale, target_scale)
     if observers:
         tell("aggregate", reduce, program)

@@ -196,7 +196,8 @@ def _check(hag: HAG, form: Form, given: dict[str, Any]) -> None:
     check_features(value, hag)
     if value.dim() != 3:
         raise ValueError(f"value has shape {list(value.shape)}; expected [N_src, H, C]")
-    if not math.isfinite(form.slope):
+    # Traced with `dynamic=True` it is a symbol, of which that can't be asked.
+    if not torch.compiler.is_compiling() and not math.isfinite(form.slope):
         raise ValueError(f"slope is {form.slope}; expected a finite number")
     shapes = _shapes(hag, form, given)
     dtypes = value.dtype, accumulator(value.dtype)

@@ -4,6 +4,7 @@ from hag_plugin.explanation import Explanation
 from hag_plugin.pyg.aggregation import constant
 from hag_plugin.pyg.data import mixed
 from hag_plugin.pyg.data.batching import HagBatch  # noqa: F401  (saved, as others below)
+from hag_plugin.pyg.data.exchange import graph_of_parts, to_dgl  # noqa: F401
 from hag_plugin.pyg.data.graph import (  # noqa: F401
     HagData,
     HagEdgeStorage,
@@ -40,4 +41,5 @@ __all__ = [
     "layers",
     "relation_hags",
     "restore",
+    "to_dgl",
 ]

@@ -1,5 +1,6 @@
 #include "checksum.h"
 
+#include <atomic>
 #include <cstring>
 #include <vector>
 
@@ -64,6 +65,24 @@ uint64_t checksum(const void *data, int64_t rows, int64_t row_bytes, int64_t row
   });
   return sum_of(reinterpret_cast<const unsigned char *>(sums.data()),
                 static_cast<int64_t>(sums.size() * sizeof(uint64_t)), 2);
+}
+
+bool rows_alike(const void *data, const int32_t *first, int64_t rows, int64_t row_bytes,
+                int64_t row_stride, int threads) {
+  const auto *x = static_cast<const unsigned char *>(data);
+  const int used = useful_threads(threads, rows * row_bytes / 16);
+  Counter pieces(rows, std::max<int64_t>(1, kChunk / std::max<int64_t>(row_bytes, 1)), used);
+  std::atomic<bool> alike{true};
+  in_parallel(used, [&](int thread) {
+    pieces.share(thread, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end && alike.load(std::memory_order_relaxed); ++i) {
+        if (first[i] == i) continue;
+        if (std::memcmp(x + i * row_stride, x + first[i] * row_stride, row_bytes) != 0)
+          alike.store(false, std::memory_order_relaxed);
+      }
+    });
+  });
+  return alike;
 }
 
 }  // namespace hag

@@ -1,4 +1,5 @@
-// A fingerprint of memory: whether an array that comes back still holds what it held.
+// What rows of memory hold: a fingerprint, by which an array that comes back is known, and whether
+// some are copies of others.
 #pragma once
 
 #include <cstdint>
@@ -9,5 +10,10 @@ namespace hag {
 // their order and on the shape; the same for any number of threads. Not made against adversaries.
 uint64_t checksum(const void *data, int64_t rows, int64_t row_bytes, int64_t row_stride,
                   int threads);
+
+// Whether each of `rows` rows holds the same bytes as the row `first[i]`. Ends at the first that
+// does not. Every `first[i]` is a row.
+bool rows_alike(const void *data, const int32_t *first, int64_t rows, int64_t row_bytes,
+                int64_t row_stride, int threads);
 
 }  // namespace hag

@@ -18,7 +18,10 @@ from hag_plugin.modes import outside_inference
 from hag_plugin.recall import Recall
 from hag_plugin.saved import set_module
 
-TAKEN = ("edge_index", "num_nodes", "size", "targets_first", "self_loops", "ptr", "device")
+TAKEN = (
+    *("edge_index", "num_nodes", "size", "targets_first", "self_loops", "ptr", "device"),
+    "copies",
+)
 
 
 @set_module("hag_plugin.dgl")

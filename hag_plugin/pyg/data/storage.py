@@ -17,7 +17,8 @@ class HagList(list[HAG]):
     """A list of HAGs that pickles as one tensor for each dtype."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        places = [hag._places for hag in self if hag._places is not None]
+        plain = [hag for hag in self if hag.copies is None]
+        places = [hag._places for hag in plain if hag._places is not None]
         if len(places) == len(self) > 0 and all(len(each.graphs) == 1 for each in places):
             return unpack_set, pack_set(Places.of(places), protocol)
         return unpack, pack(self)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.transforms import BaseTransform
 
-from hag_plugin.arguments import check_flag, items
+from hag_plugin.arguments import brief, check_flag, items
 from hag_plugin.hag.build import build_hag, build_hags, check_build_options
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import SelfLoops
@@ -23,7 +23,7 @@ from hag_plugin.recall import Recall
 from hag_plugin.saved import set_module
 
 # Given by the data.
-TAKEN = ("edge_index", "num_nodes", "size", "targets_first", "ptr")
+TAKEN = ("edge_index", "num_nodes", "size", "targets_first", "ptr", "copies")
 # Values of edges, but not of those in edge_index; as in PyG's ToSparseTensor.
 OTHER_EDGES = {"edge_index", "edge_label", "edge_label_index"}
 
@@ -47,6 +47,10 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
         transpose: build the reversed graph's too, which gradients of directed graphs need.
         remove_edge_index: leave `edge_index` out of the result. Values of edges are put in the
             order of `data.hag.edge_index`. A transform that needs edges is given these.
+        copies: what overlapping subgraphs call their nodes: an attribute of the data (such as
+            "n_id") that is the same for all copies of a node. Sums are shared across copies where
+            a layer finds their features the same, as a first layer does. With it a `Batch` is
+            taken, too, as one graph.
         **options: further arguments of `build_hag`.
 
     Raises:
@@ -67,8 +71,11 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
         self_loops: SelfLoops | Sequence[SelfLoops] = (False, "fill"),
         transpose: bool = True,
         remove_edge_index: bool = False,
+        copies: str | None = None,
         **options: Any,
     ) -> None:
+        if copies is not None and not isinstance(copies, str):
+            raise TypeError(f"copies is {brief(copies)}; expected the name of an attribute or None")
         check_build_options({"method": method, "self_loops": self_loops, **options}, TAKEN)
         check_flag("transpose", transpose)
         check_flag("remove_edge_index", remove_edge_index)
@@ -77,6 +84,7 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
         self.self_loops = tuple(modes)
         self.transpose = transpose
         self.remove_edge_index = remove_edge_index
+        self.copies = copies
         self.options = options
         self._built = Recall()
 
@@ -84,12 +92,13 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
         """The data, of a class that knows `hag`, or `hag_dict` where it is heterogeneous.
 
         Raises:
-            ValueError: the data is a batch, is of another kind or has no `edge_index`.
+            ValueError: the data is a batch (and `copies` is not given), is of another kind, or has
+                no `edge_index` or not what is to name the copies.
         """
-        stores = _stores_with_edges(data)
+        stores = _stores_with_edges(data, takes_batch=self.copies is not None)
         sizes = [_size(data, store) for store in stores]
         hags = [
-            self._hag_of(store._mapping["edge_index"], size)
+            self._hag_of(store._mapping["edge_index"], size, self._copies_of(data, store))
             for store, size in zip(stores, sizes, strict=True)
         ]
         adopt(data)
@@ -127,7 +136,7 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
         """
         copies = [copy.copy(data) for data in items("dataset", dataset)]
         stores = [_stores_with_edges(data) for data in copies]
-        if any(isinstance(data, HeteroData) for data in copies):
+        if self.copies is not None or any(isinstance(data, HeteroData) for data in copies):
             return [self.forward(data) for data in copies]
         sizes = [_size(data, store) for data, (store,) in zip(copies, stores, strict=True)]
         hags = build_hags(
@@ -143,28 +152,47 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
             self._put(data, of_one, [size], [hag])
         return copies
 
-    def _hag_of(self, edge_index: Tensor, size: tuple[int, int]) -> HAG:
-        known: HAG | None = self._built.get((edge_index,), size)
+    def _copies_of(self, data: Any, store: Any) -> Tensor | None:
+        if self.copies is None:
+            return None
+        sources = data[store._key[0]] if isinstance(data, HeteroData) else store
+        copies = sources._mapping.get(self.copies)
+        if not isinstance(copies, Tensor):
+            raise ValueError(
+                f"copies is {self.copies!r}; expected a tensor of that name among "
+                f"{sorted(sources.keys())}"
+            )
+        return copies
+
+    def _hag_of(self, edge_index: Tensor, size: tuple[int, int], copies: Tensor | None) -> HAG:
+        of = (edge_index,) if copies is None else (edge_index, copies)
+        known: HAG | None = self._built.get(of, size)
         if known is not None:
             return known
         modes = self.self_loops if size[0] == size[1] else (False,)
-        hag = build_hag(edge_index, size=size, method=self.method, self_loops=modes, **self.options)
+        options: dict[str, Any] = {"method": self.method, "self_loops": modes, **self.options}
+        hag = build_hag(edge_index, size=size, copies=copies, **options)
         if self.transpose:
             hag.prepare(modes, transpose=True, progress=self.options.get("progress"))
-        self._built.put((edge_index,), size, hag)
+        self._built.put(of, size, hag)
         return hag
 
     def __repr__(self) -> str:
         options = "".join(f", {k}={v!r}" for k, v in sorted(self.options.items()))
+        copies = "" if self.copies is None else f", copies={self.copies!r}"
         return (
             f"ToHAG(method={self.method!r}, self_loops={self.self_loops}, "
-            f"transpose={self.transpose}, remove_edge_index={self.remove_edge_index}{options})"
+            f"transpose={self.transpose}, remove_edge_index={self.remove_edge_index}"
+            f"{copies}{options})"
         )
 
 
-def _stores_with_edges(data: Any) -> list[Any]:
-    if isinstance(data, Batch):
-        raise ValueError("ToHAG takes single graphs; got a Batch. Apply it to its graphs")
+def _stores_with_edges(data: Any, takes_batch: bool = False) -> list[Any]:
+    if isinstance(data, Batch) and not takes_batch:
+        raise ValueError(
+            "ToHAG takes single graphs; got a Batch. Apply it to its graphs, or, if these are "
+            "subgraphs that overlap, say what names their nodes: ToHAG(copies=...)"
+        )
     if not isinstance(data, Data | HeteroData):
         raise ValueError(f"ToHAG takes Data or HeteroData; got {type(data).__name__}")
     stores = [s for s in data.edge_stores if isinstance(s._mapping.get("edge_index"), Tensor)]

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch_geometric import EdgeIndex
 
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.passing import Messages
+from hag_plugin.limits import limits
 from hag_plugin.modes import untraced
 from hag_plugin.ops import gpu
 from hag_plugin.ops.edge_list import EdgeList
@@ -171,17 +173,29 @@ def settle_traced(
     features: Any,
     size: tuple[int, int] | None,
 ) -> Choice:
-    """The same in code that is compiled, whatever the number of edges: see `compiled_scores`."""
+    """The same in code that is compiled: see `compiled_scores`. How many edges there are counts
+    only where the code is compiled for that number."""
     reason = why_never(conv, recipe) or why_not_taken(conv, recipe, features)
     reason = reason or why_not_scored(conv, recipe, call, features)
     reason = reason or _why_not_traced(conv, recipe)
     if reason is None and not (type(edge_index) is Tensor and is_edge_index(edge_index)):
         reason = SCORED_COMPILED
+    if reason is None and _is_fused(conv, recipe, edge_index, of_sources(features)):
+        reason = SCORED_FEW
     if reason is not None:
         return Choice("stock", reason, NOTHING)
     size = size or graph_size(recipe, conv, call)
     graph = scored_in_traced_code(edge_index, size, _how(conv, recipe, features))
     return Choice("plain", SCORED, {name: graph})
+
+
+def _is_fused(conv: Any, recipe: Recipe, edge_index: Tensor, x: Tensor) -> bool:
+    """Whether there are so few messages that stock's code, fused by the compiler, is as fast."""
+    few = recipe.fused_below[torch.is_grad_enabled()]
+    if gpu.is_home(x) or not limits.passing_gain:
+        return False
+    _, numbers = recipe.numbers(conv, x)
+    return bool(statically_known_true(edge_index.shape[1] * numbers < few))
 
 
 def _why_not_traced(conv: Any, recipe: Recipe) -> str | None:
@@ -406,7 +420,11 @@ def why_not_scored(conv: Any, recipe: Recipe, call: Call, features: Any) -> str 
     for x in pair:
         if x is not None and not (x.is_cpu or gpu.is_home(x)):
             return SCORED_ELSEWHERE
-        if x is not None and (x.dim() not in recipe.ranks or conv.node_dim % x.dim() != 0):
+        if x is None:
+            continue
+        # Compiled with `dynamic=True` these are symbols, which no tuple is seen to contain.
+        is_known = any(x.dim() == rank for rank in recipe.ranks)
+        if not is_known or conv.node_dim % x.dim() != 0:
             return NO_ROWS
     if call.get("return_attention_weights") is not None:
         return RETURNS_SCORES

@@ -73,6 +73,8 @@ class Recipe:
         over_products: what runs in place of the layer's own `forward` where its edges are scored,
             for layers whose attention is one function with their linear layers.
         whole: whether a layer's attention, over vectors, is one function with its linear layers.
+        fused_below: of how many numbers in all messages of a call on attention compiled code of
+            stock's is as fast, without gradients and with them: its compiler fuses what it can.
         unfit: from the layer and a call, why its attention is left to stock in that call. None: it
             need not be.
         ranks: the dimensions that features of a layer with attention may have.
@@ -101,6 +103,7 @@ class Recipe:
     numbers: Callable[[Any, Tensor], tuple[int, int]] = heads_of
     over_products: Callable[..., Any] | None = None
     whole: Callable[[Any], bool] = lambda conv: False
+    fused_below: tuple[int, int] = 20_000, 20_000
     unfit: Callable[[Any, Call], str | None] = lambda conv, call: None
     ranks: tuple[int, ...] = (2,)
     joins: bool = False

@@ -213,4 +213,19 @@ void bind_graph(nb::module_ &m) {
         return hag::checksum(first, rows, row_bytes, row_stride, threads);
       },
       "data"_a, "rows"_a, "row_bytes"_a, "row_stride"_a, "threads"_a);
+  m.def(
+      "rows_alike",
+      [](uintptr_t data, const Array<int32_t> &first, int64_t row_bytes, int64_t row_stride,
+         int threads) {
+        const auto rows = static_cast<int64_t>(first.shape(0));
+        for (int64_t i = 0; i < rows; ++i) {
+          if (first.data()[i] < 0 || first.data()[i] >= rows)
+            throw std::invalid_argument("first holds " + std::to_string(first.data()[i]) +
+                                        "; expected 0 to " + std::to_string(rows - 1));
+        }
+        const WithoutGil without_gil;
+        return hag::rows_alike(reinterpret_cast<const void *>(data), first.data(), rows, row_bytes,
+                               row_stride, threads);
+      },
+      "data"_a, "first"_a, "row_bytes"_a, "row_stride"_a, "threads"_a);
 }

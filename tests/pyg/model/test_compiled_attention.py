@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -41,6 +41,13 @@ from ..recipes.test_attention import (
 
 # Where stock's code breaks the graph, torch's tracer looks at what is no leaf.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+
+
+@pytest.fixture(autouse=True)
+def _whatever_the_size() -> Iterator[None]:
+    with limits(passing_gain=0.0):
+        yield
+
 
 TAKEN = ALONE | EDGES | INITIAL | WEIGHTED
 Make = Callable[[], nn.Module]
@@ -89,6 +96,18 @@ def test_equals_stock(name: str, training: bool) -> None:
     calls = explain(ours)[0].calls
     assert calls.counts == {"plain": backend.frame_count}
     assert calls.reasons == {"plain": f"compiled: {choice.SCORED}"}
+
+
+@pytest.mark.mostly_slow("gat", "agnn")
+@pytest.mark.parametrize("name", TAKEN)
+def test_where_every_number_is_a_symbol(name: str) -> None:
+    """`dynamic=True` makes symbols of the numbers that layers hold, too: slopes, dimensions."""
+    stock = TAKEN[name]().double().eval()
+    ours = accelerate(copy.deepcopy(stock))
+    model = compiled(ours, "aot_eager", dynamic=True)
+    given = arguments(name, 20, edges_between(20, 20), torch.float64)
+    assert_same(run(model, *given), run(stock, *given), 1e-12)
+    assert explain(ours)[0].calls.reasons == {"plain": f"compiled: {choice.SCORED}"}
 
 
 @pytest.mark.mostly_slow("gat", "transformer", "fa")
@@ -487,3 +506,19 @@ def test_transforms_inside_of_compiled_code(name: str) -> None:
     each = lambda xs: vmap(lambda x: call(ours, parameters, x))(xs)  # noqa: E731
     expected = torch.stack([stock(x, *rest), stock(tangent, *rest)])
     torch.testing.assert_close(torch.compile(each, backend="aot_eager")(xs), expected)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", ["gat", "gatv2", "transformer", "agnn"])
+def test_few_edges_are_left_to_the_compiler(name: str, dynamic: bool) -> None:
+    """Where it compiles for their number; code for any number runs as for many."""
+    stock = LAYERS[name]().eval()
+    ours = accelerate(copy.deepcopy(stock))
+    model = compiled(ours, "aot_eager", fullgraph=True, dynamic=dynamic)
+    with limits(passing_gain=1.6), torch.no_grad():
+        for nodes in (20, 2000) if not dynamic else (20,):
+            given = arguments(name, nodes, edges_between(nodes, nodes, 40), torch.float32)
+            assert_same(model(*given), stock(*given), 1e-5)
+    reasons = explain(ours)[0].calls.reasons
+    fused, scored = f"compiled: {choice.SCORED_FEW}", f"compiled: {choice.SCORED}"
+    assert reasons == ({"plain": scored} if dynamic else {"stock": fused, "plain": scored})
