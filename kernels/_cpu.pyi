@@ -251,6 +251,7 @@ def attend_backward(
     kept: _Numbers,
     grad_value: _Numbers,
     grad_edges: _Numbers,
+    inner: _Numbers,
     out: list[_Numbers],
     score: int,
     normalise: int,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import hag_plugin as hp
 from hag_plugin.ops.attention import attend
+from hag_plugin.ops.attention_in_parts import attend_first
 from hag_plugin.ops.weights import edge_slots
 
 from . import reference
@@ -29,6 +30,9 @@ FORMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "dot, masked": ("dot", ("key", "query", "bias", "mask")),
     "dot with edges": ("dot", ("key", "query", "edges", "edge_query", "mask")),
 }
+
+OF_NODES = [name for name, (_, names) in FORMS.items() if "edges" not in names]
+PART_BOUNDS = {torch.float64: 1e-11, torch.float32: 2e-4, torch.bfloat16: 0.05}
 
 
 def order_of(edges: Tensor, hag: hp.HAG) -> Tensor:
@@ -106,3 +110,55 @@ def assert_equal(
         torch.testing.assert_close(
             a.double().cpu(), b, rtol=0, atol=bound, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+def parts_of(
+    edges: list[Tensor], sources: tuple[int, int], given: dict[str, Tensor]
+) -> list[dict[str, Tensor]]:
+    """What each part is given, of what is given of all: views, whose gradients go back there."""
+    found: list[dict[str, Tensor]] = []
+    for k in range(2):
+        of_sources = slice(0, sources[0]) if k == 0 else slice(sources[0], None)
+        of_edges = slice(0, edges[0].shape[1]) if k == 0 else slice(edges[0].shape[1], None)
+        at = dict.fromkeys(("value", "key"), of_sources) | dict.fromkeys(("bias", "mask"), of_edges)
+        found.append({name: t[at.get(name, slice(None))] for name, t in given.items()})
+    return found
+
+
+def assert_parts_equal(
+    edges: list[Tensor],
+    sources: tuple[int, int],
+    num_dst: int,
+    form: str,
+    widths: tuple[int, int, int, int],
+    dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
+) -> None:
+    """Result and gradients are the reference's: `edges` of each part, from its own sources."""
+    together = torch.cat([edges[0], edges[1] + torch.tensor([[sources[0]], [0]])], dim=1)
+    sizes = (sum(sources), num_dst, together.shape[1])
+    tensors = {name: t / 2 for name, t in tensors_of(form, sizes, widths, dtype).items()}
+    mine = {name: t.to(device).requires_grad_() for name, t in tensors.items()}
+    theirs = {name: t.detach().double().requires_grad_() for name, t in tensors.items()}
+    hags = [hp.build_hag(e, size=(n, num_dst)) for e, n in zip(edges, sources, strict=True)]
+    how = how_of(form)
+    (one, other), (slope, score) = parts_of(edges, sources, mine), (how["slope"], how["score"])
+    orders = [order_of(e, hag).to(device) for e, hag in zip(edges, hags, strict=True)]
+    own, others = (hag.to(device) for hag in hags)
+    rest = attend_first(own, **one, order=orders[0], score=score, slope=slope)
+    y = rest(others, **other, order=orders[1], score=score)
+    expected = reference.attend(edge_index=together, num_dst=num_dst, **theirs, **how)
+    grad = torch.randn(expected.shape).to(dtype)
+    ours = torch.autograd.grad(y, list(mine.values()), grad.to(device), retain_graph=True)
+    again = torch.autograd.grad(y, list(mine.values()), grad.to(device))
+    unused: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
+    wanted = torch.autograd.grad(expected, list(theirs.values()), grad.double(), **unused)
+    assert y.dtype == dtype
+    for name, a, b in zip(
+        ("y", *mine), (y.detach(), *ours), (expected.detach(), *wanted), strict=True
+    ):
+        bound = PART_BOUNDS[dtype] * (1.0 + float(b.abs().max()) if b.numel() else 1.0)
+        torch.testing.assert_close(
+            a.double().cpu(), b, rtol=0, atol=bound, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    torch.testing.assert_close(again, ours, rtol=0, atol=0)

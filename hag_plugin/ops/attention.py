@@ -117,20 +117,15 @@ def attend(
         [2.0, 5.0, 0.0]
     """
     tensors = (value, key, query, weight, bias, edges, edge_query, projection, mask, order)
-    form = Form(hag.num_dst, score, float(slope), normalise, check_self_loops(False, hag))
-    _check(hag, form, dict(zip(TENSORS, tensors, strict=True)))
-    dtype = accumulator(value.dtype)
-    derived = zip(TENSORS, tensors[:_NUM_DERIVED], strict=False)
-    wide = (t if t is None else widened(t, name, dtype) for name, t in derived)
+    form, wide = checked(hag, dict(zip(TENSORS, tensors, strict=True)), score, slope, normalise)
     if score == "given" and normalise == "none" and slope == 1.0:
-        features, *_, given, _, _, _, of_mask = wide
-        weight = given
-        if given is not None and of_mask is not None:
-            check_memories(("bias", "mask"), (given, of_mask))
-            weight = given * of_mask
-        y = call("head_sum", hag, (features, weight, order), hag.num_dst, form.loops, False)
+        weight = wide.bias
+        if wide.bias is not None and wide.mask is not None:
+            check_memories(("bias", "mask"), (wide.bias, wide.mask))
+            weight = wide.bias * wide.mask
+        y = call("head_sum", hag, (wide.value, weight, order), hag.num_dst, form.loops, False)
     else:
-        y, _ = call(NAME, hag, (*wide, order), *form.others)
+        y, _ = call(NAME, hag, wide, *form.others)
         is_traced = torch._C._get_tracing_state() is not None  # with gradients, or without
         is_kept = is_traced or (y.requires_grad and gpu.is_home(y))
         if is_kept and y.dtype == value.dtype:
@@ -173,6 +168,23 @@ def head_dot(hag: HAG, a: Tensor, b: Tensor, order: Tensor | None = None) -> Ten
 
 
 # What a call may pass --------------------------------------------------------------------------
+
+
+def checked(
+    hag: HAG, given: dict[str, Any], score: Score, slope: float, normalise: Normalise
+) -> tuple[Form, Tensors]:
+    """What `attend` is given, by name, in the dtype that sums accumulate in.
+
+    Raises:
+        TypeError: as `attend`.
+        ValueError: as `attend`.
+    """
+    form = Form(hag.num_dst, score, float(slope), normalise, check_self_loops(False, hag))
+    given = dict.fromkeys(TENSORS) | given
+    _check(hag, form, given)
+    order, dtype = given.pop("order"), accumulator(given["value"].dtype)
+    wide = {name: t if t is None else widened(t, name, dtype) for name, t in given.items()}
+    return form, Tensors(**wide, order=order)
 
 
 def _check(hag: HAG, form: Form, given: dict[str, Any]) -> None:
@@ -321,7 +333,11 @@ def _run_attend_backward(graph: Graph, *inputs: Any) -> Tensor:
 
 
 def write_gradients(graph: Graph, inputs: Inputs, parts: dict[str, Tensor]) -> None:
-    """Writes the gradients that are needed, of the inputs of `attend_backward`."""
+    """Writes the gradients that are needed, of the inputs of `attend_backward`.
+
+    Where `y` is given, it and what is kept may be of more edges than the graph's: the gradients are
+    then those of that result.
+    """
     grad, y, kept, *tensors = inputs[: 3 + _NUM_TENSORS]
     one = _Call(graph, Tensors(*tensors), Form(*inputs[4 + _NUM_TENSORS :]))
     grad, kept = grad.contiguous(), kept.contiguous()
@@ -339,7 +355,7 @@ def write_gradients(graph: Graph, inputs: Inputs, parts: dict[str, Tensor]) -> N
         out = Tensors(**own)
         gpu_attention.attend_backward(one.hag, one.given, one.form, grad, y.contiguous(), kept, out)
     else:
-        _native_backward(one, grad, kept, own)
+        _native_backward(one, grad, y, kept, own)
     for name, part in parts.items():
         if own[name] is not part:
             spread_out(own[name], one.rows, part)
@@ -347,15 +363,18 @@ def write_gradients(graph: Graph, inputs: Inputs, parts: dict[str, Tensor]) -> N
         tell("attend_backward", one.form.normalise, one.hag)
 
 
-def _native_backward(one: _Call, grad: Tensor, kept: Tensor, parts: dict[str, Tensor]) -> None:
+def _native_backward(
+    one: _Call, grad: Tensor, y: Tensor | None, kept: Tensor, parts: dict[str, Tensor]
+) -> None:
     by_value, by_edges = grad, None
+    inner = None if y is None else (grad * y).sum(-1)
     if one.given.edge_query is not None:
         by_value = grad[..., : one.width].contiguous()
         by_edges = grad[..., one.width :].contiguous()
     out = [place(parts.get(name)) for name in TENSORS[:_NUM_DERIVED]]
     _cpu.attend_backward(
         by_target(one.hag, one.order), by_source(one.hag, one.order), one.sizes, one.addresses,
-        place(kept), place(by_value), place(by_edges), out, *one.others,
+        place(kept), place(by_value), place(by_edges), place(inner), out, *one.others,
     )  # fmt: skip
 
 

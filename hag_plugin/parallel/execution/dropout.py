@@ -69,6 +69,26 @@ def dropout(x: Tensor, p: float, key: tuple[int, ...], first_row: int, first_col
     return torch.where(keep(key, rows, columns, p), x * (1 / (1 - p)), 0)
 
 
+def edge_mask(
+    key: tuple[int, ...], numbers: Tensor, heads: Tensor, p: float, dtype: torch.dtype
+) -> Tensor:
+    """What attention is multiplied with: 0 with probability `p`, else `1 / (1 - p)`.
+
+    Args:
+        key: as for `keep`.
+        numbers: int64 `[E]`, of the edges in the whole graph.
+        heads: int64 `[H]`, of the layer's.
+        p: probability.
+        dtype: of the result.
+
+    Returns:
+        `[E, H]`.
+    """
+    if p >= 1:
+        return torch.zeros(len(numbers), len(heads), dtype=dtype, device=numbers.device)
+    return keep(key, numbers, heads, p).to(dtype).div_(1 - p)
+
+
 def _low(indices: Tensor) -> Tensor:
     """The low 32 bits; tensors of more rows than that repeat their masks."""
     return indices.to(torch.int32)

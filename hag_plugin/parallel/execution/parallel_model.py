@@ -34,6 +34,7 @@ from hag_plugin.parallel.model.inputs import (
     ModelCall,
     Stored,
     features_of,
+    of_types,
     plain,
     values_of,
     with_features,
@@ -284,11 +285,11 @@ class Parallel:
             values = {k: v for k, v in values_of(data).items() if k not in ("x", "edge_index")}
             own = slice(0, graph.ops[-1].rows or graph.nodes)
             return self._cut(values, own, graph.nodes, prepared, "" if split else None)
-        share = Share(dict(data._global_store), slice(0, 0), prepared)
+        known = of_types(data)
+        share = Share(known[""], slice(0, 0), prepared)
         for of, nodes in graph.types.items():
-            values = {k: v for k, v in data[of].items() if k != "x"}
             cut = of if split else None
-            share._types[of] = self._cut(values, slice(0, nodes), nodes, prepared, cut)
+            share._types[of] = self._cut(known[of], slice(0, nodes), nodes, prepared, cut)
         return share
 
     def _cut(

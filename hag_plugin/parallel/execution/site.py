@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hag_plugin.parallel.execution import dropout
 from hag_plugin.parallel.execution.parameters import Parameters
 from hag_plugin.parallel.layouts import COLUMNS, chunk_sizes, shares
 from hag_plugin.parallel.model.calls import Call, Edges
@@ -87,6 +88,18 @@ class Site:
     def source_rows(self) -> np.ndarray:
         """Rows of each part that its edges come from, int64 `[P]`."""
         return self.world.nodes[self.world.edges[self.op.graph].types[0]]
+
+    def edge_mask(self, numbers: Tensor) -> Callable[[Tensor, float], Tensor]:
+        """Dropout's mask, of scores `[E, H]` and a probability, for edges of these numbers in the
+        whole graph.
+        """
+        key = (self.world.seed, self.world.step, self.index)
+
+        def mask(scores: Tensor, p: float) -> Tensor:
+            heads = torch.arange(scores.shape[1], device=scores.device)
+            return dropout.edge_mask(key, numbers.to(scores.device), heads, p, scores.dtype)
+
+        return mask
 
     def columns(self, width: int) -> slice:
         """This rank's block of `width` features where they are split over all ranks."""

@@ -59,7 +59,18 @@ class Stored:
 
 
 def node_types(data: Any) -> dict[str, int]:
-    """How many nodes there are of each type; {} where there is one type only."""
+    """How many nodes there are of each type; {} where there is one type only.
+
+    Raises:
+        TypeError: the data does not tell.
+    """
+    if isinstance(data, tuple) and len(getattr(data[0], "ntypes", ())) > 1 and not _has_types(data):
+        raise TypeError(
+            f"data is a DGL graph with nodes of types {data[0].ntypes} and a "
+            f"{type(data[1]).__name__}; expected a dictionary of features by type"
+        )
+    if _has_types(data):
+        return {of: int(data[0].num_nodes(of)) for of in data[0].ntypes}
     if isinstance(data, tuple) or not hasattr(data, "node_types"):
         return {}
     found = {name: data[name].num_nodes for name in data.node_types}
@@ -69,8 +80,24 @@ def node_types(data: Any) -> dict[str, int]:
     return {name: int(count) for name, count in found.items()}
 
 
+def _has_types(data: Any) -> bool:
+    """Whether it is a DGL graph with features by type of node."""
+    return isinstance(data, tuple) and isinstance(data[1], Mapping)
+
+
+def of_types(data: Any) -> dict[str, dict[str, Any]]:
+    """What the data has of the nodes of each type, features left out; of all of it, under ""."""
+    if _has_types(data):
+        return {"": {}} | {of: dict(data[0].nodes[of].data) for of in data[0].ntypes}
+    found = {of: {k: v for k, v in data[of].items() if k != "x"} for of in data.node_types}
+    return {"": dict(data._global_store)} | found
+
+
 def features_of(data: Any) -> dict[str, Any]:
     """The features x by type of node; that of the only one is ""."""
+    if _has_types(data):
+        graph, x = data
+        return {of: x[of] for of in graph.ntypes if of in x}
     if isinstance(data, tuple):
         return {"": data[1]}
     if not hasattr(data, "node_types"):
@@ -80,6 +107,11 @@ def features_of(data: Any) -> dict[str, Any]:
 
 def values_of(data: Any) -> dict[str, Any]:
     """Everything in the data, by name; of several types, those before it."""
+    if _has_types(data):
+        graph, x = data
+        found = {of: dict(graph.nodes[of].data) for of in graph.ntypes}
+        named = {f"{of}.{name}": each for of in found for name, each in found[of].items()}
+        return named | {f"{of}.x": each for of, each in x.items()}
     if isinstance(data, tuple):
         graph, x = data
         return dict(graph.ndata.items()) | {"x": x}
@@ -97,6 +129,8 @@ def with_features(data: Any, features: Mapping[str, Tensor]) -> Any:
     """The same data with other features, by type of node; of counts of a graph, edges that have no
     storage.
     """
+    if _has_types(data):
+        return data[0], dict(features)
     if not isinstance(data, tuple) and hasattr(data, "node_types"):
         found = copy.copy(data)
         for name, each in features.items():

@@ -24,6 +24,15 @@ from hag_plugin.layers.table import record_of
 from hag_plugin.parallel.model.calls import named
 from hag_plugin.parallel.model.functions import tensors
 from hag_plugin.parallel.model.own_code import own_code, why_not_followed
+from hag_plugin.parallel.model.relation_attention import (
+    han_joined,
+    han_scores,
+    han_targets,
+    hgt_joined,
+    hgt_skip,
+    hgt_sources,
+    hgt_targets,
+)
 from hag_plugin.parallel.model.walk import Entry, Walk
 from hag_plugin.reducers import LINEAR, REDUCES
 from hag_plugin.saved import set_module
@@ -97,17 +106,22 @@ def _commutes(reduce: tuple[str, ...]) -> bool:
 def whole(walk: Walk, layer: Any, args: Any, kwargs: Any) -> Tensor:
     """A layer that is not in the table, or not as it is used: it runs on every device, whole."""
     given = [*args, *kwargs.values()]
-    if any(isinstance(value, dict) for value in given):
+    if any(isinstance(value, dict) for value in (*given, *_inside(given))):
         raise UnknownLayerError(
             f"layer {walk.path!r} ({type(layer).__name__}) is given dictionaries by type of node: "
-            "it cannot be planned; expected layers in a HeteroConv, a model that to_hetero made, "
-            "or data.to_homogeneous() with edge_type"
+            "it cannot be planned; expected layers in a HeteroConv or HeteroGraphConv, a model "
+            "that to_hetero made, or data.to_homogeneous() with edge_type"
         )
     known = list({id(t): t for t in tensors(given) if walk.knows(t)}.values())
     for edges in tensors(given):
         if edges.dtype == torch.int64 and edges.dim() == 2 and edges.shape[0] == 2:
             walk.look_at(edges)
     return walk.opaque(layer, known, _by_edges(layer, args, kwargs, known))
+
+
+def _inside(given: Sequence[Any]) -> list[Any]:
+    """What pairs among arguments have in them."""
+    return [each for value in given if isinstance(value, tuple | list) for each in value]
 
 
 def _by_edges(layer: Any, args: Any, kwargs: Any, known: Sequence[Tensor]) -> Tensor | None:
@@ -230,7 +244,8 @@ def _convolution(walk: Walk, layer: Any, call: dict[str, Any], **changes: Any) -
     if not several and (len(reduce) != 1 or reduce[0] not in BY_FEATURE):
         raise _NotCovered
     is_pair, root = own is not x, held(layer, record.root)
-    one_graph = not several and loops is False and not any(record.exponents(layer))
+    scaled = any(record.exponents(layer)) and record.library != "dgl"  # by the targets' degrees
+    one_graph = not several and loops is False and not scaled
     if is_pair and not (one_graph and "relations" not in changes):
         raise _NotCovered
     width = attrgetter(weight)(layer).shape[record.outputs] if weight else x.shape[-1]
@@ -572,16 +587,105 @@ def _of_relation(values: Any, kind: tuple[str, str, str]) -> Any:
 def _combined(walk: Walk, of: str, xs: list[Tensor], aggr: str | None) -> Tensor:
     """What relations give the nodes of a type, as one."""
     first, widths = xs[0], [x.shape[-1] for x in xs]
+    wide = first.shape[1:].numel()
     if aggr is None:
-        return walk.add("opaque", xs, sum(widths), suffix=of, by_row=True,
-                        shape=(len(first), len(xs), widths[0]),
+        return walk.add("opaque", xs, len(xs) * wide, suffix=of, by_row=True,
+                        shape=(len(first), len(xs), *first.shape[1:]),
                         call=(torch.stack, tuple(xs), 1))  # fmt: skip
     if len(xs) == 1:
         return first
+    if first.dim() != 2:  # heads apart
+        return walk.add("opaque", xs, wide, suffix=of, by_row=True, shape=tuple(first.shape),
+                        call=(combined, tuple(xs), aggr))  # fmt: skip
     if aggr == "cat":
         return walk.add("concatenation", xs, sum(widths), suffix=of,
                         call=(torch.cat, tuple(xs), -1))  # fmt: skip
     return walk.add("sum", xs, widths[0], suffix=of, call=(combined, tuple(xs), aggr))
+
+
+def _hgt(walk: Walk, conv: Any, args: Any, kwargs: Any) -> dict[str, Tensor]:
+    """Attention over each relation, joined to one softmax: conv/hgt_conv.py."""
+    call = named(conv, args, kwargs)
+    x_dict, width, heads = call["x_dict"], conv.out_channels, conv.heads
+    kqv = {of: conv.kqv_lin.lins[of](x) for of, x in x_dict.items()}
+    found: dict[str, list[Tensor]] = {}
+    for kind, edges in _of_relations(call["edge_index_dict"], conv.edge_types).items():
+        name, number = ".".join(kind), conv.edge_types_map[kind]
+        weights = conv.k_rel.weight, conv.v_rel.weight, conv.p_rel["__".join(kind)]
+        source, target = kqv[kind[0]], kqv[kind[-1]]
+        turned = walk.add(
+            "opaque", [source], 2 * width, suffix=f"{name}.sources", by_row=True,
+            values=_trained(weights),
+            call=(hgt_sources(number, len(conv.edge_types), heads), source, *weights),
+        )  # fmt: skip
+        ends = turned, target
+        found.setdefault(kind[-1], []).append(walk.add(
+            "opaque", ends, width + heads, suffix=name, by_edges=True, input_width=2 * width,
+            graph=walk.graph(ends, edges), call=(hgt_targets(heads), ends, edges),
+        ))  # fmt: skip
+    outs = {}
+    for of, xs in found.items():
+        out = walk.add("opaque", xs, width, suffix=of, by_row=True,
+                       call=(hgt_joined(heads), tuple(xs)))  # fmt: skip
+        out = conv.out_lin.lins[of](F.gelu(out))
+        if width == x_dict[of].shape[-1]:
+            skip = conv.skip[of]
+            out = walk.add("opaque", [out, x_dict[of]], width, suffix=f"{of}.skip", by_row=True,
+                           values=_trained([skip]),
+                           call=(hgt_skip, out, x_dict[of], skip))  # fmt: skip
+        outs[of] = out
+    return outs
+
+
+def _han(walk: Walk, conv: Any, args: Any, kwargs: Any) -> dict[str, Tensor | None]:
+    """Attention over each relation, weighed by scores of relations: conv/han_conv.py."""
+    call = named(conv, args, kwargs)
+    if call.get("return_semantic_attention_weights"):
+        raise _NotCovered
+    heads, width, p = conv.heads, conv.out_channels, conv.dropout * conv.training
+    xs = {of: conv.proj[of](x) for of, x in call["x_dict"].items()}
+    found: dict[str, list[Tensor]] = {of: [] for of in xs}
+    for kind, edges in _of_relations(call["edge_index_dict"], conv.metadata[1]).items():
+        name, key = ".".join(kind), "__".join(kind)
+        sources, targets = (
+            walk.add(
+                "opaque", [xs[of]], width * is_source + heads, suffix=f"{name}.{end}",
+                by_row=True, values=_trained([weight]),
+                call=(han_scores(heads, is_source), xs[of], weight),
+            )
+            for of, end, weight, is_source in (
+                (kind[0], "sources", conv.lin_src[key], True),
+                (kind[-1], "targets", conv.lin_dst[key], False),
+            )
+        )  # fmt: skip
+        ends = sources, targets
+        out = walk.add(
+            "opaque", ends, width, suffix=name, by_edges=True, input_width=width + heads,
+            graph=walk.graph(ends, edges), drops=True,
+            call=(han_targets(conv.negative_slope), ends, edges, p),
+        )  # fmt: skip
+        found[kind[-1]].append(F.relu(out))
+    weights = conv.q, conv.k_lin.weight, conv.k_lin.bias
+    return {
+        of: walk.add("opaque", outs, width, suffix=of, values=_trained(weights),
+                     means=len(outs) * width, call=(han_joined, tuple(outs), *weights))
+        if outs else None for of, outs in found.items()
+    }  # fmt: skip
+
+
+def _of_relations(edges: Any, kinds: Sequence[tuple[str, str, str]]) -> dict[Any, Tensor]:
+    """The edges of a layer that was made for these relations.
+
+    Raises:
+        _NotCovered: some are a sparse matrix, or a relation has none.
+    """
+    if {*edges} != {*map(tuple, kinds)}:
+        raise _NotCovered
+    return {kind: _edges(each) for kind, each in edges.items()}
+
+
+def _trained(weights: Sequence[Tensor]) -> int:
+    return sum(weight.numel() for weight in weights if weight.requires_grad)
 
 
 def _jumping(walk: Walk, module: Any, args: Any, kwargs: Any) -> Tensor:
@@ -638,14 +742,17 @@ def _dgl_sage(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     if conv._aggre_type not in ("mean", "gcn"):
         raise _NotCovered
     if conv.feat_drop.p:
-        call["feat"] = conv.feat_drop(_one(walk, call["feat"]))
+        feat = call["feat"]
+        is_pair = isinstance(feat, tuple)
+        call["feat"] = tuple(map(conv.feat_drop, feat)) if is_pair else conv.feat_drop(feat)
     out = _activated(walk, conv, _convolution(walk, conv, call))
     return out if conv.norm is None else conv.norm(out)
 
 
 def _dgl_gin(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     call = named(conv, args, kwargs)
-    out = _with_itself(walk, conv, _convolution(walk, conv, call), _one(walk, call["feat"]))
+    _, own = _two(call["feat"])
+    out = _with_itself(walk, conv, _convolution(walk, conv, call), own)
     if conv.apply_func is not None:
         out = conv.apply_func(out)
     return _activated(walk, conv, out)
@@ -737,6 +844,37 @@ def _dgl_gated(walk: Walk, conv: Any, args: Any, kwargs: Any) -> Tensor:
     return x
 
 
+def _dgl_hetero(walk: Walk, conv: Any, args: Any, kwargs: Any) -> dict[str, Tensor]:
+    """A layer for each relation, and what they give the same nodes as one."""
+    call = named(conv, args, kwargs)
+    graph, inputs = call["g"], call["inputs"]
+    if graph.is_block or not isinstance(inputs, dict):
+        raise _NotCovered
+    more, by_name = call.get("mod_args") or {}, call.get("mod_kwargs") or {}
+    found: dict[str, list[Tensor]] = {}
+    for kind in graph.canonical_etypes:
+        source, relation, target = kind
+        if source in inputs:
+            ends = inputs[source], inputs[target]
+            layer, edges = conv._get_module(kind), walk.relation(graph, kind)
+            out = layer(edges, ends, *more.get(relation, ()), **by_name.get(relation, {}))
+            found.setdefault(target, []).append(out)
+    return {of: _dgl_combined(walk, conv, of, xs) for of, xs in found.items()}
+
+
+def _dgl_combined(walk: Walk, conv: Any, of: str, xs: list[Tensor]) -> Tensor:
+    """What relations give the nodes of a type, as one: dgl/nn/pytorch/hetero.py."""
+    function = conv.agg_fn
+    reducer = getattr(getattr(function, "keywords", {}).get("fn"), "__name__", "")
+    aggr = reducer.strip("_").removesuffix("_reduce_func")
+    if aggr in ("sum", "mean", "max", "min"):
+        return _combined(walk, of, xs, aggr)
+    if getattr(function, "__name__", "") == "_stack_agg_func":
+        return _combined(walk, of, xs, None)
+    out: Tensor = function(xs, of)  # the user's
+    return out
+
+
 def _activated(walk: Walk, conv: Any, out: Tensor) -> Tensor:
     activation = getattr(conv, "_activation", None) or getattr(conv, "activation", None)
     return out if activation is None else activation(out)
@@ -763,6 +901,8 @@ TABLE: dict[str, Entry] = {
     f"{PYG}conv.rgcn_conv.RGCNConv": _rgcn,
     f"{PYG}conv.pna_conv.PNAConv": _pna,
     f"{PYG}conv.hetero_conv.HeteroConv": _hetero,
+    f"{PYG}conv.hgt_conv.HGTConv": _hgt,
+    f"{PYG}conv.han_conv.HANConv": _han,
     f"{PYG}models.jumping_knowledge.JumpingKnowledge": _jumping,
     f"{PYG}norm.graph_norm.GraphNorm": _graph_norm,
     f"{PYG}norm.layer_norm.LayerNorm": _layer_norm,
@@ -775,6 +915,7 @@ TABLE: dict[str, Entry] = {
     f"{DGL}chebconv.ChebConv": _dgl_cheb,
     f"{DGL}gcn2conv.GCN2Conv": _dgl_gcn2,
     f"{DGL}gatedgraphconv.GatedGraphConv": _dgl_gated,
+    "dgl.nn.pytorch.hetero.HeteroGraphConv": _dgl_hetero,
 }
 
 

@@ -96,6 +96,9 @@ class Op:
         by_row: of what is opaque, whether each row of the output depends on the same row alone.
         by_edges: of a layer that is opaque, whether each row of the output depends on the edges
             into it and their ends alone.
+        means: of a function that is opaque, how many values it takes that are means over all nodes
+            of what it makes row by row.
+        drops: whether a function over edges may drop some: it is told which.
         parameters: what it computes with; the figures above say how many values that are.
         layer: the class, for the reader.
     """
@@ -129,6 +132,8 @@ class Op:
     keeps: str | None = None
     by_row: bool = False
     by_edges: bool = False
+    means: int = 0
+    drops: bool = False
     parameters: tuple[Weight, ...] = ()
     layer: str = ""
 

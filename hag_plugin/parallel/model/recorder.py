@@ -529,8 +529,8 @@ class Recorder(Walk):
 
 def _targets(args: Sequence[Any]) -> list[Tensor]:
     """What targets have, where a layer is given a pair: of sources, and of targets."""
-    is_pair = bool(args) and isinstance(args[0], tuple | list) and len(args[0]) == 2
-    return list(functions.tensors(args[0][1])) if is_pair else []
+    pairs = [each for each in args if isinstance(each, tuple | list) and len(each) == 2]
+    return list(functions.tensors(pairs[0][1])) if pairs else []
 
 
 def _is_half(value: Any) -> bool:

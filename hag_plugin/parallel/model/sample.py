@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -209,6 +210,11 @@ class _Small:
         if isinstance(value, Tensor) or not callable(getattr(value, "subgraph", None)):
             return value
         own = torch.arange(min(self.size, *self.counts))
+        source, _, target = value.canonical_etypes[0]
+        if source != target:
+            own = torch.arange(self.size)
+            sizes = dict.fromkeys((source, target), self.size)
+            return sys.modules["dgl"].heterograph({value.canonical_etypes[0]: (own, own)}, sizes)
         found = value.subgraph(own)
         found.add_edges(own, own)
         return found

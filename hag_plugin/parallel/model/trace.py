@@ -52,8 +52,9 @@ def trace(
 
     Args:
         model: of PyG or DGL layers. It is copied; neither it nor its weights are touched.
-        data: PyG's `Data`, any object with `x` and `edge_index`; `(DGLGraph, x)`; the counts of a
-            graph, with `features`; or a part of a store, of which the manifest is read.
+        data: PyG's `Data`, any object with `x` and `edge_index`; `(DGLGraph, x)`, of several types
+            of nodes with a dictionary of features; the counts of a graph, with `features`; or a
+            part of a store, of which the manifest is read.
         features: width of the input, where `data` has no `x`.
         hag: search HAGs of the graph, to know what they save.
         part: as in `graphs.stats.measure`.
@@ -156,18 +157,20 @@ def _followed(
     around it.
     """
     wholes: list[str] = []
-    first: Exception | None = None
+    first = last = None
     while True:
         recorder = make(tuple(wholes))
         try:
             return recorder, *_run(model, data, features, recorder, call)
         except Exception as e:
-            first = first or e
+            first, last = first or e, e
             around = recorder.failed or recorder.modules_in(e)
             inner = next((path for path in reversed(around) if path and path not in wholes), None)
             if inner is None:
                 break
             wholes = [path for path in wholes if not path.startswith(f"{inner}.")] + [inner]
+    if isinstance(last, UnknownLayerError) and "on device meta to a graph" in str(first):
+        raise last from first  # DGL's words are no help: they are of what stands for features
     if isinstance(first, NotImplementedError | RuntimeError) and "meta" in str(first):
         raise UnknownLayerError(
             f"{type(model).__name__}.forward wants values of features where a plan is made without "

@@ -51,6 +51,7 @@ class Walk(TorchFunctionMode, ABC):
         self._taken: dict[str, int] = {}
         self.given: list[Tensor] = []
         self._opened: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # by id, which keeps them
+        self._relations: dict[tuple[int, Any], tuple[Any, Any]] = {}  # likewise
         self.current: tuple[Module, tuple[Any, ...], dict[str, Any]] | None = None
 
     @property
@@ -173,6 +174,13 @@ class Walk(TorchFunctionMode, ABC):
         if any(matrix is each for each in self.given):
             self.given += [edges, values]
         return edges, values
+
+    def relation(self, graph: Any, kind: tuple[str, str, str]) -> Any:
+        """One relation of a DGL graph, the same object each time."""
+        key = id(graph), kind
+        if key not in self._relations:
+            self._relations[key] = graph, graph[kind]
+        return self._relations[key][1]
 
     @abstractmethod
     def look_at(self, edges: Any) -> None:

@@ -195,9 +195,9 @@ class PlanModel:
         if not (terms.own and sums and any(m.phase == phase for m in terms.messages)):
             return 0.0
         analytic, s = Analytic(self.space.topology), self.space.graph.itemsize
-        of_sums = analytic(replace(terms, aggregations=sums, products=[], streams=[]), s)
-        products = [p for p in terms.products if p.phase == phase]
         streams = [each for each in terms.streams if each[0] == phase]
+        of_sums = analytic(replace(terms, aggregations=sums, products=[], streams=streams), s)
+        products = [p for p in terms.products if p.phase == phase]
         whole = analytic(replace(terms, aggregations=sums, products=products, streams=streams), s)
         return computing[phase] * terms.own * of_sums / whole
 

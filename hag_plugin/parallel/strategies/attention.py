@@ -21,7 +21,7 @@ from hag_plugin.parallel.layouts import (
 from hag_plugin.parallel.model.opgraph import Weight
 from hag_plugin.parallel.strategies import steps
 from hag_plugin.parallel.strategies.activations import Step
-from hag_plugin.parallel.strategies.convolution import gather_input
+from hag_plugin.parallel.strategies.convolution import gather_input, own_share
 from hag_plugin.parallel.strategies.registry import (
     INDEX,
     Config,
@@ -59,8 +59,7 @@ class Replicate(Strategy):
         op, terms, rows = problem.op, Terms(), problem.total_rows
         edges = problem.stats.edges
         add_attention(problem, terms, rows, edges, op.heads)
-        own = [Step(rows * (op.wide + op.heads))]  # features and scores side by side
-        terms.held = steps.attention(op, rows, rows, edges, op.heads, own)
+        terms.held = steps.attention(op, rows, edges, op.heads)
         problem.weights(terms, op.weights + op.biases, copies=False)
         return terms
 
@@ -78,15 +77,16 @@ class RowsAllGather(Strategy):
         edges = int(problem.partition.edges.max())
         rows, width = problem.most_rows, op.wide + op.heads
         add_attention(problem, terms, rows, edges, op.heads)
-        fetch = self.fetch(problem, width)
-        terms.held = steps.attention(op, rows, fetch.made // width, edges, op.heads, [fetch])
-        terms.messages += self.messages(problem, problem.op.wide + op.heads)
+        terms.held = steps.attention(op, rows, edges, op.heads, self.fetch(problem, width))
+        terms.messages += self.messages(problem, width)
+        terms.own = own_share(problem, problem.partition, config)
         problem.weights(terms, op.weights + op.biases, copies=True)
         return terms
 
     def fetch(self, problem: Problem, width: int) -> Step:
-        """The step that brings the sources."""
-        return steps.gather_rows(problem.rows, width)
+        """What brings the rows of others."""
+        whole = steps.gather_rows(problem.rows, width)
+        return steps.others_rows(whole.made // width, whole.forward // width, width)
 
     def messages(self, problem: Problem, width: int) -> list[Message]:
         """What is sent before the scores, and with their gradients."""
@@ -104,7 +104,7 @@ class RowsHalo(RowsAllGather):
 
     def fetch(self, problem: Problem, width: int) -> Step:
         sent, received = (int(problem.partition.halo.sum(axis=a).max()) for a in (0, 1))
-        return steps.exchange(problem.most_rows, sent, received, width, False)
+        return steps.others_rows(received, sent, width)
 
     def messages(self, problem: Problem, width: int) -> list[Message]:
         halo: np.ndarray = problem.partition.halo * width * problem.itemsize

@@ -50,13 +50,13 @@ def is_kept(op: Op, fixed: bool, order: str) -> bool:
 
 
 def is_apart(op: Op, hag: str) -> bool:
-    """Whether a sum over neighbours is the sum of two, over own rows and over those of others."""
-    whole = op.edge_products or hag != "off" or op.kind == "attention"
-    return not whole and {*op.reduce} <= {*LINEAR}
+    """Whether what is made of neighbours is made of the own rows and of those of others apart."""
+    whole = op.edge_products or hag != "off"
+    return not whole and (op.kind == "attention" or {*op.reduce} <= {*LINEAR})
 
 
 def own_share(problem: Problem, partition: PartitionStats, config: Config) -> float:
-    """The share of a sum over neighbours that the own rows make, which are summed first."""
+    """The share of what is made of neighbours that the own rows make, which go first."""
     if not is_apart(problem.op, config.hag) or partition.inner is None:
         return 0.0
     return float((partition.inner / np.maximum(partition.edges, 1)).min())

@@ -216,6 +216,26 @@ class LayerHalo(Strategy):
         return terms
 
 
+class Means(Strategy):
+    """Nodes are split; each device sums its own for the means, and the sums are added up."""
+
+    name, kinds, soap = "rows, means summed", ("opaque",), "S"
+
+    def refuses(self, problem: Problem) -> str | None:
+        return None if problem.op.means else "it is not known to take means over nodes"
+
+    def configs(self, problem: Problem) -> list[Config]:
+        return [Config(self.name, ROWS, ROWS)]
+
+    def terms(self, problem: Problem, config: Config) -> Terms:
+        op, terms = problem.op, local_terms(problem, ROWS)
+        nbytes = op.means * problem.itemsize
+        for phase in ("forward", "backward"):
+            terms.messages.append(even("all_reduce", nbytes, problem.devices, phase))
+        problem.weights(terms, op.weights + op.biases, copies=True)
+        return terms
+
+
 def add_layer(problem: Problem, terms: Terms, rows: int, edges: int) -> None:
     """What a layer that is opaque computes: taken for one sum over edges as wide as its input or
     output, and a product of each row with all its weights.
@@ -385,6 +405,7 @@ register(
     Rows(),
     Local(),
     LayerHalo(),
+    Means(),
     RowSplitWeights(),
     ColumnSplitWeights(),
     Normalise(),

@@ -91,7 +91,8 @@ class Terms:
             optimiser.
         held: what is kept for the backward pass and held while the operation runs.
         graph: bytes of the graph it runs on; layers on the same graph share them.
-        own: the share of its aggregations that does not wait for rows of others, 0 to 1.
+        own: the share of its aggregations, and of the elementwise work on their edges, that does
+            not wait for rows of others, 0 to 1.
     """
 
     aggregations: list[Aggregation] = field(default_factory=list)

@@ -159,35 +159,49 @@ def messages(op: Op, rows: int, sources: int, edges: int, fetch: list[Step]) -> 
     return hold(rows * op.input_width, [*fetch, *inner], op.input_grad)
 
 
-def attention(op: Op, rows: int, sources: int, edges: int, heads: int, fetch: list[Step]) -> Held:
+def others_rows(count: int, sent: int, width: int) -> Step:
+    """Rows of others alone, while work on the own ones goes on; gradients go the way back.
+
+    Args:
+        count: that come.
+        sent: that go, or are filled up to.
+        width: of a row.
+    """
+    return Step(count * width, forward=sent * width, backward=sent * width)
+
+
+def attention(op: Op, rows: int, edges: int, heads: int, fetch: Step | None = None) -> Held:
     """Transform, scores, softmax over the edges of each target, weighted sum: what is held of edges
-    is dropout's mask alone. The result is kept, as kernels on a GPU do; those on a CPU do not.
+    is dropout's mask alone. The result is kept, as kernels on a GPU do, and where it is joined of
+    own rows and others; else those on a CPU do not.
 
     Args:
         op: the layer.
         rows: that are transformed; of the output.
-        sources: rows that edges read.
         edges: into the rows.
         heads: of this device.
-        fetch: steps that bring the sources; none where the rows have all there is.
+        fetch: what brings the rows of others, their scores behind them; None where there are none.
     """
     f, H, E = op.wide // op.heads * heads, heads, edges * heads
     source, out = rows * op.input_width, rows * (f if op.concatenated else op.width)
-    h, fetched = rows * f, sources * (f + H) * bool(fetch)
-    mask = E * (op.needs == "mask")
+    h, scores, mask = rows * f, rows * heads, E * (op.needs == "mask")
+    others, there, back = (fetch.made, fetch.forward, fetch.backward) if fetch else (0, 0, 0)
     # Scores of both ends; the result, and of each head a maximum and a sum.
-    attended = fetched + 2 * rows * H + mask + h + 2 * rows * H
-    kept = h + attended
-    forward = max(h + rows * H + 2 * fetched, h + fetched + 3 * mask) - out
-    gradients = sources * (f + H) + rows * H  # by what is attended over
+    kept = h + others + 2 * scores + mask + h + 2 * scores
+    forward = max(
+        h + 2 * scores + 3 * mask,
+        2 * h + 4 * scores + mask + others + max(there, others) if fetch else 0,  # under way, split
+        3 * h + 10 * scores + mask + others if fetch else 0,  # the results of both parts
+    )
     backward = max(
-        kept + h + gradients,
-        h + gradients + fetched,
-        h + 2 * rows * (f + H) + sum(s.made + s.backward for s in fetch),
+        kept + h + (others if fetch else h + scores) + scores,
+        kept + 2 * h + 2 * scores + back if fetch else 0,  # gradients of others are on their way
+        3 * h + 4 * scores + back + others if fetch else 0,
         h + 2 * rows * (f + H) + source,
     )
     waits = out + source * op.input_grad
-    return Held(kept, True, False, max(forward - kept, 0), max(backward - kept - waits, 0))
+    forward, backward = forward - out - kept, backward - kept - waits
+    return Held(kept, True, False, max(forward, 0), max(backward, 0))
 
 
 def heads(op: Op, rows: np.ndarray, edges: int, count: int, fetched: bool, summed: bool) -> Held:
@@ -202,7 +216,7 @@ def heads(op: Op, rows: np.ndarray, edges: int, count: int, fetched: bool, summe
         summed: whether the output, a sum over heads, is scattered to them.
     """
     N, most = int(rows.sum()), int(rows.max())
-    found = attention(op, N, N, edges, count, [])
+    found = attention(op, N, edges, count)
     elsewhere = (N - most) * op.width * summed
     inputs = N * op.input_width * fetched
     waits = (inputs - most * op.input_width * fetched) * op.input_grad

@@ -384,7 +384,7 @@ class Backward {
       const Hubs::Part &part = hubs.parts[p];
       k_.part_edges(&a_, part.row, part.begin, part.end, &rooms[at[p]], &inner[p * H], scratch);
     });
-    for (size_t hub = 0; hub < hubs.row.size(); ++hub) {
+    for (size_t hub = 0; hub < hubs.row.size() && !a_.inner; ++hub) {
       const int64_t first = hubs.ptr[hub], last = hubs.ptr[hub + 1];
       for (int64_t p = first + 1; p < last; ++p) add(&inner[first * H], &inner[p * H], H);
       for (int64_t p = first + 1; p < last; ++p) std::copy_n(&inner[first * H], H, &inner[p * H]);
@@ -492,14 +492,15 @@ void attend_backward(const HagAttend &shape, const Reverse &reverse, const Atten
   expect("kept", kept, {a.num_rows, 2, a.heads});
   expect("grad", grads.value, {a.num_rows, a.heads, a.width});
   expect("the gradient of edges", grads.edges, {a.num_rows, a.heads, D});
+  expect("inner", grads.inner, {a.num_rows, a.heads}, false);
   expect_tensors(a, out, false);
   expect("the gradient by edges", out.edges, {tensors.edges.count}, false);
   expect("the gradient by projection", out.projection, {tensors.projection.count}, false);
   if (a.num_cols > 0 && reverse.row_ptr[a.num_cols] != a.num_edges)
     refuse("the reverse has other edges");
   if (a.heads == 0) return;
-  a.kept = kept.data, a.grad = grads.value.data, a.grad_edges = grads.edges.data,
-  a.block = block_of(a);
+  a.kept = kept.data, a.grad = grads.value.data, a.grad_edges = grads.edges.data;
+  a.inner = grads.inner.data, a.block = block_of(a);
   a.longest = kHubLength;
   if (a.dtype == HAG_FLOAT64) Backward<double>(a, reverse, out, threads).run();
   else Backward<float>(a, reverse, out, threads).run();

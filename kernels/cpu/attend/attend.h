@@ -27,6 +27,7 @@ struct Reverse {
 
 struct AttendGrads {
   Numbers value, edges;  // by the first numbers of each head of y, and by its last
+  Numbers inner;         // <grad, y>, where y is of more edges than the graph's; or null
 };
 
 // The graph and the sizes stand in `shape`, the rest of which is filled here. The graph must be

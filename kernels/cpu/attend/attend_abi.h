@@ -35,7 +35,8 @@ struct HagAttend {
   void *kept;  // [num_dst, 2, heads]: the largest score, 1 / the sum of exponentials
   // Backward.
   const void *grad, *grad_edges;  // by y: [num_dst, heads, width], [num_dst, heads, edge_width]
-  void *by_score, *shares;        // [E, heads]: gradients by scores; what values count
+  const void *inner;  // <grad, y> where y is of more edges than these, [num_dst, heads]; or null
+  void *by_score, *shares;  // [E, heads]: gradients by scores; what values count
   void *d_bias, *d_edges, *d_mask;
 };
 

@@ -747,8 +747,16 @@ class Attend {
     __builtin_memcpy(to + begin * H, from, n * H * sizeof(F));
   }
 
+  // inner[i, h] of segments, if it is given: whether it is.
+  bool copy_inner(const Segments &of, F *inner) const {
+    for (int64_t i = 0; a.inner && i < of.count; ++i)
+      __builtin_memcpy(inner + i * H, (const F *)a.inner + of.each[i].row * H, H * sizeof(F));
+    return a.inner;
+  }
+
   // inner[i, h]: the sum over a segment's edges of p times its gradient; or added to it.
   void inner_of(const Forward &f, const Segments &of, const Edges &edges, F *inner) const {
+    if (copy_inner(of, inner)) return;
     product(edges.p, edges.g, of.n, f.spread);
     for (int64_t i = 0; i < of.count; ++i)
       sum_heads(f.spread + of.each[i].at * H, of.each[i].n, f.lanes, inner + i * H, of.each[i].add);
@@ -924,6 +932,7 @@ class Attend {
       if (a.d_bias) scatter(a.d_bias, out, of.n, [&](int64_t b) { return users(of.begin + b); });
     };
     const auto sum = [&](const Segments &of) {
+      if (copy_inner(of, inner)) return;
       copy(by, a.by_score, of);
       for (int64_t i = 0; i < of.count; ++i)
         sum_heads(by + of.each[i].at * H, of.each[i].n, f.lanes, inner + i * H, of.each[i].add);

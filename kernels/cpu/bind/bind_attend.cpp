@@ -53,13 +53,13 @@ void attend(const Graph &graph, const Sizes &sizes, const Tensors &given, const 
 
 void attend_backward(const Graph &graph, const Graph &reverse, const Sizes &sizes,
                      const Tensors &given, const Given &kept, const Given &grad_value,
-                     const Given &grad_edges, const Tensors &out, int score, int normalise,
-                     double slope, int dtype, int threads) {
+                     const Given &grad_edges, const Given &inner, const Tensors &out, int score,
+                     int normalise, double slope, int dtype, int threads) {
   const WithoutGil released;
   const hag::Reverse turned = {reinterpret_cast<const int64_t *>(reverse[0]),
                                reinterpret_cast<const int32_t *>(reverse[1]),
                                reinterpret_cast<const int32_t *>(reverse[2])};
-  const hag::AttendGrads grads = {numbers(grad_value), numbers(grad_edges)};
+  const hag::AttendGrads grads = {numbers(grad_value), numbers(grad_edges), numbers(inner)};
   hag::attend_backward(form(shape(graph, sizes, dtype), score, normalise, slope), turned,
                        tensors(given), numbers(kept), grads, tensors(out), threads);
 }
@@ -77,8 +77,8 @@ void bind_attend(nb::module_ &m) {
         "normalise"_a, "slope"_a, "dtype"_a, "threads"_a,
         "y_i = sum over j->i of p value_j of each head, over raw addresses.");
   m.def("attend_backward", &attend_backward, "graph"_a, "reverse"_a, "sizes"_a, "tensors"_a,
-        "kept"_a, "grad_value"_a, "grad_edges"_a, "out"_a, "score"_a, "normalise"_a, "slope"_a,
-        "dtype"_a, "threads"_a, "The gradients by those tensors that `out` has.");
+        "kept"_a, "grad_value"_a, "grad_edges"_a, "inner"_a, "out"_a, "score"_a, "normalise"_a,
+        "slope"_a, "dtype"_a, "threads"_a, "The gradients by those tensors that `out` has.");
   m.def("head_dot", &head_dot, "graph"_a, "sizes"_a, "a"_a, "b"_a, "out"_a, "dtype"_a, "threads"_a,
         "<a_j, b_i> of each edge j->i and head, over raw addresses.");
 }

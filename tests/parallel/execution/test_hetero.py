@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch_geometric import nn as pyg
 from torch_geometric.data import HeteroData
 
 import hag_plugin as hp
+from hag_plugin.parallel.execution.dropout import keep
 from hag_plugin.parallel.model.opgraph import Op
 from hag_plugin.parallel.model.trace import copied, trace
 from hag_plugin.parallel.search.plan import Plan
@@ -346,3 +348,133 @@ def test_layers_that_are_given_nothing_of_targets_are_refused() -> None:
     given["paper"].num_nodes = TYPES["paper"][0]
     with pytest.raises(TypeError, match="is given nothing of the nodes that its edges go to"):
         trace(conv, given, call=lambda m, d: m(d.x_dict, d.edge_index_dict))
+
+
+# Layers that take all types at once -------------------------------------------------------------
+
+# Every type has edges into it, so that layers may follow each other.
+CLOSED = (*RELATIONS, ("author", "tags", "tag"))
+
+
+class AtOnce(nn.Module):
+    """Layers over all types, with a linear layer for each type that the last one gives."""
+
+    def __init__(self, layer: Callable[[Any, Any], nn.Module], kinds: Any, depth: int) -> None:
+        super().__init__()
+        given = data(kinds)
+        wide = {of: given[of].x.shape[-1] for of in given.node_types}
+        self.convs = nn.ModuleList()
+        for _ in range(depth):
+            self.convs.append(layer(wide, given.metadata()))
+            wide = dict.fromkeys(wide, WIDTH)
+        goals = {kind[-1] for kind in kinds}
+        self.last = nn.ModuleDict({of: nn.Linear(WIDTH, CLASSES) for of in sorted(goals)})
+
+    def forward(self, x_dict: Any, edge_index_dict: Any) -> Any:
+        for conv in self.convs:
+            x_dict = {of: x for of, x in conv(x_dict, edge_index_dict).items() if x is not None}
+        return {of: self.last[of](x) for of, x in x_dict.items()}
+
+
+AT_ONCE: dict[str, Callable[[Any, Any], nn.Module]] = {
+    "HGTConv": lambda wide, metadata: pyg.HGTConv(wide, WIDTH, metadata, heads=2),
+    "HGTConv, one head": lambda wide, metadata: pyg.HGTConv(wide, WIDTH, metadata, heads=1),
+    "HANConv": lambda wide, metadata: pyg.HANConv(wide, WIDTH, metadata, heads=2),
+    "HANConv, one head": lambda wide, metadata: pyg.HANConv(wide, WIDTH, metadata, heads=1),
+}
+
+
+def at_once(name: str, kinds: Any, depth: int) -> nn.Module:
+    torch.manual_seed(0)
+    model = AtOnce(AT_ONCE[name], kinds, depth).double()
+    with torch.no_grad():
+        for parameter in model.parameters():  # factors and skips start at 1, alike
+            parameter += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(("kinds", "depth"), [(RELATIONS, 1), (CLOSED, 2)], ids=["open", "closed"])
+@pytest.mark.parametrize("name", AT_ONCE)
+def test_layers_over_all_types_at_once(name: str, kinds: Any, depth: int, size: int) -> None:
+    given = data(kinds)
+    for of in given.node_types:
+        given[of].train_mask[0] = True
+    plan = check(at_once(name, kinds, depth), given, size, by_rows)
+    over_edges = [f"convs.{i}.{'.'.join(kind)}" for i in range(depth) for kind in kinds]
+    assert {plan.layer(name).config.strategy for name in over_edges} == {"rows, halo"}
+    assert all("rows" in k.config.strategy for k in plan.layers if k.kind == "opaque")
+
+
+def whole_only(op: Op, config: Any) -> bool:
+    return "replicate" in config.strategy or op.kind == "input"
+
+
+@pytest.mark.parametrize("name", ["HGTConv", "HANConv"])
+def test_layers_over_all_types_whole(name: str) -> None:
+    check(at_once(name, CLOSED, 2), data(CLOSED), 2, whole_only)
+
+
+def on_process_at_once(rank: int, plan: Plan) -> Any:
+    return train_together(rank, at_once("HGTConv", CLOSED, 2), data(CLOSED), plan)
+
+
+def test_layers_over_all_types_on_processes() -> None:
+    def run(size: int, model: nn.Module, given: HeteroData, plan: Plan) -> list[Any]:
+        return run_processes(size, on_process_at_once, plan)
+
+    check(at_once("HGTConv", CLOSED, 2), data(CLOSED), 2, by_rows, run=run)
+
+
+class Masks:
+    """Dropout of the layers of one process, with the masks that ranks have."""
+
+    def __init__(self, operations: list[int]) -> None:
+        self.operations, self.calls = operations, 0
+
+    def __call__(self, alpha: Tensor, p: float, training: bool) -> Tensor:
+        step, which = divmod(self.calls, len(self.operations))
+        self.calls += 1
+        key = (torch.initial_seed(), step + 1, self.operations[which])
+        numbers, heads = (torch.arange(n) for n in alpha.shape)
+        assert training
+        return torch.where(keep(key, numbers, heads, p), alpha / (1 - p), 0)
+
+
+@pytest.mark.parametrize("replicated", [False, True])
+def test_attention_drops_the_edges_of_one_process(
+    replicated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, given = at_once("HANConv", CLOSED, 2), data(CLOSED)
+    for conv in model.convs:
+        conv.dropout = 0.4
+    names = [op.name for op in trace(model, given, hag=False).ops]
+    wanted = [f"convs.{i}.{'.'.join(kind)}" for i in range(2) for kind in CLOSED]
+    masks = Masks([names.index(name) for name in wanted])
+    functional = SimpleNamespace(**vars(F) | {"dropout": masks})
+    with monkeypatch.context() as patch:
+        patch.setattr(pyg.conv.han_conv, "F", functional)
+        check(model, given, 4, whole_only if replicated else by_rows)
+    assert masks.calls == STEPS * len(wanted)
+
+
+@pytest.mark.parametrize(
+    ("make", "call"),
+    [
+        (pyg.HANConv, lambda m, d: m(d.x_dict, d.edge_index_dict, True)[0]),
+        (
+            pyg.HGTConv,
+            lambda m, d: m(d.x_dict, {kind: d.edge_index_dict[kind] for kind in RELATIONS[1:]}),
+        ),
+    ],
+    ids=["weights of relations", "fewer relations"],
+)
+def test_what_they_cannot_do_by_a_plan_is_refused_by_name(make: Any, call: Any) -> None:
+    given = data()
+    conv = make(-1, WIDTH, given.metadata()).double()
+    with torch.no_grad():
+        conv(given.x_dict, given.edge_index_dict)
+    model = nn.ModuleDict({"conv": conv})
+    match = rf"'conv' \({make.__name__}\) .* cannot be planned; expected layers in"
+    with pytest.raises(TypeError, match=match):
+        hp.parallel.plan(model, given, "a100x8", call=lambda m, d: call(m["conv"], d))

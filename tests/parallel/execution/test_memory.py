@@ -249,8 +249,9 @@ def test_a_rank_holds_what_its_plan_says(size: int) -> None:
     for (name, strategy, hag, plan), most in zip(work, map(max, zip(*measured, strict=True)),
                                                  strict=True):  # fmt: skip
         share = most / (plan.memory.retained + plan.memory.transient)
-        # Kernels of attention keep their result on a GPU, for which plans are made, and not here.
-        if not (0.8 if "GAT" in name else 0.9) <= share <= 1.1:
+        # Kernels of attention keep their result on a GPU, for which plans are made, and not here,
+        # unless it is joined of own rows and others.
+        if not (0.8 if "GAT" in name and strategy not in ROWS else 0.9) <= share <= 1.1:
             wrong[name, strategy, hag] = round(share, 3)
     assert not wrong
 

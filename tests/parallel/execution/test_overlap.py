@@ -20,14 +20,21 @@ from ..equality import space_with, whole
 from ..models import CLASSES, FEATURES, RGCN, graph
 from ..run_ranks import run_processes, run_threads
 
-BEGIN, WAIT, OWN = "begin exchange", "wait for exchange", "sum over own rows"
+BEGIN, WAIT = "begin exchange", "wait for exchange"
+OWN = ("sum over own rows", "attention over own rows")
 BEGIN_SUM, WAIT_SUM = "begin all_reduce", "wait for all_reduce"
 
 
-def model_and_data(relational: bool = False) -> tuple[torch.nn.Module, Data]:
+MODELS = {
+    "sum": lambda: pyg.GCN(FEATURES, 12, 3, CLASSES),
+    "relations": lambda: RGCN(aggr="mean"),
+    "attention": lambda: pyg.GAT(FEATURES, 12, 3, CLASSES, heads=2, dropout=0.4),
+}
+
+
+def model_and_data(kind: str = "sum") -> tuple[torch.nn.Module, Data]:
     torch.manual_seed(0)
-    model = RGCN(aggr="mean") if relational else pyg.GCN(FEATURES, 12, 3, CLASSES)
-    return model.double(), graph(nodes=45, edges=220)
+    return MODELS[kind]().double(), graph(nodes=45, edges=220)
 
 
 def plan_of(model: torch.nn.Module, data: Data, strategy: str = "rows, halo") -> Plan:
@@ -35,7 +42,7 @@ def plan_of(model: torch.nn.Module, data: Data, strategy: str = "rows, halo") ->
     traced = trace(model, data, hag=False)
 
     def allow(op: Any, c: Any) -> bool:
-        return op.kind != "convolution" or c.strategy == strategy
+        return op.kind not in ("convolution", "attention") or c.strategy == strategy
 
     space = space_with(traced, 2, allow)
     return planned(space, space.cheapest().configs)
@@ -48,9 +55,9 @@ def step(ours: Any) -> Tensor:
     return loss
 
 
-def events(rank: int, plan: Plan, overlap: bool, relational: bool = False) -> list[str]:
+def events(rank: int, plan: Plan, overlap: bool, kind: str = "sum") -> list[str]:
     """Names of what a rank does in the second step, in the order in which it begins."""
-    model, data = model_and_data(relational)
+    model, data = model_and_data(kind)
     data.x = data.x.double()
     ours = hp.parallel.parallelize(model, data, plan, overlap=overlap)
     step(ours)
@@ -74,8 +81,10 @@ def between(names: list[str], first: str, last: str) -> list[list[str]]:
 
 
 def is_sum(name: str) -> bool:
-    """Whether it is a sum over neighbours or its gradient, by its autograd function."""
-    return name in ("Eager", "EagerBackward")
+    """Whether it is a sum over neighbours, or over the own ones, or its gradient, by its autograd
+    function.
+    """
+    return name.removesuffix("Backward") in ("Eager", "_First")
 
 
 def test_own_rows_are_summed_while_others_come() -> None:
@@ -86,7 +95,7 @@ def test_own_rows_are_summed_while_others_come() -> None:
         fixed = plan.layer("convs.0").config.order == "aggregate-first"
         assert len(inside) == 2 * (3 - fixed)  # forward and backward
         assert all(any(map(is_sum, part)) for part in inside)
-        assert names.count(OWN) == 3 - fixed
+        assert names.count(OWN[0]) == 3 - fixed
         # Gradients of weights: all begin before one is waited for, and the last layers' before
         # gradients of rows are sent on.
         assert names.count(BEGIN_SUM) == names.count(WAIT_SUM) == 3
@@ -97,17 +106,19 @@ def test_own_rows_are_summed_while_others_come() -> None:
         assert any(map(is_sum, blocking))
 
 
-# By strategy and whether the model has relations: what brings rows, and gradients back.
+# By strategy and kind of model: what brings rows, and gradients back.
 FIRST = {
-    ("rows, vertex-cover halo", False): ("exchange", "exchange"),
-    ("rows, all-gather", False): ("all_gather", "reduce_scatter"),
-    ("rows, halo", True): ("exchange", "exchange"),
-    ("rows, all-gather", True): ("all_gather", "reduce_scatter"),
+    ("rows, vertex-cover halo", "sum"): ("exchange", "exchange"),
+    ("rows, all-gather", "sum"): ("all_gather", "reduce_scatter"),
+    ("rows, halo", "relations"): ("exchange", "exchange"),
+    ("rows, all-gather", "relations"): ("all_gather", "reduce_scatter"),
+    ("rows, halo", "attention"): ("exchange", "exchange"),
+    ("rows, all-gather", "attention"): ("all_gather", "reduce_scatter"),
 }
 
 
 def each_first(rank: int, plans: Any) -> list[list[str]]:
-    return [events(rank, plan, True, relational) for (_, relational), plan in plans.items()]
+    return [events(rank, plan, True, kind) for (_, kind), plan in plans.items()]
 
 
 def test_every_strategy_that_fetches_rows_sums_its_own_first() -> None:
@@ -115,8 +126,8 @@ def test_every_strategy_that_fetches_rows_sums_its_own_first() -> None:
     for listed in run_processes(2, each_first, plans):
         for names, ways in zip(listed, FIRST.values(), strict=True):
             begin, wait = f"begin {ways[0]}", f"wait for {ways[0]}"
-            assert OWN in names
-            for i in (i for i, name in enumerate(names) if name == OWN):
+            assert {*OWN} & {*names}
+            for i in (i for i, name in enumerate(names) if name in OWN):
                 assert next(n for n in names[i::-1] if n in (begin, wait)) == begin
             for way in dict.fromkeys(ways):
                 parts = between(names, f"begin {way}", f"wait for {way}")
@@ -124,10 +135,10 @@ def test_every_strategy_that_fetches_rows_sums_its_own_first() -> None:
                 assert all(any(map(is_sum, part)) for part in parts)
 
 
-@pytest.mark.parametrize("case", [("rows, halo", False), *FIRST])
-def test_results_are_the_same_to_the_bit(case: tuple[str, bool]) -> None:
-    strategy, relational = case
-    model, data = model_and_data(relational)
+@pytest.mark.parametrize("case", [("rows, halo", "sum"), *FIRST])
+def test_results_are_the_same_to_the_bit(case: tuple[str, str]) -> None:
+    strategy, kind = case
+    model, data = model_and_data(kind)
     plan = plan_of(model, data, strategy)
 
     def train(rank: int) -> Any:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hag_plugin.parallel import measure, plan, simulate_plan, space_of
+from hag_plugin.parallel import OpGraph, measure, plan, simulate_plan, space_of
 from hag_plugin.parallel.machine.topology import load
 from hag_plugin.parallel.search.cost import Analytic
 from hag_plugin.parallel.search.space import Space
@@ -66,7 +66,7 @@ def test_delta_equals_full_on_plans(space: Space) -> None:
             chain.reject()
 
 
-def halos(inner: bool = True) -> Space:
+def halos(inner: bool = True, attends: bool = False) -> Space:
     """Of a graph whose edges are known, and the halo strategy for its layers."""
     generator = torch.Generator().manual_seed(0)
     near = torch.randint(4000, (2, 60_000), generator=generator)
@@ -75,18 +75,23 @@ def halos(inner: bool = True) -> Space:
     if not inner:
         stats = replace(stats, _cut=lambda p, m, cut=stats._cut: replace(cut(p, m), inner=None),
                         _partitions={})  # fmt: skip
-    machine = load("pcie4x4")
+    machine, graph = load("pcie4x4"), deep(3, 64, stats)
+    if attends:
+        layers = (replace(op, kind="attention", heads=4, transform=False)
+                  if op.kind == "convolution" else op for op in graph.ops)  # fmt: skip
+        graph = OpGraph.of(list(layers), graph.graphs, 4, "GAT")
     return Space(
-        deep(3, 64, stats), machine, Analytic(machine),
+        graph, machine, Analytic(machine),
         lambda i, c: not 0 < i < 6 or c.strategy in ("rows, halo", "local"),
     )  # fmt: skip
 
 
-def test_own_rows_are_summed_while_others_come() -> None:
+@pytest.mark.parametrize("attends", [False, True])
+def test_own_rows_go_first_while_others_come(attends: bool) -> None:
     """The same work as where it is not known which edges do not wait, in less time."""
     schedules = {}
     for inner in (True, False):
-        space = halos(inner)
+        space = halos(inner, attends)
         chosen = list(space.cheapest().configs)
         schedule = simulate_strategy(PlanModel(space), chosen)
         schedule.check()
@@ -96,8 +101,9 @@ def test_own_rows_are_summed_while_others_come() -> None:
     assert schedules[True] < schedules[False]
 
 
-def test_delta_equals_full_where_own_rows_go_first() -> None:
-    test_delta_equals_full_on_plans(halos())
+@pytest.mark.parametrize("attends", [False, True])
+def test_delta_equals_full_where_own_rows_go_first(attends: bool) -> None:
+    test_delta_equals_full_on_plans(halos(attends=attends))
 
 
 def test_other_models_are_refused() -> None:

@@ -11,6 +11,7 @@ from hag_plugin.parallel.execution.executors.node_attention import (
     TARGET,
     WEIGHT,
     Heads,
+    transformed,
 )
 from hag_plugin.parallel.execution.executors.node_layers import graphs_of
 from hag_plugin.parallel.execution.executors.registry import Executor, executes
@@ -32,7 +33,7 @@ class SplitHeads(Executor):
     def __call__(self, *inputs: Tensor) -> Tensor:
         site, op = self.site, self.site.op
         x = whole_input(site, inputs[0])
-        out = self.heads(*self.heads.transformed(x, *site.locals([WEIGHT, SOURCE, TARGET])))
+        out = self.heads(*transformed(x, *site.locals([WEIGHT, SOURCE, TARGET])))
         to_rows = site.config.target == ROWS
         if to_rows:  # the mean of heads
             out = out.view(len(out), self.count, op.width).sum(dim=1) / op.heads

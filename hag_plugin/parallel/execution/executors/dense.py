@@ -20,6 +20,7 @@ from hag_plugin.parallel.ranks.transfer import (
     scatter_columns,
     scatter_rows,
     sum_parts,
+    sum_statistics,
 )
 
 
@@ -153,6 +154,20 @@ class ByRow(Local):
         return super().run(Call(call.name, args, kwargs, call.function), *inputs)
 
 
+@executes("rows, means summed", "opaque")
+class Means(Local):
+    """A function of the own rows, and of means over all nodes, which it is told how to take."""
+
+    def run(self, call: Call, *inputs: Tensor) -> Tensor:
+        group, count = self.site.group, int(self.site.rows.sum())
+
+        def mean(x: Tensor) -> Tensor:
+            return sum_statistics(x.sum(dim=1), group) / count
+
+        kwargs = {**call.kwargs, "mean": mean}
+        return super().run(Call(call.name, call.args, kwargs, call.function), *inputs)
+
+
 @executes("replicate", "opaque")
 class Whole(Local):
     """A layer or function that runs on every rank, with the same random numbers on each."""
@@ -163,6 +178,9 @@ class Whole(Local):
         with forked_random_state(site.world.device):
             torch.manual_seed(key)
             if site.module is None:
+                if site.op.drops:
+                    mask = site.edge_mask(torch.arange(call.args[1].shape[1]))
+                    call = Call(call.name, call.args, {**call.kwargs, "mask": mask}, call.function)
                 return super().run(call, *inputs)
             own = dict(zip(site.names, site.locals(list(site.names)), strict=True))
             moved = {

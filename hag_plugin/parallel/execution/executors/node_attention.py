@@ -1,7 +1,8 @@
 """Attention on the rows of one rank: scores of edges, a softmax over each target's, a weighted sum.
 
-Strategies that split nodes are those of convolutions (`rows`), with this layer. The
-rows that are fetched have the transformed features and behind them a score for each head.
+Strategies that split nodes are those of convolutions (`rows`), with this layer. The rows that are
+fetched have the transformed features and behind them a score for each head. While they come, the
+edges from the own rows are attended over.
 """
 
 from __future__ import annotations
@@ -11,16 +12,25 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.profiler import record_function
 
 from hag_plugin.ops.attention import attend
+from hag_plugin.ops.attention_in_parts import Rest, attend_first
 from hag_plugin.ops.weights import edge_slots
-from hag_plugin.parallel.execution.dropout import keep
-from hag_plugin.parallel.execution.executors.node_layers import Fetch, NodeLayer
+from hag_plugin.parallel.execution.dropout import edge_mask
+from hag_plugin.parallel.execution.executors.node_layers import Begin, Fetch, NodeLayer, Parts
 from hag_plugin.parallel.execution.graphs.graph_parts import LocalGraph
 from hag_plugin.parallel.execution.graphs.local_graphs import RankGraphs
 from hag_plugin.parallel.execution.site import Site
 
 WEIGHT, SOURCE, TARGET, BIAS = "lin.weight", "att_src", "att_dst", "bias"
+
+
+def transformed(x: Tensor, weight: Tensor, source: Tensor, target: Tensor) -> list[Tensor]:
+    """Features `[n, H D]`, and scores as a source and as a target, `[n, H]`."""
+    h = F.linear(x, weight)
+    by_head = h.view(len(h), *source.shape[1:])
+    return [h, (by_head * source).sum(dim=-1), (by_head * target).sum(dim=-1)]
 
 
 class Heads:
@@ -39,38 +49,57 @@ class Heads:
         numbers = torch.empty_like(slots).index_put((slots,), torch.from_numpy(graph.edges))
         self.numbers = numbers.to(site.world.device)
 
-    def transformed(
-        self, x: Tensor, weight: Tensor, source: Tensor, target: Tensor
-    ) -> list[Tensor]:
-        """Features `[n, H D]`, and scores as a source and as a target, `[n, H]`."""
-        h = F.linear(x, weight)
-        by_head = h.view(len(h), *source.shape[1:])
-        return [h, (by_head * source).sum(dim=-1), (by_head * target).sum(dim=-1)]
-
     def __call__(self, h: Tensor, as_source: Tensor, as_target: Tensor) -> Tensor:
         """`[S, H D]`, `[S, H]` and `[T, H]` to `[T, H D]`."""
+        given = self.given(h, as_source, as_target)
+        return attend(self.hag, **given, slope=self.module.negative_slope).flatten(1)
+
+    def begin(self, h: Tensor, as_source: Tensor, as_target: Tensor) -> Rest:
+        """The same over these edges, until what is returned is told of those from others."""
+        given = self.given(h, as_source, as_target)
+        return attend_first(self.hag, **given, slope=self.module.negative_slope)
+
+    def given(self, h: Tensor, as_source: Tensor, as_target: Tensor) -> dict[str, Any]:
+        """What attention takes; arguments as of a call."""
         heads = as_source.shape[1]
-        out = attend(
-            self.hag,
-            h.view(len(h), heads, h.shape[1] // heads),
-            key=as_source,
-            query=as_target,
-            score="sum",
-            slope=self.module.negative_slope,
-            mask=self.mask(h, heads),
-        )
-        return out.flatten(1)
+        return {
+            "value": h.view(len(h), heads, h.shape[1] // heads), "key": as_source,
+            "query": as_target, "score": "sum", "mask": self.mask(h, heads),
+        }  # fmt: skip
 
     def mask(self, h: Tensor, heads: int) -> Tensor | None:
         """Of the layer's dropout, `[E, H]`: it depends on the edge's number and the head."""
         p, world = self.module.dropout, self.site.world
         if not (self.module.training and p):
             return None
-        if p >= 1:
-            return h.new_zeros(self.hag.num_edges, heads)
         numbers = torch.arange(heads, device=h.device) + self.first
         key = (world.seed, world.step, self.site.index)
-        return keep(key, self.numbers, numbers, p).to(h.dtype).div_(1 - p)
+        return edge_mask(key, self.numbers, numbers, p, h.dtype)
+
+
+class OwnFirst:
+    """Attention over the edges from the own rows while the rows of others come, then over all.
+
+    Args:
+        site: where.
+        parts: the edges from the own rows, and those from others.
+        begin: begins to fetch what the others' edges read.
+    """
+
+    def __init__(self, site: Site, parts: Parts, begin: Begin) -> None:
+        self.begin = begin
+        self.own, self.others = (Heads(site, part) for part in parts)
+
+    def __call__(self, h: Tensor, as_source: Tensor, as_target: Tensor) -> Tensor:
+        """`[n, H D]` and `[n, H]` twice to `[n, H D]`."""
+        both = torch.cat([h, as_source], dim=1)
+        end, h, as_source = self.begin(both), h.to(both.dtype), as_source.to(both.dtype)
+        del both
+        with record_function("attention over own rows"):
+            rest = self.own.begin(h, as_source, as_target)
+        widths = [h.shape[1], as_source.shape[1]]
+        rows, scores = (part.contiguous() for part in torch.split(end(), widths, dim=1))
+        return rest(self.others.hag, **self.others.given(rows, scores, as_target)).flatten(1)
 
 
 class Attention(NodeLayer):
@@ -81,18 +110,23 @@ class Attention(NodeLayer):
     def __init__(self, site: Site, graphs: RankGraphs, copies: bool) -> None:
         super().__init__(site, graphs, copies)
         self.bias = BIAS if site.op.bias else ""
+        self.own_first: OwnFirst | None = None
 
     def place(self, graph: LocalGraph) -> None:
         self.heads = Heads(self.site, graph)
 
+    def place_apart(self, parts: Parts, begin: Begin) -> None:
+        """Says which edges it is to run on, those from the own rows first; as of `OwnFirst`."""
+        self.own_first = OwnFirst(self.site, parts, begin)
+
     def __call__(self, x: Tensor, fetch: Fetch) -> Tensor:
         op = self.site.op
         values = self.parameters(WEIGHT, SOURCE, TARGET, self.bias)
-        h, as_source, as_target = self.heads.transformed(
-            x, values[WEIGHT], values[SOURCE], values[TARGET]
-        )
-        rows, scores = fetch(torch.cat([h, as_source], dim=1)).tensor_split([op.wide], dim=1)
-        out = self.heads(rows.contiguous(), scores.contiguous(), as_target)
+        h, as_source, as_target = transformed(x, values[WEIGHT], values[SOURCE], values[TARGET])
+        if self.own_first is None:
+            out = self.heads(h, as_source, as_target)
+        else:
+            out = self.own_first(h, as_source, as_target)
         if not op.concatenated:
             out = out.view(len(out), op.heads, op.width).mean(dim=1)
         return out + values[BIAS] if self.bias else out

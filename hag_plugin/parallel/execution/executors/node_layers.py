@@ -22,6 +22,9 @@ from hag_plugin.parallel.execution.site import Site
 from hag_plugin.parallel.strategies.convolution import AGGREGATE, TRANSFORM
 
 Fetch = Callable[[Tensor], Tensor]
+Begin = Callable[[Tensor], Callable[[], Tensor]]
+"""Begins to fetch rows; what it returns gives them when they are there."""
+Parts = tuple[LocalGraph, LocalGraph]
 Sums = Callable[[Tensor], list[Tensor]]
 
 

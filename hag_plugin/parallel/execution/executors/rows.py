@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -13,10 +14,12 @@ from hag_plugin.parallel.execution.executors.forms import Form
 from hag_plugin.parallel.execution.executors.local_aggregate import LocalAggregate
 from hag_plugin.parallel.execution.executors.node_attention import Attention
 from hag_plugin.parallel.execution.executors.node_layers import (
+    Begin,
     Convolution,
     Fetch,
     Messages,
     NodeLayer,
+    Parts,
     Relational,
     graphs_of,
 )
@@ -41,10 +44,6 @@ from hag_plugin.parallel.ranks.transfer import (
 from hag_plugin.parallel.strategies.convolution import is_kept
 from hag_plugin.recall import Known
 from hag_plugin.reducers import LINEAR
-
-Parts = tuple[LocalGraph, LocalGraph]
-Begin = Callable[[Tensor], Callable[[], Tensor]]
-"""Begins to fetch rows; what it returns gives them when they are there."""
 
 
 def layer_of(site: Site, graphs: RankGraphs, copies: bool) -> NodeLayer:
@@ -232,6 +231,9 @@ def place(
 
     The last arguments are those of `own_first`.
     """
+    if isinstance(layer, Attention) and begin is not None:
+        layer.place_apart(apart(), begin)
+        return
     if isinstance(layer, Convolution | Relational):
         layer.own_first = own_first(layer.site, layer.form, layer.graphs, apart, begin)
         if layer.own_first is not None:
@@ -274,7 +276,7 @@ class RowsCover(Executor):
 
 @executes("rows, halo", "opaque")
 class LayerHalo(OperationExecutor):
-    """A layer as it is, given a pair: the rows that its edges read, and the own rows."""
+    """A layer or function as it is, given a pair: rows that its edges read, and the own rows."""
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
@@ -294,8 +296,9 @@ class LayerHalo(OperationExecutor):
               for t in functions.tensors([*call.args[2:], dict(call.kwargs)])}  # fmt: skip
         rest = functions.replaced(tuple(call.args[2:]), by)
         kwargs = functions.replaced(dict(call.kwargs), by)
-        assert site.module is not None
+        if site.op.drops:
+            kwargs["mask"] = site.edge_mask(self.edges)
         assert call.function is not None
-        with swapped(site.module, own):
+        with nullcontext() if site.module is None else swapped(site.module, own):
             out: Tensor = call.function((self.fetch(source), target), self.index, *rest, **kwargs)
         return out

@@ -20,7 +20,15 @@ from hag_plugin.ops.registration import call
 from hag_plugin.testing import limits
 
 from .... import reference
-from ....attending import FORMS, NORMALISATIONS, assert_equal, how_of, order_of, tensors_of
+from ....attending import (
+    FORMS,
+    NORMALISATIONS,
+    assert_equal,
+    assert_parts_equal,
+    how_of,
+    order_of,
+    tensors_of,
+)
 from ....cases import draw_graph, random_graph
 from .test_aggregate import DTYPES
 
@@ -219,3 +227,10 @@ def test_an_order_out_of_range_is_seen_in_the_result(kernel_device: str) -> None
         y = attend(hag, given[0], bias=given[1], order=given[2])
         assert y[0].isnan().all()
         assert y[1].isfinite().all()
+
+
+@pytest.mark.parametrize("form", OWN)
+def test_edges_in_two_parts(form: str, kernel_device: str) -> None:
+    """Targets with edges of both, of one of them and of neither; long rows in the first."""
+    own, others = edges_with_long_rows(), torch.tensor([[0, 1, 1, 2, 0], [2, 2, 0, 6, 6]])
+    assert_parts_equal([own, others], (7, 3), 8, form, (2, 3, 4, 1), device=kernel_device)
