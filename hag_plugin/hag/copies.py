@@ -25,6 +25,10 @@ from hag_plugin.hag.state import entry
 from hag_plugin.kernels import _cpu
 from hag_plugin.modes import Array, outside_inference
 
+# Rows of which one is compared before all are: layers whose copies differ mostly show it there.
+SEEN_AT_ONCE = 31
+WORTH_IT = 0.9  # of the seconds without: with more, a gain is not sure
+
 
 class HAG(Protocol):
     """What is asked of a `HAG` here."""
@@ -73,7 +77,10 @@ class Copies:
         key = self_loops, idempotent, x.shape[-1], x.dtype
         if key not in self._pays:
             self._pays[key] = self._is_faster(graph, merged, *key)
-        if not self._pays[key] or not self._are_alike(x, scale):
+        if not self._pays[key] or not self._are_alike(x, scale, SEEN_AT_ONCE):
+            return None
+        if not self._are_alike(x, scale, 1):
+            self._pays[key] = graph.options.choose == "hag"  # to see it took long, and was no use
             return None
         return merged.chosen(False, idempotent, x)
 
@@ -95,22 +102,29 @@ class Copies:
         copies = int((self._first != np.arange(len(self._first))).sum())
         compared = Work(0, 0, copies, copies, 0, len(self._first))
         looks = float(compared.seconds(row_bytes, constants=c))
-        return seconds(merged, False) + looks < seconds(graph, loops)
+        return seconds(merged, False) + looks < WORTH_IT * seconds(graph, loops)
 
-    def _are_alike(self, x: Tensor, scale: Tensor | None) -> bool:
-        """Whether copies have the same features, and the same scale, bit by bit."""
+    def _are_alike(self, x: Tensor, scale: Tensor | None, step: int) -> bool:
+        """Whether copies have the same features, and the same scale, bit by bit.
+
+        Args:
+            x: as for `program`.
+            scale: the same.
+            step: every so many sources are looked at.
+        """
         if x.stride(-1) != 1 and x.shape[-1] > 1:
             return False
-        for one in [scale] if scale is not None else []:
-            if not self._alike(one.detach().contiguous().unsqueeze(-1)):
-                return False
-        flat = x.detach().flatten(0, -3) if x.dim() > 3 else x.detach()
-        return all(self._alike(each) for each in (flat if flat.dim() == 3 else [flat]))
+        x = x.detach()
+        layers = [x] if x.dim() == 2 else list(x.flatten(0, -3))
+        if scale is not None:
+            layers.append(scale.detach().contiguous().unsqueeze(-1))
+        return all(self._alike(each, step) for each in layers)
 
-    def _alike(self, x: Tensor) -> bool:
+    def _alike(self, x: Tensor, step: int) -> bool:
         size = x.element_size()
         row = x.shape[1] * size, x.stride(0) * size
-        alike: bool = _cpu.rows_alike(x.data_ptr(), self._first, *row, torch.get_num_threads())
+        threads = torch.get_num_threads()
+        alike: bool = _cpu.rows_alike(x.data_ptr(), self._first, *row, step, threads)
         return alike
 
     @cached_property

@@ -68,14 +68,16 @@ uint64_t checksum(const void *data, int64_t rows, int64_t row_bytes, int64_t row
 }
 
 bool rows_alike(const void *data, const int32_t *first, int64_t rows, int64_t row_bytes,
-                int64_t row_stride, int threads) {
+                int64_t row_stride, int64_t step, int threads) {
   const auto *x = static_cast<const unsigned char *>(data);
-  const int used = useful_threads(threads, rows * row_bytes / 16);
-  Counter pieces(rows, std::max<int64_t>(1, kChunk / std::max<int64_t>(row_bytes, 1)), used);
+  const int64_t looked_at = (rows + step - 1) / step;
+  const int used = useful_threads(threads, looked_at * row_bytes / 16);
+  Counter pieces(looked_at, std::max<int64_t>(1, kChunk / std::max<int64_t>(row_bytes, 1)), used);
   std::atomic<bool> alike{true};
   in_parallel(used, [&](int thread) {
     pieces.share(thread, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end && alike.load(std::memory_order_relaxed); ++i) {
+      for (int64_t k = begin; k < end && alike.load(std::memory_order_relaxed); ++k) {
+        const int64_t i = k * step;
         if (first[i] == i) continue;
         if (std::memcmp(x + i * row_stride, x + first[i] * row_stride, row_bytes) != 0)
           alike.store(false, std::memory_order_relaxed);

@@ -11,9 +11,9 @@ namespace hag {
 uint64_t checksum(const void *data, int64_t rows, int64_t row_bytes, int64_t row_stride,
                   int threads);
 
-// Whether each of `rows` rows holds the same bytes as the row `first[i]`. Ends at the first that
-// does not. Every `first[i]` is a row.
+// Whether every `step`-th of `rows` rows holds the same bytes as the row `first[i]`. Ends at the
+// first that does not. Every `first[i]` is a row.
 bool rows_alike(const void *data, const int32_t *first, int64_t rows, int64_t row_bytes,
-                int64_t row_stride, int threads);
+                int64_t row_stride, int64_t step, int threads);
 
 }  // namespace hag

@@ -11,8 +11,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 import hag_plugin as hp
+from hag_plugin.hag.copies import SEEN_AT_ONCE
 from hag_plugin.hag.hag import HAG, batch, rebuild_hag
 from hag_plugin.ops.aggregate import aggregate
 
@@ -102,16 +104,37 @@ def test_nan_and_zeros_of_both_signs() -> None:
     assert not is_shared(hag, False, False)
 
 
+def whole_copies(nodes: int, times: int) -> tuple[Tensor, Tensor]:
+    """A graph so many times, side by side: copies have the same neighbours, too."""
+    edges = torch.randint(nodes, (2, 20 * nodes), generator=torch.Generator().manual_seed(0))
+    side_by_side = torch.cat([edges + nodes * i for i in range(times)], 1)
+    return side_by_side, torch.arange(nodes).repeat(times)
+
+
 @pytest.mark.parametrize("choose", ["model", "plain"])
 def test_runs_where_it_pays(choose: str) -> None:
-    edges, ids = bags(40, 40, 3, density=0.7)
+    edges, ids = whole_copies(60, 60)
     hag = hp.build_hag(edges, num_nodes=len(ids), choose=choose, copies=ids)
-    x = torch.randn(40, 64)[ids]
+    x = torch.randn(60, 64)[ids]
     aggregate(x, hag, "max")
     assert is_shared(hag, False, True) == (choose == "model")
     alone = hp.build_hag(edges, num_nodes=len(ids), choose=choose, copies=torch.arange(len(ids)))
     aggregate(x, alone, "max")
     assert not is_shared(alone, False, True)
+
+
+def test_looking_in_vain_ends() -> None:
+    """Where only a late row differs, all are compared once, and then no more."""
+    edges, ids = whole_copies(60, 60)
+    hag = hp.build_hag(edges, num_nodes=len(ids), choose="model", copies=ids)
+    x = torch.randn(60, 64)[ids]
+    for last, shares in ((0.0, True), (1.0, False), (0.0, False)):
+        z = x.clone()
+        z[-1] += last
+        assert len(ids) % SEEN_AT_ONCE != 1  # the last row is not among those that are seen at once
+        expected = reference.aggregate(z, edges, len(ids), "max")
+        torch.testing.assert_close(aggregate(z, hag, "max"), expected)
+        assert is_shared(hag, False, True) == shares
 
 
 def travelled(hag: HAG, way: str, folder: Path) -> HAG:

@@ -216,8 +216,9 @@ void bind_graph(nb::module_ &m) {
   m.def(
       "rows_alike",
       [](uintptr_t data, const Array<int32_t> &first, int64_t row_bytes, int64_t row_stride,
-         int threads) {
+         int64_t step, int threads) {
         const auto rows = static_cast<int64_t>(first.shape(0));
+        if (step < 1) throw std::invalid_argument("step is below 1");
         for (int64_t i = 0; i < rows; ++i) {
           if (first.data()[i] < 0 || first.data()[i] >= rows)
             throw std::invalid_argument("first holds " + std::to_string(first.data()[i]) +
@@ -225,7 +226,7 @@ void bind_graph(nb::module_ &m) {
         }
         const WithoutGil without_gil;
         return hag::rows_alike(reinterpret_cast<const void *>(data), first.data(), rows, row_bytes,
-                               row_stride, threads);
+                               row_stride, step, threads);
       },
-      "data"_a, "first"_a, "row_bytes"_a, "row_stride"_a, "threads"_a);
+      "data"_a, "first"_a, "row_bytes"_a, "row_stride"_a, "step"_a, "threads"_a);
 }
