@@ -422,3 +422,51 @@ def test_names_that_pyg_takes_for_something_else(name: str) -> None:
 def test_data_without_edges(data: Any) -> None:
     with pytest.raises(ValueError, match=r"data has .*x.*; expected"):
         to_dgl(data)
+
+
+def rings(*sizes: int) -> Batch:
+    graphs = []
+    for size in sizes:
+        nodes = torch.arange(size)
+        graphs.append(
+            Data(x=torch.ones(size, 1), edge_index=torch.stack([nodes, (nodes + 1) % size]))
+        )
+    return Batch.from_data_list(graphs)
+
+
+def test_nodes_that_a_batch_lost() -> None:
+    """PyG leaves `ptr` as it was; `batch` is right."""
+    kept = rings(3, 4, 2).subgraph(torch.tensor([1, 2, 3, 4, 5, 6]))
+    graph = hp.pyg.to_dgl(kept)
+    assert graph.batch_num_nodes().tolist() == [2, 4, 0]
+    assert [g.num_edges() for g in dgl.unbatch(graph)] == [1, 4, 0]
+    assert dgl.sum_nodes(graph, "feat").flatten().tolist() == [2.0, 4.0, 0.0]
+    nested = Batch.from_data_list([rings(3, 4), rings(2)])
+    assert hp.pyg.to_dgl(nested).batch_num_nodes().tolist() == [3, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("edge_index", "words"),
+    [
+        (torch.tensor([[0.9, 1.9], [1.0, 2.0]]), "edge_index"),
+        (torch.tensor([[-1], [0]]), "-1"),
+        (torch.tensor([[0], [3]]), "0 to 2"),
+        (torch.zeros(3, 3).long(), "edge_index"),
+        (torch.zeros(3).long(), "edge_index"),
+        (torch.tensor([[0, 1], [1, 2]]).to_sparse(), "edge_index"),
+    ],
+)
+def test_edges_that_are_none(edge_index: Any, words: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=words):
+        hp.pyg.to_dgl(Data(edge_index=edge_index, num_nodes=3))
+
+
+def test_edges_across_graphs() -> None:
+    batch = rings(3, 4)
+    batch.edge_index[1, 0] = 5
+    with pytest.raises(ValueError, match=r"\[0, 5\]"):
+        hp.pyg.to_dgl(batch)
+    unordered = rings(3, 4)
+    unordered.batch = unordered.batch.flip(0)
+    with pytest.raises(ValueError, match="batch"):
+        hp.pyg.to_dgl(unordered)

@@ -27,6 +27,7 @@ from hag_plugin.modes import Array, outside_inference
 
 # Rows of which one is compared before all are: layers whose copies differ mostly show it there.
 SEEN_AT_ONCE = 31
+REST = 16  # calls after one in which all rows were compared in vain
 WORTH_IT = 0.9  # of the seconds without: with more, a gain is not sure
 
 
@@ -58,6 +59,7 @@ class Copies:
         self.first = first
         self.graphs = dict(graphs)
         self._pays: dict[tuple[Any, ...], bool] = {}
+        self._rests: dict[tuple[Any, ...], int] = {}  # calls that are not looked at
 
     def program(
         self, graph: HAG, self_loops: SelfLoops, idempotent: bool, x: Tensor, scale: Tensor | None
@@ -72,15 +74,20 @@ class Copies:
             scale: of the sources, `[num_src]`.
         """
         merged = self.graphs.get(graph.copies_mode(self_loops))
-        if merged is None or x.device.type != "cpu" or not x.numel():
+        if merged is None or not self._num_copies or x.device.type != "cpu" or not x.numel():
             return None
         key = self_loops, idempotent, x.shape[-1], x.dtype
         if key not in self._pays:
             self._pays[key] = self._is_faster(graph, merged, *key)
-        if not self._pays[key] or not self._are_alike(x, scale, SEEN_AT_ONCE):
+        if not self._pays[key]:
+            return None
+        if self._rests.get(key, 0) > 0:
+            self._rests[key] -= 1
+            return None
+        if not self._are_alike(x, scale, SEEN_AT_ONCE):
             return None
         if not self._are_alike(x, scale, 1):
-            self._pays[key] = graph.options.choose == "hag"  # to see it took long, and was no use
+            self._rests[key] = 0 if graph.options.choose == "hag" else REST
             return None
         return merged.chosen(False, idempotent, x)
 
@@ -99,8 +106,7 @@ class Copies:
             work = Work.of(program)
             return float(work.seconds(row_bytes, constants=c, arithmetic=arithmetic))
 
-        copies = int((self._first != np.arange(len(self._first))).sum())
-        compared = Work(0, 0, copies, copies, 0, len(self._first))
+        compared = Work(0, 0, self._num_copies, self._num_copies, 0, len(self._first))
         looks = float(compared.seconds(row_bytes, constants=c))
         return seconds(merged, False) + looks < WORTH_IT * seconds(graph, loops)
 
@@ -130,6 +136,10 @@ class Copies:
     @cached_property
     def _first(self) -> Array:
         return self.first.numpy()
+
+    @cached_property
+    def _num_copies(self) -> int:
+        return int((self._first != np.arange(len(self._first))).sum())
 
     # Moving and keeping ---------------------------------------------------------------------
 
@@ -196,6 +206,8 @@ def of_batch(
 
 def first_of(copies: Tensor) -> Tensor:
     """The first source with the same entry, or the same row of entries, int32 `[num_src]`."""
+    if not copies.numel():  # all entries are the same: none
+        return torch.zeros(len(copies), dtype=torch.int32)
     with outside_inference():
         _, kind = torch.unique(copies.detach().cpu(), dim=0, return_inverse=True)
         nodes = torch.arange(len(kind))

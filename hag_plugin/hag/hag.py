@@ -404,22 +404,20 @@ class HAG(Graph):
         make = lambda: search.plain_program(self, *key, samples.order_of(program))  # noqa: E731
         return self.kept(_kept_as(REORDERED, key), make)
 
-    def chosen(
-        self,
-        self_loops: SelfLoops,
-        idempotent: bool,
-        x: Tensor,
-        source_scale: Tensor | None = None,
+    def chosen_across_copies(
+        self, self_loops: SelfLoops, idempotent: bool, x: Tensor, source_scale: Tensor | None
     ) -> Program:
-        """The program that an aggregation of features `x` runs: for every call the same.
-
-        Where sources are copies of others, it goes by whether these have the same features, too.
-        """
+        """The same for values alone, not for who holds them: where sources are copies of others, it
+        goes by whether these have the same features, too."""
         if self.copies is not None:
             program = self.copies.program(self, self_loops, idempotent, x, source_scale)
             if program is not None:
                 self._ran[self_loops, idempotent] = Chosen(program, ACROSS_COPIES)
                 return program
+        return self.chosen(self_loops, idempotent, x)
+
+    def chosen(self, self_loops: SelfLoops, idempotent: bool, x: Tensor) -> Program:
+        """The program that an aggregation of features `x` runs: for every call the same."""
         request = self_loops, idempotent, x.shape[-1], x.dtype
         found = self._chosen.get(request)
         if found is None:

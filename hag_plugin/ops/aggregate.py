@@ -260,7 +260,10 @@ def _sum(
             source_scale = mean if source_scale is None else source_scale * mean
         else:
             target_scale = mean if target_scale is None else target_scale * mean
-    program = (hag.transpose() if transposed else hag).chosen(mode, False, x, source_scale)
+    if transposed:
+        program = hag.transpose().chosen(mode, False, x)
+    else:
+        program = hag.chosen_across_copies(mode, False, x, source_scale)
     _walk(program, x, y, "sum", source_scale, target_scale)
     if observers:
         tell("aggregate", reduce, program)
@@ -275,7 +278,7 @@ def _run_extremum(graph: Graph, x: Tensor, loops: str, largest: bool, num_dst: i
 
 def _extrema(hag: HAG, x: Tensor, y: Tensor, loops: str, reduce: str) -> Tensor:
     """Writes the extrema into `y`, as `_sum` does the sums."""
-    program = hag.chosen(loop_mode(loops), True, x)
+    program = hag.chosen_across_copies(loop_mode(loops), True, x, None)
     _walk(program, x, y, reduce)
     if observers:
         tell("extremum", reduce, program)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import hag_plugin as hp
-from hag_plugin.hag.copies import SEEN_AT_ONCE
+from hag_plugin.hag.copies import REST, SEEN_AT_ONCE
 from hag_plugin.hag.hag import HAG, batch, rebuild_hag
 from hag_plugin.ops.aggregate import aggregate
 
@@ -57,7 +57,8 @@ def test_equals_the_reference(
     y = aggregate(x, hag, reduce, **rest)
     alike = all(torch.equal(x[..., ids == i, :], x[..., ids == i, :][..., :1, :].expand_as(
         x[..., ids == i, :])) for i in ids.unique())  # fmt: skip
-    assert is_shared(hag, mode, reduce in ("max", "min")) == (alike and x.numel() > 0)
+    shares = alike and x.numel() > 0 and len(ids.unique()) < len(ids)
+    assert is_shared(hag, mode, reduce in ("max", "min")) == shares
     twin = x.detach().double().requires_grad_()
     wide = None if scale is None else scale.double()
     expected = reference.aggregate(
@@ -123,12 +124,49 @@ def test_runs_where_it_pays(choose: str) -> None:
     assert not is_shared(alone, False, True)
 
 
-def test_looking_in_vain_ends() -> None:
-    """Where only a late row differs, all are compared once, and then no more."""
+@pytest.mark.parametrize("ties", ["first", "last", "even"])
+@pytest.mark.parametrize("reduce", ["max", "min"])
+def test_who_holds_an_extremum_is_a_neighbour(reduce: Any, ties: Any) -> None:
+    edges, ids = bags(8, 4, 9)
+    hag = hp.build_hag(edges, num_nodes=len(ids), choose="hag", copies=ids)
+    plain = hp.build_hag(edges, num_nodes=len(ids), method="none")
+    x = torch.randint(2, (8, 3)).double()[ids].requires_grad_()
+    found, expected = (
+        torch.autograd.grad(aggregate(x, graph, reduce, ties=ties).sum(), x)[0]
+        for graph in (hag, plain)
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_no_copies_and_no_entries() -> None:
+    edges = torch.tensor([[0, 1, 2], [1, 2, 0]])
+    alone = hp.build_hag(edges, num_nodes=3, choose="hag", copies=torch.arange(3))
+    aggregate(torch.ones(3, 2), alone)
+    assert not is_shared(alone, False, False)
+    same = hp.build_hag(edges, num_nodes=3, choose="hag", copies=torch.zeros(3, 0))
+    assert aggregate(torch.ones(3, 2), same).tolist() == [[1.0, 1.0]] * 3
+    assert is_shared(same, False, False)
+
+
+def test_backward_of_a_symmetric_graph_looks_at_nothing() -> None:
+    edges, ids = whole_copies(60, 60)
+    edges = torch.cat([edges, edges.flip(0)], 1)
+    hag = hp.build_hag(edges, num_nodes=len(ids), copies=ids, choose="model")
+    assert hag.transpose() is hag
+    x = torch.randn(60, 64)[ids].requires_grad_()
+    for _ in range(3):
+        aggregate(x, hag)[-1].sum().backward()
+        aggregate(x, hag)
+        assert is_shared(hag, False, False)
+
+
+def test_looking_in_vain_rests() -> None:
+    """Where only a late row differs, all are compared once, and then not for some calls."""
     edges, ids = whole_copies(60, 60)
     hag = hp.build_hag(edges, num_nodes=len(ids), choose="model", copies=ids)
     x = torch.randn(60, 64)[ids]
-    for last, shares in ((0.0, True), (1.0, False), (0.0, False)):
+    calls = [(0.0, True), (1.0, False), *[(0.0, False)] * REST, (0.0, True)]
+    for last, shares in calls:
         z = x.clone()
         z[-1] += last
         assert len(ids) % SEEN_AT_ONCE != 1  # the last row is not among those that are seen at once

@@ -16,6 +16,7 @@ from torch_geometric.data.storage import N_KEYS
 from hag_plugin import adapters
 from hag_plugin.arguments import check_kind
 from hag_plugin.exchange import EDGES, NODES, EdgePart, EdgeType, GraphParts, NodePart
+from hag_plugin.hag.graph import check_edge_index
 from hag_plugin.hag.hag import HAG
 from hag_plugin.pyg.data.graph import KEY, HagStores, adopt, with_edges
 from hag_plugin.saved import set_module
@@ -47,7 +48,8 @@ def to_dgl(data: Data | HeteroData) -> Any:
 
     Raises:
         TypeError: `data` is neither.
-        ValueError: it has no `edge_index`.
+        ValueError: it has no `edge_index`, one whose ids are out of range, or a batch whose nodes
+            are not side by side or whose edges cross from one graph to another.
 
     Example:
         >>> import torch
@@ -73,28 +75,27 @@ def _parts_of(data: Any) -> GraphParts:
         _ = data[source], data[target]  # nodes of which edges alone tell
     stores = {store._key or NODES: store for store in data.node_stores}
     counts = {kind: _count(kind, store, ends) for kind, store in stores.items()}
-    ptrs = {kind: store.get("ptr") for kind, store in stores.items()}
-    is_batch = all(isinstance(ptr, Tensor) for ptr in ptrs.values())
+    _check_ids(ends, counts)
+    per_graph = _nodes_per_graph(data, stores, counts)
     # In a `Data` with as many nodes as edges, a name alone says what a value is one of.
     is_even = EDGES in ends and ends[EDGES].shape[1] == counts[NODES]
 
     nodes = {}
     for kind, store in stores.items():
         values = _values(data, store, counts[kind], False if is_even else None)
-        if is_batch:
+        if per_graph:
             values.pop("batch", None)
         names = {new: old for old, new in NODE_NAMES.items()}
-        per_graph = ptrs[kind].diff() if is_batch else None
-        nodes[kind] = NodePart(counts[kind], _renamed(values, names), per_graph)
+        nodes[kind] = NodePart(counts[kind], _renamed(values, names), per_graph.get(kind))
     edges = {}
     for (edge_type, edge_index), store in zip(ends.items(), data.edge_stores, strict=True):
         values = _values(data, store, edge_index.shape[1], True if is_even else None)
         names = {new: old for old, new in EDGE_NAMES.items()}
         if edge_type == EDGES:
             names = {key: names.get(key, key.removeprefix(PREFIX)) for key in values}
-        ptr = ptrs[edge_type[0]] if is_batch else None
+        sizes = per_graph.get(edge_type[0]), per_graph.get(edge_type[2])
         hag = hags.get(edge_type)
-        edges[edge_type] = _edge_part(edge_index, _renamed(values, names), ptr, hag)
+        edges[edge_type] = _edge_part(edge_index, _renamed(values, names), sizes, hag)
     return GraphParts(nodes, edges)
 
 
@@ -103,9 +104,50 @@ def _ends(store: Any) -> Tensor:
     if not isinstance(edge_index, Tensor):
         where = "" if store._key is None else f" of {store._key}"
         raise ValueError(f"data{where} has {sorted(store.keys())}; expected an edge_index")
-    edges: Any = edge_index
-    ends: Tensor = (edges.as_tensor() if isinstance(edges, EdgeIndex) else edges).long()
+    edges: Any = edge_index.as_tensor() if isinstance(edge_index, EdgeIndex) else edge_index
+    check_edge_index(edges)
+    ends: Tensor = edges.long()
     return ends
+
+
+def _check_ids(ends: Mapping[EdgeType, Tensor], counts: Mapping[str, int]) -> None:
+    for (source, _, target), edge_index in ends.items():
+        for kind, ids in zip((source, target), edge_index, strict=True):
+            least, most = (int(each) for each in ids.aminmax()) if len(ids) else (0, -1)
+            if least < 0 or most >= counts[kind]:
+                raise ValueError(f"edge_index has ids from {least} to {most}; expected 0 to "
+                                 f"{counts[kind] - 1}")  # fmt: skip
+
+
+def _nodes_per_graph(
+    data: Any, stores: Mapping[str, Any], counts: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """How many nodes each graph of a batch has, by type; empty where it is no batch.
+
+    A transform that leaves nodes out changes `batch`, and leaves `ptr`: so `batch` tells.
+    """
+    if not all(
+        isinstance(store.get("ptr"), Tensor)
+        or (isinstance(data, Batch) and isinstance(store.get("batch"), Tensor))
+        for store in stores.values()
+    ):
+        return {}
+    found, num_graphs = {}, 0
+    for kind, store in stores.items():
+        batch, ptr = store.get("batch"), store.get("ptr")
+        if isinstance(batch, Tensor):
+            if len(batch) != counts[kind] or bool((batch.diff() < 0).any()):
+                raise ValueError("batch is not in order, or is not one a node; expected the nodes "
+                                 "of each graph side by side")  # fmt: skip
+            least = len(ptr) - 1 if isinstance(ptr, Tensor) else 0
+            found[kind] = batch.bincount(minlength=least)
+        else:
+            found[kind] = ptr.diff()
+        if int(found[kind].sum()) != counts[kind]:
+            raise ValueError(f"ptr ends at {int(ptr[-1])}; expected {counts[kind]} nodes")
+        num_graphs = max(num_graphs, len(found[kind]))
+    pad = torch.nn.functional.pad
+    return {kind: pad(each, (0, num_graphs - len(each))) for kind, each in found.items()}
 
 
 def _edge_type(store: Any) -> EdgeType:
@@ -149,18 +191,33 @@ def _goes_by_rows(data: Any, store: Any, key: str, value: Tensor) -> bool:
 
 
 def _edge_part(
-    edge_index: Tensor, values: dict[str, Tensor], ptr: Tensor | None, held: Any
+    edge_index: Tensor,
+    values: dict[str, Tensor],
+    per_graph: tuple[Tensor | None, Tensor | None],
+    held: Any,
 ) -> EdgePart:
-    """The edges of one type, those of each graph of a batch side by side, as DGL has them."""
+    """The edges of one type, those of each graph of a batch side by side, as DGL has them.
+
+    Args:
+        per_graph: how many sources and targets each graph has; None where it is no batch.
+    """
     hag = held if isinstance(held, HAG) else None
-    if ptr is None:
+    sources, targets = per_graph
+    if sources is None or targets is None:
         return EdgePart(edge_index, values, None, hag)
-    graph = torch.bucketize(edge_index[0], ptr[1:], right=True)
+    graph, other = (
+        torch.bucketize(ids, sizes.cumsum(0), right=True)
+        for ids, sizes in zip(edge_index, (sources, targets), strict=True)
+    )
+    if not torch.equal(graph, other):
+        at = int((graph != other).nonzero()[0])
+        raise ValueError(f"edge_index has an edge {edge_index[:, at].tolist()} from one graph of "
+                         "the batch to another; expected none")  # fmt: skip
     if bool((graph.diff() < 0).any()):
         order = graph.argsort(stable=True)
         edge_index = edge_index[:, order]
         values = {key: value[order] for key, value in values.items()}
-    return EdgePart(edge_index, values, graph.bincount(minlength=len(ptr) - 1), hag)
+    return EdgePart(edge_index, values, graph.bincount(minlength=len(sources)), hag)
 
 
 # Together ---------------------------------------------------------------------------------------
