@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from hag_plugin.arguments import brief
 from hag_plugin.cli.options import add_ids, amount, natural, positive
 from hag_plugin.data import datasets
 from hag_plugin.data.graph_data import GraphData
@@ -137,8 +139,25 @@ def _from_file(path: str, attribute: str) -> Any:
     if spec is None or spec.loader is None:
         raise ValueError(f"{path!r} is no Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    _of_user(path, lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]
     if not hasattr(module, attribute):
         raise ValueError(f"{path} has no {attribute!r}")
     found = getattr(module, attribute)
-    return found if isinstance(found, torch.nn.Module) else found()
+    if not isinstance(found, torch.nn.Module):
+        if not callable(found):
+            raise ValueError(f"{attribute} in {path} is {brief(found)}; expected a module, or a "
+                             "function that makes one")  # fmt: skip
+        found = _of_user(f"{path}:{attribute}", found)
+    if not isinstance(found, torch.nn.Module):
+        raise ValueError(f"{attribute} in {path} makes {brief(found)}; expected a module")
+    return found
+
+
+def _of_user(what: str, run: Callable[[], Any]) -> Any:
+    """What a user's own code gives; what it raises is told in a line, with its place."""
+    try:
+        return run()
+    except Exception as e:
+        places = traceback.extract_tb(e.__traceback__)
+        last = f", line {places[-1].lineno} of {places[-1].filename}" if len(places) > 1 else ""
+        raise ValueError(f"{what} can't be run: {type(e).__name__}: {e}{last}") from e

@@ -105,7 +105,8 @@ def of_model(
 ) -> OfModel:
     """What runs on what, what each layer takes, and the timeline of a plan. See `pages.report`."""
     check_kind("model", model, Module)
-    is_graph = isinstance(data, tuple) or hasattr(data, "num_nodes")
+    is_pair = isinstance(data, tuple) and len(data) == 2 and hasattr(data[0], "num_nodes")
+    is_graph = is_pair or (not isinstance(data, tuple) and hasattr(data, "num_nodes"))
     if isinstance(data, GraphStats) or not is_graph:
         raise TypeError(f"data is {brief(data)}; expected a Data, a HeteroData or (DGLGraph, x)")
     check_kind("plan", plan, Plan, str, os.PathLike, type(None))

@@ -87,3 +87,27 @@ def test_wrong_requests_are_answered_in_words(
     assert words in captured.err
     assert captured.out == ""
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("NAME = 3", "expected a module"),
+        ("def NAME(): return 3", "expected a module"),
+        ("def NAME(): raise KeyError('key')", "KeyError: 'key', line 1"),
+        ("def NAME(a): return a", "missing 1 required positional argument"),
+        ("def (", "SyntaxError"),
+        ("import a_module_that_nobody_has", "a_module_that_nobody_has"),
+        ("other = 3", "has no 'NAME'"),
+    ],
+)
+def test_what_goes_wrong_in_a_models_own_file_is_told_in_a_line(
+    text: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(text)
+    assert main(["plan", f"{path}:NAME", *SIZES]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert str(path) in error
+    assert "Traceback" not in error

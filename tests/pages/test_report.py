@@ -254,3 +254,10 @@ def test_names_are_escaped() -> None:
     assert "<a>" not in page
     assert "<b>" not in page
     read_page(page)
+
+
+@pytest.mark.parametrize("data", [(torch.ones(2, 3), torch.ones(2, 3)), (), (1,), 3, None])
+def test_what_is_no_data_is_refused(data: Any, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="data is"):
+        hp.report(GCNConv(3, 2), data, tmp_path / "page.html")
+    assert not any(tmp_path.iterdir())
