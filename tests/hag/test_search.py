@@ -342,7 +342,7 @@ def test_cliques_are_cut_into_the_best_groups(size: int, width: int, outside: in
 
 
 @pytest.mark.parametrize("size", [10, 20, 40])
-@pytest.mark.parametrize("width", [16, 64])
+@pytest.mark.parametrize("width", [16, 64, 256])
 def test_cliques_cost_no_more_than_the_greedy_search_finds(size: int, width: int) -> None:
     edges, nodes = cliques([size] * 10, 0)
     seconds = {}
