@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # so that `benchmark` is a package
 

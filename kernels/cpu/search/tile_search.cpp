@@ -11,7 +11,7 @@ namespace hag {
 
 namespace {
 
-// Smaller classes are left to the search for shared sums.
+// min(c^2, 6c - 7) rows read for a class of c: below this size prefix and suffix sums do not pay.
 constexpr int64_t kSmallestLeaveOneOut = 5;
 
 // Groups 0..n-1 by hash and then by `equal` with the group's first: calls `found(first, member)`
@@ -122,37 +122,6 @@ bool TileSearch::equal_closed(int32_t a, int32_t b) const {
   return skipped_a == 1 && skipped_b == 1;
 }
 
-// What a class costs in groups, in rows read: their sums, of which one of a single row is that row;
-// a chain of prefixes and one of suffixes; and each row, which reads one of both and the others of
-// its group. `bare`: there is no outside, so that the first prefix is the first group.
-double TileSearch::leave_one_out_cost(int64_t size, int64_t groups, bool bare) const {
-  const int64_t small = size / groups, large = size % groups;  // `large` groups have one row more
-  const int64_t links = 2 * (groups - 2) - (bare && groups > 2);
-  double cost = static_cast<double>(links) * (2 + costs_.intermediate);
-  auto add = [&](int64_t count, int64_t rows) {
-    if (rows > 1) cost += static_cast<double>(count) * (rows + costs_.intermediate);
-    cost += static_cast<double>(count * rows * (rows + 1));
-  };
-  add(groups - large, small);
-  add(large, small + 1);
-  if (bare) cost -= static_cast<double>(groups == 2 ? size : small);  // rows that read no prefix
-  return cost;
-}
-
-// The number of groups that is cheapest; 0 where the rows as they stand are.
-int64_t TileSearch::best_groups(int64_t size, bool bare) const {
-  double least = static_cast<double>(size * (size - (bare ? 1 : 0)));
-  int64_t best = 0;
-  for (int64_t groups = size; groups >= 2; --groups) {
-    const double cost = leave_one_out_cost(size, groups, bare);
-    if (cost < least) {
-      least = cost;
-      best = groups;
-    }
-  }
-  return best;
-}
-
 // Rows whose closed neighbourhoods are equal: each aggregates the others of its class and one
 // common outside.
 void TileSearch::find_leave_one_out() {
@@ -172,17 +141,13 @@ void TileSearch::find_leave_one_out() {
       hash, [&](int32_t a, int32_t b) { return equal_closed(position[a], position[b]); },
       [&](int32_t first, int32_t member) { groups[first].push_back(position[member]); });
   for (auto &group : groups) {
-    const auto size = static_cast<int64_t>(group.size());
-    if (size < kSmallestLeaveOneOut) continue;
-    const bool bare = begin_[group[0] + 1] - begin_[group[0]] == size - 1;
-    const int64_t groups = best_groups(size, bare);
-    if (groups == 0) continue;
+    if (static_cast<int64_t>(group.size()) < kSmallestLeaveOneOut) continue;
     const int32_t id = static_cast<int32_t>(members_.size());
     for (const int32_t r : group) {
       class_of_[r] = id;
       suffix_of_[rows_[r]] = id;
     }
-    members_.push_back({std::move(group), std::vector<int32_t>(groups), {}, {}});
+    members_.push_back({std::move(group)});
   }
   for (size_t id = 0; id < members_.size(); ++id) {
     const int32_t first = members_[id].rows.front();
@@ -246,24 +211,20 @@ int32_t TileSearch::new_node(std::vector<int32_t> source, bool fixed) {
   return static_cast<int32_t>(nodes_.size()) - 1;
 }
 
-// The sums of groups, and suffix[k] = group_k + ... + group_last, for k = last - 1 down to 1.
+// suffix[i] = x_i + ... + x_last of a class, for i = last - 1 down to 1.
 void TileSearch::add_leave_one_out_suffixes() {
-  for (Members &members : members_) {
-    auto &group = members.group, &suffix = members.suffix;
-    const auto count = static_cast<int64_t>(group.size());
-    for (int64_t k = 0; k < count; ++k) {
-      std::vector<int32_t> source;
-      for (int64_t i = members.begin(k); i < members.begin(k + 1); ++i)
-        source.push_back(rows_[members.rows[i]]);
-      group[k] = source.size() == 1 ? source[0] : ~new_node(std::move(source), true);
-    }
-    suffix.assign(count, 0);
-    suffix.back() = group.back();
-    for (int64_t k = count - 1; k-- > 1;) suffix[k] = ~new_node({group[k], suffix[k + 1]}, true);
+  suffix_.assign(members_.size(), {});
+  for (size_t id = 0; id < members_.size(); ++id) {
+    const auto &rows = members_[id].rows;
+    auto &suffix = suffix_[id];
+    suffix.assign(rows.size(), 0);
+    suffix.back() = rows_[rows.back()];
+    for (size_t i = rows.size() - 1; i-- > 1;)
+      suffix[i] = ~new_node({rows_[rows[i]], suffix[i + 1]}, true);
   }
 }
 
-// A whole leave-one-out class among the sources is its first group and the suffix sum of the
+// A whole leave-one-out class among the sources is its first member and the suffix sum of the
 // others, which are there anyway.
 void TileSearch::use_suffix_sums(std::vector<int32_t> &sources) const {
   if (!leave_one_out_ || members_.empty()) return;
@@ -282,8 +243,8 @@ void TileSearch::use_suffix_sums(std::vector<int32_t> &sources) const {
     if (!whole(suffix_of_[source])) rest.push_back(source);
   for (size_t id = 0; id < members_.size(); ++id) {
     if (!whole(static_cast<int32_t>(id))) continue;
-    rest.push_back(members_[id].group[0]);
-    rest.push_back(members_[id].suffix[1]);
+    rest.push_back(rows_[members_[id].rows[0]]);
+    rest.push_back(suffix_[id][1]);
   }
   sources = std::move(rest);
 }
@@ -368,16 +329,18 @@ void TileSearch::find_shared_sums() {
     row_classes_[r].node = new_node(std::move(residual[r]));
 }
 
-// prefix[k] = outside + group_0 + ... + group_(k-1) of a class.
+// prefix[i] = outside + x_0 + ... + x_(i-1) of a class.
 void TileSearch::add_leave_one_out_prefixes() {
+  prefix_.assign(members_.size(), {});
   for (const RowClass &row : row_classes_)
     for (const int32_t id : row.classes) {
-      const auto &group = members_[id].group;
-      auto &prefix = members_[id].prefix;
+      const auto &rows = members_[id].rows;
+      auto &prefix = prefix_[id];
       prefix.push_back(~row.node);
-      for (size_t k = 1; k + 1 < group.size(); ++k) {
-        const bool bare = k == 1 && row.begin == row.end;  // no outside: the first group itself
-        prefix.push_back(bare ? group[0] : ~new_node({prefix[k - 1], group[k - 1]}, true));
+      for (size_t i = 1; i + 1 < rows.size(); ++i) {
+        const int32_t member = rows_[rows[i - 1]];
+        const bool bare = i == 1 && row.begin == row.end;  // no outside: the first member itself
+        prefix.push_back(bare ? member : ~new_node({prefix[i - 1], member}, true));
       }
     }
 }
@@ -396,11 +359,13 @@ void TileSearch::count_uses() {
     if (ref < 0) nodes_[~ref].uses += times;
   };
   for (const RowClass &row : row_classes_) use(~row.node, static_cast<int32_t>(row.outputs.size()));
-  for (const Members &members : members_)
-    for (int64_t k = 0; k < static_cast<int64_t>(members.group.size()); ++k) {
-      const auto times = static_cast<int32_t>(members.begin(k + 1) - members.begin(k));
-      members.sources(k, [&](int32_t ref) { use(ref, times); });
+  for (size_t id = 0; id < members_.size(); ++id) {
+    const size_t size = members_[id].rows.size();
+    for (size_t i = 0; i < size; ++i) {
+      use(prefix_[id][std::min(i, size - 2)], 1);
+      if (i + 1 < size) use(suffix_[id][i + 1], 1);
     }
+  }
   for (size_t k = nodes_.size(); k-- > 0;)
     for (const int32_t ref : nodes_[k].source)
       use(ref, nodes_[k].inlined ? nodes_[k].uses : (nodes_[k].uses > 0));
@@ -445,12 +410,13 @@ int64_t TileSearch::cost_in_reads() const {
   auto read = [&](int32_t ref) { return ref < 0 && nodes_[~ref].inlined ? nodes_[~ref].size : 1; };
   for (const RowClass &row : row_classes_)
     cost += static_cast<double>(row.outputs.size()) * read(~row.node);
-  for (const Members &members : members_)
-    for (int64_t k = 0; k < static_cast<int64_t>(members.group.size()); ++k) {
-      const auto rows = static_cast<double>(members.begin(k + 1) - members.begin(k));
-      members.sources(k, [&](int32_t ref) { cost += rows * read(ref); });
-      cost += rows * (rows - 1);
+  for (size_t id = 0; id < members_.size(); ++id) {
+    const size_t size = members_[id].rows.size();
+    for (size_t i = 0; i < size; ++i) {
+      cost += read(prefix_[id][std::min(i, size - 2)]) + (i + 1 < size);
+      if (i + 1 == size) cost += 1;
     }
+  }
   return static_cast<int64_t>(std::ceil(cost));
 }
 
@@ -479,8 +445,8 @@ void TileSearch::emit_node(int32_t ref, TileProgram &out) {
 
 TileProgram TileSearch::emit() {
   TileProgram out;
-  std::vector<int32_t> sources, refs;
-  auto write = [&](int32_t position, const std::vector<int32_t> &refs) {
+  std::vector<int32_t> sources;
+  auto write = [&](int32_t position, std::initializer_list<int32_t> refs) {
     const Output &output = outputs_[position];
     sources.clear();
     for (const int32_t ref : refs) {
@@ -494,15 +460,10 @@ TileProgram TileSearch::emit() {
   for (const RowClass &row : row_classes_) {
     for (const int32_t position : row.outputs) write(position, {~row.node});
     for (const int32_t id : row.classes) {
-      const Members &members = members_[id];
-      for (int64_t k = 0; k < static_cast<int64_t>(members.group.size()); ++k)
-        for (int64_t i = members.begin(k); i < members.begin(k + 1); ++i) {
-          refs.clear();
-          members.sources(k, [&](int32_t ref) { refs.push_back(ref); });
-          for (int64_t other = members.begin(k); other < members.begin(k + 1); ++other)
-            if (other != i) refs.push_back(rows_[members.rows[other]]);
-          write(members.rows[i], refs);
-        }
+      const auto &members = members_[id].rows;
+      const size_t last = members.size() - 1;
+      for (size_t i = 0; i < last; ++i) write(members[i], {prefix_[id][i], suffix_[id][i + 1]});
+      write(members[last], {prefix_[id][last - 1], rows_[members[last - 1]]});
     }
   }
   out.shrink_to_fit();

@@ -55,23 +55,8 @@ class TileSearch {
   struct Output {  // y[row] = a row class + extra copies
     int32_t row, extra_begin, extra_end;
   };
-  struct Members {              // a leave-one-out class
-    std::vector<int32_t> rows;  // positions in the tile
-    // Its rows in order are cut into groups, as even as can be. By group: the sum of its members'
-    // sources, of all groups from it to the last, and of the outside and all groups before it.
-    std::vector<int32_t> group, suffix, prefix;
-
-    int64_t begin(int64_t k) const {
-      return k * static_cast<int64_t>(rows.size()) / static_cast<int64_t>(group.size());
-    }
-    // Calls `take` with what a row of group k is the sum of, besides the others of its group: in
-    // the last group, the prefix of the group before and that group's own sum.
-    template <typename Take>
-    void sources(int64_t k, Take take) const {
-      const int64_t last = static_cast<int64_t>(group.size()) - 1;
-      take(prefix[std::min(k, last - 1)]);
-      take(k < last ? suffix[k + 1] : group[last - 1]);
-    }
+  struct Members {  // a leave-one-out class: positions of its rows in the tile
+    std::vector<int32_t> rows;
   };
   struct RowClass {
     int64_t begin, end;  // its columns in columns_
@@ -94,8 +79,6 @@ class TileSearch {
   void merge_row_twins();
   void find_shared_sums();
   void use_suffix_sums(std::vector<int32_t> &sources) const;
-  double leave_one_out_cost(int64_t size, int64_t groups, bool bare) const;
-  int64_t best_groups(int64_t size, bool bare) const;
   void add_leave_one_out_suffixes();
   void add_leave_one_out_prefixes();
   void price();
@@ -121,8 +104,9 @@ class TileSearch {
   std::vector<int32_t> columns_;  // of the rows, then of the leave-one-out classes' outsides
   std::vector<int32_t> extra_;
   std::vector<Members> members_;
-  std::vector<int32_t> class_of_;                     // leave-one-out class of a position, or -1
-  std::vector<std::pair<int64_t, int64_t>> outside_;  // columns of each class's outside
+  std::vector<std::vector<int32_t>> suffix_, prefix_;  // nodes of each leave-one-out class
+  std::vector<int32_t> class_of_;                      // leave-one-out class of a position, or -1
+  std::vector<std::pair<int64_t, int64_t>> outside_;   // columns of each class's outside
   std::vector<RowClass> row_classes_;
   std::vector<Node> nodes_;
   std::vector<int32_t> slot_;       // by column: its number in the tile, or -1
