@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from hag_plugin.files import DatasetError
 from hag_plugin.kernels import _cpu

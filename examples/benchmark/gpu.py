@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # so that `benchmark` is a package
 

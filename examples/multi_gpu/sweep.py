@@ -23,7 +23,7 @@ from typing import Any
 import task
 import torch
 from accuracy import NOISE, Accuracy, noise_floor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 import hag_plugin as hp
 from hag_plugin.files import check_output, write_whole

@@ -13,7 +13,7 @@ from typing import Any
 
 import task
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 import hag_plugin as hp
 from hag_plugin.parallel.ranks.comm import Group

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from hag_plugin.parallel.search.elimination import CostGraph
 

@@ -30,6 +30,7 @@ from torch_geometric.nn import (  # noqa: E402
     HGTConv,
     SAGEConv,
 )
+from torch_geometric.utils import dropout_edge  # noqa: E402
 
 Case = tuple[nn.Module, Any]
 
@@ -76,14 +77,23 @@ class Relations(nn.Module):
 
 
 class Types(nn.Module):
-    """What cannot be planned."""
-
     def __init__(self) -> None:
         super().__init__()
         self.conv = HGTConv(8, 8, of_types().metadata(), heads=2)
 
     def forward(self, x_dict: Any, edge_index_dict: Any) -> Any:
         return self.conv(x_dict, edge_index_dict)
+
+
+class MakesEdges(nn.Module):
+    """What cannot be planned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = GCNConv(8, 3)
+
+    def forward(self, x: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
+        return self.conv(x, dropout_edge(edge_index)[0])
 
 
 def of_dgl() -> Case:
@@ -118,6 +128,7 @@ MODELS: dict[str, Callable[[], Case]] = {
     "a layer": lambda: (GCNConv(8, 3), a_graph()),
     "a layer twice": lambda: (Twice(), a_graph()),
     "relations": lambda: initialised(Relations(), of_types()),
+    "edges of its own": lambda: (MakesEdges(), a_graph()),
     "types": lambda: initialised(Types(), of_types()),
     "DGL": of_dgl,
 }
@@ -155,6 +166,20 @@ def layer_rows(page: Page) -> list[list[str]]:
     return rest[: end + 1]
 
 
+def can_plan(model: nn.Module, data: Any) -> bool:
+    try:
+        hp.parallel.plan(hp.restore(copy.deepcopy(model)), data, "cpu2", world_size=1)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def test_some_models_cannot_be_planned() -> None:
+    planned = {name: can_plan(*make()) for name, make in MODELS.items() if name != "DGL"}
+    assert planned["GCN"]
+    assert not planned["edges of its own"]
+
+
 @pytest.mark.mostly_slow("GCN", "a layer twice")
 @pytest.mark.parametrize("name", MODELS)
 def test_the_page_of_any_model(name: str, tmp_path: Path) -> None:
@@ -173,9 +198,9 @@ def test_the_page_of_any_model(name: str, tmp_path: Path) -> None:
             assert all(float(cell) > 0 for cell in (row[2], row[3], row[5]))
     explained = [row for row in page.rows if len(row) == 6 and row[1] == hp.explain(model)[0].layer]
     assert explained
-    assert ("Not predicted" in text) == (name == "types")
     planned = {row[0] for row in rows if row[4] != "-"}
-    assert planned == (set() if name == "types" else {row[0] for row in rows} - {"never"})
+    assert planned == ({row[0] for row in rows} - {"never"} if can_plan(model, data) else set())
+    assert ("Not predicted" in text) == (not planned)
     assert ("What is shared" in text) == (name not in ("relations", "types"))
     assert len(pictures(text)) == 1
 

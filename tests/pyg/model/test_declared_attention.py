@@ -274,6 +274,11 @@ def test_hostile_graphs(data: st.DataObject, name: str) -> None:
     given = x, edge_index, *values_of_edges(name, edge_index.shape[1], dtype)
     with limits(**SMALL):
         found, expected = (run(c, *given) for c in (accelerate(copy.deepcopy(stock)), stock))
+        # What is 0 in one order of sums and 1e-9 in another is NaN and Inf when it meets Inf.
+        found = [
+            f if f is None else e.where(~(f.isfinite() | e.isfinite()), f)
+            for f, e in zip(found, expected, strict=True)
+        ]
         assert_same(found, expected, {8: 1e-11, 4: 2e-4}[dtype.itemsize])
 
 
