@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -25,10 +26,10 @@ def machine() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def package_versions() -> dict[str, str | None]:
+def package_versions(packages: Iterable[str] = PACKAGES) -> dict[str, str | None]:
     """Of Python and of the packages that figures may depend on; None: it is not there."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in packages:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

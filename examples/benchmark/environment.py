@@ -8,7 +8,6 @@ import os
 import platform
 import subprocess
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 
 import hag_plugin
 from hag_plugin.kernels import _cpu
+from hag_plugin.provenance import package_versions
 
 PACKAGES = ("hag-plugin", "torch", "torch_geometric", "dgl", "torch_scatter", "pyg_lib", "numpy")
 HERE = Path(__file__).resolve().parent
@@ -30,7 +30,7 @@ def describe(settings: dict[str, Any]) -> dict[str, Any]:
     """Everything a result depends on, and an `id` that is equal where all of that is equal."""
     stated: dict[str, Any] = {
         "machine": machine(),
-        "versions": versions(),
+        "versions": package_versions(PACKAGES),
         "threads": torch.get_num_threads(),
         "code": code_fingerprint(),
         "settings": settings,
@@ -62,17 +62,6 @@ def machine() -> dict[str, Any]:
         "huge_pages": _chosen("/sys/kernel/mm/transparent_hugepage/enabled"),
         "system": f"{platform.system()} {platform.release()}",
     }
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that matter; None where one is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 def code_fingerprint() -> str:

@@ -74,7 +74,7 @@ class Copies:
             scale: of the sources, `[num_src]`.
         """
         merged = self.graphs.get(graph.copies_mode(self_loops))
-        if merged is None or not self._num_copies or x.device.type != "cpu" or not x.numel():
+        if merged is None or x.device.type != "cpu" or not x.numel() or not self._num_copies:
             return None
         key = self_loops, idempotent, x.shape[-1], x.dtype
         if key not in self._pays:

@@ -206,3 +206,56 @@ def compare(
         torch.testing.assert_close(state, dict(expected[3]), **close)
         if counted is not None:
             assert sent == {p: int(counted[p][rank]) for p in PHASES}, f"rank {rank}"
+
+
+# Models whose results are by type of nodes -------------------------------------------------------
+
+
+def train_by_type(
+    model: nn.Module,
+    run: Callable[[], dict[str, Tensor]],
+    loss_of: Callable[[dict[str, Tensor]], Tensor],
+    gather: Callable[[Tensor, str], Tensor] = lambda x, of: x.detach(),
+    steps: int = 3,
+) -> Any:
+    """Losses and outputs of some steps, the first gradients, and the last weights."""
+    optimizer, losses, outs = sgd(model.parameters()), [], []
+    gradients: dict[str, Tensor] = {}
+    for step in range(steps):
+        optimizer.zero_grad()
+        out = run()
+        loss = loss_of(out)
+        loss.backward()
+        if not step:
+            found = {n: whole(p.grad) for n, p in model.named_parameters() if p.grad is not None}
+            gradients = {n: g.clone() for n, g in found.items() if g is not None}
+        optimizer.step()
+        losses.append(loss.detach())
+        outs.append({of: gather(x, of) for of, x in out.items()})
+    return losses, outs, gradients, {n: whole(t) for n, t in model.state_dict().items()}
+
+
+def train_by_type_together(ours: Any, loss_of: Callable[[dict[str, Tensor]], Tensor]) -> Any:
+    """The same of a parallel model, and the bytes that a forward has sent."""
+    parallel, sent = ours.parallel, []
+
+    def run() -> Any:
+        parallel.sent.reset()
+        return ours()
+
+    def gather(x: Tensor, of: str) -> Tensor:
+        sent.append({phase: parallel.sent[phase] for phase in PHASES})
+        gathered: Tensor = parallel.gather(x, of)
+        return gathered
+
+    return *train_by_type(ours, run, loss_of, gather), sent[0]
+
+
+def check_by_type(space: Space, expected: Any, run: Callable[[Plan], list[Any]]) -> Plan:
+    """Runs the cheapest plan; everything must be as expected, and the bytes those of the plan."""
+    chosen = list(space.cheapest().configs)
+    plan, counted = planned(space, chosen), bytes_of(space, chosen)
+    for rank, (*found, sent) in enumerate(run(plan)):
+        torch.testing.assert_close(found, list(expected), rtol=1e-9, atol=1e-9)
+        assert sent == {phase: int(counted[phase][rank]) for phase in PHASES}
+    return plan

@@ -19,7 +19,13 @@ from hag_plugin.parallel.model.trace import copied, trace
 from hag_plugin.parallel.search.plan import Plan
 from hag_plugin.parallel.search.planner import planned
 
-from ..equality import PHASES, Allow, bytes_of, sgd, space_with, whole
+from ..equality import (
+    Allow,
+    check_by_type,
+    space_with,
+    train_by_type,
+    train_by_type_together,
+)
 from ..run_ranks import run_processes, run_threads
 
 if importlib.util.find_spec("dgl") is None:
@@ -29,7 +35,7 @@ if not importlib.metadata.version("dgl").startswith("1."):
 import dgl
 from dgl.nn import pytorch as layers
 
-WIDTH, CLASSES, STEPS = 8, 3, 3
+WIDTH, CLASSES = 8, 3
 TYPES = {"paper": (13, 7), "author": (9, 4), "site": (2, 3)}  # "site": fewer than there are ranks
 RELATIONS = (
     ("author", "writes", "paper"),
@@ -39,6 +45,7 @@ RELATIONS = (
     ("paper", "at", "site"),
 )
 Given = tuple[Any, dict[str, Tensor]]
+Values = Callable[[str], tuple[Tensor, Tensor]]
 
 
 def data() -> Given:
@@ -97,25 +104,13 @@ LAYERS: dict[str, Layer] = {
 SPLIT = [name for name in LAYERS if name != "GATConv"]
 
 
-def train(model: nn.Module, values: Any, mean: Any, gather: Any, run: Any) -> Any:
-    """Losses and outputs of some steps, the first gradients, and the last weights."""
-    optimizer, losses, outs = sgd(model.parameters()), [], []
-    gradients: dict[str, Tensor] = {}
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        out, loss = run(), torch.zeros((), dtype=torch.float64)
-        for of in sorted(out):
-            y, chosen = values(of)
-            each = F.cross_entropy(out[of][chosen], y[chosen], reduction="none")
-            loss = loss + mean(each)
-        loss.backward()
-        if not step:
-            found = {n: whole(p.grad) for n, p in model.named_parameters() if p.grad is not None}
-            gradients = {n: g.clone() for n, g in found.items() if g is not None}
-        optimizer.step()
-        losses.append(loss.detach())
-        outs.append({of: gather(x, of) for of, x in out.items()})
-    return losses, outs, gradients, {n: whole(t) for n, t in model.state_dict().items()}
+def loss_of(out: dict[str, Tensor], values: Values, mean: Any) -> Tensor:
+    loss = torch.zeros((), dtype=torch.float64)
+    for of in sorted(out):
+        y, chosen = values(of)
+        each = F.cross_entropy(out[of][chosen], y[chosen], reduction="none")
+        loss = loss + mean(each)
+    return loss
 
 
 def train_alone(model: nn.Module, given: Given) -> Any:
@@ -124,44 +119,29 @@ def train_alone(model: nn.Module, given: Given) -> Any:
     def values(of: str) -> tuple[Tensor, Tensor]:
         return graph.nodes[of].data["y"], graph.nodes[of].data["chosen"]
 
-    def run() -> Any:
-        return model(graph, x)
-
-    return train(model, values, torch.Tensor.mean, lambda t, of: t.detach(), run)
+    return train_by_type(
+        model, lambda: model(graph, x), lambda out: loss_of(out, values, torch.Tensor.mean)
+    )
 
 
 def train_together(rank: int, model: nn.Module, plan: Plan) -> Any:
     ours = hp.parallel.parallelize(model, data(), plan)
-    parallel, sent = ours.parallel, []
+    parallel = ours.parallel
 
     def values(of: str) -> tuple[Tensor, Tensor]:
         return parallel.data[of].y, parallel.data[of].chosen
 
-    def run() -> Any:
-        parallel.sent.reset()
-        return ours()
-
-    def gather(x: Tensor, of: str) -> Tensor:
-        sent.append({phase: parallel.sent[phase] for phase in PHASES})
-        return parallel.gather(x, of)
-
-    return *train(ours, values, parallel.mean, gather, run), sent[0]
+    return train_by_type_together(ours, lambda out: loss_of(out, values, parallel.mean))
 
 
 def check(model: nn.Module, size: int, allow: Allow, run: Any = None) -> Plan:
     """Trains with a plan and alone; everything must be equal, and the bytes those of the plan."""
     space = space_with(trace(model, data(), hag=False), size, allow)
-    chosen = list(space.cheapest().configs)
-    plan, counted = planned(space, chosen), bytes_of(space, chosen)
-    expected = train_alone(model, data())
-    if run is None:
-        results = run_threads(size, lambda rank: train_together(rank, model, plan))
-    else:
-        results = run(plan)
-    for rank, (*found, sent) in enumerate(results):
-        torch.testing.assert_close(found, list(expected), rtol=1e-9, atol=1e-9)
-        assert sent == {phase: int(counted[phase][rank]) for phase in PHASES}
-    return plan
+
+    def on_threads(plan: Plan) -> list[Any]:
+        return run_threads(size, lambda rank: train_together(rank, model, plan))
+
+    return check_by_type(space, train_alone(model, data()), run or on_threads)
 
 
 def by_rows(op: Op, config: Any) -> bool:

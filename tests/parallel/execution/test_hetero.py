@@ -21,7 +21,14 @@ from hag_plugin.parallel.model.trace import copied, trace
 from hag_plugin.parallel.search.plan import Plan
 from hag_plugin.parallel.search.planner import planned
 
-from ..equality import PHASES, Allow, bytes_of, sgd, space_with, whole
+from ..equality import (
+    Allow,
+    check_by_type,
+    space_with,
+    train_by_type,
+    train_by_type_together,
+    whole,
+)
 from ..run_ranks import run_processes, run_threads
 
 pytestmark = pytest.mark.filterwarnings("ignore:There exist node types")
@@ -98,46 +105,19 @@ def loss_of(out: Any, values: Any, mean: Any) -> Tensor:
     return total
 
 
-def train(model: nn.Module, values: Any, mean: Any, gather: Any, run: Any) -> Any:
-    """Losses and outputs of some steps, the first gradients, and the last weights."""
-    optimizer, losses, outs = sgd(model.parameters()), [], []
-    gradients: dict[str, Tensor | None] = {}
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        out = run()
-        loss = loss_of(out, values, mean)
-        loss.backward()
-        if not step:
-            found = {n: whole(p.grad) for n, p in model.named_parameters() if p.grad is not None}
-            gradients = {n: g.clone() for n, g in found.items() if g is not None}
-        optimizer.step()
-        losses.append(loss.detach())
-        outs.append({of: gather(x, of) for of, x in out.items()})
-    return losses, outs, gradients, {n: whole(t) for n, t in model.state_dict().items()}
-
-
 def train_alone(model: nn.Module, given: HeteroData) -> Any:
     model = copied(model)
-
-    def run() -> Any:
-        return model(given.x_dict, given.edge_index_dict)
-
-    return train(model, given, torch.Tensor.mean, lambda x, of: x.detach(), run)
+    return train_by_type(
+        model,
+        lambda: model(given.x_dict, given.edge_index_dict),
+        lambda out: loss_of(out, given, torch.Tensor.mean),
+    )
 
 
 def train_together(rank: int, model: nn.Module, given: HeteroData, plan: Plan) -> Any:
     ours = hp.parallel.parallelize(model, given, plan)
-    parallel, sent = ours.parallel, []
-
-    def run() -> Any:
-        parallel.sent.reset()
-        return ours()
-
-    def gather(x: Tensor, of: str) -> Tensor:
-        sent.append({phase: parallel.sent[phase] for phase in PHASES})
-        return parallel.gather(x, of)
-
-    return *train(ours, parallel.data, parallel.mean, gather, run), sent[0]
+    parallel = ours.parallel
+    return train_by_type_together(ours, lambda out: loss_of(out, parallel.data, parallel.mean))
 
 
 def on_threads(size: int, model: nn.Module, given: HeteroData, plan: Plan) -> list[Any]:
@@ -150,14 +130,8 @@ def check(
 ) -> Plan:  # fmt: skip
     """Trains with a plan and alone; everything must be equal, and the bytes those of the plan."""
     space = space_with(trace(model, given, hag=hag), size, allow)
-    chosen = list(space.cheapest().configs)
-    plan, counted = planned(space, chosen), bytes_of(space, chosen)
     expected = train_alone(model, given)
-    results = run(size, model, given, plan)
-    for rank, (*found, sent) in enumerate(results):
-        torch.testing.assert_close(found, list(expected), rtol=1e-9, atol=1e-9)
-        assert sent == {phase: int(counted[phase][rank]) for phase in PHASES}
-    return plan
+    return check_by_type(space, expected, lambda plan: run(size, model, given, plan))
 
 
 def sage(widths: Any, same: bool) -> nn.Module:
