@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,12 @@ from tqdm.auto import tqdm
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # so that `benchmark` is a package
 
-from benchmark.environment import git_revision, now, versions  # noqa: E402
+from benchmark.environment import PACKAGES, git_revision, now  # noqa: E402
 from benchmark.gpu_cells import Cell, aggregation, epochs, interleave  # noqa: E402
 from benchmark.graphs import Graph  # noqa: E402
 from benchmark.models import KINDS  # noqa: E402
 from benchmark.sides import COPY  # noqa: E402
+from hag_plugin.provenance import package_versions  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTHS = (16, 64, 256)
@@ -169,7 +169,7 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     facts = {
         "card": card(),
-        "versions": versions() | {"triton": version("triton")},
+        "versions": package_versions((*PACKAGES, "triton")),
         "git": git_revision(),
         "date": now(),
     }

@@ -24,7 +24,6 @@ def bars(groups: Mapping[str, Sequence[float | None]], names: Sequence[str]) -> 
         4
     """
     longest = max((v for group in groups.values() for v in group if v is not None), default=0.0)
-    scale = (WIDTH - LEFT - RIGHT) / (longest or 1.0)
     y, shapes = GAP, []
     for label, values in groups.items():
         middle = y + BAR * len(values) / 2
@@ -34,7 +33,7 @@ def bars(groups: Mapping[str, Sequence[float | None]], names: Sequence[str]) -> 
         )
         for value, colour in zip(values, COLOURS, strict=False):
             if value is not None:
-                length = max(value * scale, 1.0)
+                length = max((WIDTH - LEFT - RIGHT) * (value / (longest or 1.0)), 1.0)
                 shapes.append(
                     f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR - 2}" '
                     f'fill="{colour}"/><text x="{LEFT + length + 4:.1f}" y="{y + BAR / 2 - 1}" '

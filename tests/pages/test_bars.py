@@ -32,7 +32,7 @@ def test_bars_are_in_proportion(groups: dict[str, tuple[float | None, ...]]) -> 
     values = [v for group in groups.values() for v in group if v is not None]
     longest = max(values, default=0.0) or 1.0
     room = WIDTH - LEFT - RIGHT
-    assert drawn == [float(f"{max(room * v / longest, 1.0):.1f}") for v in values]
+    assert drawn == [float(f"{max(room * (v / longest), 1.0):.1f}") for v in values]
     words = [each.firstChild.data for each in picture.getElementsByTagName("text")
              if each.firstChild is not None]  # fmt: skip
     assert {*NAMES, "milliseconds", *map(milliseconds, values)} <= {*words}
