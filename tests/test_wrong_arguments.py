@@ -396,7 +396,7 @@ GIVEN_BACK: dict[str, set[str]] = {
     "hag_plugin.pyg": {"Explanation", "HagData", "constant"},
     "hag_plugin.dgl": {"HagBlock", "HagGraph", "graphbolt_stand_in"},
     "hag_plugin.parallel": {
-        "InfeasibleError", "LayerPlan", "NetworkPlan", "Op", "OpGraph", "OperationPlan",
+        "InfeasibleError", "LayerPlan", "Network", "NetworkPlan", "Op", "OpGraph", "OperationPlan",
         "Parallel", "ParallelNetwork", "Partition", "Refined", "Share", "presets",
     },
     "hag_plugin.sequence": {"ORDERS", "Order", "SequenceStats", "SequentialHAG"},

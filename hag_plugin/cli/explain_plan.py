@@ -5,14 +5,25 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from hag_plugin.cli.models import MODEL_HELP, add_graph, graph_of, in_words
+from hag_plugin.cli.models import (
+    MODEL_HELP,
+    add_graph,
+    add_inputs,
+    check_plan,
+    graph_of,
+    in_words,
+    plan_in,
+)
 from hag_plugin.cli.options import add_command
 from hag_plugin.cli.output import print_result
-from hag_plugin.parallel.search.plan import Plan
 from hag_plugin.parallel.search.planner import alternatives, machine_of, recost
 from hag_plugin.units import milliseconds
 
-EXAMPLES = ["plan.json", "plan.json gcn cora.npz --topology a100x8"]
+EXAMPLES = [
+    "plan.json",
+    "plan.json gcn cora.npz --topology a100x8",
+    "plan.json train.py:model --inputs 64x3x224x224 64:int64",
+]
 
 
 def add(commands: Any) -> None:
@@ -23,13 +34,14 @@ def add(commands: Any) -> None:
         run,
         "Print a plan as a table. With the model and the graph it is checked and priced anew, and "
         "every layer's other strategies are listed with what they would cost, or why they are "
-        "refused.",
+        "refused; of a model without a graph, the axes along which an operation may be split.",
         EXAMPLES,
     )
     parser.add_argument("plan", help="plan file")
     parser.add_argument("model", nargs="?", help=MODEL_HELP)
     parser.add_argument("graph", nargs="?", help="as for plan")
     add_graph(parser, topology=None)
+    add_inputs(parser)
 
 
 def verdict(seconds: float, least: float) -> str:
@@ -51,9 +63,10 @@ def run(args: argparse.Namespace) -> None:
     """Prints a plan; with a model, checks it and lists what else there is."""
     others = None
     with in_words():
-        found = Plan.load(args.plan)
+        found = plan_in(args.plan)
         if args.model is not None:
             graph, machine = graph_of(args), machine_of(found, args.topology)
+            check_plan(found, graph)
             found = recost(found, graph, machine, args.costs)
             others = alternatives(found, graph, machine, args.costs)
     if others is None:

@@ -1,4 +1,6 @@
-"""The model, the graph and the machine that plan, explain-plan, probe and simulate are about."""
+"""The model, the graph or inputs, the machine and the plan that plan, explain-plan, probe and
+simulate are about.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,20 @@ from hag_plugin.arguments import brief
 from hag_plugin.cli.options import add_ids, amount, natural, positive
 from hag_plugin.data import datasets
 from hag_plugin.data.graph_data import GraphData
-from hag_plugin.files import DatasetError
+from hag_plugin.files import DatasetError, read_json
 from hag_plugin.parallel.graphs.stats import GraphStats
 from hag_plugin.parallel.graphs.store.partitioned_data import PartitionedData
 from hag_plugin.parallel.machine import topology as topologies
+from hag_plugin.parallel.model.network import Network
 from hag_plugin.parallel.model.opgraph import OpGraph
 from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.search.cost import MODES
 from hag_plugin.parallel.search.elimination import InfeasibleError
+from hag_plugin.parallel.search.network import FORMAT, NetworkPlan
+from hag_plugin.parallel.search.plan import Plan
 
 MODELS = ("gcn", "sage", "gin", "gat")
+FRAMEWORKS = ("pyg", "dgl")
 MODEL_HELP = (
     f"{', '.join(MODELS)} (see --hidden, --layers), or FILE.py:NAME, a module or a function "
     "without arguments that makes one"
@@ -57,6 +63,30 @@ def add_graph(parser: Any, topology: str | None = "a100x8") -> None:
                         "others run blocks of the model on this machine")  # fmt: skip
 
 
+def add_inputs(parser: Any) -> None:
+    """Adds what a model without a graph is called with."""
+    parser.add_argument(
+        "--inputs",
+        nargs="+",
+        type=shape,
+        metavar="SHAPE",
+        help="in place of a graph, of a model without one: the shape of each tensor that it is "
+        "called with, and its type where that is not float32: 64x3x32x32 64:int64",
+    )
+
+
+def shape(text: str) -> tuple[list[int], torch.dtype]:
+    """A tensor's shape and type: 64x3x32x32, or 64x20:int64."""
+    sizes, _, name = text.partition(":")
+    dtype = getattr(torch, name or "float32", None)
+    numbers = [int(n) if n.isdecimal() else 0 for n in sizes.split("x")]
+    if not (isinstance(dtype, torch.dtype) and all(numbers)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; expected a shape, such as 64x3x32x32, or one with a type, 64x20:int64"
+        )
+    return numbers, dtype
+
+
 def add_sizes(parser: Any) -> None:
     """Adds the options that say how wide and deep a named model is."""
     parser.add_argument("--features", type=positive, metavar="F", help="width of the input, where "
@@ -81,10 +111,12 @@ def in_words() -> Iterator[None]:
         raise DatasetError(str(e)) from e
 
 
-def graph_of(args: argparse.Namespace) -> OpGraph:
-    """The operations of the model that was asked for, on the graph that was."""
+def graph_of(args: argparse.Namespace) -> OpGraph | Network:
+    """The operations of the model that was asked for, on the graph or the inputs that were."""
     hag = getattr(args, "hag", "auto") == "auto"
     data: Any
+    if getattr(args, "inputs", None):
+        return trace(_without_graph(args), _inputs(args), hag=hag)
     if args.partitions is not None:
         if args.graph is not None:
             raise ValueError(f"a graph, {args.graph}, and --partitions are given; expected one")
@@ -94,7 +126,7 @@ def graph_of(args: argparse.Namespace) -> OpGraph:
     elif args.graph is None:
         if args.nodes is None or args.edges is None:
             raise ValueError("no graph is given; expected one, --partitions, or --nodes and "
-                             "--edges")  # fmt: skip
+                             "--edges; of a model without a graph --inputs")  # fmt: skip
         data = GraphStats.assumed(args.nodes, args.edges, halo_ratio=args.halo_ratio)
         features, classes = args.features or 128, args.classes or 16
     else:
@@ -104,6 +136,44 @@ def graph_of(args: argparse.Namespace) -> OpGraph:
         print(f"{data.name}: {data.source}", file=sys.stderr)
         features, classes = widths_of(args, data)
     return trace(model_of(args, features, classes), data, features=features, hag=hag)
+
+
+def _without_graph(args: argparse.Namespace) -> Any:
+    """The model that was asked for with inputs."""
+    given = [args.graph, args.partitions and f"--partitions {args.partitions}", args.nodes]
+    if any(given):
+        raise ValueError(f"{next(filter(None, given))} and --inputs are given; expected one: a "
+                         "graph, or the inputs of a model without one")  # fmt: skip
+    if args.model in MODELS:
+        raise ValueError(f"model is {args.model!r}, which takes a graph; expected one, or FILE.py:"
+                         "NAME of a model without")  # fmt: skip
+    return model_of(args, 0, 0)
+
+
+def _inputs(args: argparse.Namespace) -> tuple[torch.Tensor, ...]:
+    """Tensors of the shapes that were asked for; their values do not matter."""
+    return tuple(torch.empty(sizes, dtype=dtype) for sizes, dtype in args.inputs)
+
+
+def plan_in(path: str) -> Plan | NetworkPlan:
+    """The plan in a file, of a model on a graph or of one without.
+
+    Raises:
+        OSError: the file can't be opened or read.
+        ValueError: it is no plan.
+    """
+    document = read_json(path)
+    without = isinstance(document, dict) and document.get("format") == FORMAT
+    return NetworkPlan.load(path) if without else Plan.load(path)
+
+
+def check_plan(found: Plan | NetworkPlan, graph: OpGraph | Network) -> None:
+    """Raises ValueError where a plan is of a model on a graph and this one is not, or the like."""
+    without = isinstance(found, NetworkPlan)
+    if without != isinstance(graph, Network):
+        words = "without a graph; expected its --inputs" if without else (
+            "on a graph; expected that, not --inputs")  # fmt: skip
+        raise ValueError(f"the plan is for a model {words}")
 
 
 def widths_of(args: argparse.Namespace, data: GraphData) -> tuple[int, int]:

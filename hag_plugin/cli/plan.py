@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from hag_plugin.cli.models import MODEL_HELP, add_graph, graph_of, in_words
+from hag_plugin.cli.models import MODEL_HELP, add_graph, add_inputs, graph_of, in_words
 from hag_plugin.cli.options import add_command, size
 from hag_plugin.cli.output import print_result
 from hag_plugin.files import check_output
@@ -15,6 +15,7 @@ EXAMPLES = [
     "gcn cora.npz --topology a100x8 -o plan.json",
     "train.py:model graph.npz --topology 4x8hdr --memory 70GiB",
     "sage --nodes 2400000 --edges 120000000 --halo-ratio 2 --features 100 --topology a100x8",
+    "train.py:model --inputs 64x3x224x224 64:int64 --topology pcie4x4 -o plan.json",
     "gcn --partitions parts --topology pcie4x4 -o plan.json",
 ]
 
@@ -31,12 +32,14 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("model", help=MODEL_HELP)
     parser.add_argument("graph", nargs="?", help="as for stats; or --partitions; or --nodes and "
-                        "--edges")  # fmt: skip
+                        "--edges; or --inputs of a model without a graph")  # fmt: skip
     add_graph(parser)
+    add_inputs(parser)
     parser.add_argument("--memory", type=size, metavar="BYTES", help="of each device, 70GiB, say; "
                         "by default what the topology says")  # fmt: skip
     parser.add_argument("--require", nargs="*", default=[], metavar="LAYER=STRATEGY",
-                        help="the strategy of some layers")  # fmt: skip
+                        help="the strategy of some layers; of a model without a graph the split of "
+                        "some operations, 'conv.conv2d=sample 4 on 0 1 2 3'")  # fmt: skip
     parser.add_argument("--hag", choices=("auto", "off"), default="auto",
                         help="auto: the search decides (default)")  # fmt: skip
     parser.add_argument("-o", "--output", metavar="FILE.json", help="plan to write")

@@ -12,6 +12,7 @@ from hag_plugin.cli.models import MODEL_HELP, add_graph, graph_of, in_words
 from hag_plugin.cli.options import add_command, positive, size
 from hag_plugin.cli.output import print_result
 from hag_plugin.files import check_output, write_whole
+from hag_plugin.parallel.model.opgraph import OpGraph
 from hag_plugin.parallel.search.cost import Measured
 from hag_plugin.parallel.search.planner import space_of
 from hag_plugin.progress import shares
@@ -100,6 +101,7 @@ def _probe_model(args: argparse.Namespace) -> None:
         if args.output:
             raise ValueError("--output is for a topology; with --model, blocks go to the cache")
         graph = graph_of(args)
+        assert isinstance(graph, OpGraph)
         space = space_of(graph, args.topology, args.devices)
         measured = Measured()
         blocks = measure_blocks(space, measured, not args.quiet)

@@ -16,6 +16,7 @@ from hag_plugin.parallel.graphs.store.partitioned_data import PartitionedData
 from hag_plugin.parallel.graphs.store.write import write_partitions
 from hag_plugin.parallel.machine.probe import probe_ranks
 from hag_plugin.parallel.machine.topology import Topology, preset, presets
+from hag_plugin.parallel.model.network import Network
 from hag_plugin.parallel.model.opgraph import Op, OpGraph
 from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.search.elimination import InfeasibleError
@@ -59,6 +60,7 @@ __all__ = [
     "GraphStats",
     "InfeasibleError",
     "LayerPlan",
+    "Network",
     "NetworkPlan",
     "Op",
     "OpGraph",

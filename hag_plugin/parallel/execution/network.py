@@ -21,7 +21,7 @@ from hag_plugin.parallel.model.trace import copied
 from hag_plugin.parallel.ranks.boxes import Exchange, Move, cut, fetch
 from hag_plugin.parallel.ranks.comm import Group, Sent
 from hag_plugin.parallel.search.network import NetworkPlan
-from hag_plugin.parallel.strategies.placement import Placement, Task, place
+from hag_plugin.parallel.strategies.placement import Placement, Task, fetched, place
 from hag_plugin.saved import set_module
 
 PHASES = {True: ("update", "update"), False: ("forward", "backward")}  # of parameters, of others
@@ -64,18 +64,12 @@ class Program:
 
 
 def _fetches(network: Network, task: Task, group: Group) -> list[Fetch]:
-    kinds: dict[tuple[bool, torch.dtype], list[int]] = {}
-    for place_, read in enumerate(task.reads):
-        if read.placed is not None:
-            kind = (read.node in network.parameters, read.node.meta["val"].dtype)
-            kinds.setdefault(kind, []).append(place_)
-    return [
-        Fetch(
-            tuple(places),
-            Exchange([task.reads[i].move for i in places], group, PHASES[is_parameter]),
-        )
-        for (is_parameter, _), places in sorted(kinds.items(), key=lambda k: not k[0][0])
-    ]
+    found = []
+    for places in fetched(network, task):
+        reads = [task.reads[i] for i in places]
+        phases = PHASES[reads[0].node in network.parameters]
+        found.append(Fetch(places, Exchange([read.move for read in reads], group, phases)))
+    return found
 
 
 def without_values(model: Module) -> Module:

@@ -20,10 +20,10 @@ from hag_plugin.parallel.execution.share import Part, check_alike
 from hag_plugin.parallel.graphs.store.partitioned_data import PartitionedData
 from hag_plugin.parallel.machine.topology import Topology
 from hag_plugin.parallel.model.inputs import ModelCall
-from hag_plugin.parallel.model.network import given
+from hag_plugin.parallel.model.network import check_without_graph, followed, given
 from hag_plugin.parallel.model.trace import copied, record, stripped
 from hag_plugin.parallel.ranks.comm import Group
-from hag_plugin.parallel.search.network import NetworkPlan, check_without_graph, followed
+from hag_plugin.parallel.search.network import NetworkPlan
 from hag_plugin.parallel.search.plan import Plan
 from hag_plugin.parallel.search.planner import plan as find_plan
 from hag_plugin.saved import set_module

@@ -279,6 +279,16 @@ def _check_positive(what: str, value: float) -> None:
         raise ValueError(f"{what} is {value}; expected a positive number")
 
 
+def name_of_all(name: str, num_devices: int) -> str:
+    """The name of the machine of which `Topology.resized` may have taken so many devices.
+
+    Example:
+        >>> name_of_all("a100x8, 4 devices", 4), name_of_all("a100x8", 8)
+        ('a100x8', 'a100x8')
+    """
+    return name.removesuffix(f", {num_devices} devices")
+
+
 # Presets --------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,9 @@ from torch import Tensor, fx
 from torch.nn import Module
 from torch.utils import _pytree as pytree
 
+from hag_plugin.arguments import brief
 from hag_plugin.parallel.model.layers import UnknownLayerError
+from hag_plugin.saved import set_module
 
 Shape = tuple[int, ...]
 # Operations whose result shares memory with what they were given.
@@ -65,9 +67,10 @@ class Operation:
         return self.node.kwargs.get(name, default)
 
 
+@set_module("hag_plugin.parallel")
 @dataclass(frozen=True, eq=False)
 class Network:
-    """The operations of a model, and how they hang together.
+    """The operations of a plain torch model, and how they hang together.
 
     Attributes:
         model: name of its class.
@@ -111,6 +114,16 @@ def given(inputs: Any) -> tuple[Any, ...] | None:
     if isinstance(inputs, tuple | list) and inputs and all(isinstance(t, Tensor) for t in inputs):
         return tuple(inputs)
     return None
+
+
+def check_without_graph(**arguments: tuple[Any, Any]) -> None:
+    """Raises ValueError where an argument that is of models on a graph has not its default."""
+    for name, (value, usual) in arguments.items():
+        if value is not usual and value != usual:
+            raise ValueError(
+                f"{name}= is of a model on a graph; {name} is {brief(value)}, expected none for a "
+                "model whose data is tensors"
+            )
 
 
 def source(node: fx.Node) -> tuple[fx.Node, int]:
@@ -177,6 +190,18 @@ def follow(model: Module, inputs: tuple[Any, ...]) -> Network:
         name, operations, nodes, parameters, buffers, constants, users, frozenset(everywhere),
         pytree.tree_unflatten(leaves, program.call_spec.out_spec),
     )  # fmt: skip
+
+
+def followed(model: Module, inputs: tuple[Any, ...]) -> Network:
+    """The operations of a model in training, whose mode is left as it is."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        if not model.training:
+            model.train()
+        return follow(model, inputs)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _operations(

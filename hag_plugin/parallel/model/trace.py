@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from hag_plugin.arguments import brief, check_flag, check_function, check_kind, 
 from hag_plugin.hag.graph import MAX_NODES
 from hag_plugin.parallel.graphs.stats import GraphStats
 from hag_plugin.parallel.graphs.store.partitioned_data import PartitionedData
+from hag_plugin.parallel.model import network
 from hag_plugin.parallel.model.calls import Call, Edges
 from hag_plugin.parallel.model.inputs import (
     ModelCall,
@@ -32,9 +33,27 @@ from hag_plugin.parallel.model.inputs import (
     with_features,
 )
 from hag_plugin.parallel.model.layers import UnknownLayerError
+from hag_plugin.parallel.model.network import Network
 from hag_plugin.parallel.model.opgraph import OpGraph
 from hag_plugin.parallel.model.recorder import Met, Recorder
 from hag_plugin.saved import set_module
+
+
+@overload
+def trace(model: Module, data: Tensor | tuple[Tensor, ...] | list[Tensor]) -> Network: ...
+
+
+@overload
+def trace(
+    model: Module,
+    data: Any,
+    *,
+    features: int | None = ...,
+    hag: bool = ...,
+    part: Callable[[int], np.ndarray] | None = ...,
+    itemsize: int | None = ...,
+    call: ModelCall | None = ...,
+) -> OpGraph: ...
 
 
 @set_module("hag_plugin.parallel")
@@ -47,14 +66,16 @@ def trace(
     part: Callable[[int], np.ndarray] | None = None,
     itemsize: int | None = None,
     call: ModelCall | None = None,
-) -> OpGraph:
-    """The operations of a model on a graph, with the graph's counts.
+) -> OpGraph | Network:
+    """The operations of a model on a graph, with the graph's counts; or of a model without one.
 
     Args:
-        model: of PyG or DGL layers. It is copied; neither it nor its weights are touched.
+        model: of PyG or DGL layers. It is copied; neither it nor its weights are touched. Or any
+            torch model without a graph, that `torch.export` follows.
         data: PyG's `Data`, any object with `x` and `edge_index`; `(DGLGraph, x)`, of several types
             of nodes with a dictionary of features; the counts of a graph, with `features`; or a
-            part of a store, of which the manifest is read.
+            part of a store, of which the manifest is read. Of a model without a graph its inputs,
+            a tensor or a tuple of tensors; their values do not matter, and nothing else is given.
         features: width of the input, where `data` has no `x`.
         hag: search HAGs of the graph, to know what they save.
         part: as in `graphs.stats.measure`.
@@ -79,6 +100,14 @@ def trace(
     for name, value in (("features", features), ("itemsize", itemsize)):
         if value is not None:
             whole(name, value, 1, MAX_NODES)
+    inputs = network.given(data)
+    if inputs is not None:
+        check_kind("model", model, Module)
+        network.check_without_graph(
+            features=(features, None), hag=(hag, True), part=(part, None),
+            itemsize=(itemsize, None), call=(call, None),
+        )  # fmt: skip
+        return network.followed(model, inputs)
     options: dict[str, Any] = {"features": features, "hag": hag, "part": part, "call": call}
     return record(model, data, itemsize=itemsize, **options).graph
 

@@ -84,13 +84,19 @@ class Move:
 
     def sent(self, itemsize: int) -> np.ndarray:
         """Bytes that each rank sends to others, int64 `[2, P]`: forward, and backward."""
-        found = np.zeros((2, len(self.owned)), np.int64)
+        there = self.between(itemsize)
+        back = there.sum(axis=0)
+        return np.stack([there.sum(axis=1), 0 * back if self.alike else back])
+
+    def between(self, itemsize: int) -> np.ndarray:
+        """Bytes that go from each rank to each other, int64 `[P, P]`; gradients go the other way,
+        if they are not alike.
+        """
+        found = np.zeros((len(self.owned), len(self.wanted)), np.int64)
         for source, have in enumerate(self.owned):
             for target, read in enumerate(self.wanted):
                 if source != target:
-                    values = volume(overlap(have, read)) * itemsize
-                    found[0, source] += values
-                    found[1, target] += 0 if self.alike else values
+                    found[source, target] = volume(overlap(have, read)) * itemsize
         return found
 
 

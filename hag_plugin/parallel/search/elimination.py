@@ -147,6 +147,18 @@ class _Table:
         )
 
 
+def _tables(graph: CostGraph) -> list[_Table]:
+    found = [_Table((i,), costs) for i, costs in enumerate(graph.node_costs)]
+    return found + [_Table((u, v), c) if u < v else _Table((v, u), c.T) for u, v, c in graph.edges]
+
+
+def _sum(graph: CostGraph, tables: Sequence[_Table], scope: tuple[int, ...]) -> np.ndarray:
+    total = np.zeros([len(graph.node_costs[i]) for i in scope])
+    for table in tables:
+        total += table.over(scope)
+    return total
+
+
 def eliminate(graph: CostGraph, sizes: CostGraph | None = None) -> Choice:
     """The cheapest choice, with what it takes of `sizes`, a graph like that of the costs.
 
@@ -154,18 +166,14 @@ def eliminate(graph: CostGraph, sizes: CostGraph | None = None) -> Choice:
         InfeasibleError: every choice is illegal.
         ValueError: the graph is too dense to be eliminated.
     """
-    tables = [_Table((i,), costs) for i, costs in enumerate(graph.node_costs)]
-    tables += [_Table((u, v), c) if u < v else _Table((v, u), c.T) for u, v, c in graph.edges]
+    tables = _tables(graph)
     order = elimination_order(graph)
     steps = []
     for node, around in order:
         bucket = [t for t in tables if node in t.scope]
         tables = [t for t in tables if node not in t.scope]
-        scope = (*around, node)
-        total = np.zeros([len(graph.node_costs[i]) for i in scope])
-        for table in bucket:
-            ordered = tuple(sorted(scope))
-            total += np.moveaxis(table.over(ordered), ordered.index(node), -1)
+        scope = tuple(sorted((*around, node)))
+        total = np.moveaxis(_sum(graph, bucket, scope), scope.index(node), -1)
         steps.append((node, around, total.argmin(axis=-1)))
         tables.append(_Table(around, total.min(axis=-1)))
     configs = [0] * len(graph.node_costs)
@@ -176,3 +184,40 @@ def eliminate(graph: CostGraph, sizes: CostGraph | None = None) -> Choice:
         raise InfeasibleError("every choice of configurations holds an illegal one")
     width = max((len(around) for _, around in order), default=0)
     return Choice(configs, cost, None if sizes is None else sizes.cost(configs), width)
+
+
+def marginals(graph: CostGraph) -> list[np.ndarray]:
+    """Of each node, of each configuration: the cost of the cheapest choice that has it.
+
+    Raises:
+        ValueError: the graph is too dense to be eliminated.
+
+    Example:
+        >>> stay = np.array([[0.0, 5.0], [5.0, 0.0]])
+        >>> graph = CostGraph([np.array([1.0, 3.0]), np.array([4.0, 1.0])], [(0, 1, stay)])
+        >>> [costs.tolist() for costs in marginals(graph)]
+        [[5.0, 4.0], [5.0, 4.0]]
+    """
+    tables, order = _tables(graph), elimination_order(graph)
+    place = {node: i for i, (node, _) in enumerate(order)}
+    scopes = {node: tuple(sorted((*around, node))) for node, around in order}
+    buckets: dict[int, list[_Table]] = {}
+    made: dict[int, _Table] = {}
+    for node, around in order:
+        buckets[node] = [t for t in tables if node in t.scope]
+        total = _sum(graph, buckets[node], scopes[node])
+        made[node] = _Table(around, total.min(axis=scopes[node].index(node)))
+        tables = [t for t in tables if node not in t.scope] + [made[node]]
+    found = list(graph.node_costs)
+    rest: dict[int, _Table] = {}  # of each node, what all costs that it was eliminated without
+    for node, around in reversed(order):
+        others, wide = [t for t in tables if t is not made[node]], around
+        if around:
+            first = min(around, key=place.__getitem__)
+            wide = scopes[first]
+            others = [t for t in buckets[first] if t is not made[node]] + [rest[first]]
+        outside = tuple(axis for axis, i in enumerate(wide) if i not in around)
+        rest[node] = _Table(around, _sum(graph, others, wide).min(axis=outside))
+        whole = _sum(graph, [*buckets[node], rest[node]], scopes[node])
+        found[node] = whole.min(axis=tuple(a for a, i in enumerate(scopes[node]) if i != node))
+    return found

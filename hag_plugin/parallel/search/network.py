@@ -16,16 +16,15 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from torch.nn import Module
 
-from hag_plugin.arguments import brief, check_path
+from hag_plugin.arguments import check_path
 from hag_plugin.files import read_json, write_whole
 from hag_plugin.notebook import html_table
-from hag_plugin.parallel.machine.topology import Topology
-from hag_plugin.parallel.model.network import RECURRENT, Network, Operation, follow, source
-from hag_plugin.parallel.ranks.boxes import Move, whole
+from hag_plugin.parallel.machine.topology import Device, Topology, name_of_all
+from hag_plugin.parallel.model.network import RECURRENT, Network, Operation, source
+from hag_plugin.parallel.ranks.boxes import Move, volume, whole
 from hag_plugin.parallel.search.cost import Seconds
-from hag_plugin.parallel.search.elimination import CostGraph, InfeasibleError
+from hag_plugin.parallel.search.elimination import CostGraph, InfeasibleError, marginals
 from hag_plugin.parallel.search.exact import minimise
 from hag_plugin.parallel.strategies.axes import (
     Parts,
@@ -38,6 +37,7 @@ from hag_plugin.parallel.strategies.axes import (
 )
 from hag_plugin.parallel.strategies.placement import (
     Placed,
+    Task,
     default,
     floating,
     held,
@@ -59,6 +59,7 @@ NOTE = (
 HEAD = ("operation", "kind", "split", "compute", "comm", "sync", "sent")
 WORDS = 3  # columns of words; the others are numbers
 WEIGHTS = 4  # a parameter, its gradient and two moments of Adam
+PASSES = 3  # of computing: forward, and twice as much backward
 # Operations that move no values and take no time of their own.
 FREE = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "alias",
         "transpose", "permute", "t", "select", "slice", "expand", "detach", "chunk", "split",
@@ -153,7 +154,7 @@ class NetworkPlan:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan as JSON, to be read and edited by hand."""
         check_path("path", path)
-        write_whole(path, (json.dumps(document(self), indent=2) + "\n").encode())
+        write_whole(path, (json.dumps(self.as_dict(), indent=2) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> NetworkPlan:
@@ -168,6 +169,10 @@ class NetworkPlan:
             return parsed(read_json(path))
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise ValueError(f"{os.fspath(path)} is no plan of a plain model: {e}") from e
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a file holds."""
+        return document(self)
 
     def __str__(self) -> str:
         return table(self)
@@ -200,8 +205,9 @@ def _rows(plan: NetworkPlan) -> list[tuple[str, ...]]:
 
 
 def _above(plan: NetworkPlan) -> str:
+    machine = name_of_all(plan.topology, plan.world_size)
     return (
-        f"{plan.model} on {plan.topology}, {plan.world_size} devices. All figures are predicted "
+        f"{plan.model} on {machine}, {plan.world_size} devices. All figures are predicted "
         "(analytic costs)."
     )
 
@@ -264,6 +270,14 @@ def parsed(content: Any) -> NetworkPlan:
 
 
 # Costs ----------------------------------------------------------------------------------------
+
+
+def pass_seconds(device: Device, flops: float, moved: float) -> float:
+    """Seconds of a forward pass that computes and moves so much."""
+    return (
+        max(flops / (device.flops * device.flops_efficiency),
+            moved / (device.bandwidth * device.bandwidth_efficiency)) + device.overhead
+    )  # fmt: skip
 
 
 def flops_of(operation: Operation) -> float:
@@ -369,11 +383,22 @@ class NetworkSpace:
         )
         moved += sum(held(boxes, itemsize(operation.inputs[0])) for boxes in parts.writes)
         flops = flops_of(operation) * share
-        return 3 * max(
-            max(flops / (d.flops * d.flops_efficiency),
-                moved / (d.bandwidth * d.bandwidth_efficiency)) + d.overhead
-            for d in self.topology.kinds
-        )  # fmt: skip
+        return PASSES * max(pass_seconds(d, flops, moved) for d in self.topology.kinds)
+
+    def own(self, task: Task, rank: int) -> float:
+        """Seconds of the forward pass of a rank's own part, 0 where it has none: a third of
+        `compute` at most.
+        """
+        operation, part = task.operation, task.parts.part[rank]
+        if operation.kind in FREE or part is None:
+            return 0.0
+        share = 1.0
+        for axis, (first, end) in zip(rule_of(operation).axes, part, strict=True):
+            share *= (end - first) / axis.size
+        moved = sum(volume(read.boxes[rank]) * itemsize(read.node) for read in task.reads)
+        made = sum(volume(boxes[rank]) for boxes in task.parts.writes)
+        moved += made * itemsize(operation.inputs[0])
+        return pass_seconds(self.topology.device_at(rank), flops_of(operation) * share, moved)
 
     def synchronisation(self, i: int, k: int) -> float:
         """Seconds of fetching parameters and of their gradients."""
@@ -447,11 +472,12 @@ class NetworkSpace:
 
     def _seconds(self, each: np.ndarray) -> float:
         return float(sum(
-            self._all_to_all(int(n)) for n in each.max(axis=1, initial=0) if n
+            self.all_to_all(int(n)) for n in each.max(axis=1, initial=0) if n
         ))  # fmt: skip
 
     @lru_cache(maxsize=1 << 14)  # noqa: B019 - as long as the space
-    def _all_to_all(self, nbytes: int) -> float:
+    def all_to_all(self, nbytes: int) -> float:
+        """Seconds of an exchange in which the busiest rank sends so many bytes."""
         return self.topology.seconds("all_to_all", nbytes)
 
     def planned(self, chosen: Sequence[int], baselines: dict[str, float]) -> NetworkPlan:
@@ -500,17 +526,14 @@ class NetworkSpace:
 
 
 def plan_network(
-    model: Module, inputs: tuple[Any, ...], topology: Topology, memory: float,
-    require: Mapping[str, str] | None = None,
-) -> NetworkPlan:  # fmt: skip
+    network: Network, topology: Topology, memory: float, require: Mapping[str, str] | None = None
+) -> NetworkPlan:
     """`plan` of a plain torch model.
 
     Raises:
         InfeasibleError: no plan fits in memory.
-        UnknownLayerError: the model cannot be followed; names what.
         ValueError: a required split is not possible; names the operation and what is.
     """
-    network = followed(model, inputs)
     if not network.operations:
         raise ValueError(f"{network.model} has no operation on parameters; expected one or more")
     wanted = {name: Split.parse(text) for name, text in (require or {}).items()}
@@ -529,23 +552,33 @@ def plan_network(
     return space.planned(choice.configs, compared)
 
 
-def followed(model: Module, inputs: tuple[Any, ...]) -> Network:
-    """The operations of a model in training, whose mode is left as it is."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        if not model.training:
-            model.train()
-        return follow(model, inputs)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+def repriced(found: NetworkPlan, network: Network, topology: Topology) -> NetworkPlan:
+    """The same splits, priced anew.
+
+    Raises:
+        ValueError: the plan is for another model, or a split is not possible; names it.
+    """
+    found.check(network)
+    every = NetworkSpace(network, topology)
+    graph = every.graph()
+    own = NetworkSpace(network, topology, found.splits)
+    compared = {name: graph.cost(choice) for name, choice in every.uniform().items()}
+    return own.planned([0] * len(own.choices), compared)
 
 
-def check_without_graph(**given: tuple[Any, Any]) -> None:
-    """Raises ValueError where an argument that is of models on a graph has not its default."""
-    for name, (value, usual) in given.items():
-        if value is not usual and value != usual:
-            raise ValueError(
-                f"{name}= is of a model on a graph; {name} is {brief(value)}, expected none for a "
-                "model whose data is tensors"
-            )
+def by_axes(space: NetworkSpace) -> dict[str, dict[str, float]]:
+    """Of each operation that can be split, by the axes along which it is: predicted seconds of the
+    cheapest plan in which it is split so, memory left out of account.
+    """
+    found = {}
+    costs = marginals(space.graph())
+    for operation, mine, seconds in zip(
+        space.network.operations, space.choices, costs, strict=True
+    ):
+        least: dict[str, float] = {}
+        for split, each in zip(mine, seconds.tolist(), strict=True):
+            axes = " x ".join(axis for axis, _ in split.parts) or "whole"
+            least[axes] = min(each, least.get(axes, math.inf))
+        if len(least) > 1:
+            found[operation.name] = least
+    return found

@@ -18,6 +18,7 @@ from hag_plugin.arguments import check_kind, check_path, whole
 from hag_plugin.files import read_json, write_whole
 from hag_plugin.notebook import html_table
 from hag_plugin.parallel.layouts import KINDS, Layout
+from hag_plugin.parallel.machine.topology import name_of_all
 from hag_plugin.parallel.model.opgraph import OpGraph
 from hag_plugin.parallel.search.cost import MODES, Seconds
 from hag_plugin.parallel.strategies.registry import (
@@ -243,11 +244,6 @@ def impossible(
 # The table that a person reads -----------------------------------------------------------------
 
 
-def machine_name(plan: Plan) -> str:
-    """The name of the machine, of whose devices the plan may take a part."""
-    return plan.topology.removesuffix(f", {plan.world_size} devices")
-
-
 def table(plan: Plan) -> str:
     """The layers, then the whole beside plans that treat all layers alike."""
     rows = _rows(plan)
@@ -284,8 +280,9 @@ def _rows(plan: Plan) -> list[tuple[str, ...]]:
 
 
 def _above(plan: Plan) -> str:
+    machine = name_of_all(plan.topology, plan.world_size)
     return (
-        f"{plan.model[0] or 'model'} on {machine_name(plan)}, {plan.world_size} devices, "
+        f"{plan.model[0] or 'model'} on {machine}, {plan.world_size} devices, "
         f"{plan.nodes:,} nodes. All figures are predicted ({plan.costs} costs)."
     )
 

@@ -14,9 +14,15 @@ import torch
 from torch import Tensor
 
 from hag_plugin.arguments import brief, check_choice, check_function, check_kind, number, whole
-from hag_plugin.parallel.machine.topology import MOST_DEVICES, Topology, load, presets
+from hag_plugin.parallel.machine.topology import (
+    MOST_DEVICES,
+    Topology,
+    load,
+    name_of_all,
+    presets,
+)
 from hag_plugin.parallel.model.inputs import ModelCall
-from hag_plugin.parallel.model.network import given
+from hag_plugin.parallel.model.network import Network, check_without_graph, followed, given
 from hag_plugin.parallel.model.opgraph import OpGraph
 from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.search.baselines import baselines
@@ -30,8 +36,14 @@ from hag_plugin.parallel.search.cost import (
     message_seconds,
 )
 from hag_plugin.parallel.search.elimination import InfeasibleError
-from hag_plugin.parallel.search.network import NetworkPlan, check_without_graph, plan_network
-from hag_plugin.parallel.search.plan import LayerPlan, Plan, impossible, machine_name
+from hag_plugin.parallel.search.network import (
+    NetworkPlan,
+    NetworkSpace,
+    by_axes,
+    plan_network,
+    repriced,
+)
+from hag_plugin.parallel.search.plan import LayerPlan, Plan, impossible
 from hag_plugin.parallel.search.space import Space
 from hag_plugin.parallel.strategies.registry import Config, Problem, configs_of
 from hag_plugin.saved import set_module
@@ -41,6 +53,18 @@ from hag_plugin.saved import set_module
 def plan(
     model: torch.nn.Module,
     data: Tensor | tuple[Tensor, ...] | list[Tensor],
+    topology: Topology | str | os.PathLike[str] = ...,
+    *,
+    world_size: int | None = ...,
+    memory: float | None = ...,
+    require: Mapping[str, str] | None = ...,
+) -> NetworkPlan: ...
+
+
+@overload
+def plan(
+    model: Network,
+    data: None = ...,
     topology: Topology | str | os.PathLike[str] = ...,
     *,
     world_size: int | None = ...,
@@ -85,8 +109,8 @@ def plan(
     weight synchronisation of all operations, one after the other.
 
     Args:
-        model: a PyG or DGL model, an `OpGraph`, or any torch model without a graph: a
-            convolutional, recurrent or attention network.
+        model: a PyG or DGL model, or any torch model without a graph: a convolutional, recurrent or
+            attention network; or what `trace` gives for one.
         data: of a model: an object with `x` and `edge_index` (PyG), or a `(DGLGraph, x)`; of a
             model without a graph its inputs, a tensor or a tuple of tensors.
         topology: a machine, the name of a preset, or a file.
@@ -122,14 +146,17 @@ def plan(
     check_choice("hag", hag, ("auto", "off"))
     machine = _machine(topology, world_size)
     graph = model
-    if not isinstance(model, OpGraph | torch.nn.Module):
-        raise TypeError(f"model is {brief(model)}; expected a torch.nn.Module or an OpGraph")
+    if not isinstance(model, OpGraph | Network | torch.nn.Module):
+        raise TypeError(f"model is {brief(model)}; expected a torch.nn.Module or what trace gives")
     inputs = given(data)
-    if inputs is not None and isinstance(model, torch.nn.Module):
+    if isinstance(model, Network) or (inputs is not None and isinstance(model, torch.nn.Module)):
         check_without_graph(costs=(costs, "analytic"), part=(part, None), call=(call, None))
         check_kind("require", require, Mapping, type(None))
         limit = machine.memory if memory is None else number("memory", memory)
-        return plan_network(model, inputs, machine, limit, require)
+        if isinstance(model, torch.nn.Module):
+            assert inputs is not None
+            model = followed(model, inputs)
+        return plan_network(model, machine, limit, require)
     memory = None if memory is None else number("memory", memory)
     check_kind("require", require, Mapping, type(None))
     check_function("part", part)
@@ -204,18 +231,47 @@ def planned(
     )
 
 
+@overload
+def recost(
+    found: Plan, graph: OpGraph | Network, topology: Topology | str, costs: str = ...
+) -> Plan: ...
+
+
+@overload
+def recost(
+    found: NetworkPlan, graph: OpGraph | Network, topology: Topology | str, costs: str = ...
+) -> NetworkPlan: ...
+
+
 @set_module("hag_plugin.parallel")
-def recost(found: Plan, graph: OpGraph, topology: Topology | str, costs: str = "analytic") -> Plan:
+def recost(
+    found: Plan | NetworkPlan,
+    graph: OpGraph | Network,
+    topology: Topology | str,
+    costs: str = "analytic",
+) -> Plan | NetworkPlan:
     """The same choices, priced anew: for a plan that was edited by hand.
+
+    Args:
+        found: the plan.
+        graph: what `trace` gives for its model.
+        topology: see `plan`.
+        costs: see `plan`.
 
     Raises:
         ValueError: the plan is for something else, or a layer has a configuration that is not
             legal there; names the layer and what is.
     """
-    check_kind("found", found, Plan)
-    check_kind("graph", graph, OpGraph)
+    check_kind("found", found, Plan, NetworkPlan)
     check_choice("costs", costs, MODES)
     machine = _machine(topology, found.world_size)
+    if isinstance(found, NetworkPlan):
+        check_kind("graph", graph, Network)
+        assert isinstance(graph, Network)
+        check_without_graph(costs=(costs, "analytic"))
+        return repriced(found, graph, machine)
+    check_kind("graph", graph, OpGraph)
+    assert isinstance(graph, OpGraph)
     found.check(graph)
     compute = _compute(costs, graph, machine)
     space = Space(graph, machine, compute)
@@ -228,8 +284,8 @@ def recost(found: Plan, graph: OpGraph, topology: Topology | str, costs: str = "
 
 
 def alternatives(
-    found: Plan,
-    graph: OpGraph,
+    found: Plan | NetworkPlan,
+    graph: OpGraph | Network,
     topology: Topology | str | os.PathLike[str],
     costs: str = "analytic",
 ) -> dict[str, dict[str, float | str]]:
@@ -237,9 +293,12 @@ def alternatives(
 
     Returns:
         By layer with edges or weights, by strategy: predicted seconds of the cheapest plan in
-        which the layer has it (memory left out of account), or why it is refused.
+        which the layer has it (memory left out of account), or why it is refused. Of a model
+        without a graph by operation, by the axes along which it is split.
     """
     machine = _machine(topology, found.world_size)
+    if isinstance(graph, Network):
+        return {name: dict(each) for name, each in by_axes(NetworkSpace(graph, machine)).items()}
     compute = _compute(costs, graph, machine)
     listed: dict[str, dict[str, float | str]] = {}
     for i, op in enumerate(graph.ops):
@@ -260,32 +319,61 @@ def alternatives(
     return listed
 
 
-@set_module("hag_plugin.parallel")
+@overload
 def space_of(
     graph: OpGraph,
     topology: Topology | str | os.PathLike[str],
+    world_size: int | None = ...,
+    costs: str = ...,
+) -> Space: ...
+
+
+@overload
+def space_of(
+    graph: Network,
+    topology: Topology | str | os.PathLike[str],
+    world_size: int | None = ...,
+    costs: str = ...,
+) -> NetworkSpace: ...
+
+
+@set_module("hag_plugin.parallel")
+def space_of(
+    graph: OpGraph | Network,
+    topology: Topology | str | os.PathLike[str],
     world_size: int | None = None,
     costs: str = "analytic",
-) -> Space:
-    """All plans of a model on so many devices of a machine; arguments as for `plan`.
+) -> Space | NetworkSpace:
+    """All plans of a model on so many devices of a machine.
+
+    Args:
+        graph: what `trace` gives for the model.
+        topology: see `plan`, as for the others.
+        world_size: as above.
+        costs: as above.
 
     Raises:
         TypeError: an argument is of another kind.
         ValueError: there are fewer nodes than devices, or no such machine.
     """
-    check_kind("graph", graph, OpGraph)
+    check_kind("graph", graph, OpGraph, Network)
     check_choice("costs", costs, MODES)
     machine = _machine(topology, world_size)
+    if isinstance(graph, Network):
+        check_without_graph(costs=(costs, "analytic"))
+        return NetworkSpace(graph, machine)
     return Space(graph, machine, _compute(costs, graph, machine))
 
 
-def machine_of(found: Plan, topology: Topology | str | os.PathLike[str] | None = None) -> Topology:
+def machine_of(
+    found: Plan | NetworkPlan, topology: Topology | str | os.PathLike[str] | None = None
+) -> Topology:
     """The machine that is given, or that of a plan.
 
     Raises:
         ValueError: the plan's is not built in.
     """
-    name = machine_name(found)
+    name = name_of_all(found.topology, found.world_size)
     if topology is None and name not in presets():
         raise ValueError(
             f"the plan is for the machine {name!r}, which is not built in; expected its topology "

@@ -16,9 +16,11 @@ from functools import cached_property
 from hag_plugin.arguments import check_kind
 from hag_plugin.parallel.layouts import Layout, Message
 from hag_plugin.parallel.search.cost import Analytic, message_seconds
+from hag_plugin.parallel.search.network import NetworkPlan, NetworkSpace
 from hag_plugin.parallel.search.plan import Plan
 from hag_plugin.parallel.search.space import Space
-from hag_plugin.parallel.simulation.simulator import Schedule
+from hag_plugin.parallel.simulation.network_tasks import network_tasks
+from hag_plugin.parallel.simulation.simulator import Schedule, simulate
 from hag_plugin.parallel.simulation.strategy_model import simulate_strategy
 from hag_plugin.parallel.simulation.tasks import (
     BACKWARD,
@@ -30,7 +32,9 @@ from hag_plugin.parallel.simulation.tasks import (
     TRANSFER,
     UPDATE,
     Block,
+    resources_of,
 )
+from hag_plugin.parallel.strategies.placement import place
 from hag_plugin.parallel.strategies.registry import Terms
 from hag_plugin.saved import set_module
 
@@ -60,8 +64,7 @@ class PlanModel:
         self.names = [op.name for op in space.graph.ops]
         self.edges = list(space.graph.edges)
         self.devices = range(topology.num_devices)
-        self.resources = [f"{topology.device_at(i).name} {i}" for i in self.devices]
-        self.resources += [link.name for link in topology.links]
+        self.resources = resources_of(topology)
         self._chains: dict[tuple[int, int], _Chain] = {}
         self._links: dict[int, tuple[int, ...]] = {}
         self._reshards: dict[tuple[int, int, Layout, Layout], list[tuple[str, float, int]]] = {}
@@ -238,14 +241,34 @@ class PlanModel:
 
 
 @set_module("hag_plugin.parallel")
-def simulate_plan(plan: Plan, space: Space) -> Schedule:
+def simulate_plan(plan: Plan | NetworkPlan, space: Space | NetworkSpace) -> Schedule:
     """When each task of a plan runs. Predicted, as everything in a plan is.
+
+    Args:
+        plan: of a model on a graph, or of one without.
+        space: what `space_of` gives for the model.
 
     Raises:
         ValueError: the plan is for another model, or not possible on the machine.
     """
-    check_kind("plan", plan, Plan)
+    check_kind("plan", plan, Plan, NetworkPlan)
+    if isinstance(plan, NetworkPlan):
+        check_kind("space", space, NetworkSpace)
+        assert isinstance(space, NetworkSpace)
+        return _simulate_network(plan, space)
     check_kind("space", space, Space)
+    assert isinstance(space, Space)
     plan.check(space.graph, space.topology.num_devices)
     model = PlanModel(space)
     return simulate_strategy(model, model.numbers(plan))
+
+
+def _simulate_network(plan: NetworkPlan, space: NetworkSpace) -> Schedule:
+    if plan.world_size != space.world_size:
+        raise ValueError(
+            f"the plan is for {plan.world_size} devices; {space.topology.name} has "
+            f"{space.world_size}"
+        )
+    plan.check(space.network)
+    placement = place(space.network, plan.splits, space.world_size)
+    return simulate(network_tasks(space, placement))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from hag_plugin.parallel.machine.topology import Topology
 from hag_plugin.saved import set_module
 
 KINDS = ("forward", "backward", "transfer", "synchronise", "update")
@@ -24,6 +25,12 @@ SOURCE, TARGET = 1 << 20, 2 << 20
 """In an edge's dependencies, `SOURCE + i` is task i of its first operation, `TARGET + i` of its
 second; a plain i is the edge's own."""
 _INDEX = SOURCE - 1
+
+
+def resources_of(topology: Topology) -> list[str]:
+    """The resources of a machine: its devices, then its links."""
+    devices = [f"{topology.device_at(i).name} {i}" for i in range(topology.num_devices)]
+    return devices + [link.name for link in topology.links]
 
 
 class Block(NamedTuple):

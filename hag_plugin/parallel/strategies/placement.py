@@ -221,6 +221,18 @@ def place(
     return Placement(tuple(tasks), weights, outputs)
 
 
+def fetched(network: Network, task: Task) -> list[tuple[int, ...]]:
+    """What an operation fetches, in order: each at once, as places among its reads. Parameters go
+    first; what is fetched at once is of one type.
+    """
+    kinds: dict[tuple[bool, torch.dtype], list[int]] = {}
+    for place_, read in enumerate(task.reads):
+        if read.placed is not None:
+            kind = (read.node not in network.parameters, read.node.meta["val"].dtype)
+            kinds.setdefault(kind, []).append(place_)
+    return [tuple(kinds[kind]) for kind in sorted(kinds, key=lambda kind: kind[0])]
+
+
 def floating(node: fx.Node) -> bool:
     """Whether a tensor may have a gradient."""
     dtype: torch.dtype = node.meta["val"].dtype

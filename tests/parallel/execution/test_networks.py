@@ -18,9 +18,9 @@ from torch.distributed.tensor import DTensor
 
 import hag_plugin as hp
 from hag_plugin.parallel.machine.topology import preset
-from hag_plugin.parallel.model.network import Network
+from hag_plugin.parallel.model.network import Network, followed
 from hag_plugin.parallel.model.trace import copied
-from hag_plugin.parallel.search.network import NetworkPlan, NetworkSpace, followed
+from hag_plugin.parallel.search.network import NetworkPlan, NetworkSpace
 from hag_plugin.parallel.strategies.axes import Rule, Split, possible, rule_of
 
 from ..run_ranks import run_processes, run_threads

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import hag_plugin as hp
 from hag_plugin.parallel.machine.topology import preset
-from hag_plugin.parallel.search.network import NetworkPlan, NetworkSpace, followed
+from hag_plugin.parallel.model.network import followed
+from hag_plugin.parallel.search.network import NetworkPlan, NetworkSpace
 from hag_plugin.parallel.strategies.axes import RULES, Split, possible, rule_of
 
 from ..run_ranks import run_threads

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 import hag_plugin as hp
 from hag_plugin.parallel import InfeasibleError, NetworkPlan, UnknownLayerError
 from hag_plugin.parallel.machine.topology import preset
+from hag_plugin.parallel.model.network import followed
 from hag_plugin.parallel.search.exact import brute_force
-from hag_plugin.parallel.search.network import NetworkSpace, followed
+from hag_plugin.parallel.search.network import NetworkSpace
 from hag_plugin.parallel.strategies.axes import Split
 
 from ..run_ranks import run_threads
