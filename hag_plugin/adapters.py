@@ -27,12 +27,12 @@ def _adapters(purpose: str, module: Any) -> list[Any]:
     imported = {package: name for package, name in ADAPTERS.items() if package in sys.modules}
     if not imported:
         raise TypeError(f"{purpose}, but none of {', '.join(ADAPTERS)} has been imported")
-    held = _frameworks(module) if isinstance(module, Module) else set()
+    held = frameworks(module) if isinstance(module, Module) else set()
     chosen = [name for package, name in imported.items() if package in held]
     return [importlib.import_module(name) for name in chosen or [*imported.values()][:1]]
 
 
-def _frameworks(module: Module) -> set[str]:
+def frameworks(module: Module) -> set[str]:
     """The packages whose layers, or classes declared with their `hag_layer`, a model holds."""
     found = set()
     for part in module.modules():

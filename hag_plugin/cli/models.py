@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from hag_plugin.adapters import frameworks
 from hag_plugin.arguments import brief
 from hag_plugin.cli.options import add_ids, amount, natural, positive
 from hag_plugin.data import datasets
@@ -32,7 +33,6 @@ from hag_plugin.parallel.search.network import FORMAT, NetworkPlan
 from hag_plugin.parallel.search.plan import Plan
 
 MODELS = ("gcn", "sage", "gin", "gat")
-FRAMEWORKS = ("pyg", "dgl")
 MODEL_HELP = (
     f"{', '.join(MODELS)} (see --hidden, --layers), or FILE.py:NAME, a module or a function "
     "without arguments that makes one"
@@ -135,15 +135,34 @@ def graph_of(args: argparse.Namespace) -> OpGraph | Network:
         )
         print(f"{data.name}: {data.source}", file=sys.stderr)
         features, classes = widths_of(args, data)
-    return trace(model_of(args, features, classes), data, features=features, hag=hag)
+    model = model_of(args, features, classes)
+    if "dgl" not in frameworks(model):
+        return trace(model, data, features=features, hag=hag)
+    if not isinstance(data, GraphData):
+        raise ValueError(f"model {args.model} is of DGL's layers; expected a graph to plan it for, "
+                         "not --partitions or --nodes")  # fmt: skip
+    return _trace_dgl(model, data, features, hag)
+
+
+def _trace_dgl(model: Any, data: GraphData, features: int, hag: bool) -> OpGraph:
+    """Of a model that takes a DGL graph; features that it has not are left without values."""
+    import dgl
+
+    x = torch.empty(data.num_nodes, features) if data.x is None else data.x
+    graph = dgl.graph(tuple(data.edge_index), num_nodes=data.num_nodes)
+    try:
+        return trace(model, (graph, x), hag=hag)
+    except dgl.DGLError as e:
+        raise ValueError(f"the model can't be run on {data.name}: {e}") from e
 
 
 def _without_graph(args: argparse.Namespace) -> Any:
     """The model that was asked for with inputs."""
-    given = [args.graph, args.partitions and f"--partitions {args.partitions}", args.nodes]
-    if any(given):
-        raise ValueError(f"{next(filter(None, given))} and --inputs are given; expected one: a "
-                         "graph, or the inputs of a model without one")  # fmt: skip
+    others = ("graph", "partitions", "nodes", "edges")
+    given = [name for name in others if getattr(args, name) is not None]
+    if given:
+        raise ValueError(f"{' and '.join([*given, 'inputs'])} are given; expected a graph, or the "
+                         "inputs of a model without one")  # fmt: skip
     if args.model in MODELS:
         raise ValueError(f"model is {args.model!r}, which takes a graph; expected one, or FILE.py:"
                          "NAME of a model without")  # fmt: skip

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
-import random
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +14,12 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 import hag_plugin as hp
-from hag_plugin.parallel.machine.topology import preset
 from hag_plugin.parallel.model.network import Network, followed
 from hag_plugin.parallel.model.trace import copied
-from hag_plugin.parallel.search.network import NetworkPlan, NetworkSpace
-from hag_plugin.parallel.strategies.axes import Rule, Split, possible, rule_of
+from hag_plugin.parallel.search.network import NetworkPlan
+from hag_plugin.parallel.strategies.axes import Split, possible, rule_of
 
+from ..networks import any_plan, plan_of
 from ..run_ranks import run_processes, run_threads
 
 if not (Path(__file__).parents[3] / "examples" / "reproduce" / "small_networks.py").is_file():
@@ -72,30 +69,6 @@ def together(rank: int, model: nn.Module, inputs: Any, plans: list[NetworkPlan])
                 mine.get_buffer(name).copy_(buffer)
         found.append((train(mine, inputs), sent))
     return found
-
-
-def any_split(rule: Rule, size: int, draw: random.Random) -> Split:
-    """Of any axes, into any number of parts, on any ranks in any order."""
-    left, chosen = size, {}
-    for axis in draw.sample(rule.axes, len(rule.axes)):
-        parts = draw.choice([1, *(p for p in possible(axis.size, size) if p <= left)])
-        left //= parts
-        chosen[axis.name] = parts
-    named = tuple((a.name, chosen[a.name]) for a in rule.axes if chosen[a.name] > 1)
-    ranks = draw.sample(range(size), math.prod(parts for _, parts in named))
-    return Split(named, tuple(ranks))
-
-
-def plan_of(found: Network, size: int, splits: Mapping[str, Split]) -> NetworkPlan:
-    """The plan with these splits."""
-    space = NetworkSpace(found, preset("a100x8").resized(size), splits)
-    return space.planned([0] * len(space.choices), {})
-
-
-def any_plan(found: Network, size: int, seed: int) -> NetworkPlan:
-    draw = random.Random(seed)
-    splits = {op.name: any_split(rule_of(op), size, draw) for op in found.operations}
-    return plan_of(found, size, splits)
 
 
 def check(name: str, size: int, plans: list[NetworkPlan]) -> None:

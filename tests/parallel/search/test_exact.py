@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ from hag_plugin.parallel.search.elimination import (
     CostGraph,
     InfeasibleError,
     elimination_order,
+    marginals,
 )
 from hag_plugin.parallel.search.exact import brute_force, minimise
 
@@ -54,6 +56,22 @@ def test_equals_brute_force_on_400_random_graphs() -> None:
         widths.append(fast.width)
     assert max(widths) >= 3  # some needed more than node and edge elimination
     assert widths.count(1) + widths.count(2) > 50
+
+
+def test_each_configuration_costs_what_the_cheapest_choice_with_it_does() -> None:
+    widths = set()
+    for seed in range(200):
+        graph, _, _ = random_graph(seed, integers=seed % 2 == 0)
+        sizes = [range(len(costs)) for costs in graph.node_costs]
+        expected = [np.full(len(size), np.inf) for size in sizes]
+        for configs in itertools.product(*sizes):
+            cost = graph.cost(configs)
+            for costs, k in zip(expected, configs, strict=True):
+                costs[k] = min(costs[k], cost)
+        for fast, slow in zip(marginals(graph), expected, strict=True):
+            np.testing.assert_allclose(fast, slow, rtol=1e-12, atol=1e-12)
+        widths |= {len(around) for _, around in elimination_order(graph)}
+    assert max(widths) >= 3
 
 
 @pytest.mark.slow
