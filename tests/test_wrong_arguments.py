@@ -215,6 +215,8 @@ def of_parallel() -> dict[str, Call]:
     plan.save(FOLDER / "plan.json")
     one = p.plan(model, data, "a100x8", world_size=1)
     space, machine = p.space_of(graph, "a100x8", 2), p.preset("a100x8")
+    network = p.trace(torch.nn.Linear(3, 3), torch.ones(4, 3))
+    split = p.plan(network, topology="a100x8", world_size=2)
     store = FOLDER / "store"
     shutil.rmtree(store, ignore_errors=True)
     p.write_partitions(data, 1, store)
@@ -236,6 +238,9 @@ def of_parallel() -> dict[str, Call]:
         "Budget": Call(p.Budget, proposals=3),
         "refine": Call(p.refine, plan, space, p.Budget(proposals=3)),
         "simulate_plan": Call(p.simulate_plan, plan, space),
+        "recost(network)": Call(p.recost, split, network, "a100x8"),
+        "simulate_plan(network)": Call(p.simulate_plan, split, p.space_of(network, "a100x8", 2)),
+        "space_of(network)": Call(p.space_of, network, "a100x8", 2),
         "by_graph": Call(p.by_graph, Batch.from_data_list([data, data])),
         "space_of": Call(p.space_of, graph, "a100x8", 2),
         "Topology.resized": Call(machine.resized, 4),

@@ -46,10 +46,12 @@ LINES: list[tuple[str, set[str]]] = [
     ("report g.txt -o a.html", {"matplotlib"}),
     ("report g.txt --model gcn --layers 2 --hidden 8 -o b.html", {"matplotlib", PYG}),
     (f"plan gcn {SIZES}", {PYG}),
+    ("plan net.py:dense --inputs 6x4 --devices 2 -o net.json", set()),
     ("explain-plan plan.json", set()),
     (f"explain-plan plan.json gcn {SIZES}", {PYG}),
     (f"simulate gcn {SIZES}", {PYG}),
     (f"simulate gcn {SIZES} --plot t.svg", {"matplotlib", PYG}),
+    ("simulate net.py:dense --inputs 6x4 --devices 2", set()),
     ("probe --largest 1K", set()),
     (f"probe --model gcn {SIZES} --devices 2", {PYG}),
     ("partition g.txt --ranks 2 -o parts", set()),
@@ -114,6 +116,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     banner = "%%MatrixMarket matrix coordinate pattern general\n"
     ones = "".join(f"{a + 1} {b + 1}\n" for a, b in pairs)
     (found / "g.mtx").write_text(f"{banner}12 12 {len(pairs)}\n{ones}")
+    net = "import torch\n\ndense = torch.nn.Linear(4, 3)\n"
+    (found / "net.py").write_text(net)
     (found / "dgl").mkdir()
     parts: dict[str, Any] = {"num_parts": 1, "part-0": {}, "node_map": {"_N": [[0, 12]]}}
     (found / "dgl" / "g.json").write_text(json.dumps(parts))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch_geometric.nn import GCN
 
 import hag_plugin as hp
 from hag_plugin.cli import main
+from hag_plugin.data import datasets
 from hag_plugin.parallel.graphs.store.streams import EdgeStream
 
 from .runs import run_json
@@ -56,6 +59,50 @@ def test_plan_of_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     wrong = ["plan", "gcn", "--partitions", str(parts), "--topology", "pcie4x4", "--devices", "4"]
     assert main(wrong) == 2
     assert "the graph cut into 4 parts" in capsys.readouterr().err
+
+
+DGL_MODEL = """
+from dgl.nn import GraphConv
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = GraphConv(6, 8)
+        self.last = GraphConv(8, 3)
+
+    def forward(self, graph, x):
+        return self.last(graph, self.conv(graph, x).relu())
+
+net = Net()
+"""
+
+
+def test_plan_of_a_dgl_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dgl = pytest.importorskip("dgl")
+    script, out = tmp_path / "net.py", tmp_path / "plan.json"
+    script.write_text(DGL_MODEL)
+    words = [f"{script}:net", "cliques", "--features", "6", "--topology", "pcie4x4"]
+    said, _ = run_json(capsys, "plan", *words, "-o", str(out))
+    data = datasets.load("cliques")
+    graph = dgl.graph(tuple(data.edge_index), num_nodes=data.num_nodes)
+    namespace: dict[str, Any] = {}
+    exec(DGL_MODEL, namespace)
+    expected = hp.parallel.plan(namespace["net"], (graph, torch.ones(data.num_nodes, 6)), "pcie4x4")
+    assert hp.parallel.Plan.load(out).configs == expected.configs
+    assert said["plan"]["predicted"] == expected.as_dict()["predicted"]
+    simulated, _ = run_json(capsys, "simulate", *words, "--plan", str(out))
+    assert simulated["simulated_seconds"] <= simulated["additive_seconds"] + 1e-6
+    without = tmp_path / "edges.txt"
+    without.write_text("0 1\n1 2\n2 3\n3 4\n")  # nobody's target: node 0
+    for given, why in (
+        ([str(without), "--features", "6"], "0-in-degree"),
+        (["--nodes", "90", "--edges", "900"], "expected a graph to plan it for"),
+    ):
+        assert main(["plan", f"{script}:net", *given, "--topology", "pcie4x4"]) == 2
+        captured = capsys.readouterr()
+        assert why in captured.err
+        assert "Traceback" not in captured.err
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from hag_plugin.parallel.machine.topology import preset
 from hag_plugin.parallel.model.network import followed
 from hag_plugin.parallel.search.exact import brute_force
 from hag_plugin.parallel.search.network import NetworkSpace
+from hag_plugin.parallel.search.planner import alternatives
 from hag_plugin.parallel.strategies.axes import Split
 
 from ..run_ranks import run_threads
@@ -70,6 +72,45 @@ def test_files_hold_all_of_a_plan(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"format": "hag_plugin.plan"}')
     with pytest.raises(ValueError, match=r"other.json is no plan of a plain model"):
         NetworkPlan.load(tmp_path / "other.json")
+
+
+def test_what_trace_gives_is_planned_as_the_model_is() -> None:
+    found = plan("VGG")
+    traced = hp.parallel.trace(*network("VGG"))
+    assert hp.parallel.plan(traced, topology="a100x8", world_size=4) == found
+    assert hp.parallel.recost(found, traced, "a100x8") == found
+    slower = hp.parallel.recost(found, traced, "pcie4x4")
+    assert slower.splits == found.splits
+    assert slower.seconds > found.seconds
+    assert slower.baselines == hp.parallel.plan(traced, topology="pcie4x4").baselines
+
+
+@pytest.mark.parametrize(
+    "options", [{"features": 3}, {"hag": False}, {"itemsize": 4}, {"part": lambda parts: None}]
+)
+def test_trace_refuses_what_is_of_graphs(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="is of a model on a graph"):
+        hp.parallel.trace(*network("VGG"), **options)
+
+
+def test_what_else_an_operation_could_have_is_priced_as_the_cheapest_plan_that_has_it() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 4))
+    traced, machine = hp.parallel.trace(model, torch.randn(8, 64)), preset("a100x8").resized(2)
+    found = hp.parallel.plan(traced, topology=machine)
+    listed = alternatives(found, traced, machine)
+    space = NetworkSpace(traced, machine)
+    graph, expected = space.graph(), {op.name: {} for op in traced.operations}
+    for choice in itertools.product(*(range(len(mine)) for mine in space.choices)):
+        seconds = graph.cost(choice)
+        for op, mine, k in zip(traced.operations, space.choices, choice, strict=True):
+            axes = " x ".join(axis for axis, _ in mine[k].parts) or "whole"
+            entries: dict[str, float] = expected[op.name]
+            entries[axes] = min(seconds, entries.get(axes, seconds))
+    assert listed.keys() == expected.keys()
+    for name, entries in expected.items():
+        assert listed[name] == pytest.approx(entries, rel=1e-12)
+        assert min(entries.values()) == pytest.approx(found.seconds, rel=1e-12)
 
 
 @pytest.mark.parametrize(
