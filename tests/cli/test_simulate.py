@@ -40,6 +40,16 @@ def test_command_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert "(predicted)" in text
 
 
+def test_the_busiest_link_is_none_of_the_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["gcn", "--topology", "pcie4x4"]
+    found = simulate(capsys, *words)
+    links = [*found["busy_seconds"].values()][4:]
+    share = max(links) / found["simulated_seconds"]
+    assert share < max(found["busy_seconds"].values()) / found["simulated_seconds"]
+    assert main(["simulate", *words, *SIZES]) == 0
+    assert f"busiest link    {share:10.0%}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

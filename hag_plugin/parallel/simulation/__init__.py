@@ -2,5 +2,6 @@
 
 `tasks` and `simulator` know of no model; `delta` is the simulator made fast for changes of one
 operation; `strategy_model` says what can be chosen, which `mcmc` samples; `plan_tasks` and `refine`
-put plans in. A new kind of model to simulate (FlexFlow's, say) is a `strategy_model.StrategyModel`.
+put plans in, `network_tasks` those of models without a graph. A new kind of model to simulate
+(FlexFlow's, say) is a `strategy_model.StrategyModel`.
 """

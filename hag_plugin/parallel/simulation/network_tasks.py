@@ -91,9 +91,10 @@ def _pairs(space: NetworkSpace, placement: Placement) -> Iterator[tuple[Step, St
         moves = inner(task.operation, task.parts, task.split)
         own = np.array([space.own(task, rank) for rank in range(P)]) / (len(moves) + 1)
         yield computing(i, own)
+        size = itemsize(task.operation.inputs[0])
+        between = {move: move.between(size) for move in dict.fromkeys(moves)}
         for move in moves:
-            sent = move.between(itemsize(task.operation.inputs[0]))
-            yield sending(i, sent, silence if move.alike else sent)
+            yield sending(i, between[move], silence if move.alike else between[move])
             yield computing(i, own)
     for node, move in placement.outputs.items():
         i = space.numbers[source(node)[0]]
