@@ -150,10 +150,7 @@ def _trace_dgl(model: Any, data: GraphData, features: int, hag: bool) -> OpGraph
 
     x = torch.empty(data.num_nodes, features) if data.x is None else data.x
     graph = dgl.graph(tuple(data.edge_index), num_nodes=data.num_nodes)
-    try:
-        return trace(model, (graph, x), hag=hag)
-    except dgl.DGLError as e:
-        raise ValueError(f"the model can't be run on {data.name}: {e}") from e
+    return trace(model, (graph, x), hag=hag)
 
 
 def _without_graph(args: argparse.Namespace) -> Any:

@@ -93,16 +93,9 @@ def test_plan_of_a_dgl_model(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert said["plan"]["predicted"] == expected.as_dict()["predicted"]
     simulated, _ = run_json(capsys, "simulate", *words, "--plan", str(out))
     assert simulated["simulated_seconds"] <= simulated["additive_seconds"] + 1e-6
-    without = tmp_path / "edges.txt"
-    without.write_text("0 1\n1 2\n2 3\n3 4\n")  # nobody's target: node 0
-    for given, why in (
-        ([str(without), "--features", "6"], "0-in-degree"),
-        (["--nodes", "90", "--edges", "900"], "expected a graph to plan it for"),
-    ):
-        assert main(["plan", f"{script}:net", *given, "--topology", "pcie4x4"]) == 2
-        captured = capsys.readouterr()
-        assert why in captured.err
-        assert "Traceback" not in captured.err
+    counts = ["--nodes", "90", "--edges", "900", "--topology", "pcie4x4"]
+    assert main(["plan", f"{script}:net", *counts]) == 2
+    assert "is of DGL's layers; expected a graph to plan it for" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

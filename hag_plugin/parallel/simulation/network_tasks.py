@@ -146,11 +146,11 @@ def _tasks(
     for rank in np.flatnonzero(step.seconds).tolist():
         yield rank, float(step.seconds[rank]), [rank]
     if step.sent.any():
-        part = step.sent.any(axis=0) | step.sent.any(axis=1)
+        ranks = np.flatnonzero(step.sent.any(axis=0) | step.sent.any(axis=1)).tolist()
         if space.topology.backend == "gloo":
-            part[:] = True
+            ranks = list(range(space.world_size))
         busiest = int(step.sent.sum(axis=1).max())
-        yield links.of(step.sent), space.all_to_all(busiest), np.flatnonzero(part).tolist()
+        yield links.of(step.sent), space.all_to_all(busiest), ranks
 
 
 class _Links:
