@@ -149,9 +149,9 @@ def _text(
         f"  devices work    {sum(devices) / len(devices) / whole:10.0%} of the time",
         f"  busiest link    {links / whole:10.0%}" if links else "  no link is used",
     ]
-    apart = ", of all devices together" if isinstance(found, NetworkPlan) else ""
+    apart = ("forward", "backward") if isinstance(found, NetworkPlan) else ()
     lines += [
-        f"  {kind:<15} {seconds * 1e3:10.4g} ms{apart}"
+        f"  {kind:<15} {seconds * 1e3:10.4g} ms{', of all devices together' * (kind in apart)}"
         for kind, seconds in schedule.seconds_by_kind().items()
         if seconds
     ]
