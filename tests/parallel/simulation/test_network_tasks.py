@@ -121,6 +121,23 @@ def test_a_rank_computes_its_own_part_and_no_more_than_is_priced(name: str) -> N
         assert found == pytest.approx({key: passes * own for key, own in expected.items()})
 
 
+def test_an_own_part_takes_what_its_size_does_on_its_device() -> None:
+    machine = preset("a100x8").resized(3)
+    fast = replace(machine.device, overhead=0.0)
+    slow = replace(fast, flops=fast.flops / 4, bandwidth=fast.bandwidth / 2)
+    machine = replace(machine, devices=(fast, slow, fast))
+    inputs = (torch.ones(7, 8),)
+    splits = {"linear": Split((("sample", 3),), (1, 0, 2))}
+    space = space_with(followed(nn.Linear(8, 5), inputs), machine, splits)
+    [task] = placed(space).tasks
+    for rank, rows in ((1, 3), (0, 3), (2, 1)):
+        device = machine.device_at(rank)
+        moved = 4 * (rows * 8 + 5 * 8 + 5 + rows * 5)
+        seconds = max(2 * rows * 5 * 8 / device.flops / device.flops_efficiency,
+                      moved / device.bandwidth / device.bandwidth_efficiency)  # fmt: skip
+        assert space.own(task, rank) == pytest.approx(seconds, rel=1e-12)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_one_device_takes_the_sum_of_what_it_computes(name: str) -> None:
     machine = preset("a100x8").resized(1)
