@@ -209,7 +209,7 @@ def marginals(graph: CostGraph) -> list[np.ndarray]:
         made[node] = _Table(around, total.min(axis=scopes[node].index(node)))
         tables = [t for t in tables if node not in t.scope] + [made[node]]
     found = list(graph.node_costs)
-    rest: dict[int, _Table] = {}  # of each node, what all costs that it was eliminated without
+    rest: dict[int, _Table] = {}  # of each node: what all that is not below it costs
     for node, around in reversed(order):
         others, wide = [t for t in tables if t is not made[node]], around
         if around:

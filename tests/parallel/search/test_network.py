@@ -21,6 +21,7 @@ from hag_plugin.parallel.search.network import NetworkSpace
 from hag_plugin.parallel.search.planner import alternatives
 from hag_plugin.parallel.strategies.axes import Split
 
+from ..networks import any_plan
 from ..run_ranks import run_threads
 
 if not (Path(__file__).parents[3] / "examples" / "reproduce" / "small_networks.py").is_file():
@@ -83,6 +84,16 @@ def test_what_trace_gives_is_planned_as_the_model_is() -> None:
     assert slower.splits == found.splits
     assert slower.seconds > found.seconds
     assert slower.baselines == hp.parallel.plan(traced, topology="pcie4x4").baselines
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_plan_is_priced_anew_as_it_was(name: str) -> None:
+    """Also where it has splits that the planner does not try."""
+    traced = hp.parallel.trace(*network(name))
+    found = any_plan(traced, 4, 0)
+    again = hp.parallel.recost(found, traced, "a100x8")
+    assert again.operations == found.operations
+    assert again.baselines.keys() == {"all by samples", "all by channels", "all on one device"}
 
 
 @pytest.mark.parametrize(
