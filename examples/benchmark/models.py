@@ -13,6 +13,8 @@ from . import peers
 from .graphs import Graph
 
 KINDS = ("GCN", "SAGE-mean", "GIN")
+ATTENTION = "GAT"  # of PyG, on a GPU
+HEADS = 4
 FEATURES, CLASSES = 64, 16
 
 
@@ -42,12 +44,12 @@ def pyg_net(kind: str, hidden: int, seed: int, normalised: bool = False) -> Net:
     """The model of PyG layers.
 
     Args:
-        kind: of `KINDS`.
+        kind: of `KINDS`, or `ATTENTION`.
         hidden: hidden features.
         seed: of the weights.
         normalised: the graph it gets is a matrix that GCN's norm was applied to.
     """
-    from torch_geometric.nn import GCNConv, GINConv, SAGEConv
+    from torch_geometric.nn import GATConv, GCNConv, GINConv, SAGEConv
 
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
@@ -56,6 +58,8 @@ def pyg_net(kind: str, hidden: int, seed: int, normalised: bool = False) -> Net:
             layers.append(GCNConv(width_in, width_out, normalize=not normalised))
         elif kind == "SAGE-mean":
             layers.append(SAGEConv(width_in, width_out, aggr="mean"))
+        elif kind == ATTENTION:
+            layers.append(GATConv(width_in, width_out // HEADS, HEADS))
         else:
             layers.append(GINConv(_perceptron(width_in, width_out)))
     return Net(layers, graph_first=False)
