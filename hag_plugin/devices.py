@@ -35,6 +35,10 @@ class Launches:
     seconds_per_wait: float
     rows_per_wait: int
 
+    def seconds_of(self, launches: int, moved: int) -> float:
+        """Of so many launches that move so many bytes, and keep the device busy."""
+        return launches * self.seconds + moved / self.bytes_per_second
+
 
 @dataclass(frozen=True)
 class Kind:

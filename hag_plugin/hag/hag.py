@@ -459,8 +459,11 @@ class HAG(Graph):
         """
         self_loops = self.check_self_loops(self_loops)
         check_flag("idempotent", idempotent)
-        make = lambda: search.plain_program(self, self_loops, idempotent)  # noqa: E731
+        make = lambda: self._make_plain(self_loops, idempotent)  # noqa: E731
         return self.kept(_kept_as(PLAIN, (self_loops, idempotent)), make)
+
+    def _make_plain(self, self_loops: SelfLoops, idempotent: bool) -> Program:
+        return search.plain_program(self, self_loops, idempotent)
 
     def transpose(self) -> HAG:
         """The HAG of the reversed edges, with its own tiles; itself where the graph is symmetric.
@@ -501,7 +504,7 @@ class HAG(Graph):
                 matrix = (*self.numpy(), self.num_src, torch.get_num_threads())
                 row_ptr, col = map(torch.from_numpy, _cpu.transpose_csr(*matrix))
                 arrays = row_ptr.to(self.device), col.to(self.device)
-            reverse = HAG(
+            reverse = type(self)(
                 *arrays,
                 self.num_dst,
                 options=self.options,

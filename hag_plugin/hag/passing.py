@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hag_plugin.devices import KINDS, Launches, kind_of
 from hag_plugin.hag import constants
+from hag_plugin.hag.gpu.met_once import hag_on_device
 from hag_plugin.hag.graph import both_directions, canonical_graph
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import Options
@@ -66,6 +68,10 @@ KERNEL_BYTE_OPS, KERNEL_VECTOR_OPS, KERNEL_SORTED_OPS = 0.2, 0.2, 6
 KERNEL_GAIN = 1.06
 # A number that is given of an edge and read in an order of its own; and the finding of that order.
 GIVEN_OPS, ORDER_CALLS, ORDER_OPS = 3.5, 35, 20
+# On a device that runs launches, not measured: those that stock takes for messages, and for the
+# numbers that they are multiplied by; those that make a graph in one direction, and the bytes of an
+# edge that their sorts and gathers move.
+MESSAGE_LAUNCHES, WEIGHED_LAUNCHES, MADE_LAUNCHES, MADE_BYTES = 3, 6, 60, 400
 CLEAR = 4.0  # a gain, or a loss, that no processor turns round
 
 _OPTIONS = Options(method="none", choose="plain")
@@ -76,7 +82,7 @@ def plain_hag(
 ) -> HAG:
     """The HAG of a graph that shares nothing, as `build_hag(method="none")` gives it, sooner.
 
-    It is where the edge index is, and made in main memory.
+    It is where the edge index is. On a device that runs launches it is made there, without loops.
 
     Args:
         edge_index: int32 or int64 `[2, E]`. Where it is sorted, this costs one check.
@@ -88,6 +94,8 @@ def plain_hag(
         TypeError: `edge_index` is no dense tensor of integers.
         ValueError: it has another shape, an id is out of range, or there are too many nodes.
     """
+    if not loops and runs_launches(edge_index):
+        return hag_on_device(edge_index, size, _OPTIONS, both=both)
     arrays = (both_directions if both else canonical_graph)(edge_index, *size, loops)
     with outside_inference():
         row_ptr, col, *back = map(torch.from_numpy, arrays)
@@ -95,6 +103,11 @@ def plain_hag(
     reverse = (back[0], back[1]) if both and not symmetric else None
     how: dict[str, Any] = {"options": _OPTIONS, "symmetric": symmetric or None, "owned": True}
     return HAG(row_ptr, col, size[0], reverse=reverse, **how).to(edge_index.device)
+
+
+def runs_launches(x: Tensor) -> bool:
+    """Whether what is on the device of a tensor runs in launches there."""
+    return kind_of(x.device).launches is not None or limits.kernels_anywhere
 
 
 def is_passing(hag: HAG) -> bool:
@@ -122,6 +135,7 @@ class Messages(NamedTuple):
         by_vectors: whether it makes a row of each edge there, to score it.
         given: numbers that are given of each edge, in an order that is not the graph's.
         whole: whether attention over vectors is one function with the products that it is over.
+        device: the kind on which the features are.
     """
 
     num_edges: int
@@ -139,6 +153,7 @@ class Messages(NamedTuple):
     by_vectors: bool = False
     given: int = 0
     whole: bool = False
+    device: str = "cpu"
 
     def pays(self) -> bool:
         """Whether a graph that is used once is predicted to be summed sooner than by gathering
@@ -161,7 +176,20 @@ class Messages(NamedTuple):
 
     def gain(self, c: Constants) -> float:
         """How many times faster the fused kernels are predicted to be than stock."""
+        launches = KINDS[self.device].launches
+        if launches is not None:
+            return self._gain_in_launches(launches)
         return self.stock_seconds(c) / max(self.plain_seconds(c), 1e-12)
+
+    def _gain_in_launches(self, price: Launches) -> float:
+        """The same where both run in launches: by their number, and by the bytes that they move."""
+        num_edges, num_dst, row = self.num_edges, self.size[1], self.row_bytes
+        launches, moved = MESSAGE_LAUNCHES, (3 * num_edges + num_dst) * row
+        if self.weighted:
+            launches, moved = launches + WEIGHED_LAUNCHES, moved + 2 * num_edges * row
+        made = self.graphs * MADE_LAUNCHES, self.num_edges * MADE_BYTES if self.graphs else 0
+        plain = price.seconds_of(made[0] + 2, made[1] + (num_edges + num_dst) * row)
+        return price.seconds_of(launches, moved) / plain
 
     def plain_seconds(self, c: Constants) -> float:
         """Predicted seconds in the fused kernels, on one thread."""
@@ -235,7 +263,8 @@ class Messages(NamedTuple):
 def _pays(like: tuple[int, int, int], how: tuple[Any, ...], least: float, ranked: bool) -> bool:
     messages = Messages(like[0], like[1:], *how)
     gain = messages.gain(DEFAULT)
-    if not ranked and 1 / CLEAR < gain < CLEAR:
+    depends = KINDS[messages.device].launches is None  # on constants that are measured
+    if depends and not ranked and 1 / CLEAR < gain < CLEAR:
         gain = messages.gain(constants.in_force())
     return gain >= least
 

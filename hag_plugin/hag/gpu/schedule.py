@@ -27,7 +27,8 @@ class Schedule:
 
     Attributes:
         op_ptr: int64 `[O + 1]`, the sources of each op.
-        source: int32 `[S]`. `s >= 0`: row `s` of x; `s < 0`: row `~s` of the scratch.
+        source: int32 `[S]`. `s >= 0`: row `s` of x; `s < 0`: row `~s` of the scratch. Behind those
+            of the last op there may be others, which are no op's.
         target: int32 `[O]`. `t >= 0`: row `t` of y; `t < 0`: row `~t` of the scratch.
         row: int32 `[O]`, the row of y that an op is all or a part of; -1 for shared sums.
         level_ptr: `[L + 1]`, the ops of each level.

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hag_plugin.hag.passing import Messages
+from hag_plugin.devices import kind_of
+from hag_plugin.hag.passing import Messages, runs_launches
 from hag_plugin.pyg.model import session as sessions
 from hag_plugin.pyg.recipes.adjacency import num_entries
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe
@@ -26,6 +27,7 @@ def first_met(
     make: Callable[[bool], Any],
     graphs: int = 1,
     features: Any = None,
+    on_device: bool = False,
 ) -> Callable[[], Any]:
     """What makes a graph that is met first, where that pays; None otherwise.
 
@@ -33,6 +35,7 @@ def first_met(
         make: makes it; whether the reverse, too.
         graphs: how many graphs that is.
         features: of both sides, where the call has them by type.
+        on_device: whether it is made where the edges are, wherever that is.
     """
     derived = torch.is_grad_enabled()  # asked here: what is kept is made without gradients
 
@@ -41,11 +44,15 @@ def first_met(
         if given is None:
             given = call.get(recipe.record.features or recipe.source)
         pair = given[:2] if isinstance(given, PAIRS) else (given, given)
-        if not edge_index.is_cpu or not are_rows(conv, pair, call.get("size"), size):
+        home = edge_index.device
+        if not (edge_index.is_cpu or (on_device and runs_launches(edge_index))):
+            return None
+        if not are_rows(conv, pair, call.get("size"), size, home):
             return None
         x, row_bytes = pair[0], row_bytes_of(conv, pair[0])
         weighted = recipe.scale(conv) is not None or call.get("edge_weight") is not None
-        messages = Messages(num_entries(edge_index), size, row_bytes, derived, graphs, weighted)
+        messages = Messages(num_entries(edge_index), size, row_bytes, derived, graphs, weighted,
+                            device=kind_of(home).name)  # fmt: skip
         if recipe.scores(conv):
             messages = with_scores(conv, recipe, messages, x)
         if not messages.pays():
@@ -80,13 +87,17 @@ def row_bytes_of(conv: Any, x: Tensor | None) -> int:
     return int(x.element_size() * x.shape.numel() // max(x.shape[conv.node_dim], 1))
 
 
-def are_rows(conv: Any, pair: Sequence[Any], given: Any, size: tuple[int, int]) -> bool:
-    """Whether features are rows in main memory, as many as the sizes say that a call gave. Where
-    they are not, stock says so in its own words."""
+def are_rows(
+    conv: Any, pair: Sequence[Any], given: Any, size: tuple[int, int], home: torch.device
+) -> bool:
+    """Whether features are rows on a device, as many as the sizes say that a call gave. Where they
+    are not, stock says so in its own words."""
     for x, rows in zip(pair, size, strict=True):
         if x is None:
             continue
-        if not isinstance(x, Tensor) or not x.is_cpu or (x.dim() < 2 and x.is_floating_point()):
+        if not isinstance(x, Tensor) or x.device != home:
+            return False
+        if x.dim() < 2 and x.is_floating_point():
             return False
         if given is not None and x.shape[conv.node_dim] != rows:
             return False

@@ -169,6 +169,7 @@ def settle(conv: Any, recipe: Recipe, call: Call, name: str | None = None) -> Ch
             passing = first_met(
                 *(conv, recipe, call, graph, size),
                 lambda both: plain_hag(graph, size, both=both),
+                on_device=True,
             )
         hag = session.hag_of(graph, size, conv, given_first, passing)
         if hag is None:

@@ -99,7 +99,8 @@ def _first_met(
 
     def passing() -> Any:
         x, size = pair[0], shape_of(adj_t)
-        if not parts_of(adj_t)[1].is_cpu or not are_rows(conv, pair[:2], call.get("size"), size):
+        home = parts_of(adj_t)[1].device
+        if home.type != "cpu" or not are_rows(conv, pair[:2], call.get("size"), size, home):
             return None
         messages = Messages(
             *(num_entries(adj_t), size, row_bytes_of(conv, x)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 
 import hag_plugin as hp
 from hag_plugin.data import datasets
+from hag_plugin.hag.passing import plain_hag
 from hag_plugin.ops.attention import attend
+from hag_plugin.testing import count_programs, limits
 
 from ...attending import how_of, tensors_of
 
@@ -151,3 +154,135 @@ def test_attention_stress(shared_data: Path, name: str, form: str) -> None:
         for _ in range(10):
             for again, mine in zip(run(on_card), first, strict=True):
                 assert torch.equal(again, mine)
+
+
+# Training ---------------------------------------------------------------------------------------
+
+CLASSES = 4
+LAYERS = ("gcn", "sage", "gin", "gat")
+
+
+def layer(name: str, width_in: int, width_out: int) -> torch.nn.Module:
+    nn = pytest.importorskip("torch_geometric").nn
+    if name == "gin":
+        return nn.GINConv(torch.nn.Linear(width_in, width_out))
+    if name == "gat":
+        return nn.GATConv(width_in, width_out // 2, heads=2)
+    return {"gcn": nn.GCNConv, "sage": nn.SAGEConv}[name](width_in, width_out)
+
+
+class Net(torch.nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = layer(name, 16, 8), layer(name, 8, CLASSES)
+
+    def forward(self, x: torch.Tensor, graph: object) -> torch.Tensor:
+        y: torch.Tensor = self.second(self.first(x, graph).relu(), graph)
+        return y
+
+
+class Training:
+    """A model over cliques, accelerated or not, and its steps."""
+
+    def __init__(self, name: str, accelerated: bool = True) -> None:
+        self.net = Net(name).cuda()
+        edges = cliques().cuda()
+        self.graph: object = edges
+        if accelerated:
+            hp.accelerate(self.net)
+            self.graph = hp.build_hag(edges, num_nodes=480)
+        torch.manual_seed(1)
+        self.x, self.labels = torch.randn(480, 16).cuda(), torch.randint(CLASSES, (480,)).cuda()
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-2, capturable=True)
+        self.run: Callable[..., torch.Tensor] = self.net
+        self.dtype: torch.dtype | None = None
+
+    def step(self) -> torch.Tensor:
+        self.optimizer.zero_grad()
+        with torch.autocast("cuda", self.dtype, enabled=self.dtype is not None):
+            scores = self.run(self.x, self.graph)
+            loss = torch.nn.functional.cross_entropy(scores, self.labels)
+        loss.backward()
+        self.optimizer.step()
+        return loss
+
+    def losses(self, steps: int = 5) -> torch.Tensor:
+        return torch.stack([self.step().detach().clone() for _ in range(steps)])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_training_is_that_of_stock(name: str) -> None:
+    torch.testing.assert_close(
+        Training(name).losses(), Training(name, False).losses(), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_training_step_waits_for_nothing(name: str) -> None:
+    training = Training(name)
+    training.losses(2)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        training.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_training_step_is_captured(name: str) -> None:
+    expected = Training(name).losses(8)
+    training = Training(name)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        first = training.losses(3)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = training.step()
+    found = []
+    for _ in range(5):
+        graph.replay()
+        found.append(loss.detach().clone())
+    torch.testing.assert_close(torch.cat([first, torch.stack(found)]), expected)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_compiled_model_trains_in_cuda_graphs(name: str) -> None:
+    torch._dynamo.reset()
+    training = Training(name)
+    training.run = torch.compile(training.net, mode="reduce-overhead")
+    torch.testing.assert_close(training.losses(), Training(name).losses(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+def test_training_under_autocast(name: str, dtype: torch.dtype) -> None:
+    mine, theirs = Training(name), Training(name, False)
+    mine.dtype = theirs.dtype = dtype
+    torch.testing.assert_close(mine.losses(), theirs.losses(), rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["gcn", "sage", "gin"])
+def test_graphs_that_are_met_once_are_made_on_the_card(name: str) -> None:
+    """Each step has edges of its own, and nothing waits but stock's own code."""
+    mine, theirs = Training(name), Training(name, False)
+    for number in range(4):
+        edges = cliques().cuda()[:, number:].contiguous()
+        mine.graph, theirs.graph = edges, edges.clone()
+        with limits(few_messages=0, passing_gain=0.0), count_programs() as ran:
+            torch.testing.assert_close(mine.step(), theirs.step(), rtol=1e-4, atol=1e-5)
+        assert ran.plain > 1
+        assert type(ran.programs[0].program).__name__ == "DeviceProgram"
+    edges = cliques().cuda()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        hag = plain_hag(edges, (480, 480))
+        x = torch.randn(480, 16, device="cuda", requires_grad=True)
+        for reduce in ("sum", "mean", "max"):
+            hp.aggregate(x, hag, reduce, self_loops="fill").sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

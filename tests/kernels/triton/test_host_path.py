@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 import hag_plugin as hp
 from hag_plugin.hag.gpu.schedule import Schedule
 from hag_plugin.hag.graph import Arrays
+from hag_plugin.hag.passing import plain_hag
 from hag_plugin.hag.program import Program
 from hag_plugin.kernels.triton import launch
 from hag_plugin.ops import weights
@@ -26,6 +27,8 @@ from hag_plugin.ops.attention import attend
 from hag_plugin.testing import count_programs, limits
 
 from ...attending import FORMS, NORMALISATIONS, how_of, tensors_of
+
+pyg = pytest.importorskip("torch_geometric").nn
 
 
 class NoWaiting(TorchDispatchMode):
@@ -166,6 +169,54 @@ def test_the_host_never_waits(run: Any, mode: Any, dtype: torch.dtype, launched:
     without_memory(hag)
     with NoWaiting():
         assert call("meta") == first
+
+
+@pytest.mark.parametrize("mode", [False, "add", "fill"])
+@pytest.mark.parametrize("run", [sums, extrema])
+def test_a_graph_is_made_and_used_without_waiting(run: Any, mode: Any, launched: list[str]) -> None:
+    """One that is met once, with its reverse, its programs and all that they need."""
+    edges = graph().edge_index
+    counts = {}
+    for device in ("cpu", "meta"):
+        before = len(launched)
+        with NoWaiting():
+            hag = plain_hag(torch.empty_like(edges, device=device).copy_(edges), (305, 305))
+            sizes = ((2, 305, 5), (305,), (305,), (hag.num_edges,))
+            x, *others = (torch.zeros(s, device=device, requires_grad=True) for s in sizes)
+            total = sum(y.sum() for y in run(x, hag, *others, mode))
+            used = [x, *(others if run is sums else others[:2])]
+            found = torch.autograd.grad(total, used)
+        assert [g.shape for g in found] == [t.shape for t in used]
+        assert {hag.device.type, *(g.device.type for g in found)} == {device}
+        counts[device] = launched[before:]
+    assert counts["cpu"] == counts["meta"]
+    assert len(counts["cpu"]) > 8
+
+
+LAYERS: dict[str, Callable[[], torch.nn.Module]] = {
+    "gcn": lambda: pyg.GCNConv(8, 8),
+    "sage": lambda: pyg.SAGEConv(8, 8),
+    "sage, max": lambda: pyg.SAGEConv(8, 8, aggr="max"),
+    "gin": lambda: pyg.GINConv(torch.nn.Linear(8, 8)),
+    "gat": lambda: pyg.GATConv(8, 4, heads=2, add_self_loops=False),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_training_never_waits(name: str, launched: list[str]) -> None:
+    """A whole step over a graph that is met once: layers, loss, gradients, optimizer."""
+    edges = graph().edge_index
+    model = hp.accelerate(LAYERS[name]()).to("meta")
+    optimizer = torch.optim.Adam(model.parameters(), capturable=False, foreach=False)
+    x, labels = torch.zeros(305, 8, device="meta"), torch.zeros(305, dtype=torch.long).to("meta")
+    for _ in range(2):
+        hag = plain_hag(torch.empty_like(edges, device="meta"), (305, 305))
+        before = len(launched)
+        with NoWaiting():
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x, hag), labels).backward()
+            optimizer.step()
+        assert len(launched) - before >= 2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,249 @@
+"""Graphs that are met once, made where they are: by sorts and prefix sums of torch, for which the
+host never waits.
+
+How many rows are long, and how many edges are loops or duplicates, the host does not know: arrays
+are as long as they must be at most. What is not used stands behind what is, and belongs to no row.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hag_plugin.hag.gpu.schedule import Schedule
+from hag_plugin.hag.graph import check_edge_index
+from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.program import Options, Program, SelfLoops, SixArrays
+from hag_plugin.hag.search import Found
+from hag_plugin.limits import limits
+from hag_plugin.modes import outside_inference
+from hag_plugin.observers import SEARCH, observers, tell
+
+OUT_OF_RANGE = "edge_index holds an id that is negative, or above the number of nodes"
+
+
+def hag_on_device(
+    edge_index: Tensor, size: tuple[int, int], options: Options, *, both: bool
+) -> HAG:
+    """The HAG of a graph that shares nothing, made on the device of its edges.
+
+    Where an id is out of range, an assertion fails on the device, as those of stock's code do.
+
+    Args:
+        edge_index: int32 or int64 `[2, E]`.
+        size: the numbers of sources and targets.
+        options: of the HAG; its method is "none".
+        both: whether the reverse is to be made with it, which gradients need.
+
+    Raises:
+        TypeError: `edge_index` is no dense tensor of integers.
+        ValueError: it has another shape.
+    """
+    check_edge_index(edge_index)
+    num_src, num_dst = size
+    with outside_inference():
+        source, target = edge_index.detach().long()
+        inside = (source >= 0) & (source < num_src) & (target >= 0) & (target < num_dst)
+        torch._assert_async(inside.all(), OUT_OF_RANGE)
+        row_ptr, col = csr_of(source, target, size)
+        reverse = csr_of(target, source, (num_dst, num_src)) if both else None
+        return DeviceHAG(
+            row_ptr,
+            col,
+            num_src,
+            options=options,
+            symmetric=False,  # it is not known, and nobody shall wait for it
+            owned=True,
+            reverse=reverse,
+        )
+
+
+class DeviceProgram(Program):
+    """A program with sources behind those of its ops, as a device makes it."""
+
+    def numpy(self) -> SixArrays:
+        """As `Program.numpy`, without what is no op's."""
+        tile_ptr, op_ptr, source, *others = super().numpy()
+        return tile_ptr, op_ptr, source[: int(op_ptr[-1])], others[0], others[1], others[2]
+
+
+class DeviceHAG(HAG):
+    """A plain graph of which all is made on its device: its reverse, its programs, their schedules.
+
+    It is taken to have loops, duplicates and rows without edges, and not to be its own reverse.
+    """
+
+    @cached_property
+    def has_duplicates(self) -> bool:
+        """Whether an edge may stand there twice."""
+        return True
+
+    @cached_property
+    def loops(self) -> Tensor | None:
+        """Self-loops of each target, int64 `[num_dst]`."""
+        with outside_inference():
+            source, target = self.ends()
+            return torch.zeros_like(self.arrays.row_ptr[1:]).index_add_(
+                0, target, (source == target).long()
+            )
+
+    def _make_program(
+        self, self_loops: SelfLoops, idempotent: bool, progress: bool | None
+    ) -> Found:
+        program = self.plain_program(self_loops, idempotent=idempotent)
+        if observers:
+            tell(SEARCH, self.options.method, program)
+        return Found(program, None, 0.0)
+
+    def _make_plain(self, self_loops: SelfLoops, idempotent: bool) -> Program:
+        row_ptr, source = self._rows(self_loops, idempotent)
+        nodes = torch.arange(self.num_dst, dtype=torch.int32, device=self.device)
+        tile_ptr = torch.arange(2, device=self.device) * self.num_dst
+        hubs = nodes[:0], torch.zeros_like(row_ptr[:1])
+        program = DeviceProgram.of(
+            (tile_ptr, row_ptr, source, nodes, *hubs), self.num_src, self.num_dst
+        )
+        program.__dict__["is_plain"] = True
+        program.kept("schedule", lambda: plain_schedule(row_ptr, source, self.num_src))
+        return program
+
+    def _rows(self, self_loops: SelfLoops, idempotent: bool) -> tuple[Tensor, Tensor]:
+        """The CSR of a mode; behind its sources there may be others, that are no row's."""
+        if not self_loops and not idempotent:
+            return self.arrays.row_ptr, self.arrays.col
+        num_src, num_dst = self.num_src, self.num_dst
+        source, target = self.ends()
+        key, nowhere = target * num_src + source, num_dst * num_src
+        if self_loops == "fill":
+            key = key.masked_fill(source == target, nowhere)
+        if self_loops:
+            nodes = torch.arange(min(num_src, num_dst), device=self.device)
+            key = torch.cat([key, nodes * num_src + nodes])
+        key = key.sort().values
+        if idempotent:
+            again = torch.zeros_like(key, dtype=torch.bool)
+            again[1:] = key[1:] == key[:-1]
+            key = key.masked_fill(again, nowhere).sort().values
+        return _csr_of_keys(key, num_src, num_dst)
+
+    def _make_transpose(self) -> HAG:
+        if self._reverse is None:
+            source, target = self.ends()
+            self._reverse = csr_of(target, source, (self.num_dst, self.num_src))
+        return super()._make_transpose()
+
+    def _state(self) -> dict[str, Any]:
+        # Its programs may hold more sources than they read, which those of a HAG may not.
+        return {**super()._state(), "programs": []}
+
+
+def csr_of(source: Tensor, target: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Edges by target, then by source: row_ptr int64 `[num_dst + 1]` and col int32 `[E]`."""
+    num_src, num_dst = size
+    return _csr_of_keys((target * num_src + source).sort().values, num_src, num_dst)
+
+
+def _csr_of_keys(key: Tensor, num_src: int, num_dst: int) -> tuple[Tensor, Tensor]:
+    """The same of sorted `target * num_src + source`; a target of `num_dst` is nowhere."""
+    num_src = max(num_src, 1)  # without sources there are no edges
+    target = key // num_src
+    row_ptr = torch.searchsorted(target, torch.arange(num_dst + 1, device=key.device))
+    return row_ptr, (key - target * num_src).int()
+
+
+def plain_schedule(row_ptr: Tensor, source: Tensor, num_src: int) -> Schedule:
+    """The schedule of a plain program: its rows, the parts of those that are long, their sums.
+
+    As `schedule_of` makes it, but for the sums of parts, which are not cut again. As many rows as
+    could be long count as such: those that are not have an op without sources, whose target is a
+    row of scratch that nobody reads.
+
+    Args:
+        row_ptr: int64 `[num_dst + 1]`.
+        source: int32 `[S]`, and perhaps more that are no row's.
+        num_src: rows of x.
+    """
+    num_dst, num_sources, most = len(row_ptr) - 1, len(source), limits.op_sources
+    num_long = min(num_dst, num_sources // (most + 1))  # at most
+    size = row_ptr.diff()
+    parts = torch.where(size > most, (size + (most - 1)) // most, 1)
+    # A long row has at most twice as many parts as it has `most + 1` sources.
+    num_parts = 2 * num_sources // (most + 1) if num_long else 0
+    num_ops = num_dst + (num_sources // most if num_long else 0)
+    ops = _first_level(row_ptr, size, parts, num_ops, num_parts)
+    op_ptr, begin, target, row = _in_windows(*ops)
+    source = _gathered(source, op_ptr, begin)
+    level_ptr: tuple[int, ...] = (0, num_ops) if num_ops else (0,)
+    if num_long:
+        sums = _sums_of_parts(parts, num_long, num_parts)
+        source = torch.cat([source, source.new_zeros(num_parts)])
+        place = op_ptr[-1] + torch.arange(num_parts, device=source.device)
+        source = source.scatter(0, place, sums.source)
+        op_ptr = torch.cat([op_ptr, op_ptr[-1] + sums.op_ptr[1:]])
+        target, row = torch.cat([target, sums.target]), torch.cat([row, sums.row])
+        level_ptr = (0, num_ops, num_ops + num_long)
+    scratch_rows = num_parts + 1 if num_long else 0
+    return Schedule(op_ptr, source, target, row, level_ptr, scratch_rows, num_src, num_dst, 0)
+
+
+def _first_level(
+    row_ptr: Tensor, size: Tensor, parts: Tensor, num_ops: int, num_parts: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The ops in the order of rows: their first source, how many they have, target and row."""
+    num_dst, most = len(size), limits.op_sources
+    end = parts.cumsum(0)
+    op = torch.arange(num_ops, device=size.device)
+    row = torch.searchsorted(end, op, right=True)
+    live = row < num_dst
+    row = row.clamp(max=max(num_dst - 1, 0))
+    of_row = parts[row]
+    number = op - (end[row] - of_row)
+    begin = row_ptr[row] + number * most
+    length = (row_ptr[row + 1] - begin).clamp(max=most)
+    is_part = live & (of_row > 1)
+    part = (is_part.cumsum(0) - 1).clamp(min=0)
+    target = torch.where(is_part, ~part, torch.where(live, row, ~num_parts))
+    return begin, torch.where(live, length, 0), target, row
+
+
+def _in_windows(
+    begin: Tensor, length: Tensor, target: Tensor, row: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ops of falling length in each window: op_ptr, their first sources, target and row."""
+    most = limits.op_sources
+    window = torch.arange(len(length), device=length.device) // limits.window_ops
+    order = (window * (most + 1) + (most - length)).argsort()
+    return _ptr_of(length[order]), begin[order], target[order].int(), row[order].int()
+
+
+def _ptr_of(length: Tensor) -> Tensor:
+    """Where each op starts, and the last one ends."""
+    return torch.cat([length.new_zeros(1), length.cumsum(0)])
+
+
+def _gathered(source: Tensor, op_ptr: Tensor, begin: Tensor) -> Tensor:
+    """Sources in the order of the ops; those behind them are any."""
+    if not len(source) or not len(begin):
+        return source
+    slot = torch.arange(len(source), device=source.device)
+    op = torch.searchsorted(op_ptr[1:], slot, right=True).clamp(max=len(begin) - 1)
+    return source[(begin[op] + slot - op_ptr[op]).clamp(max=len(source) - 1)]
+
+
+def _sums_of_parts(parts: Tensor, num_long: int, num_parts: int) -> Schedule:
+    """The second level: the rows of most parts, of which each sums the rows of scratch that its
+    parts were written to."""
+    count = torch.where(parts > 1, parts, 0)
+    row = count.argsort(descending=True)[:num_long]
+    length = count[row]
+    op_ptr = _ptr_of(length)
+    first = (count.cumsum(0) - count)[row]
+    slot = torch.arange(num_parts, device=parts.device)
+    op = torch.searchsorted(op_ptr[1:], slot, right=True).clamp(max=num_long - 1)
+    source = ~(first[op] + slot - op_ptr[op]).clamp(max=num_parts)
+    target = torch.where(length > 0, row, ~num_parts)
+    whole = (0, num_long)
+    return Schedule(op_ptr, source.int(), target.int(), row.int(), whole, 0, 0, 0, 0)
