@@ -6,6 +6,7 @@ A new kind is an entry here. Where it has launches, the Triton kernels run on it
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
@@ -143,6 +144,20 @@ def synchronize(device: torch.device | str) -> None:
     module = module_of(kind_of(device))
     if module is not None:
         module.synchronize(device)
+
+
+def event_seconds(call: Callable[[], None], calls: int, device: torch.device) -> float:
+    """Of one of so many calls, between two events of a device that runs launches."""
+    module = torch.get_device_module(device)
+    with module.device(device):
+        start, end = (module.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(calls):
+            call()
+        end.record()
+        end.synchronize()
+        milliseconds: float = start.elapsed_time(end)
+    return milliseconds / 1e3 / calls
 
 
 def forked_random_state(device: torch.device) -> AbstractContextManager[None]:

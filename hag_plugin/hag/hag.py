@@ -44,6 +44,7 @@ from hag_plugin.hag.candidates import (
     total,
 )
 from hag_plugin.hag.copies import Copies
+from hag_plugin.hag.gpu import timing
 from hag_plugin.hag.gpu.schedule import schedule_of
 from hag_plugin.hag.graph import (
     MAX_NODES,
@@ -322,8 +323,8 @@ class HAG(Graph):
             return None
         if self._places is not None:
             return self._places.table(self._key_in_sets(self_loops, idempotent))
-        if KINDS[self.options.device].launches is not None:  # the search has chosen
-            return None
+        if KINDS[self.options.device].launches is not None:
+            return self._timed_on_device(self_loops, idempotent, found.program)
         budget = 0.0
         if self.options.choose == "measure" and _may_measure():
             budget = seconds.seconds_to_choose(found.seconds)
@@ -341,6 +342,17 @@ class HAG(Graph):
         for name in fastest & made.keys() - {SHARED}:
             self.kept(_kept_as(name, matrix), functools.partial(made.__getitem__, name))
         return table
+
+    def _timed_on_device(
+        self, self_loops: SelfLoops, idempotent: bool, program: Program
+    ) -> Table | None:
+        """The table of a device that runs launches; None where the search has chosen by the
+        model."""
+        kind = self.options.device
+        if self.options.choose != "measure" or not timing.can_time(kind):
+            return None
+        plain = self.plain_program(self_loops, idempotent=idempotent)
+        return timing.table_of({PLAIN: plain, SHARED: program}, devices.current(KINDS[kind]))
 
     def _table(self, key: tuple[SelfLoops, bool]) -> Table | None:
         if key not in self._tables and self._parts:
@@ -379,9 +391,15 @@ class HAG(Graph):
         if how == "hag":
             return Choice(SHARED, "hag")
         table = self._table(self._program_key(self_loops, idempotent))
-        if table is None or devices.kind_of(self.device).launches is not None:
+        if table is None or not self._is_at_home:
             return Choice(SHARED, "search")
         return table.choose(arithmetic_of(dtype, idempotent), bytes_of_a_row(width, dtype))
+
+    @property
+    def _is_at_home(self) -> bool:
+        """Whether it is on the kind of device that it was built for, whose seconds it knows."""
+        here, built_for = devices.kind_of(self.device), KINDS[self.options.device]
+        return (here.launches is None) == (built_for.launches is None)
 
     def candidates(
         self, self_loops: SelfLoops = False, *, idempotent: bool = False
@@ -562,8 +580,11 @@ class HAG(Graph):
 
     def _make_schedules(self) -> None:
         """Makes now what the first launch would wait for the GPU to make."""
-        for program in self._programs.values():
+        for key, program in self._programs.items():
             schedule_of(program)
+            table = self._tables.get(key) if self._is_at_home else None
+            for name in table.fastest(key[1]) if table else ():
+                schedule_of(self._candidate(name, key))
         if isinstance(self._transpose, HAG):
             self._transpose._make_schedules()
 

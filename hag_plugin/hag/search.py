@@ -12,6 +12,7 @@ import torch
 
 from hag_plugin.devices import KINDS
 from hag_plugin.hag import cost
+from hag_plugin.hag.gpu import timing
 from hag_plugin.hag.graph import Graph
 from hag_plugin.hag.program import Options, Program, SelfLoops
 from hag_plugin.kernels import _cpu
@@ -55,8 +56,10 @@ def search_program(
             program = program.timed(time.perf_counter() - start)
     if observers:
         tell(SEARCH, options.method, program)
-    in_launches = options.method == "auto" and KINDS[options.device].launches is not None
-    if in_launches and not cost.pays_in_launches(graph, options, self_loops, program):
+    by_model = options.method == "auto" and KINDS[options.device].launches is not None
+    if by_model and options.choose == "measure":  # then it is timed
+        by_model = not timing.can_time(options.device)
+    if by_model and not cost.pays_in_launches(graph, options, self_loops, program):
         plain = plain_program(graph, self_loops, idempotent)
         program = plain.timed(time.perf_counter() - start)
     return found._replace(program=program.to(graph.device))

@@ -8,8 +8,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from hag_plugin.devices import kind_of
-from hag_plugin.hag.gpu.schedule import schedule_of
+from hag_plugin.devices import KINDS, kind_of
+from hag_plugin.hag.gpu import timing
+from hag_plugin.hag.gpu.schedule import Schedule, schedule_of
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import Program, SelfLoops
 from hag_plugin.limits import limits
@@ -58,6 +59,13 @@ def run_program(
     y = as_matrices(y)
     scales = source_scale, target_scale
     launches().run_schedule(schedule_of(program), as_matrices(x), y, reduce, *scales)
+
+
+def _run_schedule(schedule: Schedule, x: Tensor, y: Tensor, reduce: str) -> None:
+    launches().run_schedule(schedule, as_matrices(x), as_matrices(y), reduce)
+
+
+timing.RUNNERS.update((k.name, _run_schedule) for k in KINDS.values() if k.launches is not None)
 
 
 def masked_sum(

@@ -36,6 +36,24 @@ def test_search_for_the_card() -> None:
     assert gpu.multiprocessors == torch.cuda.get_device_properties(0).multi_processor_count
 
 
+@pytest.mark.parametrize("mode", [False, "add"])
+def test_candidates_are_timed_on_the_card(mode: hp.hag.SelfLoops) -> None:
+    edges = cliques(4000).cuda()
+    hag = hp.build_hag(edges, num_nodes=48_000, self_loops=mode, choose="measure")
+    choice = hag.choice(64, self_loops=mode)
+    assert choice.by == "measure"
+    assert choice.seconds.keys() == {"plain", "hag"}
+    x = torch.randn(48_000, 64, device="cuda")
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")  # whichever runs, its schedule is there
+    try:
+        hp.aggregate(x, hag, self_loops=mode)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    by_model = hp.build_hag(edges, num_nodes=48_000, self_loops=mode, choose="model")
+    assert by_model.choice(64, self_loops=mode).by != "measure"
+
+
 def test_mixed_devices_are_refused() -> None:
     hag = hp.build_hag(cliques(), num_nodes=480)
     with pytest.raises(ValueError, match=r"x is on cuda:0 and the HAG on cpu"):
