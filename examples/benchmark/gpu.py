@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -104,17 +105,15 @@ class Rows:
             file.flush()
             os.fsync(file.fileno())
 
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        """The rows of a kind. A line that was cut off is none."""
-        found = []
+    def all(self) -> Iterator[dict[str, Any]]:
+        """The rows. A line that was cut off is none."""
         for line in self.path.read_text().splitlines() if self.path.exists() else ():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if row["kind"] == kind:
-                found.append(row)
-        return found
+            with suppress(ValueError):
+                yield json.loads(line)
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """The rows of a kind."""
+        return [row for row in self.all() if row["kind"] == kind]
 
     def done(self) -> set[str]:
         """The keys of what need not run again: it has ended, or its process did."""
@@ -127,9 +126,10 @@ class Rows:
 
     def take(self, folder: Path) -> None:
         """Takes what an earlier call left, if nothing is here yet."""
-        earlier = folder / RESULTS
-        if earlier.exists() and not self.path.exists():
-            shutil.copyfile(earlier, self.path)
+        if self.path.exists():
+            return
+        for row in Rows(folder / RESULTS).all():
+            self.add(**row)
 
 
 # Tests ------------------------------------------------------------------------------------------
