@@ -201,7 +201,10 @@ def plan(graphs: Sequence[str], widths: Sequence[int], place: type[Card]) -> Ite
     def summed(graph: str, width: int, reduce: Any = "sum") -> Step:
         return step(
             *(reduce, graph, width),
-            lambda g, seconds, rate: aggregation(where, g, width, seconds, rate, reduce),
+            lambda g, seconds, rate: aggregation(
+                *(where, g, width, seconds, rate, reduce),
+                compiles=(graph, reduce) == (first, "sum"),
+            ),
         )
 
     def trained(what: str, kind: str, graph: str, cell: Callable[..., Cell]) -> Step:
@@ -213,9 +216,8 @@ def plan(graphs: Sequence[str], widths: Sequence[int], place: type[Card]) -> Ite
     early = [name for name in graphs if name != LARGEST]
     yield from (summed(graph, width) for graph in early)
     yield from (trained("epoch", kind, first, epochs) for kind in KINDS)
-    yield from (trained("step", kind, first, steps) for kind in KINDS)
-    met_once = graphs[:2][-1]
-    yield from (trained("batches", kind, met_once, batches) for kind in KINDS)
+    yield from (trained("batches", kind, graphs[:2][-1], batches) for kind in KINDS)
+    yield from (trained("step", kind, first, steps) for kind in KINDS)  # compilers take a while
     yield from (summed(graph, width, "max") for graph in early)
     yield from (trained("epoch", kind, graph, epochs) for graph in early[1:] for kind in KINDS)
     yield from (summed(graph, other) for other in widths[1:] for graph in early)

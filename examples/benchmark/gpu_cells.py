@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import hag_plugin as hp
+from hag_plugin.testing import limits
 
 from . import models
 from .gpu_place import Card, first_line
@@ -26,6 +27,7 @@ INDEX_ADD, TURBO = "index_add_", "Turbo-GNN"
 AUTO_GRAPH, NONE_GRAPH = "hag auto, CUDA graph", "hag none, CUDA graph"
 PYG_CSR = "PyG torch CSR"
 CAPTURED, REDUCED, AMP = "CUDA graph", "compiled, reduce-overhead", "bfloat16"
+ALWAYS = "hag auto, whatever is predicted"
 KINDS = (*models.KINDS, models.ATTENTION)
 FANOUTS = (15, 10)  # neighbours that are drawn of a node, hop by hop
 SEEDS, BATCHES = 1024, 8  # nodes that a batch classifies, batches of a call
@@ -133,9 +135,10 @@ def aggregation(
     seconds: float,
     copy_rate: float,
     reduce: Literal["sum", "max"] = "sum",
+    compiles: bool = False,
 ) -> Cell:
     """Sum over A + I or maximum over A; outputs are allocated by every side, but for CUDA graphs,
-    which write where they were told."""
+    which write where they were told. `compiles`: PyG's layer, too, which takes a while."""
     loops = "A+I" if reduce == "sum" else "A"
     mode = LOOPS[loops]
     cell = Cell(f"{reduce} over {loops.replace('+', ' + ')}", graph.name, width)
@@ -165,9 +168,10 @@ def aggregation(
         AUTO_GRAPH: lambda: captured("auto"),
         NONE_GRAPH: lambda: captured("none"),
         PYG: lambda: _pyg(place, graph, x, loops, reduce),
-        PYG_COMPILED: lambda: place.compiled(_pyg(place, graph, x, loops, reduce)),
         SCATTER: lambda: _scatter(place, graph, x, loops, reduce),
     }
+    if compiles:
+        makers[PYG_COMPILED] = lambda: place.compiled(_pyg(place, graph, x, loops, reduce))
     if reduce == "sum":
         makers |= {
             CUSPARSE: lambda: _cusparse(place, graph, x),
@@ -301,15 +305,10 @@ def epochs(place: Card, graph: Graph, kind: str, hidden: int, seconds: float) ->
     cell = Cell(f"{kind} training epoch", graph.name, hidden)
     of = _Training(place, graph, kind, hidden)
 
-    def compiled() -> tuple[Any, Any]:
-        net, structure = of.stock()
-        return place.compiled(net), structure
-
     makers = {
         NONE: lambda: of.ours("none"),
         AUTO: lambda: of.ours("auto"),
         PYG: of.stock,
-        PYG_COMPILED: compiled,
         PYG_CSR: of.csr,
     }
     sides: Makers = {
@@ -430,7 +429,20 @@ def batches(place: Card, graph: Graph, kind: str, hidden: int, seconds: float) -
     def ours() -> Call:
         return side(hp.accelerate(models.pyg_net(kind, hidden, 0)))
 
-    makers: Makers = {PYG: lambda: side(models.pyg_net(kind, hidden, 0)), AUTO: ours}
+    def always() -> Call:
+        train = ours()
+
+        def forced() -> None:
+            with limits(passing_gain=0.0):
+                train()
+
+        return forced
+
+    makers: Makers = {
+        PYG: lambda: side(models.pyg_net(kind, hidden, 0)),
+        AUTO: ours,
+        ALWAYS: always,
+    }
 
     def check(name: str, call: Call) -> None:
         cell.checks[f"{name} waits for the card"] = place.why_waits(call) or "no"

@@ -84,11 +84,11 @@ def build_hag(
         dtype: of the features that the price is for.
         choose: which program runs, the HAG's or the plain graph's, for features of each width:
             "measure" times them now where the cost model cannot tell, for a twentieth of the time
-            of the search (or, if that is more, for 5 ms or a quarter of it), or both on a GPU
-            that the HAG is built for; "model" asks the model alone; "hag" and "plain" are always these. By default what the environment variable
-            HAG_PLUGIN_CHOOSE says, or else "measure"; "hag" for `method="greedy"`. Under
-            `torch.use_deterministic_algorithms` and in processes that `torch.distributed` joins,
-            the model decides instead of measuring.
+            of the search (or, if that is more, for 5 ms or a quarter of it), or both on a GPU that
+            the HAG is built for; "model" asks the model alone; "hag" and "plain" are always these.
+            By default what the environment variable HAG_PLUGIN_CHOOSE says, or else "measure";
+            "hag" for `method="greedy"`. Under `torch.use_deterministic_algorithms` and in processes
+            that `torch.distributed` joins, the model decides instead of measuring.
         progress: show a bar; by default if it takes more than two seconds.
         copies: `[num_src]` or `[num_src, *]`: sources with the same entry are copies of one node,
             as in a batch of overlapping subgraphs. Where these have the same features in a call,
