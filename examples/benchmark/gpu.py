@@ -56,15 +56,15 @@ NAMED = ("COLLAB_ego_recon", "IMDB-MULTI", "BZR_MD", "PPI_ohmnet_brain", "ogbl-d
 LARGEST = "reddit-sized"
 GENERATED = ("collaboration", "communities-1M", "communities-10M", "cliques", "power-law", LARGEST)
 MORE_PACKAGES = (*PACKAGES, "triton", "turbo-gnn")
-TESTS = (
-    "tests/kernels/triton/test_card.py",
-    "tests/hag/gpu/test_schedule.py",
-    "tests/kernels/triton/kernels",
-)
-REHEARSED_TESTS = TESTS[:1]
+# By name of the run.
+TESTS = {
+    "card": ("tests/kernels/triton/test_card.py", "tests/hag/gpu/test_schedule.py"),
+    "kernels": ("tests/kernels/triton/kernels",),
+}
+REHEARSED = ("card",)
 # Few enough for a tool that slows every launch; between them they run every kernel.
 MEMCHECK = ("long_rows", "one_winner", "test_second_derivative", "test_small")
-SHARE_OF_TESTS = 0.5  # of the time, that each of both runs of tests may take
+SHARE_OF_TESTS = 0.16  # of the time, that each run of tests may take
 PROCESSES = 8  # of tests, which wait for compilers
 LEAST = 20.0  # seconds that must be left to begin a cell
 RESULTS, PAGE = "gpu.jsonl", "gpu.md"
@@ -141,11 +141,12 @@ def run_tests(rows: Rows, seconds: float, rehearses: bool) -> bool:
     Those that were not done in time neither failed nor passed.
     """
     # Other versions of torch and PyG warn of other things: here that is no failure.
-    command = [sys.executable, "-m", "pytest", "-q", "-o", "filterwarnings=default"]
+    command = [sys.executable, "-m", "pytest", "-v", "-o", "filterwarnings=default"]
     several = [] if importlib.util.find_spec("xdist") is None else ["-n", str(PROCESSES)]
-    tests = REHEARSED_TESTS if rehearses else TESTS
-    if not _tested(rows, "tests", [*command, *([] if rehearses else several), *tests], seconds):
-        return False
+    for key in REHEARSED if rehearses else TESTS:
+        parallel = [] if rehearses else several
+        if not _tested(rows, key, [*command, *parallel, *TESTS[key]], seconds):
+            return False
     tool = shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:/usr/local/cuda/bin")
     if tool is None or rehearses:
         print("compute-sanitizer is not on the PATH: memory accesses were not checked")
@@ -153,7 +154,7 @@ def run_tests(rows: Rows, seconds: float, rehearses: bool) -> bool:
     checked = [tool, "--tool", "memcheck", "--error-exitcode", "1", *command]
     # Without torch's cache each tensor is an allocation of its own, whose bounds the tool knows.
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    some = [TESTS[-1], "-k", " or ".join(MEMCHECK)]
+    some = [*TESTS["kernels"], "-k", " or ".join(MEMCHECK)]
     return _tested(rows, "memcheck", [*checked, *some], seconds, environment)
 
 
@@ -164,17 +165,27 @@ def _tested(
     seconds: float,
     environment: dict[str, str] | None = None,
 ) -> bool:
-    if key in rows.done():
-        return all(row["passed"] is not False for row in rows.of("tests") if row["key"] == key)
-    start, passed = time.monotonic(), None
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=os.environ | (environment or {}), timeout=seconds
-        )
-        passed = done.returncode == 0
-    except subprocess.TimeoutExpired:
-        print(f"{key}: not done after {seconds:.0f} s")
-    rows.add("tests", key=key, passed=passed, seconds=round(time.monotonic() - start, 1))
+    """Runs tests, whose output goes to a file. Of those that were stopped, failures count."""
+    known = [row for row in rows.of("tests") if row["key"] == key]
+    if known:
+        return known[-1]["passed"] is not False
+    start, log = time.monotonic(), rows.path.with_name(f"{key}.log")
+    passed: bool | None = None
+    with open(log, "w") as file:
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, env=os.environ | (environment or {}), timeout=seconds,
+                stdout=file, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            passed = done.returncode == 0
+        except subprocess.TimeoutExpired:
+            print(f"{key}: not done after {seconds:.0f} s")
+    text = log.read_text()
+    counts = {word.lower(): text.count(f" {word}") for word in ("PASSED", "FAILED", "SKIPPED")}
+    passed = False if counts["failed"] else passed
+    print(text[-3000:] if passed is False else f"{key}: {counts}")
+    took = round(time.monotonic() - start, 1)
+    rows.add("tests", key=key, passed=passed, seconds=took, counts=counts)
     return passed is not False
 
 
@@ -283,7 +294,8 @@ def page(rows: Rows, left: Sequence[str] = ()) -> str:
         lines += _environment(cards[-1])
     for row in rows.of("tests"):
         how = {True: "passed", False: "FAILED", None: "not done in time"}[row["passed"]]
-        lines += ["", f"{row['key']}: {how}, {row['seconds']:.0f} s."]
+        counts = ", ".join(f"{count} {word}" for word, count in row["counts"].items())
+        lines += ["", f"Tests, {row['key']}: {how} ({counts}), {row['seconds']:.0f} s."]
     lines += ["", *HEAD]
     cells = [Cell(**{k: v for k, v in row.items() if k in Cell.__dataclass_fields__})
              for row in rows.of("cell")]  # fmt: skip
@@ -387,7 +399,7 @@ def main(arguments: Sequence[str]) -> int:
     end = time.monotonic() + args.deadline
     if args.resume is not None:
         rows.take(args.resume)
-    passed = not args.tests or run_tests(rows, SHARE_OF_TESTS / 2 * args.deadline, args.rehearse)
+    passed = not args.tests or run_tests(rows, SHARE_OF_TESTS * args.deadline, args.rehearse)
     if passed:
         measure_apart(args, rows, arguments, end)
     text = page(rows, left(args, rows))

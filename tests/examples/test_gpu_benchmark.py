@@ -61,42 +61,54 @@ def test_a_rehearsal_writes_no_results() -> None:
 
 
 @pytest.mark.parametrize(
-    ("codes", "passed"),
-    [((0, 0), True), ((0, 1), False), ((1,), False), ((None, 0), True), ((0, None), True)],
+    ("codes", "failed", "passed"),
+    [
+        ((0, 0, 0), 0, True),
+        ((0, 0, 1), 0, False),
+        ((0, 1), 0, False),
+        ((1,), 0, False),
+        ((None, None, 0), 0, True),  # not done in time
+        ((0, 0, None), 0, True),
+        ((0, None), 1, False),  # not done in time, and one had failed
+    ],
 )
 def test_tests_run_once_more_under_the_sanitizer(
     gpu: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     codes: tuple[int | None, ...],
+    failed: int,
     passed: bool,
 ) -> None:
     commands: list[list[str]] = []
 
-    def run(command: list[str], timeout: float, **_: Any) -> subprocess.CompletedProcess[str]:
+    def run(
+        command: list[str], timeout: float, stdout: Any, **_: Any
+    ) -> subprocess.CompletedProcess[str]:
         commands.append(command)
         code = codes[len(commands) - 1]
+        stdout.write("a.py::test_a PASSED\n")
         if code is None:
+            stdout.write("a.py::test_b FAILED\n" * failed)
             raise subprocess.TimeoutExpired(command, timeout)
         return subprocess.CompletedProcess(command, code)
 
     monkeypatch.setattr(gpu.shutil, "which", lambda tool, path: f"/cuda/{tool}")
     monkeypatch.setattr(gpu.subprocess, "run", run)
     rows = gpu.Rows(tmp_path / gpu.RESULTS)
-    assert gpu.run_tests(rows, 100.0, False) is passed
-    assert len(commands) == len(codes)
-    for test in gpu.TESTS:
-        assert test in commands[0]
-        assert (gpu.ROOT / test).exists()
-    assert [command[0] for command in commands[1:]] == ["/cuda/compute-sanitizer"] * (
-        len(codes) - 1
-    )
-    sources = "".join(p.read_text() for p in (gpu.ROOT / gpu.TESTS[-1]).glob("test_*.py"))
+    for _ in range(2):  # what ran runs no more in a second call, and is what it was
+        assert gpu.run_tests(rows, 100.0, False) is passed
+        assert len(commands) == len(codes)
+    for command, tests in zip(commands, gpu.TESTS.values(), strict=False):
+        assert {*tests} <= {*command}
+        assert all((gpu.ROOT / test).exists() for test in tests)
+    assert all(command[0] == "/cuda/compute-sanitizer" for command in commands[2:])
+    sources = "".join(p.read_text() for p in (gpu.ROOT / gpu.TESTS["kernels"][0]).glob("test_*.py"))
     for word in gpu.MEMCHECK:
         assert word in sources
-    # what ran runs no more in a second call, and is what it was
-    assert gpu.run_tests(rows, 100.0, False) is passed
-    assert len(commands) == len(codes)
+    counts = {"passed": 1, "failed": 0, "skipped": 0}
+    assert rows.of("tests")[0]["counts"] == counts
+    assert "Tests, card: " in gpu.page(rows)
 
 
 # Cells ------------------------------------------------------------------------------------------
@@ -192,7 +204,7 @@ def test_the_page(gpu: ModuleType, tmp_path: Path) -> None:
     rows = gpu.Rows(tmp_path / gpu.RESULTS)
     card = {"name": "A card", "driver": "1.2", "cuda": "13.0", "copy_bytes_per_second": 4e12}
     rows.add("card", card=card, versions={"torch": "2.11"}, git="abc", date="today")
-    rows.add("tests", key="tests", passed=None, seconds=100.0)
+    rows.add("tests", key="kernels", passed=None, seconds=100.0, counts={"passed": 7})
     times = {"copy": 0.1, "hag auto": 0.5, "hag none": 0.4, "PyG edge_index": 1.0, "DGL": 0.8,
              "hag auto again": 0.25}  # fmt: skip
     cell = gpu.Cell("sum over A + I", "cliques", 64, times, {"torch_scatter": "is not there"},
@@ -201,7 +213,7 @@ def test_the_page(gpu: ModuleType, tmp_path: Path) -> None:
     text = gpu.page(rows)
     assert "A card, driver 1.2, CUDA 13.0; a copy in its memory moves 4.00 TB/s. today" in text
     assert "rehearsal" not in text
-    assert "tests: not done in time, 100 s." in text
+    assert "Tests, kernels: not done in time (7 passed), 100 s." in text
     row = "0.1000 | 0.5000 | 0.4000 | 1.0000 | 0.8000 | 2.00 | 2.000 | hag auto: 0.75 |"
     assert f"| cliques | 64 | {row}" in text
     assert "cliques, 64: torch_scatter left out: is not there" in text
@@ -240,7 +252,7 @@ def test_rehearsed_from_end_to_end(tmp_path: Path) -> None:
     for row in cells:
         assert not [side for side in row["absent"] if side.startswith("hag")], row
         assert "hag auto" in row["milliseconds"]
-    assert [row["key"] for row in rows if row["kind"] == "tests"] == ["tests"]  # once, not twice
+    assert [row["key"] for row in rows if row["kind"] == "tests"] == ["card"]  # once, not twice
     text = (second / "gpu.md").read_text()
     assert "**A rehearsal: no card was there, and no figure on this page counts.**" in text
     assert "Not measured yet" not in text
