@@ -108,10 +108,10 @@ def _places(graph: HAG, self_loops: SelfLoops, slot: Tensor) -> Tensor:
     """
     found = schedule_of(graph.plain_program(self_loops))
     last = torch.iinfo(torch.int64).max
-    slot = torch.arange(len(found.source), device=graph.device)
-    op = torch.searchsorted(found.op_ptr[1:], slot, right=True)
+    at = torch.arange(len(found.source), device=graph.device)
+    op = torch.searchsorted(found.op_ptr[1:], at, right=True)
     row = torch.cat([found.row, found.row.new_zeros(1)])[op].long()  # of what is no op's: any
-    is_edge = (found.source >= 0) & (slot < found.op_ptr[-1])
+    is_edge = (found.source >= 0) & (at < found.op_ptr[-1])
     key = torch.where(is_edge, row * graph.num_src + found.source, last)
     source, target = graph.make_edge_index()
     edge = target * graph.num_src + source

@@ -1,6 +1,6 @@
 """Compiles every kernel for cards that are not there, and says what the machine code takes.
 
-    python -m hag_plugin.kernels.triton.resources --targets 80 90
+    python -m hag_plugin.kernels.triton.resources --targets 80 90 100
 
 Prints registers, spills and shared memory as a Markdown table. Needs Triton, no card and no driver.
 """
@@ -217,7 +217,7 @@ def source_of(variant: Variant) -> tuple[ASTSource, dict[str, int]]:
 
 
 def compile_for(variant: Variant, target: int) -> Compiled:
-    """Compiles to machine code for compute capability `target` (80, 90).
+    """Compiles to machine code for compute capability `target` (80, 90, 100).
 
     Raises:
         RuntimeError: ptxas or cuobjdump failed.
@@ -273,7 +273,7 @@ def table(compiled: list[Compiled]) -> str:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--targets", type=int, nargs="+", default=[80, 90], metavar="CC")
+    parser.add_argument("--targets", type=int, nargs="+", default=[80, 90, 100], metavar="CC")
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, metavar="F")
     args = parser.parse_args()
     todo = list(itertools.product(variants(tuple(args.widths)), args.targets))

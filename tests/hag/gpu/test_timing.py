@@ -15,7 +15,7 @@ import hag_plugin as hp
 from hag_plugin.hag.candidates import PLAIN, ROW_BYTES, SHARED
 from hag_plugin.hag.gpu import timing
 from hag_plugin.hag.graph import Arrays
-from hag_plugin.hag.program import Program
+from hag_plugin.hag.program import Options, Program
 from hag_plugin.hag.rates import ARITHMETICS
 
 CPU = torch.device("cpu")
@@ -68,23 +68,21 @@ def test_the_faster_one_runs_on_the_device_that_was_timed(
         candidates(hag), CPU, seconds(lambda candidate, at: shared if candidate else 1.0)
     )
     assert table is not None
+    sizes = ((31, torch.long), (hag.num_edges, torch.int))
     with FakeTensorMode():
-        for built_for, expected in (("cuda", name), ("cpu", SHARED)):
-            mine = hp.build_hag(torch.tensor([[0], [0]]), num_nodes=1, method="none")
-            options = hag.options.__class__(device=built_for, choose="measure")
-            on_card = hp.HAG(*mine.arrays[:2], 1, options=options, owned=True)
-            empty: dict[str, Any] = {"device": "cuda"}
-            arrays = (torch.empty(31, dtype=torch.long, **empty),
-                      torch.empty(hag.num_edges, dtype=torch.int, **empty))  # fmt: skip
-            on_card.arrays = Arrays(*arrays, on_card.arrays.token)
-            on_card.__dict__.update(loops=None, has_duplicates=False)
-            on_card._programs[False, False] = hag.program()
-            on_card._tables[False, False] = table
-            assert on_card.choice(64).name == expected
+        row_ptr, col = (torch.empty(n, dtype=dtype, device="cuda") for n, dtype in sizes)
+    for built_for, expected in (("cuda", name), ("cpu", SHARED)):
+        options = Options(device=built_for, choose="measure")
+        on_card = hp.HAG(hag.row_ptr, hag.col, 30, options=options)
+        on_card._programs[False, False] = hag.program()
+        on_card._tables[False, False] = table
+        assert not on_card.has_duplicates  # known before the memory is gone
+        on_card.arrays = Arrays(row_ptr, col, on_card.arrays.token)
+        assert on_card.choice(64).name == expected
 
 
 def test_wide_rows_of_many_nodes_are_not_timed(hag: hp.HAG) -> None:
-    huge = Program.of(hag.program().arrays, timing.MOST_BYTES, hag.num_dst)
+    huge = Program.of(hag.program().arrays, 2**31 - 1, hag.num_dst)
     program = {PLAIN: huge, SHARED: huge}
     assert timing.table_of(program, CPU, seconds(lambda candidate, at: 1.0)) is None
 

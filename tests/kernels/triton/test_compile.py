@@ -1,4 +1,4 @@
-"""Every kernel compiles to machine code for sm_80 and sm_90 here, where there is no card.
+"""Every kernel compiles to machine code for sm_80, sm_90 and sm_100 here, without a card.
 
 What the kernels rely on is read off the compiled code. Within one launch a row that is written is
 read by nobody (test_schedule.py proves that of the schedules), so no order of instances or threads
@@ -26,7 +26,7 @@ from hag_plugin.kernels.triton.resources import (
 )
 from hag_plugin.ops import attention_pieces
 
-TARGETS = (80, 90)
+TARGETS = (80, 90, 100)
 # The bits of the offsets of each block of rows and features.
 OFFSETS = r"tt\.addptr .*: tensor<(?:\d+x){2,3}!tt\.ptr<\w+>.*>, tensor<(?:\d+x){2,3}i(\d+)>"
 

@@ -99,7 +99,7 @@ def test_layers_over_new_graphs(name: str, graph: Tensor, kernel_device: str) ->
             with limits(few_messages=0, passing_gain=0.0), count_programs() as ran:
                 y = conv(leaf, edges)
                 found.append((y, *torch.autograd.grad(y.sum(), [leaf, *conv.parameters()])))
-            assert (ran.plain > 1) == (conv is ours)
+            assert (ran.plain > 0) == (conv is ours)
             assert not ran.hag
         for mine, theirs in zip(*found, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
