@@ -29,8 +29,7 @@ PYG_CSR = "PyG torch CSR"
 CAPTURED, REDUCED, AMP = "CUDA graph", "compiled, reduce-overhead", "bfloat16"
 ALWAYS = "hag auto, whatever is predicted"
 KINDS = (*models.KINDS, models.ATTENTION)
-FANOUTS = (15, 10)  # neighbours that are drawn of a node, hop by hop
-SEEDS, BATCHES = 1024, 8  # nodes that a batch classifies, batches of a call
+SEEDS = 1024  # nodes that a batch classifies
 Call = Callable[[], Any]
 Makers = dict[str, Callable[[], Call]]
 
@@ -397,10 +396,10 @@ def sampled(graph: Graph, seeds: int, fanouts: tuple[int, ...], seed: int) -> Ba
 
 def batches(place: Card, graph: Graph, kind: str, hidden: int, seconds: float) -> Cell:
     """Training steps over sampled batches, none of which is met twice."""
-    cell = Cell(f"{kind}, {BATCHES} batches met once", graph.name, hidden)
+    cell = Cell(f"{kind}, {place.batches} batches met once", graph.name, hidden)
     x = graph.features(FEATURES).to(place.device)
     seeds = min(SEEDS, graph.num_nodes // 2)
-    found = [sampled(graph, seeds, FANOUTS, number) for number in range(BATCHES)]
+    found = [sampled(graph, seeds, place.fanouts, number) for number in range(place.batches)]
     on_place = [Batch(*(t.to(place.device) for t in vars(b).values())) for b in found]
     expected: list[float] = []
 

@@ -26,6 +26,8 @@ class Card:
         warm: calls before the first that is timed.
         rounds: of timing, at least and at most.
         copied: numbers of the copy that `facts` times.
+        batches: that a call trains on, of those that are met once.
+        fanouts: neighbours that are drawn of a node of these, hop by hop.
     """
 
     device = torch.device("cuda")
@@ -33,6 +35,8 @@ class Card:
     warm = 3
     rounds = 5, 101
     copied = COPIED
+    batches = 8
+    fanouts: tuple[int, ...] = (15, 10)
 
     def __init__(self) -> None:
         self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -126,8 +130,10 @@ class Rehearsal(Card):
     device = torch.device("cpu")
     is_rehearsal = True
     warm = 1
-    rounds = 2, 2
+    rounds = 1, 1
     copied = 1 << 16
+    batches = 1
+    fanouts = (2, 1)
 
     def __init__(self) -> None:
         if os.environ.get("TRITON_INTERPRET") != "1":

@@ -208,7 +208,7 @@ def test_training_never_waits(
     name: str, launched: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A whole step over a graph that is met once: layers, loss, gradients, optimizer."""
-    # What torch says of a card, where no autocast is open; of tensors without memory it says nothing.
+    # As of a card where no autocast is open: of tensors without memory torch does not say it.
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: False)
     edges = graph().edge_index
     model = hp.accelerate(LAYERS[name]()).to("meta")
