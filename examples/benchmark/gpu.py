@@ -341,8 +341,9 @@ def _table(what: str, cells: Sequence[Cell]) -> list[str]:
 
 def ratio(cell: Cell) -> str:
     """How many times as long the fastest of the others takes as the fastest of ours."""
-    ours = [t for side, t in cell.milliseconds.items() if is_ours(side)]
-    others = [t for side, t in cell.milliseconds.items() if not is_ours(side) and side != COPY]
+    times = {side: t for side, t in cell.milliseconds.items() if side not in (COPY, AGAIN)}
+    ours = [t for side, t in times.items() if is_ours(side)]
+    others = [t for side, t in times.items() if not is_ours(side)]
     return f"{min(others) / min(ours):.2f}" if ours and others else "-"
 
 
