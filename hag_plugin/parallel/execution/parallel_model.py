@@ -51,6 +51,7 @@ from hag_plugin.parallel.ranks.transfer import (
 )
 from hag_plugin.parallel.search.plan import Plan
 from hag_plugin.parallel.strategies.convolution import RowsCover
+from hag_plugin.parallel.strategies.registry import parts_read
 from hag_plugin.recall import Known
 from hag_plugin.saved import set_module
 
@@ -163,8 +164,16 @@ class Parallel:
                     f"data is part {data.rank} of {data.ranks} on rank {self.group.rank} of "
                     f"{self.group.size}; expected its own part"
                 )
-        covers = any(c.strategy == RowsCover.name for c in self.plan.configs.values())
-        known = Neighbourhood.of(data, self.group, covers)
+        group, configs = self.group, self.plan.configs
+        covers = any(config.strategy == RowsCover.name for config in configs.values())
+        ops = [op for op in recorded.graph.ops if op.graph and op.name in configs]
+        merged = {1, *(parts_read(op, configs[op.name], group.size) for op in ops)}
+        known = {}
+        for count in sorted(merged):
+            peers = group.strided(count) if count < group.size else group.neighbours(1)
+            with group.together("opening the store"):
+                block = data.block(count)
+            known[count] = Neighbourhood.of(block, group, peers, covers and count == 1)
         return {
             key: StoredGraphs(known, recorded.edges[key].self_loops)
             for key in recorded.graph.graphs

@@ -23,6 +23,7 @@ from torch_geometric.utils import add_self_loops, scatter
 
 import hag_plugin as hp
 from hag_plugin.parallel.graphs.stats import measure
+from hag_plugin.parallel.graphs.store.partitioned_data import EDGES
 from hag_plugin.parallel.model.layers import UnknownLayerError
 from hag_plugin.parallel.model.opgraph import Op
 from hag_plugin.parallel.model.trace import trace
@@ -103,9 +104,9 @@ def drawn_data(edges: Tensor, nodes: int, random: np.random.Generator) -> Data:
 
 
 @st.composite
-def hostile(draw: Any) -> tuple[Data, np.ndarray, int]:
+def hostile(draw: Any, ranks: int | None = None) -> tuple[Data, np.ndarray, int]:
     """A graph with duplicates, loops, isolated nodes, or no edges; parts may be empty."""
-    nodes, ranks = draw(st.integers(4, 20)), draw(st.integers(1, 4))
+    nodes, ranks = draw(st.integers(4, 20)), ranks or draw(st.integers(1, 4))
     ids = st.integers(0, nodes - 1)
     pairs = draw(st.lists(st.tuples(ids, ids), max_size=50))
     edges = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).t()
@@ -150,6 +151,50 @@ def test_equal_to_one_process(kind: str, strategy: str, hag: str) -> None:
             compare(found, train_alone(model, whole, sgd), bytes_of(space, chosen), 1e-10)
 
     check()
+
+
+# Strategies with which a rank has the edges into more than its own part, by model.
+SPLITS = {
+    "GCN": ["2-D grid", "columns, row-split weights", "column-split weights"],
+    "SAGE": ["2-D grid", "columns, row-split weights", "all-to-all around aggregation"],
+    "GIN": ["2-D grid", "all-to-all around aggregation", "replicate"],
+    "GAT": ["heads", "replicate"],
+}
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize(
+    ("kind", "strategy"), [(kind, each) for kind, found in SPLITS.items() for each in found]
+)
+def test_features_and_heads_are_split(kind: str, strategy: str, ranks: int) -> None:
+    """As above, where ranks open the parts of their row of a grid, or all."""
+    if strategy == "2-D grid" and ranks == 2:
+        pytest.skip("a grid has two rows and two columns, or more")
+    torch.manual_seed(0)
+    make = {"GAT": lambda: pyg.GAT(8, 8, 2, CLASSES, heads=4)}
+    model = make.get(kind, lambda: MODELS[kind](8, CLASSES))().double()
+
+    @settings(max_examples=4)
+    @given(hostile(ranks))
+    def check(drawn: tuple[Data, np.ndarray, int]) -> None:
+        data, owner, _ = drawn
+        data.x = torch.cat([data.x, data.x[:, :2].square()], dim=1)
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "parts"
+            whole = stored(data, owner, ranks, path)
+            graph = trace(model, hpp.PartitionedData(path, 0))
+            space = space_with(graph, ranks, with_edges(strategy))
+            chosen = list(space.cheapest().configs)
+            plan = planned(space, chosen)
+            found = run_threads(ranks, lambda rank: trained(model, path, plan))
+            compare(found, train_alone(model, whole, sgd), bytes_of(space, chosen), 1e-10)
+
+    check()
+
+
+def with_edges(strategy: str) -> Callable[[Op, Config], bool]:
+    """Plans in which layers with edges have a strategy."""
+    return lambda op, config: not op.graph or config.strategy == strategy
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
@@ -208,6 +253,42 @@ def test_a_real_graph_in_processes(ranks: int, shared_data: Path, tmp_path: Path
         compare(found, train_alone(model, whole, sgd), None, 1e-10)
 
 
+OPENED = {"2-D grid": [[0, 1], [0, 1], [2, 3], [2, 3]], "column-split weights": [range(4)] * 4}
+
+
+def opened_with(rank: int, folder: str, model: nn.Module, plans: dict[str, Any]) -> Any:
+    """What a rank opens of the store with each plan, and what it has after training."""
+    opened: list[str] = []
+    sys.addaudithook(lambda event, args: event == "open" and opened.append(str(args[0])))
+    found = {}
+    for name, plan in plans.items():
+        opened.clear()
+        trained = train_together(model, hpp.PartitionedData(folder), plan, sgd)
+        inside = {Path(each) for each in opened if each.startswith(folder)}
+        found[name] = {f"{each.relative_to(folder)}" for each in inside}, trained
+    return found
+
+
+def test_a_rank_opens_the_parts_that_its_plan_needs(tmp_path: Path) -> None:
+    """Of others the edges alone."""
+    folder, model = tmp_path / "parts", pyg.GCN(FEATURES, 8, 2, CLASSES).double()
+    whole = stored(a_graph(), np.random.default_rng(1).integers(0, 4, 40), 4, folder)
+    plans = {
+        strategy: hpp.plan(model, hpp.PartitionedData(folder), "pcie4x4",
+                           require={"convs.0": "rows, halo", "convs.1": strategy})
+        for strategy in OPENED
+    }  # fmt: skip
+    outcomes = run_processes(4, opened_with, str(folder), model, plans)
+    alone = train_alone(model, whole, sgd)
+    for strategy, others in OPENED.items():
+        for rank, parts in enumerate(others):
+            opened, trained = outcomes[rank][strategy]
+            own = {f"part-{rank:05d}/{each.name}" for each in (folder / "part-00000").iterdir()}
+            edges = {f"part-{part:05d}/{name}.npy" for part in parts for name in EDGES}
+            assert opened == {"manifest.json", *own, *edges}
+            compare([trained], alone, None, 1e-10)
+
+
 # Plans --------------------------------------------------------------------------------------------
 
 
@@ -236,7 +317,7 @@ def test_counts_are_those_that_are_measured(
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_plans_are_those_of_the_whole_graph(kind: str, tmp_path: Path) -> None:
-    """Of the same operations, with the strategies that need no whole graph; a saved one is run."""
+    """Of the same operations, with strategies that need no other part; a saved one is run."""
     data, model = a_graph(), model_of(kind)
     whole = stored(data, np.random.default_rng(1).integers(0, 4, 40), 4, tmp_path / "parts")
     part = hpp.PartitionedData(tmp_path / "parts")  # of no rank
@@ -380,14 +461,11 @@ def test_what_a_store_cannot_run_is_named(what: str, tmp_path: Path) -> None:
         hpp.plan(make(), hpp.PartitionedData(tmp_path / "parts"), "pcie4x4", world_size=2)
 
 
-@pytest.mark.parametrize("strategy", ["replicate", "2-D grid", "all-to-all around aggregation"])
-def test_plans_that_need_the_whole_graph_are_refused(strategy: str, tmp_path: Path) -> None:
-    folder, model = tmp_path / "parts", pyg.GCN(FEATURES, 8, 2, CLASSES).double()
+def test_layers_that_want_the_edges_themselves_are_refused(tmp_path: Path) -> None:
+    folder, model = tmp_path / "parts", WHOLE["GATv2"](FEATURES, CLASSES).double()
     whole = stored(a_graph(), np.arange(40) % 4, 4, folder)
-    plan = hpp.plan(
-        model, whole, "pcie4x4", part=part_of(folder), require={"convs.1": strategy}, hag="off"
-    )
-    words = r"layer 'convs\.[01]': .*each rank has the edges into its own part of a store"
+    plan = hpp.plan(model, whole, "pcie4x4", part=part_of(folder), require={"convs.1": "replicate"})
+    words = r"layer 'convs\.[01]': .*a store has no edge_index that a layer could be given"
 
     def case(rank: int) -> None:
         with pytest.raises((ValueError, RuntimeError), match=words):

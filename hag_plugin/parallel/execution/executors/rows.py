@@ -62,7 +62,7 @@ class Replicate(Executor):
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
-        graphs = graphs_of(site)
+        graphs = graphs_of(site, site.group.size)
         self.layer = layer_of(site, graphs, copies=False)
         self.layer.place(graphs.whole(self.layer.listed))
 

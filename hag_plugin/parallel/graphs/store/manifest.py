@@ -112,23 +112,29 @@ class Manifest:
 
     def counted(self, self_loops: SelfLoops) -> GraphStats:
         """The same as a layer aggregates it that adds loops: False, "add" or "fill"."""
-        known = {(1, 1): self._merge(self.ranks, ((0,),), self_loops)}
+        known = {
+            (self.ranks, count): self._merge(count, self_loops)
+            for count in (*self.merged, self.ranks)
+        }
+        known[1, 1] = known[self.ranks, self.ranks]
         known[self.ranks, 1] = self._cut(self_loops)
-        known[self.ranks, self.ranks] = known[1, 1]
-        for count, halo in self.merged.items():
-            known[self.ranks, count] = self._merge(count, halo, self_loops)
         edges = int(known[1, 1].edges.sum())
         return GraphStats(
             self.nodes, edges, self.fingerprint, source="graph store", _partitions=known
         )
 
     def _cut(self, self_loops: SelfLoops) -> PartitionStats:
-        halo = np.array([part.halo for part in self.parts], np.int64)
-        found = self._merge(1, halo, self_loops)
+        found = self._merge(1, self_loops)
         outer = np.array([part.edges - part.inner for part in self.parts], np.int64)
         return replace(found, inner=found.edges - outer)
 
-    def _merge(self, count: int, halo: Any, self_loops: SelfLoops) -> PartitionStats:
+    def reads(self, count: int) -> np.ndarray:
+        """int64 `[R / c, R / c]`, rows that each `count` parts, as one, read of each other one."""
+        if count == 1:
+            return np.array([part.halo for part in self.parts], np.int64)
+        return np.array(((0,),) if count == self.ranks else self.merged[count], np.int64)
+
+    def _merge(self, count: int, self_loops: SelfLoops) -> PartitionStats:
         """The counts where each `count` parts are one."""
         added = {False: 0, "add": 1, "fill": 1}[self_loops]
         lost = self_loops == "fill"  # one takes the place of those that are there
@@ -137,7 +143,7 @@ class Manifest:
         )
         rows, edges = counts.reshape(-1, count, 2).sum(axis=1).T
         inner = edges if len(rows) == 1 else None
-        return PartitionStats(rows, edges, np.array(halo, np.int64), None, None, self.method, inner)
+        return PartitionStats(rows, edges, self.reads(count), None, None, self.method, inner)
 
     def save(self, folder: Path) -> None:
         """Writes it into the folder of a store."""

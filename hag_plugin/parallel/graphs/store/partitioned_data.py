@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -22,10 +22,12 @@ from hag_plugin.parallel.graphs.stats import (
     part_counts,
     vertex_covers,
 )
+from hag_plugin.parallel.graphs.store.block import Block, joined
 from hag_plugin.parallel.graphs.store.manifest import Manifest, Part, array_path
 from hag_plugin.parallel.graphs.store.part_files import open_array
 from hag_plugin.saved import set_module
 
+EDGES = ("indptr", "sources", "halo")
 Searched = tuple[HagCounts, tuple[int, ...] | None]
 """Of a part: counts of its HAG, and rows of a vertex cover of each other part's edges to it."""
 
@@ -81,20 +83,13 @@ class PartitionedData:
     ) -> None:
         check_path("folder", folder)
         check_flag("verify", verify)
-        self.manifest = Manifest.load(folder)
+        self.manifest, self._folder, self._verify = Manifest.load(folder), folder, verify
         self._searched: dict[SelfLoops, Sequence[Searched]] = {}
         self.rank, self._tensors = _rank(rank, self.manifest.ranks), {}
         if self.rank is None:
             return
-        self._tensors = {
-            name: torch.from_numpy(open_array(array_path(folder, self.rank, name), record, verify))
-            for name, record in self._part.files.items()
-        }
-        ends = self._tensors["indptr"][[0, -1]].tolist()
-        if ends != [0, self.num_edges]:
-            path = array_path(folder, self.rank, "indptr")
-            raise DatasetError(f"{path} runs from {ends[0]} to {ends[1]}; expected 0 to "
-                               f"{self.num_edges}, the part's edges")  # fmt: skip
+        opened = self._opened(self.rank, self._part.files)
+        self._tensors = {name: torch.from_numpy(array) for name, array in opened.items()}
 
     def __getattr__(self, name: str) -> Tensor:
         if name == "_tensors":  # before it is made, as pickle asks
@@ -192,7 +187,53 @@ class PartitionedData:
     @property
     def edge_index(self) -> Tensor:
         """int64 `[2, E']`, the edges into the part's nodes, by the store's numbers."""
-        return torch.stack([self.sources.long(), self._targets() + self.first])
+        return torch.from_numpy(self.block(1).edge_index())
+
+    def block(self, count: int) -> Block:
+        """The edges into this part and into its neighbours, `count` in all, as one: the files of
+        their edges are opened, and compared with the manifest.
+
+        Raises:
+            DatasetError: as when a part is opened.
+        """
+        number, whole = self._own // count, self.manifest
+        first = number * count
+        opened = [
+            {name: self._tensors[name].numpy() for name in EDGES}
+            if part == self.rank
+            else self._opened(part, EDGES)
+            for part in range(first, first + count)
+        ]
+        ends = np.cumsum([0] + [part.edges for part in whole.parts])
+        sources, halo = (joined([each[name] for each in opened]) for name in ("sources", "halo"))
+        begins = [each["indptr"][:-1] + at - ends[first]
+                  for each, at in zip(opened, ends[first:], strict=False)]  # fmt: skip
+        indptr = np.append(np.concatenate(begins), ends[first + count] - ends[first])
+        edges = np.diff(ends[::count])
+        reads = whole.reads(count)
+        found = Block(number, whole.first[::count], edges, reads, indptr, sources, halo)
+        if count > 1:
+            halo = np.unique(halo)
+            found = replace(found, halo=halo[found.outside(halo)])
+        if len(found.halo) != reads[number].sum():
+            raise DatasetError(
+                f"parts {first} to {first + count - 1} of {self._folder} read {len(found.halo):,} "
+                f"rows of others; expected {reads[number].sum():,}, as the manifest says"
+            )
+        return found
+
+    def _opened(self, part: int, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Arrays of a part, mapped."""
+        known, found = self.manifest.parts[part], {}
+        for name in names:
+            path = array_path(self._folder, part, name)
+            found[name] = open_array(path, known.files[name], self._verify)
+        ends = found["indptr"][[0, -1]].tolist()
+        if ends != [0, known.edges]:
+            path = array_path(self._folder, part, "indptr")
+            raise DatasetError(f"{path} runs from {ends[0]} to {ends[1]}; expected 0 to "
+                               f"{known.edges}, the part's edges")  # fmt: skip
+        return found
 
     @cached_property
     def local_edge_index(self) -> Tensor:
