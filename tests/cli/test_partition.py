@@ -50,6 +50,17 @@ def test_what_is_said_is_there(
         assert found.x[:, 0].tolist() == (2 * found.nodes).tolist()
 
 
+def test_values_of_edges(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(files / "w.npy", np.arange(400.0))
+    command = ["partition", str(files / "edges.npy"), "--ranks", "3", "-o", str(files / "parts")]
+    said, _ = run_json(capsys, *command, "--edge-values", f"w={files / 'w.npy'}")
+    assert said["partition"]["edge_names"] == ["w"]
+    parts = [hp.parallel.PartitionedData(files / "parts", rank) for rank in range(3)]
+    nodes = np.concatenate([part.nodes.numpy() for part in parts])
+    for part in parts:
+        assert np.array_equal(nodes[part.edge_index.numpy()], EDGES[:, part.w.long().numpy()])
+
+
 @pytest.mark.parametrize("name", ["owner.npy", "owner.txt"])
 def test_an_assignment_from_elsewhere(
     name: str, files: Path, capsys: pytest.CaptureFixture[str]
@@ -67,6 +78,8 @@ def test_an_assignment_from_elsewhere(
     ("options", "words"),
     [
         (["--rows", "x"], "--rows 'x'; expected NAME=FILE.npy"),
+        (["--edge-values", "=w.npy"], "--edge-values '=w.npy'; expected NAME=FILE.npy"),
+        (["--edge-values", "w={}/few.npy"], "w has 3 rows; expected 400, one an edge"),
         (["--nodes", "50", "--rows", "x={}/few.npy"], "x has 3 rows; expected 50, one a node"),
         (["--rows", "x={}/absent.npy"], "absent.npy: no such file"),
         (["--nodes", "7"], "expected ids from 0 to 6"),

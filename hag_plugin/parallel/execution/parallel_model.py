@@ -32,7 +32,6 @@ from hag_plugin.parallel.graphs.store.partitioned_data import PartitionedData
 from hag_plugin.parallel.layouts import ROWS, Layout, Split, shares
 from hag_plugin.parallel.model.inputs import (
     ModelCall,
-    Stored,
     features_of,
     of_types,
     plain,
@@ -174,8 +173,10 @@ class Parallel:
             with group.together("opening the store"):
                 block = data.block(count)
             known[count] = Neighbourhood.of(block, group, peers, covers and count == 1)
+        assert recorded.stored is not None  # it is of a store
+        given = recorded.stored.of_edges
         return {
-            key: StoredGraphs(known, recorded.edges[key].self_loops)
+            key: StoredGraphs(known, recorded.edges[key].self_loops, given)
             for key in recorded.graph.graphs
         }
 
@@ -261,7 +262,7 @@ class Parallel:
             assert x is not None  # it is wanted
             with torch.no_grad():
                 features[0][layout] = reshard(x, ROWS, layout, nodes, x.shape[1], group)
-        prepared = self._prepared(Stored.of(data), recorded, world, executors, features)
+        prepared = self._prepared(recorded.stored, recorded, world, executors, features)
         values = {name: getattr(data, name) for name in (*data.names, "nodes") if name != "x"}
         own = slice(data.first, data.first + data.num_nodes)
         if not _is_split(prepared):

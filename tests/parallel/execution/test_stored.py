@@ -27,6 +27,7 @@ from hag_plugin.parallel.graphs.store.partitioned_data import EDGES
 from hag_plugin.parallel.model.layers import UnknownLayerError
 from hag_plugin.parallel.model.opgraph import Op
 from hag_plugin.parallel.model.trace import trace
+from hag_plugin.parallel.search.elimination import InfeasibleError
 from hag_plugin.parallel.search.planner import planned
 from hag_plugin.parallel.strategies.registry import Config
 
@@ -207,6 +208,106 @@ def test_other_layers(kind: str, ranks: int, tmp_path: Path) -> None:
     plan = hpp.plan(model, hpp.PartitionedData(tmp_path / "parts"), "pcie4x4", world_size=ranks)
     found = run_threads(ranks, lambda rank: trained(model, tmp_path / "parts", plan))
     compare(found, train_alone(model, whole, sgd), None, 1e-10)
+
+
+# What edges have ----------------------------------------------------------------------------------
+
+
+class Weighted(nn.Module):
+    """Two layers with what edges have, given by the argument of a name."""
+
+    def __init__(self, name: str, make: Callable[[int, int], nn.Module]) -> None:
+        super().__init__()
+        self.name, self.first, self.second = name, make(FEATURES, 8), make(8, CLASSES)
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor, edge_attr: Tensor) -> Any:
+        given = {self.name: edge_attr if self.name == "edge_attr" else edge_weight}
+        return self.second(self.first(x, edge_index, **given).tanh(), edge_index, **given)
+
+
+def gine(features: int, out: int) -> nn.Module:
+    return pyg.GINEConv(nn.Linear(features, out), edge_dim=3)
+
+
+WITH_VALUES: dict[str, tuple[str, Callable[[int, int], nn.Module], list[str]]] = {
+    "GCN": ("edge_weight", pyg.GCNConv, ["rows, all-gather", "rows, halo", "2-D grid",
+                                         "columns, row-split weights"]),
+    "improved GCN": ("edge_weight", lambda f, c: pyg.GCNConv(f, c, improved=True), ["rows, halo"]),
+    "GCN without loops": ("edge_weight", lambda f, c: pyg.GCNConv(f, c, add_self_loops=False),
+                          ["rows, halo"]),
+    "GraphConv": ("edge_weight", pyg.GraphConv, ["rows, all-gather", "rows, halo", "2-D grid"]),
+    "GraphConv, mean": ("edge_weight", lambda f, c: pyg.GraphConv(f, c, aggr="mean"),
+                        ["rows, halo"]),
+    "GraphConv, max": ("edge_weight", lambda f, c: pyg.GraphConv(f, c, aggr="max"),
+                       ["rows, halo"]),
+    "GAT": ("edge_attr", lambda f, c: pyg.GATConv(f, c, edge_dim=3, add_self_loops=False),
+            ["rows, halo"]),
+    "TransformerConv": ("edge_attr", lambda f, c: pyg.TransformerConv(f, c, edge_dim=3),
+                        ["rows, halo"]),
+    "GINE": ("edge_attr", gine, ["rows, halo"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "strategy"), [(kind, each) for kind, (_, _, ways) in WITH_VALUES.items()
+                           for each in ways]
+)  # fmt: skip
+def test_values_of_edges(kind: str, strategy: str) -> None:
+    """Weights and attributes, each with the edge that it was given with; loops among them."""
+    name, make, _ = WITH_VALUES[kind]
+    torch.manual_seed(0)
+    model = Weighted(name, make).double()
+    sizes = st.just(4) if strategy == "2-D grid" else st.sampled_from([1, 2, 3])
+
+    @settings(max_examples=8)
+    @given(sizes.flatmap(hostile))
+    def check(drawn: tuple[Data, np.ndarray, int]) -> None:
+        data, owner, ranks = drawn
+        random = np.random.default_rng(data.num_edges)
+        data.edge_weight = torch.from_numpy(random.random(data.num_edges) + 0.5)
+        data.edge_attr = torch.from_numpy(random.standard_normal((data.num_edges, 3)))
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "parts"
+            whole = stored(data, owner, ranks, path)
+            graph = trace(model, hpp.PartitionedData(path, 0))
+            wanted = with_edges("replicate" if ranks == 1 else strategy)
+            space = space_with(graph, ranks, wanted)
+            chosen = list(space.cheapest().configs)
+            plan = planned(space, chosen)
+            found = run_threads(ranks, lambda rank: trained(model, path, plan))
+            compare(found, train_alone(model, whole, sgd), bytes_of(space, chosen), 1e-10)
+
+    check()
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        (lambda m, d: m(d.x, d.edge_index, d.edge_weight.sqrt()), "calls sqrt with all edges"),
+        (lambda m, d: m(d.x, d.edge_index, torch.ones(d.edge_index.shape[1])), "that are not the"),
+    ],
+)
+def test_values_that_a_store_has_not_are_named(
+    what: Callable[[Any, Any], Any], words: str, tmp_path: Path
+) -> None:
+    data = a_graph()
+    data.edge_weight = torch.rand(data.num_edges)
+    stored(data, np.arange(40) % 2, 2, tmp_path / "parts")
+    part, model = hpp.PartitionedData(tmp_path / "parts"), pyg.GCNConv(FEATURES, CLASSES)
+    with pytest.raises(UnknownLayerError, match=words):
+        hpp.plan(model, part, "pcie4x4", world_size=2, call=what)
+
+
+def test_sums_of_weighted_rows_are_not_sent(tmp_path: Path) -> None:
+    data = a_graph()
+    data.edge_weight = torch.rand(data.num_edges)
+    stored(data, np.arange(40) % 2, 2, tmp_path / "parts")
+    part = hpp.PartitionedData(tmp_path / "parts")
+    with pytest.raises(InfeasibleError, match="weights of edges go to no other rank of a store"):
+        hpp.plan(
+            pyg.GCNConv(FEATURES, CLASSES), part, "pcie4x4", world_size=2,
+            require={"GCNConv": COVER}, call=lambda m, d: m(d.x, d.edge_index, d.edge_weight),
+        )  # fmt: skip
 
 
 # Processes ----------------------------------------------------------------------------------------

@@ -280,10 +280,11 @@ class LayerHalo(OperationExecutor):
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
-        halo = graphs_of(site).halo()
+        self.graphs = graphs_of(site)
+        halo = self.graphs.halo()
         device = site.world.device
         self.index = torch.from_numpy(halo.graph.index).to(device)
-        self.edges = torch.from_numpy(halo.graph.edges)
+        self.edges = halo.graph.edges
         self.fetch = fetching(site, partial(HaloRows, halo), site.group, "")
 
     def run(self, call: Call, *inputs: Tensor) -> Tensor:
@@ -292,12 +293,12 @@ class LayerHalo(OperationExecutor):
         used = [w.role for w in site.op.parameters if w.role in site.names]
         own = dict(zip(used, site.locals(used, copies=True), strict=True))
         own |= {role: site.local(role) for role in site.names if role not in used}
-        by = {id(t): t[self.edges.to(t.device)].to(source.device)
+        by = {id(t): self.graphs.taken(t, self.edges).to(source.device)
               for t in functions.tensors([*call.args[2:], dict(call.kwargs)])}  # fmt: skip
         rest = functions.replaced(tuple(call.args[2:]), by)
         kwargs = functions.replaced(dict(call.kwargs), by)
         if site.op.drops:
-            kwargs["mask"] = site.edge_mask(self.edges)
+            kwargs["mask"] = site.edge_mask(torch.from_numpy(self.edges))
         assert call.function is not None
         with nullcontext() if site.module is None else swapped(site.module, own):
             out: Tensor = call.function((self.fetch(source), target), self.index, *rest, **kwargs)

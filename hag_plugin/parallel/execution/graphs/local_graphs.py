@@ -19,6 +19,8 @@ from hag_plugin.parallel.execution.graphs.graph_parts import ELSEWHERE, Cover, H
 from hag_plugin.parallel.graphs.vertex_cover import CoveredEdges, Edges
 
 T = TypeVar("T")
+Weights = Callable[[np.ndarray], Tensor]
+"""Of edges, by their numbers, int64 `[k]`: float64 `[k]`."""
 
 
 class RankGraphs:
@@ -91,6 +93,35 @@ class RankGraphs:
         source, target, number = self._edges
         own = source == target
         return torch.from_numpy(source[own]), torch.from_numpy(number[own])
+
+    # What edges have ---------------------------------------------------------------------------
+
+    def taken(self, given: Tensor, numbers: np.ndarray) -> Tensor:
+        """What some edges have, by their numbers: of all, `[E, ...]`, as the layer was given it."""
+        return given[torch.from_numpy(numbers).to(given.device)]
+
+    def weights(self, given: Tensor, loop: float) -> Weights:
+        """What gives the weights of edges, float64, by their numbers; 1 of those `ELSEWHERE`.
+
+        Args:
+            given: of the edges without those loops that the layer adds, `[E]` or `[E, 1]`.
+            loop: of these; where the layer fills in, that of a loop that was given goes first.
+        """
+        known = given.detach().cpu().double().view(-1)
+        loops = torch.full((self.nodes,), loop, dtype=torch.float64)
+        if self.self_loops == "fill":
+            nodes, numbers = self.loops()
+            loops[nodes] = known[numbers]
+        padded = torch.cat([known, loops, known.new_ones(1)])  # the last is ELSEWHERE
+        return lambda numbers: padded[torch.from_numpy(numbers)]
+
+    def weighted_degree(self, given: Tensor, loop: float) -> Tensor:
+        """The sum of the weights of the edges into each node, those of loops counted: float64
+        `[N]`; arguments as of `weights`.
+        """
+        (_, target), number = self.listed()
+        degree = torch.zeros(self.nodes, dtype=torch.float64)
+        return degree.index_add(0, target, self.weights(given, loop)(number.numpy()))
 
     def _listed(self, loops: bool) -> Edges:
         if not loops or self.self_loops is False:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hag_plugin.hag.program import SelfLoops
 from hag_plugin.parallel.execution.graphs.graph_parts import ELSEWHERE, LocalGraph
-from hag_plugin.parallel.execution.graphs.local_graphs import RankGraphs, by_target
+from hag_plugin.parallel.execution.graphs.local_graphs import RankGraphs, Weights, by_target
 from hag_plugin.parallel.graphs.store.block import Block
 from hag_plugin.parallel.graphs.vertex_cover import Edges
 from hag_plugin.parallel.ranks.comm import Group
@@ -37,6 +37,9 @@ class Neighbourhood:
         loops: int64 `[n + H]`, those of them that come from the node itself.
         edges: sources, targets and numbers by target, in the store's numbers: the edges into the
             own nodes, and where they were asked for those out of them.
+        weights: of what may be weights of edges, by name float64 `[n + H, 3]`: their sum over the
+            edges into each own node and each of the halo, without and with loops, and that of the
+            last loop.
     """
 
     block: Block
@@ -45,6 +48,7 @@ class Neighbourhood:
     degree: np.ndarray
     loops: np.ndarray
     edges: Edges
+    weights: dict[str, np.ndarray]
 
     @classmethod
     def of(cls, block: Block, group: Group, peers: Group, leaving: bool) -> Neighbourhood:
@@ -66,6 +70,7 @@ class Neighbourhood:
             degree = np.stack([np.diff(block.indptr), loops], axis=1)
             wanted = torch.from_numpy(block.halo.astype(np.int64))
             outer = _outer(block, edges) if leaving else []
+            weights = _weights(block, edges)
         asked = _exchanged(wanted, receive, send, peers) - block.first
         with group.together("comparing the parts"):
             nodes = block.last - block.first
@@ -74,11 +79,16 @@ class Neighbourhood:
                     f"rank {group.rank}: others read its nodes {int(asked.min())} to "
                     f"{int(asked.max())}; expected 0 to {nodes - 1}"
                 )
-            told = torch.from_numpy(degree)[asked]
-        degree = np.concatenate([degree, _exchanged(told, send, receive, peers).numpy()])
+
+        def with_halo(own: np.ndarray) -> np.ndarray:
+            told = _exchanged(torch.from_numpy(own)[asked], send, receive, peers)
+            return np.concatenate([own, told.numpy()])
+
+        degree = with_halo(degree)
+        weights = {name: with_halo(own) for name, own in weights.items()}
         if leaving:
             edges = _with_leaving(block, edges, outer, peers)
-        return cls(block, asked.numpy(), send, degree[:, 0], degree[:, 1], edges)
+        return cls(block, asked.numpy(), send, degree[:, 0], degree[:, 1], edges, weights)
 
 
 def _edges_into(block: Block) -> tuple[Edges, np.ndarray]:
@@ -91,6 +101,21 @@ def _edges_into(block: Block) -> tuple[Edges, np.ndarray]:
         raise ValueError(f"the part of nodes {block.first} to {block.last - 1} has sources that "
                          "are not in its halo")  # fmt: skip
     return (source, target, number), np.bincount(own, minlength=block.last - block.first)
+
+
+def _weights(block: Block, edges: Edges) -> dict[str, np.ndarray]:
+    """As of `Neighbourhood`, of the own nodes."""
+    found, nodes = {}, block.last - block.first
+    target, loop = edges[1] - block.first, edges[0] == edges[1]
+    for name, values in block.values.items():
+        if values.dtype.kind == "c" or np.prod(values.shape[1:]) != 1:
+            continue  # several numbers an edge
+        weight = values.reshape(-1).astype(np.float64)
+        sums = [np.bincount(target[kept], weight[kept], nodes) for kept in (~loop, slice(None))]
+        last = np.zeros(nodes)
+        last[target[loop]] = weight[loop]
+        found[name] = np.stack([*sums, last], axis=1)
+    return found
 
 
 def _outer(block: Block, edges: Edges) -> list[Tensor]:
@@ -127,13 +152,18 @@ class StoredGraphs(RankGraphs):
     Args:
         known: what was opened and told, where so many neighbours' parts are one.
         self_loops: those the layer adds.
-        merged: which of them this is.
+        given: what stands for what edges have, by name.
+        merged: which of those that are known this is.
     """
 
     def __init__(
-        self, known: Mapping[int, Neighbourhood], self_loops: SelfLoops, merged: int = 1
+        self,
+        known: Mapping[int, Neighbourhood],
+        self_loops: SelfLoops,
+        given: Mapping[str, Tensor],
+        merged: int = 1,
     ) -> None:
-        self._opened, self._known = known, known[merged]
+        self._opened, self._known, self._given = known, known[merged], given
         block = self._known.block
         super().__init__(
             self._known.edges,
@@ -146,7 +176,7 @@ class StoredGraphs(RankGraphs):
         self._halo_nodes = block.halo.astype(np.int64)
 
     def _merged(self, count: int) -> StoredGraphs:
-        return StoredGraphs(self._opened, self.self_loops, count)
+        return StoredGraphs(self._opened, self.self_loops, self._given, count)
 
     def in_degree(self, relation: int | None = None) -> Tensor:
         """Edges into each own node and each of the halo, loops counted: int64 `[n + H]`."""
@@ -162,6 +192,47 @@ class StoredGraphs(RankGraphs):
             NotImplementedError: always.
         """
         raise NotImplementedError("degrees of sources are not counted of a store")
+
+    def taken(self, given: Tensor, numbers: np.ndarray) -> Tensor:
+        name = self._name_of(given)
+        if name is None:
+            return super().taken(given, numbers)
+        block = self._known.block
+        return torch.from_numpy(block.values[name])[torch.from_numpy(numbers - block.before)]
+
+    def weights(self, given: Tensor, loop: float) -> Weights:
+        name = self._name_of(given)
+        if name is None:
+            return super().weights(given, loop)
+        block = self._known.block
+        own = torch.from_numpy(block.values[name]).double().view(-1)
+        loops = self._loops(name, loop)[: block.last - block.first]
+        padded = torch.cat([own, loops, own.new_ones(1)])
+
+        def taken(numbers: np.ndarray) -> Tensor:
+            of_loops = numbers - self._count - block.first + len(own)
+            place = np.where(numbers < self._count, numbers - block.before, of_loops)
+            return padded[torch.from_numpy(np.where(numbers == ELSEWHERE, ELSEWHERE, place))]
+
+        return taken
+
+    def weighted_degree(self, given: Tensor, loop: float) -> Tensor:
+        name = self._name_of(given)
+        if name is None:
+            return super().weighted_degree(given, loop)
+        sums = self._known.weights[name]
+        degree = torch.from_numpy(sums[:, 0 if self.self_loops == "fill" else 1])
+        return degree if self.self_loops is False else degree + self._loops(name, loop)
+
+    def _loops(self, name: str, loop: float) -> Tensor:
+        """Weights of the loops of own nodes, and of those of the halo: float64 `[n + H]`."""
+        known = self._known
+        there = (known.loops > 0) & (self.self_loops == "fill")
+        return torch.from_numpy(np.where(there, known.weights[name][:, 2], loop))
+
+    def _name_of(self, given: Tensor) -> str | None:
+        """What the store calls values of edges; None: they are no store's, but of all edges."""
+        return next((name for name, each in self._given.items() if each is given), None)
 
     def whole(self, listed: bool = False) -> LocalGraph:
         """All edges, where all parts are one.

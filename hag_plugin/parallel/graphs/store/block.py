@@ -22,6 +22,7 @@ class Block:
         indptr: int64 `[n + 1]`, where the edges of each of its n nodes begin.
         sources: int32 `[E']`, the sources of the edges that lead to them.
         halo: int32 `[H]`, nodes of others that are sources of its edges, increasing.
+        values: what its edges have, `[E', ...]` by name.
     """
 
     number: int
@@ -31,6 +32,7 @@ class Block:
     indptr: np.ndarray
     sources: np.ndarray
     halo: np.ndarray
+    values: dict[str, np.ndarray]
 
     @property
     def first(self) -> int:

@@ -62,6 +62,7 @@ class Manifest:
         fingerprint: of the edges in the store's numbering, as `measure` has it.
         merged: for each number of parts that may be one, and leaves several, `[R / c, R / c]`: rows
             that each such group reads of each other one.
+        edge_names: what edges have.
         parts: R of them.
     """
 
@@ -72,6 +73,7 @@ class Manifest:
     source: str
     fingerprint: str
     merged: dict[int, tuple[tuple[int, ...], ...]]
+    edge_names: tuple[str, ...]
     parts: tuple[Part, ...]
 
     @property
@@ -88,7 +90,8 @@ class Manifest:
     @property
     def names(self) -> tuple[str, ...]:
         """What nodes have."""
-        return tuple(name for name in self.parts[0].files if name not in OWN)
+        others = (*OWN, *self.edge_names)
+        return tuple(name for name in self.parts[0].files if name not in others)
 
     @property
     def cut(self) -> float:
@@ -193,6 +196,7 @@ class Manifest:
         fields["merged"] = {
             int(count): tuple(map(tuple, halo)) for count, halo in document["merged"].items()
         }
+        fields["edge_names"] = tuple(document["edge_names"])
         fields["parts"] = tuple(
             Part(**{
                 **part,
@@ -251,10 +255,13 @@ def _checked(found: Manifest) -> Manifest:
     ):
         raise ValueError("merged does not fit its parts")
     names = found.parts[0].files.keys()
+    if not {*found.edge_names} <= names - {*OWN}:
+        raise ValueError(f"there are no files of what edges have, {found.edge_names}")
     for number, part in enumerate(found.parts):
         if part.files.keys() != names or not {*OWN} <= names or not all(map(NAME.fullmatch, names)):
             raise ValueError(f"part {number} has files {sorted(part.files)}")
         rows = {"indptr": part.rows + 1, "sources": part.edges, "halo": sum(part.halo)}
+        rows |= dict.fromkeys(found.edge_names, part.edges)
         for name, record in part.files.items():
             np.dtype(record.dtype)
             if record.shape[0] != rows.get(name, part.rows):

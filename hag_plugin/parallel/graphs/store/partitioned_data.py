@@ -38,7 +38,8 @@ class PartitionedData:
 
     Of the store it opens the manifest and the files of its part, and no others. What nodes have are
     attributes, `x`, `y` and `train_mask` say: a tensor with a row for each node of the part, mapped
-    from its file. Nodes have the store's numbers, increasing by part; `nodes` has those of before.
+    from its file; so is what edges have, `edge_weight` say, with a row for each of `sources`.
+    Nodes have the store's numbers, increasing by part; `nodes` has those of before.
 
     Args:
         folder: of the store.
@@ -98,15 +99,19 @@ class PartitionedData:
         if found is None and self.rank is None:
             raise AttributeError(f"the store has no {name!r} without a rank; {self._expected}")
         if found is None:
-            raise AttributeError(f"a node of this store has no {name!r}; {self.names}")
+            raise AttributeError(
+                f"nodes and edges of this store have no {name!r}; {self.names + self.edge_names}"
+            )
         return found
 
     def __repr__(self) -> str:
         if self.rank is None:
             whole = self.manifest
-            counts = f"{whole.nodes:,} nodes, {whole.edges:,} edges; {', '.join(self.names)}"
+            names = ", ".join(self.names + self.edge_names)
+            counts = f"{whole.nodes:,} nodes, {whole.edges:,} edges; {names}"
             return f"PartitionedData({self.ranks} parts: {counts})"
-        parts = ", ".join(f"{name}={list(self._tensors[name].shape)}" for name in self.names)
+        shapes = {name: list(self._tensors[name].shape) for name in self.names + self.edge_names}
+        parts = ", ".join(f"{name}={shape}" for name, shape in shapes.items())
         counts = f"{self.num_nodes:,} nodes, {self.num_edges:,} edges, {len(self.halo):,} of halo"
         return f"PartitionedData(part {self.rank} of {self.ranks}: {counts}; {parts})"
 
@@ -119,6 +124,11 @@ class PartitionedData:
     def names(self) -> tuple[str, ...]:
         """What nodes have."""
         return self.manifest.names
+
+    @property
+    def edge_names(self) -> tuple[str, ...]:
+        """What edges have."""
+        return self.manifest.edge_names
 
     @property
     def _expected(self) -> str:
@@ -198,20 +208,22 @@ class PartitionedData:
         """
         number, whole = self._own // count, self.manifest
         first = number * count
+        names = (*EDGES, *self.edge_names)
         opened = [
-            {name: self._tensors[name].numpy() for name in EDGES}
+            {name: self._tensors[name].numpy() for name in names}
             if part == self.rank
-            else self._opened(part, EDGES)
+            else self._opened(part, names)
             for part in range(first, first + count)
         ]
         ends = np.cumsum([0] + [part.edges for part in whole.parts])
-        sources, halo = (joined([each[name] for each in opened]) for name in ("sources", "halo"))
+        arrays = {name: joined([each[name] for each in opened]) for name in names[1:]}
+        sources, halo = arrays.pop("sources"), arrays.pop("halo")
         begins = [each["indptr"][:-1] + at - ends[first]
                   for each, at in zip(opened, ends[first:], strict=False)]  # fmt: skip
         indptr = np.append(np.concatenate(begins), ends[first + count] - ends[first])
         edges = np.diff(ends[::count])
         reads = whole.reads(count)
-        found = Block(number, whole.first[::count], edges, reads, indptr, sources, halo)
+        found = Block(number, whole.first[::count], edges, reads, indptr, sources, halo, arrays)
         if count > 1:
             halo = np.unique(halo)
             found = replace(found, halo=halo[found.outside(halo)])

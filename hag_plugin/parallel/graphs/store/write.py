@@ -43,6 +43,7 @@ from hag_plugin.parallel.graphs.store.sorting import (
     Rows,
     Spool,
     sorted_rows,
+    value_type,
 )
 from hag_plugin.parallel.graphs.store.streams import RowStream, stream_of
 from hag_plugin.saved import set_module
@@ -75,7 +76,8 @@ def write_partitions(
 
     Args:
         data: PyG's `Data`, a DGL graph, or the stream of a file or folder
-            (`hag_plugin.data.edge_folders.open_graph`). All that has a row for each node is kept.
+            (`hag_plugin.data.edge_folders.open_graph`). All that has a row for each node is kept,
+            and what edges have.
         ranks: R, how many parts.
         folder: a new one.
         method: how nodes are assigned. "contiguous": blocks of their numbers. "fennel": as a
@@ -83,7 +85,8 @@ def write_partitions(
             as `partition` does, in memory. "auto": METIS, where it is installed and the graph fits,
             otherwise Fennel; or contiguous blocks where these cut no more edges.
         assignment: int `[N]`, the part of each node, made elsewhere; then `method` is not used.
-        undirected: take every edge in both directions, once, without loops.
+        undirected: take every edge in both directions, once, without loops. Both have what was
+            given with the first of them.
         memory: bytes that the process may have in all.
         progress: show a bar of each pass over edges or nodes; by default of those that take more
             than two seconds.
@@ -114,6 +117,10 @@ def write_partitions(
     if assignment is not None:
         assignment = _checked(assignment, ranks)
         nodes = len(assignment) if nodes is None else nodes
+    for name, rows in stream.values.items():
+        _check_rows(name, rows)
+        if name in stream.rows:
+            raise ValueError(f"{name!r} is what nodes have, and edges; expected two names")
     for name, rows in stream.rows.items():
         _check_rows(name, rows)
         nodes = rows.rows if nodes is None else nodes
@@ -123,11 +130,13 @@ def write_partitions(
         work = made / WORK
         work.mkdir()
         left = _left(memory, nodes or 0)
-        block = max(min(MOST_BLOCK, left // BLOCK_BYTES // 2), 1)
+        values = value_type(stream)
+        each = BLOCK_BYTES + (0 if values is None else 8 * values.itemsize)
+        block = max(min(MOST_BLOCK, left // each // 2), 1)
         spool = Spool(stream, work / "edges", nodes, block, bars)
         nodes = spool.largest + 1 if nodes is None else nodes
         whole("the number of nodes", nodes, 0, MAX_NODES)
-        left = _left(memory, nodes) - block * BLOCK_BYTES
+        left = _left(memory, nodes) - block * each
         if assignment is None:
             numbering, taken = assign(spool, nodes, ranks, method, left, work)
         else:
@@ -150,6 +159,7 @@ def write_partitions(
             stream.words,
             fingerprint,
             merged,
+            tuple(stream.values),
             tuple(
                 replace(part, files={**part.files, **own})
                 for part, own in zip(parts, files, strict=True)
@@ -180,8 +190,8 @@ def _checked(assignment: Any, parts: int) -> np.ndarray:
 def _check_rows(name: str, rows: RowStream) -> None:
     if NAME.fullmatch(name) is None or name in OWN:
         raise ValueError(
-            f"{name!r} can't be the name of what nodes have; expected letters, digits and _, and "
-            f"none of {', '.join(OWN)}"
+            f"{name!r} can't be the name of what nodes or edges have; expected letters, digits "
+            f"and _, and none of {', '.join(OWN)}"
         )
     try:
         torch.from_numpy(np.zeros(0, rows.dtype.newbyteorder("=")))
@@ -263,20 +273,21 @@ def _write_edges(
     parts: list[Part] = []
     low = high = 0
     read = np.zeros(numbering.nodes, bool)  # by the part that is written
-    open_part = _OpenPart(folder, 0, numbering, read) if len(numbering.first) > 1 else None
-    written = sorted_rows(spool, numbering, undirected, memory, work)
+    known = (numbering, read, spool.values)
+    open_part = _OpenPart(folder, 0, *known) if len(numbering.first) > 1 else None
+    written = sorted_rows(spool, numbering, undirected, memory, work, valued=True)
     shown = spool.bars.over(written, "writing edges", lambda r: len(r.degree), numbering.nodes)
     for rows in shown:
         assert open_part is not None
         while rows.first >= numbering.first[open_part.number + 1]:
             parts.append(open_part.finish())
-            open_part = _OpenPart(folder, len(parts), numbering, read)
+            open_part = _OpenPart(folder, len(parts), *known)
         halves = open_part.add(rows)
         low, high = (low + halves[0]) % 2**64, (high + halves[1]) % 2**64
     while open_part is not None:
         parts.append(open_part.finish())
         more = len(parts) < len(numbering.first) - 1
-        open_part = _OpenPart(folder, len(parts), numbering, read) if more else None
+        open_part = _OpenPart(folder, len(parts), *known) if more else None
     return parts, f"{low:016x}{high:016x}"
 
 
@@ -288,15 +299,27 @@ class _OpenPart:
         number: of the part.
         numbering: of nodes.
         read: bool `[N]`, all False: the nodes whose rows the part reads.
+        values: the dtype of what an edge has, as of `Spool`.
     """
 
-    def __init__(self, folder: Path, number: int, numbering: Numbering, read: np.ndarray) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        number: int,
+        numbering: Numbering,
+        read: np.ndarray,
+        values: np.dtype[Any] | None,
+    ) -> None:
         self.number, self._numbering, self._read = number, numbering, read
         self._first, self._last = (int(n) for n in numbering.first[number : number + 2])
         self._edges = self._inner = self._loops = 0
         self._indptr = ArrayFile(array_path(folder, number, "indptr"), np.int64)
         self._sources = ArrayFile(array_path(folder, number, "sources"), np.int32)
         self._halo = ArrayFile(array_path(folder, number, "halo"), np.int32)
+        self._values = {
+            name: ArrayFile(array_path(folder, number, name), values[name].base, values[name].shape)
+            for name in ([] if values is None else values.names or [])
+        }
         self._indptr.append(np.zeros(1, np.int64))
 
     def add(self, rows: Rows) -> tuple[int, int]:
@@ -304,6 +327,9 @@ class _OpenPart:
         ends = np.cumsum(rows.degree)
         self._indptr.append(ends + self._edges)
         self._sources.append(rows.sources)
+        for name, file in self._values.items():
+            assert rows.values is not None  # the graph has some
+            file.append(rows.values[name])
         own = (rows.sources >= self._first) & (rows.sources < self._last)
         self._inner += int(np.count_nonzero(own))
         self._edges += len(rows.sources)
@@ -326,6 +352,7 @@ class _OpenPart:
             "indptr": self._indptr.finish(),
             "sources": self._sources.finish(),
             "halo": self._halo.finish(),
+            **{name: file.finish() for name, file in self._values.items()},
         }
         rows = self._last - self._first
         return Part(rows, self._edges, self._inner, self._loops, tuple(halo.tolist()), files)

@@ -19,7 +19,13 @@ from hag_plugin.files import DatasetError
 from hag_plugin.parallel.graphs.stats import measure
 from hag_plugin.parallel.graphs.store import assign
 from hag_plugin.parallel.graphs.store.fennel import fennel
-from hag_plugin.parallel.graphs.store.sorting import EDGE_BYTES, Numbering, Spool, sorted_rows
+from hag_plugin.parallel.graphs.store.sorting import (
+    EDGE_BYTES,
+    VALUE_BYTES,
+    Numbering,
+    Spool,
+    sorted_rows,
+)
 from hag_plugin.parallel.graphs.store.streams import EdgeStream, RowStream
 from hag_plugin.parallel.graphs.store.write import resident
 from hag_plugin.parallel.layouts import chunk_sizes
@@ -135,6 +141,31 @@ def test_parts_are_those_of_the_twin(method: str) -> None:
     check()
 
 
+@settings(max_examples=60)
+@given(graphs(), st.integers(1, 5), st.booleans(), st.integers(0, 2**31))
+def test_what_edges_have_goes_with_them(
+    graph: tuple[torch.Tensor, int], ranks: int, undirected: bool, seed: int
+) -> None:
+    """Of repeated edges in the order in which they came; of both directions, what came first."""
+    edges, nodes = graph
+    random, count = np.random.default_rng(seed), edges.shape[1]
+    owner = random.integers(0, ranks, nodes)
+    values = {"number": np.arange(count), "edge_attr": random.random((count, 2)).astype(">f4")}
+    stream = EdgeStream.of(edges.numpy(), nodes, {"x": np.ones(nodes)}, values=values)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "parts"
+        hpp.write_partitions(stream, ranks, path, assignment=owner, undirected=undirected)
+        parts = parts_in(path)
+    assert_same(parts, edges, torch.from_numpy(owner), undirected)
+    assert_counts(parts, nodes)
+    twins = reference.edges_of_parts(edges, torch.from_numpy(owner), ranks, undirected)
+    for part, wanted in zip(parts, twins, strict=True):
+        assert (part.names, part.edge_names) == (("x",), ("number", "edge_attr"))
+        assert part.number.tolist() == wanted
+        assert part.edge_attr.dtype == torch.float32
+        assert np.array_equal(part.edge_attr.numpy(), values["edge_attr"][wanted])
+
+
 @given(graphs(), st.integers(1, 7), st.integers(1, 5), st.integers(1, 5), st.booleans())
 def test_sorting_with_little_memory(
     graph: tuple[torch.Tensor, int], most: int, block: int, parts: int, both: bool
@@ -145,8 +176,9 @@ def test_sorting_with_little_memory(
     owner = random.integers(0, parts, nodes).astype(np.int32)
     twins = reference.parts_of(edges, torch.from_numpy(owner), parts, both)
     wanted = [row for _, rows, _ in twins for row in rows]
+    stream = EdgeStream.of(edges.numpy(), nodes, values={"w": np.arange(edges.shape[1])})
     with TemporaryDirectory() as folder:
-        spool = Spool(EdgeStream.of(edges.numpy(), nodes), Path(folder) / "edges", nodes, block)
+        spool = Spool(stream, Path(folder) / "edges", nodes, block)
         assert spool.edges == edges.shape[1]
         assert spool.largest == max(edges.flatten().tolist(), default=-1)
         numbering, found, buckets = assign.numbered(owner, parts), [], 0
@@ -164,7 +196,14 @@ def test_sorting_with_little_memory(
             return
         assert found == wanted
         assert buckets >= len(wanted) / most
-        assert [each.name for each in Path(folder).iterdir()] == ["edges"]
+        twin = reference.edges_of_parts(edges, torch.from_numpy(owner), parts, both)
+        each = EDGE_BYTES + VALUE_BYTES + 3 * 8
+        valued = sorted_rows(spool, numbering, both, most * each, Path(folder), valued=True)
+        held = [w for row in valued if row.values is not None for w in row.values["w"].tolist()]
+        assert held == [number for part in twin for number in part]
+        assert {each.name for each in Path(folder).iterdir()} == {"edges", "edges-w"}
+        spool.unlink()
+        assert not list(Path(folder).iterdir())
 
 
 def test_more_nodes_than_are_counted_apart(tmp_path: Path) -> None:
@@ -262,6 +301,7 @@ def test_data_of_pyg(tmp_path: Path) -> None:
     pyg = pytest.importorskip("torch_geometric.data")
     edges = torch.tensor([[0, 1, 2, 4, 4], [1, 0, 1, 3, 3]])
     data = pyg.Data(torch.randn(6, 3), edges, y=torch.arange(6), train_mask=torch.arange(6) > 2)
+    data.edge_weight = torch.rand(5)
     data.name, data.scale = "a graph", torch.ones(1)
     hpp.write_partitions(data, 3, tmp_path / "parts")
     parts = parts_in(tmp_path / "parts")
@@ -270,8 +310,25 @@ def test_data_of_pyg(tmp_path: Path) -> None:
         assert {*part.names} == {"x", "y", "train_mask"}
         for name in part.names:
             assert torch.equal(getattr(part, name), data[name][part.nodes])
+    found = {tuple(pair): w for pair, w in _old_edges(parts, "edge_weight")}
+    assert found == {
+        tuple(pair): w
+        for pair, w in zip(edges.t().tolist(), data.edge_weight.tolist(), strict=True)
+    }
+    data.edge_label = torch.ones(3, 5)
+    with pytest.raises(ValueError, match=r"edge_label has shape \[3, 5\]; expected a row for each"):
+        hpp.write_partitions(data, 3, tmp_path / "others")
     with pytest.raises(AttributeError, match=r"no 'weights'; \('x', 'y', 'train_mask'\)"):
         _ = parts[0].weights
+
+
+def _old_edges(parts: list[hpp.PartitionedData], name: str) -> list[Any]:
+    """Edges by the numbers that nodes had before, and what they have."""
+    nodes, found = torch.cat([part.nodes for part in parts]), []
+    for part in parts:
+        pairs = nodes[part.edge_index].t().tolist()
+        found += zip(pairs, getattr(part, name).tolist(), strict=True)
+    return found
 
 
 def test_graphs_of_dgl(tmp_path: Path) -> None:
@@ -284,9 +341,10 @@ def test_graphs_of_dgl(tmp_path: Path) -> None:
     assert_same(parts, edges, owner_of(parts), False)
     for part in parts:
         assert torch.equal(part.feat, graph.ndata["feat"][part.nodes])
-    graph.edata["w"] = torch.ones(5)
-    with pytest.raises(ValueError, match="values of edges, w, which are not kept"):
-        hpp.write_partitions(graph, 2, tmp_path / "others")
+    graph.edata["w"] = torch.rand(5)
+    hpp.write_partitions(graph, 2, tmp_path / "others")
+    found = sorted(w for _, w in _old_edges(parts_in(tmp_path / "others"), "w"))
+    assert found == sorted(graph.edata["w"].tolist())
 
 
 @pytest.mark.parametrize("dtype", ["?", "i1", "u1", "i2", "i8", "f2", "f4", ">f4", "f8", "c8"])
@@ -355,6 +413,18 @@ WRONG: dict[str, tuple[Broken, str]] = {
     "a name that is a path": (
         lambda: {"data": EdgeStream.of(EDGES, 3, {"../x": np.ones(3)})},
         "'../x' can't be the name",
+    ),
+    "too few values of edges": (
+        lambda: {"data": EdgeStream.of(EDGES, 3, values={"w": np.ones(2)})},
+        "w has 2 rows; expected 3, one an edge",
+    ),
+    "values that are texts": (
+        lambda: {"data": EdgeStream.of(EDGES, 3, values={"w": np.array(["a"] * 3)})},
+        "w is <U1",
+    ),
+    "one name for two things": (
+        lambda: {"data": EdgeStream.of(EDGES, 3, {"w": np.ones(3)}, values={"w": np.ones(3)})},
+        "'w' is what nodes have, and edges",
     ),
     "a short assignment": (lambda: {"assignment": [0, 1]}, "assignment has 2 parts; expected 3"),
     "an assignment beyond": (
