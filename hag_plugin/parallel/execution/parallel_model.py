@@ -12,6 +12,7 @@ from torch.nn import Module
 
 from hag_plugin.arguments import brief, whole
 from hag_plugin.hag.graph import MAX_NODES, check_edge_index
+from hag_plugin.limits import limits
 from hag_plugin.parallel.execution.executors.registry import OperationExecutor, executor_of
 from hag_plugin.parallel.execution.graphs.local_graphs import RankGraphs
 from hag_plugin.parallel.execution.graphs.stored_graphs import SETUP, Neighbourhood, StoredGraphs
@@ -256,7 +257,10 @@ class Parallel:
         """Of a part of a store, whose rows ranks send each other where others are wanted."""
         graph, nodes, group = recorded.graph, world.nodes[""], self.group.counted_as(SETUP)
         with self.group.together("laying out the features"):
-            x = data.x.detach().to(world.device, copy=True) if wanted[0] else None
+            x = data.x.detach() if wanted[0] else None
+            if x is not None:
+                world.mapped = world.device.type == "cpu" and x.nbytes > limits.mapped_bytes
+                x = x if world.mapped else x.to(world.device, copy=True)
         features: dict[int, dict[Layout, Tensor]] = {0: {}}
         for layout in wanted[0]:
             assert x is not None  # it is wanted

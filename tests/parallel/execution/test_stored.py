@@ -24,15 +24,18 @@ from torch_geometric.utils import add_self_loops, scatter
 import hag_plugin as hp
 from hag_plugin.parallel.graphs.stats import measure
 from hag_plugin.parallel.graphs.store.partitioned_data import EDGES
+from hag_plugin.parallel.graphs.store.streams import EdgeStream
 from hag_plugin.parallel.model.layers import UnknownLayerError
 from hag_plugin.parallel.model.opgraph import Op
 from hag_plugin.parallel.model.trace import trace
 from hag_plugin.parallel.search.elimination import InfeasibleError
 from hag_plugin.parallel.search.planner import planned
 from hag_plugin.parallel.strategies.registry import Config
+from hag_plugin.testing import limits
 
 from ..equality import bytes_of, compare, sgd, space_with, train_alone, train_together
 from ..run_ranks import run_processes, run_threads
+from .test_memory import Peak
 
 hpp = hp.parallel
 FEATURES, CLASSES = 6, 4
@@ -306,8 +309,89 @@ def test_sums_of_weighted_rows_are_not_sent(tmp_path: Path) -> None:
     with pytest.raises(InfeasibleError, match="weights of edges go to no other rank of a store"):
         hpp.plan(
             pyg.GCNConv(FEATURES, CLASSES), part, "pcie4x4", world_size=2,
-            require={"GCNConv": COVER}, call=lambda m, d: m(d.x, d.edge_index, d.edge_weight),
+            require={"convolution": COVER}, call=lambda m, d: m(d.x, d.edge_index, d.edge_weight),
         )  # fmt: skip
+
+
+# Features that stay in their file -----------------------------------------------------------------
+
+WALKED: dict[str, Callable[[int, int], nn.Module]] = {
+    "GCN": pyg.GCNConv,
+    "SAGE": pyg.SAGEConv,
+    "SAGE, max": lambda f, c: pyg.SAGEConv(f, c, aggr="max"),
+    "GraphConv": pyg.GraphConv,
+}
+
+
+class Two(nn.Module):
+    def __init__(self, make: Callable[[int, int], nn.Module], features: int) -> None:
+        super().__init__()
+        self.first, self.second = make(features, 8), make(8, CLASSES)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        out: Tensor = self.second(self.first(x, edge_index).tanh(), edge_index)
+        return out
+
+
+def aggregate_first(op: Op, config: Config) -> bool:
+    """Plans whose first layer aggregates rows of the features."""
+    halo = config.strategy == "rows, halo"
+    return not op.graph or (halo and (op.input_grad or config.order == "aggregate-first"))
+
+
+@pytest.mark.parametrize("kind", WALKED)
+def test_features_in_their_file(kind: str) -> None:
+    """Read a block of targets at a time, forward and backward; messages are those of the plan."""
+    torch.manual_seed(0)
+    model = Two(WALKED[kind], FEATURES).double()
+
+    @settings(max_examples=8)
+    @given(st.sampled_from([2, 3, 4]).flatmap(hostile), st.integers(1, 20))
+    def check(drawn: tuple[Data, np.ndarray, int], rows: int) -> None:
+        data, owner, ranks = drawn
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "parts"
+            whole = stored(data, owner, ranks, path)
+            graph = trace(model, hpp.PartitionedData(path, 0))
+            space = space_with(graph, ranks, aggregate_first)
+            chosen = list(space.cheapest().configs)
+            plan = planned(space, chosen)
+            with limits(mapped_bytes=0, walked_bytes=8 * FEATURES * rows):
+                found = run_threads(ranks, lambda rank: trained(model, path, plan))
+            compare(found, train_alone(model, whole, sgd), bytes_of(space, chosen), 1e-10)
+
+    check()
+
+
+def test_memory_of_features_in_their_file(tmp_path: Path) -> None:
+    """All that is made at once is smaller than the features; where they are copied it is not."""
+    nodes, features, random = 4000, 128, np.random.default_rng(0)
+    target = np.repeat(np.arange(nodes), 4)
+    source = (target + random.integers(-3, 4, len(target))).clip(0, nodes - 1)
+    rows = {"x": random.standard_normal((nodes, features)), "y": random.integers(0, 4, nodes)}
+    stream = EdgeStream.of(np.stack([source, target]), nodes, rows)
+    hpp.write_partitions(stream, 2, tmp_path / "parts", method="contiguous")
+    torch.manual_seed(0)
+    model = Two(pyg.SAGEConv, features).double()
+    graph = trace(model, hpp.PartitionedData(tmp_path / "parts", 0))
+    space = space_with(graph, 2, aggregate_first)
+    plan = planned(space, list(space.cheapest().configs))
+
+    def case(rank: int) -> tuple[int, int, Tensor]:
+        part = hpp.PartitionedData(tmp_path / "parts")
+        with torch.autograd.set_multithreading_enabled(False), Peak() as peak:
+            ours = hpp.parallelize(model, part, plan)
+            out = ours()
+            ours.parallel.mean(out.square()).backward()
+        return peak.most, part.x.nbytes, out.detach()
+
+    copied = run_threads(2, case)
+    with limits(mapped_bytes=1 << 20, walked_bytes=1 << 17):
+        mapped = run_threads(2, case)
+    for (most, size, out), (less, _, same) in zip(copied, mapped, strict=True):
+        assert most > 2 * size
+        assert less < size / 2
+        torch.testing.assert_close(out, same, rtol=1e-10, atol=1e-10)
 
 
 # Processes ----------------------------------------------------------------------------------------
