@@ -67,6 +67,8 @@ def add(commands: Any) -> None:
                         "elsewhere: .npy, text, or the .json of DGL's parts")  # fmt: skip
     parser.add_argument("--undirected", action="store_true",
                         help="take every edge in both directions, once")  # fmt: skip
+    parser.add_argument("--hag", action="store_true", help="search the HAG of each part, and keep "
+                        "what it saves, for plans")  # fmt: skip
     parser.add_argument("--memory", type=size, default=MEMORY, metavar="BYTES",
                         help="that the process may have in all (default 4GiB)")  # fmt: skip
 
@@ -90,6 +92,7 @@ def run(args: argparse.Namespace) -> None:
             assignment=assignment,
             undirected=args.undirected,
             memory=args.memory,
+            hag=args.hag,
             progress=False if args.quiet else None,
         )
     print_result(args, {"partition": _counts(found), "output": args.output}, _table(found, args))
@@ -144,7 +147,8 @@ def _counts(found: Manifest) -> dict[str, Any]:
         "edge_names": list(found.edge_names),
         "fingerprint": found.fingerprint,
         "parts": [
-            {"rows": part.rows, "edges": part.edges, "halo": sum(part.halo)} for part in found.parts
+            {"rows": part.rows, "edges": part.edges, "halo": sum(part.halo), "hags": part.hags}
+            for part in found.parts
         ],
     }
 
@@ -157,12 +161,17 @@ def _table(found: Manifest, args: argparse.Namespace) -> str:
         lines.append(f"{number:>5} {part.rows:>13,} {part.edges:>15,} {sum(part.halo):>15,}")
     if len(shown) < found.ranks:
         lines.append(f"  ... {found.ranks - len(shown)} more")
+    saved = []
+    if found.searched:
+        read = sum(part.hags["none"][0] for part in found.parts)
+        saved = [f"with HAGs, the parts read {read:,} rows for these edges"]
     return "\n".join(
         [
             *lines,
             f"{found.nodes:,} nodes, {found.edges:,} edges, {found.method}: {found.cut:.1%} of the "
             f"edges are cut, the largest part has {found.node_balance:.2f} times the mean of nodes "
             f"and {found.edge_balance:.2f} times that of edges",
+            *saved,
             f"written to {args.output}" + (f", with {', '.join(names)}" if names else ""),
         ]
     )

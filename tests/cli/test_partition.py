@@ -45,7 +45,7 @@ def test_what_is_said_is_there(
     for rank, part in enumerate(counts["parts"]):
         found = hp.parallel.PartitionedData(out, rank)
         assert part == {
-            "rows": found.num_nodes, "edges": found.num_edges, "halo": len(found.halo)
+            "rows": found.num_nodes, "edges": found.num_edges, "halo": len(found.halo), "hags": {}
         }  # fmt: skip
         assert found.x[:, 0].tolist() == (2 * found.nodes).tolist()
 
@@ -59,6 +59,15 @@ def test_values_of_edges(files: Path, capsys: pytest.CaptureFixture[str]) -> Non
     nodes = np.concatenate([part.nodes.numpy() for part in parts])
     for part in parts:
         assert np.array_equal(nodes[part.edge_index.numpy()], EDGES[:, part.w.long().numpy()])
+
+
+def test_hags(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["partition", str(files / "edges.npy"), "--ranks", "2", "-o", str(files / "parts")]
+    assert main([*command, "--hag"]) == 0
+    said = capsys.readouterr().out
+    parts = [hp.parallel.PartitionedData(files / "parts", rank) for rank in range(2)]
+    read = sum(part.search(False)[0].rows_read for part in parts)
+    assert f"with HAGs, the parts read {read:,} rows for these edges" in said
 
 
 @pytest.mark.parametrize("name", ["owner.npy", "owner.txt"])

@@ -500,6 +500,35 @@ def test_counts_are_those_that_are_measured(
         assert (mine.hags is None) == (not names)
 
 
+@settings(max_examples=15)
+@given(hostile(), st.sampled_from([False, "add", "fill"]))
+def test_hags_in_the_manifest(drawn: tuple[Data, np.ndarray, int], loops: Any) -> None:
+    """What every part finds in its own edges is there without them, if it was asked for."""
+    data, owner, ranks = drawn
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "parts"
+        hpp.write_partitions(data, ranks, path, assignment=owner, hag=True)
+        parts = [hpp.PartitionedData(path, rank) for rank in range(ranks)]
+        found = tuple(part.search(loops)[0] for part in parts)
+    assert parts[0].counted(loops).partition(ranks).hags == found
+
+
+def test_a_plan_from_hags_in_the_manifest(tmp_path: Path) -> None:
+    """It has what they save, and runs; it asks for no part."""
+    random = np.random.default_rng(0)
+    group = random.integers(0, 4, 60)
+    edges = np.stack(np.nonzero(group[:, None] == group))  # cliques
+    data, model = drawn_data(torch.from_numpy(edges), 60, random), model_of("GIN")
+    folder, owner = tmp_path / "parts", np.arange(60) % 2
+    whole = stored(data, owner, 2, tmp_path / "plain")
+    hpp.write_partitions(data, 2, folder, assignment=owner, hag=True)
+    plans = [hpp.plan(model, hpp.PartitionedData(path), "pcie4x4", world_size=2)
+             for path in (tmp_path / "plain", folder)]  # fmt: skip
+    assert [plan.layer("convs.0").config.hag for plan in plans] == ["off", "part"]
+    found = run_threads(2, lambda rank: trained(model, folder, plans[1]))
+    compare(found, train_alone(model, whole, sgd), None, 1e-10)
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_plans_are_those_of_the_whole_graph(kind: str, tmp_path: Path) -> None:
     """Of the same operations, with strategies that need no other part; a saved one is run."""

@@ -17,9 +17,12 @@ import numpy as np
 from hag_plugin.files import DatasetError, read_json
 from hag_plugin.hag.graph import MAX_NODES
 from hag_plugin.hag.program import SelfLoops
-from hag_plugin.parallel.graphs.stats import GraphStats, PartitionStats
+from hag_plugin.parallel.graphs.stats import GraphStats, HagCounts, PartitionStats
 from hag_plugin.parallel.graphs.store.part_files import NAME, OWN, SUFFIX, FileRecord
 from hag_plugin.saved import set_module
+
+LOOPS: dict[str, SelfLoops] = {"none": False, "add": "add", "fill": "fill"}
+"""Loops that a layer adds, by their name in a manifest."""
 
 FILE = "manifest.json"
 FORMAT = "hag_plugin graph store"
@@ -37,6 +40,7 @@ class Part:
         inner: those of which it has the source, too.
         loops: those that lead from a node to itself.
         halo: `[R]`, rows that it reads of each part.
+        hags: rows that its HAG reads and writes, by `LOOPS`; {} where none was searched.
         files: by the array's name.
     """
 
@@ -45,6 +49,7 @@ class Part:
     inner: int
     loops: int
     halo: tuple[int, ...]
+    hags: dict[str, tuple[int, int]]
     files: dict[str, FileRecord]
 
 
@@ -94,6 +99,11 @@ class Manifest:
         return tuple(name for name in self.parts[0].files if name not in others)
 
     @property
+    def searched(self) -> bool:
+        """Whether it tells what HAGs of its parts save."""
+        return bool(self.parts[0].hags)
+
+    @property
     def cut(self) -> float:
         """Edges between parts, over E."""
         return 1 - sum(part.inner for part in self.parts) / self.edges if self.edges else 0.0
@@ -129,7 +139,10 @@ class Manifest:
     def _cut(self, self_loops: SelfLoops) -> PartitionStats:
         found = self._merge(1, self_loops)
         outer = np.array([part.edges - part.inner for part in self.parts], np.int64)
-        return replace(found, inner=found.edges - outer)
+        hags, loops = None, self_loops or "none"
+        if self.searched:
+            hags = tuple(HagCounts(*part.hags[loops]) for part in self.parts)
+        return replace(found, inner=found.edges - outer, hags=hags)
 
     def reads(self, count: int) -> np.ndarray:
         """int64 `[R / c, R / c]`, rows that each `count` parts, as one, read of each other one."""
@@ -201,6 +214,7 @@ class Manifest:
             Part(**{
                 **part,
                 "halo": tuple(part["halo"]),
+                "hags": {loops: tuple(counts) for loops, counts in part["hags"].items()},
                 "files": {
                     name: FileRecord(**{**record, "shape": tuple(record["shape"])})
                     for name, record in part["files"].items()
@@ -236,6 +250,9 @@ def _checked(found: Manifest) -> Manifest:
     counts = [found.nodes, found.edges]
     for part in found.parts:
         counts += [part.rows, part.edges, part.inner, part.loops, *part.halo]
+        counts += [count for pair in part.hags.values() for count in pair]
+        if any(len(pair) != 2 for pair in part.hags.values()):
+            raise ValueError("a HAG has other counts than of rows read and rows written")
     for halo in found.merged.values():
         counts += [count for row in halo for count in row]
     if not all(type(count) is int and count >= 0 for count in counts) or found.nodes > MAX_NODES:
@@ -245,6 +262,8 @@ def _checked(found: Manifest) -> Manifest:
         raise ValueError("method, source and fingerprint are texts, undirected is true or false")
     if not found.parts:
         raise ValueError("it has no parts")
+    if {(*sorted(part.hags),) for part in found.parts} not in ({()}, {(*sorted(LOOPS),)}):
+        raise ValueError(f"HAGs are not of all parts, or not of loops {[*LOOPS]}")
     if sum(p.rows for p in found.parts) != found.nodes:
         raise ValueError(f"its parts do not have {found.nodes} nodes")
     if sum(p.edges for p in found.parts) != found.edges:

@@ -19,7 +19,8 @@ from hag_plugin.parallel.graphs.stats import (
     MAX_COVER_EDGES,
     GraphStats,
     HagCounts,
-    part_counts,
+    hag_counts,
+    part_hag,
     vertex_covers,
 )
 from hag_plugin.parallel.graphs.store.block import Block, joined
@@ -180,7 +181,7 @@ class PartitionedData:
         """
         source, target = self.edge_index.numpy()
         own = slice(self.first, self.first + self.num_nodes)
-        hag = part_counts(source, target, own, own, self_loops, None, same=True)
+        hag = hag_counts(part_hag(source, target, own, own, same=True), self_loops, None)
         cut = np.flatnonzero((source < own.start) | (source >= own.stop))
         if len(cut) > MAX_COVER_EDGES:
             return hag, None

@@ -25,17 +25,25 @@ from hag_plugin.arguments import (
 from hag_plugin.files import DatasetError
 from hag_plugin.hag.graph import MAX_NODES
 from hag_plugin.kernels import _cpu
+from hag_plugin.parallel.graphs.stats import hag_counts, part_hag
 from hag_plugin.parallel.graphs.store.assign import METHODS, assign, numbered
 from hag_plugin.parallel.graphs.store.bars import Bars
 from hag_plugin.parallel.graphs.store.folder import whole_folder
 from hag_plugin.parallel.graphs.store.manifest import (
+    LOOPS,
     Manifest,
     Part,
     array_path,
     groups,
     part_folder,
 )
-from hag_plugin.parallel.graphs.store.part_files import NAME, OWN, ArrayFile, FileRecord
+from hag_plugin.parallel.graphs.store.part_files import (
+    NAME,
+    OWN,
+    ArrayFile,
+    FileRecord,
+    open_array,
+)
 from hag_plugin.parallel.graphs.store.sorting import (
     BLOCK_BYTES,
     MOST_BLOCK,
@@ -52,6 +60,7 @@ MEMORY = 4 << 30
 LEAST_MEMORY = 64 << 20  # beside what the process has already, and what there is for each node
 # For each node: its number, its part while it is assigned, and whether a part reads it.
 NODE_BYTES = 9
+HAG_BYTES = 300  # for each edge of a part whose HAG is searched
 MOST_PARTS = 1 << 15
 WORK = "work"  # the folder of what is gone at the end
 
@@ -66,6 +75,7 @@ def write_partitions(
     assignment: np.ndarray | None = None,
     undirected: bool = False,
     memory: int = MEMORY,
+    hag: bool = False,
     progress: bool | None = None,
 ) -> Manifest:
     """Cuts a graph into parts, and writes each into a folder of its own, for `PartitionedData`.
@@ -88,6 +98,8 @@ def write_partitions(
         undirected: take every edge in both directions, once, without loops. Both have what was
             given with the first of them.
         memory: bytes that the process may have in all.
+        hag: search the HAG of each part, and keep what it saves, for plans. The edges of one part
+            are then in memory at a time, at up to 300 bytes each.
         progress: show a bar of each pass over edges or nodes; by default of those that take more
             than two seconds.
 
@@ -110,6 +122,7 @@ def write_partitions(
     check_path("folder", folder)
     check_choice("method", method, METHODS)
     check_flag("undirected", undirected)
+    check_flag("hag", hag)
     memory = whole("memory", memory, 1, 2**63 - 1)
     check_optional_flag("progress", progress)
     bars = Bars(progress)
@@ -150,6 +163,8 @@ def write_partitions(
             part_folder(made, part).mkdir()
         files = _write_rows(made, numbering, _with_ids(stream.rows, nodes), left, bars)
         parts, fingerprint = _write_edges(made, work, spool, numbering, undirected, left)
+        if hag:
+            parts = _with_hags(made, numbering, parts, left, bars)
         merged = {count: _merged(made, numbering, parts, count) for count in groups(ranks)}
         found = Manifest(
             nodes,
@@ -355,7 +370,34 @@ class _OpenPart:
             **{name: file.finish() for name, file in self._values.items()},
         }
         rows = self._last - self._first
-        return Part(rows, self._edges, self._inner, self._loops, tuple(halo.tolist()), files)
+        return Part(rows, self._edges, self._inner, self._loops, tuple(halo.tolist()), {}, files)
+
+
+def _with_hags(
+    folder: Path, numbering: Numbering, parts: list[Part], memory: int, bars: Bars
+) -> list[Part]:
+    """The parts with what their HAGs read and write."""
+    largest = max(part.edges for part in parts)
+    if HAG_BYTES * largest > memory:
+        raise ValueError(
+            f"the HAG of a part takes {HAG_BYTES * largest:,} bytes of memory for its {largest:,} "
+            f"edges, and {memory:,} are left; expected more, or no HAGs"
+        )
+    found = []
+    edges = sum(part.edges for part in parts)
+    numbers = bars.over(iter(range(len(parts))), "searching", lambda k: parts[k].edges, edges)
+    for number in numbers:
+        source, indptr = (
+            open_array(array_path(folder, number, name), parts[number].files[name], verify=False)
+            for name in ("sources", "indptr")
+        )
+        own = slice(*numbering.first[number : number + 2].tolist())
+        target = np.repeat(np.arange(own.start, own.stop), np.diff(indptr))
+        made = part_hag(source.astype(np.int64), target, own, own, same=True)
+        counts = {name: hag_counts(made, loops, False) for name, loops in LOOPS.items()}
+        hags = {name: (each.rows_read, each.rows_written) for name, each in counts.items()}
+        found.append(replace(parts[number], hags=hags))
+    return found
 
 
 def _merged(

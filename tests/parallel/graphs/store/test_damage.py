@@ -32,7 +32,7 @@ def write(folder: Path, seed: int) -> Path:
     values = {"w": random.random((300, 2))}
     stream = EdgeStream.of(random.integers(0, 60, (2, 300)), 60, rows, values=values)
     owner = random.permutation(np.arange(60) % RANKS)
-    hpp.write_partitions(stream, RANKS, folder, assignment=owner)
+    hpp.write_partitions(stream, RANKS, folder, assignment=owner, hag=True)
     return folder
 
 

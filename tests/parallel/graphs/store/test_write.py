@@ -439,6 +439,15 @@ WRONG: dict[str, tuple[Broken, str]] = {
         lambda: {"memory": resident() + (1 << 28), "data": EdgeStream.of(EDGES, 2**30)},
         "and 1,073,741,824 nodes need 9,6",
     ),
+    "HAGs without memory": (
+        lambda: {
+            "memory": resident() + (64 << 20) + (8 << 20),
+            "method": "contiguous",
+            "hag": True,
+            "data": EdgeStream.of(np.zeros((2, 400_000), int), 3),
+        },
+        "the HAG of a part takes 120,000,000 bytes of memory for its 400,000 edges",
+    ),
     "labels without memory": (
         lambda: {
             "memory": resident() + (64 << 20) + (8 << 20),
