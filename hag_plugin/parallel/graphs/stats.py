@@ -93,7 +93,7 @@ class GraphStats:
         shares: whether a HAG could share anything: not where edges have weights.
         sources: nodes that edges come from, where there are several types of nodes; N is how many
             they go to. None: they go from N nodes to the same.
-        apart: whether a device has the edges into its own part alone, as of a store.
+        apart: whether the edges are nowhere together, as those of a store.
     """
 
     nodes: int

@@ -224,7 +224,8 @@ class RowsHalo(Executor):
         self.fetch = fetching(site, partial(HaloRows, halo), site.group, site.config.order)
         begin = self.fetch.begin if isinstance(self.fetch, HaloRows) else None
         place(self.layer, halo.graph, halo.apart, begin)
-        self.halo, self.walked = halo, None
+        self.halo = halo
+        self.walked: Walked | None = None
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         [x], layer = inputs, self.layer

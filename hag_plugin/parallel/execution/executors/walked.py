@@ -31,10 +31,11 @@ class Walked:
     def __init__(self, layer: Convolution, graph: LocalGraph, row_bytes: int) -> None:
         self.layer = layer
         most = max(limits.walked_bytes // max(row_bytes, 1), 1)
-        self.blocks = [
-            (targets, torch.from_numpy(rows), LocalAggregate(layer.site, layer.form, part))
-            for targets, rows, part in blocks(graph, most)
-        ]
+        with torch.inference_mode(False):  # they are used in training, too
+            self.blocks = [
+                (targets, torch.from_numpy(rows), LocalAggregate(layer.site, layer.form, part))
+                for targets, rows, part in blocks(graph, most)
+            ]
 
     def __call__(self, x: Tensor, fetched: Tensor) -> Tensor:
         """`[n, F]` and `[h, F]` to `[n, G]`."""
@@ -64,11 +65,10 @@ def blocks(graph: LocalGraph, most: int) -> Iterator[tuple[slice, np.ndarray, Lo
     """
     count = len(graph.targets)
     ends = np.searchsorted(graph.index[1], np.arange(count + 1)) + np.arange(count + 1)
-    first = 0
-    while first < count or not count:
+    first, last = 0, -1
+    while last < count:
         fits = int(np.searchsorted(ends, ends[first] + most, side="right")) - 1
         last = min(max(fits, first + 1), count)
-        yield slice(first, last), *graph.into(first, last)
+        rows, part = graph.into(first, last)
+        yield slice(first, last), rows, part
         first = last
-        if not count:
-            return

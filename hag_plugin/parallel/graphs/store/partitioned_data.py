@@ -206,8 +206,12 @@ class PartitionedData:
 
         Raises:
             DatasetError: as when a part is opened.
+            ValueError: the parts are not so many times a number, or no rank is known.
         """
-        number, whole = self._own // count, self.manifest
+        count = whole("count", count, 1, self.ranks)
+        if self.ranks % count:
+            raise ValueError(f"count is {count}; expected a divisor of {self.ranks}, the parts")
+        number, known = self._own // count, self.manifest
         first = number * count
         names = (*EDGES, *self.edge_names)
         opened = [
@@ -216,15 +220,15 @@ class PartitionedData:
             else self._opened(part, names)
             for part in range(first, first + count)
         ]
-        ends = np.cumsum([0] + [part.edges for part in whole.parts])
+        ends = np.cumsum([0] + [part.edges for part in known.parts])
         arrays = {name: joined([each[name] for each in opened]) for name in names[1:]}
         sources, halo = arrays.pop("sources"), arrays.pop("halo")
         begins = [each["indptr"][:-1] + at - ends[first]
                   for each, at in zip(opened, ends[first:], strict=False)]  # fmt: skip
         indptr = np.append(np.concatenate(begins), ends[first + count] - ends[first])
         edges = np.diff(ends[::count])
-        reads = whole.reads(count)
-        found = Block(number, whole.first[::count], edges, reads, indptr, sources, halo, arrays)
+        reads = known.reads(count)
+        found = Block(number, known.first[::count], edges, reads, indptr, sources, halo, arrays)
         if count > 1:
             halo = np.unique(halo)
             found = replace(found, halo=halo[found.outside(halo)])

@@ -136,10 +136,15 @@ class Spool:
     def _path_of(self, name: str) -> Path:
         return self._path.with_name(f"{self._path.name}-{name}")
 
+    @property
+    def fields(self) -> dict[str, np.dtype[Any]]:
+        """Those of `values`, by name."""
+        values = self.values
+        return {} if values is None else {name: values[name] for name in values.names or ()}
+
     def held(self) -> Iterator[np.ndarray]:
         """What edges have, `[k]` of `values`; as many at a time as `blocks` has."""
-        assert self.values is not None
-        names = {name: self.values[name] for name in self.values.names or ()}
+        names = self.fields
         with ExitStack() as stack:
             files = {name: stack.enter_context(open(self._path_of(name), "rb")) for name in names}
             for at in range(0, self.edges, self._block):
@@ -163,7 +168,7 @@ class Spool:
     def unlink(self) -> None:
         """Deletes the files."""
         self._path.unlink()
-        for name in () if self.values is None else self.values.names or ():
+        for name in self.fields:
             self._path_of(name).unlink()
 
 
@@ -216,7 +221,8 @@ def sorted_rows(
     Raises:
         DatasetError: the edges into one node do not fit.
     """
-    dtype, each = np.dtype(np.int64), EDGE_BYTES
+    dtype: np.dtype[Any] = np.dtype(np.int64)
+    each = EDGE_BYTES
     if valued and spool.values is not None:
         dtype = np.dtype([("key", np.int64), ("values", spool.values)])
         each += VALUE_BYTES + 3 * spool.values.itemsize
@@ -231,11 +237,10 @@ def sorted_rows(
     for path in paths:
         path.touch()
     for source, target, values in _numbered(spool, numbering, both, valued):
-        records = np.empty(len(target), dtype)
-        key = records["key"] if values is not None else records
-        key[:] = target * nodes + source
+        records = target * nodes + source
         if values is not None:
-            records["values"] = values
+            key, records = records, np.empty(len(target), dtype)
+            records["key"], records["values"] = key, values
         _distribute(records, target, bounds, paths)
     for number, path in enumerate(paths):
         yield _sorted(path, int(bounds[number]), int(bounds[number + 1]), nodes, both, dtype)

@@ -166,6 +166,42 @@ def test_what_edges_have_goes_with_them(
         assert np.array_equal(part.edge_attr.numpy(), values["edge_attr"][wanted])
 
 
+@settings(max_examples=40)
+@given(graphs(), st.sampled_from([(1, 1), (4, 1), (4, 2), (4, 4), (6, 3)]), st.integers(0, 2**31))
+def test_neighbours_as_one(
+    graph: tuple[torch.Tensor, int], split: tuple[int, int], seed: int
+) -> None:
+    """Edges one part after the other, and all rows that they read of others."""
+    edges, nodes = graph
+    ranks, count = split
+    owner = np.random.default_rng(seed).integers(0, ranks, nodes)
+    stream = EdgeStream.of(edges.numpy(), nodes, values={"w": np.arange(edges.shape[1])})
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "parts"
+        hpp.write_partitions(stream, ranks, path, assignment=owner)
+        parts = parts_in(path)
+        for part in parts:
+            found = part.block(count)
+            own = parts[found.number * count : (found.number + 1) * count]
+            assert part in own
+            index = torch.cat([each.edge_index for each in own], dim=1).numpy()
+            assert np.array_equal(found.edge_index(), index)
+            assert (found.first, found.last) == (own[0].first, own[-1].first + own[-1].num_nodes)
+            others = {*index[0].tolist()} - {*range(found.first, found.last)}
+            assert found.halo.tolist() == sorted(others)
+            assert found.before == sum(each.num_edges for each in parts[: own[0].rank])
+            assert found.values["w"].tolist() == torch.cat([each.w for each in own]).tolist()
+
+
+def test_neighbours_that_are_none(tmp_path: Path) -> None:
+    hpp.write_partitions(EdgeStream.of(EDGES, 3), 3, tmp_path / "parts")
+    for count, words in ((2, "count is 2; expected a divisor of 3"), (4, "count is 4; expected")):
+        with pytest.raises(ValueError, match=words):
+            hpp.PartitionedData(tmp_path / "parts", 0).block(count)
+    with pytest.raises(ValueError, match="rank is None"):
+        hpp.PartitionedData(tmp_path / "parts").block(1)
+
+
 @given(graphs(), st.integers(1, 7), st.integers(1, 5), st.integers(1, 5), st.booleans())
 def test_sorting_with_little_memory(
     graph: tuple[torch.Tensor, int], most: int, block: int, parts: int, both: bool
@@ -315,10 +351,10 @@ def test_data_of_pyg(tmp_path: Path) -> None:
         tuple(pair): w
         for pair, w in zip(edges.t().tolist(), data.edge_weight.tolist(), strict=True)
     }
-    data.edge_label = torch.ones(3, 5)
-    with pytest.raises(ValueError, match=r"edge_label has shape \[3, 5\]; expected a row for each"):
+    data.edge_label_index = torch.ones(2, 5, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"edge_label_index has shape \[2, 5\]; expected a row"):
         hpp.write_partitions(data, 3, tmp_path / "others")
-    with pytest.raises(AttributeError, match=r"no 'weights'; \('x', 'y', 'train_mask'\)"):
+    with pytest.raises(AttributeError, match=r"no 'weights'; .*'train_mask', 'edge_weight'"):
         _ = parts[0].weights
 
 
@@ -446,7 +482,7 @@ WRONG: dict[str, tuple[Broken, str]] = {
             "hag": True,
             "data": EdgeStream.of(np.zeros((2, 400_000), int), 3),
         },
-        "the HAG of a part takes 120,000,000 bytes of memory for its 400,000 edges",
+        "the HAG of a part takes 48,000,240 bytes of memory for its 400,000 edges and 2 nodes",
     ),
     "labels without memory": (
         lambda: {
