@@ -62,6 +62,8 @@ class Limits:
             neighbours in the graph stay near.
         compared_bytes: of a tensor of the data that a plan shares out: of larger ones only rows
             here and there are compared between ranks.
+        mapped_bytes: of the features of a part of a store: more stay in their file, on a CPU.
+        walked_bytes: of the rows of such features that are read at a time.
         measured_edges: edges of a block of a plan. Larger ones are measured at this size, and
             scaled.
         calibration_step: measuring the cost constants times every n-th of its kinds of programs.
@@ -99,6 +101,8 @@ class Limits:
     program_levels: int = 16
     window_ops: int = 1024
     compared_bytes: int = 1 << 26
+    mapped_bytes: int = 4 << 30
+    walked_bytes: int = 256 << 20
     measured_edges: int = 1 << 20
     calibration_step: int = 1
     calibration_seconds: float = 1.0

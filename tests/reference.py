@@ -272,6 +272,26 @@ def parts_of(
     return found
 
 
+def edges_of_parts(
+    edge_index: Tensor, owner: Tensor, parts: int, undirected: bool
+) -> list[list[int]]:
+    """The numbers of the edges of each part in the order in which `parts_of` has them; of a pair in
+    both directions, that of the first edge between the two.
+    """
+    nodes = [v for part in range(parts) for v, p in enumerate(owner.tolist()) if p == part]
+    position = {v: i for i, v in enumerate(nodes)}
+    edges = [(position[u], position[v], k) for k, (u, v) in enumerate(edge_index.t().tolist())]
+    if undirected:
+        first: dict[frozenset[int], int] = {}
+        for u, v, k in edges:
+            if u != v:
+                first.setdefault(frozenset((u, v)), k)
+        edges = [(u, v, k) for pair, k in first.items() for u in pair for v in pair if u != v]
+    edges.sort(key=lambda e: (e[1], e[0], e[2]))
+    mine = [int(owner[nodes[v]]) for _, v, _ in edges]
+    return [[e[2] for e, p in zip(edges, mine, strict=True) if p == part] for part in range(parts)]
+
+
 def fennel(edge_index: Tensor, nodes: int, parts: int, block: int, passes: int) -> list[int]:
     """Fennel's assignment, restreamed: nodes of a block choose at once, gainers go first."""
     near: list[set[int]] = [set() for _ in range(nodes)]

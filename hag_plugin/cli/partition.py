@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ from hag_plugin.files import DatasetError, read_json
 from hag_plugin.parallel.graphs.store.assign import METHODS
 from hag_plugin.parallel.graphs.store.folder import check_new_folder
 from hag_plugin.parallel.graphs.store.manifest import Manifest
+from hag_plugin.parallel.graphs.store.streams import RowStream
 from hag_plugin.parallel.graphs.store.write import MEMORY, write_partitions
 
 EXAMPLES = [
     "edges.parquet --ranks 4 -o parts",
     "graph.npz --ranks 8 -o parts --memory 16GiB",
     "edges.npy --ranks 64 -o parts --rows x=features.npy y=labels.npy --undirected",
+    "edges.npy --ranks 4 -o parts --edge-values edge_weight=weights.npy",
     "edges.txt --ranks 2 -o parts --assignment parts.txt",
     "ogbn_arxiv --ranks 4 -o parts --undirected",
 ]
@@ -44,13 +47,17 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "input",
-        help="file of edges: text, MatrixMarket, .npy, .npz (with x, y and masks), Parquet or "
+        help="file of edges: text, MatrixMarket, .npy, .npz (with x, y, masks, edge_weight and "
+        "edge_attr), Parquet or "
         "Feather, told by its content; or a folder: OGB's raw files, DGL's parts",
     )
     parser.add_argument("--ranks", type=positive, required=True, metavar="R", help="parts to make")
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--rows", nargs="*", default=[], metavar="NAME=FILE.npy",
                         help="what nodes have: arrays with a row for each")  # fmt: skip
+    parser.add_argument("--edge-values", nargs="*", default=[], metavar="NAME=FILE.npy",
+                        help="what edges have: arrays with a row for each, in the order of the "
+                        "input")  # fmt: skip
     parser.add_argument("--nodes", type=positive, metavar="N", help="nodes of the graph (default: "
                         "what the file or --rows say, or the largest id and one more)")  # fmt: skip
     parser.add_argument("--method", choices=METHODS, default="auto", help="how nodes are assigned "
@@ -60,6 +67,8 @@ def add(commands: Any) -> None:
                         "elsewhere: .npy, text, or the .json of DGL's parts")  # fmt: skip
     parser.add_argument("--undirected", action="store_true",
                         help="take every edge in both directions, once")  # fmt: skip
+    parser.add_argument("--hag", action="store_true", help="search the HAG of each part, and keep "
+                        "what it saves, for plans")  # fmt: skip
     parser.add_argument("--memory", type=size, default=MEMORY, metavar="BYTES",
                         help="that the process may have in all (default 4GiB)")  # fmt: skip
 
@@ -69,13 +78,10 @@ def run(args: argparse.Namespace) -> None:
     with in_words():
         check_new_folder(args.output)
         stream = open_graph(args.input)
-        rows = dict(stream.rows)
-        for text in args.rows:
-            name, equals, path = text.partition("=")
-            if not (name and equals and path):
-                raise ValueError(f"--rows {text!r}; expected NAME=FILE.npy")
-            rows[name] = open_rows(path)
-        stream = replace(stream, rows=rows, num_nodes=args.nodes or stream.num_nodes)
+        rows = {**stream.rows, **_named("--rows", args.rows)}
+        values = {**stream.values, **_named("--edge-values", args.edge_values)}
+        nodes = args.nodes or stream.num_nodes
+        stream = replace(stream, rows=rows, values=values, num_nodes=nodes)
         assignment = None if args.assignment is None else _assignment(args.assignment)
         print(stream.words, file=sys.stderr)
         found = write_partitions(
@@ -86,9 +92,21 @@ def run(args: argparse.Namespace) -> None:
             assignment=assignment,
             undirected=args.undirected,
             memory=args.memory,
+            hag=args.hag,
             progress=False if args.quiet else None,
         )
     print_result(args, {"partition": _counts(found), "output": args.output}, _table(found, args))
+
+
+def _named(option: str, texts: Sequence[str]) -> dict[str, RowStream]:
+    """The arrays that an option names."""
+    found = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise ValueError(f"{option} {text!r}; expected NAME=FILE.npy")
+        found[name] = open_rows(path)
+    return found
 
 
 def _assignment(name: str) -> np.ndarray:
@@ -126,27 +144,34 @@ def _counts(found: Manifest) -> dict[str, Any]:
         "node_balance": found.node_balance,
         "edge_balance": found.edge_balance,
         "names": list(found.names),
+        "edge_names": list(found.edge_names),
         "fingerprint": found.fingerprint,
         "parts": [
-            {"rows": part.rows, "edges": part.edges, "halo": sum(part.halo)} for part in found.parts
+            {"rows": part.rows, "edges": part.edges, "halo": sum(part.halo), "hags": part.hags}
+            for part in found.parts
         ],
     }
 
 
 def _table(found: Manifest, args: argparse.Namespace) -> str:
+    names = found.names + found.edge_names
     lines = [f"{'part':>5} {'nodes':>13} {'edges':>15} {'rows of others':>15}"]
     shown = found.parts[:16]
     for number, part in enumerate(shown):
         lines.append(f"{number:>5} {part.rows:>13,} {part.edges:>15,} {sum(part.halo):>15,}")
     if len(shown) < found.ranks:
         lines.append(f"  ... {found.ranks - len(shown)} more")
+    saved = []
+    if found.searched:
+        read = sum(part.hags["none"][0] for part in found.parts)
+        saved = [f"with HAGs, the parts read {read:,} rows for these edges"]
     return "\n".join(
         [
             *lines,
             f"{found.nodes:,} nodes, {found.edges:,} edges, {found.method}: {found.cut:.1%} of the "
             f"edges are cut, the largest part has {found.node_balance:.2f} times the mean of nodes "
             f"and {found.edge_balance:.2f} times that of edges",
-            f"written to {args.output}"
-            + (f", with {', '.join(found.names)}" if found.names else ""),
+            *saved,
+            f"written to {args.output}" + (f", with {', '.join(names)}" if names else ""),
         ]
     )

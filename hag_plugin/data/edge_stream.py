@@ -35,14 +35,16 @@ from hag_plugin.extras import needed_by
 from hag_plugin.files import DatasetError
 from hag_plugin.parallel.graphs.store.streams import EdgeStream, RowStream
 
-ROWS = ("x", "y", "train_mask", "val_mask", "test_mask")  # of an .npz
+ROWS = ("x", "y", "train_mask", "val_mask", "test_mask")  # of an .npz, what nodes have
+VALUES = ("edge_weight", "edge_attr")  # and what edges have
 WHOLE = 1 << 28  # bytes of an .npz that is read whole, where it holds more than plain arrays
 Opened = Callable[[], AbstractContextManager[IO[bytes]]]
 
 
 def open_edges(path: str | os.PathLike[str]) -> EdgeStream:
-    """The edges of a file, and of an `.npz` what nodes have: an edge list as text, MatrixMarket
-    (coordinate), `.npy`, `.npz`, Parquet or Feather. What it holds is told by its content.
+    """The edges of a file, and of an `.npz` what nodes and edges have: an edge list as text,
+    MatrixMarket (coordinate), `.npy`, `.npz`, Parquet or Feather. What it holds is told by its
+    content.
 
     Ids are node numbers, 0 to 2^31 - 2.
 
@@ -80,7 +82,7 @@ def open_edges(path: str | os.PathLike[str]) -> EdgeStream:
 
 
 def open_rows(path: str | os.PathLike[str]) -> RowStream:
-    """The rows of an array in an `.npy` file.
+    """The rows of an array in an `.npy` file: of nodes, or of edges.
 
     Raises:
         DatasetError: it is none that can be read.
@@ -277,8 +279,11 @@ def _npz(source: Source, path: Path) -> EdgeStream:
     if not keys or not plain:
         return _whole(source, path, sum(archive.sizes.values()))
     num_nodes = archive.number("num_nodes") if "num_nodes" in archive.sizes else None
-    rows = {key: archive.rows(key) for key in ROWS if key in archive.sizes}
-    return replace(archive.edges(keys, num_nodes), rows=rows)
+    rows, values = (
+        {key: archive.rows(key) for key in names if key in archive.sizes}
+        for names in (ROWS, VALUES)
+    )
+    return replace(archive.edges(keys, num_nodes), rows=rows, values=values)
 
 
 def _whole(source: Source, path: Path, size: int) -> EdgeStream:

@@ -45,9 +45,29 @@ def test_what_is_said_is_there(
     for rank, part in enumerate(counts["parts"]):
         found = hp.parallel.PartitionedData(out, rank)
         assert part == {
-            "rows": found.num_nodes, "edges": found.num_edges, "halo": len(found.halo)
+            "rows": found.num_nodes, "edges": found.num_edges, "halo": len(found.halo), "hags": {}
         }  # fmt: skip
         assert found.x[:, 0].tolist() == (2 * found.nodes).tolist()
+
+
+def test_values_of_edges(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(files / "w.npy", np.arange(400.0))
+    command = ["partition", str(files / "edges.npy"), "--ranks", "3", "-o", str(files / "parts")]
+    said, _ = run_json(capsys, *command, "--edge-values", f"w={files / 'w.npy'}")
+    assert said["partition"]["edge_names"] == ["w"]
+    parts = [hp.parallel.PartitionedData(files / "parts", rank) for rank in range(3)]
+    nodes = np.concatenate([part.nodes.numpy() for part in parts])
+    for part in parts:
+        assert np.array_equal(nodes[part.edge_index.numpy()], EDGES[:, part.w.long().numpy()])
+
+
+def test_hags(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["partition", str(files / "edges.npy"), "--ranks", "2", "-o", str(files / "parts")]
+    assert main([*command, "--hag"]) == 0
+    said = capsys.readouterr().out
+    parts = [hp.parallel.PartitionedData(files / "parts", rank) for rank in range(2)]
+    read = sum(part.search(False)[0].rows_read for part in parts)
+    assert f"with HAGs, the parts read {read:,} rows for these edges" in said
 
 
 @pytest.mark.parametrize("name", ["owner.npy", "owner.txt"])
@@ -67,6 +87,8 @@ def test_an_assignment_from_elsewhere(
     ("options", "words"),
     [
         (["--rows", "x"], "--rows 'x'; expected NAME=FILE.npy"),
+        (["--edge-values", "=w.npy"], "--edge-values '=w.npy'; expected NAME=FILE.npy"),
+        (["--edge-values", "w={}/few.npy"], "w has 3 rows; expected 400, one an edge"),
         (["--nodes", "50", "--rows", "x={}/few.npy"], "x has 3 rows; expected 50, one a node"),
         (["--rows", "x={}/absent.npy"], "absent.npy: no such file"),
         (["--nodes", "7"], "expected ids from 0 to 6"),

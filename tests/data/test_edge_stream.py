@@ -133,21 +133,21 @@ def test_the_same_edges(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_what_nodes_have(compressed: bool, tmp_path: Path) -> None:
+def test_what_nodes_and_edges_have(compressed: bool, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     rows = {"x": random.random((9, 4)).astype(np.float16), "y": random.integers(0, 3, 9),
             "train_mask": random.random(9) < 0.5}  # fmt: skip
-    path = tmp_path / "g.npz"
-    path.write_bytes(
-        npz(compressed, edge_index=random.integers(0, 9, (2, 20)), num_nodes=9, **rows)
-    )
+    values = {"edge_weight": random.random(20), "edge_attr": random.integers(0, 3, (20, 2))}
+    path, edges = tmp_path / "g.npz", random.integers(0, 9, (2, 20))
+    path.write_bytes(npz(compressed, edge_index=edges, num_nodes=9, **rows, **values))
     stream = open_edges(path)
-    assert stream.rows.keys() == rows.keys()
-    for name, array in rows.items():
-        for most in (1, 4, 100):
-            found = np.concatenate([*stream.rows[name].blocks(most)])
-            assert found.dtype == array.dtype
-            assert np.array_equal(found, array)
+    for streams, expected in ((stream.rows, rows), (stream.values, values)):
+        assert streams.keys() == expected.keys()
+        for name, array in expected.items():
+            for most in (1, 4, 100):
+                found = np.concatenate([*streams[name].blocks(most)])
+                assert found.dtype == array.dtype
+                assert np.array_equal(found, array)
     np.save(tmp_path / "x.npy", rows["x"])
     assert np.array_equal(np.concatenate([*open_rows(tmp_path / "x.npy").blocks(2)]), rows["x"])
 

@@ -12,6 +12,7 @@ from torch.nn import Module
 
 from hag_plugin.arguments import brief, whole
 from hag_plugin.hag.graph import MAX_NODES, check_edge_index
+from hag_plugin.limits import limits
 from hag_plugin.parallel.execution.executors.registry import OperationExecutor, executor_of
 from hag_plugin.parallel.execution.graphs.local_graphs import RankGraphs
 from hag_plugin.parallel.execution.graphs.stored_graphs import SETUP, Neighbourhood, StoredGraphs
@@ -32,7 +33,6 @@ from hag_plugin.parallel.graphs.store.partitioned_data import PartitionedData
 from hag_plugin.parallel.layouts import ROWS, Layout, Split, shares
 from hag_plugin.parallel.model.inputs import (
     ModelCall,
-    Stored,
     features_of,
     of_types,
     plain,
@@ -51,6 +51,7 @@ from hag_plugin.parallel.ranks.transfer import (
 )
 from hag_plugin.parallel.search.plan import Plan
 from hag_plugin.parallel.strategies.convolution import RowsCover
+from hag_plugin.parallel.strategies.registry import parts_read
 from hag_plugin.recall import Known
 from hag_plugin.saved import set_module
 
@@ -163,10 +164,20 @@ class Parallel:
                     f"data is part {data.rank} of {data.ranks} on rank {self.group.rank} of "
                     f"{self.group.size}; expected its own part"
                 )
-        covers = any(c.strategy == RowsCover.name for c in self.plan.configs.values())
-        known = Neighbourhood.of(data, self.group, covers)
+        group, configs = self.group, self.plan.configs
+        covers = any(config.strategy == RowsCover.name for config in configs.values())
+        ops = [op for op in recorded.graph.ops if op.graph and op.name in configs]
+        merged = {1, *(parts_read(op, configs[op.name], group.size) for op in ops)}
+        known = {}
+        for count in sorted(merged):
+            peers = group.strided(count) if count < group.size else group.neighbours(1)
+            with group.together("opening the store"):
+                block = data.block(count)
+            known[count] = Neighbourhood.of(block, group, peers, covers and count == 1)
+        assert recorded.stored is not None  # it is of a store
+        given = recorded.stored.of_edges
         return {
-            key: StoredGraphs(known, recorded.edges[key].self_loops)
+            key: StoredGraphs(known, recorded.edges[key].self_loops, given)
             for key in recorded.graph.graphs
         }
 
@@ -246,13 +257,16 @@ class Parallel:
         """Of a part of a store, whose rows ranks send each other where others are wanted."""
         graph, nodes, group = recorded.graph, world.nodes[""], self.group.counted_as(SETUP)
         with self.group.together("laying out the features"):
-            x = data.x.detach().to(world.device, copy=True) if wanted[0] else None
+            x = data.x.detach() if wanted[0] else None
+            if x is not None:
+                world.mapped = world.device.type == "cpu" and x.nbytes > limits.mapped_bytes
+                x = x if world.mapped else x.to(world.device, copy=True)
         features: dict[int, dict[Layout, Tensor]] = {0: {}}
         for layout in wanted[0]:
             assert x is not None  # it is wanted
             with torch.no_grad():
                 features[0][layout] = reshard(x, ROWS, layout, nodes, x.shape[1], group)
-        prepared = self._prepared(Stored.of(data), recorded, world, executors, features)
+        prepared = self._prepared(recorded.stored, recorded, world, executors, features)
         values = {name: getattr(data, name) for name in (*data.names, "nodes") if name != "x"}
         own = slice(data.first, data.first + data.num_nodes)
         if not _is_split(prepared):

@@ -31,6 +31,7 @@ class World:
         device: where the shards are.
         dtype: of the features.
         graphs: what executors keep of `edges`, so that layers on the same graph share it.
+        mapped: whether the features stay in a file, of which not all fits into memory.
         step: forward passes in training so far.
         seed: of dropout, the same on every rank.
     """
@@ -42,6 +43,7 @@ class World:
     device: torch.device
     dtype: torch.dtype
     graphs: dict[Any, Any] = field(default_factory=dict)
+    mapped: bool = False
     step: int = 0
     seed: int = 0
 

@@ -93,7 +93,7 @@ class GraphStats:
         shares: whether a HAG could share anything: not where edges have weights.
         sources: nodes that edges come from, where there are several types of nodes; N is how many
             they go to. None: they go from N nodes to the same.
-        apart: whether a device has the edges into its own part alone, as of a store.
+        apart: whether the edges are nowhere together, as those of a store.
     """
 
     nodes: int
@@ -229,7 +229,7 @@ def measure(
         num_nodes,
         edges,
         digest,
-        _counts(full, self_loops, progress) if hag else None,
+        hag_counts(full, self_loops, progress) if hag else None,
         relation_edges,
         "measured",
         _MeasuredCut(
@@ -375,9 +375,10 @@ class _MeasuredCut:
         if self.hag:
             targets, sources = (np.concatenate([[0], np.cumsum(n)]) for n in (rows, own))
             hags = tuple(
-                part_counts(
-                    source, target, slice(*targets[k : k + 2]), slice(*sources[k : k + 2]),
-                    self.self_loops, self.progress, same=self.sources is None,
+                hag_counts(
+                    part_hag(source, target, slice(*targets[k : k + 2]),
+                             slice(*sources[k : k + 2]), same=self.sources is None),
+                    self.self_loops, self.progress,
                 )
                 for k in range(parts)
             )  # fmt: skip
@@ -388,30 +389,26 @@ class _MeasuredCut:
         )  # fmt: skip
 
 
-def _counts(hag: HAG, self_loops: SelfLoops, progress: bool | None) -> HagCounts:
+def hag_counts(hag: HAG, self_loops: SelfLoops, progress: bool | None) -> HagCounts:
+    """What a HAG reads and writes for a layer that adds such loops.
+
+    `progress`: show the bar of a search.
+    """
     hag.program(self_loops, progress=progress)
     stats = hag.stats(self_loops)
     return HagCounts(stats.rows_read, stats.rows_written)
 
 
-def part_counts(
-    source: np.ndarray,
-    target: np.ndarray,
-    targets: slice,
-    sources: slice,
-    self_loops: SelfLoops,
-    progress: bool | None,
-    same: bool,
-) -> HagCounts:
-    """The counts of the HAG of one part: its own nodes are the first sources, its halo follows.
+def part_hag(
+    source: np.ndarray, target: np.ndarray, targets: slice, sources: slice, same: bool
+) -> HAG:
+    """The HAG of one part: its own nodes are the first sources, its halo follows.
 
     Args:
         source: int64 `[E]`, of the edges by target; of the whole graph, or those into the part.
         target: int64 `[E]`.
         targets: the part's nodes.
         sources: its nodes that edges come from.
-        self_loops: those the layer adds.
-        progress: show the bar of a search.
         same: the nodes that edges come from are of the type of those that they go to.
     """
     first, last = targets.start, targets.stop
@@ -422,8 +419,7 @@ def part_counts(
     local = np.where(own, halo - sources.start, mine + np.cumsum(~own) - 1)
     edges = torch.from_numpy(np.stack([local[index], target[inside] - first]))
     size = (int(mine + (~own).sum()), int(last - first))
-    hag = build_hag(edges, size=size, targets_first=same)
-    return _counts(hag, self_loops, progress)
+    return build_hag(edges, size=size, targets_first=same)
 
 
 def vertex_covers(

@@ -9,6 +9,7 @@ from dataclasses import FrozenInstanceError, dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,25 +33,43 @@ class Stored:
         edge_index: int64 `[2, E]`.
         num_nodes: N.
         counts: of the graph, for layers that add loops in a way.
+        of_edges: what edges have, `[E, ...]` by name; they are attributes, too.
     """
 
     x: Any
     edge_index: Tensor
     num_nodes: int
     counts: Callable[[SelfLoops], GraphStats]
+    of_edges: dict[str, Tensor]
 
     @classmethod
     def of(cls, data: PartitionedData) -> Stored:
         """The graph of which this is a part."""
         whole = data.manifest
-        edges = torch.empty(2, whole.edges, dtype=torch.int64, device="meta")
+        x = whole.parts[0].files.get("x")
         if data.ranks == 1:
-            edges = data.edge_index
-        return cls(whole.parts[0].files.get("x"), edges, whole.nodes, data.counted)
+            values = {name: getattr(data, name) for name in data.edge_names}
+            return cls(x, data.edge_index, whole.nodes, data.counted, values)
+        edges = torch.empty(2, whole.edges, dtype=torch.int64, device="meta")
+        values = {}
+        for name in data.edge_names:
+            record = whole.parts[0].files[name]
+            dtype = torch.from_numpy(np.empty(0, record.dtype)).dtype
+            shape = (whole.edges, *record.shape[1:])
+            values[name] = torch.empty(shape, dtype=dtype, device="meta")
+        return cls(x, edges, whole.nodes, data.counted, values)
+
+    def __getattr__(self, name: str) -> Tensor:
+        found = vars(self).get("of_edges", {}).get(name)
+        if found is None:
+            raise AttributeError(name)
+        tensor: Tensor = found
+        return tensor
 
     def to_dict(self) -> dict[str, Any]:
         """What a model may take, by name."""
-        return {"x": self.x, "edge_index": self.edge_index, "num_nodes": self.num_nodes}
+        known = {"x": self.x, "edge_index": self.edge_index, "num_nodes": self.num_nodes}
+        return known | self.of_edges
 
     @property
     def apart(self) -> bool:

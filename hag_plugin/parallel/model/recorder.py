@@ -302,8 +302,11 @@ class Recorder(Walk):
             raise
 
     def _takes_edges(self, value: Any) -> bool:
-        """Whether there are, in an argument, the edges that are nowhere together."""
-        return self.apart and any(t is self.data.edge_index for t in functions.tensors(value))
+        """Whether there are, in an argument, edges that are nowhere together, or what they have."""
+        if not self.apart:
+            return False
+        own = {id(t) for t in (self.data.edge_index, *self.data.of_edges.values())}
+        return any(id(t) in own for t in functions.tensors(value))
 
     def modules_in(self, error: Exception) -> list[str]:
         """Paths of the modules in whose code an error was raised, innermost last."""

@@ -201,9 +201,9 @@ class _Small:
             return torch.stack([own, own.roll(1)])
         per_row = t.dim() > 0 and t.shape[0] in (self.counts | self.edges)
         shape = (self.size, *t.shape[1:]) if per_row else tuple(t.shape)
-        if id(t) in self.known or t.is_meta:
+        if id(t) in self.known or t.is_meta or (per_row and len(t) < self.size):
             return _drawn(shape, t.dtype, torch.Generator().manual_seed(2))
-        return t[: self.size] if per_row and len(t) >= self.size else t
+        return t[: self.size] if per_row else t
 
     def graph(self, value: Any) -> Any:
         """A DGL graph in the small, with a loop at each node; anything else as it is."""

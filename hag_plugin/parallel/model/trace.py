@@ -165,7 +165,8 @@ def record(
         recorder.types,
     )  # fmt: skip
     met = tuple(_without_others(recorder.met))
-    return Recorded(graph, met, recorder.edges, tuple(recorder.wholes))
+    stored = data if isinstance(data, Stored) else None
+    return Recorded(graph, met, recorder.edges, tuple(recorder.wholes), stored)
 
 
 def _check_model(model: Module) -> None:
@@ -292,14 +293,15 @@ def _without_others(met: Sequence[Met]) -> list[Met]:
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """A model's operations, how each came about, the edges it runs on by key, and the paths of
-    modules that run whole since what is in them could not be followed.
+    """A model's operations, how each came about, the edges it runs on by key, the paths of modules
+    that run whole since what is in them could not be followed, and what a store gave it.
     """
 
     graph: OpGraph
     met: tuple[Met, ...]
     edges: dict[str, Edges]
     wholes: tuple[str, ...] = ()
+    stored: Stored | None = None
 
 
 def _width(data: Any, x: Any, features: int | None, model: Module, nodes: int) -> int:

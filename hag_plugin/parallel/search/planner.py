@@ -45,7 +45,7 @@ from hag_plugin.parallel.search.network import (
 )
 from hag_plugin.parallel.search.plan import LayerPlan, Plan, impossible
 from hag_plugin.parallel.search.space import Space
-from hag_plugin.parallel.strategies.registry import Config, Problem, configs_of
+from hag_plugin.parallel.strategies.registry import Config, Problem, configs_of, parts_read
 from hag_plugin.saved import set_module
 
 
@@ -121,7 +121,8 @@ def plan(
         costs: "analytic"; "measured": every block is run on this machine, which should have the
             topology's device; "calibrated": a few are, and scale the analytic cost.
         require: the strategy of some operations, by name; of a model without a graph the split,
-            "sample 2 x channel 2 on 0 1 2 3" say.
+            "sample 2 x channel 2 on 0 1 2 3" say. Of a store, only layers that are named here may
+            have one with which a device reads the edges into other parts than its own.
         part: for a number of parts, the part of each node; by default contiguous blocks.
         call: how the model is called with the data: `lambda m, d: m(d.x, d.edge_index,
             d.edge_weight)`, say, or `m.encode(d.x, d.edge_index)`. By default with what its forward
@@ -176,9 +177,13 @@ def plan(
         raise ValueError(f"require names {unknown}; expected some of {[o.name for o in graph.ops]}")
 
     def allow(i: int, config: Config) -> bool:
+        op = graph.ops[i]
         if hag == "off" and config.hag != "off":
             return False
-        return wanted.get(graph.ops[i].name, config.strategy) == config.strategy
+        if op.name in wanted:
+            return wanted[op.name] == config.strategy
+        apart = op.graph in graph.graphs and graph.graphs[op.graph].apart
+        return not apart or parts_read(op, config, machine.num_devices) == 1
 
     compute = _compute(costs, graph, machine)
     space = Space(graph, machine, compute, allow)

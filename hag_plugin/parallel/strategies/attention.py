@@ -50,7 +50,7 @@ def add_attention(problem: Problem, terms: Terms, rows: int, edges: int, heads: 
 class Replicate(Strategy):
     """Every device computes everything."""
 
-    name, kinds = "replicate", ("attention",)
+    name, kinds, edges = "replicate", ("attention",), "all"
 
     def configs(self, problem: Problem) -> list[Config]:
         return [Config(self.name, REPLICATED, REPLICATED)]
@@ -67,7 +67,7 @@ class Replicate(Strategy):
 class RowsAllGather(Strategy):
     """Transformed rows and scores of all sources go to all devices."""
 
-    name, kinds, soap, by_part = "rows, all-gather", ("attention",), "S", True
+    name, kinds, soap, edges = "rows, all-gather", ("attention",), "S", "part"
 
     def configs(self, problem: Problem) -> list[Config]:
         return [Config(self.name, ROWS, ROWS)]
@@ -117,7 +117,7 @@ class RowsHalo(RowsAllGather):
 class Heads(Strategy):
     """Heads are split, with the columns of the weights: scores and softmax stay local."""
 
-    name, kinds, soap = "heads", ("attention",), "A"
+    name, kinds, soap, edges = "heads", ("attention",), "A", "all"
 
     def refuses(self, problem: Problem) -> str | None:
         if problem.op.heads % problem.devices:

@@ -156,7 +156,7 @@ def backward_needed(problem: Problem, order: str) -> bool:
 class Replicate(Strategy):
     """Every device computes everything: no communication, no gain."""
 
-    name, kinds = "replicate", ("convolution",)
+    name, kinds, edges = "replicate", ("convolution",), "all"
 
     def configs(self, problem: Problem) -> list[Config]:
         return [
@@ -180,7 +180,7 @@ class Replicate(Strategy):
 class _Rows(Strategy):
     """Nodes are split; each device fetches the rows of other parts that its edges read."""
 
-    kinds, soap, by_part = ("convolution",), "S", True
+    kinds, soap, edges = ("convolution",), "S", "part"
 
     def configs(self, problem: Problem) -> list[Config]:
         # With relations, the rows of each would have to be sent if they were transformed first.
@@ -288,6 +288,8 @@ class RowsCover(RowsHalo):
             return f"partial sums need a sum or mean of node rows, not {problem.op.reduce}"
         if problem.op.relational:
             return "partial sums of several relations are not supported"
+        if problem.stats.apart and not problem.stats.shares:
+            return "weights of edges go to no other rank of a store"
         if problem.partition.cover is None:
             return "vertex covers were not computed (they need scipy and the edges)"
         return None
@@ -310,6 +312,7 @@ class AllToAll(Strategy):
     """Rows become columns for the sum and rows again: 4 (P-1)/P n w values with the gradients."""
 
     name, kinds, soap = "all-to-all around aggregation", ("convolution",), "SA"
+    edges = "all"
 
     def refuses(self, problem: Problem) -> str | None:
         widths = {aggregated_width(problem, order) for order in orders(problem)}
@@ -386,6 +389,7 @@ class RowSplitWeights(Strategy):
     """
 
     name, kinds, soap = "columns, row-split weights", ("convolution",), "AP"
+    edges = "all"
 
     def refuses(self, problem: Problem) -> str | None:
         if not problem.op.transform or problem.op.node_products:
@@ -460,6 +464,7 @@ class ColumnSplitWeights(Strategy):
     """
 
     name, kinds, soap = "column-split weights", ("convolution",), "P"
+    edges = "all"
 
     def refuses(self, problem: Problem) -> str | None:
         if not problem.op.transform or not problem.op.commutes or problem.op.node_products:

@@ -190,7 +190,7 @@ class Rows(Strategy):
 class LayerHalo(Strategy):
     """A layer that is opaque, on the own rows and those of others that their edges read."""
 
-    name, kinds, soap, by_part = "rows, halo", ("opaque",), "S", True
+    name, kinds, soap, edges = "rows, halo", ("opaque",), "S", "part"
 
     def refuses(self, problem: Problem) -> str | None:
         if not problem.op.by_edges:

@@ -52,7 +52,7 @@ class Grid(Strategy):
     inside each row of it.
     """
 
-    name, kinds, soap = "2-D grid", ("convolution",), "SAP"
+    name, kinds, soap, edges = "2-D grid", ("convolution",), "SAP", "row"
 
     def refuses(self, problem: Problem) -> str | None:
         if not problem.grids(problem.op.input_width, problem.op.width):
@@ -142,7 +142,7 @@ class Grid(Strategy):
 class Relations(Strategy):
     """Each device has the edges and weights of some relations; their outputs are summed."""
 
-    name, kinds, soap = "relations", ("convolution",), "O"
+    name, kinds, soap, edges = "relations", ("convolution",), "O", "all"
 
     def refuses(self, problem: Problem) -> str | None:
         if problem.op.relations < problem.devices:

@@ -247,13 +247,14 @@ class Strategy(ABC):
         kinds: of operations it is for.
         soap: the dimensions it splits, of "SOAP"; "" for none.
         executor: the name of what runs it.
-        by_part: whether a device needs no other edges than those into its own part.
+        edges: those that a device needs: into its own "part", into the parts of its "row" of a
+            grid, "all"; or "given": all, as the model was given them, which a store has nowhere.
     """
 
     name = ""
     kinds: tuple[str, ...] = ()
     soap = ""
-    by_part = False
+    edges = "given"
 
     @property
     def executor(self) -> str:
@@ -311,8 +312,8 @@ def configs_of(problem: Problem) -> tuple[list[Config], dict[str, str]]:
         if problem.devices == 1 and kind != "input" and name != "replicate":
             reason = "there is one device"
         graph = problem.graph.graphs.get(problem.op.graph)
-        if graph is not None and graph.apart and problem.devices > 1 and not strategy.by_part:
-            reason = "each rank has the edges into its own part of a store alone"
+        if graph is not None and graph.apart and problem.devices > 1 and strategy.edges == "given":
+            reason = "a store has no edge_index that a layer could be given"
         if reason is not None:
             reasons[name] = reason
         else:
@@ -339,6 +340,14 @@ def terms_of(problem: Problem, config: Config) -> Terms:
         for weight in problem.held_before
     )
     return terms
+
+
+def parts_read(op: Op, config: Config, devices: int) -> int:
+    """The neighbouring parts whose edges each device needs, of an operation with edges: 1, its own;
+    all of them, as many as there are devices.
+    """
+    edges = REGISTRY[op.kind, config.strategy].edges
+    return {"part": 1, "row": config.target.columns}.get(edges, devices)
 
 
 def splits_of(op: Op, config: Config) -> dict[str, Split | None]:

@@ -29,7 +29,7 @@ class _Features(Executor):
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
-        graphs = graphs_of(site)
+        graphs = graphs_of(site, site.group.size)
         self.form: Form = form_of(site, graphs)
         self.aggregate = LocalAggregate(site, self.form, graphs.whole(self.form.listed))
 
@@ -117,11 +117,12 @@ class Grid(Executor):
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
-        graphs, self.columns = graphs_of(site), site.config.target.columns
+        self.columns = site.config.target.columns
+        graphs = graphs_of(site, self.columns)
         self.form: Form = form_of(site, graphs)
         self.neighbours = site.group.neighbours(self.columns)
         self.strided = site.group.strided(self.columns)
-        halo = graphs.halo(self.columns)
+        halo = graphs.halo()
         self.fetch = fetching(site, partial(HaloRows, halo), self.strided, site.config.order)
         begin = self.fetch.begin if isinstance(self.fetch, HaloRows) else None
         self.own_first = own_first(site, self.form, graphs, halo.apart, begin)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hag_plugin.layers.record import held
 from hag_plugin.layers.table import record_of
-from hag_plugin.parallel.execution.graphs.local_graphs import RankGraphs
+from hag_plugin.parallel.execution.graphs.local_graphs import RankGraphs, Weights
 from hag_plugin.parallel.execution.site import Site
 from hag_plugin.parallel.model.calls import named
 from hag_plugin.reducers import REDUCES
@@ -24,7 +24,7 @@ from hag_plugin.reducers import REDUCES
 
 @dataclass(frozen=True, eq=False)
 class Form:
-    """What a convolution computes. Scales and weights are of the whole graph, float64.
+    """What a convolution computes. Scales are of all nodes that a rank knows, float64.
 
     Attributes:
         weight: name of `W`; "" for none.
@@ -36,8 +36,8 @@ class Form:
         ties: where the gradient of max and min goes, as `aggregate` names it.
         source_scale: `s`, `[N]`, or None.
         target_scale: `t`, `[N]`, or None.
-        edge_weight: `w`, `[E + N]`: of the edges as they were given, then of each node's loop; or
-            None. The layer's loops are then listed among the edges.
+        edge_weight: `w`, by the numbers of edges; or None. The layer's loops are then listed among
+            the edges.
         coefficients: name of `[R, B]`, of which and `W` the weights of relations are sums; "" for
             none.
     """
@@ -51,7 +51,7 @@ class Form:
     ties: Literal["even", "first"] = "even"
     source_scale: Tensor | None = None
     target_scale: Tensor | None = None
-    edge_weight: Tensor | None = None
+    edge_weight: Weights | None = None
     coefficients: str = ""
 
     @property
@@ -124,13 +124,21 @@ def form_of(site: Site, graphs: RankGraphs) -> Form:
         raise TypeError(f"layer {site.op.name!r} aggregates by {site.op.reduce}; expected one "
                         "reducer")  # fmt: skip
     _refuse_empty(site, graphs)
-    weight = _edge_weight(site, graphs)
+    given, weights = _edge_weight(site), None
+    # `improved` counts with weights alone: without them stock fills in loops of weight 1.
+    loop = 2.0 if getattr(layer, "improved", False) else 1.0
+    if given is not None:
+        weights = graphs.weights(given, loop)
     is_dgl = record.library == "dgl"
     source, target = None, None
     normalised = site.world.edges[site.op.graph].normalised
     exponents = (0.0, 0.0) if normalised else record.exponents(layer)
     if any(exponents):
-        degrees = _own_degrees(graphs) if is_dgl else _weighted_degrees(graphs, weight)
+        if is_dgl:
+            degrees = _own_degrees(graphs)
+        else:  # PyG's, of its `gcn_norm`: those of the targets on both sides, with weights
+            own = graphs.in_degree() if given is None else graphs.weighted_degree(given, loop)
+            degrees = own, own
         source, target = (
             _power(degree, exponent) if exponent else None
             for degree, exponent in zip(degrees, exponents, strict=True)
@@ -145,7 +153,7 @@ def form_of(site: Site, graphs: RankGraphs) -> Form:
         ties="first" if is_dgl else "even",
         source_scale=source,
         target_scale=target,
-        edge_weight=weight,
+        edge_weight=weights,
         coefficients=held(layer, record.coefficients),
     )
 
@@ -156,31 +164,13 @@ def _power(degree: Tensor, exponent: float) -> Tensor:
     return degree.pow(exponent).masked_fill(degree == 0, 0.0)
 
 
-def _edge_weight(site: Site, graphs: RankGraphs) -> Tensor | None:
-    """The weights of a call, with those of loops; PyG fills in with that of a loop given."""
-    layer, call = cast(Any, site.module), site.call
+def _edge_weight(site: Site) -> Tensor | None:
+    """The weights of edges that a call was given, `[E]` or `[E, 1]`."""
     given = site.world.edges[site.op.graph].weight
-    if given is None:
-        given = named(layer, call.args, call.kwargs).get("edge_weight")
-    if given is None:
-        return None
-    given = given.detach().cpu().double().view(-1)
-    # `improved` counts with weights alone: without them stock fills in loops of weight 1.
-    loop = 2.0 if getattr(layer, "improved", False) else 1.0
-    loops = torch.full((graphs.nodes,), loop, dtype=torch.float64)
-    if graphs.self_loops == "fill":
-        nodes, numbers = graphs.loops()
-        loops[nodes] = given[numbers]
-    return torch.cat([given, loops])
-
-
-def _weighted_degrees(graphs: RankGraphs, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """PyG's, of its `gcn_norm`: those of the targets on both sides, with weights."""
-    if weight is None:
-        return (graphs.in_degree(),) * 2
-    (_, target), number = graphs.listed()
-    degree = torch.zeros(graphs.nodes, dtype=torch.float64)
-    return (degree.index_add(0, target, weight[number]),) * 2
+    if given is not None:
+        return given
+    called: Tensor | None = named(site.module, site.call.args, site.call.kwargs).get("edge_weight")
+    return called
 
 
 def _own_degrees(graphs: RankGraphs) -> tuple[Tensor, Tensor]:

@@ -31,16 +31,16 @@ class LocalAggregate:
         device, dtype = site.world.device, site.world.dtype
         self.form, self.self_loops = form, graph.self_loops
         weighted = form.edge_weight is not None
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
         self.stock = form.reduce not in REDUCES or (weighted and form.reduce not in LINEAR)
         searched = site.config.hag != "off" and not weighted
         self.hag = graph.hag("auto" if searched else "none", device, relation)
-        self.source_scale = _taken(form.source_scale, graph.sources, dtype, device)
-        self.target_scale = _taken(form.target_scale, graph.targets, dtype, device)
+        self.source_scale = _taken(form.source_scale, graph.sources, exact, device)
+        self.target_scale = _taken(form.target_scale, graph.targets, exact, device)
         self.weight: Tensor | None = None
-        if weighted:
+        if form.edge_weight is not None:
             assert relation is None  # relational layers have no edge weights
-            weight = _taken(form.edge_weight, graph.edges, dtype, torch.device("cpu"))
-            assert weight is not None
+            weight = form.edge_weight(graph.edges).to(exact)
             slots = edge_slots(torch.from_numpy(graph.index), self.hag.cpu())
             self.weight = torch.zeros_like(weight).index_put((slots,), weight).to(device)
         self.module = cast(Any, site.module)
@@ -73,10 +73,9 @@ class LocalAggregate:
         return out
 
 
-def _taken(values: Tensor | None, which: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    """The values of some nodes or edges; 1 for those that are `ELSEWHERE`, -1."""
+def _taken(values: Tensor | None, nodes: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """The values of some nodes; 1 for those that are `ELSEWHERE`, -1."""
     if values is None:
         return None
     padded = torch.cat([values, values.new_ones(1)])
-    exact = torch.float64 if dtype == torch.float64 else torch.float32
-    return padded[torch.from_numpy(which)].to(exact).to(device)
+    return padded[torch.from_numpy(nodes)].to(dtype).to(device)

@@ -28,8 +28,11 @@ Parts = tuple[LocalGraph, LocalGraph]
 Sums = Callable[[Tensor], list[Tensor]]
 
 
-def graphs_of(site: Site) -> RankGraphs:
-    """The graph of an operation, cut for this rank; layers on the same graph share it."""
+def graphs_of(site: Site, merged: int = 1) -> RankGraphs:
+    """The graph of an operation, cut for this rank; layers on the same graph share it.
+
+    `merged`: so many neighbours' parts are one.
+    """
     world, key = site.world, site.op.graph
     if key not in world.graphs:
         edges = world.edges[key]
@@ -40,7 +43,7 @@ def graphs_of(site: Site) -> RankGraphs:
             sources=None if source == target else world.nodes[source],
         )  # fmt: skip
     graphs: RankGraphs = world.graphs[key]
-    return graphs
+    return graphs.merged(merged)
 
 
 class NodeLayer(ABC):

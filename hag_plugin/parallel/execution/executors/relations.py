@@ -24,7 +24,7 @@ class Relations(Executor):
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
-        graphs = graphs_of(site)
+        graphs = graphs_of(site, site.group.size)
         self.form = form_of(site, graphs)
         graph, rank = graphs.whole(), site.group.rank
         sizes = chunk_sizes(site.op.relations, site.group.size)

@@ -28,6 +28,7 @@ from hag_plugin.parallel.execution.executors.registry import (
     OperationExecutor,
     executes,
 )
+from hag_plugin.parallel.execution.executors.walked import Walked
 from hag_plugin.parallel.execution.graphs.graph_parts import Halo, LocalGraph
 from hag_plugin.parallel.execution.graphs.local_graphs import RankGraphs
 from hag_plugin.parallel.execution.parameters import swapped
@@ -41,7 +42,7 @@ from hag_plugin.parallel.ranks.transfer import (
     exchange,
     gather_rows,
 )
-from hag_plugin.parallel.strategies.convolution import is_kept
+from hag_plugin.parallel.strategies.convolution import AGGREGATE, is_kept
 from hag_plugin.recall import Known
 from hag_plugin.reducers import LINEAR
 
@@ -62,7 +63,7 @@ class Replicate(Executor):
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
-        graphs = graphs_of(site)
+        graphs = graphs_of(site, site.group.size)
         self.layer = layer_of(site, graphs, copies=False)
         self.layer.place(graphs.whole(self.layer.listed))
 
@@ -150,7 +151,11 @@ class HaloRows:
 
     def __call__(self, x: Tensor) -> Tensor:
         """`[n, w]` to `[n + h, w]`."""
-        return torch.cat([x, exchange(x.index_select(0, self.send), *self.counts, self.group)])
+        return torch.cat([x, self.others(x)])
+
+    def others(self, x: Tensor) -> Tensor:
+        """`[n, w]` to the rows of others, `[h, w]`."""
+        return exchange(x.index_select(0, self.send), *self.counts, self.group)
 
     def begin(self, x: Tensor) -> Callable[[], Tensor]:
         """Begins to; what it returns gives the rows of others, `[h, w]`, when they are there."""
@@ -219,9 +224,18 @@ class RowsHalo(Executor):
         self.fetch = fetching(site, partial(HaloRows, halo), site.group, site.config.order)
         begin = self.fetch.begin if isinstance(self.fetch, HaloRows) else None
         place(self.layer, halo.graph, halo.apart, begin)
+        self.halo = halo
+        self.walked: Walked | None = None
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        return self.layer(inputs[0], self.fetch)
+        [x], layer = inputs, self.layer
+        kept = isinstance(self.fetch, Once) and self.site.config.order == AGGREGATE
+        if not (self.site.world.mapped and kept and isinstance(layer, Convolution)):
+            return layer(x, self.fetch)
+        if self.walked is None:  # the features stay in their file: only rows of others are kept
+            self.fetch = Once(lambda group: HaloRows(self.halo, group).others, self.site.group)
+            self.walked = Walked(layer, self.halo.graph, x.shape[1] * x.element_size())
+        return self.walked(x, self.fetch(x))
 
 
 def place(
@@ -280,10 +294,11 @@ class LayerHalo(OperationExecutor):
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
-        halo = graphs_of(site).halo()
+        self.graphs = graphs_of(site)
+        halo = self.graphs.halo()
         device = site.world.device
         self.index = torch.from_numpy(halo.graph.index).to(device)
-        self.edges = torch.from_numpy(halo.graph.edges)
+        self.edges = halo.graph.edges
         self.fetch = fetching(site, partial(HaloRows, halo), site.group, "")
 
     def run(self, call: Call, *inputs: Tensor) -> Tensor:
@@ -292,12 +307,12 @@ class LayerHalo(OperationExecutor):
         used = [w.role for w in site.op.parameters if w.role in site.names]
         own = dict(zip(used, site.locals(used, copies=True), strict=True))
         own |= {role: site.local(role) for role in site.names if role not in used}
-        by = {id(t): t[self.edges.to(t.device)].to(source.device)
+        by = {id(t): self.graphs.taken(t, self.edges).to(source.device)
               for t in functions.tensors([*call.args[2:], dict(call.kwargs)])}  # fmt: skip
         rest = functions.replaced(tuple(call.args[2:]), by)
         kwargs = functions.replaced(dict(call.kwargs), by)
         if site.op.drops:
-            kwargs["mask"] = site.edge_mask(self.edges)
+            kwargs["mask"] = site.edge_mask(torch.from_numpy(self.edges))
         assert call.function is not None
         with nullcontext() if site.module is None else swapped(site.module, own):
             out: Tensor = call.function((self.fetch(source), target), self.index, *rest, **kwargs)

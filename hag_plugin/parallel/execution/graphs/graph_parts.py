@@ -55,6 +55,20 @@ class LocalGraph:
 
         return part(own, begin, end), part(~own, end if follow else 0, all_rows)
 
+    def into(self, first: int, last: int) -> tuple[np.ndarray, LocalGraph]:
+        """The sources that edges into targets `first` to `last` have, int64 increasing, and these
+        edges from them.
+        """
+        chosen = slice(*np.searchsorted(self.index[1], [first, last]))
+        sources, place = np.unique(self.index[0, chosen], return_inverse=True)
+        index = np.stack([place, self.index[1, chosen] - first])
+        types = None if self.types is None else self.types[chosen]
+        part = replace(
+            self, index=index, sources=self.sources[sources], targets=self.targets[first:last],
+            edges=self.edges[chosen], targets_first=False, types=types, _hags={},
+        )  # fmt: skip
+        return sources, part
+
     def hag(self, method: str, device: torch.device, relation: int | None = None) -> HAG:
         """The graph, or that of one relation, ready to be aggregated over; built once.
 

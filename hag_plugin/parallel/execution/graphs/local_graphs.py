@@ -19,6 +19,8 @@ from hag_plugin.parallel.execution.graphs.graph_parts import ELSEWHERE, Cover, H
 from hag_plugin.parallel.graphs.vertex_cover import CoveredEdges, Edges
 
 T = TypeVar("T")
+Weights = Callable[[np.ndarray], Tensor]
+"""Of edges, by their numbers, int64 `[k]`: float64 `[k]`."""
 
 
 class RankGraphs:
@@ -92,6 +94,35 @@ class RankGraphs:
         own = source == target
         return torch.from_numpy(source[own]), torch.from_numpy(number[own])
 
+    # What edges have ---------------------------------------------------------------------------
+
+    def taken(self, given: Tensor, numbers: np.ndarray) -> Tensor:
+        """What some edges have, by their numbers: of all, `[E, ...]`, as the layer was given it."""
+        return given[torch.from_numpy(numbers).to(given.device)]
+
+    def weights(self, given: Tensor, loop: float) -> Weights:
+        """What gives the weights of edges, float64, by their numbers; 1 of those `ELSEWHERE`.
+
+        Args:
+            given: of the edges without those loops that the layer adds, `[E]` or `[E, 1]`.
+            loop: of these; where the layer fills in, that of a loop that was given goes first.
+        """
+        known = given.detach().cpu().double().view(-1)
+        loops = torch.full((self.nodes,), loop, dtype=torch.float64)
+        if self.self_loops == "fill":
+            nodes, numbers = self.loops()
+            loops[nodes] = known[numbers]
+        padded = torch.cat([known, loops, known.new_ones(1)])  # the last is ELSEWHERE
+        return lambda numbers: padded[torch.from_numpy(numbers)]
+
+    def weighted_degree(self, given: Tensor, loop: float) -> Tensor:
+        """The sum of the weights of the edges into each node, those of loops counted: float64
+        `[N]`; arguments as of `weights`.
+        """
+        (_, target), number = self.listed()
+        degree = torch.zeros(self.nodes, dtype=torch.float64)
+        return degree.index_add(0, target, self.weights(given, loop)(number.numpy()))
+
     def _listed(self, loops: bool) -> Edges:
         if not loops or self.self_loops is False:
             return self._edges
@@ -121,20 +152,31 @@ class RankGraphs:
             own_first: the own rows are the first sources, those of others follow. If not, sources
                 are in order.
         """
-        return self._keep(("gathered", own_first), lambda: self._gathered(own_first))
+        key = ("gathered", own_first, len(self.rows))
+        return self._keep(key, lambda: self._gathered(own_first))
 
-    def halo(self, columns: int = 1) -> Halo:
-        """The edges into the own rows, loops listed, and the rows they read.
-
-        Args:
-            columns: of a grid: the parts of so many neighbours are one, and the group that
-                exchanges has one rank of each.
-        """
-        return self._keep(("halo", columns), lambda: self._halo(columns))
+    def halo(self) -> Halo:
+        """The edges into the own rows, loops listed, and the rows they read."""
+        return self._keep(("halo", len(self.rows)), self._halo)
 
     def cover(self) -> Cover:
         """The edges into the own rows, loops listed, with a vertex cover of those from others."""
-        return self._keep(("cover",), self._cover)
+        return self._keep(("cover", len(self.rows)), self._cover)
+
+    def merged(self, count: int) -> RankGraphs:
+        """The same where the parts of each `count` neighbours are one: of a grid, the group that
+        exchanges has one rank of each; of all ranks, there is one part.
+        """
+        return self if count == 1 else self._keep(("merged", count), lambda: self._merged(count))
+
+    def _merged(self, count: int) -> RankGraphs:
+        rows, own = (each.reshape(-1, count).sum(axis=1) for each in (self.rows, self._own))
+        found = RankGraphs(
+            self._edges, self._count, rows, self.rank // count, self.self_loops, self._looping,
+            self._types, None if self._same else own,
+        )  # fmt: skip
+        found._made = self._made  # listed once
+        return found
 
     def _keep(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
         if key not in self._made:
@@ -142,10 +184,10 @@ class RankGraphs:
         made: T = self._made[key]
         return made
 
-    def _bounds(self, columns: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """Where blocks of sources begin and end, and those of targets."""
-        blocks = (rows.reshape(-1, columns).sum(axis=1) for rows in (self._own, self.rows))
-        sources, targets = (np.concatenate([[0], np.cumsum(rows)]) for rows in blocks)
+    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the sources of each rank begin and end, and its targets."""
+        both = self._own, self.rows
+        sources, targets = (np.concatenate([[0], np.cumsum(rows)]) for rows in both)
         return sources, targets
 
     def _graph(
@@ -196,10 +238,10 @@ class RankGraphs:
         targets = np.arange(*inside)
         return self._graph((source, target, number), nodes, targets, own_first and self._same)
 
-    def _halo(self, columns: int) -> Halo:
-        (bounds, ends), block = self._bounds(columns), self.rank // columns
-        first, last = bounds[block : block + 2]
-        source, target, number = self._inside(*ends[block : block + 2])
+    def _halo(self) -> Halo:
+        (bounds, ends), rank = self._bounds(), self.rank
+        first, last = bounds[rank : rank + 2]
+        source, target, number = self._inside(*ends[rank : rank + 2])
         seen, position = np.unique(source, return_inverse=True)
         own = (seen >= first) & (seen < last)
         local = np.where(own, seen - first, last - first + np.cumsum(~own) - 1)
@@ -207,19 +249,17 @@ class RankGraphs:
         graph = self._graph(
             (local[position], target, number),
             np.concatenate([nodes, halo]),
-            np.arange(*ends[block : block + 2]),
+            np.arange(*ends[rank : rank + 2]),
             self._same,
         )
-        send, counts = self._wanted(block, bounds, ends)
+        send, counts = self._wanted(bounds, ends)
         return Halo(graph, send, counts, _counts(np.searchsorted(halo, bounds)))
 
-    def _wanted(
-        self, block: int, bounds: np.ndarray, ends: np.ndarray
-    ) -> tuple[np.ndarray, tuple[int, ...]]:
-        """The own rows that each other block reads, and how many; arguments as of `_bounds`."""
-        first, last = bounds[block : block + 2]
+    def _wanted(self, bounds: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+        """The own rows that each other rank reads, and how many; arguments as of `_bounds`."""
+        first, last = bounds[self.rank : self.rank + 2]
         source, target, _ = self._edges
-        inside = (target >= ends[block]) & (target < ends[block + 1])
+        inside = (target >= ends[self.rank]) & (target < ends[self.rank + 1])
         leaving = (source >= first) & (source < last) & ~inside
         reader = np.searchsorted(ends, target[leaving], side="right") - 1
         number = max(self.num_sources, 1)

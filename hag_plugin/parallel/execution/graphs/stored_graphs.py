@@ -1,11 +1,13 @@
 """A graph of which each rank has its part of a store: what ranks tell each other of theirs.
 
-A rank has the edges into its own nodes. Which of its rows others read, and the degrees of those
-that it reads, it is told, and where vertex covers are wanted the edges that leave it.
+A rank has the edges into its own nodes; of a grid, those into the nodes of its row. Which of its
+rows others read, and the degrees of those that it reads, it is told, and where vertex covers are
+wanted the edges that leave it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,104 +16,126 @@ import torch
 from torch import Tensor
 
 from hag_plugin.hag.program import SelfLoops
-from hag_plugin.parallel.execution.graphs.graph_parts import ELSEWHERE, Halo, LocalGraph
-from hag_plugin.parallel.execution.graphs.local_graphs import RankGraphs, by_target
-from hag_plugin.parallel.graphs.store.partitioned_data import PartitionedData
+from hag_plugin.parallel.execution.graphs.graph_parts import ELSEWHERE, LocalGraph
+from hag_plugin.parallel.execution.graphs.local_graphs import RankGraphs, Weights, by_target
+from hag_plugin.parallel.graphs.store.block import Block
 from hag_plugin.parallel.graphs.vertex_cover import Edges
 from hag_plugin.parallel.ranks.comm import Group
 
 SETUP = "setup"  # the phase under which what ranks tell each other is counted
-NO_WHOLE = "each rank has the edges into its own part of a store alone"
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbourhood:
-    """A part, and what the other ranks told of theirs.
+    """A block of a store, and what the ranks that have others told of theirs.
 
     Attributes:
-        part: of this rank.
+        block: of this rank.
         send: int64, own rows that others read, by reader.
         send_counts: how many each reads.
         degree: int64 `[n + H]`, edges into each own node, and into those of the halo.
         loops: int64 `[n + H]`, those of them that come from the node itself.
         edges: sources, targets and numbers by target, in the store's numbers: the edges into the
             own nodes, and where they were asked for those out of them.
+        weights: of what may be weights of edges, by name float64 `[n + H, 3]`: their sum over the
+            edges into each own node and each of the halo, without and with loops, and that of the
+            last loop.
     """
 
-    part: PartitionedData
+    block: Block
     send: np.ndarray
     send_counts: tuple[int, ...]
     degree: np.ndarray
     loops: np.ndarray
     edges: Edges
+    weights: dict[str, np.ndarray]
 
     @classmethod
-    def of(cls, part: PartitionedData, group: Group, leaving: bool) -> Neighbourhood:
-        """What the ranks of a group find out together; every one of them calls it.
+    def of(cls, block: Block, group: Group, peers: Group, leaving: bool) -> Neighbourhood:
+        """What ranks find out together; every one of them calls it.
 
         Args:
-            part: of this rank.
-            group: all ranks, as many as there are parts.
+            block: of this rank.
+            group: all ranks: all go on, or none.
+            peers: one rank of each block.
             leaving: whether they tell each other of the edges that leave them.
 
         Raises:
-            ValueError: what a part says of another does not fit it.
+            ValueError: what a block says of another does not fit it.
         """
-        group, parts = group.counted_as(SETUP), part.manifest.parts
-        receive, send = parts[group.rank].halo, tuple(p.halo[group.rank] for p in parts)
+        peers, number = peers.counted_as(SETUP), block.number
+        receive, send = (tuple(c.tolist()) for c in (block.reads[number], block.reads[:, number]))
         with group.together("reading the part's edges"):
-            edges, loops = _edges_into(part)
-            degree = np.stack([part.indptr.diff().numpy(), loops], axis=1)
-            wanted = torch.from_numpy(part.halo.numpy().astype(np.int64))
-            outer = _outer(part, edges) if leaving else []
-        asked = _exchanged(wanted, receive, send, group) - part.first
+            edges, loops = _edges_into(block)
+            degree = np.stack([np.diff(block.indptr), loops], axis=1)
+            wanted = torch.from_numpy(block.halo.astype(np.int64))
+            outer = _outer(block, edges) if leaving else []
+            weights = _weights(block, edges)
+        asked = _exchanged(wanted, receive, send, peers) - block.first
         with group.together("comparing the parts"):
-            if len(asked) and not 0 <= int(asked.min()) <= int(asked.max()) < part.num_nodes:
+            nodes = block.last - block.first
+            if len(asked) and not 0 <= int(asked.min()) <= int(asked.max()) < nodes:
                 raise ValueError(
-                    f"part {part.rank}: others read its nodes {int(asked.min())} to "
-                    f"{int(asked.max())}; expected 0 to {part.num_nodes - 1}"
+                    f"rank {group.rank}: others read its nodes {int(asked.min())} to "
+                    f"{int(asked.max())}; expected 0 to {nodes - 1}"
                 )
-            told = torch.from_numpy(degree)[asked]
-        degree = np.concatenate([degree, _exchanged(told, send, receive, group).numpy()])
+
+        def with_halo(own: np.ndarray) -> np.ndarray:
+            told = _exchanged(torch.from_numpy(own)[asked], send, receive, peers)
+            return np.concatenate([own, told.numpy()])
+
+        degree = with_halo(degree)
+        weights = {name: with_halo(own) for name, own in weights.items()}
         if leaving:
-            edges = _with_leaving(part, edges, outer, group)
-        return cls(part, asked.numpy(), send, degree[:, 0], degree[:, 1], edges)
+            edges = _with_leaving(block, edges, outer, peers)
+        return cls(block, asked.numpy(), send, degree[:, 0], degree[:, 1], edges, weights)
 
 
-def _edges_into(part: PartitionedData) -> tuple[Edges, np.ndarray]:
+def _edges_into(block: Block) -> tuple[Edges, np.ndarray]:
     """The edges into the own nodes by target, and how many of them are loops, of each node."""
-    source, target = part.edge_index.numpy()
-    before = sum(other.edges for other in part.manifest.parts[: part.rank])
-    number = before + np.arange(part.num_edges)
-    own = target[source == target] - part.first
-    halo, others = part.halo.numpy(), source[_outside(part, source)]
+    source, target = block.edge_index()
+    number = block.before + np.arange(len(source))
+    own = target[source == target] - block.first
+    halo, others = block.halo, source[block.outside(source)]
     if not np.array_equal(np.append(halo, ELSEWHERE)[np.searchsorted(halo, others)], others):
-        raise ValueError(f"part {part.rank} has sources that are not in its halo")
-    return (source, target, number), np.bincount(own, minlength=part.num_nodes)
+        raise ValueError(f"the part of nodes {block.first} to {block.last - 1} has sources that "
+                         "are not in its halo")  # fmt: skip
+    return (source, target, number), np.bincount(own, minlength=block.last - block.first)
 
 
-def _outside(part: PartitionedData, nodes: np.ndarray) -> np.ndarray:
-    return (nodes < part.first) | (nodes >= part.first + part.num_nodes)
+def _weights(block: Block, edges: Edges) -> dict[str, np.ndarray]:
+    """As of `Neighbourhood`, of the own nodes."""
+    found, nodes = {}, block.last - block.first
+    target, loop = edges[1] - block.first, edges[0] == edges[1]
+    for name, values in block.values.items():
+        if values.dtype.kind == "c" or np.prod(values.shape[1:]) != 1:
+            continue  # several numbers an edge
+        weight = values.reshape(-1).astype(np.float64)
+        sums = [np.bincount(target[kept], weight[kept], nodes) for kept in (~loop, slice(None))]
+        last = np.zeros(nodes)
+        last[target[loop]] = weight[loop]
+        found[name] = np.stack([*sums, last], axis=1)
+    return found
 
 
-def _outer(part: PartitionedData, edges: Edges) -> list[Tensor]:
-    """The edges that come from each part, int64 `[k, 3]`; none of its own."""
-    from_others = _outside(part, edges[0])
+def _outer(block: Block, edges: Edges) -> list[Tensor]:
+    """The edges that come from each block, int64 `[k, 3]`; none of its own."""
+    from_others = block.outside(edges[0])
     listed = torch.from_numpy(np.stack([values[from_others] for values in edges], axis=1))
-    owner = part.owners(listed[:, 0])
+    owner = torch.searchsorted(torch.from_numpy(block.bounds), listed[:, 0].clone(), right=True) - 1
     order = owner.argsort(stable=True)
-    counts = torch.bincount(owner, minlength=part.ranks)
+    counts = torch.bincount(owner, minlength=len(block.edges))
     return [*torch.split(listed[order], counts.tolist())]
 
 
-def _with_leaving(part: PartitionedData, edges: Edges, outer: list[Tensor], group: Group) -> Edges:
+def _with_leaving(block: Block, edges: Edges, outer: list[Tensor], peers: Group) -> Edges:
     """The edges, and those out of the own nodes, of which the ranks that they go to tell."""
     counts = [len(each) for each in outer]
-    receive = [others[group.rank] for others in group.collect(counts)]
-    told = _exchanged(torch.cat(outer), counts, receive, group).numpy()
+    receive = [others[peers.rank] for others in peers.collect(counts)]
+    told = _exchanged(torch.cat(outer), counts, receive, peers).numpy()
     joined = (np.concatenate([one, other]) for one, other in zip(edges, told.T, strict=True))
     source, target, number = joined
-    return by_target(source, target, number, part.manifest.nodes)
+    return by_target(source, target, number, int(block.bounds[-1]))
 
 
 def _exchanged(x: Tensor, send: Any, receive: Any, group: Group) -> Tensor:
@@ -120,28 +144,39 @@ def _exchanged(x: Tensor, send: Any, receive: Any, group: Group) -> Tensor:
 
 
 class StoredGraphs(RankGraphs):
-    """A graph of which each rank has its part.
+    """A graph of which each rank has its part, or that of its row of a grid, or all.
 
     Nodes of local graphs have local names, and degrees go by them: the own nodes, then those of the
     halo; nodes that no edge of the part reads are `ELSEWHERE`.
 
     Args:
-        known: the part, and what others told.
+        known: what was opened and told, where so many neighbours' parts are one.
         self_loops: those the layer adds.
+        given: what stands for what edges have, by name.
+        merged: which of those that are known this is.
     """
 
-    def __init__(self, known: Neighbourhood, self_loops: SelfLoops) -> None:
-        part, first = known.part, known.part.first
-        assert part.rank is not None  # it has edges
+    def __init__(
+        self,
+        known: Mapping[int, Neighbourhood],
+        self_loops: SelfLoops,
+        given: Mapping[str, Tensor],
+        merged: int = 1,
+    ) -> None:
+        self._opened, self._known, self._given = known, known[merged], given
+        block = self._known.block
         super().__init__(
-            known.edges,
-            part.manifest.edges,
-            np.diff(part.manifest.first),
-            part.rank,
+            self._known.edges,
+            int(block.edges.sum()),
+            np.diff(block.bounds),
+            block.number,
             self_loops,
-            range(first, first + part.num_nodes),
+            range(block.first, block.last),
         )
-        self._known, self._halo_nodes = known, part.halo.numpy().astype(np.int64)
+        self._halo_nodes = block.halo.astype(np.int64)
+
+    def _merged(self, count: int) -> StoredGraphs:
+        return StoredGraphs(self._opened, self.self_loops, self._given, count)
 
     def in_degree(self, relation: int | None = None) -> Tensor:
         """Edges into each own node and each of the halo, loops counted: int64 `[n + H]`."""
@@ -156,27 +191,58 @@ class StoredGraphs(RankGraphs):
         Raises:
             NotImplementedError: always.
         """
-        raise NotImplementedError(f"degrees of sources are not counted: {NO_WHOLE}")
+        raise NotImplementedError("degrees of sources are not counted of a store")
+
+    def taken(self, given: Tensor, numbers: np.ndarray) -> Tensor:
+        name = self._name_of(given)
+        if name is None:
+            return super().taken(given, numbers)
+        block = self._known.block
+        return torch.from_numpy(block.values[name])[torch.from_numpy(numbers - block.before)]
+
+    def weights(self, given: Tensor, loop: float) -> Weights:
+        name = self._name_of(given)
+        if name is None:
+            return super().weights(given, loop)
+        block = self._known.block
+        own = torch.from_numpy(block.values[name]).double().view(-1)
+        loops = self._loops(name, loop)[: block.last - block.first]
+        padded = torch.cat([own, loops, own.new_ones(1)])
+
+        def taken(numbers: np.ndarray) -> Tensor:
+            of_loops = numbers - self._count - block.first + len(own)
+            place = np.where(numbers < self._count, numbers - block.before, of_loops)
+            return padded[torch.from_numpy(np.where(numbers == ELSEWHERE, ELSEWHERE, place))]
+
+        return taken
+
+    def weighted_degree(self, given: Tensor, loop: float) -> Tensor:
+        name = self._name_of(given)
+        if name is None:
+            return super().weighted_degree(given, loop)
+        sums = self._known.weights[name]
+        degree = torch.from_numpy(sums[:, 0 if self.self_loops == "fill" else 1])
+        return degree if self.self_loops is False else degree + self._loops(name, loop)
+
+    def _loops(self, name: str, loop: float) -> Tensor:
+        """Weights of the loops of own nodes, and of those of the halo: float64 `[n + H]`."""
+        known = self._known
+        there = (known.loops > 0) & (self.self_loops == "fill")
+        return torch.from_numpy(np.where(there, known.weights[name][:, 2], loop))
+
+    def _name_of(self, given: Tensor) -> str | None:
+        """What the store calls values of edges; None: they are no store's, but of all edges."""
+        return next((name for name, each in self._given.items() if each is given), None)
 
     def whole(self, listed: bool = False) -> LocalGraph:
-        """All edges, where there is one part.
+        """All edges, where all parts are one.
 
         Raises:
-            NotImplementedError: there are more.
+            NotImplementedError: they are not.
         """
         if len(self.rows) > 1:
-            raise NotImplementedError(f"the whole graph is nowhere: {NO_WHOLE}")
+            raise NotImplementedError(f"of {len(self.rows)} parts no one has the whole graph")
         return super().whole(listed)
-
-    def halo(self, columns: int = 1) -> Halo:
-        """As `RankGraphs.halo`.
-
-        Raises:
-            NotImplementedError: several parts are to be one.
-        """
-        if columns > 1:
-            raise NotImplementedError(f"{columns} parts cannot be one: {NO_WHOLE}")
-        return super().halo()
 
     def _names(self, nodes: np.ndarray) -> np.ndarray:
         """The local names of nodes that have the store's numbers, or are `ELSEWHERE`."""
@@ -188,7 +254,5 @@ class StoredGraphs(RankGraphs):
         names = np.where(read, count + place, ELSEWHERE)
         return np.where((own >= 0) & (own < count), own, names)
 
-    def _wanted(
-        self, block: int, bounds: np.ndarray, ends: np.ndarray
-    ) -> tuple[np.ndarray, tuple[int, ...]]:
+    def _wanted(self, bounds: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
         return self._known.send, self._known.send_counts

@@ -17,9 +17,12 @@ import numpy as np
 from hag_plugin.files import DatasetError, read_json
 from hag_plugin.hag.graph import MAX_NODES
 from hag_plugin.hag.program import SelfLoops
-from hag_plugin.parallel.graphs.stats import GraphStats, PartitionStats
+from hag_plugin.parallel.graphs.stats import GraphStats, HagCounts, PartitionStats
 from hag_plugin.parallel.graphs.store.part_files import NAME, OWN, SUFFIX, FileRecord
 from hag_plugin.saved import set_module
+
+LOOPS: dict[str, SelfLoops] = {"none": False, "add": "add", "fill": "fill"}
+"""Loops that a layer adds, by their name in a manifest."""
 
 FILE = "manifest.json"
 FORMAT = "hag_plugin graph store"
@@ -37,6 +40,7 @@ class Part:
         inner: those of which it has the source, too.
         loops: those that lead from a node to itself.
         halo: `[R]`, rows that it reads of each part.
+        hags: rows that its HAG reads and writes, by `LOOPS`; {} where none was searched.
         files: by the array's name.
     """
 
@@ -45,6 +49,7 @@ class Part:
     inner: int
     loops: int
     halo: tuple[int, ...]
+    hags: dict[str, tuple[int, int]]
     files: dict[str, FileRecord]
 
 
@@ -62,6 +67,7 @@ class Manifest:
         fingerprint: of the edges in the store's numbering, as `measure` has it.
         merged: for each number of parts that may be one, and leaves several, `[R / c, R / c]`: rows
             that each such group reads of each other one.
+        edge_names: what edges have.
         parts: R of them.
     """
 
@@ -72,6 +78,7 @@ class Manifest:
     source: str
     fingerprint: str
     merged: dict[int, tuple[tuple[int, ...], ...]]
+    edge_names: tuple[str, ...]
     parts: tuple[Part, ...]
 
     @property
@@ -88,7 +95,13 @@ class Manifest:
     @property
     def names(self) -> tuple[str, ...]:
         """What nodes have."""
-        return tuple(name for name in self.parts[0].files if name not in OWN)
+        others = (*OWN, *self.edge_names)
+        return tuple(name for name in self.parts[0].files if name not in others)
+
+    @property
+    def searched(self) -> bool:
+        """Whether it tells what HAGs of its parts save."""
+        return bool(self.parts[0].hags)
 
     @property
     def cut(self) -> float:
@@ -112,23 +125,32 @@ class Manifest:
 
     def counted(self, self_loops: SelfLoops) -> GraphStats:
         """The same as a layer aggregates it that adds loops: False, "add" or "fill"."""
-        known = {(1, 1): self._merge(self.ranks, ((0,),), self_loops)}
+        known = {
+            (self.ranks, count): self._merge(count, self_loops)
+            for count in (*self.merged, self.ranks)
+        }
+        known[1, 1] = known[self.ranks, self.ranks]
         known[self.ranks, 1] = self._cut(self_loops)
-        known[self.ranks, self.ranks] = known[1, 1]
-        for count, halo in self.merged.items():
-            known[self.ranks, count] = self._merge(count, halo, self_loops)
         edges = int(known[1, 1].edges.sum())
         return GraphStats(
             self.nodes, edges, self.fingerprint, source="graph store", _partitions=known
         )
 
     def _cut(self, self_loops: SelfLoops) -> PartitionStats:
-        halo = np.array([part.halo for part in self.parts], np.int64)
-        found = self._merge(1, halo, self_loops)
+        found = self._merge(1, self_loops)
         outer = np.array([part.edges - part.inner for part in self.parts], np.int64)
-        return replace(found, inner=found.edges - outer)
+        hags, loops = None, self_loops or "none"
+        if self.searched:
+            hags = tuple(HagCounts(*part.hags[loops]) for part in self.parts)
+        return replace(found, inner=found.edges - outer, hags=hags)
 
-    def _merge(self, count: int, halo: Any, self_loops: SelfLoops) -> PartitionStats:
+    def reads(self, count: int) -> np.ndarray:
+        """int64 `[R / c, R / c]`, rows that each `count` parts, as one, read of each other one."""
+        if count == 1:
+            return np.array([part.halo for part in self.parts], np.int64)
+        return np.array(((0,),) if count == self.ranks else self.merged[count], np.int64)
+
+    def _merge(self, count: int, self_loops: SelfLoops) -> PartitionStats:
         """The counts where each `count` parts are one."""
         added = {False: 0, "add": 1, "fill": 1}[self_loops]
         lost = self_loops == "fill"  # one takes the place of those that are there
@@ -137,7 +159,7 @@ class Manifest:
         )
         rows, edges = counts.reshape(-1, count, 2).sum(axis=1).T
         inner = edges if len(rows) == 1 else None
-        return PartitionStats(rows, edges, np.array(halo, np.int64), None, None, self.method, inner)
+        return PartitionStats(rows, edges, self.reads(count), None, None, self.method, inner)
 
     def save(self, folder: Path) -> None:
         """Writes it into the folder of a store."""
@@ -187,10 +209,12 @@ class Manifest:
         fields["merged"] = {
             int(count): tuple(map(tuple, halo)) for count, halo in document["merged"].items()
         }
+        fields["edge_names"] = tuple(document["edge_names"])
         fields["parts"] = tuple(
             Part(**{
                 **part,
                 "halo": tuple(part["halo"]),
+                "hags": {loops: tuple(counts) for loops, counts in part["hags"].items()},
                 "files": {
                     name: FileRecord(**{**record, "shape": tuple(record["shape"])})
                     for name, record in part["files"].items()
@@ -226,6 +250,9 @@ def _checked(found: Manifest) -> Manifest:
     counts = [found.nodes, found.edges]
     for part in found.parts:
         counts += [part.rows, part.edges, part.inner, part.loops, *part.halo]
+        counts += [count for pair in part.hags.values() for count in pair]
+        if any(len(pair) != 2 for pair in part.hags.values()):
+            raise ValueError("a HAG has other counts than of rows read and rows written")
     for halo in found.merged.values():
         counts += [count for row in halo for count in row]
     if not all(type(count) is int and count >= 0 for count in counts) or found.nodes > MAX_NODES:
@@ -235,6 +262,8 @@ def _checked(found: Manifest) -> Manifest:
         raise ValueError("method, source and fingerprint are texts, undirected is true or false")
     if not found.parts:
         raise ValueError("it has no parts")
+    if {(*sorted(part.hags),) for part in found.parts} not in ({()}, {(*sorted(LOOPS),)}):
+        raise ValueError(f"HAGs are not of all parts, or not of loops {[*LOOPS]}")
     if sum(p.rows for p in found.parts) != found.nodes:
         raise ValueError(f"its parts do not have {found.nodes} nodes")
     if sum(p.edges for p in found.parts) != found.edges:
@@ -245,10 +274,13 @@ def _checked(found: Manifest) -> Manifest:
     ):
         raise ValueError("merged does not fit its parts")
     names = found.parts[0].files.keys()
+    if not {*found.edge_names} <= names - {*OWN}:
+        raise ValueError(f"there are no files of what edges have, {found.edge_names}")
     for number, part in enumerate(found.parts):
         if part.files.keys() != names or not {*OWN} <= names or not all(map(NAME.fullmatch, names)):
             raise ValueError(f"part {number} has files {sorted(part.files)}")
         rows = {"indptr": part.rows + 1, "sources": part.edges, "halo": sum(part.halo)}
+        rows |= dict.fromkeys(found.edge_names, part.edges)
         for name, record in part.files.items():
             np.dtype(record.dtype)
             if record.shape[0] != rows.get(name, part.rows):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -19,13 +19,16 @@ from hag_plugin.parallel.graphs.stats import (
     MAX_COVER_EDGES,
     GraphStats,
     HagCounts,
-    part_counts,
+    hag_counts,
+    part_hag,
     vertex_covers,
 )
+from hag_plugin.parallel.graphs.store.block import Block, joined
 from hag_plugin.parallel.graphs.store.manifest import Manifest, Part, array_path
 from hag_plugin.parallel.graphs.store.part_files import open_array
 from hag_plugin.saved import set_module
 
+EDGES = ("indptr", "sources", "halo")
 Searched = tuple[HagCounts, tuple[int, ...] | None]
 """Of a part: counts of its HAG, and rows of a vertex cover of each other part's edges to it."""
 
@@ -36,7 +39,8 @@ class PartitionedData:
 
     Of the store it opens the manifest and the files of its part, and no others. What nodes have are
     attributes, `x`, `y` and `train_mask` say: a tensor with a row for each node of the part, mapped
-    from its file. Nodes have the store's numbers, increasing by part; `nodes` has those of before.
+    from its file; so is what edges have, `edge_weight` say, with a row for each of `sources`.
+    Nodes have the store's numbers, increasing by part; `nodes` has those of before.
 
     Args:
         folder: of the store.
@@ -81,20 +85,13 @@ class PartitionedData:
     ) -> None:
         check_path("folder", folder)
         check_flag("verify", verify)
-        self.manifest = Manifest.load(folder)
+        self.manifest, self._folder, self._verify = Manifest.load(folder), folder, verify
         self._searched: dict[SelfLoops, Sequence[Searched]] = {}
         self.rank, self._tensors = _rank(rank, self.manifest.ranks), {}
         if self.rank is None:
             return
-        self._tensors = {
-            name: torch.from_numpy(open_array(array_path(folder, self.rank, name), record, verify))
-            for name, record in self._part.files.items()
-        }
-        ends = self._tensors["indptr"][[0, -1]].tolist()
-        if ends != [0, self.num_edges]:
-            path = array_path(folder, self.rank, "indptr")
-            raise DatasetError(f"{path} runs from {ends[0]} to {ends[1]}; expected 0 to "
-                               f"{self.num_edges}, the part's edges")  # fmt: skip
+        opened = self._opened(self.rank, self._part.files)
+        self._tensors = {name: torch.from_numpy(array) for name, array in opened.items()}
 
     def __getattr__(self, name: str) -> Tensor:
         if name == "_tensors":  # before it is made, as pickle asks
@@ -103,15 +100,19 @@ class PartitionedData:
         if found is None and self.rank is None:
             raise AttributeError(f"the store has no {name!r} without a rank; {self._expected}")
         if found is None:
-            raise AttributeError(f"a node of this store has no {name!r}; {self.names}")
+            raise AttributeError(
+                f"nodes and edges of this store have no {name!r}; {self.names + self.edge_names}"
+            )
         return found
 
     def __repr__(self) -> str:
         if self.rank is None:
             whole = self.manifest
-            counts = f"{whole.nodes:,} nodes, {whole.edges:,} edges; {', '.join(self.names)}"
+            names = ", ".join(self.names + self.edge_names)
+            counts = f"{whole.nodes:,} nodes, {whole.edges:,} edges; {names}"
             return f"PartitionedData({self.ranks} parts: {counts})"
-        parts = ", ".join(f"{name}={list(self._tensors[name].shape)}" for name in self.names)
+        shapes = {name: list(self._tensors[name].shape) for name in self.names + self.edge_names}
+        parts = ", ".join(f"{name}={shape}" for name, shape in shapes.items())
         counts = f"{self.num_nodes:,} nodes, {self.num_edges:,} edges, {len(self.halo):,} of halo"
         return f"PartitionedData(part {self.rank} of {self.ranks}: {counts}; {parts})"
 
@@ -124,6 +125,11 @@ class PartitionedData:
     def names(self) -> tuple[str, ...]:
         """What nodes have."""
         return self.manifest.names
+
+    @property
+    def edge_names(self) -> tuple[str, ...]:
+        """What edges have."""
+        return self.manifest.edge_names
 
     @property
     def _expected(self) -> str:
@@ -175,7 +181,7 @@ class PartitionedData:
         """
         source, target = self.edge_index.numpy()
         own = slice(self.first, self.first + self.num_nodes)
-        hag = part_counts(source, target, own, own, self_loops, None, same=True)
+        hag = hag_counts(part_hag(source, target, own, own, same=True), self_loops, None)
         cut = np.flatnonzero((source < own.start) | (source >= own.stop))
         if len(cut) > MAX_COVER_EDGES:
             return hag, None
@@ -192,7 +198,59 @@ class PartitionedData:
     @property
     def edge_index(self) -> Tensor:
         """int64 `[2, E']`, the edges into the part's nodes, by the store's numbers."""
-        return torch.stack([self.sources.long(), self._targets() + self.first])
+        return torch.from_numpy(self.block(1).edge_index())
+
+    def block(self, count: int) -> Block:
+        """The edges into this part and into its neighbours, `count` in all, as one: the files of
+        their edges are opened, and compared with the manifest.
+
+        Raises:
+            DatasetError: as when a part is opened.
+            ValueError: the parts are not so many times a number, or no rank is known.
+        """
+        count = whole("count", count, 1, self.ranks)
+        if self.ranks % count:
+            raise ValueError(f"count is {count}; expected a divisor of {self.ranks}, the parts")
+        number, known = self._own // count, self.manifest
+        first = number * count
+        names = (*EDGES, *self.edge_names)
+        opened = [
+            {name: self._tensors[name].numpy() for name in names}
+            if part == self.rank
+            else self._opened(part, names)
+            for part in range(first, first + count)
+        ]
+        ends = np.cumsum([0] + [part.edges for part in known.parts])
+        arrays = {name: joined([each[name] for each in opened]) for name in names[1:]}
+        sources, halo = arrays.pop("sources"), arrays.pop("halo")
+        begins = [each["indptr"][:-1] + at - ends[first]
+                  for each, at in zip(opened, ends[first:], strict=False)]  # fmt: skip
+        indptr = np.append(np.concatenate(begins), ends[first + count] - ends[first])
+        edges = np.diff(ends[::count])
+        reads = known.reads(count)
+        found = Block(number, known.first[::count], edges, reads, indptr, sources, halo, arrays)
+        if count > 1:
+            halo = np.unique(halo)
+            found = replace(found, halo=halo[found.outside(halo)])
+        if len(found.halo) != reads[number].sum():
+            raise DatasetError(
+                f"parts {first} to {first + count - 1} of {self._folder} read {len(found.halo):,} "
+                f"rows of others; expected {reads[number].sum():,}, as the manifest says"
+            )
+        return found
+
+    def _opened(self, part: int, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Arrays of a part, mapped."""
+        known, found = self.manifest.parts[part], {}
+        for name in names:
+            path = array_path(self._folder, part, name)
+            found[name] = open_array(path, known.files[name], self._verify)
+        ends = found["indptr"][[0, -1]].tolist()
+        if ends != [0, known.edges]:
+            path = array_path(self._folder, part, "indptr")
+            raise DatasetError(f"{path} runs from {ends[0]} to {ends[1]}; expected 0 to "
+                               f"{known.edges}, the part's edges")  # fmt: skip
+        return found
 
     @cached_property
     def local_edge_index(self) -> Tensor:

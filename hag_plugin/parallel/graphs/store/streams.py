@@ -12,10 +12,12 @@ from torch import Tensor
 from hag_plugin.arguments import brief
 from hag_plugin.hag.graph import check_edge_index
 
+DGL_OWN = ("_ID", "_TYPE")  # what DGL keeps of its own
+
 
 @dataclass(frozen=True, eq=False)
 class RowStream:
-    """A row for each node, in the order of their numbers.
+    """A row for each node, in the order of their numbers; or for each edge, in that of edges.
 
     Attributes:
         rows: how many.
@@ -50,6 +52,7 @@ class EdgeStream:
         num_nodes: N, or None: the largest id and one more.
         where: says where edge `i` is.
         rows: what nodes have, by name.
+        values: what edges have, by name.
     """
 
     blocks: Callable[[int], Iterator[np.ndarray]]
@@ -57,6 +60,7 @@ class EdgeStream:
     num_nodes: int | None = None
     where: Callable[[int], str] = "edge {:,}".format
     rows: Mapping[str, RowStream] = field(default_factory=dict)
+    values: Mapping[str, RowStream] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -65,6 +69,7 @@ class EdgeStream:
         num_nodes: int | None,
         rows: Mapping[str, np.ndarray] | None = None,
         words: str = "arrays",
+        values: Mapping[str, np.ndarray] | None = None,
     ) -> EdgeStream:
         """The edges of an array `[2, E]`."""
 
@@ -75,8 +80,11 @@ class EdgeStream:
         def where(edge: int) -> str:
             return f"edge {edge:,} is {edge_index[:, edge].tolist()}"
 
-        streams = {name: RowStream.of(array) for name, array in (rows or {}).items()}
-        return cls(blocks, words, num_nodes, where, streams)
+        of_nodes, of_edges = (
+            {name: RowStream.of(array) for name, array in (each or {}).items()}
+            for each in (rows, values)
+        )
+        return cls(blocks, words, num_nodes, where, of_nodes, of_edges)
 
 
 def stream_of(data: Any) -> EdgeStream:
@@ -84,7 +92,7 @@ def stream_of(data: Any) -> EdgeStream:
 
     Raises:
         TypeError: it is none of these.
-        ValueError: it has values of edges, which a store does not keep.
+        ValueError: it has types of nodes, or values of edges that are not a row for each.
     """
     if isinstance(data, EdgeStream):
         return data
@@ -92,37 +100,38 @@ def stream_of(data: Any) -> EdgeStream:
         if len(data.ntypes) > 1 or len(data.etypes) > 1:
             raise ValueError(f"data has node types {data.ntypes} and edge types {data.etypes}; "
                              "expected one of each")  # fmt: skip
-        _refuse_edge_values(name for name in data.edata if name not in ("_ID", "_TYPE"))
         ends = [ids.cpu().numpy() for ids in data.edges()]
-        rows = {name: _array(name, value) for name, value in data.ndata.items() if name != "_ID"}
-        return EdgeStream.of(np.stack(ends), data.num_nodes(), rows, "a DGL graph")
+        rows, values = (
+            {name: _array(name, value) for name, value in frame.items() if name not in DGL_OWN}
+            for frame in (data.ndata, data.edata)
+        )
+        return EdgeStream.of(np.stack(ends), data.num_nodes(), rows, "a DGL graph", values)
     edge_index = getattr(data, "edge_index", None)
     if isinstance(edge_index, Tensor) and hasattr(data, "num_nodes"):
         check_edge_index(edge_index)
         items = data.to_dict() if hasattr(data, "to_dict") else vars(data)
         tensors = {name: each for name, each in items.items() if isinstance(each, Tensor)}
         tensors.pop("edge_index")
-        nodes = data.num_nodes
-        if hasattr(data, "is_edge_attr"):
-            _refuse_edge_values(n for n in tensors if data.is_edge_attr(n))
+        nodes, is_edge_attr = data.num_nodes, getattr(data, "is_edge_attr", lambda name: False)
+        of_edges = {name: tensors.pop(name) for name in [*tensors] if is_edge_attr(name)}
+        for name, each in of_edges.items():
+            if not each.dim() or each.shape[0] != edge_index.shape[1]:
+                raise ValueError(
+                    f"{name} has shape {list(each.shape)}; expected a row for each of the "
+                    f"{edge_index.shape[1]:,} edges, or that the data is without it"
+                )
         rows = {
             name: _array(name, each)
             for name, each in tensors.items()
             if each.dim() and each.shape[0] == nodes
         }
-        return EdgeStream.of(edge_index.detach().cpu().numpy(), nodes, rows, type(data).__name__)
+        values = {name: _array(name, each) for name, each in of_edges.items()}
+        edges = edge_index.detach().cpu().numpy()
+        return EdgeStream.of(edges, nodes, rows, type(data).__name__, values)
     raise TypeError(
         f"data is {brief(data)}; expected PyG's Data, a DGL graph, or what "
         "hag_plugin.data.edge_folders.open_graph makes of a path"
     )
-
-
-def _refuse_edge_values(names: Iterator[str]) -> None:
-    there = sorted(names)
-    if there:
-        raise ValueError(
-            f"data has values of edges, {', '.join(there)}, which are not kept; expected none"
-        )
 
 
 def _array(name: str, value: Any) -> np.ndarray:

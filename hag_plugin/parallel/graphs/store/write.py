@@ -25,17 +25,25 @@ from hag_plugin.arguments import (
 from hag_plugin.files import DatasetError
 from hag_plugin.hag.graph import MAX_NODES
 from hag_plugin.kernels import _cpu
+from hag_plugin.parallel.graphs.stats import hag_counts, part_hag
 from hag_plugin.parallel.graphs.store.assign import METHODS, assign, numbered
 from hag_plugin.parallel.graphs.store.bars import Bars
 from hag_plugin.parallel.graphs.store.folder import whole_folder
 from hag_plugin.parallel.graphs.store.manifest import (
+    LOOPS,
     Manifest,
     Part,
     array_path,
     groups,
     part_folder,
 )
-from hag_plugin.parallel.graphs.store.part_files import NAME, OWN, ArrayFile, FileRecord
+from hag_plugin.parallel.graphs.store.part_files import (
+    NAME,
+    OWN,
+    ArrayFile,
+    FileRecord,
+    open_array,
+)
 from hag_plugin.parallel.graphs.store.sorting import (
     BLOCK_BYTES,
     MOST_BLOCK,
@@ -43,6 +51,7 @@ from hag_plugin.parallel.graphs.store.sorting import (
     Rows,
     Spool,
     sorted_rows,
+    value_type,
 )
 from hag_plugin.parallel.graphs.store.streams import RowStream, stream_of
 from hag_plugin.saved import set_module
@@ -51,6 +60,9 @@ MEMORY = 4 << 30
 LEAST_MEMORY = 64 << 20  # beside what the process has already, and what there is for each node
 # For each node: its number, its part while it is assigned, and whether a part reads it.
 NODE_BYTES = 9
+# For each edge and each node of a part whose HAG is searched. Measured: 49 to 85 bytes an edge
+# where nodes have 20 to 64, 111 where they have 4, and 232 where they have one.
+HAG_BYTES = 120
 MOST_PARTS = 1 << 15
 WORK = "work"  # the folder of what is gone at the end
 
@@ -65,6 +77,7 @@ def write_partitions(
     assignment: np.ndarray | None = None,
     undirected: bool = False,
     memory: int = MEMORY,
+    hag: bool = False,
     progress: bool | None = None,
 ) -> Manifest:
     """Cuts a graph into parts, and writes each into a folder of its own, for `PartitionedData`.
@@ -75,7 +88,8 @@ def write_partitions(
 
     Args:
         data: PyG's `Data`, a DGL graph, or the stream of a file or folder
-            (`hag_plugin.data.edge_folders.open_graph`). All that has a row for each node is kept.
+            (`hag_plugin.data.edge_folders.open_graph`). All that has a row for each node is kept,
+            and what edges have.
         ranks: R, how many parts.
         folder: a new one.
         method: how nodes are assigned. "contiguous": blocks of their numbers. "fennel": as a
@@ -83,8 +97,11 @@ def write_partitions(
             as `partition` does, in memory. "auto": METIS, where it is installed and the graph fits,
             otherwise Fennel; or contiguous blocks where these cut no more edges.
         assignment: int `[N]`, the part of each node, made elsewhere; then `method` is not used.
-        undirected: take every edge in both directions, once, without loops.
+        undirected: take every edge in both directions, once, without loops. Both have what was
+            given with the first of them.
         memory: bytes that the process may have in all.
+        hag: search the HAG of each part, and keep what it saves, for plans. The edges of one part
+            are then in memory at a time, at 120 bytes for each, and for each node of it.
         progress: show a bar of each pass over edges or nodes; by default of those that take more
             than two seconds.
 
@@ -107,6 +124,7 @@ def write_partitions(
     check_path("folder", folder)
     check_choice("method", method, METHODS)
     check_flag("undirected", undirected)
+    check_flag("hag", hag)
     memory = whole("memory", memory, 1, 2**63 - 1)
     check_optional_flag("progress", progress)
     bars = Bars(progress)
@@ -114,6 +132,10 @@ def write_partitions(
     if assignment is not None:
         assignment = _checked(assignment, ranks)
         nodes = len(assignment) if nodes is None else nodes
+    for name, rows in stream.values.items():
+        _check_rows(name, rows)
+        if name in stream.rows:
+            raise ValueError(f"{name!r} is what nodes have, and edges; expected two names")
     for name, rows in stream.rows.items():
         _check_rows(name, rows)
         nodes = rows.rows if nodes is None else nodes
@@ -123,11 +145,13 @@ def write_partitions(
         work = made / WORK
         work.mkdir()
         left = _left(memory, nodes or 0)
-        block = max(min(MOST_BLOCK, left // BLOCK_BYTES // 2), 1)
+        values = value_type(stream)
+        each = BLOCK_BYTES + (0 if values is None else 8 * values.itemsize)
+        block = max(min(MOST_BLOCK, left // each // 2), 1)
         spool = Spool(stream, work / "edges", nodes, block, bars)
         nodes = spool.largest + 1 if nodes is None else nodes
         whole("the number of nodes", nodes, 0, MAX_NODES)
-        left = _left(memory, nodes) - block * BLOCK_BYTES
+        left = _left(memory, nodes) - block * each
         if assignment is None:
             numbering, taken = assign(spool, nodes, ranks, method, left, work)
         else:
@@ -141,6 +165,8 @@ def write_partitions(
             part_folder(made, part).mkdir()
         files = _write_rows(made, numbering, _with_ids(stream.rows, nodes), left, bars)
         parts, fingerprint = _write_edges(made, work, spool, numbering, undirected, left)
+        if hag:
+            parts = _with_hags(made, numbering, parts, left, bars)
         merged = {count: _merged(made, numbering, parts, count) for count in groups(ranks)}
         found = Manifest(
             nodes,
@@ -150,6 +176,7 @@ def write_partitions(
             stream.words,
             fingerprint,
             merged,
+            tuple(stream.values),
             tuple(
                 replace(part, files={**part.files, **own})
                 for part, own in zip(parts, files, strict=True)
@@ -180,8 +207,8 @@ def _checked(assignment: Any, parts: int) -> np.ndarray:
 def _check_rows(name: str, rows: RowStream) -> None:
     if NAME.fullmatch(name) is None or name in OWN:
         raise ValueError(
-            f"{name!r} can't be the name of what nodes have; expected letters, digits and _, and "
-            f"none of {', '.join(OWN)}"
+            f"{name!r} can't be the name of what nodes or edges have; expected letters, digits "
+            f"and _, and none of {', '.join(OWN)}"
         )
     try:
         torch.from_numpy(np.zeros(0, rows.dtype.newbyteorder("=")))
@@ -263,20 +290,21 @@ def _write_edges(
     parts: list[Part] = []
     low = high = 0
     read = np.zeros(numbering.nodes, bool)  # by the part that is written
-    open_part = _OpenPart(folder, 0, numbering, read) if len(numbering.first) > 1 else None
-    written = sorted_rows(spool, numbering, undirected, memory, work)
+    known = (numbering, read, spool.fields)
+    open_part = _OpenPart(folder, 0, *known) if len(numbering.first) > 1 else None
+    written = sorted_rows(spool, numbering, undirected, memory, work, valued=True)
     shown = spool.bars.over(written, "writing edges", lambda r: len(r.degree), numbering.nodes)
     for rows in shown:
         assert open_part is not None
         while rows.first >= numbering.first[open_part.number + 1]:
             parts.append(open_part.finish())
-            open_part = _OpenPart(folder, len(parts), numbering, read)
+            open_part = _OpenPart(folder, len(parts), *known)
         halves = open_part.add(rows)
         low, high = (low + halves[0]) % 2**64, (high + halves[1]) % 2**64
     while open_part is not None:
         parts.append(open_part.finish())
         more = len(parts) < len(numbering.first) - 1
-        open_part = _OpenPart(folder, len(parts), numbering, read) if more else None
+        open_part = _OpenPart(folder, len(parts), *known) if more else None
     return parts, f"{low:016x}{high:016x}"
 
 
@@ -288,15 +316,27 @@ class _OpenPart:
         number: of the part.
         numbering: of nodes.
         read: bool `[N]`, all False: the nodes whose rows the part reads.
+        values: the dtypes of what an edge has, by name.
     """
 
-    def __init__(self, folder: Path, number: int, numbering: Numbering, read: np.ndarray) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        number: int,
+        numbering: Numbering,
+        read: np.ndarray,
+        values: Mapping[str, np.dtype[Any]],
+    ) -> None:
         self.number, self._numbering, self._read = number, numbering, read
         self._first, self._last = (int(n) for n in numbering.first[number : number + 2])
         self._edges = self._inner = self._loops = 0
         self._indptr = ArrayFile(array_path(folder, number, "indptr"), np.int64)
         self._sources = ArrayFile(array_path(folder, number, "sources"), np.int32)
         self._halo = ArrayFile(array_path(folder, number, "halo"), np.int32)
+        self._values = {
+            name: ArrayFile(array_path(folder, number, name), each.base, each.shape)
+            for name, each in values.items()
+        }
         self._indptr.append(np.zeros(1, np.int64))
 
     def add(self, rows: Rows) -> tuple[int, int]:
@@ -304,6 +344,9 @@ class _OpenPart:
         ends = np.cumsum(rows.degree)
         self._indptr.append(ends + self._edges)
         self._sources.append(rows.sources)
+        for name, file in self._values.items():
+            assert rows.values is not None  # the graph has some
+            file.append(rows.values[name])
         own = (rows.sources >= self._first) & (rows.sources < self._last)
         self._inner += int(np.count_nonzero(own))
         self._edges += len(rows.sources)
@@ -326,9 +369,38 @@ class _OpenPart:
             "indptr": self._indptr.finish(),
             "sources": self._sources.finish(),
             "halo": self._halo.finish(),
+            **{name: file.finish() for name, file in self._values.items()},
         }
         rows = self._last - self._first
-        return Part(rows, self._edges, self._inner, self._loops, tuple(halo.tolist()), files)
+        return Part(rows, self._edges, self._inner, self._loops, tuple(halo.tolist()), {}, files)
+
+
+def _with_hags(
+    folder: Path, numbering: Numbering, parts: list[Part], memory: int, bars: Bars
+) -> list[Part]:
+    """The parts with what their HAGs read and write."""
+    largest = max(parts, key=lambda part: part.edges + part.rows)
+    needed = HAG_BYTES * (largest.edges + largest.rows)
+    if needed > memory:
+        raise ValueError(
+            f"the HAG of a part takes {needed:,} bytes of memory for its {largest.edges:,} edges "
+            f"and {largest.rows:,} nodes, and {memory:,} are left; expected more, or no HAGs"
+        )
+    found = []
+    edges = sum(part.edges for part in parts)
+    numbers = bars.over(iter(range(len(parts))), "searching", lambda k: parts[k].edges, edges)
+    for number in numbers:
+        source, indptr = (
+            open_array(array_path(folder, number, name), parts[number].files[name], verify=False)
+            for name in ("sources", "indptr")
+        )
+        own = slice(*numbering.first[number : number + 2].tolist())
+        target = np.repeat(np.arange(own.start, own.stop), np.diff(indptr))
+        made = part_hag(source.astype(np.int64), target, own, own, same=True)
+        counts = {name: hag_counts(made, loops, False) for name, loops in LOOPS.items()}
+        hags = {name: (each.rows_read, each.rows_written) for name, each in counts.items()}
+        found.append(replace(parts[number], hags=hags))
+    return found
 
 
 def _merged(

@@ -86,7 +86,7 @@ def test_what_is_sent_is_what_is_read(graph: tuple[int, int, int], split: tuple[
     parts, columns = split
     edges, rows = random_graph(seed, nodes, count), chunk_sizes(nodes, parts)
     ranks = all_ranks(edges, rows)[::columns]  # one of each block
-    halos = [r.halo(columns) for r in ranks]
+    halos = [r.merged(columns).halo() for r in ranks]
     blocks = torch.split(torch.arange(nodes), rows.reshape(-1, columns).sum(axis=1).tolist())
     for halo, block, received in zip(halos, blocks, exchanged(halos, list(blocks)), strict=True):
         assert halo.graph.sources.tolist() == torch.cat([block, received]).tolist()
@@ -219,7 +219,7 @@ def test_edges_between_two_types_of_nodes(
     counted = measure(edges, sizes[1], hag=False, sources=sizes[0]).partition(parts, columns)
     blocks = torch.split(torch.arange(sizes[0]), own.reshape(-1, columns).sum(axis=1).tolist())
     assert counted.own.tolist() == [len(block) for block in blocks]
-    halos = [r.halo(columns) for r in ranks[::columns]]
+    halos = [r.merged(columns).halo() for r in ranks[::columns]]
     out = []
     for halo, block, received in zip(halos, blocks, exchanged(halos, list(blocks)), strict=True):
         assert halo.graph.sources.tolist() == torch.cat([block, received]).tolist()

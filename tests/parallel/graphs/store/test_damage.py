@@ -22,16 +22,17 @@ from ....saving import run_fresh
 
 hpp = hp.parallel
 RANKS, RANK = 3, 1
-NAMES = ("indptr", "sources", "halo", "nodes", "x", "y")
+NAMES = ("indptr", "sources", "halo", "nodes", "x", "y", "w")
 FILES = ["manifest.json", *(f"part-{RANK:05d}/{name}.npy" for name in NAMES)]
 
 
 def write(folder: Path, seed: int) -> Path:
     random = np.random.default_rng(seed)
     rows = {"x": random.random((60, 4)).astype(np.float32), "y": random.integers(0, 5, 60)}
-    stream = EdgeStream.of(random.integers(0, 60, (2, 300)), 60, rows)
+    values = {"w": random.random((300, 2))}
+    stream = EdgeStream.of(random.integers(0, 60, (2, 300)), 60, rows, values=values)
     owner = random.permutation(np.arange(60) % RANKS)
-    hpp.write_partitions(stream, RANKS, folder, assignment=owner)
+    hpp.write_partitions(stream, RANKS, folder, assignment=owner, hag=True)
     return folder
 
 
@@ -220,7 +221,7 @@ def test_no_other_part_is_needed(store: Path) -> None:
 def test_ranks_that_are_no_parts(store: Path) -> None:
     none = hpp.PartitionedData(store)  # the manifest alone
     assert (none.ranks, none.names, none.stats.nodes) == (3, ("x", "y"), 60)
-    assert repr(none) == "PartitionedData(3 parts: 60 nodes, 300 edges; x, y)"
+    assert repr(none) == "PartitionedData(3 parts: 60 nodes, 300 edges; x, y, w)"
     for name in ("num_nodes", "num_edges", "first"):
         with pytest.raises(ValueError, match="rank is None; expected rank=0 to 2, or torch"):
             getattr(none, name)

@@ -19,7 +19,13 @@ from hag_plugin.files import DatasetError
 from hag_plugin.parallel.graphs.stats import measure
 from hag_plugin.parallel.graphs.store import assign
 from hag_plugin.parallel.graphs.store.fennel import fennel
-from hag_plugin.parallel.graphs.store.sorting import EDGE_BYTES, Numbering, Spool, sorted_rows
+from hag_plugin.parallel.graphs.store.sorting import (
+    EDGE_BYTES,
+    VALUE_BYTES,
+    Numbering,
+    Spool,
+    sorted_rows,
+)
 from hag_plugin.parallel.graphs.store.streams import EdgeStream, RowStream
 from hag_plugin.parallel.graphs.store.write import resident
 from hag_plugin.parallel.layouts import chunk_sizes
@@ -135,6 +141,67 @@ def test_parts_are_those_of_the_twin(method: str) -> None:
     check()
 
 
+@settings(max_examples=60)
+@given(graphs(), st.integers(1, 5), st.booleans(), st.integers(0, 2**31))
+def test_what_edges_have_goes_with_them(
+    graph: tuple[torch.Tensor, int], ranks: int, undirected: bool, seed: int
+) -> None:
+    """Of repeated edges in the order in which they came; of both directions, what came first."""
+    edges, nodes = graph
+    random, count = np.random.default_rng(seed), edges.shape[1]
+    owner = random.integers(0, ranks, nodes)
+    values = {"number": np.arange(count), "edge_attr": random.random((count, 2)).astype(">f4")}
+    stream = EdgeStream.of(edges.numpy(), nodes, {"x": np.ones(nodes)}, values=values)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "parts"
+        hpp.write_partitions(stream, ranks, path, assignment=owner, undirected=undirected)
+        parts = parts_in(path)
+    assert_same(parts, edges, torch.from_numpy(owner), undirected)
+    assert_counts(parts, nodes)
+    twins = reference.edges_of_parts(edges, torch.from_numpy(owner), ranks, undirected)
+    for part, wanted in zip(parts, twins, strict=True):
+        assert (part.names, part.edge_names) == (("x",), ("number", "edge_attr"))
+        assert part.number.tolist() == wanted
+        assert part.edge_attr.dtype == torch.float32
+        assert np.array_equal(part.edge_attr.numpy(), values["edge_attr"][wanted])
+
+
+@settings(max_examples=40)
+@given(graphs(), st.sampled_from([(1, 1), (4, 1), (4, 2), (4, 4), (6, 3)]), st.integers(0, 2**31))
+def test_neighbours_as_one(
+    graph: tuple[torch.Tensor, int], split: tuple[int, int], seed: int
+) -> None:
+    """Edges one part after the other, and all rows that they read of others."""
+    edges, nodes = graph
+    ranks, count = split
+    owner = np.random.default_rng(seed).integers(0, ranks, nodes)
+    stream = EdgeStream.of(edges.numpy(), nodes, values={"w": np.arange(edges.shape[1])})
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "parts"
+        hpp.write_partitions(stream, ranks, path, assignment=owner)
+        parts = parts_in(path)
+        for part in parts:
+            found = part.block(count)
+            own = parts[found.number * count : (found.number + 1) * count]
+            assert part in own
+            index = torch.cat([each.edge_index for each in own], dim=1).numpy()
+            assert np.array_equal(found.edge_index(), index)
+            assert (found.first, found.last) == (own[0].first, own[-1].first + own[-1].num_nodes)
+            others = {*index[0].tolist()} - {*range(found.first, found.last)}
+            assert found.halo.tolist() == sorted(others)
+            assert found.before == sum(each.num_edges for each in parts[: own[0].rank])
+            assert found.values["w"].tolist() == torch.cat([each.w for each in own]).tolist()
+
+
+def test_neighbours_that_are_none(tmp_path: Path) -> None:
+    hpp.write_partitions(EdgeStream.of(EDGES, 3), 3, tmp_path / "parts")
+    for count, words in ((2, "count is 2; expected a divisor of 3"), (4, "count is 4; expected")):
+        with pytest.raises(ValueError, match=words):
+            hpp.PartitionedData(tmp_path / "parts", 0).block(count)
+    with pytest.raises(ValueError, match="rank is None"):
+        hpp.PartitionedData(tmp_path / "parts").block(1)
+
+
 @given(graphs(), st.integers(1, 7), st.integers(1, 5), st.integers(1, 5), st.booleans())
 def test_sorting_with_little_memory(
     graph: tuple[torch.Tensor, int], most: int, block: int, parts: int, both: bool
@@ -145,8 +212,9 @@ def test_sorting_with_little_memory(
     owner = random.integers(0, parts, nodes).astype(np.int32)
     twins = reference.parts_of(edges, torch.from_numpy(owner), parts, both)
     wanted = [row for _, rows, _ in twins for row in rows]
+    stream = EdgeStream.of(edges.numpy(), nodes, values={"w": np.arange(edges.shape[1])})
     with TemporaryDirectory() as folder:
-        spool = Spool(EdgeStream.of(edges.numpy(), nodes), Path(folder) / "edges", nodes, block)
+        spool = Spool(stream, Path(folder) / "edges", nodes, block)
         assert spool.edges == edges.shape[1]
         assert spool.largest == max(edges.flatten().tolist(), default=-1)
         numbering, found, buckets = assign.numbered(owner, parts), [], 0
@@ -164,7 +232,14 @@ def test_sorting_with_little_memory(
             return
         assert found == wanted
         assert buckets >= len(wanted) / most
-        assert [each.name for each in Path(folder).iterdir()] == ["edges"]
+        twin = reference.edges_of_parts(edges, torch.from_numpy(owner), parts, both)
+        each = EDGE_BYTES + VALUE_BYTES + 3 * 8
+        valued = sorted_rows(spool, numbering, both, most * each, Path(folder), valued=True)
+        held = [w for row in valued if row.values is not None for w in row.values["w"].tolist()]
+        assert held == [number for part in twin for number in part]
+        assert {each.name for each in Path(folder).iterdir()} == {"edges", "edges-w"}
+        spool.unlink()
+        assert not list(Path(folder).iterdir())
 
 
 def test_more_nodes_than_are_counted_apart(tmp_path: Path) -> None:
@@ -262,6 +337,7 @@ def test_data_of_pyg(tmp_path: Path) -> None:
     pyg = pytest.importorskip("torch_geometric.data")
     edges = torch.tensor([[0, 1, 2, 4, 4], [1, 0, 1, 3, 3]])
     data = pyg.Data(torch.randn(6, 3), edges, y=torch.arange(6), train_mask=torch.arange(6) > 2)
+    data.edge_weight = torch.rand(5)
     data.name, data.scale = "a graph", torch.ones(1)
     hpp.write_partitions(data, 3, tmp_path / "parts")
     parts = parts_in(tmp_path / "parts")
@@ -270,8 +346,25 @@ def test_data_of_pyg(tmp_path: Path) -> None:
         assert {*part.names} == {"x", "y", "train_mask"}
         for name in part.names:
             assert torch.equal(getattr(part, name), data[name][part.nodes])
-    with pytest.raises(AttributeError, match=r"no 'weights'; \('x', 'y', 'train_mask'\)"):
+    found = {tuple(pair): w for pair, w in _old_edges(parts, "edge_weight")}
+    assert found == {
+        tuple(pair): w
+        for pair, w in zip(edges.t().tolist(), data.edge_weight.tolist(), strict=True)
+    }
+    data.edge_label_index = torch.ones(2, 5, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"edge_label_index has shape \[2, 5\]; expected a row"):
+        hpp.write_partitions(data, 3, tmp_path / "others")
+    with pytest.raises(AttributeError, match=r"no 'weights'; .*'train_mask', 'edge_weight'"):
         _ = parts[0].weights
+
+
+def _old_edges(parts: list[hpp.PartitionedData], name: str) -> list[Any]:
+    """Edges by the numbers that nodes had before, and what they have."""
+    nodes, found = torch.cat([part.nodes for part in parts]), []
+    for part in parts:
+        pairs = nodes[part.edge_index].t().tolist()
+        found += zip(pairs, getattr(part, name).tolist(), strict=True)
+    return found
 
 
 def test_graphs_of_dgl(tmp_path: Path) -> None:
@@ -284,9 +377,10 @@ def test_graphs_of_dgl(tmp_path: Path) -> None:
     assert_same(parts, edges, owner_of(parts), False)
     for part in parts:
         assert torch.equal(part.feat, graph.ndata["feat"][part.nodes])
-    graph.edata["w"] = torch.ones(5)
-    with pytest.raises(ValueError, match="values of edges, w, which are not kept"):
-        hpp.write_partitions(graph, 2, tmp_path / "others")
+    graph.edata["w"] = torch.rand(5)
+    hpp.write_partitions(graph, 2, tmp_path / "others")
+    found = sorted(w for _, w in _old_edges(parts_in(tmp_path / "others"), "w"))
+    assert found == sorted(graph.edata["w"].tolist())
 
 
 @pytest.mark.parametrize("dtype", ["?", "i1", "u1", "i2", "i8", "f2", "f4", ">f4", "f8", "c8"])
@@ -356,6 +450,18 @@ WRONG: dict[str, tuple[Broken, str]] = {
         lambda: {"data": EdgeStream.of(EDGES, 3, {"../x": np.ones(3)})},
         "'../x' can't be the name",
     ),
+    "too few values of edges": (
+        lambda: {"data": EdgeStream.of(EDGES, 3, values={"w": np.ones(2)})},
+        "w has 2 rows; expected 3, one an edge",
+    ),
+    "values that are texts": (
+        lambda: {"data": EdgeStream.of(EDGES, 3, values={"w": np.array(["a"] * 3)})},
+        "w is <U1",
+    ),
+    "one name for two things": (
+        lambda: {"data": EdgeStream.of(EDGES, 3, {"w": np.ones(3)}, values={"w": np.ones(3)})},
+        "'w' is what nodes have, and edges",
+    ),
     "a short assignment": (lambda: {"assignment": [0, 1]}, "assignment has 2 parts; expected 3"),
     "an assignment beyond": (
         lambda: {"assignment": [0, 1, 2]},
@@ -368,6 +474,15 @@ WRONG: dict[str, tuple[Broken, str]] = {
     "nodes without memory": (
         lambda: {"memory": resident() + (1 << 28), "data": EdgeStream.of(EDGES, 2**30)},
         "and 1,073,741,824 nodes need 9,6",
+    ),
+    "HAGs without memory": (
+        lambda: {
+            "memory": resident() + (64 << 20) + (8 << 20),
+            "method": "contiguous",
+            "hag": True,
+            "data": EdgeStream.of(np.zeros((2, 400_000), int), 3),
+        },
+        "the HAG of a part takes 48,000,240 bytes of memory for its 400,000 edges and 2 nodes",
     ),
     "labels without memory": (
         lambda: {
