@@ -24,6 +24,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Sequence
@@ -54,7 +55,12 @@ OPTIONS = {
 ISAS = {"address": 2, "thread": 1}
 EVERY = 3
 # What has threads, and needs no other process.
-THREADED = ("kernels/test_threads.py", "hag/test_graph_set.py", "hag/test_check_program.py")
+THREADED = (
+    "kernels/test_threads.py",
+    "hag/test_graph_set.py",
+    "hag/test_check_program.py",
+    "hag/test_build.py::test_graphs_that_are_cut",
+)
 
 
 class Machine:
@@ -88,11 +94,17 @@ class Machine:
         }
         if isa:
             environment["HAG_PLUGIN_ISA"] = isa
-        done = subprocess.run(
-            [sys.executable, *arguments], cwd=ROOT, env=environment, text=True, timeout=timeout,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
-        )  # fmt: skip
-        return done.returncode, done.stdout
+        with tempfile.TemporaryDirectory() as folder:
+            # Not to where pytest keeps what is printed, and loses it when its process is ended.
+            for name in OPTIONS[self.mode]:
+                if name.endswith("SAN_OPTIONS"):
+                    environment[name] += f":log_path={folder}/report"
+            done = subprocess.run(
+                [sys.executable, *arguments], cwd=ROOT, env=environment, text=True,
+                timeout=timeout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+            )  # fmt: skip
+            reports = [file.read_text() for file in sorted(Path(folder).iterdir())]
+        return done.returncode, "\n".join([done.stdout, *reports])
 
     def expect_quiet(self, what: str, *arguments: str, isa: str = "") -> None:
         start = time.monotonic()

@@ -171,7 +171,7 @@ class Search {
   }
   double count_plain(Tiles &tiles) const;
   void search(const std::vector<Tile *> &tiles, bool all);
-  void search(Tiles &tiles, const std::vector<size_t> &drawn);
+  void search(Tiles &tiles, std::vector<size_t> drawn);
   Estimate look(int64_t count, Tiles &tiles, double all);
   Estimate look_ahead(int64_t count, const std::vector<int32_t> &rows, Tiles &looks);
   bool can_pay(const std::vector<int32_t> &rows);
@@ -225,10 +225,12 @@ void Search::search(const std::vector<Tile *> &tiles, bool all) {
   });
 }
 
-void Search::search(Tiles &tiles, const std::vector<size_t> &drawn) {
+// Each of those drawn once: two threads must not search the same one.
+void Search::search(Tiles &tiles, std::vector<size_t> drawn) {
+  std::sort(drawn.begin(), drawn.end());
+  drawn.erase(std::unique(drawn.begin(), drawn.end()), drawn.end());
   std::vector<Tile *> chosen;
-  for (const size_t t : drawn)
-    if (chosen.empty() || chosen.back() != &tiles[t]) chosen.push_back(&tiles[t]);
+  for (const size_t t : drawn) chosen.push_back(&tiles[t]);
   search(chosen, false);
 }
 
