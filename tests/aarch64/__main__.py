@@ -1,0 +1,238 @@
+"""Compiles the native module for aarch64, and runs tests of it under QEMU.
+
+    python -m tests.aarch64 [--cpu MODEL] [--report FILE] [FILES]
+
+From the root of the source, on Debian. What it needs is `TOOLS`; an arm64 Python comes by apt-get
+from Debian, torch and the others by pip: into `build/aarch64`, nothing is installed over this
+system. FILES are those of tests, `TESTS` without them. `--report` keeps a row for each; the last
+one is beside this file.
+
+A build of many minutes and tests of many more: QEMU takes ten to thirty times as long as a
+processor would. So no time here tells anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+WORK = ROOT / "build" / "aarch64"
+
+TOOLS = {
+    "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu",
+    "qemu-aarch64-static": "qemu-user-static",
+    "apt-get": "apt",
+    "dpkg-deb": "dpkg",
+    "cmake": "cmake",
+    "ninja": "ninja-build",
+}
+# Debian's packages of a Python that can be run and compiled for; PYTHON is python3.11 and so on.
+PACKAGES = (
+    *("PYTHON-minimal", "libPYTHON-minimal", "libPYTHON-stdlib", "libPYTHON-dev"),
+    *("libc6", "libgcc-s1", "libstdc++6", "libgomp1", "zlib1g", "libbz2-1.0", "liblzma5"),
+    *("libffi8", "libsqlite3-0", "libssl3", "libexpat1", "libuuid1", "libcrypt1"),
+)
+# Newer wheels of torch for aarch64 want CUDA's libraries.
+TORCH = "torch==2.10.0"
+WHEELS = (
+    *("numpy", "tqdm", "nanobind", "pytest", "hypothesis", "psutil", "networkx", "sympy"),
+    *("mpmath", "jinja2", "markupsafe", "filelock", "fsspec", "typing_extensions", "pluggy"),
+    *("iniconfig", "packaging", "pygments", "sortedcontainers"),
+)
+PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
+# Of ARMv8.0: what newer ones have more may not be used unasked.
+CPU = "cortex-a57"
+
+TESTS = (
+    *("kernels/test_instruction_sets.py", "kernels/test_threads.py"),
+    *("ops/test_aggregate.py", "ops/test_aggregate_gradients.py", "ops/test_weighted_sum.py"),
+    *("ops/test_attention.py", "ops/test_long_rows.py", "hag/test_programs.py"),
+    *("hag/test_search.py", "hag/test_check_program.py", "hag/test_graph_set.py"),
+)
+COPIED = ("hag_plugin", "kernels", "tests", "examples", "setup.cfg", "pyproject.toml")
+
+
+def run(*words: str | Path, cwd: Path = ROOT, **more: str) -> str:
+    """What a command prints; where it fails, this ends with what it said."""
+    done = subprocess.run(
+        [str(word) for word in words], cwd=cwd, env=os.environ | more, text=True, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    if done.returncode != 0:
+        sys.exit(f"{done.stdout[-10_000:]}\n{words[0]}: exit code {done.returncode}")
+    return done.stdout
+
+
+def check_tools() -> None:
+    missing = {package for tool, package in TOOLS.items() if shutil.which(tool) is None}
+    if missing:
+        sys.exit(f"missing here: apt-get install {' '.join(sorted(missing))}")
+
+
+def fetch_python() -> Path:
+    """The folder of an arm64 Python and its libraries."""
+    root, state = WORK / "root", WORK / "apt"
+    if root.is_dir():
+        return root
+    archives, part = state / "archives", WORK / "root.part"
+    for folder in (state / "lists" / "partial", archives / "partial"):
+        folder.mkdir(parents=True, exist_ok=True)
+    (state / "status").touch()
+    settings = state / "apt.conf"  # so that nothing of this system's is read or changed
+    settings.write_text(
+        'APT::Architecture "arm64"; APT::Architectures { "arm64"; }; APT::Sandbox::User "root";\n'
+        f'Dir::State "{state}"; Dir::State::status "{state}/status"; Dir::Cache "{state}";\n'
+    )
+    run("apt-get", "update", APT_CONFIG=str(settings))
+    said = run("apt-cache", "depends", "python3-minimal", APT_CONFIG=str(settings))
+    found = re.search(r"python3\.\d+", said)
+    if found is None:
+        sys.exit(f"{said}\nno Python for arm64 among the packages that apt-get finds")
+    names = [package.replace("PYTHON", found[0]) for package in PACKAGES]
+    run("apt-get", "download", *names, cwd=archives, APT_CONFIG=str(settings))
+    for path in sorted(archives.glob("*.deb")):
+        run("dpkg-deb", "-x", path, part)
+    part.rename(root)
+    return root
+
+
+def make_interpreter(root: Path, cpu: str) -> Path:
+    """A file to be run as Python is, here and by what runs in it."""
+    (binary,) = (root / "usr" / "bin").glob("python3.*")
+    path = WORK / "bin" / "python"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(
+        "#!/bin/sh\n"
+        f'exec qemu-aarch64-static -L "{root}" -cpu {cpu} -E PYTHONHOME="{root}/usr" '
+        f'-0 "$0" "{binary}" "$@"\n'
+    )
+    path.chmod(0o755)
+    return path
+
+
+def fetch_wheels(python: Path) -> Path:
+    """The folder of torch and the others, for the Python there."""
+    site, part = WORK / "site", WORK / "site.part"
+    if site.is_dir():
+        return site
+    version = run(python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])").strip()
+    for_it = [f"--platform={name}" for name in PLATFORMS]
+    words = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--only-binary=:all:",
+             *for_it, "--python-version", version, "--target", str(part)]  # fmt: skip
+    run(*words, TORCH)
+    run(*words, "-c", ROOT / "constraints.txt", *WHEELS)
+    part.rename(site)
+    return site
+
+
+def compile_module(root: Path, python: Path) -> Path:
+    objects = WORK / "objects"
+    run(
+        "cmake", "-S", ROOT, "-B", objects, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
+        f"-DCMAKE_TOOLCHAIN_FILE={HERE / 'toolchain.cmake'}", f"-DPython_EXECUTABLE={python}",
+        f"-DCMAKE_CXX_FLAGS=-idirafter {root / 'usr' / 'include'}",  # Python's pyconfig.h
+    )  # fmt: skip
+    said = run("cmake", "--build", objects)
+    warnings = [line for line in said.splitlines() if "warning:" in line]
+    if warnings:
+        sys.exit("\n".join(warnings))
+    (module,) = objects.glob("_cpu.*.so")
+    return module
+
+
+def copy_package(module: Path) -> Path:
+    """A folder with the package and its tests, in which the native module is that one."""
+    tree = WORK / "tree"
+    shutil.rmtree(tree, ignore_errors=True)
+    tree.mkdir(parents=True)
+    left = shutil.ignore_patterns("__pycache__", "*.so", ".work")
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tree / name, ignore=left)
+        else:
+            shutil.copy(ROOT / name, tree)
+    shutil.copytree(tree / "kernels", tree / "hag_plugin" / "kernels", dirs_exist_ok=True)
+    shutil.copy(module, tree / "hag_plugin" / "kernels")
+    return tree
+
+
+def run_tests(
+    python: Path, tree: Path, files: Sequence[str]
+) -> tuple[dict[str, Counter[str]], str]:
+    """How many tests of each file passed, failed and were skipped; what was printed."""
+    results = WORK / "results.xml"
+    results.unlink(missing_ok=True)
+    done = subprocess.run(
+        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={results}",
+         "-o", "junit_family=xunit1", "-o", "faulthandler_timeout=1800",
+         *(f"tests/{file}" for file in files)],
+        cwd=tree, text=True, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    counts: dict[str, Counter[str]] = {file: Counter() for file in files}
+    if results.exists():
+        for case in ET.parse(results).iter("testcase"):
+            file = case.get("file", "").removeprefix("tests/")
+            outcome = {child.tag for child in case} & {"failure", "error", "skipped"}
+            kind = "passed" if not outcome else "skipped" if outcome == {"skipped"} else "failed"
+            counts.setdefault(file, Counter())[kind] += 1
+    if done.returncode != 0 and not any(count["failed"] for count in counts.values()):
+        sys.exit(f"{done.stdout[-10_000:]}\nthe tests ended with exit code {done.returncode}")
+    return counts, done.stdout
+
+
+def versions(python: Path, cpu: str) -> str:
+    code = """
+import platform, numpy, torch
+print(f"Python {platform.python_version()}, torch {torch.__version__}, NumPy {numpy.__version__}")
+"""
+    qemu = re.search(r"[\d.]+", run("qemu-aarch64-static", "--version"))
+    compiler = run("aarch64-linux-gnu-g++", "-dumpfullversion").strip()
+    inside = run(python, "-c", code).strip()
+    return f"QEMU {qemu[0] if qemu else '?'} ({cpu}), GCC {compiler}, {inside}"
+
+
+def write_report(path: Path, counts: dict[str, Counter[str]], machine: str) -> None:
+    commit = run("git", "-C", ROOT, "rev-parse", "--short", "HEAD").strip()
+    kinds = ("passed", "failed", "skipped")
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("tests", *kinds, "machine", "commit"))
+        for name, count in counts.items():
+            writer.writerow((name, *(count[kind] for kind in kinds), machine, commit))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.aarch64")
+    parser.add_argument("files", nargs="*", default=TESTS, help="of tests, as ops/test_NAME.py")
+    parser.add_argument("--cpu", default=CPU, help=f"what QEMU is to be ({CPU})")
+    parser.add_argument("--report", type=Path, help="a CSV file for what there was")
+    options = parser.parse_args()
+    check_tools()
+    WORK.mkdir(parents=True, exist_ok=True)
+    root = fetch_python()
+    python = make_interpreter(root, options.cpu)
+    site = fetch_wheels(python)
+    os.environ |= {"PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
+    tree = copy_package(compile_module(root, python))
+    counts, said = run_tests(python, tree, options.files)
+    for name, count in counts.items():
+        print(f"{name}: " + ", ".join(f"{n} {kind}" for kind, n in sorted(count.items())))
+    if options.report:
+        write_report(options.report, counts, versions(python, options.cpu))
+    if any(count["failed"] for count in counts.values()):
+        sys.exit(said[-20_000:])
+
+
+if __name__ == "__main__":
+    main()
