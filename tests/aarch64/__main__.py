@@ -51,8 +51,7 @@ WHEELS = (
     *("iniconfig", "packaging", "pygments", "sortedcontainers"),
 )
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
-# Of ARMv8.0: what newer ones have more may not be used unasked.
-CPU = "cortex-a57"
+CPU = "neoverse-n1"  # torch does not run on much older ones
 
 TESTS = (
     *("kernels/test_instruction_sets.py", "kernels/test_threads.py"),
@@ -137,11 +136,13 @@ def fetch_wheels(python: Path) -> Path:
 
 
 def compile_module(root: Path, python: Path) -> Path:
-    objects = WORK / "objects"
+    objects, include = WORK / "objects", root / "usr" / "include"
+    (python_include,) = include.glob("python3.*")
     run(
         "cmake", "-S", ROOT, "-B", objects, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
         f"-DCMAKE_TOOLCHAIN_FILE={HERE / 'toolchain.cmake'}", f"-DPython_EXECUTABLE={python}",
-        f"-DCMAKE_CXX_FLAGS=-idirafter {root / 'usr' / 'include'}",  # Python's pyconfig.h
+        f"-DPython_INCLUDE_DIR={python_include}",
+        f"-DCMAKE_CXX_FLAGS=-idirafter {include}",  # for Python's pyconfig.h
     )  # fmt: skip
     said = run("cmake", "--build", objects)
     warnings = [line for line in said.splitlines() if "warning:" in line]
