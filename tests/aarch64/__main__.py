@@ -7,8 +7,8 @@ from Debian, torch and the others by pip: into `build/aarch64`, nothing is insta
 system. FILES are those of tests, `TESTS` without them. `--report` keeps a row for each; the last
 one is beside this file.
 
-A build of many minutes and tests of many more: QEMU takes ten to thirty times as long as a
-processor would. So no time here tells anything.
+The build takes minutes, and tests more: QEMU takes ten to thirty times as long as a processor.
+Slow ones are left out, and no time tells anything.
 """
 
 from __future__ import annotations
@@ -175,8 +175,9 @@ def run_tests(
     results = WORK / "results.xml"
     results.unlink(missing_ok=True)
     done = subprocess.run(
-        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={results}",
-         "-o", "junit_family=xunit1", "-o", "faulthandler_timeout=1800",
+        [python, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider",
+         f"--junitxml={results}", "-o", "junit_family=xunit1",
+         "-o", "faulthandler_timeout=1800",
          *(f"tests/{file}" for file in files)],
         cwd=tree, text=True, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
