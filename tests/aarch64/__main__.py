@@ -193,10 +193,10 @@ def versions(python: Path, cpu: str) -> str:
 import platform, numpy, torch
 print(f"Python {platform.python_version()}, torch {torch.__version__}, NumPy {numpy.__version__}")
 """
-    qemu = re.search(r"[\d.]+", run("qemu-aarch64-static", "--version"))
+    qemu = re.search(r"version ([\d.]+)", run("qemu-aarch64-static", "--version"))
     compiler = run("aarch64-linux-gnu-g++", "-dumpfullversion").strip()
     inside = run(python, "-c", code).strip()
-    return f"QEMU {qemu[0] if qemu else '?'} ({cpu}), GCC {compiler}, {inside}"
+    return f"QEMU {qemu[1] if qemu else '?'} ({cpu}), GCC {compiler}, {inside}"
 
 
 def write_report(path: Path, counts: dict[str, Counter[str]], machine: str) -> None:
