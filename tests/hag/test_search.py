@@ -259,7 +259,7 @@ def adjacency(seed: int) -> np.ndarray:
     """Bit sets of several words, whose partners tie; and of so many that no byte holds a count."""
     random = np.random.default_rng(seed)
     if seed == 3:
-        return random.random((12, 2300)) < 0.99
+        return random.random((4, 2300)) < 0.99
     n = 90 + 40 * seed
     drawn: np.ndarray = random.random((n, n)) < random.random((n, 1)) * (0.15 + 0.25 * seed)
     return drawn
