@@ -13,6 +13,8 @@
 #else
 #include <immintrin.h>
 #endif
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define HAG_INLINE inline __attribute__((always_inline))
@@ -84,6 +86,16 @@ HAG_INLINE uint32_t float_to_bits(float f) {
   return bits;
 }
 
+#if defined(__aarch64__)
+// Up to four numbers of a half type; zeros follow them.
+template <int L>
+HAG_INLINE uint16x4_t load_halves(const uint16_t *p) {
+  uint64_t bits = 0;
+  __builtin_memcpy(&bits, p, L * 2);
+  return vcreate_u16(bits);
+}
+#endif
+
 // ---------------------------------------------------------------- element types
 
 struct Float32 {
@@ -120,8 +132,12 @@ struct BFloat16 {
   static constexpr bool same = false;
   template <int L>
   static HAG_INLINE Vec<float, L> load(const uint16_t *p) {
+#if defined(__aarch64__)  // where GCC 12 converts number by number
+    const uint32x4_t wide = vshll_n_u16(load_halves<L>(p), 16);
+#else
     Vec<uint32_t, L> wide = __builtin_convertvector(load_as<Vec<uint16_t, L>>(p), Vec<uint32_t, L>)
                             << 16;
+#endif
     return load_as<Vec<float, L>>(&wide);
   }
   template <int L>
@@ -182,6 +198,9 @@ struct Float16 {
       return load_as<Vec<float, L>>(&wide);
     }
 #endif
+#elif defined(__aarch64__)
+    const float32x4_t wide = vcvt_f32_f16(vreinterpret_f16_u16(load_halves<L>(p)));
+    return load_as<Vec<float, L>>(&wide);
 #else
     Vec<float, L> v;
     HAG_UNROLL for (int i = 0; i < L; ++i) v[i] = widen(p[i]);
@@ -210,6 +229,11 @@ struct Float16 {
                                                 _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     }
 #endif
+#elif defined(__aarch64__)
+    Vec<float, 4> padded = {};
+    __builtin_memcpy(&padded, &v, sizeof(v));
+    const float16x4_t halves = vcvt_f16_f32(load_as<float32x4_t>(&padded));
+    __builtin_memcpy(p, &halves, L * 2);
 #else
     HAG_UNROLL for (int i = 0; i < L; ++i) p[i] = narrow(v[i]);
 #endif
@@ -218,7 +242,7 @@ struct Float16 {
 
 // ---------------------------------------------------------------- arithmetic
 
-// a * b + c. Fused where the machine can: -std=c++17 forbids the compiler to do it by itself.
+// a * b + c, fused where the machine can: compilers do so by themselves, but not everywhere.
 template <class V>
 HAG_INLINE V multiply_add(V a, V b, V c) {
 #if defined(__AVX512F__)

@@ -5,6 +5,8 @@
 #include <queue>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "interrupt.h"
@@ -16,6 +18,8 @@ namespace {
 
 // Scans read blocks of 64 items: first word 0 of each, then word 1 of each, and so on.
 constexpr int64_t kBlock = 64;
+// Words whose bits are added byte by byte: of up to eight bits each, a byte holds no more.
+[[maybe_unused]] constexpr int64_t kMostAdded = 31;
 constexpr int64_t kWordsPerStep = 4;  // words that are compared in the time of a step along a row
 constexpr Partner kNobody{1, INT32_MAX};  // a pair is worth nothing below two rows
 
@@ -45,6 +49,36 @@ void forget(Partners &partners) {
 
 // Counts the rows that each item of a block shares with one of the bits `own`. Returns the items
 // with more than `least` of them, a bit each.
+#if defined(__aarch64__)
+// NEON counts the bits of bytes. Two items lie in a vector, `vectors` of them are counted at once.
+uint64_t count_block(const uint64_t *block, const uint64_t *own, int64_t words, uint64_t least,
+                     uint64_t *count) {
+  constexpr int64_t vectors = 4;
+  const uint64x2_t bar = vdupq_n_u64(least);
+  uint64_t above = 0;
+  for (int64_t i = 0; i < kBlock; i += 2 * vectors) {
+    uint64x2_t sum[vectors] = {};
+    for (int64_t begin = 0; begin < words; begin += kMostAdded) {
+      uint8x16_t bytes[vectors] = {};
+      for (int64_t w = begin; w < std::min(words, begin + kMostAdded); ++w) {
+        const uint64x2_t mine = vdupq_n_u64(own[w]);
+        for (int64_t v = 0; v < vectors; ++v) {
+          const uint64x2_t both = vandq_u64(vld1q_u64(block + w * kBlock + i + 2 * v), mine);
+          bytes[v] = vaddq_u8(bytes[v], vcntq_u8(vreinterpretq_u8_u64(both)));
+        }
+      }
+      for (int64_t v = 0; v < vectors; ++v)
+        sum[v] = vpadalq_u32(sum[v], vpaddlq_u16(vpaddlq_u8(bytes[v])));
+    }
+    for (int64_t v = 0; v < vectors; ++v) {
+      const uint64x2_t more = vcgtq_u64(sum[v], bar);
+      vst1q_u64(count + i + 2 * v, sum[v]);
+      above |= ((vgetq_lane_u64(more, 0) & 1) | (vgetq_lane_u64(more, 1) & 2)) << (i + 2 * v);
+    }
+  }
+  return above;
+}
+#else
 inline __attribute__((always_inline)) uint64_t count_block(const uint64_t *block,
                                                            const uint64_t *own, int64_t words,
                                                            uint64_t least, uint64_t *count) {
@@ -58,6 +92,7 @@ inline __attribute__((always_inline)) uint64_t count_block(const uint64_t *block
   for (int64_t i = 0; i < kBlock; ++i) above |= static_cast<uint64_t>(count[i] > least) << i;
   return above;
 }
+#endif
 
 // The two, for an instruction set.
 struct Count {
@@ -90,7 +125,6 @@ HAG_AVX2 int64_t common_avx2(const uint64_t *a, const uint64_t *b, int64_t words
 // AVX2 counts no bits: those of four of them are looked up (Mula), bytes are added over the words.
 HAG_AVX2 uint64_t block_avx2(const uint64_t *block, const uint64_t *own, int64_t words,
                              uint64_t least, uint64_t *count) {
-  constexpr int64_t kMostAdded = 31;  // of up to eight bits each: a byte holds no more
   const __m256i low = _mm256_set1_epi8(15);
   const __m256i bits = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,  //
                                         0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
