@@ -297,7 +297,7 @@ class LayerHalo(OperationExecutor):
         self.graphs = graphs_of(site)
         halo = self.graphs.halo()
         device = site.world.device
-        self.index = torch.from_numpy(halo.graph.index).to(device)
+        self.index = torch.from_numpy(halo.graph.index).long().to(device)
         self.edges = halo.graph.edges
         self.fetch = fetching(site, partial(HaloRows, halo), site.group, "")
 

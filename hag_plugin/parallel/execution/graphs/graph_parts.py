@@ -19,7 +19,7 @@ class LocalGraph:
     """Edges from the rows that a rank holds to the rows that it computes.
 
     Attributes:
-        index: int64 `[2, E]` in local numbers, by target.
+        index: int32 or int64 `[2, E]` in local numbers, by target.
         sources: int64 `[S]`, the node of each source row, or `ELSEWHERE`.
         targets: int64 `[T]`, the node of each target row, or `ELSEWHERE`.
         edges: int64 `[E]`, the number of each edge in the whole graph, or `ELSEWHERE`.
@@ -46,7 +46,8 @@ class LocalGraph:
         own = (self.index[0] >= begin) & (self.index[0] < end)
 
         def part(chosen: np.ndarray, first: int, last: int) -> LocalGraph:
-            index = self.index[:, chosen] - np.array([[first], [0]])
+            index = self.index[:, chosen]
+            index[0] -= first
             types = None if self.types is None else self.types[chosen]
             return replace(
                 self, index=index, sources=self.sources[first:last], edges=self.edges[chosen],
