@@ -1,4 +1,4 @@
-"""The edges of a part in local numbers are those of the whole graph, however many go by at a time."""
+"""A part's edges in local numbers are those of the whole graph, however many go by at a time."""
 
 from __future__ import annotations
 
