@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hag_plugin import adapters
+from hag_plugin import adapters, exchange
 from hag_plugin.arguments import check_flag, check_path, whole
-from hag_plugin.exchange import EDGES, NODES, EdgePart, GraphParts, NodePart
 from hag_plugin.files import DatasetError
 from hag_plugin.hag.program import SelfLoops
 from hag_plugin.parallel.graphs.stats import (
@@ -281,12 +280,13 @@ class PartitionedData:
         """
         return adapters.graph_of_parts("dgl", self._local_graph())
 
-    def _local_graph(self) -> GraphParts:
+    def _local_graph(self) -> exchange.GraphParts:
         own = torch.arange(self.first, self.first + self.num_nodes)
         ids = torch.cat([own, self.halo.long()])
         data = {"_ID": ids, "inner_node": torch.arange(len(ids)) < self.num_nodes}
-        edges = EdgePart(self.local_edge_index, {}, None, None)
-        return GraphParts({NODES: NodePart(len(ids), data, None)}, {EDGES: edges})
+        nodes = exchange.NodePart(len(ids), data, None)
+        edges = exchange.EdgePart(self.local_edge_index, {}, None, None)
+        return exchange.GraphParts({exchange.NODES: nodes}, {exchange.EDGES: edges})
 
     def owners(self, nodes: Tensor) -> Tensor:
         """int64, the parts that have some nodes, by the store's numbers."""

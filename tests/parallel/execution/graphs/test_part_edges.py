@@ -57,9 +57,8 @@ def test_edges_of_parts(
             assert (np.diff(graph.index[1]) >= 0).all()
             assert graph.sources.tolist() == [*range(len(names))]
             assert graph.targets.tolist() == [*range(part.num_nodes)]
-            found = Counter(
-                zip(source.tolist(), target.tolist(), graph.edges.tolist(), strict=True)
-            )
+            listed = np.stack([source, target, graph.edges], axis=1).tolist()
+            found = Counter((u, v, number) for u, v, number in listed)
             assert found <= expected
             expected -= found
             own = [u for u, v in part.edge_index.t().tolist() if u == v]
