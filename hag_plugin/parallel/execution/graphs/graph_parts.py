@@ -60,7 +60,8 @@ class LocalGraph:
         """The sources that edges into targets `first` to `last` have, int64 increasing, and these
         edges from them.
         """
-        chosen = slice(*np.searchsorted(self.index[1], [first, last]))
+        ends = np.array([first, last], self.index.dtype)  # of another, all would be converted
+        chosen = slice(*np.searchsorted(self.index[1], ends))
         sources, place = np.unique(self.index[0, chosen], return_inverse=True)
         index = np.stack([place, self.index[1, chosen] - first])
         types = None if self.types is None else self.types[chosen]
