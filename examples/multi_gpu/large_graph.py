@@ -80,11 +80,14 @@ def blocks(count: int) -> Iterator[tuple[int, int]]:
 
 
 def generate(folder: Path, nodes: int, edges: int, args: argparse.Namespace, dtype: str) -> None:
-    """Writes edges, features, labels and a mask: nodes on a ring whose neighbours are near, with
-    names that tell nothing. What is held is 8 bytes a node, and a block."""
+    """Writes edges, features, labels and a mask: nodes on a ring whose neighbours are near. Their
+    names tell nothing, unless blocks of them are to be the parts. What is held is 8 bytes a node,
+    and a block."""
     folder.mkdir()
     random = np.random.default_rng(args.seed)
-    names = random.permutation(nodes).astype(np.int32)
+    names = np.arange(nodes, dtype=np.int32)
+    if args.method != "contiguous":
+        random.shuffle(names)
     file = ArrayFile(folder / "edges.npy", np.int32, (2,))
     for first, last in blocks(edges):
         target = random.integers(0, nodes, last - first)
