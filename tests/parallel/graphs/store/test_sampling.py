@@ -113,6 +113,7 @@ def test_neighbourhoods_in_pyg(parts: tuple[list[Any], Data]) -> None:
         torch.testing.assert_close(out, expected[data.n_id[seeds]])
 
 
+@pytest.mark.filterwarnings("ignore:Dataloader CPU affinity")
 def test_dgl_samples_from_a_part(parts: tuple[list[Any], Data]) -> None:
     dgl = pytest.importorskip("dgl", reason="DGL is not installed")
     from dgl.dataloading import DataLoader, NeighborSampler
