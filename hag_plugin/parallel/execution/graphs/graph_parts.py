@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ class LocalGraph:
         index: int32 or int64 `[2, E]` in local numbers, by target.
         sources: int64 `[S]`, the node of each source row, or `ELSEWHERE`.
         targets: int64 `[T]`, the node of each target row, or `ELSEWHERE`.
-        edges: int64 `[E]`, the number of each edge in the whole graph, or `ELSEWHERE`.
+        numbers: int64 `[E]`, of each edge in the whole graph, or `ELSEWHERE`; or what makes them.
         self_loops: that are not among the edges and have to be added: False, "add" or "fill".
         targets_first: the targets are the first sources.
         types: int64 `[E]`, the relation of each edge, where the graph has relations.
@@ -31,11 +33,16 @@ class LocalGraph:
     index: np.ndarray
     sources: np.ndarray
     targets: np.ndarray
-    edges: np.ndarray
+    numbers: np.ndarray | Callable[[], np.ndarray]
     self_loops: SelfLoops = False
     targets_first: bool = False
     types: np.ndarray | None = None
     _hags: dict[tuple[str, int | None, torch.device], HAG] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def edges(self) -> np.ndarray:
+        """`numbers`, made once they are asked for."""
+        return self.numbers if isinstance(self.numbers, np.ndarray) else self.numbers()
 
     def apart(self, some: slice, follow: bool = False) -> tuple[LocalGraph, LocalGraph]:
         """The edges from some of the sources, whose only sources they are, and those from others.
@@ -50,8 +57,8 @@ class LocalGraph:
             index[0] -= first
             types = None if self.types is None else self.types[chosen]
             return replace(
-                self, index=index, sources=self.sources[first:last], edges=self.edges[chosen],
-                targets_first=False, types=types, _hags={},
+                self, index=index, sources=self.sources[first:last],
+                numbers=lambda: self.edges[chosen], targets_first=False, types=types, _hags={},
             )  # fmt: skip
 
         return part(own, begin, end), part(~own, end if follow else 0, all_rows)
@@ -67,7 +74,7 @@ class LocalGraph:
         types = None if self.types is None else self.types[chosen]
         part = replace(
             self, index=index, sources=self.sources[sources], targets=self.targets[first:last],
-            edges=self.edges[chosen], targets_first=False, types=types, _hags={},
+            numbers=lambda: self.edges[chosen], targets_first=False, types=types, _hags={},
         )  # fmt: skip
         return sources, part
 

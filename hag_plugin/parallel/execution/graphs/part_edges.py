@@ -1,6 +1,7 @@
 """The edges of a block of a store in local numbers, some at a time from their file.
 
-What is held of an edge is what `LocalGraph` has of it, 16 bytes; nothing is made of all of them.
+What is held of an edge is what `LocalGraph` has of it, 8 bytes; nothing else is made of all of them
+before it is asked for.
 """
 
 from __future__ import annotations
@@ -50,42 +51,51 @@ def local_graph(block: Block, self_loops: SelfLoops, loops: int, most: int = MOS
         loops: edges of the block that are loops.
         most: edges at a time.
     """
-    nodes, halo, number = block.last - block.first, block.halo, block.before
+    nodes, halo = block.last - block.first, block.halo
     count = len(block.sources) + (self_loops is not False) * nodes - (self_loops == "fill") * loops
-    index, numbers, end = np.empty((2, count), np.int32), np.empty(count, np.int64), 0
-    first_loop = int(block.edges.sum()) + block.first
+    index, end = np.empty((2, count), np.int32), 0
     for rows, source, target in _some_edges(block, most):
         outside = block.outside(source)
         place = nodes + np.searchsorted(halo, source[outside])
         source -= np.int32(block.first)
         source[outside] = place
-        edges = source, target, np.arange(number, number + len(source))
-        number += len(source)
         if self_loops is not False:
-            edges = _with_loops(*edges, rows, first_loop, self_loops)
-        begin, end = end, end + len(edges[0])
-        index[0, begin:end], index[1, begin:end], numbers[begin:end] = edges
+            kept, order = _with_loops(rows, source, target, self_loops)
+            own = np.arange(rows.start, rows.stop, dtype=np.int32)
+            source, target = (np.append(each[kept], own)[order] for each in (source, target))
+        begin, end = end, end + len(source)
+        index[0, begin:end], index[1, begin:end] = source, target
+
+    def numbers() -> np.ndarray:
+        return _numbers(block, self_loops, count, most)
+
     sources, targets = np.arange(nodes + len(halo)), np.arange(nodes)
     return LocalGraph(index, sources, targets, numbers, targets_first=True)
 
 
+def _numbers(block: Block, self_loops: SelfLoops, count: int, most: int) -> np.ndarray:
+    """The numbers of the edges of `local_graph`, int64 `[count]`."""
+    if self_loops is False:
+        return block.before + np.arange(count)
+    numbers, number, end = np.empty(count, np.int64), block.before, 0
+    first = int(block.edges.sum()) + block.first
+    for rows, source, target in _some_edges(block, most):
+        kept, order = _with_loops(rows, source - np.int32(block.first), target, self_loops)
+        given, number = np.arange(number, number + len(source)), number + len(source)
+        found = np.append(given[kept], first + np.arange(rows.start, rows.stop))[order]
+        begin, end = end, end + len(found)
+        numbers[begin:end] = found
+    return numbers
+
+
 def _with_loops(
-    source: np.ndarray,
-    target: np.ndarray,
-    number: np.ndarray,
-    rows: range,
-    first: int,
-    self_loops: SelfLoops,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The edges into some rows with the loops of these, by target; that of row i has the number
-    `first` + i."""
+    rows: range, source: np.ndarray, target: np.ndarray, self_loops: SelfLoops
+) -> tuple[slice | np.ndarray, np.ndarray]:
+    """Which edges into some rows are kept; and the order by target of these, and of a loop of each
+    row behind them."""
     kept = source != target if self_loops == "fill" else slice(None)
-    loops = np.arange(rows.start, rows.stop, dtype=np.int32)
-    target = np.concatenate([target[kept], loops])
-    order = np.argsort(target, kind="stable")
-    source = np.concatenate([source[kept], loops])[order]
-    number = np.concatenate([number[kept], first + loops.astype(np.int64)])[order]
-    return source, target[order], number
+    own = np.arange(rows.start, rows.stop, dtype=np.int32)
+    return kept, np.argsort(np.append(target[kept], own), kind="stable")
 
 
 def _some_edges(block: Block, most: int) -> Iterator[tuple[range, np.ndarray, np.ndarray]]:
