@@ -42,7 +42,7 @@ class LocalGraph:
     @cached_property
     def edges(self) -> np.ndarray:
         """`numbers`, made once they are asked for."""
-        return self.numbers if isinstance(self.numbers, np.ndarray) else self.numbers()
+        return _made(self.numbers)
 
     def apart(self, some: slice, follow: bool = False) -> tuple[LocalGraph, LocalGraph]:
         """The edges from some of the sources, whose only sources they are, and those from others.
@@ -50,15 +50,18 @@ class LocalGraph:
         `follow`: the others' sources are those behind, not all.
         """
         begin, end, all_rows = some.start, some.stop, len(self.sources)
+        numbers = self.numbers  # the parts do not keep this graph
         own = (self.index[0] >= begin) & (self.index[0] < end)
 
         def part(chosen: np.ndarray, first: int, last: int) -> LocalGraph:
-            index = self.index[:, chosen]
+            index = np.empty((2, int(np.count_nonzero(chosen))), self.index.dtype)
+            for row in range(2):  # one that is chosen from both at once has them side by side
+                index[row] = self.index[row][chosen]
             index[0] -= first
             types = None if self.types is None else self.types[chosen]
             return replace(
                 self, index=index, sources=self.sources[first:last],
-                numbers=lambda: self.edges[chosen], targets_first=False, types=types, _hags={},
+                numbers=lambda: _made(numbers)[chosen], targets_first=False, types=types, _hags={},
             )  # fmt: skip
 
         return part(own, begin, end), part(~own, end if follow else 0, all_rows)
@@ -102,6 +105,10 @@ class LocalGraph:
                 device=device,
             )
         return self._hags[key]
+
+
+def _made(numbers: np.ndarray | Callable[[], np.ndarray]) -> np.ndarray:
+    return numbers if isinstance(numbers, np.ndarray) else numbers()
 
 
 @dataclass(frozen=True, eq=False)
