@@ -5,13 +5,15 @@ python examples/multi_gpu/large_graph.py --edges 300e6 --folder /data/large --ou
 
 Generates the graph block by block, cuts it with `hag-plugin partition`, measures the machine with
 `hag-plugin probe`, and trains on 2 and on 4 ranks. A rank may have so much memory: what one process
-needs for the whole, judged by a tenth of the graph, over the number of ranks, and --slack. A small
-copy is trained by as many ranks in float64, and by PyG in one process: the losses must be the same.
+needs for the whole, judged by a tenth of the graph, over the number of ranks, times --slack. A copy
+of few nodes is trained by as many ranks in float64, and by PyG in one process: the losses must be
+the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -44,10 +46,11 @@ CLASSES = 8
 TENTH, COPY = 10, 20_000  # of the graph; nodes of the copy, at most
 SAME = 1e-10  # of losses in float64
 MIB = 1 << 20
+PLACES = ("folder", "output", "topology")  # options that are no settings
 
 
-def arguments() -> argparse.Namespace:
-    """What was asked for."""
+def options() -> argparse.ArgumentParser:
+    """What may be asked for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -62,12 +65,14 @@ def arguments() -> argparse.Namespace:
     add("--ranks", type=int, nargs="+", default=[2, 4], help="numbers of them (default 2 4)")
     add("--method", default="fennel", help="as for hag-plugin partition (default fennel)")
     add("--memory", default="2GiB", help="that partition may have (default 2GiB)")
-    add("--slack", type=float, default=1.5, help="of a rank's memory (default 1.5)")
+    add("--slack", type=float, nargs="+", default=[1.0],
+        help="times what one process needs, over the number of ranks; one, or one for each of "
+        "--ranks (default 1)")  # fmt: skip
     add("--topology", help="a preset or a file, to plan for; by default this machine is probed")
     add("--seed", type=int, default=0)
     add("--folder", help="where all is written, and stays (default: a folder that goes at the end)")
     add("--output", metavar="DIR", help="write large_graph.jsonl and large_graph.md there")
-    return parser.parse_args()
+    return parser
 
 
 # The graph ----------------------------------------------------------------------------------------
@@ -213,7 +218,7 @@ def run(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         "machine": provenance.machine(),
         "versions": provenance.package_versions(),
         "topology": args.topology or "this machine, probed",
-        **{k: v for k, v in vars(args).items() if k not in ("folder", "output", "topology")},
+        **{k: v for k, v in vars(args).items() if k not in PLACES},
     }]  # fmt: skip
 
     def say(words: str) -> None:
@@ -239,12 +244,12 @@ def run(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     need = peak_of(found) * TENTH
     rows.append({"kind": "tenth", "whole_bytes": need, "found": found})
     losses = alone(folder / "copy", job("copy", 1, double=True))
-    for ranks in args.ranks:
+    for ranks, slack in zip(args.ranks, itertools.cycle(args.slack), strict=False):
         say(f"cutting into {ranks} parts")
         rows.append(cut(folder / "whole", ranks, args))
         cut(folder / "copy", ranks, args)
         jobs = [
-            job("whole", ranks, limit=math.ceil(need / ranks * args.slack)),
+            job("whole", ranks, limit=math.ceil(need / ranks * slack)),
             job("copy", ranks, double=True),
         ]
         plans = [planned(each, ranks, topology) for each in jobs]
@@ -288,6 +293,11 @@ def page(rows: list[dict[str, Any]]) -> str:
           ("setting", "tenth", "partition", "training", "equal")}  # fmt: skip
     (setting,), (tenth,), cuts = of["setting"], of["tenth"], of["partition"]
     here = setting["machine"]
+    command = ["python examples/multi_gpu/large_graph.py"]
+    for name, value in setting.items():
+        if options().get_default(name) not in (None, value):
+            values = value if isinstance(value, list) else [value]
+            command.append(f"--{name} {' '.join(map(str, values))}")
     versions = ", ".join(f"{k} {v}" for k, v in setting["versions"].items() if v)
     trained, memory = [], []
     for row in of["training"]:
@@ -314,9 +324,10 @@ def page(rows: list[dict[str, Any]]) -> str:
         "# A graph of which each rank has its part",
         f"{cuts[0]['nodes']:,} nodes, {cuts[0]['edges']:,} edges, {setting['features']} features; "
         f"{setting['model']}, {setting['layers']} layers, {setting['hidden']} hidden, float32, "
-        f"full batch. By `python examples/multi_gpu/large_graph.py --edges {setting['edges']:.0f}` "
-        f"on {setting['date']}: {here['processor']}, {here['cores']} cores, {here['system']}; "
-        f"{versions}. Ranks are processes of this one machine, one thread each, with gloo.",
+        f"full batch. By `{' '.join(command)}`, {setting['date']}: {here['processor']}, "
+        f"{here['cores']} cores, {here['system']}; "
+        f"{versions}. Ranks are processes of this one machine, one thread each, with gloo."
+        f"{setting.get('note', '')}",
         "## Cutting",
         f"With `--memory {setting['memory']}`.",
         table(["parts", "method", "seconds", "peak memory", "store", "edges that are cut",
@@ -345,7 +356,7 @@ def page(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    args = arguments()
+    args = options().parse_args()
     least = 20 * TENTH * args.degree
     if args.edges < least or min(args.ranks) < 2:
         raise SystemExit(
