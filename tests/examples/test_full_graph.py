@@ -89,7 +89,8 @@ def test_the_page(tmp_path: Path) -> None:
     assert "8 of 8 cells are measured" in done.stderr
     page = (tmp_path / "full_graph.md").read_text()
     assert "No GPU was run" in page
-    records = [json.loads(line) for line in (tmp_path / "full_graph.jsonl").open()]
+    lines = (tmp_path / "full_graph.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
     cells = [record for record in records if record["kind"] == "cell"]
     assert len(cells) == 8
     for record in cells:

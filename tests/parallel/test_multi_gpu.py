@@ -118,7 +118,8 @@ def test_a_graph_that_is_cut(tmp_path: Path) -> None:
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER.parents[1])},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = [json.loads(line) for line in (tmp_path / "large_graph.jsonl").open()]
+    lines = (tmp_path / "large_graph.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     of = {row["kind"]: row for row in rows}
     assert [row["kind"] for row in rows] == [
         "setting", "tenth", "partition", "training", "equal"
