@@ -337,9 +337,9 @@ def page(rows: list[dict[str, Any]]) -> str:
                for c in cuts]),
         "## Memory of a rank",
         f"One process needs {mib(tenth['whole_bytes'])} for the whole graph: ten times what it "
-        "needed for a tenth. No rank may have more than the last column (`RLIMIT_DATA`). All but "
-        "the third column is besides that: what Python, torch and PyG have before the part is "
-        "opened. The plan counts tensors in a step; pages of files that are mapped count as what a "
+        "needed for a tenth. No rank may have more than the last column (`RLIMIT_DATA`). `before` "
+        "is what Python, torch and PyG have when the part is opened, and all else is besides. "
+        "The plan counts tensors in a step; pages of files that are mapped count as what a "
         "rank has.",
         table(["rank", "nodes", "edges", "rows of others", "before", "set up", "a step",
                "as planned", "limit"], memory),
