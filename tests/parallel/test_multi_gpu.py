@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch_geometric.data import Data
+from torch_geometric.nn import GCN
 
+import hag_plugin.parallel as hpp
 from hag_plugin.parallel import Plan
 
 FOLDER = Path(__file__).parents[2] / "examples" / "multi_gpu"
@@ -102,6 +106,55 @@ def test_sizes_of_a_graph_that_is_not_generated_are_refused(option: str) -> None
     done = torchrun(1, "train.py", "--data", "karate", option, "8", "--topology", "pcie4x4")
     assert done.returncode != 0
     assert f"{option} is of --data communities; got karate" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and RLIMIT_DATA")
+def test_a_graph_that_is_cut(tmp_path: Path) -> None:
+    """Generated, cut and trained on two ranks under a limit; a copy has one process's losses."""
+    command = [sys.executable, str(FOLDER / "large_graph.py"), "--edges", "60e3", "--ranks", "2",
+               "--topology", "cpu2", "--output", str(tmp_path)]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER.parents[1])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = (tmp_path / "large_graph.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    of = {row["kind"]: row for row in rows}
+    assert [row["kind"] for row in rows] == [
+        "setting", "tenth", "partition", "training", "equal"
+    ]  # fmt: skip
+    assert of["partition"]["edges"] == 60_000
+    trained, ranks = of["training"], of["training"]["found"]["ranks"]
+    assert sum(rank["edges"] for rank in ranks) == 60_000
+    assert max(rank["sent_bytes"] for rank in ranks) == trained["planned_sent_bytes"] > 0
+    assert trained["found"]["limit"] < of["tenth"]["whole_bytes"]
+    assert of["equal"]["apart"] <= 1e-10
+    assert (tmp_path / "large_graph.md").read_text() == done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_DATA")
+def test_a_rank_without_the_memory_for_its_part(tmp_path: Path) -> None:
+    """The limit holds: where it is too low, all ranks end with an error."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(20_000, 64, generator=random)
+    edges = torch.randint(20_000, (2, 200_000), generator=random)
+    mask = torch.ones(20_000, dtype=torch.bool)
+    data = Data(x, edges, y=torch.zeros(20_000, dtype=torch.int64), train_mask=mask)
+    hpp.write_partitions(data, 2, tmp_path / "parts", method="contiguous")
+    torch.manual_seed(0)
+    plan = hpp.plan(GCN(64, 64, 2, 8), hpp.PartitionedData(tmp_path / "parts"), "cpu2")
+    plan.save(tmp_path / "plan.json")
+    job = {
+        "parts": str(tmp_path / "parts"), "plan": str(tmp_path / "plan.json"), "model": "gcn",
+        "sizes": [64, 64, 2, 8], "steps": 1, "limit": None,
+    }  # fmt: skip
+    for limit, enough in ((1 << 30, True), (1 << 20, False)):
+        (tmp_path / "jobs.json").write_text(json.dumps([job | {"limit": limit}]))
+        words = str(tmp_path / "jobs.json"), str(tmp_path / "found.json")
+        done = torchrun(2, "large_graph_rank.py", *words)
+        assert (done.returncode == 0) == enough, done.stderr[-3000:]
+    assert "memory" in done.stderr.lower()
 
 
 def test_accuracy_examples() -> None:

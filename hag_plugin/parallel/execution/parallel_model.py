@@ -154,7 +154,10 @@ class Parallel:
     ) -> tuple[World, list[OperationExecutor | None]]:
         graphs = self._met(data, recorded) if isinstance(data, PartitionedData) else {}
         with self.group.together("laying out the data"):
-            return self._made(recorded, part, graphs)
+            found = self._made(recorded, part, graphs)
+        for each in graphs.values():
+            each.forget()  # executors have what they run on
+        return found
 
     def _met(self, data: PartitionedData, recorded: Recorded) -> dict[str, RankGraphs]:
         """The graphs of a store, as the ranks tell each other of them."""

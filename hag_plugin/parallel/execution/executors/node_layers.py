@@ -160,7 +160,7 @@ class Messages(NodeLayer):
     listed = True
 
     def place(self, graph: LocalGraph) -> None:
-        self.index = torch.from_numpy(graph.index).to(self.site.world.device)
+        self.index = torch.from_numpy(graph.index).long().to(self.site.world.device)
         self.size = (len(graph.sources), len(graph.targets))
 
     def __call__(self, x: Tensor, fetch: Fetch) -> Tensor:

@@ -224,7 +224,7 @@ class RowsHalo(Executor):
         self.fetch = fetching(site, partial(HaloRows, halo), site.group, site.config.order)
         begin = self.fetch.begin if isinstance(self.fetch, HaloRows) else None
         place(self.layer, halo.graph, halo.apart, begin)
-        self.halo = halo
+        self.graphs = graphs
         self.walked: Walked | None = None
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -233,8 +233,10 @@ class RowsHalo(Executor):
         if not (self.site.world.mapped and kept and isinstance(layer, Convolution)):
             return layer(x, self.fetch)
         if self.walked is None:  # the features stay in their file: only rows of others are kept
-            self.fetch = Once(lambda group: HaloRows(self.halo, group).others, self.site.group)
-            self.walked = Walked(layer, self.halo.graph, x.shape[1] * x.element_size())
+            halo = self.graphs.halo()
+            self.fetch = Once(lambda group: HaloRows(halo, group).others, self.site.group)
+            self.walked = Walked(layer, halo.graph, x.shape[1] * x.element_size())
+            self.graphs.forget()
         return self.walked(x, self.fetch(x))
 
 
@@ -297,7 +299,7 @@ class LayerHalo(OperationExecutor):
         self.graphs = graphs_of(site)
         halo = self.graphs.halo()
         device = site.world.device
-        self.index = torch.from_numpy(halo.graph.index).to(device)
+        self.index = torch.from_numpy(halo.graph.index).long().to(device)
         self.edges = halo.graph.edges
         self.fetch = fetching(site, partial(HaloRows, halo), site.group, "")
 

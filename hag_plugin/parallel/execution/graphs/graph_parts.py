@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -19,10 +21,10 @@ class LocalGraph:
     """Edges from the rows that a rank holds to the rows that it computes.
 
     Attributes:
-        index: int64 `[2, E]` in local numbers, by target.
+        index: int32 or int64 `[2, E]` in local numbers, by target.
         sources: int64 `[S]`, the node of each source row, or `ELSEWHERE`.
         targets: int64 `[T]`, the node of each target row, or `ELSEWHERE`.
-        edges: int64 `[E]`, the number of each edge in the whole graph, or `ELSEWHERE`.
+        numbers: int64 `[E]`, of each edge in the whole graph, or `ELSEWHERE`; or what makes them.
         self_loops: that are not among the edges and have to be added: False, "add" or "fill".
         targets_first: the targets are the first sources.
         types: int64 `[E]`, the relation of each edge, where the graph has relations.
@@ -31,11 +33,16 @@ class LocalGraph:
     index: np.ndarray
     sources: np.ndarray
     targets: np.ndarray
-    edges: np.ndarray
+    numbers: np.ndarray | Callable[[], np.ndarray]
     self_loops: SelfLoops = False
     targets_first: bool = False
     types: np.ndarray | None = None
     _hags: dict[tuple[str, int | None, torch.device], HAG] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def edges(self) -> np.ndarray:
+        """`numbers`, made once they are asked for."""
+        return _made(self.numbers)
 
     def apart(self, some: slice, follow: bool = False) -> tuple[LocalGraph, LocalGraph]:
         """The edges from some of the sources, whose only sources they are, and those from others.
@@ -43,14 +50,18 @@ class LocalGraph:
         `follow`: the others' sources are those behind, not all.
         """
         begin, end, all_rows = some.start, some.stop, len(self.sources)
+        numbers = self.numbers  # the parts do not keep this graph
         own = (self.index[0] >= begin) & (self.index[0] < end)
 
         def part(chosen: np.ndarray, first: int, last: int) -> LocalGraph:
-            index = self.index[:, chosen] - np.array([[first], [0]])
+            index = np.empty((2, int(np.count_nonzero(chosen))), self.index.dtype)
+            for row in range(2):  # one that is chosen from both at once has them side by side
+                index[row] = self.index[row][chosen]
+            index[0] -= first
             types = None if self.types is None else self.types[chosen]
             return replace(
-                self, index=index, sources=self.sources[first:last], edges=self.edges[chosen],
-                targets_first=False, types=types, _hags={},
+                self, index=index, sources=self.sources[first:last],
+                numbers=lambda: _made(numbers)[chosen], targets_first=False, types=types, _hags={},
             )  # fmt: skip
 
         return part(own, begin, end), part(~own, end if follow else 0, all_rows)
@@ -59,13 +70,14 @@ class LocalGraph:
         """The sources that edges into targets `first` to `last` have, int64 increasing, and these
         edges from them.
         """
-        chosen = slice(*np.searchsorted(self.index[1], [first, last]))
+        ends = np.array([first, last], self.index.dtype)  # of another, all would be converted
+        chosen = slice(*np.searchsorted(self.index[1], ends))
         sources, place = np.unique(self.index[0, chosen], return_inverse=True)
         index = np.stack([place, self.index[1, chosen] - first])
         types = None if self.types is None else self.types[chosen]
         part = replace(
             self, index=index, sources=self.sources[sources], targets=self.targets[first:last],
-            edges=self.edges[chosen], targets_first=False, types=types, _hags={},
+            numbers=lambda: self.edges[chosen], targets_first=False, types=types, _hags={},
         )  # fmt: skip
         return sources, part
 
@@ -93,6 +105,10 @@ class LocalGraph:
                 device=device,
             )
         return self._hags[key]
+
+
+def _made(numbers: np.ndarray | Callable[[], np.ndarray]) -> np.ndarray:
+    return numbers if isinstance(numbers, np.ndarray) else numbers()
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ class RankGraphs:
     """One graph as a rank knows it: all of its edges, or those that touch the rank's nodes.
 
     Args:
-        edges: sources, targets and numbers, int64 each, by target.
+        edges: sources, targets and numbers, int64 each, by target; None: `_edges` makes them.
         count: E, of the whole graph.
         rows: int64 `[P]`, how many nodes each rank has, in order.
         rank: whose part is wanted.
@@ -47,7 +47,7 @@ class RankGraphs:
 
     def __init__(
         self,
-        edges: Edges,
+        edges: Edges | None,
         count: int,
         rows: np.ndarray,
         rank: int,
@@ -60,8 +60,20 @@ class RankGraphs:
         self._same = sources is None
         self._own = rows if sources is None else sources
         self.nodes, self.num_sources = int(rows.sum()), int(self._own.sum())
-        self._edges, self._count, self._types, self._looping = edges, count, types, looping
+        self._all, self._count, self._types, self._looping = edges, count, types, looping
         self._made: dict[tuple[object, ...], Any] = {}
+
+    @property
+    def _edges(self) -> Edges:
+        assert self._all is not None  # it was made with edges
+        return self._all
+
+    def forget(self) -> None:
+        """Drops what was made of the edges; what is asked for again is made again."""
+        made, self._made = self._made, {}
+        for each in made.values():
+            if isinstance(each, RankGraphs):
+                each.forget()
 
     # Degrees ---------------------------------------------------------------------------------
 

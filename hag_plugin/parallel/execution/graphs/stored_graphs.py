@@ -8,7 +8,7 @@ wanted the edges that leave it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from hag_plugin.hag.program import SelfLoops
-from hag_plugin.parallel.execution.graphs.graph_parts import ELSEWHERE, LocalGraph
+from hag_plugin.parallel.execution.graphs.graph_parts import ELSEWHERE, Halo, LocalGraph
 from hag_plugin.parallel.execution.graphs.local_graphs import RankGraphs, Weights, by_target
+from hag_plugin.parallel.execution.graphs.part_edges import count_loops, local_graph
 from hag_plugin.parallel.graphs.store.block import Block
 from hag_plugin.parallel.graphs.vertex_cover import Edges
 from hag_plugin.parallel.ranks.comm import Group
@@ -35,8 +36,8 @@ class Neighbourhood:
         send_counts: how many each reads.
         degree: int64 `[n + H]`, edges into each own node, and into those of the halo.
         loops: int64 `[n + H]`, those of them that come from the node itself.
-        edges: sources, targets and numbers by target, in the store's numbers: the edges into the
-            own nodes, and where they were asked for those out of them.
+        leaving: sources, targets and numbers by target, in the store's numbers, of the edges into
+            the own nodes and of those out of them; None where these were not asked for.
         weights: of what may be weights of edges, by name float64 `[n + H, 3]`: their sum over the
             edges into each own node and each of the halo, without and with loops, and that of the
             last loop.
@@ -47,8 +48,13 @@ class Neighbourhood:
     send_counts: tuple[int, ...]
     degree: np.ndarray
     loops: np.ndarray
-    edges: Edges
+    leaving: Edges | None
     weights: dict[str, np.ndarray]
+
+    @property
+    def edges(self) -> Edges:
+        """The edges that the rank knows, as of `leaving`; made anew where these are its own."""
+        return self.leaving or _edges_into(self.block)
 
     @classmethod
     def of(cls, block: Block, group: Group, peers: Group, leaving: bool) -> Neighbourhood:
@@ -66,11 +72,11 @@ class Neighbourhood:
         peers, number = peers.counted_as(SETUP), block.number
         receive, send = (tuple(c.tolist()) for c in (block.reads[number], block.reads[:, number]))
         with group.together("reading the part's edges"):
-            edges, loops = _edges_into(block)
-            degree = np.stack([np.diff(block.indptr), loops], axis=1)
+            degree = np.stack([np.diff(block.indptr), count_loops(block)], axis=1)
             wanted = torch.from_numpy(block.halo.astype(np.int64))
-            outer = _outer(block, edges) if leaving else []
-            weights = _weights(block, edges)
+            edges = _edges_into(block) if leaving else None
+            outer = [] if edges is None else _outer(block, edges)
+            weights = _weights(block, edges or _edges_into(block)) if block.values else {}
         asked = _exchanged(wanted, receive, send, peers) - block.first
         with group.together("comparing the parts"):
             nodes = block.last - block.first
@@ -86,21 +92,15 @@ class Neighbourhood:
 
         degree = with_halo(degree)
         weights = {name: with_halo(own) for name, own in weights.items()}
-        if leaving:
+        if edges is not None:
             edges = _with_leaving(block, edges, outer, peers)
         return cls(block, asked.numpy(), send, degree[:, 0], degree[:, 1], edges, weights)
 
 
-def _edges_into(block: Block) -> tuple[Edges, np.ndarray]:
-    """The edges into the own nodes by target, and how many of them are loops, of each node."""
+def _edges_into(block: Block) -> Edges:
+    """The edges into the own nodes by target."""
     source, target = block.edge_index()
-    number = block.before + np.arange(len(source))
-    own = target[source == target] - block.first
-    halo, others = block.halo, source[block.outside(source)]
-    if not np.array_equal(np.append(halo, ELSEWHERE)[np.searchsorted(halo, others)], others):
-        raise ValueError(f"the part of nodes {block.first} to {block.last - 1} has sources that "
-                         "are not in its halo")  # fmt: skip
-    return (source, target, number), np.bincount(own, minlength=block.last - block.first)
+    return source, target, block.before + np.arange(len(source))
 
 
 def _weights(block: Block, edges: Edges) -> dict[str, np.ndarray]:
@@ -166,7 +166,7 @@ class StoredGraphs(RankGraphs):
         self._opened, self._known, self._given = known, known[merged], given
         block = self._known.block
         super().__init__(
-            self._known.edges,
+            None,
             int(block.edges.sum()),
             np.diff(block.bounds),
             block.number,
@@ -174,6 +174,10 @@ class StoredGraphs(RankGraphs):
             range(block.first, block.last),
         )
         self._halo_nodes = block.halo.astype(np.int64)
+
+    @property
+    def _edges(self) -> Edges:
+        return self._known.edges
 
     def _merged(self, count: int) -> StoredGraphs:
         return StoredGraphs(self._opened, self.self_loops, self._given, count)
@@ -244,6 +248,21 @@ class StoredGraphs(RankGraphs):
             raise NotImplementedError(f"of {len(self.rows)} parts no one has the whole graph")
         return super().whole(listed)
 
+    def _whole(self, listed: bool) -> LocalGraph:
+        if listed:
+            return self._local(self.self_loops)
+        return replace(self._local(False), self_loops=self.self_loops)
+
+    def _halo(self) -> Halo:
+        known, graph = self._known, self._local(self.self_loops)
+        receive = known.block.reads[known.block.number]
+        return Halo(graph, known.send, known.send_counts, tuple(receive.tolist()))
+
+    def _local(self, self_loops: SelfLoops) -> LocalGraph:
+        block = self._known.block
+        own = self._known.loops[: block.last - block.first]
+        return local_graph(block, self_loops, int(own.sum()))
+
     def _names(self, nodes: np.ndarray) -> np.ndarray:
         """The local names of nodes that have the store's numbers, or are `ELSEWHERE`."""
         own, halo = nodes - self._looping.start, self._halo_nodes
@@ -253,6 +272,3 @@ class StoredGraphs(RankGraphs):
         read &= nodes != ELSEWHERE
         names = np.where(read, count + place, ELSEWHERE)
         return np.where((own >= 0) & (own < count), own, names)
-
-    def _wanted(self, bounds: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-        return self._known.send, self._known.send_counts

@@ -7,11 +7,13 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hag_plugin import adapters, exchange
 from hag_plugin.arguments import check_flag, check_path, whole
 from hag_plugin.files import DatasetError
 from hag_plugin.hag.program import SelfLoops
@@ -262,6 +264,29 @@ class PartitionedData:
         outside = (local < 0) | (local >= own)
         local[outside] = own + torch.searchsorted(self.halo.long(), source[outside])
         return torch.stack([local, self._targets()])
+
+    def to_pyg(self) -> Any:
+        """The part as PyG's `Data`, for loaders that sample neighbours.
+
+        Its nodes are the part's and those of its halo, into which no edges lead: `n_id` `[n + H]`
+        has their numbers in the store, `inner_node` says which are the part's. What nodes have
+        stays in the part: a loader's batch is given rows by its `n_id`.
+        """
+        return adapters.graph_of_parts("torch_geometric", self._local_graph())
+
+    def to_dgl(self) -> Any:
+        """The part as a `DGLGraph`, as `to_pyg` makes it of PyG: the numbers in the store are
+        `ndata[dgl.NID]`, as in DGL's own parts.
+        """
+        return adapters.graph_of_parts("dgl", self._local_graph())
+
+    def _local_graph(self) -> exchange.GraphParts:
+        own = torch.arange(self.first, self.first + self.num_nodes)
+        ids = torch.cat([own, self.halo.long()])
+        data = {"_ID": ids, "inner_node": torch.arange(len(ids)) < self.num_nodes}
+        nodes = exchange.NodePart(len(ids), data, None)
+        edges = exchange.EdgePart(self.local_edge_index, {}, None, None)
+        return exchange.GraphParts({exchange.NODES: nodes}, {exchange.EDGES: edges})
 
     def owners(self, nodes: Tensor) -> Tensor:
         """int64, the parts that have some nodes, by the store's numbers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import hag_plugin as hp
 from hag_plugin.parallel.graphs.store.folder import whole_folder
 from hag_plugin.parallel.graphs.store.streams import EdgeStream, RowStream
 
+from ....data.test_edge_stream import FILES
 from ....saving import run_fresh
 
 hpp = hp.parallel
@@ -121,6 +123,123 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
         assert words == "File too large"
         assert name.startswith(f"{tmp_path}/.parts.0.part/")
     assert [each.name for each in tmp_path.iterdir()] == ["parts"]
+
+
+# The command ------------------------------------------------------------------------------------
+
+KINDS = ["int32", "compressed npz", "packed text", "symmetric", "Parquet", "Feather"]
+MOMENTS = 4  # of each kind of input, for each signal
+
+# Runs the command again and again, each time in a process that is forked, so that imports are not
+# what is interrupted. Says what each trial left, and what a run after it did.
+TRIALS = """
+import os, random, signal, sys, time
+from pathlib import Path
+from hag_plugin.cli import main
+from hag_plugin.parallel import PartitionedData
+
+number, trials, files = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+command = ["--ranks", "3", "--quiet", "--method", "fennel", "-o"]
+
+def start(file, folder):
+    pid = os.fork()
+    if pid:
+        return pid
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    try:
+        code = main(["partition", file, *command, f"{folder}/parts"])
+    except KeyboardInterrupt:  # before or after the command
+        code = 130
+    os._exit(code)
+
+def left(folder):
+    names = sorted(path.name for path in Path(folder).iterdir())
+    if "parts" in names:
+        for rank in range(3):
+            PartitionedData(f"{folder}/parts", rank)  # whole
+    return names
+
+def seconds(file):
+    folder, began = f"whole-{files.index(file)}", time.perf_counter()
+    os.mkdir(folder)
+    assert os.waitpid(start(file, folder), 0)[1] == 0
+    return time.perf_counter() - began
+
+choose = random.Random(0)
+for trial, file in enumerate(files * trials):
+    if trial < len(files):
+        lasts = [*(lasts if trial else []), seconds(file)]
+    folder = f"trial-{trial}"
+    os.mkdir(folder)
+    pid = start(file, folder)
+    time.sleep(choose.random() * lasts[trial % len(files)])
+    os.kill(pid, number)
+    os.waitpid(pid, 0)
+    found = left(folder)
+    if "parts" not in found:
+        assert os.waitpid(start(file, folder), 0)[1] == 0
+    print(*found, "then", *left(folder))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_command_that_is_ended_at_any_moment(number: signal.Signals, tmp_path: Path) -> None:
+    """Whatever it reads: there is a whole store or none. Ctrl-C leaves nothing else; what a killed
+    one leaves goes with the next."""
+    edges, files = np.random.default_rng(0).integers(0, 2000, (2, 20_000)), []
+    for kind in KINDS:
+        name, content = FILES[kind]
+        files.append(str(tmp_path / f"{len(files)}{name}"))
+        Path(files[-1]).write_bytes(content(edges, 2000))
+    command = [sys.executable, "-c", TRIALS, str(int(number)), str(MOMENTS), *files]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    trials = [line.split("then") for line in done.stdout.splitlines()]
+    assert len(trials) == MOMENTS * len(KINDS)
+    allowed = {"parts"} if number == signal.SIGINT else {"parts", ".parts.0.part"}
+    for found, after in trials:
+        assert {*found.split()} <= allowed
+        assert after.split() in (["parts"], found.split())
+
+
+ON_A_SMALL_DISK = """
+import sys
+from pathlib import Path
+from hag_plugin.cli import main
+
+code = main(["partition", "edges.npy", "--ranks", "2", "--method", "fennel", "--rows", "x=x.npy",
+             "--quiet", "-o", "disk/parts"])
+print(code, *sorted(path.name for path in Path("disk").iterdir()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs tmpfs")
+@pytest.mark.parametrize("pages", [1, 40, 110, 250, 330])
+def test_a_disk_that_fills_up(pages: int, tmp_path: Path) -> None:
+    """A real one, of some pages, that is full at another stage each time: the command says so in a
+    line that names a file, and leaves nothing."""
+    np.save(tmp_path / "edges.npy", np.random.default_rng(0).integers(0, 1000, (2, 50_000)))
+    np.save(tmp_path / "x.npy", np.ones((1000, 100)))
+    (tmp_path / "disk").mkdir()
+    mount = f"mount -t tmpfs -o size={pages * 4}k none disk"
+    unshare = ["unshare", "--mount", "sh", "-c"]
+    try:
+        subprocess.run([*unshare, mount], cwd=tmp_path, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as e:
+        pytest.skip(f"no disk can be mounted here: {e}")
+    done = subprocess.run(
+        [*unshare, f'{mount} && "$@"', "sh", sys.executable, "-c", ON_A_SMALL_DISK],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["2"]
+    (line,) = [line for line in done.stderr.splitlines() if "hag-plugin partition:" in line]
+    assert "No space left on device: " in line
+    assert f"{tmp_path}/disk/.parts.0.part/" in line
 
 
 # Folders ----------------------------------------------------------------------------------------
