@@ -143,8 +143,8 @@ STEP = Step(
         "the width before it and half for the one behind. 1D broadcasts all rows, as its code "
         "does; of 1.5D we take the replication that sends least, counted from the algorithm; 3D is "
         "for cubes of devices, and is put down for other numbers, too. Latencies are left out. "
-        "The formulas of 2D and 3D are cited, not derived: what was checked is that with as many "
-        "nonzeros as features 2D moves 5 / sqrt(P) of what 1D does, as the paper says.",
+        "The formulas of 2D and 3D are quoted, not derived, and were not compared with the "
+        "paper's text again.",
         "Plexus's is the one in its released code, with the grid that sends least, wherever "
         "devices are.",
         "Edges are as published, in one direction; both would double those of CAGNET's 2D and 3D.",
