@@ -27,6 +27,7 @@ from hag_plugin.parallel.simulation.tasks import (
     TRANSFER,
     UPDATE,
     Block,
+    resources_of,
 )
 
 from .flexflow_soap import (
@@ -86,8 +87,7 @@ class SoapModel:
         ]
         self.edges = [(u, v) for u, v, _ in self.reads]
         devices = topology.num_devices
-        self.resources = [f"{topology.device_at(i).name} {i}" for i in range(devices)]
-        self.resources += [link.name for link in topology.links]
+        self.resources = resources_of(topology)
         self.configs = [configs(op, devices, space) for op in network.operations]
         self.layer_of = [0] * len(self.names)
         for number, layer in enumerate(network.layers):

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hag_plugin.parallel.machine.topology import Topology
 from hag_plugin.parallel.model.network import source
 from hag_plugin.parallel.search.network import PASSES, NetworkSpace
 from hag_plugin.parallel.simulation.tasks import (
@@ -29,6 +28,7 @@ from hag_plugin.parallel.simulation.tasks import (
     TARGET,
     TRANSFER,
     Block,
+    Links,
     TaskGraph,
     resources_of,
 )
@@ -104,7 +104,7 @@ def _pairs(space: NetworkSpace, placement: Placement) -> Iterator[tuple[Step, St
 def network_tasks(space: NetworkSpace, placement: Placement) -> TaskGraph:
     """The tasks of a step of training."""
     count = len(placement.tasks)
-    links = _Links(space.topology)
+    links = Links(space.topology)
     kinds: list[list[int]] = [[] for _ in range(count)]
     resources: list[list[int | tuple[int, ...]]] = [[] for _ in range(count)]
     durations: list[list[float]] = [[] for _ in range(count)]
@@ -140,7 +140,7 @@ def network_tasks(space: NetworkSpace, placement: Placement) -> TaskGraph:
 
 
 def _tasks(
-    step: Step, space: NetworkSpace, links: _Links
+    step: Step, space: NetworkSpace, links: Links
 ) -> Iterator[tuple[int | tuple[int, ...], float, list[int]]]:
     """Resources and seconds of each task of a step, and which ranks take part in it."""
     for rank in np.flatnonzero(step.seconds).tolist():
@@ -150,28 +150,4 @@ def _tasks(
         if space.topology.backend == "gloo":
             ranks = list(range(space.world_size))
         busiest = int(step.sent.sum(axis=1).max())
-        yield links.of(step.sent), space.all_to_all(busiest), ranks
-
-
-class _Links:
-    """Numbers of the links of a machine, as `resources_of` counts.
-
-    Args:
-        topology: the machine.
-    """
-
-    def __init__(self, topology: Topology) -> None:
-        first = topology.num_devices
-        self._topology = topology
-        self._place = {link.name: first + i for i, link in enumerate(topology.links)}
-        self._routes: dict[tuple[int, int], list[int]] = {}
-
-    def of(self, sent: np.ndarray) -> tuple[int, ...]:
-        """Those that an exchange takes."""
-        found: set[int] = set()
-        for a, b in np.argwhere(sent).tolist():
-            if (a, b) not in self._routes:
-                route = self._topology.route(a, b)
-                self._routes[a, b] = [self._place[link.name] for link in route]
-            found.update(self._routes[a, b])
-        return tuple(sorted(found))
+        yield links.between(np.argwhere(step.sent).tolist()), space.all_to_all(busiest), ranks

@@ -32,6 +32,7 @@ from hag_plugin.parallel.simulation.tasks import (
     TRANSFER,
     UPDATE,
     Block,
+    Links,
     resources_of,
 )
 from hag_plugin.parallel.strategies.placement import place
@@ -66,6 +67,7 @@ class PlanModel:
         self.devices = range(topology.num_devices)
         self.resources = resources_of(topology)
         self._chains: dict[tuple[int, int], _Chain] = {}
+        self._routes = Links(topology)
         self._links: dict[int, tuple[int, ...]] = {}
         self._reshards: dict[tuple[int, int, Layout, Layout], list[tuple[str, float, int]]] = {}
 
@@ -225,18 +227,13 @@ class PlanModel:
     def _group_links(self, columns: int) -> tuple[int, ...]:
         """The links of a collective, by `Message.columns`; groups work at the same time."""
         if columns not in self._links:
-            topology, count = self.space.topology, len(self.devices)
-            place = {link.name: count + i for i, link in enumerate(topology.links)}
             size = abs(columns)
-            used: set[int] = set()
-            for a in self.devices:
-                for b in self.devices:
-                    together = not columns or (
-                        a // size == b // size if columns > 0 else a % size == b % size
-                    )
-                    if together:
-                        used.update(place[link.name] for link in topology.route(a, b))
-            self._links[columns] = tuple(sorted(used))
+            self._links[columns] = self._routes.between(
+                (a, b)
+                for a in self.devices
+                for b in self.devices
+                if not columns or (a // size == b // size if columns > 0 else a % size == b % size)
+            )
         return self._links[columns]
 
 

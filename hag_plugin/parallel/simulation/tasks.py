@@ -33,6 +33,30 @@ def resources_of(topology: Topology) -> list[str]:
     return devices + [link.name for link in topology.links]
 
 
+class Links:
+    """Numbers of the links of a machine, as `resources_of` counts.
+
+    Args:
+        topology: the machine.
+    """
+
+    def __init__(self, topology: Topology) -> None:
+        first = topology.num_devices
+        self._topology = topology
+        self._place = {link.name: first + i for i, link in enumerate(topology.links)}
+        self._routes: dict[tuple[int, int], list[int]] = {}
+
+    def between(self, pairs: Iterable[Sequence[int]]) -> tuple[int, ...]:
+        """Those on the way from the first to the second device of each pair, increasing."""
+        found: set[int] = set()
+        for a, b in pairs:
+            if (a, b) not in self._routes:
+                route = self._topology.route(a, b)
+                self._routes[a, b] = [self._place[link.name] for link in route]
+            found.update(self._routes[a, b])
+        return tuple(sorted(found))
+
+
 class Block(NamedTuple):
     """Tasks of one operation or of one edge, and the dependencies that come with them.
 

@@ -28,6 +28,7 @@ from hag_plugin.limits import limits
 from hag_plugin.testing import limits as set_limits
 
 from ... import reference
+from .walk import run
 
 SHORT = {"op_sources": 3, "window_ops": 4}  # small graphs have parts of rows, and several windows
 OPTIONS = Options(method="none", choose="plain")
@@ -45,27 +46,6 @@ def graphs(draw: st.DrawFn) -> tuple[Tensor, tuple[int, int]]:
         edges += [(source, edges[0][1]) for source in range(num_src)] * draw(st.integers(1, 4))
     dtype = draw(st.sampled_from([torch.int32, torch.int64]))
     return torch.tensor(edges, dtype=dtype).reshape(-1, 2).T, (num_src, num_dst)
-
-
-def run(s: Schedule, x: Tensor) -> Tensor:
-    """Walks a schedule level by level, op by op. NaN is what a level may not read."""
-    y = torch.full((s.num_dst, x.shape[1]), torch.nan, dtype=x.dtype)
-    scratch = torch.full((s.scratch_rows, x.shape[1]), torch.nan, dtype=x.dtype)
-    op_ptr, target = s.op_ptr.tolist(), s.target.tolist()
-    for first, last in s.levels:
-        before = scratch.clone()
-        for op in range(first, last):
-            rows = [x[j] if j >= 0 else before[~j] for j in s.source[op_ptr[op] : op_ptr[op + 1]]]
-            total = torch.stack(rows).sum(0) if rows else torch.zeros(x.shape[1], dtype=x.dtype)
-            if target[op] >= 0:
-                assert y[target[op]].isnan().all(), "a row of y is written twice"
-                y[target[op]] = total
-            elif ~target[op] == s.scratch_rows - 1:
-                assert not rows, "a sum goes to the row that nobody reads"
-            else:
-                assert scratch[~target[op]].isnan().all(), "a row of scratch is written twice"
-                scratch[~target[op]] = total
-    return y
 
 
 def assert_sound(s: Schedule) -> None:
@@ -128,7 +108,7 @@ def test_programs_and_schedules_are_those_of_the_graph(
         if idempotent:
             edges = edges.unique(dim=1) if edges.numel() else edges
         expected = reference.aggregate(x, edges, size[1])
-        assert torch.equal(run(schedule, x), expected)
+        assert torch.equal(run(schedule, x, schedule.scratch_rows - 1), expected)
     if size[1]:
         assert torch.equal(reference.run_program(_in_order(program), x), expected)
 
@@ -150,7 +130,7 @@ def test_rows_of_any_length(length: list[int], most: int, unused: int) -> None:
     with set_limits(op_sources=most, window_ops=4):
         schedule = plain_schedule(row_ptr, source, 5)
         assert_sound(schedule)
-        found = run(schedule, x)
+        found = run(schedule, x, schedule.scratch_rows - 1)
     rows = source[: sum(length)].long().split(length) if length else ()
     assert torch.equal(found, torch.stack([x[r].sum(0) for r in rows]) if rows else found)
 

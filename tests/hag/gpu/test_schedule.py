@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 import hag_plugin as hp
 from hag_plugin import testing
@@ -20,25 +19,7 @@ from hag_plugin.hag.program import Program
 from hag_plugin.limits import limits
 
 from ... import reference
-
-
-def run(s: schedule.Schedule, x: Tensor) -> Tensor:
-    """Walks a schedule level by level, op by op; NaN is what a level may not read."""
-    y = torch.full((s.num_dst, x.shape[1]), torch.nan, dtype=x.dtype)
-    scratch = torch.full((s.scratch_rows, x.shape[1]), torch.nan, dtype=x.dtype)
-    op_ptr, target = s.op_ptr.tolist(), s.target.tolist()
-    for first, last in s.levels:
-        before = scratch.clone()
-        for op in range(first, last):
-            rows = [x[j] if j >= 0 else before[~j] for j in s.source[op_ptr[op] : op_ptr[op + 1]]]
-            total = torch.stack(rows).sum(0) if rows else torch.zeros(x.shape[1], dtype=x.dtype)
-            if target[op] < 0:
-                assert scratch[~target[op]].isnan().all(), "a row of scratch is written twice"
-                scratch[~target[op]] = total
-            else:
-                assert y[target[op]].isnan().all(), "a row of y is written twice"
-                y[target[op]] = total + s.diagonal * x[target[op]] if s.diagonal else total
-    return y
+from .walk import run
 
 
 def assert_sound(s: schedule.Schedule) -> None:
