@@ -55,7 +55,7 @@ NAMED = ("COLLAB_ego_recon", "IMDB-MULTI", "BZR_MD", "PPI_ohmnet_brain", "ogbl-d
          "REDDIT-BINARY")  # fmt: skip
 LARGEST = "reddit-sized"
 GENERATED = ("collaboration", "communities-1M", "communities-10M", "cliques", "power-law", LARGEST)
-MORE_PACKAGES = (*PACKAGES, "triton", "turbo-gnn")
+MORE_PACKAGES = (*PACKAGES, "triton")
 # By name of the run.
 TESTS = {
     "card": ("tests/kernels/triton/test_card.py", "tests/hag/gpu/test_schedule.py"),

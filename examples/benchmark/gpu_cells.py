@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import statistics
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from .sides import AGAIN, AUTO, COPY, NONE, torch_csr
 
 CUSPARSE, PYG, SCATTER = "torch CSR (cuSPARSE)", "PyG edge_index", "torch_scatter"
 PYG_COMPILED, PYG_EDGE_INDEX = "PyG, compiled", "PyG EdgeIndex"
-INDEX_ADD, TURBO = "index_add_", "Turbo-GNN"
+INDEX_ADD = "index_add_"
 AUTO_GRAPH, NONE_GRAPH = "hag auto, CUDA graph", "hag none, CUDA graph"
 PYG_CSR = "PyG torch CSR"
 CAPTURED, REDUCED, AMP = "CUDA graph", "compiled, reduce-overhead", "bfloat16"
@@ -176,7 +175,6 @@ def aggregation(
             CUSPARSE: lambda: _cusparse(place, graph, x),
             PYG_EDGE_INDEX: lambda: _edge_index(place, graph, x),
             INDEX_ADD: lambda: _index_add(place, graph, x),
-            TURBO: _turbo,
         }
     timed(place, cell, makers, check, seconds)
     for name in hags:
@@ -233,12 +231,6 @@ def _scatter(place: Card, graph: Graph, x: Tensor, loops: str, reduce: str) -> C
     _fits(place, graph, x.shape[1])
     row_ptr, col = (a.to(place.device) for a in graph.csr(loops))
     return lambda: segment_csr(x.index_select(0, col), row_ptr, None, reduce)
-
-
-def _turbo() -> Call:
-    if importlib.util.find_spec("turbo_gnn") is None:
-        raise ImportError("turbo_gnn is not installed")
-    raise NotImplementedError("turbo_gnn is installed; nothing here calls it yet")
 
 
 # Epochs -----------------------------------------------------------------------------------------
