@@ -226,10 +226,13 @@ def _batches(records: Sequence[Record]) -> list[Goal]:
         found = suite_batches.ratios(records, graph)
         mean = geometric_mean(found)
         goals.append(_least(f"{graph}, epochs in batches: at least {bound}x PyG", mean, bound))
-    every = suite_batches.ratios(records)
-    goals.append(_least("any data set, epochs in batches: never slower", min(every, default=None),
-                        1.0))  # fmt: skip
-    return goals
+    every, memory = suite_batches.ratios(records), suite_batches.shares(records)
+    return [
+        *goals,
+        _least("any data set, epochs in batches: never slower", min(every, default=None), 1.0),
+        _most("any data set, epochs in batches: at most 1.2x PyG's memory",
+              max(memory, default=None), 1.2),
+    ]  # fmt: skip
 
 
 def _attention(records: Sequence[Record]) -> list[Goal]:

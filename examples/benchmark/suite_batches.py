@@ -17,10 +17,11 @@ from torch.nn.functional import cross_entropy
 
 import hag_plugin as hp
 from hag_plugin.data.graph_data import GraphData
-from hag_plugin.demo.side import split_edges
+from hag_plugin.demo.side import from_arrays, split_edges, to_arrays
 from hag_plugin.hag import constants
 
 from . import peers, tables
+from .epoch_memory import Call, growth
 from .graphs import Graph
 from .plan import Cell, Plan
 from .results import Record
@@ -30,12 +31,14 @@ from .timing import interleave
 NAME = "batches"
 SECONDS = 12.0
 STOCK = "PyG"
+KEYS = {STOCK: "edge_index", AUTO: "hag"}  # of a batch, which each side's layers take
 FEATURES, HIDDEN, CLASSES = 16, 64, 3
 MODELS = ("GCN", "SAGE", "GIN")
 SIZES, WORKERS = (32, 128), (0, 1, 2)
 MOST_GRAPHS = 1500
 TOLERANCE = 1e-3  # of the largest score, in float32
 CUT = 20  # nodes of the small graphs that are cut out of a single one
+WARM = 64  # graphs that all code is loaded with before memory is measured
 
 
 def cells(plan: Plan) -> Iterator[Cell]:
@@ -113,7 +116,7 @@ def _graphs(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
     if peers.load("torch_geometric") is None:
         absent = dict.fromkeys((AUTO, STOCK), "torch_geometric is not installed")
         return {"wrong": {}, "absent": absent, "forms": {}}
-    items = graph.kept(("batches",), lambda: _items(graph, plan))
+    items = graph.kept(("batches",), lambda: _items(graph.data, plan))
     constants.in_force()  # once a machine: no part of a build
     start = time.perf_counter()
     built = hp.pyg.ToHAG().dataset(items)
@@ -126,10 +129,16 @@ def _graphs(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
     calls = {AUTO: ours, STOCK: stock, AGAIN: again}
     rounds = interleave(calls, plan.budget(SECONDS), together=tuple(calls))
     timed = {"sides": rounds.summary(), "control": rounds.control(AUTO, AGAIN)}
+    memory = {}
+    if cell["workers"] == 0:  # what is loaded in workers is not in the process
+        arrays = to_arrays(graph.data)
+        for side, key in KEYS.items():
+            memory[side] = growth(_trained, arrays, key, cell, plan)
     return {
         "wrong": {},
         "absent": {},
         "forms": {"fresh": timed},
+        "memory": memory,
         "extra": {
             "ratio": rounds.ratio(STOCK, AUTO),
             "graphs": len(items),
@@ -138,14 +147,29 @@ def _graphs(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _items(graph: Graph, plan: Plan) -> list[Any]:
+def _trained(arrays: dict[str, Any], key: str, cell: Cell, plan: Plan) -> tuple[Call, Call]:
+    """A few graphs trained on, and two epochs, the making of the HAGs included."""
+    items = _items(from_arrays(arrays), plan)
+
+    def call(some: list[Any]) -> None:
+        built = hp.pyg.ToHAG().dataset(some) if key == "hag" else some
+        side = Epochs(built, key, cell, plan)
+        for _ in range(2):
+            side()
+
+    constants.in_force()
+    return lambda: call(items[:WARM]), lambda: call(items)
+
+
+def _items(data: GraphData, plan: Plan) -> list[Any]:
     from torch_geometric.data import Data
 
-    data = graph.data if graph.data.num_graphs > 1 else _cut(graph.data)
+    data = data if data.num_graphs > 1 else _cut(data)
     ptr = data.graph_ptr
     assert ptr is not None
-    x = torch.split(graph.features(FEATURES), ptr.diff().tolist())
     generator = torch.Generator().manual_seed(plan.seed)
+    rows = torch.randn(data.num_nodes, FEATURES, generator=generator)
+    x = torch.split(rows, ptr.diff().tolist())
     labels = torch.randint(CLASSES, (data.num_graphs,), generator=generator)
     every = zip(x, split_edges(data), labels, strict=True)
     return [
@@ -192,7 +216,8 @@ KINDS: dict[str, Callable[[Graph, Cell, Plan], dict[str, Any]]] = {"graphs": _gr
 def table(records: Sequence[Record]) -> str:
     """A row for each data set, model, size and number of workers."""
     header = ["data set", "model", "batch", "workers", "stock, ms a batch", "ours", "stock / ours",
-              "us a graph to build", "epochs to earn it back", "A/A"]  # fmt: skip
+              "us a graph to build", "epochs to earn it back", "memory, MiB: stock", "ours",
+              "A/A"]  # fmt: skip
     rows = []
     for record in records:
         cell, extra = record["cell"], record.get("extra")
@@ -207,14 +232,21 @@ def table(records: Sequence[Record]) -> str:
             tables.duration(stock / batches), tables.duration(ours / batches),
             tables.times(extra["ratio"]), f"{1e6 * extra['build_seconds'] / extra['graphs']:.0f}",
             f"{extra['build_seconds'] / saved:.1f}" if saved > 0 else "never",
+            *_memory(record),
             f"{control['ratio']:.2f} ± {control['spread']:.2f}",
         ])  # fmt: skip
     words = (
         f"Whole training epochs over batches of small graphs, loading included: 2 layers, hidden "
         f"{HIDDEN}, and a mean over each graph; at most {MOST_GRAPHS:,} graphs a data set. Ours is "
-        "handed a data set that `ToHAG().dataset` built.\n\n"
+        "handed a data set that `ToHAG().dataset` built. Memory: by how much a process grows that "
+        "trains two epochs and does nothing else, the building of the data set included.\n\n"
     )
     return words + tables.markdown(header, rows) + "\n" if rows else "Nothing was measured.\n"
+
+
+def _memory(record: Record) -> list[str]:
+    found = [record.get("memory", {}).get(side) for side in (STOCK, AUTO)]
+    return ["-" if each is None else f"{each / 2**20:.1f}" for each in found]
 
 
 def ratios(records: Sequence[Record], graph: str | None = None) -> list[float]:
@@ -224,3 +256,9 @@ def ratios(records: Sequence[Record], graph: str | None = None) -> list[float]:
         for r in records
         if r.get("extra") and graph in (None, r["cell"]["graph"])
     ]
+
+
+def shares(records: Sequence[Record]) -> list[float]:
+    """Our memory over stock's, cell by cell."""
+    both = [r.get("memory", {}) for r in records]
+    return [m[AUTO] / m[STOCK] for m in both if m.get(AUTO) and m.get(STOCK)]

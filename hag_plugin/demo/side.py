@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -28,6 +26,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from hag_plugin.data.graph_data import GraphData
+from hag_plugin.demo import peak_memory
 from hag_plugin.hag import constants
 from hag_plugin.hag.candidates import SHARED, Choice
 from hag_plugin.hag.hag import HAG
@@ -83,7 +82,7 @@ class Side(ABC):
         self.graphs = self.as_graphs(data)
         self.test = _split(data, settings.seed)
         self.warm_up()
-        self.memory_before = _reset_peak_memory()
+        self.memory_before = peak_memory.reset()
         self.optimizer = torch.optim.Adam(
             self.model.parameters(),
             settings.learning_rate,
@@ -190,7 +189,7 @@ class Side(ABC):
 
     def finish(self) -> dict[str, Any]:
         """Peak memory of search and training in bytes, accuracy on the test set, what ran."""
-        peak = _peak_memory()
+        peak = peak_memory.peak()
         memory = None if peak is None or self.memory_before is None else peak - self.memory_before
         right = count = 0
         scores = torch.from_numpy(self.outputs(torch.float32))
@@ -245,37 +244,6 @@ def _split(data: GraphData, seed: int) -> Tensor:
 
 
 # Peak memory --------------------------------------------------------------------------------------
-
-
-def _status_bytes(field: str) -> int | None:
-    try:
-        with open("/proc/self/status") as file:
-            line = next((line for line in file if line.startswith(field + ":")), None)
-    except OSError:
-        return None
-    return None if line is None else int(line.split()[1]) * 1024
-
-
-def _reset_peak_memory() -> int | None:
-    """Resident bytes now, from where growth is counted; the kernel's peak mark is reset."""
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        return _peak_memory()
-    return _status_bytes("VmRSS")
-
-
-def _peak_memory() -> int | None:
-    """The most bytes that were resident, or None where the system does not tell."""
-    peak = _status_bytes("VmHWM")
-    if peak is not None or os.name != "posix":
-        return peak
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
 
 
 # The process --------------------------------------------------------------------------------------
