@@ -1,7 +1,8 @@
 """Suite `attention`: a training step of one layer of attention, and the memory that it takes.
 
 PyG's layer and DGL's of the same name, each as it is and accelerated, on graphs that come back and
-on graphs that are met once: those get a new tensor of edges, or a new graph, at each call.
+on batches that are met once, as `NeighborLoader` samples them: those get a new tensor of edges, or
+a new graph, at each call.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +25,7 @@ from .graphs import Graph
 from .memory import peak_bytes
 from .plan import Cell, Plan
 from .results import Record
+from .sample_batches import Sampler
 from .sides import AGAIN, AUTO
 from .timing import interleave
 from .verdict import Rule, judge
@@ -43,7 +46,7 @@ MISSING = {
 }
 HEADS = (1, 4, 8)
 MET = ("back", "once")
-SAMPLED = 20_000  # edges of a graph that is met once
+SEEDS, FAN_OUT = 256, (15, 10)  # of a batch that is met once
 TOLERANCE = 1e-3  # of the root of the mean square, in float32
 
 Calls = dict[str, Callable[[], Tensor]]
@@ -64,10 +67,12 @@ def measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
     """
     torch.manual_seed(plan.seed)
     absent = dict(plan.crashed)
-    edges = graph.edge_index.long()
+    edges, num_nodes = graph.edge_index.long(), graph.num_nodes
     if cell["met"] == "once":
-        edges = edges[:, torch.randperm(edges.shape[1])[:SAMPLED]].contiguous()
-    x = torch.randn(graph.num_nodes, INPUT).requires_grad_()
+        seeds = np.random.default_rng(plan.seed).permutation(num_nodes)[:SEEDS]
+        batch = Sampler(edges, num_nodes, FAN_OUT, plan.seed).batch(seeds)
+        edges, num_nodes = batch.edge_index, len(batch.n_id)
+    x = torch.randn(num_nodes, INPUT).requires_grad_()
     numbers = edges.shape[1] * cell["heads"] * cell["width"]
     fits = 4 * numbers <= plan.memory_limit
     calls: Calls = {}
@@ -108,7 +113,9 @@ def measure(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
         ratio = min((rounds.ratio(*pair) for pair in pairs), default=1.0)
         return {"forms": forms, "ratio": ratio, "spread": control["spread"]}
 
-    return {"wrong": wrong, "absent": absent, "memory": memory, **judge(RULE, attempt)}
+    size = {"nodes": num_nodes, "edges": edges.shape[1]}
+    found = judge(RULE, attempt)
+    return {"batch": size, "wrong": wrong, "absent": absent, "memory": memory, **found}
 
 
 def _of_pyg(pyg: Any, cell: Cell, edges: Tensor, x: Tensor) -> Iterator[Callable[[], Tensor]]:
@@ -187,7 +194,7 @@ def table(records: Sequence[Record]) -> str:
 
 def _whole(records: Sequence[Record]) -> str:
     """The least, the median and the most of what was compared, over all cells."""
-    words = {"back": "graphs that come back", "once": "graphs met once"}
+    words = {"back": "graphs that come back", "once": "batches met once"}
     compared: dict[str, list[float]] = {}
     for met in MET:
         compared |= {
@@ -201,6 +208,12 @@ def _whole(records: Sequence[Record]) -> str:
         }
     of_memory = {
         "peak memory, as a share of PyG's": shares(records),
+        **{
+            f"peak memory, as a share of PyG's: {words[met]}": shares(
+                [r for r in records if r["cell"]["met"] == met]
+            )
+            for met in MET
+        },
         "peak memory, as a share of DGL's": shares(records, DGL, DGL_AUTO),
     }
     rows = [_spread(name, found, tables.times) for name, found in compared.items()]
