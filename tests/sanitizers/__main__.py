@@ -54,6 +54,7 @@ OPTIONS = {
 # not use what AVX2 and AVX-512 have in common; races are none of one of them.
 ISAS = {"address": 2, "thread": 1}
 EVERY = 3
+SLOWLY = "faulthandler_timeout=3600"  # for a test: with a sanitizer code takes ten times as long
 # What has threads, and needs no other process.
 THREADED = (
     "kernels/test_threads.py",
@@ -80,7 +81,7 @@ class Machine:
         print(line, flush=True)
         self.lines.append(line)
 
-    def run(self, *arguments: str, isa: str = "", timeout: float = 3600) -> tuple[int, str]:
+    def run(self, *arguments: str, isa: str = "", timeout: float = 4 * 3600) -> tuple[int, str]:
         """The exit code of Python with these arguments, and all that it printed."""
         preloaded = [library(LIBRARIES[self.mode]), library("libstdc++.so.6")]
         environment = {
@@ -128,7 +129,7 @@ class Machine:
         self, what: str, files: Sequence[str], *options: str, isa: str = ""
     ) -> None:
         paths = [str(HERE.parent / file) for file in files]
-        pytest = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider")
+        pytest = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-o", SLOWLY)
         self.expect_quiet(what, *pytest, *options, *paths, isa=isa)
 
 
@@ -178,7 +179,7 @@ def check(machine: Machine, long: bool) -> None:
     with ThreadPoolExecutor(2) as pool:  # races are none of one instruction set
         list(pool.map(on, sets if machine.mode == "address" else sets[-1:]))
     if long:
-        machine.expect_no_error("all", ("ops", "hag", "kernels"))
+        machine.expect_no_error("all", ("ops", "hag", "kernels"), "-n", "2")
     elif machine.mode == "thread":
         machine.expect_no_error("threads", THREADED, "-m", "not slow")
 
