@@ -383,7 +383,7 @@ void TileSearch::price() {
     for (size_t k = nodes_.size(); k-- > 0;) {
       Node &node = nodes_[k];
       node.uses += added[k];
-      if (node.fixed || node.inlined) {
+      if ((node.fixed && node.uses > 1) || node.inlined) {
         if (node.inlined && added[k])
           for (const int32_t ref : node.source)
             if (ref < 0) added[~ref] += added[k];
@@ -413,8 +413,8 @@ int64_t TileSearch::cost_in_reads() const {
   for (size_t id = 0; id < members_.size(); ++id) {
     const size_t size = members_[id].rows.size();
     for (size_t i = 0; i < size; ++i) {
-      cost += read(prefix_[id][std::min(i, size - 2)]) + (i + 1 < size);
-      if (i + 1 == size) cost += 1;
+      cost += read(prefix_[id][std::min(i, size - 2)]);
+      cost += i + 1 < size ? read(suffix_[id][i + 1]) : 1;
     }
   }
   return static_cast<int64_t>(std::ceil(cost));
