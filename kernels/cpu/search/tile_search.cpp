@@ -11,7 +11,7 @@ namespace hag {
 
 namespace {
 
-// min(c^2, 6c - 7) rows read for a class of c: below this size prefix and suffix sums do not pay.
+// min(c^2, 6c - 9) rows read for a class of c: below this size prefix and suffix sums do not pay.
 constexpr int64_t kSmallestLeaveOneOut = 5;
 
 // Groups 0..n-1 by hash and then by `equal` with the group's first: calls `found(first, member)`
@@ -372,7 +372,9 @@ void TileSearch::count_uses() {
 }
 
 // Keeps an intermediate of size s with u uses iff s u > s + u + c; the others are inlined.
-// Inlining one changes the size and the uses of others, so this is done a few times.
+// Inlining one changes the size and the uses of others, so this is done a few times. Prefixes and
+// suffixes pay together: one is inlined only where nobody else reads it, as suffix[1] where no other
+// row holds the class.
 void TileSearch::price() {
   for (int round = 0; round < 4; ++round) {
     count_sizes();
