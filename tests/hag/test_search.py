@@ -357,7 +357,7 @@ FAMILY: dict[str, Any] = {
 @pytest.mark.parametrize("mode", [False, "fill"])
 @pytest.mark.parametrize("name", FAMILY)
 def test_no_dearer_than_the_papers_search(name: str, mode: Any) -> None:
-    """By the cost model, at the usual width; or both save too little for a HAG to pay."""
+    """By the cost model, at the usual width; or it saves too little for a HAG to pay."""
     edges, nodes = FAMILY[name]()
 
     def stats(method: str, capacity: int | None = None) -> hp.Stats:
@@ -365,9 +365,10 @@ def test_no_dearer_than_the_papers_search(name: str, mode: Any) -> None:
                             self_loops=mode, capacity=capacity).stats(mode)  # fmt: skip
 
     found = stats("auto")
-    for capacity in (None, 10**9):  # a quarter of the nodes, all that is shared
+    # A quarter of the nodes, all that is shared, and what is cheapest or next to it.
+    for capacity, times in ((None, 1.001), (10**9, 1.001), (nodes, 1.015)):
         greedy = stats("greedy", capacity).predicted_seconds
         if found.intermediates:
-            assert found.predicted_seconds <= 1.001 * greedy
+            assert found.predicted_seconds <= times * greedy
         else:
             assert greedy > PRICES.worth_it * found.predicted_seconds
