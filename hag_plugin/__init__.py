@@ -3,6 +3,7 @@
 import importlib as _importlib
 import importlib.util as _importlib_util
 from types import ModuleType as _ModuleType
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from hag_plugin import starting as _starting  # noqa: F401  (first: what follows takes seconds)
 
@@ -35,6 +36,9 @@ from hag_plugin.pages import report
 from hag_plugin.recall import Recall  # noqa: F401  (saved models name it)
 from hag_plugin.scripting import _refuse_script  # noqa: F401  (saved models name it)
 from hag_plugin.version import __version__ as __version__
+
+if _TYPE_CHECKING:
+    from hag_plugin import dgl, parallel, pyg, testing
 
 __all__ = [
     "HAG",

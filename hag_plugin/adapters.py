@@ -99,13 +99,13 @@ def forget(module: M) -> M:
     return module
 
 
-def explain(module: Module) -> Any:
+def explain(module: Module) -> Explanation:
     """Says for each layer of a model what it aggregates, or why it runs as before.
 
     Returns:
-        An object with `rows`, which prints as a table.
+        The `rows`, which print as a table.
     """
-    found = [
+    found: list[Explanation] = [
         adapter.explain(module)
         for adapter in _adapters("explain takes a model of PyG or DGL layers", module)
     ]

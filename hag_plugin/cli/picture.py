@@ -268,8 +268,12 @@ def _draw_hag(axes: Any, drawing: Drawing, hag: HAG, self_loops: SelfLoops) -> N
 def _draw_uses(axes: Any, uses: np.ndarray, data: GraphData) -> None:
     if len(uses):
         ends = np.unique(np.rint(np.geomspace(1, uses.max() + 1, 30)))
-        axes.hist(uses, bins=ends - 0.5, color=SHARED, edgecolor="white")
-        axes.set(xscale="log", yscale="log")
+        counts, *_ = axes.hist(uses, bins=ends - 0.5, color=SHARED, edgecolor="white")
+        x, y = ("log" if most > 1000 else "linear" for most in (uses.max(), max(counts)))
+        axes.set(xscale=x, yscale=y)
+        for axis, scale in ((axes.xaxis, x), (axes.yaxis, y)):
+            if scale == "linear":
+                axis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="sums that read it", ylabel="shared sums")
     axes.set_title(f"how often a sum is shared: {len(uses):,} sums in {data.name}")
 

@@ -287,3 +287,88 @@ def test_merging_kernels_against_algorithm_3(seed: int) -> None:
         if program.target[op] < 0:
             scratch.append(frozenset().union(*({s} if s >= 0 else scratch[~s] for s in sources)))
     assert scratch == found
+
+
+# Beside the paper's search -----------------------------------------------------------------------
+
+
+def both_ways(adjacent: np.ndarray) -> tuple[np.ndarray, int]:
+    """The pairs of a matrix `[N, N]`, in both directions, without loops; and the nodes."""
+    linked = adjacent | adjacent.T
+    np.fill_diagonal(linked, False)
+    return np.stack(np.nonzero(linked)), len(linked)
+
+
+def overlapping(nodes: int, count: int, size: int) -> tuple[np.ndarray, int]:
+    random = np.random.default_rng(0)
+    member = np.zeros((nodes, count), int)
+    for clique in range(count):
+        member[random.choice(nodes, size, replace=False), clique] = 1
+    return both_ways(member @ member.T > 0)
+
+
+def bipartite(left: int, right: int) -> tuple[np.ndarray, int]:
+    is_left = np.arange(left + right) < left
+    return both_ways(is_left[:, None] & ~is_left)
+
+
+def blocks(count: int, size: int, inside: float) -> tuple[np.ndarray, int]:
+    block = np.arange(count * size) // size
+    chance = np.where(block[:, None] == block, inside, 0.01)
+    return both_ways(np.triu(np.random.default_rng(0).random(chance.shape) < chance, 1))
+
+
+def twins(nodes: int, degree: float, copies: int) -> tuple[np.ndarray, int]:
+    drawn = np.random.default_rng(0).random((nodes, nodes)) < degree / nodes
+    return both_ways(np.tile(drawn, (copies, copies)))
+
+
+def stars(count: int, leaves: int) -> tuple[np.ndarray, int]:
+    node = np.arange(count * (leaves + 1))
+    star = node // (leaves + 1)
+    return both_ways((star[:, None] == star) & (node % (leaves + 1) == 0))
+
+
+FAMILY: dict[str, Any] = {
+    f"{count} cliques of {size}, {bridges} bridges": lambda c=count, s=size, b=bridges: (
+        generators.cliques(c, s, b),
+        c * s,
+    )
+    for count, size in ((40, 5), (100, 8), (50, 20), (10, 50))
+    for bridges in (0, 1, 5)
+} | {
+    "overlapping, small": lambda: overlapping(600, 200, 8),
+    "overlapping, middle": lambda: overlapping(400, 60, 20),
+    "overlapping, large": lambda: overlapping(60, 6, 30),
+    "bipartite": lambda: bipartite(5, 7),
+    "bipartite, large": lambda: bipartite(100, 30),
+    "blocks, dense": lambda: blocks(10, 30, 0.9),
+    "blocks": lambda: blocks(10, 60, 0.5),
+    "twins": lambda: twins(100, 10, 4),
+    "many twins": lambda: twins(300, 8, 3),
+    "stars": lambda: stars(20, 30),
+    "star": lambda: stars(1, 300),
+    "random": lambda: (generators.erdos_renyi(500, 20.0), 500),
+    "random, dense": lambda: (generators.erdos_renyi(200, 80.0), 200),
+    "power law": lambda: (generators.power_law(500, 20.0), 500),
+}
+
+
+@pytest.mark.parametrize("mode", [False, "fill"])
+@pytest.mark.parametrize("name", FAMILY)
+def test_no_dearer_than_the_papers_search(name: str, mode: Any) -> None:
+    """By the cost model, at the usual width; or it saves too little for a HAG to pay."""
+    edges, nodes = FAMILY[name]()
+
+    def stats(method: str, capacity: int | None = None) -> hp.Stats:
+        return hp.build_hag(torch.from_numpy(edges), num_nodes=nodes, method=method,
+                            self_loops=mode, capacity=capacity).stats(mode)  # fmt: skip
+
+    found = stats("auto")
+    # A quarter of the nodes, all that is shared, and what is cheapest or next to it.
+    for capacity, times in ((None, 1.001), (10**9, 1.001), (nodes, 1.015)):
+        greedy = stats("greedy", capacity).predicted_seconds
+        if found.intermediates:
+            assert found.predicted_seconds <= times * greedy
+        else:
+            assert greedy > PRICES.worth_it * found.predicted_seconds

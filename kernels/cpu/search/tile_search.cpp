@@ -11,7 +11,7 @@ namespace hag {
 
 namespace {
 
-// min(c^2, 6c - 7) rows read for a class of c: below this size prefix and suffix sums do not pay.
+// min(c^2, 6c - 9) rows read for a class of c: below this size prefix and suffix sums do not pay.
 constexpr int64_t kSmallestLeaveOneOut = 5;
 
 // Groups 0..n-1 by hash and then by `equal` with the group's first: calls `found(first, member)`
@@ -211,7 +211,9 @@ int32_t TileSearch::new_node(std::vector<int32_t> source, bool fixed) {
   return static_cast<int32_t>(nodes_.size()) - 1;
 }
 
-// suffix[i] = x_i + ... + x_last of a class, for i = last - 1 down to 1.
+// suffix[i] = x_i + ... + x_last of a class, for i = last - 1 down to 1. Where two read it, as many
+// rows are read without it and one fewer is written, for a sum more. So every other one is priced
+// like any intermediate: with all of them, more sums would be left than the paper counts.
 void TileSearch::add_leave_one_out_suffixes() {
   suffix_.assign(members_.size(), {});
   for (size_t id = 0; id < members_.size(); ++id) {
@@ -220,7 +222,7 @@ void TileSearch::add_leave_one_out_suffixes() {
     suffix.assign(rows.size(), 0);
     suffix.back() = rows_[rows.back()];
     for (size_t i = rows.size() - 1; i-- > 1;)
-      suffix[i] = ~new_node({rows_[rows[i]], suffix[i + 1]}, true);
+      suffix[i] = ~new_node({rows_[rows[i]], suffix[i + 1]}, i % 2 == 0);
   }
 }
 
@@ -329,7 +331,7 @@ void TileSearch::find_shared_sums() {
     row_classes_[r].node = new_node(std::move(residual[r]));
 }
 
-// prefix[i] = outside + x_0 + ... + x_(i-1) of a class.
+// prefix[i] = outside + x_0 + ... + x_(i-1) of a class. The last one is priced, too.
 void TileSearch::add_leave_one_out_prefixes() {
   prefix_.assign(members_.size(), {});
   for (const RowClass &row : row_classes_)
@@ -340,7 +342,8 @@ void TileSearch::add_leave_one_out_prefixes() {
       for (size_t i = 1; i + 1 < rows.size(); ++i) {
         const int32_t member = rows_[rows[i - 1]];
         const bool bare = i == 1 && row.begin == row.end;  // no outside: the first member itself
-        prefix.push_back(bare ? member : ~new_node({prefix[i - 1], member}, true));
+        const bool last = i + 2 == rows.size();
+        prefix.push_back(bare ? member : ~new_node({prefix[i - 1], member}, !last));
       }
     }
 }
@@ -372,7 +375,8 @@ void TileSearch::count_uses() {
 }
 
 // Keeps an intermediate of size s with u uses iff s u > s + u + c; the others are inlined.
-// Inlining one changes the size and the uses of others, so this is done a few times.
+// Inlining one changes the size and the uses of others, so this is done a few times. What is fixed
+// pays as a whole.
 void TileSearch::price() {
   for (int round = 0; round < 4; ++round) {
     count_sizes();
@@ -413,8 +417,8 @@ int64_t TileSearch::cost_in_reads() const {
   for (size_t id = 0; id < members_.size(); ++id) {
     const size_t size = members_[id].rows.size();
     for (size_t i = 0; i < size; ++i) {
-      cost += read(prefix_[id][std::min(i, size - 2)]) + (i + 1 < size);
-      if (i + 1 == size) cost += 1;
+      cost += read(prefix_[id][std::min(i, size - 2)]);
+      cost += i + 1 < size ? read(suffix_[id][i + 1]) : 1;
     }
   }
   return static_cast<int64_t>(std::ceil(cost));
