@@ -155,7 +155,7 @@ class Parallel:
         graphs = self._met(data, recorded) if isinstance(data, PartitionedData) else {}
         with self.group.together("laying out the data"):
             found = self._made(recorded, part, graphs)
-        for each in graphs.values():
+        for each in found[0].graphs.values():
             each.forget()  # executors have what they run on
         return found
 

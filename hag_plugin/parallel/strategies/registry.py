@@ -24,6 +24,9 @@ from hag_plugin.saved import set_module
 ORDERS = ("", "aggregate-first", "transform-first")
 HAGS = ("off", "whole", "part")
 INDEX = 4  # bytes of a source id
+LONG = 8  # of an id as PyG's layers take it
+ROW = 12  # of a row of a graph: where its sources begin, and a scale
+OP = 12  # of a row that a program writes: where its sources begin, and which it is
 STATES = 4  # a weight, its gradient and two moments of Adam
 
 
@@ -119,6 +122,11 @@ class Terms:
         for phase in ("forward", "backward") if input_grad else ("forward",):
             read, written = counts.rows_read * times, counts.rows_written * times
             self.aggregations.append(Aggregation(phase, read, written, width))
+
+    def on_graph(self, edges: int, targets: int, sources: int, backward: bool) -> None:
+        """A graph as it is: its programs have their sources from it. The reverse is one, too."""
+        for rows in (targets, sources) if backward else (targets,):
+            self.graph += INDEX * edges + (ROW + OP) * rows
 
     @property
     def flops(self) -> int:

@@ -29,14 +29,14 @@ class LocalAggregate:
         self, site: Site, form: Form, graph: LocalGraph, relation: int | None = None
     ) -> None:
         device, dtype = site.world.device, site.world.dtype
-        self.form, self.self_loops = form, graph.self_loops
+        self.form, self.self_loops = form.bare, graph.self_loops
         weighted = form.edge_weight is not None
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         self.stock = form.reduce not in REDUCES or (weighted and form.reduce not in LINEAR)
         searched = site.config.hag != "off" and not weighted
         self.hag = graph.hag("auto" if searched else "none", device, relation)
-        self.source_scale = _taken(form.source_scale, graph.sources, exact, device)
-        self.target_scale = _taken(form.target_scale, graph.targets, exact, device)
+        self.source_scale = graph.scale(form.source_scale, "sources", exact, device)
+        self.target_scale = graph.scale(form.target_scale, "targets", exact, device)
         self.weight: Tensor | None = None
         if form.edge_weight is not None:
             assert relation is None  # relational layers have no edge weights
@@ -71,11 +71,3 @@ class LocalAggregate:
             messages = messages * self.weight.to(x.dtype).unsqueeze(-1)
         out: Tensor = self.module.aggr_module(messages, target, dim_size=self.hag.num_dst, dim=0)
         return out
-
-
-def _taken(values: Tensor | None, nodes: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    """The values of some nodes; 1 for those that are `ELSEWHERE`, -1."""
-    if values is None:
-        return None
-    padded = torch.cat([values, values.new_ones(1)])
-    return padded[torch.from_numpy(nodes)].to(dtype).to(device)

@@ -88,6 +88,7 @@ class Convolution(NodeLayer):
 
     def place(self, graph: LocalGraph) -> None:
         self.aggregate = LocalAggregate(self.site, self.form, graph)
+        self.form = self.form.bare
 
     def __call__(self, x: Tensor, fetch: Fetch) -> Tensor:
         form, order = self.form, self.site.config.order
@@ -119,6 +120,7 @@ class Relational(NodeLayer):
         self.aggregates = [
             LocalAggregate(self.site, self.form, graph, r) for r in range(self.site.op.relations)
         ]
+        self.form = self.form.bare
 
     def __call__(self, x: Tensor, fetch: Fetch) -> Tensor:
         form = self.form

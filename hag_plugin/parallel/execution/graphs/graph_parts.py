@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
@@ -38,6 +40,10 @@ class LocalGraph:
     targets_first: bool = False
     types: np.ndarray | None = None
     _hags: dict[tuple[str, int | None, torch.device], HAG] = field(default_factory=dict, repr=False)
+    _apart: dict[tuple[int, int, bool], tuple[LocalGraph, LocalGraph]] = field(
+        default_factory=dict, repr=False
+    )
+    _scales: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def edges(self) -> np.ndarray:
@@ -45,11 +51,18 @@ class LocalGraph:
         return _made(self.numbers)
 
     def apart(self, some: slice, follow: bool = False) -> tuple[LocalGraph, LocalGraph]:
-        """The edges from some of the sources, whose only sources they are, and those from others.
+        """The edges from some of the sources, whose only sources they are, and those from others;
+        cut once.
 
         `follow`: the others' sources are those behind, not all.
         """
-        begin, end, all_rows = some.start, some.stop, len(self.sources)
+        key = some.start, some.stop, follow
+        if key not in self._apart:
+            self._apart[key] = self._cut(*key)
+        return self._apart[key]
+
+    def _cut(self, begin: int, end: int, follow: bool) -> tuple[LocalGraph, LocalGraph]:
+        all_rows = len(self.sources)
         numbers = self.numbers  # the parts do not keep this graph
         own = (self.index[0] >= begin) & (self.index[0] < end)
 
@@ -62,6 +75,7 @@ class LocalGraph:
             return replace(
                 self, index=index, sources=self.sources[first:last],
                 numbers=lambda: _made(numbers)[chosen], targets_first=False, types=types, _hags={},
+                _apart={}, _scales={},
             )  # fmt: skip
 
         return part(own, begin, end), part(~own, end if follow else 0, all_rows)
@@ -78,8 +92,28 @@ class LocalGraph:
         part = replace(
             self, index=index, sources=self.sources[sources], targets=self.targets[first:last],
             numbers=lambda: self.edges[chosen], targets_first=False, types=types, _hags={},
+            _apart={}, _scales={},
         )  # fmt: skip
         return sources, part
+
+    def scale(
+        self,
+        values: Tensor | None,
+        ends: Literal["sources", "targets"],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> Tensor | None:
+        """What nodes have, `[N]`, of the sources or targets; 1 of those `ELSEWHERE`. Made once for
+        layers that have the same.
+        """
+        if values is None:
+            return None
+        key = id(values), ends, dtype, device
+        if key not in self._scales:  # with the values: their id is theirs as long as they live
+            padded = torch.cat([values, values.new_ones(1)])
+            taken = padded[torch.from_numpy(getattr(self, ends))]
+            self._scales[key] = values, taken.to(dtype).to(device)
+        return self._scales[key][1]
 
     def hag(self, method: str, device: torch.device, relation: int | None = None) -> HAG:
         """The graph, or that of one relation, ready to be aggregated over; built once.

@@ -27,7 +27,7 @@ class RankGraphs:
     """One graph as a rank knows it: all of its edges, or those that touch the rank's nodes.
 
     Args:
-        edges: sources, targets and numbers, int64 each, by target; None: `_edges` makes them.
+        edges: makes sources, targets and numbers, int64 each, by target.
         count: E, of the whole graph.
         rows: int64 `[P]`, how many nodes each rank has, in order.
         rank: whose part is wanted.
@@ -47,7 +47,7 @@ class RankGraphs:
 
     def __init__(
         self,
-        edges: Edges | None,
+        edges: Callable[[], Edges],
         count: int,
         rows: np.ndarray,
         rank: int,
@@ -60,18 +60,18 @@ class RankGraphs:
         self._same = sources is None
         self._own = rows if sources is None else sources
         self.nodes, self.num_sources = int(rows.sum()), int(self._own.sum())
-        self._all, self._count, self._types, self._looping = edges, count, types, looping
+        self._list, self._count, self._types, self._looping = edges, count, types, looping
         self._made: dict[tuple[object, ...], Any] = {}
 
     @property
     def _edges(self) -> Edges:
-        assert self._all is not None  # it was made with edges
-        return self._all
+        return self._keep(("edges",), self._list)
 
     def forget(self) -> None:
         """Drops what was made of the edges; what is asked for again is made again."""
-        made, self._made = self._made, {}
-        for each in made.values():
+        made = [*self._made.values()]
+        self._made.clear()  # of merged ones, too
+        for each in made:
             if isinstance(each, RankGraphs):
                 each.forget()
 
@@ -87,6 +87,11 @@ class RankGraphs:
             assert self._types is not None  # the graph was made with types
             target = target[self._types[number] == relation]
         return torch.from_numpy(np.bincount(target, minlength=self.nodes))
+
+    def scale(self, exponent: float, relation: int | None = None) -> Tensor:
+        """Powers of `in_degree`, float64 `[N]`, 0 where that is 0; layers on the graph share it."""
+        key = ("scale", exponent, relation)
+        return self._keep(key, lambda: power(self.in_degree(relation), exponent))
 
     def out_degree(self) -> Tensor:
         """Edges out of each node, those loops counted that were given: int64 `[N]`."""
@@ -184,7 +189,7 @@ class RankGraphs:
     def _merged(self, count: int) -> RankGraphs:
         rows, own = (each.reshape(-1, count).sum(axis=1) for each in (self.rows, self._own))
         found = RankGraphs(
-            self._edges, self._count, rows, self.rank // count, self.self_loops, self._looping,
+            self._list, self._count, rows, self.rank // count, self.self_loops, self._looping,
             self._types, None if self._same else own,
         )  # fmt: skip
         found._made = self._made  # listed once
@@ -388,7 +393,7 @@ class LocalGraphs(RankGraphs):
                 "each edge"
             )
         super().__init__(
-            by_target(source, target, np.arange(len(source)), num_sources),
+            lambda: by_target(source, target, np.arange(len(source)), num_sources),
             len(source),
             rows,
             rank,
@@ -397,6 +402,12 @@ class LocalGraphs(RankGraphs):
             None if edge_type is None else edge_type.cpu().long().numpy(),
             None if sources is None else own,
         )
+
+
+def power(degree: Tensor, exponent: float) -> Tensor:
+    """Powers of degrees, float64; 0 where the degree is 0."""
+    degree = degree.double()
+    return degree.pow(exponent).masked_fill(degree == 0, 0.0)
 
 
 def by_target(source: np.ndarray, target: np.ndarray, number: np.ndarray, sources: int) -> Edges:

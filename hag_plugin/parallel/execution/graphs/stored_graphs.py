@@ -26,7 +26,7 @@ from hag_plugin.parallel.ranks.comm import Group
 SETUP = "setup"  # the phase under which what ranks tell each other is counted
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Neighbourhood:
     """A block of a store, and what the ranks that have others told of theirs.
 
@@ -166,7 +166,7 @@ class StoredGraphs(RankGraphs):
         self._opened, self._known, self._given = known, known[merged], given
         block = self._known.block
         super().__init__(
-            None,
+            lambda: self._known.edges,
             int(block.edges.sum()),
             np.diff(block.bounds),
             block.number,
@@ -178,6 +178,10 @@ class StoredGraphs(RankGraphs):
     @property
     def _edges(self) -> Edges:
         return self._known.edges
+
+    def forget(self) -> None:
+        super().forget()
+        self._known.leaving = None  # covers are asked for once
 
     def _merged(self, count: int) -> StoredGraphs:
         return StoredGraphs(self._opened, self.self_loops, self._given, count)
