@@ -325,8 +325,6 @@ class RowsCover(RowsHalo):
             return f"partial sums need a sum or mean of node rows, not {problem.op.reduce}"
         if problem.op.relational:
             return "partial sums of several relations are not supported"
-        if problem.stats.apart and not problem.stats.shares:
-            return "weights of edges go to no other rank of a store"
         if problem.partition.cover is None:
             return "vertex covers were not computed (they need scipy and the edges)"
         return None

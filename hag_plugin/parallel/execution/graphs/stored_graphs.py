@@ -36,8 +36,7 @@ class Neighbourhood:
         send_counts: how many each reads.
         degree: int64 `[n + H]`, edges into each own node, and into those of the halo.
         loops: int64 `[n + H]`, those of them that come from the node itself.
-        leaving: sources, targets and numbers by target, in the store's numbers, of the edges into
-            the own nodes and of those out of them; None where these were not asked for.
+        leaving: the edges out of the own nodes, too; None where these were not asked for.
         weights: of what may be weights of edges, by name float64 `[n + H, 3]`: their sum over the
             edges into each own node and each of the halo, without and with loops, and that of the
             last loop.
@@ -48,13 +47,13 @@ class Neighbourhood:
     send_counts: tuple[int, ...]
     degree: np.ndarray
     loops: np.ndarray
-    leaving: Edges | None
+    leaving: Leaving | None
     weights: dict[str, np.ndarray]
 
     @property
     def edges(self) -> Edges:
-        """The edges that the rank knows, as of `leaving`; made anew where these are its own."""
-        return self.leaving or _edges_into(self.block)
+        """The edges that the rank knows, as of `Leaving`; made anew where these are its own."""
+        return _edges_into(self.block) if self.leaving is None else self.leaving.edges
 
     @classmethod
     def of(cls, block: Block, group: Group, peers: Group, leaving: bool) -> Neighbourhood:
@@ -75,8 +74,9 @@ class Neighbourhood:
             degree = np.stack([np.diff(block.indptr), count_loops(block)], axis=1)
             wanted = torch.from_numpy(block.halo.astype(np.int64))
             edges = _edges_into(block) if leaving else None
+            values = _values(block)
             outer = [] if edges is None else _outer(block, edges)
-            weights = _weights(block, edges or _edges_into(block)) if block.values else {}
+            weights = _weights(block, edges or _edges_into(block), values) if values else {}
         asked = _exchanged(wanted, receive, send, peers) - block.first
         with group.together("comparing the parts"):
             nodes = block.last - block.first
@@ -92,9 +92,8 @@ class Neighbourhood:
 
         degree = with_halo(degree)
         weights = {name: with_halo(own) for name, own in weights.items()}
-        if edges is not None:
-            edges = _with_leaving(block, edges, outer, peers)
-        return cls(block, asked.numpy(), send, degree[:, 0], degree[:, 1], edges, weights)
+        out = None if edges is None else Leaving.of(block, edges, outer, values, peers)
+        return cls(block, asked.numpy(), send, degree[:, 0], degree[:, 1], out, weights)
 
 
 def _edges_into(block: Block) -> Edges:
@@ -103,14 +102,54 @@ def _edges_into(block: Block) -> Edges:
     return source, target, block.before + np.arange(len(source))
 
 
-def _weights(block: Block, edges: Edges) -> dict[str, np.ndarray]:
+@dataclass(frozen=True, eq=False)
+class Leaving:
+    """The edges that touch a rank's nodes.
+
+    Attributes:
+        edges: sources, targets and numbers by target, in the store's numbers, of those into the
+            nodes and of those out of them.
+        numbers: int64 `[L]`, increasing, of those out of them to others.
+        weights: of these what may be weights, by name float64 `[L]`.
+    """
+
+    edges: Edges
+    numbers: np.ndarray
+    weights: dict[str, np.ndarray]
+
+    @classmethod
+    def of(
+        cls, block: Block, edges: Edges, outer: list[Tensor], values: dict[str, np.ndarray],
+        peers: Group,
+    ) -> Leaving:  # fmt: skip
+        """With what the ranks that edges go to tell of them; arguments as in `Neighbourhood.of`."""
+        counts = [len(each) for each in outer]
+        receive = [others[peers.rank] for others in peers.collect(counts)]
+        listed = torch.cat(outer)
+        told = _exchanged(listed, counts, receive, peers).numpy().T
+        order, weights = np.argsort(told[2]), {}
+        for name, weight in values.items():
+            mine = torch.from_numpy(weight)[listed[:, 2] - block.before]
+            weights[name] = _exchanged(mine, counts, receive, peers).numpy()[order]
+        source, target, number = map(np.concatenate, zip(edges, told, strict=True))
+        known = by_target(source, target, number, int(block.bounds[-1]))
+        return cls(known, told[2][order], weights)
+
+
+def _values(block: Block) -> dict[str, np.ndarray]:
+    """What may be weights of edges, by name float64 `[E']`: not several numbers an edge."""
+    return {
+        name: values.reshape(-1).astype(np.float64)
+        for name, values in block.values.items()
+        if values.dtype.kind != "c" and np.prod(values.shape[1:]) == 1
+    }
+
+
+def _weights(block: Block, edges: Edges, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """As of `Neighbourhood`, of the own nodes."""
     found, nodes = {}, block.last - block.first
     target, loop = edges[1] - block.first, edges[0] == edges[1]
-    for name, values in block.values.items():
-        if values.dtype.kind == "c" or np.prod(values.shape[1:]) != 1:
-            continue  # several numbers an edge
-        weight = values.reshape(-1).astype(np.float64)
+    for name, weight in values.items():
         sums = [np.bincount(target[kept], weight[kept], nodes) for kept in (~loop, slice(None))]
         last = np.zeros(nodes)
         last[target[loop]] = weight[loop]
@@ -126,16 +165,6 @@ def _outer(block: Block, edges: Edges) -> list[Tensor]:
     order = owner.argsort(stable=True)
     counts = torch.bincount(owner, minlength=len(block.edges))
     return [*torch.split(listed[order], counts.tolist())]
-
-
-def _with_leaving(block: Block, edges: Edges, outer: list[Tensor], peers: Group) -> Edges:
-    """The edges, and those out of the own nodes, of which the ranks that they go to tell."""
-    counts = [len(each) for each in outer]
-    receive = [others[peers.rank] for others in peers.collect(counts)]
-    told = _exchanged(torch.cat(outer), counts, receive, peers).numpy()
-    joined = (np.concatenate([one, other]) for one, other in zip(edges, told.T, strict=True))
-    source, target, number = joined
-    return by_target(source, target, number, int(block.bounds[-1]))
 
 
 def _exchanged(x: Tensor, send: Any, receive: Any, group: Group) -> Tensor:
@@ -215,11 +244,18 @@ class StoredGraphs(RankGraphs):
         block = self._known.block
         own = torch.from_numpy(block.values[name]).double().view(-1)
         loops = self._loops(name, loop)[: block.last - block.first]
-        padded = torch.cat([own, loops, own.new_ones(1)])
+        out = self._known.leaving  # edges that a vertex cover sums here
+        others = np.empty(0, np.int64) if out is None else out.numbers
+        told = own[:0] if out is None else torch.from_numpy(out.weights[name])
+        padded = torch.cat([own, loops, told, own.new_ones(1)])
+        ends = len(own), len(own) + len(loops)
 
         def taken(numbers: np.ndarray) -> Tensor:
-            of_loops = numbers - self._count - block.first + len(own)
+            of_loops = numbers - self._count - block.first + ends[0]
             place = np.where(numbers < self._count, numbers - block.before, of_loops)
+            elsewhere = (numbers < self._count) & ((place < 0) | (place >= ends[0]))
+            of_others = ends[1] + np.searchsorted(others, numbers)
+            place = np.where(elsewhere, of_others, place)
             return padded[torch.from_numpy(np.where(numbers == ELSEWHERE, ELSEWHERE, place))]
 
         return taken

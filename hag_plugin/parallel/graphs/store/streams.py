@@ -20,13 +20,13 @@ class RowStream:
     """A row for each node, in the order of their numbers; or for each edge, in that of edges.
 
     Attributes:
-        rows: how many.
+        rows: how many; None, of edges: as many as there are.
         dtype: of the values.
         shape: of one row.
         blocks: given the most rows at a time, arrays `[k, *shape]`.
     """
 
-    rows: int
+    rows: int | None
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     blocks: Callable[[int], Iterator[np.ndarray]]
@@ -52,7 +52,7 @@ class EdgeStream:
         num_nodes: N, or None: the largest id and one more.
         where: says where edge `i` is.
         rows: what nodes have, by name.
-        values: what edges have, by name.
+        values: what edges have, by name; as many at a time in the order of as many edges.
     """
 
     blocks: Callable[[int], Iterator[np.ndarray]]
