@@ -258,14 +258,18 @@ def test_values_of_edges(kind: str, strategy: str) -> None:
     name, make, _ = WITH_VALUES[kind]
     torch.manual_seed(0)
     model = Weighted(name, make).double()
-    sizes = st.just(4) if strategy == "2-D grid" else st.sampled_from([1, 2, 3])
+    sizes = {"2-D grid": st.just(4), COVER: st.just(3)}.get(strategy, st.sampled_from([1, 2, 3]))
 
     @settings(max_examples=5)
     @given(sizes.flatmap(hostile))
     def check(drawn: tuple[Data, np.ndarray, int]) -> None:
         data, owner, ranks = drawn
         loops = torch.tensor([[0, 0, 1], [0, 0, 1]])  # of two, the last one's weight is filled in
-        data.edge_index = torch.cat([loops, data.edge_index], dim=1)
+        edges = [loops, data.edge_index]
+        if strategy == COVER:  # edges whose sum is sent
+            owner = np.arange(len(owner)) % ranks
+            edges.append(torch.arange(len(owner)) * torch.tensor([[1], [0]]))
+        data.edge_index = torch.cat(edges, dim=1)
         random = np.random.default_rng(data.num_edges)
         data.edge_weight = torch.from_numpy(random.random(data.num_edges) + 0.5)
         data.edge_attr = torch.from_numpy(random.standard_normal((data.num_edges, 3)))
@@ -381,7 +385,7 @@ def test_memory_of_features_in_their_file(tmp_path: Path) -> None:
         mapped = run_threads(2, case)
     for (most, size, shared, out), (less, _, also, same) in zip(copied, mapped, strict=True):
         assert (shared, also) == (False, True)
-        assert most > 2 * size
+        assert most >= 2 * size
         assert less < size / 2
         torch.testing.assert_close(out, same, rtol=1e-10, atol=1e-10)
 
