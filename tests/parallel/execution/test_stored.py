@@ -289,6 +289,46 @@ def test_values_of_edges(kind: str, strategy: str) -> None:
     check()
 
 
+class Relational(nn.Module):
+    """Two layers with weights for each relation."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.first = pyg.RGCNConv(FEATURES, 8, 3, **options)
+        self.second = pyg.RGCNConv(8, CLASSES, 3, **options)
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_type: Tensor) -> Tensor:
+        return self.second(self.first(x, edge_index, edge_type).tanh(), edge_index, edge_type)
+
+
+@pytest.mark.parametrize("strategy", ["rows, all-gather", "rows, halo", "relations"])
+@pytest.mark.parametrize("options", [{}, {"aggr": "add", "num_bases": 2}], ids=["mean", "bases"])
+def test_relations_of_edges(options: dict[str, Any], strategy: str) -> None:
+    torch.manual_seed(0)
+    model = Relational(**options).double()
+
+    @settings(max_examples=3)
+    @given(hostile(3))
+    def check(drawn: tuple[Data, np.ndarray, int]) -> None:
+        data, _, ranks = drawn
+        nodes, random = data.num_nodes, np.random.default_rng(data.num_edges)
+        more = torch.from_numpy(random.integers(0, nodes, (2, 3 * nodes)))
+        data.edge_index = torch.cat([more, data.edge_index], dim=1)
+        owner = np.arange(nodes) % ranks
+        data.edge_type = torch.from_numpy(random.integers(0, 3, data.num_edges))
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "parts"
+            whole = stored(data, owner, ranks, path)
+            graph = trace(model, hpp.PartitionedData(path, 0))
+            space = space_with(graph, ranks, with_edges(strategy))
+            chosen = list(space.cheapest().configs)
+            plan = planned(space, chosen)
+            found = run_threads(ranks, lambda rank: trained(model, path, plan))
+            compare(found, train_alone(model, whole, sgd), bytes_of(space, chosen), 1e-10)
+
+    check()
+
+
 @pytest.mark.parametrize(
     ("what", "words"),
     [

@@ -216,9 +216,6 @@ class RankGraphs:
         self_loops: SelfLoops = False,
     ) -> LocalGraph:
         """Edges in local numbers."""
-        types = None
-        if self._types is not None:
-            types = np.where(edges[2] < 0, -1, self._types[edges[2]])
         return LocalGraph(
             np.stack(edges[:2]),
             self._names(sources),
@@ -226,8 +223,12 @@ class RankGraphs:
             edges[2],
             self_loops,
             targets_first,
-            types,
+            self._relations(edges[2]),
         )
+
+    def _relations(self, numbers: np.ndarray) -> np.ndarray | None:
+        """The relation of each edge, by its number, -1 of those `ELSEWHERE`; None: it has none."""
+        return None if self._types is None else np.where(numbers < 0, -1, self._types[numbers])
 
     def _names(self, nodes: np.ndarray) -> np.ndarray:
         """What local graphs call these nodes."""

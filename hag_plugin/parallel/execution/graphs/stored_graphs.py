@@ -182,6 +182,7 @@ class StoredGraphs(RankGraphs):
         known: what was opened and told, where so many neighbours' parts are one.
         self_loops: those the layer adds.
         given: what stands for what edges have, by name.
+        edge_type: the one of them that is the relation of each edge, or None.
         merged: which of those that are known this is.
     """
 
@@ -190,9 +191,11 @@ class StoredGraphs(RankGraphs):
         known: Mapping[int, Neighbourhood],
         self_loops: SelfLoops,
         given: Mapping[str, Tensor],
+        edge_type: Tensor | None = None,
         merged: int = 1,
     ) -> None:
         self._opened, self._known, self._given = known, known[merged], given
+        self._edge_type = edge_type
         block = self._known.block
         super().__init__(
             lambda: self._known.edges,
@@ -213,11 +216,17 @@ class StoredGraphs(RankGraphs):
         self._known.leaving = None  # covers are asked for once
 
     def _merged(self, count: int) -> StoredGraphs:
-        return StoredGraphs(self._opened, self.self_loops, self._given, count)
+        return StoredGraphs(self._opened, self.self_loops, self._given, self._edge_type, count)
 
     def in_degree(self, relation: int | None = None) -> Tensor:
-        """Edges into each own node and each of the halo, loops counted: int64 `[n + H]`."""
-        degree = self._known.degree
+        """Edges into each own node and each of the halo, loops counted: int64 `[n + H]`; of one
+        relation those into own nodes alone, 0 of the halo.
+        """
+        degree, block = self._known.degree, self._known.block
+        if relation is not None:
+            types = self._relations(block.before + np.arange(len(block.sources)))
+            target = np.repeat(np.arange(block.last - block.first), np.diff(block.indptr))
+            return torch.from_numpy(np.bincount(target[types == relation], minlength=len(degree)))
         if self.self_loops == "fill":
             degree = degree - self._known.loops
         return torch.from_numpy(degree + (self.self_loops is not False))
@@ -301,7 +310,18 @@ class StoredGraphs(RankGraphs):
     def _local(self, self_loops: SelfLoops) -> LocalGraph:
         block = self._known.block
         own = self._known.loops[: block.last - block.first]
-        return local_graph(block, self_loops, int(own.sum()))
+        graph = local_graph(block, self_loops, int(own.sum()))
+        if self._edge_type is None:
+            return graph
+        return replace(graph, types=self._relations(graph.edges))
+
+    def _relations(self, numbers: np.ndarray) -> np.ndarray | None:
+        if self._edge_type is None:
+            return None
+        name = self._name_of(self._edge_type)
+        assert name is not None  # others are refused
+        block = self._known.block
+        return np.where(numbers < 0, -1, block.values[name].reshape(-1)[numbers - block.before])
 
     def _names(self, nodes: np.ndarray) -> np.ndarray:
         """The local names of nodes that have the store's numbers, or are `ELSEWHERE`."""
