@@ -90,8 +90,8 @@ class Program(Keeper):
         """
         tensors = [*map(torch.from_numpy, arrays)]
         if col is not None:
+            tensors[ARRAYS.index("source")] = col
             tensors = [a.to(col.device) for a in tensors]
-            tensors[2] = col
         program = cls.of(tensors, num_src, num_dst)
         program.__dict__["is_plain"] = True
         if col is not None and col.device.type != "cpu":

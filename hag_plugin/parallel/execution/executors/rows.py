@@ -88,7 +88,7 @@ class RowsAllGather(Executor):
             site, partial(AllRows, rows, first if reordered else None), site.group
         )
         graph = graphs.gathered(reordered)
-        place(self.layer, graph, partial(graph.apart, slice(first, last)), self.fetch)
+        place(self.layer, lambda: graph, partial(graph.apart, slice(first, last)), self.fetch)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         return self.layer(inputs[0], self.fetch)
@@ -263,7 +263,7 @@ class RowsHalo(Executor):
         self.layer = layer_of(site, graphs, copies=True)
         halo = graphs.halo()
         self.fetch = fetching(site, partial(HaloRows, halo), site.group)
-        place(self.layer, halo.graph, halo.apart, self.fetch)
+        place(self.layer, lambda: halo.graph, halo.apart, self.fetch)
         self.graphs = graphs
         self.walked: Walked | None = None
 
@@ -279,12 +279,14 @@ class RowsHalo(Executor):
         return self.walked(x, self.fetch.begin(x)())
 
 
-def place(layer: NodeLayer, graph: LocalGraph, apart: Callable[[], Parts], rows: Rows) -> None:
+def place(
+    layer: NodeLayer, graph: Callable[[], LocalGraph], apart: Callable[[], Parts], rows: Rows
+) -> None:
     """Says which edges a layer runs on: all at once, or where it may, those from own rows first.
 
     Args:
         layer: the layer.
-        graph: all edges.
+        graph: gives all edges.
         apart: gives those from the own rows, and those from others.
         rows: fetches what they read.
     """
@@ -296,7 +298,7 @@ def place(layer: NodeLayer, graph: LocalGraph, apart: Callable[[], Parts], rows:
         if layer.own_first is not None:
             layer.form = layer.form.bare
             return
-    layer.place(graph)
+    layer.place(graph())
 
 
 @executes("rows, vertex-cover halo", "convolution")

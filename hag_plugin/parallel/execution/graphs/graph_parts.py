@@ -66,7 +66,8 @@ class LocalGraph:
         numbers = self.numbers  # the parts do not keep this graph
         own = (self.index[0] >= begin) & (self.index[0] < end)
 
-        def part(chosen: np.ndarray, first: int, last: int) -> LocalGraph:
+        def part(mine: bool, first: int, last: int) -> LocalGraph:
+            chosen = own if mine else ~own
             index = np.empty((2, int(np.count_nonzero(chosen))), self.index.dtype)
             for row in range(2):  # one that is chosen from both at once has them side by side
                 index[row] = self.index[row][chosen]
@@ -74,11 +75,11 @@ class LocalGraph:
             types = None if self.types is None else self.types[chosen]
             return replace(
                 self, index=index, sources=self.sources[first:last],
-                numbers=lambda: _made(numbers)[chosen], targets_first=False, types=types, _hags={},
-                _apart={}, _scales={},
+                numbers=lambda: _made(numbers)[own if mine else ~own], targets_first=False,
+                types=types, _hags={}, _apart={}, _scales={},
             )  # fmt: skip
 
-        return part(own, begin, end), part(~own, end if follow else 0, all_rows)
+        return part(True, begin, end), part(False, end if follow else 0, all_rows)
 
     def into(self, first: int, last: int) -> tuple[np.ndarray, LocalGraph]:
         """The sources that edges into targets `first` to `last` have, int64 increasing, and these
@@ -150,21 +151,31 @@ class Halo:
     """A part of the nodes with the rows of others that its edges read.
 
     Attributes:
-        graph: its sources are the own rows, then the halo by owner.
+        make: makes `graph`.
         send: int64, own rows to send, by receiver; a row may go to several.
         send_counts: rows for each rank of the group.
         receive_counts: rows from each rank of the group.
     """
 
-    graph: LocalGraph
+    make: Callable[[], LocalGraph]
     send: np.ndarray
     send_counts: tuple[int, ...]
     receive_counts: tuple[int, ...]
 
+    @cached_property
+    def graph(self) -> LocalGraph:
+        """Its sources are the own rows, then the halo by owner."""
+        return self.make()
+
     def apart(self) -> tuple[LocalGraph, LocalGraph]:
         """The edges from the own rows, and those from the halo."""
-        own = len(self.graph.sources) - sum(self.receive_counts)
-        return self.graph.apart(slice(0, own), follow=True)
+        return self._parts
+
+    @cached_property
+    def _parts(self) -> tuple[LocalGraph, LocalGraph]:
+        graph = vars(self).get("graph") or self.make()  # what nobody has asked for is not kept
+        own = len(graph.sources) - sum(self.receive_counts)
+        return graph.apart(slice(0, own), follow=True)
 
 
 @dataclass(frozen=True, eq=False)

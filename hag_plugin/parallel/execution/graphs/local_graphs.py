@@ -271,7 +271,7 @@ class RankGraphs:
             self._same,
         )
         send, counts = self._wanted(bounds, ends)
-        return Halo(graph, send, counts, _counts(np.searchsorted(halo, bounds)))
+        return Halo(lambda: graph, send, counts, _counts(np.searchsorted(halo, bounds)))
 
     def _wanted(self, bounds: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
         """The own rows that each other rank reads, and how many; arguments as of `_bounds`."""

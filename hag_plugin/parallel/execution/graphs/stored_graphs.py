@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -303,9 +304,9 @@ class StoredGraphs(RankGraphs):
         return replace(self._local(False), self_loops=self.self_loops)
 
     def _halo(self) -> Halo:
-        known, graph = self._known, self._local(self.self_loops)
+        known, make = self._known, partial(self._local, self.self_loops)
         receive = known.block.reads[known.block.number]
-        return Halo(graph, known.send, known.send_counts, tuple(receive.tolist()))
+        return Halo(make, known.send, known.send_counts, tuple(receive.tolist()))
 
     def _local(self, self_loops: SelfLoops) -> LocalGraph:
         block = self._known.block
