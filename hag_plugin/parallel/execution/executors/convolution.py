@@ -31,7 +31,7 @@ class _Features(Executor):
         super().__init__(site)
         graphs = graphs_of(site, site.group.size)
         form = form_of(site, graphs)
-        self.aggregate = LocalAggregate(site, form, graphs.whole(listed=True))
+        self.aggregate = LocalAggregate(site, form, graphs.whole())
         self.form = form.bare
 
 

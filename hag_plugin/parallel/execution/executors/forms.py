@@ -20,7 +20,6 @@ from hag_plugin.layers.table import record_of
 from hag_plugin.parallel.execution.graphs.local_graphs import RankGraphs, Weights, power
 from hag_plugin.parallel.execution.site import Site
 from hag_plugin.parallel.model.calls import named
-from hag_plugin.reducers import REDUCES
 
 Scale = Callable[[float], Tensor]  # of nodes, by the exponent of their degrees
 
@@ -39,8 +38,7 @@ class Form:
         ties: where the gradient of max and min goes, as `aggregate` names it.
         source_scale: `s`, `[N]`, or None.
         target_scale: `t`, `[N]`, or None.
-        edge_weight: `w`, by the numbers of edges; or None. The layer's loops are then listed among
-            the edges.
+        edge_weight: `w`, by the numbers of edges; or None.
         coefficients: name of `[R, B]`, of which and `W` the weights of relations are sums; "" for
             none.
     """
@@ -56,11 +54,6 @@ class Form:
     target_scale: Tensor | None = None
     edge_weight: Weights | None = None
     coefficients: str = ""
-
-    @property
-    def listed(self) -> bool:
-        """Whether the layer's loops have to be among the edges."""
-        return self.edge_weight is not None or self.reduce not in REDUCES
 
     def summed(self, graphs: RankGraphs, relation: int | None = None) -> Form:
         """The same with the division of a mean among the scales: partial sums add up.

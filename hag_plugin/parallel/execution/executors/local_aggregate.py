@@ -29,7 +29,7 @@ class LocalAggregate:
         self, site: Site, form: Form, graph: LocalGraph, relation: int | None = None
     ) -> None:
         device, dtype = site.world.device, site.world.dtype
-        self.form, self.self_loops = form.bare, graph.self_loops
+        self.form = form.bare
         weighted = form.edge_weight is not None
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         self.stock = form.reduce not in REDUCES or (weighted and form.reduce not in LINEAR)
@@ -57,11 +57,9 @@ class LocalAggregate:
         scales = {"source_scale": self.source_scale, "target_scale": self.target_scale}
         reduce = cast(Reduce, self.form.reduce)
         if self.weight is not None:
-            return weighted_aggregate(
-                x, self.hag, self.weight, cast(Any, reduce), self_loops=self.self_loops, **scales
-            )
+            return weighted_aggregate(x, self.hag, self.weight, cast(Any, reduce), **scales)
         ties = self.form.ties
-        return aggregate(x, self.hag, reduce, self_loops=self.self_loops, ties=ties, **scales)
+        return aggregate(x, self.hag, reduce, ties=ties, **scales)
 
     def _by_module(self, x: Tensor) -> Tensor:
         """Messages edge by edge, aggregated as the layer does it."""

@@ -116,8 +116,6 @@ class OwnFirst:
 class Attention(NodeLayer):
     """All heads, on some rows."""
 
-    listed = True
-
     def __init__(self, site: Site, graphs: RankGraphs, copies: bool) -> None:
         super().__init__(site, graphs, copies)
         self.bias = BIAS if site.op.bias else ""

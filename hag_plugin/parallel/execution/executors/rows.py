@@ -66,7 +66,7 @@ class Replicate(Executor):
         super().__init__(site)
         graphs = graphs_of(site, site.group.size)
         self.layer = layer_of(site, graphs, copies=False)
-        self.layer.place(graphs.whole(listed=True))
+        self.layer.place(graphs.whole())
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         return self.layer(inputs[0], lambda x: x)
@@ -273,8 +273,8 @@ class RowsHalo(Executor):
         if not (self.site.world.mapped and kept and isinstance(layer, Convolution)):
             return layer(x, self.fetch)
         if self.walked is None:  # the features stay in their file: only rows of others are kept
-            form = form_of(self.site, self.graphs)
-            self.walked = Walked(layer, form, self.graphs.halo().graph, x[0].nbytes)
+            form, row = form_of(self.site, self.graphs), x.shape[1] * x.element_size()
+            self.walked = Walked(layer, form, self.graphs.halo().graph, row)
             self.graphs.forget()
         return self.walked(x, self.fetch.begin(x)())
 

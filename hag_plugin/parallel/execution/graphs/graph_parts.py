@@ -13,21 +13,19 @@ from torch import Tensor
 
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
-from hag_plugin.hag.program import SelfLoops
 
 ELSEWHERE = -1  # no node: rows that were scaled and summed where they came from
 
 
 @dataclass(frozen=True, eq=False)
 class LocalGraph:
-    """Edges from the rows that a rank holds to the rows that it computes.
+    """Edges from rows that a rank holds to those that it computes, a layer's loops among them.
 
     Attributes:
         index: int32 or int64 `[2, E]` in local numbers, by target.
         sources: int64 `[S]`, the node of each source row, or `ELSEWHERE`.
         targets: int64 `[T]`, the node of each target row, or `ELSEWHERE`.
         numbers: int64 `[E]`, of each edge in the whole graph, or `ELSEWHERE`; or what makes them.
-        self_loops: that are not among the edges and have to be added: False, "add" or "fill".
         targets_first: the targets are the first sources.
         types: int64 `[E]`, the relation of each edge, where the graph has relations.
     """
@@ -36,7 +34,6 @@ class LocalGraph:
     sources: np.ndarray
     targets: np.ndarray
     numbers: np.ndarray | Callable[[], np.ndarray]
-    self_loops: SelfLoops = False
     targets_first: bool = False
     types: np.ndarray | None = None
     _hags: dict[tuple[str, int | None, torch.device], HAG] = field(default_factory=dict, repr=False)
@@ -136,7 +133,6 @@ class LocalGraph:
                 size=size,
                 method=method,
                 targets_first=self.targets_first and size[0] != size[1],
-                self_loops=self.self_loops,
                 device=device,
             )
         return self._hags[key]

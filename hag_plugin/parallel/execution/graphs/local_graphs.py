@@ -158,12 +158,12 @@ class RankGraphs:
 
     # Parts -----------------------------------------------------------------------------------
 
-    def whole(self, listed: bool = False) -> LocalGraph:
-        """All edges. `listed`: the layer's loops are among them."""
-        return self._keep(("whole", listed), lambda: self._whole(listed))
+    def whole(self) -> LocalGraph:
+        """All edges."""
+        return self._keep(("whole",), self._whole)
 
     def gathered(self, own_first: bool = False) -> LocalGraph:
-        """The edges into the own rows, loops listed, from the rows of all.
+        """The edges into the own rows, from the rows of all.
 
         Args:
             own_first: the own rows are the first sources, those of others follow. If not, sources
@@ -173,11 +173,11 @@ class RankGraphs:
         return self._keep(key, lambda: self._gathered(own_first))
 
     def halo(self) -> Halo:
-        """The edges into the own rows, loops listed, and the rows they read."""
+        """The edges into the own rows, and the rows they read."""
         return self._keep(("halo", len(self.rows)), self._halo)
 
     def cover(self) -> Cover:
-        """The edges into the own rows, loops listed, with a vertex cover of those from others."""
+        """The edges into the own rows, with a vertex cover of those from others."""
         return self._keep(("cover", len(self.rows)), self._cover)
 
     def merged(self, count: int) -> RankGraphs:
@@ -213,7 +213,6 @@ class RankGraphs:
         sources: np.ndarray,
         targets: np.ndarray,
         targets_first: bool = False,
-        self_loops: SelfLoops = False,
     ) -> LocalGraph:
         """Edges in local numbers."""
         return LocalGraph(
@@ -221,7 +220,6 @@ class RankGraphs:
             self._names(sources),
             self._names(targets),
             edges[2],
-            self_loops,
             targets_first,
             self._relations(edges[2]),
         )
@@ -234,10 +232,9 @@ class RankGraphs:
         """What local graphs call these nodes."""
         return nodes
 
-    def _whole(self, listed: bool) -> LocalGraph:
+    def _whole(self) -> LocalGraph:
         sources, targets = np.arange(self.num_sources), np.arange(self.nodes)
-        loops = False if listed else self.self_loops
-        return self._graph(self._listed(listed), sources, targets, self_loops=loops)
+        return self._graph(self._listed(True), sources, targets)
 
     def _inside(self, first: int, last: int) -> Edges:
         """The edges into nodes `first` to `last`, loops listed."""

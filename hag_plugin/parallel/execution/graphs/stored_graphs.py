@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -210,7 +209,7 @@ class StoredGraphs(RankGraphs):
 
     @property
     def _edges(self) -> Edges:
-        return self._known.edges
+        return self._known.edges  # not kept
 
     def forget(self) -> None:
         super().forget()
@@ -288,7 +287,7 @@ class StoredGraphs(RankGraphs):
         """What the store calls values of edges; None: they are no store's, but of all edges."""
         return next((name for name, each in self._given.items() if each is given), None)
 
-    def whole(self, listed: bool = False) -> LocalGraph:
+    def whole(self) -> LocalGraph:
         """All edges, where all parts are one.
 
         Raises:
@@ -296,22 +295,20 @@ class StoredGraphs(RankGraphs):
         """
         if len(self.rows) > 1:
             raise NotImplementedError(f"of {len(self.rows)} parts no one has the whole graph")
-        return super().whole(listed)
+        return super().whole()
 
-    def _whole(self, listed: bool) -> LocalGraph:
-        if listed:
-            return self._local(self.self_loops)
-        return replace(self._local(False), self_loops=self.self_loops)
+    def _whole(self) -> LocalGraph:
+        return self._local()
 
     def _halo(self) -> Halo:
-        known, make = self._known, partial(self._local, self.self_loops)
+        known, make = self._known, self._local
         receive = known.block.reads[known.block.number]
         return Halo(make, known.send, known.send_counts, tuple(receive.tolist()))
 
-    def _local(self, self_loops: SelfLoops) -> LocalGraph:
+    def _local(self) -> LocalGraph:
         block = self._known.block
         own = self._known.loops[: block.last - block.first]
-        graph = local_graph(block, self_loops, int(own.sum()))
+        graph = local_graph(block, self.self_loops, int(own.sum()))
         if self._edge_type is None:
             return graph
         return replace(graph, types=self._relations(graph.edges))
