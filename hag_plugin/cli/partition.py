@@ -58,8 +58,8 @@ def add(commands: Any) -> None:
                         help="what nodes have: arrays with a row for each")  # fmt: skip
     parser.add_argument("--edge-values", nargs="*", default=[], metavar="NAME=FILE.npy",
                         help="what edges have: arrays with a row for each, in the order of the "
-                        "input; or NAME=:COLUMN, a column of a text (its name, or number from 1), "
-                        "Parquet, Feather, or ':value' of MatrixMarket")  # fmt: skip
+                        "input; or NAME=:COLUMN, of a text (its name, or number from 1), Parquet "
+                        "or Feather, an array of an .npz, or ':value' of MatrixMarket")  # fmt: skip
     parser.add_argument("--nodes", type=positive, metavar="N", help="nodes of the graph (default: "
                         "what the file or --rows say, or the largest id and one more)")  # fmt: skip
     parser.add_argument("--method", choices=METHODS, default="auto", help="how nodes are assigned "

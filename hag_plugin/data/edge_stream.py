@@ -52,9 +52,9 @@ def open_edges(
 
     Args:
         path: of the file.
-        columns: of a text, Parquet, Feather or a matrix, what edges have: by name the column that
-            it is in, named as in the file; of a text also its number, from 1; of a matrix "value".
-            Numbers of texts are float64. They are read apart from the edges.
+        columns: what edges have: by name the column that it is in, of a text (or its number, from
+            1), Parquet or Feather; the array of an `.npz`; of MatrixMarket "value". Numbers of
+            texts are float64. They are read apart from the edges.
 
     Raises:
         DatasetError: it can't be read, or holds no edges. What is wrong further on is told while
@@ -288,21 +288,24 @@ class Archive:
 
 
 def _npz(source: Source, path: Path, columns: Mapping[str, str]) -> EdgeStream:
-    for column in columns.values():
-        raise _no_column(source, column, ())
     archive = Archive(source)
     keys: tuple[str, ...]
     keys = next(((*pair,) for pair in PAIRS if {*pair} <= archive.sizes.keys()), ())
     if "edge_index" in archive.sizes:
         keys = ("edge_index",)
     plain = not {"x_indptr", "node_label", "header", "compact_upper_deg"} & archive.sizes.keys()
-    if not keys or not plain:
+    is_plain = bool(keys) and plain
+    for column in columns.values():
+        if not is_plain or column not in archive.sizes:
+            raise _no_column(source, column, sorted(archive.sizes) if is_plain else ())
+    if not is_plain:
         return _whole(source, path, sum(archive.sizes.values()))
     num_nodes = archive.number("num_nodes") if "num_nodes" in archive.sizes else None
     rows, values = (
         {key: archive.rows(key) for key in names if key in archive.sizes}
         for names in (ROWS, VALUES)
     )
+    values |= {name: archive.rows(column) for name, column in columns.items()}
     return replace(archive.edges(keys, num_nodes), rows=rows, values=values)
 
 

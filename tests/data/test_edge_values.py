@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from hag_plugin.parallel.graphs.store.streams import EdgeStream
 
 from ..saving import run_fresh
 from .test_edge_folders import write_arrays, write_texts
-from .test_edge_stream import text
+from .test_edge_stream import npz, text
 
 NODES, EDGES, NAME = 20, 90, "edge_weight"
 
@@ -82,6 +83,7 @@ FILES: dict[str, tuple[str, Write, str | None]] = {
     "Feather": ("e.feather", table, "w"),
     "MatrixMarket": ("e.mtx", lambda p, e, w: p.write_bytes(matrix(e, w)), "value"),
     "npz": ("e.npz", lambda p, e, w: np.savez(p, edge_index=e, edge_weight=w), None),
+    "npz, by name": ("e.npz", lambda p, e, w: np.savez(p, edge_index=e, w=w), "w"),
     "texts of OGB": ("ogb", lambda p, e, w: of_ogb(write_texts, p, e, w), None),
     "arrays of OGB": ("ogb", lambda p, e, w: of_ogb(write_arrays, p, e, w), None),
 }  # fmt: skip
@@ -171,10 +173,19 @@ def test_both_directions_of_an_entry(kind: str, sign: int, most: int, tmp_path: 
     assert found == entries | {(v, u): sign * w for (u, v), w in entries.items() if u != v}
 
 
+def sparse() -> bytes:
+    out = io.BytesIO()
+    shape = np.array([2, 2])
+    np.savez(out, adj_shape=shape, adj_data=[1.0], adj_row=[0], adj_col=[1], adj_format=b"coo")
+    return out.getvalue()
+
+
 WRONG: dict[str, tuple[str, Callable[[], bytes], str, str]] = {
     "no such name": ("e.csv", lambda: b"source,target,w\n0,1,2\n", "x", "no column 'x'.*'w'"),
     "no such number": ("e.txt", lambda: text(graph()[0], "{} {}"), "3", r"'3' .*\['1', '2'\]"),
     "a word": ("e.txt", lambda: b"0 1 2\n1 2 x\n", "3", "edges 1 on, column '3': "),
+    "no such array": ("e.npz", lambda: npz(edge_index=graph()[0]), "w", r"'w' .*\['edge_index'\]"),
+    "a sparse matrix": ("e.npz", sparse, "value", "has no columns"),
     "a pattern": (
         "e.mtx", lambda: b"%%MatrixMarket matrix coordinate pattern general\n2 2 1\n1 2\n",
         "value", "has no columns",
