@@ -54,6 +54,7 @@ class Replicate(Strategy):
     """Every device computes everything."""
 
     name, kinds, edges = "replicate", ("attention",), "all"
+    graph = "whole"
 
     def configs(self, problem: Problem) -> list[Config]:
         return [Config(self.name, REPLICATED, REPLICATED)]
@@ -128,6 +129,7 @@ class Heads(Strategy):
     """Heads are split, with the columns of the weights: scores and softmax stay local."""
 
     name, kinds, soap, edges = "heads", ("attention",), "A", "all"
+    graph = "whole"
 
     def refuses(self, problem: Problem) -> str | None:
         if problem.op.heads % problem.devices:

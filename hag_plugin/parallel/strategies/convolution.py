@@ -185,6 +185,7 @@ class Replicate(Strategy):
     """Every device computes everything: no communication, no gain."""
 
     name, kinds, edges = "replicate", ("convolution",), "all"
+    graph = "whole"
 
     def configs(self, problem: Problem) -> list[Config]:
         return [
@@ -354,6 +355,7 @@ class AllToAll(Strategy):
 
     name, kinds, soap = "all-to-all around aggregation", ("convolution",), "SA"
     edges = "all"
+    graph = "whole"
 
     def refuses(self, problem: Problem) -> str | None:
         widths = {aggregated_width(problem, order) for order in orders(problem)}
@@ -431,6 +433,7 @@ class RowSplitWeights(Strategy):
 
     name, kinds, soap = "columns, row-split weights", ("convolution",), "AP"
     edges = "all"
+    graph = "whole"
 
     def refuses(self, problem: Problem) -> str | None:
         if not problem.op.transform or problem.op.node_products:
@@ -506,6 +509,7 @@ class ColumnSplitWeights(Strategy):
 
     name, kinds, soap = "column-split weights", ("convolution",), "P"
     edges = "all"
+    graph = "whole"
 
     def refuses(self, problem: Problem) -> str | None:
         if not problem.op.transform or not problem.op.commutes or problem.op.node_products:

@@ -193,7 +193,7 @@ CONVOLUTIONS = (
     "columns, row-split weights", "column-split weights", "2-D grid",
 )  # fmt: skip
 STRATEGIES = {
-    "GCN": CONVOLUTIONS,
+    "GCN": (*CONVOLUTIONS, "mixed"),
     "GCN, batch norm, dropout": CONVOLUTIONS,
     "SAGE, jumping, cat": CONVOLUTIONS[2:],
     "SAGE, max": ROWS,
@@ -219,13 +219,19 @@ def data(nodes: int = NODES) -> Data:
     )
 
 
+MIXED = dict(zip(("convs.0", "convs.1", "convs.2"), (*ROWS, "replicate"), strict=True))
+
+
 def by_strategy(name: str, hag: bool) -> Allow:
-    """Layers that can be split so are, with a HAG if there is one and it is wanted."""
+    """Layers that can be split so are, with a HAG if there is one and it is wanted. "mixed": each
+    in another way, on another graph.
+    """
 
     def allow(op: Op, config: Config) -> bool:
         if op.kind not in ("convolution", "attention"):
             return True
-        return config.strategy == name and (config.hag != "off") == hag
+        wanted = MIXED[op.name] if name == "mixed" else name
+        return config.strategy == wanted and (config.hag != "off") == hag
 
     return allow
 

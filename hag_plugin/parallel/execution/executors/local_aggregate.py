@@ -54,7 +54,8 @@ class LocalAggregate:
         """`[S, w]` to `[T, w]`."""
         if self.stock:
             return self._by_module(x)
-        scales = {"source_scale": self.source_scale, "target_scale": self.target_scale}
+        scales: dict[str, Any] = {"source_scale": self.source_scale}
+        scales["target_scale"] = self.target_scale
         reduce = cast(Reduce, self.form.reduce)
         if self.weight is not None:
             return weighted_aggregate(x, self.hag, self.weight, cast(Any, reduce), **scales)
