@@ -2,12 +2,15 @@
 
 python examples/multi_gpu/large_graph.py
 python examples/multi_gpu/large_graph.py --edges 300e6 --folder /data/large --output results
+python examples/multi_gpu/large_graph.py --edges 1e9 --features 16 --method contiguous \\
+    --ranks 4 --cut-only --folder /data/large --output results
 
 Generates the graph block by block, cuts it with `hag-plugin partition`, measures the machine with
 `hag-plugin probe`, and trains on 2 and on 4 ranks. A rank may have so much memory: what one process
 needs for the whole, judged by a tenth of the graph, over the number of ranks, times --slack. A copy
 of few nodes is trained by as many ranks in float64, and by PyG in one process: the losses must be
-the same.
+the same. With --cut-only the graph is cut, and nothing else. Where the disk has too little for all
+of that, it is said before.
 """
 
 from __future__ import annotations
@@ -68,6 +71,7 @@ def options() -> argparse.ArgumentParser:
     add("--slack", type=float, nargs="+", default=[1.0],
         help="times what one process needs, over the number of ranks; one, or one for each of "
         "--ranks (default 1)")  # fmt: skip
+    add("--cut-only", action="store_true", help="cut the graph, and train on nothing")
     add("--topology", help="a preset or a file, to plan for; by default this machine is probed")
     add("--seed", type=int, default=0)
     add("--folder", help="where all is written, and stays (default: a folder that goes at the end)")
@@ -143,6 +147,26 @@ def cut(folder: Path, ranks: int, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def disk_bytes(edges: int, nodes: int, args: argparse.Namespace) -> int:
+    """That all of it takes at its peak, when the last store is written: the graph, a tenth of it,
+    the stores, and what edges are sorted in."""
+    row = 4 * args.features + 9  # features, label and mask
+    graph, store = 8 * edges + row * nodes, 4 * edges + (row + 16) * nodes
+    sorting = 16 * edges * (2 if args.method in ("fennel", "auto") else 1)
+    tenth = 0 if args.cut_only else (graph + store) // TENTH
+    return graph + tenth + len(args.ranks) * store + sorting
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Ends where the disk has less."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise SystemExit(
+            f"{folder} has {free / 1e9:.1f} GB free; expected {needed / 1e9:.1f} GB. Fewer "
+            "--features and --ranks take less, and so does --method contiguous"
+        )
+
+
 # Training -----------------------------------------------------------------------------------------
 
 
@@ -210,6 +234,7 @@ def run(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """All of it; the rows of the tables."""
     edges = int(args.edges)
     nodes = edges // args.degree
+    check_disk(folder, disk_bytes(edges, nodes, args))
     copied = min(nodes, COPY)
     sizes = (args.features, args.hidden, args.layers, CLASSES)
     rows: list[dict[str, Any]] = [{
@@ -230,6 +255,13 @@ def run(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         return Job(str(store), str(plan), args.model, sizes, args.steps, **more)
 
     start = time.perf_counter()
+    if args.cut_only:
+        say(f"generating {edges:,} edges")
+        generate(folder / "whole", nodes, edges, args, "f4")
+        for ranks in args.ranks:
+            say(f"cutting into {ranks} parts")
+            rows.append(cut(folder / "whole", ranks, args))
+        return rows
     say("measuring the machine")
     topology = probed(args, folder)
     say(f"generating {edges:,} edges, a tenth, and a copy of {copied * args.degree:,}")
@@ -291,13 +323,13 @@ def page(rows: list[dict[str, Any]]) -> str:
     """The tables, with what they are of."""
     of = {kind: [row for row in rows if row["kind"] == kind] for kind in
           ("setting", "tenth", "partition", "training", "equal")}  # fmt: skip
-    (setting,), (tenth,), cuts = of["setting"], of["tenth"], of["partition"]
+    (setting,), cuts = of["setting"], of["partition"]
     here = setting["machine"]
     command = ["python examples/multi_gpu/large_graph.py"]
     for name, value in setting.items():
         if options().get_default(name) not in (None, value):
-            values = value if isinstance(value, list) else [value]
-            command.append(f"--{name} {' '.join(map(str, values))}")
+            values = value if isinstance(value, list) else [value] * (value is not True)
+            command.append(" ".join([f"--{name.replace('_', '-')}", *map(str, values)]))
     versions = ", ".join(f"{k} {v}" for k, v in setting["versions"].items() if v)
     trained, memory = [], []
     for row in of["training"]:
@@ -320,7 +352,7 @@ def page(rows: list[dict[str, Any]]) -> str:
             ]
             for rank in found["ranks"]
         ]  # fmt: skip
-    return "\n\n".join([
+    cutting = [
         "# A graph of which each rank has its part",
         f"{cuts[0]['nodes']:,} nodes, {cuts[0]['edges']:,} edges, {setting['features']} features; "
         f"{setting['model']}, {setting['layers']} layers, {setting['hidden']} hidden, float32, "
@@ -335,6 +367,12 @@ def page(rows: list[dict[str, Any]]) -> str:
               [[str(c["ranks"]), c["method"], f"{c['seconds']:.0f}", mib(c["peak_bytes"]),
                 mib(c["store_bytes"]), f"{c['cut']:.1%}", f"{c['edge_balance']:.2f}"]
                for c in cuts]),
+    ]  # fmt: skip
+    if not of["training"]:
+        return "\n\n".join(cutting) + "\n"
+    (tenth,) = of["tenth"]
+    return "\n\n".join([
+        *cutting,
         "## Memory of a rank",
         f"One process needs {mib(tenth['whole_bytes'])} for the whole graph: ten times what it "
         "needed for a tenth. No rank may have more than the last column (`RLIMIT_DATA`). `before` "
@@ -357,6 +395,7 @@ def page(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     args = options().parse_args()
+    name = "large_graph_cut" if args.cut_only else "large_graph"
     least = 20 * TENTH * args.degree
     if args.edges < least or min(args.ranks) < 2:
         raise SystemExit(
@@ -375,8 +414,8 @@ def main() -> None:
     if args.output:
         out = Path(args.output)
         lines = "".join(json.dumps(row) + "\n" for row in rows)
-        write_whole(out / "large_graph.jsonl", lines.encode())
-        write_whole(out / "large_graph.md", text.encode())
+        write_whole(out / f"{name}.jsonl", lines.encode())
+        write_whole(out / f"{name}.md", text.encode())
     print(text, end="")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ EXAMPLES = [
     "graph.npz --ranks 8 -o parts --memory 16GiB",
     "edges.npy --ranks 64 -o parts --rows x=features.npy y=labels.npy --undirected",
     "edges.npy --ranks 4 -o parts --edge-values edge_weight=weights.npy",
+    "edges.csv --ranks 4 -o parts --edge-values edge_weight=:3",
     "edges.txt --ranks 2 -o parts --assignment parts.txt",
     "ogbn_arxiv --ranks 4 -o parts --undirected",
 ]
@@ -57,7 +58,8 @@ def add(commands: Any) -> None:
                         help="what nodes have: arrays with a row for each")  # fmt: skip
     parser.add_argument("--edge-values", nargs="*", default=[], metavar="NAME=FILE.npy",
                         help="what edges have: arrays with a row for each, in the order of the "
-                        "input")  # fmt: skip
+                        "input; or NAME=:COLUMN, of a text (its name, or number from 1), Parquet "
+                        "or Feather, an array of an .npz, or ':value' of MatrixMarket")  # fmt: skip
     parser.add_argument("--nodes", type=positive, metavar="N", help="nodes of the graph (default: "
                         "what the file or --rows say, or the largest id and one more)")  # fmt: skip
     parser.add_argument("--method", choices=METHODS, default="auto", help="how nodes are assigned "
@@ -77,9 +79,12 @@ def run(args: argparse.Namespace) -> None:
     """Cuts the graph and says how."""
     with in_words():
         check_new_folder(args.output)
-        stream = open_graph(args.input)
-        rows = {**stream.rows, **_named("--rows", args.rows)}
-        values = {**stream.values, **_named("--edge-values", args.edge_values)}
+        given = _pairs("--edge-values", args.edge_values)
+        columns = {k: text[1:] for k, text in given.items() if text.startswith(":")}
+        stream = open_graph(args.input, columns)
+        rows = {**stream.rows, **_opened(_pairs("--rows", args.rows))}
+        files = {k: text for k, text in given.items() if k not in columns}
+        values = {**stream.values, **_opened(files)}
         nodes = args.nodes or stream.num_nodes
         stream = replace(stream, rows=rows, values=values, num_nodes=nodes)
         assignment = None if args.assignment is None else _assignment(args.assignment)
@@ -98,15 +103,19 @@ def run(args: argparse.Namespace) -> None:
     print_result(args, {"partition": _counts(found), "output": args.output}, _table(found, args))
 
 
-def _named(option: str, texts: Sequence[str]) -> dict[str, RowStream]:
-    """The arrays that an option names."""
+def _pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
+    """What an option names, and where that is."""
     found = {}
     for text in texts:
-        name, equals, path = text.partition("=")
-        if not (name and equals and path):
+        name, equals, place = text.partition("=")
+        if not (name and equals and place):
             raise ValueError(f"{option} {text!r}; expected NAME=FILE.npy")
-        found[name] = open_rows(path)
+        found[name] = place
     return found
+
+
+def _opened(files: Mapping[str, str]) -> dict[str, RowStream]:
+    return {name: open_rows(path) for name, path in files.items()}
 
 
 def _assignment(name: str) -> np.ndarray:

@@ -19,19 +19,28 @@ from hag_plugin.data.edge_stream import Archive, open_edges
 from hag_plugin.data.source import Source
 from hag_plugin.extras import needed_by
 from hag_plugin.files import DatasetError, read_json
-from hag_plugin.parallel.graphs.store.streams import EdgeStream, RowStream
+from hag_plugin.parallel.graphs.store.streams import DGL_OWN, EdgeStream, RowStream
 
 WHOLE_NUMBER = re.compile(r"\s*[+-]?[0-9]+\s*")
 SPLITS = {"train": "train_mask", "valid": "val_mask", "test": "test_mask"}
-OF_NODES = {"node-feat": "x", "node_feat": "x", "node-label": "y", "node_label": "y"}
+NAMES = {"node_feat": "x", "node_label": "y", "edge_feat": "edge_attr"}  # of OGB's
+OF_NODES, OF_EDGES = {"feat": "x", "label": "y"}, {"feat": "edge_attr", "weight": "edge_weight"}
 
 
-def open_graph(path: str | os.PathLike[str]) -> EdgeStream:
+def open_graph(
+    path: str | os.PathLike[str], columns: Mapping[str, str] | None = None
+) -> EdgeStream:
     """The graph of a file, as `open_edges` reads it, or of a folder.
 
     A folder is OGB's of one graph, with `raw/` in it or that itself: `edge.csv.gz` and the like, or
     `data.npz`; or what `dgl.distributed.partition_graph` has written, whose nodes have DGL's
-    numbers then. Features are `x` and labels `y` of OGB's; a split is masks.
+    numbers then. Features are `x` and labels `y` of OGB's; a split is masks. What edges have is
+    kept: `edge_attr` of OGB's and of DGL's `feat`, `edge_weight` of DGL's `weight`, the rest by its
+    name.
+
+    Args:
+        path: of the file or folder.
+        columns: of a file, as `open_edges` takes them.
 
     Raises:
         DatasetError: it can't be read, or holds something else. It names the file.
@@ -39,7 +48,9 @@ def open_graph(path: str | os.PathLike[str]) -> EdgeStream:
     """
     folder = Path(path)
     if not folder.is_dir():
-        return open_edges(path)
+        return open_edges(path, columns)
+    for column in (columns or {}).values():
+        raise DatasetError(f"{folder} is a folder; expected a file with a column {column!r}")
     for raw in (folder / "raw", folder):
         if (raw / "data.npz").is_file():
             return _with_split(_ogb_arrays(raw), raw)
@@ -95,8 +106,8 @@ class _Table:
                 line += len(lines)
                 yield found
 
-    def rows(self, nodes: int) -> RowStream:
-        """A row for each node; of one column, a number."""
+    def rows(self, nodes: int | None) -> RowStream:
+        """A row for each node, or edge: None; of one column, a number."""
         shape = () if self.columns == 1 else (self.columns,)
 
         def blocks(most: int) -> Iterator[np.ndarray]:
@@ -118,11 +129,15 @@ def _ogb_texts(folder: Path) -> EdgeStream:
     nodes, edges = numbers[0], _Table(path, np.int64)
     if edges.columns not in (0, 2):
         raise DatasetError(f"{path}, line 1: {edges.columns} columns; expected source,target")
-    rows = {}
-    for each in sorted(folder.glob("node[-_]*.csv*")):
-        name = each.name.partition(".csv")[0]
-        name = OF_NODES.get(name, name.replace("-", "_"))
-        rows[name] = _Table(each, np.float32 if name == "x" else None).rows(nodes)
+
+    def tables(of: str, count: int | None) -> dict[str, RowStream]:
+        found = {}
+        for each in sorted(folder.glob(f"{of}[-_]*.csv*")):
+            name = each.name.partition(".csv")[0].replace("-", "_")
+            name = NAMES.get(name, name)
+            dtype = np.float32 if name in ("x", "edge_weight") else None
+            found[name] = _Table(each, dtype).rows(count)
+        return found
 
     def blocks(most: int) -> Iterator[np.ndarray]:
         for block in edges.blocks(most):
@@ -133,12 +148,13 @@ def _ogb_texts(folder: Path) -> EdgeStream:
             line = next(islice(file, edge, None), "").strip()
         return f"{path}, line {edge + 1:,}: {line}"
 
-    return EdgeStream(blocks, f"{folder} read as: OGB's raw files", nodes, where, rows)
+    words, rows = f"{folder} read as: OGB's raw files", tables("node", nodes)
+    return EdgeStream(blocks, words, nodes, where, rows, tables("edge", None))
 
 
 def _ogb_arrays(folder: Path) -> EdgeStream:
     source = Source(folder / "data.npz")
-    archive, rows = Archive(source), {}
+    archive = Archive(source)
     for key in ("edge_index", "num_nodes_list"):
         if key not in archive.sizes:
             raise DatasetError(f"{source.name} has {sorted(archive.sizes)}; expected {key!r}")
@@ -149,12 +165,18 @@ def _ogb_arrays(folder: Path) -> EdgeStream:
     archives = [archive]
     if (folder / "node-label.npz").is_file():
         archives.append(Archive(Source(folder / "node-label.npz")))
-    for each in archives:
-        for key in each.sizes:
-            if key.startswith("node_"):
-                rows[OF_NODES.get(key, key)] = _flat(each.rows(key))
+    rows, values = (
+        {
+            NAMES.get(key, key): _flat(each.rows(key))
+            for each in archives
+            for key in each.sizes
+            if key.startswith(of) and key != "edge_index"
+        }
+        for of in ("node_", "edge_")
+    )
     found = archive.edges(["edge_index"], nodes)
-    return replace(found, words=f"{folder} read as: OGB's raw arrays", rows=rows)
+    words = f"{folder} read as: OGB's raw arrays"
+    return replace(found, words=words, rows=rows, values=values)
 
 
 def _flat(rows: RowStream) -> RowStream:
@@ -209,7 +231,6 @@ def _dgl_parts(path: Path, document: Mapping[str, Any]) -> EdgeStream:
         import dgl
         from dgl.data.utils import load_tensors
     bounds = dgl_bounds(document, path)
-    (kind,) = document["node_map"]
     parts = [document.get(f"part-{number}") for number in range(len(bounds) - 1)]
     if not all(isinstance(part, dict) for part in parts):
         raise DatasetError(f"{path} does not tell of all its {len(parts)} parts")
@@ -233,26 +254,33 @@ def _dgl_parts(path: Path, document: Mapping[str, Any]) -> EdgeStream:
             for at in range(0, pairs.shape[1], most):
                 yield pairs[:, at : at + most]
 
-    def rows_of(name: str, like: Any) -> RowStream:
+    counts = [last - first for first, last in pairwise(bounds)]
+
+    def rows_of(file: str, name: str, like: Any, counts: list[int] | None) -> RowStream:
         def blocks(most: int) -> Iterator[np.ndarray]:
-            for number, (first, last) in enumerate(pairwise(bounds)):
-                values = loaded(number, "node_feats", load_tensors).get(name)
-                if values is None or len(values) != last - first:
-                    raise DatasetError(
-                        f"{file_of(number, 'node_feats')} has no {name!r} of {last - first:,} rows"
-                    )
+            for number in range(len(parts)):
+                values = loaded(number, file, load_tensors).get(name)
+                wanted = None if counts is None else counts[number]
+                if values is None or wanted not in (None, len(values)):
+                    words = "" if wanted is None else f" of {wanted:,} rows"
+                    raise DatasetError(f"{file_of(number, file)} has no {name!r}{words}")
                 for at in range(0, len(values), most):
                     yield values[at : at + most].numpy()
 
-        return RowStream(bounds[-1], like.dtype, like.shape[1:], blocks)
+        return RowStream(None if counts is None else bounds[-1], like.dtype, like.shape[1:], blocks)
 
-    rows = {}
-    for name, values in loaded(0, "node_feats", load_tensors).items():
-        key = name.removeprefix(f"{kind}/")
-        key = {"feat": "x", "label": "y"}.get(key, key)
-        if key not in ("_ID", "_TYPE"):
-            rows[key] = rows_of(name, values.numpy())
-    return EdgeStream(blocks, f"{path} read as: parts of a DGL graph", bounds[-1], rows=rows)
+    def all_of(file: str, names: dict[str, str], counts: list[int] | None) -> dict[str, RowStream]:
+        found = {}
+        for name, values in loaded(0, file, load_tensors).items():
+            key = name.rpartition("/")[2]
+            if key not in DGL_OWN:
+                found[names.get(key, key)] = rows_of(file, name, values.numpy(), counts)
+        return found
+
+    rows = all_of("node_feats", OF_NODES, counts)
+    values = all_of("edge_feats", OF_EDGES, None) if "edge_feats" in (parts[0] or {}) else {}
+    words = f"{path} read as: parts of a DGL graph"
+    return EdgeStream(blocks, words, bounds[-1], rows=rows, values=values)
 
 
 def dgl_bounds(document: Mapping[str, Any], path: Path) -> list[int]:

@@ -56,7 +56,7 @@ class Form:
     header: list[str] | None
     first_is_header: bool
     columns: int
-    picks: tuple[int, int]
+    picks: tuple[int, ...]
     score: int
 
     def plain(self, line: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -41,12 +41,20 @@ WHOLE = 1 << 28  # bytes of an .npz that is read whole, where it holds more than
 Opened = Callable[[], AbstractContextManager[IO[bytes]]]
 
 
-def open_edges(path: str | os.PathLike[str]) -> EdgeStream:
+def open_edges(
+    path: str | os.PathLike[str], columns: Mapping[str, str] | None = None
+) -> EdgeStream:
     """The edges of a file, and of an `.npz` what nodes and edges have: an edge list as text,
     MatrixMarket (coordinate), `.npy`, `.npz`, Parquet or Feather. What it holds is told by its
     content.
 
     Ids are node numbers, 0 to 2^31 - 2.
+
+    Args:
+        path: of the file.
+        columns: what edges have: by name the column that it is in, of a text (or its number, from
+            1), Parquet or Feather; the array of an `.npz`; of MatrixMarket "value". Numbers of
+            texts are float64. They are read apart from the edges.
 
     Raises:
         DatasetError: it can't be read, or holds no edges. What is wrong further on is told while
@@ -63,22 +71,22 @@ def open_edges(path: str | os.PathLike[str]) -> EdgeStream:
     """
     if os.fspath(path) == STDIN:
         raise DatasetError("the standard input is not read block by block; expected a file")
-    source = Source(path)
+    source, columns = Source(path), columns or {}
     if source.head[:2] == b"PK" or source.suffix == ".npz":
-        return _npz(source, Path(path))
+        return _npz(source, Path(path), columns)
     for magic, suffix, reader in (
         (b"PAR1", ".parquet", _parquet),
         (b"ARROW1", ".feather", _parquet),
         (b"\x93NUMPY", ".npy", _npy),
     ):
         if source.head.startswith(magic):
-            return reader(source, Path(path))
+            return reader(source, Path(path), columns)
         if source.suffix == suffix:
             raise DatasetError(f"{source.name} is not a readable {suffix} file")
     head = source.text_head()
     if head.lstrip().lower().startswith(BANNER):
-        return _matrix_market(source)
-    return _text(source, head)
+        return _matrix_market(source, columns)
+    return _text(source, head, columns)
 
 
 def open_rows(path: str | os.PathLike[str]) -> RowStream:
@@ -90,6 +98,14 @@ def open_rows(path: str | os.PathLike[str]) -> RowStream:
     """
     source = Source(path)
     return _rows(source.name, source.open)
+
+
+def _no_column(source: Source, column: str, known: Sequence[str]) -> DatasetError:
+    return DatasetError(
+        f"{source.name} has no column {column!r} of numbers; expected one of {[*known]}"
+        if known
+        else f"{source.name} has no columns to take {column!r} from; expected NAME=FILE.npy"
+    )
 
 
 def _ids(pairs: np.ndarray, where: str) -> np.ndarray:
@@ -140,7 +156,9 @@ class _Array:
             yield read
 
 
-def _npy(source: Source, path: Path) -> EdgeStream:
+def _npy(source: Source, path: Path, columns: Mapping[str, str]) -> EdgeStream:
+    for column in columns.values():
+        raise _no_column(source, column, ())
     array = _Array(source.name, source.open)
     return _edge_arrays(source, "the array", [array], None)
 
@@ -269,20 +287,25 @@ class Archive:
         return _Array(f"{self._source.name}: {key}", partial(self._opened, key))
 
 
-def _npz(source: Source, path: Path) -> EdgeStream:
+def _npz(source: Source, path: Path, columns: Mapping[str, str]) -> EdgeStream:
     archive = Archive(source)
     keys: tuple[str, ...]
     keys = next(((*pair,) for pair in PAIRS if {*pair} <= archive.sizes.keys()), ())
     if "edge_index" in archive.sizes:
         keys = ("edge_index",)
     plain = not {"x_indptr", "node_label", "header", "compact_upper_deg"} & archive.sizes.keys()
-    if not keys or not plain:
+    is_plain = bool(keys) and plain
+    for column in columns.values():
+        if not is_plain or column not in archive.sizes:
+            raise _no_column(source, column, sorted(archive.sizes) if is_plain else ())
+    if not is_plain:
         return _whole(source, path, sum(archive.sizes.values()))
     num_nodes = archive.number("num_nodes") if "num_nodes" in archive.sizes else None
     rows, values = (
         {key: archive.rows(key) for key in names if key in archive.sizes}
         for names in (ROWS, VALUES)
     )
+    values |= {name: archive.rows(column) for name, column in columns.items()}
     return replace(archive.edges(keys, num_nodes), rows=rows, values=values)
 
 
@@ -305,7 +328,7 @@ def _whole(source: Source, path: Path, size: int) -> EdgeStream:
 # Parquet ----------------------------------------------------------------------------------------
 
 
-def _parquet(source: Source, path: Path) -> EdgeStream:
+def _parquet(source: Source, path: Path, columns: Mapping[str, str]) -> EdgeStream:
     with needed_by(source.name):
         import pyarrow as pa
         import pyarrow.ipc as ipc
@@ -336,37 +359,51 @@ def _parquet(source: Source, path: Path) -> EdgeStream:
             f"{source.name} has {picks} of types {[*map(str, types)]}; expected node ids"
         )
 
-    def batches(most: int) -> Iterator[Any]:
+    def batches(names: list[str], most: int) -> Iterator[Any]:
         file = opened()
         if is_parquet:
-            yield from file.iter_batches(batch_size=most, columns=picks)
+            yield from file.iter_batches(batch_size=most, columns=names)
             return
         for number in range(file.num_record_batches):
-            batch = file.get_batch(number).select(picks)
+            batch = file.get_batch(number).select(names)
             yield from (batch.slice(at, most) for at in range(0, batch.num_rows, most))
 
-    def blocks(most: int) -> Iterator[np.ndarray]:
+    def read(names: list[str], most: int) -> Iterator[tuple[str, list[np.ndarray]]]:
         row = 0
         try:
-            for batch in batches(most):
-                columns = [batch.column(name) for name in picks]
-                if any(column.null_count for column in columns):
-                    raise DatasetError(f"{source.name}, rows {row + 1:,} on: a null; expected ids")
-                pairs = np.stack([column.to_numpy(zero_copy_only=False) for column in columns])
-                yield _ids(pairs, f"{source.name}, rows {row + 1:,} on")
-                row += pairs.shape[1]
+            for batch in batches(names, most):
+                where = f"{source.name}, rows {row + 1:,} on"
+                if any(batch.column(name).null_count for name in names):
+                    raise DatasetError(f"{where}: a null; expected numbers")
+                yield where, [batch.column(n).to_numpy(zero_copy_only=False) for n in names]
+                row += batch.num_rows
         except (pa.ArrowException, OSError) as e:
             raise damaged(e) from e
 
+    def blocks(most: int) -> Iterator[np.ndarray]:
+        for where, pair in read(picks, most):
+            yield _ids(np.stack(pair), where)
+
+    def values_of(column: str) -> RowStream:
+        kind = schema.field(column).type if schema.names.count(column) == 1 else None
+        if kind is None or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+            raise _no_column(source, column, schema.names)
+        dtype = np.dtype(kind.to_pandas_dtype())
+        return RowStream(
+            None, dtype, (), lambda most: (array for _, [array] in read([column], most))
+        )
+
+    values = {name: values_of(column) for name, column in columns.items()}
     kind = "Parquet" if is_parquet else "Feather"
     words = f"{source.name} read as: {kind}, source {picks[0]!r}, target {picks[1]!r}"
-    return EdgeStream(blocks, words, where=lambda edge: f"{source.name}, row {edge + 1:,}")
+    where = lambda edge: f"{source.name}, row {edge + 1:,}"  # noqa: E731
+    return EdgeStream(blocks, words, where=where, values=values)
 
 
 # Text -------------------------------------------------------------------------------------------
 
 
-def _text(source: Source, head: str) -> EdgeStream:
+def _text(source: Source, head: str, columns: Mapping[str, str]) -> EdgeStream:
     sample = [text for _, text in islice(data_lines(iter(head.split("\n"))), SAMPLE)]
     if not sample:
         return EdgeStream.of(np.zeros((2, 0), np.int64), None, None, f"{source.name}: no edges")
@@ -374,13 +411,39 @@ def _text(source: Source, head: str) -> EdgeStream:
     if form is None:
         raise wrong_line(source, None, False, "no separator was found")
 
-    def blocks(most: int) -> Iterator[np.ndarray]:
+    def some(most: int) -> Iterator[list[str]]:
         for lines in blocks_of(source, form):
-            for at in range(0, len(lines), most):
-                yield _parsed(source, form, lines[at : at + most])
+            yield from (lines[at : at + most] for at in range(0, len(lines), most))
+
+    def blocks(most: int) -> Iterator[np.ndarray]:
+        return (_parsed(source, form, lines) for lines in some(most))
+
+    def values_of(column: str) -> RowStream:
+        names = form.header or []
+        place = (
+            names.index(column) if column in names else int(column) - 1 if column.isdigit() else -1
+        )
+        if not 0 <= place < form.columns:
+            raise _no_column(source, column, names or [*map(str, range(1, form.columns + 1))])
+
+        def values(most: int) -> Iterator[np.ndarray]:
+            read = 0
+            for lines in some(most):
+                try:
+                    [found] = _loaded(replace(form, picks=(place,)), lines, np.float64)
+                except (ValueError, OverflowError) as e:
+                    words = f"edges {read + 1:,} on, column {column!r}: {e}"
+                    raise DatasetError(f"{source.name}, {words}") from e
+                yield found
+                read += len(found)
+
+        return RowStream(None, np.dtype(np.float64), (), values)
 
     return EdgeStream(
-        blocks, f"{source.name} read as: an edge list", where=partial(place_of, source, form)
+        blocks,
+        f"{source.name} read as: an edge list",
+        where=partial(place_of, source, form),
+        values={name: values_of(column) for name, column in columns.items()},
     )
 
 
@@ -409,7 +472,7 @@ def _loaded(form: Form, lines: list[str], dtype: Any) -> np.ndarray:
     return np.stack([table[str(pick)] for pick in form.picks])
 
 
-def _matrix_market(source: Source) -> EdgeStream:
+def _matrix_market(source: Source, columns: Mapping[str, str]) -> EdgeStream:
     """The entries of a square matrix; what its banner says to be symmetric, in both directions."""
     with source.text() as file:
         banner = file.readline().lower().split()
@@ -423,14 +486,18 @@ def _matrix_market(source: Source) -> EdgeStream:
     if len(size) != 3 or not all(text.isdigit() and len(text) < 19 for text in size):
         raise DatasetError(f"{source.name}, line {skipped}: {' '.join(size)[:60]!r}; expected "
                            "numbers of rows, columns and entries")  # fmt: skip
-    rows, columns, entries = map(int, size)
-    if rows != columns or rows > MAX_ID + 1:
-        raise DatasetError(f"{source.name} is a {rows} x {columns} matrix; expected a square one, "
+    rows, count, entries = map(int, size)
+    if rows != count or rows > MAX_ID + 1:
+        raise DatasetError(f"{source.name} is a {rows} x {count} matrix; expected a square one, "
                            f"of at most {MAX_ID + 1} rows")  # fmt: skip
-    width = {"pattern": 2, "complex": 4}.get(banner[3], 3)
-    form = Form(None, '"', None, False, width, (0, 1), 0)
+    fields = {"pattern": 2, "complex": 4}.get(banner[3], 3)
+    dtype = {"integer": np.int64, "real": np.float64}.get(banner[3])
+    for column in columns.values():
+        if column != "value" or dtype is None:
+            raise _no_column(source, column, [] if dtype is None else ["value"])
+    form = Form(None, '"', None, False, fields, (0, 1), 0)
 
-    def blocks(most: int) -> Iterator[np.ndarray]:
+    def entries_of(most: int, value: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         read = 0
         with source.text() as file:
             next(islice(file, skipped - 1, None), None)
@@ -440,6 +507,9 @@ def _matrix_market(source: Source) -> EdgeStream:
                     continue
                 try:
                     pairs = _loaded(form, lines, np.int64) - 1
+                    held = pairs[0]
+                    if value is not None:
+                        [held] = _loaded(replace(form, picks=(2,)), lines, value)
                 except (ValueError, OverflowError) as e:
                     raise DatasetError(
                         f"{source.name} is not valid MatrixMarket, entries {read + 1:,} on: {e}"
@@ -450,11 +520,21 @@ def _matrix_market(source: Source) -> EdgeStream:
                         f"{pairs.min() + 1} to {pairs.max() + 1}; expected 1 to {rows}"
                     )
                 read += pairs.shape[1]
-                yield pairs
+                yield pairs, held
                 if banner[4] != "general":
-                    yield pairs[::-1, pairs[0] != pairs[1]]
+                    apart = pairs[0] != pairs[1]
+                    sign = -1 if banner[4] == "skew-symmetric" else 1
+                    yield pairs[::-1, apart], sign * held[apart]
         if read != entries:
             raise DatasetError(f"{source.name} has {read:,} entries; expected the {entries:,} "
                                "that its size line announces")  # fmt: skip
 
-    return EdgeStream(blocks, f"{source.name} read as: MatrixMarket, {' '.join(banner[2:])}", rows)
+    def blocks(most: int) -> Iterator[np.ndarray]:
+        return (pairs for pairs, _ in entries_of(most, None))
+
+    def values(most: int) -> Iterator[np.ndarray]:  # in the order of `blocks(most)`
+        return (held for _, held in entries_of(most, dtype))
+
+    words = f"{source.name} read as: MatrixMarket, {' '.join(banner[2:])}"
+    found = {name: RowStream(None, np.dtype(dtype), (), values) for name in columns}
+    return EdgeStream(blocks, words, rows, values=found)

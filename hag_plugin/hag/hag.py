@@ -601,7 +601,14 @@ class HAG(Graph):
         return self._moved(lambda a: a.pin_memory())
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> HAG:
-        return _rebuild(_mapped(self._state(), move), verify=False, copy=False)
+        moved: dict[Tensor, Tensor] = {}  # what is there once stays so
+
+        def once(array: Tensor) -> Tensor:
+            if array not in moved:
+                moved[array] = move(array)
+            return moved[array]
+
+        return _rebuild(_mapped(self._state(), once), verify=False, copy=False)
 
     def _state(self) -> dict[str, Any]:
         """Tensors, numbers and strings that make this HAG again (pickle, files, devices)."""

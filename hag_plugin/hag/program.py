@@ -72,15 +72,31 @@ class Program(Keeper):
 
     @classmethod
     def of_plain(
-        cls, arrays: SixArrays, num_src: int, num_dst: int, is_passing: bool = False
+        cls,
+        arrays: SixArrays,
+        num_src: int,
+        num_dst: int,
+        is_passing: bool = False,
+        col: Tensor | None = None,
     ) -> Program:
         """The program of what `_cpu.plain_program` gave, which is not checked again.
 
-        `is_passing`: it may be run only once.
+        Args:
+            arrays: the six.
+            num_src: as above.
+            num_dst: as above.
+            is_passing: it may be run only once.
+            col: the graph's, where these are the sources in this order: then they are there once.
         """
-        program = cls.of(map(torch.from_numpy, arrays), num_src, num_dst)
+        tensors = [*map(torch.from_numpy, arrays)]
+        if col is not None:
+            tensors[ARRAYS.index("source")] = col
+            tensors = [a.to(col.device) for a in tensors]
+        program = cls.of(tensors, num_src, num_dst)
         program.__dict__["is_plain"] = True
-        native = _cpu.Program(*arrays, num_src, num_dst, 0, True, is_passing)
+        if col is not None and col.device.type != "cpu":
+            return program
+        native = _cpu.Program(*program.numpy(), num_src, num_dst, 0, True, is_passing)
         program.__dict__["native"] = native
         return program
 

@@ -129,7 +129,10 @@ def plain_program(
     """
     row_ptr, col = graph.numpy()
     arrays = _cpu.plain_program(row_ptr, col, graph.num_src, self_loops or "", idempotent, rows)
-    program = Program.of_plain(arrays, graph.num_src, graph.num_dst, is_passing)
+    as_given = not (self_loops or idempotent or rows is not None or len(arrays[4]))
+    col_of_both = graph.arrays.col if as_given else None
+    size = graph.num_src, graph.num_dst
+    program = Program.of_plain(arrays, *size, is_passing, col_of_both)
     return program.to(graph.device)
 
 

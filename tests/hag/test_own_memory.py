@@ -335,3 +335,25 @@ def test_subtraction_where_targets_are_the_first_sources(mode: Any, reduce: Any)
         hag.transpose().check(edges.flip(0), mode)
     for ours, plain in zip(*results, strict=True):
         torch.testing.assert_close(ours, plain)
+
+
+# What is there once -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hub", [False, True], ids=["short rows", "a hub"])
+@pytest.mark.parametrize("mode", [False, "add", "fill"])
+def test_a_plain_program_shares_its_sources_with_the_graph(mode: Any, hub: bool) -> None:
+    """Where they are the same in the same order; elsewhere, as every program, it has its own."""
+    nodes = 600  # smaller graphs are kept in sets
+    edges = torch.randint(nodes, (2, 3000))
+    if hub:  # summed in parts, which stand behind the others
+        edges = torch.cat([edges, torch.tensor([[1], [0]]).expand(2, 5000)], dim=1)
+    hag = hp.build_hag(edges, num_nodes=nodes, method="none")
+    for each, its_edges in ((hag, edges), (hag.transpose(), edges.flip(0))):
+        own = each.program(mode).arrays[ARRAYS.index("source")]
+        of_hub = hub and each.degree().max() > 4096
+        assert (own.data_ptr() == each.arrays.col.data_ptr()) == (mode is False and not of_hub)
+        each.check(its_edges, mode)
+        given = each.program(mode).source  # a copy, as ever
+        given.zero_()
+        each.check(its_edges, mode)

@@ -133,6 +133,39 @@ def test_a_graph_that_is_cut(tmp_path: Path) -> None:
     assert (tmp_path / "large_graph.md").read_text() == done.stdout
 
 
+def test_a_graph_that_is_cut_alone(tmp_path: Path) -> None:
+    """What is left on the disk is what was told of it before, but for what edges are sorted in."""
+    made = tmp_path / "made"
+    words = ["--edges", "60e3", "--ranks", "2", "3", "--features", "8", "--cut-only"]
+    words += ["--method", "contiguous", "--folder", str(made), "--output", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "large_graph.py"), *words], capture_output=True, text=True,
+        timeout=300, check=False, env=os.environ | {"PYTHONPATH": str(FOLDER.parents[1])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "large_graph_cut.md").read_text() == done.stdout
+    large = example("large_graph")
+    needed = large.disk_bytes(60_000, 2000, large.options().parse_args(words))
+    left = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
+    assert 0.9 <= left / (needed - 16 * 60_000) <= 1.1
+    with pytest.raises(SystemExit, match=r"GB free; expected 1000000\.0 GB"):
+        large.check_disk(tmp_path, 10**15)
+
+
+def test_sorting_beside_what_is_installed(tmp_path: Path) -> None:
+    """All find the same order, or it ends with an error."""
+    pytest.importorskip("pyarrow")
+    command = [sys.executable, str(FOLDER / "sorting.py"), "--edges", "30e3", "--by", "ours",
+               "pyarrow", "--output", str(tmp_path)]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False,
+        env=os.environ | {"PYTHONPATH": str(FOLDER.parents[1])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = (tmp_path / "sorting.jsonl").read_text().splitlines()
+    assert [json.loads(line).get("by") for line in lines] == [None, "ours", "pyarrow"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_DATA")
 def test_a_rank_without_the_memory_for_its_part(tmp_path: Path) -> None:
     """The limit holds: where it is too low, all ranks end with an error."""
@@ -157,15 +190,23 @@ def test_a_rank_without_the_memory_for_its_part(tmp_path: Path) -> None:
     assert "memory" in done.stderr.lower()
 
 
-def test_accuracy_examples() -> None:
-    spec = importlib.util.spec_from_file_location("accuracy", FOLDER / "accuracy.py")
+def example(name: str) -> Any:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["accuracy"] = module  # dataclasses look there
+    sys.modules[name] = module  # dataclasses look there
+    sys.path.append(str(FOLDER))  # for those beside it
     try:
         spec.loader.exec_module(module)
-        failed, tried = doctest.testmod(module)
     finally:
-        del sys.modules["accuracy"]
+        sys.path.remove(str(FOLDER))
+    return module
+
+
+def test_accuracy_examples() -> None:
+    module = example("accuracy")
+    failed, tried = doctest.testmod(module)
+    del sys.modules["accuracy"]
     assert (failed, tried) == (0, 4)

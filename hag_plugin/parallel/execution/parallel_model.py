@@ -155,7 +155,7 @@ class Parallel:
         graphs = self._met(data, recorded) if isinstance(data, PartitionedData) else {}
         with self.group.together("laying out the data"):
             found = self._made(recorded, part, graphs)
-        for each in graphs.values():
+        for each in found[0].graphs.values():
             each.forget()  # executors have what they run on
         return found
 
@@ -180,8 +180,9 @@ class Parallel:
         assert recorded.stored is not None  # it is of a store
         given = recorded.stored.of_edges
         return {
-            key: StoredGraphs(known, recorded.edges[key].self_loops, given)
-            for key in recorded.graph.graphs
+            key: StoredGraphs(known, edges.self_loops, given, edges.edge_type)
+            for key, edges in recorded.edges.items()
+            if key in recorded.graph.graphs
         }
 
     def _made(

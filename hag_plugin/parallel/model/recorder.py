@@ -358,8 +358,8 @@ class Recorder(Walk):
                             "an edge_index [2, E]")  # fmt: skip
         key = (id(edges), (self_loops, edge_type is not None, id(weight)))
         if key not in self._keys:
-            if self.apart and edge_type is not None:
-                raise self._of_part("takes relations of edges")
+            if edge_type is not None:
+                self._look_at_types(edge_type)
             name = "A+I" if self_loops else "A"
             name += " by relation" if edge_type is not None else ""
             count = sum(k == name or k.startswith(f"{name}:") for k in self.graphs)
@@ -399,6 +399,14 @@ class Recorder(Walk):
                 raise self._of_part("is given edges, or values of edges, that are not the store's")
             self.made.append((self.path, edges))
             self.edges[f"made {len(self.made)}"] = Edges(edges)
+
+    def _look_at_types(self, edge_type: Tensor) -> None:
+        """Raises UnknownLayerError where relations are no whole numbers that a store has."""
+        own = [*self.data.of_edges.values()] if self.apart else []
+        if self.apart and not any(edge_type is each for each in own):
+            raise self._of_part("is given relations of edges that are not the store's")
+        if self.apart and (edge_type.is_floating_point() or edge_type.dim() != 1):
+            raise self._of_part(f"takes relations {edge_type.dtype} {list(edge_type.shape)}")
 
     def _stats(self, edges: Edges) -> GraphStats:
         if isinstance(self.data, GraphStats):

@@ -79,7 +79,7 @@ class Memory:
         retained: activations kept for the backward pass; weights, gradients and Adam's moments.
         transient: the most that one operation holds besides while it runs, see
             `strategies.activations`.
-        graph: the largest graph, shared by the layers that run on it.
+        graph: the graphs, each in each form that some layers run on, which share it.
     """
 
     retained: int

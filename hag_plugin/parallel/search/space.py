@@ -2,16 +2,19 @@
 
 Every operation is a node, every tensor between operations an edge; `exact.minimise` finds the
 optimum under the additive cost. Memory has a part that adds up (what is kept from forward to
-backward) and two maxima (what an operation holds while it runs, the graph that layers share): the
-search goes through the values of the maxima, and finds the cheapest plan whose bound fits.
+backward) and maxima: what an operation holds while it runs, and of each graph in each form the most
+that a layer on it takes. The search goes through the values of the maxima, the graphs' as if the
+largest were alone, and finds the cheapest plan whose bound fits. Where it has several graphs that
+do not fit together, it branches: one of them is counted beside the others, or made smaller.
 """
 
 from __future__ import annotations
 
+import heapq
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -26,6 +29,7 @@ from hag_plugin.parallel.search.peak_memory import PeakMemory
 from hag_plugin.parallel.search.plan import Memory
 from hag_plugin.parallel.strategies.registry import (
     Config,
+    Form,
     Problem,
     Terms,
     configs_of,
@@ -33,6 +37,23 @@ from hag_plugin.parallel.strategies.registry import (
     terms_of,
 )
 from hag_plugin.units import size
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of graphs by form: those that are counted, used or not, and what one has at most."""
+
+    counted: Mapping[Form, int]
+    most: Mapping[Form, int]
+
+    def beside(self, terms: Terms) -> float:
+        """What a configuration takes beside what is counted; `inf` where it may not."""
+        if terms.graph > self.most.get(terms.form, terms.graph):
+            return float("inf")
+        return float(max(terms.graph - self.counted.get(terms.form, 0), 0))
+
+
+ANY = Sizes({}, {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +210,27 @@ class Space:
         return round(kept) + round(passing) + self._graph(chosen)
 
     def _graph(self, chosen: Sequence[int]) -> int:
-        return max(row[k].graph for row, k in zip(self.terms, chosen, strict=True))
+        return sum(self._graphs(chosen).values())
+
+    def _graphs(self, chosen: Sequence[int]) -> dict[Form, int]:
+        """Bytes of each graph that a choice has."""
+        found: dict[Form, int] = {}
+        for row, k in zip(self.terms, chosen, strict=True):
+            found[row[k].form] = max(found.get(row[k].form, 0), row[k].graph)
+        return found
+
+    def _split(self, sizes: Sizes, chosen: Sequence[int]) -> tuple[Sizes, ...]:
+        """All choices in two: where the graph of which most is not counted is smaller than here,
+        and where it is counted as here. Nothing where one alone is not, or none.
+        """
+        graphs = self._graphs(chosen)
+        beside = {form: size - sizes.counted.get(form, 0) for form, size in graphs.items()}
+        if sum(size > 0 for size in beside.values()) < 2:
+            return ()
+        form = max(beside, key=beside.__getitem__)
+        smaller = {**sizes.most, form: graphs[form] - 1}
+        counted = {**sizes.counted, form: graphs[form]}
+        return replace(sizes, most=smaller), replace(sizes, counted=counted)
 
     def cheapest(self, limit: float | None = None) -> Choice:
         """The optimum under the additive cost, within `limit` bytes on every device.
@@ -205,16 +246,14 @@ class Space:
             raise InfeasibleError(self._unshared()) from None
         if limit is None or self.memory(best.configs).total <= limit:
             return best
-        found: Choice | None = None
-        for bound, retained, capped in self._capped(limit):
-            if found is not None and bound >= found.cost:
-                break  # the others cannot be cheaper even without a limit
-            choice = self._within(retained, capped)
-            if choice is not None and (found is None or choice.cost < found.cost):
-                found = choice
+        found = self._first(
+            lambda sizes: self._within_limit(limit, sizes),
+            lambda choice: choice.cost,
+            lambda choice: self.bound(choice.configs) <= limit,
+        )
         if found is not None:
             return found
-        small = [best, *self._small()]
+        small = [best, *self._small(ANY)]
         fits = min(small, key=lambda choice: (self.memory(choice.configs).total, choice.cost))
         needed = self.memory(fits.configs).total
         if needed <= limit:
@@ -224,6 +263,44 @@ class Space:
             f"the smallest that was found needs {size(needed)} ({needed} bytes)",
             self.least_memory(),
         )
+
+    def _first(
+        self,
+        find: Callable[[Sizes], Choice | None],
+        value: Callable[[Choice], float],
+        holds: Callable[[Choice], bool],
+    ) -> Choice | None:
+        """Of choices that hold the one of least value; `find` gives it where graphs have some
+        sizes, as if the largest that is not counted were alone.
+        """
+        waiting: list[tuple[float, int, Sizes, Choice]] = []
+        number = itertools.count()
+
+        def look(sizes: Sizes) -> None:
+            choice = find(sizes)
+            if choice is not None:
+                heapq.heappush(waiting, (value(choice), next(number), sizes, choice))
+
+        look(ANY)
+        while waiting:
+            _, _, sizes, choice = heapq.heappop(waiting)
+            halves = () if holds(choice) else self._split(sizes, choice.configs)
+            if not halves:
+                return choice
+            for half in halves:
+                look(half)
+        return None
+
+    def _within_limit(self, limit: float, sizes: Sizes) -> Choice | None:
+        """The cheapest choice, if the largest graph that is not counted were alone."""
+        found: Choice | None = None
+        for bound, retained, capped in self._capped(limit, sizes):
+            if found is not None and bound >= found.cost:
+                break  # the others cannot be cheaper even without a limit
+            choice = self._within(retained, capped)
+            if choice is not None and (found is None or choice.cost < found.cost):
+                found = choice
+        return found
 
     def _unshared(self) -> str:
         """Why there is no plan: what is left of some operations would split a parameter twice."""
@@ -241,33 +318,41 @@ class Space:
             "the same strategy for both"
         )
 
-    @cached_property
-    def _maxima(self) -> list[tuple[float, int]]:
+    def _beside(self, sizes: Sizes) -> list[np.ndarray]:
+        """By operation, bytes of graphs of each configuration that are not counted."""
+        return [np.array([sizes.beside(t) for t in row]) for row in self.terms]
+
+    def _maxima(self, beside: list[np.ndarray]) -> list[tuple[float, float]]:
         tables = [*self.peak.held, *self.peak.held_between]
         transient = sorted({float(size) for table in tables for size in table.flat})
-        graph = sorted({t.graph for row in self.terms for t in row})
+        graph = sorted({float(size) for sizes in beside for size in sizes} - {np.inf})
         return list(itertools.product(transient, graph))
 
-    def _masked(self, graph: CostGraph, transient: float, largest: int) -> CostGraph | None:
+    def _masked(
+        self, graph: CostGraph, transient: float, largest: float, beside: list[np.ndarray]
+    ) -> CostGraph | None:
         """Without what exceeds the two maxima, in bytes; None where nothing is left."""
         nodes, edges = [], []
-        for costs, sizes, row in zip(graph.node_costs, self.peak.held, self.terms, strict=True):
-            legal = (sizes <= transient) & np.array([t.graph <= largest for t in row])
+        for costs, sizes, graphs in zip(graph.node_costs, self.peak.held, beside, strict=True):
+            legal = (sizes <= transient) & (graphs <= largest)
             nodes.append(np.where(legal, costs, np.inf))
-        beside = [_nothing(edge) for edge in graph.edges[len(self.graph.edges) :]]
-        between = [*self.peak.held_between, *beside]
+        others = [_nothing(edge) for edge in graph.edges[len(self.graph.edges) :]]
+        between = [*self.peak.held_between, *others]
         for (u, v, costs), sizes in zip(graph.edges, between, strict=True):
             edges.append((u, v, np.where(sizes <= transient, costs, np.inf)))
         if any(np.isinf(t).all() for t in [*nodes, *(costs for _, _, costs in edges)]):
             return None
         return CostGraph(nodes, edges)
 
-    def _capped(self, limit: float) -> list[tuple[float, float, CostGraph]]:
+    def _capped(self, limit: float, sizes: Sizes) -> list[tuple[float, float, CostGraph]]:
         """For all pairs of maxima: the optimum without a limit, bytes left, and the costs."""
         found: dict[bytes, tuple[float, float, CostGraph]] = {}
-        for transient, graph in self._maxima:
-            retained = limit - transient - graph
-            capped = self._masked(self.cost_graph, transient, graph) if retained >= 0 else None
+        left, beside = limit - sum(sizes.counted.values()), self._beside(sizes)
+        for transient, graph in self._maxima(beside):
+            retained = left - transient - graph
+            if retained < 0:
+                continue
+            capped = self._masked(self.cost_graph, transient, graph, beside)
             if capped is None:
                 continue
             tables = [*capped.node_costs, *(costs for _, _, costs in capped.edges)]
@@ -288,26 +373,40 @@ class Space:
 
     def least_memory(self) -> Choice:
         """The choice of least `bound`; of several the cheapest that the search meets."""
-        found = self._small()
-        assert found  # the largest maxima rule nothing out
-        return min(found, key=lambda choice: choice.memory or 0)
+        found = self._first(
+            lambda sizes: min(self._small(sizes), key=_bytes, default=None),
+            _bytes,
+            lambda choice: self.bound(choice.configs) <= _bytes(choice),
+        )
+        assert found is not None  # the largest maxima rule nothing out
+        return replace(found, memory=self.bound(found.configs))
 
-    def _small(self) -> list[Choice]:
-        """Of each pair of maxima the choice that keeps least, with its `bound`."""
+    def _small(self, sizes: Sizes) -> list[Choice]:
+        """Of each pair of maxima the choice that keeps least, with its `bound`, as if the largest
+        graph that is not counted were alone.
+        """
         found = []
         tables = zip(self._pairs, self.peak.kept_between, strict=True)
-        pairs = [(u, v, sizes) for (u, v), sizes in tables]
+        pairs = [(u, v, table) for (u, v), table in tables]
         kept = CostGraph(self.peak.kept, pairs + self.shared)
-        for transient, graph in self._maxima:
-            capped = self._masked(kept, transient, graph)
+        counted, beside = sum(sizes.counted.values()), self._beside(sizes)
+        for transient, graph in self._maxima(beside):
+            capped = self._masked(kept, transient, graph, beside)
             if capped is None:
                 continue
             try:
                 configs = minimise(capped).configs
             except InfeasibleError:
                 continue
-            found.append(Choice(configs, self.cost_graph.cost(configs), self.bound(configs)))
+            alone = max(int(row[k]) for row, k in zip(beside, configs, strict=True))
+            bound = self.bound(configs) - self._graph(configs) + counted + alone
+            found.append(Choice(configs, self.cost_graph.cost(configs), bound))
         return found
+
+
+def _bytes(choice: Choice) -> float:
+    assert choice.memory is not None
+    return choice.memory
 
 
 def _nothing(edge: tuple[int, int, np.ndarray]) -> np.ndarray:

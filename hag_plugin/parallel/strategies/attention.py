@@ -23,7 +23,7 @@ from hag_plugin.parallel.strategies import steps
 from hag_plugin.parallel.strategies.activations import Step
 from hag_plugin.parallel.strategies.convolution import gather_input, own_share
 from hag_plugin.parallel.strategies.registry import (
-    INDEX,
+    LONG,
     Config,
     Problem,
     Strategy,
@@ -34,8 +34,10 @@ from hag_plugin.parallel.strategies.registry import (
 SCORE_PASSES = 6  # reads and writes of a score: add, activation, maximum, exponential, sum, divide
 
 
-def add_attention(problem: Problem, terms: Terms, rows: int, edges: int, heads: int) -> None:
-    """Transform of `rows`, then attention of `heads` heads over `edges`."""
+def add_attention(
+    problem: Problem, terms: Terms, rows: int, edges: int, heads: int, others: int = 0
+) -> None:
+    """Transform of `rows`, then attention of `heads` heads over `edges`, from `others`, too."""
     op = problem.op
     features = problem.op.wide // op.heads * heads
     terms.linear(rows, op.input_width, features, op.input_grad)
@@ -44,13 +46,15 @@ def add_attention(problem: Problem, terms: Terms, rows: int, edges: int, heads: 
     # as one more read of the edges' rows.
     scores = SCORE_PASSES * edges * heads
     terms.streams += [("forward", scores), ("backward", scores)]
-    terms.graph += 2 * (INDEX * edges + 8 * rows)
+    terms.on_graph(edges, rows + rows * (others > 0), rows + others, True)
+    terms.graph += LONG * edges * (op.needs == "mask")  # their numbers
 
 
 class Replicate(Strategy):
     """Every device computes everything."""
 
     name, kinds, edges = "replicate", ("attention",), "all"
+    graph = "whole"
 
     def configs(self, problem: Problem) -> list[Config]:
         return [Config(self.name, REPLICATED, REPLICATED)]
@@ -76,12 +80,16 @@ class RowsAllGather(Strategy):
         op, terms = problem.op, Terms()
         edges = int(problem.partition.edges.max())
         rows, width = problem.most_rows, op.wide + op.heads
-        add_attention(problem, terms, rows, edges, op.heads)
+        add_attention(problem, terms, rows, edges, op.heads, self.others(problem))
         terms.held = steps.attention(op, rows, edges, op.heads, self.fetch(problem, width))
         terms.messages += self.messages(problem, width)
         terms.own = own_share(problem, problem.partition, config)
         problem.weights(terms, op.weights + op.biases, copies=True)
         return terms
+
+    def others(self, problem: Problem) -> int:
+        """Rows that are fetched."""
+        return problem.total_rows
 
     def fetch(self, problem: Problem, width: int) -> Step:
         """What brings the rows of others."""
@@ -102,9 +110,12 @@ class RowsHalo(RowsAllGather):
 
     name = "rows, halo"
 
+    def others(self, problem: Problem) -> int:
+        return int(problem.partition.halo.sum(axis=1).max())
+
     def fetch(self, problem: Problem, width: int) -> Step:
-        sent, received = (int(problem.partition.halo.sum(axis=a).max()) for a in (0, 1))
-        return steps.others_rows(received, sent, width)
+        sent = int(problem.partition.halo.sum(axis=0).max())
+        return steps.others_rows(self.others(problem), sent, width)
 
     def messages(self, problem: Problem, width: int) -> list[Message]:
         halo: np.ndarray = problem.partition.halo * width * problem.itemsize
@@ -118,6 +129,7 @@ class Heads(Strategy):
     """Heads are split, with the columns of the weights: scores and softmax stay local."""
 
     name, kinds, soap, edges = "heads", ("attention",), "A", "all"
+    graph = "whole"
 
     def refuses(self, problem: Problem) -> str | None:
         if problem.op.heads % problem.devices:

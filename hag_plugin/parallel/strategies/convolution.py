@@ -31,6 +31,8 @@ from hag_plugin.parallel.strategies import steps
 from hag_plugin.parallel.strategies.activations import Held, Step, hold
 from hag_plugin.parallel.strategies.registry import (
     INDEX,
+    LONG,
+    OP,
     Config,
     Problem,
     Strategy,
@@ -91,12 +93,14 @@ def _shares(problem: Problem) -> bool:
 
 def add_whole_graph(problem: Problem, terms: Terms, hag: str, width: int, backward: bool) -> None:
     """The sum over all edges, at `width` features."""
-    stats = problem.stats
-    written = stats.nodes * (problem.op.relations if width == problem.op.input_width else 1)
+    stats, relations = problem.stats, problem.op.relations
+    written = stats.nodes * (relations if width == problem.op.input_width else 1)
     counts = HagCounts(stats.edges, written)
     if hag == "whole" and stats.hag is not None:
         counts = stats.hag
     _add(problem, terms, counts, stats.edges, width, backward)
+    rows = stats.nodes * relations, problem.total_sources * relations
+    _add_graph(problem, terms, counts, stats.edges, rows, backward)
 
 
 def add_parts(
@@ -106,13 +110,18 @@ def add_parts(
     hag: str,
     width: int,
     backward: bool,
+    sources: int,
 ) -> None:
-    """The sum over the edges into the own part, on the busiest device."""
-    relations = problem.op.relations if width == problem.op.input_width else 1
-    counts = HagCounts(int(partition.edges.max()), int(partition.rows.max()) * relations)
+    """The sum over the edges into the own part, on the busiest device, from so many rows."""
+    most, edges = int(partition.rows.max()), int(partition.edges.max())
+    relations = problem.op.relations
+    counts = HagCounts(edges, most * (relations if width == problem.op.input_width else 1))
     if hag == "part" and partition.hags is not None:
         counts = max(partition.hags, key=lambda h: h.rows_read + h.rows_written)
-    _add(problem, terms, counts, int(partition.edges.max()), width, backward)
+    _add(problem, terms, counts, edges, width, backward)
+    twice = 1 + is_apart(problem.op, hag)  # the own rows' edges, and those of others
+    rows = most * relations * twice, sources * relations
+    _add_graph(problem, terms, counts, edges, rows, backward)
 
 
 def _add(
@@ -123,8 +132,27 @@ def _add(
             terms.linear(edges, k, n, True)
         width = problem.op.message_width
     terms.aggregate(counts, width, backward, len(problem.op.reduce))
-    # Forward and backward each have a program; a row pointer is 8 bytes.
-    terms.graph += 2 * (INDEX * counts.rows_read + 8 * counts.rows_written)
+
+
+def _add_graph(
+    problem: Problem,
+    terms: Terms,
+    counts: HagCounts,
+    edges: int,
+    rows: tuple[int, int],
+    backward: bool,
+) -> None:
+    """What is held of the edges; `rows`: of all graphs that there are, targets and sources."""
+    if problem.op.edge_products:
+        terms.graph += 2 * LONG * edges  # both ends
+    else:
+        terms.on_graph(edges, *rows, backward)
+        if counts.rows_read < edges:  # a program that shares, beside it
+            program = INDEX * counts.rows_read + OP * counts.rows_written
+            terms.graph += program * (1 + backward)
+    if not problem.stats.shares:  # a weight for each edge, and its place in the reverse
+        terms.states += edges * (1 + backward)
+        terms.graph += INDEX * edges * backward
 
 
 def add_transform(problem: Problem, terms: Terms, rows: int, k: int, n: int) -> None:
@@ -157,6 +185,7 @@ class Replicate(Strategy):
     """Every device computes everything: no communication, no gain."""
 
     name, kinds, edges = "replicate", ("convolution",), "all"
+    graph = "whole"
 
     def configs(self, problem: Problem) -> list[Config]:
         return [
@@ -195,7 +224,8 @@ class _Rows(Strategy):
         op, terms = problem.op, Terms()
         width = aggregated_width(problem, config.order)
         backward = backward_needed(problem, config.order)
-        add_parts(problem, terms, problem.partition, config.hag, width, backward)
+        read = self.sources(problem)
+        add_parts(problem, terms, problem.partition, config.hag, width, backward, read)
         rows, sources = problem.most_rows, problem.most_sources
         turned = sources if config.order == TRANSFORM else rows
         add_transform(problem, terms, turned, op.input_width, op.width)
@@ -205,9 +235,10 @@ class _Rows(Strategy):
             terms.messages.append(self.give_back(problem, width))
         if not kept:
             terms.own = own_share(problem, problem.partition, config)
+        apart = is_apart(op, config.hag)
         fetch = [] if kept else self.steps(problem, width, config.hag)
-        terms.states += kept * self.sources(problem) * width
-        terms.held = layer(problem, config.order, rows, (sources, self.sources(problem)), fetch)
+        terms.states += kept * (self.others(problem) if apart else read) * width
+        terms.held = layer(problem, config.order, rows, (sources, read), fetch, kept and apart)
         problem.weights(terms, op.weights + op.biases, copies=True)
         return terms
 
@@ -222,6 +253,10 @@ class _Rows(Strategy):
     @abstractmethod
     def sources(self, problem: Problem) -> int:
         """Rows that a device's edges read, its own among them."""
+
+    def others(self, problem: Problem) -> int:
+        """Those that are fetched, where the own ones are read apart."""
+        return self.sources(problem)
 
     @abstractmethod
     def steps(self, problem: Problem, width: int, hag: str) -> list[Step]:
@@ -271,7 +306,10 @@ class RowsHalo(_Rows):
         return Message("exchange", sent, "backward")
 
     def sources(self, problem: Problem) -> int:
-        return problem.most_sources + int(self.needed(problem).sum(axis=1).max())
+        return problem.most_sources + self.others(problem)
+
+    def others(self, problem: Problem) -> int:
+        return int(self.needed(problem).sum(axis=1).max())
 
     def steps(self, problem: Problem, width: int, hag: str) -> list[Step]:
         sent, received = (int(self.needed(problem).sum(axis=a).max()) for a in (0, 1))
@@ -288,11 +326,15 @@ class RowsCover(RowsHalo):
             return f"partial sums need a sum or mean of node rows, not {problem.op.reduce}"
         if problem.op.relational:
             return "partial sums of several relations are not supported"
-        if problem.stats.apart and not problem.stats.shares:
-            return "weights of edges go to no other rank of a store"
         if problem.partition.cover is None:
             return "vertex covers were not computed (they need scipy and the edges)"
         return None
+
+    def terms(self, problem: Problem, config: Config) -> Terms:
+        terms, sent = super().terms(problem, config), int(self.needed(problem).sum(axis=0).max())
+        backward = backward_needed(problem, config.order)
+        terms.on_graph(sent, sent, problem.most_sources, backward)  # from own rows to what is sent
+        return terms
 
     def needed(self, problem: Problem) -> np.ndarray:
         cover = problem.partition.cover
@@ -313,6 +355,7 @@ class AllToAll(Strategy):
 
     name, kinds, soap = "all-to-all around aggregation", ("convolution",), "SA"
     edges = "all"
+    graph = "whole"
 
     def refuses(self, problem: Problem) -> str | None:
         widths = {aggregated_width(problem, order) for order in orders(problem)}
@@ -390,6 +433,7 @@ class RowSplitWeights(Strategy):
 
     name, kinds, soap = "columns, row-split weights", ("convolution",), "AP"
     edges = "all"
+    graph = "whole"
 
     def refuses(self, problem: Problem) -> str | None:
         if not problem.op.transform or problem.op.node_products:
@@ -465,6 +509,7 @@ class ColumnSplitWeights(Strategy):
 
     name, kinds, soap = "column-split weights", ("convolution",), "P"
     edges = "all"
+    graph = "whole"
 
     def refuses(self, problem: Problem) -> str | None:
         if not problem.op.transform or not problem.op.commutes or problem.op.node_products:
@@ -516,7 +561,12 @@ def input_steps(problem: Problem, source: Layout, width: int) -> list[Step]:
 
 
 def layer(
-    problem: Problem, order: str, rows: int, sources: tuple[int, int], fetch: list[Step]
+    problem: Problem,
+    order: str,
+    rows: int,
+    sources: tuple[int, int],
+    fetch: list[Step],
+    twice: bool = False,
 ) -> Held:
     """What a layer holds whose weights are whole.
 
@@ -526,12 +576,13 @@ def layer(
         rows: of the output, on a device.
         sources: of the input, and with those that are fetched.
         fetch: steps that do.
+        twice: whether it sums twice, over rows that are there, and adds both.
     """
     if problem.op.edge_products:
         edges = problem.stats.edges if not fetch else int(problem.partition.edges.max())
         return steps.messages(problem.op, rows, sources[1], edges, fetch)
     widths = problem.op.input_width, problem.op.width
-    return steps.convolution(problem.op, order, rows, widths, fetch, sources)
+    return steps.convolution(problem.op, order, rows, widths, fetch, sources, twice)
 
 
 register(

@@ -24,7 +24,7 @@ from hag_plugin.parallel.strategies import steps
 from hag_plugin.parallel.strategies.activations import Held, Step, hold
 from hag_plugin.parallel.strategies.convolution import gather_input, input_steps, is_kept
 from hag_plugin.parallel.strategies.registry import (
-    INDEX,
+    LONG,
     Config,
     Problem,
     Strategy,
@@ -244,7 +244,7 @@ def add_layer(problem: Problem, terms: Terms, rows: int, edges: int) -> None:
     wide = max(op.input_width, op.width)
     terms.aggregate(HagCounts(edges, rows), wide, True)
     terms.linear(rows, op.input_width, op.values // max(op.input_width, 1), op.input_grad)
-    terms.graph += 2 * (INDEX * edges + 8 * rows)
+    terms.graph += 3 * LONG * edges  # both ends, and their numbers
 
 
 class RowSplitWeights(Strategy):

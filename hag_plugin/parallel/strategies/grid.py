@@ -31,13 +31,13 @@ from hag_plugin.parallel.strategies.convolution import (
     backward_needed,
     gather_input,
     input_steps,
+    is_apart,
     is_kept,
     orders,
     own_share,
     part_hags,
 )
 from hag_plugin.parallel.strategies.registry import (
-    INDEX,
     Config,
     Problem,
     Strategy,
@@ -89,11 +89,14 @@ class Grid(Strategy):
         width = aggregated_width(problem, config.order)
         blocks = np.tile(chunk_sizes(width, columns), P // columns)  # of each device
         backward = backward_needed(problem, config.order)
-        add_parts(problem, terms, partition, config.hag, int(blocks.max()), backward)
-        kept = is_kept(op, problem.fixed, config.order)
-        terms.own = 0.0 if kept else own_share(problem, partition, config)
+        halo = int(partition.halo.sum(axis=1).max())
         received = int((partition.own + partition.halo.sum(axis=1)).max())
-        terms.states += kept * received * int(blocks.max())
+        most = int(blocks.max())
+        add_parts(problem, terms, partition, config.hag, most, backward, received)
+        kept = is_kept(op, problem.fixed, config.order)
+        apart = is_apart(op, config.hag)
+        terms.own = 0.0 if kept else own_share(problem, partition, config)
+        terms.states += kept * (halo if apart else received) * most
         for phase, axis in (("forward", 0), ("backward", 1)) if backward else (("forward", 0),):
             rows = np.repeat(partition.halo.sum(axis=axis), columns)
             fetched = Message("exchange", rows * blocks * s, phase, -columns)
@@ -166,7 +169,8 @@ class Relations(Strategy):
         width = aggregated_width(problem, config.order)
         written = problem.total_rows * (count if config.order == AGGREGATE else 1)
         terms.aggregate(HagCounts(edges, written), width, backward_needed(problem, config.order))
-        terms.graph += 2 * (INDEX * edges + 8 * count * problem.total_rows)
+        rows = count * problem.total_rows
+        terms.on_graph(edges, rows, rows, backward_needed(problem, config.order))
         add_relation_products(problem, terms, problem.total_rows, op.input_width, op.width, count)
         if op.root:  # on the rows that the output is wanted for
             rows = problem.most_rows if config.target == ROWS else problem.total_rows

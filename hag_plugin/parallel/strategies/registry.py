@@ -19,11 +19,15 @@ from hag_plugin.parallel.graphs.stats import GraphStats, HagCounts, PartitionSta
 from hag_plugin.parallel.layouts import Layout, Message, Split, chunk_sizes, even
 from hag_plugin.parallel.model.opgraph import Op, OpGraph, Weight
 from hag_plugin.parallel.strategies.activations import Held
+from hag_plugin.reducers import LINEAR
 from hag_plugin.saved import set_module
 
 ORDERS = ("", "aggregate-first", "transform-first")
 HAGS = ("off", "whole", "part")
 INDEX = 4  # bytes of a source id
+LONG = 8  # of an id as PyG's layers take it
+ROW = 12  # of a row of a graph: where its sources begin, and a scale
+OP = 12  # of a row that a program writes: where its sources begin, and which it is
 STATES = 4  # a weight, its gradient and two moments of Adam
 
 
@@ -77,6 +81,9 @@ class Product:
         return 2 * self.m * self.k * self.n * self.times
 
 
+Form = tuple[str | int | bool, ...]
+
+
 @dataclass
 class Terms:
     """What a configuration takes, per device.
@@ -90,7 +97,8 @@ class Terms:
         states: values that are there all the time: weights, their gradients and moments of the
             optimiser.
         held: what is kept for the backward pass and held while the operation runs.
-        graph: bytes of the graph it runs on; layers on the same graph share them.
+        graph: bytes of the graph it runs on, in its form; layers on the same share them.
+        form: which graph of the model that is, and how it is cut and laid out; see `form_of`.
         own: the share of its aggregations, and of the elementwise work on their edges, that does
             not wait for rows of others, 0 to 1.
     """
@@ -103,6 +111,7 @@ class Terms:
     states: int = 0
     held: Held = field(default_factory=Held)
     graph: int = 0
+    form: Form = ()
     own: float = 0.0
 
     def linear(self, m: int, k: int, n: int, input_grad: bool, times: int = 1) -> None:
@@ -119,6 +128,11 @@ class Terms:
         for phase in ("forward", "backward") if input_grad else ("forward",):
             read, written = counts.rows_read * times, counts.rows_written * times
             self.aggregations.append(Aggregation(phase, read, written, width))
+
+    def on_graph(self, edges: int, targets: int, sources: int, backward: bool) -> None:
+        """A graph as it is: its programs have their sources from it. The reverse is one, too."""
+        for rows in (targets, sources) if backward else (targets,):
+            self.graph += INDEX * edges + (ROW + OP) * rows
 
     @property
     def flops(self) -> int:
@@ -249,12 +263,14 @@ class Strategy(ABC):
         executor: the name of what runs it.
         edges: those that a device needs: into its own "part", into the parts of its "row" of a
             grid, "all"; or "given": all, as the model was given them, which a store has nowhere.
+        graph: what it calls the graph that it runs on, where others run on it, too.
     """
 
     name = ""
     kinds: tuple[str, ...] = ()
     soap = ""
     edges = "given"
+    graph = ""
 
     @property
     def executor(self) -> str:
@@ -335,11 +351,23 @@ def terms_of(problem: Problem, config: Config) -> Terms:
             f"{known}"
         )
     terms = strategy.terms(problem, config)
+    terms.form = form_of(problem.op, config)
     terms.states -= STATES * sum(
         local_size(weight, strategy.split(weight, config), problem.devices)
         for weight in problem.held_before
     )
     return terms
+
+
+def form_of(op: Op, config: Config) -> Form:
+    """Tells graphs that executors have apart: operations of the same form share one."""
+    strategy = REGISTRY[op.kind, config.strategy]
+    if op.kind == "opaque" or op.edge_products:
+        return op.graph, strategy.name, "both ends"  # as PyG's layers take them
+    whole = bool(strategy.graph)
+    apart = not whole and config.hag == "off" and {*op.reduce} <= {*LINEAR}
+    name = strategy.graph or strategy.name
+    return op.graph, name, config.target.columns * (not whole), config.hag, apart
 
 
 def parts_read(op: Op, config: Config, devices: int) -> int:

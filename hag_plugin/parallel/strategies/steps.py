@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from hag_plugin.parallel.layouts import Layout, chunk_sizes, held
@@ -97,7 +99,7 @@ def with_root(op: Op, found: Held, source: int) -> Held:
 
 def convolution(
     op: Op, order: str, rows: int, widths: tuple[int, int], fetch: list[Step],
-    sources: tuple[int, int],
+    sources: tuple[int, int], twice: bool = False,
 ) -> Held:  # fmt: skip
     """A sum over neighbours with a transform before or after it.
 
@@ -108,14 +110,18 @@ def convolution(
         widths: F and G.
         fetch: steps that bring the rows that edges read.
         sources: how many rows the input has, and how many edges read.
+        twice: whether it sums twice, and adds both.
     """
     F, G = widths
+    total = neighbours(op, rows, F)
+    if twice:
+        total = replace(total, forward=total.forward + total.made)
     if op.relational:
         steps = [*fetch, relations(op, order, op.relations, rows, sources[1], F, G)]
     elif order == TRANSFORM:
         steps = [product(sources[0], G), *fetch, neighbours(op, rows, G)]
     else:
-        steps = [*fetch, neighbours(op, rows, F)]
+        steps = [*fetch, total]
         if order:
             steps.append(product(rows, G))
     return finished(op, sources[0] * F, steps, rows * G)

@@ -27,7 +27,7 @@ class SplitHeads(Executor):
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         self.count = site.op.heads // site.group.size
-        whole = graphs_of(site, site.group.size).whole(listed=True)
+        whole = graphs_of(site, site.group.size).whole()
         self.heads = Heads(site, whole, site.group.rank * self.count)
 
     def __call__(self, *inputs: Tensor) -> Tensor:

@@ -30,8 +30,9 @@ class _Features(Executor):
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         graphs = graphs_of(site, site.group.size)
-        self.form: Form = form_of(site, graphs)
-        self.aggregate = LocalAggregate(site, self.form, graphs.whole(self.form.listed))
+        form = form_of(site, graphs)
+        self.aggregate = LocalAggregate(site, form, graphs.whole())
+        self.form = form.bare
 
 
 @executes("all-to-all around aggregation", "convolution")
@@ -123,11 +124,11 @@ class Grid(Executor):
         self.neighbours = site.group.neighbours(self.columns)
         self.strided = site.group.strided(self.columns)
         halo = graphs.halo()
-        self.fetch = fetching(site, partial(HaloRows, halo), self.strided, site.config.order)
-        begin = self.fetch.begin if isinstance(self.fetch, HaloRows) else None
-        self.own_first = own_first(site, self.form, graphs, halo.apart, begin)
+        self.fetch = fetching(site, partial(HaloRows, halo), self.strided)
+        self.own_first = own_first(site, self.form, graphs, halo.apart, self.fetch.begin)
         if self.own_first is None:
             self.aggregate = LocalAggregate(site, self.form, halo.graph)
+        self.form = self.form.bare
 
     def summed(self, x: Tensor) -> Tensor:
         """Over neighbours, `[n, w]`."""

@@ -6,8 +6,9 @@ if the aggregation is a sum or a mean. What these are, the records of `hag_plugi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -16,10 +17,11 @@ from torch import Tensor
 
 from hag_plugin.layers.record import held
 from hag_plugin.layers.table import record_of
-from hag_plugin.parallel.execution.graphs.local_graphs import RankGraphs, Weights
+from hag_plugin.parallel.execution.graphs.local_graphs import RankGraphs, Weights, power
 from hag_plugin.parallel.execution.site import Site
 from hag_plugin.parallel.model.calls import named
-from hag_plugin.reducers import REDUCES
+
+Scale = Callable[[float], Tensor]  # of nodes, by the exponent of their degrees
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +38,7 @@ class Form:
         ties: where the gradient of max and min goes, as `aggregate` names it.
         source_scale: `s`, `[N]`, or None.
         target_scale: `t`, `[N]`, or None.
-        edge_weight: `w`, by the numbers of edges; or None. The layer's loops are then listed among
-            the edges.
+        edge_weight: `w`, by the numbers of edges; or None.
         coefficients: name of `[R, B]`, of which and `W` the weights of relations are sums; "" for
             none.
     """
@@ -54,11 +55,6 @@ class Form:
     edge_weight: Weights | None = None
     coefficients: str = ""
 
-    @property
-    def listed(self) -> bool:
-        """Whether the layer's loops have to be among the edges."""
-        return self.edge_weight is not None or self.reduce not in REDUCES
-
     def summed(self, graphs: RankGraphs, relation: int | None = None) -> Form:
         """The same with the division of a mean among the scales: partial sums add up.
 
@@ -67,7 +63,7 @@ class Form:
         if self.reduce == "sum":
             return self
         assert self.reduce == "mean"  # others are no sums
-        scale = _power(graphs.in_degree(relation), -1.0)
+        scale = graphs.scale(-1.0, relation)
         if self.target_scale is not None:
             scale = scale * self.target_scale
         return replace(self, reduce="sum", target_scale=scale)
@@ -75,6 +71,11 @@ class Form:
     def sent(self) -> Form:
         """The same for sums that go to another rank, whose scales are put there."""
         return replace(self, target_scale=None)
+
+    @property
+    def bare(self) -> Form:
+        """The same without what it has for each node and edge."""
+        return replace(self, source_scale=None, target_scale=None, edge_weight=None)
 
     @property
     def weights(self) -> list[str]:
@@ -135,13 +136,14 @@ def form_of(site: Site, graphs: RankGraphs) -> Form:
     exponents = (0.0, 0.0) if normalised else record.exponents(layer)
     if any(exponents):
         if is_dgl:
-            degrees = _own_degrees(graphs)
-        else:  # PyG's, of its `gcn_norm`: those of the targets on both sides, with weights
-            own = graphs.in_degree() if given is None else graphs.weighted_degree(given, loop)
-            degrees = own, own
+            scales = _own_scales(graphs)
+        elif given is None:  # PyG's, of its `gcn_norm`: by the targets' degrees on both sides
+            scales = graphs.scale, graphs.scale
+        else:
+            scales = (partial(power, graphs.weighted_degree(given, loop)),) * 2
         source, target = (
-            _power(degree, exponent) if exponent else None
-            for degree, exponent in zip(degrees, exponents, strict=True)
+            scale(exponent) if exponent else None
+            for scale, exponent in zip(scales, exponents, strict=True)
         )
     return Form(
         weight=held(layer, record.weight),
@@ -158,12 +160,6 @@ def form_of(site: Site, graphs: RankGraphs) -> Form:
     )
 
 
-def _power(degree: Tensor, exponent: float) -> Tensor:
-    """Powers of degrees; 0 where the degree is 0."""
-    degree = degree.double()
-    return degree.pow(exponent).masked_fill(degree == 0, 0.0)
-
-
 def _edge_weight(site: Site) -> Tensor | None:
     """The weights of edges that a call was given, `[E]` or `[E, 1]`."""
     given = site.world.edges[site.op.graph].weight
@@ -173,9 +169,10 @@ def _edge_weight(site: Site) -> Tensor | None:
     return called
 
 
-def _own_degrees(graphs: RankGraphs) -> tuple[Tensor, Tensor]:
-    """DGL's: of sources and of targets, 1 at least."""
-    return graphs.out_degree().clamp(min=1), graphs.in_degree().clamp(min=1)
+def _own_scales(graphs: RankGraphs) -> tuple[Scale, Scale]:
+    """DGL's: by the degrees of sources and of targets, 1 at least."""
+    degrees = graphs.out_degree().clamp(min=1), graphs.in_degree().clamp(min=1)
+    return partial(power, degrees[0]), partial(power, degrees[1])
 
 
 def _refuse_empty(site: Site, graphs: RankGraphs) -> None:

@@ -29,14 +29,14 @@ class LocalAggregate:
         self, site: Site, form: Form, graph: LocalGraph, relation: int | None = None
     ) -> None:
         device, dtype = site.world.device, site.world.dtype
-        self.form, self.self_loops = form, graph.self_loops
+        self.form = form.bare
         weighted = form.edge_weight is not None
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         self.stock = form.reduce not in REDUCES or (weighted and form.reduce not in LINEAR)
         searched = site.config.hag != "off" and not weighted
         self.hag = graph.hag("auto" if searched else "none", device, relation)
-        self.source_scale = _taken(form.source_scale, graph.sources, exact, device)
-        self.target_scale = _taken(form.target_scale, graph.targets, exact, device)
+        self.source_scale = graph.scale(form.source_scale, "sources", exact, device)
+        self.target_scale = graph.scale(form.target_scale, "targets", exact, device)
         self.weight: Tensor | None = None
         if form.edge_weight is not None:
             assert relation is None  # relational layers have no edge weights
@@ -54,14 +54,13 @@ class LocalAggregate:
         """`[S, w]` to `[T, w]`."""
         if self.stock:
             return self._by_module(x)
-        scales = {"source_scale": self.source_scale, "target_scale": self.target_scale}
+        scales: dict[str, Any] = {"source_scale": self.source_scale}
+        scales["target_scale"] = self.target_scale
         reduce = cast(Reduce, self.form.reduce)
         if self.weight is not None:
-            return weighted_aggregate(
-                x, self.hag, self.weight, cast(Any, reduce), self_loops=self.self_loops, **scales
-            )
+            return weighted_aggregate(x, self.hag, self.weight, cast(Any, reduce), **scales)
         ties = self.form.ties
-        return aggregate(x, self.hag, reduce, self_loops=self.self_loops, ties=ties, **scales)
+        return aggregate(x, self.hag, reduce, ties=ties, **scales)
 
     def _by_module(self, x: Tensor) -> Tensor:
         """Messages edge by edge, aggregated as the layer does it."""
@@ -71,11 +70,3 @@ class LocalAggregate:
             messages = messages * self.weight.to(x.dtype).unsqueeze(-1)
         out: Tensor = self.module.aggr_module(messages, target, dim_size=self.hag.num_dst, dim=0)
         return out
-
-
-def _taken(values: Tensor | None, nodes: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    """The values of some nodes; 1 for those that are `ELSEWHERE`, -1."""
-    if values is None:
-        return None
-    padded = torch.cat([values, values.new_ones(1)])
-    return padded[torch.from_numpy(nodes)].to(dtype).to(device)

@@ -7,6 +7,7 @@ edges from the own rows are attended over.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.profiler import record_function
 
+from hag_plugin.hag.hag import HAG
 from hag_plugin.ops.attention import attend
 from hag_plugin.ops.attention_in_parts import Rest, attend_first
 from hag_plugin.ops.weights import edge_slots
@@ -33,6 +35,13 @@ def transformed(x: Tensor, weight: Tensor, source: Tensor, target: Tensor) -> li
     return [h, (by_head * source).sum(dim=-1), (by_head * target).sum(dim=-1)]
 
 
+def _numbers(graph: LocalGraph, hag: HAG) -> Tensor:
+    """Of the edges in the HAG's order, int64 `[E]`, where it is."""
+    slots = edge_slots(torch.from_numpy(graph.index), hag.cpu())
+    numbers = torch.empty_like(slots).index_put((slots,), torch.from_numpy(graph.edges))
+    return numbers.to(hag.device)
+
+
 class Heads:
     """Some heads of an attention layer, over the edges of one rank.
 
@@ -45,9 +54,9 @@ class Heads:
     def __init__(self, site: Site, graph: LocalGraph, first: int = 0) -> None:
         self.site, self.first, self.module = site, first, cast(Any, site.module)
         self.hag = graph.hag("none", site.world.device)
-        slots = edge_slots(torch.from_numpy(graph.index), self.hag.cpu())
-        numbers = torch.empty_like(slots).index_put((slots,), torch.from_numpy(graph.edges))
-        self.numbers = numbers.to(site.world.device)
+        self.numbers: Tensor | None = None  # of edges, where some are dropped
+        if self.module.dropout:
+            self.numbers = self.hag.kept("numbers", partial(_numbers, graph, self.hag))
 
     def __call__(self, h: Tensor, as_source: Tensor, as_target: Tensor) -> Tensor:
         """`[S, H D]`, `[S, H]` and `[T, H]` to `[T, H D]`."""
@@ -72,6 +81,8 @@ class Heads:
         p, world = self.module.dropout, self.site.world
         if not (self.module.training and p):
             return None
+        if self.numbers is None:
+            raise RuntimeError(f"dropout of layer {self.site.op.name!r} was 0 when it was laid out")
         numbers = torch.arange(heads, device=h.device) + self.first
         key = (world.seed, world.step, self.site.index)
         return edge_mask(key, self.numbers, numbers, p, h.dtype)
@@ -104,8 +115,6 @@ class OwnFirst:
 
 class Attention(NodeLayer):
     """All heads, on some rows."""
-
-    listed = True
 
     def __init__(self, site: Site, graphs: RankGraphs, copies: bool) -> None:
         super().__init__(site, graphs, copies)

@@ -53,19 +53,14 @@ class NodeLayer(ABC):
         site: where.
         graphs: its graph.
         copies: whether other ranks compute other rows, so that gradients of weights are summed.
-
-    Attributes:
-        listed: whether it wants its self-loops among the edges.
     """
-
-    listed = False
 
     def __init__(self, site: Site, graphs: RankGraphs, copies: bool) -> None:
         self.site, self.graphs, self.copies = site, graphs, copies
 
     @abstractmethod
     def place(self, graph: LocalGraph) -> None:
-        """Says which edges it is to run on."""
+        """Says which edges it is to run on, its self-loops among them."""
 
     @abstractmethod
     def __call__(self, x: Tensor, fetch: Fetch) -> Tensor:
@@ -83,11 +78,11 @@ class Convolution(NodeLayer):
     def __init__(self, site: Site, graphs: RankGraphs, copies: bool) -> None:
         super().__init__(site, graphs, copies)
         self.form = form_of(site, graphs)
-        self.listed = self.form.listed
         self.own_first: Sums | None = None  # the sum, where it does not wait for all rows
 
     def place(self, graph: LocalGraph) -> None:
         self.aggregate = LocalAggregate(self.site, self.form, graph)
+        self.form = self.form.bare
 
     def __call__(self, x: Tensor, fetch: Fetch) -> Tensor:
         form, order = self.form, self.site.config.order
@@ -119,6 +114,7 @@ class Relational(NodeLayer):
         self.aggregates = [
             LocalAggregate(self.site, self.form, graph, r) for r in range(self.site.op.relations)
         ]
+        self.form = self.form.bare
 
     def __call__(self, x: Tensor, fetch: Fetch) -> Tensor:
         form = self.form
@@ -156,8 +152,6 @@ def added(parts: list[Tensor]) -> Tensor:
 
 class Messages(NodeLayer):
     """A layer that makes its messages edge by edge from both ends: PNAConv, as it stands."""
-
-    listed = True
 
     def place(self, graph: LocalGraph) -> None:
         self.index = torch.from_numpy(graph.index).long().to(self.site.world.device)

@@ -32,6 +32,7 @@ class Relations(Executor):
         self.aggregates = [
             LocalAggregate(site, self.form, graph, r) for r in range(first, first + sizes[rank])
         ]
+        self.form = self.form.bare
         start = int(site.rows[:rank].sum())
         self.own = slice(start, start + int(site.rows[rank]))
 

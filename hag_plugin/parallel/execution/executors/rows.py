@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.profiler import record_function
 
-from hag_plugin.parallel.execution.executors.forms import Form
+from hag_plugin.parallel.execution.executors.forms import Form, form_of
 from hag_plugin.parallel.execution.executors.local_aggregate import LocalAggregate
 from hag_plugin.parallel.execution.executors.node_attention import Attention
 from hag_plugin.parallel.execution.executors.node_layers import (
@@ -29,7 +31,7 @@ from hag_plugin.parallel.execution.executors.registry import (
     executes,
 )
 from hag_plugin.parallel.execution.executors.walked import Walked
-from hag_plugin.parallel.execution.graphs.graph_parts import Halo, LocalGraph
+from hag_plugin.parallel.execution.graphs.graph_parts import Cover, Halo, LocalGraph
 from hag_plugin.parallel.execution.graphs.local_graphs import RankGraphs
 from hag_plugin.parallel.execution.parameters import swapped
 from hag_plugin.parallel.execution.site import Site
@@ -42,9 +44,8 @@ from hag_plugin.parallel.ranks.transfer import (
     exchange,
     gather_rows,
 )
-from hag_plugin.parallel.strategies.convolution import AGGREGATE, is_kept
+from hag_plugin.parallel.strategies.convolution import AGGREGATE, is_apart, is_kept
 from hag_plugin.recall import Known
-from hag_plugin.reducers import LINEAR
 
 
 def layer_of(site: Site, graphs: RankGraphs, copies: bool) -> NodeLayer:
@@ -65,7 +66,7 @@ class Replicate(Executor):
         super().__init__(site)
         graphs = graphs_of(site, site.group.size)
         self.layer = layer_of(site, graphs, copies=False)
-        self.layer.place(graphs.whole(self.layer.listed))
+        self.layer.place(graphs.whole())
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         return self.layer(inputs[0], lambda x: x)
@@ -80,31 +81,27 @@ class RowsAllGather(Executor):
         graphs = graphs_of(site)
         self.layer = layer_of(site, graphs, copies=True)
         # A HAG shares more where it knows which source is which target.
-        self.own_first = site.config.hag == "part"
-        self.first = int(site.source_rows[: site.group.rank].sum())
-        self.fetch = fetching(site, self.among, site.group, site.config.order)
-        graph, own = graphs.gathered(self.own_first), int(site.source_rows[site.group.rank])
-        apart = partial(graph.apart, slice(self.first, self.first + own))
-        begin = None if isinstance(self.fetch, Once) else self.begin
-        place(self.layer, graph, apart, begin)
+        reordered = site.config.hag == "part"
+        rank, rows = site.group.rank, site.source_rows
+        first, last = (int(rows[:r].sum()) for r in (rank, rank + 1))
+        self.fetch = fetching(
+            site, partial(AllRows, rows, first if reordered else None), site.group
+        )
+        graph = graphs.gathered(reordered)
+        place(self.layer, lambda: graph, partial(graph.apart, slice(first, last)), self.fetch)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         return self.layer(inputs[0], self.fetch)
 
-    def among(self, group: Group) -> Fetch:
-        """From `[n, w]` to `[N, w]`."""
-        return partial(self.gathered, group)
 
-    def gathered(self, group: Group, x: Tensor) -> Tensor:
-        """`[n, w]` to `[N, w]`."""
-        whole = gather_rows(x, self.site.source_rows, group)
-        if not self.own_first:
-            return whole
-        return torch.cat([x, whole[: self.first], whole[self.first + len(x) :]])
+class Rows(Protocol):
+    """Fetches rows of others."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The own rows, `[n, w]`, to all that edges read."""
 
     def begin(self, x: Tensor) -> Callable[[], Tensor]:
-        """Begins to gather; what it returns gives the rows of all."""
-        return begin_gather_rows(x, self.site.source_rows, self.site.group)
+        """Begins to; what it returns gives those that others' edges read, when they are there."""
 
 
 class Once:
@@ -114,26 +111,54 @@ class Once:
     calls the same function: whether to fetch is never a matter of one rank's values.
 
     Args:
-        fetch: how, from a group.
-        group: whose ranks exchange them.
+        rows: fetches them, in one of its two ways, which is then the only one that is called.
     """
 
-    def __init__(self, fetch: Callable[[Group], Fetch], group: Group) -> None:
-        self.fetch = fetch(group.counted_as("layout"))
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
         self.known: Known | None = None
         self.kept = torch.empty(0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """`[n, w]` to what it was fetched to."""
+        return self._fetched(x, self.rows)
+
+    def begin(self, x: Tensor) -> Callable[[], Tensor]:
+        return partial(self._fetched, x, lambda x: self.rows.begin(x)())
+
+    def _fetched(self, x: Tensor, fetch: Fetch) -> Tensor:
         if self.known is None or not self.known.holds((x,)):
             with torch.inference_mode(False), torch.no_grad():  # it is used in training, too
-                self.known, self.kept = Known.of((x,), contents=False), self.fetch(x)
+                self.known, self.kept = Known.of((x,), contents=False), fetch(x)
         return self.kept
 
 
-def fetching(site: Site, fetch: Callable[[Group], Fetch], group: Group, order: str) -> Fetch:
+def fetching(site: Site, rows: Callable[[Group], Rows], group: Group) -> Rows:
     """How a layer fetches rows, from a group: once, where they are given and not transformed."""
-    return Once(fetch, group) if is_kept(site.op, site.fixed, order) else fetch(group)
+    if is_kept(site.op, site.fixed, site.config.order):
+        return Once(rows(group.counted_as("layout")))
+    return rows(group)
+
+
+class AllRows:
+    """Fetches the rows of all.
+
+    Args:
+        rows: of each rank, int64 `[P]`.
+        first: the number of the first own row, where these are to come first; None: in order.
+        group: all ranks.
+    """
+
+    def __init__(self, rows: np.ndarray, first: int | None, group: Group) -> None:
+        self.rows, self.first, self.group = rows, first, group
+
+    def __call__(self, x: Tensor) -> Tensor:
+        whole = gather_rows(x, self.rows, self.group)
+        if self.first is None:
+            return whole
+        return torch.cat([x, whole[: self.first], whole[self.first + len(x) :]])
+
+    def begin(self, x: Tensor) -> Callable[[], Tensor]:
+        return begin_gather_rows(x, self.rows, self.group)
 
 
 class HaloRows:
@@ -150,23 +175,39 @@ class HaloRows:
         self.counts = halo.send_counts, halo.receive_counts
 
     def __call__(self, x: Tensor) -> Tensor:
-        """`[n, w]` to `[n + h, w]`."""
-        return torch.cat([x, self.others(x)])
-
-    def others(self, x: Tensor) -> Tensor:
-        """`[n, w]` to the rows of others, `[h, w]`."""
-        return exchange(x.index_select(0, self.send), *self.counts, self.group)
+        return torch.cat([x, exchange(self.sent(x), *self.counts, self.group)])
 
     def begin(self, x: Tensor) -> Callable[[], Tensor]:
-        """Begins to; what it returns gives the rows of others, `[h, w]`, when they are there."""
-        return begin_exchange(x.index_select(0, self.send), *self.counts, self.group)
+        return begin_exchange(self.sent(x), *self.counts, self.group)
+
+    def sent(self, x: Tensor) -> Tensor:
+        """What of `[n, w]` goes to others."""
+        return x.index_select(0, self.send)
+
+
+class CoverRows(HaloRows):
+    """Fetches rows, and sums of rows.
+
+    Args:
+        sums: makes of the own rows what goes to others.
+        cover: what that is.
+        group: whose ranks exchange it.
+    """
+
+    def __init__(self, sums: Fetch, cover: Cover, group: Group) -> None:
+        self.sums, self.group = sums, group
+        self.counts = cover.send_counts, cover.receive_counts
+
+    def sent(self, x: Tensor) -> Tensor:
+        return self.sums(x)
 
 
 class OwnFirst:
-    """Sums over neighbours: over the own rows while those of others come, then over these.
+    """Sums over neighbours: over the own rows while those of others come, then over these. The own
+    rows are read where they lie: nothing has a copy of them beside the others'.
 
     Args:
-        site: where; the layer's sums are of `LINEAR`, and run without a HAG.
+        site: where the layer `is_apart`.
         forms: of the layer; where it has relations, one of each.
         parts: the edges from the own rows, and those from others.
         begin: begins to fetch what the others' edges read.
@@ -193,19 +234,19 @@ class OwnFirst:
 
 
 def own_first(
-    site: Site, form: Form, graphs: RankGraphs, apart: Callable[[], Parts], begin: Begin | None
+    site: Site, form: Form, graphs: RankGraphs, apart: Callable[[], Parts], begin: Begin
 ) -> OwnFirst | None:
-    """What sums the own rows first; None where that is not the layer's sum, or nothing comes.
+    """What sums the own rows first; None where that is not the layer's sum.
 
     Args:
         site: where.
         form: of the layer.
         graphs: its graph.
         apart: gives the edges from the own rows, and those from others.
-        begin: as of `OwnFirst`; None where rows are not fetched at every call.
+        begin: as of `OwnFirst`.
     """
     op = site.op
-    if begin is None or form.reduce not in LINEAR or site.config.hag != "off":
+    if not is_apart(op, site.config.hag):
         return None
     relations = [*range(op.relations)] if op.relational else [None]
     forms = [(form.summed(graphs, relation), relation) for relation in relations]
@@ -221,9 +262,8 @@ class RowsHalo(Executor):
         graphs = graphs_of(site)
         self.layer = layer_of(site, graphs, copies=True)
         halo = graphs.halo()
-        self.fetch = fetching(site, partial(HaloRows, halo), site.group, site.config.order)
-        begin = self.fetch.begin if isinstance(self.fetch, HaloRows) else None
-        place(self.layer, halo.graph, halo.apart, begin)
+        self.fetch = fetching(site, partial(HaloRows, halo), site.group)
+        place(self.layer, lambda: halo.graph, halo.apart, self.fetch)
         self.graphs = graphs
         self.walked: Walked | None = None
 
@@ -233,28 +273,32 @@ class RowsHalo(Executor):
         if not (self.site.world.mapped and kept and isinstance(layer, Convolution)):
             return layer(x, self.fetch)
         if self.walked is None:  # the features stay in their file: only rows of others are kept
-            halo = self.graphs.halo()
-            self.fetch = Once(lambda group: HaloRows(halo, group).others, self.site.group)
-            self.walked = Walked(layer, halo.graph, x.shape[1] * x.element_size())
+            form, row = form_of(self.site, self.graphs), x.shape[1] * x.element_size()
+            self.walked = Walked(layer, form, self.graphs.halo().graph, row)
             self.graphs.forget()
-        return self.walked(x, self.fetch(x))
+        return self.walked(x, self.fetch.begin(x)())
 
 
 def place(
-    layer: NodeLayer, graph: LocalGraph, apart: Callable[[], Parts], begin: Begin | None
+    layer: NodeLayer, graph: Callable[[], LocalGraph], apart: Callable[[], Parts], rows: Rows
 ) -> None:
     """Says which edges a layer runs on: all at once, or where it may, those from own rows first.
 
-    The last arguments are those of `own_first`.
+    Args:
+        layer: the layer.
+        graph: gives all edges.
+        apart: gives those from the own rows, and those from others.
+        rows: fetches what they read.
     """
-    if isinstance(layer, Attention) and begin is not None:
-        layer.place_apart(apart(), begin)
+    if isinstance(layer, Attention):
+        layer.place_apart(apart(), rows.begin)
         return
     if isinstance(layer, Convolution | Relational):
-        layer.own_first = own_first(layer.site, layer.form, layer.graphs, apart, begin)
+        layer.own_first = own_first(layer.site, layer.form, layer.graphs, apart, rows.begin)
         if layer.own_first is not None:
+            layer.form = layer.form.bare
             return
-    layer.place(graph)
+    layer.place(graph())
 
 
 @executes("rows, vertex-cover halo", "convolution")
@@ -266,28 +310,15 @@ class RowsCover(Executor):
         graphs = graphs_of(site)
         self.layer = layer = Convolution(site, graphs, copies=True)
         cover, whole = graphs.cover(), layer.form.summed(graphs)
-        self.send = LocalAggregate(site, whole.sent(), cover.send)
-        self.counts = cover.send_counts, cover.receive_counts
-        self.fetch = fetching(site, self.among, site.group, site.config.order)
-        begin = None if isinstance(self.fetch, Once) else self.begin
-        layer.own_first = own_first(site, whole, graphs, cover.apart, begin)
+        sums = LocalAggregate(site, whole.sent(), cover.send)
+        self.fetch = fetching(site, partial(CoverRows, sums, cover), site.group)
+        layer.own_first = own_first(site, whole, graphs, cover.apart, self.fetch.begin)
         if layer.own_first is None:
             layer.aggregate = LocalAggregate(site, whole, cover.graph)
+        layer.form = layer.form.bare
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         return self.layer(inputs[0], self.fetch)
-
-    def among(self, group: Group) -> Fetch:
-        """From `[n, w]` to the own rows and what was received."""
-        return partial(self.received, group)
-
-    def received(self, group: Group, x: Tensor) -> Tensor:
-        """`[n, w]` to the own rows and what was received."""
-        return torch.cat([x, exchange(self.send(x), *self.counts, group)])
-
-    def begin(self, x: Tensor) -> Callable[[], Tensor]:
-        """Begins to; what it returns gives what was received."""
-        return begin_exchange(self.send(x), *self.counts, self.site.group)
 
 
 @executes("rows, halo", "opaque")
@@ -301,7 +332,7 @@ class LayerHalo(OperationExecutor):
         device = site.world.device
         self.index = torch.from_numpy(halo.graph.index).long().to(device)
         self.edges = halo.graph.edges
-        self.fetch = fetching(site, partial(HaloRows, halo), site.group, "")
+        self.fetch = fetching(site, partial(HaloRows, halo), site.group)
 
     def run(self, call: Call, *inputs: Tensor) -> Tensor:
         site, ends = self.site, call.args[0]

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hag_plugin.limits import limits
+from hag_plugin.parallel.execution.executors.forms import Form
 from hag_plugin.parallel.execution.executors.local_aggregate import LocalAggregate
 from hag_plugin.parallel.execution.executors.node_layers import Convolution
 from hag_plugin.parallel.execution.graphs.graph_parts import LocalGraph
@@ -24,16 +25,17 @@ class Walked:
 
     Args:
         layer: the convolution.
+        form: of it, with scales and weights.
         graph: its edges; sources are the rows of the file, then those that were fetched.
         row_bytes: of a row.
     """
 
-    def __init__(self, layer: Convolution, graph: LocalGraph, row_bytes: int) -> None:
+    def __init__(self, layer: Convolution, form: Form, graph: LocalGraph, row_bytes: int) -> None:
         self.layer = layer
         most = max(limits.walked_bytes // max(row_bytes, 1), 1)
         with torch.inference_mode(False):  # they are used in training, too
             self.blocks = [
-                (targets, torch.from_numpy(rows), LocalAggregate(layer.site, layer.form, part))
+                (targets, torch.from_numpy(rows), LocalAggregate(layer.site, form, part))
                 for targets, rows, part in blocks(graph, most)
             ]
 

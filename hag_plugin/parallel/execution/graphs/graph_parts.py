@@ -5,27 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
-from hag_plugin.hag.program import SelfLoops
 
 ELSEWHERE = -1  # no node: rows that were scaled and summed where they came from
 
 
 @dataclass(frozen=True, eq=False)
 class LocalGraph:
-    """Edges from the rows that a rank holds to the rows that it computes.
+    """Edges from rows that a rank holds to those that it computes, a layer's loops among them.
 
     Attributes:
         index: int32 or int64 `[2, E]` in local numbers, by target.
         sources: int64 `[S]`, the node of each source row, or `ELSEWHERE`.
         targets: int64 `[T]`, the node of each target row, or `ELSEWHERE`.
         numbers: int64 `[E]`, of each edge in the whole graph, or `ELSEWHERE`; or what makes them.
-        self_loops: that are not among the edges and have to be added: False, "add" or "fill".
         targets_first: the targets are the first sources.
         types: int64 `[E]`, the relation of each edge, where the graph has relations.
     """
@@ -34,10 +34,13 @@ class LocalGraph:
     sources: np.ndarray
     targets: np.ndarray
     numbers: np.ndarray | Callable[[], np.ndarray]
-    self_loops: SelfLoops = False
     targets_first: bool = False
     types: np.ndarray | None = None
     _hags: dict[tuple[str, int | None, torch.device], HAG] = field(default_factory=dict, repr=False)
+    _apart: dict[tuple[int, int, bool], tuple[LocalGraph, LocalGraph]] = field(
+        default_factory=dict, repr=False
+    )
+    _scales: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def edges(self) -> np.ndarray:
@@ -45,15 +48,23 @@ class LocalGraph:
         return _made(self.numbers)
 
     def apart(self, some: slice, follow: bool = False) -> tuple[LocalGraph, LocalGraph]:
-        """The edges from some of the sources, whose only sources they are, and those from others.
+        """The edges from some of the sources, whose only sources they are, and those from others;
+        cut once.
 
         `follow`: the others' sources are those behind, not all.
         """
-        begin, end, all_rows = some.start, some.stop, len(self.sources)
+        key = some.start, some.stop, follow
+        if key not in self._apart:
+            self._apart[key] = self._cut(*key)
+        return self._apart[key]
+
+    def _cut(self, begin: int, end: int, follow: bool) -> tuple[LocalGraph, LocalGraph]:
+        all_rows = len(self.sources)
         numbers = self.numbers  # the parts do not keep this graph
         own = (self.index[0] >= begin) & (self.index[0] < end)
 
-        def part(chosen: np.ndarray, first: int, last: int) -> LocalGraph:
+        def part(mine: bool, first: int, last: int) -> LocalGraph:
+            chosen = own if mine else ~own
             index = np.empty((2, int(np.count_nonzero(chosen))), self.index.dtype)
             for row in range(2):  # one that is chosen from both at once has them side by side
                 index[row] = self.index[row][chosen]
@@ -61,10 +72,11 @@ class LocalGraph:
             types = None if self.types is None else self.types[chosen]
             return replace(
                 self, index=index, sources=self.sources[first:last],
-                numbers=lambda: _made(numbers)[chosen], targets_first=False, types=types, _hags={},
+                numbers=lambda: _made(numbers)[own if mine else ~own], targets_first=False,
+                types=types, _hags={}, _apart={}, _scales={},
             )  # fmt: skip
 
-        return part(own, begin, end), part(~own, end if follow else 0, all_rows)
+        return part(True, begin, end), part(False, end if follow else 0, all_rows)
 
     def into(self, first: int, last: int) -> tuple[np.ndarray, LocalGraph]:
         """The sources that edges into targets `first` to `last` have, int64 increasing, and these
@@ -78,8 +90,28 @@ class LocalGraph:
         part = replace(
             self, index=index, sources=self.sources[sources], targets=self.targets[first:last],
             numbers=lambda: self.edges[chosen], targets_first=False, types=types, _hags={},
+            _apart={}, _scales={},
         )  # fmt: skip
         return sources, part
+
+    def scale(
+        self,
+        values: Tensor | None,
+        ends: Literal["sources", "targets"],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> Tensor | None:
+        """What nodes have, `[N]`, of the sources or targets; 1 of those `ELSEWHERE`. Made once for
+        layers that have the same.
+        """
+        if values is None:
+            return None
+        key = id(values), ends, dtype, device
+        if key not in self._scales:  # with the values: their id is theirs as long as they live
+            padded = torch.cat([values, values.new_ones(1)])
+            taken = padded[torch.from_numpy(getattr(self, ends))]
+            self._scales[key] = values, taken.to(dtype).to(device)
+        return self._scales[key][1]
 
     def hag(self, method: str, device: torch.device, relation: int | None = None) -> HAG:
         """The graph, or that of one relation, ready to be aggregated over; built once.
@@ -101,7 +133,6 @@ class LocalGraph:
                 size=size,
                 method=method,
                 targets_first=self.targets_first and size[0] != size[1],
-                self_loops=self.self_loops,
                 device=device,
             )
         return self._hags[key]
@@ -116,21 +147,31 @@ class Halo:
     """A part of the nodes with the rows of others that its edges read.
 
     Attributes:
-        graph: its sources are the own rows, then the halo by owner.
+        make: makes `graph`.
         send: int64, own rows to send, by receiver; a row may go to several.
         send_counts: rows for each rank of the group.
         receive_counts: rows from each rank of the group.
     """
 
-    graph: LocalGraph
+    make: Callable[[], LocalGraph]
     send: np.ndarray
     send_counts: tuple[int, ...]
     receive_counts: tuple[int, ...]
 
+    @cached_property
+    def graph(self) -> LocalGraph:
+        """Its sources are the own rows, then the halo by owner."""
+        return self.make()
+
     def apart(self) -> tuple[LocalGraph, LocalGraph]:
         """The edges from the own rows, and those from the halo."""
-        own = len(self.graph.sources) - sum(self.receive_counts)
-        return self.graph.apart(slice(0, own), follow=True)
+        return self._parts
+
+    @cached_property
+    def _parts(self) -> tuple[LocalGraph, LocalGraph]:
+        graph = vars(self).get("graph") or self.make()  # what nobody has asked for is not kept
+        own = len(graph.sources) - sum(self.receive_counts)
+        return graph.apart(slice(0, own), follow=True)
 
 
 @dataclass(frozen=True, eq=False)

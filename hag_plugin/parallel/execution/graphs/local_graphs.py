@@ -27,7 +27,7 @@ class RankGraphs:
     """One graph as a rank knows it: all of its edges, or those that touch the rank's nodes.
 
     Args:
-        edges: sources, targets and numbers, int64 each, by target; None: `_edges` makes them.
+        edges: makes sources, targets and numbers, int64 each, by target.
         count: E, of the whole graph.
         rows: int64 `[P]`, how many nodes each rank has, in order.
         rank: whose part is wanted.
@@ -47,7 +47,7 @@ class RankGraphs:
 
     def __init__(
         self,
-        edges: Edges | None,
+        edges: Callable[[], Edges],
         count: int,
         rows: np.ndarray,
         rank: int,
@@ -60,18 +60,18 @@ class RankGraphs:
         self._same = sources is None
         self._own = rows if sources is None else sources
         self.nodes, self.num_sources = int(rows.sum()), int(self._own.sum())
-        self._all, self._count, self._types, self._looping = edges, count, types, looping
+        self._list, self._count, self._types, self._looping = edges, count, types, looping
         self._made: dict[tuple[object, ...], Any] = {}
 
     @property
     def _edges(self) -> Edges:
-        assert self._all is not None  # it was made with edges
-        return self._all
+        return self._keep(("edges",), self._list)
 
     def forget(self) -> None:
         """Drops what was made of the edges; what is asked for again is made again."""
-        made, self._made = self._made, {}
-        for each in made.values():
+        made = [*self._made.values()]
+        self._made.clear()  # of merged ones, too
+        for each in made:
             if isinstance(each, RankGraphs):
                 each.forget()
 
@@ -87,6 +87,11 @@ class RankGraphs:
             assert self._types is not None  # the graph was made with types
             target = target[self._types[number] == relation]
         return torch.from_numpy(np.bincount(target, minlength=self.nodes))
+
+    def scale(self, exponent: float, relation: int | None = None) -> Tensor:
+        """Powers of `in_degree`, float64 `[N]`, 0 where that is 0; layers on the graph share it."""
+        key = ("scale", exponent, relation)
+        return self._keep(key, lambda: power(self.in_degree(relation), exponent))
 
     def out_degree(self) -> Tensor:
         """Edges out of each node, those loops counted that were given: int64 `[N]`."""
@@ -153,12 +158,12 @@ class RankGraphs:
 
     # Parts -----------------------------------------------------------------------------------
 
-    def whole(self, listed: bool = False) -> LocalGraph:
-        """All edges. `listed`: the layer's loops are among them."""
-        return self._keep(("whole", listed), lambda: self._whole(listed))
+    def whole(self) -> LocalGraph:
+        """All edges."""
+        return self._keep(("whole",), self._whole)
 
     def gathered(self, own_first: bool = False) -> LocalGraph:
-        """The edges into the own rows, loops listed, from the rows of all.
+        """The edges into the own rows, from the rows of all.
 
         Args:
             own_first: the own rows are the first sources, those of others follow. If not, sources
@@ -168,11 +173,11 @@ class RankGraphs:
         return self._keep(key, lambda: self._gathered(own_first))
 
     def halo(self) -> Halo:
-        """The edges into the own rows, loops listed, and the rows they read."""
+        """The edges into the own rows, and the rows they read."""
         return self._keep(("halo", len(self.rows)), self._halo)
 
     def cover(self) -> Cover:
-        """The edges into the own rows, loops listed, with a vertex cover of those from others."""
+        """The edges into the own rows, with a vertex cover of those from others."""
         return self._keep(("cover", len(self.rows)), self._cover)
 
     def merged(self, count: int) -> RankGraphs:
@@ -184,7 +189,7 @@ class RankGraphs:
     def _merged(self, count: int) -> RankGraphs:
         rows, own = (each.reshape(-1, count).sum(axis=1) for each in (self.rows, self._own))
         found = RankGraphs(
-            self._edges, self._count, rows, self.rank // count, self.self_loops, self._looping,
+            self._list, self._count, rows, self.rank // count, self.self_loops, self._looping,
             self._types, None if self._same else own,
         )  # fmt: skip
         found._made = self._made  # listed once
@@ -208,30 +213,28 @@ class RankGraphs:
         sources: np.ndarray,
         targets: np.ndarray,
         targets_first: bool = False,
-        self_loops: SelfLoops = False,
     ) -> LocalGraph:
         """Edges in local numbers."""
-        types = None
-        if self._types is not None:
-            types = np.where(edges[2] < 0, -1, self._types[edges[2]])
         return LocalGraph(
             np.stack(edges[:2]),
             self._names(sources),
             self._names(targets),
             edges[2],
-            self_loops,
             targets_first,
-            types,
+            self._relations(edges[2]),
         )
+
+    def _relations(self, numbers: np.ndarray) -> np.ndarray | None:
+        """The relation of each edge, by its number, -1 of those `ELSEWHERE`; None: it has none."""
+        return None if self._types is None else np.where(numbers < 0, -1, self._types[numbers])
 
     def _names(self, nodes: np.ndarray) -> np.ndarray:
         """What local graphs call these nodes."""
         return nodes
 
-    def _whole(self, listed: bool) -> LocalGraph:
+    def _whole(self) -> LocalGraph:
         sources, targets = np.arange(self.num_sources), np.arange(self.nodes)
-        loops = False if listed else self.self_loops
-        return self._graph(self._listed(listed), sources, targets, self_loops=loops)
+        return self._graph(self._listed(True), sources, targets)
 
     def _inside(self, first: int, last: int) -> Edges:
         """The edges into nodes `first` to `last`, loops listed."""
@@ -265,7 +268,7 @@ class RankGraphs:
             self._same,
         )
         send, counts = self._wanted(bounds, ends)
-        return Halo(graph, send, counts, _counts(np.searchsorted(halo, bounds)))
+        return Halo(lambda: graph, send, counts, _counts(np.searchsorted(halo, bounds)))
 
     def _wanted(self, bounds: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
         """The own rows that each other rank reads, and how many; arguments as of `_bounds`."""
@@ -388,7 +391,7 @@ class LocalGraphs(RankGraphs):
                 "each edge"
             )
         super().__init__(
-            by_target(source, target, np.arange(len(source)), num_sources),
+            lambda: by_target(source, target, np.arange(len(source)), num_sources),
             len(source),
             rows,
             rank,
@@ -397,6 +400,12 @@ class LocalGraphs(RankGraphs):
             None if edge_type is None else edge_type.cpu().long().numpy(),
             None if sources is None else own,
         )
+
+
+def power(degree: Tensor, exponent: float) -> Tensor:
+    """Powers of degrees, float64; 0 where the degree is 0."""
+    degree = degree.double()
+    return degree.pow(exponent).masked_fill(degree == 0, 0.0)
 
 
 def by_target(source: np.ndarray, target: np.ndarray, number: np.ndarray, sources: int) -> Edges:

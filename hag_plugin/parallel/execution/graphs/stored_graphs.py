@@ -26,7 +26,7 @@ from hag_plugin.parallel.ranks.comm import Group
 SETUP = "setup"  # the phase under which what ranks tell each other is counted
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Neighbourhood:
     """A block of a store, and what the ranks that have others told of theirs.
 
@@ -36,8 +36,7 @@ class Neighbourhood:
         send_counts: how many each reads.
         degree: int64 `[n + H]`, edges into each own node, and into those of the halo.
         loops: int64 `[n + H]`, those of them that come from the node itself.
-        leaving: sources, targets and numbers by target, in the store's numbers, of the edges into
-            the own nodes and of those out of them; None where these were not asked for.
+        leaving: the edges out of the own nodes, too; None where these were not asked for.
         weights: of what may be weights of edges, by name float64 `[n + H, 3]`: their sum over the
             edges into each own node and each of the halo, without and with loops, and that of the
             last loop.
@@ -48,13 +47,13 @@ class Neighbourhood:
     send_counts: tuple[int, ...]
     degree: np.ndarray
     loops: np.ndarray
-    leaving: Edges | None
+    leaving: Leaving | None
     weights: dict[str, np.ndarray]
 
     @property
     def edges(self) -> Edges:
-        """The edges that the rank knows, as of `leaving`; made anew where these are its own."""
-        return self.leaving or _edges_into(self.block)
+        """The edges that the rank knows, as of `Leaving`; made anew where these are its own."""
+        return _edges_into(self.block) if self.leaving is None else self.leaving.edges
 
     @classmethod
     def of(cls, block: Block, group: Group, peers: Group, leaving: bool) -> Neighbourhood:
@@ -75,8 +74,9 @@ class Neighbourhood:
             degree = np.stack([np.diff(block.indptr), count_loops(block)], axis=1)
             wanted = torch.from_numpy(block.halo.astype(np.int64))
             edges = _edges_into(block) if leaving else None
+            values = _values(block)
             outer = [] if edges is None else _outer(block, edges)
-            weights = _weights(block, edges or _edges_into(block)) if block.values else {}
+            weights = _weights(block, edges or _edges_into(block), values) if values else {}
         asked = _exchanged(wanted, receive, send, peers) - block.first
         with group.together("comparing the parts"):
             nodes = block.last - block.first
@@ -92,9 +92,8 @@ class Neighbourhood:
 
         degree = with_halo(degree)
         weights = {name: with_halo(own) for name, own in weights.items()}
-        if edges is not None:
-            edges = _with_leaving(block, edges, outer, peers)
-        return cls(block, asked.numpy(), send, degree[:, 0], degree[:, 1], edges, weights)
+        out = None if edges is None else Leaving.of(block, edges, outer, values, peers)
+        return cls(block, asked.numpy(), send, degree[:, 0], degree[:, 1], out, weights)
 
 
 def _edges_into(block: Block) -> Edges:
@@ -103,14 +102,54 @@ def _edges_into(block: Block) -> Edges:
     return source, target, block.before + np.arange(len(source))
 
 
-def _weights(block: Block, edges: Edges) -> dict[str, np.ndarray]:
+@dataclass(frozen=True, eq=False)
+class Leaving:
+    """The edges that touch a rank's nodes.
+
+    Attributes:
+        edges: sources, targets and numbers by target, in the store's numbers, of those into the
+            nodes and of those out of them.
+        numbers: int64 `[L]`, increasing, of those out of them to others.
+        weights: of these what may be weights, by name float64 `[L]`.
+    """
+
+    edges: Edges
+    numbers: np.ndarray
+    weights: dict[str, np.ndarray]
+
+    @classmethod
+    def of(
+        cls, block: Block, edges: Edges, outer: list[Tensor], values: dict[str, np.ndarray],
+        peers: Group,
+    ) -> Leaving:  # fmt: skip
+        """With what the ranks that edges go to tell of them; arguments as in `Neighbourhood.of`."""
+        counts = [len(each) for each in outer]
+        receive = [others[peers.rank] for others in peers.collect(counts)]
+        listed = torch.cat(outer)
+        told = _exchanged(listed, counts, receive, peers).numpy().T
+        order, weights = np.argsort(told[2]), {}
+        for name, weight in values.items():
+            mine = torch.from_numpy(weight)[listed[:, 2] - block.before]
+            weights[name] = _exchanged(mine, counts, receive, peers).numpy()[order]
+        source, target, number = map(np.concatenate, zip(edges, told, strict=True))
+        known = by_target(source, target, number, int(block.bounds[-1]))
+        return cls(known, told[2][order], weights)
+
+
+def _values(block: Block) -> dict[str, np.ndarray]:
+    """What may be weights of edges, by name float64 `[E']`: not several numbers an edge."""
+    return {
+        name: values.reshape(-1).astype(np.float64)
+        for name, values in block.values.items()
+        if values.dtype.kind != "c" and np.prod(values.shape[1:]) == 1
+    }
+
+
+def _weights(block: Block, edges: Edges, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """As of `Neighbourhood`, of the own nodes."""
     found, nodes = {}, block.last - block.first
     target, loop = edges[1] - block.first, edges[0] == edges[1]
-    for name, values in block.values.items():
-        if values.dtype.kind == "c" or np.prod(values.shape[1:]) != 1:
-            continue  # several numbers an edge
-        weight = values.reshape(-1).astype(np.float64)
+    for name, weight in values.items():
         sums = [np.bincount(target[kept], weight[kept], nodes) for kept in (~loop, slice(None))]
         last = np.zeros(nodes)
         last[target[loop]] = weight[loop]
@@ -128,16 +167,6 @@ def _outer(block: Block, edges: Edges) -> list[Tensor]:
     return [*torch.split(listed[order], counts.tolist())]
 
 
-def _with_leaving(block: Block, edges: Edges, outer: list[Tensor], peers: Group) -> Edges:
-    """The edges, and those out of the own nodes, of which the ranks that they go to tell."""
-    counts = [len(each) for each in outer]
-    receive = [others[peers.rank] for others in peers.collect(counts)]
-    told = _exchanged(torch.cat(outer), counts, receive, peers).numpy()
-    joined = (np.concatenate([one, other]) for one, other in zip(edges, told.T, strict=True))
-    source, target, number = joined
-    return by_target(source, target, number, int(block.bounds[-1]))
-
-
 def _exchanged(x: Tensor, send: Any, receive: Any, group: Group) -> Tensor:
     """Rows from each rank for the rows that went to it, on the CPU."""
     return group.all_to_all(x.to(group.device), send, receive, SETUP, "exchange").cpu()
@@ -153,6 +182,7 @@ class StoredGraphs(RankGraphs):
         known: what was opened and told, where so many neighbours' parts are one.
         self_loops: those the layer adds.
         given: what stands for what edges have, by name.
+        edge_type: the one of them that is the relation of each edge, or None.
         merged: which of those that are known this is.
     """
 
@@ -161,12 +191,14 @@ class StoredGraphs(RankGraphs):
         known: Mapping[int, Neighbourhood],
         self_loops: SelfLoops,
         given: Mapping[str, Tensor],
+        edge_type: Tensor | None = None,
         merged: int = 1,
     ) -> None:
         self._opened, self._known, self._given = known, known[merged], given
+        self._edge_type = edge_type
         block = self._known.block
         super().__init__(
-            None,
+            lambda: self._known.edges,
             int(block.edges.sum()),
             np.diff(block.bounds),
             block.number,
@@ -177,14 +209,24 @@ class StoredGraphs(RankGraphs):
 
     @property
     def _edges(self) -> Edges:
-        return self._known.edges
+        return self._known.edges  # not kept
+
+    def forget(self) -> None:
+        super().forget()
+        self._known.leaving = None  # covers are asked for once
 
     def _merged(self, count: int) -> StoredGraphs:
-        return StoredGraphs(self._opened, self.self_loops, self._given, count)
+        return StoredGraphs(self._opened, self.self_loops, self._given, self._edge_type, count)
 
     def in_degree(self, relation: int | None = None) -> Tensor:
-        """Edges into each own node and each of the halo, loops counted: int64 `[n + H]`."""
-        degree = self._known.degree
+        """Edges into each own node and each of the halo, loops counted: int64 `[n + H]`; of one
+        relation those into own nodes alone, 0 of the halo.
+        """
+        degree, block = self._known.degree, self._known.block
+        if relation is not None:
+            types = self._relations(block.before + np.arange(len(block.sources)))
+            target = np.repeat(np.arange(block.last - block.first), np.diff(block.indptr))
+            return torch.from_numpy(np.bincount(target[types == relation], minlength=len(degree)))
         if self.self_loops == "fill":
             degree = degree - self._known.loops
         return torch.from_numpy(degree + (self.self_loops is not False))
@@ -211,11 +253,18 @@ class StoredGraphs(RankGraphs):
         block = self._known.block
         own = torch.from_numpy(block.values[name]).double().view(-1)
         loops = self._loops(name, loop)[: block.last - block.first]
-        padded = torch.cat([own, loops, own.new_ones(1)])
+        out = self._known.leaving  # edges that a vertex cover sums here
+        others = np.empty(0, np.int64) if out is None else out.numbers
+        told = own[:0] if out is None else torch.from_numpy(out.weights[name])
+        padded = torch.cat([own, loops, told, own.new_ones(1)])
+        ends = len(own), len(own) + len(loops)
 
         def taken(numbers: np.ndarray) -> Tensor:
-            of_loops = numbers - self._count - block.first + len(own)
+            of_loops = numbers - self._count - block.first + ends[0]
             place = np.where(numbers < self._count, numbers - block.before, of_loops)
+            elsewhere = (numbers < self._count) & ((place < 0) | (place >= ends[0]))
+            of_others = ends[1] + np.searchsorted(others, numbers)
+            place = np.where(elsewhere, of_others, place)
             return padded[torch.from_numpy(np.where(numbers == ELSEWHERE, ELSEWHERE, place))]
 
         return taken
@@ -238,7 +287,7 @@ class StoredGraphs(RankGraphs):
         """What the store calls values of edges; None: they are no store's, but of all edges."""
         return next((name for name, each in self._given.items() if each is given), None)
 
-    def whole(self, listed: bool = False) -> LocalGraph:
+    def whole(self) -> LocalGraph:
         """All edges, where all parts are one.
 
         Raises:
@@ -246,22 +295,31 @@ class StoredGraphs(RankGraphs):
         """
         if len(self.rows) > 1:
             raise NotImplementedError(f"of {len(self.rows)} parts no one has the whole graph")
-        return super().whole(listed)
+        return super().whole()
 
-    def _whole(self, listed: bool) -> LocalGraph:
-        if listed:
-            return self._local(self.self_loops)
-        return replace(self._local(False), self_loops=self.self_loops)
+    def _whole(self) -> LocalGraph:
+        return self._local()
 
     def _halo(self) -> Halo:
-        known, graph = self._known, self._local(self.self_loops)
+        known, make = self._known, self._local
         receive = known.block.reads[known.block.number]
-        return Halo(graph, known.send, known.send_counts, tuple(receive.tolist()))
+        return Halo(make, known.send, known.send_counts, tuple(receive.tolist()))
 
-    def _local(self, self_loops: SelfLoops) -> LocalGraph:
+    def _local(self) -> LocalGraph:
         block = self._known.block
         own = self._known.loops[: block.last - block.first]
-        return local_graph(block, self_loops, int(own.sum()))
+        graph = local_graph(block, self.self_loops, int(own.sum()))
+        if self._edge_type is None:
+            return graph
+        return replace(graph, types=self._relations(graph.edges))
+
+    def _relations(self, numbers: np.ndarray) -> np.ndarray | None:
+        if self._edge_type is None:
+            return None
+        name = self._name_of(self._edge_type)
+        assert name is not None  # others are refused
+        block = self._known.block
+        return np.where(numbers < 0, -1, block.values[name].reshape(-1)[numbers - block.before])
 
     def _names(self, nodes: np.ndarray) -> np.ndarray:
         """The local names of nodes that have the store's numbers, or are `ELSEWHERE`."""

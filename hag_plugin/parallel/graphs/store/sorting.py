@@ -127,7 +127,7 @@ class Spool:
         path, count = self._path_of(name), 0
         with naming(path), open(path, "wb", buffering=0) as file:
             blocks = rows.blocks(self._block)
-            for block in self.bars.over(blocks, f"reading {name}", len, rows.rows):
+            for block in self.bars.over(blocks, f"reading {name}", len, self.edges):
                 count += len(block)
                 write_all(file, np.ascontiguousarray(block, rows.dtype.newbyteorder("=")))
         if count != self.edges:

@@ -20,13 +20,13 @@ class RowStream:
     """A row for each node, in the order of their numbers; or for each edge, in that of edges.
 
     Attributes:
-        rows: how many.
+        rows: how many; None, of edges: as many as there are.
         dtype: of the values.
         shape: of one row.
         blocks: given the most rows at a time, arrays `[k, *shape]`.
     """
 
-    rows: int
+    rows: int | None
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     blocks: Callable[[int], Iterator[np.ndarray]]
@@ -52,7 +52,7 @@ class EdgeStream:
         num_nodes: N, or None: the largest id and one more.
         where: says where edge `i` is.
         rows: what nodes have, by name.
-        values: what edges have, by name.
+        values: what edges have, by name; as many at a time in the order of as many edges.
     """
 
     blocks: Callable[[int], Iterator[np.ndarray]]
@@ -98,14 +98,16 @@ def stream_of(data: Any) -> EdgeStream:
         return data
     if hasattr(data, "ndata") and hasattr(data, "edges"):
         if len(data.ntypes) > 1 or len(data.etypes) > 1:
-            raise ValueError(f"data has node types {data.ntypes} and edge types {data.etypes}; "
-                             "expected one of each")  # fmt: skip
+            raise _several(data.ntypes, data.etypes, "dgl.to_homogeneous(graph), with its ETYPE of "
+                           "edges under a name of your own")  # fmt: skip
         ends = [ids.cpu().numpy() for ids in data.edges()]
         rows, values = (
             {name: _array(name, value) for name, value in frame.items() if name not in DGL_OWN}
             for frame in (data.ndata, data.edata)
         )
         return EdgeStream.of(np.stack(ends), data.num_nodes(), rows, "a DGL graph", values)
+    if hasattr(data, "node_types") and hasattr(data, "edge_types"):
+        raise _several(data.node_types, data.edge_types, "data.to_homogeneous(), with edge_type")
     edge_index = getattr(data, "edge_index", None)
     if isinstance(edge_index, Tensor) and hasattr(data, "num_nodes"):
         check_edge_index(edge_index)
@@ -131,6 +133,13 @@ def stream_of(data: Any) -> EdgeStream:
     raise TypeError(
         f"data is {brief(data)}; expected PyG's Data, a DGL graph, or what "
         "hag_plugin.data.edge_folders.open_graph makes of a path"
+    )
+
+
+def _several(nodes: Any, edges: Any, instead: str) -> ValueError:
+    return ValueError(
+        f"data has node types {[*nodes]} and edge types {[*edges]}; expected one of each: "
+        f"{instead}, is one graph, whose relations run from a store"
     )
 
 

@@ -358,6 +358,24 @@ def test_data_of_pyg(tmp_path: Path) -> None:
         _ = parts[0].weights
 
 
+def test_several_types_are_one_graph(tmp_path: Path) -> None:
+    """They are refused with what makes one of them, which keeps their relations."""
+    data = pytest.importorskip("torch_geometric.data").HeteroData()
+    data["a"].x, data["b"].x = torch.ones(3, 2), torch.zeros(4, 2)
+    data["a", "to", "b"].edge_index = torch.tensor([[0, 1, 2], [3, 3, 0]])
+    data["b", "of", "a"].edge_index = torch.tensor([[0, 1], [2, 2]])
+    with pytest.raises(ValueError, match=r"one of each: data\.to_homogeneous"):
+        hpp.write_partitions(data, 2, tmp_path / "parts")
+    hpp.write_partitions(data.to_homogeneous(), 2, tmp_path / "parts")
+    found = sorted(_old_edges(parts_in(tmp_path / "parts"), "edge_type"))
+    assert found == [([0, 6], 0), ([1, 6], 0), ([2, 3], 0), ([3, 2], 1), ([4, 2], 1)]
+    dgl = pytest.importorskip("dgl")
+    ids = torch.tensor([0, 1])
+    graph = dgl.heterograph({("a", "to", "b"): (ids, ids), ("b", "of", "a"): (ids, ids)})
+    with pytest.raises(ValueError, match=r"one of each: dgl\.to_homogeneous"):
+        hpp.write_partitions(graph, 2, tmp_path / "others")
+
+
 def _old_edges(parts: list[hpp.PartitionedData], name: str) -> list[Any]:
     """Edges by the numbers that nodes had before, and what they have."""
     nodes, found = torch.cat([part.nodes for part in parts]), []
