@@ -137,12 +137,15 @@ class HAG(Graph):
         options: what the search was asked for.
         is_reversed: whether the arrays are those of the reverse: see `ReversedHAG`.
         is_looped: whether the edges are those of the arrays but for loops: see `LoopedHAG`.
+        is_unread: whether the host has read nothing of it, and shall not wait for that: see
+            `DeviceHAG`.
         copies: which sources are copies of others, where that is known.
     """
 
     copies: Copies | None = None
     is_reversed = False
     is_looped = False
+    is_unread = False
     _places: Places | None = None  # where its graphs are kept, if they are in sets
 
     def __init__(

@@ -18,7 +18,7 @@ def isolated(hag: HAG) -> Tensor | None:
     def make() -> Tensor | None:
         row_ptr = hag.arrays.row_ptr
         found = row_ptr[1:] == row_ptr[:-1]
-        return found if bool(found.any()) else None
+        return found if hag.is_unread or bool(found.any()) else None
 
     return hag.kept("isolated", make)
 
@@ -41,14 +41,20 @@ class EdgeList:
     """
 
     def __init__(
-        self, hag: HAG, *, weight: Tensor | None = None, loops: int = 0, is_ordered: bool = False
+        self,
+        hag: HAG,
+        *,
+        weight: Tensor | None = None,
+        loops: int = 0,
+        is_ordered: bool = False,
+        order: Tensor | None = None,
     ) -> None:
-        """`is_ordered`: the edges stand in the graph's own order."""
+        """`is_ordered`: the edges stand in the graph's own order; `order`: in this one, if any."""
         self.hag = hag
         self.weight = weight
         self.loops = loops
-        self._order: Tensor | None = None
-        self._is_ordered = is_ordered
+        self._order = order
+        self._is_ordered = is_ordered or order is not None
 
     def order(self, edges: Callable[[], Tensor]) -> Tensor | None:
         """The place of the edge in each of the graph's slots, `[E]`; None: in this order.

@@ -75,31 +75,70 @@ def test_weights(mode: Any, graph: Tensor, met: hp.HAG) -> None:
         torch.testing.assert_close(mine.cpu(), theirs)
 
 
-LAYERS: dict[str, Callable[[], nn.Module]] = {
-    "gcn": lambda: pyg.GCNConv(3, 2),
-    "sage": lambda: pyg.SAGEConv(3, 2),
-    "sage, max": lambda: pyg.SAGEConv(3, 2, aggr="max"),
-    "gin": lambda: pyg.GINConv(nn.Linear(3, 2)),
-    "graph": lambda: pyg.GraphConv(3, 2),
-    "tag": lambda: pyg.TAGConv(3, 2),
+RELATIONS = 3
+# A layer, and what it is given besides features and edges: of an edge a number, numbers or a type.
+LAYERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "gcn": (lambda: pyg.GCNConv(3, 2), ""),
+    "sage": (lambda: pyg.SAGEConv(3, 2), ""),
+    "sage, max": (lambda: pyg.SAGEConv(3, 2, aggr="max"), ""),
+    "gin": (lambda: pyg.GINConv(nn.Linear(3, 2)), ""),
+    "gcn, weights": (lambda: pyg.GCNConv(3, 2, improved=True), "weight"),
+    "gcn, weights back": (lambda: pyg.GCNConv(3, 2, flow="target_to_source"), "weight"),
+    "gcn, bare weights": (lambda: pyg.GCNConv(3, 2, add_self_loops=False), "weight"),
+    "graph, weights": (lambda: pyg.GraphConv(3, 2, aggr="mean"), "weight"),
+    "gat": (lambda: pyg.GATConv(3, 2, heads=2), ""),
+    "gat, values": (lambda: pyg.GATConv(3, 2, heads=2, edge_dim=2), "values"),
+    "gatv2, values": (lambda: pyg.GATv2Conv(3, 2, edge_dim=2, fill_value=0.5), "values"),
+    "transformer": (lambda: pyg.TransformerConv(3, 2, heads=2, edge_dim=2), "values"),
+    "agnn": (lambda: pyg.AGNNConv(), ""),
+    "fa": (lambda: _FA(), ""),
+    "supergat": (lambda: pyg.SuperGATConv(3, 2).eval(), ""),
+    "rgcn": (lambda: pyg.RGCNConv(3, 2, RELATIONS), "type"),
+    "rgcn, blocks": (lambda: pyg.RGCNConv(4, 2, RELATIONS, num_blocks=2, aggr="max"), "type"),
+    "film": (lambda: pyg.FiLMConv(3, 2, RELATIONS, act=None), "type"),
 }
+
+
+class _FA(nn.Module):
+    """FAConv, which is given features twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = pyg.FAConv(3)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        y: Tensor = self.conv(x, 2 * x, edge_index)
+        return y
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_over_new_graphs(name: str, graph: Tensor, kernel_device: str) -> None:
-    """Each graph is met once, and is summed on the kernels at once."""
-    stock = LAYERS[name]().double().to(kernel_device)
+    """A graph is met once, and its rows are summed on the kernels at once."""
+    make, given = LAYERS[name]
+    stock = make().double().to(kernel_device)
     ours = hp.accelerate(copy.deepcopy(stock))
-    x = torch.randn(NODES, 3, dtype=torch.float64, device=kernel_device)
-    for number in range(3):
-        edges = graph.roll(number, 0).flip(1)[:, number:].contiguous().to(kernel_device)
-        found = []
-        for conv in (ours, stock):
-            leaf = x.clone().requires_grad_()
-            with limits(few_messages=0, passing_gain=0.0), count_programs() as ran:
-                y = conv(leaf, edges)
-                found.append((y, *torch.autograd.grad(y.sum(), [leaf, *conv.parameters()])))
-            assert (ran.plain > 0) == (conv is ours)
-            assert not ran.hag
-        for mine, theirs in zip(*found, strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+    edges = graph.flip(1)[:, 1:].contiguous().to(kernel_device)
+    num_edges = edges.shape[1]
+    of_edges = {
+        "": [],
+        "weight": [torch.rand(num_edges).double()],
+        "values": [torch.randn(num_edges, 2).double()],
+        "type": [torch.randint(0, RELATIONS, (num_edges,))],
+    }[given]
+    x = torch.randn(NODES, 4 if "blocks" in name else 3).double()
+    found = []
+    for model in (ours, stock):
+        leaf, *values = (t.to(kernel_device, copy=True) for t in (x, *of_edges))
+        leaves = [t.requires_grad_() for t in (leaf, *values) if t.is_floating_point()]
+        leaves += list(model.parameters())
+        with limits(few_messages=0, passing_gain=0.0), count_programs() as ran:
+            y = model(leaf, edges, *values)
+            grads = torch.autograd.grad(y.square().sum(), leaves, allow_unused=True)
+        assert (ran.plain > 0) == (model is ours)
+        assert not ran.hag
+        if model is ours:
+            made = {type(run.program).__name__ for run in ran.programs}
+            assert made <= {"DeviceProgram", "DeviceHAG"}
+        found.append((y, *(g for g in grads if g is not None)))
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
