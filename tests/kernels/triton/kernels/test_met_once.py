@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import hag_plugin as hp
-from hag_plugin.hag.passing import plain_hag
+from hag_plugin.hag.graph import with_own_loops
+from hag_plugin.hag.passing import plain_hag, plain_hag_there
+from hag_plugin.ops.attention import OF_EDGES, attend
 from hag_plugin.ops.weights import weighted_aggregate
 from hag_plugin.testing import count_programs, limits
 
 from .... import reference
+from ....attending import how_of, tensors_of
 from .conftest import NODES
 from .test_aggregate import MODES, assert_equal
 from .test_gradients import gradients
@@ -73,6 +76,41 @@ def test_weights(mode: Any, graph: Tensor, met: hp.HAG) -> None:
         gradients(y, given, grad), torch.autograd.grad(expected, leaves, grad), strict=True
     ):
         torch.testing.assert_close(mine.cpu(), theirs)
+
+
+@pytest.mark.parametrize("form", ["given, masked", "vector with edges"])
+def test_rows_of_no_edge(
+    form: str, graph: Tensor, kernel_device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loops that others are in place of send nothing, and get gradients of 0."""
+    new_empty = Tensor.new_empty
+
+    def poisoned(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        made = new_empty(self, *args, **kwargs)
+        return made.fill_(float("nan")) if made.is_floating_point() else made
+
+    monkeypatch.setattr(Tensor, "new_empty", poisoned)
+    num_edges = graph.shape[1]
+    sizes = NODES, NODES, num_edges + NODES
+    given = tensors_of(form, sizes, (2, 3, 4, 2), device=kernel_device)
+    hag = plain_hag_there(graph.to(kernel_device), (NODES, NODES), loops=NODES)
+    own = torch.cat([graph[0] != graph[1], torch.ones(NODES, dtype=torch.bool)])
+    assert not own.all()
+    leaves = {name: t.requires_grad_() for name, t in given.items()}
+    y = attend(hag, order=hag.order, **leaves, **how_of(form))
+    grad = torch.randn_like(y)
+    found = torch.autograd.grad(y, list(leaves.values()), grad)
+    theirs = {name: t.detach().cpu().requires_grad_() for name, t in given.items()}
+    rows = {n: t[own] if n in OF_EDGES else t for n, t in theirs.items()}
+    edges = with_own_loops(graph, NODES)
+    expected = reference.attend(edge_index=edges, num_dst=NODES, **rows, **how_of(form))
+    wanted = torch.autograd.grad(
+        expected, list(theirs.values()), grad.cpu(), allow_unused=True, materialize_grads=True
+    )
+    for mine, one in zip((y, *found), (expected, *wanted), strict=True):
+        torch.testing.assert_close(mine.cpu(), one, rtol=1e-9, atol=1e-9)
+    for name, mine in zip(given, found, strict=True):
+        assert name not in OF_EDGES or not mine.cpu()[~own].any()
 
 
 RELATIONS = 3
