@@ -45,6 +45,7 @@ from hag_plugin.hag.candidates import (
 )
 from hag_plugin.hag.copies import Copies
 from hag_plugin.hag.gpu import timing
+from hag_plugin.hag.gpu.memory import DeviceBytes, device_bytes
 from hag_plugin.hag.gpu.schedule import schedule_of
 from hag_plugin.hag.graph import (
     MAX_NODES,
@@ -541,7 +542,22 @@ class HAG(Graph):
         """Counts of the program for `self_loops` beside those of the plain graph."""
         program = self.program(self_loops, idempotent=idempotent)
         choice = self.choice(self_loops=self_loops, idempotent=idempotent)
-        return program_stats(self, self.options, self_loops, program, choice)
+        gpu_bytes = self._device_bytes() if self._is_for_launches else None
+        return program_stats(self, self.options, self_loops, program, choice, gpu_bytes)
+
+    @property
+    def _is_for_launches(self) -> bool:
+        """Whether it is on a device that runs launches, or was built for one."""
+        kinds = devices.kind_of(self.device), KINDS[self.options.device]
+        return any(kind.launches is not None for kind in kinds)
+
+    def _device_bytes(self) -> DeviceBytes:
+        self._concatenate()
+        reverse = self._transpose
+        graphs = [self, reverse] if isinstance(reverse, HAG) else [self]
+        programs = [program for hag in graphs for program in hag._programs.values()]
+        with outside_inference():
+            return device_bytes(graphs, programs, self._make_plain(False, False))
 
     def check(self, edge_index: Tensor, self_loops: SelfLoops | None = None) -> None:
         """Expands the programs and compares them with the edges given, exactly.
