@@ -70,9 +70,10 @@ KERNEL_GAIN = 1.06
 GIVEN_OPS, ORDER_CALLS, ORDER_OPS = 3.5, 35, 20
 # On a device that runs launches, not measured: those that stock takes for messages, for the numbers
 # that they are multiplied by, and for scores, of which it moves so many bytes an edge and head;
-# those that make a graph in one direction, the bytes of an edge that their sorts and gathers move,
-# and those that each relation moves of every edge.
+# and both where it has kernels for attention; those that make a graph in one direction,
+# the bytes of an edge that their sorts and gathers move, and that each relation moves of it.
 MESSAGE_LAUNCHES, WEIGHED_LAUNCHES, SCORED_LAUNCHES, SCORED_BYTES = 3, 6, 18, 80
+KERNEL_LAUNCHES, KERNEL_BYTES = 8, 24
 MADE_LAUNCHES, MADE_BYTES, SPLIT_BYTES = 60, 400, 120
 CLEAR = 4.0  # a gain, or a loss, that no processor turns round
 
@@ -204,18 +205,19 @@ class Messages(NamedTuple):
     def _gain_in_launches(self, price: Launches) -> float:
         """The same where both run in launches: by their number, and by the bytes that they move."""
         num_edges, row, calls = self.num_edges, self.row_bytes, max(self.graphs, 1)
-        results = calls * self.size[1] * row
-        launches, moved = calls * MESSAGE_LAUNCHES, 3 * num_edges * row + results
+        own = (num_edges + calls * self.size[1]) * row
+        launches, moved = calls * MESSAGE_LAUNCHES, 2 * num_edges * row + own
         if self.weighted or self.heads:
             moved += 2 * num_edges * row
         if self.weighted:
             launches += WEIGHED_LAUNCHES
-        if self.heads:
-            launches, moved = (
-                launches + SCORED_LAUNCHES,
-                moved + num_edges * self.heads * SCORED_BYTES,
-            )
-        made, own = 0, num_edges * row + results
+        if self.in_kernels:
+            of_edge = self.heads * KERNEL_BYTES + (2 * row if self.by_vectors else 0)
+            launches, moved = KERNEL_LAUNCHES, own + num_edges * of_edge
+        elif self.heads:
+            launches += SCORED_LAUNCHES
+            moved += num_edges * self.heads * SCORED_BYTES
+        made = 0
         if self.graphs:
             made = MADE_BYTES + (self.graphs - 1) * SPLIT_BYTES
         plain = price.seconds_of(self.graphs * MADE_LAUNCHES + 2 * calls, num_edges * made + own)
