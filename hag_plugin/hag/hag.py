@@ -46,7 +46,7 @@ from hag_plugin.hag.candidates import (
 from hag_plugin.hag.copies import Copies
 from hag_plugin.hag.gpu import timing
 from hag_plugin.hag.gpu.memory import DeviceBytes, device_bytes
-from hag_plugin.hag.gpu.schedule import schedule_of
+from hag_plugin.hag.gpu.schedule import give_schedule, schedule_of
 from hag_plugin.hag.graph import (
     MAX_NODES,
     Arrays,
@@ -588,24 +588,46 @@ class HAG(Graph):
     # Moving and keeping ---------------------------------------------------------------------
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False, **_: Any) -> HAG:
-        """The HAG with its arrays and programs on `device`; itself if they are there."""
+        """The HAG with its arrays and programs on `device`; itself if they are there.
+
+        On a GPU with all that its first aggregations would wait for. With `non_blocking`, of a HAG
+        in page-locked memory, the host does not wait for the copies.
+        """
         device = devices.checked(device)
         if device == self.device or (device.type == self.device.type and device.index is None):
             return self
-        moved = self._moved(lambda a: a.to(device, non_blocking=non_blocking))
-        if devices.kind_of(device).launches is not None:
-            moved._make_schedules()
+        move = lambda a: a.to(device, non_blocking=non_blocking)  # noqa: E731
+        if devices.kind_of(device).launches is None:
+            return self._moved(move)
+        moved = self._moved_to_launch(move)
+        moved._make_candidates()
         return moved
 
-    def _make_schedules(self) -> None:
-        """Makes now what the first launch would wait for the GPU to make."""
-        for key, program in self._programs.items():
-            schedule_of(program)
-            table = self._tables.get(key) if self._is_at_home else None
+    def _moved_to_launch(self, move: Callable[[Tensor], Tensor]) -> HAG:
+        """The HAG where launches run, or on the way there, with what these would wait for."""
+        moved = self._moved(move)
+        self._tell(moved, move)
+        return moved
+
+    def _tell(self, moved: HAG, move: Callable[[Tensor], Tensor]) -> None:
+        """Tells a HAG that was moved what is known of this one, with its schedules."""
+        for name in ("has_duplicates", "has_empty_rows", "loops"):
+            if name in self.__dict__:
+                known = self.__dict__[name]
+                moved.__dict__[name] = move(known) if isinstance(known, Tensor) else known
+        for key, program in moved._programs.items():
+            give_schedule(self._programs[key], program, move)
+        if isinstance(self._transpose, HAG) and isinstance(moved._transpose, HAG):
+            self._transpose._tell(moved._transpose, move)
+
+    def _make_candidates(self) -> None:
+        """Makes the schedules of plain graphs that run in place of their programs."""
+        for key in self._programs if self._is_at_home else ():
+            table = self._tables.get(key)
             for name in table.fastest(key[1]) if table else ():
                 schedule_of(self._candidate(name, key))
         if isinstance(self._transpose, HAG):
-            self._transpose._make_schedules()
+            self._transpose._make_candidates()
 
     def cpu(self) -> HAG:
         """The HAG in main memory."""
@@ -616,8 +638,8 @@ class HAG(Graph):
         return self.to("cuda" if device is None else device, non_blocking=non_blocking)
 
     def pin_memory(self) -> HAG:
-        """The HAG in page-locked memory."""
-        return self._moved(lambda a: a.pin_memory())
+        """The HAG in page-locked memory, with the schedules that it takes to a GPU."""
+        return self._moved_to_launch(lambda a: a.pin_memory())
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> HAG:
         return _rebuild(_mapped(self._state(), move), verify=False, copy=False)

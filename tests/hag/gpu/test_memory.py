@@ -38,7 +38,9 @@ def graph(name: str) -> hp.HAG:
     if name == "with its reverse":
         hag.prepare([False, "add"], transpose=True)
     if name == "batch":
-        hag = hp.batch([hag, priced(edges[:, 5:], 300)])
+        other = priced(edges[:, 5:], 300)
+        other.prepare([False])
+        hag = hp.batch([hag, other])
     return hag
 
 
@@ -69,8 +71,7 @@ def test_is_what_a_moved_one_holds(name: str) -> None:
     hag = graph(name)
     said = hag.stats().gpu_bytes
     assert said is not None
-    moved = hag._moved(torch.clone)  # as `hag.cuda()`
-    moved._make_schedules()
+    moved = hag._moved_to_launch(torch.clone)  # as `hag.cuda()`
     assert held(moved) == said.total
     gpu.targets(moved), gpu_attention.rows_of(moved, False)
     assert held(moved) == said.total + said.edges

@@ -177,6 +177,22 @@ def test_the_host_never_waits(run: Any, mode: Any, dtype: torch.dtype, launched:
 
 
 @pytest.mark.parametrize("mode", [False, "add", "fill"])
+def test_a_hag_that_was_moved_is_used_without_waiting(mode: Any, launched: list[str]) -> None:
+    """At once: it was told what the host knows of it. Of extrema the gradients may wait, once."""
+    hag = graph()
+    for one in (hag, hag.transpose()):
+        one.program(mode), one.program(mode, idempotent=True)
+    moved = hag._moved_to_launch(partial(torch.empty_like, device="meta"))  # as `hag.cuda()`
+    x = torch.zeros(305, 5, device="meta", requires_grad=True)
+    with NoWaiting():
+        for reduce in ("sum", "mean"):
+            y = hp.aggregate(x, moved, reduce, self_loops=mode)
+            torch.autograd.grad(y.sum(), x)
+        hp.aggregate(x.detach(), moved, "max", self_loops=mode)
+    assert len(launched) >= 5
+
+
+@pytest.mark.parametrize("mode", [False, "add", "fill"])
 @pytest.mark.parametrize("run", [sums, extrema])
 def test_a_graph_is_made_and_used_without_waiting(run: Any, mode: Any, launched: list[str]) -> None:
     """One that is met once, with its reverse, its programs and all that they need."""
