@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch import distributed
 
+from hag_plugin.devices import kind_of
 from hag_plugin.testing import limits
 
 Call = Callable[[], Any]
@@ -98,6 +100,16 @@ class Card:
         """`torch.compile` of a function or a module."""
         made: Callable[..., Any] = torch.compile(function, **options)
         return made
+
+    @contextmanager
+    def group(self) -> Iterator[None]:
+        """A process group of this process alone, whose tensors are here."""
+        backend = kind_of(self.device).collectives
+        distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
+        try:
+            yield
+        finally:
+            distributed.destroy_process_group()
 
     def adam(self, parameters: Any) -> torch.optim.Optimizer:
         """An optimizer whose steps can be captured."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -65,8 +65,9 @@ class Schedule:
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Schedule:
         """The schedule with what `move` makes of its arrays."""
-        names = ("op_ptr", "source", "target", "row")
-        return replace(self, **{name: move(getattr(self, name)) for name in names})
+        arrays = map(move, (self.op_ptr, self.source, self.target, self.row))
+        others = self.level_ptr, self.scratch_rows, self.num_src, self.num_dst, self.diagonal
+        return Schedule(*arrays, *others)
 
 
 KEPT = "schedule"
