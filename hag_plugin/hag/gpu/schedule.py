@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -65,9 +65,13 @@ class Schedule:
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Schedule:
         """The schedule with what `move` makes of its arrays."""
-        arrays = map(move, (self.op_ptr, self.source, self.target, self.row))
-        others = self.level_ptr, self.scratch_rows, self.num_src, self.num_dst, self.diagonal
-        return Schedule(*arrays, *others)
+        return replace(
+            self,
+            op_ptr=move(self.op_ptr),
+            source=move(self.source),
+            target=move(self.target),
+            row=move(self.row),
+        )
 
 
 KEPT = "schedule"

@@ -42,8 +42,9 @@ def given_of(what: str, num_edges: int) -> dict[str, Tensor]:
     return {"edge_weight": torch.rand(num_edges)} if what else {}
 
 
-@pytest.mark.parametrize("passes", ["HAG", "graph"])
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    ("name", "passes"), [*((name, "HAG") for name in LAYERS), ("graph", "graph"), ("gat", "graph")]
+)
 def test_layers(name: str, passes: str, graph: Tensor, kernel_device: str) -> None:
     """Over a graph with a HAG, and over one that came back."""
     make, what = LAYERS[name]
