@@ -611,9 +611,10 @@ class HAG(Graph):
 
     def _tell(self, moved: HAG, move: Callable[[Tensor], Tensor]) -> None:
         """Tells a HAG that was moved what is known of this one, with its schedules."""
+        asked = {"loops"} if any(mode for mode, _ in moved._programs) else set()
         for name in ("has_duplicates", "has_empty_rows", "loops"):
-            if name in self.__dict__:
-                known = self.__dict__[name]
+            if name in self.__dict__ or name in asked:
+                known = getattr(self, name)
                 moved.__dict__[name] = move(known) if isinstance(known, Tensor) else known
         for key, program in moved._programs.items():
             give_schedule(self._programs[key], program, move)
