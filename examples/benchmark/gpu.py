@@ -230,8 +230,8 @@ def plan(graphs: Sequence[str], widths: Sequence[int], place: type[Card]) -> Ite
     yield from (trained("epoch", kind, first, epochs) for kind in KINDS)
     yield from (trained("batches", kind, graphs[:2][-1], batches) for kind in KINDS)
     yield from (trained("step", kind, first, steps) for kind in KINDS)  # compilers take a while
-    yield trained("step of one rank", KINDS[0], first, ranked)  # a fault takes the process with it
     yield from (summed(graph, width, "max") for graph in early)
+    yield trained("step of one rank", KINDS[0], first, ranked)
     yield from (trained("epoch", kind, graph, epochs) for graph in early[1:] for kind in KINDS)
     yield from (summed(graph, other) for other in widths[1:] for graph in early)
     yield from (summed(graph, width) for graph in graphs if graph == LARGEST)

@@ -552,12 +552,13 @@ class HAG(Graph):
         return any(kind.launches is not None for kind in kinds)
 
     def _device_bytes(self) -> DeviceBytes:
-        self._concatenate()
-        reverse = self._transpose
-        graphs = [self, reverse] if isinstance(reverse, HAG) else [self]
-        programs = [program for hag in graphs for program in hag._programs.values()]
+        hag = self._made()
+        hag._concatenate()
+        reverse = hag._transpose
+        graphs = [hag, reverse] if isinstance(reverse, HAG) else [hag]
+        programs = [program for each in graphs for program in each._programs.values()]
         with outside_inference():
-            return device_bytes(graphs, programs, self._make_plain(False, False))
+            return device_bytes(graphs, programs, hag._make_plain(False, False))
 
     def check(self, edge_index: Tensor, self_loops: SelfLoops | None = None) -> None:
         """Expands the programs and compares them with the edges given, exactly.

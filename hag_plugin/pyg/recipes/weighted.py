@@ -186,7 +186,7 @@ def without_masks(
         loop_weight = weight.new_full((nowhere + 1,), filled)
         loop_weight = loop_weight.index_put((target.where(is_loop, nowhere),), weight)[:-1]
         weight = weight.where(~is_loop, 0.0)
-    if any(record.exponents(conv)):
+    if any(record.exponents(conv)) and not record.weights_as_given:
         degree = weight.new_zeros(hag.num_dst).index_add(0, target, weight)
         degree = degree if loop_weight is None else degree + loop_weight
         scale = degree.pow(-0.5)
