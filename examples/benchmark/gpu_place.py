@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -103,9 +104,12 @@ class Card:
 
     @contextmanager
     def group(self) -> Iterator[None]:
-        """A process group of this process alone, whose tensors are here."""
-        backend = kind_of(self.device).collectives
-        distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
+        """A process group of this process alone, whose tensors are here. One that hangs on a card
+        ends the process, not the call."""
+        backend, store = kind_of(self.device).collectives, distributed.HashStore()
+        distributed.init_process_group(
+            backend, store=store, rank=0, world_size=1, timeout=timedelta(seconds=60)
+        )
         try:
             yield
         finally:
