@@ -26,8 +26,8 @@ from hag_plugin.pyg.recipes.scored import (
     ScoredGraph,
     ScoredTypes,
     check_ends,
-    edges_of,
     edges_of_hag,
+    edges_there,
     joined_index,
     joined_size,
 )
@@ -164,7 +164,7 @@ def _edges(edge_index: Tensor, size: tuple[int, int], loops: bool, derived: bool
     edges: EdgeList | None = _SCORED.get((edge_index,), (*size, loops))
     if edges is None:
         with outside_inference():
-            edges = edges_of(edge_index, size, How(loops, None), both=derived)
+            edges = edges_there(edge_index, size, How(loops, None), both=derived)
         _keep((edge_index,), (*size, loops), edges)
     return edges
 
@@ -172,6 +172,8 @@ def _edges(edge_index: Tensor, size: tuple[int, int], loops: bool, derived: bool
 def _order(row_ptr: Tensor, edge_index: Tensor, token: Tensor, num_src: int, loops: bool) -> Tensor:
     edges = _edges(edge_index, (num_src, len(row_ptr) - 1), loops, derived=False)
     order = ScoredGraph(edges, edge_index).order()
+    if order is not None and edges.hag.is_unread:  # it has a row for each that counts, and others
+        return order.clone()
     if not loops:
         if order is None:
             return torch.arange(edge_index.shape[1], device=edge_index.device)

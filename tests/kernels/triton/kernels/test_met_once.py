@@ -78,6 +78,27 @@ def test_weights(mode: Any, graph: Tensor, met: hp.HAG) -> None:
         torch.testing.assert_close(mine.cpu(), theirs)
 
 
+def test_compiled_attention_over_a_new_graph(graph: Tensor, kernel_device: str) -> None:
+    """With loops of the layer's own, whose number no shape tells, and features of edges."""
+    torch._dynamo.reset()
+    stock = pyg.GATConv(3, 2, edge_dim=2).double().to(kernel_device)
+    ours = torch.compile(hp.accelerate(copy.deepcopy(stock)), backend="aot_eager", fullgraph=True)
+    edges, values = graph.to(kernel_device), torch.randn(graph.shape[1], 2, dtype=torch.float64)
+    found = []
+    for model in (ours, stock):
+        x = torch.linspace(-1, 1, NODES * 3).view(NODES, 3).double().to(kernel_device)
+        leaves = [x.requires_grad_(), values.to(kernel_device, copy=True).requires_grad_()]
+        with count_programs() as ran:
+            y = model(leaves[0], edges, leaves[1])
+            grads = torch.autograd.grad(y.square().sum(), [*leaves, *model.parameters()])
+        assert {type(run.program).__name__ for run in ran.programs} == (
+            {"DeviceHAG"} if model is ours else set()
+        )
+        found.append((y, *grads))
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("form", ["given, masked", "vector with edges"])
 def test_rows_of_no_edge(
     form: str, graph: Tensor, kernel_device: str, monkeypatch: pytest.MonkeyPatch
