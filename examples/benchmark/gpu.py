@@ -64,7 +64,8 @@ TESTS = {
 }
 REHEARSED = ("card",)
 # Few enough for a tool that slows every launch; between them they run every kernel.
-MEMCHECK = ("long_rows", "one_winner", "test_second_derivative", "test_small")
+MEMCHECK = ("long_rows", "one_winner", "test_second_derivative", "test_small",
+            "rows_of_no_edge")  # fmt: skip
 SHARE_OF_TESTS = 0.16  # of the time, that each run of tests may take
 PROCESSES = 8  # of tests, which wait for compilers
 LEAST = 20.0  # seconds that must be left to begin a cell

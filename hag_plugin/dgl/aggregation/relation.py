@@ -13,7 +13,6 @@ from torch import Tensor
 from hag_plugin.dgl.aggregation.choice import GIVEN, MET
 from hag_plugin.explanation import Kind
 from hag_plugin.hag.build import build_hag
-from hag_plugin.hag.gpu.met_once import DeviceHAG
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.passing import plain_hag
 from hag_plugin.hag.program import SelfLoops
@@ -177,8 +176,7 @@ def plain_edges(graph: DGLGraph, etid: int, both: bool = True) -> EdgeList:
         both: whether their reverse is made, too, which gradients need.
     """
     with outside_inference(), torch.no_grad():
-        hag = plain_hag(edge_index(graph, etid), num_nodes(graph, etid), both=both)
-        return EdgeList(hag, order=hag.order if isinstance(hag, DeviceHAG) else None)
+        return EdgeList(plain_hag(edge_index(graph, etid), num_nodes(graph, etid), both=both))
 
 
 def relations_of(graph: Any) -> tuple[Relation, ...] | None:

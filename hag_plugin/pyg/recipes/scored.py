@@ -220,7 +220,7 @@ def edges_there(
         return edges_of(edge_index, size, how, both=both)
     loops = min(size) if how.loops else 0
     hag = plain_hag_there(edge_index, size, both=both, loops=loops)
-    edges = EdgeList(hag, loops=loops, order=hag.order)
+    edges = EdgeList(hag, loops=loops)
     if how.weights is not None:
         edges.weight = PaddedScores(edges, edge_index).normalised(how.weights)
     return edges
