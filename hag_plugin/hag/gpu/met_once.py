@@ -137,13 +137,12 @@ class DeviceHAG(HAG):
         order: Tensor | None,
     ) -> DeviceHAG:
         """That of arrays on a device, of its reverse and of its order, where they are known."""
-        unknown = False  # whether it is symmetric, for which nobody shall wait
         hag = cls(
             row_ptr,
             col,
             num_src,
             options=options,
-            symmetric=unknown,
+            symmetric=False,  # it is not known, and nobody shall wait for it
             owned=True,
             reverse=reverse,
         )
