@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hag_plugin.modes import outside_inference
 
@@ -12,6 +12,10 @@ T = TypeVar("T")
 
 class Keeper:
     """An object that keeps what is made of it."""
+
+    def if_kept(self, key: Hashable) -> Any:
+        """What is kept; None where nothing is."""
+        return self.__dict__.get("_kept", {}).get(key)
 
     def kept(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` gives, made when it is first asked for.

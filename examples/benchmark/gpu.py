@@ -40,6 +40,7 @@ from benchmark.gpu_cells import (  # noqa: E402
     epochs,
     interleave,
     is_ours,
+    ranked,
     steps,
 )
 from benchmark.gpu_place import Card, Rehearsal  # noqa: E402
@@ -63,7 +64,8 @@ TESTS = {
 }
 REHEARSED = ("card",)
 # Few enough for a tool that slows every launch; between them they run every kernel.
-MEMCHECK = ("long_rows", "one_winner", "test_second_derivative", "test_small")
+MEMCHECK = ("long_rows", "one_winner", "test_second_derivative", "test_small",
+            "rows_of_no_edge")  # fmt: skip
 SHARE_OF_TESTS = 0.16  # of the time, that each run of tests may take
 PROCESSES = 8  # of tests, which wait for compilers
 LEAST = 20.0  # seconds that must be left to begin a cell
@@ -230,6 +232,7 @@ def plan(graphs: Sequence[str], widths: Sequence[int], place: type[Card]) -> Ite
     yield from (trained("batches", kind, graphs[:2][-1], batches) for kind in KINDS)
     yield from (trained("step", kind, first, steps) for kind in KINDS)  # compilers take a while
     yield from (summed(graph, width, "max") for graph in early)
+    yield trained("step of one rank", KINDS[0], first, ranked)
     yield from (trained("epoch", kind, graph, epochs) for graph in early[1:] for kind in KINDS)
     yield from (summed(graph, other) for other in widths[1:] for graph in early)
     yield from (summed(graph, width) for graph in graphs if graph == LARGEST)

@@ -27,6 +27,7 @@ AUTO_GRAPH, NONE_GRAPH = "hag auto, CUDA graph", "hag none, CUDA graph"
 PYG_CSR = "PyG torch CSR"
 CAPTURED, REDUCED, AMP = "CUDA graph", "compiled, reduce-overhead", "bfloat16"
 ALWAYS = "hag auto, whatever is predicted"
+DDP = "DDP"
 KINDS = (*models.KINDS, models.ATTENTION)
 SEEDS = 1024  # nodes that a batch classifies
 Call = Callable[[], Any]
@@ -347,6 +348,28 @@ def steps(place: Card, graph: Graph, kind: str, hidden: int, seconds: float) -> 
             cell.checks[f"{name} waits for the card"] = place.why_waits(call) or "no"
 
     return timed(place, cell, makers, check, seconds)
+
+
+def ranked(place: Card, graph: Graph, kind: str, hidden: int, seconds: float) -> Cell:
+    """A training step as one rank takes it under DistributedDataParallel, over NCCL on a card."""
+    cell = Cell(f"{kind} training step of one rank", graph.name, hidden)
+    of = _Training(place, graph, kind, hidden)
+
+    def in_ranks(make: Callable[[], tuple[Any, Any]]) -> Call:
+        net, structure = make()
+        return of.checked(nn.parallel.DistributedDataParallel(net), structure).train
+
+    makers: Makers = {
+        AUTO: lambda: of.checked(*of.ours()).train,
+        f"{AUTO}, {DDP}": lambda: in_ranks(of.ours),
+        f"{PYG}, {DDP}": lambda: in_ranks(of.stock),
+    }
+
+    def check(name: str, call: Call) -> None:
+        cell.checks[f"{name} waits for the card"] = place.why_waits(call) or "no"
+
+    with place.group():
+        return timed(place, cell, makers, check, seconds)
 
 
 # Batches that are met once ----------------------------------------------------------------------

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
+from torch import distributed
 
+from hag_plugin.devices import kind_of
 from hag_plugin.testing import limits
 
 Call = Callable[[], Any]
@@ -98,6 +101,19 @@ class Card:
         """`torch.compile` of a function or a module."""
         made: Callable[..., Any] = torch.compile(function, **options)
         return made
+
+    @contextmanager
+    def group(self) -> Iterator[None]:
+        """A process group of this process alone, whose tensors are here. One that hangs on a card
+        ends the process, not the call."""
+        backend, store = kind_of(self.device).collectives, distributed.HashStore()
+        distributed.init_process_group(
+            backend, store=store, rank=0, world_size=1, timeout=timedelta(seconds=60)
+        )
+        try:
+            yield
+        finally:
+            distributed.destroy_process_group()
 
     def adam(self, parameters: Any) -> torch.optim.Optimizer:
         """An optimizer whose steps can be captured."""

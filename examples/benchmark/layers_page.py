@@ -125,7 +125,7 @@ gradients, max and min run on the HAG where edges are sorted by source.
 Layers of attention run in one pass over the edges instead, forward and backward, in an accelerated
 model, on any graph of one edge type; the first time that they meet it, too, where that is faster:
 {attending}. Calls
-with `get_attention`, under autocast, in compiled code or on a GPU run stock code.
+with `get_attention`, under autocast or in compiled code run stock code.
 
 Every other layer runs as before.
 

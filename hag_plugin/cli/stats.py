@@ -14,6 +14,7 @@ from hag_plugin.cli.search import LOOPS, add_search, check, search
 from hag_plugin.data import graph_files
 from hag_plugin.data.graph_data import GraphData
 from hag_plugin.hag.candidates import PLAIN, REORDERED, SHARED
+from hag_plugin.hag.gpu.memory import DeviceBytes
 from hag_plugin.hag.gpu.occupancy import Occupancy
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import SelfLoops
@@ -176,11 +177,11 @@ def _stats_text(stats: Stats, what: str) -> str:
     for key in ("intermediates", "tiles"):
         lines.append(f"{key:<24}{'-':>16}{values[key]:>16,}")
     lines.append(f"{'search, seconds':<24}{'-':>16}{stats.search_seconds:>16.3f}")
-    return "\n".join(lines + _occupancy_lines(stats.gpu))
+    return "\n".join(lines + _gpu_lines(stats.gpu, stats.gpu_bytes))
 
 
-def _occupancy_lines(gpu: Occupancy | None) -> list[str]:
-    if gpu is None:
+def _gpu_lines(gpu: Occupancy | None, held: DeviceBytes | None) -> list[str]:
+    if gpu is None or held is None:
         return []
     lines = [
         "",
@@ -196,4 +197,7 @@ def _occupancy_lines(gpu: Occupancy | None) -> list[str]:
     return [
         *lines,
         f"longest serial chain: {gpu.serial_chain:,} rows; scratch: {gpu.scratch_bytes:,} bytes",
+        f"held there: {held.total:,} bytes ({held.graph:,} of the graph, {held.programs:,} of "
+        f"programs, {held.schedules:,} of schedules); with edge weights or attention "
+        f"{held.edges:,} more",
     ]

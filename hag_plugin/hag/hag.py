@@ -45,7 +45,8 @@ from hag_plugin.hag.candidates import (
 )
 from hag_plugin.hag.copies import Copies
 from hag_plugin.hag.gpu import timing
-from hag_plugin.hag.gpu.schedule import schedule_of
+from hag_plugin.hag.gpu.memory import DeviceBytes, device_bytes
+from hag_plugin.hag.gpu.schedule import give_schedule, schedule_of
 from hag_plugin.hag.graph import (
     MAX_NODES,
     Arrays,
@@ -137,12 +138,15 @@ class HAG(Graph):
         options: what the search was asked for.
         is_reversed: whether the arrays are those of the reverse: see `ReversedHAG`.
         is_looped: whether the edges are those of the arrays but for loops: see `LoopedHAG`.
+        is_unread: whether the host has read nothing of it, and shall not wait for that: see
+            `DeviceHAG`.
         copies: which sources are copies of others, where that is known.
     """
 
     copies: Copies | None = None
     is_reversed = False
     is_looped = False
+    is_unread = False
     _places: Places | None = None  # where its graphs are kept, if they are in sets
 
     def __init__(
@@ -538,7 +542,23 @@ class HAG(Graph):
         """Counts of the program for `self_loops` beside those of the plain graph."""
         program = self.program(self_loops, idempotent=idempotent)
         choice = self.choice(self_loops=self_loops, idempotent=idempotent)
-        return program_stats(self, self.options, self_loops, program, choice)
+        gpu_bytes = self._device_bytes() if self._is_for_launches else None
+        return program_stats(self, self.options, self_loops, program, choice, gpu_bytes)
+
+    @property
+    def _is_for_launches(self) -> bool:
+        """Whether it is on a device that runs launches, or was built for one."""
+        kinds = devices.kind_of(self.device), KINDS[self.options.device]
+        return any(kind.launches is not None for kind in kinds)
+
+    def _device_bytes(self) -> DeviceBytes:
+        hag = self._made()
+        hag._concatenate()
+        reverse = hag._transpose
+        graphs = [hag, reverse] if isinstance(reverse, HAG) else [hag]
+        programs = [program for each in graphs for program in each._programs.values()]
+        with outside_inference():
+            return device_bytes(graphs, programs, hag._make_plain(False, False))
 
     def check(self, edge_index: Tensor, self_loops: SelfLoops | None = None) -> None:
         """Expands the programs and compares them with the edges given, exactly.
@@ -569,24 +589,47 @@ class HAG(Graph):
     # Moving and keeping ---------------------------------------------------------------------
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False, **_: Any) -> HAG:
-        """The HAG with its arrays and programs on `device`; itself if they are there."""
+        """The HAG with its arrays and programs on `device`; itself if they are there.
+
+        On a GPU with all that its first aggregations would wait for. With `non_blocking`, of a HAG
+        in page-locked memory, the host does not wait for the copies.
+        """
         device = devices.checked(device)
         if device == self.device or (device.type == self.device.type and device.index is None):
             return self
-        moved = self._moved(lambda a: a.to(device, non_blocking=non_blocking))
-        if devices.kind_of(device).launches is not None:
-            moved._make_schedules()
+        move = lambda a: a.to(device, non_blocking=non_blocking)  # noqa: E731
+        if devices.kind_of(device).launches is None:
+            return self._moved(move)
+        moved = self._moved_to_launch(move)
+        moved._make_candidates()
         return moved
 
-    def _make_schedules(self) -> None:
-        """Makes now what the first launch would wait for the GPU to make."""
-        for key, program in self._programs.items():
-            schedule_of(program)
-            table = self._tables.get(key) if self._is_at_home else None
+    def _moved_to_launch(self, move: Callable[[Tensor], Tensor]) -> HAG:
+        """The HAG where launches run, or on the way there, with what these would wait for."""
+        moved = self._moved(move)
+        self._tell(moved, move)
+        return moved
+
+    def _tell(self, moved: HAG, move: Callable[[Tensor], Tensor]) -> None:
+        """Tells a HAG that was moved what is known of this one, with its schedules."""
+        asked = {"loops"} if any(mode for mode, _ in moved._programs) else set()
+        for name in ("has_duplicates", "has_empty_rows", "loops"):
+            if name in self.__dict__ or name in asked:
+                known = getattr(self, name)
+                moved.__dict__[name] = move(known) if isinstance(known, Tensor) else known
+        for key, program in moved._programs.items():
+            give_schedule(self._programs[key], program, move)
+        if isinstance(self._transpose, HAG) and isinstance(moved._transpose, HAG):
+            self._transpose._tell(moved._transpose, move)
+
+    def _make_candidates(self) -> None:
+        """Makes the schedules of plain graphs that run in place of their programs."""
+        for key in self._programs if self._is_at_home else ():
+            table = self._tables.get(key)
             for name in table.fastest(key[1]) if table else ():
                 schedule_of(self._candidate(name, key))
         if isinstance(self._transpose, HAG):
-            self._transpose._make_schedules()
+            self._transpose._make_candidates()
 
     def cpu(self) -> HAG:
         """The HAG in main memory."""
@@ -597,8 +640,8 @@ class HAG(Graph):
         return self.to("cuda" if device is None else device, non_blocking=non_blocking)
 
     def pin_memory(self) -> HAG:
-        """The HAG in page-locked memory."""
-        return self._moved(lambda a: a.pin_memory())
+        """The HAG in page-locked memory, with the schedules that it takes to a GPU."""
+        return self._moved_to_launch(lambda a: a.pin_memory())
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> HAG:
         moved: dict[Tensor, Tensor] = {}  # what is there once stays so

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hag_plugin.devices import KINDS, Launches, kind_of
 from hag_plugin.hag import constants
-from hag_plugin.hag.gpu.met_once import hag_on_device
+from hag_plugin.hag.gpu.met_once import DeviceHAG, hag_on_device, hags_on_device
 from hag_plugin.hag.graph import both_directions, canonical_graph
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import Options
@@ -68,10 +68,13 @@ KERNEL_BYTE_OPS, KERNEL_VECTOR_OPS, KERNEL_SORTED_OPS = 0.2, 0.2, 6
 KERNEL_GAIN = 1.06
 # A number that is given of an edge and read in an order of its own; and the finding of that order.
 GIVEN_OPS, ORDER_CALLS, ORDER_OPS = 3.5, 35, 20
-# On a device that runs launches, not measured: those that stock takes for messages, and for the
-# numbers that they are multiplied by; those that make a graph in one direction, and the bytes of an
-# edge that their sorts and gathers move.
-MESSAGE_LAUNCHES, WEIGHED_LAUNCHES, MADE_LAUNCHES, MADE_BYTES = 3, 6, 60, 400
+# On a device that runs launches, not measured: those that stock takes for messages, for the numbers
+# that they are multiplied by, and for scores, of which it moves so many bytes an edge and head;
+# and both where it has kernels for attention; those that make a graph in one direction,
+# the bytes of an edge that their sorts and gathers move, and that each relation moves of it.
+MESSAGE_LAUNCHES, WEIGHED_LAUNCHES, SCORED_LAUNCHES, SCORED_BYTES = 3, 6, 18, 80
+KERNEL_LAUNCHES, KERNEL_BYTES = 8, 24
+MADE_LAUNCHES, MADE_BYTES, SPLIT_BYTES = 60, 400, 120
 CLEAR = 4.0  # a gain, or a loss, that no processor turns round
 
 _OPTIONS = Options(method="none", choose="plain")
@@ -103,6 +106,23 @@ def plain_hag(
     reverse = (back[0], back[1]) if both and not symmetric else None
     how: dict[str, Any] = {"options": _OPTIONS, "symmetric": symmetric or None, "owned": True}
     return HAG(row_ptr, col, size[0], reverse=reverse, **how).to(edge_index.device)
+
+
+def plain_hag_there(
+    edge_index: Tensor, size: tuple[int, int], *, both: bool = True, loops: int = 0
+) -> DeviceHAG:
+    """The same on a device that runs launches, also with loops, for which the host does not wait.
+
+    How many edges there are it does not know, then: see `DeviceHAG`.
+    """
+    return hag_on_device(edge_index, size, _OPTIONS, both=both, loops=loops)
+
+
+def plain_hags_there(
+    edge_index: Tensor, edge_type: Tensor, count: int, size: tuple[int, int], *, both: bool
+) -> list[DeviceHAG]:
+    """The same of the edges of each of so many relations: see `hags_on_device`."""
+    return hags_on_device(edge_index, edge_type, count, size, _OPTIONS, both=both)
 
 
 def runs_launches(x: Tensor) -> bool:
@@ -166,9 +186,10 @@ class Messages(NamedTuple):
         few, (num_src, num_dst) = self[0], self[1]
         like = _rough(few), _rough(num_src), _rough(num_dst)
         least = limits.passing_gain
-        if self.heads and not self.relations and not self.in_kernels:
+        is_measured = KINDS[self.device].launches is None
+        if is_measured and self.heads and not self.relations and not self.in_kernels:
             least *= ATTENDED_GAIN
-        if self.whole:
+        if is_measured and self.whole:
             least *= WHOLE_GAIN
         if self.in_kernels:
             least *= KERNEL_GAIN
@@ -183,12 +204,23 @@ class Messages(NamedTuple):
 
     def _gain_in_launches(self, price: Launches) -> float:
         """The same where both run in launches: by their number, and by the bytes that they move."""
-        num_edges, num_dst, row = self.num_edges, self.size[1], self.row_bytes
-        launches, moved = MESSAGE_LAUNCHES, (3 * num_edges + num_dst) * row
+        num_edges, row, calls = self.num_edges, self.row_bytes, max(self.graphs, 1)
+        own = (num_edges + calls * self.size[1]) * row
+        launches, moved = calls * MESSAGE_LAUNCHES, 2 * num_edges * row + own
+        if self.weighted or self.heads:
+            moved += 2 * num_edges * row
         if self.weighted:
-            launches, moved = launches + WEIGHED_LAUNCHES, moved + 2 * num_edges * row
-        made = self.graphs * MADE_LAUNCHES, self.num_edges * MADE_BYTES if self.graphs else 0
-        plain = price.seconds_of(made[0] + 2, made[1] + (num_edges + num_dst) * row)
+            launches += WEIGHED_LAUNCHES
+        if self.in_kernels:
+            of_edge = self.heads * KERNEL_BYTES + (2 * row if self.by_vectors else 0)
+            launches, moved = KERNEL_LAUNCHES, own + num_edges * of_edge
+        elif self.heads:
+            launches += SCORED_LAUNCHES
+            moved += num_edges * self.heads * SCORED_BYTES
+        made = 0
+        if self.graphs:
+            made = MADE_BYTES + (self.graphs - 1) * SPLIT_BYTES
+        plain = price.seconds_of(self.graphs * MADE_LAUNCHES + 2 * calls, num_edges * made + own)
         return price.seconds_of(launches, moved) / plain
 
     def plain_seconds(self, c: Constants) -> float:

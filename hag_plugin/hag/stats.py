@@ -13,6 +13,7 @@ from hag_plugin.hag import constants
 from hag_plugin.hag.candidates import Choice
 from hag_plugin.hag.cost import Work, launches_seconds, plain_launches_seconds
 from hag_plugin.hag.gpu import occupancy
+from hag_plugin.hag.gpu.memory import DeviceBytes
 from hag_plugin.hag.gpu.schedule import depth, schedule_of
 from hag_plugin.hag.graph import Graph
 from hag_plugin.hag.program import Options, Program, SelfLoops
@@ -40,6 +41,7 @@ class Stats:
         bytes: of the program's arrays.
         bytes_before: of the plain graph in CSR form.
         gpu: how the launches fill a GPU, where the HAG is on one or priced for one.
+        gpu_bytes: what the HAG holds there, likewise.
     """
 
     aggregations: int
@@ -58,6 +60,7 @@ class Stats:
     bytes: int
     bytes_before: int
     gpu: occupancy.Occupancy | None = None
+    gpu_bytes: DeviceBytes | None = None
 
     def _repr_html_(self) -> str:
         rows = [("", "plain graph", "HAG", "ratio"), *rows_of_counts(self)]
@@ -78,7 +81,12 @@ def rows_of_counts(stats: Stats) -> list[tuple[str, str, str, str]]:
 
 
 def program_stats(
-    graph: Graph, options: Options, self_loops: SelfLoops, program: Program, choice: Choice
+    graph: Graph,
+    options: Options,
+    self_loops: SelfLoops,
+    program: Program,
+    choice: Choice,
+    gpu_bytes: DeviceBytes | None,
 ) -> Stats:
     """Counts what a program reads, writes and sums, beside the plain graph."""
     arity = program.op_ptr.diff().cpu().numpy()
@@ -106,6 +114,7 @@ def program_stats(
         bytes=program.nbytes,
         bytes_before=8 * (graph.num_dst + 1) + 4 * int(degree.sum()),
         gpu=_occupancy(graph, options, program),
+        gpu_bytes=gpu_bytes,
     )
 
 

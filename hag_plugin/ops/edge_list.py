@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from hag_plugin.hag.gpu.met_once import DeviceHAG
 from hag_plugin.hag.graph import inverse_of
 from hag_plugin.hag.hag import HAG
 from hag_plugin.modes import outside_inference
@@ -18,7 +19,7 @@ def isolated(hag: HAG) -> Tensor | None:
     def make() -> Tensor | None:
         row_ptr = hag.arrays.row_ptr
         found = row_ptr[1:] == row_ptr[:-1]
-        return found if bool(found.any()) else None
+        return found if hag.is_unread or bool(found.any()) else None
 
     return hag.kept("isolated", make)
 
@@ -43,12 +44,13 @@ class EdgeList:
     def __init__(
         self, hag: HAG, *, weight: Tensor | None = None, loops: int = 0, is_ordered: bool = False
     ) -> None:
-        """`is_ordered`: the edges stand in the graph's own order."""
+        """`is_ordered`: the edges stand in the graph's own order, and not in that of the edges, and
+        loops, that it was made of."""
         self.hag = hag
         self.weight = weight
         self.loops = loops
-        self._order: Tensor | None = None
-        self._is_ordered = is_ordered
+        self._order = hag.order if isinstance(hag, DeviceHAG) and not is_ordered else None
+        self._is_ordered = is_ordered or self._order is not None
 
     def order(self, edges: Callable[[], Tensor]) -> Tensor | None:
         """The place of the edge in each of the graph's slots, `[E]`; None: in this order.

@@ -142,6 +142,27 @@ def places(
     return hag.kept(("places", self_loops, transposed), make)
 
 
+def targets(hag: HAG) -> Tensor:
+    """The target of each edge, int32 `[E]`; of what is none, any. Kept."""
+
+    def make() -> Tensor:
+        target = hag.ends()[1].int()
+        return target.clamp(max=hag.num_dst - 1) if hag.is_unread else target
+
+    return hag.kept("targets", make)
+
+
+def is_none(hag: HAG, order: Tensor | None) -> Tensor | None:
+    """Which rows, in an order of edges `[E]` or the graph's own, are of no edge, bool `[E]`.
+
+    None: each is of one. Kept in the graph's order.
+    """
+    if not hag.is_unread:
+        return None
+    found = hag.kept("is none", lambda: hag.ends()[1] == hag.num_dst)
+    return found if order is None else torch.empty_like(found).scatter_(0, order, found)
+
+
 def weighted_sum(
     hag: HAG,
     transposed: bool,
@@ -183,7 +204,6 @@ def edge_dot(
 
     Leading dimensions are summed over.
     """
-    target = hag.kept("targets", lambda: hag.make_edge_index()[1].int())
-    sides = as_matrices(a), as_matrices(b), hag.arrays.col, target
+    sides = as_matrices(a), as_matrices(b), hag.arrays.col, targets(hag)
     out: Tensor = launches().edge_dot(*sides, num_loops, self_loops == "fill", *scales)
     return out

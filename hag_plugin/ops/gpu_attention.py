@@ -70,7 +70,8 @@ def head_sum(rows: Rows, x: Tensor, weight: Tensor, order: Tensor | None, y: Ten
 
 
 def head_dot(hag: HAG, a: Tensor, b: Tensor, order: Tensor | None) -> Tensor:
-    """`<a_jh, b_ih>` of each edge and head, `[E, H]`; contiguous arguments `[N, H, C]`.
+    """`<a_jh, b_ih>` of each edge and head, `[E, H]`, 0 of what is no edge; contiguous arguments
+    `[N, H, C]`.
 
     Where `a` is `[E, C]`, rows of edges in the caller's order, `<a_e, b_ih>`.
     """
@@ -78,7 +79,7 @@ def head_dot(hag: HAG, a: Tensor, b: Tensor, order: Tensor | None) -> Tensor:
     out = a.new_empty((hag.num_edges, heads))
     if out.numel() == 0:
         return out
-    target = hag.kept("targets", lambda: hag.make_edge_index()[1].int())
+    target = gpu.targets(hag)
     how = cut_heads(hag.num_edges, heads, (width,), a.element_size())
     launch = gpu.launches()
     with launch.on_device(a):
@@ -97,7 +98,8 @@ def head_dot(hag: HAG, a: Tensor, b: Tensor, order: Tensor | None) -> Tensor:
             ACC=launch.ACCUMULATORS[a.dtype],
             **how.options,
         )
-    return out
+    none = gpu.is_none(hag, order)
+    return out if none is None else out.masked_fill_(none.unsqueeze(1), 0.0)
 
 
 # Forward -----------------------------------------------------------------------------------------
@@ -271,6 +273,10 @@ def attend_backward(
     heads = value.shape[1]
     if heads == 0:
         return
+    if hag.is_unread:  # rows of what is no edge are not written
+        for of_edges in (out.bias, out.mask):
+            if of_edges is not None:
+                of_edges.zero_()
     if given.edge_query is not None:
         _backward_of_edges(hag, given, form, grad, y, kept, out)
         return

@@ -53,6 +53,8 @@ def reversed_order(hag: HAG) -> Tensor:
     """
 
     def make() -> Tensor:
+        if hag.is_unread:
+            return torch.argsort(hag.ends()[0], stable=True)
         if hag.device.type != "cpu" or hag.num_edges > MAX_NODES:
             return torch.argsort(hag.arrays.col, stable=True)
         matrix = (*hag.numpy(), hag.num_src, torch.get_num_threads())

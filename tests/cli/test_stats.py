@@ -93,6 +93,9 @@ def test_stats_of_a_plan_for_a_gpu(capsys: pytest.CaptureFixture[str], tmp_path:
     out = capsys.readouterr().out
     assert "occupancy" in out
     assert f"longest serial chain: {gpu['serial_chain']} rows" in out
+    held = built["stats"]["gpu_bytes"]
+    assert f"with edge weights or attention {held['edges']:,} more" in out
+    assert f"{sum(held.values()) - held['edges']:,} bytes ({held['graph']:,} of the graph" in out
 
 
 def test_what_is_said_of_sharing_is_said_of_the_device(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hag_plugin.devices import kind_of
 from hag_plugin.dgl.aggregation.choice import (
     FIRST,
     FIRST_WEIGHTED,
@@ -14,6 +15,7 @@ from hag_plugin.dgl.aggregation.choice import (
     NO_FACTORS,
     NOT_FINITE,
     OTHER_WEIGHTS,
+    TIES,
     WEIGHTED,
     Choice,
     LeftToDGL,
@@ -25,6 +27,7 @@ from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.passing import Messages
 from hag_plugin.limits import limits
 from hag_plugin.modes import outside_inference
+from hag_plugin.ops import gpu
 from hag_plugin.ops.aggregate import Ties, aggregate
 from hag_plugin.ops.attention import attend
 from hag_plugin.ops.edge_list import EdgeList
@@ -32,7 +35,6 @@ from hag_plugin.ops.registration import DTYPES, is_fixed, is_transformed, needs_
 from hag_plugin.ops.weights import factorise
 
 REDUCERS = ("sum", "mean", "max", "min")
-DEVICES = ("cpu",)  # elsewhere DGL's own kernels run
 
 
 def settle_rows(
@@ -66,7 +68,7 @@ def settle_rows(
         return Choice(None, FIRST)
     ties: Ties = "first"
     if extremum and (needs_grad(x) or is_transformed()):
-        rule, reason = tie_rule(graph, etid, relation, x.dtype)
+        rule, reason = (None, TIES) if gpu.is_home(x) else tie_rule(graph, etid, relation, x.dtype)
         if rule is None:
             return Choice(None, reason.format(reduce))
         ties = rule
@@ -96,14 +98,15 @@ def settle_rows(
 
 
 def first_met_pays(x: Tensor, extremum: bool, derived: bool) -> bool:
-    """Whether rows are aggregated sooner than by DGL over a graph that is met first.
+    """Whether rows are aggregated sooner than by DGL over a graph that is met first; on a GPU they
+    are taken not to be.
 
     Args:
         x: the rows of the sources.
         extremum: whether their maximum or minimum is taken.
         derived: whether gradients flow back to them.
     """
-    if x.dtype != torch.float32 or x.device.type not in DEVICES or x.dim() < 2 or is_transformed():
+    if x.dtype != torch.float32 or not x.is_cpu or x.dim() < 2 or is_transformed():
         return False
     if not extremum:
         return derived and x.nbytes >= limits.dgl_gradient_bytes
@@ -120,7 +123,7 @@ def is_taken(x: Tensor) -> bool:
     return (
         x.layout == torch.strided
         and x.dtype in DTYPES
-        and x.device.type in DEVICES
+        and (x.is_cpu or gpu.is_home(x))
         and x.dim() >= 1
         and x.numel() > 0
         and not hasattr(type(x), "__tensor_flatten__")
@@ -129,7 +132,7 @@ def is_taken(x: Tensor) -> bool:
 
 def why_not_taken(x: Tensor) -> str:
     """Why they are not."""
-    if x.device.type not in DEVICES:
+    if not (x.is_cpu or gpu.is_home(x)):
         return f"DGL's own kernels run on {x.device.type}"
     if x.dtype not in DTYPES:
         return f"features of dtype {str(x.dtype).removeprefix('torch.')}"
@@ -171,6 +174,7 @@ def settle_weighted_rows(
         heads=heads,
         in_kernels=True,
         given=heads,
+        device=kind_of(x.device).name,
     )
     edges = relation.attended(graph, etid, "weights", messages.pays)
     if edges is None:
@@ -220,11 +224,12 @@ def edge_factors(
 ) -> tuple[Tensor | None, Tensor | None] | None:
     """Factors of sources and targets whose products are the weights; None where there are none.
 
-    Weights that are all the same are recognised at once, others when the tensor comes back.
+    Weights that are all the same are recognised at once, others when the tensor comes back; on a
+    GPU, for which one would have to wait, so are those.
     """
     with outside_inference():  # is_fixed: no tracer watches it
         flat = weight.detach().flatten()
-        constant = _constant(flat)
+        constant = None if gpu.is_home(weight) else _constant(flat)
     if constant is not None:
         if constant == 1.0:
             return None, None

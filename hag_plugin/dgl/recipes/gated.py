@@ -94,6 +94,8 @@ def put_off(graph: Any, func: Any, edges: Any) -> bool:
     which, layer = (cell.cell_contents for cell in func.__closure__)
     if not isinstance(edges, Tensor) or why_stock(layer) is not None:
         return False
+    if not edges.is_cpu:  # edges of a type are known by what they hold
+        return False
     frame = graph._edge_frames[0]
     noted: PutOff | None = graph.__dict__.get("_hag_put_off")
     if noted is None or noted.frame is not frame or noted.layer is not layer:

@@ -13,6 +13,7 @@ from dgl import DGLGraph
 from dgl.heterograph import DGLBlock
 from torch import Tensor
 
+from hag_plugin.devices import kind_of
 from hag_plugin.dgl.aggregation.choice import (
     ISOLATED,
     NO_EDGES,
@@ -37,7 +38,9 @@ from hag_plugin.dgl.aggregation.rows import is_taken, why_not_taken
 from hag_plugin.dgl.recipes.attention import Attention, draws, why_stock
 from hag_plugin.dgl.recipes.scored import ScoredGraph, typed_edges
 from hag_plugin.dgl.recipes.table import Recipe
+from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.passing import Messages
+from hag_plugin.ops import gpu
 from hag_plugin.ops.edge_list import EdgeList, isolated
 from hag_plugin.recall import value_of
 
@@ -60,7 +63,7 @@ def settle_scores(conv: Any, recipe: Recipe, call: Mapping[str, Any]) -> Choice:
     if isinstance(edges, str):
         return Choice(None, edges)
     allows = getattr(conv, "_allow_zero_in_degree", attention.allows_isolated)
-    if not allows and isolated(edges.hag) is not None:
+    if not allows and _has_isolated(edges.hag):
         return Choice(None, ISOLATED)  # DGL says what is wrong
 
     def run() -> Ran:
@@ -68,6 +71,13 @@ def settle_scores(conv: Any, recipe: Recipe, call: Mapping[str, Any]) -> Choice:
         return Ran(attention.run(conv, **given), "plain", SCORED)
 
     return Choice(run, SCORED)
+
+
+def _has_isolated(hag: HAG) -> bool:
+    """Whether a target has no edge."""
+    found = isolated(hag)
+    # Where the host has read nothing of the graph, it does so here, once.
+    return found is not None and hag.kept("has isolated", lambda: bool(found.any()))
 
 
 def _why_not_scored(
@@ -85,11 +95,11 @@ def _why_not_scored(
         return OTHER_GRAPH
     if len(graph.canonical_etypes) != 1:
         return SEVERAL_TYPES
-    if torch.is_autocast_enabled("cpu"):
+    pair = feat if isinstance(feat, tuple) else (feat,)
+    if torch.is_autocast_enabled(graph.device.type):
         return SCORED_AUTOCAST
     if call.get("get_attention"):
         return RETURNS_SCORES
-    pair = feat if isinstance(feat, tuple) else (feat,)
     for x in pair:
         if not isinstance(x, Tensor) or x.dim() not in attention.dims:
             return OTHER_ROWS
@@ -103,6 +113,8 @@ def _why_not_scored(
 def _why_other_rows(attention: Attention, graph: Any, pair: tuple[Tensor, ...]) -> str | None:
     """The same for features of nodes."""
     sizes, x = num_nodes(graph, 0), pair[0]
+    if any(each.device != graph.device for each in pair):
+        return OTHER_ROWS
     source, target = graph._graph.metagraph.find_edge(0)
     if len(pair) == 1:
         is_known = source == target or (graph.is_block and attention.targets_first)
@@ -140,7 +152,9 @@ def _are_of_edges(values: Any, shape: tuple[int, ...], dtype: torch.dtype) -> bo
     if not isinstance(values, Tensor) or values.dim() != len(shape) or values.dtype != dtype:
         return False
     fits = all(n in (length, -1) for n, length in zip(shape, values.shape, strict=True))
-    return fits and (is_taken(values) if dtype.is_floating_point else values.is_cpu)
+    if dtype.is_floating_point:
+        return fits and is_taken(values)
+    return fits and (values.is_cpu or gpu.is_home(values))
 
 
 def _edges_attended_over(
@@ -162,6 +176,7 @@ def _edges_attended_over(
         in_kernels=True,
         by_vectors=attention.by_vectors,
         given=given,
+        device=kind_of(x.device).name,
     )
     if not messages._replace(graphs=0).pays():
         return SCORED_FEW

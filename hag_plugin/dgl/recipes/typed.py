@@ -125,7 +125,7 @@ def _typed_graph(graph: Any, etid: int, types: Tensor, options: dict[str, Any]) 
         source, target = edge_index(graph, etid).long()
         pairs, pair = torch.unique(types.long() * num_dst + target, return_inverse=True)
         edges = torch.stack([source, pair])
-        joins = torch.stack([torch.arange(len(pairs)), pairs % num_dst])
+        joins = torch.stack([torch.arange(len(pairs), device=pairs.device), pairs % num_dst])
         return TypedGraph(
             pairs.div(num_dst, rounding_mode="floor").to(types.dtype),
             edges,

@@ -7,6 +7,7 @@ are as long as they must be at most. What is not used stands behind what is, and
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -19,15 +20,15 @@ from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import Options, Program, SelfLoops, SixArrays
 from hag_plugin.hag.search import Found
 from hag_plugin.limits import limits
-from hag_plugin.modes import outside_inference
+from hag_plugin.modes import Array, outside_inference
 from hag_plugin.observers import SEARCH, observers, tell
 
 OUT_OF_RANGE = "edge_index holds an id that is negative, or above the number of nodes"
 
 
 def hag_on_device(
-    edge_index: Tensor, size: tuple[int, int], options: Options, *, both: bool
-) -> HAG:
+    edge_index: Tensor, size: tuple[int, int], options: Options, *, both: bool, loops: int = 0
+) -> DeviceHAG:
     """The HAG of a graph that shares nothing, made on the device of its edges.
 
     Where an id is out of range, an assertion fails on the device, as those of stock's code do.
@@ -37,28 +38,68 @@ def hag_on_device(
         size: the numbers of sources and targets.
         options: of the HAG; its method is "none".
         both: whether the reverse is to be made with it, which gradients need.
+        loops: on how many nodes, the first ones, there is to be one loop in place of those there
+            are; 0: those there are stay. The loops stand behind the edges, and those they are in
+            place of lead nowhere.
 
     Raises:
         TypeError: `edge_index` is no dense tensor of integers.
         ValueError: it has another shape.
     """
     check_edge_index(edge_index)
-    num_src, num_dst = size
     with outside_inference():
-        source, target = edge_index.detach().long()
-        inside = (source >= 0) & (source < num_src) & (target >= 0) & (target < num_dst)
-        torch._assert_async(inside.all(), OUT_OF_RANGE)
-        row_ptr, col = csr_of(source, target, size)
-        reverse = csr_of(target, source, (num_dst, num_src)) if both else None
-        return DeviceHAG(
-            row_ptr,
-            col,
-            num_src,
-            options=options,
-            symmetric=False,  # it is not known, and nobody shall wait for it
-            owned=True,
-            reverse=reverse,
-        )
+        source, target = _checked_ends(edge_index, size)
+        if loops:
+            is_loop, nodes = source == target, torch.arange(loops, device=source.device)
+            source = torch.cat([source.masked_fill(is_loop, size[0]), nodes])
+            target = torch.cat([target.masked_fill(is_loop, size[1]), nodes])
+        row_ptr, col, order = csr_of(source, target, size)
+        reverse = csr_of(target, source, size[::-1])[:2] if both else None
+        return DeviceHAG.of(row_ptr, col, size[0], options, reverse, order)
+
+
+def hags_on_device(
+    edge_index: Tensor,
+    edge_type: Tensor,
+    num_relations: int,
+    size: tuple[int, int],
+    options: Options,
+    *,
+    both: bool,
+) -> list[DeviceHAG]:
+    """The same of each relation's edges. Each of them has an entry for every edge: behind its own
+    there are others, that lead nowhere.
+
+    Args:
+        edge_index: int32 or int64 `[2, E]`.
+        edge_type: integers `[E]`; those that are no relation's are of edges that no graph has.
+        num_relations: how many graphs there are.
+        size: the numbers of sources and targets.
+        options: of the HAGs; their method is "none".
+        both: whether their reverses are to be made with them.
+
+    Raises:
+        TypeError: `edge_index` is no dense tensor of integers.
+        ValueError: it has another shape.
+    """
+    check_edge_index(edge_index)
+    with outside_inference():
+        source, target = _checked_ends(edge_index, size)
+        found = list(_csrs_of(source, target, size, edge_type, num_relations))
+        back: list[Any] = [None] * num_relations
+        if both:
+            back = list(_csrs_of(target, source, size[::-1], edge_type, num_relations))
+        graphs = zip(found, back, strict=True)
+        return [DeviceHAG.of(*csr, size[0], options, reverse, None) for csr, reverse in graphs]
+
+
+def _checked_ends(edge_index: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The source and the target of each edge, int64 `[E]`; the device asserts their range."""
+    num_src, num_dst = size
+    source, target = edge_index.detach().long()
+    inside = (source >= 0) & (source < num_src) & (target >= 0) & (target < num_dst)
+    torch._assert_async(inside.all(), OUT_OF_RANGE)
+    return source, target
 
 
 class DeviceProgram(Program):
@@ -74,7 +115,51 @@ class DeviceHAG(HAG):
     """A plain graph of which all is made on its device: its reverse, its programs, their schedules.
 
     It is taken to have loops, duplicates and rows without edges, and not to be its own reverse.
+    Behind the edges of its last row there may be others, which are none: they lead from `num_src`
+    to `num_dst`, where no node is, and `num_edges` counts them.
+
+    Attributes:
+        order: which of the edges that it was made of, and then of its loops, each of its own is,
+            int64 `[E]`. None: it was made of others.
     """
+
+    is_unread = True
+    order: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        row_ptr: Tensor,
+        col: Tensor,
+        num_src: int,
+        options: Options,
+        reverse: tuple[Tensor, Tensor] | None,
+        order: Tensor | None,
+    ) -> DeviceHAG:
+        """That of arrays on a device, of its reverse and of its order, where they are known."""
+        hag = cls(
+            row_ptr,
+            col,
+            num_src,
+            options=options,
+            symmetric=False,  # it is not known, and nobody shall wait for it
+            owned=True,
+            reverse=reverse,
+        )
+        hag.order = order
+        return hag
+
+    def numpy(self) -> tuple[Array, Array]:
+        """As `Graph.numpy`, without what is no row's."""
+        row_ptr, col = super().numpy()
+        return row_ptr, col[: int(row_ptr[-1])]
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """As `Graph.ends`; of what is no row's where no node is."""
+        row_ptr, col = self.arrays.row_ptr, self.arrays.col
+        slot = torch.arange(len(col), device=col.device)
+        target = torch.searchsorted(row_ptr[1:], slot, right=True)
+        return col.long().masked_fill(target == self.num_dst, self.num_src), target
 
     @cached_property
     def has_duplicates(self) -> bool:
@@ -86,9 +171,8 @@ class DeviceHAG(HAG):
         """Self-loops of each target, int64 `[num_dst]`."""
         with outside_inference():
             source, target = self.ends()
-            return torch.zeros_like(self.arrays.row_ptr[1:]).index_add_(
-                0, target, (source == target).long()
-            )
+            found = torch.zeros_like(self.arrays.row_ptr)  # the last is of what is no row's
+            return found.index_add_(0, target, (source == target).long())[:-1]
 
     def _make_program(
         self, self_loops: SelfLoops, idempotent: bool, progress: bool | None
@@ -132,22 +216,49 @@ class DeviceHAG(HAG):
     def _make_transpose(self) -> HAG:
         if self._reverse is None:
             source, target = self.ends()
-            self._reverse = csr_of(target, source, (self.num_dst, self.num_src))
+            self._reverse = csr_of(target, source, (self.num_dst, self.num_src))[:2]
         return super()._make_transpose()
 
     def _state(self) -> dict[str, Any]:
-        # Its programs may hold more sources than they read, which those of a HAG may not.
-        return {**super()._state(), "programs": []}
+        # It and its programs may hold more sources than they read, which those of a HAG may not.
+        col = self.arrays.col[: int(self.arrays.row_ptr[-1])]
+        return {**super()._state(), "col": col, "programs": []}
 
 
-def csr_of(source: Tensor, target: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Edges by target, then by source: row_ptr int64 `[num_dst + 1]` and col int32 `[E]`."""
+def csr_of(source: Tensor, target: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Edges by target, then by source: row_ptr int64 `[num_dst + 1]` and col int32 `[E]`; and which
+    of those given each of them is, int64 `[E]`.
+
+    Edges from `num_src` to `num_dst` are no row's, and stand last.
+    """
     num_src, num_dst = size
-    return _csr_of_keys((target * num_src + source).sort().values, num_src, num_dst)
+    key = (target * num_src + source).sort(stable=True)
+    return *_csr_of_keys(key.values, num_src, num_dst), key.indices
+
+
+def _csrs_of(
+    source: Tensor, target: Tensor, size: tuple[int, int], edge_type: Tensor, num_relations: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same of the edges of each relation, and those of the others behind them."""
+    num_src, num_dst = size
+    order = (target * num_src + source).argsort(stable=True)
+    types = edge_type.detach()[order].sort(stable=True)
+    order = order[types.indices]
+    source, target = source[order], target[order]
+    relations = torch.arange(num_relations + 1, dtype=edge_type.dtype, device=order.device)
+    begin = torch.searchsorted(types.values, relations)
+    nodes = torch.arange(num_dst + 1, device=order.device)
+    slot = torch.arange(len(order), device=order.device)
+    for relation in range(num_relations):
+        at = slot + begin[relation]
+        is_own = at < begin[relation + 1]
+        at = at.clamp(max=max(len(order) - 1, 0))
+        row_ptr = torch.searchsorted(target[at].where(is_own, num_dst), nodes)
+        yield row_ptr, source[at].where(is_own, 0).int()
 
 
 def _csr_of_keys(key: Tensor, num_src: int, num_dst: int) -> tuple[Tensor, Tensor]:
-    """The same of sorted `target * num_src + source`; a target of `num_dst` is nowhere."""
+    """The same of sorted `target * num_src + source`; targets from `num_dst` on are nowhere."""
     num_src = max(num_src, 1)  # without sources there are no edges
     target = key // num_src
     row_ptr = torch.searchsorted(target, torch.arange(num_dst + 1, device=key.device))

@@ -8,6 +8,7 @@ can change a result, and the kernels need neither barriers nor atomics.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -60,8 +61,20 @@ class Schedule:
 
     def to(self, device: torch.device | str) -> Schedule:
         """The schedule with its arrays on `device`."""
-        names = ("op_ptr", "source", "target", "row")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        return self.moved(lambda a: a.to(device))
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Schedule:
+        """The schedule with what `move` makes of its arrays."""
+        return replace(
+            self,
+            op_ptr=move(self.op_ptr),
+            source=move(self.source),
+            target=move(self.target),
+            row=move(self.row),
+        )
+
+
+KEPT = "schedule"
 
 
 def schedule_of(program: Program) -> Schedule:
@@ -71,7 +84,15 @@ def schedule_of(program: Program) -> Schedule:
         ValueError: an index of the program is out of range.
     """
     make = lambda: make_schedule(program).to(program.arrays[0].device)  # noqa: E731
-    return program.kept("schedule", make)
+    return program.kept(KEPT, make)
+
+
+def give_schedule(program: Program, moved: Program, move: Callable[[Tensor], Tensor]) -> None:
+    """Gives a program that was moved what its first launch would wait for: the schedule, and
+    whether it shares sums."""
+    found = program.if_kept(KEPT) or make_schedule(program)
+    moved.kept(KEPT, lambda: found.moved(move))
+    moved.__dict__["is_plain"] = program.is_plain
 
 
 def make_schedule(program: Program) -> Schedule:

@@ -21,7 +21,7 @@ from hag_plugin.hag.hag import HAG, EdgeHAG, of_arrays
 from hag_plugin.modes import outside_inference
 from hag_plugin.ops.weights import edge_slots
 from hag_plugin.pyg.recipes.recipe import Recipe
-from hag_plugin.pyg.recipes.weighted import WeightedGraph
+from hag_plugin.pyg.recipes.weighted import WeightedGraph, without_masks
 from hag_plugin.recall import Known, Recall, value_of
 
 NAME = "_hag_name"  # in a layer: a number of its own, int64 `[]`: layers share compiled code
@@ -56,26 +56,9 @@ def hag_in_traced_code(conv: Any, edge_index: Tensor, size: tuple[int, int]) -> 
 
 
 def weights_in_traced_code(conv: Any, recipe: Recipe, hag: HAG, weight: Tensor) -> WeightedGraph:
-    """The same for an edge index with weights `[E]`, which may be learned: as `gcn_norm` and
-    `add_self_loops` make them, without a mask, whose size would not be known."""
-    record, edge_index = recipe.record, hag.arrays.col
+    """The same for an edge index with weights `[E]`, which may be learned."""
     slots = torch.ops.hag_plugin_pyg.slots.default(*hag.arrays, hag.num_src)
-    ordered = weight.new_empty(weight.shape).index_put((slots,), weight)
-    loops, loop_weight, scales = record.self_loops(conv), None, None
-    source, target = edge_index.long()
-    if loops == "fill":
-        filled = 2.0 if getattr(conv, "improved", False) else 1.0
-        is_loop, nowhere = source == target, hag.num_dst
-        loop_weight = weight.new_full((nowhere + 1,), filled)
-        loop_weight = loop_weight.index_put((target.where(is_loop, nowhere),), weight)[:-1]
-        weight = weight.where(~is_loop, 0.0)
-    if any(record.exponents(conv)):
-        degree = weight.new_zeros(hag.num_dst).index_add(0, target, weight)
-        degree = degree if loop_weight is None else degree + loop_weight
-        scale = degree.pow(-0.5)
-        scale = scale.masked_fill(scale == float("inf"), 0.0)
-        scales = scale, scale
-    return WeightedGraph(hag, scales, ordered, weight.dtype, False, loops, loop_weight)
+    return without_masks(conv, recipe.record, hag, slots, hag.arrays.col, weight)
 
 
 def _slots(row_ptr: Tensor, edge_index: Tensor, token: Tensor, num_src: int) -> Tensor:

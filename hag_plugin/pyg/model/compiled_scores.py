@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch_geometric.utils import scatter
-from torch_geometric.utils.loop import compute_loop_attr
 
 from hag_plugin.hag.graph import Arrays
 from hag_plugin.hag.hag import HAG, EdgeHAG, LoopedHAG, find, of_arrays
@@ -24,11 +22,12 @@ from hag_plugin.ops.edge_list import EdgeList
 from hag_plugin.pyg.recipes.scored import (
     EdgeType,
     How,
+    PaddedScores,
     ScoredGraph,
     ScoredTypes,
     check_ends,
-    edges_of,
     edges_of_hag,
+    edges_there,
     joined_index,
     joined_size,
 )
@@ -86,42 +85,8 @@ def _traced_scores(hag: HAG, edge_index: Tensor, how: How) -> ScoredGraph:
     return graph
 
 
-class TracedScores(ScoredGraph):
-    """A graph whose edges are scored in traced code.
-
-    With loops of the layer's own it has a row for each edge that it is given, and then one for each
-    of those; the rows of loops that it is given are of no edge.
-    """
-
-    def index(self) -> Tensor:
-        """The ends of each row, `[2, E]`."""
-        if not self.edges.loops:
-            return self.edge_index
-        loops = torch.arange(self.edges.loops, device=self.edge_index.device)
-        return torch.cat([self.edge_index, loops.to(self.edge_index).expand(2, -1)], dim=1)
-
-    def counts(self) -> Tensor:
-        """Whether a row is of an edge, bool `[E]`."""
-        source, target = self.edge_index
-        if not self.edges.loops:
-            return torch.ones_like(source, dtype=torch.bool)
-        of_own = torch.ones(self.edges.loops, dtype=torch.bool, device=source.device)
-        return torch.cat([source != target, of_own])
-
-    def normalised(self, dtype: torch.dtype) -> Tensor:
-        """The weight of each row that `gcn_norm` gives the edges, `[E]`."""
-        source, target = self.index().long()
-        counts = self.counts().to(dtype)
-        scale = counts.new_zeros(self.hag.num_dst).index_add(0, target, counts).pow(-0.5)
-        scale = scale.masked_fill(scale == float("inf"), 0.0)
-        return scale[source] * counts * scale[target]
-
-    def dropped(self, heads: int, like: Tensor, p: float, dtype: torch.dtype) -> Tensor:
-        """As of a `ScoredGraph`: stock draws for the edges that there are, one after the other."""
-        drawn = super().dropped(heads, like, p, dtype)
-        if not self.edges.loops:
-            return drawn
-        return drawn[self.counts().cumsum(0).sub(1).clamp(min=0)]
+class TracedScores(PaddedScores):
+    """A graph whose edges are scored in traced code."""
 
     def order(self) -> Tensor | None:
         """The row of each of the graph's edges; of as many as it may have. None: in this order."""
@@ -141,23 +106,6 @@ class TracedScores(ScoredGraph):
         found = target.new_zeros(self.hag.num_dst).index_add(0, target, counts.long())
         isolated: Tensor = found == 0
         return isolated
-
-    def values(self, conv: Any, edge_attr: Tensor | None) -> Tensor | None:
-        """A value for each row, of those of the edges that it is given."""
-        num_nodes = self.edges.loops
-        if edge_attr is None or not num_nodes:
-            return edge_attr
-        source, target = self.edge_index.long()
-        is_loop = source == target
-        if isinstance(conv.fill_value, str):
-            column = target.where(~is_loop & (target < num_nodes), num_nodes)
-            filled = scatter(edge_attr, column, 0, num_nodes + 1, conv.fill_value)[:-1]
-        else:
-            filled = compute_loop_attr(
-                self.edge_index, edge_attr, num_nodes, False, conv.fill_value
-            )
-        is_loop = is_loop.view(-1, *[1] * (edge_attr.dim() - 1))
-        return torch.cat([edge_attr.masked_fill(is_loop, 0), filled])
 
 
 # The operators ----------------------------------------------------------------------------------
@@ -216,7 +164,7 @@ def _edges(edge_index: Tensor, size: tuple[int, int], loops: bool, derived: bool
     edges: EdgeList | None = _SCORED.get((edge_index,), (*size, loops))
     if edges is None:
         with outside_inference():
-            edges = edges_of(edge_index, size, How(loops, None), both=derived)
+            edges = edges_there(edge_index, size, How(loops, None), both=derived)
         _keep((edge_index,), (*size, loops), edges)
     return edges
 
@@ -224,6 +172,8 @@ def _edges(edge_index: Tensor, size: tuple[int, int], loops: bool, derived: bool
 def _order(row_ptr: Tensor, edge_index: Tensor, token: Tensor, num_src: int, loops: bool) -> Tensor:
     edges = _edges(edge_index, (num_src, len(row_ptr) - 1), loops, derived=False)
     order = ScoredGraph(edges, edge_index).order()
+    if order is not None and edges.hag.is_unread:  # it has a row for each that counts, and others
+        return order.clone()
     if not loops:
         if order is None:
             return torch.arange(edge_index.shape[1], device=edge_index.device)

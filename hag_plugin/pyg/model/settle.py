@@ -278,7 +278,8 @@ def _settle_weights(
     if not _is_taken(weight, conv, recipe):
         return Choice("stock", OTHER_WEIGHTS, NOTHING)
     session = conv.__dict__["_hag_session"]
-    may_pass = lambda make: first_met(conv, recipe, call, edge_index, size, make)  # noqa: E731
+    met = conv, recipe, call, edge_index, size
+    may_pass = lambda make: first_met(*met, make, on_device=True)  # noqa: E731
     features = call.get(recipe.record.features or recipe.source)
     edges = edge_index, weight
     graph = weighted_graph(conv, recipe.record, session, edges, size, features, may_pass)
@@ -323,6 +324,7 @@ def _settle_relations(
             *(conv, recipe, call, edge_index, size),
             lambda both: plain_relation_hags(*relations, both=both),
             graphs=count,
+            on_device=True,
         ),
     )
     if hags is None:

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch_geometric import EdgeIndex
 
+from hag_plugin.devices import kind_of
 from hag_plugin.hag.hag import HAG
-from hag_plugin.hag.passing import Messages
+from hag_plugin.hag.passing import Messages, runs_launches
 from hag_plugin.limits import limits
 from hag_plugin.modes import untraced
 from hag_plugin.ops import gpu
@@ -66,7 +67,9 @@ from hag_plugin.pyg.recipes.scored import (
     edges_of,
     edges_of_hag,
     edges_of_matrix,
+    edges_there,
     joined_edges,
+    scored,
 )
 from hag_plugin.recall import value_of
 
@@ -104,10 +107,14 @@ def settle_scores(
     def make(both: bool) -> EdgeList:
         return edges_of(edge_index, size, how, both=both)
 
-    edges = _kept(conv, recipe, call, (edge_index,), size, how, features, make)
+    def make_there(both: bool) -> EdgeList:
+        return edges_there(edge_index, size, how, both=both)
+
+    there = None if recipe.breaks(conv) else make_there  # such a layer draws from the edges
+    edges = _kept(conv, recipe, call, (edge_index,), size, how, features, make, there=there)
     if edges is None:
         return Choice("stock", _why_met(edge_index), NOTHING)
-    return Choice("plain", SCORED, {name: ScoredGraph(edges, edge_index)})
+    return Choice("plain", SCORED, {name: scored(edges, edge_index)})
 
 
 def _is_lifted(adj_t: Any, how: How) -> bool:
@@ -221,6 +228,7 @@ def _kept(
     features: Any,
     make: Callable[[bool], Any],
     adj_t: Any = None,
+    there: Callable[[bool], Any] | None = None,
 ) -> Any:
     """The edges that a layer attends over, kept while the tensors come back that they were made of.
 
@@ -231,15 +239,17 @@ def _kept(
         how: what the edges depend on besides.
         make: makes them; whether the reverse, too.
         adj_t: the matrix whose tensors they are, if they are one's.
+        there: makes them of tensors that are met first, wherever they are.
     """
     graph = tensors[0] if adj_t is None else adj_t
+    met = conv, recipe, call, graph, size, there or make
     edges = conv.__dict__["_hag_session"].made_of(
         tensors,
         ("edges attended over", *size, *how),
         lambda: sessions.made(lambda: make(True)),
         conv,
         features,
-        passing=first_met(conv, recipe, call, graph, size, make, features=features),
+        passing=first_met(*met, features=features, on_device=there is not None),
     )
     return value_of(edges)
 
@@ -338,7 +348,8 @@ def _settle_joined(conv: Any, recipe: Recipe, name: str, graphs: Any, rows: Any)
     session, first = conv.__dict__["_hag_session"], features[0]
 
     def passing() -> EdgeList | None:
-        met = first.is_cpu and _joined_pay(conv, recipe, plain, rows, 1)
+        is_here = first.is_cpu or runs_launches(first)
+        met = is_here and _joined_pay(conv, recipe, plain, rows, 1)
         return make() if passed or met else None
 
     def make() -> EdgeList | None:
@@ -362,13 +373,14 @@ def _joined_pay(
         made: how many graphs are made for it: 1, or 0 if it is there already.
     """
     x = next(iter(rows.values()))
-    if gpu.is_home(x):
+    if gpu.is_home(x) and not made:
         return True
     heads, numbers = recipe.numbers(conv, x)
     size = (sum(len(x) for x in rows.values()),) * 2
     num_edges, row_bytes = sum(g.shape[1] for g in graphs.values()), x.element_size() * numbers
     derived = torch.is_grad_enabled()
-    return Messages(num_edges, size, row_bytes, derived, made, heads=heads).pays()
+    device = kind_of(x.device).name
+    return Messages(num_edges, size, row_bytes, derived, made, heads=heads, device=device).pays()
 
 
 def score_pays(

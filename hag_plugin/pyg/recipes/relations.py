@@ -12,7 +12,7 @@ from hag_plugin.arguments import pair, whole
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.graph import MAX_NODES, check_edge_index, check_edge_type
 from hag_plugin.hag.hag import HAG
-from hag_plugin.hag.passing import plain_hag
+from hag_plugin.hag.passing import plain_hag, plain_hags_there, runs_launches
 from hag_plugin.modes import outside_inference
 
 MOST_RELATIONS = 2**20
@@ -53,6 +53,8 @@ def plain_relation_hags(
     edge_index: Tensor, edge_type: Tensor, num_relations: int, size: tuple[int, int], *, both: bool
 ) -> list[HAG]:
     """The same of relations that are met once: see `plain_hag`. Types beyond are no relations'."""
+    if runs_launches(edge_index):
+        return [*plain_hags_there(edge_index, edge_type, num_relations, size, both=both)]
     order = edge_type.argsort(stable=True)
     edges, types = edge_index[:, order], edge_type[order]
     bounds = torch.arange(num_relations + 1, dtype=types.dtype)

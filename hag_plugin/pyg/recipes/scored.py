@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
-from torch_geometric.utils import add_self_loops, remove_self_loops, to_edge_index
+from torch_geometric.utils import add_self_loops, remove_self_loops, scatter, to_edge_index
+from torch_geometric.utils.loop import compute_loop_attr
 
+from hag_plugin.hag.gpu.met_once import OUT_OF_RANGE
 from hag_plugin.hag.graph import with_own_loops
 from hag_plugin.hag.hag import HAG
-from hag_plugin.hag.passing import plain_hag
+from hag_plugin.hag.passing import plain_hag, plain_hag_there, runs_launches
 from hag_plugin.layers.record import Record
 from hag_plugin.ops.attention import attend
 from hag_plugin.ops.edge_list import EdgeList, isolated
@@ -54,6 +56,8 @@ class ScoredGraph:
 
     def isolated(self) -> Tensor | None:
         """Which targets have no edge, bool `[N_dst]`. None: each has one."""
+        if self.edges.loops and self.hag.is_square:
+            return None
         return isolated(self.hag)
 
     def values(self, conv: Any, edge_attr: Tensor | None) -> Tensor | None:
@@ -92,6 +96,61 @@ class ScoredGraph:
         out = attend(self.hag, order=order, **promoted(how | {"mask": mask, "value": value}))
         factors = {"value": value, "mask": mask, "scores": value.new_empty(0, dtype=dtype)}
         return out.to(common_dtype(factors))
+
+
+class PaddedScores(ScoredGraph):
+    """A graph whose edges are scored, of which it is not known here how many there are.
+
+    With loops of the layer's own it has a row for each edge that it is given, and then one for each
+    of those; the rows of loops that it is given are of no edge.
+    """
+
+    def index(self) -> Tensor:
+        """The ends of each row, `[2, E]`."""
+        if not self.edges.loops:
+            return self.edge_index
+        loops = torch.arange(self.edges.loops, device=self.edge_index.device)
+        return torch.cat([self.edge_index, loops.to(self.edge_index).expand(2, -1)], dim=1)
+
+    def counts(self) -> Tensor:
+        """Whether a row is of an edge, bool `[E]`."""
+        source, target = self.edge_index
+        if not self.edges.loops:
+            return torch.ones_like(source, dtype=torch.bool)
+        of_own = torch.ones(self.edges.loops, dtype=torch.bool, device=source.device)
+        return torch.cat([source != target, of_own])
+
+    def normalised(self, dtype: torch.dtype) -> Tensor:
+        """The weight of each row that `gcn_norm` gives the edges, `[E]`."""
+        source, target = self.index().long()
+        counts = self.counts().to(dtype)
+        scale = counts.new_zeros(self.hag.num_dst).index_add(0, target, counts).pow(-0.5)
+        scale = scale.masked_fill(scale == float("inf"), 0.0)
+        return scale[source] * counts * scale[target]
+
+    def dropped(self, heads: int, like: Tensor, p: float, dtype: torch.dtype) -> Tensor:
+        """As of a `ScoredGraph`: stock draws for the edges that there are, one after the other."""
+        drawn = super().dropped(heads, like, p, dtype)
+        if not self.edges.loops:
+            return drawn
+        return drawn[self.counts().cumsum(0).sub(1).clamp(min=0)]
+
+    def values(self, conv: Any, edge_attr: Tensor | None) -> Tensor | None:
+        """A value for each row, of those of the edges that it is given."""
+        num_nodes = self.edges.loops
+        if edge_attr is None or not num_nodes:
+            return edge_attr
+        source, target = self.edge_index.long()
+        is_loop = source == target
+        if isinstance(conv.fill_value, str):
+            column = target.where(~is_loop & (target < num_nodes), num_nodes)
+            filled = scatter(edge_attr, column, 0, num_nodes + 1, conv.fill_value)[:-1]
+        else:
+            filled = compute_loop_attr(
+                self.edge_index, edge_attr, num_nodes, False, conv.fill_value
+            )
+        is_loop = is_loop.view(-1, *[1] * (edge_attr.dim() - 1))
+        return torch.cat([edge_attr.masked_fill(is_loop, 0), filled])
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +209,26 @@ def edges_of(edge_index: Tensor, size: tuple[int, int], how: How, *, both: bool 
         return edges
     loops = min(size) if how.loops else 0
     return EdgeList(plain_hag(edge_index, size, both=both, loops=loops), loops=loops)
+
+
+def edges_there(
+    edge_index: Tensor, size: tuple[int, int], how: How, *, both: bool = True
+) -> EdgeList:
+    """The same of an edge index that is met first, made where it is: on a device that runs launches
+    the host waits for nothing."""
+    if not runs_launches(edge_index):
+        return edges_of(edge_index, size, how, both=both)
+    loops = min(size) if how.loops else 0
+    hag = plain_hag_there(edge_index, size, both=both, loops=loops)
+    edges = EdgeList(hag, loops=loops)
+    if how.weights is not None:
+        edges.weight = PaddedScores(edges, edge_index).normalised(how.weights)
+    return edges
+
+
+def scored(edges: EdgeList, edge_index: Tensor) -> ScoredGraph:
+    """What stands for an edge index `[2, E]`, of the edges that were made of it."""
+    return (PaddedScores if edges.hag.is_unread else ScoredGraph)(edges, edge_index)
 
 
 class MatrixEdges(EdgeList):
@@ -266,9 +345,13 @@ def joined_size(graphs: Iterable[EdgeType], sizes: Mapping[str, int]) -> tuple[i
 def check_ends(
     graphs: Sequence[Tensor], ends: Sequence[tuple[str, str]], sizes: Mapping[str, int]
 ) -> None:
-    """Raises ValueError where an edge index `[2, E]` of these types of nodes leads beyond them."""
+    """Raises ValueError where an edge index `[2, E]` of these types of nodes leads beyond them; a
+    device that runs launches asserts it."""
     for index, (source, target) in zip(graphs, ends, strict=True):
-        if index.numel():
+        if runs_launches(index):
+            inside = (index[0] < sizes[source]) & (index[1] < sizes[target]) & (index >= 0)
+            torch._assert_async(inside.all(), OUT_OF_RANGE)
+        elif index.numel():
             least, most = index.aminmax(dim=1)
             if int(most[0]) >= sizes[source]:
                 raise ValueError(f"an edge from {source!r} has a source beyond {sizes[source]}")

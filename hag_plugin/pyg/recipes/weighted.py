@@ -12,8 +12,9 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import add_self_loops
 
 from hag_plugin.hag.build import build_hag
+from hag_plugin.hag.graph import inverse_of
 from hag_plugin.hag.hag import HAG
-from hag_plugin.hag.passing import plain_hag
+from hag_plugin.hag.passing import plain_hag, plain_hag_there, runs_launches
 from hag_plugin.hag.program import SelfLoops
 from hag_plugin.layers.record import Record
 from hag_plugin.ops.aggregate import aggregate
@@ -114,12 +115,27 @@ def weighted_graph(
         hag = plain_hag(index, num_nodes, both=both)
         return hag, edge_slots(index, hag)
 
-    ordered = session.built_of((edge_index,), key, order, conv, features, passing=passing(order))
+    is_forward, is_there = conv.flow == "source_to_target", runs_launches(edge_index)
+
+    def order_there(both: bool) -> tuple[HAG, Tensor]:
+        """Without the loops, whose number nobody there waits for."""
+        index = edge_index if is_forward else edge_index.flip([0])
+        hag = plain_hag_there(index, num_nodes, both=both)
+        assert hag.order is not None
+        return hag, inverse_of(hag.order)
+
+    met = passing(order_there if is_there else order)
+    ordered = session.built_of((edge_index,), key, order, conv, features, passing=met)
     if ordered is None:
         return None
     is_passing = type(ordered) is Passing
     hag, slots = value_of(ordered)
-    return replace(_in_order(hag, slots, weighed(weight)[1]), is_passing=is_passing)
+    if is_passing and is_there:
+        ends = edge_index if is_forward else edge_index.flip([0])
+        graph = without_masks(conv, record, hag, slots, ends, weight)
+    else:
+        graph = _in_order(hag, slots, weighed(weight)[1])
+    return replace(graph, is_passing=is_passing)
 
 
 def of_constant(index: Tensor, weight: Tensor, size: tuple[int, int]) -> WeightedGraph:
@@ -145,6 +161,38 @@ def _in_order(hag: HAG, slots: Tensor, weight: Tensor) -> WeightedGraph:
 
 
 # What weights a layer's messages get ------------------------------------------------------------
+
+
+def without_masks(
+    conv: Any, record: Record, hag: HAG, slots: Tensor, edge_index: Tensor, weight: Tensor
+) -> WeightedGraph:
+    """The graph of edges with weights, which may be learned, as `weighed_edges` makes them, without
+    a mask, whose size would have to be waited for.
+
+    Args:
+        conv: the layer.
+        record: what it is.
+        hag: the edges, without loops of the layer's.
+        slots: where each of them lies in the HAG's order.
+        edge_index: they, from source to target, `[2, E]`.
+        weight: of each, `[E]`.
+    """
+    ordered = weight.new_empty(weight.shape).index_put((slots,), weight)
+    loops, loop_weight, scales = record.self_loops(conv), None, None
+    source, target = edge_index.long()
+    if loops == "fill":
+        filled = 2.0 if getattr(conv, "improved", False) else 1.0
+        is_loop, nowhere = source == target, hag.num_dst
+        loop_weight = weight.new_full((nowhere + 1,), filled)
+        loop_weight = loop_weight.index_put((target.where(is_loop, nowhere),), weight)[:-1]
+        weight = weight.where(~is_loop, 0.0)
+    if any(record.exponents(conv)) and not record.weights_as_given:
+        degree = weight.new_zeros(hag.num_dst).index_add(0, target, weight)
+        degree = degree if loop_weight is None else degree + loop_weight
+        scale = degree.pow(-0.5)
+        scale = scale.masked_fill(scale == float("inf"), 0.0)
+        scales = scale, scale
+    return WeightedGraph(hag, scales, ordered, weight.dtype, False, loops, loop_weight)
 
 
 def weighed_edges(

@@ -19,12 +19,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import hag_plugin as hp
-from hag_plugin.hag.gpu.met_once import hag_on_device, plain_schedule
+from hag_plugin.hag.gpu.met_once import hag_on_device, hags_on_device, plain_schedule
 from hag_plugin.hag.gpu.schedule import Schedule, schedule_of
-from hag_plugin.hag.graph import both_directions
+from hag_plugin.hag.graph import both_directions, with_own_loops
 from hag_plugin.hag.passing import Messages, is_passing, plain_hag
 from hag_plugin.hag.program import SELF_LOOPS, Options, Program
+from hag_plugin.hag.rates import DEFAULT
 from hag_plugin.limits import limits
+from hag_plugin.ops.weighted_sum import reversed_order
 from hag_plugin.testing import limits as set_limits
 
 from ... import reference
@@ -135,6 +137,67 @@ def test_rows_of_any_length(length: list[int], most: int, unused: int) -> None:
     assert torch.equal(found, torch.stack([x[r].sum(0) for r in rows]) if rows else found)
 
 
+def assert_edges(hag: hp.HAG, edges: Tensor, size: tuple[int, int]) -> None:
+    """Whether a HAG with entries that are no edges has these, in both directions, and runs them."""
+    plain = hp.build_hag(edges, size=size, method="none")
+    for mine, theirs in ((hag, plain), (hag.transpose(), plain.transpose())):
+        assert (mine.num_src, mine.num_dst) == (theirs.num_src, theirs.num_dst)
+        for found, expected in zip(mine.numpy(), theirs.numpy(), strict=True):
+            assert (found == expected).all()
+        source, target = mine.ends()
+        is_edge = target < mine.num_dst
+        assert torch.equal(torch.stack([source[is_edge], target[is_edge]]), theirs.edge_index)
+        assert (source[~is_edge] == mine.num_src).all()
+        for mode in SELF_LOOPS if mine.is_square else SELF_LOOPS[:1]:
+            assert torch.equal(mine.degree(mode), theirs.degree(mode))
+            schedule = schedule_of(mine.plain_program(mode))
+            assert_sound(schedule)
+            x = torch.randint(-9, 9, (mine.num_src, 2)).double()
+            looped = reference.with_self_loops(theirs.edge_index, mine.num_dst, mode)
+            expected = reference.aggregate(x, looped, mine.num_dst)
+            assert torch.equal(run(schedule, x, schedule.scratch_rows - 1), expected)
+    order = reversed_order(hag)
+    live = len(hag.transpose().numpy()[1])
+    turned = torch.stack(hag.ends())[:, order][:, :live]
+    assert torch.equal(turned.flip(0), hag.transpose().make_edge_index()[:, :live])
+    assert torch.equal(pickle.loads(pickle.dumps(hag)).edge_index, plain.edge_index)
+
+
+@settings(max_examples=60)
+@given(graph=graphs(), both=st.booleans())
+def test_loops_are_put_in_place_of_those_there_are(
+    graph: tuple[Tensor, tuple[int, int]], both: bool
+) -> None:
+    edge_index, size = graph
+    loops = min(size)
+    with set_limits(**SHORT):
+        hag = hag_on_device(edge_index, size, OPTIONS, both=both, loops=loops)
+        expected = with_own_loops(edge_index.long(), loops)
+        assert_edges(hag, expected, size)
+        assert hag.order is not None
+        given = torch.cat([edge_index.long(), torch.arange(loops).expand(2, -1)], 1)
+        is_edge = hag.ends()[1] < size[1]
+        assert torch.equal(given[:, hag.order][:, is_edge], torch.stack(hag.ends())[:, is_edge])
+        assert torch.equal(hag.order.sort().values, torch.arange(given.shape[1]))
+
+
+@settings(max_examples=60)
+@given(graph=graphs(), both=st.booleans(), count=st.integers(0, 4), data=st.data())
+def test_each_relation_has_its_edges(
+    graph: tuple[Tensor, tuple[int, int]], both: bool, count: int, data: st.DataObject
+) -> None:
+    """Types that are no relation's are of edges that no graph has."""
+    edge_index, size = graph
+    num_edges = edge_index.shape[1]
+    types = st.lists(st.integers(-1, count), min_size=num_edges, max_size=num_edges)
+    edge_type = torch.tensor(data.draw(types), dtype=edge_index.dtype)
+    with set_limits(**SHORT):
+        hags = hags_on_device(edge_index, edge_type, count, size, OPTIONS, both=both)
+        assert len(hags) == count
+        for relation, hag in enumerate(hags):
+            assert_edges(hag, edge_index[:, edge_type == relation], size)
+
+
 @pytest.mark.parametrize("edges", [[[0, 3], [0, 1]], [[0, 1], [0, 3]], [[-1, 0], [0, 1]]])
 def test_ids_out_of_range_are_refused(edges: list[list[int]]) -> None:
     with pytest.raises(RuntimeError, match="edge_index holds an id that is negative, or above"):
@@ -194,3 +257,11 @@ def test_on_a_card_it_pays_where_bytes_outweigh_launches(derived: bool) -> None:
     assert not pays(1_000_000, 4)  # sorts move more than messages
     assert pays(5_000_000, 256)
     assert pays(10_000, 64, graphs=0)  # a graph that is there already
+    assert not pays(5_000_000, 256, graphs=100)  # each relation looks at all edges
+
+
+def test_on_a_card_attention_pays_sooner_than_sums() -> None:
+    """Stock scores edges in many launches, and writes their messages once more."""
+    sums = Messages(3_000_000, (300_000, 300_000), 4 * 128, True, device="cuda")
+    assert sums._replace(heads=8).gain(DEFAULT) > sums.gain(DEFAULT)
+    assert sums._replace(weighted=True).gain(DEFAULT) > sums.gain(DEFAULT)

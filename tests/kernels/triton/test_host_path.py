@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 import hag_plugin as hp
 from hag_plugin.hag.gpu.schedule import Schedule
-from hag_plugin.hag.graph import Arrays
-from hag_plugin.hag.passing import plain_hag
+from hag_plugin.hag.graph import Arrays, inverse_of
+from hag_plugin.hag.passing import plain_hag, plain_hag_there
 from hag_plugin.hag.program import Program
 from hag_plugin.kernels.triton import launch
 from hag_plugin.ops import weights
@@ -29,6 +29,11 @@ from hag_plugin.testing import count_programs, limits
 from ...attending import FORMS, NORMALISATIONS, how_of, tensors_of
 
 pyg = pytest.importorskip("torch_geometric").nn
+from hag_plugin.pyg.recipes.recipe import stock_class  # noqa: E402
+from hag_plugin.pyg.recipes.relations import plain_relation_hags  # noqa: E402
+from hag_plugin.pyg.recipes.scored import How, edges_there, joined_edges, scored  # noqa: E402
+from hag_plugin.pyg.recipes.table import recipe_of  # noqa: E402
+from hag_plugin.pyg.recipes.weighted import without_masks  # noqa: E402
 
 
 class NoWaiting(TorchDispatchMode):
@@ -172,6 +177,22 @@ def test_the_host_never_waits(run: Any, mode: Any, dtype: torch.dtype, launched:
 
 
 @pytest.mark.parametrize("mode", [False, "add", "fill"])
+def test_a_hag_that_was_moved_is_used_without_waiting(mode: Any, launched: list[str]) -> None:
+    """At once: it was told what the host knows of it. Of extrema the gradients may wait, once."""
+    hag = graph()
+    for one in (hag, hag.transpose()):
+        one.program(mode), one.program(mode, idempotent=True)
+    moved = hag._moved_to_launch(partial(torch.empty_like, device="meta"))  # as `hag.cuda()`
+    x = torch.zeros(305, 5, device="meta", requires_grad=True)
+    with NoWaiting():
+        for reduce in ("sum", "mean"):
+            y = hp.aggregate(x, moved, reduce, self_loops=mode)
+            torch.autograd.grad(y.sum(), x)
+        hp.aggregate(x.detach(), moved, "max", self_loops=mode)
+    assert len(launched) >= 5
+
+
+@pytest.mark.parametrize("mode", [False, "add", "fill"])
 @pytest.mark.parametrize("run", [sums, extrema])
 def test_a_graph_is_made_and_used_without_waiting(run: Any, mode: Any, launched: list[str]) -> None:
     """One that is met once, with its reverse, its programs and all that they need."""
@@ -192,6 +213,81 @@ def test_a_graph_is_made_and_used_without_waiting(run: Any, mode: Any, launched:
         counts[device] = launched[before:]
     assert counts["cpu"] == counts["meta"]
     assert len(counts["cpu"]) > 8
+
+
+def given_of(what: str, num_edges: int, device: str) -> list[Tensor]:
+    """What a layer is given of each edge."""
+    if what == "type":
+        return [torch.zeros(num_edges, dtype=torch.long, device=device)]
+    size = {"": None, "weight": (num_edges,), "values": (num_edges, 2)}[what]
+    return [] if size is None else [torch.zeros(size, device=device, requires_grad=True)]
+
+
+# What is made of edges that are met first, and what is given of each of them.
+MET: dict[str, tuple[Callable[[], torch.nn.Module], str]] = {
+    "gat": (lambda: pyg.GATConv(8, 4, heads=2), ""),
+    "gat, values": (lambda: pyg.GATConv(8, 4, heads=2, edge_dim=2, dropout=0.5), "values"),
+    "gatv2": (lambda: pyg.GATv2Conv(8, 4, heads=2, edge_dim=2, fill_value=0.0), "values"),
+    "transformer": (lambda: pyg.TransformerConv(8, 4, heads=2, edge_dim=2), "values"),
+    "agnn, no loops": (lambda: pyg.AGNNConv(add_self_loops=False), ""),
+    "fa": (lambda: pyg.FAConv(8), ""),
+    "gcn, weights": (lambda: pyg.GCNConv(8, 8), "weight"),
+    "graph, weights": (lambda: pyg.GraphConv(8, 8), "weight"),
+    "rgcn": (lambda: pyg.RGCNConv(8, 8, 3), "type"),
+    "film": (lambda: pyg.FiLMConv(8, 8, 3, act=None), "type"),
+}
+
+
+@pytest.mark.parametrize("name", MET)
+def test_what_is_met_first_is_made_without_waiting(
+    name: str, launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph that a layer runs over, its forward and its gradients: once, of edges alone."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: False)  # as below
+    make, what = MET[name]
+    edges, size = graph().edge_index, (305, 305)
+    conv = hp.accelerate(make())
+    recipe = recipe_of(stock_class(conv))
+    counts = {}
+    for device in ("cpu", "meta"):
+        conv, before = conv.to(device), len(launched)
+        given = edges if device == "cpu" else torch.empty_like(edges, device=device)
+        of_edges = given_of(what, edges.shape[1], device)
+        x = torch.zeros(305, 8, device=device, requires_grad=True)
+        with NoWaiting():
+            met: Any
+            if what == "type":
+                met = plain_relation_hags(given, of_edges.pop(), 3, size, both=True)
+            elif what == "weight":
+                hag = plain_hag_there(given, size)
+                slots = inverse_of(hag.order)
+                met = without_masks(conv, recipe.record, hag, slots, given, of_edges[0])
+            else:
+                how = How.of(conv, recipe.record, x.dtype)
+                met = scored(edges_there(given, size, how), given)
+            ends = (x, 2 * x) if name == "fa" else (x,)
+            y = conv(*ends, met, *(of_edges if what == "values" else ()))
+            leaves = [x, *of_edges, *conv.parameters()]
+            found = torch.autograd.grad(y.sum(), leaves, allow_unused=True)
+        assert found[0] is not None
+        assert {g.device.type for g in found if g is not None} == {device}
+        counts[device] = launched[before:]
+    assert counts["cpu"] == counts["meta"]
+    assert len(counts["cpu"]) >= 2
+
+
+def test_edges_of_several_types_are_joined_without_waiting(launched: list[str]) -> None:
+    """And the device asserts that they lead to nodes that there are."""
+    sizes = {"author": 300, "paper": 305}
+    keys = ("author", "writes", "paper"), ("paper", "cites", "paper")
+    ids = torch.randint(0, 300, (2, 900))
+    for device in ("cpu", "meta"):
+        edges = dict.fromkeys(keys, ids.to(device))
+        with NoWaiting():
+            hag = joined_edges(edges, sizes).hag
+            assert (hag.num_src, hag.num_dst, hag.is_unread) == (605, 605, True)
+    with pytest.raises(RuntimeError, match="above the number of nodes"):
+        joined_edges({keys[0]: ids + 20}, sizes)
 
 
 LAYERS: dict[str, Callable[[], torch.nn.Module]] = {

@@ -58,18 +58,3 @@ def test_a_card_is_given_a_hag_only_where_launches_are_paid_for() -> None:
     assert stats.predicted_seconds < stats.predicted_seconds_before
     assert stats.levels >= schedule_of(large.program("add")).num_levels == 2
     large.check(edges, "add")
-
-
-def test_moving_makes_what_a_launch_would_wait_for() -> None:
-    """On the way to a device the schedules are made from the programs there are."""
-    hag = hp.build_hag(cliques(3, 12), num_nodes=36, self_loops=[False, "add"])
-    hag.transpose()
-    hag.program(False), hag.program("add")  # made when they are first asked for
-    programs = list(hag._programs.values())
-    assert len(programs) == 2
-    assert not any("schedule" in vars(program).get("_kept", {}) for program in programs)
-    hag._make_schedules()
-    made = [vars(program)["_kept"]["schedule"] for program in programs]
-    hag._make_schedules()
-    assert list(hag._programs.values()) == programs
-    assert [vars(program)["_kept"]["schedule"] for program in programs] == made
