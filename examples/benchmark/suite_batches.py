@@ -148,17 +148,19 @@ def _graphs(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
 
 
 def _trained(arrays: dict[str, Any], key: str, cell: Cell, plan: Plan) -> tuple[Call, Call]:
-    """A few graphs trained on, and two epochs, the making of the HAGs included."""
-    items = _items(from_arrays(arrays), plan)
+    """A few graphs trained on; and the graphs made, their HAGs, and two epochs."""
+    data = from_arrays(arrays)
 
-    def call(some: list[Any]) -> None:
-        built = hp.pyg.ToHAG().dataset(some) if key == "hag" else some
-        side = Epochs(built, key, cell, plan)
+    def call(most: int | None) -> None:
+        items = _items(data, plan)[:most]
+        if key == "hag":
+            items = hp.pyg.ToHAG().dataset(items)
+        side = Epochs(items, key, cell, plan)
         for _ in range(2):
             side()
 
     constants.in_force()
-    return lambda: call(items[:WARM]), lambda: call(items)
+    return lambda: call(WARM), lambda: call(None)
 
 
 def _items(data: GraphData, plan: Plan) -> list[Any]:
@@ -239,7 +241,7 @@ def table(records: Sequence[Record]) -> str:
         f"Whole training epochs over batches of small graphs, loading included: 2 layers, hidden "
         f"{HIDDEN}, and a mean over each graph; at most {MOST_GRAPHS:,} graphs a data set. Ours is "
         "handed a data set that `ToHAG().dataset` built. Memory: by how much a process grows that "
-        "trains two epochs and does nothing else, the building of the data set included.\n\n"
+        "makes the data set, for us with its HAGs, and trains two epochs.\n\n"
     )
     return words + tables.markdown(header, rows) + "\n" if rows else "Nothing was measured.\n"
 
