@@ -109,7 +109,7 @@ class Limits:
     calibration_wait: float = 20.0
     sampled_reads: int = 1 << 18
     sampled_bytes: int = 256 << 20
-    timed_seconds: float = 5e-3
+    timed_seconds: float = 20e-3
     timed_share: float = 0.25
     read_characters: int = 1 << 20
     kernels_anywhere: bool = False

@@ -84,7 +84,7 @@ def build_hag(
         dtype: of the features that the price is for.
         choose: which program runs, the HAG's or the plain graph's, for features of each width:
             "measure" times them now where the cost model cannot tell, for a twentieth of the time
-            of the search (or, if that is more, for 5 ms or a quarter of it), or both on a GPU that
+            of the search (or, if that is more, for 20 ms or a quarter of it), or both on a GPU that
             the HAG is built for; "model" asks the model alone; "hag" and "plain" are always these.
             By default what the environment variable HAG_PLUGIN_CHOOSE says, or else "measure";
             "hag" for `method="greedy"`. Under `torch.use_deterministic_algorithms` and in processes
