@@ -113,7 +113,10 @@ def write(path: Path, header: dict[str, Any], arrays: Arrays) -> None:
     with np.errstate(all="ignore"):
         try:
             row_ptr, col = arrays["hag.row_ptr"], arrays["hag.col"]
-            target = np.repeat(np.arange(len(row_ptr) - 1), np.diff(row_ptr))
+            lengths = np.diff(row_ptr)
+            if (lengths > 10**6).any():
+                raise MemoryError
+            target = np.repeat(np.arange(len(row_ptr) - 1), lengths)
             header["content_hash"] = _cpu.edge_hash(col.astype(np.int64), target)
         except (KeyError, TypeError, ValueError, MemoryError):
             pass
