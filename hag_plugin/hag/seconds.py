@@ -279,6 +279,7 @@ def _alike(points: Sequence[Point], others: Sequence[Point]) -> Array:
 
 _ALIKE = _alike(POINTS, POINTS)
 _ROW_BYTES = np.array([row_bytes for _, row_bytes in POINTS])
+_IS_EXTREMUM = np.array([arithmetic.is_extremum for arithmetic, _ in POINTS])
 
 
 # Timing -----------------------------------------------------------------------------------------
@@ -340,8 +341,13 @@ class _Stage:
         self.runs: dict[str, _Run] = {}
 
     def holds(self) -> Array:
-        """Of each of `POINTS`, whether its features are small enough."""
-        return np.asarray(sum(self.sizes) * _ROW_BYTES <= self.most_bytes)
+        """Of each of `POINTS`, whether its features are small enough and all candidates do it.
+
+        A program that subtracts sums, and nothing else.
+        """
+        small = sum(self.sizes) * _ROW_BYTES <= self.most_bytes
+        subtracts = any(sample.program.diagonal for sample in self.samples.values())
+        return np.asarray(small & ~_IS_EXTREMUM if subtracts else small)
 
     def to_prepare(self) -> Array:
         """Seconds that preparing takes for each of `POINTS`."""

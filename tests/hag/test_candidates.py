@@ -743,6 +743,21 @@ def test_a_graph_of_hubs_alone_has_a_table() -> None:
         assert torch.equal(hp.aggregate(x, hag), hp.aggregate(x, plain))
 
 
+@pytest.mark.parametrize("reads", [2000, 1 << 30], ids=["samples", "the whole"])
+def test_what_subtracts_is_timed_on_sums_alone(reads: int) -> None:
+    """A program for A by (A + I) x - x has no maximum."""
+    edges, nodes = communities(size=6), 1200
+    with limits(**TIMED, sampled_reads=reads):
+        hag = hp.build_hag(edges, choose="measure", allow_subtraction=True)
+        assert hag.program().diagonal == -1
+        x = torch.randint(-4, 5, (nodes, 8)).double()
+        plain = hp.build_hag(edges, method="none")
+        for reduce in ("sum", "max"):
+            found, expected = (hp.aggregate(x, each, reduce) for each in (hag, plain))
+            assert torch.equal(found, expected)
+    assert hag.choice(64).by == "measure"
+
+
 def test_what_is_timed_is_bounded(hag: hp.HAG) -> None:
     """Where the features would take more memory than samples may, the model decides."""
     with limits(**TIMED, sampled_bytes=0):
