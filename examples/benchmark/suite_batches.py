@@ -130,7 +130,8 @@ def _graphs(graph: Graph, cell: Cell, plan: Plan) -> dict[str, Any]:
     rounds = interleave(calls, plan.budget(SECONDS), together=tuple(calls))
     timed = {"sides": rounds.summary(), "control": rounds.control(AUTO, AGAIN)}
     memory = {}
-    if cell["workers"] == 0:  # what is loaded in workers is not in the process
+    # What is loaded in workers is not in the process.
+    if cell["workers"] == 0 and (not plan.quick or cell["model"] == MODELS[0]):
         arrays = to_arrays(graph.data)
         for side, key in KEYS.items():
             memory[side] = growth(_trained, arrays, key, cell, plan)

@@ -39,7 +39,7 @@ def run(out: Path, *arguments: str, program: Path = BENCHMARK) -> subprocess.Com
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "MPLCONFIGDIR": str(out / "matplotlib")},
-        timeout=120,
+        timeout=300,
     )
 
 
