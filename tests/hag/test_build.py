@@ -442,8 +442,7 @@ print((peak() - before) / (8 * (n + 1) + 4 * edge_index.shape[1]))
 
 
 @pytest.mark.parametrize("name", ["COLLAB_ego_recon", "REDDIT-BINARY", "ogbl-ddi"])
-@pytest.mark.parametrize("self_loops", [False, "add"])
-@pytest.mark.parametrize("method", ["auto", "none"])
+@pytest.mark.parametrize(("method", "self_loops"), [("auto", "add"), ("none", False)])
 def test_real_memory(
     shared_data: Path, name: str, self_loops: hp.hag.SelfLoops, method: str
 ) -> None:
