@@ -671,7 +671,7 @@ def test_near_ties_are_timed_first() -> None:
 @pytest.mark.parametrize("search", [0.0, 1e-4, 4e-3, 0.02, 0.1, 1.0, 100.0])
 def test_choosing_takes_a_share_of_the_search(search: float) -> None:
     budget = seconds.seconds_to_choose(search)
-    assert budget <= max(0.05 * search, min(0.005, 0.25 * search))
+    assert budget <= max(0.05 * search, min(0.02, 0.25 * search))
     assert budget >= 0.045 * search
 
 

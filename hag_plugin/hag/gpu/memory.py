@@ -43,12 +43,18 @@ def device_bytes(
 ) -> DeviceBytes:
     """That of graphs, the first of them a HAG's own, of their programs, and of its plain one."""
     programs, schedule = list(programs), schedule_of(plain)
+    cols = {graph.arrays.col.data_ptr() for graph in graphs}  # plain programs have them in common
+
+    def own(program: Program) -> int:
+        shared = sum(a.nbytes for a in program.arrays if a.data_ptr() in cols)
+        return program.nbytes - shared
+
     places = PLACE_BYTES * len(schedule.source) + TARGET_BYTES * graphs[0].num_edges
     return DeviceBytes(
         graph=sum(_nbytes(graph.arrays[:2]) for graph in graphs),
         programs=sum(program.nbytes for program in programs),
         schedules=sum(_schedule_bytes(schedule_of(program)) for program in programs),
-        edges=plain.nbytes + _schedule_bytes(schedule) + places,
+        edges=own(plain) + _schedule_bytes(schedule) + places,
     )
 
 

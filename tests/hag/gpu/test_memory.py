@@ -27,9 +27,9 @@ def graph(name: str) -> hp.HAG:
     clique = torch.combinations(torch.arange(12)).T
     both = torch.cat([clique, clique.flip(0)], 1)
     cliques = torch.cat([both + 12 * i for i in range(5)], 1)
-    if name == "symmetric":
-        hag = priced(cliques, 60)
-        hag.prepare(["add"])
+    if name in ("symmetric", "sharing nothing"):
+        hag = priced(cliques, 60, "auto" if name == "symmetric" else "none")
+        hag.prepare(["add"] if name == "symmetric" else [False])
         return hag
     hub = torch.stack([torch.arange(1, 300), torch.zeros(299, dtype=torch.long)])
     edges = torch.cat([cliques, hub], 1)
@@ -66,7 +66,9 @@ def held(hag: hp.HAG) -> int:
     return sum(t.nbytes for t in tensors_in(hag, set()) if t.dim())
 
 
-@pytest.mark.parametrize("name", ["symmetric", "one-way", "with its reverse", "batch"])
+@pytest.mark.parametrize(
+    "name", ["symmetric", "sharing nothing", "one-way", "with its reverse", "batch"]
+)
 def test_is_what_a_moved_one_holds(name: str) -> None:
     hag = graph(name)
     said = hag.stats().gpu_bytes
