@@ -253,7 +253,7 @@ class Space:
         )
         if found is not None:
             return found
-        small = [best, *self._small(ANY)]
+        small = [best, *self._small(ANY), self.least_memory()]
         fits = min(small, key=lambda choice: (self.memory(choice.configs).total, choice.cost))
         needed = self.memory(fits.configs).total
         if needed <= limit:
