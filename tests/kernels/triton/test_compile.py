@@ -43,7 +43,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def sample() -> list[tuple[Variant, int]]:
-    """All options and dtypes on widths, warps and targets in turn; all widths and warps once.
+    """All options and dtypes on widths, warps and targets in turn; all widths and warps once, with
+    dtypes in turn.
 
     `python -m hag_plugin.kernels.triton.resources` compiles the whole product.
     """
@@ -58,11 +59,10 @@ def sample() -> list[tuple[Variant, int]]:
     most_options["combine"] = next(
         on for _, on in resources.flags() if on.get("SCALED") and on["MIXED"]
     )
-    dtypes = (torch.float32, torch.float64, torch.float16)
+    dtype = itertools.cycle((torch.float32, torch.float64, torch.float16))
     every_shape = [
-        Variant(kernel, dtype, width, warps, on)
-        for (kernel, on), dtype, width in itertools.product(most_options.items(), dtypes, WIDTHS)
-        if dtype in DTYPES[kernel]
+        Variant(kernel, next(d for d in dtype if d in DTYPES[kernel]), width, warps, on)
+        for (kernel, on), width in itertools.product(most_options.items(), WIDTHS)
         for warps in WARPS[kernel]
     ]
     return [(variant, next(target)) for variant in every_option + every_shape]
