@@ -181,17 +181,24 @@ def test_features_and_heads_are_split(kind: str, strategy: str, ranks: int) -> N
     def check(drawn: tuple[Data, np.ndarray, int]) -> None:
         data, owner, _ = drawn
         data.x = torch.cat([data.x, data.x[:, :2].square()], dim=1)
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "parts"
-            whole = stored(data, owner, ranks, path)
-            graph = trace(model, hpp.PartitionedData(path, 0))
-            space = space_with(graph, ranks, with_edges(strategy))
-            chosen = list(space.cheapest().configs)
-            plan = planned(space, chosen)
-            found = run_threads(ranks, lambda rank: trained(model, path, plan))
-            compare(found, train_alone(model, whole, sgd), bytes_of(space, chosen), 1e-10)
+        check_strategy(model, data, owner, ranks, strategy)
 
     check()
+
+
+def check_strategy(
+    model: nn.Module, data: Data, owner: np.ndarray, ranks: int, strategy: str
+) -> None:
+    """That layers with edges train by a strategy, from a store, as one process does."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "parts"
+        whole = stored(data, owner, ranks, path)
+        graph = trace(model, hpp.PartitionedData(path, 0))
+        space = space_with(graph, ranks, with_edges(strategy))
+        chosen = list(space.cheapest().configs)
+        plan = planned(space, chosen)
+        found = run_threads(ranks, lambda rank: trained(model, path, plan))
+        compare(found, train_alone(model, whole, sgd), bytes_of(space, chosen), 1e-10)
 
 
 def with_edges(strategy: str) -> Callable[[Op, Config], bool]:
@@ -316,15 +323,7 @@ def test_relations_of_edges(options: dict[str, Any], strategy: str) -> None:
         data.edge_index = torch.cat([more, data.edge_index], dim=1)
         owner = np.arange(nodes) % ranks
         data.edge_type = torch.from_numpy(random.integers(0, 3, data.num_edges))
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "parts"
-            whole = stored(data, owner, ranks, path)
-            graph = trace(model, hpp.PartitionedData(path, 0))
-            space = space_with(graph, ranks, with_edges(strategy))
-            chosen = list(space.cheapest().configs)
-            plan = planned(space, chosen)
-            found = run_threads(ranks, lambda rank: trained(model, path, plan))
-            compare(found, train_alone(model, whole, sgd), bytes_of(space, chosen), 1e-10)
+        check_strategy(model, data, owner, ranks, strategy)
 
     check()
 
