@@ -177,7 +177,7 @@ def _heading(
     timed = [r for r in records if r.get("forms", True)]
     loads = [r["load"] for r in timed if r["load"] is not None]
     lines = [
-        "# Benchmark\n",
+        f"# {_title(suites)}, on {machine['processor']}\n",
         f"Measured {dates[0]} to {dates[-1]} (UTC), float32, {here['threads']} threads.\n",
         f"- Machine: {machine['processor']}, {machine['cores']} cores, {caches}, "
         f"{machine['memory_gib']} GiB; {machine['system']}; transparent huge pages: "
@@ -199,6 +199,15 @@ def _heading(
         "Ratios are speeds: 2x is half the time.\n"
     )
     return "\n".join(lines)
+
+
+def _title(suites: dict[str, Sequence[Record]]) -> str:
+    """What a page is about, which tells it from the other pages of its machine."""
+    names = [name for name, records in suites.items() if records]
+    graphs = {r["cell"].get("graph") for records in suites.values() for r in records}
+    (graph,) = graphs if len(graphs) == 1 else (None,)
+    what = names[0] if len(names) == 1 else f"{len(names)} suites"
+    return f"Benchmark: {what}{f' of {graph}' if graph else ''}"
 
 
 def _codes(records: Sequence[Record], environments: dict[str, Record]) -> dict[str, int]:
