@@ -27,5 +27,7 @@ default_role = "code"  # of what stands in single backticks
 
 html_theme = "furo"
 html_title = f"hag_plugin {release}"
+html_static_path = ["static"]  # from the folder of this file
+html_css_files = ["wide.css"]
 html_extra_path = ["root"]  # the way from the folder of the site to its first page
 html_theme_options = {"footer_icons": []}
