@@ -5,7 +5,12 @@ Its source is the whole folder, so that links between documents are the same her
 
 from __future__ import annotations
 
+import os
+
 import hag_plugin
+
+# PyG's bars in a notebook without ipywidgets: what its kernel warns of would stand on the page.
+os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
 
 project = "hag_plugin"
 author = "the developers of hag_plugin"
