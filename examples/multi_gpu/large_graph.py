@@ -407,6 +407,8 @@ def main() -> None:
             f"--edges is {args.edges:.0f} and --ranks {args.ranks}; expected {least} edges or "
             "more, and 2 ranks or more"
         )
+    if args.output:
+        Path(args.output).mkdir(parents=True, exist_ok=True)  # before the work
     folder = Path(args.folder or tempfile.mkdtemp(prefix="large_graph."))
     if args.folder:
         folder.mkdir()

@@ -180,6 +180,8 @@ def main() -> None:
         by, given, out, memory = args.run
         with_use(SORTERS[by], Path(given), Path(out), int(memory))
         return
+    if args.output:
+        Path(args.output).mkdir(parents=True, exist_ok=True)  # before the work
     setting = {
         "edges": int(args.edges), "memory": args.memory, "date": date.today().isoformat(),
         "machine": provenance.machine(),

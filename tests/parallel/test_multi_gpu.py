@@ -112,13 +112,13 @@ def test_sizes_of_a_graph_that_is_not_generated_are_refused(option: str) -> None
 def test_a_graph_that_is_cut(tmp_path: Path) -> None:
     """Generated, cut and trained on two ranks under a limit; a copy has one process's losses."""
     command = [sys.executable, str(FOLDER / "large_graph.py"), "--edges", "60e3", "--ranks", "2",
-               "--topology", "cpu2", "--output", str(tmp_path)]  # fmt: skip
+               "--topology", "cpu2", "--output", str(tmp_path / "new")]  # fmt: skip
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER.parents[1])},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    lines = (tmp_path / "large_graph.jsonl").read_text().splitlines()
+    lines = (tmp_path / "new" / "large_graph.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     of = {row["kind"]: row for row in rows}
     assert [row["kind"] for row in rows] == [
@@ -130,20 +130,20 @@ def test_a_graph_that_is_cut(tmp_path: Path) -> None:
     assert max(rank["sent_bytes"] for rank in ranks) == trained["planned_sent_bytes"] > 0
     assert trained["found"]["limit"] < of["tenth"]["whole_bytes"]
     assert of["equal"]["apart"] <= 1e-10
-    assert (tmp_path / "large_graph.md").read_text() == done.stdout
+    assert (tmp_path / "new" / "large_graph.md").read_text() == done.stdout
 
 
 def test_a_graph_that_is_cut_alone(tmp_path: Path) -> None:
     """What is left on the disk is what was told of it before, but for what edges are sorted in."""
     made = tmp_path / "made"
     words = ["--edges", "60e3", "--ranks", "2", "3", "--features", "8", "--cut-only"]
-    words += ["--method", "contiguous", "--folder", str(made), "--output", str(tmp_path)]
+    words += ["--method", "contiguous", "--folder", str(made), "--output", str(tmp_path / "new")]
     done = subprocess.run(
         [sys.executable, str(FOLDER / "large_graph.py"), *words], capture_output=True, text=True,
         timeout=300, check=False, env=os.environ | {"PYTHONPATH": str(FOLDER.parents[1])},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "large_graph_cut.md").read_text() == done.stdout
+    assert (tmp_path / "new" / "large_graph_cut.md").read_text() == done.stdout
     large = example("large_graph")
     needed = large.disk_bytes(60_000, 2000, large.options().parse_args(words))
     left = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
@@ -156,13 +156,13 @@ def test_sorting_beside_what_is_installed(tmp_path: Path) -> None:
     """All find the same order, or it ends with an error."""
     pytest.importorskip("pyarrow")
     command = [sys.executable, str(FOLDER / "sorting.py"), "--edges", "30e3", "--by", "ours",
-               "pyarrow", "--output", str(tmp_path)]  # fmt: skip
+               "pyarrow", "--output", str(tmp_path / "new")]  # fmt: skip
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, check=False,
         env=os.environ | {"PYTHONPATH": str(FOLDER.parents[1])},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    lines = (tmp_path / "sorting.jsonl").read_text().splitlines()
+    lines = (tmp_path / "new" / "sorting.jsonl").read_text().splitlines()
     assert [json.loads(line).get("by") for line in lines] == [None, "ours", "pyarrow"]
 
 

@@ -199,6 +199,8 @@ def main() -> None:
     parser.add_argument("--long", action="store_true", help="all tests, and minutes of calls")
     parser.add_argument("--report", type=Path, help="a file for what was found")
     options = parser.parse_args()
+    if options.report:
+        options.report.touch()  # before the work
     folder = ROOT / "build" / f"sanitized-{options.sanitizer}"
     folder.mkdir(parents=True, exist_ok=True)
     isas = EVERY if options.long else ISAS[options.sanitizer]
