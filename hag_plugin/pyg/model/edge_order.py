@@ -72,7 +72,7 @@ def why_ordered(layer: Any, stock: type, method: str, call: dict[str, Any]) -> s
 
 def pyg_method(cls: type, method: str) -> str | None:
     """The name, as in "GAE.test", of the method of PyG's that a class has; None if it is not."""
-    owner = next((c for c in cls.__mro__ if method in c.__dict__), object)
+    owner = [*[c for c in cls.__mro__ if method in c.__dict__], object][0]
     is_pyg = owner.__module__.startswith("torch_geometric.")
     return f"{owner.__name__}.{method}" if is_pyg else None
 
@@ -212,7 +212,7 @@ def _run(
             return given[-1]
         if isinstance(value, dict):
             return {k: prepared(v) for k, v in value.items()}
-        if isinstance(value, tuple | list):
+        if isinstance(value, (tuple, list)):
             return type(value)([prepared(v) for v in value])
         if dtype is not None and type(value) is Tensor and value.is_floating_point():
             return _random(value.shape, dtype, value.device)
@@ -247,7 +247,7 @@ def _mixed(target: Tensor) -> Tensor:
 def _differ(a: Any, b: Any, dtype: torch.dtype | None) -> bool:
     if isinstance(a, dict):
         return any(_differ(a[key], b[key], dtype) for key in a)
-    if isinstance(a, tuple | list):
+    if isinstance(a, (tuple, list)):
         return any(_differ(x, y, dtype) for x, y in zip(a, b, strict=True))
     if not isinstance(a, Tensor) or a.layout != torch.strided:
         return False
