@@ -5,7 +5,12 @@ Its source is the whole folder, so that links between documents are the same her
 
 from __future__ import annotations
 
+import os
+
 import hag_plugin
+
+# PyG's bars in a notebook without ipywidgets: what its kernel warns of would stand on the page.
+os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
 
 project = "hag_plugin"
 author = "the developers of hag_plugin"
@@ -27,5 +32,7 @@ default_role = "code"  # of what stands in single backticks
 
 html_theme = "furo"
 html_title = f"hag_plugin {release}"
+html_static_path = ["static"]  # from the folder of this file
+html_css_files = ["wide.css"]
 html_extra_path = ["root"]  # the way from the folder of the site to its first page
 html_theme_options = {"footer_icons": []}

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from hag_plugin.devices import processor
+from hag_plugin.version import __version__
 
-PACKAGES = ("hag-plugin", "torch", "torch_geometric", "dgl", "numpy")
+OWN = "hag-plugin"
+PACKAGES = (OWN, "torch", "torch_geometric", "dgl", "numpy")
 
 
 def machine() -> dict[str, Any]:
@@ -34,4 +36,6 @@ def package_versions(packages: Iterable[str] = PACKAGES) -> dict[str, str | None
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
+    if OWN in versions:
+        versions[OWN] = __version__  # of what runs: another may be installed, or none
     return versions

@@ -75,7 +75,11 @@ def write(results: Results, folder: Path, every_machine: Path) -> Page:
     drawn = plots.draw(dict(suites), folder)
     means = goals.headline(suites["aggregate"])
     codes = {suite: _codes(suites[suite], same) for suite in SUITES if suites[suite]}
-    parts = [_heading(here, codes, suites), "## Goals\n", goals.table(found) + "\n"]
+    measured = [goal for goal in found if goal.met is not None]
+    parts = [_heading(here, codes, suites), "## Goals\n"]
+    parts += [goals.table(measured) + "\n"] if measured else []
+    if left := len(found) - len(measured):
+        parts.append(f"{left} {'other ' * bool(measured)}goals are of what is not measured here.\n")
     if failures:
         parts += ["## Failures\n", "\n".join(f"- {line}" for line in failures) + "\n"]
     differing = tables.wrong(suites, ours=False)

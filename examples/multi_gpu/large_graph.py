@@ -352,14 +352,19 @@ def page(rows: list[dict[str, Any]]) -> str:
             ]
             for rank in found["ranks"]
         ]  # fmt: skip
+    title, model, ranks = "A graph that is cut into parts", "", ""
+    if of["training"]:
+        title = "A graph of which each rank has its part"
+        model = (
+            f"; {setting['model']}, {setting['layers']} layers, {setting['hidden']} hidden, "
+            "float32, full batch"
+        )
+        ranks = " Ranks are processes of this one machine, one thread each, with gloo."
     cutting = [
-        "# A graph of which each rank has its part",
-        f"{cuts[0]['nodes']:,} nodes, {cuts[0]['edges']:,} edges, {setting['features']} features; "
-        f"{setting['model']}, {setting['layers']} layers, {setting['hidden']} hidden, float32, "
-        f"full batch. By `{' '.join(command)}`, {setting['date']}: {here['processor']}, "
-        f"{here['cores']} cores, {here['system']}; "
-        f"{versions}. Ranks are processes of this one machine, one thread each, with gloo."
-        f"{setting.get('note', '')}",
+        f"# {title}",
+        f"{cuts[0]['nodes']:,} nodes, {cuts[0]['edges']:,} edges, {setting['features']} features"
+        f"{model}. By `{' '.join(command)}`, {setting['date']}: {here['processor']}, "
+        f"{here['cores']} cores, {here['system']}; {versions}.{ranks}{setting.get('note', '')}",
         "## Cutting",
         f"With `--memory {setting['memory']}`.",
         table(["parts", "method", "seconds", "peak memory", "store", "edges that are cut",

@@ -8,7 +8,7 @@ the last time is let go: a training step holds less than half of what it holds p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from hag_plugin.hag.hag import HAG
 from hag_plugin.ops import gpu
 from hag_plugin.ops.attention import NAME, run_attend, write_gradients
 from hag_plugin.ops.attention_pieces import Form, Tensors
-from hag_plugin.ops.registration import call, check_self_loops, is_ordinary
+from hag_plugin.ops.registration import call, check_self_loops, in_large_pages, is_ordinary
 
 _PRODUCTS = ("value", "key", "query", "root")
 
@@ -125,7 +125,7 @@ def attend_products(hag: HAG, source: Tensor, target: Tensor, attention: Attenti
 def composed(hag: HAG, source: Tensor, target: Tensor, attention: Attention) -> Tensor:
     """The same product by product, which has derivatives of any order."""
     form = _form(hag, attention)
-    given = _given(source, target, attention)
+    given = _given(source, target, attention, linear)
     y, _ = call(NAME, hag, tuple(given), *form.others)
     out: Tensor = y.flatten(1)
     for term in _added(target, attention):
@@ -138,15 +138,17 @@ def _form(hag: HAG, attention: Attention) -> Form:
     return Form(hag.num_dst, attention.score, attention.slope, "softmax", loops)
 
 
-def _given(source: Tensor, target: Tensor, attention: Attention) -> Tensors:
+def _given(
+    source: Tensor, target: Tensor, attention: Attention, multiply: Callable[..., Tensor]
+) -> Tensors:
     """The products as `attend` takes them."""
     heads = attention.heads
     shape = (heads,) if attention.score == "sum" else (heads, -1)
-    value = linear(source, *attention.value).view(len(source), heads, -1)
+    value = multiply(source, *attention.value).view(len(source), heads, -1)
     key = value
     if attention.key is not None:
-        key = linear(source, *attention.key).view(len(source), *shape)
-    query = linear(target, *attention.query).view(len(target), *shape)
+        key = multiply(source, *attention.key).view(len(source), *shape)
+    query = multiply(target, *attention.query).view(len(target), *shape)
     ends = {"value": value, "key": key, "query": query}
     weight, mask, order = attention.weight, attention.mask, attention.order
     return Tensors(**ends, weight=weight, mask=mask, order=order)
@@ -163,7 +165,7 @@ class _Products(torch.autograd.Function):
         ctx: Any, hag: HAG, attention: Attention, source: Tensor, target: Tensor, *tensors: Any
     ) -> Tensor:
         form = _form(hag, attention)
-        given = _given(source, target, attention)
+        given = _given(source, target, attention, _linear)
         y, kept = run_attend(hag, *given, *form.others)
         # A view that is made here could not be written to by whoever gets it.
         out: Tensor = torch.ops.aten._unsafe_view(y, (form.num_dst, y.shape[1] * y.shape[2]))
@@ -276,6 +278,19 @@ class _Backward:
         return parts
 
 
+# A new product of many rows costs more in page faults than in sums: it comes in large pages.
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`torch.nn.functional.linear`."""
+    y = in_large_pages(x.new_empty((len(x), len(weight))))
+    if bias is None:
+        return torch.mm(x, weight.t(), out=y)
+    return torch.addmm(bias, x, weight.t(), out=y)
+
+
 def _plus(total: Tensor | None, by: Tensor, weight: Tensor) -> Tensor:
     """`total + by @ weight`, in its memory."""
-    return by @ weight if total is None else total.addmm_(by, weight)
+    if total is not None:
+        return total.addmm_(by, weight)
+    return torch.mm(by, weight, out=in_large_pages(by.new_empty((len(by), weight.shape[1]))))
