@@ -141,8 +141,8 @@ def layers() -> str:
     ]
     slower = sum(suite_layers.is_slower(record["forms"]["fresh"]) for record in found.cells)
     return found.table(rows) + (
-        "\n\nSlower by more than 5 % and the noise, where stock takes over 1 ms, with layers that no "
-        f"HAG serves: {slower} of {len(found.cells)} calls."
+        "\n\nSlower by more than 5 % and the noise, where stock takes over 1 ms, with layers that "
+        f"no HAG serves: {slower} of {len(found.cells)} calls."
     )
 
 
