@@ -8,7 +8,7 @@ What does not is found by trying: a copy of the layer runs on the same edges in 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ TRIED_EDGES = 20_000
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3}
 
 # Aggregations that give the same in any order, beside those that HAGs serve. Others are tried.
-FREE = {
+FREE = (
     *REDUCERS,
     *STATISTICS,
     aggr.AttentionalAggregation,
@@ -36,7 +36,7 @@ FREE = {
     aggr.QuantileAggregation,
     aggr.Set2Set,
     aggr.SetTransformerAggregation,
-}
+)
 # What depends on the order of edges apart from its aggregation, or gives a value for each edge.
 # By name, as not every version of PyG has all. tests/pyg finds them among all of PyG's.
 ORDERED = {
@@ -100,7 +100,7 @@ def has_free_aggregation(layer: Any) -> bool:
     return module is None or is_made_of(module, FREE)
 
 
-def is_made_of(module: Any, kinds: Container[type]) -> bool:
+def is_made_of(module: Any, kinds: tuple[type, ...]) -> bool:
     """Whether an aggregation is of these classes, or made of such."""
     if type(module) is aggr.DegreeScalerAggregation:
         return is_made_of(module._modules["aggr"], kinds)

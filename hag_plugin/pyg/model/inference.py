@@ -44,7 +44,7 @@ ONE_HOP = {
 }
 # Aggregations of the messages of a node alone. PyG's LSTM and others pad these to the most that any
 # node has, and their results depend on that.
-ROW_BY_ROW = {
+ROW_BY_ROW = (
     *REDUCERS,
     *STATISTICS,
     aggr.AttentionalAggregation,
@@ -52,7 +52,7 @@ ROW_BY_ROW = {
     aggr.MedianAggregation,
     aggr.MulAggregation,
     aggr.QuantileAggregation,
-}
+)
 COPIES = 4  # of a message, that a layer holds at once: of both ends, and what is made of these
 
 
