@@ -295,6 +295,22 @@ def sorting() -> str:
     return markdown(["sorted by", "processor seconds", "memory"], rows)
 
 
+def _large_graph(kind: str) -> list[Record]:
+    lines = (EXAMPLES / "multi_gpu/results/large_graph.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def cutting() -> str:
+    most = max(record["peak_bytes"] for record in _large_graph("partition"))
+    return f"{most / 2**30:.1f} GiB"
+
+
+def one_process() -> str:
+    """What one process needs for the whole graph."""
+    (tenth,) = _large_graph("tenth")
+    return f"{tenth['whole_bytes'] / 2**30:.1f} GiB"
+
+
 def planned() -> str:
     """What a plan lost, and how far off predictions were."""
     found = json.loads((EXAMPLES / "multi_gpu/results/sweep.json").read_text())
@@ -325,6 +341,8 @@ MARKS: dict[str, Callable[[], str]] = {
     "epochs of the paper over DGL": paper_dgl,
     "epochs of the paper over PyG": paper_pyg,
     "sorting": sorting,
+    "cutting": cutting,
+    "one process": one_process,
     "planned": planned,
 }
 
