@@ -102,7 +102,7 @@ class Occasions:
     def _visit(
         self, layer: Module, features: Any, met: Visit | None, is_there: Callable[[], bool]
     ) -> Visit:
-        if isinstance(features, tuple | list) and features:
+        if isinstance(features, (tuple, list)) and features:
             features = features[0]
         writes = _writes(self._model() or layer)
         if met is None or met.is_over(features, writes) or is_there():

@@ -34,25 +34,6 @@ def test_the_table_is_there() -> None:
     assert 0 < len({*rows(IN_PYG)} & {*rows()}) == len(rows(IN_PYG))
 
 
-# A row of the page on PyG: what the report of the benchmark calls it.
-MEANS = {
-    "sorted edges over PyG's gather and scatter": "none over PyG gather + scatter, fresh",
-    "a HAG over PyG's gather and scatter": "auto over PyG gather + scatter, fresh",
-    "a HAG over sorted edges": "auto over none, fresh",
-    "sorted edges over torch's CSR product (MKL)": "none over torch CSR (MKL), fresh",
-    "a HAG over torch's CSR product (MKL)": "auto over torch CSR (MKL), fresh",
-}
-
-
-def test_what_is_gained_in_pyg_is_what_was_measured() -> None:
-    if not IN_PYG.is_file():
-        pytest.skip("no documents beside these tests")
-    results = DOCS.parent / "examples/benchmark/results/intel-xeon-avx512/summary.json"
-    measured = json.loads(results.read_text())["geometric_means"]
-    told = dict(re.findall(r"^\| (.* over .*) \| ([\d.]+)x \|$", IN_PYG.read_text(), re.MULTILINE))
-    assert told == {row: f"{measured[name]:.2g}" for row, name in MEANS.items()}
-
-
 @pytest.mark.mostly_slow("Cora*", "BZR_MD*", "IMDB*")
 @pytest.mark.parametrize(("name", "closed", "plain"), rows())
 def test_rows_read(shared_data: Path, name: str, closed: str, plain: str) -> None:

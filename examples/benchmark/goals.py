@@ -107,7 +107,7 @@ def _most(words: str, value: float | None, bound: float, unit: str = "x") -> Goa
     return Goal(words, text, None if value is None else value <= bound)
 
 
-def _pick(records: Iterable[Record], **cell: Any) -> list[Record]:
+def pick(records: Iterable[Record], **cell: Any) -> list[Record]:
     return [r for r in records if r["forms"] and cell.items() <= r["cell"].items()]
 
 
@@ -120,7 +120,7 @@ def _kernels(records: Sequence[Record]) -> list[Goal]:
     goals = []
     words = {"reused": "copying x into y, reused buffers", "fresh": "x.clone(), fresh outputs"}
     for width in (64, 256):
-        found = _pick(records, graph=COLLAB, width=width, loops="A+I", reduce="sum")
+        found = pick(records, graph=COLLAB, width=width, loops="A+I", reduce="sum")
         for form, than in words.items():
             value = _one(found, form, AUTO, COPY)
             goals.append(_most(f"{COLLAB}, width {width}: at most 1.5x of {than}", value, 1.5))
@@ -128,10 +128,10 @@ def _kernels(records: Sequence[Record]) -> list[Goal]:
 
 
 def _peers(records: Sequence[Record]) -> list[Goal]:
-    records = _pick(records, width=64, loops="A+I", reduce="sum")
+    records = pick(records, width=64, loops="A+I", reduce="sum")
     goals = []
     for form, (graph, bound) in itertools.product(("reused", "fresh"), AGAINST_DGL.items()):
-        found = _pick(records, graph=graph)
+        found = pick(records, graph=graph)
         value, copied = (_one(found, form, "DGL", side) for side in (AUTO, COPY))
         words = f"{graph}: at least {bound}x DGL, {form}"
         goals.append(_least(words, value, bound, _copied(form, copied)))
@@ -157,10 +157,10 @@ def _epochs(records: Sequence[Record]) -> list[Goal]:
     goals = []
     wanted = {"graph": COLLAB, "model": "GCN", "hidden": 16, "mode": "training"}
     for side, bound in ((suite_epochs.STOCK, 50.0), ("DGL", 1.5)):
-        value = _one(_pick(records, **wanted), "fresh", side, AUTO)
+        value = _one(pick(records, **wanted), "fresh", side, AUTO)
         words = f"{COLLAB}, GCN, hidden 16, training: at least {bound:g}x {side}"
         goals.append(_least(words, value, bound))
-    measured = _pick(records)
+    measured = pick(records)
     found = [(over_best(r, "fresh"), r) for r in measured]
     known = [(v, r) for v, r in found if v is not None]
     worst = min(known, key=lambda pair: pair[0], default=None)
@@ -188,8 +188,8 @@ def _choices_of_epochs(records: Sequence[Record]) -> Goal:
 def _layers(records: Sequence[Record]) -> list[Goal]:
     """Where stock takes over 1 ms; a cell counts as slower if it was so twice running."""
     slower, worst, found = 0, None, []
-    graphs = len({record["cell"]["graph"] for record in _pick(records)})
-    for record in _pick(records):
+    graphs = len({record["cell"]["graph"] for record in pick(records)})
+    for record in pick(records):
         stock = median(record, "fresh", suite_layers.STOCK)
         ratio = over(record, "fresh", suite_layers.STOCK, AUTO)
         if stock is None or ratio is None or stock <= suite_layers.LEAST:
@@ -346,7 +346,7 @@ def _dgl_layers(records: Sequence[Record]) -> list[Goal]:
 def headline(records: Sequence[Record]) -> dict[str, float | None]:
     """Geometric means over all `aggregate` cells, by form."""
     out: dict[str, float | None] = {}
-    measured = _pick(records)
+    measured = pick(records)
     for form in ("reused", "fresh"):
         out[f"auto over best peer, {form}"] = means(measured, lambda r, f=form: over_best(r, f))
         for name, side in (("auto", AUTO), ("none", NONE)):

@@ -59,11 +59,11 @@ def write(results: Results, folder: Path, every_machine: Path) -> Page:
         every_machine: whose folders hold the results of other machines, for a table of them.
     """
     here = newest_environment(results)
-    alike = _alike(results, here)
-    suites: dict[str, Sequence[Record]] = {s: results.cells(s, alike) for s in SUITES}
+    same = alike(results, here)
+    suites: dict[str, Sequence[Record]] = {s: results.cells(s, same) for s in SUITES}
     found = goals.all_goals(dict(suites), here["threads"])
     suites["never-slower"] = tables_never_slower.judged(suites["never-slower"])
-    failures = tables.wrong(suites, ours=True) + _crashes(results, alike) + [
+    failures = tables.wrong(suites, ours=True) + _crashes(results, same) + [
         f"{suite}, {' '.join(map(str, r['cell'].values()))}: {words}"
         for suite, words, key in (
             ("never-slower", "auto is slower than none", None),
@@ -74,7 +74,7 @@ def write(results: Results, folder: Path, every_machine: Path) -> Page:
     ]  # fmt: skip
     drawn = plots.draw(dict(suites), folder)
     means = goals.headline(suites["aggregate"])
-    codes = {suite: _codes(suites[suite], alike) for suite in SUITES if suites[suite]}
+    codes = {suite: _codes(suites[suite], same) for suite in SUITES if suites[suite]}
     measured = [goal for goal in found if goal.met is not None]
     parts = [_heading(here, codes, suites), "## Goals\n"]
     parts += [goals.table(measured) + "\n"] if measured else []
@@ -140,7 +140,7 @@ def newest_environment(results: Results) -> Record:
     return results.environments()[-1]
 
 
-def _alike(results: Results, here: Record) -> dict[str, Record]:
+def alike(results: Results, here: Record) -> dict[str, Record]:
     """The environments, by id, that differ from one in the code that ran alone."""
     return {
         record["id"]: record

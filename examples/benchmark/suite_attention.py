@@ -189,10 +189,10 @@ def shares(records: Sequence[Record], stock: str = STOCK, ours: str = AUTO) -> l
 def table(records: Sequence[Record]) -> str:
     """All cells together; then a row for each graph, layer and way to meet it, over all heads and
     widths."""
-    return f"{_whole(records)}\n\n{_by_graph(records)}"
+    return f"{tables.markdown(tables.SPREAD, whole(records))}\n\n{_by_graph(records)}"
 
 
-def _whole(records: Sequence[Record]) -> str:
+def whole(records: Sequence[Record]) -> list[list[str]]:
     """The least, the median and the most of what was compared, over all cells."""
     words = {"back": "graphs that come back", "once": "batches met once"}
     compared: dict[str, list[float]] = {}
@@ -216,17 +216,9 @@ def _whole(records: Sequence[Record]) -> str:
         },
         "peak memory, as a share of DGL's": shares(records, DGL, DGL_AUTO),
     }
-    rows = [_spread(name, found, tables.times) for name, found in compared.items()]
-    rows += [_spread(name, found, "{:.2f}".format) for name, found in of_memory.items()]
-    return tables.markdown(["", "cells", "least", "median", "geometric mean", "most"], rows)
-
-
-def _spread(name: str, found: Sequence[float], words: Callable[[float], str]) -> list[str]:
-    if not found:
-        return [name, "0", "-", "-", "-", "-"]
-    mean = tables.geometric_mean(found)
-    assert mean is not None
-    return [name, str(len(found)), *map(words, (min(found), median(found), mean, max(found)))]
+    rows = [tables.spread(name, found, tables.times) for name, found in compared.items()]
+    rows += [tables.spread(name, found, "{:.2f}".format) for name, found in of_memory.items()]
+    return rows
 
 
 def _by_graph(records: Sequence[Record]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from . import published, suite_epochs, suite_layers
@@ -16,6 +16,8 @@ FORMS = {
     "reused": "all sides write into the same buffer",
     "fresh": "all sides allocate their output (stock allocator)",
 }
+
+SPREAD = ("", "cells", "least", "median", "geometric mean", "most")
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -67,6 +69,19 @@ def over_best(record: Record, form: str, side: str = AUTO) -> float | None:
     """How many times a side is faster than the best peer."""
     peer, own = best_peer(record, form), median(record, form, side)
     return None if peer is None or own is None else peer[1] / own
+
+
+def spread(name: str, found: Sequence[float], words: Callable[[float], str]) -> list[str]:
+    """A row of a table with the head `SPREAD`."""
+    if not found:
+        return [name, "0", "-", "-", "-", "-"]
+    mean = geometric_mean(found)
+    assert mean is not None
+    return [
+        name,
+        str(len(found)),
+        *map(words, (min(found), statistics.median(found), mean, max(found))),
+    ]
 
 
 def means(records: Iterable[Record], ratio: Any) -> float | None:

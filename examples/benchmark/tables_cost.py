@@ -47,11 +47,11 @@ def _cost_row(name: str, records: Iterable[Record]) -> list[str]:
     found = [error for record in records for error in errors(record)]
     regrets = [record["regret"] for record in records]
     return [name, str(len(records)), str(len(found)),
-            *(f"{value:.0%}" for value in _median_mean_largest(found)),
-            *(f"{value:.1%}" for value in _median_mean_largest(regrets))]  # fmt: skip
+            *(f"{value:.0%}" for value in median_mean_largest(found)),
+            *(f"{value:.1%}" for value in median_mean_largest(regrets))]  # fmt: skip
 
 
-def _median_mean_largest(values: Sequence[float]) -> tuple[float, float, float]:
+def median_mean_largest(values: Sequence[float]) -> tuple[float, float, float]:
     return statistics.median(values), statistics.mean(values), max(values)
 
 

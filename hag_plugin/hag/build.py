@@ -121,7 +121,7 @@ def build_hag(
         raise ValueError(f"targets_first with {num_dst} targets and {num_src} sources; expected "
                          "at most as many targets as sources")  # fmt: skip
     search = _search_options(options, home)
-    modes = self_loops if isinstance(self_loops, list | tuple) else (self_loops,)
+    modes = self_loops if isinstance(self_loops, (list, tuple)) else (self_loops,)
     if copies is not None:
         options |= {"size": (num_src, num_dst), "targets_first": targets_first}
         return _with_copies(edge_index, copies, ptr, options).to(home)
@@ -147,7 +147,7 @@ def _with_copies(edge_index: Tensor, copies: Tensor, ptr: Any, options: dict[str
     first, modes = _first_copies(copies, num_src), options["self_loops"]
     hag = build_hag(edge_index, ptr=ptr, **{**options, "device": "cpu"})
     options |= {"self_loops": False, "allow_subtraction": False, "targets_first": False}
-    modes = modes if isinstance(modes, list | tuple) else (modes,)
+    modes = modes if isinstance(modes, (list, tuple)) else (modes,)
     graphs = {
         mode: build_hag(merged_edges(hag, first, mode), **options)
         for mode in dict.fromkeys(map(hag.copies_mode, modes))
@@ -201,7 +201,7 @@ def build_hags(
         raise ValueError(f"edge_indices has {len(edge_indices)} graphs, num_nodes "
                          f"{len(num_nodes)} numbers; expected as many")  # fmt: skip
     check_flag("transpose", transpose)
-    modes = self_loops if isinstance(self_loops, list | tuple) else (self_loops,)
+    modes = self_loops if isinstance(self_loops, (list, tuple)) else (self_loops,)
     devices_of = {edge_index.device for edge_index in edge_indices}
     home = torch.device(options.get("device") or (devices_of.pop() if devices_of else "cpu"))
     search = _search_options(options, home)
@@ -279,7 +279,7 @@ def check_build_options(options: Mapping[str, Any], taken: Sequence[str] = ()) -
     check_optional_flag("progress", progress)
     check_choice("choose", given["choose"], (*CHOOSE, None))
     modes = given["self_loops"]
-    for mode in modes if isinstance(modes, list | tuple) else (modes,):
+    for mode in modes if isinstance(modes, (list, tuple)) else (modes,):
         check_choice("self_loops", mode, SELF_LOOPS)
     if given["device"] is not None:
         devices.checked(given["device"])

@@ -141,7 +141,7 @@ class Work:
         outer = row_bytes / 2 if is_half else row_bytes
         out = self.written * outer
         total = self.num_src * outer + out
-        if isinstance(total, int | float):
+        if isinstance(total, (int, float)):
             held = min(1.0, cache_bytes / max(total, 1))
         else:
             held = np.minimum(1.0, cache_bytes / np.maximum(total, 1))

@@ -106,7 +106,7 @@ class Constants:
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{name} is {value!r}; expected a number")
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{name} is {value}; expected a finite number, 0 or more")

@@ -82,7 +82,7 @@ def restore(module: M) -> M:
 
 def _remove(hooks: dict[int, Any], options: dict[int, bool]) -> None:
     for key, hook in list(hooks.items()):
-        if isinstance(hook, Session | ForwardEnd):
+        if isinstance(hook, (Session, ForwardEnd)):
             del hooks[key]
             options.pop(key, None)
 

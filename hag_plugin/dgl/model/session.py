@@ -103,7 +103,7 @@ class Session:
 def _may_gain(graph: DGLGraph, features: Any) -> bool:
     """Whether a step over a graph that is met first may be sooner than DGL's. No step is wider than
     the features that a layer is given, as a rule."""
-    x = features[0] if isinstance(features, tuple | list) else features
+    x = features[0] if isinstance(features, (tuple, list)) else features
     if not isinstance(x, Tensor) or len(graph.canonical_etypes) != 1:
         return False
     if graph.num_edges() < limits.dgl_edges:

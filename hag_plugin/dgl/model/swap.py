@@ -148,7 +148,7 @@ def _as_before(stock: Any) -> Any:
 
 def _holds_rows(value: Any) -> bool:
     """Whether an argument is features, or those of sources and of targets."""
-    if isinstance(value, tuple | list) and value:
+    if isinstance(value, (tuple, list)) and value:
         value = value[0]
     return isinstance(value, Tensor)
 

@@ -65,7 +65,7 @@ def settle(
     if (
         type(reduce_func) is SimpleReduceFunction
         and reduce_func.name in REDUCERS
-        and isinstance(message_func, CopyMessageFunction | BinaryMessageFunction)
+        and isinstance(message_func, (CopyMessageFunction, BinaryMessageFunction))
     ):
         if message_func.out_field != reduce_func.msg_field:
             return Choice(None, UNFIT)  # DGL says what is wrong

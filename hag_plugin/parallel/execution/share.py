@@ -103,7 +103,7 @@ def told_apart(data: Any) -> dict[str, Any]:
                 rows = rows[some.long().to(rows.device)]
             found[name] = shape, str(value.dtype), checksum(rows.cpu().contiguous())
         else:
-            found[name] = value if isinstance(value, int | float | str | bool) else shape
+            found[name] = value if isinstance(value, (int, float, str, bool)) else shape
     return found
 
 

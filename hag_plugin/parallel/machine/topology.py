@@ -242,11 +242,11 @@ class Topology(Tree):
         values["device"] = _record(Device, values.get("device"), "device")
         for key, kind in (("levels", Level), ("fits", Fit), ("devices", Device)):
             items = values.get(key, [])
-            if not isinstance(items, list | tuple):
+            if not isinstance(items, (list, tuple)):
                 raise ValueError(f"topology's {key} are {items!r}; expected a list")
             values[key] = tuple(_record(kind, v, f"{key}[{i}]") for i, v in enumerate(items))
         sources = values.get("source", [])
-        if not (isinstance(sources, list | tuple) and all(isinstance(s, str) for s in sources)):
+        if not (isinstance(sources, (list, tuple)) and all(isinstance(s, str) for s in sources)):
             raise ValueError(f"topology's source is {sources!r}; expected a list of texts")
         values["source"] = tuple(sources)
         topology: Topology = _record(cls, values, "topology")

@@ -115,7 +115,7 @@ def tensors(value: Any) -> Iterator[Tensor]:
     """All tensors in an argument, also in lists, tuples and dictionaries."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, (list, tuple)):
         for item in value:
             yield from tensors(item)
     elif isinstance(value, dict):
@@ -126,7 +126,7 @@ def replaced(value: Any, by: Mapping[int, Any]) -> Any:
     """An argument with other tensors in it, given by the `id` of those they replace."""
     if isinstance(value, Tensor):
         return by.get(id(value), value)
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         items = [replaced(item, by) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, dict):
@@ -143,7 +143,7 @@ def with_rows(value: Any, before: int, after: int) -> Any:
     """
     if isinstance(value, int) and not isinstance(value, bool):
         return after if value == before else value
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         items = [with_rows(item, before, after) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value

@@ -49,7 +49,7 @@ class _NotCovered(Exception):
 
 def _one(walk: Walk, x: Any) -> Tensor:
     """The features, where a layer also takes a pair of the same."""
-    if isinstance(x, tuple | list) and len(x) == 2 and x[0] is x[1]:
+    if isinstance(x, (tuple, list)) and len(x) == 2 and x[0] is x[1]:
         x = x[0]
     if not isinstance(x, Tensor):
         raise _NotCovered
@@ -60,7 +60,7 @@ def _two(x: Any) -> tuple[Tensor, Tensor]:
     """What a layer is given of sources and of targets; twice the same where they are the same."""
     if isinstance(x, Tensor):
         return x, x
-    if not (isinstance(x, tuple | list) and len(x) == 2 and all(isinstance(t, Tensor) for t in x)):
+    if not (isinstance(x, (tuple, list)) and len(x) == 2 and all(isinstance(t, Tensor) for t in x)):
         raise _NotCovered
     return x[0], x[1]
 
@@ -121,7 +121,7 @@ def whole(walk: Walk, layer: Any, args: Any, kwargs: Any) -> Tensor:
 
 def _inside(given: Sequence[Any]) -> list[Any]:
     """What pairs among arguments have in them."""
-    return [each for value in given if isinstance(value, tuple | list) for each in value]
+    return [each for value in given if isinstance(value, (tuple, list)) for each in value]
 
 
 def _by_edges(layer: Any, args: Any, kwargs: Any, known: Sequence[Tensor]) -> Tensor | None:

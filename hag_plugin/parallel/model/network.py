@@ -111,7 +111,7 @@ def given(inputs: Any) -> tuple[Any, ...] | None:
     """
     if isinstance(inputs, Tensor):
         return (inputs,)
-    if isinstance(inputs, tuple | list) and inputs and all(isinstance(t, Tensor) for t in inputs):
+    if isinstance(inputs, (tuple, list)) and inputs and all(isinstance(t, Tensor) for t in inputs):
         return tuple(inputs)
     return None
 

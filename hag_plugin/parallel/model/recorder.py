@@ -540,7 +540,7 @@ class Recorder(Walk):
 
 def _targets(args: Sequence[Any]) -> list[Tensor]:
     """What targets have, where a layer is given a pair: of sources, and of targets."""
-    pairs = [each for each in args if isinstance(each, tuple | list) and len(each) == 2]
+    pairs = [each for each in args if isinstance(each, (tuple, list)) and len(each) == 2]
     return list(functions.tensors(pairs[0][1])) if pairs else []
 
 

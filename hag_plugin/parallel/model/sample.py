@@ -223,7 +223,7 @@ class _Small:
 def _drops(module: Module) -> bool:
     """Whether a module drops values in training."""
     rates = (getattr(module, name, 0) for name in ("dropout", "p", "drop_rate"))
-    return any(isinstance(rate, float | int) and 0 < rate <= 1 for rate in rates)
+    return any(isinstance(rate, (float, int)) and 0 < rate <= 1 for rate in rates)
 
 
 def _is_edges(t: Tensor) -> bool:

@@ -201,7 +201,7 @@ def _followed(
             wholes = [path for path in wholes if not path.startswith(f"{inner}.")] + [inner]
     if isinstance(last, UnknownLayerError) and "on device meta to a graph" in str(first):
         raise last from first  # DGL's words are no help: they are of what stands for features
-    if isinstance(first, NotImplementedError | RuntimeError) and "meta" in str(first):
+    if isinstance(first, (NotImplementedError, RuntimeError)) and "meta" in str(first):
         raise UnknownLayerError(
             f"{type(model).__name__}.forward wants values of features where a plan is made without "
             f"any: {str(first).partition('. ')[0]}. Put that into a module of its own, which then "

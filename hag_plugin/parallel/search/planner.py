@@ -147,7 +147,7 @@ def plan(
     check_choice("hag", hag, ("auto", "off"))
     machine = _machine(topology, world_size)
     graph = model
-    if not isinstance(model, OpGraph | Network | torch.nn.Module):
+    if not isinstance(model, (OpGraph, Network, torch.nn.Module)):
         raise TypeError(f"model is {brief(model)}; expected a torch.nn.Module or what trace gives")
     inputs = given(data)
     if isinstance(model, Network) or (inputs is not None and isinstance(model, torch.nn.Module)):

@@ -117,7 +117,7 @@ def _logits(module: Any, z: Tensor) -> Tensor:
     is_constant = module.semi_grad and not module.learn
     with torch.set_grad_enabled(torch.is_grad_enabled() and not is_constant):
         # a tensor of its own where it is constant: z itself has a gradient
-        return z * t if is_constant or not isinstance(t, int | float) or t != 1 else z
+        return z * t if is_constant or not isinstance(t, (int, float)) or t != 1 else z
 
 
 def _softmax_columns(module: Any, z: Tensor, over: Neighbourhoods) -> Columns:
@@ -175,7 +175,7 @@ def _softmax(
 
 
 def _has_power(module: Any) -> bool:
-    return not isinstance(module.p, int | float) or module.p != 1
+    return not isinstance(module.p, (int, float)) or module.p != 1
 
 
 def _power(module: Any) -> Any:

@@ -366,7 +366,7 @@ def hag_data_class(base: type) -> type:
     """
     if issubclass(base, HagStores):
         return base
-    if not issubclass(base, Data | HeteroData):
+    if not issubclass(base, (Data, HeteroData)):
         raise TypeError(
             f"hag_data_class takes a subclass of Data or HeteroData, got {base.__name__}"
         )

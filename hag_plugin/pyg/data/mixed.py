@@ -47,7 +47,7 @@ def install() -> None:
 def _collating(stock: Any) -> Any:
     @functools.wraps(stock)
     def collate(cls: Any, data_list: Any, *args: Any, **kwargs: Any) -> Any:
-        data_list = data_list if isinstance(data_list, list | tuple) else list(data_list)
+        data_list = data_list if isinstance(data_list, (list, tuple)) else list(data_list)
         if not args and fast.takes(cls, data_list, kwargs):
             return fast.collate(data_list, kwargs.get("exclude_keys"))
         if any(isinstance(data, HagStores) for data in data_list):
@@ -111,7 +111,7 @@ def _transforming(stock: Any) -> Any:
         lent = {s._key: s[EDGES] for s in data.edge_stores if s._key in removed}
         versions = {key: edges._version for key, edges in lent.items()}
         out = stock(self, data)
-        for result in out if isinstance(out, list | tuple) else (out,):
+        for result in out if isinstance(out, (list, tuple)) else (out,):
             for store in _stores_of(result):
                 edges = store._mapping.get(EDGES)
                 same = edges is not None and edges is lent.get(store._key)

@@ -80,7 +80,7 @@ class ToHAG(BaseTransform):  # type: ignore[misc]
         check_flag("transpose", transpose)
         check_flag("remove_edge_index", remove_edge_index)
         self.method = method
-        modes = self_loops if isinstance(self_loops, list | tuple) else (self_loops,)
+        modes = self_loops if isinstance(self_loops, (list, tuple)) else (self_loops,)
         self.self_loops = tuple(modes)
         self.transpose = transpose
         self.remove_edge_index = remove_edge_index
@@ -193,7 +193,7 @@ def _stores_with_edges(data: Any, takes_batch: bool = False) -> list[Any]:
             "ToHAG takes single graphs; got a Batch. Apply it to its graphs, or, if these are "
             "subgraphs that overlap, say what names their nodes: ToHAG(copies=...)"
         )
-    if not isinstance(data, Data | HeteroData):
+    if not isinstance(data, (Data, HeteroData)):
         raise ValueError(f"ToHAG takes Data or HeteroData; got {type(data).__name__}")
     stores = [s for s in data.edge_stores if isinstance(s._mapping.get("edge_index"), Tensor)]
     if not stores:

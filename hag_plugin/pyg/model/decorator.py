@@ -342,9 +342,9 @@ def _aggregated(conv: Any, recipe: Recipe, hag: HAG, size: Any, kwargs: dict[str
         if not name.endswith("_j"):
             continue  # a known layer's edge_weight, which is None
         value = kwargs[name[:-2]]
-        pair = (value[0], value[1]) if isinstance(value, tuple | list) else (value, value)
+        pair = (value[0], value[1]) if isinstance(value, (tuple, list)) else (value, value)
         check_sizes(hag, size, pair, conv.node_dim, side)
-        lifted[name] = value[side] if isinstance(value, tuple | list) else value
+        lifted[name] = value[side] if isinstance(value, (tuple, list)) else value
     if _is_own(type(conv), "message"):
         message = conv.message(**lifted)
     else:
@@ -434,7 +434,7 @@ def _row_counts(conv: Any, kwargs: dict[str, Any]) -> list[int]:
     rows = []
     for name in _parameters(type(conv), "message"):
         value = kwargs.get(name[:-2])
-        for x in value if isinstance(value, tuple | list) else (value,):
+        for x in value if isinstance(value, (tuple, list)) else (value,):
             if name.endswith(("_i", "_j")) and isinstance(x, Tensor):
                 rows.append(x.shape[conv.node_dim])
     return rows
@@ -460,7 +460,7 @@ def _stock_on(conv: Any, edges: Tensor, size: Any, sample: dict[str, Any], recip
 
 def _shaken(value: Any) -> Any:
     """An argument with noise."""
-    if isinstance(value, tuple | list):
+    if isinstance(value, (tuple, list)):
         return tuple(map(_shaken, value))
     if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
         return value
@@ -477,7 +477,7 @@ def _of_edges(value: Any) -> Any:
 
 def _sampled(value: Any, count: int, node_dim: int) -> Any:
     """The first `count` nodes of an argument of `propagate`, in float64."""
-    if isinstance(value, tuple | list):
+    if isinstance(value, (tuple, list)):
         return tuple(_sampled(v, count, node_dim) for v in value)
     if not isinstance(value, Tensor):
         return value

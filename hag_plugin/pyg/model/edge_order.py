@@ -8,7 +8,7 @@ What does not is found by trying: a copy of the layer runs on the same edges in 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ TRIED_EDGES = 20_000
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3}
 
 # Aggregations that give the same in any order, beside those that HAGs serve. Others are tried.
-FREE = {
+FREE = (
     *REDUCERS,
     *STATISTICS,
     aggr.AttentionalAggregation,
@@ -36,7 +36,7 @@ FREE = {
     aggr.QuantileAggregation,
     aggr.Set2Set,
     aggr.SetTransformerAggregation,
-}
+)
 # What depends on the order of edges apart from its aggregation, or gives a value for each edge.
 # By name, as not every version of PyG has all. tests/pyg finds them among all of PyG's.
 ORDERED = {
@@ -72,7 +72,7 @@ def why_ordered(layer: Any, stock: type, method: str, call: dict[str, Any]) -> s
 
 def pyg_method(cls: type, method: str) -> str | None:
     """The name, as in "GAE.test", of the method of PyG's that a class has; None if it is not."""
-    owner = next((c for c in cls.__mro__ if method in c.__dict__), object)
+    owner = [*[c for c in cls.__mro__ if method in c.__dict__], object][0]
     is_pyg = owner.__module__.startswith("torch_geometric.")
     return f"{owner.__name__}.{method}" if is_pyg else None
 
@@ -100,7 +100,7 @@ def has_free_aggregation(layer: Any) -> bool:
     return module is None or is_made_of(module, FREE)
 
 
-def is_made_of(module: Any, kinds: Container[type]) -> bool:
+def is_made_of(module: Any, kinds: tuple[type, ...]) -> bool:
     """Whether an aggregation is of these classes, or made of such."""
     if type(module) is aggr.DegreeScalerAggregation:
         return is_made_of(module._modules["aggr"], kinds)
@@ -212,7 +212,7 @@ def _run(
             return given[-1]
         if isinstance(value, dict):
             return {k: prepared(v) for k, v in value.items()}
-        if isinstance(value, tuple | list):
+        if isinstance(value, (tuple, list)):
             return type(value)([prepared(v) for v in value])
         if dtype is not None and type(value) is Tensor and value.is_floating_point():
             return _random(value.shape, dtype, value.device)
@@ -247,7 +247,7 @@ def _mixed(target: Tensor) -> Tensor:
 def _differ(a: Any, b: Any, dtype: torch.dtype | None) -> bool:
     if isinstance(a, dict):
         return any(_differ(a[key], b[key], dtype) for key in a)
-    if isinstance(a, tuple | list):
+    if isinstance(a, (tuple, list)):
         return any(_differ(x, y, dtype) for x, y in zip(a, b, strict=True))
     if not isinstance(a, Tensor) or a.layout != torch.strided:
         return False

@@ -44,7 +44,7 @@ ONE_HOP = {
 }
 # Aggregations of the messages of a node alone. PyG's LSTM and others pad these to the most that any
 # node has, and their results depend on that.
-ROW_BY_ROW = {
+ROW_BY_ROW = (
     *REDUCERS,
     *STATISTICS,
     aggr.AttentionalAggregation,
@@ -52,7 +52,7 @@ ROW_BY_ROW = {
     aggr.MedianAggregation,
     aggr.MulAggregation,
     aggr.QuantileAggregation,
-}
+)
 COPIES = 4  # of a message, that a layer holds at once: of both ends, and what is made of these
 
 
@@ -110,7 +110,7 @@ def inference(
             raise TypeError("edge_index is given twice: x is a Data, which has edges")
         hag = x.get("hag") if "hag" in x else None
         x, edge_index = x.x, x.edge_index if hag is None else hag
-    if not isinstance(x, Tensor) or not isinstance(edge_index, HAG | Tensor):
+    if not isinstance(x, Tensor) or not isinstance(edge_index, (HAG, Tensor)):
         raise TypeError(f"x is {brief(x)} and edge_index {brief(edge_index)}; expected features "
                         "and edges, or a Data")  # fmt: skip
     if x.is_nested or x.dim() < 1:
@@ -144,7 +144,7 @@ def _layers(module: Module) -> Iterator[Any]:
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor | HAG) else value
+    return value.to(device) if isinstance(value, (Tensor, HAG)) else value
 
 
 @contextmanager
@@ -250,7 +250,7 @@ def _served(
 
 def _message_bytes(layer: Any, x: Any) -> int:
     """About what a layer holds for each edge."""
-    x = x[0] if isinstance(x, tuple | list) else x
+    x = x[0] if isinstance(x, (tuple, list)) else x
     widths = [x.shape[-1] if isinstance(x, Tensor) and x.dim() > 1 else 1]
     out = getattr(layer, "out_channels", None)
     if isinstance(out, int):

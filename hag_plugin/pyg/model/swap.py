@@ -145,7 +145,7 @@ def _forward(stock: type, recipe: Recipe) -> Any:
         if recipe.over_products is not None and isinstance(graph, ScoredGraph):
             out = recipe.over_products(self, **given)
         elif recipe.forward is not None and (
-            isinstance(graph, HAG | ScoredGraph | ScoredTypes) or is_relations(graph)
+            isinstance(graph, (HAG, ScoredGraph, ScoredTypes)) or is_relations(graph)
         ):
             out = recipe.forward(self, **given)
         else:
@@ -166,7 +166,7 @@ def _check_edges(
         return
     for name in recipe.record.graphs:
         taken, graph = call.get(name), given.get(name)
-        if isinstance(graph, Tensor) and not isinstance(taken, Tensor | SequentialHAG):
+        if isinstance(graph, Tensor) and not isinstance(taken, (Tensor, SequentialHAG)):
             _check_order(conv, stock, forward, (), _as_edges(conv, given, name))
 
 
@@ -282,7 +282,7 @@ def _told_apart(conv: Any, graph: HAG | SequentialHAG) -> Any:
 def _holds_graph(value: Any, kinds: Any = GRAPHS) -> bool:
     if isinstance(value, dict):  # HANConv and HGTConv take a dictionary by edge type
         return any(isinstance(v, kinds) for v in value.values())
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return any(isinstance(v, kinds) for v in value)
     return isinstance(value, kinds)
 

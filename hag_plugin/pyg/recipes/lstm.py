@@ -63,7 +63,7 @@ def run(recipe: Recipe, conv: Any, tree: SequentialHAG, size: Any, arguments: Ca
         ValueError: the features or `size` are not those of the tree's nodes.
     """
     source = arguments[recipe.source]
-    pair = source if isinstance(source, tuple | list) else (source, source)
+    pair = source if isinstance(source, (tuple, list)) else (source, source)
     check_sizes(tree, size, (pair[0], pair[1]), conv.node_dim)
     z = pair[0] if recipe.message is None else recipe.message(conv, pair[0])
     return lstm_aggregate(z, tree, conv.aggr_module.lstm, padded=True)

@@ -71,7 +71,7 @@ def stand_in(recipe: Recipe, conv: Any, x: Any) -> Tensor | None:
 
 
 def _side(value: Any, side: int) -> Any:
-    return value[side] if isinstance(value, tuple | list) else value
+    return value[side] if isinstance(value, (tuple, list)) else value
 
 
 def run_rows(

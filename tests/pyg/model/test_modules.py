@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch_geometric import nn as pyg
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
-from torch_geometric.nn import MessagePassing, aggr
+from torch_geometric.nn import MessagePassing, aggr, models
 from torch_geometric.nn.models.graph_mixer import LinkEncoder, NodeEncoder
-from torch_geometric.nn.models.sgformer import GraphModule
 from torch_geometric.nn.pool.connect import ConnectOutput, FilterEdges
 from torch_geometric.nn.pool.select import SelectTopK
 from torch_geometric.utils import add_self_loops
@@ -150,7 +149,7 @@ MODULES: dict[str, Calls] = {
         [FORWARD, ("embed", (X, G)), ("forward", (X, G, torch.ones(EDGES)), VALUES)],
     ),
     "SGFormer": (lambda: pyg.SGFormer(WIDTH, 8, 3), [("forward", (X, G, BATCH))]),
-    "GraphModule": (lambda: GraphModule(WIDTH, 5, 2), [FORWARD]),
+    "GraphModule": (lambda: models.sgformer.GraphModule(WIDTH, 5, 2), [FORWARD]),
     "SignedGCN": (
         lambda: pyg.SignedGCN(WIDTH, 4, 2),
         [
@@ -177,6 +176,11 @@ MODULES: dict[str, Calls] = {
     "TopKPooling": (lambda: pyg.TopKPooling(WIDTH), [FORWARD]),
     "FilterEdges": (lambda: FilterEdges(), [("forward", (select(), G))]),
 }
+# Older versions of PyG lack some.
+for newer in {"ARLinkPredictor", "Polynormer", "SGFormer"} - {*dir(pyg)}:
+    del MODULES[newer]
+if not hasattr(models, "sgformer"):
+    del MODULES["GraphModule"]
 
 
 class Row(nn.Module):

@@ -53,7 +53,7 @@ class Local(OperationExecutor):
     def _dropout(self, args: dict[str, object]) -> Tensor:
         x, p = args["input"], args.get("p", 0.5)
         assert isinstance(x, Tensor)
-        assert isinstance(p, float | int)
+        assert isinstance(p, (float, int))
         if not args.get("training", True) or p == 0:
             return x
         site = self.site

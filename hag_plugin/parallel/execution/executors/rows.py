@@ -293,7 +293,7 @@ def place(
     if isinstance(layer, Attention):
         layer.place_apart(apart(), rows.begin)
         return
-    if isinstance(layer, Convolution | Relational):
+    if isinstance(layer, (Convolution, Relational)):
         layer.own_first = own_first(layer.site, layer.form, layer.graphs, apart, rows.begin)
         if layer.own_first is not None:
             layer.form = layer.form.bare
