@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hag_plugin.devices import KINDS, Launches, kind_of
 from hag_plugin.hag import constants
-from hag_plugin.hag.gpu.met_once import DeviceHAG, hag_on_device, hags_on_device
+from hag_plugin.hag.gpu.met_once import DeviceHAG, hag_of_ends, hag_on_device, hags_on_device
 from hag_plugin.hag.graph import both_directions, canonical_graph
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import Options
@@ -116,6 +116,13 @@ def plain_hag_there(
     How many edges there are it does not know, then: see `DeviceHAG`.
     """
     return hag_on_device(edge_index, size, _OPTIONS, both=both, loops=loops)
+
+
+def plain_hag_of_ends(
+    source: Tensor, target: Tensor, size: tuple[int, int], *, both: bool
+) -> DeviceHAG:
+    """The same of edges whose ends were checked: see `hag_of_ends`."""
+    return hag_of_ends(source, target, size, _OPTIONS, both=both)
 
 
 def plain_hags_there(

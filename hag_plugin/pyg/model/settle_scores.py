@@ -59,7 +59,12 @@ from hag_plugin.pyg.model.first_met import first_met, with_scores
 from hag_plugin.pyg.recipes.adjacency import is_adjacency, num_entries, parts_of, shape_of
 from hag_plugin.pyg.recipes.declared import CHECKED, Attention
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, of_sources
-from hag_plugin.pyg.recipes.rgat import ScoredRelations, attends_within, relational_edges
+from hag_plugin.pyg.recipes.rgat import (
+    ScoredRelations,
+    attends_within,
+    relational_edges,
+    relational_edges_there,
+)
 from hag_plugin.pyg.recipes.scored import (
     How,
     ScoredGraph,
@@ -107,10 +112,9 @@ def settle_scores(
     def make(both: bool) -> EdgeList:
         return edges_of(edge_index, size, how, both=both)
 
-    def make_there(both: bool) -> EdgeList:
-        return edges_there(edge_index, size, how, both=both)
+    def there(both: bool) -> EdgeList:
+        return edges_there(edge_index, size, how, both=both, draws=recipe.breaks(conv))
 
-    there = None if recipe.breaks(conv) else make_there  # such a layer draws from the edges
     edges = _kept(conv, recipe, call, (edge_index,), size, how, features, make, there=there)
     if edges is None:
         return Choice("stock", _why_met(edge_index), NOTHING)
@@ -277,7 +281,10 @@ def _settle_relations(
     def make(both: bool) -> EdgeList:
         return relational_edges(*tensors, size, *how, both=both)
 
-    edges = _kept(conv, recipe, call, tensors, size, how, features, make)
+    def there(both: bool) -> EdgeList:
+        return relational_edges_there(*tensors, size, *how, both=both)
+
+    edges = _kept(conv, recipe, call, tensors, size, how, features, make, there=there)
     if edges is None:
         return Choice("stock", _why_met(edge_index), NOTHING)
     return Choice("plain", SCORED, {name: ScoredRelations(edges, edge_index)})
