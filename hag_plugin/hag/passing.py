@@ -75,6 +75,11 @@ GIVEN_OPS, ORDER_CALLS, ORDER_OPS = 3.5, 35, 20
 MESSAGE_LAUNCHES, WEIGHED_LAUNCHES, SCORED_LAUNCHES, SCORED_BYTES = 3, 6, 18, 80
 KERNEL_LAUNCHES, KERNEL_BYTES = 8, 24
 MADE_LAUNCHES, MADE_BYTES, SPLIT_BYTES = 60, 400, 120
+# Where messages are multiplied with matrices: the launches that find pairs of relation and node,
+# the bytes of an edge that these move; a number of the matrix that stock gathers for each message,
+# written once and read twice; how many rows of ours are multiplied with one matrix at once.
+PAIRED_LAUNCHES, PAIRED_BYTES, MATRIX_BYTES = 60, 600, 12
+BLOCK = 32
 CLEAR = 4.0  # a gain, or a loss, that no processor turns round
 
 _OPTIONS = Options(method="none", choose="plain")
@@ -224,10 +229,15 @@ class Messages(NamedTuple):
         elif self.heads:
             launches += SCORED_LAUNCHES
             moved += num_edges * self.heads * SCORED_BYTES
-        made = 0
+        made, ours = 0, self.graphs * MADE_LAUNCHES + 2 * calls
         if self.graphs:
             made = MADE_BYTES + (self.graphs - 1) * SPLIT_BYTES
-        plain = price.seconds_of(self.graphs * MADE_LAUNCHES + 2 * calls, num_edges * made + own)
+        if self.relations:
+            moved += num_edges * self.matrix * MATRIX_BYTES
+            made += self.matrix * MATRIX_BYTES // BLOCK + 2 * row
+            ours += PAIRED_LAUNCHES
+            made += PAIRED_BYTES
+        plain = price.seconds_of(ours, num_edges * made + own)
         return price.seconds_of(launches, moved) / plain
 
     def plain_seconds(self, c: Constants) -> float:

@@ -170,7 +170,7 @@ def settle_scored_matrix(
     key = ("of a matrix", *how, getattr(conv, "fill_value", None))
     edges = _kept(conv, recipe, call, parts_of(adj_t), size, key, features, make, adj_t)
     if edges is None:
-        return Choice("stock", _why_met(values), NOTHING)
+        return Choice("stock", _why_met(values, on_device=False), NOTHING)
     graph = {name: ScoredGraph(edges, edges.edge_index)}
     return Choice("plain", SCORED, graph | {"edge_attr": edges.values} if is_own else graph)
 
@@ -424,9 +424,14 @@ def scored_hag(conv: Any, recipe: Recipe, name: str, hag: HAG, features: Any) ->
     return Choice("plain", SCORED_PASSED, {name: graph})
 
 
-def _why_met(tensor: Tensor) -> str:
-    """Why nothing was made of a graph that is met first, and is where this tensor is."""
-    return MET_FEW if tensor.is_cpu else FIRST
+def _why_met(tensor: Tensor, on_device: bool = True) -> str:
+    """Why nothing was made of a graph that is met first, and is where this tensor is.
+
+    Args:
+        tensor: of the graph.
+        on_device: as of `first_met`.
+    """
+    return MET_FEW if tensor.is_cpu or (on_device and runs_launches(tensor)) else FIRST
 
 
 def _how(conv: Any, recipe: Recipe, features: Any) -> How:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hag_plugin.hag.gpu.met_once import checked_ends
 from hag_plugin.hag.hag import HAG
-from hag_plugin.hag.passing import plain_hag, plain_hag_of_ends, runs_launches
+from hag_plugin.hag.passing import BLOCK, plain_hag, plain_hag_of_ends, runs_launches
 from hag_plugin.modes import outside_inference
 from hag_plugin.ops.aggregate import aggregate
 from hag_plugin.ops.edge_list import EdgeList
@@ -26,7 +26,6 @@ from hag_plugin.pyg.recipes.scored import ScoredGraph
 
 NAMES = "edge_type", "edge_index[0]", "edge_index[1]"
 NO_RELATION = "edge_type holds a number that is negative, or above the number of relations"
-BLOCK = 32  # rows that are multiplied with one matrix at once
 
 
 class Pairs(NamedTuple):

@@ -278,7 +278,7 @@ def step(conv: Any, device: str, given: Any) -> None:
 
 
 def waits(conv: Any, given: Any) -> bool:
-    """Whether a step of a layer waits for the card, or may, of ours, to see how far values reach."""
+    """Whether a step of a layer waits for the card, or ours may, to see how far values reach."""
     if any(isinstance(module, pyg.aggr.SoftmaxAggregation) for module in conv.modules()):
         return True
     try:
