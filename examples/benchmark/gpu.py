@@ -257,6 +257,7 @@ def measure(args: argparse.Namespace, rows: Rows) -> None:
             loaded[step.graph] = load(step.graph, args.root)
         cell = step.run(loaded[step.graph], args.seconds, facts["copy_bytes_per_second"])
         rows.add("cell", key=step.key, took=round(time.monotonic() - start, 1), **asdict(cell))
+        write(args.out / PAGE, page(rows, left(args, rows)))  # a machine may go away at any time
 
 
 def measure_apart(args: argparse.Namespace, rows: Rows, given: Sequence[str], end: float) -> None:

@@ -126,6 +126,9 @@ def test_cells_come_in_the_order_of_what_they_decide(gpu: ModuleType) -> None:
     assert keys[-1].startswith(f"sum, {gpu.LARGEST}")  # the longest is the last
 
 
+FACTS = {"name": "A card", "driver": "1.2", "cuda": "13.0", "copy_bytes_per_second": 4e12}
+
+
 def options(gpu: ModuleType, folder: Path, **others: Any) -> argparse.Namespace:
     given = ["--rehearse", "--out", str(folder), "--graphs", "a", "b"]
     args: argparse.Namespace = gpu.parse(given)
@@ -194,6 +197,28 @@ def test_what_is_left_is_listed_and_taken_up(
     assert gpu.left(args, second) == []
 
 
+def test_the_page_is_there_as_soon_as_a_cell_is(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whoever stops the process then has it."""
+    rows, place = gpu.Rows(tmp_path / gpu.RESULTS), argparse.Namespace(facts=lambda _: FACTS)
+    args = options(gpu, tmp_path, place=lambda: place, deadline=1e9)
+
+    def run(graph: Any, seconds: float, rate: float) -> Any:
+        if graph == "b":
+            raise KeyboardInterrupt
+        return gpu.Cell("sum", graph, 8)
+
+    steps = [gpu.Step(f"sum, {name}, 8", run, name) for name in args.graphs]
+    monkeypatch.setattr(gpu, "plan", lambda *_: steps)
+    monkeypatch.setattr(gpu, "load", lambda name, root: name)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.measure(args, rows)
+    text = (tmp_path / gpu.PAGE).read_text()
+    assert "| a | 8 |" in text
+    assert text.endswith("- sum, b, 8\n")
+
+
 def test_nothing_is_begun_that_cannot_end(gpu: ModuleType, tmp_path: Path) -> None:
     rows = gpu.Rows(tmp_path / gpu.RESULTS)
     args = options(gpu, tmp_path)
@@ -203,8 +228,7 @@ def test_nothing_is_begun_that_cannot_end(gpu: ModuleType, tmp_path: Path) -> No
 
 def test_the_page(gpu: ModuleType, tmp_path: Path) -> None:
     rows = gpu.Rows(tmp_path / gpu.RESULTS)
-    card = {"name": "A card", "driver": "1.2", "cuda": "13.0", "copy_bytes_per_second": 4e12}
-    rows.add("card", card=card, versions={"torch": "2.11"}, git="abc", date="today")
+    rows.add("card", card=FACTS, versions={"torch": "2.11"}, git="abc", date="today")
     rows.add("tests", key="kernels", passed=None, seconds=100.0, counts={"passed": 7})
     times = {"copy": 0.1, "hag auto": 0.5, "hag none": 0.4, "PyG edge_index": 1.0, "DGL": 0.8,
              "hag auto again": 0.25}  # fmt: skip
