@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+import hag_plugin
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "benchmark" / "gpu.py"
 
@@ -115,7 +117,7 @@ def test_tests_run_once_more_under_the_sanitizer(
 
 
 def test_cells_come_in_the_order_of_what_they_decide(gpu: ModuleType) -> None:
-    keys = [step.key for step in gpu.plan(gpu.GENERATED, gpu.WIDTHS, lambda: None)]
+    keys = [step.key for step in gpu.plan(gpu.GENERATED, gpu.WIDTHS, gpu.KINDS, lambda: None)]
     assert len(set(keys)) == len(keys)
     first = [key.split(", ")[0] for key in keys]
     kinds = list(dict.fromkeys(first))
@@ -257,8 +259,10 @@ def once(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
-    not list((ROOT / "kernels").glob("_cpu*.so")), reason="it would build the native module anew"
+    not Path(hag_plugin.__file__).is_relative_to(ROOT),
+    reason="it would build the native module anew",
 )
 def test_rehearsed_from_end_to_end(tmp_path: Path) -> None:
     """In Triton's interpreter: every cell runs, no side of ours is wrong, the page says that no
@@ -266,13 +270,14 @@ def test_rehearsed_from_end_to_end(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     pytest.importorskip("torch_geometric")
     first, second = tmp_path / "first", tmp_path / "second"
-    done = once(first, "30", "--rehearse", "--seconds", "0.01")
+    how = ["--rehearse", "--seconds", "0.01", "--kinds", "GCN", "GAT"]
+    done = once(first, "30", *how)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    done = once(second, "500", "--rehearse", "--seconds", "0.01", "--resume", str(first))
+    done = once(second, "500", *how, "--resume", str(first))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     rows = [json.loads(line) for line in (second / "gpu.jsonl").read_text().splitlines()]
     cells = [row for row in rows if row["kind"] == "cell"]
-    assert len({row["key"] for row in cells}) == len(cells) >= 15
+    assert len({row["key"] for row in cells}) == len(cells) >= 9
     assert not [row for row in rows if row["kind"] == "crash"]
     for row in cells:
         assert not [side for side in row["absent"] if side.startswith("hag")], row
