@@ -203,7 +203,9 @@ class Step:
     graph: str
 
 
-def plan(graphs: Sequence[str], widths: Sequence[int], place: type[Card]) -> Iterator[Step]:
+def plan(
+    graphs: Sequence[str], widths: Sequence[int], kinds: Sequence[str], place: Callable[[], Any]
+) -> Iterator[Step]:
     """The cells in the order of what they decide."""
 
     def step(what: str, graph: str, width: int, run: Callable[..., Cell]) -> Step:
@@ -228,12 +230,12 @@ def plan(graphs: Sequence[str], widths: Sequence[int], place: type[Card]) -> Ite
 
     early = [name for name in graphs if name != LARGEST]
     yield from (summed(graph, width) for graph in early)
-    yield from (trained("epoch", kind, first, epochs) for kind in KINDS)
-    yield from (trained("batches", kind, graphs[:2][-1], batches) for kind in KINDS)
-    yield from (trained("step", kind, first, steps) for kind in KINDS)  # compilers take a while
+    yield from (trained("epoch", kind, first, epochs) for kind in kinds)
+    yield from (trained("batches", kind, graphs[:2][-1], batches) for kind in kinds)
+    yield from (trained("step", kind, first, steps) for kind in kinds)  # compilers take a while
     yield from (summed(graph, width, "max") for graph in early)
-    yield trained("step of one rank", KINDS[0], first, ranked)
-    yield from (trained("epoch", kind, graph, epochs) for graph in early[1:] for kind in KINDS)
+    yield trained("step of one rank", kinds[0], first, ranked)
+    yield from (trained("epoch", kind, graph, epochs) for graph in early[1:] for kind in kinds)
     yield from (summed(graph, other) for other in widths[1:] for graph in early)
     yield from (summed(graph, width) for graph in graphs if graph == LARGEST)
 
@@ -247,7 +249,8 @@ def measure(args: argparse.Namespace, rows: Rows) -> None:
     rows.add("card", card=facts, versions=versions, git=git_revision(), date=now())
     loaded: dict[str, Graph] = {}
     done = rows.done()
-    todo = [step for step in plan(args.graphs, args.widths, lambda: place) if step.key not in done]
+    every = plan(args.graphs, args.widths, args.kinds, lambda: place)
+    todo = [step for step in every if step.key not in done]
     for step in tqdm(todo, desc="cells", file=sys.stderr):
         if time.monotonic() + LEAST > end:
             return
@@ -257,6 +260,7 @@ def measure(args: argparse.Namespace, rows: Rows) -> None:
             loaded[step.graph] = load(step.graph, args.root)
         cell = step.run(loaded[step.graph], args.seconds, facts["copy_bytes_per_second"])
         rows.add("cell", key=step.key, took=round(time.monotonic() - start, 1), **asdict(cell))
+        write(args.out / PAGE, page(rows, left(args, rows)))  # a machine may go away at any time
 
 
 def measure_apart(args: argparse.Namespace, rows: Rows, given: Sequence[str], end: float) -> None:
@@ -279,11 +283,8 @@ def measure_apart(args: argparse.Namespace, rows: Rows, given: Sequence[str], en
 def left(args: argparse.Namespace, rows: Rows) -> list[str]:
     """The keys of the cells that are to be measured yet."""
     done = rows.done()
-    return [s.key for s in plan(args.graphs, args.widths, _nowhere) if s.key not in done]
-
-
-def _nowhere() -> Any:
-    return None
+    every = plan(args.graphs, args.widths, args.kinds, lambda: None)
+    return [step.key for step in every if step.key not in done]
 
 
 # The page ---------------------------------------------------------------------------------------
@@ -367,6 +368,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--root", help="folder with .npz graphs; by default graphs are generated")
     add("--graphs", nargs="+", metavar="NAME")
     add("--widths", nargs="+", type=int, metavar="F")
+    add("--kinds", nargs="+", metavar="MODEL", choices=KINDS, default=KINDS)
     add("--seconds", type=float, default=0.5, help="for each side of a cell")
     add("--quick", action="store_true", help="two graphs, one width: minutes")
     add("--tests", action="store_true", help="run the tests on the card first")

@@ -19,15 +19,17 @@ python=${PYTHON:-python3}
 mkdir -p "$out"
 
 # The package runs where it is, with its native module beside the kernels' sources. Nothing is
-# installed or downloaded; a module that is there and that this Python can load is taken.
-if [[ ! -e hag_plugin/kernels ]]; then
-  ln -s ../kernels hag_plugin/kernels
+# installed or downloaded; a module that is there and that this Python can load is taken. One that is
+# built here has no kernels for wide vectors of the processor: they take most of the time, and no
+# figure here is of them.
+if [[ -L hag_plugin/kernels || ! -e hag_plugin/kernels ]]; then # a call that was killed leaves it
+  ln -sfn ../kernels hag_plugin/kernels
   trap 'rm -f hag_plugin/kernels' EXIT
 fi
 if ! "$python" -c "import hag_plugin.kernels._cpu" 2> /dev/null; then
   build=$(mktemp -d)
   program=$("$python" -c "import sys; print(sys.executable)")
-  if ! { cmake -S . -B "$build" -DPython_EXECUTABLE="$program" &&
+  if ! { cmake -S . -B "$build" -DPython_EXECUTABLE="$program" -DHAG_ISAS=1 &&
     cmake --build "$build" -j "$(nproc)"; } > "$out/build.log" 2>&1; then
     tail -n 30 "$out/build.log"
     exit 1

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hag_plugin.devices import KINDS, Launches, kind_of
 from hag_plugin.hag import constants
-from hag_plugin.hag.gpu.met_once import DeviceHAG, hag_on_device, hags_on_device
+from hag_plugin.hag.gpu.met_once import DeviceHAG, hag_of_ends, hag_on_device, hags_on_device
 from hag_plugin.hag.graph import both_directions, canonical_graph
 from hag_plugin.hag.hag import HAG
 from hag_plugin.hag.program import Options
@@ -75,6 +75,11 @@ GIVEN_OPS, ORDER_CALLS, ORDER_OPS = 3.5, 35, 20
 MESSAGE_LAUNCHES, WEIGHED_LAUNCHES, SCORED_LAUNCHES, SCORED_BYTES = 3, 6, 18, 80
 KERNEL_LAUNCHES, KERNEL_BYTES = 8, 24
 MADE_LAUNCHES, MADE_BYTES, SPLIT_BYTES = 60, 400, 120
+# Where messages are multiplied with matrices: the launches that find pairs of relation and node,
+# the bytes of an edge that these move; a number of the matrix that stock gathers for each message,
+# written once and read twice; how many rows of ours are multiplied with one matrix at once.
+PAIRED_LAUNCHES, PAIRED_BYTES, MATRIX_BYTES = 60, 600, 12
+BLOCK = 32
 CLEAR = 4.0  # a gain, or a loss, that no processor turns round
 
 _OPTIONS = Options(method="none", choose="plain")
@@ -116,6 +121,13 @@ def plain_hag_there(
     How many edges there are it does not know, then: see `DeviceHAG`.
     """
     return hag_on_device(edge_index, size, _OPTIONS, both=both, loops=loops)
+
+
+def plain_hag_of_ends(
+    source: Tensor, target: Tensor, size: tuple[int, int], *, both: bool
+) -> DeviceHAG:
+    """The same of edges whose ends were checked: see `hag_of_ends`."""
+    return hag_of_ends(source, target, size, _OPTIONS, both=both)
 
 
 def plain_hags_there(
@@ -217,10 +229,15 @@ class Messages(NamedTuple):
         elif self.heads:
             launches += SCORED_LAUNCHES
             moved += num_edges * self.heads * SCORED_BYTES
-        made = 0
+        made, ours = 0, self.graphs * MADE_LAUNCHES + 2 * calls
         if self.graphs:
             made = MADE_BYTES + (self.graphs - 1) * SPLIT_BYTES
-        plain = price.seconds_of(self.graphs * MADE_LAUNCHES + 2 * calls, num_edges * made + own)
+        if self.relations:
+            moved += num_edges * self.matrix * MATRIX_BYTES
+            made += self.matrix * MATRIX_BYTES // BLOCK + 2 * row
+            ours += PAIRED_LAUNCHES
+            made += PAIRED_BYTES
+        plain = price.seconds_of(ours, num_edges * made + own)
         return price.seconds_of(launches, moved) / plain
 
     def plain_seconds(self, c: Constants) -> float:

@@ -53,9 +53,11 @@ def reversed_order(hag: HAG) -> Tensor:
     """
 
     def make() -> Tensor:
+        is_counted = hag.device.type == "cpu" and hag.num_edges <= MAX_NODES
         if hag.is_unread:
-            return torch.argsort(hag.ends()[0], stable=True)
-        if hag.device.type != "cpu" or hag.num_edges > MAX_NODES:
+            order = torch.argsort(hag.ends()[0], stable=True)
+            return order.int() if is_counted else order
+        if not is_counted:
             return torch.argsort(hag.arrays.col, stable=True)
         matrix = (*hag.numpy(), hag.num_src, torch.get_num_threads())
         return torch.from_numpy(_cpu.reversed_order(*matrix))

@@ -46,16 +46,25 @@ def hag_on_device(
         TypeError: `edge_index` is no dense tensor of integers.
         ValueError: it has another shape.
     """
-    check_edge_index(edge_index)
     with outside_inference():
-        source, target = _checked_ends(edge_index, size)
+        source, target = checked_ends(edge_index, size)
         if loops:
             is_loop, nodes = source == target, torch.arange(loops, device=source.device)
             source = torch.cat([source.masked_fill(is_loop, size[0]), nodes])
             target = torch.cat([target.masked_fill(is_loop, size[1]), nodes])
-        row_ptr, col, order = csr_of(source, target, size)
-        reverse = csr_of(target, source, size[::-1])[:2] if both else None
-        return DeviceHAG.of(row_ptr, col, size[0], options, reverse, order)
+        return hag_of_ends(source, target, size, options, both=both)
+
+
+def hag_of_ends(
+    source: Tensor, target: Tensor, size: tuple[int, int], options: Options, *, both: bool
+) -> DeviceHAG:
+    """The same of edges whose ends were checked, int64 `[E]` each.
+
+    Those that lead from `num_src` to `num_dst` lead nowhere.
+    """
+    row_ptr, col, order = csr_of(source, target, size)
+    reverse = csr_of(target, source, size[::-1])[:2] if both else None
+    return DeviceHAG.of(row_ptr, col, size[0], options, reverse, order)
 
 
 def hags_on_device(
@@ -82,9 +91,8 @@ def hags_on_device(
         TypeError: `edge_index` is no dense tensor of integers.
         ValueError: it has another shape.
     """
-    check_edge_index(edge_index)
     with outside_inference():
-        source, target = _checked_ends(edge_index, size)
+        source, target = checked_ends(edge_index, size)
         found = list(_csrs_of(source, target, size, edge_type, num_relations))
         back: list[Any] = [None] * num_relations
         if both:
@@ -93,8 +101,14 @@ def hags_on_device(
         return [DeviceHAG.of(*csr, size[0], options, reverse, None) for csr, reverse in graphs]
 
 
-def _checked_ends(edge_index: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The source and the target of each edge, int64 `[E]`; the device asserts their range."""
+def checked_ends(edge_index: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The source and the target of each edge, int64 `[E]`; the device asserts their range.
+
+    Raises:
+        TypeError: `edge_index` is no dense tensor of integers.
+        ValueError: it has another shape.
+    """
+    check_edge_index(edge_index)
     num_src, num_dst = size
     source, target = edge_index.detach().long()
     inside = (source >= 0) & (source < num_src) & (target >= 0) & (target < num_dst)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from hag_plugin.hag.hag import HAG
+from hag_plugin.hag.passing import runs_launches
 from hag_plugin.layers.pyg import NO_RECORD
 from hag_plugin.limits import limits
 from hag_plugin.modes import has_hooks, outside_inference
@@ -245,7 +246,7 @@ def why_unknown(edge_index: Tensor) -> str:
         return INFERENCE
     if edge_index.shape[1] > limits.searched_edges:
         return MANY
-    return MET_FEW if edge_index.is_cpu else FIRST
+    return MET_FEW if edge_index.is_cpu or runs_launches(edge_index) else FIRST
 
 
 def edge_values_of(names: tuple[str, ...], call: Call) -> str | None:

@@ -59,7 +59,12 @@ from hag_plugin.pyg.model.first_met import first_met, with_scores
 from hag_plugin.pyg.recipes.adjacency import is_adjacency, num_entries, parts_of, shape_of
 from hag_plugin.pyg.recipes.declared import CHECKED, Attention
 from hag_plugin.pyg.recipes.recipe import PAIRS, Call, Recipe, of_sources
-from hag_plugin.pyg.recipes.rgat import ScoredRelations, attends_within, relational_edges
+from hag_plugin.pyg.recipes.rgat import (
+    ScoredRelations,
+    attends_within,
+    relational_edges,
+    relational_edges_there,
+)
 from hag_plugin.pyg.recipes.scored import (
     How,
     ScoredGraph,
@@ -107,10 +112,9 @@ def settle_scores(
     def make(both: bool) -> EdgeList:
         return edges_of(edge_index, size, how, both=both)
 
-    def make_there(both: bool) -> EdgeList:
-        return edges_there(edge_index, size, how, both=both)
+    def there(both: bool) -> EdgeList:
+        return edges_there(edge_index, size, how, both=both, draws=recipe.breaks(conv))
 
-    there = None if recipe.breaks(conv) else make_there  # such a layer draws from the edges
     edges = _kept(conv, recipe, call, (edge_index,), size, how, features, make, there=there)
     if edges is None:
         return Choice("stock", _why_met(edge_index), NOTHING)
@@ -166,7 +170,7 @@ def settle_scored_matrix(
     key = ("of a matrix", *how, getattr(conv, "fill_value", None))
     edges = _kept(conv, recipe, call, parts_of(adj_t), size, key, features, make, adj_t)
     if edges is None:
-        return Choice("stock", _why_met(values), NOTHING)
+        return Choice("stock", _why_met(values, on_device=False), NOTHING)
     graph = {name: ScoredGraph(edges, edges.edge_index)}
     return Choice("plain", SCORED, graph | {"edge_attr": edges.values} if is_own else graph)
 
@@ -277,7 +281,10 @@ def _settle_relations(
     def make(both: bool) -> EdgeList:
         return relational_edges(*tensors, size, *how, both=both)
 
-    edges = _kept(conv, recipe, call, tensors, size, how, features, make)
+    def there(both: bool) -> EdgeList:
+        return relational_edges_there(*tensors, size, *how, both=both)
+
+    edges = _kept(conv, recipe, call, tensors, size, how, features, make, there=there)
     if edges is None:
         return Choice("stock", _why_met(edge_index), NOTHING)
     return Choice("plain", SCORED, {name: ScoredRelations(edges, edge_index)})
@@ -417,9 +424,14 @@ def scored_hag(conv: Any, recipe: Recipe, name: str, hag: HAG, features: Any) ->
     return Choice("plain", SCORED_PASSED, {name: graph})
 
 
-def _why_met(tensor: Tensor) -> str:
-    """Why nothing was made of a graph that is met first, and is where this tensor is."""
-    return MET_FEW if tensor.is_cpu else FIRST
+def _why_met(tensor: Tensor, on_device: bool = True) -> str:
+    """Why nothing was made of a graph that is met first, and is where this tensor is.
+
+    Args:
+        tensor: of the graph.
+        on_device: as of `first_met`.
+    """
+    return MET_FEW if tensor.is_cpu or (on_device and runs_launches(tensor)) else FIRST
 
 
 def _how(conv: Any, recipe: Recipe, features: Any) -> How:

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hag_plugin.hag.gpu.met_once import checked_ends
 from hag_plugin.hag.hag import HAG
-from hag_plugin.hag.passing import plain_hag
+from hag_plugin.hag.passing import BLOCK, plain_hag, plain_hag_of_ends, runs_launches
+from hag_plugin.modes import outside_inference
 from hag_plugin.ops.aggregate import aggregate
 from hag_plugin.ops.edge_list import EdgeList
 from hag_plugin.pyg.recipes.forwards import pair
@@ -23,6 +25,7 @@ from hag_plugin.pyg.recipes.reorder import is_product
 from hag_plugin.pyg.recipes.scored import ScoredGraph
 
 NAMES = "edge_type", "edge_index[0]", "edge_index[1]"
+NO_RELATION = "edge_type holds a number that is negative, or above the number of relations"
 
 
 class Pairs(NamedTuple):
@@ -46,6 +49,66 @@ class Pairs(NamedTuple):
         counts = torch.bincount(found // num_nodes, minlength=num_relations)
         return cls(found % num_nodes, counts.tolist(), of_edges)
 
+    def times(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The row of each pair's node times the matrix of its relation, `[P, out]`.
+
+        Args:
+            x: of nodes, `[N, in]`.
+            weight: the matrices, in blocks on a diagonal, `[R, B, in / B, out / B]`.
+        """
+        rows, matrices = torch.split(x.index_select(0, self.nodes), self.counts), weight.unbind()
+        there = [r for r, count in enumerate(self.counts) if count] or [0]
+        return torch.cat([_product(rows[r], matrices[r]) for r in there])
+
+
+class PaddedPairs(NamedTuple):
+    """The same on a device, of which the host does not know how many there are.
+
+    Pairs stand in blocks of `BLOCK` places, each of one relation. Some places are of no pair.
+
+    Attributes:
+        nodes: of each place, int64 `[P]`; where it is of no pair, the number of nodes.
+        relations: of each block, int64 `[P / BLOCK]`.
+        of_edges: the place of each edge's pair, int64 `[E]`.
+    """
+
+    nodes: Tensor
+    relations: Tensor
+    of_edges: Tensor
+
+    @classmethod
+    def of(
+        cls, edge_type: Tensor, nodes: Tensor, num_relations: int, num_nodes: int
+    ) -> PaddedPairs:
+        """As `Pairs.of`."""
+        num_edges, device = len(nodes), nodes.device
+        most = min(num_edges, num_relations * num_nodes)
+        num_blocks = most // BLOCK + min(most, num_relations)
+        key = (edge_type.long() * max(num_nodes, 1) + nodes).sort()
+        relation, node = key.values // max(num_nodes, 1), key.values % max(num_nodes, 1)
+        is_new = torch.ones_like(relation, dtype=torch.bool)
+        is_new[1:] = key.values[1:] != key.values[:-1]
+        before = torch.cat([relation.new_zeros(1), is_new.cumsum(0)])  # how many pairs
+        begin = torch.searchsorted(relation, torch.arange(num_relations + 1, device=device))
+        first = before[begin]  # pair of each relation
+        blocks = (first.diff() + (BLOCK - 1)) // BLOCK
+        end = blocks.cumsum(0)
+        place = before[1:] - 1 + ((end - blocks) * BLOCK - first[:-1])[relation]
+        shape = (num_blocks * BLOCK,)
+        there = torch.full(shape, num_nodes, device=device).scatter(0, place, node)
+        # Blocks behind the last have a matrix that others have: what is in no use may be NaN.
+        block = torch.arange(num_blocks, device=device)
+        relations = torch.searchsorted(end, block, right=True).minimum(relation[-1:])
+        return cls(there, relations, torch.empty_like(place).scatter(0, key.indices, place))
+
+    def times(self, x: Tensor, weight: Tensor) -> Tensor:
+        """As `Pairs.times`; of what is no pair 0 times a matrix."""
+        is_none = (self.nodes == len(x)).unsqueeze(1)
+        rows = x.index_select(0, self.nodes.clamp(max=max(len(x) - 1, 0))).masked_fill(is_none, 0)
+        matrices = weight.index_select(0, self.relations)
+        each = rows.view(-1, BLOCK, *matrices.shape[1:3]).transpose(1, 2) @ matrices
+        return each.transpose(1, 2).flatten(2).flatten(0, 1)
+
 
 class RelationalEdges(EdgeList):
     """The edges of several relations as those of one graph, from pairs.
@@ -56,7 +119,13 @@ class RelationalEdges(EdgeList):
             nodes.
     """
 
-    def __init__(self, hag: HAG, sources: Pairs, targets: Pairs, nodes: HAG | None) -> None:
+    def __init__(
+        self,
+        hag: HAG,
+        sources: Pairs | PaddedPairs,
+        targets: Pairs | PaddedPairs,
+        nodes: HAG | None,
+    ) -> None:
         super().__init__(hag)
         self.sources, self.targets = sources, targets
         self.nodes = nodes
@@ -116,6 +185,36 @@ def relational_edges(
     return RelationalEdges(hag, sources, targets, nodes)
 
 
+def relational_edges_there(
+    edge_index: Tensor,
+    edge_type: Tensor,
+    size: tuple[int, int],
+    num_relations: int,
+    within: bool,
+    *,
+    both: bool = True,
+) -> RelationalEdges:
+    """The same of edges that are met first, made where they are: on a device that runs launches the
+    host waits for nothing, and the device asserts the ranges."""
+    if not runs_launches(edge_index):
+        return relational_edges(edge_index, edge_type, size, num_relations, within, both=both)
+    with outside_inference():
+        ends, types = checked_ends(edge_index, size), edge_type.detach()
+        torch._assert_async(((types >= 0) & (types < num_relations)).all(), NO_RELATION)
+        sources, targets = (
+            PaddedPairs.of(types, nodes, num_relations, count)
+            for nodes, count in zip(ends, size, strict=True)
+        )
+        target, num_dst, nodes = ends[1], size[1], None
+        if within:
+            target, num_dst = targets.of_edges, len(targets.nodes)
+            place = torch.arange(num_dst, device=target.device)
+            place = place.where(targets.nodes < size[1], num_dst)
+            nodes = plain_hag_of_ends(place, targets.nodes, (num_dst, size[1]), both=both)
+        of_pairs = sources.of_edges, target, (len(sources.nodes), num_dst)
+        return RelationalEdges(plain_hag_of_ends(*of_pairs, both=both), sources, targets, nodes)
+
+
 # What the layer does ----------------------------------------------------------------------------
 
 
@@ -160,10 +259,10 @@ def rgat_forward(
     """rgat_conv.py: values, keys and queries once a pair of relation and node."""
     (source, target), edges = pair(x), edge_index.edges
     weight = _weights(conv)
-    value = _by_relation(source, weight, edges.sources)
+    value = edges.sources.times(source, weight)
     # Of a target nothing but its query is asked: the matrices that lead to it are multiplied first.
     to_query = weight @ conv.q.view(weight.shape[1], -1, conv.q.shape[1])
-    query = _by_relation(target, to_query.flatten(1, 2).unsqueeze(1), edges.targets)
+    query = edges.targets.times(target, to_query.flatten(1, 2).unsqueeze(1))
     given = {"value": value, "key": value @ conv.k, "query": query, "edge_attr": edge_attr}
     y: Tensor = conv.update(rgat(conv, edge_index, given))
     return y
@@ -181,13 +280,6 @@ def _weights(conv: Any) -> Tensor:
     weight = conv.weight if conv.num_bases is None else conv.att @ conv.basis.flatten(1)
     whole: Tensor = weight.view(conv.num_relations, 1, conv.in_channels, -1)
     return whole
-
-
-def _by_relation(x: Tensor, weight: Tensor, pairs: Pairs) -> Tensor:
-    """The row of each pair's node times the matrix of its relation, `[P, out]`."""
-    rows, matrices = torch.split(x.index_select(0, pairs.nodes), pairs.counts), weight.unbind()
-    there = [r for r, count in enumerate(pairs.counts) if count] or [0]
-    return torch.cat([_product(rows[r], matrices[r]) for r in there])
 
 
 def _product(rows: Tensor, blocks: Tensor) -> Tensor:

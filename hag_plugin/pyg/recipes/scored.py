@@ -212,13 +212,30 @@ def edges_of(edge_index: Tensor, size: tuple[int, int], how: How, *, both: bool 
 
 
 def edges_there(
-    edge_index: Tensor, size: tuple[int, int], how: How, *, both: bool = True
+    edge_index: Tensor,
+    size: tuple[int, int],
+    how: How,
+    *,
+    both: bool = True,
+    draws: bool = False,
 ) -> EdgeList:
     """The same of an edge index that is met first, made where it is: on a device that runs launches
-    the host waits for nothing."""
+    the host waits for nothing.
+
+    Args:
+        edge_index: as of `edges_of`.
+        size: likewise.
+        how: likewise.
+        both: likewise.
+        draws: whether the layer draws some of its edges, as stock's code does, which waits for
+            their number.
+    """
     if not runs_launches(edge_index):
         return edges_of(edge_index, size, how, both=both)
     loops = min(size) if how.loops else 0
+    if draws and loops:
+        index = with_own_loops(edge_index, loops)
+        return IndexedEdges(plain_hag(index, size, both=both), index)
     hag = plain_hag_there(edge_index, size, both=both, loops=loops)
     edges = EdgeList(hag, loops=loops)
     if how.weights is not None:
@@ -228,20 +245,32 @@ def edges_there(
 
 def scored(edges: EdgeList, edge_index: Tensor) -> ScoredGraph:
     """What stands for an edge index `[2, E]`, of the edges that were made of it."""
+    if isinstance(edges, IndexedEdges):
+        return ScoredGraph(edges, edges.edge_index)
     return (PaddedScores if edges.hag.is_unread else ScoredGraph)(edges, edge_index)
 
 
-class MatrixEdges(EdgeList):
-    """The edges of a sparse matrix, of which a layer makes them anew at each call.
+class IndexedEdges(EdgeList):
+    """Edges with an index of their own, which is not the one that the layer was given.
 
     Attributes:
         edge_index: they, loops of the layer's own included, `[2, E]`.
-        values: of the matrix with these loops, `[E, ...]`.
+    """
+
+    def __init__(self, hag: HAG, edge_index: Tensor, *, is_ordered: bool = False) -> None:
+        super().__init__(hag, is_ordered=is_ordered)
+        self.edge_index = edge_index
+
+
+class MatrixEdges(IndexedEdges):
+    """The edges of a sparse matrix, of which a layer makes them anew at each call.
+
+    Attributes:
+        values: of the matrix with its loops, `[E, ...]`.
     """
 
     def __init__(self, hag: HAG, edge_index: Tensor, values: Tensor) -> None:
-        super().__init__(hag, is_ordered=is_in_order(edge_index, hag))
-        self.edge_index = edge_index
+        super().__init__(hag, edge_index, is_ordered=is_in_order(edge_index, hag))
         self.values = values
 
 

@@ -265,3 +265,14 @@ def test_on_a_card_attention_pays_sooner_than_sums() -> None:
     sums = Messages(3_000_000, (300_000, 300_000), 4 * 128, True, device="cuda")
     assert sums._replace(heads=8).gain(DEFAULT) > sums.gain(DEFAULT)
     assert sums._replace(weighted=True).gain(DEFAULT) > sums.gain(DEFAULT)
+
+
+def test_on_a_card_attention_over_relations_pays_by_the_size_of_their_matrices() -> None:
+    """Stock gathers one for each message."""
+    scored = Messages(100_000, (20_000, 20_000), 4 * 64, True, heads=4, device="cuda")
+    gains = [
+        scored._replace(relations=20, matrix=width * 64).gain(DEFAULT) for width in (1, 8, 64, 256)
+    ]
+    assert gains == sorted(gains)
+    assert gains[0] < 1.0 < gains[-1]
+    assert not scored._replace(num_edges=1000, relations=20, matrix=64 * 64).pays()

@@ -386,6 +386,7 @@ MET: dict[str, Callable[[Any], torch.nn.Module]] = {
     "transformer": lambda nn: nn.TransformerConv(16, 8, heads=2),
     "gcn with weights": lambda nn: nn.GCNConv(16, 8),
     "rgcn with types": lambda nn: nn.RGCNConv(16, 8, 3),
+    "rgat with types": lambda nn: nn.RGATConv(16, 8, 3, heads=2),
 }
 
 

@@ -16,7 +16,16 @@ from torch_geometric import nn as pyg
 from torch_geometric.nn.dense.linear import Linear
 
 import hag_plugin as hp
+from hag_plugin.hag.passing import BLOCK
 from hag_plugin.pyg import accelerate, explain, relation_hags
+from hag_plugin.pyg.recipes.rgat import (
+    PaddedPairs,
+    Pairs,
+    ScoredRelations,
+    attends_within,
+    relational_edges_there,
+    rgat_forward,
+)
 from hag_plugin.testing import limits
 
 from ...cases import draw_graph
@@ -63,12 +72,14 @@ def options(draw: st.DrawFn) -> dict[str, Any]:
 class Both(nn.Module):
     """A layer of two sets of nodes."""
 
-    def __init__(self, conv: nn.Module, edge_index: Tensor) -> None:
+    def __init__(self, conv: nn.Module, graph: Any) -> None:
         super().__init__()
-        self.conv, self.edge_index = conv, edge_index
+        self.conv, self.graph = conv, graph
 
     def forward(self, source: Tensor, target: Tensor, *edges: Tensor) -> Any:
-        return self.conv((source, target), self.edge_index, *edges)
+        if isinstance(self.graph, ScoredRelations):
+            return rgat_forward(self.conv, (source, target), self.graph, *edges)
+        return self.conv((source, target), self.graph, *edges)
 
 
 @settings(max_examples=60)
@@ -99,6 +110,53 @@ def test_any_setting(data: st.DataObject, options: dict[str, Any]) -> None:
                 expected = run(Both(stock, edge_index.long()), x, target, *of_edges)
             assert_same(found, expected, 1e-11)
     assert explain(ours)[0].calls.counts == {"plain": 2}
+
+
+@settings(max_examples=40)
+@given(data=st.data(), options=options())
+def test_any_setting_over_pairs_that_nobody_counted(
+    data: st.DataObject, options: dict[str, Any]
+) -> None:
+    """As on a device that runs launches, where a graph is met first. The last relation and some
+    nodes, which hold NaN, have no edge."""
+    edge_index, num_src, num_dst = draw_graph(data, square=data.draw(st.booleans()))
+    num_edges, most = edge_index.shape[1], data.draw(st.integers(1, RELATIONS - 1))
+    torch.manual_seed(0)
+    edge_type, width = torch.randint(most, (num_edges,)), options["edge_dim"]
+    of_edges = [] if width is None else [torch.randn(num_edges, width, dtype=torch.float64)]
+    stock = rgat(**options).train(data.draw(st.booleans()))
+    ours = accelerate(copy.deepcopy(stock))
+    size, within = (num_src, num_dst), attends_within(stock)
+    with limits(kernels_anywhere=True):
+        made = relational_edges_there(edge_index, edge_type, size, RELATIONS, within)
+    assert isinstance(made.sources, PaddedPairs)
+    ends = [features(count) for count in size]
+    for x, ids in zip(ends, edge_index, strict=True):
+        x[torch.bincount(ids, minlength=len(x)) == 0] = float("nan")
+    graph = ScoredRelations(made, edge_index)
+    found = run(Both(ours, graph), *ends, edge_type, *of_edges)
+    expected = run(Both(stock, edge_index), *ends, edge_type, *of_edges)
+    assert_same(found, expected, 1e-11)
+
+
+@settings(max_examples=100)
+@given(data=st.data(), nodes=st.integers(0, 60), relations=st.integers(1, 70))
+def test_pairs_that_nobody_counted(data: st.DataObject, nodes: int, relations: int) -> None:
+    """Each edge has the row that it has where pairs are counted, and no place is of two."""
+    num_edges = data.draw(st.integers(0, 300)) if nodes else 0
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    ends, types = torch.randint(max(nodes, 1), (num_edges,)), torch.randint(relations, (num_edges,))
+    counted = Pairs.of(types, ends, relations, nodes)
+    padded = PaddedPairs.of(types, ends, relations, nodes)
+    there = padded.nodes < nodes
+    assert int(there.sum()) == len(counted.nodes)
+    assert len(there) < min(num_edges, relations * nodes) + BLOCK * min(num_edges, relations) + 1
+    each = torch.stack([padded.relations.repeat_interleave(BLOCK), padded.nodes])[:, there]
+    assert each.unique(dim=1).shape == each.shape
+    weight = torch.randn(relations, 2, 3, 2, dtype=torch.float64)
+    x = torch.randn(nodes, 6, dtype=torch.float64)
+    rows = [pairs.times(x, weight)[pairs.of_edges] for pairs in (padded, counted)]
+    torch.testing.assert_close(*rows)
 
 
 @pytest.mark.parametrize("mechanism", ["within-relation", "across-relation"])

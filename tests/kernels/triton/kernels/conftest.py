@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,16 @@ from torch import Tensor
 from hag_plugin.testing import limits
 
 NODES = 20
+
+
+def in_turn(every: Iterable[Any], *others: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Each of the first with one of each of the others, in turn: in an interpreter that takes
+    minutes, all that there is once, and not the product."""
+    return [
+        (*(first if isinstance(first, tuple) else (first,)), *(o[n % len(o)] for o in others))
+        for n, first in enumerate(every)
+    ]
+
 
 collect_ignore = []
 if importlib.util.find_spec("dgl") is None:

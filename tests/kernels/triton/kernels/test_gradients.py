@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -15,7 +16,8 @@ from hag_plugin.ops.registration import REVERSED
 from hag_plugin.testing import limits
 
 from .... import reference
-from .conftest import NODES
+from .conftest import NODES, in_turn
+from .test_aggregate import MODES
 
 
 def gradients(y: Tensor, inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
@@ -39,11 +41,15 @@ def test_sum(reduce: str, mode: hp.hag.SelfLoops, graph: Tensor, kernel_device: 
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-11)
 
 
-@pytest.mark.parametrize("mode", [False, "add", "fill"])
-@pytest.mark.parametrize("reduce", ["max", "min"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("mode", "reduce", "dtype"),
+    in_turn(
+        [*itertools.product(MODES, ("max", "min"))],
+        (torch.float32, torch.float64, torch.bfloat16, torch.float16),
+    ),
+)
 def test_extremum(
-    dtype: torch.dtype, reduce: str, mode: hp.hag.SelfLoops, graph: Tensor, kernel_device: str
+    mode: hp.hag.SelfLoops, reduce: str, dtype: torch.dtype, graph: Tensor, kernel_device: str
 ) -> None:
     """Few values, so that many sources tie, over rows that are split."""
     x = torch.randint(-1, 2, (2, NODES, 5)).to(dtype)
@@ -66,11 +72,12 @@ def test_extremum(
         torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("mode", [False, "add", "fill"])
-@pytest.mark.parametrize("reduce", ["max", "min"])
-@pytest.mark.parametrize("ties", ["first", "last"])
+@pytest.mark.parametrize(
+    ("mode", "ties", "reduce"),
+    in_turn([*itertools.product(MODES, ("first", "last"))], ("max", "min", "min", "max")),
+)
 def test_one_winner(
-    ties: str, reduce: str, mode: hp.hag.SelfLoops, graph: Tensor, kernel_device: str
+    mode: hp.hag.SelfLoops, ties: str, reduce: str, graph: Tensor, kernel_device: str
 ) -> None:
     """Few values, NaN and infinities among them, over rows that are split."""
     x, grad = torch.randint(-1, 2, (NODES, 5)).float(), torch.randn(NODES, 5)
@@ -92,8 +99,9 @@ def test_one_winner(
     assert not torch.equal(winner, other)  # ties there are
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("width", [1, 33, 130])
+@pytest.mark.parametrize(
+    ("width", "dtype"), in_turn([1, 33, 130], (torch.float64, torch.float16, torch.bfloat16))
+)
 def test_winners_of_every_dtype(width: int, dtype: torch.dtype, kernel_device: str) -> None:
     edge_index = torch.tensor([[0, 1, 2, 3, 4, 5, 5, 0], [1, 1, 1, 1, 1, 1, 1, 2]])
     hag = hp.build_hag(edge_index, num_nodes=6).to(kernel_device)
@@ -108,8 +116,10 @@ def test_winners_of_every_dtype(width: int, dtype: torch.dtype, kernel_device: s
             assert torch.equal(won[matrix].cpu(), winner)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
-@pytest.mark.parametrize("width", [1, 16, 33, 130])
+@pytest.mark.parametrize(
+    ("width", "dtype"),
+    in_turn([1, 16, 33, 130, 1, 33], (torch.float32, torch.float64, torch.float16)),
+)
 def test_gradients_go_to_their_winners(width: int, dtype: torch.dtype, kernel_device: str) -> None:
     """A source with more targets than others, duplicates and a loop; integers sum exactly."""
     source = torch.cat([torch.zeros(12, dtype=torch.long), torch.randint(0, 9, (40,))])

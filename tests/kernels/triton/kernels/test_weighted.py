@@ -13,7 +13,7 @@ from hag_plugin.hag.gpu.schedule import schedule_of
 from hag_plugin.ops.weights import edge_slots, weighted_aggregate
 
 from .... import reference
-from .conftest import NODES
+from .conftest import NODES, in_turn
 from .test_aggregate import DTYPES, MODES, WIDTHS
 
 
@@ -61,8 +61,7 @@ def assert_close(found: list[Tensor], expected: list[Tensor], dtype: torch.dtype
         )
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("width", "dtype"), in_turn([*WIDTHS, *WIDTHS], DTYPES))
 def test_every_width_and_dtype(width: int, dtype: torch.dtype, kernel_device: str) -> None:
     edges = torch.tensor([[0, 1, 2, 3, 1, 1, 5, 4, 0], [1, 0, 1, 1, 1, 4, 1, 1, 1]])
     x = torch.randn(6, width).to(dtype)
@@ -88,8 +87,9 @@ def test_loops_long_rows_and_batches(
     if mode:
         how = {"self_loops": mode, "loop_weight": torch.randn(NODES, dtype=exact)}
     assert_close(*both(x, graph, weight, NODES, kernel_device, reduce, **how), exact)
-    how["target_scale"] = torch.randn(NODES, dtype=exact)
-    assert_close(*both(x, graph, weight, NODES, kernel_device, reduce, **how), exact)
+    if reduce == "mean":
+        how["target_scale"] = torch.randn(NODES, dtype=exact)
+        assert_close(*both(x, graph, weight, NODES, kernel_device, reduce, **how), exact)
 
 
 @pytest.mark.parametrize("mode", MODES)
