@@ -22,8 +22,8 @@ from hag_plugin.parallel.model import functions
 from hag_plugin.parallel.strategies.convolution import TRANSFORM
 
 Run = Callable[..., Tensor]
-"""A layer on some edges: of the rows that they read `[S, F]`, those of their targets `[T, F]`, and
-what else a call is given, `[T, ...]`."""
+"""A layer on some edges: of the rows that they read `[S, F]`, those of their targets `[T, F]` (the
+first of a block's) and what else a call is given, `[T, ...]`."""
 
 
 def walks(site: Site) -> bool:
@@ -40,7 +40,8 @@ class Walked:
 
     Args:
         site: where.
-        graph: its edges; sources are the rows of the file, then those that are fetched.
+        graph: its edges; sources are the rows of the file, its targets, then those that are
+            fetched.
         begin: begins to fetch these.
         place: says what runs on the edges of a block.
     """
@@ -63,9 +64,9 @@ class Walked:
         fetched = self.begin(x)()
 
         def block(targets: slice, rows: Tensor, run: Run) -> Tensor:
-            own = int(torch.searchsorted(rows, len(x)))  # rows increase
+            own = int((rows < len(x)).sum())  # they come first
             sources = torch.cat([x[rows[:own]], fetched[rows[own:] - len(x)]])
-            return run(sources, x[targets], *given)
+            return run(sources, sources[: targets.stop - targets.start], *given)
 
         if torch.is_grad_enabled() and any(t.requires_grad for t in functions.tensors([*given])):
             found = [
@@ -84,7 +85,7 @@ class Walked:
 
 
 def blocks(graph: LocalGraph, most: int) -> Iterator[tuple[slice, np.ndarray, LocalGraph]]:
-    """Targets that follow each other, the rows that they read, increasing, and their edges.
+    """Targets that follow each other, the rows that they read, and their edges, as of `into`.
 
     Args:
         graph: its targets.

@@ -79,18 +79,22 @@ class LocalGraph:
         return part(True, begin, end), part(False, end if follow else 0, all_rows)
 
     def into(self, first: int, last: int) -> tuple[np.ndarray, LocalGraph]:
-        """The sources that edges into targets `first` to `last` have, int64 increasing, and these
-        edges from them.
+        """The edges into targets `first` to `last`, which must be the first sources of this graph,
+        and are those of its part; and what sources the part has: behind these, int64 increasing,
+        the others that its edges have.
         """
+        assert self.targets_first  # a layer that adds loops takes them for that
         ends = np.array([first, last], self.index.dtype)  # of another, all would be converted
         chosen = slice(*np.searchsorted(self.index[1], ends))
-        sources, place = np.unique(self.index[0, chosen], return_inverse=True)
-        index = np.stack([place, self.index[1, chosen] - first])
+        read, own = self.index[0, chosen].astype(np.int64), np.arange(first, last)
+        outside = (read < first) | (read >= last)
+        others = np.unique(read[outside])
+        place = np.where(outside, len(own) + np.searchsorted(others, read), read - first)
+        index, sources = np.stack([place, self.index[1, chosen] - first]), np.append(own, others)
         types = None if self.types is None else self.types[chosen]
         part = replace(
             self, index=index, sources=self.sources[sources], targets=self.targets[first:last],
-            numbers=lambda: self.edges[chosen], targets_first=False, types=types, _hags={},
-            _apart={}, _scales={},
+            numbers=lambda: self.edges[chosen], types=types, _hags={}, _apart={}, _scales={},
         )  # fmt: skip
         return sources, part
 
