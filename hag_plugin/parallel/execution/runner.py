@@ -262,7 +262,7 @@ class Runner(Walk):
 
     def add(
         self, kind: str, inputs: Sequence[Tensor], width: int, *, suffix: str = "",
-        call: tuple[Any, ...] | None = None, weighted: bool = False,
+        call: tuple[Any, ...] | None = None, weight: Tensor | None = None,
         dims: Mapping[str, Mapping[str, int]] | None = None, **changes: Any,
     ) -> Tensor:  # fmt: skip
         name = ".".join(part for part in (self.path, suffix) if part) or kind

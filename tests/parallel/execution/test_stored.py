@@ -34,7 +34,7 @@ from hag_plugin.testing import limits
 
 from ..equality import bytes_of, compare, sgd, space_with, train_alone, train_together
 from ..run_ranks import run_processes, run_threads
-from .test_memory import Peak, plain
+from .test_memory import Peak, held_of_edges, plain
 
 hpp = hp.parallel
 FEATURES, CLASSES = 6, 4
@@ -52,7 +52,7 @@ WHOLE: dict[str, Callable[[int, int], nn.Module]] = {
     "SGConv": lambda f, c: pyg.SGConv(f, c, K=2),
     "GatedGraphConv": lambda f, c: pyg.GatedGraphConv(8, 2),
 }
-COVER = "rows, vertex-cover halo"
+HALO, COVER = "rows, halo", "rows, vertex-cover halo"
 WAYS = [("rows, all-gather", "off"), ("rows, halo", "off"), (COVER, "off"),
         ("rows, all-gather", "part"), ("rows, halo", "part"), (COVER, "part")]  # fmt: skip
 CASES = [(kind, *way) for kind in MODELS for way in WAYS if kind != "GAT" or way in WAYS[:2]]
@@ -296,6 +296,66 @@ def test_values_of_edges(kind: str, strategy: str) -> None:
     check()
 
 
+class Deep(nn.Module):
+    """Some layers with the same weights of edges, or with two in turn."""
+
+    def __init__(self, make: Callable[[int, int], nn.Module], count: int) -> None:
+        super().__init__()
+        ends = [FEATURES, *[8] * (count - 1), CLASSES]
+        self.convs = nn.ModuleList(map(make, ends, ends[1:]))
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor, other: Tensor) -> Tensor:
+        for i, conv in enumerate(self.convs):
+            values = edge_weight if self.alike or i % 2 else other
+            x = conv(x, edge_index, values).tanh()
+        return x
+
+    alike = True
+
+
+@pytest.mark.parametrize("strategy", ["rows, all-gather", HALO, COVER, "2-D grid"])
+@pytest.mark.parametrize("kind", ["GCN", "GraphConv", "GATv2"])
+def test_layers_share_what_they_have_of_edges(kind: str, strategy: str, tmp_path: Path) -> None:
+    """Memory does not grow with layers, and is that of the plan; other weights are others."""
+    if kind == "GATv2" and strategy != HALO:
+        return  # its one way
+    ranks = 4 if strategy == "2-D grid" else 2
+    data = a_graph(nodes=400)
+    data.edge_weight, data.other = torch.rand(2, data.num_edges, dtype=torch.float64)
+    make = {"GATv2": lambda f, c: pyg.GATv2Conv(f, c, edge_dim=1), "GCN": pyg.GCNConv,
+            "GraphConv": pyg.GraphConv}[kind]  # fmt: skip
+    path = tmp_path / "parts"
+    whole = stored(data, np.arange(400) % ranks, ranks, path)
+
+    def held(count: int, alike: bool = True) -> tuple[list[int], int]:
+        torch.manual_seed(0)
+        model = Deep(make, count).double()
+        model.alike = alike
+        known = (
+            (whole, part_of(path)) if strategy == COVER else (hpp.PartitionedData(path, 0), None)
+        )
+        graph = trace(model, known[0], part=known[1], hag=False)
+        space = space_with(graph, ranks, with_edges(strategy))
+        plan = planned(space, list(space.cheapest().configs))
+
+        def case(rank: int) -> int:
+            with torch.autograd.set_multithreading_enabled(False):
+                ours = hpp.parallelize(model, hpp.PartitionedData(path), plan)
+                ours.parallel.mean(ours().square()).backward()
+            return held_of_edges(ours.parallel)
+
+        return run_threads(ranks, case), plan.memory.graph
+
+    few, planned_few = held(3)
+    many, planned_many = held(6)
+    assert (many, planned_many) == (few, planned_few)
+    if kind != "GATv2":
+        assert 0.75 <= max(few) / planned_few <= 1.25
+        two, planned_two = held(6, alike=False)
+        assert 0.75 <= max(two) / planned_two <= 1.25
+        assert planned_two > planned_few
+
+
 class Relational(nn.Module):
     """Two layers with weights for each relation."""
 
@@ -379,7 +439,6 @@ WALKED = SUMS | EXTREMA | OTHERS
 # What a rank makes at once, in features of its part. GIN's sum is as wide, and so are its own rows
 # and both; others are messages of the second layer, which are made edge by edge.
 MOST = {"GIN": 3.5, "GIN, max": 3.5, "PNA": 3.0, "GATv2": 2.5}
-HALO = "rows, halo"
 WALKS = [
     *((kind, way, hag) for kind in SUMS for way in (HALO, COVER) for hag in ("off", "part")),
     *((kind, HALO, hag) for kind in EXTREMA for hag in ("off", "part")),

@@ -170,7 +170,7 @@ class Messages(NodeLayer):
     """A layer that makes its messages edge by edge from both ends: PNAConv, as it stands."""
 
     def place(self, graph: LocalGraph) -> None:
-        self.index = torch.from_numpy(graph.index).long().to(self.site.world.device)
+        self.index = graph.both_ends(self.site.world.device)
         self.size = (len(graph.sources), len(graph.targets))
 
     @property

@@ -367,8 +367,7 @@ class LayerHalo(OperationExecutor):
 
     def _on(self, graph: LocalGraph) -> Run:
         """What runs the layer on some edges."""
-        site, edges = self.site, graph.edges
-        index = torch.from_numpy(graph.index).long().to(site.world.device)
+        site, edges, index = self.site, graph.edges, graph.both_ends(self.site.world.device)
 
         def run(sources: Tensor, target: Tensor, own: Any, call: Call, step: int) -> Tensor:
             by = {id(t): self.graphs.taken(t, edges).to(sources.device)
