@@ -4,6 +4,7 @@ computes on the whole graph.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch_geometric import nn as pyg
-from torch_geometric.data import Data
+from torch_geometric.data import Data, HeteroData
 from torch_geometric.utils import add_self_loops, scatter
 
 import hag_plugin as hp
@@ -78,9 +79,11 @@ def allow(ranks: int, strategy: str, hag: str) -> Callable[[Op, Config], bool]:
     return allowed
 
 
-def stored(data: Data, owner: np.ndarray, ranks: int, folder: Path) -> Data:
-    """Writes a store; the same graph in its numbering."""
-    hpp.write_partitions(data, ranks, folder, assignment=owner)
+def stored(
+    data: Data, owner: np.ndarray, ranks: int, folder: Path, given: Any = None
+) -> Data:  # fmt: skip
+    """Writes a store, of `given` where that is the same graph; this in the store's numbering."""
+    hpp.write_partitions(data if given is None else given, ranks, folder, assignment=owner)
     order = torch.cat([hpp.PartitionedData(folder, rank).nodes for rank in range(ranks)])
     found = data.clone()
     for name in ("x", "y", "train_mask"):
@@ -187,12 +190,12 @@ def test_features_and_heads_are_split(kind: str, strategy: str, ranks: int) -> N
 
 
 def check_strategy(
-    model: nn.Module, data: Data, owner: np.ndarray, ranks: int, strategy: str
+    model: nn.Module, data: Data, owner: np.ndarray, ranks: int, strategy: str, given: Any = None
 ) -> None:
     """That layers with edges train by a strategy, from a store, as one process does."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "parts"
-        whole = stored(data, owner, ranks, path)
+        whole = stored(data, owner, ranks, path, given)
         graph = trace(model, hpp.PartitionedData(path, 0))
         space = space_with(graph, ranks, with_edges(strategy))
         chosen = list(space.cheapest().configs)
@@ -404,6 +407,43 @@ def test_values_that_a_store_has_not_are_named(
     part, model = hpp.PartitionedData(tmp_path / "parts"), pyg.GCNConv(FEATURES, CLASSES)
     with pytest.raises(UnknownLayerError, match=words):
         hpp.plan(model, part, "pcie4x4", world_size=2, call=what)
+
+
+@pytest.mark.parametrize("library", ["pyg", "dgl"])
+def test_graphs_of_several_types(library: str, tmp_path: Path) -> None:
+    """They are refused; what the error says to do makes a graph that trains as one process does."""
+    random, counts = np.random.default_rng(0), {"a": 12, "b": 9}
+    kinds = [("a", "to", "a"), ("a", "to", "b"), ("b", "of", "a")]
+    ends = {k: torch.from_numpy(random.integers(0, 9, (2, 40))) for k in kinds}
+    frames: dict[str, dict[str, Tensor]] = {
+        of: {
+            "x": torch.from_numpy(random.standard_normal((n, FEATURES))),
+            "y": torch.from_numpy(random.integers(0, CLASSES, n)),
+            "train_mask": torch.ones(n, dtype=torch.bool),
+        }
+        for of, n in counts.items()
+    }
+    made: dict[str, Any] = {}
+    if library == "pyg":
+        made["data"] = data = HeteroData(frames | {k: {"edge_index": e} for k, e in ends.items()})
+    else:
+        made["dgl"] = dgl = pytest.importorskip("dgl")
+        made["graph"] = data = dgl.heterograph({k: (*e,) for k, e in ends.items()}, counts)
+        for of, frame in frames.items():
+            data.nodes[of].data.update(frame)
+    with pytest.raises(ValueError, match="expected one of each") as refused:
+        hpp.write_partitions(data, 2, tmp_path / "parts")
+    said = re.search(r"one of each: (.*) is one graph", str(refused.value))
+    assert said is not None
+    given = eval(said[1], made)
+    whole = given
+    if library == "dgl":
+        whole = Data(**{name: given.ndata[name] for name in frames["a"]})
+        whole.edge_index = torch.stack(given.edges())
+        whole.edge_type = given.edata[made["dgl"].ETYPE]
+    torch.manual_seed(0)
+    owner = np.arange(sum(counts.values())) % 2
+    check_strategy(Relational().double(), whole, owner, 2, HALO, given)
 
 
 # Features that stay in their file -----------------------------------------------------------------
