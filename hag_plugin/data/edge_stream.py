@@ -406,6 +406,8 @@ def _parquet(source: Source, path: Path, columns: Mapping[str, str]) -> EdgeStre
 def _text(source: Source, head: str, columns: Mapping[str, str]) -> EdgeStream:
     sample = [text for _, text in islice(data_lines(iter(head.split("\n"))), SAMPLE)]
     if not sample:
+        for column in columns.values():
+            raise DatasetError(f"{source.name} has no edges, and no column {column!r} of them")
         return EdgeStream.of(np.zeros((2, 0), np.int64), None, None, f"{source.name}: no edges")
     form = form_of(sample, head)
     if form is None:

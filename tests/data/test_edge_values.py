@@ -53,7 +53,7 @@ def table(path: Path, edges: np.ndarray, weight: np.ndarray) -> None:
 
 
 def matrix(edges: np.ndarray, weight: np.ndarray) -> bytes:
-    head = f"%%MatrixMarket matrix coordinate real general\n{NODES} {NODES} {EDGES}\n"
+    head = f"%%MatrixMarket matrix coordinate real general\n{NODES} {NODES} {edges.shape[1]}\n"
     return lines(edges + 1, weight, "{} {} {}", head)
 
 
@@ -123,6 +123,28 @@ def test_the_same_store(kind: str, tmp_path: Path) -> None:
     command = ["partition", str(tmp_path / name), "--ranks", "2", "-o", out, "--quiet"]
     assert main([*command, "--method", "contiguous", "--edge-values", *given]) == 0
     assert edges_in(tmp_path / "more") == wanted(tmp_path / "again")
+
+
+BARE = {"text, by number", "packed text", "npy"}  # nothing says what columns they have
+
+
+@pytest.mark.parametrize("kind", [*FILES, "npy"])
+def test_a_column_of_no_edges(kind: str, tmp_path: Path) -> None:
+    """It has no values, or what was asked for is named: it is not left out."""
+    write_npy: Any = lambda p, e, w: np.save(p, e)  # noqa: E731
+    name, write, column = FILES.get(kind, ("e.npy", write_npy, "w"))
+    write(tmp_path / name, np.zeros((2, 0), np.int64), np.zeros(0))
+    columns = {} if column is None else {NAME: column}
+    if kind in BARE:
+        with pytest.raises(DatasetError, match=rf"{name} has no .*'{column}'"):
+            open_graph(tmp_path / name, columns)
+        return
+    stream = open_graph(tmp_path / name, columns)
+    found = [*stream.values[NAME].blocks(7)]
+    assert sum(map(len, found)) == 0
+    assert stream.values[NAME].dtype.kind == "f"
+    stream = EdgeStream(stream.blocks, "none", NODES, values=stream.values)
+    assert stored(stream, tmp_path / "parts") == []
 
 
 def test_graphs_in_memory(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ class Parallel:
     ) -> tuple[World, list[OperationExecutor | None]]:
         graphs = self._met(data, recorded) if isinstance(data, PartitionedData) else {}
         with self.group.together("laying out the data"):
-            found = self._made(recorded, part, graphs)
+            found = self._made(recorded, part, graphs, self._is_mapped(data))
         for each in found[0].graphs.values():
             each.forget()  # executors have what they run on
         return found
@@ -185,8 +185,14 @@ class Parallel:
             if key in recorded.graph.graphs
         }
 
+    def _is_mapped(self, data: Any) -> bool:
+        """Whether the features stay in their file."""
+        if not isinstance(data, PartitionedData) or "x" not in data.names:
+            return False
+        return self.group.device.type == "cpu" and data.x.nbytes > limits.mapped_bytes
+
     def _made(
-        self, recorded: Recorded, part: Part | None, graphs: Mapping[str, RankGraphs]
+        self, recorded: Recorded, part: Part | None, graphs: Mapping[str, RankGraphs], mapped: bool
     ) -> tuple[World, list[OperationExecutor | None]]:
         graph, group = recorded.graph, self.group
         nodes = {of: graph.rows(group.size, of) for of in graph.types}
@@ -197,7 +203,7 @@ class Parallel:
         dtype = next((p.dtype for p in self._pristine.parameters()), torch.float32)
         world = World(
             group, nodes, recorded.edges, self._parameters, group.device, dtype, {**graphs},
-            seed=self._seed,
+            mapped=mapped, seed=self._seed,
         )  # fmt: skip
         configs = self.plan.configs
         executors: list[OperationExecutor | None] = []
@@ -262,12 +268,14 @@ class Parallel:
         graph, nodes, group = recorded.graph, world.nodes[""], self.group.counted_as(SETUP)
         with self.group.together("laying out the features"):
             x = data.x.detach() if wanted[0] else None
-            if x is not None:
-                world.mapped = world.device.type == "cpu" and x.nbytes > limits.mapped_bytes
-                x = x if world.mapped else x.to(world.device, copy=True)
+            if x is not None and not world.mapped:
+                x = x.to(world.device, copy=True)
         features: dict[int, dict[Layout, Tensor]] = {0: {}}
         for layout in wanted[0]:
             assert x is not None  # it is wanted
+            if group.size == 1:  # it has all in any layout
+                features[0][layout] = x
+                continue
             with torch.no_grad():
                 features[0][layout] = reshard(x, ROWS, layout, nodes, x.shape[1], group)
         prepared = self._prepared(recorded.stored, recorded, world, executors, features)

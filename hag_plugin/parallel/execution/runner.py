@@ -30,6 +30,7 @@ from hag_plugin.parallel.model.layers import entry_of
 from hag_plugin.parallel.model.opgraph import Op
 from hag_plugin.parallel.model.walk import Ends, Walk
 from hag_plugin.parallel.ranks.transfer import reshard
+from hag_plugin.recall import is_run_again
 
 SHARD = "_hag_plugin_shard"
 ALONE = (
@@ -177,7 +178,7 @@ class Runner(Walk):
         return self._at
 
     def _enter(self, path: str, module: Module, _: Any) -> None:
-        if path and self._at is None:
+        if path and self._at is None and not is_run_again():
             raise RuntimeError(ALONE)
         super()._enter(path, module, _)
 
@@ -261,7 +262,7 @@ class Runner(Walk):
 
     def add(
         self, kind: str, inputs: Sequence[Tensor], width: int, *, suffix: str = "",
-        call: tuple[Any, ...] | None = None, weighted: bool = False,
+        call: tuple[Any, ...] | None = None, weight: Tensor | None = None,
         dims: Mapping[str, Mapping[str, int]] | None = None, **changes: Any,
     ) -> Tensor:  # fmt: skip
         name = ".".join(part for part in (self.path, suffix) if part) or kind

@@ -91,11 +91,13 @@ class Site:
         """Rows of each part that its edges come from, int64 `[P]`."""
         return self.world.nodes[self.world.edges[self.op.graph].types[0]]
 
-    def edge_mask(self, numbers: Tensor) -> Callable[[Tensor, float], Tensor]:
+    def edge_mask(
+        self, numbers: Tensor, step: int | None = None
+    ) -> Callable[[Tensor, float], Tensor]:
         """Dropout's mask, of scores `[E, H]` and a probability, for edges of these numbers in the
-        whole graph.
+        whole graph; of this step, by default the world's.
         """
-        key = (self.world.seed, self.world.step, self.index)
+        key = (self.world.seed, self.world.step if step is None else step, self.index)
 
         def mask(scores: Tensor, p: float) -> Tensor:
             heads = torch.arange(scores.shape[1], device=scores.device)

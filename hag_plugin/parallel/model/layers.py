@@ -256,7 +256,7 @@ def _convolution(walk: Walk, layer: Any, call: dict[str, Any], **changes: Any) -
         "root": bool(root) and not is_pair,
         "bias": bool(held(layer, record.bias)),
         "reduce": reduce,
-        "weighted": given is not None or values is not None,
+        "weight": values if given is None else given,
     }
     ends = (x, own) if is_pair else x
     graph = walk.graph(ends, edges, loops, call.get("edge_type"), values)

@@ -150,13 +150,13 @@ class Recorder(Walk):
 
     def add(
         self, kind: str, inputs: Sequence[Tensor], width: int, *, suffix: str = "",
-        call: tuple[Any, ...] | None = None, weighted: bool = False,
+        call: tuple[Any, ...] | None = None, weight: Tensor | None = None,
         dims: Mapping[str, Mapping[str, int]] | None = None, **changes: Any,
     ) -> Tensor:  # fmt: skip
         made_by = list(dict.fromkeys(self.source(x) for x in inputs))
         name = ".".join(part for part in (self.path, suffix) if part) or kind
-        if weighted and "graph" in changes:  # weights an edge: nothing that a HAG could share
-            changes["graph"] = self._weighted(changes["graph"])
+        if weight is not None and "graph" in changes:  # nothing that a HAG could share
+            changes["graph"] = self._weighted(changes["graph"], weight)
         if call is not None:
             function, *args = call
             met = Call(function.__name__, tuple(args), {}, function)
@@ -424,12 +424,16 @@ class Recorder(Walk):
         )  # fmt: skip
         return replace(found, sources=several)  # types may have few nodes
 
-    def _weighted(self, key: str) -> str:
-        name = f"{key} with weights"
-        if name not in self.graphs:
-            self.graphs[name] = self.graphs[key].without_hags()
-            self.edges[name] = self.edges[key]
-        return name
+    def _weighted(self, graph: str, weight: Tensor) -> str:
+        """The key of a graph whose edges have weights: layers with the same share one."""
+        key, how = (id(weight), graph), f"{graph} with weights"
+        if key not in self._keys:
+            count = sum(name == how or name.startswith(f"{how}:") for name in self.graphs)
+            name = self._keys[key] = f"{how}:{count + 1}" if count else how
+            self._kept.append(weight)
+            self.graphs[name] = self.graphs[graph].without_hags()
+            self.edges[name] = self.edges[graph]
+        return self._keys[key]
 
     # Functions -------------------------------------------------------------------------------
 

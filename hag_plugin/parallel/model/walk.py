@@ -200,7 +200,7 @@ class Walk(TorchFunctionMode, ABC):
     @abstractmethod
     def add(
         self, kind: str, inputs: Sequence[Tensor], width: int, *, suffix: str = "",
-        call: tuple[Any, ...] | None = None, weighted: bool = False,
+        call: tuple[Any, ...] | None = None, weight: Tensor | None = None,
         dims: Mapping[str, Mapping[str, int]] | None = None, **changes: Any,
     ) -> Tensor:  # fmt: skip
         """An operation of the layer that runs; returns its output.
@@ -211,7 +211,7 @@ class Walk(TorchFunctionMode, ABC):
             width: of the output.
             suffix: of its name, where a layer has several.
             call: a function and its arguments, where that is all the operation does.
-            weighted: whether the edges have weights.
+            weight: `[E]`, of edges that have weights.
             dims: by name in the layer, the dimensions of parameters as `opgraph.Weight` has them.
             changes: attributes of the operation.
         """

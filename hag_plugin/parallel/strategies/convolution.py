@@ -30,6 +30,7 @@ from hag_plugin.parallel.model.opgraph import Op, Weight
 from hag_plugin.parallel.strategies import steps
 from hag_plugin.parallel.strategies.activations import Held, Step, hold
 from hag_plugin.parallel.strategies.registry import (
+    EXACT,
     INDEX,
     LONG,
     OP,
@@ -151,8 +152,7 @@ def _add_graph(
             program = INDEX * counts.rows_read + OP * counts.rows_written
             terms.graph += program * (1 + backward)
     if not problem.stats.shares:  # a weight for each edge, and its place in the reverse
-        terms.states += edges * (1 + backward)
-        terms.graph += INDEX * edges * backward
+        terms.graph += (max(problem.itemsize, EXACT) + INDEX * backward) * edges
 
 
 def add_transform(problem: Problem, terms: Terms, rows: int, k: int, n: int) -> None:
@@ -582,7 +582,11 @@ def layer(
         edges = problem.stats.edges if not fetch else int(problem.partition.edges.max())
         return steps.messages(problem.op, rows, sources[1], edges, fetch)
     widths = problem.op.input_width, problem.op.width
-    return steps.convolution(problem.op, order, rows, widths, fetch, sources, twice)
+    found = steps.convolution(problem.op, order, rows, widths, fetch, sources, twice)
+    if problem.stats.shares or not backward_needed(problem, order):
+        return found
+    edges = problem.stats.edges if rows == problem.total_rows else problem.partition.edges.max()
+    return replace(found, backward=found.backward + int(edges))  # their weights, in the reverse
 
 
 register(

@@ -26,6 +26,7 @@ ORDERS = ("", "aggregate-first", "transform-first")
 HAGS = ("off", "whole", "part")
 INDEX = 4  # bytes of a source id
 LONG = 8  # of an id as PyG's layers take it
+EXACT = 4  # of a number that sums of half types are made with, at least
 ROW = 12  # of a row of a graph: where its sources begin, and a scale
 OP = 12  # of a row that a program writes: where its sources begin, and which it is
 STATES = 4  # a weight, its gradient and two moments of Adam

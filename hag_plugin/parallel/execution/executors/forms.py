@@ -140,7 +140,7 @@ def form_of(site: Site, graphs: RankGraphs) -> Form:
         elif given is None:  # PyG's, of its `gcn_norm`: by the targets' degrees on both sides
             scales = graphs.scale, graphs.scale
         else:
-            scales = (partial(power, graphs.weighted_degree(given, loop)),) * 2
+            scales = (partial(graphs.weighted_scale, given=given, loop=loop),) * 2
         source, target = (
             scale(exponent) if exponent else None
             for scale, exponent in zip(scales, exponents, strict=True)

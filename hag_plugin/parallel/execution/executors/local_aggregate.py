@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hag_plugin.ops.aggregate import aggregate
-from hag_plugin.ops.weights import edge_slots, weighted_aggregate
+from hag_plugin.ops.weights import weighted_aggregate
 from hag_plugin.parallel.execution.executors.forms import Form
 from hag_plugin.parallel.execution.graphs.graph_parts import LocalGraph
 from hag_plugin.parallel.execution.site import Site
@@ -40,9 +40,7 @@ class LocalAggregate:
         self.weight: Tensor | None = None
         if form.edge_weight is not None:
             assert relation is None  # relational layers have no edge weights
-            weight = form.edge_weight(graph.edges).to(exact)
-            slots = edge_slots(torch.from_numpy(graph.index), self.hag.cpu())
-            self.weight = torch.zeros_like(weight).index_put((slots,), weight).to(device)
+            self.weight = graph.weights(form.edge_weight, exact, device)
         self.module = cast(Any, site.module)
         if self.stock and not hasattr(self.module, "aggr_module"):
             raise TypeError(

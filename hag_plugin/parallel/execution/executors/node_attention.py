@@ -7,6 +7,7 @@ edges from the own rows are attended over.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -128,9 +129,12 @@ class Attention(NodeLayer):
         """Says which edges it is to run on, those from the own rows first; as of `OwnFirst`."""
         self.own_first = OwnFirst(self.site, parts, begin)
 
-    def __call__(self, x: Tensor, fetch: Fetch) -> Tensor:
+    @property
+    def names(self) -> list[str]:
+        return [WEIGHT, SOURCE, TARGET, self.bias]
+
+    def run(self, x: Tensor, fetch: Fetch, values: Mapping[str, Tensor]) -> Tensor:
         op = self.site.op
-        values = self.parameters(WEIGHT, SOURCE, TARGET, self.bias)
         h, as_source, as_target = transformed(x, values[WEIGHT], values[SOURCE], values[TARGET])
         if self.own_first is None:
             out = self.heads(h, as_source, as_target)

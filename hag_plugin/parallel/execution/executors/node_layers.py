@@ -7,7 +7,7 @@ them) the rows that the rank's edges read. The weights are whole on every rank.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -62,13 +62,22 @@ class NodeLayer(ABC):
     def place(self, graph: LocalGraph) -> None:
         """Says which edges it is to run on, its self-loops among them."""
 
+    @property
     @abstractmethod
+    def names(self) -> list[str]:
+        """Of the parameters that it computes with; "" for one that there is not."""
+
+    @abstractmethod
+    def run(self, x: Tensor, fetch: Fetch, values: Mapping[str, Tensor]) -> Tensor:
+        """`[n, F]` to `[n, G]`, with the values of the parameters."""
+
     def __call__(self, x: Tensor, fetch: Fetch) -> Tensor:
         """`[n, F]` to `[n, G]`."""
+        return self.run(x, fetch, self.values())
 
-    def parameters(self, *names: str) -> dict[str, Tensor]:
-        """Parameters by name, those that there are, with one sum of their gradients."""
-        wanted = [name for name in names if name]
+    def values(self) -> dict[str, Tensor]:
+        """Of parameters by name, those that there are, with one sum of their gradients."""
+        wanted = [name for name in self.names if name]
         return dict(zip(wanted, self.site.locals(wanted, self.copies), strict=True))
 
 
@@ -84,9 +93,12 @@ class Convolution(NodeLayer):
         self.aggregate = LocalAggregate(self.site, self.form, graph)
         self.form = self.form.bare
 
-    def __call__(self, x: Tensor, fetch: Fetch) -> Tensor:
+    @property
+    def names(self) -> list[str]:
+        return [self.form.weight, self.form.root, self.form.bias]
+
+    def run(self, x: Tensor, fetch: Fetch, values: Mapping[str, Tensor]) -> Tensor:
         form, order = self.form, self.site.config.order
-        values = self.parameters(form.weight, form.root, form.bias)
         if order == TRANSFORM:
             out = self.summed(form.product(x, values[form.weight]), fetch)
         else:
@@ -116,9 +128,13 @@ class Relational(NodeLayer):
         ]
         self.form = self.form.bare
 
-    def __call__(self, x: Tensor, fetch: Fetch) -> Tensor:
+    @property
+    def names(self) -> list[str]:
         form = self.form
-        values = self.parameters(form.weight, form.coefficients, form.root, form.bias)
+        return [form.weight, form.coefficients, form.root, form.bias]
+
+    def run(self, x: Tensor, fetch: Fetch, values: Mapping[str, Tensor]) -> Tensor:
+        form = self.form
         weights = form.of_relations(values)
         if self.own_first is None:
             out = relational_sum(self.site, self.aggregates, x, fetch, weights)
@@ -154,12 +170,16 @@ class Messages(NodeLayer):
     """A layer that makes its messages edge by edge from both ends: PNAConv, as it stands."""
 
     def place(self, graph: LocalGraph) -> None:
-        self.index = torch.from_numpy(graph.index).long().to(self.site.world.device)
+        self.index = graph.both_ends(self.site.world.device)
         self.size = (len(graph.sources), len(graph.targets))
 
-    def __call__(self, x: Tensor, fetch: Fetch) -> Tensor:
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in cast(Any, self.site.module).named_parameters()]
+
+    def run(self, x: Tensor, fetch: Fetch, values: Mapping[str, Tensor]) -> Tensor:
         conv = cast(Any, self.site.module)
-        with swapped(conv, self.parameters(*(name for name, _ in conv.named_parameters()))):
+        with swapped(conv, values):
             return self.forward(conv, fetch(x), x)
 
     def forward(self, conv: Any, source: Tensor, target: Tensor) -> Tensor:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from copy import copy
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.profiler import record_function
 
-from hag_plugin.parallel.execution.executors.forms import Form, form_of
+from hag_plugin.parallel.execution.executors.forms import Form
 from hag_plugin.parallel.execution.executors.local_aggregate import LocalAggregate
 from hag_plugin.parallel.execution.executors.node_attention import Attention
 from hag_plugin.parallel.execution.executors.node_layers import (
@@ -30,7 +31,7 @@ from hag_plugin.parallel.execution.executors.registry import (
     OperationExecutor,
     executes,
 )
-from hag_plugin.parallel.execution.executors.walked import Walked
+from hag_plugin.parallel.execution.executors.walked import Run, Walked, walks
 from hag_plugin.parallel.execution.graphs.graph_parts import Cover, Halo, LocalGraph
 from hag_plugin.parallel.execution.graphs.local_graphs import RankGraphs
 from hag_plugin.parallel.execution.parameters import swapped
@@ -44,7 +45,7 @@ from hag_plugin.parallel.ranks.transfer import (
     exchange,
     gather_rows,
 )
-from hag_plugin.parallel.strategies.convolution import AGGREGATE, is_apart, is_kept
+from hag_plugin.parallel.strategies.convolution import is_apart, is_kept
 from hag_plugin.recall import Known
 
 
@@ -65,11 +66,15 @@ class Replicate(Executor):
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         graphs = graphs_of(site, site.group.size)
-        self.layer = layer_of(site, graphs, copies=False)
-        self.layer.place(graphs.whole())
+        layer = layer_of(site, graphs, copies=False)
+        if site.group.size == 1 and walks(site):
+            self.run_on = by_block(layer, graphs.whole(), lambda x: lambda: x[:0])
+        else:
+            layer.place(graphs.whole())
+            self.run_on = partial(layer, fetch=lambda x: x)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        return self.layer(inputs[0], lambda x: x)
+        return self.run_on(inputs[0])
 
 
 @executes("rows, all-gather", "convolution", "attention")
@@ -260,23 +265,38 @@ class RowsHalo(Executor):
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         graphs = graphs_of(site)
-        self.layer = layer_of(site, graphs, copies=True)
-        halo = graphs.halo()
-        self.fetch = fetching(site, partial(HaloRows, halo), site.group)
-        place(self.layer, lambda: halo.graph, halo.apart, self.fetch)
-        self.graphs = graphs
-        self.walked: Walked | None = None
+        layer, halo = layer_of(site, graphs, copies=True), graphs.halo()
+        fetch = fetching(site, partial(HaloRows, halo), site.group)
+        self.run_on = placed(layer, lambda: halo.graph, halo.apart, fetch)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        [x], layer = inputs, self.layer
-        kept = isinstance(self.fetch, Once) and self.site.config.order == AGGREGATE
-        if not (self.site.world.mapped and kept and isinstance(layer, Convolution)):
-            return layer(x, self.fetch)
-        if self.walked is None:  # the features stay in their file: only rows of others are kept
-            form, row = form_of(self.site, self.graphs), x.shape[1] * x.element_size()
-            self.walked = Walked(layer, form, self.graphs.halo().graph, row)
-            self.graphs.forget()
-        return self.walked(x, self.fetch.begin(x)())
+        return self.run_on(inputs[0])
+
+
+def placed(
+    layer: NodeLayer, graph: Callable[[], LocalGraph], apart: Callable[[], Parts], rows: Rows
+) -> Callable[[Tensor], Tensor]:
+    """A layer of the own rows, on edges from these and then from those of others; arguments as of
+    `place`.
+    """
+    if walks(layer.site):
+        return by_block(layer, graph(), rows.begin)
+    place(layer, graph, apart, rows)
+    return partial(layer, fetch=rows)
+
+
+def by_block(layer: NodeLayer, graph: LocalGraph, begin: Begin) -> Callable[[Tensor], Tensor]:
+    """The same where the own rows stay in their file; `begin` as of `Walked`."""
+    layers: list[NodeLayer] = []
+
+    def run_on(part: LocalGraph) -> Run:
+        each = copy(layer)
+        each.place(part)
+        layers.append(each)
+        return lambda sources, own, values: each.run(own, lambda x: sources, values)
+
+    walked = Walked(layer.site, graph, begin, run_on)
+    return lambda x: walked(x, layers[0].values())
 
 
 def place(
@@ -308,17 +328,15 @@ class RowsCover(Executor):
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         graphs = graphs_of(site)
-        self.layer = layer = Convolution(site, graphs, copies=True)
-        cover, whole = graphs.cover(), layer.form.summed(graphs)
-        sums = LocalAggregate(site, whole.sent(), cover.send)
-        self.fetch = fetching(site, partial(CoverRows, sums, cover), site.group)
-        layer.own_first = own_first(site, whole, graphs, cover.apart, self.fetch.begin)
-        if layer.own_first is None:
-            layer.aggregate = LocalAggregate(site, whole, cover.graph)
-        layer.form = layer.form.bare
+        layer = Convolution(site, graphs, copies=True)
+        layer.form = layer.form.summed(graphs)
+        cover = graphs.cover()
+        sums = LocalAggregate(site, layer.form.sent(), cover.send)
+        fetch = fetching(site, partial(CoverRows, sums, cover), site.group)
+        self.run_on = placed(layer, lambda: cover.graph, cover.apart, fetch)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        return self.layer(inputs[0], self.fetch)
+        return self.run_on(inputs[0])
 
 
 @executes("rows, halo", "opaque")
@@ -329,10 +347,12 @@ class LayerHalo(OperationExecutor):
         super().__init__(site)
         self.graphs = graphs_of(site)
         halo = self.graphs.halo()
-        device = site.world.device
-        self.index = torch.from_numpy(halo.graph.index).long().to(device)
-        self.edges = halo.graph.edges
         self.fetch = fetching(site, partial(HaloRows, halo), site.group)
+        self.walked: Walked | None = None
+        if walks(site):
+            self.walked = Walked(site, halo.graph, self.fetch.begin, self._on)
+        else:
+            self.on_all = self._on(halo.graph)
 
     def run(self, call: Call, *inputs: Tensor) -> Tensor:
         site, ends = self.site, call.args[0]
@@ -340,13 +360,25 @@ class LayerHalo(OperationExecutor):
         used = [w.role for w in site.op.parameters if w.role in site.names]
         own = dict(zip(used, site.locals(used, copies=True), strict=True))
         own |= {role: site.local(role) for role in site.names if role not in used}
-        by = {id(t): self.graphs.taken(t, self.edges).to(source.device)
-              for t in functions.tensors([*call.args[2:], dict(call.kwargs)])}  # fmt: skip
-        rest = functions.replaced(tuple(call.args[2:]), by)
-        kwargs = functions.replaced(dict(call.kwargs), by)
-        if site.op.drops:
-            kwargs["mask"] = site.edge_mask(torch.from_numpy(self.edges))
-        assert call.function is not None
-        with nullcontext() if site.module is None else swapped(site.module, own):
-            out: Tensor = call.function((self.fetch(source), target), self.index, *rest, **kwargs)
-        return out
+        given = own, call, site.world.step
+        if self.walked is not None:
+            return self.walked(target, *given)
+        return self.on_all(self.fetch(source), target, *given)
+
+    def _on(self, graph: LocalGraph) -> Run:
+        """What runs the layer on some edges."""
+        site, edges, index = self.site, graph.edges, graph.both_ends(self.site.world.device)
+
+        def run(sources: Tensor, target: Tensor, own: Any, call: Call, step: int) -> Tensor:
+            by = {id(t): self.graphs.taken(t, edges).to(sources.device)
+                  for t in functions.tensors([*call.args[2:], dict(call.kwargs)])}  # fmt: skip
+            rest = functions.replaced(tuple(call.args[2:]), by)
+            kwargs = functions.replaced(dict(call.kwargs), by)
+            if site.op.drops:
+                kwargs["mask"] = site.edge_mask(torch.from_numpy(edges), step)
+            assert call.function is not None
+            with nullcontext() if site.module is None else swapped(site.module, own):
+                out: Tensor = call.function((sources, target), index, *rest, **kwargs)
+            return out
+
+        return run

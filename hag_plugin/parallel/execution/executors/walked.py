@@ -1,12 +1,14 @@
-"""The first layer over features that stay in a file: some targets at a time.
+"""Layers over features that stay in a file: some targets at a time.
 
-Aggregated and transformed block by block, neither the features nor their sums are ever whole in
-memory. The backward pass reads each block again.
+Neither the features nor what is made of them on the way is ever whole in memory: what a layer reads
+of a block of targets is put together, and the layer is run on that. The backward pass reads each
+block again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,52 +16,76 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hag_plugin.limits import limits
-from hag_plugin.parallel.execution.executors.forms import Form
-from hag_plugin.parallel.execution.executors.local_aggregate import LocalAggregate
-from hag_plugin.parallel.execution.executors.node_layers import Convolution
 from hag_plugin.parallel.execution.graphs.graph_parts import LocalGraph
+from hag_plugin.parallel.execution.site import Site
+from hag_plugin.parallel.model import functions
+from hag_plugin.parallel.strategies.convolution import TRANSFORM
+
+Run = Callable[..., Tensor]
+"""A layer on some edges: of the rows that they read `[S, F]`, those of their targets `[T, F]` (the
+first of a block's) and what else a call is given, `[T, ...]`."""
+
+
+def walks(site: Site) -> bool:
+    """Whether an operation reads features in their file a block at a time. Attention, and sums of
+    transformed rows, go over them once, where they lie, and make narrower ones.
+    """
+    op = site.op
+    reads = op.kind != "attention" and site.config.order != TRANSFORM
+    return site.world.mapped and site.fixed and reads
 
 
 class Walked:
-    """A convolution that aggregates first, over the rows of a file and some that were fetched.
+    """A layer over the rows of a file and some that were fetched.
 
     Args:
-        layer: the convolution.
-        form: of it, with scales and weights.
-        graph: its edges; sources are the rows of the file, then those that were fetched.
-        row_bytes: of a row.
+        site: where.
+        graph: its edges; sources are the rows of the file, its targets, then those that are
+            fetched.
+        begin: begins to fetch these.
+        place: says what runs on the edges of a block.
     """
 
-    def __init__(self, layer: Convolution, form: Form, graph: LocalGraph, row_bytes: int) -> None:
-        self.layer = layer
+    def __init__(
+        self, site: Site, graph: LocalGraph, begin: Callable[[Tensor], Callable[[], Tensor]],
+        place: Callable[[LocalGraph], Run],
+    ) -> None:  # fmt: skip
+        self.begin = begin
+        row_bytes = site.op.input_width * site.world.dtype.itemsize
         most = max(limits.walked_bytes // max(row_bytes, 1), 1)
         with torch.inference_mode(False):  # they are used in training, too
             self.blocks = [
-                (targets, torch.from_numpy(rows), LocalAggregate(layer.site, form, part))
+                (targets, torch.from_numpy(rows), place(part))
                 for targets, rows, part in blocks(graph, most)
             ]
 
-    def __call__(self, x: Tensor, fetched: Tensor) -> Tensor:
-        """`[n, F]` and `[h, F]` to `[n, G]`."""
-        form = self.layer.form
-        values = self.layer.parameters(form.weight, form.root, form.bias)
+    def __call__(self, x: Tensor, *given: Any) -> Tensor:
+        """`[n, F]` and what else `Run` is given to `[n, ...]`."""
+        fetched = self.begin(x)()
 
-        def block(targets: slice, rows: Tensor, aggregate: LocalAggregate) -> Tensor:
-            own = int(torch.searchsorted(rows, len(x)))  # rows increase
+        def block(targets: slice, rows: Tensor, run: Run) -> Tensor:
+            own = int((rows < len(x)).sum())  # they come first
             sources = torch.cat([x[rows[:own]], fetched[rows[own:] - len(x)]])
-            out = form.product(aggregate(sources), values[form.weight])
-            return out + form.product(x[targets], values[form.root]) if form.root else out
+            return run(sources, sources[: targets.stop - targets.start], *given)
 
-        found = [
-            checkpoint(block, *each, use_reentrant=False, preserve_rng_state=False)
-            for each in self.blocks
-        ]
-        out = torch.cat(found)
-        return out + values[form.bias] if form.bias else out
+        if torch.is_grad_enabled() and any(t.requires_grad for t in functions.tensors([*given])):
+            found = [
+                checkpoint(block, *each, use_reentrant=False, preserve_rng_state=False)
+                for each in self.blocks
+            ]
+            return torch.cat(found)
+        out: Tensor | None = None  # as wide as the features, maybe: it is not made twice
+        for each in self.blocks:
+            part = block(*each)
+            if out is None:
+                out = part.new_empty(len(x), *part.shape[1:])
+            out[each[0]] = part
+        assert out is not None  # there is a block at least
+        return out
 
 
 def blocks(graph: LocalGraph, most: int) -> Iterator[tuple[slice, np.ndarray, LocalGraph]]:
-    """Targets that follow each other, the rows that they read, increasing, and their edges.
+    """Targets that follow each other, the rows that they read, and their edges, as of `into`.
 
     Args:
         graph: its targets.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hag_plugin.hag.build import build_hag
 from hag_plugin.hag.hag import HAG
+from hag_plugin.ops.weights import edge_slots
 
 ELSEWHERE = -1  # no node: rows that were scaled and summed where they came from
 
@@ -40,7 +41,7 @@ class LocalGraph:
     _apart: dict[tuple[int, int, bool], tuple[LocalGraph, LocalGraph]] = field(
         default_factory=dict, repr=False
     )
-    _scales: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _made: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def edges(self) -> np.ndarray:
@@ -73,24 +74,28 @@ class LocalGraph:
             return replace(
                 self, index=index, sources=self.sources[first:last],
                 numbers=lambda: _made(numbers)[own if mine else ~own], targets_first=False,
-                types=types, _hags={}, _apart={}, _scales={},
+                types=types, _hags={}, _apart={}, _made={},
             )  # fmt: skip
 
         return part(True, begin, end), part(False, end if follow else 0, all_rows)
 
     def into(self, first: int, last: int) -> tuple[np.ndarray, LocalGraph]:
-        """The sources that edges into targets `first` to `last` have, int64 increasing, and these
-        edges from them.
+        """The edges into targets `first` to `last`, which must be the first sources of this graph,
+        and are those of its part; and what sources the part has: behind these, int64 increasing,
+        the others that its edges have.
         """
+        assert self.targets_first  # a layer that adds loops takes them for that
         ends = np.array([first, last], self.index.dtype)  # of another, all would be converted
         chosen = slice(*np.searchsorted(self.index[1], ends))
-        sources, place = np.unique(self.index[0, chosen], return_inverse=True)
-        index = np.stack([place, self.index[1, chosen] - first])
+        read, own = self.index[0, chosen].astype(np.int64), np.arange(first, last)
+        outside = (read < first) | (read >= last)
+        others = np.unique(read[outside])
+        place = np.where(outside, len(own) + np.searchsorted(others, read), read - first)
+        index, sources = np.stack([place, self.index[1, chosen] - first]), np.append(own, others)
         types = None if self.types is None else self.types[chosen]
         part = replace(
             self, index=index, sources=self.sources[sources], targets=self.targets[first:last],
-            numbers=lambda: self.edges[chosen], targets_first=False, types=types, _hags={},
-            _apart={}, _scales={},
+            numbers=lambda: self.edges[chosen], types=types, _hags={}, _apart={}, _made={},
         )  # fmt: skip
         return sources, part
 
@@ -106,12 +111,39 @@ class LocalGraph:
         """
         if values is None:
             return None
-        key = id(values), ends, dtype, device
-        if key not in self._scales:  # with the values: their id is theirs as long as they live
+
+        def make() -> Tensor:
             padded = torch.cat([values, values.new_ones(1)])
-            taken = padded[torch.from_numpy(getattr(self, ends))]
-            self._scales[key] = values, taken.to(dtype).to(device)
-        return self._scales[key][1]
+            return padded[torch.from_numpy(getattr(self, ends))].to(dtype).to(device)
+
+        return self._kept(("scale", ends, dtype, device), values, make)
+
+    def weights(
+        self, of: Callable[[np.ndarray], Tensor], dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """The weights of the edges in the order that HAGs have them, `[E]`, from what gives them by
+        their numbers. Made once for layers that have the same.
+        """
+
+        def make() -> Tensor:
+            weight = of(self.edges).to(dtype)
+            slots = edge_slots(torch.from_numpy(self.index), self.hag("none", device).cpu())
+            return torch.zeros_like(weight).index_put((slots,), weight).to(device)
+
+        return self._kept(("weights", dtype, device), of, make)
+
+    def both_ends(self, device: torch.device) -> Tensor:
+        """int64 `[2, E]`, `index` as PyG's layers take it; made once."""
+        make = lambda: torch.from_numpy(self.index).long().to(device)  # noqa: E731
+        return self._kept(("both ends", device), self.index, make)
+
+    def _kept(self, key: tuple[Any, ...], of: Any, make: Callable[[], Tensor]) -> Tensor:
+        """What was made of an object, which is kept with it: its id is its own while it lives."""
+        full = (id(of), *key)
+        if full not in self._made:
+            self._made[full] = of, make()
+        made: Tensor = self._made[full][1]
+        return made
 
     def hag(self, method: str, device: torch.device, relation: int | None = None) -> HAG:
         """The graph, or that of one relation, ready to be aggregated over; built once.

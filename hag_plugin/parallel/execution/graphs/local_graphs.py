@@ -119,11 +119,16 @@ class RankGraphs:
 
     def weights(self, given: Tensor, loop: float) -> Weights:
         """What gives the weights of edges, float64, by their numbers; 1 of those `ELSEWHERE`.
+        Layers on the graph with the same weights share it.
 
         Args:
             given: of the edges without those loops that the layer adds, `[E]` or `[E, 1]`.
             loop: of these; where the layer fills in, that of a loop that was given goes first.
         """
+        key = ("weights", id(given), loop)
+        return self._keep(key, lambda: (given, self._weights(given, loop)))[1]
+
+    def _weights(self, given: Tensor, loop: float) -> Weights:
         known = given.detach().cpu().double().view(-1)
         loops = torch.full((self.nodes,), loop, dtype=torch.float64)
         if self.self_loops == "fill":
@@ -131,6 +136,12 @@ class RankGraphs:
             loops[nodes] = known[numbers]
         padded = torch.cat([known, loops, known.new_ones(1)])  # the last is ELSEWHERE
         return lambda numbers: padded[torch.from_numpy(numbers)]
+
+    def weighted_scale(self, exponent: float, given: Tensor, loop: float) -> Tensor:
+        """Powers of `weighted_degree`, as `scale`."""
+        key = ("weighted scale", exponent, id(given), loop)
+        of = given, loop
+        return self._keep(key, lambda: (of, power(self.weighted_degree(*of), exponent)))[1]
 
     def weighted_degree(self, given: Tensor, loop: float) -> Tensor:
         """The sum of the weights of the edges into each node, those of loops counted: float64

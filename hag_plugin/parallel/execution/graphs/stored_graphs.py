@@ -246,10 +246,10 @@ class StoredGraphs(RankGraphs):
         block = self._known.block
         return torch.from_numpy(block.values[name])[torch.from_numpy(numbers - block.before)]
 
-    def weights(self, given: Tensor, loop: float) -> Weights:
+    def _weights(self, given: Tensor, loop: float) -> Weights:
         name = self._name_of(given)
         if name is None:
-            return super().weights(given, loop)
+            return super()._weights(given, loop)
         block = self._known.block
         own = torch.from_numpy(block.values[name]).double().view(-1)
         loops = self._loops(name, loop)[: block.last - block.first]

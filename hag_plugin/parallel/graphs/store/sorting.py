@@ -3,6 +3,13 @@
 Edges come in any order and are kept in one file (`Spool`). Counts of targets tell which ranges of
 them have as many edges as fit into memory; each range gets a file, which is then sorted alone. So
 all reads and writes are sequential, and every edge is written twice. What edges have goes along.
+
+duckdb sorts as well (`examples/multi_gpu/sorting.py`: 10 million edges within 256 MiB took 1.7
+seconds of a processor here, 1.1 there). It would stand in for the 120 lines from `sorted_rows` on,
+and want about as many: columns of the new numbers and of what edges have, of any shape; the edge's
+number as a third key, 8 bytes an edge, so that equal edges stay in order; rows given back part by
+part; its limit and its errors, of a full disk say, put into ours. And whoever cuts a graph would
+need it.
 """
 
 from __future__ import annotations

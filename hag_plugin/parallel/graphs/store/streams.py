@@ -12,7 +12,8 @@ from torch import Tensor
 from hag_plugin.arguments import brief
 from hag_plugin.hag.graph import check_edge_index
 
-DGL_OWN = ("_ID", "_TYPE")  # what DGL keeps of its own
+DGL_TYPE = "_TYPE"  # dgl.NTYPE, and dgl.ETYPE: of dgl.to_homogeneous
+DGL_OWN = ("_ID", DGL_TYPE)  # what DGL keeps of its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,16 +99,15 @@ def stream_of(data: Any) -> EdgeStream:
         return data
     if hasattr(data, "ndata") and hasattr(data, "edges"):
         if len(data.ntypes) > 1 or len(data.etypes) > 1:
-            raise _several(data.ntypes, data.etypes, "dgl.to_homogeneous(graph), with its ETYPE of "
-                           "edges under a name of your own")  # fmt: skip
+            raise _several(data.ntypes, data.canonical_etypes, _dgl_homogeneous(data))
         ends = [ids.cpu().numpy() for ids in data.edges()]
         rows, values = (
-            {name: _array(name, value) for name, value in frame.items() if name not in DGL_OWN}
-            for frame in (data.ndata, data.edata)
+            _of_dgl(frame, types)
+            for frame, types in ((data.ndata, "node_type"), (data.edata, "edge_type"))
         )
         return EdgeStream.of(np.stack(ends), data.num_nodes(), rows, "a DGL graph", values)
     if hasattr(data, "node_types") and hasattr(data, "edge_types"):
-        raise _several(data.node_types, data.edge_types, "data.to_homogeneous(), with edge_type")
+        raise _several(data.node_types, data.edge_types, "data.to_homogeneous()")
     edge_index = getattr(data, "edge_index", None)
     if isinstance(edge_index, Tensor) and hasattr(data, "num_nodes"):
         check_edge_index(edge_index)
@@ -139,8 +139,27 @@ def stream_of(data: Any) -> EdgeStream:
 def _several(nodes: Any, edges: Any, instead: str) -> ValueError:
     return ValueError(
         f"data has node types {[*nodes]} and edge types {[*edges]}; expected one of each: "
-        f"{instead}, is one graph, whose relations run from a store"
+        f"{instead} is one graph, whose relations run from a store as edge_type"
     )
+
+
+def _dgl_homogeneous(graph: Any) -> str:
+    """The call that makes one type of a DGL graph's, with what all of its nodes and edges have."""
+    frames = {
+        "ndata": [graph.nodes[of].data for of in graph.ntypes],
+        "edata": [graph.edges[of].data for of in graph.canonical_etypes],
+    }
+    shared = {name: sorted(set.intersection(*map(set, each))) for name, each in frames.items()}
+    given = "".join(f", {name}={names}" for name, names in shared.items() if names)
+    return f"dgl.to_homogeneous(graph{given})"
+
+
+def _of_dgl(frame: Mapping[str, Tensor], types: str) -> dict[str, np.ndarray]:
+    """What nodes or edges have; their types in a graph that was made one, as PyG calls them."""
+    names = {name: name for name in frame if name not in DGL_OWN}
+    if DGL_TYPE in frame:
+        names.setdefault(types, DGL_TYPE)
+    return {name: _array(name, frame[key]) for name, key in names.items()}
 
 
 def _array(name: str, value: Any) -> np.ndarray:

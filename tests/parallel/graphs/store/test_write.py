@@ -372,8 +372,21 @@ def test_several_types_are_one_graph(tmp_path: Path) -> None:
     dgl = pytest.importorskip("dgl")
     ids = torch.tensor([0, 1])
     graph = dgl.heterograph({("a", "to", "b"): (ids, ids), ("b", "of", "a"): (ids, ids)})
-    with pytest.raises(ValueError, match=r"one of each: dgl\.to_homogeneous"):
+    graph.ndata["x"] = {"a": torch.ones(2, 3), "b": torch.zeros(2, 3)}
+    graph.nodes["a"].data["own"] = torch.ones(2)
+    with pytest.raises(ValueError, match=r"each: dgl\.to_homogeneous\(graph, ndata=\['x'\]\) is"):
         hpp.write_partitions(graph, 2, tmp_path / "others")
+    whole = dgl.to_homogeneous(graph, ndata=["x"])
+    hpp.write_partitions(whole, 2, tmp_path / "others")
+    parts = parts_in(tmp_path / "others")
+    assert {*parts[0].names} == {"x", "node_type"}
+    for part in parts:
+        assert torch.equal(part.node_type, whole.ndata[dgl.NTYPE][part.nodes])
+    kinds = zip(*map(torch.Tensor.tolist, (*whole.edges(), whole.edata[dgl.ETYPE])), strict=True)
+    assert sorted(_old_edges(parts, "edge_type")) == sorted(([u, v], k) for u, v, k in kinds)
+    whole.edata["edge_type"] = torch.full((4,), 7)  # what a user has called so is kept
+    hpp.write_partitions(whole, 2, tmp_path / "third")
+    assert {k for _, k in _old_edges(parts_in(tmp_path / "third"), "edge_type")} == {7}
 
 
 def _old_edges(parts: list[hpp.PartitionedData], name: str) -> list[Any]:
