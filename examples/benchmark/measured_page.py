@@ -295,13 +295,14 @@ def sorting() -> str:
     return markdown(["sorted by", "processor seconds", "memory"], rows)
 
 
-def _large_graph(kind: str) -> list[Record]:
-    lines = (EXAMPLES / "multi_gpu/results/large_graph.jsonl").read_text().splitlines()
+def _large_graph(kind: str, file: str = "large_graph") -> list[Record]:
+    lines = (EXAMPLES / f"multi_gpu/results/{file}.jsonl").read_text().splitlines()
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
 
-def cutting() -> str:
-    most = max(record["peak_bytes"] for record in _large_graph("partition"))
+def cutting(file: str = "large_graph") -> str:
+    """Memory of a process that cut a graph."""
+    most = max(record["peak_bytes"] for record in _large_graph("partition", file))
     return f"{most / 2**30:.1f} GiB"
 
 
@@ -342,6 +343,7 @@ MARKS: dict[str, Callable[[], str]] = {
     "epochs of the paper over PyG": paper_pyg,
     "sorting": sorting,
     "cutting": cutting,
+    "cutting a billion": partial(cutting, "large_graph_cut"),
     "one process": one_process,
     "planned": planned,
 }
