@@ -72,7 +72,11 @@ def why_ordered(layer: Any, stock: type, method: str, call: dict[str, Any]) -> s
 
 def pyg_method(cls: type, method: str) -> str | None:
     """The name, as in "GAE.test", of the method of PyG's that a class has; None if it is not."""
-    owner = [*[c for c in cls.__mro__ if method in c.__dict__], object][0]
+    for owner in cls.__mro__[:-1]:  # not `object`, whose names torch 2.8 cannot trace
+        if method in owner.__dict__:
+            break
+    else:
+        return None
     is_pyg = owner.__module__.startswith("torch_geometric.")
     return f"{owner.__name__}.{method}" if is_pyg else None
 
