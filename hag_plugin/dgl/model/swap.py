@@ -97,7 +97,8 @@ def _attended(stock: Any) -> Any:
     names = [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD]
 
     def settled(layer: Any, args: Any, kwargs: Any) -> Any:
-        call = dict(zip(names, args, strict=False)) | kwargs
+        # Torch 2.8 can't put a zip with arguments of its own back after a break.
+        call = dict(zip(names, args)) | kwargs  # noqa: B905
         if len(call) < len(args) + len(kwargs):
             return stock_forward(layer, *args, **kwargs)  # which says what is wrong
         choice = settle_scores(layer, recipe, call)

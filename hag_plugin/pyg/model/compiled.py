@@ -32,8 +32,8 @@ _PLAIN = Recall(64)  # plain graphs of edge indices, until they come back
 _SLOTS = Recall(64)  # where the edges of edge indices lie in the order of their HAGs
 _LATEST: deque[HAG] = deque(maxlen=2)  # those of edge indices that are not known again
 
-# Before torch 2.7 nobody can tell, and what is compiled may have to run without hag_plugin.
-is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+# Whether what is traced may have to run without hag_plugin. Torch 2.8 says so of all of it.
+is_exporting = torch.compiler.is_exporting
 
 
 def may_meet(conv: Any) -> bool:
