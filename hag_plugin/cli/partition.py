@@ -50,7 +50,8 @@ def add(commands: Any) -> None:
         "input",
         help="file of edges: text, MatrixMarket, .npy, .npz (with x, y, masks, edge_weight and "
         "edge_attr), Parquet or "
-        "Feather, told by its content; or a folder: OGB's raw files, DGL's parts",
+        "Feather, told by its content; or a folder: OGB's raw files, DGL's parts, or a store, to "
+        "cut it again",
     )
     parser.add_argument("--ranks", type=positive, required=True, metavar="R", help="parts to make")
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder to make")

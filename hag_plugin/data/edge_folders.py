@@ -1,4 +1,4 @@
-"""Folders of graphs that others wrote, read block by block: OGB's raw files, parts of DGL's.
+"""Folders of graphs, read block by block: OGB's raw files, parts of DGL's, and stores of ours.
 
 As `edge_stream` reads files; numbers of nodes are those of the folder.
 """
@@ -19,6 +19,9 @@ from hag_plugin.data.edge_stream import Archive, open_edges
 from hag_plugin.data.source import Source
 from hag_plugin.extras import needed_by
 from hag_plugin.files import DatasetError, read_json
+from hag_plugin.parallel.graphs.store.manifest import FILE as MANIFEST
+from hag_plugin.parallel.graphs.store.manifest import Manifest, array_path
+from hag_plugin.parallel.graphs.store.part_files import open_array
 from hag_plugin.parallel.graphs.store.streams import DGL_OWN, EdgeStream, RowStream
 
 WHOLE_NUMBER = re.compile(r"\s*[+-]?[0-9]+\s*")
@@ -34,9 +37,9 @@ def open_graph(
 
     A folder is OGB's of one graph, with `raw/` in it or that itself: `edge.csv.gz` and the like, or
     `data.npz`; or what `dgl.distributed.partition_graph` has written, whose nodes have DGL's
-    numbers then. Features are `x` and labels `y` of OGB's; a split is masks. What edges have is
-    kept: `edge_attr` of OGB's and of DGL's `feat`, `edge_weight` of DGL's `weight`, the rest by its
-    name.
+    numbers then; or a store, as `write_partitions` makes, whose nodes get the numbers back that
+    they had. Features are `x` and labels `y` of OGB's; a split is masks. What edges have is kept:
+    `edge_attr` of OGB's and of DGL's `feat`, `edge_weight` of DGL's `weight`, the rest by its name.
 
     Args:
         path: of the file or folder.
@@ -56,6 +59,8 @@ def open_graph(
             return _with_split(_ogb_arrays(raw), raw)
         if _csv_of(raw, "edge") is not None:
             return _with_split(_ogb_texts(raw), raw)
+    if (folder / MANIFEST).exists():
+        return _stored_parts(folder)
     for each in sorted(folder.glob("*.json")):
         try:
             document = read_json(each)
@@ -64,8 +69,9 @@ def open_graph(
         if isinstance(document, dict) and "num_parts" in document and "part-0" in document:
             return _dgl_parts(each, document)
     raise DatasetError(
-        f"{folder} is a folder without raw/edge.csv.gz, raw/data.npz or the .json of DGL's parts; "
-        "expected a file of edges, OGB's raw folder, or what dgl.distributed.partition_graph wrote"
+        f"{folder} is a folder without raw/edge.csv.gz, raw/data.npz, {MANIFEST} or the .json of "
+        "DGL's parts; expected a file of edges, OGB's raw folder, a store, or what "
+        "dgl.distributed.partition_graph wrote"
     )
 
 
@@ -301,3 +307,72 @@ def dgl_bounds(document: Mapping[str, Any], path: Path) -> list[int]:
     if pairs[:, 0].tolist() != found[:-1] or found != sorted(found):
         raise DatasetError(f"{path}: the ranges in node_map do not follow each other")
     return found
+
+
+# Stores -----------------------------------------------------------------------------------------
+
+
+def _stored_parts(folder: Path) -> EdgeStream:
+    """A store that `write_partitions` has made, as what it was made of: by the numbers of before.
+
+    Takes 16 bytes for each node.
+    """
+    known = Manifest.load(folder)
+    first, nodes = known.first, known.nodes
+    every = range(known.ranks)
+
+    def opened(part: int, name: str) -> np.ndarray:
+        return open_array(array_path(folder, part, name), known.parts[part].files[name], True)
+
+    before = np.concatenate([opened(part, "nodes") for part in every])
+    place = np.full(nodes, -1)  # the store's number, by that of before
+    if nodes and 0 <= before.min() <= before.max() < nodes:
+        place[before] = np.arange(nodes)
+    if (place < 0).any():
+        raise DatasetError(f"{folder}: the nodes of its parts are not 0 to {nodes - 1}, each once")
+
+    def blocks(most: int) -> Iterator[np.ndarray]:
+        for part in every:
+            indptr, sources = opened(part, "indptr"), opened(part, "sources")
+            if len(sources) != indptr[-1] or (np.diff(indptr) < 0).any():
+                path = array_path(folder, part, "indptr")
+                raise DatasetError(f"{path} does not run from 0 to {len(sources)}, in order")
+            for at in range(0, len(sources), most):
+                end = min(at + most, len(sources))
+                row, last = np.searchsorted(indptr, [at, end], "right") - 1
+                ends = np.clip(indptr[row : last + 2], at, end)
+                target = np.repeat(np.arange(row, row + len(ends) - 1), np.diff(ends))
+                yield before[np.stack([sources[at:end], first[part] + target])]
+
+    def of_nodes(name: str) -> RowStream:
+        def blocks(most: int) -> Iterator[np.ndarray]:
+            arrays = [opened(part, name) for part in every]
+            for at in range(0, nodes, most):
+                numbers = place[at : at + most]
+                owners = np.searchsorted(first, numbers, "right") - 1
+                found = np.empty((len(numbers), *shape), dtype)
+                for part in np.unique(owners):
+                    own = owners == part
+                    found[own] = arrays[part][numbers[own] - first[part]]
+                yield found
+
+        dtype, shape = kind(name)
+        return RowStream(nodes, dtype, shape, blocks)
+
+    def of_edges(name: str) -> RowStream:
+        def blocks(most: int) -> Iterator[np.ndarray]:
+            for part in every:
+                values = opened(part, name)
+                for at in range(0, len(values), most):
+                    yield values[at : at + most]
+
+        return RowStream(None, *kind(name), blocks)
+
+    def kind(name: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
+        record = known.parts[0].files[name]
+        return np.dtype(record.dtype), record.shape[1:]
+
+    rows = {name: of_nodes(name) for name in known.names}
+    values = {name: of_edges(name) for name in known.edge_names}
+    words = f"{folder} read as: a store of {known.ranks} parts"
+    return EdgeStream(blocks, words, nodes, rows=rows, values=values)
