@@ -43,27 +43,30 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def sample() -> list[tuple[Variant, int]]:
-    """All options and dtypes on widths, warps and targets in turn; all widths and warps once, with
-    dtypes in turn.
+    """All options, on dtypes, widths, warps and targets in turn; all widths, with dtypes and warps in
+    turn.
 
     `python -m hag_plugin.kernels.triton.resources` compiles the whole product.
     """
     target = itertools.cycle(TARGETS)
     width, turn = itertools.cycle(WIDTHS), itertools.cycle((0, -1))
+    dtypes = {kernel: itertools.cycle(each) for kernel, each in DTYPES.items()}
     every_option = [
-        Variant(kernel, dtype, next(width), WARPS[kernel][next(turn)], on)
+        Variant(kernel, next(dtypes[kernel]), next(width), WARPS[kernel][next(turn)], on)
         for kernel, on in resources.flags()
-        for dtype in DTYPES[kernel]
+        for _ in range(2)
     ]
     most_options = {kernel: on for kernel, on in resources.flags() if not on.get("PARTS")}
     most_options["combine"] = next(
         on for _, on in resources.flags() if on.get("SCALED") and on["MIXED"]
     )
+    warps = {kernel: itertools.cycle(each) for kernel, each in WARPS.items()}
     dtype = itertools.cycle((torch.float32, torch.float64, torch.float16))
     every_shape = [
-        Variant(kernel, next(d for d in dtype if d in DTYPES[kernel]), width, warps, on)
+        Variant(
+            kernel, next(d for d in dtype if d in DTYPES[kernel]), width, next(warps[kernel]), on
+        )
         for (kernel, on), width in itertools.product(most_options.items(), WIDTHS)
-        for warps in WARPS[kernel]
     ]
     return [(variant, next(target)) for variant in every_option + every_shape]
 

@@ -107,7 +107,8 @@ def held_of_edges(parallel: Any) -> int:
         elif isinstance(each, dict | list | tuple):
             waiting += each.values() if isinstance(each, dict) else each
         else:
-            names = ("func", "args", "__self__", "__closure__", "__wrapped__", "cell_contents")
+            names = ("func", "args", "keywords", "__self__", "__closure__", "__wrapped__")
+            names += ("cell_contents",)
             waiting += [getattr(each, name) for name in names if hasattr(each, name)]
             waiting += [vars(each)] if hasattr(each, "__dict__") else []
     return sum(arrays.values())
