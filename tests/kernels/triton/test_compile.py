@@ -43,8 +43,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def sample() -> list[tuple[Variant, int]]:
-    """All options, on dtypes, widths, warps and targets in turn; all widths, with dtypes and warps in
-    turn.
+    """All options, on dtypes, widths, warps and targets in turn; all widths, with dtypes and warps
+    in turn.
 
     `python -m hag_plugin.kernels.triton.resources` compiles the whole product.
     """
@@ -54,7 +54,6 @@ def sample() -> list[tuple[Variant, int]]:
     every_option = [
         Variant(kernel, next(dtypes[kernel]), next(width), WARPS[kernel][next(turn)], on)
         for kernel, on in resources.flags()
-        for _ in range(2)
     ]
     most_options = {kernel: on for kernel, on in resources.flags() if not on.get("PARTS")}
     most_options["combine"] = next(
