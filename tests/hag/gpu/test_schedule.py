@@ -151,3 +151,17 @@ def test_no_card_is_found_before_work_is_lost() -> None:
         pytest.skip("torch finds a GPU")
     with pytest.raises(ValueError, match="device is 'cuda', but torch finds no GPU"):
         hp.build_hag(torch.tensor([[0], [0]]), num_nodes=1, device="cuda")
+
+
+@pytest.mark.parametrize("method", ["auto", "greedy", "none"])
+def test_many_small_graphs_run_in_the_launches_of_one(method: str) -> None:
+    """As many as the graph of them needs that needs most."""
+    hags = []
+    for seed in range(40):
+        dense = torch.rand(12, 12, generator=torch.Generator().manual_seed(seed)) < seed / 40
+        hags.append(hp.build_hag(dense.nonzero().t(), num_nodes=12, method=method))
+    counts = [schedule.schedule_of(hag.program()).num_levels for hag in hags]
+    batched = schedule.schedule_of(hp.batch(hags).program())
+    assert_sound(batched)
+    assert batched.num_levels == max(counts)
+    assert method == "none" or max(counts) > 1
