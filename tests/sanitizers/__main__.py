@@ -6,8 +6,8 @@ From the root of the source, on Linux, with GCC. Builds the module into `build/`
 that are planted are reported, for every instruction set that it was built for, and then runs tests
 and random calls, which must report nothing. Without `--long` it is built for the first instruction
 sets alone (`ISAS`), and tests of kernels run with the widest of these. With it, for all, and all
-tests of operators, graphs and kernels run, too, and random calls for minutes. `--report` keeps what
-was printed.
+tests of operators, graphs and kernels run, too (against races, those that start no process), and
+random calls for minutes. `--report` keeps what was printed.
 
 - Leaks are not looked for: the interpreter, torch and numpy keep memory until the process ends, and
   all of it would be reported. `tests/test_out_of_memory.py` and `tests/hag/test_own_memory.py` look
