@@ -285,19 +285,23 @@ def paper_pyg() -> str:
     return times(tables.geometric_mean(_of_the_paper(suite_epochs.STOCK)) or 0.0)
 
 
+def _of_several(file: str) -> list[Record]:
+    """The results of examples on several devices."""
+    text = (EXAMPLES / f"multi_gpu/results/{file}.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def sorting() -> str:
-    lines = (EXAMPLES / "multi_gpu/results/sorting.jsonl").read_text().splitlines()
     rows = [
         [r["by"], f"{r['cpu_seconds']:.1f}", f"{r['peak_bytes'] / 2**20:,.0f} MiB"]
-        for r in map(json.loads, lines)
+        for r in _of_several("sorting")
         if "by" in r
     ]
     return markdown(["sorted by", "processor seconds", "memory"], rows)
 
 
 def _large_graph(kind: str, file: str = "large_graph") -> list[Record]:
-    lines = (EXAMPLES / f"multi_gpu/results/{file}.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+    return [record for record in _of_several(file) if record["kind"] == kind]
 
 
 def cutting(file: str = "large_graph") -> str:

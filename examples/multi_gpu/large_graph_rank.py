@@ -10,7 +10,7 @@ import resource
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def train(job: Job, group: Group) -> dict[str, Any]:
         "sent_bytes": sent["forward"] + sent["backward"] + sent["update"],
     }
     return {
-        **asdict(job),
+        "limit": job.limit,
         "losses": losses,
         "step_seconds": statistics.median(seconds[1:] or seconds),  # the first fetches features
         "ranks": group.collect(mine),

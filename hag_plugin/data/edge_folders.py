@@ -257,8 +257,7 @@ def _dgl_parts(path: Path, document: Mapping[str, Any]) -> EdgeStream:
             own = graph.edata["inner_edge"].bool()
             ids = graph.ndata[dgl.NID]
             pairs = np.stack([ids[end[own]].numpy() for end in graph.edges()])
-            for at in range(0, pairs.shape[1], most):
-                yield pairs[:, at : at + most]
+            yield from EdgeStream.of(pairs, bounds[-1]).blocks(most)
 
     counts = [last - first for first, last in pairwise(bounds)]
 
@@ -270,8 +269,7 @@ def _dgl_parts(path: Path, document: Mapping[str, Any]) -> EdgeStream:
                 if values is None or wanted not in (None, len(values)):
                     words = "" if wanted is None else f" of {wanted:,} rows"
                     raise DatasetError(f"{file_of(number, file)} has no {name!r}{words}")
-                for at in range(0, len(values), most):
-                    yield values[at : at + most].numpy()
+                yield from RowStream.of(values.numpy()).blocks(most)
 
         return RowStream(None if counts is None else bounds[-1], like.dtype, like.shape[1:], blocks)
 
@@ -362,9 +360,7 @@ def _stored_parts(folder: Path) -> EdgeStream:
     def of_edges(name: str) -> RowStream:
         def blocks(most: int) -> Iterator[np.ndarray]:
             for part in every:
-                values = opened(part, name)
-                for at in range(0, len(values), most):
-                    yield values[at : at + most]
+                yield from RowStream.of(opened(part, name)).blocks(most)
 
         return RowStream(None, *kind(name), blocks)
 

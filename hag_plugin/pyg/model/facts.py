@@ -246,7 +246,17 @@ def why_unknown(edge_index: Tensor) -> str:
         return INFERENCE
     if edge_index.shape[1] > limits.searched_edges:
         return MANY
-    return MET_FEW if edge_index.is_cpu or runs_launches(edge_index) else FIRST
+    return why_met(edge_index)
+
+
+def why_met(tensor: Tensor, on_device: bool = True) -> str:
+    """Why nothing was made of a graph that is met first, and is where this tensor is.
+
+    Args:
+        tensor: of the graph.
+        on_device: as of `first_met`.
+    """
+    return MET_FEW if tensor.is_cpu or (on_device and runs_launches(tensor)) else FIRST
 
 
 def edge_values_of(names: tuple[str, ...], call: Call) -> str | None:

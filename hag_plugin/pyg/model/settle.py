@@ -231,6 +231,7 @@ def _settle_each(conv: Any, recipe: Recipe, call: Call) -> Choice:
     """The same for all graphs that a call is given."""
     found = [settle(conv, recipe, call, name) for name in recipe.record.graphs]
     changed = {name: value for choice in found for name, value in choice.changed.items()}
+    # Torch 2.8 traces no `next` that is given what to take otherwise.
     leading = [*[choice for choice in found if choice.kind != "stock"], found[0]][0]
     return Choice(leading.kind, leading.reason, changed)
 

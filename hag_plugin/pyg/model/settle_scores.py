@@ -22,8 +22,6 @@ from hag_plugin.pyg.model import compiled
 from hag_plugin.pyg.model import session as sessions
 from hag_plugin.pyg.model.choice import (
     EXPORTED,
-    FIRST,
-    MET_FEW,
     NO_ROWS,
     NO_TYPES,
     NOT_ACCELERATED,
@@ -51,6 +49,7 @@ from hag_plugin.pyg.model.facts import (
     is_edge_index,
     plain_edges,
     plain_if_as_said,
+    why_met,
     why_never,
     why_not_taken,
     why_unknown,
@@ -117,7 +116,7 @@ def settle_scores(
 
     edges = _kept(conv, recipe, call, (edge_index,), size, how, features, make, there=there)
     if edges is None:
-        return Choice("stock", _why_met(edge_index), NOTHING)
+        return Choice("stock", why_met(edge_index), NOTHING)
     return Choice("plain", SCORED, {name: scored(edges, edge_index)})
 
 
@@ -170,7 +169,7 @@ def settle_scored_matrix(
     key = ("of a matrix", *how, getattr(conv, "fill_value", None))
     edges = _kept(conv, recipe, call, parts_of(adj_t), size, key, features, make, adj_t)
     if edges is None:
-        return Choice("stock", _why_met(values, on_device=False), NOTHING)
+        return Choice("stock", why_met(values, on_device=False), NOTHING)
     graph = {name: ScoredGraph(edges, edges.edge_index)}
     return Choice("plain", SCORED, graph | {"edge_attr": edges.values} if is_own else graph)
 
@@ -286,7 +285,7 @@ def _settle_relations(
 
     edges = _kept(conv, recipe, call, tensors, size, how, features, make, there=there)
     if edges is None:
-        return Choice("stock", _why_met(edge_index), NOTHING)
+        return Choice("stock", why_met(edge_index), NOTHING)
     return Choice("plain", SCORED, {name: ScoredRelations(edges, edge_index)})
 
 
@@ -366,7 +365,7 @@ def _settle_joined(conv: Any, recipe: Recipe, name: str, graphs: Any, rows: Any)
     key = ("edges attended over", *plain, *sizes.items())
     edges = session.made_of(tuple(graphs.values()), key, make, conv, first, passing=passing)
     if edges is None:
-        return Choice("stock", _why_met(first), {name: plain} if passed else NOTHING)
+        return Choice("stock", why_met(first), {name: plain} if passed else NOTHING)
     graph = ScoredTypes(value_of(edges), tuple(plain))
     return Choice("plain", SCORED_PASSED if passed else SCORED, {name: graph})
 
@@ -422,16 +421,6 @@ def scored_hag(conv: Any, recipe: Recipe, name: str, hag: HAG, features: Any) ->
         take = scored_hag_in_traced_code
     graph = take(hag, _how(conv, recipe, features))
     return Choice("plain", SCORED_PASSED, {name: graph})
-
-
-def _why_met(tensor: Tensor, on_device: bool = True) -> str:
-    """Why nothing was made of a graph that is met first, and is where this tensor is.
-
-    Args:
-        tensor: of the graph.
-        on_device: as of `first_met`.
-    """
-    return MET_FEW if tensor.is_cpu or (on_device and runs_launches(tensor)) else FIRST
 
 
 def _how(conv: Any, recipe: Recipe, features: Any) -> How:

@@ -134,8 +134,11 @@ class LocalGraph:
 
     def both_ends(self, device: torch.device) -> Tensor:
         """int64 `[2, E]`, `index` as PyG's layers take it; made once."""
-        make = lambda: torch.from_numpy(self.index).long().to(device)  # noqa: E731
-        return self._kept(("both ends", device), self.index, make)
+        return self._kept(
+            ("both ends", device),
+            self.index,
+            lambda: torch.from_numpy(self.index).long().to(device),
+        )
 
     def _kept(self, key: tuple[Any, ...], of: Any, make: Callable[[], Tensor]) -> Tensor:
         """What was made of an object, which is kept with it: its id is its own while it lives."""
