@@ -22,6 +22,8 @@ os.environ.setdefault("DGLBACKEND", "pytorch")  # or DGL writes a file into the 
 os.environ["HAG_PLUGIN_COSTS"] = ""
 # And what runs depends on the machine: tests of what a HAG computes run it, whatever is faster.
 os.environ.setdefault("HAG_PLUGIN_CHOOSE", "hag")
+# Workers of pytest-xdist have more threads than there are cores: they do not spin while they wait.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # How long an example takes, and to make, says how busy the machine is.
 settings.register_profile(

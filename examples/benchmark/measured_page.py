@@ -11,7 +11,9 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from examples.multi_gpu import accuracy
 from examples.reproduce import hag_training
 from hag_plugin.files import write_whole
 from hag_plugin.layers import pyg
@@ -39,7 +41,11 @@ from .verdict import FAILED
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    EXAMPLES / "multi_gpu/README.md",
+)
 MARKED = re.compile(r"(<!-- measured: ([\w ]+) -->).*?(<!-- end of measured -->)", re.DOTALL)
 INTEL, AMD = "intel-xeon-avx512", "amd-epyc-avx512"
 FORMS = {"fresh": "outputs allocated", "reused": "outputs reused"}
@@ -165,8 +171,8 @@ def dgl_layers() -> str:
     )
 
 
-def attention() -> str:
-    found = Measured(f"{AMD}/attention", "attention")
+def attention(folder: str = "attention") -> str:
+    found = Measured(f"{AMD}/{folder}", "attention")
     rows = suite_attention.whole(found.cells)
     return f"{found.table(rows)}\n\n{found.slower()}"
 
@@ -316,9 +322,18 @@ def one_process() -> str:
     return f"{tenth['whole_bytes'] / 2**30:.1f} GiB"
 
 
+def _sweep() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((EXAMPLES / "multi_gpu/results/sweep.json").read_text())
+    return found
+
+
+def sweep() -> str:
+    return f"```text\n{accuracy.table(_sweep())}\n```"
+
+
 def planned() -> str:
     """What a plan lost, and how far off predictions were."""
-    found = json.loads((EXAMPLES / "multi_gpu/results/sweep.json").read_text())
+    found = _sweep()
     return (
         f"on two cores the plan took {found['regret']:.0%} longer than the fastest of all, where "
         f"the same plans measured twice differ by up to {found['noise']:.0%}, and predictions were "
@@ -333,6 +348,7 @@ MARKS: dict[str, Callable[[], str]] = {
     "calls": calls,
     "layers of DGL": dgl_layers,
     "attention": attention,
+    "attention of REDDIT": partial(attention, "attention-REDDIT-BINARY"),
     "sampled": sampled,
     "sampled power law": sampled_power_law,
     "blocks": blocks,
@@ -350,6 +366,7 @@ MARKS: dict[str, Callable[[], str]] = {
     "cutting a billion": partial(cutting, "large_graph_cut"),
     "one process": one_process,
     "planned": planned,
+    "sweep": sweep,
 }
 
 

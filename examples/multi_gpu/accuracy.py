@@ -6,8 +6,10 @@ import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 NOISE = 0.05  # above it, no accuracy is stated
+PLANNED = "auto"
 
 
 def noise_floor(seconds: Mapping[str, Sequence[float]]) -> float:
@@ -74,3 +76,34 @@ class Accuracy:
             f"{self.largest_error:.0%}; Kendall's tau{tau} over {self.pairs} pairs that differ "
             "by more than twice the noise"
         )
+
+
+def table(result: dict[str, Any]) -> str:
+    """What a sweep found, for people."""
+    measured, predicted = result["measured_seconds"], result["predicted_seconds"]
+    lines = [
+        f"{result['model']} on {result['graph']}",
+        f"{result['ranks']} ranks ({result['device']}), {result['rounds']} rounds\n",
+        f"{'strategy of all layers':<32}{'measured, ms':>13}{'predicted, ms':>14}{'ratio':>7}"
+        f"{'sent, MB':>10}",
+    ]
+    for name in sorted(measured, key=measured.__getitem__):
+        ratio = predicted[name] / measured[name]
+        label = "as planned" if name == PLANNED else name
+        lines.append(
+            f"{label:<32}{measured[name] * 1e3:>13.2f}{predicted[name] * 1e3:>14.2f}"
+            f"{ratio:>7.2f}{result['sent_bytes'][name] / 1e6:>10.2f}"
+        )
+    lines += [f"{name:<32}refused: {why}" for name, why in result["refused"].items()]
+    lines.append(f"\nnoise: the same plans measured twice differ by up to {result['noise']:.1%}")
+    if result["accuracy"] is None:
+        lines.append(
+            f"That is more than {NOISE:.0%}: no accuracy is stated. Run again on an idle machine, "
+            "with a core for each rank, with more rounds or a larger graph."
+        )
+    else:
+        lines.append(str(Accuracy(**result["accuracy"])))
+        lines.append(
+            f"regret: the plan is {result['regret']:.1%} slower than the best that was measured"
+        )
+    return "\n".join(lines)

@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
 from hag_plugin.kernels.triton import attention, resources
 from hag_plugin.kernels.triton.resources import (
@@ -43,31 +42,28 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def sample() -> list[tuple[Variant, int]]:
-    """All options, on dtypes, widths, warps and targets in turn; all widths, with dtypes and warps
-    in turn.
+    """All options, on dtypes, widths, warps and targets in turn; and the widths that a kernel with
+    few options did not meet.
 
     `python -m hag_plugin.kernels.triton.resources` compiles the whole product.
     """
-    target = itertools.cycle(TARGETS)
-    width, turn = itertools.cycle(WIDTHS), itertools.cycle((0, -1))
+    target, width, turn = (itertools.cycle(each) for each in (TARGETS, WIDTHS, (0, -1)))
     dtypes = {kernel: itertools.cycle(each) for kernel, each in DTYPES.items()}
-    every_option = [
-        Variant(kernel, next(dtypes[kernel]), next(width), WARPS[kernel][next(turn)], on)
-        for kernel, on in resources.flags()
-    ]
-    most_options = {kernel: on for kernel, on in resources.flags() if not on.get("PARTS")}
-    most_options["combine"] = next(
-        on for _, on in resources.flags() if on.get("SCALED") and on["MIXED"]
-    )
-    warps = {kernel: itertools.cycle(each) for kernel, each in WARPS.items()}
-    dtype = itertools.cycle((torch.float32, torch.float64, torch.float16))
-    every_shape = [
-        Variant(
-            kernel, next(d for d in dtype if d in DTYPES[kernel]), width, next(warps[kernel]), on
-        )
-        for (kernel, on), width in itertools.product(most_options.items(), WIDTHS)
-    ]
-    return [(variant, next(target)) for variant in every_option + every_shape]
+    last: dict[str, dict[str, Any]] = {}
+    left = {kernel: {*WIDTHS} for kernel in resources.KERNELS}
+    found: list[Variant] = []
+
+    def take(kernel: str, width: int, on: dict[str, Any]) -> None:
+        left[kernel].discard(width)
+        last[kernel] = on
+        found.append(Variant(kernel, next(dtypes[kernel]), width, WARPS[kernel][next(turn)], on))
+
+    for kernel, on in resources.flags():
+        take(kernel, next(width), on)
+    for kernel, widths in left.items():
+        for missing in sorted(widths):
+            take(kernel, missing, last[kernel])
+    return [(variant, next(target)) for variant in found]
 
 
 def check(compiled: Compiled) -> None:
@@ -98,7 +94,8 @@ def check(compiled: Compiled) -> None:
 @pytest.mark.slow
 def test_compiles_without_spills() -> None:
     found = sample()
-    assert {variant.kernel for variant, _ in found} == set(resources.KERNELS)
+    met = {(variant.kernel, variant.width) for variant, _ in found}
+    assert met == {*itertools.product(resources.KERNELS, WIDTHS)}
     for variant, target in found:
         check(resources.compile_for(variant, target))
 
