@@ -74,6 +74,7 @@ model = GCN(64, 128, 2, 8)
 """
 
 
+@pytest.mark.filterwarnings("ignore:Dataloader CPU affinity")
 def test_a_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
