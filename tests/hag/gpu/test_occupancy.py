@@ -46,7 +46,7 @@ def test_counts_of_launches(width: int) -> None:
             # a warp has four features a thread
             held = each.instances // each.width_blocks * each.warps * 128
             assert held >= each.ops * min(width, 128)
-            assert each.occupancy == min(1.0, each.instances * each.warps / (2 * 16))
+            assert each.occupancy == min(1.0, each.instances * each.warps / (2 * 15))
         assert whole.serial_chain >= _longest_chain(schedule)
         assert whole.scratch_bytes == int((schedule.target < 0).sum()) * width * 4
 
@@ -69,7 +69,7 @@ def test_a_small_graph_leaves_the_card_idle_and_a_large_one_does_not() -> None:
     small = schedule_of(hp.build_hag(loops[:, :20], num_nodes=20, method="none").program())
     (launch,) = occupancy.launches(small, 64)
     assert (launch.instances, launch.warps) == (10, 1)
-    assert launch.occupancy == 10 / (132 * 16)
+    assert launch.occupancy == 10 / (132 * 15)
     large = schedule_of(hp.build_hag(loops, num_nodes=200_000, method="none").program())
     (launch,) = occupancy.launches(large, 64)
     assert (launch.instances, launch.warps, launch.occupancy) == (25_000, 4, 1.0)
