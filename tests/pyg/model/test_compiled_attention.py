@@ -143,9 +143,9 @@ def test_two_sets_of_nodes(name: str, sizes: tuple[int, int]) -> None:
 
 
 @pytest.mark.slow
-def test_dropout_is_the_one_of_compiled_stock() -> None:
+@pytest.mark.parametrize("name", ["gat-heads", "transformer-edges"])
+def test_dropout_is_the_one_of_compiled_stock(name: str) -> None:
     """The same numbers are drawn, and as many, for the edges that there are."""
-    name = "gat-heads"
     stock = TAKEN[name]().double()
     ours = accelerate(copy.deepcopy(stock))
     torch._dynamo.reset()
